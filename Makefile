@@ -1,0 +1,47 @@
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+CODE := $(wildcard batchpipe tests examples bench)
+
+.PHONY: help dev demo test check format bench clean
+.DEFAULT_GOAL := help
+
+help:  ## show this list
+	@sed -n 's/^\([a-z]*\): .*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-14s%s\n", $$1, $$2 }'
+
+dev: $(INSTALLED)  ## make .venv with batchpipe and all tools
+	@echo "Ready: . $(BIN)/activate"
+
+demo: $(INSTALLED)  ## run 3,600 requests through the sandbox; no key, no cost
+	$(BIN)/python examples/airports.py
+
+test: $(INSTALLED)  ## run the tests
+	$(BIN)/pytest
+
+check: $(INSTALLED)  ## check format, lint and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy $(CODE)
+
+format: $(INSTALLED)  ## format the code and repair what lint can
+	$(BIN)/ruff check --fix-only .
+	$(BIN)/ruff format .
+
+bench: $(INSTALLED)  ## run the benchmarks
+	@set -e; for script in bench/[a-z]*.py; do \
+		test -f "$$script" || { echo "There are no benchmarks yet."; break; }; \
+		echo "== $$script"; $(BIN)/python "$$script"; \
+	done
+
+clean:  ## remove .venv, caches, builds and the demo's output
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage build dist demo-output
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "batchpipe needs Python 3.11 or newer: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || \
+		{ echo "$(PYTHON) cannot make virtual environments. On Debian or Ubuntu: apt install python3-venv" >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install -q -c constraints.txt -e '.[dev]'
+	@touch $@

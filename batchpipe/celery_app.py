@@ -1,0 +1,80 @@
+"""A Celery app for those who have none: the standalone worker, beat, the command line, a plain script.
+
+A Django or Flask site runs our tasks in its own app; nothing here is needed there.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from celery import Celery
+
+from batchpipe.settings import Settings
+
+#: Longer than the longest countdown (600 s) and the longest task with a hard limit (900 s) together.
+VISIBILITY_SECONDS = 1_800
+
+
+def make_app(settings: Settings) -> Celery:
+    """A configured app. Every value here was measured to lose nothing (docs/architecture.md)."""
+    app = Celery("batchpipe", set_as_current=False)
+    app.conf.update(_configuration(settings))
+    return app
+
+
+def transport_options(broker_url: str) -> dict[str, Any]:
+    """What the Redis transport needs; other brokers know none of it."""
+    if not broker_url.startswith(("redis://", "rediss://", "redis+socket://", "unix://")):
+        return {}
+    return {
+        "visibility_timeout": VISIBILITY_SECONDS,
+        # look for messages of dead workers every 10 s, not every 100
+        "unacked_restore_interval": 10,
+        "unacked_restore_throttle": 1,
+        # without these a publish to a dead peer hangs for ever
+        "socket_timeout": 30,
+        "socket_connect_timeout": 5,
+        "socket_keepalive": True,
+        "health_check_interval": 25,
+    }
+
+
+def _configuration(settings: Settings) -> dict[str, Any]:
+    broker = settings.broker_address()
+    return {
+        "broker_url": broker.replace("unix://", "redis+socket://", 1) if broker.startswith("unix://") else broker,
+        "task_serializer": "json",
+        "result_serializer": "json",
+        "accept_content": ["json"],
+        "task_ignore_result": True,  # status lives in our records
+        "task_default_queue": settings.queue,
+        "task_acks_late": True,
+        "task_reject_on_worker_lost": True,
+        "task_acks_on_failure_or_timeout": True,
+        "task_publish_retry_policy": {"max_retries": 3, "interval_start": 0, "interval_step": 0.5, "interval_max": 2},
+        "worker_prefetch_multiplier": 1,  # fewer messages stranded by a kill
+        "broker_transport_options": transport_options(broker),
+        "broker_connection_timeout": 5,
+        "broker_connection_retry_on_startup": True,
+        "broker_connection_max_retries": None,  # a long outage must not end the worker
+        "worker_cancel_long_running_tasks_on_connection_loss": False,  # leases guard the bodies
+        "worker_soft_shutdown_timeout": 30.0,
+        "worker_enable_soft_shutdown_on_idle": True,
+        "worker_send_task_events": True,
+        "task_send_sent_event": True,
+        "task_track_started": True,
+        "worker_max_tasks_per_child": 1_000,
+        "worker_hijack_root_logger": False,
+        "beat_schedule": beat_schedule(settings),
+    }
+
+
+def beat_schedule(settings: Settings) -> dict[str, Any]:
+    """The one entry that beat needs. It expires, so that sweeps do not pile up while no worker is there."""
+    return {
+        "batchpipe-sweep": {
+            "task": "batchpipe.sweep",
+            "schedule": settings.sweep_seconds,
+            "options": {"queue": settings.queue, "expires": 4 * settings.sweep_seconds},
+        }
+    }

@@ -1,0 +1,94 @@
+"""The command line: parse, call the client, print. Data goes to stdout, talk to stderr.
+
+Commands are loaded when they are called, so that ``--help`` stays quick.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from typing import Any, cast
+
+import click
+
+from batchpipe import __version__
+from batchpipe.errors import BatchpipeError
+
+#: command -> (module, one line of help); the order is the order of ``--help``.
+COMMANDS = {
+    "run": ("run", "Submit and follow to the end; the same command again resumes."),
+    "submit": ("jobs", "Enqueue a job and print its id."),
+    "status": ("jobs", "Show where a job stands."),
+    "list": ("jobs", "List jobs, newest first."),
+    "wait": ("run", "Wait until jobs have ended."),
+    "results": ("jobs", "Print the output rows of an ended job."),
+    "cancel": ("jobs", "Cancel a job; finished rows are kept."),
+    "retry": ("jobs", "Send the rows that are not ok as a new job."),
+    "validate": ("jobs", "Check an input without sending anything."),
+    "logs": ("jobs", "Print the event log of a job."),
+    "sweep": ("processes", "One pass of the safety net, for cron."),
+    "worker": ("processes", "Run a Celery worker with the right settings."),
+    "beat": ("processes", "Run Celery beat, which sweeps every few seconds."),
+    "sandbox": ("processes", "Run the local OpenAI-compatible server."),
+    "doctor": ("doctor", "Check settings, Redis, account and workers."),
+}
+
+
+class LazyGroup(click.Group):
+    """Knows its commands by name and imports one when it is called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name not in COMMANDS:
+            return None
+        module = import_module(f"batchpipe.cli.{COMMANDS[name][0]}")
+        return cast(click.Command, getattr(module, f"{name}_command"))
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        return super().resolve_command(ctx, args)
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="batchpipe")
+def cli() -> None:
+    """Run OpenAI Batch API jobs: split, upload, wait, resume, merge; every row accounted for, nothing paid twice.
+
+    \b
+    Try it without a key or cost:
+        batchpipe run requests.jsonl -o results --sandbox
+    Then for real:
+        export OPENAI_API_KEY=sk-...
+        batchpipe run requests.jsonl -o results
+
+    \b
+    Exit codes: 0 done as asked; 1 failed; 2 usage; 3 ended with some rows not ok;
+    4 cancelled; 5 not ended within --timeout; 130 interrupted.
+    """
+
+
+def main(args: list[str] | None = None) -> Any:
+    """The entry point. Expected errors are one line on stderr."""
+    try:
+        code = cli.main(args=args, prog_name="batchpipe", standalone_mode=False)
+    except click.exceptions.Abort:
+        sys.exit(130)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except BatchpipeError as error:
+        click.echo(f"Error: {' '.join(str(error).split())}", err=True)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:  # `batchpipe results ... | head`
+        sys.stderr.close()
+        sys.exit(1)
+    sys.exit(code if isinstance(code, int) else 0)

@@ -1,0 +1,129 @@
+"""What the commands share: options, the client, exit codes, printing."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Callable
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from batchpipe.errors import InvalidInput
+from batchpipe.jobs import State
+
+if TYPE_CHECKING:
+    from batchpipe.client import Client
+    from batchpipe.settings import Settings
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+EXIT_CODES = {State.SUCCEEDED: 0, State.FAILED: 1, State.PARTIAL: 3, State.CANCELLED: 4}
+NOT_ENDED = 5
+INTERRUPTED = 130
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+
+
+def settings() -> Settings:
+    """The settings, read once per command. Raises SettingsError."""
+    from batchpipe.settings import current_settings
+
+    return current_settings()
+
+
+def open_client() -> Client:
+    """The client; finds or starts the private Redis. Raises SettingsError, StoreUnavailable."""
+    from batchpipe.client import Client
+
+    quiet_libraries()
+    client = Client(settings())
+    client.store.ping()
+    return client
+
+
+def quiet_libraries() -> None:
+    """Commands talk for themselves; what libraries warn of goes to the worker's log, not into a person's terminal."""
+    logging.getLogger("batchpipe").addHandler(logging.NullHandler())
+    logging.lastResort = None
+
+
+def say(text: str) -> None:
+    """Talk, to stderr."""
+    click.echo(text, err=True)
+
+
+def emit_json(document: Any) -> None:
+    """One JSON document, to stdout."""
+    click.echo(json.dumps(document, indent=2, ensure_ascii=False))
+
+
+def clock(seconds: float | None) -> str:
+    """A unix time as local time, or a dash."""
+    return datetime.fromtimestamp(seconds).strftime("%Y-%m-%d %H:%M:%S") if seconds else "-"
+
+
+def number(value: int | None) -> str:
+    return f"{value:,}" if value is not None else "-"
+
+
+class Pair(click.ParamType[tuple[str, Any]]):
+    """KEY=VALUE; with ``as_json`` the value is JSON."""
+
+    name = "KEY=VALUE"
+
+    def __init__(self, *, as_json: bool = False) -> None:
+        self.as_json = as_json
+        self.name = "KEY=JSON" if as_json else "KEY=VALUE"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, Any]:
+        if isinstance(value, tuple):
+            return value
+        key, sign, text = str(value).partition("=")
+        if not sign or not key:
+            self.fail(f"{value!r} is not {self.name}", param, ctx)
+        if not self.as_json:
+            return key, text
+        try:
+            return key, json.loads(text)
+        except json.JSONDecodeError as error:
+            self.fail(f"{key}: {text!r} is not JSON ({error.msg}); strings need quotes of their own", param, ctx)
+
+
+def submit_options(command: F) -> F:
+    """The options that ``run`` and ``submit`` share."""
+    for option in reversed(
+        [
+            click.argument("input", metavar="INPUT"),
+            click.option("-o", "--output", required=True, metavar="DIR", help="Folder or URL for the results."),
+            click.option("--endpoint", default="/v1/chat/completions", show_default=True, help="Of every row."),
+            click.option("--completion-window", default="24h", show_default=True, help="For the provider."),
+            click.option("--metadata", type=Pair(), multiple=True, help="For the provider's batches; repeatable."),
+            click.option("--extra", type=Pair(as_json=True), multiple=True, help="Passed on to batches.create."),
+            click.option("--account", metavar="NAME", help="Account of the settings.  [default: default]"),
+            click.option("--name", metavar="TEXT", help="For people."),
+            click.option("--key", metavar="TEXT", help="Idempotency key: the same key returns the first job."),
+            click.option("--max-rows", type=click.IntRange(min=1), help="Rows per shard at most."),
+            click.option("--max-bytes", type=click.IntRange(min=1), help="Bytes per shard at most."),
+            click.option("--attempts", type=click.IntRange(min=1), help="Rounds a row may go through."),
+        ]
+    ):
+        command = option(command)
+    return command
+
+
+def input_of(argument: str) -> Any:
+    """INPUT as ``submit`` takes it: ``-`` is stdin, as lines of bytes. Raises InvalidInput if it is not there."""
+    from batchpipe.storage import input_info
+
+    if argument == "-":
+        return iter(sys.stdin.buffer.readline, b"")
+    try:
+        input_info(argument)
+    except Exception as error:
+        if getattr(error, "code", "") == "input_missing":
+            raise InvalidInput(str(error), field="input", code="input_missing") from None
+        raise
+    return argument

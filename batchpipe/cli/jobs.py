@@ -1,0 +1,179 @@
+"""Commands about jobs: submit, status, list, results, cancel, retry, validate, logs."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from typing import Any
+
+import click
+
+from batchpipe.cli.house import (
+    clock,
+    emit_json,
+    input_of,
+    json_option,
+    number,
+    open_client,
+    say,
+    settings,
+    submit_options,
+)
+from batchpipe.errors import Never
+from batchpipe.jobs import State
+
+
+@click.command("submit")
+@submit_options
+def submit_command(input: str, metadata: Any, extra: Any, account: str | None, **options: Any) -> None:
+    """Enqueue a job and print its id alone. A worker does the work: `batchpipe worker`."""
+    source = input_of(input)
+    client = open_client()
+    job = client.submit(source, account=account or "default", metadata=dict(metadata), extra=dict(extra), **options)
+    click.echo(job.id)
+
+
+@click.command("status")
+@click.argument("job_id", metavar="JOB")
+@json_option
+def status_command(job_id: str, as_json: bool) -> None:
+    """Show where a job stands."""
+    client = open_client()
+    job = client.get_job(job_id)
+    view = job.to_dict()
+    if as_json:
+        return emit_json(view)
+    rows = view["rows"]
+    click.echo(f"{view['id']}  {view['state']}" + (f"  {view['name']}" if view["name"] else ""))
+    click.echo(f"account   {view['account']}{_pause_note(client, view)}")
+    click.echo(f"input     {view['input']}")
+    click.echo(f"output    {view['output']}")
+    click.echo(f"created   {clock(view['created_at'])}   ended {clock(view['ended_at'])}")
+    parts = "   ".join(f"{name} {number(rows[name])}" for name in ("total", "ok", "failed", "missing"))
+    click.echo(f"rows      {parts}")
+    if view["error"]:
+        click.echo(f"error     {view['error']['code']}: {view['error']['message']}")
+    if job.record.trouble and not job.state.ended:
+        click.echo(f"trouble   {job.record.trouble.message}")
+    _print_shards(client, job)
+    return None
+
+
+def _pause_note(client: Any, view: dict[str, Any]) -> str:
+    pause = client.store.paused(view["account"]) if view["ended_at"] is None else None
+    return f"  paused for {pause.seconds:.0f} s: {pause.message}" if pause else ""
+
+
+def _print_shards(client: Any, job: Any) -> None:
+    for shard in client.store.iter_shards(job.record):
+        counts = f"{number(shard.counts.completed)}+{number(shard.counts.failed)}/{number(shard.rows)}"
+        trouble = f"  ! {shard.trouble.message}" if shard.trouble and shard.stage != "collected" else ""
+        click.echo(
+            f"shard {shard.index:<4} {shard.stage:<10} {shard.status or '-':<12} {shard.batch_id or '-'}  {counts}{trouble}"
+        )
+
+
+@click.command("list")
+@click.option("--state", type=click.Choice([state.value for state in State]), help="Only jobs in this state.")
+@click.option("--limit", type=click.IntRange(min=1), default=20, show_default=True, help="Jobs at most.")
+@json_option
+def list_command(state: str | None, limit: int, as_json: bool) -> None:
+    """List jobs, newest first."""
+    jobs = open_client().list_jobs(state=state, limit=limit)
+    if as_json:
+        return emit_json([job.to_dict(shards=False) for job in jobs])
+    for job in jobs:
+        rows = job.to_dict(shards=False)["rows"]
+        click.echo(
+            f"{job.id}  {job.state.value:<11} {clock(job.record.created_at)}  "
+            f"{number(rows['ok'])}/{number(rows['total'])} ok  {job.name or job.record.input}"
+        )
+    return None
+
+
+@click.command("results")
+@click.argument("job_id", metavar="JOB")
+@click.option("--errors", is_flag=True, help="Print the error rows instead.")
+def results_command(job_id: str, errors: bool) -> None:
+    """Print the output rows of an ended job, as the provider wrote them, in input order."""
+    from batchpipe.storage import Folder
+
+    job = open_client().get_job(job_id)
+    view = job.to_dict(shards=False)
+    if not job.state.ended:
+        raise Never(f"job {job_id} has not ended: it is {job.state.value}; `batchpipe wait {job_id}` waits for it")
+    if view["error_file" if errors else "output_file"] is None:
+        raise Never(f"job {job_id} has no result files: {view['error']['message'] if view['error'] else 'it failed'}")
+    with Folder(job.record.output).reader("errors.jsonl" if errors else "output.jsonl") as file:
+        shutil.copyfileobj(file, sys.stdout.buffer)
+    sys.stdout.buffer.flush()
+
+
+@click.command("cancel")
+@click.argument("job_id", metavar="JOB")
+@json_option
+def cancel_command(job_id: str, as_json: bool) -> None:
+    """Cancel a job; finished rows are kept. No error if it has ended or was cancelled before."""
+    job = open_client().cancel(job_id)
+    if as_json:
+        return emit_json(job.to_dict())
+    say(f"{job.id} is {job.state.value}")
+    return None
+
+
+@click.command("retry")
+@click.argument("job_id", metavar="JOB")
+@click.option("-o", "--output", metavar="DIR", help="Folder or URL for the results.  [default: below the job's output]")
+def retry_command(job_id: str, output: str | None) -> None:
+    """Send the rows of an ended job that are not ok as a new job, and print its id."""
+    client = open_client()
+    old = client.get_job(job_id)
+    job = client.retry(job_id, output=output, own_queue=old.record.input_here)
+    say(f"results will be in {job.record.output}")
+    if job.record.input_here:
+        say(f"follow it: batchpipe wait {job.id}")
+    click.echo(job.id)
+
+
+@click.command("validate")
+@click.argument("input", metavar="INPUT")
+@click.option("--endpoint", default="/v1/chat/completions", show_default=True, help="Of every row.")
+@click.option("--max-rows", type=click.IntRange(min=1), help="Rows per shard at most.")
+@click.option("--max-bytes", type=click.IntRange(min=1), help="Bytes per shard at most.")
+@json_option
+def validate_command(input: str, endpoint: str, max_rows: int | None, max_bytes: int | None, as_json: bool) -> None:
+    """Check an input without sending anything. Needs no Redis."""
+    from batchpipe.steps.prepare import validate
+
+    chosen = settings()
+    with _as_path(input_of(input)) as path:
+        found = validate(path, endpoint, max_rows or chosen.max_rows, max_bytes or chosen.max_bytes)
+    models = {model or "": rows for model, rows in found.models.items()}
+    if as_json:
+        return emit_json({"rows": found.rows, "bytes": found.bytes, "shards": len(found.shards), "models": models})
+    words = ", ".join(f"{model or 'no model'} ({number(rows)})" for model, rows in models.items())
+    say(f"ok: {number(found.rows)} rows, {number(found.bytes)} bytes, {len(found.shards)} shard(s); {words}")
+    return None
+
+
+def _as_path(source: Any) -> Any:
+    """Standard input is read twice, so it needs a file."""
+    from contextlib import nullcontext
+
+    from batchpipe.storage.local import spooled
+
+    return nullcontext(source) if isinstance(source, str) else spooled(source)
+
+
+@click.command("logs")
+@click.argument("job_id", metavar="JOB")
+@json_option
+def logs_command(job_id: str, as_json: bool) -> None:
+    """Print the event log of a job, oldest first."""
+    events = open_client().get_job(job_id).logs()
+    if as_json:
+        return emit_json(events)
+    for event in events:
+        rest = {name: value for name, value in event.items() if name not in ("id", "at", "event")}
+        click.echo(f"{clock(event['at'])}  {event['event']:<18} {'  '.join(f'{k}={v}' for k, v in rest.items())}")
+    return None

@@ -1,0 +1,99 @@
+"""Commands that are processes: worker, beat, sandbox; and sweep, which cron calls."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import click
+
+from batchpipe.cli.house import open_client, say
+
+
+@click.command("sweep")
+def sweep_command() -> None:
+    """One pass of the safety net: publish anew what is past due. For cron, where beat does not run."""
+    say(f"{open_client().sweep()} overdue")
+
+
+@click.command("worker", context_settings={"ignore_unknown_options": True})
+@click.option("--queues", metavar="NAMES", help="Comma-separated queues.  [default: the QUEUE setting]")
+@click.option("--pool", default="threads", show_default=True, help="Celery pool: threads, prefork or solo.")
+@click.option("--concurrency", type=click.IntRange(min=1), default=8, show_default=True, help="Tasks at once.")
+@click.option("--loglevel", default="INFO", show_default=True, help="DEBUG, INFO, WARNING or ERROR.")
+@click.option("--with-parent", is_flag=True, hidden=True, help="Stop when standard input ends.")
+@click.argument("celery_options", nargs=-1, type=click.UNPROCESSED)
+def worker_command(
+    queues: str | None, pool: str, concurrency: int, loglevel: str, with_parent: bool, celery_options: tuple[str, ...]
+) -> None:
+    """Run a Celery worker with the right settings. Further options go to Celery."""
+    from batchpipe.logs import configure_logging
+    from batchpipe.worker import run_worker
+
+    client = open_client()
+    configure_logging(client.settings.log_format, loglevel)
+    run_worker(
+        client.settings,
+        queues=queues,
+        pool=pool,
+        concurrency=concurrency,
+        loglevel=loglevel,
+        with_parent=with_parent,
+        extra=celery_options,
+    )
+
+
+@click.command("beat")
+@click.option("--loglevel", default="INFO", show_default=True, help="DEBUG, INFO, WARNING or ERROR.")
+def beat_command(loglevel: str) -> None:
+    """Run Celery beat, which sweeps every few seconds. One is enough; two do no harm."""
+    from batchpipe.logs import configure_logging
+    from batchpipe.worker import run_beat
+
+    client = open_client()
+    configure_logging(client.settings.log_format, loglevel)
+    run_beat(client.settings, loglevel=loglevel)
+
+
+@click.command("sandbox")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8089, show_default=True, help="0 takes a free one.")
+@click.option("--data-dir", type=click.Path(file_okay=False, path_type=Path), help="Keep files and batches here.")
+@click.option("--validating-seconds", type=float, default=0.2, show_default=True, help="Length of `validating`.")
+@click.option("--rows-per-second", type=float, default=5_000, show_default=True, help="Pace of a batch.")
+@click.option("--upstream", metavar="URL", help="Send each row to this OpenAI-compatible server.")
+@click.option("--upstream-concurrency", type=click.IntRange(min=1), default=8, show_default=True, help="Rows at once.")
+@click.option("--ready-file", type=click.Path(dir_okay=False, path_type=Path), help="Gets the base URL when up.")
+def sandbox_command(
+    host: str,
+    port: int,
+    data_dir: Path | None,
+    validating_seconds: float,
+    rows_per_second: float,
+    upstream: str | None,
+    upstream_concurrency: int,
+    ready_file: Path | None,
+) -> None:
+    """Run the local OpenAI-compatible Files and Batches server.
+
+    The key for --upstream is read from BATCHPIPE_SANDBOX_UPSTREAM_KEY.
+    """
+    from batchpipe.sandbox import serve
+    from batchpipe.settings import sandbox_upstream_key
+
+    logging.basicConfig(level=logging.WARNING)
+    try:
+        serve(
+            port,
+            host,
+            ready_file=ready_file,
+            on_ready=lambda sandbox: say(f"sandbox listening on {sandbox.base_url}"),
+            data_dir=data_dir,
+            validating_seconds=validating_seconds,
+            rows_per_second=rows_per_second,
+            upstream=upstream,
+            upstream_concurrency=upstream_concurrency,
+            upstream_api_key=sandbox_upstream_key(),
+        )
+    except (OSError, ValueError) as error:
+        raise click.ClickException(str(error)) from None

@@ -1,0 +1,180 @@
+"""The progress of a job on stderr: live on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Protocol, Self
+
+from batchpipe.cli.house import number, say
+from batchpipe.jobs import JobRecord, ShardRecord, Stage, State
+
+if TYPE_CHECKING:
+    from batchpipe.store import Pause
+
+#: Shards that are shown one by one; of more, those that are not done come first.
+MAX_LINES = 20
+PLAIN_SECONDS = 30.0
+
+
+class Display(Protocol):
+    """Shows a job as often as it wants to."""
+
+    def wants_update(self, job: JobRecord) -> bool: ...
+    def update(self, job: JobRecord, shards: list[ShardRecord], pause: Pause | None) -> None: ...
+    def close(self) -> None: ...
+    def __enter__(self) -> Self: ...
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+def make_display() -> Display:
+    """Live where stderr is a terminal."""
+    return _Live() if sys.stderr.isatty() else _Plain()
+
+
+def rows_done(shards: list[ShardRecord]) -> int:
+    """Rows the provider has answered, or that are accounted for."""
+    done = 0
+    for shard in shards:
+        if shard.stage == Stage.COLLECTED:
+            done += shard.rows
+        else:
+            done += min((shard.counts.completed or 0) + (shard.counts.failed or 0), shard.rows)
+    return done
+
+
+def headline(job: JobRecord, shards: list[ShardRecord]) -> str:
+    """One line: what is going on now, in honest words."""
+    words = job.state.value
+    if job.state is State.RUNNING and shards:
+        if all(shard.stage == Stage.COLLECTED for shard in shards):
+            words = "finalizing (merging results)"
+        elif all(shard.status == "finalizing" or shard.stage in (Stage.ENDED, Stage.COLLECTED) for shard in shards):
+            words = "finalizing (the provider writes its files)"
+    elif job.state is State.FINALIZING:
+        words = "finalizing (merging results)"
+    total = job.total if job.total is not None else sum(shard.rows for shard in shards) or None
+    ended = sum(shard.stage == Stage.COLLECTED for shard in shards)
+    return f"{words}: {number(rows_done(shards))}/{number(total)} rows, {ended}/{len(shards)} shards collected"
+
+
+class _Base:
+    def __init__(self) -> None:
+        self._started = time.monotonic()
+        self._next = 0.0
+
+    def wants_update(self, job: JobRecord) -> bool:
+        return time.monotonic() >= self._next
+
+    def _rest(self, shards: list[ShardRecord]) -> None:
+        """Reading many shards costs; look the less often the more there are."""
+        self._next = time.monotonic() + max(0.2, len(shards) / 500)
+
+    def close(self) -> None:
+        pass
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class _Plain(_Base):
+    """A line whenever the state or a provider status changes, and now and then between."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._last: Any = None
+        self._said = 0.0
+        self._paused = False
+
+    def update(self, job: JobRecord, shards: list[ShardRecord], pause: Pause | None) -> None:
+        self._rest(shards)
+        if (pause is not None) != self._paused:
+            self._paused = pause is not None
+            if pause is not None:
+                say(pause_line(job, pause))
+        if job.state.ended:
+            return
+        now = time.monotonic()
+        shape = (job.state, sorted((shard.stage, shard.status or "") for shard in shards))
+        if shape == self._last and now - self._said < PLAIN_SECONDS:
+            return
+        self._last, self._said = shape, now
+        say(f"[{now - self._started:6.1f} s] {job.id} {headline(job, shards)}")
+
+
+def pause_line(job: JobRecord, pause: Pause) -> str:
+    return f"account {job.account!r} is paused for {pause.seconds:.0f} s ({pause.code}): {pause.message}"
+
+
+class _Live(_Base):
+    """A table of shards and a bar, drawn anew in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        from rich.console import Console
+        from rich.live import Live
+
+        self._live = Live(console=Console(stderr=True), refresh_per_second=8, transient=True)
+        self._live.start()
+
+    def update(self, job: JobRecord, shards: list[ShardRecord], pause: Pause | None) -> None:
+        self._rest(shards)
+        self._live.update(self._draw(job, shards, pause))
+
+    def close(self) -> None:
+        self._live.stop()
+
+    def _draw(self, job: JobRecord, shards: list[ShardRecord], pause: Pause | None) -> Any:
+        from rich.console import Group
+        from rich.progress_bar import ProgressBar
+        from rich.table import Table
+        from rich.text import Text
+
+        minutes, seconds = divmod(int(time.monotonic() - self._started), 60)
+        total = job.total or sum(shard.rows for shard in shards) or 1
+        parts: list[Any] = [
+            Text(f"{job.id}  {job.name or ''}", style="bold"),
+            Text(f"{headline(job, shards)}   {minutes}:{seconds:02d}"),
+            ProgressBar(total=total, completed=rows_done(shards), width=60),
+        ]
+        if shards:
+            table = Table(box=None, padding=(0, 2, 0, 0))
+            for title in ("shard", "stage", "provider says", "batch", "completed", "failed", "rows"):
+                table.add_column(title, justify="right" if title in ("completed", "failed", "rows") else "left")
+            for shard in _most_telling(shards):
+                table.add_row(*_cells(shard))
+            parts.append(table)
+            if len(shards) > MAX_LINES:
+                parts.append(Text(f"... and {len(shards) - MAX_LINES} more shards"))
+        if pause is not None:
+            parts.append(Text(pause_line(job, pause), style="red"))
+        elif job.trouble is not None:
+            parts.append(Text(job.trouble.message, style="yellow"))
+        return Group(*parts)
+
+
+def _most_telling(shards: list[ShardRecord]) -> list[ShardRecord]:
+    if len(shards) <= MAX_LINES:
+        return shards
+    return sorted(shards, key=lambda shard: (shard.stage == Stage.COLLECTED, shard.index))[:MAX_LINES]
+
+
+def _cells(shard: ShardRecord) -> list[str]:
+    trouble = f" ! {shard.trouble.message[:60]}" if shard.trouble and shard.stage != Stage.COLLECTED else ""
+    return [
+        str(shard.index),
+        shard.stage,
+        (shard.status or "-") + trouble,
+        shard.batch_id or "-",
+        number(shard.counts.completed),
+        number(shard.counts.failed),
+        number(shard.rows),
+    ]

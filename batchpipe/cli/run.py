@@ -1,0 +1,210 @@
+"""run and wait: follow jobs to their end, in the foreground."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from batchpipe.cli.foreground import OwnWorker, own_worker
+from batchpipe.cli.house import (
+    EXIT_CODES,
+    INTERRUPTED,
+    NOT_ENDED,
+    emit_json,
+    input_of,
+    json_option,
+    number,
+    open_client,
+    say,
+    settings,
+    submit_options,
+)
+from batchpipe.cli.progress import Display, make_display
+from batchpipe.jobs import JobRecord, State
+
+if TYPE_CHECKING:
+    from batchpipe.client import Client, Job
+
+
+@click.command("run")
+@submit_options
+@click.option("--again", is_flag=True, help="Start afresh instead of resuming.")
+@click.option("--sandbox", is_flag=True, help="Run against a local server; needs no key, costs nothing.")
+@json_option
+def run_command(
+    input: str,
+    metadata: Any,
+    extra: Any,
+    account: str | None,
+    again: bool,
+    sandbox: bool,
+    as_json: bool,
+    **options: Any,
+) -> int:
+    """Submit and follow to the end, in the foreground; the same command again resumes.
+
+    INPUT is a JSONL file of requests, a URL to one, or - for stdin (which never resumes). DIR gets output.jsonl,
+    errors.jsonl and job.json. Ctrl-C stops following; the job goes on at the provider.
+    """
+    from batchpipe.settings import SANDBOX_ACCOUNT
+
+    if sandbox and account not in (None, SANDBOX_ACCOUNT):
+        raise click.UsageError("--sandbox brings its own account: leave --account away")
+    options |= {"account": SANDBOX_ACCOUNT if sandbox else account or "default"}
+    options |= {"metadata": dict(metadata), "extra": dict(extra)}
+    source = input_of(input)
+    if not sandbox:
+        settings().account(options["account"])  # whose key is missing learns it now, not in the worker's log
+    if options["key"] is None and input != "-":
+        options["key"] = resume_key(input, options)
+    client = open_client()
+    return _run(client, source, options, again=again, sandbox=sandbox, as_json=as_json)
+
+
+def _run(client: Client, source: Any, options: dict[str, Any], *, again: bool, sandbox: bool, as_json: bool) -> int:
+    old = _known(client, options["key"])
+    replace = "1" if again else ""
+    if old is not None and not again:
+        if not _never_sent(old.record):
+            return _resume(client, old, as_json)
+        replace = old.id  # it failed before anything was sent: there is nothing to resume
+    from batchpipe.jobs import new_job_id
+
+    run_id = new_job_id().removeprefix("job_")
+    queue = f"{client.settings.queue}.run.{run_id}"
+    with own_worker(client.settings, queue, job_key=run_id, sandbox=sandbox) as worker:
+        job = client.submit(source, queue=queue, own_queue=True, again=replace, **options)
+        if job.record.queue != queue:  # somebody else submitted the same in this very moment
+            return _resume(client, job, as_json)
+        return _follow(client, job, worker, as_json)
+
+
+def _known(client: Client, key: str | None) -> Job | None:
+    job_id = client.store.job_of_key(key) if key else None
+    return client.get_job(job_id) if job_id else None
+
+
+def _never_sent(job: JobRecord) -> bool:
+    return job.state is State.FAILED and job.shards == 0
+
+
+def _resume(client: Client, job: Job, as_json: bool) -> int:
+    if not job.state.ended:
+        say(f"resuming job {job.id}")
+    return _work_on(client, job, as_json, None)
+
+
+def _work_on(client: Client, job: Job, as_json: bool, timeout: float | None) -> int:
+    """Follow a job; one that belongs to a ``run`` is worked on here, unless another process does."""
+    if job.record.told or not job.record.input_here:
+        return _follow(client, job, None, as_json, timeout)
+    from batchpipe.settings import SANDBOX_ACCOUNT
+
+    run_id = job.record.queue.rpartition(".")[2]
+    sandbox = job.record.account == SANDBOX_ACCOUNT
+    with own_worker(client.settings, job.record.queue, job_key=run_id, sandbox=sandbox, only_if_free=True) as worker:
+        return _follow(client, job, worker, as_json, timeout)
+
+
+def _follow(client: Client, job: Job, worker: OwnWorker | None, as_json: bool, timeout: float | None = None) -> int:
+    with _terminated_is_interrupted(), make_display() as display:
+        try:
+            record = client.follow(job.id, timeout=timeout, tick=_Tick(client, display, worker))
+        except TimeoutError as error:
+            display.close()
+            say(str(error))
+            return NOT_ENDED
+        except KeyboardInterrupt:
+            display.close()
+            _say_goodbye(job)
+            return INTERRUPTED
+    job = client.get_job(job.id)
+    if as_json:
+        emit_json(job.to_dict())
+    _say_end(record)
+    return EXIT_CODES[record.state]
+
+
+class _Tick:
+    """What is done each time the job is read: sweep, keep the worker alive, show the progress."""
+
+    def __init__(self, client: Client, display: Display, worker: OwnWorker | None) -> None:
+        self._client, self._display, self._worker = client, display, worker
+        self._swept = time.monotonic()  # a sweep right after submit would find nothing
+
+    def __call__(self, job: JobRecord) -> None:
+        if self._worker is not None:
+            self._worker.ensure()
+            if time.monotonic() - self._swept >= self._client.settings.sweep_seconds:
+                self._swept = time.monotonic()
+                self._client.sweep()
+        if self._display.wants_update(job):
+            pause = self._client.store.paused(job.account)
+            self._display.update(job, list(self._client.store.iter_shards(job)), pause)
+
+
+@contextmanager
+def _terminated_is_interrupted() -> Iterator[None]:
+    """SIGTERM ends a run as Ctrl-C does."""
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _say_goodbye(job: Job) -> None:
+    say(f"stopped following; job {job.id} goes on at the provider")
+    say(f"  follow it    batchpipe wait {job.id}   (or the same command again)")
+    say(f"  cancel it    batchpipe cancel {job.id}")
+
+
+def _say_end(job: JobRecord) -> None:
+    took = (job.ended_at or job.created_at) - job.created_at
+    rows = (
+        f"{number(job.ok)} of {number(job.total)} rows ok, {number(job.failed)} failed, {number(job.missing)} missing"
+    )
+    say(f"job {job.id} {job.state.value}: {rows}, in {took:.1f} s")
+    if job.error is not None:
+        say(f"Error: {job.error.message}")
+    if job.state is not State.FAILED or job.shards:
+        say(f"results: {job.output}")
+
+
+def resume_key(source: str, options: dict[str, Any]) -> str:
+    """The key of a run: the same input (place, size, time), options and output mean the same job."""
+    from batchpipe.client import absolute
+    from batchpipe.storage import input_info
+
+    parts = [absolute(source), *input_info(source), {**options, "output": absolute(options["output"])}]
+    return "run-" + hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:32]
+
+
+@click.command("wait")
+@click.argument("job_ids", metavar="JOB...", nargs=-1, required=True)
+@click.option("--timeout", type=click.FloatRange(min=0), metavar="SECONDS", help="Give up waiting after so long.")
+@json_option
+def wait_command(job_ids: tuple[str, ...], timeout: float | None, as_json: bool) -> int:
+    """Wait until jobs have ended; a job of `run` is worked on meanwhile. Exits with the highest code of all."""
+    client = open_client()
+    jobs = [client.get_job(job_id) for job_id in job_ids]
+    ends = time.monotonic() + timeout if timeout is not None else None
+    highest = 0
+    for job in jobs:
+        left = max(ends - time.monotonic(), 0.0) if ends is not None else None
+        code = _work_on(client, job, as_json, left)
+        if code == INTERRUPTED:
+            return code
+        highest = max(highest, code)
+    return highest

@@ -1,0 +1,471 @@
+"""submit, get_job, list_jobs, cancel, and the Job handle: what a program calls, from any process."""
+
+from __future__ import annotations
+
+import atexit
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import orjson
+
+from batchpipe import tasks
+from batchpipe.errors import InvalidInput, JobNotFound, Never, SettingsError
+from batchpipe.job_turns import note_workspace
+from batchpipe.jobs import JOB, JobRecord, Problem, State, new_job_id
+from batchpipe.pipeline import Message
+from batchpipe.private_redis import acquire
+from batchpipe.results import INDEX, iter_failed_requests, iter_outcomes
+from batchpipe.results import OutcomeRow as Outcome
+from batchpipe.settings import Settings, current_settings, install_settings
+from batchpipe.storage import Folder, local_path
+from batchpipe.store import Store
+from batchpipe.store.store import new_task_ids
+from batchpipe.submission import check_options, dump_rows
+from batchpipe.sweep import sweep
+from batchpipe.views import job_view, metrics_view
+
+#: What ``submit`` takes: a path or URL of a JSONL file, or requests as dicts or as objects that dump to dicts.
+Input = str | Path | Iterable[Any]
+
+SPOOLED_INPUT = "input.jsonl"
+#: How long ``wait`` gives an ended job to write its job.json and tell.
+TELL_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class BatchResult:
+    """The result files of an ended job (None where nothing could be written) and its row counts."""
+
+    output_file: str | None
+    error_file: str | None
+    total: int = 0
+    ok: int = 0
+    failed: int = 0
+    missing: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        return cls(**{name: data[name] for name in cls.__dataclass_fields__ if name in data})
+
+    def to_json(self) -> str:
+        return orjson.dumps(self.to_dict()).decode()
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Self:
+        return cls.from_dict(orjson.loads(text))
+
+
+class Client:
+    """The door to one Redis. Programs use the functions of this module; commands make one with their own settings."""
+
+    def __init__(self, settings: Settings | None = None) -> None:
+        """Without REDIS_URL the private Redis is found or started, for as long as this process lives.
+
+        Raises SettingsError.
+        """
+        settings = settings or current_settings()
+        self.durable = True
+        if settings.redis_url is None:
+            handle = acquire(settings.home)
+            atexit.register(handle.close)
+            self.durable = handle.server.durable
+            settings = settings.with_redis(handle.server.url)
+        install_settings(settings)
+        self.settings = settings
+
+    @property
+    def store(self) -> Store:
+        return tasks.runtime().store
+
+    # -- submitting ------------------------------------------------------------------------------------------------
+
+    def submit(
+        self,
+        input: Input,
+        *,
+        output: str | Path | None = None,
+        endpoint: str = "/v1/chat/completions",
+        completion_window: str = "24h",
+        metadata: Mapping[str, str] | None = None,
+        extra: Mapping[str, Any] | None = None,
+        account: str = "default",
+        name: str | None = None,
+        key: str | None = None,
+        tags: Mapping[str, Any] | None = None,
+        queue: str | None = None,
+        on_done: Any = None,
+        max_rows: int | None = None,
+        max_bytes: int | None = None,
+        attempts: int | None = None,
+        own_queue: bool = False,
+        again: str = "",
+    ) -> Job:
+        """Record a job and enqueue it. See ``batchpipe.submit``; the last two options are the command line's."""
+        job_id = new_job_id()
+        if key is not None and not again and (first := self.store.job_of_key(key)) is not None:
+            return self.get_job(first)
+        if not self.durable and not self.settings.is_sandbox(account):
+            raise SettingsError(
+                "no redis-server was found, and the built-in stand-in forgets what was paid for when it stops: install "
+                "redis-server (or valkey), or set BATCHPIPE_REDIS_URL; sandbox runs need neither"
+            )
+        place = absolute(output) if output is not None else f"{self._jobs_folder()}/{job_id}"
+        record = JobRecord(
+            id=job_id,
+            epoch=1,
+            task_ids=new_task_ids(1),
+            name=name,
+            account=account,
+            endpoint=endpoint,
+            completion_window=completion_window,
+            metadata=dict(metadata or {}),
+            extra=dict(extra or {}),
+            tags=dict(tags or {}),
+            key=key,
+            queue=queue or self.settings.queue,
+            input_here=own_queue,
+            output=place,
+            workspace=self._workspace(place, job_id),
+            max_rows=max_rows or self.settings.max_rows,
+            max_bytes=max_bytes or self.settings.max_bytes,
+            attempts=attempts or self.settings.attempts,
+            on_done=_signature(on_done),
+        )
+        check_options(record)
+        if isinstance(input, str | Path):
+            record = record.evolve(input=absolute(input))
+        else:
+            record = self._spool(record, dump_rows(input))
+        return self._record(record, again)
+
+    def _record(self, record: JobRecord, again: str) -> Job:
+        try:
+            job_id, created = self.store.submit(record, again=again)
+        except Never:
+            self._drop_spool(record)
+            raise
+        if created:
+            note_workspace(self.settings.home, record)
+            tasks.runtime().jobs.publish(
+                Message(job_id, JOB, record.epoch, State.PENDING, record.task_ids, record.queue)
+            )
+        else:
+            self._drop_spool(record)
+        return self.get_job(job_id)
+
+    def _spool(self, record: JobRecord, lines: Iterable[bytes]) -> JobRecord:
+        """Write an iterator to the workspace, one line at a time. Raises InvalidInput if it is empty."""
+        folder, count = Folder(record.workspace, private=True), 0
+        with folder.writer(SPOOLED_INPUT) as file:
+            for line in lines:
+                file.write(line)
+                count += 1
+            if not count:
+                raise InvalidInput("the input has no rows", code="empty_input")
+        return record.evolve(input=folder.path(SPOOLED_INPUT), spooled=True)
+
+    def _drop_spool(self, record: JobRecord) -> None:
+        if record.spooled:
+            Folder(record.workspace, private=True).remove("")
+
+    def _jobs_folder(self) -> str:
+        return (self.settings.workspace or str(self.settings.home / "jobs")).rstrip("/")
+
+    def _workspace(self, output: str, job_id: str) -> str:
+        if self.settings.workspace:
+            return f"{absolute(self.settings.workspace).rstrip('/')}/{job_id}"
+        return f"{output.rstrip('/')}/.batchpipe/{job_id}"
+
+    def retry(self, job_id: str, *, output: str | Path | None = None, own_queue: bool = False) -> Job:
+        """Send the rows of an ended job that are not ok as a new job. Raises JobNotFound, Never."""
+        old = self.store.get_job(job_id)
+        if not old.state.ended:
+            raise Never(f"job {job_id} has not ended; its rows may still come", code="not_ended")
+        if not old.failed and not old.missing:
+            raise Never(f"job {job_id} has no rows to retry", code="nothing_to_retry")
+        return self.submit(
+            self._failed_requests(old),
+            output=output or f"{old.output.rstrip('/')}/retry-{new_job_id().removeprefix('job_')}",
+            endpoint=old.endpoint,
+            completion_window=old.completion_window,
+            metadata=old.metadata,
+            extra=old.extra,
+            account=old.account,
+            name=old.name,
+            tags={**old.tags, "retry_of": job_id},
+            queue=f"{self.settings.queue}.run.{new_job_id().removeprefix('job_')}" if own_queue else old.queue,
+            on_done=old.on_done,
+            max_rows=old.max_rows,
+            max_bytes=old.max_bytes,
+            attempts=old.attempts,
+            own_queue=own_queue,
+        )
+
+    def _failed_requests(self, job: JobRecord) -> Iterator[bytes]:
+        """Request lines of the rows that are not ok, in input order, from the job's workspace."""
+        workspace = Folder(job.workspace, private=True)
+        files = {shard.index: shard.file for shard in self.store.iter_shards(job) if shard.round == 1}
+        with workspace.reader(job.order_file) as order, workspace.reader(INDEX) as index:
+            yield from iter_failed_requests(order, workspace, files, index)
+
+    # -- finding ---------------------------------------------------------------------------------------------------
+
+    def get_job(self, job_id: str) -> Job:
+        """Raises JobNotFound."""
+        return Job(self.store.get_job(job_id), self)
+
+    def list_jobs(self, *, state: State | str | None = None, limit: int = 100) -> list[Job]:
+        """Newest first."""
+        wanted = State(state) if state is not None else None
+        return [Job(record, self) for record in self.store.list_jobs(state=wanted, limit=limit)]
+
+    # -- acting ----------------------------------------------------------------------------------------------------
+
+    def cancel(self, job_id: str) -> Job:
+        """Cancel a job: the flag is the truth, revoking its tasks only speeds it up. No error if it has ended."""
+        asked, shards = self.store.cancel(job_id)
+        if asked:
+            turns, void = tasks.runtime().jobs, list[str]()
+            for index in (JOB, *range(shards)):
+                void += turns.wake(job_id, index) or []
+            tasks.revoke(void)
+            turns.log(job_id, [("cancel_asked", {})])
+        return self.get_job(job_id)
+
+    def sweep(self) -> int:
+        """One pass of the safety net. Answers how many records were published anew."""
+        return sweep(tasks.runtime().jobs)
+
+    def follow(
+        self,
+        job_id: str,
+        *,
+        timeout: float | None = None,
+        tick: Callable[[JobRecord], None] = lambda job: None,
+        pause: float = 0.2,
+    ) -> JobRecord:
+        """Read a job again and again until it has ended and told; ``tick`` sees every reading.
+
+        Raises TimeoutError after ``timeout`` seconds, JobNotFound.
+        """
+        started, ended = time.monotonic(), 0.0
+        while True:
+            job = self.store.get_job(job_id)
+            tick(job)
+            now = time.monotonic()
+            if job.told or (job.state.ended and ended and now - ended > TELL_SECONDS):
+                return job
+            if job.state.ended and not ended:
+                ended = now
+            if timeout is not None and now - started >= timeout and not job.state.ended:
+                raise TimeoutError(f"job {job_id} has not ended after {timeout:g} s")
+            left = timeout - (now - started) if timeout is not None else pause
+            time.sleep(min(pause, max(left, 0.01)) if now - started > 2 else min(pause, 0.1))
+
+
+class Job:
+    """One job, as last read. Its data do not change until ``refresh()``."""
+
+    def __init__(self, record: JobRecord, client: Client) -> None:
+        self.record = record
+        self._client = client
+
+    def __repr__(self) -> str:
+        return f"<Job {self.id} {self.state.value}>"
+
+    @property
+    def id(self) -> str:
+        return self.record.id
+
+    @property
+    def state(self) -> State:
+        return self.record.state
+
+    @property
+    def name(self) -> str | None:
+        return self.record.name
+
+    @property
+    def tags(self) -> dict[str, Any]:
+        return self.record.tags
+
+    @property
+    def error(self) -> Problem | None:
+        return self.record.error
+
+    def refresh(self) -> Job:
+        """Read it again. Raises JobNotFound."""
+        self.record = self._client.store.get_job(self.id)
+        return self
+
+    def wait(self, timeout: float | None = None) -> Job:
+        """Block until the job has ended. Raises TimeoutError after ``timeout`` seconds."""
+        self.record = self._client.follow(self.id, timeout=timeout)
+        return self
+
+    def cancel(self) -> Job:
+        """Ask for its end; finished rows are kept. No error if it has ended or was cancelled before."""
+        self.record = self._client.cancel(self.id).record
+        return self
+
+    def result(self) -> BatchResult:
+        """The result files and row counts. Raises Never (``not_ended``) while the job runs."""
+        view = job_view(self._ended())
+        rows = view["rows"]
+        return BatchResult(
+            view["output_file"], view["error_file"], rows["total"], rows["ok"], rows["failed"], rows["missing"]
+        )
+
+    def results(self) -> Iterator[Outcome]:
+        """What became of each row, in input order, read lazily. Raises Never (``not_ended``) while the job runs."""
+        return _outcomes(self._ended())
+
+    def errors(self) -> Iterator[Outcome]:
+        """The rows that are not ok, in input order, read lazily."""
+        return (row for row in self.results() if row.state != "ok")
+
+    def logs(self) -> list[dict[str, Any]]:
+        """The job's events, oldest first: ``{"id", "at" (unix seconds), "event", ...}``."""
+        return self._client.store.read_log(self.id)
+
+    def metrics(self) -> dict[str, Any]:
+        """Rows, tokens, and seconds in each stage."""
+        self.refresh()
+        store = self._client.store
+        return metrics_view(self.record, store.iter_shards(self.record), store.now())
+
+    def to_dict(self, *, shards: bool = True) -> dict[str, Any]:
+        """What ``batchpipe status --json`` prints."""
+        return job_view(self.record, self._client.store.iter_shards(self.record) if shards else None)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Job:
+        """The handle of a job that ``to_dict`` described, read anew. Raises JobNotFound."""
+        return default_client().get_job(str(data["id"]))
+
+    def to_json(self) -> str:
+        return orjson.dumps(self.to_dict()).decode()
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Job:
+        return cls.from_dict(orjson.loads(text))
+
+    def _ended(self) -> JobRecord:
+        if not self.state.ended:
+            self.refresh()
+        if not self.state.ended:
+            raise Never(f"job {self.id} has not ended: it is {self.state.value}", code="not_ended")
+        return self.record
+
+
+def _outcomes(job: JobRecord) -> Iterator[Outcome]:
+    workspace = Folder(job.workspace, private=True)
+    with ExitStack() as stack:
+        index = stack.enter_context(workspace.reader(INDEX)) if workspace.exists(INDEX) else None
+        yield from iter_outcomes(Folder(job.output), index)
+
+
+_default: Client | None = None
+
+
+def default_client() -> Client:
+    """The client of this process's settings. Raises SettingsError."""
+    global _default
+    if _default is None or _default.settings is not current_settings():
+        _default = Client()
+    return _default
+
+
+def submit(
+    input: Input,
+    *,
+    output: str | Path | None = None,
+    endpoint: str = "/v1/chat/completions",
+    completion_window: str = "24h",
+    metadata: Mapping[str, str] | None = None,
+    extra: Mapping[str, Any] | None = None,
+    account: str = "default",
+    name: str | None = None,
+    key: str | None = None,
+    tags: Mapping[str, Any] | None = None,
+    queue: str | None = None,
+    on_done: Any = None,
+) -> Job:
+    """Enqueue a batch job and return at once; a worker does the rest.
+
+    ``input``: a path or URL of a JSONL file, read by the worker; or any iterable of requests, as dicts or as
+    pydantic, msgspec or dataclass objects, which is written to the workspace first, a line at a time.
+    ``output``: a folder or URL for ``output.jsonl``, ``errors.jsonl`` and ``job.json``; without it, a folder of its
+    own under the workspace setting or the user's data.
+    ``metadata``: at most 13 pairs for the provider's batches; ``extra``: further arguments of ``batches.create``.
+    ``key``: a second submit with the same key returns the first job. ``tags`` (user, tenant) stay with us.
+    ``on_done``: a Celery signature, sent with the job id when the job has ended, whatever its end, at least once.
+
+    Raises InvalidInput, OutputInUse, SettingsError, StoreUnavailable (Redis did not answer: nothing was recorded
+    for certain; with a ``key`` it is safe to call again).
+    """
+    return default_client().submit(
+        input,
+        output=output,
+        endpoint=endpoint,
+        completion_window=completion_window,
+        metadata=metadata,
+        extra=extra,
+        account=account,
+        name=name,
+        key=key,
+        tags=tags,
+        queue=queue,
+        on_done=on_done,
+    )
+
+
+def get_job(job_id: str) -> Job:
+    """The job with this id. Raises JobNotFound, StoreUnavailable."""
+    return default_client().get_job(job_id)
+
+
+def list_jobs(*, state: State | str | None = None, limit: int = 100) -> list[Job]:
+    """Jobs, newest first. Raises StoreUnavailable."""
+    return default_client().list_jobs(state=state, limit=limit)
+
+
+def cancel(job_id: str) -> Job:
+    """Cancel a job; finished rows are kept. Raises JobNotFound, StoreUnavailable."""
+    return default_client().cancel(job_id)
+
+
+def absolute(place: str | Path) -> str:
+    """URLs stay, local paths become absolute: the worker has another current folder."""
+    text = str(place)
+    path = local_path(text)
+    if path is None:
+        return text
+    return str(Path(path).expanduser().absolute())
+
+
+def _signature(on_done: Any) -> dict[str, Any] | None:
+    """A Celery signature, a task or a task's name, as JSON."""
+    if on_done is None:
+        return None
+    if isinstance(on_done, str):
+        return {"task": on_done, "args": [], "kwargs": {}, "options": {}, "subtask_type": None, "immutable": False}
+    if not isinstance(on_done, Mapping) and hasattr(on_done, "s"):
+        on_done = on_done.s()
+    try:
+        plain: dict[str, Any] = orjson.loads(orjson.dumps(dict(on_done)))
+    except (TypeError, ValueError):
+        raise InvalidInput("is not a Celery signature with JSON arguments", field="on_done") from None
+    if not isinstance(plain.get("task"), str):
+        raise InvalidInput("is not a Celery signature", field="on_done")
+    return plain
+
+
+__all__ = ["BatchResult", "Client", "Job", "JobNotFound", "Outcome", "cancel", "get_job", "list_jobs", "submit"]

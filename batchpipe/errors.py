@@ -1,0 +1,145 @@
+"""Everything that can go wrong, split by what the caller does next.
+
+BatchpipeError
+├── TryLater                 foreseen trouble that passes: come back by countdown, no try is counted
+│   ├── Unavailable          the provider did not answer, or answered 5xx, 429 or nonsense
+│   ├── Paused               the account must not be used now (401, 403, no quota): says why
+│   ├── StorageTrouble       disk full, remote storage down, an input that is not on this host
+│   └── StoreUnavailable     Redis did not answer
+├── Unanswered               a paid call went out and no clear answer came: never call again, look first
+├── Never                    trying again cannot help
+│   ├── InvalidInput         the user's rows: says line, field and what to do
+│   ├── Refused              the provider said no, in its own words
+│   ├── Gone                 the provider does not know the batch or file (any more)
+│   ├── JobNotFound
+│   └── OutputInUse
+├── SettingsError            a human must fix the settings; says which and how
+└── LeaseLost                somebody else works on this now: stop, write nothing
+"""
+
+from __future__ import annotations
+
+
+class BatchpipeError(Exception):
+    """Base of all errors of batchpipe. ``code`` is for programs, the message for people."""
+
+    code = "error"
+
+    def __init__(self, message: str = "", *, code: str | None = None) -> None:
+        super().__init__(message or (self.__doc__ or "").strip())
+        if code:
+            self.code = code
+
+    @property
+    def message(self) -> str:
+        return str(self)
+
+
+class TryLater(BatchpipeError):
+    """Foreseen trouble that passes by itself. ``after`` is the wished pause in seconds, if somebody named one."""
+
+    code = "try_later"
+
+    def __init__(self, message: str = "", *, code: str | None = None, after: float | None = None) -> None:
+        super().__init__(message, code=code)
+        self.after = after
+
+
+class Unavailable(TryLater):
+    """The provider did not answer properly; ``status`` is its HTTP status, if there was one."""
+
+    code = "provider_unavailable"
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        code: str | None = None,
+        after: float | None = None,
+        status: int | None = None,
+    ) -> None:
+        super().__init__(message, code=code, after=after)
+        self.status = status
+
+
+class Paused(TryLater):
+    """The account is not to be used now."""
+
+    code = "account_paused"
+
+
+class StorageTrouble(TryLater):
+    """A file could not be read or written just now."""
+
+    code = "storage_trouble"
+
+
+class StoreUnavailable(TryLater):
+    """Redis did not answer."""
+
+    code = "redis_unavailable"
+
+
+class Unanswered(BatchpipeError):
+    """A batch may or may not have been created: no clear answer came."""
+
+    code = "unanswered"
+
+
+class Never(BatchpipeError):
+    """Trying again cannot help."""
+
+    code = "refused"
+
+
+class InvalidInput(Never):
+    """The input is not what the provider takes. ``line`` counts from 1."""
+
+    code = "invalid_input"
+
+    def __init__(
+        self, message: str, *, line: int | None = None, field: str | None = None, code: str | None = None
+    ) -> None:
+        where = f"line {line}: " if line is not None else ""
+        what = f"{field}: " if field else ""
+        super().__init__(f"{where}{what}{message}", code=code)
+        self.line = line
+        self.field = field
+
+
+class Refused(Never):
+    """The provider said no. ``status`` is the HTTP status, ``code`` the provider's own."""
+
+    def __init__(self, message: str, *, code: str | None = None, status: int | None = None) -> None:
+        super().__init__(message, code=code)
+        self.status = status
+
+
+class Gone(Refused):
+    """The provider does not know this batch or file (any more)."""
+
+    code = "gone"
+
+
+class JobNotFound(Never):
+    """No job with this id is known here."""
+
+    code = "job_not_found"
+
+
+class OutputInUse(Never):
+    """The output belongs to another job that has not ended."""
+
+    code = "output_in_use"
+
+
+class SettingsError(BatchpipeError):
+    """A setting is missing or wrong."""
+
+    code = "settings"
+
+
+class LeaseLost(BatchpipeError):
+    """The lease on this record ended; somebody else may be working on it."""
+
+    code = "lease_lost"

@@ -1,0 +1,308 @@
+"""Turns of the job itself: prepare at its beginning, merge and telling at its end."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from batchpipe.errors import (
+    InvalidInput,
+    JobNotFound,
+    LeaseLost,
+    OutputInUse,
+    StorageTrouble,
+    StoreUnavailable,
+    TryLater,
+)
+from batchpipe.jobs import ENDED, JOB, JobRecord, Problem, ShardRecord, Stage, State
+from batchpipe.openai_api import Api
+from batchpipe.pipeline import (
+    FIRST_PAUSE,
+    LINKS,
+    LONGEST_PAUSE,
+    MAX_LOST,
+    MAX_TRIES,
+    Again,
+    Message,
+    Next,
+    Publish,
+    Stop,
+    Turns,
+)
+from batchpipe.settings import Settings
+from batchpipe.steps.merge import Merged, clean_up, merge
+from batchpipe.steps.prepare import Prepared, prepare
+from batchpipe.storage import Folder, check_allowed
+from batchpipe.store import Lease, Refused, Store
+from batchpipe.store.store import new_task_ids, output_in_use
+from batchpipe.views import JOB_FILE, job_view
+
+logger = logging.getLogger(__name__)
+
+#: How long a job waits for a worker that has its input.
+INPUT_WAIT_SECONDS = 3_600.0
+#: Preparing and merging stream the whole input; this bounds only what has gone wild.
+JOB_DEADLINE_SECONDS = 6 * 3_600.0
+
+MANIFEST = "manifest.json"
+WORKSPACES = "workspaces.jsonl"
+
+_BEGINNING = (State.PENDING.value, State.PREPARING.value)
+_END = (State.FINALIZING.value, *(state.value for state in ENDED))
+
+
+class JobTurns(Turns):
+    """Turns of jobs. ``tell`` sends a job's ``on_done`` and signals, at least once."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        store: Store,
+        apis: Callable[[str], Api],
+        publish: Publish,
+        tell: Callable[[JobRecord], None],
+    ) -> None:
+        super().__init__(settings, store, apis, publish)
+        self._tell = tell
+
+    def prepare(self, job_id: str, epoch: int) -> Next:
+        """Answer a prepare message. Raises StoreUnavailable."""
+        return self._turn(job_id, epoch, _BEGINNING, State.PREPARING.value, self._prepare)
+
+    def merge(self, job_id: str, epoch: int) -> Next:
+        """Answer a merge message: merge, fix the end, tell; an ended job that is untold is only told."""
+        return self._turn(job_id, epoch, _END, "", self._merge)
+
+    def _turn(
+        self, job_id: str, epoch: int, stages: tuple[str, ...], enter: str, body: Callable[[Lease], None]
+    ) -> Next:
+        claim = self.store.claim(job_id, JOB, epoch, stages, deadline=JOB_DEADLINE_SECONDS, enter=enter)
+        if isinstance(claim, Refused):
+            return Again(claim.after + 0.1) if claim.why == "lease" else Stop()
+        with claim:
+            try:
+                body(claim)
+                return Stop()
+            except LeaseLost:
+                return Stop()
+            except StoreUnavailable:
+                raise
+            except Exception as error:
+                return self._trouble(claim, error)
+
+    # -- prepare ---------------------------------------------------------------------------------------------------
+
+    def _prepare(self, lease: Lease) -> None:
+        job = lease.job
+        if lease.job.tries > MAX_TRIES or lease.job.lost > MAX_LOST:
+            reason = job.trouble.message if job.trouble else "its worker vanished again and again"
+            return self._refuse(lease, Problem(code="prepare_failed", message=f"could not be prepared: {reason}"))
+        if job.cancel:
+            return self._plan(lease, Prepared([], 0, None))
+        try:
+            self._check_places(job)
+            workspace = Folder(job.workspace, private=True)
+            note_workspace(self.settings.home, job)
+            prepared = prepare(job, workspace, lease.token, check=lambda: _check_cancel(lease))
+            self._announce(job, workspace, prepared)
+        except (InvalidInput, OutputInUse) as error:
+            return self._refuse(lease, Problem(code=error.code, message=error.message))
+        except StorageTrouble as error:
+            if error.code == "input_missing" and self._waited_enough(job):
+                return self._refuse(lease, Problem(code="invalid_input", message=error.message))
+            raise
+        return self._plan(lease, prepared)
+
+    def _check_places(self, job: JobRecord) -> None:
+        """Raises InvalidInput for places outside the allowed roots, OutputInUse for another's output."""
+        roots = self.settings.allowed_roots
+        if not job.spooled:
+            check_allowed(job.input, roots, "input")
+        check_allowed(job.output, roots, "output")
+        owner = output_owner(Folder(job.output), self.store)
+        if owner not in (None, job.id):
+            raise OutputInUse(output_in_use(job.output, str(owner)))
+
+    def _waited_enough(self, job: JobRecord) -> bool:
+        return job.input_here or self.store.now() - job.created_at > INPUT_WAIT_SECONDS
+
+    def _announce(self, job: JobRecord, workspace: Folder, prepared: Prepared) -> None:
+        """Say in the output whose it is, and in the workspace what a Redis that lost everything must know."""
+        with Folder(job.output).writer(JOB_FILE) as file:
+            file.write(_pretty(job_view(job.evolve(total=prepared.rows), [])))
+        with workspace.writer(MANIFEST) as file:
+            file.write(_pretty(manifest(job, prepared)))
+
+    def _plan(self, lease: Lease, prepared: Prepared) -> None:
+        lease.stop()
+        job, ids = lease.job, new_task_ids(1)
+        shards = [
+            ShardRecord(
+                job=job.id,
+                index=job.shards + plan.index,
+                epoch=1,
+                round=job.round + 1,
+                file=plan.file,
+                rows=plan.rows,
+                bytes=plan.bytes,
+                model=plan.model,
+                task_ids=new_task_ids(len(LINKS)),
+            )
+            for plan in prepared.shards
+        ]
+        changes = {"round": job.round + 1, "total": prepared.rows, "order_file": prepared.order_file or ""}
+        merge_epoch = self.store.plan(lease, changes, shards, ids)
+        if merge_epoch:
+            self.publish_merge(lease, merge_epoch, ids)
+            return
+        self.log(job.id, [("planned", {"shards": len(shards), "rows": prepared.rows})])
+        for shard in shards:
+            self.publish(Message(job.id, shard.index, shard.epoch, Stage.PLANNED, shard.task_ids, job.queue))
+
+    def _refuse(self, lease: Lease, problem: Problem) -> None:
+        """The job fails before anything was sent."""
+        self.log(lease.job.id, [("refused", {"code": problem.code, "message": problem.message})])
+        self._finish(lease, State.FAILED, {"error": problem, "ok": 0, "failed": 0, "missing": 0, "total": 0})
+
+    # -- merge -----------------------------------------------------------------------------------------------------
+
+    def _merge(self, lease: Lease) -> None:
+        job = lease.job
+        if State(job.stage).ended:
+            return self._tell_all(lease, State(job.stage))
+        shards = list(self.store.iter_shards(job))
+        workspace, output = Folder(job.workspace, private=True), Folder(job.output)
+        order = job.order_file if shards else None  # cancelled before it had any
+        merged = merge(job, shards, order, workspace, output, check=lease.check)
+        changes = {
+            "total": merged.total,
+            "ok": merged.ok,
+            "failed": merged.failed,
+            "missing": merged.missing,
+            "usage": merged.usage,
+            "error": _job_error(merged, shards),
+        }
+        return self._finish(lease, _state(merged), changes)
+
+    def _finish(self, lease: Lease, state: State, changes: dict[str, Any]) -> None:
+        final = self.store.finish(lease, state, changes)
+        self.log(lease.job.id, [("ended", {"state": final.value, **_counts(changes)})])
+        self._tell_all(lease, final)
+
+    def _tell_all(self, lease: Lease, state: State) -> None:
+        """Write job.json, clean up, tell the user: at least once, in an order that a crash may cut anywhere."""
+        job = self.store.get_job(lease.job.id)
+        if job.error is None or job.error.code not in ("output_in_use", "output_unwritable", "not_allowed"):
+            self._write_job_file(job)
+        if state is State.SUCCEEDED and not self.settings.keep_workspace:
+            clean_up(job, Folder(job.workspace, private=True))
+        self._tell(job)
+        lease.stop()
+        self.store.told(lease)
+
+    def _write_job_file(self, job: JobRecord) -> None:
+        try:
+            with Folder(job.output).writer(JOB_FILE) as file:
+                file.write(_pretty(job_view(job, self.store.iter_shards(job))))
+        except InvalidInput as error:  # the output cannot be written: Redis still knows the end
+            logger.warning("job.json not written: %s", error)
+
+    # -- trouble ---------------------------------------------------------------------------------------------------
+
+    def _trouble(self, lease: Lease, error: Exception) -> Next:
+        lease.stop()
+        foreseen = isinstance(error, TryLater | OSError)
+        if not foreseen:
+            logger.error("job %s: turn failed", lease.job.id, exc_info=error)
+        problem = Problem(code=getattr(error, "code", "internal_error"), message=str(error) or type(error).__name__)
+        named = getattr(error, "after", None)
+        pause = FIRST_PAUSE * 2 ** min(lease.job.tries, 10) if not foreseen else 5 * FIRST_PAUSE
+        after = min(named if named is not None else pause, LONGEST_PAUSE)
+        repeated = lease.job.trouble is not None and lease.job.trouble.message == problem.message
+        try:
+            news = self.store.put_off(lease, after, {"trouble": problem}, tries="refund" if foreseen else "keep")
+        except LeaseLost:
+            return Stop()
+        if not repeated:
+            self.log(lease.job.id, [("put_off", {"message": problem.message, "seconds": after})])
+        if news.wake:
+            self.wake(lease.job.id, JOB)
+            return Stop()
+        return Again(after)
+
+
+def manifest(job: JobRecord, prepared: Prepared) -> dict[str, Any]:
+    """What recover needs to know of a job: nothing of it is secret, nothing of it changes."""
+    fields = (
+        *("v", "id", "name", "account", "endpoint", "completion_window", "metadata", "extra", "tags", "key", "queue"),
+        *("input", "spooled", "output", "workspace", "max_rows", "max_bytes", "attempts", "on_done", "created_at"),
+    )
+    return {
+        **{name: getattr(job, name) for name in fields},
+        "round": job.round + 1,
+        "order_file": prepared.order_file,
+        "rows": prepared.rows,
+        "shards": [
+            {"index": job.shards + p.index, "file": p.file, "rows": p.rows, "bytes": p.bytes, "model": p.model}
+            for p in prepared.shards
+        ],
+    }
+
+
+def note_workspace(home: Path, job: JobRecord) -> None:
+    """Remember on this host where the job's workspace lies: recover reads it when Redis has forgotten."""
+    line = orjson.dumps({"job": job.id, "workspace": job.workspace, "output": job.output})
+    try:
+        Folder(str(home), private=True).append_line(WORKSPACES, line)
+    except (StorageTrouble, OSError) as error:  # a read-only home must not stop a job
+        logger.warning("workspace not noted: %s", error)
+
+
+def output_owner(output: Folder, store: Store) -> str | None:
+    """The id of the unfinished job that an output's job.json names, if there is one."""
+    try:
+        with output.reader(JOB_FILE) as file:
+            view = orjson.loads(file.read(1 << 24))
+    except (StorageTrouble, orjson.JSONDecodeError):
+        return None
+    owner = view.get("id") if isinstance(view, dict) else None
+    if not isinstance(owner, str) or view.get("state") in {state.value for state in ENDED}:
+        return None
+    try:
+        return None if store.get_job(owner).state.ended else owner
+    except JobNotFound:
+        return owner  # perhaps another Redis knows it: its rows may be paid for
+
+
+def _check_cancel(lease: Lease) -> None:
+    lease.check()
+    if lease.news.cancel and not lease.job.cancel:
+        raise TryLater("the job is being cancelled", code="cancelling", after=0.0)
+
+
+def _state(merged: Merged) -> State:
+    if merged.ok == merged.total:
+        return State.SUCCEEDED if merged.total else State.FAILED
+    return State.PARTIAL if merged.ok else State.FAILED
+
+
+def _job_error(merged: Merged, shards: list[ShardRecord]) -> Problem | None:
+    """What a person should read first: a shard's own error, else that no row is ok."""
+    for shard in shards:
+        if shard.error is not None:
+            return shard.error
+    if merged.total and not merged.ok:
+        return Problem(code="no_row_ok", message="no row is ok; errors.jsonl has the provider's answer to each")
+    return None
+
+
+def _counts(changes: dict[str, Any]) -> dict[str, Any]:
+    return {name: changes.get(name) for name in ("total", "ok", "failed", "missing")}
+
+
+def _pretty(value: dict[str, Any]) -> bytes:
+    return orjson.dumps(value, option=orjson.OPT_INDENT_2) + b"\n"

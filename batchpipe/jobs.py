@@ -1,0 +1,229 @@
+"""The records of jobs and shards: frozen data, changed by ``evolve()``; and what may follow what.
+
+The same structs are what Redis holds (one hash each, see ``store/``). Times are unix seconds of Redis' clock.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from enum import StrEnum
+from typing import Any, Self
+
+import msgspec
+
+#: Version of the records. Readers tolerate older ones: every field has a default.
+VERSION = 1
+
+#: The index by which the job itself is claimed, published and made due, like a shard.
+JOB = -1
+
+
+class State(StrEnum):
+    """Where a job stands; each named after the last fact that is true."""
+
+    PENDING = "pending"  #: recorded; nobody has looked at the input yet
+    PREPARING = "preparing"  #: the input is being checked and split
+    RUNNING = "running"  #: shards are planned; they stand for the job
+    FINALIZING = "finalizing"  #: every shard of the round is collected; results are being merged
+    SUCCEEDED = "succeeded"  #: every row is ok
+    PARTIAL = "partial"  #: ended; some rows ok, some not
+    FAILED = "failed"  #: no row is ok, or the input was refused
+    CANCELLED = "cancelled"  #: ended by the user; finished rows are kept
+    CANCELLING = "cancelling"  #: never stored: what status shows while the cancel flag is set
+
+    @property
+    def ended(self) -> bool:
+        return self in ENDED
+
+
+ENDED = frozenset({State.SUCCEEDED, State.PARTIAL, State.FAILED, State.CANCELLED})
+
+
+class Stage(StrEnum):
+    """Where a shard stands; each named after the last fact that is true."""
+
+    PLANNED = "planned"  #: its file is in the workspace
+    UPLOADED = "uploaded"  #: the provider holds its file
+    CREATED = "created"  #: the provider has accepted the batch; we only wait now
+    ENDED = "ended"  #: the batch is final at the provider; its files wait for us
+    COLLECTED = "collected"  #: every row of it is accounted for in the workspace
+
+
+class Status:
+    """The provider's words for a batch that is final. Every other status, unknown ones too, means it still runs."""
+
+    COMPLETED = "completed"
+    FAILED = "failed"
+    EXPIRED = "expired"
+    CANCELLED = "cancelled"
+    CANCELED = "canceled"  #: Azure's spelling
+    FINAL = frozenset({COMPLETED, FAILED, EXPIRED, CANCELLED, CANCELED})
+
+
+class Problem(msgspec.Struct, frozen=True, kw_only=True):
+    """What went wrong, for programs (``code``) and people (``message``)."""
+
+    code: str
+    message: str
+
+
+class Counts(msgspec.Struct, frozen=True, kw_only=True):
+    """The provider's ``request_counts``; null until it tells them."""
+
+    total: int | None = None
+    completed: int | None = None
+    failed: int | None = None
+
+
+class BatchError(msgspec.Struct, frozen=True, kw_only=True):
+    """One entry of a batch's ``errors.data``."""
+
+    code: str | None = None
+    message: str | None = None
+    line: int | None = None
+    param: str | None = None
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True):
+    """What jobs and shards share: the fields that the scripts of ``store/`` read and write."""
+
+    v: int = VERSION
+    stage: str = ""
+    epoch: int = 0  #: raised whenever somebody publishes anew; a message of another epoch is void
+    next_at: float = 0.0  #: when its message is meant to run
+    wait: float = 0.0  #: the countdown that led to ``next_at``
+    token: str | None = None  #: the lease, while somebody holds it
+    lease_until: float | None = None
+    lease_end: float | None = None  #: the stage's own total deadline: no renewal beyond it
+    wake: bool = False  #: somebody wanted it to run while a lease lived
+    tries: int = 0  #: claims of this stage that ended in unforeseen trouble
+    lost: int = 0  #: claims of this stage whose holder vanished
+    pubs: int = 0  #: re-publications of this stage since the last claim
+    task_ids: list[str] = []
+    trouble: Problem | None = None  #: why it is not getting on just now; cleared when it does
+
+    def evolve(self, **changes: Any) -> Self:
+        """A copy with these fields changed."""
+        return msgspec.structs.replace(self, **changes)
+
+
+class JobRecord(Record, frozen=True, kw_only=True):
+    """What a user submitted, and how far it is."""
+
+    id: str
+    stage: str = State.PENDING.value
+    name: str | None = None
+    account: str = "default"
+    endpoint: str = "/v1/chat/completions"
+    completion_window: str = "24h"
+    metadata: dict[str, str] = {}
+    extra: dict[str, Any] = {}
+    tags: dict[str, Any] = {}
+    key: str | None = None
+    queue: str = "batchpipe"
+    input: str = ""  #: path or URL of the JSONL
+    spooled: bool = False  #: the input is our own copy of an iterator or stdin
+    input_here: bool = False  #: only this host works on the job (``run``): a missing input is bad input
+    output: str = ""
+    workspace: str = ""
+    order_file: str = ""  #: how input rows are spread over the shards, relative to the workspace
+    max_rows: int = 50_000
+    max_bytes: int = 200_000_000
+    attempts: int = 3
+    on_done: dict[str, Any] | None = None
+    cancel: bool = False
+    told: bool = False  #: job.json is written, on_done is sent: nothing is left to do
+    round: int = 0
+    shards: int = 0  #: number of shards planned so far; the next index
+    open: int = 0  #: shards of this round that are not collected
+    total: int | None = None
+    ok: int | None = None
+    failed: int | None = None
+    missing: int | None = None
+    usage: dict[str, int] = {}
+    error: Problem | None = None
+    created_at: float = 0.0
+    preparing_at: float | None = None
+    running_at: float | None = None
+    finalizing_at: float | None = None
+    ended_at: float | None = None
+
+    @property
+    def state(self) -> State:
+        """The stored state, or ``cancelling`` while a cancel is under way."""
+        stored = State(self.stage)
+        return State.CANCELLING if self.cancel and not stored.ended else stored
+
+
+class ShardRecord(Record, frozen=True, kw_only=True):
+    """A part of a job that fits into one batch of the provider."""
+
+    job: str
+    index: int
+    stage: str = Stage.PLANNED.value
+    round: int = 1
+    file: str = ""  #: its requests, relative to the workspace
+    rows: int = 0
+    bytes: int = 0
+    model: str | None = None
+    try_: int = msgspec.field(default=1, name="try")
+    file_id: str | None = None
+    uploaded_by: int | None = None  #: the try under which ``file_id`` was uploaded
+    unfound: int = 0  #: how often create was told that the fresh file cannot be found
+    backoff: int = 0  #: how often in a row it was put off; sets the pause
+    intent_at: float | None = None  #: first intent to create under the current key
+    calls: list[str] = []  #: create calls under the current key that have no clear answer
+    empty_at: float | None = None  #: first look after the latest call that found no batch
+    refusal: Problem | None = None  #: a clear no while an older call is still unanswered
+    batch_id: str | None = None
+    spent: list[str] = []  #: ids of batches that were given up on purpose; never adopted
+    status: str | None = None  #: the provider's word
+    counts: Counts = Counts()
+    snapshot_at: float | None = None  #: when status and counts were read
+    cancel_sent: bool = False
+    output_file_id: str | None = None
+    error_file_id: str | None = None
+    errors: list[BatchError] = []
+    fetches: int = 0  #: downloads thrown away because fewer lines came than the provider counted
+    ok: int | None = None
+    failed: int | None = None
+    missing: int | None = None
+    usage: dict[str, int] = {}
+    collected_file: str | None = None  #: its outcomes, one line a row, relative to the workspace
+    error: Problem | None = None
+    planned_at: float | None = None
+    uploaded_at: float | None = None
+    created_at: float | None = None
+    ended_at: float | None = None
+    collected_at: float | None = None
+
+    @property
+    def key(self) -> str:
+        """What ties a batch at the provider to this shard and try (``batchpipe_key`` in its metadata)."""
+        return f"{self.job}:{self.index}:{self.try_}"
+
+
+class Move(msgspec.Struct, frozen=True, kw_only=True):
+    """What a step found out: the stage to go to, the fields to write, and the pause before the next look.
+
+    The same stage again means: come back after ``after`` seconds.
+    """
+
+    stage: Stage
+    after: float = 0.0
+    changes: dict[str, Any] = {}
+    events: list[tuple[str, dict[str, Any]]] = []
+
+
+_ALPHABET = "0123456789abcdefghijklmnopqrstuvwxyz"
+
+
+def new_job_id() -> str:
+    """``job_`` + 9 characters of time (milliseconds) + 10 random ones: sorts by time, safe in URLs and file names."""
+    number, head = time.time_ns() // 1_000_000, ""
+    for _ in range(9):
+        number, digit = divmod(number, 36)
+        head = _ALPHABET[digit] + head
+    tail = "".join(_ALPHABET[byte % 36] for byte in os.urandom(10))
+    return f"job_{head}{tail}"

@@ -1,0 +1,370 @@
+"""What runs next: claims a record, gives one step only what it may touch, and ends the turn.
+
+It knows no Celery: it is given ``publish``, and answers each message with Go (on with the chain), Again (by
+countdown) or Stop (drop the rest of the chain).
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from batchpipe.errors import (
+    LeaseLost,
+    Never,
+    Paused,
+    SettingsError,
+    StoreUnavailable,
+    TryLater,
+)
+from batchpipe.jobs import JOB, Move, Problem, ShardRecord, Stage, State
+from batchpipe.openai_api import Api, Snapshot
+from batchpipe.settings import Settings
+from batchpipe.steps.create import GiveUp, Over, create
+from batchpipe.steps.download import abandon, download
+from batchpipe.steps.poll import Pace, poll
+from batchpipe.steps.upload import upload
+from batchpipe.storage import Folder
+from batchpipe.store import Lease, Refused, Store
+from batchpipe.store.store import new_task_ids
+
+logger = logging.getLogger(__name__)
+
+#: Unforeseen failures of one stage before its shard is given up (never once it has a batch or an open intent).
+MAX_TRIES = 5
+#: Vanished workers during one stage before the same. Machines may die for hours; that is no fault of the shard.
+MAX_LOST = 50
+#: No countdown is longer: it must stay far below the broker's visibility time-out.
+LONGEST_PAUSE = 600.0
+#: What a pause after foreseen trouble begins with; doubled each time.
+FIRST_PAUSE = 2.0
+
+
+@dataclass(frozen=True)
+class Message:
+    """One chain to publish: from the stage on, for this epoch, with these Celery task ids."""
+
+    job: str
+    index: int
+    epoch: int
+    stage: str
+    task_ids: list[str]
+    queue: str
+
+
+@dataclass(frozen=True)
+class Go:
+    """On with the next link of the chain."""
+
+
+@dataclass(frozen=True)
+class Again:
+    """The same task once more, after so many seconds."""
+
+    after: float
+
+
+@dataclass(frozen=True)
+class Stop:
+    """End here and drop the rest of the chain."""
+
+
+Next = Go | Again | Stop
+Publish = Callable[[Message], None]
+
+#: The links of a shard's chain, each with the stage it expects and its own total deadline in seconds.
+LINKS: dict[str, Stage] = {
+    "upload": Stage.PLANNED,
+    "create": Stage.UPLOADED,
+    "poll": Stage.CREATED,
+    "download": Stage.ENDED,
+}
+
+
+class Turns:
+    """What shard turns and job turns share: the records, the provider, and how a message is published."""
+
+    def __init__(self, settings: Settings, store: Store, apis: Callable[[str], Api], publish: Publish) -> None:
+        self.settings = settings
+        self.store = store
+        self.apis = apis
+        self._publish = publish
+
+    def publish(self, message: Message) -> None:
+        """Send a message. If the broker does not take it, the record's due time brings it back."""
+        try:
+            self._publish(message)
+        except TryLater as error:
+            logger.warning("not published, the sweep will: %s", error, extra=_ids(message.job, message.index))
+
+    def wake(self, job_id: str, index: int, *, if_due: bool = False) -> list[str] | None:
+        """Publish a record's work anew under a new epoch. Answers the void task ids, or None if it is not to be."""
+        ids = new_task_ids(1 if index == JOB else len(LINKS))
+        raised = self.store.raise_epoch(job_id, index, ids, if_due=if_due)
+        if raised is None:
+            return None
+        self.publish(Message(job_id, index, raised.epoch, raised.stage, ids, raised.queue))
+        return raised.old_ids
+
+    def publish_merge(self, lease: Lease, epoch: int, ids: list[str]) -> None:
+        self.publish(Message(lease.job.id, JOB, epoch, State.FINALIZING, ids, lease.job.queue))
+
+    def log(self, job_id: str, events: Iterable[tuple[str, dict[str, Any]]], **ids: Any) -> None:
+        """Write events to the job's log and ours. The log is no truth: losing an event must not cost a turn."""
+        for event, fields in events:
+            logger.info("%s %s", event, fields, extra={"event": event, "job": job_id, **ids})
+            try:
+                self.store.log(job_id, event, **ids, **fields)
+            except StoreUnavailable as error:
+                logger.warning("event not recorded: %s", error)
+
+
+class ShardTurns(Turns):
+    """Turns of shards: the four links of the chain."""
+
+    def run(self, link: str, job_id: str, index: int, epoch: int) -> Next:
+        """Answer one message. Raises nothing but StoreUnavailable (Redis is away: come back later)."""
+        account = self.store.account_of(job_id)
+        if account is None:
+            return Stop()
+        api = self._api_or_trouble(account)  # built before the claim: its 20 ms are not the lease's
+        claim = self.store.claim(job_id, index, epoch, [LINKS[link]], deadline=self._deadline(link))
+        if isinstance(claim, Refused):
+            return Again(claim.after + 0.1) if claim.why == "lease" else Stop()
+        with claim:
+            try:
+                ending = self._step(link, claim, api)
+            except LeaseLost:
+                return Stop()
+            except StoreUnavailable:
+                raise
+            except Exception as error:
+                ending = self._trouble(link, claim, error)
+            claim.stop()
+            return self._end(claim, ending)
+
+    def _deadline(self, link: str) -> float:
+        control, transfer = self.settings.control_timeout_seconds, self.settings.transfer_timeout_seconds
+        return {
+            "upload": transfer + 2 * control,
+            "create": 10 * control,
+            "poll": 4 * control,
+            "download": 3 * transfer,
+        }[link]
+
+    def _api_or_trouble(self, account: str) -> Api | SettingsError:
+        try:
+            return self.apis(account)
+        except SettingsError as error:
+            return error
+
+    def _step(self, link: str, lease: Lease, api: Api | SettingsError) -> Move | Over | _Failed:
+        job, shard = lease.job, lease.shard
+        assert shard is not None
+        workspace = Folder(job.workspace, private=True)
+        if job.cancel and link in ("upload", "create") and not _is_committed(shard):
+            return self._abandon(lease, workspace, Problem(code="cancelled", message="the job was cancelled"))
+        if isinstance(api, SettingsError):
+            raise api
+        if (pause := self.store.paused(job.account)) is not None:
+            raise Paused(pause.message, code=pause.code, after=pause.seconds)
+        result: Move | Problem | GiveUp | Over
+        if link == "upload":
+            result = upload(shard, workspace, api, check=lambda: _check_cancel(lease))
+        elif link == "create":
+            result = create(job, shard, api, _Turn(self, lease, api))
+        elif link == "poll":
+            result = poll(
+                job, shard, api, now=self.store.now(), pace=self._pace, may_look=lambda: self._may_look(job.account)
+            )
+        else:
+            result = download(job, shard, workspace, api, lease.token, check=lease.check)
+        if isinstance(result, GiveUp | Problem):
+            problem = result.problem if isinstance(result, GiveUp) else result
+            return self._abandon(lease, workspace, problem)
+        return result
+
+    @property
+    def _pace(self) -> Pace:
+        return Pace(self.settings.poll_min_seconds, self.settings.poll_max_seconds)
+
+    def _may_look(self, account: str) -> float:
+        rate = self.settings.account(account).looks_per_second
+        return self.store.may_look(account, per_second=rate, burst=max(1.0, 2 * rate))
+
+    def _abandon(self, lease: Lease, workspace: Folder, problem: Problem) -> Move:
+        assert lease.shard is not None
+        return abandon(lease.job, lease.shard, workspace, lease.token, problem, check=lease.check)
+
+    # -- trouble ---------------------------------------------------------------------------------------------------
+
+    def _trouble(self, link: str, lease: Lease, error: Exception) -> Move | _Failed:
+        """What an error of a step means for the shard."""
+        assert lease.shard is not None
+        problem = Problem(code=getattr(error, "code", "internal_error"), message=_words(error))
+        if isinstance(error, Paused):
+            self._pause(lease, error, problem)
+        if isinstance(error, TryLater | SettingsError | OSError):
+            return self._put_off(lease, problem, getattr(error, "after", None))
+        if isinstance(error, Never) and not _is_committed(lease.shard):
+            return self._give_up(lease, problem)
+        logger.error("%s of %s/%s failed", link, lease.job.id, lease.index, exc_info=error)
+        return self._unforeseen(lease, problem)
+
+    def _unforeseen(self, lease: Lease, problem: Problem) -> Move | _Failed:
+        assert lease.shard is not None
+        spent = lease.shard.tries >= MAX_TRIES or lease.shard.lost >= MAX_LOST
+        if spent and not _is_committed(lease.shard):
+            return self._give_up(lease, problem)
+        pause = min(FIRST_PAUSE * 2 ** min(lease.shard.tries, 10), LONGEST_PAUSE)
+        return _Failed(problem, LONGEST_PAUSE if spent else pause, counted=True)
+
+    def _give_up(self, lease: Lease, problem: Problem) -> Move | _Failed:
+        workspace = Folder(lease.job.workspace, private=True)
+        try:
+            return self._abandon(lease, workspace, problem)
+        except (TryLater, OSError) as error:
+            return self._put_off(lease, Problem(code="storage_trouble", message=_words(error)), None)
+
+    def _put_off(self, lease: Lease, problem: Problem, after: float | None) -> _Failed:
+        """Foreseen trouble: no try is counted, and the pause doubles."""
+        assert lease.shard is not None
+        pause = FIRST_PAUSE * 2 ** min(lease.shard.backoff, 10) * random.uniform(0.8, 1.2)
+        # a pause that was named is kept, and spread so that not everybody comes back in the same second
+        named = after * random.uniform(1.0, 1.1) if after is not None else 0.0
+        return _Failed(problem, min(max(named, 0.0 if after == 0 else pause), LONGEST_PAUSE), counted=False)
+
+    def _pause(self, lease: Lease, error: Paused, problem: Problem) -> None:
+        """Stop using the account: every further call would be refused, too."""
+        if self.store.paused(lease.job.account) is not None:
+            return
+        seconds = error.after if error.after is not None else self.settings.account_pause_seconds
+        self.store.pause(lease.job.account, max(seconds, 1.0), problem)
+        logger.error("account %r is paused for %.0f s: %s", lease.job.account, seconds, problem.message)
+        fields = {"account": lease.job.account, "seconds": seconds, "message": problem.message}
+        self.log(lease.job.id, [("account_paused", fields)], shard=lease.index)
+
+    # -- the end of a turn -----------------------------------------------------------------------------------------
+
+    def _end(self, lease: Lease, ending: Move | Over | _Failed) -> Next:
+        assert lease.shard is not None
+        if isinstance(ending, Over):
+            return Go() if ending.settled else Stop()
+        try:
+            move, tries = self._as_move(lease.shard, ending)
+            ids = new_task_ids(1)
+            news, merge_epoch = self.store.advance(lease, move, tries=tries, merge_ids=ids)
+        except LeaseLost:
+            return Stop()
+        self.log(lease.job.id, move.events, shard=lease.index)
+        if move.stage == Stage.COLLECTED:
+            if merge_epoch:
+                self.publish_merge(lease, merge_epoch, ids)
+            return Stop()
+        if news.wake:
+            self.wake(lease.job.id, lease.index)
+            return Stop()
+        if move.stage == lease.shard.stage:
+            return Again(move.after)
+        if _follows(lease.shard.stage, move.stage):
+            return Go()
+        self.wake(lease.job.id, lease.index)  # back to an earlier stage: the chain begins anew there
+        return Stop()
+
+    @staticmethod
+    def _as_move(shard: ShardRecord, ending: Move | _Failed) -> tuple[Move, str]:
+        if isinstance(ending, _Failed):
+            changes = {"trouble": ending.problem, "backoff": shard.backoff + 1}
+            events = [("put_off", {"message": ending.problem.message, "seconds": round(ending.after, 1)})]
+            repeated = shard.trouble is not None and shard.trouble.message == ending.problem.message
+            move = Move(
+                stage=Stage(shard.stage), after=ending.after, changes=changes, events=[] if repeated else events
+            )
+            return move, "keep" if ending.counted else "refund"
+        changes = {"trouble": None, "backoff": 0, **ending.changes}
+        if ending.stage != shard.stage and ending.stage in (Stage.UPLOADED, Stage.CREATED, Stage.ENDED):
+            changes.setdefault("unfound", 0)
+        return msgspec.structs.replace(ending, changes=changes), "reset"
+
+
+@dataclass(frozen=True)
+class _Failed:
+    """A turn that came to nothing: why, and how long to wait."""
+
+    problem: Problem
+    after: float
+    counted: bool
+
+
+class _Turn:
+    """What the create step may do with its shard's record."""
+
+    def __init__(self, turns: ShardTurns, lease: Lease, api: Api) -> None:
+        assert lease.shard is not None
+        self._turns, self._lease, self._api, self._shard = turns, lease, api, lease.shard
+        self.grace_seconds = turns.settings.create_grace_seconds
+
+    def now(self) -> float:
+        return self._turns.store.now()
+
+    def intend(self) -> bool:
+        return self._turns.store.intend(self._lease).cancel
+
+    def withdraw(self) -> None:
+        self._turns.store.withdraw(self._shard, self._lease.token)
+
+    def too_late_to_call(self) -> bool:
+        return self._lease.too_late_to_call()
+
+    def settle(self, batch: Any) -> str:
+        snapshot: Snapshot = batch
+        self._lease.stop()
+        settled = self._turns.store.settle(
+            self._shard,
+            snapshot.id,
+            token=self._lease.token,
+            after=0.0,
+            changes={
+                "status": snapshot.status,
+                "counts": snapshot.counts,
+                "snapshot_at": self._turns.store.now(),
+                "backoff": 0,
+            },
+        )
+        if settled.verdict in ("ok", "late"):
+            event = ("created", {"batch_id": snapshot.id, "status": snapshot.status})
+            self._turns.log(self._shard.job, [event], shard=self._shard.index)
+        if settled.news.wake:
+            self._turns.wake(self._shard.job, self._shard.index)
+            return "known"  # the new chain goes on
+        return settled.verdict
+
+
+def _check_cancel(lease: Lease) -> None:
+    """Of a transfer that may be broken off: a cancelled job needs it no more."""
+    lease.check()
+    if lease.news.cancel and not lease.job.cancel:
+        raise TryLater("the job is being cancelled", code="cancelling", after=0.0)
+
+
+def _is_committed(shard: ShardRecord) -> bool:
+    """It has a batch, or may have one: it must never be given up for trouble on our side."""
+    return shard.batch_id is not None or shard.intent_at is not None
+
+
+def _follows(before: str, after: str) -> bool:
+    stages = [stage.value for stage in LINKS.values()]
+    return before in stages and after in stages and stages.index(after) == stages.index(before) + 1
+
+
+def _words(error: BaseException) -> str:
+    return str(error) or type(error).__name__
+
+
+def _ids(job_id: str, index: int) -> dict[str, Any]:
+    return {"job": job_id, "shard": index}

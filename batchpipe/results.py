@@ -1,0 +1,211 @@
+"""Rows back in the order of the input: from the files of the shards, and from the two files of results.
+
+Two small indexes make that possible in constant memory. The **order** file has runs "SHARD COUNT": the next
+COUNT rows of the input are the next rows of that shard. ``results.idx`` has pairs "OK NOT_OK": the next OK
+rows of the input are in ``output.jsonl``, the NOT_OK after them in ``errors.jsonl``.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack
+from itertools import chain, repeat
+from typing import Any, BinaryIO, Self, TypeVar
+
+import msgspec
+
+from batchpipe.errors import BatchpipeError
+from batchpipe.rows import Outcome
+from batchpipe.storage import Folder, read_lines
+
+OUTPUT, ERRORS, INDEX = "output.jsonl", "errors.jsonl", "results.idx"
+
+
+class OutcomeRow(msgspec.Struct, frozen=True, kw_only=True):
+    """One row of a job's results. ``index`` counts from 0: its place in the input, where that is known.
+
+    ``response`` and ``error`` are the provider's, decoded. ``attempts`` is None for an ok row: its line is
+    the provider's own, which does not tell.
+    """
+
+    index: int
+    custom_id: str
+    state: Outcome
+    response: Any = None
+    error: Any = None
+    attempts: int | None = None
+
+
+class _OkLine(msgspec.Struct):
+    custom_id: str
+    response: Any = None
+
+
+class _ErrorLine(msgspec.Struct):
+    custom_id: str
+    outcome: Outcome
+    attempts: int
+    response: Any = None
+    error: Any = None
+
+
+_decode_ok = msgspec.json.Decoder(_OkLine).decode
+_decode_error = msgspec.json.Decoder(_ErrorLine).decode
+_T = TypeVar("_T")
+
+
+class ShardReader:
+    """Reads the files of many shards by lines, each on from where it stopped; few are open at once."""
+
+    def __init__(self, workspace: Folder, files: Mapping[int, str], max_open: int | None = None) -> None:
+        self._workspace = workspace
+        self._files = files
+        self._max_open = max_open or workspace.max_open
+        self._open: OrderedDict[int, tuple[ExitStack, BinaryIO]] = OrderedDict()
+        self._offsets: dict[int, int] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        while self._open:
+            self._open.popitem()[1][0].close()
+
+    def stream(self, index: int) -> BinaryIO:
+        """The file of a shard at its next line; valid until the next call. KeyError for an unknown shard."""
+        found = self._open.get(index)
+        if found is not None:
+            self._open.move_to_end(index)
+            return found[1]
+        if len(self._open) >= self._max_open:
+            old, (stack, stream) = self._open.popitem(last=False)
+            self._offsets[old] = stream.tell()
+            stack.close()
+        with ExitStack() as stack:
+            stream = stack.enter_context(self._workspace.reader(self._files[index]))
+            stream.seek(self._offsets.get(index, 0))
+            self._open[index] = (stack.pop_all(), stream)
+        return stream
+
+    def unread(self) -> list[int]:
+        """The shards whose file has something left."""
+        return [index for index in self._files if self.stream(index).read(1)]
+
+
+def iter_in_order(order: BinaryIO, reader: ShardReader) -> Iterator[tuple[int, bytes]]:
+    r"""Shard and line (with its ``\n``) of every row, in the order of the input.
+
+    Raises BatchpipeError if the order and the files do not fit.
+    """
+    for run in read_lines(order):
+        index, count = map(int, run.split())
+        try:
+            stream = reader.stream(index)
+        except KeyError:
+            raise BatchpipeError(f"the order names shard {index}, which the round does not have") from None
+        for done in range(count):
+            line = stream.readline()
+            if not line:
+                message = f"shard {index} ended after {done} rows of a run of {count}"
+                raise BatchpipeError(f"the order and the shard files do not fit: {message}")
+            yield index, line
+
+
+class ResultIndex:
+    """Writes ``results.idx``: pairs of run lengths, ok and not ok by turns."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._ok = self._other = 0
+
+    def note(self, ok: bool) -> None:
+        """The next row of the input."""
+        if not ok:
+            self._other += 1
+            return
+        if self._other:
+            self.end()
+        self._ok += 1
+
+    def end(self) -> None:
+        """After the last row."""
+        if self._ok or self._other:
+            self._file.write(b"%d %d\n" % (self._ok, self._other))
+        self._ok = self._other = 0
+
+
+def iter_index(index: BinaryIO) -> Iterator[bool]:
+    """For each row of the input in turn, whether it is ok."""
+    for line in read_lines(index):
+        ok, other = map(int, line.split())
+        for _ in range(ok):
+            yield True
+        for _ in range(other):
+            yield False
+
+
+def iter_outcomes(output: Folder, index: BinaryIO | None = None) -> Iterator[OutcomeRow]:
+    """The rows of a finished job, lazily, in the order of the input; without an index the ok ones come first.
+
+    Raises StorageTrouble (``file_missing``), BatchpipeError if index and files do not fit.
+    """
+    with output.reader(OUTPUT) as ok, output.reader(ERRORS) as other:
+        if index is None:
+            lines = chain(zip(repeat(True), ok), zip(repeat(False), other))
+            for at, (is_ok, line) in enumerate(lines):
+                yield _row(at, is_ok, line)
+            return
+        for at, is_ok in enumerate(iter_index(index)):
+            line = (ok if is_ok else other).readline()
+            if not line:
+                raise BatchpipeError(f"{OUTPUT if is_ok else ERRORS} ends before row {at + 1} of {INDEX}")
+            yield _row(at, is_ok, line)
+        if ok.read(1) or other.read(1):
+            raise BatchpipeError(f"{OUTPUT} and {ERRORS} have more rows than {INDEX}")
+
+
+def _row(at: int, is_ok: bool, line: bytes) -> OutcomeRow:
+    if is_ok:
+        ok = _decode_ok(line)
+        return OutcomeRow(index=at, custom_id=ok.custom_id, state=Outcome.OK, response=ok.response)
+    other = _decode_error(line)
+    return OutcomeRow(
+        index=at,
+        custom_id=other.custom_id,
+        state=other.outcome,
+        response=other.response,
+        error=other.error,
+        attempts=other.attempts,
+    )
+
+
+def iter_failed_requests(
+    order: BinaryIO, workspace: Folder, files: Mapping[int, str], index: BinaryIO
+) -> Iterator[bytes]:
+    r"""The request lines (each with its ``\n``) of the rows that are not ok, in the order of the input.
+
+    ``files`` are the request files of the shards of the first round, by shard. Raises BatchpipeError if the
+    files do not fit each other.
+    """
+    with ShardReader(workspace, files) as reader:
+        for (_, line), ok in _paired(iter_in_order(order, reader), iter_index(index)):
+            if not ok:
+                yield line
+
+
+def iter_failed_lines(requests: Iterable[bytes], index: BinaryIO) -> Iterator[bytes]:
+    """The same from the lines of the input itself, for a job whose workspace is cleaned up."""
+    for line, ok in _paired(requests, iter_index(index)):
+        if not ok:
+            yield line
+
+
+def _paired(rows: Iterable[_T], oks: Iterator[bool]) -> Iterator[tuple[_T, bool]]:
+    for row in rows:
+        ok = next(oks, None)
+        if ok is None:
+            raise BatchpipeError(f"there are more requests than {INDEX} has rows")
+        yield row, ok
+    if next(oks, None) is not None:
+        raise BatchpipeError(f"there are fewer requests than {INDEX} has rows")

@@ -1,0 +1,338 @@
+"""One request or response line: parse, check, classify. Pure.
+
+Requests are checked the way a strict server would: what passes here is not refused there for its form.
+Answers are read leniently where it costs nothing, for their bodies are the provider's business.
+"""
+
+from __future__ import annotations
+
+import json
+from enum import StrEnum
+from typing import Any, Literal
+
+import msgspec
+
+from batchpipe.errors import InvalidInput
+
+#: Inputs that one batch of embeddings may hold, over all its rows.
+MAX_EMBEDDING_INPUTS = 50_000
+EMBEDDINGS = "/v1/embeddings"
+
+#: Where the body may leave the model to the provider.
+_MODEL_OPTIONAL = ("/v1/moderations", "/v1/images/", "/v1/videos")
+_BOM = b"\xef\xbb\xbf"
+
+
+class Outcome(StrEnum):
+    """What became of one row."""
+
+    OK = "ok"  #: no error and status 200
+    FAILED = "failed"  #: a line came, and it is not ok
+    MISSING = "missing"  #: no line came
+
+
+class Request(msgspec.Struct, frozen=True):
+    """What batchpipe wants to know of one request. ``inputs``: embedding inputs, 1 elsewhere."""
+
+    custom_id: str
+    model: str | None
+    inputs: int
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """What batchpipe wants to know of one line of a provider's output or error file.
+
+    ``response`` and ``error`` are the provider's raw JSON, None where null or absent.
+    """
+
+    custom_id: str
+    ok: bool
+    response: bytes | None
+    error: bytes | None
+    status_code: int | None
+    usage: dict[str, int]
+
+
+class _Body(msgspec.Struct):
+    model: Any = None
+    stream: Any = None
+
+
+class _Line(msgspec.Struct):
+    custom_id: str
+    method: Literal["POST"]
+    url: str
+    body: _Body
+
+
+class _EmbeddingBody(msgspec.Struct):
+    input: str | list[msgspec.Raw]
+    model: Any = None
+    stream: Any = None
+
+
+class _EmbeddingLine(msgspec.Struct):
+    custom_id: str
+    method: Literal["POST"]
+    url: str
+    body: _EmbeddingBody
+
+
+class _Named(msgspec.Struct):
+    custom_id: str
+
+
+class _AnswerLine(msgspec.Struct):
+    custom_id: str
+    response: msgspec.Raw = msgspec.Raw(b"null")
+    error: msgspec.Raw = msgspec.Raw(b"null")
+
+
+class _Response(msgspec.Struct):
+    status_code: Any = None
+    body: msgspec.Raw = msgspec.Raw(b"null")
+
+
+class _Usage(msgspec.Struct):
+    """Both spellings: chat and completions, responses; null and odd values are left out later."""
+
+    prompt_tokens: Any = None
+    completion_tokens: Any = None
+    input_tokens: Any = None
+    output_tokens: Any = None
+    total_tokens: Any = None
+    prompt_tokens_details: Any = None
+    completion_tokens_details: Any = None
+    input_tokens_details: Any = None
+    output_tokens_details: Any = None
+
+
+class _AnswerBody(msgspec.Struct):
+    usage: _Usage | None = None
+
+
+_decode_line = msgspec.json.Decoder(_Line).decode
+_decode_embedding = msgspec.json.Decoder(_EmbeddingLine).decode
+_decode_named = msgspec.json.Decoder(_Named).decode
+_decode_answer = msgspec.json.Decoder(_AnswerLine).decode
+_decode_response = msgspec.json.Decoder(_Response).decode
+_decode_body = msgspec.json.Decoder(_AnswerBody).decode
+
+
+def check_request(line: bytes, number: int, endpoint: str) -> Request:
+    r"""Check one line of the input, with or without its ``\n``; ``number`` counts from 1.
+
+    Raises InvalidInput, which says the line, the field, what is wrong and what to do.
+    """
+    try:
+        if not line.isascii():
+            str(line, "utf-8")  # msgspec does not look into the values that it skips
+        found: _Line | _EmbeddingLine
+        found = _decode_embedding(line) if endpoint == EMBEDDINGS else _decode_line(line)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise _explain(line, number, endpoint, str(error)) from None
+    body = found.body
+    model = body.model
+    if type(model) is not str and not (model is None and endpoint.startswith(_MODEL_OPTIONAL)):
+        raise _explain(line, number, endpoint, "")
+    if not found.custom_id or found.url != endpoint or model == "" or body.stream is True:
+        raise _explain(line, number, endpoint, "")
+    inputs = _count_inputs(body.input, number) if isinstance(body, _EmbeddingBody) else 1
+    return Request(found.custom_id, model, inputs)
+
+
+def custom_id(line: bytes) -> str:
+    """The ``custom_id`` of a request line that has been checked."""
+    return _decode_named(line).custom_id
+
+
+def _count_inputs(value: str | list[msgspec.Raw], number: int) -> int:
+    if isinstance(value, str):
+        return 1
+    if not value:
+        raise InvalidInput("is an empty list; give at least one text", line=number, field="body.input")
+    first = bytes(value[0])[:1]
+    if len(value) > MAX_EMBEDDING_INPUTS and first in (b'"', b"["):
+        message = f"has {len(value)} inputs, and one batch takes {MAX_EMBEDDING_INPUTS}; split the row"
+        raise InvalidInput(message, line=number, field="body.input")
+    return len(value) if first in (b'"', b"[") else 1
+
+
+def _explain(line: bytes, number: int, endpoint: str, reason: str) -> InvalidInput:
+    """Why a line was refused, in words; slow, for it happens once."""
+    try:
+        row = _parse(line, number)
+        _explain_fields(row, number, endpoint)
+    except InvalidInput as error:
+        return error
+    return InvalidInput(f"cannot be read: {reason}", line=number)
+
+
+def _parse(line: bytes, number: int) -> dict[str, Any]:
+    if number == 1 and line.startswith(_BOM):
+        raise InvalidInput("starts with a byte order mark; save the file as UTF-8 without BOM", line=number)
+    if not line.strip():
+        raise InvalidInput("is blank; remove it", line=number)
+    try:
+        text = str(line, "utf-8")
+    except UnicodeDecodeError as error:
+        message = f"is not valid UTF-8 (byte {error.start + 1}); save the file as UTF-8"
+        raise InvalidInput(message, line=number) from None
+    try:
+        row = json.loads(text, parse_constant=_no_constant)
+        json.dumps(row, ensure_ascii=False).encode()
+    except json.JSONDecodeError as error:
+        raise InvalidInput(f"is not JSON: {error.msg} (column {error.colno})", line=number) from None
+    except UnicodeEncodeError:
+        message = "has half of a surrogate pair (\\ud800 to \\udfff), which is not Unicode; remove it"
+        raise InvalidInput(message, line=number) from None
+    except RecursionError:
+        raise InvalidInput("is nested too deeply", line=number) from None
+    except ValueError as error:
+        raise InvalidInput(f"is not JSON: {error}", line=number) from None
+    if not isinstance(row, dict):
+        message = f"is {_kind(row)}, not an object; give one request per line, as a JSON object"
+        raise InvalidInput(message, line=number)
+    return row
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON value; use null or a number")
+
+
+def _explain_fields(row: dict[str, Any], number: int, endpoint: str) -> None:
+    def refuse(field: str, message: str) -> None:
+        raise InvalidInput(message, line=number, field=field)
+
+    name, url, body = row.get("custom_id"), row.get("url"), row.get("body")
+    if "custom_id" not in row:
+        refuse("custom_id", "is missing; give each row a string of its own")
+    if not isinstance(name, str):
+        refuse("custom_id", f"is {_kind(name)}; it must be a string")
+    if not name:
+        refuse("custom_id", "is empty; give each row a string of its own")
+    if row.get("method") != "POST":
+        refuse("method", f'is {_shown(row, "method")}; it must be "POST"')
+    if url != endpoint:
+        message = f'is {_shown(row, "url")}, and the job\'s endpoint is "{endpoint}"'
+        hint = f"; correct the row, or give --endpoint {url}" if isinstance(url, str) and url else ""
+        refuse("url", message + hint)
+    if not isinstance(body, dict):
+        refuse("body", f"is {_shown(row, 'body')}; it must be an object")
+    else:
+        _explain_body(body, endpoint, refuse)
+
+
+def _explain_body(body: dict[str, Any], endpoint: str, refuse: Any) -> None:
+    model = body.get("model")
+    if model is None and not endpoint.startswith(_MODEL_OPTIONAL):
+        refuse("body.model", "is missing; name the model")
+    if model is not None and (not isinstance(model, str) or not model):
+        refuse("body.model", f"is {_shown(body, 'model')}; it must name a model")
+    if body.get("stream") is True:
+        refuse("body.stream", "is true, and a batch cannot stream; remove it")
+    if endpoint == EMBEDDINGS and not isinstance(body.get("input"), str | list):
+        refuse("body.input", f"is {_shown(body, 'input')}; it must be a text or a list")
+
+
+def _shown(row: dict[str, Any], field: str) -> str:
+    """A wrong value as a message can show it: short, and without what may be private text."""
+    if field not in row:
+        return "missing"
+    value = row[field]
+    if isinstance(value, str):
+        return json.dumps(value if len(value) <= 60 else value[:60] + "...", ensure_ascii=False)
+    return _kind(value)
+
+
+def _kind(value: Any) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    names: dict[type, str] = {dict: "an object", list: "a list", str: "a string"}
+    return names.get(type(value), "a number")
+
+
+def read_answer(line: bytes) -> Answer:
+    """Read one line of a provider's output or error file.
+
+    Raises ValueError if it is not a JSON object with a string ``custom_id``: then the file is damaged.
+    """
+    try:
+        if not line.isascii():
+            str(line, "utf-8")
+        found = _decode_answer(line)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ValueError(f"not a line of a batch's result: {error}") from None
+    response, error_ = bytes(found.response), bytes(found.error)
+    status, usage = _look_into(response)
+    ok = error_ == b"null" and status == 200
+    return Answer(
+        custom_id=found.custom_id,
+        ok=ok,
+        response=None if response == b"null" else response,
+        error=None if error_ == b"null" else error_,
+        status_code=status,
+        usage=usage,
+    )
+
+
+def _look_into(response: bytes) -> tuple[int | None, dict[str, int]]:
+    """Status code and tokens of a raw ``response``; (None, {}) where it has none."""
+    try:
+        found = _decode_response(response)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None, {}
+    status = found.status_code if type(found.status_code) is int else None
+    try:
+        body = _decode_body(found.body)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return status, {}
+    return status, _tokens(body.usage) if body.usage is not None else {}
+
+
+def _tokens(usage: _Usage) -> dict[str, int]:
+    """In the newer spelling, only what is told and not zero."""
+    given, made = usage.input_tokens, usage.output_tokens
+    given_details = usage.input_tokens_details or usage.prompt_tokens_details
+    made_details = usage.output_tokens_details or usage.completion_tokens_details
+    found = {
+        "input_tokens": usage.prompt_tokens if given is None else given,
+        "output_tokens": usage.completion_tokens if made is None else made,
+        "total_tokens": usage.total_tokens,
+        "cached_tokens": given_details.get("cached_tokens") if isinstance(given_details, dict) else None,
+        "reasoning_tokens": made_details.get("reasoning_tokens") if isinstance(made_details, dict) else None,
+    }
+    return {name: count for name, count in found.items() if type(count) is int and count}
+
+
+def add_usage(total: dict[str, int], usage: dict[str, int]) -> None:
+    """Add the tokens of one row, or of many, to a sum."""
+    for name, count in usage.items():
+        total[name] = total.get(name, 0) + count
+
+
+def error_line(
+    custom_id: str,
+    outcome: Outcome,
+    attempts: int,
+    response: bytes | None = None,
+    error: bytes | None = None,
+) -> bytes:
+    """The line of ``errors.jsonl`` for a row that is not ok, without a newline.
+
+    ``response`` and ``error`` are raw JSON, the provider's own where a line came; null where None.
+    """
+    return b'{"custom_id":%s,"outcome":"%s","attempts":%d,"response":%s,"error":%s}' % (
+        msgspec.json.encode(custom_id),
+        outcome.value.encode(),
+        attempts,
+        response or b"null",
+        error or b"null",
+    )
+
+
+def raw_error(code: str | None, message: str | None) -> bytes:
+    """An ``error`` in the provider's shape, for ``error_line``."""
+    return msgspec.json.encode({"code": code, "message": message})

@@ -1,0 +1,9 @@
+"""A local OpenAI-compatible Files and Batches server for tests, demos and development.
+
+It stands by itself: nothing of the pipeline is imported here.
+"""
+
+from batchpipe.sandbox.faults import Fault
+from batchpipe.sandbox.server import Sandbox, serve
+
+__all__ = ["Fault", "Sandbox", "serve"]

@@ -1,0 +1,272 @@
+"""Faults that can be switched on: what goes wrong, where, how often."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import re
+import threading
+import uuid
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from fnmatch import fnmatchcase
+from typing import Any
+
+#: Faults of one HTTP call; hits are calls of the route.
+HTTP_KINDS = frozenset(
+    {
+        "status",
+        "delay",
+        "delay_after",
+        "drop_before",
+        "drop_after",
+        "truncate",
+        "malformed",
+        "replace",
+        "no_metadata",
+    }
+)
+#: Those that answer in place of the sandbox: at most one of them strikes a call.
+ANSWER_KINDS = frozenset({"status", "drop_before", "drop_after", "malformed", "replace"})
+#: Faults of a whole batch; hits are batches.
+BATCH_KINDS = frozenset({"hide_from_list", "unknown_status", "token_limit", "fail_batch", "expire", "stuck"})
+#: Faults of single rows; hits are rows.
+ROW_KINDS = frozenset({"row_fails", "row_missing"})
+KINDS = HTTP_KINDS | BATCH_KINDS | ROW_KINDS
+
+
+_NUMBERS = (
+    "probability",
+    "times",
+    "after",
+    "row_times",
+    "status",
+    "retry_after",
+    "seconds",
+    "bytes",
+    "fraction",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Common:
+    route: str = "*"  #: e.g. `POST /v1/batches`, `GET /v1/files/{id}/content`; `*` matches anything
+    probability: float = 1.0
+    times: int | None = None  #: at most so many hits; None: for ever
+    after: int = 0  #: let the first N pass
+    where: Mapping[str, str] = field(default_factory=dict)  #: only batches with this metadata
+    custom_id: str | None = None  #: only rows whose custom_id matches this regular expression
+    row_times: int | None = None  #: each row (job, custom_id) at most so often
+    status: int | None = None
+    code: str | None = None
+    message: str | None = None
+    retry_after: float | None = None
+    body: str | None = None  #: raw body of a `status` answer, JSON or not
+    json: Any = None  #: the document of `replace`
+    processed: bool | None = None  #: `status`, `malformed`, `replace`: is the request carried out?
+    seconds: float = 1.0
+    mode: str = "short"  #: `truncate`: "short" breaks off, "clean" looks whole
+    bytes: int | None = None  #: `truncate`: how much is sent
+    fraction: float | None = None  #: share kept (`truncate`), hit (rows), or done before (`expire`)
+    shape: str = "validation"  #: `token_limit`: "validation" or "create"
+    errors: list[dict[str, Any]] | None = None  #: `fail_batch`: its `errors.data`
+    billed: bool = False  #: `row_fails`, `row_missing`: was the row paid for all the same?
+
+
+@dataclass(frozen=True)
+class Fault(_Common):
+    """Something that goes wrong. `kind` says what; the other fields are its arguments."""
+
+    kind: str
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ValueError(f"unknown fault kind {self.kind!r}; known: {', '.join(sorted(KINDS))}")
+        if self.mode not in ("short", "clean"):
+            raise ValueError(f"unknown truncate mode {self.mode!r}; known: short, clean")
+        if self.shape not in ("validation", "create"):
+            raise ValueError(f"unknown token_limit shape {self.shape!r}; known: validation, create")
+        for name in _NUMBERS:
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int | float) or isinstance(value, bool) or value < 0):
+                raise ValueError(f"{name} must be a number that is not negative, not {value!r}")
+        if not isinstance(self.where, Mapping) or not isinstance(self.route, str):
+            raise ValueError("where must be an object, route a text")
+        if self.custom_id is not None:
+            try:
+                re.compile(self.custom_id)
+            except (re.error, TypeError) as error:
+                raise ValueError(f"custom_id is not a regular expression: {error}") from None
+
+    @classmethod
+    def from_json(cls, document: object) -> Fault:
+        """Build a fault from the JSON of the admin route or the command line."""
+        known = {entry.name for entry in fields(cls)}
+        if not isinstance(document, dict) or not isinstance(document.get("kind"), str):
+            raise ValueError('a fault is a JSON object with a "kind"')
+        if unknown := sorted(set(document) - known):
+            raise ValueError(f"unknown fault arguments: {', '.join(unknown)}; known: {', '.join(sorted(known))}")
+        return cls(**document)
+
+
+class ActiveFault:
+    """A fault that is switched on, and how often it was looked at (`seen`) and struck (`hits`)."""
+
+    def __init__(self, fault: Fault) -> None:
+        self.id = f"fault_{uuid.uuid4().hex[:12]}"
+        self.fault = fault
+        self.seen = 0
+        self.hits = 0
+        self.rows: Counter[tuple[str, str]] = Counter()
+
+    def as_json(self) -> dict[str, Any]:
+        """What the admin route tells about it."""
+        return {"id": self.id, "seen": self.seen, "hits": self.hits, **asdict(self.fault)}
+
+
+class Faults:
+    """The faults that are switched on. Safe to use from any thread."""
+
+    def __init__(self, seed: str | None = None) -> None:
+        self._lock = threading.Lock()
+        self._seed = seed or "sandbox"
+        self._dice = random.Random(self._seed)
+        self._active: list[ActiveFault] = []
+        self._has_row_faults = False
+        self._listeners: list[Callable[[], None]] = []
+
+    def on_change(self, listener: Callable[[], None]) -> None:
+        """Call `listener` after each change (a batch that was stuck may go on)."""
+        self._listeners.append(listener)
+
+    def add(self, fault: Fault | str, **arguments: Any) -> ActiveFault:
+        """Switch a fault on: `add(Fault("status", status=503))` or `add("status", status=503)`."""
+        active = ActiveFault(Fault(fault, **arguments) if isinstance(fault, str) else fault)
+        with self._lock:
+            self._active.append(active)
+        self._changed()
+        return active
+
+    def remove(self, fault: ActiveFault | str) -> bool:
+        """Switch one fault off, by id or object. False if it was not on."""
+        wanted = fault if isinstance(fault, str) else fault.id
+        with self._lock:
+            kept = [active for active in self._active if active.id != wanted]
+            found = len(kept) < len(self._active)
+            self._active = kept
+        self._changed()
+        return found
+
+    def clear(self) -> None:
+        """Switch all faults off."""
+        with self._lock:
+            self._active = []
+            self._dice = random.Random(self._seed)
+        self._changed()
+
+    @property
+    def active(self) -> list[ActiveFault]:
+        """All faults that are on, in the order in which they were added."""
+        with self._lock:
+            return list(self._active)
+
+    def is_on(self, fault_id: str) -> bool:
+        """Whether this fault has not been switched off."""
+        return any(active.id == fault_id for active in self.active)
+
+    def for_call(self, route: str, path: str) -> list[Fault]:
+        """The faults that strike this HTTP call; of those that answer it only the first."""
+        struck: list[Fault] = []
+        answered = False
+        with self._lock:
+            for active in self._active:
+                fault = active.fault
+                if fault.kind not in HTTP_KINDS or fault.kind == "no_metadata":
+                    continue
+                if (answered and fault.kind in ANSWER_KINDS) or not _route_matches(_route(fault), route, path):
+                    continue
+                if self._strike(active):
+                    struck.append(fault)
+                    answered = answered or fault.kind in ANSWER_KINDS
+        return struck
+
+    def hides_metadata(self, route: str, path: str) -> bool:
+        """Whether this call answers batches without their metadata."""
+        with self._lock:
+            return any(
+                self._strike(active)
+                for active in self._active
+                if active.fault.kind == "no_metadata" and _route_matches(active.fault.route, route, path)
+            )
+
+    def for_batch(self, kind: str, metadata: Mapping[str, str], shape: str | None = None) -> ActiveFault | None:
+        """The first fault of this kind that strikes a batch."""
+        with self._lock:
+            for active in self._active:
+                fault = active.fault
+                if fault.kind != kind or (shape is not None and fault.shape != shape):
+                    continue
+                if _where_matches(fault, metadata) and self._strike(active):
+                    return active
+        return None
+
+    def for_row(self, metadata: Mapping[str, str], custom_id: str) -> Fault | None:
+        """The first fault that strikes a row."""
+        if not self._has_row_faults:  # the usual case, asked for each row
+            return None
+        row = (metadata.get("batchpipe_job", ""), custom_id)
+        with self._lock:
+            for active in self._active:
+                if active.fault.kind not in ROW_KINDS or not self._row_matches(active, metadata, row):
+                    continue
+                if self._strike(active):
+                    active.rows[row] += 1
+                    return active.fault
+        return None
+
+    def _row_matches(self, active: ActiveFault, metadata: Mapping[str, str], row: tuple[str, str]) -> bool:
+        fault = active.fault
+        if fault.custom_id is not None and re.search(fault.custom_id, row[1]) is None:
+            return False
+        if fault.row_times is not None and active.rows[row] >= fault.row_times:
+            return False
+        # Which rows make up the fraction depends on their ids alone, so a test can rely on it.
+        if fault.fraction is not None and _share(self._seed, fault.kind, row[1]) >= fault.fraction:
+            return False
+        return _where_matches(fault, metadata)
+
+    def _strike(self, active: ActiveFault) -> bool:
+        fault = active.fault
+        active.seen += 1
+        if active.seen <= fault.after or (fault.times is not None and active.hits >= fault.times):
+            return False
+        if fault.probability < 1 and self._dice.random() >= fault.probability:
+            return False
+        active.hits += 1
+        return True
+
+    def _changed(self) -> None:
+        with self._lock:
+            self._has_row_faults = any(active.fault.kind in ROW_KINDS for active in self._active)
+        for listener in self._listeners:
+            listener()
+
+
+def _route(fault: Fault) -> str:
+    # Only downloads are worth cutting, unless a route is named.
+    return "GET /v1/files/{id}/content" if fault.kind == "truncate" and fault.route == "*" else fault.route
+
+
+def _route_matches(pattern: str, route: str, path: str) -> bool:
+    """`route` has `{id}` for ids, `path` (method and path) has the ids themselves."""
+    return fnmatchcase(route, pattern) or fnmatchcase(path, pattern)
+
+
+def _where_matches(fault: Fault, metadata: Mapping[str, str]) -> bool:
+    return all(metadata.get(key) == value for key, value in fault.where.items())
+
+
+def _share(*parts: str) -> float:
+    digest = hashlib.blake2b("\0".join(parts).encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest, "big") / 2**64

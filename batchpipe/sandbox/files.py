@@ -1,0 +1,163 @@
+"""The file store: contents on disk, one small JSON beside each."""
+
+from __future__ import annotations
+
+import os
+import threading
+import uuid
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from batchpipe.sandbox.clock import Clock
+from batchpipe.sandbox.errors import ApiError
+
+#: Purposes an upload may name.
+PURPOSES = ("assistants", "batch", "fine-tune", "vision", "user_data", "evals")
+MIN_EXPIRY, MAX_EXPIRY = 3600, 2_592_000
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """One stored file, with the fields of OpenAI's object."""
+
+    id: str
+    bytes: int
+    created_at: int
+    filename: str
+    purpose: str
+    expires_at: int | None
+    seq: int
+
+    def public(self) -> dict[str, Any]:
+        """OpenAI's File object."""
+        fields = asdict(self)
+        del fields["seq"]
+        return {"object": "file", **fields, "status": "processed", "status_details": None}
+
+
+class FileStore:
+    """Files by id, in the order of their creation. Expired ones are gone."""
+
+    def __init__(self, folder: Path, clock: Clock) -> None:
+        self._folder = folder
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._files: dict[str, FileRecord] = {}
+        self._seq = 0
+        folder.mkdir(parents=True, exist_ok=True)
+        self._load()
+
+    def _load(self) -> None:
+        for leftover in self._folder.glob("*.part"):
+            leftover.unlink(missing_ok=True)
+        found = [FileRecord(**orjson.loads(path.read_bytes())) for path in self._folder.glob("*.json")]
+        self._files = {record.id: record for record in sorted(found, key=lambda record: record.seq)}
+        self._seq = max((record.seq for record in found), default=0)
+
+    def new_part(self) -> Path:
+        """A path for an upload under way."""
+        return self._folder / f"{uuid.uuid4().hex}.part"
+
+    def adopt(self, source: Path, *, filename: str, purpose: str, expires_after: int | None) -> FileRecord:
+        """Make a finished file on disk into a stored one. The source is moved, not copied."""
+        now = int(self._clock.now())
+        # Batch files live for 30 days unless told otherwise; others until they are deleted.
+        keep = expires_after if expires_after is not None else MAX_EXPIRY if purpose.startswith("batch") else None
+        with self._lock:
+            self._seq += 1
+            record = FileRecord(
+                id=f"file-{uuid.uuid4().hex[:24]}",
+                bytes=source.stat().st_size,
+                created_at=now,
+                filename=filename,
+                purpose=purpose,
+                expires_at=None if keep is None else now + keep,
+                seq=self._seq,
+            )
+            os.replace(source, self._data(record.id))
+            write_json(self._folder / f"{record.id}.json", asdict(record))
+            self._files[record.id] = record
+        return record
+
+    def get(self, file_id: str) -> FileRecord:
+        """The record, or a 404."""
+        with self._lock:
+            record = self._files.get(file_id)
+        if record is None or self._expired(record):
+            raise ApiError(404, f"No such File object: {file_id}", param="id")
+        return record
+
+    def find(self, file_id: str) -> FileRecord | None:
+        """The record, or None."""
+        try:
+            return self.get(file_id)
+        except ApiError:
+            return None
+
+    def path(self, file_id: str) -> Path:
+        """Where the content of a file lies, or a 404."""
+        return self._data(self.get(file_id).id)
+
+    def content(self, file_id: str) -> bytes:
+        """The whole content, for tests."""
+        return self.path(file_id).read_bytes()
+
+    def all(self) -> list[FileRecord]:
+        """All files that have not expired, oldest first."""
+        with self._lock:
+            records = list(self._files.values())
+        for record in records:
+            if self._expired(record):
+                self._remove(record.id)
+        return [record for record in records if not self._expired(record)]
+
+    def delete(self, file_id: str) -> None:
+        """Remove a file, or a 404. A batch that reads it goes on: it holds a link of its own."""
+        self.get(file_id)
+        self._remove(file_id)
+
+    def clear(self) -> None:
+        """Remove all files."""
+        with self._lock:
+            ids = list(self._files)
+        for file_id in ids:
+            self._remove(file_id)
+
+    def _remove(self, file_id: str) -> None:
+        with self._lock:
+            self._files.pop(file_id, None)
+        self._data(file_id).unlink(missing_ok=True)
+        (self._folder / f"{file_id}.json").unlink(missing_ok=True)
+
+    def _data(self, file_id: str) -> Path:
+        return self._folder / f"{file_id}.data"
+
+    def _expired(self, record: FileRecord) -> bool:
+        return record.expires_at is not None and self._clock.now() >= record.expires_at
+
+
+def check_expiry(anchor: object, seconds: object, param: str) -> int:
+    """Check an `expires_after` object and return its seconds."""
+    if anchor != "created_at":
+        raise ApiError(400, f"Invalid value: {anchor!r}. Supported values are: 'created_at'.", param=f"{param}.anchor")
+    try:
+        value = int(seconds) if isinstance(seconds, str | int) and not isinstance(seconds, bool) else None
+    except ValueError:
+        value = None
+    if value is None or not MIN_EXPIRY <= value <= MAX_EXPIRY:
+        raise ApiError(
+            400,
+            f"Invalid '{param}.seconds': expected an integer from {MIN_EXPIRY} to {MAX_EXPIRY}.",
+            param=f"{param}.seconds",
+        )
+    return value
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write so that a reader, even after a kill, sees the old or the new content, never a half."""
+    part = path.with_suffix(".part")
+    part.write_bytes(orjson.dumps(value))
+    os.replace(part, path)

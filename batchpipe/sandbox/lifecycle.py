@@ -1,0 +1,322 @@
+"""The life of a batch: validating, in_progress, finalizing, and its four ends."""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import time
+from array import array
+from collections import deque
+from collections.abc import Generator, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from batchpipe.sandbox.batches import Batch, Batches
+from batchpipe.sandbox.clock import Clock
+from batchpipe.sandbox.errors import ApiError
+from batchpipe.sandbox.faults import Faults
+from batchpipe.sandbox.files import FileStore
+from batchpipe.sandbox.ledger import Ledger
+from batchpipe.sandbox.options import Options
+from batchpipe.sandbox.rows import RowResult, local_answer, run_row, skipped_line
+from batchpipe.sandbox.upstream import Upstream
+from batchpipe.sandbox.validation import Limits, check
+
+logger = logging.getLogger(__name__)
+
+#: Rows per step, and rows after which the web server gets a chance to run (they share one interpreter).
+STEP, BREATH = 64, 8
+#: Pause between looks at something that may change without a poke.
+LOOK = 0.05
+
+_SKIPPED = {
+    "expired": ("batch_expired", "This request could not be executed before the completion window expired."),
+    "cancelled": ("batch_cancelled", "This request was not executed because the batch was cancelled."),
+}
+_TOKEN_LIMIT = (
+    "Enqueued token limit reached for {model} in organization org-sandbox. Limit: 2,000,000 enqueued tokens. "
+    "Please try again once some in_progress batches have been completed."
+)
+Life = Generator[float, None, None]
+
+
+@dataclass
+class Lifecycle:
+    """Everything a batch's life touches."""
+
+    options: Options
+    clock: Clock
+    files: FileStore
+    batches: Batches
+    faults: Faults
+    ledger: Ledger
+    upstream: Upstream | None
+
+    def live(self, batch: Batch) -> Life:
+        """The life of a batch, from where it stands. Yields when it wants to go on."""
+        strange = self.faults.for_batch("unknown_status", batch.metadata or {}) if batch.total == 0 else None
+        if strange is not None:
+            yield from self._unknown(batch, strange.fault.message or "queued_somewhere", strange.fault.seconds)
+        if batch.total == 0:
+            yield from self._validate(batch)
+        if not batch.is_final:
+            yield from self._rows(batch)
+            yield from self._close(batch)
+
+    def broke(self, batch_id: str, error: Exception) -> None:
+        """A batch that the sandbox itself could not run ends as failed."""
+        try:
+            batch = self.batches.find(batch_id)
+            self._fail(batch, [_error("server_error", f"The sandbox could not run this batch: {error!r}")])
+        except (ApiError, OSError):
+            logger.exception("batch %s cannot be marked as failed", batch_id)
+
+    # Where a batch is heading
+
+    def _ending(self, batch: Batch) -> str | None:
+        """The end a batch must turn to now, or None."""
+        if batch.forced is not None:
+            return batch.forced
+        if batch.status == "cancelling":
+            return "cancelled"
+        return "expired" if self.clock.now() >= batch.expires else None
+
+    def _sleep(self, batch: Batch, until: float) -> Life:
+        while self._ending(batch) is None and self.clock.now() < until:
+            yield until
+
+    def _enter(self, batch: Batch, status: str) -> None:
+        with self.batches.lock:
+            # A cancel that came in between is not overwritten by mere progress.
+            if batch.status != "cancelling" or status in ("cancelled", "completed", "expired", "failed"):
+                batch.status = status
+            batch.times[status] = int(self.clock.now())
+            self.batches.save(batch)
+
+    def _unknown(self, batch: Batch, status: str, seconds: float) -> Life:
+        with self.batches.lock:
+            if batch.status == "validating":
+                batch.status = status
+        yield from self._sleep(batch, batch.created + seconds)
+        with self.batches.lock:
+            if batch.status == status:
+                batch.status = "validating"
+
+    # validating
+
+    def _validate(self, batch: Batch) -> Life:
+        yield from self._sleep(batch, batch.created + self.options.validating_seconds)
+        metadata = batch.metadata or {}
+        if self._ending(batch) == "cancelled":
+            return (yield from self._close(batch))
+        if self._ending(batch) == "failed":
+            return self._fail(batch, batch.errors or [_error("server_error", "The batch was ended by hand.")])
+        limits = Limits(self.options.max_rows, self.options.max_file_bytes, self.options.max_embedding_inputs)
+        steps = check(self._path(batch, "input"), batch.endpoint, limits, azure=batch.azure)
+        while True:
+            try:
+                next(steps)
+            except StopIteration as end:
+                report = end.value
+                break
+            time.sleep(1e-5)  # gives the interpreter to the web server
+            yield 0.0
+        batch.model = report.model
+        fault = self.faults.for_batch("token_limit", metadata, "validation")
+        if fault is not None:
+            message = fault.fault.message or _TOKEN_LIMIT.format(model=report.model)
+            report.errors = [_error("token_limit_exceeded", message)]
+        elif (fault := self.faults.for_batch("fail_batch", metadata)) is not None:
+            code, message = (
+                fault.fault.code or "invalid_request",
+                fault.fault.message or "The batch was refused.",
+            )
+            report.errors = fault.fault.errors or [_error(code, message)]
+        if report.errors:
+            return self._fail(batch, report.errors)
+        random.Random(self.options.seed or batch.id).shuffle(report.offsets)
+        with self._path(batch, "offsets").open("wb") as file:
+            report.offsets.tofile(file)
+        batch.total = len(report.offsets)
+        # Taken before the new status can be seen: who sees it may move the clock at once.
+        batch.paced_from = self.clock.now()
+        self._enter(batch, "in_progress")
+
+    def _fail(self, batch: Batch, errors: list[dict[str, Any]]) -> None:
+        with self.batches.lock:
+            batch.errors = errors
+            batch.total = batch.completed = batch.failed = 0
+            self._enter(batch, "failed")
+        self._tidy(batch)
+
+    # in_progress
+
+    def _rows(self, batch: Batch) -> Life:
+        order = self._order(batch)
+        self._cut_back(batch)
+        metadata = batch.metadata or {}
+        stop = self.faults.for_batch("expire", metadata)
+        limit = len(order)
+        if stop is not None:
+            limit = int(limit * (0.5 if stop.fault.fraction is None else stop.fault.fraction))
+        stuck = self.faults.for_batch("stuck", metadata)
+        while stuck is not None and self._ending(batch) is None and self.faults.is_on(stuck.id):
+            yield self.clock.now() + LOOK
+            batch.paced_from = None
+        run = self._run_upstream if self.upstream is not None else self._run_here
+        with self._path(batch, "input").open("rb") as source:
+            yield from run(batch, order, limit, source)
+            if batch.forced == "completed" and batch.position < batch.total:
+                yield from run(batch, order, batch.total, source)
+        if stop is not None and self._ending(batch) is None:
+            batch.forced = "expired"
+
+    def _begin(self, batch: Batch) -> tuple[float, int]:
+        """From when, and from which row on, the pace is counted."""
+        return batch.paced_from or self.clock.now(), batch.position
+
+    def _allowance(self, batch: Batch, began: float, base: int) -> int:
+        """How many rows may have been run by now."""
+        if self.options.rows_per_second is None or batch.forced == "completed":
+            return batch.total
+        return base + int((self.clock.now() - began) * self.options.rows_per_second)
+
+    def _run_here(self, batch: Batch, order: Sequence[int], limit: int, source: BinaryIO) -> Life:
+        began, base = self._begin(batch)
+        while batch.position < limit and self._ending(batch) in (None, "completed"):
+            upto = min(limit, batch.position + STEP, self._allowance(batch, began, base))
+            results = []
+            for position in range(batch.position, upto):
+                raw = _read(source, order[position])
+                results.append(run_row(batch, position, raw, self.faults, local_answer))
+                if position % BREATH == 0:
+                    time.sleep(1e-5)
+            self._keep(batch, results)
+            # 0 means at once, but behind the other batches that are due.
+            pace = self.options.rows_per_second
+            yield 0.0 if pace is None or results else self.clock.now() + max(0.01, 1 / pace)
+
+    def _run_upstream(self, batch: Batch, order: Sequence[int], limit: int, source: BinaryIO) -> Life:
+        assert self.upstream is not None
+        began, base = self._begin(batch)
+        asked = batch.position
+        waiting: deque[Future[RowResult]] = deque()
+        while batch.position < limit:
+            open_to = min(limit, self._allowance(batch, began, base))
+            while asked < open_to and len(waiting) < self.upstream.window:
+                if self._ending(batch) not in (None, "completed"):
+                    break
+                raw = _read(source, order[asked])
+                work = partial(run_row, batch, asked, raw, self.faults, self.upstream.answer)
+                waiting.append(self.upstream.submit(work))
+                waiting[-1].add_done_callback(lambda future: self.batches.poke(batch.id))
+                asked += 1
+            if not waiting and self._ending(batch) not in (None, "completed"):
+                break
+            done = []
+            while waiting and waiting[0].done():
+                done.append(waiting.popleft().result())
+            self._keep(batch, done)
+            yield 0.0 if done else self.clock.now() + LOOK
+
+    def _keep(self, batch: Batch, results: list[RowResult]) -> None:
+        """Write what came of some rows: lines, ledger, counts; in this order a kill loses nothing."""
+        if not results:
+            return
+        output, error = b"".join(r.output for r in results), b"".join(r.error for r in results)
+        self._append(batch, "output", output)
+        self._append(batch, "error", error)
+        self.ledger.add(r.ledger for r in results if r.ledger is not None)
+        with self.batches.lock:
+            batch.position += len(results)
+            batch.completed += sum(r.completed for r in results)
+            batch.failed += sum(r.failed for r in results)
+            batch.output_bytes += len(output)
+            batch.error_bytes += len(error)
+            for result in results:
+                batch.usage.add(result.usage)
+            self.batches.save(batch)
+
+    # The ends
+
+    def _close(self, batch: Batch) -> Life:
+        if self._ending(batch) in (None, "completed") and batch.total:
+            until = self.clock.now() + self.options.finalizing_seconds
+            self._enter(batch, "finalizing")
+            yield from self._sleep(batch, until)
+        ending = self._ending(batch) or "completed"
+        if batch.position >= batch.total > 0 and ending == "expired" and batch.forced is None:
+            ending = "completed"  # all was done in time
+        if ending == "failed":
+            return self._fail(batch, batch.errors or [_error("server_error", "The batch was ended by hand.")])
+        if ending == "cancelled" and batch.forced is None:
+            asked = batch.times.get("cancelling", 0)
+            while self.clock.now() < asked + self.options.cancelling_seconds and batch.forced is None:
+                yield asked + self.options.cancelling_seconds
+        if ending in _SKIPPED:
+            yield from self._skip(batch, *_SKIPPED[ending])
+        output = self._publish(batch, "output")
+        error = self._publish(batch, "error")
+        with self.batches.lock:
+            batch.output_file_id, batch.error_file_id = output, error
+            self._enter(batch, ending)
+        self._tidy(batch)
+
+    def _skip(self, batch: Batch, code: str, message: str) -> Life:
+        """Write a line for each row that was not run. They count as neither completed nor failed."""
+        if not batch.total:
+            return
+        order = self._order(batch)
+        with self._path(batch, "input").open("rb") as source:
+            for start in range(batch.position, len(order), STEP):
+                raw_lines = [_read(source, offset) for offset in order[start : start + STEP]]
+                self._append(batch, "error", b"".join(skipped_line(batch, raw, code, message) for raw in raw_lines))
+                time.sleep(1e-5)
+                yield 0.0
+
+    def _publish(self, batch: Batch, name: str) -> str | None:
+        path = self._path(batch, name)
+        if not path.exists() or path.stat().st_size == 0:
+            return None
+        filename = f"{batch.id}_{name}.jsonl"
+        keep = batch.output_expires_after
+        return self.files.adopt(path, filename=filename, purpose="batch_output", expires_after=keep).id
+
+    # The batch's folder
+
+    def _path(self, batch: Batch, name: str) -> Path:
+        return self.batches.folder(batch.id) / name
+
+    def _append(self, batch: Batch, name: str, data: bytes) -> None:
+        if data:
+            with self._path(batch, name).open("ab") as file:
+                file.write(data)
+
+    def _order(self, batch: Batch) -> array[int]:
+        order = array("Q")
+        order.frombytes(self._path(batch, "offsets").read_bytes())
+        return order
+
+    def _cut_back(self, batch: Batch) -> None:
+        """Drop what a killed sandbox had written of rows that its record does not know."""
+        for name, size in (("output", batch.output_bytes), ("error", batch.error_bytes)):
+            path = self._path(batch, name)
+            if path.exists():
+                os.truncate(path, size)
+
+    def _tidy(self, batch: Batch) -> None:
+        for name in ("input", "offsets", "output", "error"):
+            self._path(batch, name).unlink(missing_ok=True)
+
+
+def _read(source: BinaryIO, offset: int) -> bytes:
+    source.seek(offset)
+    return source.readline()
+
+
+def _error(code: str, message: str) -> dict[str, Any]:
+    return {"code": code, "line": None, "message": message, "param": None}

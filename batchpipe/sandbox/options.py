@@ -1,0 +1,70 @@
+"""Everything that can be set when a sandbox is started."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypedDict
+
+#: Endpoints that `POST /v1/batches` takes.
+ENDPOINTS = (
+    "/v1/responses",
+    "/v1/chat/completions",
+    "/v1/embeddings",
+    "/v1/completions",
+    "/v1/moderations",
+    "/v1/images/generations",
+    "/v1/images/edits",
+    "/v1/videos",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """How a sandbox behaves. Seconds are seconds of the sandbox clock."""
+
+    data_dir: Path | str | None = None  #: files, batches and ledger live here; None: a temporary folder
+    validating_seconds: float = 0.2  #: how long a batch stays `validating`, at least
+    rows_per_second: float | None = 5000.0  #: speed of each batch; None: as fast as this machine can
+    finalizing_seconds: float = 0.05
+    cancelling_seconds: float = 0.1
+    api_keys: tuple[str, ...] | None = None  #: keys let in; None: any that is not empty
+    seed: str | None = None  #: fixes the output order and the dice of faults; None: the batch id does
+    max_rows: int = 50_000
+    max_file_bytes: int = 200_000_000
+    max_upload_bytes: int = 512 * 1024 * 1024
+    max_embedding_inputs: int = 50_000
+    upstream: str | None = None  #: URL of a real OpenAI-compatible server that answers the rows
+    upstream_concurrency: int = 8
+    upstream_api_key: str | None = None
+    upstream_timeout: float = 600.0
+    upstream_tries: int = 5
+
+    def __post_init__(self) -> None:
+        if self.rows_per_second is not None and self.rows_per_second <= 0:
+            raise ValueError("rows_per_second must be above 0 (None: no limit)")
+        if self.upstream_concurrency < 1 or self.upstream_tries < 1:
+            raise ValueError("upstream_concurrency and upstream_tries must be at least 1")
+        if self.upstream is not None and not self.upstream.startswith(("http://", "https://")):
+            raise ValueError(f"upstream must be an http:// or https:// URL, not {self.upstream!r}")
+
+
+class OptionArgs(TypedDict, total=False):
+    """The fields of `Options` as keyword arguments (a test holds the two equal)."""
+
+    data_dir: Path | str | None
+    validating_seconds: float
+    rows_per_second: float | None
+    finalizing_seconds: float
+    cancelling_seconds: float
+    api_keys: tuple[str, ...] | None
+    seed: str | None
+    max_rows: int
+    max_file_bytes: int
+    max_upload_bytes: int
+    max_embedding_inputs: int
+    upstream: str | None
+    upstream_concurrency: int
+    upstream_api_key: str | None
+    upstream_timeout: float
+    upstream_tries: int

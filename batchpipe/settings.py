@@ -1,0 +1,217 @@
+"""All settings, and the only reader of the environment (variables, ``.env``, secret files).
+
+Settings are read once, at the edge (a command, a worker, a program's first call), and passed down as values.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import platformdirs
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from batchpipe.errors import SettingsError
+
+PREFIX = "BATCHPIPE_"
+
+#: The account of ``run --sandbox``; its server runs as long as the command.
+SANDBOX_ACCOUNT = "sandbox"
+
+
+class Account(BaseModel):
+    """One set of provider credentials and limits. Tasks carry its name, never its key."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["openai", "azure"] = Field("openai", description="openai (or any compatible server), or azure")
+    api_key: SecretStr | None = Field(None, description="the provider's API key")
+    organization: str | None = Field(None, description="OpenAI organization id")
+    project: str | None = Field(None, description="OpenAI project id")
+    base_url: str | None = Field(None, description="URL of an OpenAI-compatible server, with its /v1")
+    webhook_secret: SecretStr | None = Field(None, description="secret of the provider's webhooks")
+    azure_endpoint: str | None = Field(None, description="azure: https://NAME.openai.azure.com")
+    api_version: str | None = Field(None, description="azure: api version, such as 2025-04-01-preview")
+    sandbox: bool = Field(False, description="a test server: nothing is paid, so a Redis that forgets is allowed")
+    file_expires_seconds: int = Field(
+        1_209_600, description="the provider may delete uploaded inputs after so long; 0: do not ask for it"
+    )
+    looks_per_second: float = Field(5.0, gt=0, description="status reads per second, over all workers")
+
+
+class Settings(BaseSettings):
+    """Names and defaults are part of the contract: see ``.env.example``."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, env_nested_delimiter="__", extra="ignore", frozen=True, env_ignore_empty=True
+    )
+
+    redis_url: SecretStr | None = Field(
+        None, description="Redis for records, leases and due times; unset: a private one"
+    )
+    broker_url: SecretStr | None = Field(None, description="Celery's broker, where it differs from REDIS_URL")
+    prefix: str = Field("{batchpipe}:", description="prefix of all keys in Redis")
+    queue: str = Field("batchpipe", description="default Celery queue")
+    home: Path = Field(
+        default_factory=lambda: Path(platformdirs.user_data_dir("batchpipe", appauthor=False)),
+        description="folder of the private Redis and other local state",
+    )
+    workspace: str | None = Field(None, description="folder or URL for job workspaces; unset: under each job's output")
+    lease_seconds: float = Field(60, gt=0, description="how long a claimed stage may go without renewal")
+    sweep_seconds: float = Field(5, gt=0, description="pace of the sweep")
+    poll_min_seconds: float = Field(5, gt=0, description="shortest pause between two looks at a batch")
+    poll_max_seconds: float = Field(600, gt=0, le=600, description="longest pause between two looks at a batch")
+    create_grace_seconds: float = Field(
+        30, ge=0, description="how long an unanswered create is looked for before a second call"
+    )
+    attempts: int = Field(3, ge=1, description="rounds a row may go through")
+    max_rows: int = Field(50_000, ge=1, description="rows of a shard at most")
+    max_bytes: int = Field(200_000_000, ge=1, description="bytes of a shard at most, newlines included")
+    allowed_roots: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="comma-separated folders and URLs that inputs and outputs may lie under; unset: any"
+    )
+    job_ttl_days: float = Field(30, gt=0, description="how long an ended job's records stay in Redis")
+    log_format: Literal["text", "json"] = Field("text", description="text or json")
+    control_timeout_seconds: float = Field(30, gt=0, description="time-out of one control call to the provider")
+    transfer_timeout_seconds: float = Field(600, gt=0, description="time-out of one upload or download")
+    account_pause_seconds: float = Field(
+        300, gt=0, description="how long an account rests after 401, 403 or insufficient_quota"
+    )
+    keep_workspace: bool = Field(False, description="keep a job's shard files and downloads after it ended well")
+    accounts: dict[str, Account] = Field(
+        {}, description="provider accounts, BATCHPIPE_ACCOUNTS__NAME__API_KEY and so on"
+    )
+
+    # the account `default` falls back to the names that every OpenAI program knows
+    openai_api_key: SecretStr | None = Field(None, validation_alias=AliasChoices("OPENAI_API_KEY"))
+    openai_org_id: str | None = Field(None, validation_alias=AliasChoices("OPENAI_ORG_ID"))
+    openai_project_id: str | None = Field(None, validation_alias=AliasChoices("OPENAI_PROJECT_ID"))
+    openai_base_url: str | None = Field(None, validation_alias=AliasChoices("OPENAI_BASE_URL"))
+    openai_webhook_secret: SecretStr | None = Field(None, validation_alias=AliasChoices("OPENAI_WEBHOOK_SECRET"))
+
+    @field_validator("allowed_roots", mode="before")
+    @classmethod
+    def _split_roots(cls, value: Any) -> Any:
+        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @field_validator("home")
+    @classmethod
+    def _absolute_home(cls, value: Path) -> Path:
+        return value.expanduser().absolute()
+
+    @field_validator("accounts")
+    @classmethod
+    def _lower_names(cls, value: dict[str, Account]) -> dict[str, Account]:
+        return {name.lower(): account for name, account in value.items()}  # variable names know no case
+
+    def account(self, name: str) -> Account:
+        """The account of this name, ready for use. Raises SettingsError that names the variable to set."""
+        found = self.accounts.get(name.lower())
+        if name.lower() == "default":
+            found = self._default_account(found or Account())
+        if found is None:
+            raise SettingsError(
+                f"account {name!r} is not in the settings: set {PREFIX}ACCOUNTS__{name.upper()}__API_KEY",
+                code="no_account",
+            )
+        if found.api_key is None or not found.api_key.get_secret_value():
+            also = " (or OPENAI_API_KEY)" if name.lower() == "default" else ""
+            raise SettingsError(
+                f"account {name!r} has no API key: set {PREFIX}ACCOUNTS__{name.upper()}__API_KEY{also} "
+                "in the environment or in .env",
+                code="no_api_key",
+            )
+        if found.kind == "azure" and not (found.base_url or (found.azure_endpoint and found.api_version)):
+            raise SettingsError(
+                f"account {name!r} is of kind azure: set {PREFIX}ACCOUNTS__{name.upper()}__AZURE_ENDPOINT "
+                "and __API_VERSION"
+            )
+        return found
+
+    def _default_account(self, found: Account) -> Account:
+        fallbacks = {
+            "api_key": self.openai_api_key,
+            "organization": self.openai_org_id,
+            "project": self.openai_project_id,
+            "base_url": self.openai_base_url,
+            "webhook_secret": self.openai_webhook_secret,
+        }
+        missing = {field: value for field, value in fallbacks.items() if getattr(found, field) is None and value}
+        return found.model_copy(update=missing)
+
+    def is_sandbox(self, name: str) -> bool:
+        """True if nothing that happens on this account costs money."""
+        found = self.accounts.get(name.lower())
+        return name == SANDBOX_ACCOUNT or (found is not None and found.sandbox)
+
+    @property
+    def ttl_seconds(self) -> int:
+        return int(self.job_ttl_days * 86_400)
+
+    def redis_address(self) -> str:
+        """The Redis URL in clear. Raises SettingsError where none is set (see private_redis)."""
+        if self.redis_url is None:
+            raise SettingsError(f"{PREFIX}REDIS_URL is not set")
+        return self.redis_url.get_secret_value()
+
+    def broker_address(self) -> str:
+        """The broker's URL in clear; Redis unless BROKER_URL says otherwise."""
+        return self.broker_url.get_secret_value() if self.broker_url is not None else self.redis_address()
+
+    def with_redis(self, url: str) -> Settings:
+        """The same settings, with the private Redis filled in."""
+        return self.model_copy(update={"redis_url": SecretStr(url)})
+
+
+_SECRETS_DIR = Path("/run/secrets")
+
+
+def load_settings(*, env_file: str | Path | None = ".env") -> Settings:
+    """Read the environment, ``.env`` and secret files. Raises SettingsError: one line that names the variable."""
+    secrets = os.environ.get(f"{PREFIX}SECRETS_DIR") or (_SECRETS_DIR if _SECRETS_DIR.is_dir() else None)
+    try:
+        return Settings(_env_file=env_file, _env_file_encoding="utf-8", _secrets_dir=secrets)
+    except ValidationError as error:
+        raise SettingsError("; ".join(_explain(part) for part in error.errors(include_input=False))) from None
+    except (ValueError, OSError) as error:  # a .env that is not UTF-8, JSON that is none
+        raise SettingsError(f"the settings cannot be read: {error}") from None
+
+
+def _explain(part: Mapping[str, Any]) -> str:
+    """One validation error without the value, which may be a secret."""
+    name = "__".join(str(step) for step in part["loc"]).upper()
+    return f"{name if name.startswith('OPENAI_') else PREFIX + name}: {part['msg']}"
+
+
+_installed: Settings | None = None
+
+
+def install_settings(settings: Settings | None) -> None:
+    """Make these the settings of this process (None: read the environment again at the next use)."""
+    global _installed
+    _installed = settings
+
+
+def current_settings() -> Settings:
+    """The settings of this process: those installed, else read now from the environment and kept."""
+    if _installed is None:
+        install_settings(load_settings())
+    assert _installed is not None
+    return _installed
+
+
+def sandbox_upstream_key() -> str | None:
+    """The key of ``sandbox --upstream``: from the environment, for command lines can be read by others."""
+    return os.environ.get(f"{PREFIX}SANDBOX_UPSTREAM_KEY")
+
+
+def child_environment(settings: Settings, **extra: str) -> dict[str, str]:
+    """The environment of a child process (a worker): ours, with the Redis and other values that we found.
+
+    An environment is private to the user; process arguments, which everybody can read, carry no secret.
+    """
+    ours = {f"{PREFIX}REDIS_URL": settings.redis_address(), f"{PREFIX}HOME": str(settings.home)}
+    return {**os.environ, **ours, **{f"{PREFIX}{name}": value for name, value in extra.items()}}

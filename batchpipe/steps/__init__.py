@@ -1,0 +1,1 @@
+"""The steps of the flow, one file each: what a step may touch is what its signature gives it."""

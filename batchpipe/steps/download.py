@@ -1,0 +1,260 @@
+"""Download: fetch a batch's files and account for every row of its shard.
+
+The lines of the two files come in any order and stay on disk; memory holds one small entry per row of the
+shard. What comes out is one file with a line for each row, in the order of the requests: ``+`` and the
+provider's line for a row that is ok, ``-`` and a line for ``errors.jsonl`` for every other row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from hashlib import blake2b
+from typing import BinaryIO, Protocol
+
+import msgspec
+
+from batchpipe.errors import BatchpipeError, Gone, Unavailable
+from batchpipe.jobs import BatchError, JobRecord, Move, Problem, ShardRecord, Stage, Status
+from batchpipe.rows import Outcome, add_usage, custom_id, error_line, raw_error, read_answer
+from batchpipe.storage import Folder, Pacer, Scratch
+
+#: How often files with fewer lines than the provider counted are fetched anew; then that is the truth.
+MAX_FETCHES = 3
+
+
+class FilesApi(Protocol):
+    """What this step needs of the provider."""
+
+    def file_bytes(self, file_id: str) -> int | None:
+        """The length of a file, None where the provider does not tell; raises Gone, Unavailable."""
+
+    def download(self, file_id: str, sink: BinaryIO, check: Callable[[], None]) -> int:
+        """Stream a file into ``sink``; returns the number of bytes. Raises Gone, Unavailable."""
+
+
+def download(
+    job: JobRecord,
+    shard: ShardRecord,
+    workspace: Folder,
+    api: FilesApi,
+    token: str,
+    *,
+    check: Callable[[], None],
+) -> Move:
+    """Collect a shard whose batch has ended.
+
+    Moves to ``collected``, or stays at ``ended`` for a while if the files have fewer lines than the provider
+    counted. Raises Unavailable for a file that is cut short, StorageTrouble, BatchpipeError (``rows_lost``)
+    if the rows do not add up.
+    """
+    with ExitStack() as stack:
+        answers = _Answers(workspace, shard, check)
+        gone: Problem | None = None
+        for file_id in (shard.output_file_id, shard.error_file_id):
+            if not file_id:
+                continue
+            scratch = stack.enter_context(workspace.scratch())
+            try:
+                _fetch(api, file_id, scratch, check)
+            except Gone as error:
+                gone = Problem(code="file_gone", message=f"file {file_id} is gone at the provider: {error}")
+            else:
+                answers.read(scratch, file_id, check)
+        told = _told(shard)
+        if gone is None and answers.lines < told and shard.fetches < MAX_FETCHES:
+            pause = 2.0 * 2**shard.fetches
+            return Move(stage=Stage.ENDED, after=pause, changes={"fetches": shard.fetches + 1})
+        absent = _absent(shard, gone)
+        return _collect(shard, workspace, token, answers, absent, check)
+
+
+def abandon(
+    job: JobRecord,
+    shard: ShardRecord,
+    workspace: Folder,
+    token: str,
+    problem: Problem,
+    *,
+    check: Callable[[], None],
+) -> Move:
+    """Collect a shard without files (given up, or cancelled before it had a batch): each row is ``missing``.
+
+    Raises StorageTrouble, BatchpipeError (``rows_lost``) if the rows do not add up.
+    """
+    absent = _Absent(Outcome.MISSING, raw_error(problem.code, problem.message), {}, problem)
+    answers = _Answers(workspace, shard, check)
+    return _collect(shard, workspace, token, answers, absent, check)
+
+
+class _Absent(msgspec.Struct, frozen=True):
+    """What becomes of rows that have no answer."""
+
+    outcome: Outcome
+    error: bytes | None
+    by_line: dict[int, bytes]  #: errors of the rows that the provider named, by line from 1
+    problem: Problem | None
+
+
+def _absent(shard: ShardRecord, gone: Problem | None) -> _Absent:
+    if shard.error is None and shard.status != Status.FAILED:
+        error = raw_error(gone.code, gone.message) if gone else None
+        return _Absent(Outcome.MISSING, error, {}, gone)
+    problem = shard.error or _refusal(shard.errors)
+    by_line = {error.line: raw_error(error.code, error.message) for error in shard.errors if error.line}
+    return _Absent(Outcome.FAILED, raw_error(problem.code, problem.message), by_line, problem)
+
+
+def _refusal(errors: list[BatchError]) -> Problem:
+    if not errors:
+        return Problem(code="batch_failed", message="the provider refused the batch and did not say why")
+    code = errors[0].code or "batch_failed"
+    return Problem(code=code, message=errors[0].message or "the provider refused the batch")
+
+
+def _told(shard: ShardRecord) -> int:
+    """How many answers the provider says there are, 0 where it does not say."""
+    return (shard.counts.completed or 0) + (shard.counts.failed or 0)
+
+
+def _fetch(api: FilesApi, file_id: str, scratch: Scratch, check: Callable[[], None]) -> None:
+    """Raises Gone, or Unavailable if the file is not as long as the provider says."""
+    try:
+        size = api.file_bytes(file_id)
+    except Gone:
+        size = None  # only if the content is gone too, paid rows are lost
+    got = api.download(file_id, scratch.sink, check)
+    # Some tell 0 for a file that they have not measured; a file cannot be cut shorter than that.
+    if size and got != size:
+        raise Unavailable(f"the downloaded file is cut short: {file_id} has {got} of {size} bytes")
+
+
+class _Answers:
+    """Where the answer to each request is: an index of the files, in the order of the requests."""
+
+    def __init__(self, workspace: Folder, shard: ShardRecord, check: Callable[[], None]) -> None:
+        self.lines = self.duplicates = self.unknown = 0
+        self.usage: dict[str, int] = {}
+        self._files: list[Scratch] = []
+        # Digests, for ids may be long; offset, length, file and ok packed, for tuples are large.
+        self._rows: dict[bytes, int] = {}
+        rows = 0
+        with workspace.reader(shard.file) as requests:
+            for line in _paced(requests, check):
+                self._rows[_digest(custom_id(line))] = 0
+                rows += 1
+        if rows != shard.rows or len(self._rows) != rows:
+            numbers = f"{shard.rows} rows planned, {rows} in its file, {len(self._rows)} ids"
+            raise BatchpipeError(f"shard {shard.index} does not add up: {numbers}", code="rows_lost")
+
+    def read(self, file: Scratch, name: str, check: Callable[[], None]) -> None:
+        """Take the answers of a file in; an ok one wins over another, else the first. Raises Unavailable."""
+        number = len(self._files)
+        self._files.append(file)
+        offset = 0
+        for at, line in enumerate(_paced(file.lines(), check), 1):
+            if line.strip():
+                try:
+                    self._note(line, offset, number)
+                except ValueError as error:
+                    message = f"the downloaded file is cut short: line {at} of {name} is {error}"
+                    raise Unavailable(message) from None
+            offset += len(line)
+
+    def _note(self, line: bytes, offset: int, file: int) -> None:
+        answer = read_answer(line)
+        self.lines += 1
+        key = _digest(answer.custom_id)
+        known = self._rows.get(key)
+        if known is None:
+            self.unknown += 1
+            return
+        if known:
+            self.duplicates += 1
+            if known & 1 or not answer.ok:
+                return
+        self._rows[key] = offset << 34 | len(line) << 2 | file << 1 | answer.ok
+        add_usage(self.usage, answer.usage)
+
+    def __iter__(self) -> Iterator[tuple[bool, bytes] | None]:
+        """For each request in turn whether it is ok and its line, None where there is no answer."""
+        for place in self._rows.values():
+            if not place:
+                yield None
+                continue
+            line = self._files[place >> 1 & 1].at(place >> 34, place >> 2 & 0xFFFFFFFF)
+            yield bool(place & 1), line.rstrip(b"\r\n")
+
+
+def _digest(name: str) -> bytes:
+    return blake2b(name.encode(), digest_size=16).digest()
+
+
+def _collect(
+    shard: ShardRecord,
+    workspace: Folder,
+    token: str,
+    answers: _Answers,
+    absent: _Absent,
+    check: Callable[[], None],
+) -> Move:
+    name = f"collected/{shard.index:05d}-{shard.try_}-{token}.rows"
+    counts = dict.fromkeys(Outcome, 0)
+    with workspace.reader(shard.file) as requests, workspace.writer(name) as out:
+        rows = zip(_paced(requests, check), answers, strict=True)
+        for number, (request, answer) in enumerate(rows, 1):
+            outcome, line = _row(shard, number, request, answer, absent)
+            counts[outcome] += 1
+            out.write(line)
+    if sum(counts.values()) != shard.rows:
+        numbers = ", ".join(f"{count} {outcome}" for outcome, count in counts.items())
+        raise BatchpipeError(f"shard {shard.index} does not add up: {shard.rows} rows, {numbers}", code="rows_lost")
+    changes = {outcome.value: count for outcome, count in counts.items()}
+    return Move(
+        stage=Stage.COLLECTED,
+        changes={**changes, "usage": answers.usage, "collected_file": name, "error": absent.problem},
+        events=_anomalies(shard, answers, absent),
+    )
+
+
+def _row(
+    shard: ShardRecord, number: int, request: bytes, answer: tuple[bool, bytes] | None, absent: _Absent
+) -> tuple[Outcome, bytes]:
+    """The outcome of a row and its line in the collected file."""
+    if answer is None:
+        error = absent.by_line.get(number, absent.error)
+        line = error_line(custom_id(request), absent.outcome, shard.round, None, error)
+        return absent.outcome, b"-%s\n" % line
+    ok, raw = answer
+    if ok:
+        return Outcome.OK, b"+%s\n" % raw
+    found = read_answer(raw)
+    line = error_line(found.custom_id, Outcome.FAILED, shard.round, found.response, found.error)
+    return Outcome.FAILED, b"-%s\n" % line
+
+
+def _anomalies(shard: ShardRecord, answers: _Answers, absent: _Absent) -> list[tuple[str, dict[str, int]]]:
+    told = _told(shard)
+    short = max(told - answers.lines, 0)
+    if not (answers.duplicates or answers.unknown or short):
+        return []
+    return [
+        (
+            "anomaly",
+            {
+                "lines": answers.lines,
+                "told": told,
+                "short": short,
+                "duplicates": answers.duplicates,
+                "unknown": answers.unknown,
+            },
+        )
+    ]
+
+
+def _paced(lines: Iterator[bytes] | BinaryIO, check: Callable[[], None]) -> Iterator[bytes]:
+    """The same lines, with a call of ``check`` now and then."""
+    pace = Pacer(check)
+    for line in lines:
+        pace(line)
+        yield line

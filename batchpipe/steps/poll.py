@@ -1,0 +1,139 @@
+"""The poll step: one look at a batch. It holds no worker while it waits; the task comes back by countdown."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from batchpipe.errors import Gone, Refused
+from batchpipe.jobs import BatchError, Counts, JobRecord, Move, Problem, ShardRecord, Stage, Status
+
+#: So often in a row a batch must be unknown to the provider before we believe it.
+MAX_GONE = 3
+
+_TOKEN_LIMIT = "token_limit_exceeded"
+
+
+@dataclass(frozen=True)
+class Pace:
+    """Bounds of the pause between two looks, in seconds."""
+
+    shortest: float
+    longest: float
+
+    def after(self, age: float) -> float:
+        """A tenth of the batch's age, within the bounds, with a tenth of jitter: many shards must not march in step."""
+        pause = min(max(age / 10, self.shortest), self.longest)
+        return min(pause * random.uniform(1.0, 1.1), self.longest)
+
+
+class Batch(Protocol):
+    """What this step reads of the provider's batch object."""
+
+    @property
+    def status(self) -> str | None: ...
+    @property
+    def output_file_id(self) -> str | None: ...
+    @property
+    def error_file_id(self) -> str | None: ...
+    @property
+    def counts(self) -> Counts: ...
+    @property
+    def errors(self) -> list[BatchError]: ...
+
+
+class BatchApi(Protocol):
+    """What this step may do at the provider."""
+
+    def retrieve(self, batch_id: str) -> Batch: ...
+    def cancel_batch(self, batch_id: str) -> Batch: ...
+
+
+def poll(
+    job: JobRecord, shard: ShardRecord, api: BatchApi, *, now: float, pace: Pace, may_look: Callable[[], float]
+) -> Move | Problem:
+    """Look once. Answers where to go, or the Problem with which the batch is gone for good.
+
+    ``may_look`` answers the seconds until this account may ask again (0: now).
+    Raises Unavailable, Paused, Refused.
+    """
+    pause = pace.after(now - (shard.created_at or now))
+    if not job.cancel and _is_fresh(shard, now, pace):
+        return Move(stage=Stage.CREATED, after=pause)
+    wait = may_look()
+    if wait > 0:
+        return Move(stage=Stage.CREATED, after=max(wait, min(pause, 2 * pace.shortest)))
+    try:
+        batch = _cancelled_or_read(job, shard, api)
+    except Gone as error:
+        if shard.unfound + 1 < MAX_GONE:  # a read may lag behind the create
+            return Move(stage=Stage.CREATED, after=pause, changes={"unfound": shard.unfound + 1})
+        return Problem(code="batch_gone", message=f"the provider no longer knows {shard.batch_id}: {error}")
+    return _moved(job, shard, batch, now, pause)
+
+
+def _is_fresh(shard: ShardRecord, now: float, pace: Pace) -> bool:
+    """Somebody (create) has just read the status: no need to ask again."""
+    return (
+        shard.snapshot_at is not None
+        and shard.status not in Status.FINAL
+        and now - shard.snapshot_at < pace.shortest / 2
+    )
+
+
+def _cancelled_or_read(job: JobRecord, shard: ShardRecord, api: BatchApi) -> Batch:
+    batch_id = shard.batch_id or ""
+    if job.cancel and not shard.cancel_sent:
+        try:
+            return api.cancel_batch(batch_id)
+        except Refused as error:
+            if isinstance(error, Gone):
+                raise
+            # it has ended already: read it
+    return api.retrieve(batch_id)
+
+
+def _moved(job: JobRecord, shard: ShardRecord, batch: Batch, now: float, pause: float) -> Move:
+    changes: dict[str, Any] = {
+        "status": batch.status,
+        "counts": batch.counts,
+        "snapshot_at": now,
+        "cancel_sent": job.cancel and batch.status in {"cancelling", *Status.FINAL},
+        "unfound": 0,
+    }
+    events = [("status", {"batch_id": shard.batch_id, "status": batch.status})] if batch.status != shard.status else []
+    if batch.status not in Status.FINAL:
+        return Move(stage=Stage.CREATED, after=pause, changes=changes, events=events)
+    if batch.status == Status.FAILED and not job.cancel and any(e.code == _TOKEN_LIMIT for e in batch.errors):
+        return _create_again(shard, batch, events)
+    changes |= {
+        "output_file_id": batch.output_file_id,
+        "error_file_id": batch.error_file_id,
+        "errors": batch.errors,
+    }
+    return Move(stage=Stage.ENDED, changes=changes, events=events)
+
+
+def _create_again(shard: ShardRecord, batch: Batch, events: list[tuple[str, dict[str, Any]]]) -> Move:
+    """The provider's queue was full and no row ran: a new batch from the same file, under a new key, later."""
+    message = next((e.message for e in batch.errors if e.code == _TOKEN_LIMIT), None) or _TOKEN_LIMIT
+    return Move(
+        stage=Stage.UPLOADED,
+        after=min(5.0 * 2 ** min(shard.backoff, 10), 600.0),
+        changes={
+            "try_": shard.try_ + 1,
+            "spent": [*shard.spent, shard.batch_id],
+            "batch_id": None,
+            "intent_at": None,
+            "calls": None,
+            "empty_at": None,
+            "status": None,
+            "counts": None,
+            "snapshot_at": None,
+            "backoff": shard.backoff + 1,
+            "trouble": Problem(code=_TOKEN_LIMIT, message=message),
+        },
+        events=[*events, ("token_limit", {"message": message})],
+    )

@@ -1,0 +1,28 @@
+"""The only place that touches files: local paths and fsspec URLs.
+
+A file under a name is always whole: it is written elsewhere first and takes its name when it is complete.
+Foreign trouble becomes ours: what may pass is ``StorageTrouble``, the user's mistakes are ``InvalidInput``.
+"""
+
+from __future__ import annotations
+
+from batchpipe.storage.backends import Pacer, local_path, read_lines
+from batchpipe.storage.drafts import Draft
+from batchpipe.storage.folder import Folder, Scratch, temporary
+from batchpipe.storage.inputs import allowed, check_allowed, input_info, open_input
+from batchpipe.storage.repeats import RepeatFinder
+
+__all__ = [
+    "Draft",
+    "Folder",
+    "Pacer",
+    "RepeatFinder",
+    "Scratch",
+    "allowed",
+    "check_allowed",
+    "input_info",
+    "local_path",
+    "open_input",
+    "read_lines",
+    "temporary",
+]

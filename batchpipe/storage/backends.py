@@ -1,0 +1,196 @@
+"""Local files and fsspec behind one way of opening, and of telling what went wrong."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, BinaryIO, cast
+from urllib.parse import unquote, urlsplit
+
+import fsspec
+
+from batchpipe.errors import BatchpipeError, InvalidInput, SettingsError, StorageTrouble
+
+#: Bytes that a reader or writer of a local file holds back; 64 of them may be open at once.
+LOCAL_BUFFER = 1 << 17
+#: The same for remote files. 5 MiB is the smallest part that S3 takes.
+REMOTE_READ, REMOTE_WRITE = 1 << 20, 5 << 20
+
+#: Their files appear when they are complete, and they have no folders.
+OBJECT_STORES = frozenset({"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "oss"})
+_EXTRAS = {"http": "http", "https": "http", "s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
+_EXTRAS |= dict.fromkeys(("abfs", "abfss", "az", "adl"), "azure")
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*(::[A-Za-z][A-Za-z0-9+.-]*)*://")
+_PACE = 1 << 20
+_LOCAL = ("file", "local")
+
+
+def local_path(url: str) -> str | None:
+    """The path that a plain path or a ``file://`` URL means; None for a URL of another kind."""
+    if not _URL.match(url):
+        return url
+    parts = urlsplit(url)
+    if parts.scheme.lower() not in _LOCAL or parts.netloc not in ("", "localhost"):
+        return None
+    return unquote(parts.path)
+
+
+def read_lines(stream: BinaryIO, limit: int = -1) -> Iterator[bytes]:
+    r"""The lines of a stream without their ``\n``, split at ``\n`` only; the last one may lack it.
+
+    With a ``limit`` (bytes, newline included) a longer line comes in pieces of that size, so that a file
+    without newlines does not fill the memory.
+    """
+    source = stream if limit < 0 else iter(partial(stream.readline, limit), b"")
+    for line in source:
+        yield line[:-1] if line.endswith(b"\n") else line
+
+
+class Pacer:
+    """Calls ``check`` now and then while lines go by: about every MB, and at least every 1,024 lines."""
+
+    def __init__(self, check: Callable[[], None]) -> None:
+        self._check = check
+        self._left = _PACE
+
+    def __call__(self, line: bytes) -> None:
+        self._left -= len(line) + 1024
+        if self._left < 0:
+            self._left = _PACE
+            self._check()
+
+
+def scheme(url: str) -> str:
+    return re.split(r"::|://", url, maxsplit=1)[0].lower()
+
+
+def filesystem(url: str) -> tuple[Any, str]:
+    """The filesystem of a URL and the path in it. Not to be kept: fsspec has one for each thread and fork."""
+    kind = scheme(url)
+    options: dict[str, Any] = {}
+    try:
+        if kind in OBJECT_STORES:
+            options["use_listings_cache"] = False
+        elif kind in ("http", "https"):
+            from aiohttp import ClientTimeout
+
+            # The default ends every transfer after five minutes, however well it goes.
+            options["client_kwargs"] = {"timeout": ClientTimeout(total=None, sock_connect=30, sock_read=60)}
+        fs, path = fsspec.core.url_to_fs(url, **options)
+    except ImportError as error:
+        extra = _EXTRAS.get(kind)
+        hint = f'pip install "batchpipe[{extra}]"' if extra else str(error)
+        raise SettingsError(f"{url}: a package for {kind}:// is missing: {hint}") from error
+    except ValueError as error:
+        raise InvalidInput(f"{url}: no path or URL that can be used: {error}", code="url_unknown") from error
+    return fs, path
+
+
+def open_file(url: str, buffer: int) -> BinaryIO:
+    """Open for reading; the caller closes it. Raises StorageTrouble with its cause."""
+    if (path := local_path(url)) is not None:
+        with told(path):
+            return open(path, "rb", buffering=buffer)
+    with foreign(url):
+        fs, remote = filesystem(url)
+        # From the web by a single GET (given a size it does not look first, which not every site allows);
+        # elsewhere by ranges of our own buffer's size, for theirs are up to 50 MB.
+        how = {"block_size": 0, "size": 1} if scheme(url) in ("http", "https") else {"cache_type": "none"}
+        file = fs.open(remote, "rb", **how)
+    return cast(BinaryIO, io.BufferedReader(_Reader(file, url), REMOTE_READ))
+
+
+class _Reader(io.RawIOBase):
+    """A file of fsspec; whatever it raises becomes StorageTrouble."""
+
+    def __init__(self, file: Any, where: str) -> None:
+        self._file = file
+        self._where = where
+        # memory:// has one file object, so one position, for all who have it open.
+        self._at = 0 if isinstance(file, io.BytesIO) else None
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return bool(self._file.seekable())
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        with foreign(self._where):
+            if self._at is not None and whence == io.SEEK_CUR:
+                offset, whence = offset + self._at, io.SEEK_SET
+            at = int(self._file.seek(offset, whence))
+        self._at = None if self._at is None else at
+        return at
+
+    def tell(self) -> int:
+        return int(self._file.tell()) if self._at is None else self._at
+
+    def readinto(self, buffer: Any) -> int:
+        with foreign(self._where):
+            if self._at is not None:
+                self._file.seek(self._at)
+            data = self._file.read(len(buffer))
+        buffer[: len(data)] = data
+        if self._at is not None:
+            self._at += len(data)
+        return len(data)
+
+    def close(self) -> None:
+        if not self.closed:
+            self._file.close()
+        super().close()
+
+
+class Sink(io.RawIOBase):
+    """A file that others write: whatever it raises becomes StorageTrouble. Closing this does not close it."""
+
+    def __init__(self, file: Any, where: str) -> None:
+        self._file = file
+        self._where = where
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        with foreign(self._where):
+            self._file.write(data)
+        return len(data)
+
+
+@contextmanager
+def told(where: str) -> Iterator[None]:
+    """Around what uses local files: an OSError becomes StorageTrouble."""
+    try:
+        yield
+    except OSError as error:
+        raise trouble(error, where) from error
+
+
+@contextmanager
+def foreign(where: str) -> Iterator[None]:
+    """Around calls of fsspec only: each of its storages raises errors of its own."""
+    try:
+        yield
+    except BatchpipeError:
+        raise
+    except Exception as error:
+        cause: BaseException = error
+        if isinstance(error, FileNotFoundError) and error.__cause__ is not None:
+            cause = error.__cause__  # its http calls every trouble "not found"
+        raise trouble(cause, where) from cause
+
+
+def trouble(error: BaseException, where: str) -> StorageTrouble:
+    if isinstance(error, FileNotFoundError):
+        return StorageTrouble(f"{where}: no such file", code="file_missing")
+    return StorageTrouble(f"{where}: {reason(error)}")
+
+
+def reason(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror.lower()
+    return f"{type(error).__name__}: {error}".rstrip(": ")

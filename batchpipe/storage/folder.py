@@ -1,0 +1,276 @@
+"""A place for our files, local or remote."""
+
+from __future__ import annotations
+
+import errno
+import os
+import posixpath
+import secrets
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
+from typing import Any, BinaryIO, cast
+
+from batchpipe.errors import BatchpipeError, InvalidInput, StorageTrouble
+from batchpipe.storage.backends import (
+    LOCAL_BUFFER,
+    OBJECT_STORES,
+    REMOTE_READ,
+    Sink,
+    filesystem,
+    foreign,
+    local_path,
+    open_file,
+    scheme,
+    told,
+)
+from batchpipe.storage.drafts import Draft, LocalDraft, RemoteDraft
+
+#: What a person has to repair, not time.
+_UNWRITABLE = (
+    PermissionError,
+    FileNotFoundError,
+    FileExistsError,
+    NotADirectoryError,
+    IsADirectoryError,
+    NotImplementedError,
+)
+
+
+class Folder:
+    """A place for files: a local folder, or an fsspec URL such as ``s3://bucket/jobs`` or ``memory://jobs``.
+
+    A ``private`` folder makes files that only their owner may read (0600, folders 0700); where the storage
+    has its own rules, those hold. Names are relative, with ``/`` between their parts. Every method may raise
+    StorageTrouble.
+    """
+
+    def __init__(self, url: str, *, private: bool = False) -> None:
+        self.url = url
+        self.private = private
+        self._local = local_path(url)
+
+    def __repr__(self) -> str:
+        return f"Folder({self.url!r})"
+
+    @property
+    def is_local(self) -> bool:
+        return self._local is not None
+
+    @property
+    def max_open(self) -> int:
+        """How many files may be open at once within a few dozen MB of buffers."""
+        return 64 if self.is_local else 8
+
+    def child(self, name: str) -> Folder:
+        """The folder of this name in this one, as private as this one."""
+        return Folder(self.path(name), private=self.private)
+
+    def path(self, name: str = "") -> str:
+        """The full path or URL of a name; raises ValueError for a name that leads out of the folder."""
+        if name.startswith("/") or ".." in name.split("/"):
+            raise ValueError(f"not a name inside a folder: {name!r}")
+        if self._local is not None:
+            return os.path.join(self._local, name) if name else self._local
+        base = self.url if self.url.endswith("://") else self.url.rstrip("/") + "/"
+        return base + name if name else self.url
+
+    def make(self) -> None:
+        """Make the folder and those above it that are missing."""
+        with foreign(self.url):
+            if self._local is not None:
+                _make_folders(self._local, 0o700 if self.private else 0o777)
+            elif scheme(self.url) not in OBJECT_STORES:
+                fs, path = filesystem(self.url)
+                fs.makedirs(path, exist_ok=True)
+
+    def exists(self, name: str = "") -> bool:
+        path = self.path(name)
+        if self._local is not None:
+            return os.path.lexists(path)
+        with foreign(path):
+            fs, remote = filesystem(path)
+            return bool(fs.exists(remote))
+
+    def size(self, name: str) -> int:
+        """Bytes; raises StorageTrouble (``file_missing``) if it is not there."""
+        path = self.path(name)
+        with foreign(path):
+            if self._local is not None:
+                return os.stat(path).st_size
+            fs, remote = filesystem(path)
+            return int(fs.info(remote)["size"])
+
+    def remove(self, name: str) -> None:
+        """Remove a file, or a folder with all that is in it; no error if it is not there."""
+        path = self.path(name)
+        with foreign(path), suppress(FileNotFoundError):
+            if self._local is None:
+                fs, remote = filesystem(path)
+                fs.rm(remote, recursive=True)
+            elif os.path.isdir(path) and not os.path.islink(path):
+                shutil.rmtree(path)
+            else:
+                os.unlink(path)
+
+    def names(self, sub: str = "") -> list[str]:
+        """The names in the folder, or in the folder ``sub`` of it, sorted; none if it is not there."""
+        path = self.path(sub)
+        with foreign(path), suppress(FileNotFoundError):
+            if self._local is not None:
+                return sorted(os.listdir(path))
+            fs, remote = filesystem(path)
+            return sorted(posixpath.basename(item.rstrip("/")) for item in fs.ls(remote, detail=False))
+        return []
+
+    @contextmanager
+    def reader(self, name: str) -> Iterator[BinaryIO]:
+        """Open a file for reading, buffered and seekable; raises StorageTrouble (``file_missing``)."""
+        path = self.path(name)
+        stream = open_file(path, LOCAL_BUFFER)
+        with closing(stream), told(path):
+            yield stream
+
+    def draft(self, name: str) -> Draft:
+        """Begin a file; the folders that it needs are made. See ``Draft``."""
+        path = self.path(name)
+        if self._local is None:
+            return RemoteDraft(path)
+        parent = Folder(os.path.dirname(path), private=self.private)
+        parent.make()
+        return LocalDraft(path, 0o600 if self.private else 0o666)
+
+    @contextmanager
+    def writer(self, name: str) -> Iterator[BinaryIO]:
+        """Write a file that appears, whole, when the block ends, and not at all if the block raises."""
+        draft = self.draft(name)
+        try:
+            with told(self.path(name)):
+                yield draft.file
+        except BaseException:
+            draft.discard()
+            raise
+        draft.commit()
+
+    def remove_drafts(self, name: str) -> None:
+        """Remove what killed writers of this name left behind. Only its present owner may call this."""
+        base = posixpath.basename(name)
+        folder = posixpath.dirname(name)
+        for other in self.names(folder):
+            if other.startswith(f".{base}.") and other.endswith(".part"):
+                self.remove(posixpath.join(folder, other))
+
+    @contextmanager
+    def local_copy(self, name: str, check: Callable[[], None] = lambda: None) -> Iterator[str]:
+        """The path of a local file with this content: itself, or a private copy for the length of the block.
+
+        ``check`` is called about once a MB while copying; what it raises ends the copying.
+        """
+        path = self.path(name)
+        if self._local is not None:
+            yield path
+            return
+        with told(path), tempfile.NamedTemporaryFile(prefix="batchpipe-") as copy:
+            with closing(open_file(path, REMOTE_READ)) as source:
+                while block := source.read(REMOTE_READ):
+                    copy.write(block)
+                    check()
+            copy.flush()
+            yield copy.name
+
+    @contextmanager
+    def scratch(self) -> Iterator[Scratch]:
+        """A nameless local file, in this folder if that is local; gone after the block or the process."""
+        if self._local is not None:
+            self.make()
+        with temporary(self._local) as file:
+            yield file
+
+    def append_line(self, name: str, line: bytes) -> None:
+        """Add one line to a local file in one write; a line that a crash cut off stays by itself."""
+        path = self.path(name)
+        if self._local is None:
+            raise BatchpipeError(f"{path}: lines can be appended to local files only")
+        Folder(os.path.dirname(path), private=self.private).make()
+        with told(path):
+            handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600 if self.private else 0o666)
+            with os.fdopen(handle, "r+b", 0) as file:
+                end = os.fstat(handle).st_size
+                cut = end > 0 and os.pread(handle, 1, end - 1) != b"\n"
+                file.write((b"\n" if cut else b"") + line.rstrip(b"\n") + b"\n")
+                os.fsync(handle)
+
+    def check_writable(self, *names: str) -> None:
+        """Make the folder and try to write in it.
+
+        Raises InvalidInput (``output_unwritable``) if that cannot be, or if a folder has one of ``names``.
+        """
+        probe = f".batchpipe-{secrets.token_hex(4)}"
+        try:
+            self.make()
+            with self.writer(probe) as file:
+                file.write(b"\n")
+            self.remove(probe)
+        except StorageTrouble as error:
+            cause = error.__cause__
+            if isinstance(cause, _UNWRITABLE) or getattr(cause, "errno", None) == errno.EROFS:
+                raise _unwritable(f"{error}; give a folder that can be written to") from error
+            raise
+        for name in names:
+            if self._local is not None and os.path.isdir(self.path(name)):
+                raise _unwritable(f"{self.path(name)}: is a directory; move it away or choose another output")
+
+
+@contextmanager
+def temporary(folder: str | None = None) -> Iterator[Scratch]:
+    """A nameless file in a local folder, else where temporary files live; gone with the block or process."""
+    where = folder or tempfile.gettempdir()
+    with told(where), tempfile.TemporaryFile(dir=where) as file:
+        yield Scratch(file, where)
+
+
+class Scratch:
+    """A nameless local file: filled through ``sink``, then read from the start or at any place."""
+
+    def __init__(self, file: Any, where: str) -> None:
+        self._file = file
+        self._where = where
+        self._unflushed = False
+        self.sink = cast(BinaryIO, Sink(self, where))
+
+    def write(self, data: bytes) -> None:
+        """Add to its end; raises OSError, where the ``sink`` raises StorageTrouble."""
+        self._unflushed = True
+        self._file.write(data)
+
+    def lines(self) -> Iterator[bytes]:
+        r"""Its lines, each with its ``\n``."""
+        with told(self._where):
+            self._file.seek(0)
+            self._unflushed = False
+        return iter(self._file)
+
+    def at(self, offset: int, length: int) -> bytes:
+        """``length`` bytes from ``offset``."""
+        with told(self._where):
+            if self._unflushed:
+                self._file.flush()
+                self._unflushed = False
+            return os.pread(self._file.fileno(), length, offset)
+
+
+def _unwritable(message: str) -> InvalidInput:
+    return InvalidInput(message, field="output", code="output_unwritable")
+
+
+def _make_folders(path: str, mode: int) -> None:
+    """Like os.makedirs, but with this mode for every folder that it makes."""
+    try:
+        os.mkdir(path, mode)
+    except FileNotFoundError:
+        _make_folders(os.path.dirname(path), mode)
+        _make_folders(path, mode)
+    except FileExistsError:
+        if not os.path.isdir(path):
+            raise

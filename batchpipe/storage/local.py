@@ -1,0 +1,57 @@
+"""Files that are always local: uploads in progress, spooled input, logs, locks."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, BinaryIO
+
+from batchpipe.storage.backends import told
+from batchpipe.storage.folder import Folder
+
+
+@contextmanager
+def local_reader(folder: Folder, name: str) -> Iterator[BinaryIO]:
+    """A seekable local handle of a file, wherever it lies: what an upload streams from. Raises StorageTrouble."""
+    with folder.local_copy(name) as path, told(path), open(path, "rb") as handle:
+        yield handle
+
+
+@contextmanager
+def spooled(lines: Iterable[bytes]) -> Iterator[str]:
+    """The path of a private file with these lines, for the length of the block."""
+    with told(tempfile.gettempdir()), tempfile.NamedTemporaryFile(prefix="batchpipe-", suffix=".jsonl") as file:
+        file.writelines(lines)
+        file.flush()
+        yield file.name
+
+
+def open_log(path: Path) -> IO[bytes]:
+    """A private log file, for appending; the folders that it needs are made."""
+    with told(str(path)):
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab")
+
+
+@contextmanager
+def hold_lock(path: Path, *, wait: bool = False) -> Iterator[bool]:
+    """Hold a lock between processes for the length of the block; False if another has it and ``wait`` is not set.
+
+    The system frees it when its holder ends, however that ends.
+    """
+    with told(str(path)):
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            held = True
+        except BlockingIOError:
+            held = False
+    try:
+        yield held
+    finally:
+        os.close(handle)

@@ -1,0 +1,12 @@
+"""The records in Redis: the truth about every job and shard. The only importer of redis.
+
+Every write that more than one worker could make at once is a Lua script (``scripts/``); most are written so
+that the client may repeat them after a lost answer.
+"""
+
+from __future__ import annotations
+
+from batchpipe.store.leases import Lease, Refused, Renewal, host_clock
+from batchpipe.store.store import Pause, Raised, Settled, Store
+
+__all__ = ["Lease", "Pause", "Raised", "Refused", "Renewal", "Settled", "Store", "host_clock"]

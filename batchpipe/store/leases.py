@@ -1,0 +1,117 @@
+"""What a claim answers, and the lease that is held and kept alive while a step works."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Protocol, Self
+
+from batchpipe.errors import LeaseLost, StoreUnavailable
+from batchpipe.jobs import JobRecord, ShardRecord
+
+logger = logging.getLogger(__name__)
+
+
+def host_clock() -> float:
+    """Seconds that go on while this machine sleeps or this process is frozen (a suspended laptop is late, too)."""
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
+
+
+@dataclass(frozen=True)
+class Refused:
+    """A claim that was not granted. ``after``: seconds until the lease or the time that stands in the way."""
+
+    why: str  #: gone, epoch, stage, lease or early
+    after: float = 0.0
+
+
+@dataclass(frozen=True)
+class Renewal:
+    """What a holder learns from each write: somebody wanted to wake it, or the job is being cancelled."""
+
+    wake: bool = False
+    cancel: bool = False
+
+
+NO_NEWS = Renewal()
+
+
+class Renewer(Protocol):
+    """The part of the store that a lease needs."""
+
+    def renew(self, lease: Lease) -> tuple[float, Renewal]: ...
+
+
+@dataclass
+class Lease:
+    """The right to work on one record. As a context manager it renews itself in the background.
+
+    A renewal that Redis refuses, or that comes too late by our own clock, ends it: ``check()`` then raises
+    ``LeaseLost``. A frozen process renews nothing, so whoever thaws late finds its lease ended.
+    """
+
+    store: Renewer
+    job: JobRecord
+    shard: ShardRecord | None
+    token: str
+    seconds: float  #: how long it lasts without renewal
+    confirmed: float = field(default_factory=host_clock)  #: our clock before the last answer that granted it
+    news: Renewal = NO_NEWS
+    lost: bool = False
+    _stop: threading.Event = field(default_factory=threading.Event)
+    _thread: threading.Thread | None = None
+
+    @property
+    def index(self) -> int:
+        return self.shard.index if self.shard is not None else -1
+
+    def age(self) -> float:
+        """Seconds since Redis last confirmed this lease, by our own clock."""
+        return host_clock() - self.confirmed
+
+    def too_late_to_call(self) -> bool:
+        """True when more than half of the lease is gone: a call that costs money must not go out any more."""
+        return self.lost or self.age() > self.seconds / 2
+
+    def check(self) -> None:
+        """Raises LeaseLost if this lease has ended. Cheap: no call goes out."""
+        if self.lost or self.age() > self.seconds:
+            raise LeaseLost
+
+    def __enter__(self) -> Self:
+        self._thread = threading.Thread(target=self._keep, name=f"lease-{self.job.id}/{self.index}", daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """End the renewals, before the turn is ended in Redis."""
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+    def _keep(self) -> None:
+        while not self._stop.wait(self.seconds / 3):
+            before = host_clock()
+            try:
+                self.seconds, self.news = self._renewed()
+            except StoreUnavailable as error:
+                logger.warning("lease not renewed: %s", error, extra={"job": self.job.id, "shard": self.index})
+                continue
+            except LeaseLost:
+                self.lost = True
+                return
+            self.confirmed = before
+
+    def _renewed(self) -> tuple[float, Renewal]:
+        left, news = self.store.renew(self)
+        # near the stage's own deadline a renewal grants less than a lease; it never becomes longer than one
+        return min(self.seconds, left), news

@@ -1,0 +1,30 @@
+-- End a turn: new stage, fields and time, and the lease is released. Fenced by the token.
+-- ARGV: skew, prefix, id, member, job member, token, stage, wait, tries ('keep'|'refund'|'reset'), lease,
+-- merge task ids, fields...
+-- -> {'ok', wake, cancel, epoch of merge or 0} | {'lost'}
+local now = clock(ARGV[1])
+local rec, job, due = KEYS[1], KEYS[2], KEYS[3]
+local token, stage, wait, lease = ARGV[6], ARGV[7], tonumber(ARGV[8]), ARGV[10]
+if get(rec, 'last') == token then return { 'ok', 0, 0, 0 } end -- repeated by the client after a lost answer
+if not holds(rec, token, now) then return { 'lost' } end
+write(rec, 12)
+release(rec)
+redis.call('HSET', rec, 'last', token)
+if ARGV[9] == 'refund' then
+  if tonumber(get(rec, 'tries') or '0') > 0 then redis.call('HINCRBY', rec, 'tries', -1) end
+elseif ARGV[9] == 'reset' then
+  redis.call('HSET', rec, 'tries', '0', 'lost', '0')
+end
+set_stage(rec, stage, now)
+local wake, cancel = flag(rec, 'wake'), flag(job, 'cancel')
+if stage == 'collected' then
+  redis.call('ZREM', due, ARGV[4])
+  local open = redis.call('HINCRBY', job, 'open', -1)
+  if open == 0 and get(job, 'stage') == 'running' then
+    return { 'ok', 0, cancel, finalize(job, ARGV[2], ARGV[3], due, ARGV[5], lease, now, ARGV[11]) }
+  end
+  return { 'ok', 0, cancel, 0 }
+end
+if wake == 1 then wait = 0 end
+set_due(rec, due, ARGV[4], lease, now, wait)
+return { 'ok', wake, cancel, 0 }

@@ -1,0 +1,28 @@
+-- Take the lease on a record. ARGV: skew, prefix, id, epoch, ',stage,stage,', enter ('' or the stage to go to),
+-- token, lease, deadline, member
+-- -> {'ok', record, job, seconds} | {'gone'|'epoch'|'stage'} | {'lease'|'early', seconds}
+-- The order of the checks matters: a message of another epoch must not wait for somebody else's lease.
+local now = clock(ARGV[1])
+local token, lease, deadline = ARGV[7], tonumber(ARGV[8]), tonumber(ARGV[9])
+local rec, job = KEYS[1], KEYS[2]
+if redis.call('EXISTS', rec) == 0 or redis.call('EXISTS', job) == 0 then return { 'gone' } end
+if get(rec, 'epoch') ~= ARGV[4] then return { 'epoch' } end
+local stage = get(rec, 'stage')
+if string.find(ARGV[5], ',' .. stage .. ',', 1, true) == nil or get(rec, 'told') == '1' then return { 'stage' } end
+if get(rec, 'token') ~= token then -- else: our own claim, repeated by the client after a lost answer
+  if leased(rec, now) then return { 'lease', num(tonumber(get(rec, 'lease_until')) - now) } end
+  local early = tonumber(get(rec, 'next_at') or '0') - now
+  -- Celery's countdown runs on host clocks: a little early counts as due
+  if early > math.max(2, tonumber(get(rec, 'wait') or '0') / 10) then return { 'early', num(early) } end
+  if get(rec, 'token') then
+    redis.call('HINCRBY', rec, 'lost', 1) -- its holder vanished; that try was counted when it claimed
+  else
+    redis.call('HINCRBY', rec, 'tries', 1)
+  end
+end
+local ends = math.min(now + lease, now + deadline)
+redis.call('HSET', rec, 'token', token, 'lease_until', num(ends), 'lease_end', num(now + deadline), 'pubs', '0')
+redis.call('HDEL', rec, 'wake')
+if ARGV[6] ~= '' then set_state(rec, ARGV[2], ARGV[3], ARGV[6], now) end
+redis.call('ZADD', KEYS[3], num(ends), ARGV[10])
+return { 'ok', redis.call('HGETALL', rec), redis.call('HGETALL', job), num(ends - now) }

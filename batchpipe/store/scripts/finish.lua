@@ -1,0 +1,13 @@
+-- Fix a job's end. The cancel flag wins. The lease stays: the holder goes on to tell, and the job stays due.
+-- ARGV: skew, prefix, id, token, state, fields...   -> {'ok', state} | {'lost'}
+local now = clock(ARGV[1])
+if not holds(KEYS[1], ARGV[4], now) then return { 'lost' } end
+local stage = get(KEYS[1], 'stage')
+if ENDED[stage] then return { 'ok', stage } end
+write(KEYS[1], 6)
+local state = ARGV[5]
+if flag(KEYS[1], 'cancel') == 1 then state = 'cancelled' end
+set_state(KEYS[1], ARGV[2], ARGV[3], state, now)
+redis.call('HSET', KEYS[1], 'ended_at', num(now))
+redis.call('HDEL', KEYS[1], 'trouble')
+return { 'ok', state }

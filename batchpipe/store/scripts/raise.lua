@@ -1,0 +1,28 @@
+-- Void all messages of a record and take a new epoch for new ones. ARGV: skew, member, lease, task ids, if due
+-- -> {'ok', epoch, stage, queue, old task ids} | {'lease'} a wake mark is left | {'later'|'ended'|'gone'}
+local now = clock(ARGV[1])
+local rec, due = KEYS[1], KEYS[3]
+if redis.call('EXISTS', rec) == 0 or redis.call('EXISTS', KEYS[2]) == 0 then
+  redis.call('ZREM', due, ARGV[2])
+  return { 'gone' }
+end
+local stage = get(rec, 'stage')
+if stage == 'collected' or stage == 'running' or get(rec, 'told') == '1' then
+  redis.call('ZREM', due, ARGV[2])
+  return { 'ended' }
+end
+if ARGV[5] == '1' then
+  local score = redis.call('ZSCORE', due, ARGV[2])
+  if score and tonumber(score) > now then return { 'later' } end
+end
+if leased(rec, now) then
+  redis.call('HSET', rec, 'wake', '1')
+  return { 'lease' }
+end
+local old = get(rec, 'task_ids') or '[]'
+local epoch = redis.call('HINCRBY', rec, 'epoch', 1)
+redis.call('HINCRBY', rec, 'pubs', 1)
+redis.call('HSET', rec, 'task_ids', ARGV[4])
+redis.call('HDEL', rec, 'wake')
+set_due(rec, due, ARGV[2], ARGV[3], now, 0)
+return { 'ok', epoch, stage, get(KEYS[2], 'queue') or '', old }

@@ -1,0 +1,26 @@
+-- Record a new job, unless its key is taken or its output is another unfinished job's.
+-- KEYS 1 job, 3 due; 4 the idempotency key's key (or the job's own), 5 the output's key.
+-- ARGV: skew, prefix, id, member, lease, again, fields...   -> {'ok'|'exists'|'output', id}
+local now = clock(ARGV[1])
+local prefix, id, again = ARGV[2], ARGV[3], ARGV[6]
+if redis.call('EXISTS', KEYS[1]) == 1 then return { 'ok', id } end -- repeated by the client after a lost answer
+if KEYS[4] ~= KEYS[1] then
+  local first = redis.call('GET', KEYS[4])
+  -- `again` is '1', or the id of the one job that may be replaced
+  if first and redis.call('EXISTS', prefix .. 'job:' .. first) == 1 and again ~= '1' and again ~= first then
+    return { 'exists', first }
+  end
+end
+local owner = redis.call('GET', KEYS[5])
+if owner then
+  local state = get(prefix .. 'job:' .. owner, 'stage')
+  if state and not ENDED[state] then return { 'output', owner } end
+end
+if KEYS[4] ~= KEYS[1] then redis.call('SET', KEYS[4], id) end
+redis.call('SET', KEYS[5], id)
+write(KEYS[1], 7)
+redis.call('HSET', KEYS[1], 'created_at', num(now))
+redis.call('ZADD', prefix .. 'jobs', num(now), id)
+redis.call('ZADD', prefix .. 'jobs:pending', num(now), id)
+set_due(KEYS[1], KEYS[3], ARGV[4], ARGV[5], now, 0)
+return { 'ok', id }

@@ -1,0 +1,22 @@
+-- Nothing is left to do for an ended job: it leaves the due set, and its records expire.
+-- ARGV: skew, prefix, id, member, token, seconds to live   -> {'ok'} | {'lost'}
+local now = clock(ARGV[1])
+local prefix, id, ttl = ARGV[2], ARGV[3], ARGV[6]
+if flag(KEYS[1], 'told') == 1 then return { 'ok' } end
+if not holds(KEYS[1], ARGV[5], now) then return { 'lost' } end
+release(KEYS[1])
+redis.call('HSET', KEYS[1], 'told', '1')
+redis.call('ZREM', KEYS[3], ARGV[4])
+redis.call('EXPIRE', KEYS[1], ttl)
+redis.call('EXPIRE', prefix .. 'log:' .. id, ttl)
+local output = prefix .. 'output:' .. string.gsub(get(KEYS[1], 'output') or '', '/+$', '')
+if redis.call('GET', output) == id then redis.call('DEL', output) end
+local key = get(KEYS[1], 'key')
+if key and redis.call('GET', prefix .. 'key:' .. key) == id then redis.call('EXPIRE', prefix .. 'key:' .. key, ttl) end
+for index = 0, tonumber(get(KEYS[1], 'shards') or '0') - 1 do
+  local shard = prefix .. 'shard:' .. id .. ':' .. index
+  local batch = get(shard, 'batch_id')
+  if batch then redis.call('EXPIRE', prefix .. 'batch:' .. batch, ttl) end
+  redis.call('EXPIRE', shard, ttl)
+end
+return { 'ok' }

@@ -1,0 +1,15 @@
+-- A call was clearly refused, or never made: take it off the list of unanswered ones; with the last the intent goes.
+-- Needs no lease (the answer is a fact) and may be repeated. ARGV: skew, key of the shard, call   -> {'ok', left}
+if get(KEYS[1], 'job') .. ':' .. get(KEYS[1], 'index') .. ':' .. (get(KEYS[1], 'try') or '1') ~= ARGV[2] then
+  return { 'ok', 0 }
+end
+local left, found = {}, false
+for _, call in ipairs(cjson.decode(get(KEYS[1], 'calls') or '[]')) do
+  if call == ARGV[3] then found = true else table.insert(left, call) end
+end
+if #left > 0 then
+  redis.call('HSET', KEYS[1], 'calls', cjson.encode(left))
+elseif found then
+  redis.call('HDEL', KEYS[1], 'calls', 'intent_at', 'empty_at')
+end
+return { 'ok', #left }

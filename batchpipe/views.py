@@ -1,0 +1,107 @@
+"""The JSON that users and other programs see: ``status --json``, ``job.json``, ``Job.to_dict()``. A contract."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from batchpipe.jobs import JobRecord, Problem, ShardRecord, Stage, State
+
+#: Where a job's files lie below its output.
+OUTPUT_FILE, ERROR_FILE, JOB_FILE = "output.jsonl", "errors.jsonl", "job.json"
+
+
+def job_view(job: JobRecord, shards: Iterable[ShardRecord] | None = None) -> dict[str, Any]:
+    """A job as a JSON object; times are unix seconds or null; with ``shards`` if they are given."""
+    parts = list(shards) if shards is not None else None
+    view: dict[str, Any] = {
+        "id": job.id,
+        "name": job.name,
+        "state": job.state.value,
+        "account": job.account,
+        "endpoint": job.endpoint,
+        "input": job.input,
+        "output": job.output,
+        "output_file": _result_file(job, OUTPUT_FILE),
+        "error_file": _result_file(job, ERROR_FILE),
+        "created_at": job.created_at or None,
+        "ended_at": job.ended_at,
+        "error": _problem(job.error),
+        "tags": job.tags,
+        "rows": _rows(job, parts),
+    }
+    if parts is not None:
+        view["shards"] = [shard_view(shard) for shard in parts]
+    return view
+
+
+def shard_view(shard: ShardRecord) -> dict[str, Any]:
+    return {
+        "index": shard.index,
+        "round": shard.round,
+        "stage": shard.stage,
+        "batch_id": shard.batch_id,
+        "status": shard.status,
+        "rows": shard.rows,
+        "request_counts": {
+            "total": shard.counts.total,
+            "completed": shard.counts.completed,
+            "failed": shard.counts.failed,
+        },
+    }
+
+
+def metrics_view(job: JobRecord, shards: Iterable[ShardRecord], now: float) -> dict[str, Any]:
+    """Rows, tokens, and seconds from the beginning of each stage to its end (the longest shard's; running ones up to
+    now)."""
+    parts = list(shards)
+    marks = ("planned_at", "uploaded_at", "created_at", "ended_at", "collected_at")
+    seconds: dict[str, float] = {}
+    for shard in parts:
+        times = [getattr(shard, mark) for mark in marks]
+        for name, start, end in zip(("upload", "create", "wait", "download"), times, times[1:], strict=False):
+            if start is not None:
+                ended = end if end is not None else (now if shard.stage != Stage.COLLECTED else start)
+                seconds[name] = max(seconds.get(name, 0.0), round(ended - start, 3))
+    tokens: dict[str, int] = {}
+    for shard in parts:
+        for name, count in shard.usage.items():
+            tokens[name] = tokens.get(name, 0) + count
+    return {
+        "rows": _rows(job, parts),
+        "tokens": tokens,
+        "shards": len(parts),
+        "seconds": {
+            "prepare": _span(job.created_at, job.running_at or job.ended_at, now),
+            **seconds,
+            "merge": _span(job.finalizing_at, job.ended_at, now),
+            "total": _span(job.created_at, job.ended_at, now),
+        },
+    }
+
+
+def _span(start: float | None, end: float | None, now: float) -> float | None:
+    if start is None:
+        return None
+    return round(max(0.0, (now if end is None else end) - start), 3)
+
+
+def _rows(job: JobRecord, shards: list[ShardRecord] | None) -> dict[str, int | None]:
+    """The job's own numbers; while it runs, what its collected shards have brought so far, if all have."""
+    if job.ok is not None or not shards or any(shard.ok is None for shard in shards):
+        return {"total": job.total, "ok": job.ok, "failed": job.failed, "missing": job.missing}
+    sums = {name: sum(getattr(shard, name) or 0 for shard in shards) for name in ("ok", "failed", "missing")}
+    return {"total": job.total, **sums}
+
+
+def _problem(problem: Problem | None) -> dict[str, str] | None:
+    return {"code": problem.code, "message": problem.message} if problem is not None else None
+
+
+def _result_file(job: JobRecord, name: str) -> str | None:
+    """Where the result lies; null until the merge has written it."""
+    if job.state not in (State.SUCCEEDED, State.PARTIAL, State.FAILED, State.CANCELLED) or job.ok is None:
+        return None
+    if job.error is not None and job.error.code in ("invalid_input", "output_unwritable", "output_in_use"):
+        return None
+    return f"{job.output.rstrip('/')}/{name}"
