@@ -278,6 +278,14 @@ def read_answer(line: bytes) -> Answer:
     )
 
 
+def is_object(line: bytes) -> bool:
+    """Whether a line is a whole JSON object, of whatever kind."""
+    try:
+        return isinstance(msgspec.json.decode(line), dict)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return False
+
+
 def _look_into(response: bytes) -> tuple[int | None, dict[str, int]]:
     """Status code and tokens of a raw ``response``; (None, {}) where it has none."""
     try:

@@ -27,6 +27,8 @@ logger = logging.getLogger(__name__)
 
 #: Pause of a task that could not reach Redis at all.
 REDIS_PAUSE_SECONDS = 10.0
+#: A blip is bridged; a broker that is down must not hold up who submits: the sweep publishes later.
+_PUBLISH_RETRY = {"max_retries": 2, "interval_start": 0.0, "interval_step": 0.5, "interval_max": 1.0}
 
 
 class Runtime:
@@ -74,9 +76,8 @@ def publish(message: Message) -> None:
     """Send one chain. Raises TryLater if the broker does not take it: the record's due time brings it back."""
     try:
         app = app_in_use()
-        with app.connection_for_write() as connection:
-            connection.ensure_connection(max_retries=1, timeout=5, errback=None)
-            _chain(app, message).apply_async(connection=connection)
+        with app.producer_pool.acquire(block=True, timeout=10) as producer:
+            _chain(app, message).apply_async(producer=producer, retry=True, retry_policy=_PUBLISH_RETRY)
     except (KombuError, OperationalError, CeleryOperationalError, OSError) as error:
         raise TryLater(f"the broker is not reachable: {type(error).__name__}", code="broker_unavailable") from error
 
@@ -116,6 +117,16 @@ def revoke(task_ids: Sequence[str]) -> None:
         app_in_use().control.revoke(list(task_ids))
     except (KombuError, OperationalError, OSError) as error:
         logger.warning("revoke not sent: %s", type(error).__name__)
+
+
+def forget_queue(queue: str) -> None:
+    """Remove a queue that nobody will use again: that of a ``run`` which has ended."""
+    try:
+        with app_in_use().connection_for_write() as connection:
+            connection.ensure_connection(max_retries=1, timeout=5)
+            connection.default_channel.queue_delete(queue)
+    except (KombuError, OperationalError, OSError) as error:
+        logger.debug("queue %s not removed: %s", queue, error)
 
 
 def workers_of_queue(queue: str) -> list[str] | None:

@@ -37,7 +37,7 @@ def make_files(folder: Path, megabytes: int) -> int:
     with open(folder / "requests.jsonl", "w") as file, open(folder / "models.jsonl", "w") as mixed:
         for row in range(rows):
             for target, model in ((file, "gpt-5-mini"), (mixed, f"model-{row % 100}")):
-                body = {"model": model, "messages": [{"role": "user", "content": text}]}
+                body: dict[str, object] = {"model": model, "messages": [{"role": "user", "content": text}]}
                 line: dict[str, object] = {
                     "custom_id": f"row-{row:08d}",
                     "method": "POST",
@@ -50,9 +50,9 @@ def make_files(folder: Path, megabytes: int) -> int:
     with open(folder / "output.jsonl", "w") as file:
         for row in order:
             usage = {"prompt_tokens": 10, "completion_tokens": 20, "total_tokens": 30}
-            body = {"choices": [{"message": {"content": text}}], "usage": usage}
+            reply = {"choices": [{"message": {"content": text}}], "usage": usage}
             answer: dict[str, object] = {"id": "x", "custom_id": f"row-{row:08d}", "error": None}
-            file.write(json.dumps({**answer, "response": {"status_code": 200, "body": body}}) + "\n")
+            file.write(json.dumps({**answer, "response": {"status_code": 200, "body": reply}}) + "\n")
     return rows
 
 

@@ -10,6 +10,7 @@ import argparse
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -49,11 +50,9 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 def run(input_file: Path, results: Path, home: Path) -> int:
     """Run the command as a user would, but with settings of its own: nothing of yours is used or billed."""
-    environment = {
-        name: value for name, value in os.environ.items() if not name.startswith(("BATCHPIPE_", "OPENAI_"))
-    }
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("BATCHPIPE_", "OPENAI_"))}
     command = [sys.executable, "-m", "batchpipe", "run", str(input_file), "-o", str(results)]
-    options = ["--max-rows", "1200", "--sandbox", "--again", "--name", "airport guide"]
+    options = ["--max-rows", "1200", "--sandbox", "--name", "airport guide"]
     return subprocess.run(
         command + options,
         env=environment | {"BATCHPIPE_HOME": str(home)},
@@ -82,6 +81,8 @@ def main() -> None:
 
     folder: Path = options.output.resolve()
     input_file, results, home = folder / "airports.jsonl", folder / "results", folder / "home"
+    for old in (results, home):  # the demo always starts afresh, also after one that was broken off
+        shutil.rmtree(old, ignore_errors=True)
     home.mkdir(parents=True, exist_ok=True)
     with input_file.open("w", encoding="utf-8") as file:
         for request in requests(options.rows):

@@ -30,6 +30,7 @@ class OwnWorker:
         self._settings, self._queue, self.log = settings, queue, log
         self._extra = extra_environment
         self._quick_deaths = 0
+        self.job_is_done = False  #: set by who follows the job: nothing of it is needed any more
         self._process = self._start()
 
     def _start(self) -> subprocess.Popen[bytes]:
@@ -84,14 +85,29 @@ def own_worker(
         if not stack.enter_context(hold_lock(settings.home / "runs" / f"{job_key}.lock", wait=not only_if_free)):
             yield None
             return
-        extra = stack.enter_context(_sandbox(settings.home / "sandbox" / job_key)) if sandbox else {}
-        worker = OwnWorker(settings, queue, settings.home / "logs" / f"{job_key}.log", extra)
-        stack.callback(worker.stop)
-        yield worker
+        folder = settings.home / "sandbox" / job_key
+        with ExitStack() as running:
+            extra = running.enter_context(_sandbox(settings, folder)) if sandbox else {}
+            worker = OwnWorker(settings, queue, settings.home / "logs" / f"{job_key}.log", extra)
+            running.callback(worker.stop)
+            yield worker
+        if worker.job_is_done:
+            _tidy(settings, queue, job_key)
+
+
+def _tidy(settings: Settings, queue: str, job_key: str) -> None:
+    """A run that is done leaves its log and nothing else."""
+    from batchpipe.storage import Folder
+    from batchpipe.tasks import forget_queue
+
+    forget_queue(queue)
+    home = Folder(str(settings.home), private=True)
+    home.remove(f"sandbox/{job_key}")
+    home.remove(f"runs/{job_key}.lock")
 
 
 @contextmanager
-def _sandbox(folder: Path) -> Iterator[dict[str, str]]:
+def _sandbox(settings: Settings, folder: Path) -> Iterator[dict[str, str]]:
     """A sandbox server in this process, and the settings by which a worker finds it."""
     from batchpipe.sandbox import Sandbox
     from batchpipe.settings import SANDBOX_ACCOUNT
@@ -103,4 +119,5 @@ def _sandbox(folder: Path) -> Iterator[dict[str, str]]:
             f"{account}API_KEY": "sandbox",
             f"{account}SANDBOX": "true",
             f"{account}LOOKS_PER_SECOND": "100",
+            **({} if "poll_min_seconds" in settings.model_fields_set else {"POLL_MIN_SECONDS": "1"}),
         }

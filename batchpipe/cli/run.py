@@ -125,6 +125,8 @@ def _follow(client: Client, job: Job, worker: OwnWorker | None, as_json: bool, t
             display.close()
             _say_goodbye(job)
             return INTERRUPTED
+    if worker is not None:
+        worker.job_is_done = record.told
     job = client.get_job(job.id)
     if as_json:
         emit_json(job.to_dict())

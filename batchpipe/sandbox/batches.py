@@ -153,13 +153,13 @@ class Batches:
 
     def new(self, **values: Any) -> Batch:
         """A batch in `validating`; not yet known to anyone."""
-        with self.lock:
-            self._seq += 1
-            return Batch(id=f"batch_{uuid.uuid4().hex}", seq=self._seq, created=self._clock.now(), **values)
+        return Batch(id=f"batch_{uuid.uuid4().hex}", seq=0, created=self._clock.now(), **values)
 
     def add(self, batch: Batch) -> None:
-        """Make a batch known."""
+        """Make a batch known, as the newest."""
         with self.lock:
+            self._seq += 1  # here, so that numbers and places in the list agree: pages rest on it
+            batch.seq = self._seq
             self._batches[batch.id] = batch
             self.save(batch)
 

@@ -8,12 +8,12 @@ import random
 import time
 from array import array
 from collections import deque
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from batchpipe.sandbox.batches import Batch, Batches
 from batchpipe.sandbox.clock import Clock
@@ -165,13 +165,12 @@ class Lifecycle:
             limit = int(limit * (0.5 if stop.fault.fraction is None else stop.fault.fraction))
         stuck = self.faults.for_batch("stuck", metadata)
         while stuck is not None and self._ending(batch) is None and self.faults.is_on(stuck.id):
-            yield self.clock.now() + LOOK
+            yield batch.expires  # whatever else may free it comes with a poke
             batch.paced_from = None
         run = self._run_upstream if self.upstream is not None else self._run_here
-        with self._path(batch, "input").open("rb") as source:
-            yield from run(batch, order, limit, source)
-            if batch.forced == "completed" and batch.position < batch.total:
-                yield from run(batch, order, batch.total, source)
+        yield from run(batch, order, limit)
+        if batch.forced == "completed" and batch.position < batch.total:
+            yield from run(batch, order, batch.total)
         if stop is not None and self._ending(batch) is None:
             batch.forced = "expired"
 
@@ -185,13 +184,12 @@ class Lifecycle:
             return batch.total
         return base + int((self.clock.now() - began) * self.options.rows_per_second)
 
-    def _run_here(self, batch: Batch, order: Sequence[int], limit: int, source: BinaryIO) -> Life:
+    def _run_here(self, batch: Batch, order: Sequence[int], limit: int) -> Life:
         began, base = self._begin(batch)
         while batch.position < limit and self._ending(batch) in (None, "completed"):
             upto = min(limit, batch.position + STEP, self._allowance(batch, began, base))
             results = []
-            for position in range(batch.position, upto):
-                raw = _read(source, order[position])
+            for position, raw in self._lines(batch, order, range(batch.position, upto)):
                 results.append(run_row(batch, position, raw, self.faults, local_answer))
                 if position % BREATH == 0:
                     time.sleep(1e-5)
@@ -200,21 +198,21 @@ class Lifecycle:
             pace = self.options.rows_per_second
             yield 0.0 if pace is None or results else self.clock.now() + max(0.01, 1 / pace)
 
-    def _run_upstream(self, batch: Batch, order: Sequence[int], limit: int, source: BinaryIO) -> Life:
+    def _run_upstream(self, batch: Batch, order: Sequence[int], limit: int) -> Life:
         assert self.upstream is not None
         began, base = self._begin(batch)
         asked = batch.position
         waiting: deque[Future[RowResult]] = deque()
         while batch.position < limit:
             open_to = min(limit, self._allowance(batch, began, base))
-            while asked < open_to and len(waiting) < self.upstream.window:
-                if self._ending(batch) not in (None, "completed"):
-                    break
-                raw = _read(source, order[asked])
-                work = partial(run_row, batch, asked, raw, self.faults, self.upstream.answer)
+            if self._ending(batch) not in (None, "completed"):
+                open_to = asked
+            upto = min(open_to, asked + self.upstream.window - len(waiting))
+            for position, raw in self._lines(batch, order, range(asked, upto)):
+                work = partial(run_row, batch, position, raw, self.faults, self.upstream.answer)
                 waiting.append(self.upstream.submit(work))
                 waiting[-1].add_done_callback(lambda future: self.batches.poke(batch.id))
-                asked += 1
+                asked = position + 1
             if not waiting and self._ending(batch) not in (None, "completed"):
                 break
             done = []
@@ -271,12 +269,11 @@ class Lifecycle:
         if not batch.total:
             return
         order = self._order(batch)
-        with self._path(batch, "input").open("rb") as source:
-            for start in range(batch.position, len(order), STEP):
-                raw_lines = [_read(source, offset) for offset in order[start : start + STEP]]
-                self._append(batch, "error", b"".join(skipped_line(batch, raw, code, message) for raw in raw_lines))
-                time.sleep(1e-5)
-                yield 0.0
+        for start in range(batch.position, len(order), STEP):
+            raw_lines = [raw for _, raw in self._lines(batch, order, range(start, min(start + STEP, len(order))))]
+            self._append(batch, "error", b"".join(skipped_line(batch, raw, code, message) for raw in raw_lines))
+            time.sleep(1e-5)
+            yield 0.0
 
     def _publish(self, batch: Batch, name: str) -> str | None:
         path = self._path(batch, name)
@@ -290,6 +287,14 @@ class Lifecycle:
 
     def _path(self, batch: Batch, name: str) -> Path:
         return self.batches.folder(batch.id) / name
+
+    def _lines(self, batch: Batch, order: Sequence[int], positions: range) -> Iterator[tuple[int, bytes]]:
+        """The input lines at these places of the run. The file is open only meanwhile: batches are many."""
+        if positions:
+            with self._path(batch, "input").open("rb") as source:
+                for position in positions:
+                    source.seek(order[position])
+                    yield position, source.readline()
 
     def _append(self, batch: Batch, name: str, data: bytes) -> None:
         if data:
@@ -311,11 +316,6 @@ class Lifecycle:
     def _tidy(self, batch: Batch) -> None:
         for name in ("input", "offsets", "output", "error"):
             self._path(batch, name).unlink(missing_ok=True)
-
-
-def _read(source: BinaryIO, offset: int) -> bytes:
-    source.seek(offset)
-    return source.readline()
 
 
 def _error(code: str, message: str) -> dict[str, Any]:

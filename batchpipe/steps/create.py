@@ -183,9 +183,7 @@ def _look(shard: ShardRecord, api: BatchesApi) -> list[Batch]:
     """Batches made under this shard's key, the one to keep first."""
     since = (shard.intent_at or 0.0) - CLOCK_SLACK_SECONDS
     found = {
-        batch.id: batch
-        for batch in api.iter_batches(since)
-        if batch.id not in shard.spent and _is_ours(batch, shard)
+        batch.id: batch for batch in api.iter_batches(since) if batch.id not in shard.spent and _is_ours(batch, shard)
     }
     dead = (Status.FAILED, Status.EXPIRED, Status.CANCELLED, Status.CANCELED, "cancelling")
     return sorted(found.values(), key=lambda batch: (batch.status in dead, batch.created_at or 0.0, batch.id))

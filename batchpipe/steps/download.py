@@ -16,7 +16,7 @@ import msgspec
 
 from batchpipe.errors import BatchpipeError, Gone, Unavailable
 from batchpipe.jobs import BatchError, JobRecord, Move, Problem, ShardRecord, Stage, Status
-from batchpipe.rows import Outcome, add_usage, custom_id, error_line, raw_error, read_answer
+from batchpipe.rows import Outcome, add_usage, custom_id, error_line, is_object, raw_error, read_answer
 from batchpipe.storage import Folder, Pacer, Scratch
 
 #: How often files with fewer lines than the provider counted are fetched anew; then that is the truth.
@@ -162,8 +162,14 @@ class _Answers:
             offset += len(line)
 
     def _note(self, line: bytes, offset: int, file: int) -> None:
-        answer = read_answer(line)
         self.lines += 1
+        try:
+            answer = read_answer(line)
+        except ValueError:
+            if not is_object(line):
+                raise
+            self.unknown += 1  # whole, but nobody's: fetching it anew would give the same
+            return
         key = _digest(answer.custom_id)
         known = self._rows.get(key)
         if known is None:

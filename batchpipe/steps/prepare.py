@@ -8,17 +8,19 @@ its lease, so that it harms nobody.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from typing import Protocol
+from typing import BinaryIO, Protocol
 
 import msgspec
 
 from batchpipe.errors import InvalidInput, StorageTrouble
 from batchpipe.jobs import JobRecord
-from batchpipe.rows import EMBEDDINGS, MAX_EMBEDDING_INPUTS, Request, check_request, custom_id
+from batchpipe.rows import EMBEDDINGS, MAX_EMBEDDING_INPUTS, Request, check_request
 from batchpipe.storage import Draft, Folder, Pacer, RepeatFinder, input_info, open_input
 
+#: Shards, so models, that may be unfinished at once; beyond it the one that waits longest is finished as it is.
+MAX_UNFINISHED = 1024
 _NEWLINE = ord("\n")
 
 
@@ -88,7 +90,7 @@ def validate(
 class _Files(Protocol):
     """Where rows go."""
 
-    max_open: int | None  #: shards that may be unfinished at once
+    max_open: int  #: shards that may be unfinished at once
     order_file: str | None
 
     def name(self, index: int) -> str: ...
@@ -99,7 +101,7 @@ class _Files(Protocol):
 
 
 class _NoFiles:
-    max_open: int | None = None
+    max_open = MAX_UNFINISHED
     order_file: str | None = None
 
     def name(self, index: int) -> str:
@@ -117,8 +119,8 @@ class _ShardFiles:
 
     def __init__(self, workspace: Folder, token: str) -> None:
         self.order_file: str | None = f"order-{token}"
-        # A local file can be closed and continued, so there any number of models have one shard each.
-        self.max_open = None if workspace.is_local else workspace.max_open
+        # A local file can be closed and continued, so there many models can have one unfinished shard each.
+        self.max_open = MAX_UNFINISHED if workspace.is_local else workspace.max_open
         self._workspace = workspace
         self._token = token
         self._drafts: dict[int, Draft] = {}
@@ -203,8 +205,9 @@ class _Planner:
         self.plans: list[ShardPlan] = []
         self._next = 0
 
-    def place(self, request: Request, size: int) -> int:
-        """The shard for a row of ``size`` bytes, newline included."""
+    def place(self, request: Request, line: bytes) -> None:
+        """Write a row, newline included, to the shard that it belongs to."""
+        size = len(line)
         shard = self._last
         if shard is None or shard.model != request.model:
             shard = self._last = self._of(request.model)
@@ -218,14 +221,14 @@ class _Planner:
         shard.rows += 1
         shard.bytes += size
         shard.inputs += request.inputs
-        return shard.index
+        self._files.write(shard.index, line)
 
     def _of(self, model: str | None) -> _Shard:
         found = self._open.get(model)
         if found is not None:
             self._open.move_to_end(model)
             return found
-        if self._files.max_open is not None and len(self._open) >= self._files.max_open:
+        if len(self._open) >= self._files.max_open:
             self._finish(next(iter(self._open.values())))
         found = self._open[model] = _Shard(self._next, model)
         self._next += 1
@@ -250,47 +253,53 @@ class _Planner:
 def _scan(url: str, endpoint: str, max_rows: int, max_bytes: int, files: _Files, check: Callable[[], None]) -> Prepared:
     max_inputs = MAX_EMBEDDING_INPUTS if endpoint == EMBEDDINGS else None
     planner = _Planner(files, max_rows, max_bytes, max_inputs)
-    place, write = planner.place, files.write
     before = input_info(url)
+    try:
+        rows = _scan_rows(url, endpoint, max_bytes, planner, check)
+    except InvalidInput:
+        if input_info(url) != before:
+            raise _changed(url) from None  # what looks wrong may be half of a row that is being written
+        raise
+    if input_info(url) != before:
+        raise _changed(url)
+    return Prepared(planner.all(), rows, files.order_file)
+
+
+def _scan_rows(url: str, endpoint: str, max_bytes: int, planner: _Planner, check: Callable[[], None]) -> int:
+    """Check and place every row; returns how many there are."""
     number = 0
     with RepeatFinder() as ids:
-        note = ids.note
-        for number, line in _numbered_lines(url, max_bytes, check):
-            request = check_request(line, number, endpoint)
-            note(request.custom_id)
-            write(place(request, len(line)), line)
+        with open_input(url) as stream:
+            for number, line in _numbered_lines(stream, max_bytes, check):
+                request = check_request(line, number, endpoint)
+                ids.note(request.custom_id)
+                planner.place(request, line)
         if not number:
             raise InvalidInput("the input has no rows", code="input_empty")
         check()
         suspects = ids.suspects(check)
     if suspects:
-        _refuse_repeats(url, max_bytes, suspects, check)
-    if input_info(url) != before:
-        raise _changed(url)
-    return Prepared(planner.all(), number, files.order_file)
+        with open_input(url) as stream:
+            _refuse_repeats(_numbered_lines(stream, max_bytes, check), endpoint, suspects)
+    return number
 
 
-def _numbered_lines(url: str, max_bytes: int, check: Callable[[], None]) -> Iterator[tuple[int, bytes]]:
+def _numbered_lines(stream: BinaryIO, max_bytes: int, check: Callable[[], None]) -> Iterator[tuple[int, bytes]]:
     """Each line with its number from 1 and its newline, which the last one gets if it has none."""
     pace = Pacer(check)
-    with open_input(url) as stream:
-        for number, line in enumerate(iter(partial(stream.readline, max_bytes + 1), b""), 1):
-            whole = line if line[-1] == _NEWLINE else line + b"\n"
-            if len(whole) > max_bytes:
-                message = f"is longer than the {max_bytes} bytes that a batch file may have"
-                raise InvalidInput(message, line=number)
-            pace(whole)
-            yield number, whole
+    for number, line in enumerate(iter(partial(stream.readline, max_bytes + 1), b""), 1):
+        whole = line if line[-1] == _NEWLINE else line + b"\n"
+        if len(whole) > max_bytes:
+            raise InvalidInput(f"is longer than the {max_bytes} bytes that a batch file may have", line=number)
+        pace(whole)
+        yield number, whole
 
 
-def _refuse_repeats(url: str, max_bytes: int, suspects: set[int], check: Callable[[], None]) -> None:
+def _refuse_repeats(lines: Iterable[tuple[int, bytes]], endpoint: str, suspects: set[int]) -> None:
     """Look at the input again for ids that are there twice; their hashes may also be equal by chance."""
     seen: dict[str, int] = {}
-    for number, line in _numbered_lines(url, max_bytes, check):
-        try:
-            name = custom_id(line)
-        except ValueError:
-            raise _changed(url) from None
+    for number, line in lines:
+        name = check_request(line, number, endpoint).custom_id
         if hash(name) not in suspects:
             continue
         if name in seen:

@@ -58,7 +58,7 @@ class Pacer:
 
     def __call__(self, line: bytes) -> None:
         self._left -= len(line) + 1024
-        if self._left < 0:
+        if self._left <= 0:
             self._left = _PACE
             self._check()
 
@@ -70,6 +70,8 @@ def scheme(url: str) -> str:
 def filesystem(url: str) -> tuple[Any, str]:
     """The filesystem of a URL and the path in it. Not to be kept: fsspec has one for each thread and fork."""
     kind = scheme(url)
+    if kind in _LOCAL:
+        raise InvalidInput(f"{url}: a file on another host; give a path or file:///path", code="url_unknown")
     options: dict[str, Any] = {}
     try:
         if kind in OBJECT_STORES:

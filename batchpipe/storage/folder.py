@@ -88,7 +88,7 @@ class Folder:
     def exists(self, name: str = "") -> bool:
         path = self.path(name)
         if self._local is not None:
-            return os.path.lexists(path)
+            return os.path.exists(path)
         with foreign(path):
             fs, remote = filesystem(path)
             return bool(fs.exists(remote))

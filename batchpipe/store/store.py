@@ -248,7 +248,7 @@ class Store:
             self._member(lease.job.id, JOB),
             self._member(lease.job.id, JOB),
             lease.token,
-            lease.job.stage,
+            "",
             after,
             tries,
             self.lease_seconds,

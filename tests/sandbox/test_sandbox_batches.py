@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import openai
@@ -154,6 +155,21 @@ def test_the_list_is_newest_first_and_paged(api, client, rows):
     assert [batch.id for batch in client.batches.list(limit=3, after=ids[2])] == ids[3:]
     assert client.batches.list(limit=7).has_more is False
     assert [batch.id for batch in client.batches.list(limit=2)] == ids
+
+
+def test_pages_hold_each_batch_once_though_many_were_created_at_a_time(api, client, sandbox, rows):
+    """The list's order is the order of creation, whoever created."""
+    sandbox.faults.add("stuck")
+    file_id = api.upload(rows(1))
+
+    def create(number):
+        return client.batches.create(input_file_id=file_id, endpoint="/v1/chat/completions", completion_window="24h").id
+
+    with ThreadPoolExecutor(8) as threads:
+        made = list(threads.map(create, range(100)))
+
+    listed = [batch.id for batch in client.batches.list(limit=3)]
+    assert sorted(listed) == sorted(made)
 
 
 @pytest.mark.parametrize("limit", [0, 101, "many"])

@@ -1,5 +1,5 @@
 -- End a turn: new stage, fields and time, and the lease is released. Fenced by the token.
--- ARGV: skew, prefix, id, member, job member, token, stage, wait, tries ('keep'|'refund'|'reset'), lease,
+-- ARGV: skew, prefix, id, member, job member, token, stage ('' keeps it), wait, tries ('keep'|'refund'|'reset'), lease,
 -- merge task ids, fields...
 -- -> {'ok', wake, cancel, epoch of merge or 0} | {'lost'}
 local now = clock(ARGV[1])
@@ -7,6 +7,7 @@ local rec, job, due = KEYS[1], KEYS[2], KEYS[3]
 local token, stage, wait, lease = ARGV[6], ARGV[7], tonumber(ARGV[8]), ARGV[10]
 if get(rec, 'last') == token then return { 'ok', 0, 0, 0 } end -- repeated by the client after a lost answer
 if not holds(rec, token, now) then return { 'lost' } end
+if stage == '' then stage = get(rec, 'stage') end
 write(rec, 12)
 release(rec)
 redis.call('HSET', rec, 'last', token)

@@ -1,0 +1,263 @@
+"""Merging: results in the order of the input, every row once, and back again from the two files."""
+
+from __future__ import annotations
+
+import json
+import random
+import uuid
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from batchpipe.errors import BatchpipeError, LeaseLost
+from batchpipe.jobs import JobRecord, ShardRecord
+from batchpipe.results import OutcomeRow, iter_failed_lines, iter_failed_requests, iter_outcomes
+from batchpipe.rows import Outcome, error_line
+from batchpipe.steps.merge import Merged, clean_up, merge
+from batchpipe.storage import Folder
+
+
+def nothing() -> None:
+    """A lease that is never lost."""
+
+
+def read(folder: Folder, name: str) -> bytes:
+    with folder.reader(name) as file:
+        return file.read()
+
+
+def put(folder: Folder, name: str, data: bytes) -> None:
+    with folder.writer(name) as file:
+        file.write(data)
+
+
+class Place:
+    """Collected shards: for each row of the input its shard and outcome."""
+
+    def __init__(self, rows: list[tuple[int, Outcome]], root: str = "") -> None:
+        root = root or f"memory://{uuid.uuid4().hex}"
+        self.workspace, self.output = Folder(root + "/work"), Folder(root + "/out")
+        self.job = JobRecord(id="job_x", workspace=self.workspace.url, output=self.output.url)
+        self.expected: dict[str, list[bytes]] = {"output.jsonl": [], "errors.jsonl": []}
+        order = b"".join(b"%d 1\n" % shard for shard, _ in rows)
+        put(self.workspace, "order-t", order)
+        self.shards = [self.shard(index, rows) for index in sorted({shard for shard, _ in rows})]
+
+    def shard(self, index: int, rows: list[tuple[int, Outcome]]) -> ShardRecord:
+        collected, requests = [], []
+        for number, (shard, outcome) in enumerate(rows):
+            if shard == index:
+                collected.append(self.line(number, outcome))
+                requests.append(b'{"custom_id":"row %d"}\n' % number)
+        put(self.workspace, f"collected/{index}", b"".join(collected))
+        put(self.workspace, f"shards/{index}", b"".join(requests))
+        counts = {outcome.value: 0 for outcome in Outcome}
+        for shard, outcome in rows:
+            counts[outcome.value] += shard == index
+        return ShardRecord(
+            job="job_x",
+            index=index,
+            rows=len(requests),
+            file=f"shards/{index}",
+            collected_file=f"collected/{index}",
+            usage={"total_tokens": 10},
+            ok=counts["ok"],
+            failed=counts["failed"],
+            missing=counts["missing"],
+        )
+
+    def line(self, number: int, outcome: Outcome) -> bytes:
+        name = f"row {number}"
+        if outcome == Outcome.OK:
+            line = json.dumps({"custom_id": name, "response": {"body": number}, "error": None}).encode()
+            return b"+" + line + b"\n"
+        return b"-" + error_line(name, outcome, 1, None, b'{"code":"x"}') + b"\n"
+
+    def merge(self) -> Merged:
+        return merge(self.job, self.shards, "order-t", self.workspace, self.output, check=nothing)
+
+    def outcomes(self) -> list[OutcomeRow]:
+        with self.workspace.reader("results.idx") as index:
+            return list(iter_outcomes(self.output, index))
+
+    def failed_requests(self) -> list[bytes]:
+        files = {shard.index: shard.file for shard in self.shards}
+        with self.workspace.reader("order-t") as order, self.workspace.reader("results.idx") as index:
+            return list(iter_failed_requests(order, self.workspace, files, index))
+
+
+ROWS = [(0, Outcome.OK), (1, Outcome.FAILED), (0, Outcome.MISSING), (1, Outcome.OK), (1, Outcome.OK)]
+
+
+def test_results_come_in_the_order_of_the_input() -> None:
+    """Ok rows in one file, all others in the other; the marks are gone."""
+    place = Place(ROWS)
+    merged = place.merge()
+    assert merged == Merged(total=5, ok=3, failed=1, missing=1, usage={"total_tokens": 20})
+    ids = {
+        name: [json.loads(line)["custom_id"] for line in read(place.output, name).splitlines()]
+        for name in ("output.jsonl", "errors.jsonl")
+    }
+    assert ids == {"output.jsonl": ["row 0", "row 3", "row 4"], "errors.jsonl": ["row 1", "row 2"]}
+    assert read(place.workspace, "results.idx") == b"1 2\n2 0\n"
+
+
+def test_merging_again_gives_the_same_files(tmp_path: Path) -> None:
+    """So a crash in between does no harm; what a killed merge left is removed."""
+    place = Place(ROWS, str(tmp_path))
+    place.merge()
+    before = {name: read(place.output, name) for name in place.output.names()}
+    put(place.output, ".output.jsonl.77-abcd.part", b"half")
+    place.merge()
+    assert before == {name: read(place.output, name) for name in place.output.names()}
+    assert sorted(before) == ["errors.jsonl", "output.jsonl"]
+
+
+def test_both_files_are_there_even_if_empty() -> None:
+    """Other programs open them without asking."""
+    place = Place([(0, Outcome.OK)])
+    place.merge()
+    assert read(place.output, "errors.jsonl") == b""
+
+
+def test_a_job_without_shards_has_empty_results() -> None:
+    """It was cancelled before its input was read."""
+    place = Place([])
+    assert merge(place.job, [], None, place.workspace, place.output, check=nothing) == Merged()
+    assert place.output.names() == ["errors.jsonl", "output.jsonl"]
+    assert place.outcomes() == []
+
+
+def test_outcomes_are_read_back_in_the_order_of_the_input() -> None:
+    """From the two files, row by row."""
+    place = Place(ROWS)
+    place.merge()
+    rows = place.outcomes()
+    assert [(i, f"row {i}", outcome) for i, (_, outcome) in enumerate(ROWS)] == [
+        (row.index, row.custom_id, row.state) for row in rows
+    ]
+    assert (rows[0].response, rows[0].error, rows[0].attempts) == ({"body": 0}, None, None)
+    assert (rows[1].response, rows[1].error, rows[1].attempts) == (None, {"code": "x"}, 1)
+
+
+def test_without_the_index_the_ok_rows_come_first() -> None:
+    """The output may outlive the workspace."""
+    place = Place(ROWS)
+    place.merge()
+    assert [row.custom_id for row in iter_outcomes(place.output)] == ["row 0", "row 3", "row 4", "row 1", "row 2"]
+
+
+def test_requests_of_failed_rows_are_given_for_a_retry() -> None:
+    """As they were sent, in the order of the input; from the shards or from the input itself."""
+    place = Place(ROWS)
+    place.merge()
+    expected = [b'{"custom_id":"row 1"}\n', b'{"custom_id":"row 2"}\n']
+    assert expected == place.failed_requests()
+    lines = [b'{"custom_id":"row %d"}\n' % number for number in range(5)]
+    with place.workspace.reader("results.idx") as index:
+        assert expected == list(iter_failed_lines(lines, index))
+
+
+@pytest.mark.parametrize("count", [4, 6])
+def test_an_input_that_does_not_fit_the_results_is_told(count: int) -> None:
+    """It was changed after the job: retrying would send other rows."""
+    place = Place(ROWS)
+    place.merge()
+    with place.workspace.reader("results.idx") as index, pytest.raises(BatchpipeError, match="requests than"):
+        list(iter_failed_lines([b"x\n"] * count, index))
+
+
+def test_results_that_do_not_fit_their_index_are_told() -> None:
+    """Somebody edited them."""
+    place = Place(ROWS)
+    place.merge()
+    whole = read(place.output, "output.jsonl")
+    for changed in (whole + whole, whole[: whole.index(b"\n") + 1]):
+        put(place.output, "output.jsonl", changed)
+        with pytest.raises(BatchpipeError):
+            place.outcomes()
+
+
+def test_more_shards_than_may_be_open_are_merged(tmp_path: Path) -> None:
+    """They are closed and opened again where they were left."""
+    rows = [(number % 150, Outcome.OK) for number in range(900)]
+    place = Place(rows, str(tmp_path))
+    assert place.merge().ok == 900
+    assert [f"row {number}" for number in range(900)] == [row.custom_id for row in place.outcomes()]
+
+
+@pytest.mark.parametrize("field", ["rows", "ok", "failed", "missing"])
+def test_numbers_that_do_not_add_up_are_an_error_that_names_them(field: str) -> None:
+    """And no result is written, so that nobody takes it for whole."""
+    place = Place(ROWS)
+    place.shards[0] = place.shards[0].evolve(**{field: 7})
+    with pytest.raises(BatchpipeError, match=r"do not add up: .*merged 3 ok and 2 not ok") as caught:
+        place.merge()
+    assert caught.value.code == "rows_lost"
+    assert place.output.names() == []
+
+
+@pytest.mark.parametrize("change", ["longer", "shorter", "damaged", "unknown"])
+def test_files_that_do_not_fit_the_order_are_an_error(change: str) -> None:
+    """Every collected file is read to its end, and not beyond."""
+    place = Place(ROWS)
+    whole = read(place.workspace, "collected/0")
+    changed = {"longer": whole + whole, "shorter": whole[: whole.index(b"\n") + 1], "damaged": b"?" + whole[1:]}
+    if change == "unknown":
+        put(place.workspace, "order-t", read(place.workspace, "order-t") + b"9 1\n")
+    else:
+        put(place.workspace, "collected/0", changed[change])
+    with pytest.raises(BatchpipeError):
+        place.merge()
+    assert place.output.names() == []
+
+
+def test_a_lost_lease_ends_the_merge_without_results() -> None:
+    """The drafts go too."""
+    place = Place(ROWS)
+
+    def check() -> None:
+        raise LeaseLost
+
+    with pytest.raises(LeaseLost):
+        merge(place.job, place.shards, "order-t", place.workspace, place.output, check=check)
+    assert place.output.names() == []
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.sampled_from(Outcome)), max_size=60))
+@settings(max_examples=100, deadline=None)
+def test_every_mixture_comes_back_in_order(rows: list[tuple[int, Outcome]]) -> None:
+    """Through merge, the two files and the index; and the failed requests with it."""
+    place = Place(rows)
+    merged = place.merge()
+    assert merged.total == len(rows) == merged.ok + merged.failed + merged.missing
+    assert [(f"row {i}", outcome) for i, (_, outcome) in enumerate(rows)] == [
+        (row.custom_id, row.state) for row in place.outcomes()
+    ]
+    failed = [b'{"custom_id":"row %d"}\n' % i for i, (_, outcome) in enumerate(rows) if outcome != Outcome.OK]
+    assert failed == place.failed_requests()
+
+
+def test_cleaning_up_removes_what_is_large() -> None:
+    """The index and the manifest stay, and so does an input that is not ours."""
+    place = Place(ROWS)
+    place.merge()
+    for name in ("manifest.json", "input.jsonl", "downloads/x", ".order-t.7-ab.part"):
+        put(place.workspace, name, b"x")
+    job = place.job.evolve(input=place.workspace.path("input.jsonl"))
+    clean_up(job, place.workspace)
+    assert place.workspace.names() == ["input.jsonl", "manifest.json", "results.idx"]
+    clean_up(job.evolve(spooled=True), place.workspace)
+    assert place.workspace.names() == ["manifest.json", "results.idx"]
+    assert len(place.outcomes()) == 5
+
+
+def test_a_chance_order_of_many_rows_is_restored(tmp_path: Path) -> None:
+    """As prepare leaves it for mixed models."""
+    chance = random.Random(3)
+    rows = [(chance.randrange(7), chance.choice(list(Outcome))) for _ in range(5000)]
+    place = Place(rows, str(tmp_path))
+    place.merge()
+    assert [outcome for _, outcome in rows] == [row.state for row in place.outcomes()]

@@ -1,0 +1,306 @@
+"""Preparing: every row checked, split by the limits, the order remembered, repeated ids found."""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from batchpipe.errors import InvalidInput, LeaseLost, StorageTrouble
+from batchpipe.jobs import JobRecord
+from batchpipe.results import ShardReader, iter_in_order
+from batchpipe.steps.prepare import Prepared, prepare, validate
+from batchpipe.storage import Folder
+
+CHAT, EMBEDDINGS = "/v1/chat/completions", "/v1/embeddings"
+
+
+def row(name: str, model: str = "m", url: str = CHAT, **body: Any) -> bytes:
+    return json.dumps({"custom_id": name, "method": "POST", "url": url, "body": {"model": model, **body}}).encode()
+
+
+def nothing() -> None:
+    """A lease that is never lost."""
+
+
+class Place:
+    """A job with its input and workspace."""
+
+    def __init__(self, data: bytes, remote: bool = False, **changes: Any) -> None:
+        self.root = Folder(f"memory://{uuid.uuid4().hex}")
+        with self.root.writer("in.jsonl") as file:
+            file.write(data)
+        self.workspace = self.root.child("work")
+        self.job = JobRecord(id="job_x", input=self.root.path("in.jsonl"), output=self.root.path("out"), **changes)
+
+    def prepare(self, token: str = "t1") -> Prepared:
+        return prepare(self.job, self.workspace, token, check=nothing)
+
+    def shards(self, prepared: Prepared) -> list[bytes]:
+        return [self.read(shard.file) for shard in prepared.shards]
+
+    def read(self, name: str) -> bytes:
+        with self.workspace.reader(name) as file:
+            return file.read()
+
+    def in_order(self, prepared: Prepared) -> list[bytes]:
+        """The rows of the shards in the order that the order file tells."""
+        assert prepared.order_file
+        files = {shard.index: shard.file for shard in prepared.shards}
+        with self.workspace.reader(prepared.order_file) as order, ShardReader(self.workspace, files, 2) as reader:
+            lines = [line for _, line in iter_in_order(order, reader)]
+            assert reader.unread() == []
+        return lines
+
+
+class LocalPlace(Place):
+    def __init__(self, data: bytes, folder: Path, **changes: Any) -> None:
+        (folder / "in.jsonl").write_bytes(data)
+        self.workspace = Folder(str(folder / "out/work"), private=True)
+        self.job = JobRecord(id="job_x", input=str(folder / "in.jsonl"), output=str(folder / "out"), **changes)
+
+
+def refusal(place: Place) -> InvalidInput:
+    with pytest.raises(InvalidInput) as caught:
+        place.prepare()
+    assert place.workspace.names("shards") == []
+    return caught.value
+
+
+def test_a_small_input_becomes_one_shard(tmp_path: Path) -> None:
+    """Byte by byte the same, with a newline at its end."""
+    data = row("a") + b"\r\n" + row("é") + b"\n" + row("c")
+    place = LocalPlace(data, tmp_path)
+    found = place.prepare()
+    shard = found.shards[0]
+    assert place.read(shard.file) == data + b"\n"
+    assert (found.rows, len(found.shards), found.order_file) == (3, 1, "order-t1")
+    assert (0, "shards/00000-t1.jsonl", 3, len(data) + 1, "m") == (
+        shard.index,
+        shard.file,
+        shard.rows,
+        shard.bytes,
+        shard.model,
+    )
+    assert place.read("order-t1") == b"0 3\n"
+
+
+def test_private_files_come_of_private_workspaces(tmp_path: Path) -> None:
+    """Nobody else reads the prompts."""
+    place = LocalPlace(row("a"), tmp_path)
+    place.prepare()
+    modes = {path.stat().st_mode & 0o077 for path in (tmp_path / "out/work").rglob("*")}
+    assert {0} == modes
+
+
+def test_shards_are_cut_by_rows() -> None:
+    """No shard has more than ``max_rows``."""
+    place = Place(b"".join(row(str(i)) + b"\n" for i in range(7)), max_rows=3)
+    found = place.prepare()
+    assert [shard.rows for shard in found.shards] == [3, 3, 1]
+    assert place.read("order-t1") == b"0 3\n1 3\n2 1\n"
+
+
+def test_shards_are_cut_by_bytes_newlines_included() -> None:
+    """A shard may be exactly as large as ``max_bytes``."""
+    line = row("0") + b"\n"
+    data = b"".join(row(str(i)) + b"\n" for i in range(6))
+    sizes = {len(line) * 2: [2, 2, 2], len(line) * 3 - 1: [2, 2, 2], len(line) * 3: [3, 3]}
+    for size, expected in sizes.items():
+        found = Place(data, max_bytes=size).prepare()
+        assert expected == [shard.rows for shard in found.shards]
+        assert all(shard.bytes <= size for shard in found.shards)
+
+
+def test_a_row_that_fits_into_no_shard_is_refused() -> None:
+    """With its line; a file without newlines is not read to its end."""
+    place = Place(row("a") + b"\n" + row("b", text="x" * 100) + b"\n", max_bytes=len(row("b", text="x" * 100)))
+    error = refusal(place)
+    assert error.line == 2
+    assert "longer than" in str(error)
+    assert refusal(Place(row("b", text="x" * 100), max_bytes=len(row("b", text="x" * 100)))).line == 1
+
+
+def test_embeddings_are_cut_by_their_inputs() -> None:
+    """50,000 over a batch, however few rows have them."""
+    counts = [30_000, 20_000, 1, 50_000, 2]
+    data = b"\n".join(row(str(i), url=EMBEDDINGS, input=["x"] * count) for i, count in enumerate(counts))
+    found = Place(data, endpoint=EMBEDDINGS).prepare()
+    assert [shard.rows for shard in found.shards] == [2, 1, 1, 1]
+
+
+def test_other_endpoints_have_no_such_limit() -> None:
+    """A shard may have more than 50,000 rows where the provider takes them."""
+    data = b"".join(row(str(i)) + b"\n" for i in range(50_002))
+    found = validate(Place(data).job.input, CHAT, 100_000)
+    assert [shard.rows for shard in found.shards] == [50_002]
+
+
+def test_each_model_has_shards_of_its_own() -> None:
+    """The provider takes one model per file; the order leads back."""
+    lines = [row(str(i), model="abc"[i % 3]) + b"\n" for i in range(10)]
+    place = Place(b"".join(lines))
+    found = place.prepare()
+    assert [(shard.model, shard.rows) for shard in found.shards] == [("a", 4), ("b", 3), ("c", 3)]
+    assert lines == place.in_order(found)
+    assert found.models == {"a": 4, "b": 3, "c": 3}
+
+
+def test_a_hundred_models_in_turn_make_a_hundred_shards(tmp_path: Path) -> None:
+    """More than may be open at once; local files are closed and continued."""
+    lines = [row(str(i), model=f"m{i % 100}") + b"\n" for i in range(1000)]
+    place = LocalPlace(b"".join(lines), tmp_path)
+    before = len(os.listdir("/proc/self/fd")) if os.path.exists("/proc/self/fd") else 0
+    found = place.prepare()
+    assert [shard.rows for shard in found.shards] == [10] * 100
+    assert lines == place.in_order(found)
+    assert not before or len(os.listdir("/proc/self/fd")) == before
+
+
+def test_remote_shards_are_closed_for_good() -> None:
+    """An object cannot be continued: so the model gets another shard, and no row is lost."""
+    lines = [row(str(i), model=f"m{i % 10}") + b"\n" for i in range(40)]
+    place = Place(b"".join(lines))
+    found = place.prepare()
+    assert sum(shard.rows for shard in found.shards) == 40
+    assert lines == place.in_order(found)
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from("abcde"), st.integers(0, 60)), min_size=1, max_size=60),
+    st.integers(1, 7),
+    st.integers(250, 600),
+)
+@settings(max_examples=100, deadline=None)
+def test_the_order_of_the_input_can_be_restored(rows: list[tuple[str, int]], max_rows: int, max_bytes: int) -> None:
+    """Whatever the models, sizes and limits; every shard keeps the limits and one model."""
+    lines = [row(str(i), model=model, text="x" * size) + b"\n" for i, (model, size) in enumerate(rows)]
+    place = Place(b"".join(lines), max_rows=max_rows, max_bytes=max_bytes)
+    found = place.prepare()
+    assert lines == place.in_order(found)
+    for shard, content in zip(found.shards, place.shards(found), strict=True):
+        assert (shard.rows, shard.bytes) == (content.count(b"\n"), len(content))
+        assert shard.rows <= max_rows
+        assert shard.bytes <= max_bytes
+        assert {shard.model} == {json.loads(line)["body"]["model"] for line in content.splitlines()}
+    told = validate(place.job.input, CHAT, max_rows, max_bytes)
+    assert (told.rows, told.bytes) == (found.rows, found.bytes)
+
+
+def test_validate_tells_the_shards_without_writing_any(tmp_path: Path) -> None:
+    """The same code, and nothing is left."""
+    place = LocalPlace(b"\n".join(row(str(i), model="ab"[i % 2]) for i in range(9)), tmp_path)
+    told = validate(place.job.input, CHAT, 2)
+    assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
+    found = prepare(place.job.evolve(max_rows=2), place.workspace, "t", check=nothing)
+    assert [(s.index, s.rows, s.bytes, s.model) for s in told.shards] == [
+        (s.index, s.rows, s.bytes, s.model) for s in found.shards
+    ]
+
+
+@pytest.mark.parametrize("data", [b"", b"\n"])
+def test_an_empty_input_is_refused(data: bytes) -> None:
+    """There is nothing to send."""
+    assert ("no rows" if not data else "blank") in str(refusal(Place(data)))
+
+
+def test_a_bad_row_is_refused_with_its_line() -> None:
+    """What was written before it is removed."""
+    error = refusal(Place(b"\n".join([row("a"), row("b"), b"{}", row("c")]), max_rows=1))
+    assert (error.line, error.field) == (3, "custom_id")
+
+
+def test_a_repeated_id_is_refused_with_both_lines() -> None:
+    """Over the whole job, for results are joined by it."""
+    names = ["a", "b", "c", "b", "c"]
+    error = refusal(Place(b"\n".join(row(name) for name in names), max_rows=2))
+    assert str(error) == 'line 4: custom_id: "b" was used on line 2 already; give each row an id of its own'
+    assert (error.line, error.field, error.code) == (4, "custom_id", "custom_id_repeated")
+
+
+def test_ids_are_compared_as_text_not_as_they_are_written() -> None:
+    """An escape is the same letter."""
+    twice = row("é") + b"\n" + row("é").replace(b"\\u00e9", "é".encode())
+    assert refusal(Place(twice)).line == 2
+
+
+def test_a_repeated_id_is_found_among_very_many(tmp_path: Path) -> None:
+    """More than are compared in memory at once."""
+    with open(tmp_path / "in.jsonl", "wb") as file:
+        for i in range(300_000):
+            file.write(b'{"custom_id":"%d","method":"POST","url":"/v1/chat/completions","body":{"model":"m"}}\n' % i)
+        file.write(row("5"))
+    with pytest.raises(InvalidInput, match='line 300001: custom_id: "5" was used on line 6 already'):
+        validate(str(tmp_path / "in.jsonl"), CHAT)
+
+
+def test_a_lost_lease_ends_the_work_and_leaves_nothing(tmp_path: Path) -> None:
+    """Within about a MB of input; twins write under another token."""
+    place = LocalPlace(b"\n".join(row(str(i)) for i in range(5000)), tmp_path)
+    other = prepare(place.job, place.workspace, "other", check=nothing)
+    calls = 0
+
+    def check() -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            raise LeaseLost
+
+    with pytest.raises(LeaseLost):
+        prepare(place.job.evolve(max_rows=500), place.workspace, "mine", check=check)
+    left = {path.name for path in (tmp_path / "out/work").rglob("*") if path.is_file()}
+    assert {"order-other", "00000-other.jsonl"} == left
+    assert other.rows == 5000
+
+
+def test_check_is_called_often_enough_to_keep_a_lease() -> None:
+    """At least every 1,024 rows."""
+    calls: list[int] = []
+    place = Place(b"".join(row(str(i)) + b"\n" for i in range(10_240)))
+    validate(place.job.input, CHAT, check=lambda: calls.append(1))
+    assert len(calls) >= 10
+
+
+def test_an_input_that_changes_while_it_is_read_is_read_again_later(tmp_path: Path) -> None:
+    """A file that is still being written must not become half a job."""
+    place = LocalPlace(b"".join(row(str(i)) + b"\n" for i in range(3000)), tmp_path)
+
+    def grow() -> None:
+        with open(tmp_path / "in.jsonl", "ab") as file:
+            file.write(b"\n")
+
+    with pytest.raises(StorageTrouble, match="changed") as caught:
+        prepare(place.job, place.workspace, "t", check=grow)
+    assert caught.value.code == "input_changed"
+
+
+def test_an_output_that_cannot_be_written_is_told_first(tmp_path: Path) -> None:
+    """Before the input is read."""
+    place = LocalPlace(b"not json", tmp_path)
+    (tmp_path / "out").touch()
+    with pytest.raises(InvalidInput) as caught:
+        place.prepare()
+    assert caught.value.code == "output_unwritable"
+
+
+def test_a_missing_input_has_a_code() -> None:
+    """What to do about it is the pipeline's decision."""
+    place = Place(b"")
+    with pytest.raises(StorageTrouble) as caught:
+        prepare(place.job.evolve(input="memory://no/such"), place.workspace, "t", check=nothing)
+    assert caught.value.code == "input_missing"
+
+
+def test_no_number_of_models_fills_the_memory(tmp_path: Path) -> None:
+    """Beyond a thousand unfinished shards the oldest is finished as it is; every row keeps its place."""
+    lines = [row(str(i), model=f"m{i % 1100}") + b"\n" for i in range(1500)]
+    place = LocalPlace(b"".join(lines), tmp_path)
+    found = place.prepare()
+    assert lines == place.in_order(found)
+    assert len(found.shards) > 1100
