@@ -61,7 +61,7 @@ def processes_of(home: Path) -> dict[str, psutil.Process]:
             arguments = process.cmdline()
             if process.cwd() == folder:
                 found["server"] = process
-            elif "batchpipe.private_redis" in arguments and folder in arguments:
+            elif "batchpipe.private_redis.keeper" in arguments and folder in arguments:
                 found["keeper"] = process
         except psutil.Error:  # gone meanwhile
             continue
