@@ -18,8 +18,7 @@ from batchpipe.job_turns import note_workspace
 from batchpipe.jobs import JOB, JobRecord, Problem, State, new_job_id
 from batchpipe.pipeline import Message
 from batchpipe.private_redis import acquire
-from batchpipe.results import INDEX, iter_failed_requests, iter_outcomes
-from batchpipe.results import OutcomeRow as Outcome
+from batchpipe.results import INDEX, Outcome, iter_failed_requests, iter_outcomes
 from batchpipe.settings import Settings, current_settings, install_settings
 from batchpipe.storage import Folder, local_path
 from batchpipe.store import Store

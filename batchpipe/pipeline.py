@@ -41,8 +41,10 @@ MAX_TRIES = 5
 MAX_LOST = 50
 #: No countdown is longer: it must stay far below the broker's visibility time-out.
 LONGEST_PAUSE = 600.0
-#: What a pause after foreseen trouble begins with; doubled each time.
-FIRST_PAUSE = 2.0
+#: What a pause after trouble begins with; doubled each time.
+FIRST_PAUSE = 1.0
+#: Where the doubling ends for trouble that passes: a provider that is down for a minute must not cost ten.
+LONGEST_BACKOFF = 60.0
 
 
 @dataclass(frozen=True)
@@ -234,7 +236,7 @@ class ShardTurns(Turns):
     def _put_off(self, lease: Lease, problem: Problem, after: float | None) -> _Failed:
         """Foreseen trouble: no try is counted, and the pause doubles."""
         assert lease.shard is not None
-        pause = FIRST_PAUSE * 2 ** min(lease.shard.backoff, 10) * random.uniform(0.8, 1.2)
+        pause = min(FIRST_PAUSE * 2 ** min(lease.shard.backoff, 10), LONGEST_BACKOFF) * random.uniform(0.8, 1.2)
         # a pause that was named is kept, and spread so that not everybody comes back in the same second
         named = after * random.uniform(1.0, 1.1) if after is not None else 0.0
         return _Failed(problem, min(max(named, 0.0 if after == 0 else pause), LONGEST_PAUSE), counted=False)

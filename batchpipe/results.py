@@ -16,25 +16,25 @@ from typing import Any, BinaryIO, Self, TypeVar
 import msgspec
 
 from batchpipe.errors import BatchpipeError
-from batchpipe.rows import Outcome
+from batchpipe.rows import OutcomeState
 from batchpipe.storage import Folder, read_lines
 
 OUTPUT, ERRORS, INDEX = "output.jsonl", "errors.jsonl", "results.idx"
 
 
-class OutcomeRow(msgspec.Struct, frozen=True, kw_only=True):
+class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     """One row of a job's results. ``index`` counts from 0: its place in the input, where that is known.
 
-    ``response`` and ``error`` are the provider's, decoded. ``attempts`` is None for an ok row: its line is
-    the provider's own, which does not tell.
+    ``state`` is ok, failed (the provider or model refused it) or missing (no answer came). ``response`` and
+    ``error`` are the provider's, decoded.
     """
 
     index: int
     custom_id: str
-    state: Outcome
+    state: OutcomeState
     response: Any = None
     error: Any = None
-    attempts: int | None = None
+    attempts: int = 1
 
 
 class _OkLine(msgspec.Struct):
@@ -44,7 +44,7 @@ class _OkLine(msgspec.Struct):
 
 class _ErrorLine(msgspec.Struct):
     custom_id: str
-    outcome: Outcome
+    outcome: OutcomeState
     attempts: int
     response: Any = None
     error: Any = None
@@ -145,7 +145,7 @@ def iter_index(index: BinaryIO) -> Iterator[bool]:
             yield False
 
 
-def iter_outcomes(output: Folder, index: BinaryIO | None = None) -> Iterator[OutcomeRow]:
+def iter_outcomes(output: Folder, index: BinaryIO | None = None) -> Iterator[Outcome]:
     """The rows of a finished job, lazily, in the order of the input; without an index the ok ones come first.
 
     Raises StorageTrouble (``file_missing``), BatchpipeError if index and files do not fit.
@@ -165,12 +165,12 @@ def iter_outcomes(output: Folder, index: BinaryIO | None = None) -> Iterator[Out
             raise BatchpipeError(f"{OUTPUT} and {ERRORS} have more rows than {INDEX}")
 
 
-def _row(at: int, is_ok: bool, line: bytes) -> OutcomeRow:
+def _row(at: int, is_ok: bool, line: bytes) -> Outcome:
     if is_ok:
         ok = _decode_ok(line)
-        return OutcomeRow(index=at, custom_id=ok.custom_id, state=Outcome.OK, response=ok.response)
+        return Outcome(index=at, custom_id=ok.custom_id, state=OutcomeState.OK, response=ok.response)
     other = _decode_error(line)
-    return OutcomeRow(
+    return Outcome(
         index=at,
         custom_id=other.custom_id,
         state=other.outcome,

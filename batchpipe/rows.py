@@ -23,7 +23,7 @@ _MODEL_OPTIONAL = ("/v1/moderations", "/v1/images/", "/v1/videos")
 _BOM = b"\xef\xbb\xbf"
 
 
-class Outcome(StrEnum):
+class OutcomeState(StrEnum):
     """What became of one row."""
 
     OK = "ok"  #: no error and status 200
@@ -323,7 +323,7 @@ def add_usage(total: dict[str, int], usage: dict[str, int]) -> None:
 
 def error_line(
     custom_id: str,
-    outcome: Outcome,
+    outcome: OutcomeState,
     attempts: int,
     response: bytes | None = None,
     error: bytes | None = None,

@@ -16,7 +16,7 @@ import msgspec
 
 from batchpipe.errors import BatchpipeError, Gone, Unavailable
 from batchpipe.jobs import BatchError, JobRecord, Move, Problem, ShardRecord, Stage, Status
-from batchpipe.rows import Outcome, add_usage, custom_id, error_line, is_object, raw_error, read_answer
+from batchpipe.rows import OutcomeState, add_usage, custom_id, error_line, is_object, raw_error, read_answer
 from batchpipe.storage import Folder, Pacer, Scratch
 
 #: How often files with fewer lines than the provider counted are fetched anew; then that is the truth.
@@ -82,7 +82,7 @@ def abandon(
 
     Raises StorageTrouble, BatchpipeError (``rows_lost``) if the rows do not add up.
     """
-    absent = _Absent(Outcome.MISSING, raw_error(problem.code, problem.message), {}, problem)
+    absent = _Absent(OutcomeState.MISSING, raw_error(problem.code, problem.message), {}, problem)
     answers = _Answers(workspace, shard, check)
     return _collect(shard, workspace, token, answers, absent, check)
 
@@ -90,7 +90,7 @@ def abandon(
 class _Absent(msgspec.Struct, frozen=True):
     """What becomes of rows that have no answer."""
 
-    outcome: Outcome
+    outcome: OutcomeState
     error: bytes | None
     by_line: dict[int, bytes]  #: errors of the rows that the provider named, by line from 1
     problem: Problem | None
@@ -99,10 +99,10 @@ class _Absent(msgspec.Struct, frozen=True):
 def _absent(shard: ShardRecord, gone: Problem | None) -> _Absent:
     if shard.error is None and shard.status != Status.FAILED:
         error = raw_error(gone.code, gone.message) if gone else None
-        return _Absent(Outcome.MISSING, error, {}, gone)
+        return _Absent(OutcomeState.MISSING, error, {}, gone)
     problem = shard.error or _refusal(shard.errors)
     by_line = {error.line: raw_error(error.code, error.message) for error in shard.errors if error.line}
-    return _Absent(Outcome.FAILED, raw_error(problem.code, problem.message), by_line, problem)
+    return _Absent(OutcomeState.FAILED, raw_error(problem.code, problem.message), by_line, problem)
 
 
 def _refusal(errors: list[BatchError]) -> Problem:
@@ -205,7 +205,7 @@ def _collect(
     check: Callable[[], None],
 ) -> Move:
     name = f"collected/{shard.index:05d}-{shard.try_}-{token}.rows"
-    counts = dict.fromkeys(Outcome, 0)
+    counts = dict.fromkeys(OutcomeState, 0)
     with workspace.reader(shard.file) as requests, workspace.writer(name) as out:
         rows = zip(_paced(requests, check), answers, strict=True)
         for number, (request, answer) in enumerate(rows, 1):
@@ -225,7 +225,7 @@ def _collect(
 
 def _row(
     shard: ShardRecord, number: int, request: bytes, answer: tuple[bool, bytes] | None, absent: _Absent
-) -> tuple[Outcome, bytes]:
+) -> tuple[OutcomeState, bytes]:
     """The outcome of a row and its line in the collected file."""
     if answer is None:
         error = absent.by_line.get(number, absent.error)
@@ -233,10 +233,10 @@ def _row(
         return absent.outcome, b"-%s\n" % line
     ok, raw = answer
     if ok:
-        return Outcome.OK, b"+%s\n" % raw
+        return OutcomeState.OK, b"+%s\n" % raw
     found = read_answer(raw)
-    line = error_line(found.custom_id, Outcome.FAILED, shard.round, found.response, found.error)
-    return Outcome.FAILED, b"-%s\n" % line
+    line = error_line(found.custom_id, OutcomeState.FAILED, shard.round, found.response, found.error)
+    return OutcomeState.FAILED, b"-%s\n" % line
 
 
 def _anomalies(shard: ShardRecord, answers: _Answers, absent: _Absent) -> list[tuple[str, dict[str, int]]]:

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from batchpipe.errors import BatchpipeError, LeaseLost
 from batchpipe.jobs import JobRecord, ShardRecord
-from batchpipe.results import OutcomeRow, iter_failed_lines, iter_failed_requests, iter_outcomes
-from batchpipe.rows import Outcome, error_line
+from batchpipe.results import Outcome, iter_failed_lines, iter_failed_requests, iter_outcomes
+from batchpipe.rows import OutcomeState, error_line
 from batchpipe.steps.merge import Merged, clean_up, merge
 from batchpipe.storage import Folder
 
@@ -36,7 +36,7 @@ def put(folder: Folder, name: str, data: bytes) -> None:
 class Place:
     """Collected shards: for each row of the input its shard and outcome."""
 
-    def __init__(self, rows: list[tuple[int, Outcome]], root: str = "") -> None:
+    def __init__(self, rows: list[tuple[int, OutcomeState]], root: str = "") -> None:
         root = root or f"memory://{uuid.uuid4().hex}"
         self.workspace, self.output = Folder(root + "/work"), Folder(root + "/out")
         self.job = JobRecord(id="job_x", workspace=self.workspace.url, output=self.output.url)
@@ -45,7 +45,7 @@ class Place:
         put(self.workspace, "order-t", order)
         self.shards = [self.shard(index, rows) for index in sorted({shard for shard, _ in rows})]
 
-    def shard(self, index: int, rows: list[tuple[int, Outcome]]) -> ShardRecord:
+    def shard(self, index: int, rows: list[tuple[int, OutcomeState]]) -> ShardRecord:
         collected, requests = [], []
         for number, (shard, outcome) in enumerate(rows):
             if shard == index:
@@ -53,7 +53,7 @@ class Place:
                 requests.append(b'{"custom_id":"row %d"}\n' % number)
         put(self.workspace, f"collected/{index}", b"".join(collected))
         put(self.workspace, f"shards/{index}", b"".join(requests))
-        counts = {outcome.value: 0 for outcome in Outcome}
+        counts = {outcome.value: 0 for outcome in OutcomeState}
         for shard, outcome in rows:
             counts[outcome.value] += shard == index
         return ShardRecord(
@@ -68,9 +68,9 @@ class Place:
             missing=counts["missing"],
         )
 
-    def line(self, number: int, outcome: Outcome) -> bytes:
+    def line(self, number: int, outcome: OutcomeState) -> bytes:
         name = f"row {number}"
-        if outcome == Outcome.OK:
+        if outcome == OutcomeState.OK:
             line = json.dumps({"custom_id": name, "response": {"body": number}, "error": None}).encode()
             return b"+" + line + b"\n"
         return b"-" + error_line(name, outcome, 1, None, b'{"code":"x"}') + b"\n"
@@ -78,7 +78,7 @@ class Place:
     def merge(self) -> Merged:
         return merge(self.job, self.shards, "order-t", self.workspace, self.output, check=nothing)
 
-    def outcomes(self) -> list[OutcomeRow]:
+    def outcomes(self) -> list[Outcome]:
         with self.workspace.reader("results.idx") as index:
             return list(iter_outcomes(self.output, index))
 
@@ -88,7 +88,7 @@ class Place:
             return list(iter_failed_requests(order, self.workspace, files, index))
 
 
-ROWS = [(0, Outcome.OK), (1, Outcome.FAILED), (0, Outcome.MISSING), (1, Outcome.OK), (1, Outcome.OK)]
+ROWS = [(0, OutcomeState.OK), (1, OutcomeState.FAILED), (0, OutcomeState.MISSING), (1, OutcomeState.OK), (1, OutcomeState.OK)]
 
 
 def test_results_come_in_the_order_of_the_input() -> None:
@@ -117,7 +117,7 @@ def test_merging_again_gives_the_same_files(tmp_path: Path) -> None:
 
 def test_both_files_are_there_even_if_empty() -> None:
     """Other programs open them without asking."""
-    place = Place([(0, Outcome.OK)])
+    place = Place([(0, OutcomeState.OK)])
     place.merge()
     assert read(place.output, "errors.jsonl") == b""
 
@@ -138,7 +138,7 @@ def test_outcomes_are_read_back_in_the_order_of_the_input() -> None:
     assert [(i, f"row {i}", outcome) for i, (_, outcome) in enumerate(ROWS)] == [
         (row.index, row.custom_id, row.state) for row in rows
     ]
-    assert (rows[0].response, rows[0].error, rows[0].attempts) == ({"body": 0}, None, None)
+    assert (rows[0].response, rows[0].error, rows[0].attempts) == ({"body": 0}, None, 1)
     assert (rows[1].response, rows[1].error, rows[1].attempts) == (None, {"code": "x"}, 1)
 
 
@@ -182,7 +182,7 @@ def test_results_that_do_not_fit_their_index_are_told() -> None:
 
 def test_more_shards_than_may_be_open_are_merged(tmp_path: Path) -> None:
     """They are closed and opened again where they were left."""
-    rows = [(number % 150, Outcome.OK) for number in range(900)]
+    rows = [(number % 150, OutcomeState.OK) for number in range(900)]
     place = Place(rows, str(tmp_path))
     assert place.merge().ok == 900
     assert [f"row {number}" for number in range(900)] == [row.custom_id for row in place.outcomes()]
@@ -226,9 +226,9 @@ def test_a_lost_lease_ends_the_merge_without_results() -> None:
     assert place.output.names() == []
 
 
-@given(st.lists(st.tuples(st.integers(0, 5), st.sampled_from(Outcome)), max_size=60))
+@given(st.lists(st.tuples(st.integers(0, 5), st.sampled_from(OutcomeState)), max_size=60))
 @settings(max_examples=100, deadline=None)
-def test_every_mixture_comes_back_in_order(rows: list[tuple[int, Outcome]]) -> None:
+def test_every_mixture_comes_back_in_order(rows: list[tuple[int, OutcomeState]]) -> None:
     """Through merge, the two files and the index; and the failed requests with it."""
     place = Place(rows)
     merged = place.merge()
@@ -236,7 +236,7 @@ def test_every_mixture_comes_back_in_order(rows: list[tuple[int, Outcome]]) -> N
     assert [(f"row {i}", outcome) for i, (_, outcome) in enumerate(rows)] == [
         (row.custom_id, row.state) for row in place.outcomes()
     ]
-    failed = [b'{"custom_id":"row %d"}\n' % i for i, (_, outcome) in enumerate(rows) if outcome != Outcome.OK]
+    failed = [b'{"custom_id":"row %d"}\n' % i for i, (_, outcome) in enumerate(rows) if outcome != OutcomeState.OK]
     assert failed == place.failed_requests()
 
 
@@ -257,7 +257,7 @@ def test_cleaning_up_removes_what_is_large() -> None:
 def test_a_chance_order_of_many_rows_is_restored(tmp_path: Path) -> None:
     """As prepare leaves it for mixed models."""
     chance = random.Random(3)
-    rows = [(chance.randrange(7), chance.choice(list(Outcome))) for _ in range(5000)]
+    rows = [(chance.randrange(7), chance.choice(list(OutcomeState))) for _ in range(5000)]
     place = Place(rows, str(tmp_path))
     place.merge()
     assert [outcome for _, outcome in rows] == [row.state for row in place.outcomes()]

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from batchpipe.errors import InvalidInput
-from batchpipe.rows import Outcome, Request, add_usage, check_request, custom_id, error_line, read_answer
+from batchpipe.rows import OutcomeState, Request, add_usage, check_request, custom_id, error_line, read_answer
 
 CHAT = "/v1/chat/completions"
 
@@ -223,13 +223,13 @@ class TestReadAnswer:
 class TestErrorLine:
     def test_it_has_five_keys_in_this_order(self) -> None:
         """Programs read them, and people too."""
-        line = error_line('a"b', Outcome.MISSING, 2, None, None)
+        line = error_line('a"b', OutcomeState.MISSING, 2, None, None)
         row = json.loads(line)
         assert list(row) == ["custom_id", "outcome", "attempts", "response", "error"]
         assert list(row.values()) == ['a"b', "missing", 2, None, None]
 
     def test_the_providers_parts_go_in_as_they_are(self) -> None:
         """Not a byte of them changes."""
-        line = error_line("é", Outcome.FAILED, 1, b'{"status_code": 400 }', b'{"code":"x"}')
+        line = error_line("é", OutcomeState.FAILED, 1, b'{"status_code": 400 }', b'{"code":"x"}')
         assert b'"response":{"status_code": 400 },"error":{"code":"x"}}' in line
         assert json.loads(line)["custom_id"] == "é"

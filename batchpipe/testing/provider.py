@@ -1,0 +1,326 @@
+"""An in-process stand-in for ``openai_api.Api``."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import IO, Any, BinaryIO, TypeVar
+
+import orjson
+
+from batchpipe.errors import Gone, Refused, Unavailable
+from batchpipe.jobs import BatchError, Counts, Status
+from batchpipe.openai_api import Snapshot
+
+#: How the provider answers one request: a dict (the body of a 200), an int (the status of a refusal) or None (no line).
+Answer = dict[str, Any] | int | None
+
+_PAGE = 100
+T = TypeVar("T")
+
+
+def polite_answer(request: Mapping[str, Any]) -> Answer:
+    """Every request gets a 200 that names its ``custom_id``."""
+    message = {"role": "assistant", "content": f"answer to {request['custom_id']}"}
+    return {
+        "object": "chat.completion",
+        "model": request.get("body", {}).get("model"),
+        "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
+        "usage": {"prompt_tokens": 1, "completion_tokens": 2, "total_tokens": 3},
+    }
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call that FakeOpenAI received; ``argument`` is the id or name it was about."""
+
+    method: str
+    argument: str = ""
+
+
+@dataclass
+class FakeFile:
+    """A file at the provider."""
+
+    name: str
+    data: bytes
+
+
+@dataclass
+class FakeBatch:
+    """A batch at the provider. ``ran``: the rows that were answered and paid for."""
+
+    id: str
+    input_file_id: str
+    requests: list[dict[str, Any]]
+    metadata: dict[str, str]
+    arguments: dict[str, Any]
+    created_at: float
+    status: str = "validating"
+    output_file_id: str | None = None
+    error_file_id: str | None = None
+    counts: Counts = field(default_factory=Counts)
+    errors: list[BatchError] = field(default_factory=list)
+    ran: list[str] = field(default_factory=list)
+
+    @property
+    def is_final(self) -> bool:
+        return self.status in Status.FINAL
+
+
+@dataclass
+class _Failure:
+    error: BaseException
+    left: int
+    processed: bool
+
+
+class FakeOpenAI:
+    """An in-process provider with the methods and errors of ``openai_api.Api``.
+
+    A batch stays as it is until ``finish``, ``expire`` or ``fail`` ends it; with ``autofinish`` each ``retrieve``
+    moves it on: validating, in_progress, completed. Result lines come in reverse order of the requests.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.time, *, autofinish: bool = False) -> None:
+        self.clock = clock
+        self.autofinish = autofinish
+        self.echo_metadata = True  #: False: batches are told without their metadata, as some servers do
+        self.answer: Callable[[Mapping[str, Any]], Answer] = polite_answer
+        self.files: dict[str, FakeFile] = {}
+        self.batches: dict[str, FakeBatch] = {}  #: oldest first
+        self.calls: list[Call] = []
+        self._failures: dict[str, list[_Failure]] = {}
+        self._hidden: set[str] = set()
+        self._hide_all = False
+        self._made = 0
+
+    # -- controls --------------------------------------------------------------------------------------------------
+
+    def fail_next(self, method: str, error: BaseException, *, times: int = 1, processed: bool = False) -> None:
+        """Let the next calls of a method raise; ``processed``: the call has its effect first, its answer is lost."""
+        if not callable(getattr(type(self), method, None)):
+            raise ValueError(f"FakeOpenAI has no method {method!r}")
+        self._failures.setdefault(method, []).append(_Failure(error, times, processed))
+
+    def hide_from_list(self, batch: str | bool = True) -> None:
+        """Keep one batch (or, with True, all, later ones too) out of ``iter_batches``; False shows all again."""
+        if isinstance(batch, str):
+            self._hidden.add(batch)
+            return
+        self._hide_all = batch
+        if not batch:
+            self._hidden.clear()
+
+    def finish(
+        self,
+        batch_id: str,
+        status: str = Status.COMPLETED,
+        *,
+        rows: Mapping[str, Answer] | None = None,
+        drop: Iterable[str] = (),
+        after: int | None = None,
+    ) -> None:
+        """End a batch. ``rows``: answers by custom_id that differ from the usual; ``drop``: ids that get no line.
+
+        ``after``: only so many rows ran; the others stand in the error file as ``batch_expired`` or
+        ``batch_cancelled``.
+        """
+        batch, special, dropped = self.batches[batch_id], rows or {}, set(drop)
+        done: list[bytes] = []
+        not_done: list[bytes] = []
+        for number, request in enumerate(batch.requests):
+            name = request["custom_id"]
+            answer = special[name] if name in special else self.answer(request)
+            if name in dropped or answer is None:
+                continue
+            if after is not None and number >= after:
+                code = "batch_expired" if status == Status.EXPIRED else "batch_cancelled"
+                not_done.append(_line(name, None, {"code": code, "message": "This request was not executed."}))
+            elif isinstance(answer, int):
+                error = {"error": {"message": f"refused with {answer}", "type": "invalid_request_error", "code": None}}
+                not_done.append(_line(name, {"status_code": answer, "request_id": "req_1", "body": error}, None))
+            else:
+                batch.ran.append(name)
+                done.append(_line(name, {"status_code": 200, "request_id": "req_1", "body": answer}, None))
+        batch.output_file_id = self._add_lines(f"{batch_id}_output.jsonl", done)
+        batch.error_file_id = self._add_lines(f"{batch_id}_error.jsonl", not_done)
+        batch.counts = Counts(total=len(batch.requests), completed=len(done), failed=len(not_done))
+        batch.status = status
+
+    def expire(self, batch_id: str, *, after: int = 0) -> None:
+        """End a batch as expired, with its first ``after`` rows done."""
+        self.finish(batch_id, Status.EXPIRED, after=after)
+
+    def fail(self, batch_id: str, errors: Iterable[BatchError | Mapping[str, Any]]) -> None:
+        """Let the provider refuse a batch as a whole."""
+        batch = self.batches[batch_id]
+        batch.status = Status.FAILED
+        batch.errors = [error if isinstance(error, BatchError) else BatchError(**error) for error in errors]
+
+    @property
+    def billed(self) -> Counter[str]:
+        """How often each custom_id was paid for, or will be: rows of batches that still run count, too."""
+        total: Counter[str] = Counter()
+        for batch in self.batches.values():
+            if batch.is_final:
+                total.update(batch.ran)
+            elif batch.status != "cancelling":
+                total.update(request["custom_id"] for request in batch.requests)
+        return total
+
+    def count(self, method: str) -> int:
+        """How often a method was called."""
+        return sum(call.method == method for call in self.calls)
+
+    # -- what Api does ---------------------------------------------------------------------------------------------
+
+    def upload(self, handle: IO[bytes], name: str, check: Callable[[], None]) -> str:
+        def effect() -> str:
+            blocks = []
+            while block := handle.read(1 << 16):
+                check()
+                blocks.append(block)
+            return self._add(name, b"".join(blocks))
+
+        return self._called("upload", name, effect)
+
+    def file_bytes(self, file_id: str) -> int | None:
+        return self._called("file_bytes", file_id, lambda: len(self._file(file_id).data))
+
+    def download(self, file_id: str, sink: BinaryIO, check: Callable[[], None]) -> int:
+        def effect() -> int:
+            data = self._file(file_id).data
+            check()
+            sink.write(data)
+            return len(data)
+
+        return self._called("download", file_id, effect)
+
+    def delete_file(self, file_id: str) -> None:
+        def effect() -> None:
+            self._file(file_id)
+            del self.files[file_id]
+
+        self._called("delete_file", file_id, effect)
+
+    def create_batch(
+        self,
+        *,
+        endpoint: str,
+        completion_window: str,
+        input_file_id: str,
+        metadata: dict[str, str],
+        extra: dict[str, Any],
+    ) -> Snapshot:
+        def effect() -> Snapshot:
+            file = self.files.get(input_file_id)
+            if file is None:
+                raise Unavailable(f"Cannot find file {input_file_id}.", code="file_not_found", status=400)
+            batch = FakeBatch(
+                id=f"batch_{len(self.batches) + 1:04d}",
+                input_file_id=input_file_id,
+                requests=[orjson.loads(line) for line in file.data.splitlines() if line.strip()],
+                metadata=dict(metadata),
+                arguments={"endpoint": endpoint, "completion_window": completion_window, **extra},
+                created_at=self.clock(),
+            )
+            self.batches[batch.id] = batch
+            return self._snapshot(batch)
+
+        return self._called("create_batch", input_file_id, effect)
+
+    def retrieve(self, batch_id: str) -> Snapshot:
+        def effect() -> Snapshot:
+            batch = self._batch(batch_id)
+            if self.autofinish:
+                self._move_on(batch)
+            return self._snapshot(batch)
+
+        return self._called("retrieve", batch_id, effect)
+
+    def cancel_batch(self, batch_id: str) -> Snapshot:
+        def effect() -> Snapshot:
+            batch = self._batch(batch_id)
+            if batch.is_final:
+                message = f"Cannot cancel a batch with status '{batch.status}'."
+                raise Refused(message, code="batch_not_cancellable", status=409)
+            batch.status = "cancelling"
+            return self._snapshot(batch)
+
+        return self._called("cancel_batch", batch_id, effect)
+
+    def iter_batches(self, since: float) -> Iterator[Snapshot]:
+        newest = self._called("iter_batches", "", lambda: list(reversed(self.batches.values())))
+        shown = [batch for batch in newest if not self._hide_all and batch.id not in self._hidden]
+        for start in range(0, len(shown), _PAGE):
+            page = shown[start : start + _PAGE]
+            yield from map(self._snapshot, page)
+            if page[-1].created_at < since:
+                return
+
+    def ping(self) -> None:
+        self._called("ping", "", lambda: None)
+
+    # -- inside ----------------------------------------------------------------------------------------------------
+
+    def _called(self, method: str, argument: str, effect: Callable[[], T]) -> T:
+        self.calls.append(Call(method, argument))
+        failures = self._failures.get(method, [])
+        if not failures:
+            return effect()
+        failure = failures[0]
+        failure.left -= 1
+        if failure.left <= 0:
+            failures.pop(0)
+        if failure.processed:
+            effect()
+        raise failure.error
+
+    def _file(self, file_id: str) -> FakeFile:
+        try:
+            return self.files[file_id]
+        except KeyError:
+            raise Gone(f"No such File object: {file_id}", status=404) from None
+
+    def _batch(self, batch_id: str) -> FakeBatch:
+        try:
+            return self.batches[batch_id]
+        except KeyError:
+            raise Gone(f"No batch found with id '{batch_id}'.", status=404) from None
+
+    def _add(self, name: str, data: bytes) -> str:
+        self._made += 1
+        file_id = f"file-{self._made:04d}"
+        self.files[file_id] = FakeFile(name, data)
+        return file_id
+
+    def _add_lines(self, name: str, lines: list[bytes]) -> str | None:
+        return self._add(name, b"".join(reversed(lines))) if lines else None
+
+    def _move_on(self, batch: FakeBatch) -> None:
+        if batch.status == "validating":
+            batch.status = "in_progress"
+        elif batch.status == "in_progress":
+            self.finish(batch.id)
+        elif batch.status == "cancelling":
+            self.finish(batch.id, Status.CANCELLED, after=0)
+
+    def _snapshot(self, batch: FakeBatch) -> Snapshot:
+        return Snapshot(
+            id=batch.id,
+            status=batch.status,
+            input_file_id=batch.input_file_id,
+            output_file_id=batch.output_file_id,
+            error_file_id=batch.error_file_id,
+            created_at=batch.created_at,
+            counts=batch.counts,
+            errors=list(batch.errors),
+            metadata=dict(batch.metadata) if self.echo_metadata else {},
+        )
+
+
+def _line(custom_id: str, response: Any, error: Any) -> bytes:
+    return orjson.dumps({"id": "batch_req_1", "custom_id": custom_id, "response": response, "error": error}) + b"\n"

@@ -1,0 +1,217 @@
+"""Real jobs on the real pipeline and scripts, without Celery, threads or waiting."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import fakeredis
+import orjson
+from pydantic import SecretStr
+
+from batchpipe.errors import StoreUnavailable
+from batchpipe.job_turns import JobTurns
+from batchpipe.jobs import JOB, JobRecord, ShardRecord, Stage, State, new_job_id
+from batchpipe.pipeline import LINKS, Again, Go, Message, Next, ShardTurns
+from batchpipe.settings import Account, Settings
+from batchpipe.storage import Folder
+from batchpipe.store import Store
+from batchpipe.store.store import new_task_ids
+from batchpipe.sweep import sweep
+from batchpipe.testing.provider import FakeOpenAI
+
+#: Pause of a message whose turn could not reach Redis, as in the Celery tasks.
+REDIS_PAUSE_SECONDS = 10.0
+
+
+class Vanished(BaseException):
+    """A worker that dies here. Let ``fail_next`` raise it: the Pump then forgets that turn, as a kill does."""
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """A message on its way: at ``at`` the link ``link`` of its chain runs."""
+
+    at: float
+    message: Message
+    link: str
+
+
+class Pump:
+    """Drives real jobs without Celery: delivers messages in order of their time, sweeps what is overdue.
+
+    ``copies`` decides for each published message how often it arrives (0: lost, 2: doubled); ``waiting`` may be
+    changed at will between two steps. The clock stands still but for ``advance`` and the runs.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        api: FakeOpenAI | None = None,
+        tell: Callable[[JobRecord], None] = lambda job: None,
+        store: Store | None = None,
+        **settings: Any,
+    ) -> None:
+        """``folder`` holds inputs, outputs and local state; ``settings`` are fields of ``Settings``."""
+        self.folder = folder
+        self.settings = Settings(
+            _env_file=None,
+            **{"home": folder / "home", "accounts": {"default": Account(api_key=SecretStr("test"))}, **settings},
+        )
+        self.at = time.time()
+        self.store = store or Store(fakeredis.FakeRedis(decode_responses=True))
+        self.store.lease_seconds = self.settings.lease_seconds
+        self.store.skew = lambda: self.at - time.time()
+        self.api = api or FakeOpenAI(autofinish=True)
+        self.api.clock = lambda: self.at
+        self.copies: Callable[[Message], int] = lambda message: 1
+        self.published: list[Message] = []
+        self.waiting: list[Delivery] = []
+        self.told: list[JobRecord] = []  #: jobs as they were told, tries that failed too
+        self.vanished = 0  #: turns that ended in ``Vanished``
+        self._tell_user = tell
+        apis = cast(Any, lambda name: self.api)
+        self.shard_turns = ShardTurns(self.settings, self.store, apis, self._publish)
+        self.job_turns = JobTurns(self.settings, self.store, apis, self._publish, self._tell)
+
+    # -- what a user does ------------------------------------------------------------------------------------------
+
+    def submit(self, rows: Iterable[Mapping[str, Any]] | bytes, **fields: Any) -> str:
+        """Record a job for these rows (or raw bytes) and publish it. ``fields`` are fields of ``JobRecord``."""
+        job_id = fields.pop("id", None) or new_job_id()
+        home = self.folder / job_id
+        with Folder(str(home)).writer("input.jsonl") as file:
+            file.write(rows if isinstance(rows, bytes) else b"".join(orjson.dumps(dict(row)) + b"\n" for row in rows))
+        record = JobRecord(
+            id=job_id,
+            **{
+                "epoch": 1,
+                "task_ids": new_task_ids(1),
+                "input": str(home / "input.jsonl"),
+                "output": str(home / "out"),
+                "workspace": str(home / "out" / ".batchpipe" / job_id),
+                "max_rows": self.settings.max_rows,
+                "attempts": self.settings.attempts,
+                **fields,
+            },
+        )
+        self.store.submit(record)
+        self.job_turns.publish(Message(job_id, JOB, 1, State.PENDING, record.task_ids, record.queue))
+        return job_id
+
+    def cancel(self, job_id: str) -> None:
+        """As ``client.cancel``; its revokes are lost, as they may be."""
+        asked, shards = self.store.cancel(job_id)
+        for index in (JOB, *range(shards)) if asked else ():
+            self.job_turns.wake(job_id, index)
+
+    def job(self, job_id: str) -> JobRecord:
+        return self.store.get_job(job_id)
+
+    def shards(self, job_id: str) -> list[ShardRecord]:
+        return list(self.store.iter_shards(self.job(job_id)))
+
+    def outcomes(self, job_id: str) -> dict[str, str]:
+        """custom_id -> ok, failed or missing, from the result files. Raises ValueError if one is there twice."""
+        output, found = Folder(self.job(job_id).output), dict[str, str]()
+        for name in ("output.jsonl", "errors.jsonl"):
+            with output.reader(name) as lines:
+                for row in map(orjson.loads, lines):
+                    if row["custom_id"] in found:
+                        raise ValueError(f"{row['custom_id']} is there twice")
+                    found[row["custom_id"]] = row["outcome"] if name == "errors.jsonl" else "ok"
+        return found
+
+    # -- time ------------------------------------------------------------------------------------------------------
+
+    def advance(self, seconds: float) -> None:
+        """Move the clock, and the ends of account pauses, which are times to live in Redis, with it."""
+        self.at += seconds
+        for key in self.store.client.keys(f"{self.store.prefix}pause:*"):
+            left = self.store.client.pttl(key) - int(seconds * 1000)
+            self.store.client.pexpire(key, max(left, 0))
+
+    def step(self) -> Delivery | None:
+        """Deliver the next message that is due. Answers it, or None where none is."""
+        due = [delivery for delivery in self.waiting if delivery.at <= self.at]
+        if not due:
+            return None
+        delivery = min(due, key=lambda delivery: delivery.at)
+        self.waiting.remove(delivery)
+        try:
+            following = self._turn(delivery)
+        except Vanished:
+            self.vanished += 1
+            return delivery
+        except StoreUnavailable:
+            following = Again(REDIS_PAUSE_SECONDS)
+        if isinstance(following, Again):
+            self.waiting.append(Delivery(self.at + following.after, delivery.message, delivery.link))
+        elif isinstance(following, Go):
+            links = links_from(delivery.message)
+            for link in links[links.index(delivery.link) + 1 :][:1]:
+                self.waiting.append(Delivery(self.at, delivery.message, link))
+        return delivery
+
+    def sweep(self) -> int:
+        """One pass of the safety net."""
+        return sweep(self.job_turns)
+
+    def run_until_idle(self, max_seconds: float = 172_800.0, *, sweeping: bool = True) -> None:
+        """Deliver, sweep and move the clock until nothing is left to do.
+
+        Raises TimeoutError when ``max_seconds`` have passed on the clock. ``sweeping=False``: no sweep helps, and it
+        is over when no message is left.
+        """
+        ends = self.at + max_seconds
+        while True:
+            if self.step() is not None:
+                continue
+            moments = [delivery.at for delivery in self.waiting]
+            due = self._next_due() if sweeping else None
+            if due is not None:
+                moments.append(due)
+            if not moments:
+                return
+            if min(moments) > ends:
+                raise TimeoutError(f"not idle after {max_seconds:g} s: {len(self.waiting)} messages, {self._open()}")
+            self.advance(max(min(moments) - self.at, 0.0) + 0.001)
+            if due is not None and due <= self.at and not self.sweep() and self.step() is None:
+                self.advance(self.settings.sweep_seconds)
+
+    def _open(self) -> list[str]:
+        return [f"{job}/{index}" for job, index in self.store.due()]
+
+    def _next_due(self) -> float | None:
+        first = cast(Any, self.store.client.zrange(f"{self.store.prefix}due", 0, 0, withscores=True))
+        return float(first[0][1]) if first else None
+
+    # -- inside ----------------------------------------------------------------------------------------------------
+
+    def _turn(self, delivery: Delivery) -> Next:
+        message = delivery.message
+        if message.index != JOB:
+            return self.shard_turns.run(delivery.link, message.job, message.index, message.epoch)
+        turn = self.job_turns.prepare if delivery.link == "prepare" else self.job_turns.merge
+        return turn(message.job, message.epoch)
+
+    def _publish(self, message: Message) -> None:
+        self.published.append(message)
+        first = links_from(message)[0]
+        self.waiting += [Delivery(self.at, message, first)] * self.copies(message)
+
+    def _tell(self, job: JobRecord) -> None:
+        self.told.append(job)
+        self._tell_user(job)
+
+
+def links_from(message: Message) -> list[str]:
+    """The links of a message's chain, from its stage on."""
+    if message.index == JOB:
+        return ["prepare"] if message.stage in (State.PENDING, State.PREPARING) else ["merge"]
+    names, stages = list(LINKS), list(LINKS.values())
+    return names[stages.index(Stage(message.stage)) :]
