@@ -85,6 +85,8 @@ def _stop_sweeping(**_: Any) -> None:
 
 
 def _sweep_on() -> None:
+    import openai  # noqa: F401 - half a second that the first upload need not wait for
+
     pause = current_settings().lease_seconds
     while True:
         try:

@@ -3,8 +3,8 @@
     python bench/memory.py [--mb 200] [--keep DIR]
 
 Each step runs in a process of its own, which first imports what a worker has imported, openai and celery too.
-A thread
-samples the resident set; where the system tells the true peak, that counts.
+A thread samples the resident set; where the system tells the true peak, that counts. The upload, and the whole in a
+real worker, are in worker_memory.py.
 """
 
 from __future__ import annotations
@@ -96,8 +96,6 @@ def run_step(step: str, folder: Path) -> None:
     elif step in ("prepare", "prepare-models"):
         token = "many" if step == "prepare-models" else "bench"
         prepare(job, workspace, token, check=nothing)
-    elif step == "upload":
-        raise NotImplementedError  # its place: with the real SDK, against a server in another process
     rows = count_lines(folder / "requests.jsonl")
     shard = ShardRecord(job=job.id, index=0, rows=rows, file="shards/00000-bench.jsonl")
     if step == "download":

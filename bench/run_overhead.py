@@ -39,7 +39,7 @@ def hand_written(requests: Path, output: Path) -> None:
     client = OpenAI()
     with requests.open("rb") as file:
         uploaded = client.files.create(file=file, purpose="batch")
-    batch = client.batches.create(input_file_id=uploaded.id, endpoint=ENDPOINT, completion_window="24h")
+    batch = client.batches.create(input_file_id=uploaded.id, endpoint="/v1/chat/completions", completion_window="24h")
     while batch.status not in ("completed", "failed", "expired", "cancelled"):
         time.sleep(POLL_SECONDS)
         batch = client.batches.retrieve(batch.id)

@@ -21,6 +21,8 @@ from batchpipe.storage import Folder, Pacer, Scratch
 
 #: How often files with fewer lines than the provider counted are fetched anew; then that is the truth.
 MAX_FETCHES = 3
+#: So often in a row a file must be unknown to the provider before we believe that it is gone: its rows are paid.
+MAX_GONE = 3
 
 
 class FilesApi(Protocol):
@@ -61,6 +63,8 @@ def download(
                 gone = Problem(code="file_gone", message=f"file {file_id} is gone at the provider: {error}")
             else:
                 answers.read(scratch, file_id, check)
+        if gone is not None and shard.unfound + 1 < MAX_GONE:
+            return Move(stage=Stage.ENDED, after=2.0 * 2**shard.unfound, changes={"unfound": shard.unfound + 1})
         told = _told(shard)
         if gone is None and answers.lines < told and shard.fetches < MAX_FETCHES:
             pause = 2.0 * 2**shard.fetches

@@ -13,6 +13,9 @@ from batchpipe.jobs import BatchError, Counts, JobRecord, Move, Problem, ShardRe
 #: So often in a row a batch must be unknown to the provider before we believe it.
 MAX_GONE = 3
 
+#: So often the files of an ended batch are waited for.
+MAX_LATE = 5
+
 _TOKEN_LIMIT = "token_limit_exceeded"
 
 
@@ -108,12 +111,21 @@ def _moved(job: JobRecord, shard: ShardRecord, batch: Batch, now: float, pause: 
         return Move(stage=Stage.CREATED, after=pause, changes=changes, events=events)
     if batch.status == Status.FAILED and not job.cancel and any(e.code == _TOKEN_LIMIT for e in batch.errors):
         return _create_again(shard, batch, events)
+    if _files_are_late(batch) and shard.fetches < MAX_LATE:
+        late = {"fetches": shard.fetches + 1}
+        return Move(stage=Stage.CREATED, after=pause, changes=changes | late, events=events)
     changes |= {
+        "fetches": 0,
         "output_file_id": batch.output_file_id,
         "error_file_id": batch.error_file_id,
         "errors": batch.errors,
     }
     return Move(stage=Stage.ENDED, changes=changes, events=events)
+
+
+def _files_are_late(batch: Batch) -> bool:
+    """Rows were counted, but no file is named for them: seen right after the end of a batch, for a minute or so."""
+    return bool(batch.counts.completed and not (batch.output_file_id or batch.error_file_id))
 
 
 def _create_again(shard: ShardRecord, batch: Batch, events: list[tuple[str, dict[str, Any]]]) -> Move:
