@@ -68,9 +68,8 @@ def _print_shards(client: Any, job: Any) -> None:
     for shard in client.store.iter_shards(job.record):
         counts = f"{number(shard.counts.completed)}+{number(shard.counts.failed)}/{number(shard.rows)}"
         trouble = f"  ! {shard.trouble.message}" if shard.trouble and shard.stage != "collected" else ""
-        click.echo(
-            f"shard {shard.index:<4} {shard.stage:<10} {shard.status or '-':<12} {shard.batch_id or '-'}  {counts}{trouble}"
-        )
+        place = f"shard {shard.index:<4} {shard.stage:<10} {shard.status or '-':<12} {shard.batch_id or '-'}"
+        click.echo(f"{place}  {counts}{trouble}")
 
 
 @click.command("list")

@@ -21,6 +21,8 @@ from batchpipe.storage import Folder, Pacer, Scratch
 
 #: How often files with fewer lines than the provider counted are fetched anew; then that is the truth.
 MAX_FETCHES = 3
+#: Fetches of one file in a turn. A turn that fails throws away the other file, which may be 200 MB, too.
+FETCHES_AT_ONCE = 3
 #: So often in a row a file must be unknown to the provider before we believe that it is gone: its rows are paid.
 MAX_GONE = 3
 
@@ -56,9 +58,8 @@ def download(
         for file_id in (shard.output_file_id, shard.error_file_id):
             if not file_id:
                 continue
-            scratch = stack.enter_context(workspace.scratch())
             try:
-                _fetch(api, file_id, scratch, check)
+                scratch = _fetched(api, file_id, workspace, stack, check)
             except Gone as error:
                 gone = Problem(code="file_gone", message=f"file {file_id} is gone at the provider: {error}")
             else:
@@ -119,6 +120,22 @@ def _refusal(errors: list[BatchError]) -> Problem:
 def _told(shard: ShardRecord) -> int:
     """How many answers the provider says there are, 0 where it does not say."""
     return (shard.counts.completed or 0) + (shard.counts.failed or 0)
+
+
+def _fetched(api: FilesApi, file_id: str, workspace: Folder, stack: ExitStack, check: Callable[[], None]) -> Scratch:
+    """A file, whole; it lives as long as ``stack``. Raises Gone, Unavailable."""
+    for left in reversed(range(FETCHES_AT_ONCE)):
+        with ExitStack() as attempt:
+            scratch = attempt.enter_context(workspace.scratch())
+            try:
+                _fetch(api, file_id, scratch, check)
+            except Unavailable as error:
+                if not left or error.after is not None:
+                    raise
+                continue
+            stack.push(attempt.pop_all())
+            return scratch
+    raise AssertionError("unreachable")
 
 
 def _fetch(api: FilesApi, file_id: str, scratch: Scratch, check: Callable[[], None]) -> None:

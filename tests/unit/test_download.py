@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from batchpipe.errors import BatchpipeError, Gone, LeaseLost, Unavailable
 from batchpipe.jobs import BatchError, Counts, JobRecord, Move, Problem, ShardRecord, Stage
-from batchpipe.steps.download import abandon, download
+from batchpipe.steps.download import MAX_GONE, abandon, download
 from batchpipe.storage import Folder
 
 JOB = JobRecord(id="job_x")
@@ -194,7 +194,11 @@ def test_counts_that_are_not_told_are_not_compared(counts: Counts) -> None:
 def test_rows_of_a_file_that_is_gone_are_missing_with_that_reason() -> None:
     """They may have been paid: so they are final, and fetching anew is no use."""
     place = Place(["a", "b"])
-    move = place.download(FilesFake(err=bad("b")), "out", "err", counts=Counts(completed=1, failed=1))
+    api = FilesFake(err=bad("b"))
+    for unfound in range(MAX_GONE - 1):  # one answer that it is gone may be a mistake, and the rows are paid
+        move = place.download(api, "out", "err", counts=Counts(completed=1, failed=1), unfound=unfound)
+        assert (move.stage, move.changes) == (Stage.ENDED, {"unfound": unfound + 1})
+    move = place.download(api, "out", "err", counts=Counts(completed=1, failed=1), unfound=MAX_GONE - 1)
     assert numbers(move) == (0, 1, 1)
     assert json.loads(place.rows(move)[0][1:])["error"]["code"] == "file_gone"
     assert move.changes["error"].code == "file_gone"

@@ -88,7 +88,13 @@ class Place:
             return list(iter_failed_requests(order, self.workspace, files, index))
 
 
-ROWS = [(0, OutcomeState.OK), (1, OutcomeState.FAILED), (0, OutcomeState.MISSING), (1, OutcomeState.OK), (1, OutcomeState.OK)]
+ROWS = [
+    (0, OutcomeState.OK),
+    (1, OutcomeState.FAILED),
+    (0, OutcomeState.MISSING),
+    (1, OutcomeState.OK),
+    (1, OutcomeState.OK),
+]
 
 
 def test_results_come_in_the_order_of_the_input() -> None:

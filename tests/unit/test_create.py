@@ -1,0 +1,385 @@
+"""Creating: the paid call goes out once, and whatever it made is found again."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import pytest
+
+from batchpipe.errors import Gone, LeaseLost, Paused, Refused, Unanswered, Unavailable
+from batchpipe.jobs import JobRecord, Move, ShardRecord, Stage
+from batchpipe.steps.create import CANCELLED, MAX_UNFOUND, GiveUp, Over, create
+from batchpipe.testing import FakeOpenAI
+
+JOB = JobRecord(id="job_x", metadata={"team": "a"}, extra={"output_expires_after": {"seconds": 1}})
+NOW = 1_000_000.0
+
+
+class FakeTurn:
+    """A record under a lease, as far as create may touch it."""
+
+    grace_seconds = 30.0
+
+    def __init__(self, verdicts: dict[str, str] | None = None) -> None:
+        self.at = NOW
+        self.cancelled = self.late = self.lost = False
+        self.done: list[str] = []
+        self.verdicts = verdicts or {}
+        self.recorded: str | None = None
+
+    def now(self) -> float:
+        return self.at
+
+    def intend(self) -> bool:
+        if self.lost:
+            raise LeaseLost
+        self.done.append("intend")
+        return self.cancelled
+
+    def withdraw(self) -> None:
+        self.done.append("withdraw")
+
+    def too_late_to_call(self) -> bool:
+        return self.late
+
+    def settle(self, batch: Any) -> str:
+        """The store's rule: the recorded id wins."""
+        self.done.append(f"settle {batch.id}")
+        if batch.id in self.verdicts:
+            return self.verdicts[batch.id]
+        if self.recorded is None:
+            self.recorded = batch.id
+            return "ok"
+        return "known" if self.recorded == batch.id else "cancel"
+
+
+class World:
+    """A provider with one uploaded file, a turn, and a shard about it."""
+
+    def __init__(self) -> None:
+        self.api = FakeOpenAI(lambda: self.turn.at)
+        self.turn = FakeTurn()
+        self.file_id = self.api.upload(io.BytesIO(b'{"custom_id":"r0"}\n'), "f", lambda: None)
+        self.api.calls.clear()
+
+    def shard(self, **fields: Any) -> ShardRecord:
+        return ShardRecord(
+            **{"job": "job_x", "index": 3, "stage": Stage.UPLOADED.value, "file_id": self.file_id, **fields}
+        )
+
+    def unanswered(self, **fields: Any) -> ShardRecord:
+        """A shard with a call of which nobody knows what became."""
+        return self.shard(**{"intent_at": NOW - 10, "calls": ["older"], **fields})
+
+    def create(self, shard: ShardRecord, job: JobRecord = JOB) -> Any:
+        return create(job, shard, self.api, self.turn)
+
+    def add_batch(self, key: str | None = "job_x:3:1", file_id: str | None = None) -> str:
+        metadata = {"batchpipe_key": key} if key else {}
+        return self.api.create_batch(
+            endpoint="/v1/x",
+            completion_window="24h",
+            input_file_id=file_id or self.file_id,
+            metadata=metadata,
+            extra={},
+        ).id
+
+
+@pytest.fixture
+def world() -> World:
+    return World()
+
+
+def status(world: World, batch_id: str) -> str:
+    return world.api.batches[batch_id].status
+
+
+# -- the call ------------------------------------------------------------------------------------------------------
+
+
+def test_the_intent_is_recorded_before_the_call_and_the_id_after_it(world: World) -> None:
+    """With our metadata beside the user's, and the user's further arguments."""
+    assert world.create(world.shard(try_=2)) == Over(settled=True)
+    (batch,) = world.api.batches.values()
+    assert world.turn.done == ["intend", f"settle {batch.id}"]
+    assert batch.metadata == {
+        "team": "a",
+        "batchpipe_job": "job_x",
+        "batchpipe_shard": "3",
+        "batchpipe_key": "job_x:3:2",
+    }
+    assert batch.arguments["output_expires_after"] == {"seconds": 1}
+    assert (batch.arguments["endpoint"], batch.arguments["completion_window"]) == (JOB.endpoint, "24h")
+
+
+def test_without_an_intent_nobody_looks(world: World) -> None:
+    """The list is asked only when a call may be unanswered."""
+    world.create(world.shard())
+    assert world.api.count("iter_batches") == 0
+
+
+def test_a_lost_lease_stops_it_before_the_call(world: World) -> None:
+    """Somebody else may be at it."""
+    world.turn.lost = True
+    with pytest.raises(LeaseLost):
+        world.create(world.shard())
+    assert world.api.count("create_batch") == 0
+
+
+def test_too_late_to_call_gives_the_turn_up(world: World) -> None:
+    """A worker that was frozen between claim and call must not call. The intent is taken back."""
+    world.turn.late = True
+    ending = world.create(world.shard())
+    assert (ending.stage, world.turn.done) == (Stage.UPLOADED, ["intend", "withdraw"])
+    assert world.api.count("create_batch") == 0
+
+
+@pytest.mark.parametrize("verdict", ["late", "known"])
+def test_an_id_that_somebody_else_goes_on_with_ends_the_turn(world: World, verdict: str) -> None:
+    """The batch is recorded; it lives."""
+    world.turn.verdicts["batch_0001"] = verdict
+    assert world.create(world.shard()) == Over(settled=False)
+    assert status(world, "batch_0001") == "validating"
+
+
+def test_a_batch_that_must_not_live_is_cancelled(world: World) -> None:
+    """The shard has another, or has ended."""
+    world.turn.verdicts["batch_0001"] = "cancel"
+    assert world.create(world.shard()) == Over(settled=False)
+    assert status(world, "batch_0001") == "cancelling"
+
+
+def test_trouble_with_cancelling_a_surplus_batch_does_not_cost_the_turn(world: World) -> None:
+    """It is logged; the sweep cancels it later."""
+    world.turn.verdicts["batch_0001"] = "cancel"
+    world.api.fail_next("cancel_batch", Unavailable("busy"))
+    assert world.create(world.shard()) == Over(settled=False)
+
+
+# -- no clear answer -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("processed", [True, False])
+def test_an_unanswered_call_is_looked_for_soon_and_not_repeated(world: World, processed: bool) -> None:
+    """The intent stays: nobody knows whether a batch was made."""
+    world.api.fail_next("create_batch", Unanswered("dropped"), processed=processed)
+    ending = world.create(world.shard())
+    assert (ending.stage, ending.changes["trouble"].code) == (Stage.UPLOADED, "unanswered")
+    assert 0 < ending.after <= 5
+    assert world.turn.done == ["intend"]
+    assert world.api.count("create_batch") == 1
+
+
+def test_the_batch_of_an_unanswered_call_is_adopted_by_its_key(world: World) -> None:
+    """Among those of other shards and tries."""
+    ours = world.add_batch()
+    for other in ("job_x:4:1", "job_x:3:2", "job_y:3:1"):
+        world.add_batch(other)
+    assert world.create(world.unanswered()) == Over(settled=True)
+    assert world.turn.recorded == ours
+    assert world.api.count("create_batch") == 4
+
+
+def test_without_metadata_in_the_list_our_unique_file_tells(world: World) -> None:
+    """Some servers do not echo it."""
+    ours = world.add_batch()
+    other = world.api.upload(io.BytesIO(b"{}"), "f", lambda: None)
+    world.add_batch(None, other)
+    world.api.echo_metadata = False
+    assert world.create(world.unanswered()) == Over(settled=True)
+    assert world.turn.recorded == ours
+
+
+def test_a_batch_of_our_file_under_another_key_is_not_ours(world: World) -> None:
+    """The same file serves several tries; the key is the truth where it is told."""
+    world.add_batch("job_x:3:1")
+    ending = world.create(world.unanswered(try_=2))
+    assert (ending.stage, world.turn.recorded) == (Stage.UPLOADED, None)
+
+
+def test_spent_ids_are_never_adopted(world: World) -> None:
+    """They were given up on purpose."""
+    spent = world.add_batch()
+    ending = world.create(world.unanswered(spent=[spent]))
+    assert (ending.stage, world.turn.recorded) == (Stage.UPLOADED, None)
+
+
+def test_an_ended_batch_is_adopted_too(world: World) -> None:
+    """Its rows are paid for."""
+    ours = world.add_batch()
+    world.api.finish(ours)
+    assert world.create(world.unanswered()) == Over(settled=True)
+
+
+def test_of_several_the_oldest_live_one_is_kept(world: World) -> None:
+    """A failed one is worth less than a younger that lives; the others are cancelled."""
+    dead, kept, surplus = (world.add_batch() for _ in range(3))
+    for number, batch_id in enumerate((dead, kept, surplus)):
+        world.api.batches[batch_id].created_at = NOW + number
+    world.api.fail(dead, [])
+    assert world.create(world.unanswered()) == Over(settled=True)
+    assert world.turn.recorded == kept
+    assert [status(world, batch_id) for batch_id in (dead, kept, surplus)] == ["failed", "validating", "cancelling"]
+
+
+def test_of_several_the_recorded_one_is_never_cancelled(world: World) -> None:
+    """A thawed worker may have settled the younger one after we read the record."""
+    older, younger = world.add_batch(), world.add_batch()
+    world.turn.recorded = younger
+    assert world.create(world.unanswered()) == Over(settled=False)
+    assert [status(world, batch_id) for batch_id in (older, younger)] == ["cancelling", "validating"]
+
+
+def test_only_batches_since_the_first_intent_are_looked_through(world: World) -> None:
+    """Less five minutes, for clocks differ."""
+    for _ in range(250):
+        world.add_batch("job_old:0:1")
+    world.turn.at = NOW + 400.0
+    seen: list[float] = []
+    listing = world.api.iter_batches
+
+    class Watched(FakeOpenAI):
+        def iter_batches(self, since: float) -> Any:
+            seen.append(since)
+            return listing(since)
+
+    create(JOB, world.unanswered(intent_at=NOW + 390.0), Watched(), world.turn)
+    assert seen == [NOW + 90.0]
+
+
+def test_after_an_empty_look_the_grace_period_begins(world: World) -> None:
+    """A list may lag behind the call."""
+    assert world.create(world.unanswered()) == Move(stage=Stage.UPLOADED, after=30.0, changes={"empty_at": NOW})
+    assert world.api.count("create_batch") == 0
+
+
+def test_within_the_grace_period_it_looks_but_does_not_call(world: World) -> None:
+    """A sweep or a webhook may wake it before the time."""
+    ending = world.create(world.unanswered(empty_at=NOW - 10))
+    assert ending == Move(stage=Stage.UPLOADED, after=20.0)
+    assert world.api.count("create_batch") == 0
+
+
+def test_after_the_second_empty_look_it_calls_again(world: World) -> None:
+    """Under the same key, so that both could be found."""
+    assert world.create(world.unanswered(empty_at=NOW - 30)) == Over(settled=True)
+    assert [call.method for call in world.api.calls] == ["iter_batches", "create_batch"]
+
+
+def test_what_turns_up_at_the_second_look_is_adopted(world: World) -> None:
+    """That is what the grace period is for."""
+    ours = world.add_batch()
+    world.create(world.unanswered(empty_at=NOW - 30))
+    assert world.turn.recorded == ours
+    assert world.api.count("create_batch") == 1
+
+
+@pytest.mark.parametrize("error", [Unavailable("busy"), Refused("no list here", status=405)])
+def test_a_list_that_failed_is_no_empty_look(world: World, error: Exception) -> None:
+    """Nothing is known, so nothing is called."""
+    world.api.fail_next("iter_batches", error)
+    with pytest.raises(type(error)):
+        world.create(world.unanswered(empty_at=NOW - 100))
+    assert world.api.count("create_batch") == 0
+
+
+# -- a clear no ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("error", [Unavailable("slow down", status=429), Unavailable("x", code="not_sent"), Paused()])
+def test_a_no_that_may_pass_withdraws_the_call(world: World, error: Exception) -> None:
+    """Nothing was made; the pipeline puts the shard off."""
+    world.api.fail_next("create_batch", error)
+    with pytest.raises(type(error)):
+        world.create(world.shard())
+    assert world.turn.done == ["intend", "withdraw"]
+
+
+@pytest.mark.parametrize("error", [Refused("bad endpoint", code="invalid_value", status=400), Gone("?", status=404)])
+def test_a_final_no_gives_the_shard_up(world: World, error: Refused) -> None:
+    """In the provider's own words."""
+    world.api.fail_next("create_batch", error)
+    ending = world.create(world.shard())
+    assert isinstance(ending, GiveUp)
+    assert (ending.problem.code, ending.problem.message) == (error.code, error.message)
+    assert world.turn.done == ["intend", "withdraw"]
+
+
+def test_a_final_no_waits_for_an_older_unanswered_call(world: World) -> None:
+    """Its batch may yet turn up; giving up now would lose paid rows."""
+    world.api.fail_next("create_batch", Refused("no", code="invalid_value", status=400))
+    ending = world.create(world.unanswered(empty_at=NOW - 30))
+    assert isinstance(ending, Move)
+    assert (ending.stage, ending.changes["refusal"].code) == (Stage.UPLOADED, "invalid_value")
+
+
+def test_the_older_call_is_looked_for_once_more_then_the_no_counts(world: World) -> None:
+    """And no further call goes out."""
+    world.api.fail_next("create_batch", Refused("no", code="invalid_value", status=400))
+    refusal = world.create(world.unanswered(empty_at=NOW - 30)).changes["refusal"]
+    waiting = world.create(world.unanswered(refusal=refusal))
+    assert waiting.changes == {"empty_at": NOW}
+    assert world.create(world.unanswered(refusal=refusal, empty_at=NOW - 30)) == GiveUp(refusal)
+    assert world.api.count("create_batch") == 1
+
+
+def test_a_fresh_file_that_is_not_found_is_tried_again_with_growing_pauses(world: World) -> None:
+    """A provider may know a file only after a moment; when it stays unknown, it is uploaded anew."""
+    shard, pauses = world.shard(file_id="file-lost"), []
+    for _ in range(MAX_UNFOUND - 1):
+        ending = world.create(shard)
+        assert ending.stage == Stage.UPLOADED
+        pauses.append(ending.after)
+        shard = shard.evolve(unfound=ending.changes["unfound"])
+    assert pauses == sorted(set(pauses))
+    ending = world.create(shard)
+    assert ending.stage == Stage.PLANNED
+    assert (ending.changes["file_id"], ending.changes["try_"], ending.changes["unfound"]) == (None, 2, 0)
+
+
+def test_a_file_is_not_uploaded_anew_while_a_call_is_unanswered(world: World) -> None:
+    """A new try has a new key, under which the older call's batch would not be found."""
+    shard = world.unanswered(file_id="file-lost", empty_at=NOW - 30, unfound=MAX_UNFOUND + 5)
+    assert world.create(shard).stage == Stage.UPLOADED
+
+
+# -- cancelling ----------------------------------------------------------------------------------------------------
+
+CANCELLING = JOB.evolve(cancel=True)
+
+
+def test_a_cancelled_job_never_calls(world: World) -> None:
+    """No intent: nothing to look for."""
+    assert world.create(world.shard(), CANCELLING) == GiveUp(CANCELLED)
+    assert world.api.calls == []
+
+
+def test_a_cancel_that_comes_between_claim_and_call_is_seen_by_the_intent(world: World) -> None:
+    """The last moment at which it costs nothing."""
+    world.turn.cancelled = True
+    assert world.create(world.shard()) == GiveUp(CANCELLED)
+    assert world.turn.done == ["intend", "withdraw"]
+    assert world.api.calls == []
+
+
+def test_a_cancel_before_a_second_call_leaves_the_first_to_be_looked_for(world: World) -> None:
+    """The older call's batch may yet turn up."""
+    world.turn.cancelled = True
+    ending = world.create(world.unanswered(empty_at=NOW - 30))
+    assert (ending.stage, world.turn.done) == (Stage.UPLOADED, ["intend", "withdraw"])
+    assert world.api.count("create_batch") == 0
+
+
+def test_a_cancelled_job_adopts_what_it_may_have_paid_for(world: World) -> None:
+    """Its finished rows are kept."""
+    ours = world.add_batch()
+    assert world.create(world.unanswered(), CANCELLING) == Over(settled=True)
+    assert world.turn.recorded == ours
+
+
+def test_a_cancelled_job_gives_up_after_the_second_empty_look(world: World) -> None:
+    """It waits for the grace period like any other, and then does not call."""
+    assert world.create(world.unanswered(), CANCELLING).changes == {"empty_at": NOW}
+    assert world.create(world.unanswered(empty_at=NOW - 30), CANCELLING) == GiveUp(CANCELLED)
+    assert world.api.count("create_batch") == 0

@@ -1,0 +1,205 @@
+"""Polling: one look at a batch, at a bearable pace."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import pytest
+
+from batchpipe.errors import Unavailable
+from batchpipe.jobs import Counts, JobRecord, Move, Problem, ShardRecord, Stage, Status
+from batchpipe.steps.poll import MAX_GONE, Pace, poll
+from batchpipe.testing import FakeOpenAI
+
+JOB = JobRecord(id="job_x")
+NOW = 1_000_000.0
+PACE = Pace(5.0, 600.0)
+
+
+class World:
+    """A provider with one batch, and its shard."""
+
+    def __init__(self) -> None:
+        self.api = FakeOpenAI(lambda: NOW)
+        rows = b'{"custom_id":"r0"}\n{"custom_id":"r1"}\n'
+        file_id = self.api.upload(io.BytesIO(rows), "f", lambda: None)
+        self.batch_id = self.api.create_batch(
+            endpoint="/v1/x", completion_window="24h", input_file_id=file_id, metadata={}, extra={}
+        ).id
+        self.api.calls.clear()
+
+    def shard(self, **fields: Any) -> ShardRecord:
+        base = {"job": "job_x", "index": 0, "stage": Stage.CREATED.value, "batch_id": self.batch_id}
+        return ShardRecord(**{**base, "created_at": NOW - 100, **fields})
+
+    def poll(self, job: JobRecord = JOB, budget: float = 0.0, **fields: Any) -> Any:
+        return poll(job, self.shard(**fields), self.api, now=NOW, pace=PACE, may_look=lambda: budget)
+
+
+@pytest.fixture
+def world() -> World:
+    return World()
+
+
+@pytest.mark.parametrize(("age", "low", "high"), [(0, 5, 5.5), (100, 10, 11), (3_000, 300, 330), (86_400, 600, 600)])
+def test_the_pause_grows_with_the_age_within_bounds(age: float, low: float, high: float) -> None:
+    """Short at first, never above ten minutes, with jitter so that shards do not march in step."""
+    pauses = {PACE.after(age) for _ in range(200)}
+    assert low <= min(pauses)
+    assert max(pauses) <= high
+    assert len(pauses) > 1 or low == high
+
+
+def test_a_look_records_status_and_counts(world: World) -> None:
+    """And comes back later."""
+    world.api.batches[world.batch_id].status = "in_progress"
+    world.api.batches[world.batch_id].counts = Counts(total=2, completed=1, failed=0)
+    move = world.poll()
+    assert (move.stage, move.changes["status"], move.changes["snapshot_at"]) == (Stage.CREATED, "in_progress", NOW)
+    assert move.changes["counts"].completed == 1
+    assert 10 <= move.after <= 11
+    assert move.events == [("status", {"batch_id": world.batch_id, "status": "in_progress"})]
+
+
+def test_an_unchanged_status_is_no_event(world: World) -> None:
+    """The job's log is for people."""
+    assert world.poll(status="validating").events == []
+
+
+def test_a_fresh_snapshot_is_not_asked_again(world: World) -> None:
+    """Create has just read it, or sweep."""
+    move = world.poll(snapshot_at=NOW - 1, status="validating")
+    assert (move.stage, move.changes, world.api.calls) == (Stage.CREATED, {}, [])
+
+
+@pytest.mark.parametrize("fields", [{"snapshot_at": NOW - 60, "status": "validating"}, {}])
+def test_an_old_snapshot_is(world: World, fields: dict[str, Any]) -> None:
+    """It asks."""
+    world.poll(**fields)
+    assert world.api.count("retrieve") == 1
+
+
+def test_a_snapshot_that_says_final_is_not_waited_for(world: World) -> None:
+    """Sweep saw the end and woke us: the files' ids must be read."""
+    world.api.finish(world.batch_id)
+    assert world.poll(snapshot_at=NOW - 1, status="completed").stage == Stage.ENDED
+
+
+def test_without_budget_nobody_is_asked(world: World) -> None:
+    """The turn ends like any other, and comes back when there is one."""
+    move = world.poll(budget=7.0)
+    assert (move.stage, move.changes, world.api.calls) == (Stage.CREATED, {}, [])
+    assert 7.0 <= move.after <= 600
+
+
+@pytest.mark.parametrize("status", ["validating", "in_progress", "finalizing", "cancelling", "queued_on_mars", None])
+def test_every_other_status_means_it_still_runs(world: World, status: Any) -> None:
+    """Statuses are an open set."""
+    world.api.batches[world.batch_id].status = status
+    assert world.poll().stage == Stage.CREATED
+
+
+@pytest.mark.parametrize("status", [Status.COMPLETED, Status.EXPIRED, Status.CANCELLED, Status.CANCELED])
+def test_a_final_batch_is_downloaded(world: World, status: str) -> None:
+    """Expired and cancelled ones too: they have finished, paid rows. Azure spells it with one l."""
+    world.api.finish(world.batch_id, status, after=1)
+    move = world.poll()
+    batch = world.api.batches[world.batch_id]
+    assert (move.stage, move.changes["status"]) == (Stage.ENDED, status)
+    assert (move.changes["output_file_id"], move.changes["error_file_id"]) == (
+        batch.output_file_id,
+        batch.error_file_id,
+    )
+
+
+def test_a_refused_batch_has_its_errors_written_down(world: World) -> None:
+    """Download accounts for its rows by them."""
+    world.api.fail(world.batch_id, [{"code": "invalid_url", "message": "no", "line": 2}])
+    move = world.poll()
+    assert (move.stage, move.changes["errors"][0].line) == (Stage.ENDED, 2)
+
+
+def test_a_full_queue_means_a_new_batch_later_under_a_new_key(world: World) -> None:
+    """Back to `uploaded`: the file is still there; the old id is spent."""
+    world.api.fail(world.batch_id, [{"code": "token_limit_exceeded", "message": "Enqueued token limit reached"}])
+    move = world.poll(try_=2, spent=["batch_old"], intent_at=NOW - 50, calls=["a"], empty_at=NOW)
+    assert move.stage == Stage.UPLOADED
+    assert (move.changes["try_"], move.changes["spent"]) == (3, ["batch_old", world.batch_id])
+    for name in ("batch_id", "intent_at", "calls", "empty_at", "status"):
+        assert move.changes[name] is None, name
+    assert move.changes["trouble"].code == "token_limit_exceeded"
+    assert move.after > 0
+
+
+def test_a_full_queue_of_a_cancelled_job_is_its_end(world: World) -> None:
+    """No new batch for somebody who wants none."""
+    world.api.fail(world.batch_id, [{"code": "token_limit_exceeded"}])
+    assert world.poll(JOB.evolve(cancel=True)).stage == Stage.ENDED
+
+
+def test_an_unknown_batch_is_believed_after_several_looks(world: World) -> None:
+    """A read may lag behind the create."""
+    for unfound in range(MAX_GONE - 1):
+        move = world.poll(batch_id="batch_unknown", unfound=unfound)
+        assert (move.stage, move.changes) == (Stage.CREATED, {"unfound": unfound + 1})
+        assert move.after >= 5
+    problem = world.poll(batch_id="batch_unknown", unfound=MAX_GONE - 1)
+    assert isinstance(problem, Problem)
+    assert "batch_unknown" in problem.message
+
+
+def test_a_batch_that_is_found_again_was_never_gone(world: World) -> None:
+    """Only looks in a row count."""
+    assert world.poll(unfound=2).changes["unfound"] == 0
+
+
+def test_a_provider_that_is_down_says_nothing_about_the_batch(world: World) -> None:
+    """The pipeline puts the look off."""
+    world.api.fail_next("retrieve", Unavailable("down"))
+    with pytest.raises(Unavailable):
+        world.poll()
+
+
+# -- cancelling ----------------------------------------------------------------------------------------------------
+
+CANCELLING = JOB.evolve(cancel=True)
+
+
+def test_a_cancelled_job_cancels_its_batch_once(world: World) -> None:
+    """Then it waits for the end like any other."""
+    move = world.poll(CANCELLING)
+    assert (move.stage, move.changes["status"], move.changes["cancel_sent"]) == (Stage.CREATED, "cancelling", True)
+    move = world.poll(CANCELLING, cancel_sent=True, status="cancelling")
+    assert [call.method for call in world.api.calls] == ["cancel_batch", "retrieve"]
+    assert move.changes["cancel_sent"]
+
+
+def test_a_fresh_snapshot_does_not_hold_a_cancel_up(world: World) -> None:
+    """Each second of it costs rows."""
+    world.poll(CANCELLING, snapshot_at=NOW - 1, status="validating")
+    assert world.api.count("cancel_batch") == 1
+
+
+def test_a_batch_that_has_ended_before_its_cancel_is_read(world: World) -> None:
+    """The refusal to cancel is no trouble: its rows are kept."""
+    world.api.finish(world.batch_id)
+    move = world.poll(CANCELLING)
+    assert (move.stage, move.changes["status"]) == (Stage.ENDED, Status.COMPLETED)
+
+
+def test_a_cancel_without_an_answer_is_sent_again(world: World) -> None:
+    """It is not marked as sent."""
+    world.api.fail_next("cancel_batch", Unavailable("dropped"), processed=True)
+    with pytest.raises(Unavailable):
+        world.poll(CANCELLING)
+    assert world.poll(CANCELLING).changes["cancel_sent"]
+
+
+def test_a_file_that_is_named_late_is_waited_for(world: World) -> None:
+    """Rows are counted, but no file is told yet: not an end without rows."""
+    world.api.finish(world.batch_id)
+    world.api.batches[world.batch_id].output_file_id = None
+    move = world.poll()
+    assert isinstance(move, Move)
+    assert move.stage == Stage.CREATED
