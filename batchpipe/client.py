@@ -13,6 +13,7 @@ from typing import Any, Self
 import orjson
 
 from batchpipe import tasks
+from batchpipe.costs import batch_cost
 from batchpipe.errors import InvalidInput, JobNotFound, Never, SettingsError
 from batchpipe.job_turns import note_workspace
 from batchpipe.jobs import JOB, JobRecord, Problem, State, new_job_id
@@ -238,6 +239,11 @@ class Client:
             turns.log(job_id, [("cancel_asked", {})])
         return self.get_job(job_id)
 
+    def wake(self, job_id: str) -> None:
+        """Publish all open work of a job anew at once, for who knows that its worker is gone. Raises JobNotFound."""
+        for index in (JOB, *range(self.store.get_job(job_id).shards)):
+            tasks.runtime().jobs.wake(job_id, index)
+
     def sweep(self) -> int:
         """One pass of the safety net. Answers how many records were published anew."""
         return sweep(tasks.runtime().jobs)
@@ -335,10 +341,19 @@ class Job:
         return self._client.store.read_log(self.id)
 
     def metrics(self) -> dict[str, Any]:
-        """Rows, tokens, and seconds in each stage."""
+        """Rows, tokens, seconds in each stage, and ``cost_usd``: an estimate at OpenAI's batch list prices.
+
+        The cost is null for other providers, unknown models, and without ``pip install "batchpipe[cost]"``.
+        """
         self.refresh()
-        store = self._client.store
-        return metrics_view(self.record, store.iter_shards(self.record), store.now())
+        client, account = self._client, self.record.account
+
+        def cost(model: str | None, usage: dict[str, int]) -> float | None:
+            if client.settings.is_sandbox(account):
+                return 0.0
+            return batch_cost(model, usage) if client.settings.is_openai(account) else None
+
+        return metrics_view(self.record, client.store.iter_shards(self.record), client.store.now(), cost)
 
     def to_dict(self, *, shards: bool = True) -> dict[str, Any]:
         """What ``batchpipe status --json`` prints."""

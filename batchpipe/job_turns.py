@@ -119,7 +119,7 @@ class JobTurns(Turns):
 
     def _check_places(self, job: JobRecord) -> None:
         """Raises InvalidInput for places outside the allowed roots, OutputInUse for another's output."""
-        roots = self.settings.allowed_roots
+        roots = self.settings.roots()
         if not job.spooled:
             check_allowed(job.input, roots, "input")
         check_allowed(job.output, roots, "output")

@@ -149,9 +149,14 @@ class Api:
 
     def cancel_batch(self, batch_id: str) -> Snapshot:
         """Raises Refused where the batch has ended already (read it again), Gone, Unavailable, Paused."""
-        with _translated():
-            answer = self._client.batches.with_raw_response.cancel(batch_id)
-            return _same(parse_batch(_json(answer.http_response.content)), batch_id)
+        try:
+            with _translated():
+                answer = self._client.batches.with_raw_response.cancel(batch_id)
+                return _same(parse_batch(_json(answer.http_response.content)), batch_id)
+        except Unavailable as error:
+            if error.status != 409:
+                raise
+            raise Refused(error.message, code=error.code, status=409) from error
 
     def iter_batches(self, since: float) -> Iterator[Snapshot]:
         """The account's batches, newest first, until one is older than ``since`` (the provider's clock).
@@ -176,6 +181,10 @@ class Api:
                 raise Unavailable("the provider's list of batches does not advance", code="nonsense")
             after = found[-1].id
 
+    def close(self) -> None:
+        """Close the connections; they open again at the next call."""
+        self._client.close()
+
     def ping(self) -> None:
         """One cheap authorised call, for doctor. Raises Paused, Unavailable, Refused."""
         with _translated():
@@ -199,6 +208,11 @@ class Api:
                 raise Unavailable(f"the {what} took longer than {self._transfer:.0f} s", code="transfer_timeout")
 
         return watch
+
+
+def warm_up() -> None:
+    """Import the SDK now: half a second that the first upload need not wait for."""
+    import openai  # noqa: F401
 
 
 class Apis:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,6 +57,7 @@ class Message:
     stage: str
     task_ids: list[str]
     queue: str
+    countdown: float = 0.0  #: seconds until the first link runs
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,14 @@ LINKS: dict[str, Stage] = {
 }
 
 
+def links_from(message: Message) -> Sequence[str]:
+    """The names of the tasks that lead from a stage to the end of its chain."""
+    if message.index == JOB:
+        return ["prepare"] if message.stage in (State.PENDING, State.PREPARING) else ["merge"]
+    names = list(LINKS)
+    return names[[stage.value for stage in LINKS.values()].index(Stage(message.stage).value) :]
+
+
 class Turns:
     """What shard turns and job turns share: the records, the provider, and how a message is published."""
 
@@ -104,13 +113,15 @@ class Turns:
         except TryLater as error:
             logger.warning("not published, the sweep will: %s", error, extra=_ids(message.job, message.index))
 
-    def wake(self, job_id: str, index: int, *, if_due: bool = False) -> list[str] | None:
-        """Publish a record's work anew under a new epoch. Answers the void task ids, or None if it is not to be."""
+    def wake(self, job_id: str, index: int, *, if_due: bool = False, after: float = 0.0) -> list[str] | None:
+        """Publish a record's work anew under a new epoch, to run after ``after`` seconds. Answers the void task ids,
+        or None if it is not to be.
+        """
         ids = new_task_ids(1 if index == JOB else len(LINKS))
-        raised = self.store.raise_epoch(job_id, index, ids, if_due=if_due)
+        raised = self.store.raise_epoch(job_id, index, ids, if_due=if_due, after=after)
         if raised is None:
             return None
-        self.publish(Message(job_id, index, raised.epoch, raised.stage, ids, raised.queue))
+        self.publish(Message(job_id, index, raised.epoch, raised.stage, ids, raised.queue, after))
         return raised.old_ids
 
     def publish_merge(self, lease: Lease, epoch: int, ids: list[str]) -> None:
@@ -171,6 +182,9 @@ class ShardTurns(Turns):
         workspace = Folder(job.workspace, private=True)
         if job.cancel and link in ("upload", "create") and not _is_committed(shard):
             return self._abandon(lease, workspace, Problem(code="cancelled", message="the job was cancelled"))
+        if shard.lost >= MAX_LOST and not _is_committed(shard):
+            message = f"its worker vanished {shard.lost} times during {link}"
+            return self._abandon(lease, workspace, Problem(code="worker_lost", message=message))
         if isinstance(api, SettingsError):
             raise api
         if (pause := self.store.paused(job.account)) is not None:
@@ -220,7 +234,7 @@ class ShardTurns(Turns):
 
     def _unforeseen(self, lease: Lease, problem: Problem) -> Move | _Failed:
         assert lease.shard is not None
-        spent = lease.shard.tries >= MAX_TRIES or lease.shard.lost >= MAX_LOST
+        spent = lease.shard.tries >= MAX_TRIES
         if spent and not _is_committed(lease.shard):
             return self._give_up(lease, problem)
         pause = min(FIRST_PAUSE * 2 ** min(lease.shard.tries, 10), LONGEST_PAUSE)
@@ -275,7 +289,8 @@ class ShardTurns(Turns):
             return Again(move.after)
         if _follows(lease.shard.stage, move.stage):
             return Go()
-        self.wake(lease.job.id, lease.index)  # back to an earlier stage: the chain begins anew there
+        # back to an earlier stage: the chain begins anew there
+        self.wake(lease.job.id, lease.index, after=move.after)
         return Stop()
 
     @staticmethod

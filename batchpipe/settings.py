@@ -12,7 +12,13 @@ from typing import Annotated, Any, Literal
 
 import platformdirs
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import (
+    BaseSettings,
+    NestedSecretsSettingsSource,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
 
 from batchpipe.errors import SettingsError
 
@@ -92,6 +98,21 @@ class Settings(BaseSettings):
     openai_base_url: str | None = Field(None, validation_alias=AliasChoices("OPENAI_BASE_URL"))
     openai_webhook_secret: SecretStr | None = Field(None, validation_alias=AliasChoices("OPENAI_WEBHOOK_SECRET"))
 
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """As usual, but a secret file may name one field of an account: BATCHPIPE_ACCOUNTS__NAME__API_KEY."""
+        nested = NestedSecretsSettingsSource(
+            file_secret_settings, secrets_nested_delimiter="__", secrets_dir_missing="ok"
+        )
+        return init_settings, env_settings, dotenv_settings, nested
+
     @field_validator("allowed_roots", mode="before")
     @classmethod
     def _split_roots(cls, value: Any) -> Any:
@@ -146,6 +167,18 @@ class Settings(BaseSettings):
         """True if nothing that happens on this account costs money."""
         found = self.accounts.get(name.lower())
         return name == SANDBOX_ACCOUNT or (found is not None and found.sandbox)
+
+    def is_openai(self, name: str) -> bool:
+        """True if this account is OpenAI itself: whose prices are known."""
+        found = self.accounts.get(name.lower(), Account())
+        url = found.base_url or (self.openai_base_url if name.lower() == "default" else None)
+        return found.kind == "openai" and (url is None or "//api.openai.com" in url)
+
+    def roots(self) -> tuple[str, ...]:
+        """What inputs and outputs may lie under (nothing: anything); our own places are always allowed."""
+        if not self.allowed_roots:
+            return ()
+        return (*self.allowed_roots, str(self.home), *([self.workspace] if self.workspace else []))
 
     @property
     def ttl_seconds(self) -> int:

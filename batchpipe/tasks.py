@@ -16,9 +16,9 @@ from kombu.exceptions import KombuError, OperationalError
 from batchpipe.celery_app import make_app
 from batchpipe.errors import StoreUnavailable, TryLater
 from batchpipe.job_turns import JobTurns
-from batchpipe.jobs import JOB, JobRecord, Stage, State
+from batchpipe.jobs import JOB, JobRecord
 from batchpipe.openai_api import Apis
-from batchpipe.pipeline import LINKS, Again, Message, Next, ShardTurns, Stop
+from batchpipe.pipeline import Again, Message, Next, ShardTurns, Stop, links_from
 from batchpipe.settings import Settings, current_settings
 from batchpipe.store import Store
 from batchpipe.sweep import sweep as sweep_once
@@ -85,6 +85,7 @@ def publish(message: Message) -> None:
 def _chain(app: Celery, message: Message) -> Any:
     names = links_from(message)
     ids = message.task_ids[-len(names) :]
+    later = {"countdown": message.countdown} if message.countdown else {}
     arguments = {"job": message.job, "shard": message.index, "epoch": message.epoch}
     # immutable: no link is handed the result of the one before it
     return chain(
@@ -94,19 +95,11 @@ def _chain(app: Celery, message: Message) -> Any:
                 kwargs=arguments,
                 immutable=True,
                 app=app,
-                options={"task_id": task_id, "queue": message.queue},
+                options={"task_id": task_id, "queue": message.queue, **(later if task_id == ids[0] else {})},
             )
             for name, task_id in zip(names, ids, strict=True)
         )
     )
-
-
-def links_from(message: Message) -> Sequence[str]:
-    """The names of the tasks that lead from a stage to the end of its chain."""
-    if message.index == JOB:
-        return ["prepare"] if message.stage in (State.PENDING, State.PREPARING) else ["merge"]
-    names = list(LINKS)
-    return names[[stage.value for stage in LINKS.values()].index(Stage(message.stage).value) :]
 
 
 def revoke(task_ids: Sequence[str]) -> None:

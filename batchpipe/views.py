@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from batchpipe.jobs import JobRecord, Problem, ShardRecord, Stage, State
@@ -51,9 +51,16 @@ def shard_view(shard: ShardRecord) -> dict[str, Any]:
     }
 
 
-def metrics_view(job: JobRecord, shards: Iterable[ShardRecord], now: float) -> dict[str, Any]:
-    """Rows, tokens, and seconds from the beginning of each stage to its end (the longest shard's; running ones up to
-    now)."""
+def metrics_view(
+    job: JobRecord,
+    shards: Iterable[ShardRecord],
+    now: float,
+    cost: Callable[[str | None, dict[str, int]], float | None],
+) -> dict[str, Any]:
+    """Rows, tokens, cost, and seconds in each stage (the longest shard's; a stage that is under way up to now).
+
+    ``cost`` prices the tokens of a model in US dollars; None where it does not know, and then the sum is null, too.
+    """
     parts = list(shards)
     marks = ("planned_at", "uploaded_at", "created_at", "ended_at", "collected_at")
     seconds: dict[str, float] = {}
@@ -67,9 +74,11 @@ def metrics_view(job: JobRecord, shards: Iterable[ShardRecord], now: float) -> d
     for shard in parts:
         for name, count in shard.usage.items():
             tokens[name] = tokens.get(name, 0) + count
+    costs = [cost(shard.model, shard.usage) for shard in parts]
     return {
         "rows": _rows(job, parts),
         "tokens": tokens,
+        "cost_usd": round(sum(known), 6) if len(known := [c for c in costs if c is not None]) == len(costs) else None,
         "shards": len(parts),
         "seconds": {
             "prepare": _span(job.created_at, job.running_at or job.ended_at, now),

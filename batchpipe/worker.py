@@ -16,8 +16,10 @@ from celery import Celery, signals
 from batchpipe import tasks
 from batchpipe.celery_app import make_app
 from batchpipe.errors import BatchpipeError
+from batchpipe.openai_api import warm_up
 from batchpipe.private_redis import acquire
 from batchpipe.settings import Settings, current_settings, install_settings
+from batchpipe.storage import Folder
 from batchpipe.sweep import sweep
 
 if TYPE_CHECKING:
@@ -67,7 +69,7 @@ def run_worker(
 def run_beat(settings: Settings, *, loglevel: str = "INFO") -> None:
     """Run beat in the foreground until it is told to stop."""
     app = standalone_app(settings)
-    settings.home.mkdir(parents=True, exist_ok=True, mode=0o700)
+    Folder(str(settings.home), private=True).make()
     app.start(["beat", "--schedule", str(settings.home / "beat-schedule"), "--pidfile=", "--loglevel", loglevel])
 
 
@@ -85,8 +87,7 @@ def _stop_sweeping(**_: Any) -> None:
 
 
 def _sweep_on() -> None:
-    import openai  # noqa: F401 - half a second that the first upload need not wait for
-
+    warm_up()
     pause = current_settings().lease_seconds
     while True:
         try:

@@ -110,6 +110,8 @@ def _work_on(client: Client, job: Job, as_json: bool, timeout: float | None) -> 
     run_id = job.record.queue.rpartition(".")[2]
     sandbox = job.record.account == SANDBOX_ACCOUNT
     with own_worker(client.settings, job.record.queue, job_key=run_id, sandbox=sandbox, only_if_free=True) as worker:
+        if worker is not None:  # we have its lock, so nobody else works on it: what was under way is lost
+            client.wake(job.id)
         return _follow(client, job, worker, as_json, timeout)
 
 
@@ -202,11 +204,13 @@ def wait_command(job_ids: tuple[str, ...], timeout: float | None, as_json: bool)
     client = open_client()
     jobs = [client.get_job(job_id) for job_id in job_ids]
     ends = time.monotonic() + timeout if timeout is not None else None
-    highest = 0
+    codes: list[int] = []
     for job in jobs:
         left = max(ends - time.monotonic(), 0.0) if ends is not None else None
-        code = _work_on(client, job, as_json, left)
-        if code == INTERRUPTED:
-            return code
-        highest = max(highest, code)
-    return highest
+        codes.append(_work_on(client, job, False, left))
+        if codes[-1] == INTERRUPTED:
+            return INTERRUPTED
+    if as_json:
+        views = [job.refresh().to_dict() for job in jobs]
+        emit_json(views[0] if len(views) == 1 else views)
+    return max(codes)

@@ -104,7 +104,10 @@ def create(job: JobRecord, shard: ShardRecord, api: BatchesApi, turn: Turn) -> E
     Raises Unavailable, Paused (a clear no that may pass; the intent is withdrawn), LeaseLost, StoreUnavailable.
     """
     if shard.intent_at is not None:
-        found = _look(shard, api)
+        try:
+            found = _look(shard, api)
+        except Refused as error:
+            return _cannot_look(job, error)
         if found:
             return _adopt(found, api, turn)
         waiting = _after_empty_look(job, shard, turn)
@@ -189,6 +192,15 @@ def _look(shard: ShardRecord, api: BatchesApi) -> list[Batch]:
     return sorted(found.values(), key=lambda batch: (batch.status in dead, batch.created_at or 0.0, batch.id))
 
 
+def _cannot_look(job: JobRecord, error: Refused) -> Ending:
+    """The provider has no list: without it a second call might pay twice, so there is none until a human decides."""
+    message = f"a create call got no clear answer, and the provider cannot list batches ({error}): one may exist there"
+    problem = Problem(code="create_unknown", message=message)
+    if job.cancel:
+        return GiveUp(problem)
+    return Move(stage=Stage.UPLOADED, after=60.0, changes={"trouble": problem})
+
+
 def _is_ours(batch: Batch, shard: ShardRecord) -> bool:
     key = batch.metadata.get("batchpipe_key")
     if key is not None:
@@ -197,17 +209,17 @@ def _is_ours(batch: Batch, shard: ShardRecord) -> bool:
 
 
 def _adopt(found: list[Batch], api: BatchesApi, turn: Turn) -> Ending:
-    ending = _settle(found[0], api, turn)
-    for batch in found[1:]:
-        logger.error("a second batch %s was found for the same rows and is cancelled", batch.id)
-        _cancel(batch, api)
-    return ending
+    if len(found) > 1:
+        logger.error("%d batches were found for the same rows: all but one are cancelled", len(found))
+    # each is settled: whichever is recorded, perhaps by somebody else meanwhile, must not be cancelled
+    endings = [_settle(batch, api, turn) for batch in found]
+    return endings[0]
 
 
 def _settle(batch: Batch, api: BatchesApi, turn: Turn) -> Ending:
     verdict = turn.settle(batch)
     if verdict == "cancel":
-        logger.error("batch %s came too late, its shard has another, and it is cancelled", batch.id)
+        logger.error("batch %s is cancelled: its shard has another", batch.id)
         _cancel(batch, api)
     return Over(settled=verdict == "ok")
 

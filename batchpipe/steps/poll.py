@@ -133,7 +133,7 @@ def _create_again(shard: ShardRecord, batch: Batch, events: list[tuple[str, dict
     message = next((e.message for e in batch.errors if e.code == _TOKEN_LIMIT), None) or _TOKEN_LIMIT
     return Move(
         stage=Stage.UPLOADED,
-        after=min(5.0 * 2 ** min(shard.backoff, 10), 600.0),
+        after=min(5.0 * 2 ** min(len(shard.spent), 10), 600.0),
         changes={
             "try_": shard.try_ + 1,
             "spent": [*shard.spent, shard.batch_id],
@@ -144,7 +144,6 @@ def _create_again(shard: ShardRecord, batch: Batch, events: list[tuple[str, dict
             "status": None,
             "counts": None,
             "snapshot_at": None,
-            "backoff": shard.backoff + 1,
             "trouble": Problem(code=_TOKEN_LIMIT, message=message),
         },
         events=[*events, ("token_limit", {"message": message})],

@@ -264,8 +264,11 @@ class Store:
             raise LeaseLost
         return answer
 
-    def raise_epoch(self, job_id: str, index: int, ids: list[str], *, if_due: bool = False) -> Raised | None:
-        """Void a record's messages and take a new epoch for new ones, with their task ids. None: not now, or not ever.
+    def raise_epoch(
+        self, job_id: str, index: int, ids: list[str], *, if_due: bool = False, after: float = 0.0
+    ) -> Raised | None:
+        """Void a record's messages and take a new epoch for new ones, which run after ``after`` seconds, with their
+        task ids. None: not now, or not ever.
 
         While a lease lives a wake mark is left instead: its holder publishes.
         """
@@ -276,6 +279,7 @@ class Store:
             self.lease_seconds,
             orjson.dumps(ids).decode(),
             int(if_due),
+            after,
         )
         if answer[0] != "ok":
             return None
@@ -347,18 +351,21 @@ class Store:
         stored = state if state not in (None, State.CANCELLING) else None
         index = f"{self.prefix}jobs:{stored.value}" if stored else f"{self.prefix}jobs"
         found: list[JobRecord] = []
+        expired: list[str] = []
         for start in range(0, 1_000_000, 200):
             ids = self._call(self.client.zrevrange, index, start, start + 199)
             pipe = self.client.pipeline(transaction=False)
             for job_id in ids:
                 pipe.hgetall(self._job_key(job_id))
             for job_id, fields in zip(ids, self._call(pipe.execute), strict=True):
-                if not fields:  # expired
-                    self._call(self.client.zrem, index, job_id)
+                if not fields:
+                    expired.append(job_id)
                 elif (job := decode(JobRecord, fields)) and state in (None, job.state):
                     found.append(job)
             if len(found) >= limit or len(ids) < 200:
                 break
+        if expired:  # only now: taking them out while paging by rank would skip others
+            self._call(self.client.zrem, index, *expired)
         return found[:limit]
 
     def due(self, limit: int = 1_000) -> list[tuple[str, int]]:

@@ -14,8 +14,8 @@ from pydantic import SecretStr
 
 from batchpipe.errors import StoreUnavailable
 from batchpipe.job_turns import JobTurns
-from batchpipe.jobs import JOB, JobRecord, ShardRecord, Stage, State, new_job_id
-from batchpipe.pipeline import LINKS, Again, Go, Message, Next, ShardTurns
+from batchpipe.jobs import JOB, JobRecord, ShardRecord, State, new_job_id
+from batchpipe.pipeline import Again, Go, Message, Next, ShardTurns, links_from
 from batchpipe.settings import Account, Settings
 from batchpipe.storage import Folder
 from batchpipe.store import Store
@@ -202,16 +202,8 @@ class Pump:
     def _publish(self, message: Message) -> None:
         self.published.append(message)
         first = links_from(message)[0]
-        self.waiting += [Delivery(self.at, message, first)] * self.copies(message)
+        self.waiting += [Delivery(self.at + message.countdown, message, first)] * self.copies(message)
 
     def _tell(self, job: JobRecord) -> None:
         self.told.append(job)
         self._tell_user(job)
-
-
-def links_from(message: Message) -> list[str]:
-    """The links of a message's chain, from its stage on."""
-    if message.index == JOB:
-        return ["prepare"] if message.stage in (State.PENDING, State.PREPARING) else ["merge"]
-    names, stages = list(LINKS), list(LINKS.values())
-    return names[stages.index(Stage(message.stage)) :]

@@ -275,12 +275,25 @@ def test_what_turns_up_at_the_second_look_is_adopted(world: World) -> None:
     assert world.api.count("create_batch") == 1
 
 
-@pytest.mark.parametrize("error", [Unavailable("busy"), Refused("no list here", status=405)])
-def test_a_list_that_failed_is_no_empty_look(world: World, error: Exception) -> None:
+def test_a_list_that_failed_is_no_empty_look(world: World) -> None:
     """Nothing is known, so nothing is called."""
-    world.api.fail_next("iter_batches", error)
-    with pytest.raises(type(error)):
+    world.api.fail_next("iter_batches", Unavailable("busy"))
+    with pytest.raises(Unavailable):
         world.create(world.unanswered(empty_at=NOW - 100))
+    assert world.api.count("create_batch") == 0
+
+
+def test_where_the_provider_cannot_list_nobody_calls_again(world: World) -> None:
+    """A second call might pay twice; the shard says why it waits, and only a cancelled job goes on, without it."""
+    shard = world.unanswered(empty_at=NOW - 100)
+    world.api.fail_next("iter_batches", Refused("no list here", status=405), times=2)
+    waiting = world.create(shard)
+    assert isinstance(waiting, Move)
+    assert (waiting.stage, waiting.changes["trouble"].code) == (Stage.UPLOADED, "create_unknown")
+    assert "empty_at" not in waiting.changes
+    ending = world.create(shard, JOB.evolve(cancel=True))
+    assert isinstance(ending, GiveUp)
+    assert ending.problem.code == "create_unknown"
     assert world.api.count("create_batch") == 0
 
 

@@ -263,15 +263,17 @@ def boundaries_of(folder: Path, rows: list[dict[str, object]]) -> int:
 
 
 @pytest.mark.parametrize(
-    ("error", "rows"), [(Vanished, 3), (lambda: StoreUnavailable("gone"), 2)], ids=["worker dies", "no answer of Redis"]
+    ("error", "rows", "stride"),
+    [(Vanished, 2, 1), (Vanished, 3, 5), (lambda: StoreUnavailable("gone"), 2, 1)],
+    ids=["worker dies", "worker dies, two shards", "no answer of Redis"],
 )
 def test_whatever_happens_between_two_calls_each_row_is_paid_for_once(
-    tmp_path: Path, chat_rows: Rows, error: Callable[[], BaseException], rows: int
+    tmp_path: Path, chat_rows: Rows, error: Callable[[], BaseException], rows: int, stride: int
 ) -> None:
     """At each boundary of a job in turn: before and after each script, and each call to the provider."""
     total = boundaries_of(tmp_path / "undisturbed", chat_rows(rows))
     assert total > 40
-    for fatal in range(1, total + 1):
+    for fatal in range(1, total + 1, stride):
         pump, boundaries = mortal_pump(tmp_path / str(fatal))
         job_id = pump.submit(chat_rows(rows))
         boundaries.arm(fatal, error)

@@ -14,7 +14,9 @@ if get(rec, 'token') ~= token then -- else: our own claim, repeated by the clien
   local early = tonumber(get(rec, 'next_at') or '0') - now
   -- Celery's countdown runs on host clocks: a little early counts as due
   if early > math.max(2, tonumber(get(rec, 'wait') or '0') / 10) then return { 'early', num(early) } end
-  if get(rec, 'token') then
+  local vanished = get(rec, 'token') ~= nil
+  if ARGV[6] ~= '' then set_state(rec, ARGV[2], ARGV[3], ARGV[6], now) end
+  if vanished then
     redis.call('HINCRBY', rec, 'lost', 1) -- its holder vanished; that try was counted when it claimed
   else
     redis.call('HINCRBY', rec, 'tries', 1)
@@ -23,6 +25,5 @@ end
 local ends = math.min(now + lease, now + deadline)
 redis.call('HSET', rec, 'token', token, 'lease_until', num(ends), 'lease_end', num(now + deadline), 'pubs', '0')
 redis.call('HDEL', rec, 'wake')
-if ARGV[6] ~= '' then set_state(rec, ARGV[2], ARGV[3], ARGV[6], now) end
 redis.call('ZADD', KEYS[3], num(ends), ARGV[10])
 return { 'ok', redis.call('HGETALL', rec), redis.call('HGETALL', job), num(ends - now) }

@@ -5,7 +5,10 @@
 local now = clock(ARGV[1])
 local prefix, id, lease = ARGV[2], ARGV[3], ARGV[6]
 local job, due = KEYS[1], KEYS[3]
-if get(job, 'last') == ARGV[5] then return { 'ok' } end
+if get(job, 'last') == ARGV[5] then -- repeated by the client after a lost answer
+  if get(job, 'stage') == 'finalizing' then return { 'cancel', tonumber(get(job, 'epoch')) } end
+  return { 'ok' }
+end
 if not holds(job, ARGV[5], now) then return { 'lost' } end
 release(job)
 redis.call('HSET', job, 'last', ARGV[5])

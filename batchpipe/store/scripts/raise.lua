@@ -1,4 +1,5 @@
--- Void all messages of a record and take a new epoch for new ones. ARGV: skew, member, lease, task ids, if due
+-- Void all messages of a record and take a new epoch for new ones.
+-- ARGV: skew, member, lease, task ids, if due, seconds until the new message is meant to run
 -- -> {'ok', epoch, stage, queue, old task ids} | {'lease'} a wake mark is left | {'later'|'ended'|'gone'}
 local now = clock(ARGV[1])
 local rec, due = KEYS[1], KEYS[3]
@@ -24,5 +25,5 @@ local epoch = redis.call('HINCRBY', rec, 'epoch', 1)
 redis.call('HINCRBY', rec, 'pubs', 1)
 redis.call('HSET', rec, 'task_ids', ARGV[4])
 redis.call('HDEL', rec, 'wake')
-set_due(rec, due, ARGV[2], ARGV[3], now, 0)
+set_due(rec, due, ARGV[2], ARGV[3], now, tonumber(ARGV[6]))
 return { 'ok', epoch, stage, get(KEYS[2], 'queue') or '', old }

@@ -17,6 +17,9 @@ for index = 0, tonumber(get(KEYS[1], 'shards') or '0') - 1 do
   local shard = prefix .. 'shard:' .. id .. ':' .. index
   local batch = get(shard, 'batch_id')
   if batch then redis.call('EXPIRE', prefix .. 'batch:' .. batch, ttl) end
+  for _, spent in ipairs(cjson.decode(get(shard, 'spent') or '[]')) do
+    redis.call('EXPIRE', prefix .. 'batch:' .. spent, ttl)
+  end
   redis.call('EXPIRE', shard, ttl)
 end
 return { 'ok' }

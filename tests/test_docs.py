@@ -1,0 +1,254 @@
+"""The documentation cannot lie: what it takes from the code is compared, what it shows is run."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import json
+import os
+import re
+import runpy
+import subprocess
+import sys
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import batchpipe
+from batchpipe.sandbox import Sandbox
+from batchpipe.settings import Account, Settings
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "bench" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+DOCUMENTS: dict[Path, str] = runpy.run_path(str(ROOT / "tests" / "regen_docs.py"))["documents"]()
+
+
+def blocks(language: str) -> list[str]:
+    """The README's code blocks of a language, in order."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
+
+
+# -- what is taken from the code -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_what_is_generated_is_up_to_date(path: Path) -> None:
+    """After a change of options or settings: python tests/regen_docs.py."""
+    assert path.read_text(encoding="utf-8") == DOCUMENTS[path]
+
+
+def test_cli_md_says_what_help_prints() -> None:
+    """The page holds the very text of a terminal with 100 columns."""
+    page = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
+    environment = {**os.environ, "COLUMNS": "100"}
+    for command in ([], ["run"], ["worker"]):
+        says = python("-m", "batchpipe", *command, "--help", env=environment).stdout
+
+        assert says in page
+
+
+def _example_lines() -> dict[str, str]:
+    lines = (ROOT / ".env.example").read_text(encoding="utf-8").splitlines()
+    found = [(match[1], match[2]) for line in lines if (match := re.fullmatch(r"#([A-Z_]+)=(.*)", line))]
+    assert len(found) == len({name for name, _ in found})
+    return dict(found)
+
+
+def test_env_example_names_every_setting_and_nothing_else() -> None:
+    """The file is the complete list, of accounts too."""
+    own = {f"BATCHPIPE_{name.upper()}" for name in Settings.model_fields if name != "accounts"}
+    fallbacks = {name.removeprefix("BATCHPIPE_") for name in own if name.startswith("BATCHPIPE_OPENAI_")}
+    own = {name for name in own if not name.startswith("BATCHPIPE_OPENAI_")}
+    accounts = {f"BATCHPIPE_ACCOUNTS__NAME__{name.upper()}" for name in Account.model_fields}
+
+    assert _example_lines().keys() == own | fallbacks | accounts
+
+
+def test_every_setting_has_a_comment_of_its_own() -> None:
+    """One line says what it is, the next is the setting."""
+    lines = (ROOT / ".env.example").read_text(encoding="utf-8").splitlines()
+    comments = [before for before, line in pairwise(lines) if re.match(r"#[A-Z]", line)]
+
+    assert all(re.fullmatch(r"# \S.{10,}", comment) for comment in comments)
+    assert len(comments) == len(_example_lines())
+
+
+def test_env_example_uncommented_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The values that it shows are the defaults."""
+    for name in os.environ:
+        if name.startswith(("BATCHPIPE_", "OPENAI_")):
+            monkeypatch.delenv(name)
+    lines = [f"{name}={value}" for name, value in _example_lines().items()]
+    (tmp_path / "env").write_text("\n".join(lines))
+    shown = Settings(_env_file=tmp_path / "env")
+
+    assert shown.model_dump(exclude={"accounts"}) == Settings(_env_file=None).model_dump(exclude={"accounts"})
+    assert shown.accounts["name"] == Account()
+
+
+def test_links_lead_somewhere() -> None:
+    """Every relative link of a page names a file that is there."""
+    broken = [
+        f"{page.name}: {target}"
+        for page in PAGES
+        for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text(encoding="utf-8"))
+        if "://" not in target and not (page.parent / target).exists()
+    ]
+
+    assert broken == []
+
+
+# -- the public face -----------------------------------------------------------------------------------------------
+
+
+def test_public_names() -> None:
+    """Names live for ever: adding one is a decision, removing one a major version."""
+    assert sorted(batchpipe.__all__) == [
+        "BatchResult",
+        "BatchpipeError",
+        "InvalidInput",
+        "Job",
+        "JobNotFound",
+        "Never",
+        "Outcome",
+        "OutputInUse",
+        "SettingsError",
+        "State",
+        "StoreUnavailable",
+        "TryLater",
+        "cancel",
+        "get_job",
+        "list_jobs",
+        "submit",
+    ]
+
+
+def test_every_public_name_is_there() -> None:
+    """What __all__ promises can be had."""
+    assert [name for name in batchpipe.__all__ if getattr(batchpipe, name, None) is None] == []
+
+
+def test_python_md_documents_every_public_name() -> None:
+    """The page of the Python API is complete."""
+    page = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
+
+    assert [name for name in batchpipe.__all__ if f"`{name}" not in page] == []
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import batchpipe",
+        "from batchpipe.cli import main\ntry: main(['--help'])\nexcept SystemExit as end: assert not end.code",
+    ],
+    ids=["import", "help"],
+)
+def test_a_start_loads_no_heavy_library(code: str) -> None:
+    """A Django start, and a look at the help, do not wait for libraries that they do not need."""
+    heavy = ("openai", "celery", "kombu", "redis", "fsspec", "pydantic", "starlette", "uvicorn")
+    say = f"import sys; print([name for name in {heavy} if name in sys.modules], file=sys.stderr)"
+
+    assert python("-c", f"{code}\n{say}").stderr.strip() == "[]"
+
+
+# -- the README ----------------------------------------------------------------------------------------------------
+
+
+def test_the_readme_shows_code_before_line_30() -> None:
+    """Who has seen 30 lines has seen how it is used."""
+    lines = README.splitlines()
+
+    assert min(lines.index(fence) for fence in ("```sh", "```python")) < 30
+    assert "batchpipe run " in "\n".join(lines[:29])
+
+
+def test_the_readme_calls_only_what_exists() -> None:
+    """Public names and keyword arguments of its Python, and commands and options of its shell."""
+    for block in blocks("python"):
+        for node in ast.walk(ast.parse(block)):
+            match node:
+                case ast.Attribute(value=ast.Name(id="batchpipe"), attr=name):
+                    assert name in batchpipe.__all__
+                case ast.Call(func=ast.Attribute(value=ast.Name(id="batchpipe"), attr="submit"), keywords=words):
+                    assert {word.arg for word in words} <= inspect.signature(batchpipe.submit).parameters.keys()
+    page = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
+    for command in re.findall(r"^batchpipe (\w+)", "".join(blocks("sh")), flags=re.MULTILINE):
+        assert f"## batchpipe {command}\n" in page
+
+
+def test_what_the_readme_calls_not_built_is_not_built() -> None:
+    """The list of what is missing shrinks with each thing that comes."""
+    from batchpipe.cli import COMMANDS
+
+    missing = README.partition("## Not yet")[2].partition("\n## ")[0]
+
+    assert "recover" in missing
+    assert COMMANDS.keys() & {"recover", "flower"} == set()
+    assert not (ROOT / "batchpipe" / "contrib").exists()
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> dict[str, str]:
+    """A user's: this batchpipe on PATH, a home of its own, nobody's keys, and quick polls."""
+    ours = {name: value for name, value in os.environ.items() if not name.startswith(("BATCHPIPE_", "OPENAI_"))}
+    return {
+        **ours,
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "BATCHPIPE_HOME": str(tmp_path / "home"),
+        "BATCHPIPE_POLL_MIN_SECONDS": "0.2",
+    }
+
+
+@pytest.fixture
+def worker(environment: dict[str, str], tmp_path: Path) -> Iterator[None]:
+    """The worker beside one's program, on a sandbox in place of OpenAI."""
+    with Sandbox() as sandbox, (tmp_path / "worker.log").open("wb") as log:
+        environment |= {"OPENAI_BASE_URL": sandbox.base_url, "OPENAI_API_KEY": "sk-test"}
+        environment["BATCHPIPE_ACCOUNTS__DEFAULT__SANDBOX"] = "true"
+        command = [sys.executable, "-m", "batchpipe", "worker", "--concurrency", "2", "--with-parent"]
+        process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=log, stderr=log, env=environment, cwd=tmp_path
+        )
+        try:
+            yield
+        finally:
+            process.terminate()
+            try:
+                process.wait(20)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+            assert process.stdin is not None
+            process.stdin.close()
+
+
+def python(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *arguments], capture_output=True, text=True, check=True, timeout=100, **options
+    )
+
+
+@pytest.mark.slow
+def test_the_shell_of_the_readme_runs(environment: dict[str, str], tmp_path: Path) -> None:
+    """Copied and pasted, the first block ends with the answers in the order of the requests."""
+    script = "".join(line for line in blocks("sh")[0].splitlines(keepends=True) if not line.startswith("pip "))
+    done = subprocess.run(
+        ["sh", "-eu"], input=script, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+
+    assert done.returncode == 0, done.stderr
+    assert [json.loads(line)["custom_id"] for line in done.stdout.splitlines()] == ["paris", "rome"]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("worker")
+def test_the_python_of_the_readme_runs(environment: dict[str, str], tmp_path: Path) -> None:
+    """With a worker beside it, the program prints one answer for each question, in their order."""
+    done = python("-c", blocks("python")[0], env=environment, cwd=tmp_path)
+
+    assert [line.split()[:2] for line in done.stdout.splitlines()] == [["paris", "ok"], ["rome", "ok"]]
