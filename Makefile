@@ -16,7 +16,7 @@ demo: $(INSTALLED)  ## run 3,600 requests through the sandbox; no key, no cost
 	$(BIN)/python examples/airports.py
 
 test: $(INSTALLED)  ## run the tests
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadfile
 
 check: $(INSTALLED)  ## check format, lint and types
 	$(BIN)/ruff format --check .

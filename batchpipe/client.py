@@ -153,9 +153,9 @@ class Client:
             raise
         if created:
             note_workspace(self.settings.home, record)
-            tasks.runtime().jobs.publish(
-                Message(job_id, JOB, record.epoch, State.PENDING, record.task_ids, record.queue)
-            )
+            turns = tasks.runtime().jobs
+            turns.log(job_id, [("submitted", {"input": record.input, "queue": record.queue})])
+            turns.publish(Message(job_id, JOB, record.epoch, State.PENDING, record.task_ids, record.queue))
         else:
             self._drop_spool(record)
         return self.get_job(job_id)

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 #: The provider's own words that mean "wait, then the same again".
 _TOKEN_LIMIT = ("token_limit_exceeded", "enqueued token limit")
+#: A 404 that is not the provider's: a proxy's page, or a server that does not know the route.
+_NO_ROUTE = "http_404_page"
 _QUOTA = ("insufficient_quota", "billing_hard_limit_reached", "billing_not_active")
 
 #: A silence this long within a transfer means the connection is dead.
@@ -63,9 +65,19 @@ class Api:
 
         Raises Unavailable, Paused, Refused.
         """
+        try:
+            return self._upload(handle, name, check, self._expires)
+        except Refused as error:
+            if not self._expires or "expires_after" not in str(error):
+                raise
+            self._expires = 0  # a compatible server that does not know it
+            return self._upload(handle, name, check, 0)
+
+    def _upload(self, handle: IO[bytes], name: str, check: Callable[[], None], expires: int) -> str:
         extra: dict[str, Any] = {}
-        if self._expires:
-            extra["expires_after"] = {"anchor": "created_at", "seconds": self._expires}
+        if expires:
+            extra["expires_after"] = {"anchor": "created_at", "seconds": expires}
+        handle.seek(0)
         body = cast(IO[bytes], _Watched(handle, self._watch(check, "upload")))
         with _translated():
             answer = self._client.files.with_raw_response.create(
@@ -78,9 +90,14 @@ class Api:
 
     def file_bytes(self, file_id: str) -> int | None:
         """The size the provider tells, None where it tells none. Raises Gone, Unavailable, Paused."""
-        with _translated():
-            answer = self._client.files.with_raw_response.retrieve(file_id)
-            size = _json(answer.http_response.content).get("bytes")
+        try:
+            with _translated():
+                answer = self._client.files.with_raw_response.retrieve(file_id)
+                size = _json(answer.http_response.content).get("bytes")
+        except Unavailable as error:
+            if error.code != _NO_ROUTE:  # some servers only give the content
+                raise
+            return None
         return size if isinstance(size, int) and not isinstance(size, bool) and size >= 0 else None
 
     def download(self, file_id: str, sink: BinaryIO, check: Callable[[], None]) -> int:
@@ -137,7 +154,7 @@ class Api:
             return snapshot
         except Unavailable as error:
             refused = error.status is not None and 400 <= error.status < 500 and error.status != 408
-            if refused or error.code == "not_sent":
+            if (refused and error.code != _NO_ROUTE) or error.code == "not_sent":
                 raise
             raise Unanswered(f"no clear answer to the create call: {error}") from error
 
@@ -332,7 +349,7 @@ def _of_status(error: openai.APIStatusError) -> BatchpipeError:
         # a proxy's page is no proof that a paid batch is gone; the provider answers in JSON
         if _is_json_object(error.response):
             return Gone(message, code=code, status=status)
-        return Unavailable(f"HTTP 404 without the provider's own words: {message[:200]}", status=None)
+        return Unavailable(f"HTTP 404 without the provider's own words: {message[:200]}", code=_NO_ROUTE, status=404)
     return Refused(message, code=code or f"http_{status}", status=status)
 
 
@@ -382,7 +399,7 @@ def parse_batch(value: dict[str, Any]) -> Snapshot:
     metadata = value.get("metadata")
     return Snapshot(
         id=value["id"],
-        status=_text(value.get("status")),
+        status=(_text(value.get("status")) or "").lower() or None,  # some shout
         input_file_id=_text(value.get("input_file_id")),
         output_file_id=_text(value.get("output_file_id")),
         error_file_id=_text(value.get("error_file_id")),

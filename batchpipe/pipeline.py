@@ -279,6 +279,8 @@ class ShardTurns(Turns):
             return Stop()
         self.log(lease.job.id, move.events, shard=lease.index)
         if move.stage == Stage.COLLECTED:
+            counts = {name: move.changes.get(name) for name in ("ok", "failed", "missing")}
+            self.log(lease.job.id, [("collected", counts)], shard=lease.index)
             if merge_epoch:
                 self.publish_merge(lease, merge_epoch, ids)
             return Stop()

@@ -111,6 +111,6 @@ def _result_file(job: JobRecord, name: str) -> str | None:
     """Where the result lies; null until the merge has written it."""
     if job.state not in (State.SUCCEEDED, State.PARTIAL, State.FAILED, State.CANCELLED) or job.ok is None:
         return None
-    if job.error is not None and job.error.code in ("invalid_input", "output_unwritable", "output_in_use"):
+    if job.state is State.FAILED and not job.shards:  # refused before anything was sent: no files were written
         return None
     return f"{job.output.rstrip('/')}/{name}"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 from importlib import import_module
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 import click
 
@@ -50,11 +50,6 @@ class LazyGroup(click.Group):
         with formatter.section("Commands"):
             formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
 
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        return super().resolve_command(ctx, args)
-
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="batchpipe")
@@ -74,12 +69,21 @@ def cli() -> None:
     """
 
 
+def _interrupted() -> NoReturn:
+    """Exit with 130. An interrupt that struck within ``exec`` (a dataclass being made, during an import) leaves a mark
+    in CPython by which it would end itself with SIGINT later on, however the exception was handled; running any code
+    from text clears it.
+    """
+    exec("")
+    sys.exit(130)
+
+
 def main(args: list[str] | None = None) -> Any:
     """The entry point. Expected errors are one line on stderr."""
     try:
         code = cli.main(args=args, prog_name="batchpipe", standalone_mode=False)
     except click.exceptions.Abort:
-        sys.exit(130)
+        _interrupted()
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
@@ -87,7 +91,7 @@ def main(args: list[str] | None = None) -> Any:
         click.echo(f"Error: {' '.join(str(error).split())}", err=True)
         sys.exit(1)
     except KeyboardInterrupt:
-        sys.exit(130)
+        _interrupted()
     except BrokenPipeError:  # `batchpipe results ... | head`
         sys.stderr.close()
         sys.exit(1)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 #: Shards that are shown one by one; of more, those that are not done come first.
 MAX_LINES = 20
 PLAIN_SECONDS = 30.0
+MAX_TROUBLES = 50
 
 
 class Display(Protocol):
@@ -93,9 +94,11 @@ class _Plain(_Base):
         self._last: Any = None
         self._said = 0.0
         self._paused = False
+        self._troubles: set[str] = set()
 
     def update(self, job: JobRecord, shards: list[ShardRecord], pause: Pause | None) -> None:
         self._rest(shards)
+        self._say_troubles(job, shards)
         if (pause is not None) != self._paused:
             self._paused = pause is not None
             if pause is not None:
@@ -108,6 +111,14 @@ class _Plain(_Base):
             return
         self._last, self._said = shape, now
         say(f"[{now - self._started:6.1f} s] {job.id} {headline(job, shards)}")
+
+    def _say_troubles(self, job: JobRecord, shards: list[ShardRecord]) -> None:
+        """Each kind of trouble once: what is tried again may look like standing still."""
+        for record in (job, *shards):
+            trouble = record.trouble
+            if trouble is not None and trouble.message not in self._troubles and len(self._troubles) < MAX_TROUBLES:
+                self._troubles.add(trouble.message)
+                say(f"trouble, will try again: {trouble.message}")
 
 
 def pause_line(job: JobRecord, pause: Pause) -> str:
@@ -134,6 +145,7 @@ class _Live(_Base):
 
     def _draw(self, job: JobRecord, shards: list[ShardRecord], pause: Pause | None) -> Any:
         from rich.console import Group
+        from rich.padding import Padding
         from rich.progress_bar import ProgressBar
         from rich.table import Table
         from rich.text import Text
@@ -143,7 +155,7 @@ class _Live(_Base):
         parts: list[Any] = [
             Text(f"{job.id}  {job.name or ''}", style="bold"),
             Text(f"{headline(job, shards)}   {minutes}:{seconds:02d}"),
-            ProgressBar(total=total, completed=rows_done(shards), width=60),
+            Padding(ProgressBar(total=total, completed=rows_done(shards), width=60), 0),  # alone it ends no line
         ]
         if shards:
             table = Table(box=None, padding=(0, 2, 0, 0))

@@ -24,7 +24,7 @@ MAX_FETCHES = 3
 #: Fetches of one file in a turn. A turn that fails throws away the other file, which may be 200 MB, too.
 FETCHES_AT_ONCE = 3
 #: So often in a row a file must be unknown to the provider before we believe that it is gone: its rows are paid.
-MAX_GONE = 3
+MAX_GONE = 4
 
 
 class FilesApi(Protocol):
@@ -65,7 +65,7 @@ def download(
             else:
                 answers.read(scratch, file_id, check)
         if gone is not None and shard.unfound + 1 < MAX_GONE:
-            return Move(stage=Stage.ENDED, after=2.0 * 2**shard.unfound, changes={"unfound": shard.unfound + 1})
+            return Move(stage=Stage.ENDED, after=2.0 * 4**shard.unfound, changes={"unfound": shard.unfound + 1})
         told = _told(shard)
         if gone is None and answers.lines < told and shard.fetches < MAX_FETCHES:
             pause = 2.0 * 2**shard.fetches
@@ -107,7 +107,11 @@ def _absent(shard: ShardRecord, gone: Problem | None) -> _Absent:
         return _Absent(OutcomeState.MISSING, error, {}, gone)
     problem = shard.error or _refusal(shard.errors)
     by_line = {error.line: raw_error(error.code, error.message) for error in shard.errors if error.line}
-    return _Absent(OutcomeState.FAILED, raw_error(problem.code, problem.message), by_line, problem)
+    rest = raw_error(problem.code, problem.message)
+    if by_line and all(error.line for error in shard.errors):
+        message = f"this row was not run: its batch was refused for others ({problem.code}: {problem.message})"
+        rest = raw_error("batch_refused", message)
+    return _Absent(OutcomeState.FAILED, rest, by_line, problem)
 
 
 def _refusal(errors: list[BatchError]) -> Problem:

@@ -65,18 +65,14 @@ def shared_sandbox() -> Iterator[Sandbox]:
         yield sandbox
 
 
-@pytest.fixture(scope="session")
-def shared_api(shared_sandbox: Sandbox) -> Iterator[Api]:
+@pytest.fixture
+def api(shared_sandbox: Sandbox) -> Iterator[Api]:
+    """A client of its own for each test: a connection that a fault broke in one must not meet the next."""
+    shared_sandbox.reset()
     api = Api(shared_sandbox)
     yield api
     api.client.close()
-
-
-@pytest.fixture
-def api(shared_api: Api) -> Iterator[Api]:
-    shared_api.sandbox.reset()
-    yield shared_api
-    shared_api.sandbox.faults.clear()
+    shared_sandbox.faults.clear()
 
 
 @pytest.fixture

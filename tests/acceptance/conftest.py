@@ -1,0 +1,76 @@
+"""Everything real: the command line and workers as processes, a Redis, and a sandbox provider in this process."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from batchpipe.sandbox import Sandbox
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from tests.acceptance.place import FAST, Place, RedisServer
+
+
+@pytest.fixture(scope="session")
+def sandbox() -> Iterator[Sandbox]:
+    """A provider that many tests share. Its faults are aimed by `--metadata`, its accounts are asked by job."""
+    with Sandbox(**FAST) as server:  # type: ignore[arg-type]
+        yield server
+
+
+@pytest.fixture(scope="session")
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    server = RedisServer(tmp_path_factory.mktemp("redis"))
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="module")
+def new_place(
+    tmp_path_factory: pytest.TempPathFactory, sandbox: Sandbox, redis_server: RedisServer
+) -> Iterator[Callable[..., Place]]:
+    """Make a place: with a database of the tests' Redis, or with `private=True` with a private Redis."""
+    made: list[Place] = []
+
+    def make(name: str = "place", *, private: bool = False, provider: Sandbox | None = None, **extra: str) -> Place:
+        folder = tmp_path_factory.mktemp(name)
+        url = None if private else redis_server.database()
+        made.append(Place(folder, provider or sandbox, url, **extra))
+        return made[-1]
+
+    yield make
+    for place in made:
+        place.close()
+
+
+@pytest.fixture(scope="module")
+def place(new_place: Callable[..., Place]) -> Place:
+    """The place that the tests of a module share."""
+    return new_place()
+
+
+@pytest.fixture(scope="module")
+def new_sandbox() -> Iterator[Callable[..., Sandbox]]:
+    """Start a provider of the test's own."""
+    made: list[Sandbox] = []
+
+    def make(**options: Any) -> Sandbox:
+        made.append(Sandbox(**{**FAST, **options}).start())
+        return made[-1]
+
+    yield make
+    with ThreadPoolExecutor(len(made) or 1) as pool:  # a call that is still held costs each a second
+        list(pool.map(lambda server: server.stop(), made))
+
+
+@pytest.fixture(scope="module")
+def at_once() -> Iterator[ThreadPoolExecutor]:
+    """Runs the slow stories of a module side by side; each test then waits for its own."""
+    with ThreadPoolExecutor(8) as pool:
+        yield pool

@@ -1,0 +1,109 @@
+"""Cancel: rows that are done are kept, nothing goes on at the provider."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from batchpipe.sandbox import Sandbox
+from tests.acceptance.place import Place, batches_of, read_rows, until
+
+NewPlace = Callable[..., Place]
+NewSandbox = Callable[..., Sandbox]
+
+
+def while_batches_run(new_place: NewPlace, new_sandbox: NewSandbox) -> dict[str, Any]:
+    sandbox = new_sandbox(rows_per_second=4)
+    place = new_place("running", provider=sandbox)
+    place.worker()
+    job = place.submit(place.input(80), "--max-rows", "40")
+    until(lambda: all(b.completed for b in batches_of(sandbox)) and len(batches_of(sandbox)) == 2, what="rows are done")
+    cancelled = place.json("cancel", job)
+    wait = place.run("wait", job, "--timeout", "30")
+    return {"place": place, "job": job, "cancelled": cancelled, "wait": wait, "status": place.json("status", job)}
+
+
+def before_a_worker_has_seen_it(new_place: NewPlace, new_sandbox: NewSandbox) -> dict[str, Any]:
+    sandbox = new_sandbox()
+    place = new_place("pending", provider=sandbox)
+    job = place.submit(place.input(4))
+    cancelled = place.json("cancel", job)
+    place.worker()
+    wait = place.run("wait", job, "--timeout", "30")
+    told = {"place": place, "cancelled": cancelled, "wait": wait, "status": place.json("status", job)}
+    return told | {"calls": sandbox.calls.counts}
+
+
+def while_the_create_call_is_unanswered(new_place: NewPlace, new_sandbox: NewSandbox) -> dict[str, Any]:
+    """Nobody knows yet whether there is a batch: it must be looked for, and cancelled."""
+    sandbox = new_sandbox(rows_per_second=4)
+    place = new_place("unanswered", provider=sandbox)
+    sandbox.faults.add("drop_after", route="POST /v1/batches", times=1)
+    place.worker()
+    job = place.submit(place.input(60))
+    until(lambda: batches_of(sandbox), what="the batch is made")
+    place.run("cancel", job)
+    wait = place.run("wait", job, "--timeout", "30")
+    return {"place": place, "job": job, "wait": wait, "status": place.json("status", job)}
+
+
+@pytest.fixture(scope="module")
+def stories(
+    at_once: ThreadPoolExecutor, new_place: NewPlace, new_sandbox: NewSandbox
+) -> dict[str, Future[dict[str, Any]]]:
+    tellers = (while_batches_run, before_a_worker_has_seen_it, while_the_create_call_is_unanswered)
+    return {tell.__name__: at_once.submit(tell, new_place, new_sandbox) for tell in tellers}
+
+
+def test_cancel_keeps_the_rows_that_are_done(stories: dict[str, Future[Any]]) -> None:
+    """They are paid, so they are in output.jsonl; the others are in errors.jsonl, each once."""
+    told = stories["while_batches_run"].result()
+    folder = told["place"].folder / "out"
+    done = [row["custom_id"] for row in read_rows(folder / "output.jsonl")]
+    rest = [row["custom_id"] for row in read_rows(folder / "errors.jsonl")]
+    assert done
+    assert rest
+    assert sorted(done + rest) == sorted(f"r{n}" for n in range(80))
+    assert dict.fromkeys(done, 1) == told["place"].billed(told["job"])
+
+
+def test_wait_on_a_cancelled_job_exits_4(stories: dict[str, Future[Any]]) -> None:
+    told = stories["while_batches_run"].result()
+    assert told["wait"].code == 4, told["wait"].err
+    assert told["status"]["state"] == "cancelled"
+
+
+def test_status_is_cancelling_until_the_job_has_ended(stories: dict[str, Future[Any]]) -> None:
+    told = stories["while_batches_run"].result()
+    assert (told["cancelled"]["state"], told["cancelled"]["ended_at"]) == ("cancelling", None)
+
+
+def test_cancel_ends_every_batch_at_the_provider(stories: dict[str, Future[Any]]) -> None:
+    told = stories["while_batches_run"].result()
+    assert [batch.status for batch in told["place"].batches(told["job"])] == ["cancelled", "cancelled"]
+    assert [shard["status"] for shard in told["status"]["shards"]] == ["cancelled", "cancelled"]
+
+
+def test_the_counts_of_a_cancelled_job_add_up(stories: dict[str, Future[Any]]) -> None:
+    """Rows in == ok + failed + missing."""
+    rows = stories["while_batches_run"].result()["status"]["rows"]
+    assert 80 == rows["total"] == rows["ok"] + rows["failed"] + rows["missing"]
+
+
+def test_a_job_cancelled_before_a_worker_has_seen_it_sends_nothing(stories: dict[str, Future[Any]]) -> None:
+    told = stories["before_a_worker_has_seen_it"].result()
+    assert (told["wait"].code, told["status"]["state"]) == (4, "cancelled"), told["wait"].err
+    assert told["calls"] == {}
+    assert (told["place"].folder / "out/job.json").exists()
+
+
+def test_cancel_finds_a_batch_whose_create_call_was_never_answered(stories: dict[str, Future[Any]]) -> None:
+    """No second call, no batch that runs on unseen."""
+    told = stories["while_the_create_call_is_unanswered"].result()
+    assert told["wait"].code == 4, told["wait"].err
+    [batch] = told["place"].batches(told["job"])
+    assert batch.status == "cancelled"
+    assert [batch.id] == [shard["batch_id"] for shard in told["status"]["shards"]]

@@ -1,0 +1,124 @@
+"""Workers of all kinds, beat, and what `doctor` says."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from batchpipe.sandbox import Sandbox
+from tests.acceptance.place import API_KEY, Finished, Place, read_rows
+
+NewPlace = Callable[..., Place]
+NOBODY = "redis://127.0.0.1:1/0"
+
+
+def job_of(pool: str, new_place: NewPlace) -> tuple[Place, Finished]:
+    place = new_place(pool)
+    worker = place.worker("--pool", pool, "--concurrency", "2")
+    done = place.run("wait", place.submit(place.input(6), "--max-rows", "2"), "--timeout", "30")
+    worker.popen.terminate()
+    assert worker.finish(15).code == 0, worker.err
+    return place, done
+
+
+def lost_message(new_place: NewPlace) -> Finished:
+    """The broker forgets every message; beat tells a worker to sweep."""
+    import redis
+
+    place = new_place("beat")
+    job = place.submit(place.input(2))
+    assert place.redis_url is not None
+    with redis.Redis.from_url(place.redis_url) as server:
+        assert server.delete("batchpipe") == 1  # the queue
+    place.worker()
+    place.start("beat")
+    return place.run("wait", job, "--timeout", "30")
+
+
+def doctor(place: Place, **env: str | None) -> tuple[int, list[dict[str, str]]]:
+    done = place.run("doctor", "--json", env=env)
+    return done.code, json.loads(done.out)
+
+
+def doctor_with_worker(new_place: NewPlace) -> tuple[Any, Finished]:
+    place = new_place("healthy")
+    place.worker()
+    return doctor(place), place.run("doctor")
+
+
+@pytest.fixture(scope="module")
+def stories(at_once: ThreadPoolExecutor, new_place: NewPlace, new_sandbox: Callable[..., Sandbox]) -> dict[str, Any]:
+    tell = at_once.submit
+    strict = new_sandbox(api_keys=("sk-the-right-one",))
+    place = new_place("doctor")
+    return {
+        "prefork": tell(job_of, "prefork", new_place),
+        "beat": tell(lost_message, new_place),
+        "healthy": tell(doctor_with_worker, new_place),
+        "no key": tell(doctor, place, OPENAI_API_KEY=None),
+        "wrong key": tell(doctor, place, OPENAI_BASE_URL=strict.base_url),
+        "no provider": tell(doctor, place, OPENAI_BASE_URL="http://127.0.0.1:1/v1"),
+        "no redis": tell(doctor, place, BATCHPIPE_REDIS_URL=NOBODY),
+        "bad setting": tell(doctor, place, BATCHPIPE_LEASE_SECONDS="soon"),
+        "no worker": tell(doctor, place),
+    }
+
+
+def test_a_worker_of_processes_runs_a_job(stories: dict[str, Future[Any]]) -> None:
+    """And ends with 0 when it is told to stop."""
+    place, done = stories["prefork"].result()
+    assert done.code == 0, done.err
+    assert [f"r{n}" for n in range(6)] == [row["custom_id"] for row in read_rows(place.folder / "out/output.jsonl")]
+
+
+def test_beat_brings_back_a_job_whose_messages_are_lost(stories: dict[str, Future[Any]]) -> None:
+    done = stories["beat"].result()
+    assert done.code == 0, done.err
+
+
+def finding(stories: dict[str, Future[Any]], story: str, what: str) -> tuple[int, dict[str, str]]:
+    """The exit code and the worst finding about one thing."""
+    code, findings = stories[story].result()
+    assert all(set(found) == {"what", "verdict", "detail", "fix"} for found in findings)
+    order = ["fail", "warn", "ok"]
+    return code, min((f for f in findings if f["what"] == what), key=lambda f: order.index(f["verdict"]))
+
+
+def test_doctor_finds_nothing_wrong_in_a_healthy_place(stories: dict[str, Future[Any]]) -> None:
+    (code, findings), text = stories["healthy"].result()
+    assert 0 == code == text.code
+    assert {"settings", "redis", "account", "workers"} == {found["what"] for found in findings}
+    assert {"settings", "account", "workers"} <= {f["what"] for f in findings if f["verdict"] == "ok"}
+    assert "fail" not in {found["verdict"] for found in findings}
+    assert API_KEY not in text.out + text.err
+
+
+@pytest.mark.parametrize(
+    ("story", "what", "says"),
+    [
+        ("no key", "account", "OPENAI_API_KEY"),
+        ("wrong key", "account", "refuses the key"),
+        ("no provider", "account", "base_url"),
+        ("no redis", "redis", "BATCHPIPE_REDIS_URL"),
+        ("bad setting", "settings", "BATCHPIPE_LEASE_SECONDS"),
+    ],
+)
+def test_doctor_says_what_is_broken_and_what_to_do(
+    stories: dict[str, Future[Any]], story: str, what: str, says: str
+) -> None:
+    """And exits 1."""
+    code, found = finding(stories, story, what)
+    assert (code, found["verdict"]) == (1, "fail")
+    assert says in found["detail"] + found["fix"]
+    assert found["fix"]
+
+
+def test_doctor_warns_if_no_worker_listens(stories: dict[str, Future[Any]]) -> None:
+    """That alone breaks nothing: a worker may come later."""
+    code, found = finding(stories, "no worker", "workers")
+    assert (code, found["verdict"]) == (0, "warn")
+    assert "batchpipe worker" in found["fix"]
