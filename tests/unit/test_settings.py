@@ -1,0 +1,134 @@
+"""Settings: read once, from the environment, .env and secret files; mistakes are named, values are not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from batchpipe.errors import SettingsError
+from batchpipe.settings import Settings, child_environment, current_settings, install_settings, load_settings
+
+SECRET = "sk-very-secret"
+
+
+def test_the_defaults_are_those_of_the_contract() -> None:
+    """Operators and tests lean on them."""
+    settings = load_settings()
+    assert (settings.prefix, settings.queue, settings.lease_seconds, settings.sweep_seconds) == (
+        "{batchpipe}:",
+        "batchpipe",
+        60,
+        5,
+    )
+    assert (settings.poll_min_seconds, settings.poll_max_seconds, settings.create_grace_seconds) == (5, 600, 30)
+    assert (settings.attempts, settings.max_rows, settings.max_bytes) == (3, 50_000, 200_000_000)
+    assert (settings.job_ttl_days, settings.log_format, settings.allowed_roots) == (30, "text", ())
+
+
+def test_the_default_account_falls_back_to_the_names_of_openai(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What other OpenAI programs read works here, too."""
+    monkeypatch.setenv("OPENAI_API_KEY", SECRET)
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://localhost:1/v1")
+    monkeypatch.setenv("OPENAI_PROJECT_ID", "proj_1")
+    account = load_settings().account("default")
+    assert account.api_key is not None
+    assert account.api_key.get_secret_value() == SECRET
+    assert (account.base_url, account.project) == ("http://localhost:1/v1", "proj_1")
+
+
+def test_an_account_of_its_own_is_not_mixed_with_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another account's requests must not go to the default one's server."""
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://localhost:1/v1")
+    monkeypatch.setenv("BATCHPIPE_ACCOUNTS__TEAM__API_KEY", SECRET)
+    settings = load_settings()
+    assert settings.account("team").base_url is None
+    assert settings.account("TEAM") == settings.account("team")
+
+
+@pytest.mark.parametrize(
+    ("name", "code", "variable"),
+    [
+        ("default", "no_api_key", "OPENAI_API_KEY"),
+        ("other", "no_account", "BATCHPIPE_ACCOUNTS__OTHER__API_KEY"),
+    ],
+)
+def test_a_missing_key_names_the_variable_to_set(name: str, code: str, variable: str) -> None:
+    """The message is the documentation at three in the morning."""
+    with pytest.raises(SettingsError) as caught:
+        load_settings().account(name)
+    assert caught.value.code == code
+    assert variable in str(caught.value)
+
+
+def test_a_wrong_value_is_named_and_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It might be a secret in the wrong place."""
+    monkeypatch.setenv("BATCHPIPE_LEASE_SECONDS", SECRET)
+    with pytest.raises(SettingsError) as caught:
+        load_settings()
+    assert "BATCHPIPE_LEASE_SECONDS" in str(caught.value)
+    assert SECRET not in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_field_of_an_account_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A slip of the pen would otherwise be a key that is never used."""
+    monkeypatch.setenv("BATCHPIPE_ACCOUNTS__TEAM__APIKEY", SECRET)
+    with pytest.raises(SettingsError, match="BATCHPIPE_ACCOUNTS__TEAM__APIKEY"):
+        load_settings()
+
+
+def test_dot_env_is_read_and_the_environment_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / ".env").write_text(f"OPENAI_API_KEY={SECRET}\nBATCHPIPE_QUEUE=from-file\nUNRELATED=1\n")
+    monkeypatch.chdir(tmp_path)
+    assert load_settings().queue == "from-file"
+    monkeypatch.setenv("BATCHPIPE_QUEUE", "from-environment")
+    settings = load_settings()
+    assert settings.queue == "from-environment"
+    assert settings.account("default").api_key is not None
+
+
+def test_secret_files_may_hold_any_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Docker and Kubernetes mount them as files, one a secret."""
+    (tmp_path / "OPENAI_API_KEY").write_text(SECRET)
+    (tmp_path / "BATCHPIPE_ACCOUNTS__TEAM__API_KEY").write_text("team-key\n")
+    monkeypatch.setenv("BATCHPIPE_SECRETS_DIR", str(tmp_path))
+    settings = load_settings()
+    keys = [settings.account(name).api_key for name in ("default", "team")]
+    assert [key.get_secret_value() for key in keys if key] == [SECRET, "team-key"]
+
+
+def test_no_repr_shows_a_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not of the settings, not of an account."""
+    monkeypatch.setenv("OPENAI_API_KEY", SECRET)
+    monkeypatch.setenv("BATCHPIPE_REDIS_URL", f"redis://:{SECRET}@localhost/0")
+    settings = load_settings()
+    for shown in (repr(settings), str(settings), repr(settings.account("default")), settings.model_dump_json()):
+        assert SECRET not in shown
+
+
+def test_allowed_roots_are_separated_by_commas(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Our own places are always among them."""
+    monkeypatch.setenv("BATCHPIPE_ALLOWED_ROOTS", "/data, s3://bucket/in")
+    monkeypatch.setenv("BATCHPIPE_HOME", str(tmp_path))
+    settings = load_settings()
+    assert settings.allowed_roots == ("/data", "s3://bucket/in")
+    assert settings.roots() == ("/data", "s3://bucket/in", str(tmp_path))
+    assert Settings().roots() == settings.roots()
+
+
+def test_settings_are_read_once_and_can_be_installed() -> None:
+    """Read at the edge, passed down as values."""
+    first = current_settings()
+    assert current_settings() is first
+    other = first.with_redis("redis://localhost/1")
+    install_settings(other)
+    assert current_settings().redis_address() == "redis://localhost/1"
+
+
+def test_a_child_gets_the_redis_that_was_found() -> None:
+    """Through its environment, never its arguments."""
+    settings = load_settings().with_redis("redis://:x@localhost:1/0")
+    environment = child_environment(settings, POLL_MIN_SECONDS="1")
+    assert environment["BATCHPIPE_REDIS_URL"] == "redis://:x@localhost:1/0"
+    assert environment["BATCHPIPE_POLL_MIN_SECONDS"] == "1"

@@ -1,0 +1,96 @@
+"""What a user submits is checked before anything is recorded."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import msgspec
+import pydantic
+import pytest
+
+from batchpipe.errors import InvalidInput
+from batchpipe.jobs import JobRecord
+from batchpipe.submission import check_options, dump_rows
+
+
+def job(**fields: Any) -> JobRecord:
+    return JobRecord(id="job_x", **fields)
+
+
+@pytest.mark.parametrize(
+    ("fields", "option"),
+    [
+        ({"endpoint": "v1/chat/completions"}, "endpoint"),
+        ({"completion_window": ""}, "completion_window"),
+        ({"max_rows": 0}, "max_rows"),
+        ({"metadata": {f"k{n}": "v" for n in range(14)}}, "metadata"),
+        ({"metadata": {"batchpipe_job": "x"}}, "metadata"),
+        ({"metadata": {"k" * 65: "v"}}, "metadata"),
+        ({"metadata": {"k": "v" * 513}}, "metadata"),
+        ({"metadata": {"k": 1}}, "metadata"),
+        ({"extra": {"input_file_id": "file-1"}}, "extra"),
+        ({"extra": {"x": object()}}, "extra"),
+        ({"tags": {"x": {1, 2}}}, "tags"),
+    ],
+)
+def test_a_wrong_option_is_named(fields: dict[str, Any], option: str) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        check_options(job(**fields))
+    assert caught.value.field == option
+    assert str(caught.value).startswith(f"{option}: ")
+
+
+def test_thirteen_pairs_of_metadata_are_the_users() -> None:
+    """The provider takes 16, and three are ours."""
+    check_options(job(metadata={f"k{n}": "v" * 512 for n in range(13)}))
+
+
+class Pydantic(pydantic.BaseModel):
+    custom_id: str
+    user: str | None = None
+
+
+@dataclasses.dataclass
+class Dataclass:
+    custom_id: str
+
+
+class Struct(msgspec.Struct):
+    custom_id: str
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"custom_id": "é"},
+        Pydantic(custom_id="é"),
+        Dataclass("é"),
+        Struct("é"),
+        '{"custom_id":"é"}'.encode(),
+        '{"custom_id":"é"}\n'.encode(),
+    ],
+    ids=["dict", "pydantic", "dataclass", "struct", "bytes", "line"],
+)
+def test_requests_of_any_type_become_lines(row: Any) -> None:
+    """One line each, UTF-8, with its newline; bytes stay as they are."""
+    assert list(dump_rows([row])) == ['{"custom_id":"é"}\n'.encode()]
+
+
+@pytest.mark.parametrize("row", [1, None, "text", ["list"], {"x": object()}, {"x": float("nan")}, {1: 2}])
+def test_what_is_no_request_is_named_by_its_number(row: Any) -> None:
+    """NaN, too, which the JSON library would write as null without a word."""
+    with pytest.raises(InvalidInput, match=r"^line 2: "):
+        list(dump_rows([{"custom_id": "a"}, row]))
+
+
+def test_what_is_no_iterable_is_refused() -> None:
+    with pytest.raises(InvalidInput, match="give a path, a URL or an iterable"):
+        list(dump_rows(3))  # type: ignore[arg-type]
+
+
+def test_rows_are_taken_one_at_a_time() -> None:
+    """An endless iterator is not held in memory."""
+    endless = ({"custom_id": str(number)} for number in iter(int, 1))
+    lines = dump_rows(endless)
+    assert next(lines) == next(lines) == b'{"custom_id":"0"}\n'
