@@ -8,7 +8,9 @@ from __future__ import annotations
 from typing import Any
 
 from celery import Celery
+from kombu.transport import TRANSPORT_ALIASES
 
+from batchpipe.errors import SettingsError
 from batchpipe.settings import Settings
 
 #: Longer than the longest countdown (600 s) and the longest task with a hard limit (900 s) together.
@@ -16,10 +18,18 @@ VISIBILITY_SECONDS = 1_800
 
 
 def make_app(settings: Settings) -> Celery:
-    """A configured app. Every value here was measured to lose nothing (docs/architecture.md)."""
+    """A configured app. Every value here was measured to lose nothing (docs/architecture.md). Raises SettingsError."""
+    _check_broker(settings.broker_address())
     app = Celery("batchpipe", set_as_current=False)
     app.conf.update(_configuration(settings))
     return app
+
+
+def _check_broker(url: str) -> None:
+    """Raises SettingsError for a URL that Celery knows no transport for; the URL may hold a password."""
+    scheme = url.partition("://")[0].partition("+")[0]
+    if "://" not in url or scheme not in {*TRANSPORT_ALIASES, "unix"}:
+        raise SettingsError("BATCHPIPE_BROKER_URL is no broker URL: redis://..., amqp://... or another of Celery's")
 
 
 def transport_options(broker_url: str) -> dict[str, Any]:

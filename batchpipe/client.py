@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import atexit
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,26 +14,23 @@ import orjson
 
 from batchpipe import tasks
 from batchpipe.costs import batch_cost
-from batchpipe.errors import InvalidInput, JobNotFound, Never, SettingsError
+from batchpipe.errors import InvalidInput, JobNotFound, Never, SettingsError, StoreUnavailable
 from batchpipe.job_turns import note_workspace
 from batchpipe.jobs import JOB, JobRecord, Problem, State, new_job_id
 from batchpipe.pipeline import Message
 from batchpipe.private_redis import acquire
 from batchpipe.results import INDEX, Outcome, iter_failed_requests, iter_outcomes
-from batchpipe.settings import Settings, current_settings, install_settings
-from batchpipe.storage import Folder, local_path
+from batchpipe.settings import Settings, bare_environment, current_settings, install_settings
+from batchpipe.storage import Folder
 from batchpipe.store import Store
-from batchpipe.store.store import new_task_ids
-from batchpipe.submission import check_options, dump_rows
+from batchpipe.submission import Input, drop_spool, new_record, with_input
 from batchpipe.sweep import sweep
 from batchpipe.views import job_view, metrics_view
 
-#: What ``submit`` takes: a path or URL of a JSONL file, or requests as dicts or as objects that dump to dicts.
-Input = str | Path | Iterable[Any]
-
-SPOOLED_INPUT = "input.jsonl"
 #: How long ``wait`` gives an ended job to write its job.json and tell.
 TELL_SECONDS = 10.0
+#: How long ``wait`` bears with a Redis that does not answer.
+REDIS_AWAY_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -73,7 +70,7 @@ class Client:
         settings = settings or current_settings()
         self.durable = True
         if settings.redis_url is None:
-            handle = acquire(settings.home)
+            handle = acquire(settings.home, environment=bare_environment())
             atexit.register(handle.close)
             self.durable = handle.server.durable
             settings = settings.with_redis(handle.server.url)
@@ -116,40 +113,33 @@ class Client:
                 "no redis-server was found, and the built-in stand-in forgets what was paid for when it stops: install "
                 "redis-server (or valkey), or set BATCHPIPE_REDIS_URL; sandbox runs need neither"
             )
-        place = absolute(output) if output is not None else f"{self._jobs_folder()}/{job_id}"
-        record = JobRecord(
-            id=job_id,
-            epoch=1,
-            task_ids=new_task_ids(1),
+        record = new_record(
+            self.settings,
+            job_id,
+            output=output,
             name=name,
             account=account,
             endpoint=endpoint,
             completion_window=completion_window,
-            metadata=dict(metadata or {}),
-            extra=dict(extra or {}),
-            tags=dict(tags or {}),
+            metadata=metadata,
+            extra=extra,
+            tags=tags,
             key=key,
-            queue=queue or self.settings.queue,
+            queue=queue,
             input_here=own_queue,
-            output=place,
-            workspace=self._workspace(place, job_id),
-            max_rows=max_rows or self.settings.max_rows,
-            max_bytes=max_bytes or self.settings.max_bytes,
-            attempts=attempts or self.settings.attempts,
-            on_done=_signature(on_done),
+            max_rows=max_rows,
+            max_bytes=max_bytes,
+            attempts=attempts,
+            on_done=on_done,
         )
-        check_options(record)
-        if isinstance(input, str | Path):
-            record = record.evolve(input=absolute(input))
-        else:
-            record = self._spool(record, dump_rows(input))
+        record = with_input(record, input, self.settings)
         return self._record(record, again)
 
     def _record(self, record: JobRecord, again: str) -> Job:
         try:
             job_id, created = self.store.submit(record, again=again)
         except Never:
-            self._drop_spool(record)
+            drop_spool(record)
             raise
         if created:
             note_workspace(self.settings.home, record)
@@ -157,31 +147,8 @@ class Client:
             turns.log(job_id, [("submitted", {"input": record.input, "queue": record.queue})])
             turns.publish(Message(job_id, JOB, record.epoch, State.PENDING, record.task_ids, record.queue))
         else:
-            self._drop_spool(record)
+            drop_spool(record)
         return self.get_job(job_id)
-
-    def _spool(self, record: JobRecord, lines: Iterable[bytes]) -> JobRecord:
-        """Write an iterator to the workspace, one line at a time. Raises InvalidInput if it is empty."""
-        folder, count = Folder(record.workspace, private=True), 0
-        with folder.writer(SPOOLED_INPUT) as file:
-            for line in lines:
-                file.write(line)
-                count += 1
-            if not count:
-                raise InvalidInput("the input has no rows", code="empty_input")
-        return record.evolve(input=folder.path(SPOOLED_INPUT), spooled=True)
-
-    def _drop_spool(self, record: JobRecord) -> None:
-        if record.spooled:
-            Folder(record.workspace, private=True).remove("")
-
-    def _jobs_folder(self) -> str:
-        return (self.settings.workspace or str(self.settings.home / "jobs")).rstrip("/")
-
-    def _workspace(self, output: str, job_id: str) -> str:
-        if self.settings.workspace:
-            return f"{absolute(self.settings.workspace).rstrip('/')}/{job_id}"
-        return f"{output.rstrip('/')}/.batchpipe/{job_id}"
 
     def retry(self, job_id: str, *, output: str | Path | None = None, own_queue: bool = False) -> Job:
         """Send the rows of an ended job that are not ok as a new job. Raises JobNotFound, Never."""
@@ -223,7 +190,10 @@ class Client:
 
     def list_jobs(self, *, state: State | str | None = None, limit: int = 100) -> list[Job]:
         """Newest first."""
-        wanted = State(state) if state is not None else None
+        try:
+            wanted = State(state) if state is not None else None
+        except ValueError:
+            raise InvalidInput(f"{state!r} is no state of a job", field="state") from None
         return [Job(record, self) for record in self.store.list_jobs(state=wanted, limit=limit)]
 
     # -- acting ----------------------------------------------------------------------------------------------------
@@ -261,10 +231,20 @@ class Client:
         Raises TimeoutError after ``timeout`` seconds, JobNotFound.
         """
         started, ended = time.monotonic(), 0.0
+        seen = started
         while True:
-            job = self.store.get_job(job_id)
-            tick(job)
             now = time.monotonic()
+            try:
+                job = self.store.get_job(job_id)
+                tick(job)
+                seen = now
+            except StoreUnavailable:  # Redis is being restarted, say; the job goes on
+                if now - seen > REDIS_AWAY_SECONDS:
+                    raise
+                if timeout is not None and now - started >= timeout:
+                    raise TimeoutError(f"job {job_id} has not ended after {timeout:g} s") from None
+                time.sleep(min(1.0, timeout or 1.0))
+                continue
             if job.told or (job.state.ended and ended and now - ended > TELL_SECONDS):
                 return job
             if job.state.ended and not ended:
@@ -454,32 +434,6 @@ def list_jobs(*, state: State | str | None = None, limit: int = 100) -> list[Job
 def cancel(job_id: str) -> Job:
     """Cancel a job; finished rows are kept. Raises JobNotFound, StoreUnavailable."""
     return default_client().cancel(job_id)
-
-
-def absolute(place: str | Path) -> str:
-    """URLs stay, local paths become absolute: the worker has another current folder."""
-    text = str(place)
-    path = local_path(text)
-    if path is None:
-        return text
-    return str(Path(path).expanduser().absolute())
-
-
-def _signature(on_done: Any) -> dict[str, Any] | None:
-    """A Celery signature, a task or a task's name, as JSON."""
-    if on_done is None:
-        return None
-    if isinstance(on_done, str):
-        return {"task": on_done, "args": [], "kwargs": {}, "options": {}, "subtask_type": None, "immutable": False}
-    if not isinstance(on_done, Mapping) and hasattr(on_done, "s"):
-        on_done = on_done.s()
-    try:
-        plain: dict[str, Any] = orjson.loads(orjson.dumps(dict(on_done)))
-    except (TypeError, ValueError):
-        raise InvalidInput("is not a Celery signature with JSON arguments", field="on_done") from None
-    if not isinstance(plain.get("task"), str):
-        raise InvalidInput("is not a Celery signature", field="on_done")
-    return plain
 
 
 __all__ = ["BatchResult", "Client", "Job", "JobNotFound", "Outcome", "cancel", "get_job", "list_jobs", "submit"]

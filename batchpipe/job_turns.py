@@ -21,6 +21,7 @@ from batchpipe.errors import (
 from batchpipe.jobs import ENDED, JOB, JobRecord, Problem, ShardRecord, Stage, State
 from batchpipe.openai_api import Api
 from batchpipe.pipeline import (
+    CANCELLING,
     FIRST_PAUSE,
     LINKS,
     LONGEST_PAUSE,
@@ -123,9 +124,23 @@ class JobTurns(Turns):
         if not job.spooled:
             check_allowed(job.input, roots, "input")
         check_allowed(job.output, roots, "output")
-        owner = output_owner(Folder(job.output), self.store)
-        if owner not in (None, job.id):
-            raise OutputInUse(output_in_use(job.output, str(owner)))
+        self._check_output(job)
+
+    def _check_output(self, job: JobRecord) -> None:
+        """Raises OutputInUse if job.json there names another job that has not ended."""
+        owner, account = output_owner(Folder(job.output))
+        if owner is None or owner == job.id:
+            return
+        try:
+            if not self.store.get_job(owner).state.ended:
+                raise OutputInUse(output_in_use(job.output, owner))
+        except JobNotFound:
+            if self.settings.is_sandbox(account):
+                return  # nothing of it was paid for
+            raise OutputInUse(
+                f"output {job.output} has a job.json of job {owner}, which had not ended and is unknown here: "
+                "its rows may be paid for; choose another output, or move job.json away if that job is given up"
+            ) from None
 
     def _waited_enough(self, job: JobRecord) -> bool:
         return job.input_here or self.store.now() - job.created_at > INPUT_WAIT_SECONDS
@@ -166,6 +181,8 @@ class JobTurns(Turns):
     def _refuse(self, lease: Lease, problem: Problem) -> None:
         """The job fails before anything was sent."""
         self.log(lease.job.id, [("refused", {"code": problem.code, "message": problem.message})])
+        if problem.code == "not_allowed" and lease.job.spooled:  # what must not be there does not stay there
+            Folder(lease.job.workspace, private=True).remove("")
         self._finish(lease, State.FAILED, {"error": problem, "ok": 0, "failed": 0, "missing": 0, "total": 0})
 
     # -- merge -----------------------------------------------------------------------------------------------------
@@ -184,7 +201,7 @@ class JobTurns(Turns):
             "failed": merged.failed,
             "missing": merged.missing,
             "usage": merged.usage,
-            "error": _job_error(merged, shards),
+            "error": None if job.cancel else _job_error(merged, shards),
         }
         return self._finish(lease, _state(merged), changes)
 
@@ -221,7 +238,7 @@ class JobTurns(Turns):
         problem = Problem(code=getattr(error, "code", "internal_error"), message=str(error) or type(error).__name__)
         named = getattr(error, "after", None)
         pause = FIRST_PAUSE * 2 ** min(lease.job.tries, 10) if not foreseen else 5 * FIRST_PAUSE
-        after = min(named if named is not None else pause, LONGEST_PAUSE)
+        after = 0.0 if problem.code == CANCELLING else min(max(named or 0.0, pause), LONGEST_PAUSE)
         repeated = lease.job.trouble is not None and lease.job.trouble.message == problem.message
         try:
             news = self.store.put_off(lease, after, {"trouble": problem}, tries="refund" if foreseen else "keep")
@@ -262,26 +279,23 @@ def note_workspace(home: Path, job: JobRecord) -> None:
         logger.warning("workspace not noted: %s", error)
 
 
-def output_owner(output: Folder, store: Store) -> str | None:
-    """The id of the unfinished job that an output's job.json names, if there is one."""
+def output_owner(output: Folder) -> tuple[str | None, str]:
+    """The id of the unfinished job that an output's job.json names, if there is one, and its account."""
     try:
         with output.reader(JOB_FILE) as file:
             view = orjson.loads(file.read(1 << 24))
     except (StorageTrouble, orjson.JSONDecodeError):
-        return None
+        return None, ""
     owner = view.get("id") if isinstance(view, dict) else None
     if not isinstance(owner, str) or view.get("state") in {state.value for state in ENDED}:
-        return None
-    try:
-        return None if store.get_job(owner).state.ended else owner
-    except JobNotFound:
-        return owner  # perhaps another Redis knows it: its rows may be paid for
+        return None, ""
+    return owner, str(view.get("account"))
 
 
 def _check_cancel(lease: Lease) -> None:
     lease.check()
     if lease.news.cancel and not lease.job.cancel:
-        raise TryLater("the job is being cancelled", code="cancelling", after=0.0)
+        raise TryLater("the job is being cancelled", code=CANCELLING)
 
 
 def _state(merged: Merged) -> State:
@@ -296,7 +310,8 @@ def _job_error(merged: Merged, shards: list[ShardRecord]) -> Problem | None:
         if shard.error is not None:
             return shard.error
     if merged.total and not merged.ok:
-        return Problem(code="no_row_ok", message="no row is ok; errors.jsonl has the provider's answer to each")
+        message = f"no row is ok: {merged.failed} failed, {merged.missing} without an answer; see errors.jsonl"
+        return Problem(code="no_row_ok", message=message)
     return None
 
 

@@ -22,6 +22,7 @@ from batchpipe.errors import (
     StoreUnavailable,
     TryLater,
 )
+from batchpipe.errors import Refused as ProviderRefused
 from batchpipe.jobs import JOB, Move, Problem, ShardRecord, Stage, State
 from batchpipe.openai_api import Api, Snapshot
 from batchpipe.settings import Settings
@@ -41,6 +42,8 @@ MAX_TRIES = 5
 MAX_LOST = 50
 #: No countdown is longer: it must stay far below the broker's visibility time-out.
 LONGEST_PAUSE = 600.0
+#: Code of a transfer that was broken off because its job is being cancelled: it comes back at once.
+CANCELLING = "cancelling"
 #: What a pause after trouble begins with; doubled each time.
 FIRST_PAUSE = 1.0
 #: Where the doubling ends for trouble that passes: a provider that is down for a minute must not cost ten.
@@ -202,7 +205,7 @@ class ShardTurns(Turns):
             result = download(job, shard, workspace, api, lease.token, check=lease.check)
         if isinstance(result, GiveUp | Problem):
             problem = result.problem if isinstance(result, GiveUp) else result
-            return self._abandon(lease, workspace, problem)
+            return self._abandon(lease, workspace, problem, refused=isinstance(result, GiveUp) and result.refused)
         return result
 
     @property
@@ -213,9 +216,10 @@ class ShardTurns(Turns):
         rate = self.settings.account(account).looks_per_second
         return self.store.may_look(account, per_second=rate, burst=max(1.0, 2 * rate))
 
-    def _abandon(self, lease: Lease, workspace: Folder, problem: Problem) -> Move:
+    def _abandon(self, lease: Lease, workspace: Folder, problem: Problem, *, refused: bool = False) -> Move:
+        """Account for the rows of a shard that has no files: failed if the provider refused it, else missing."""
         assert lease.shard is not None
-        return abandon(lease.job, lease.shard, workspace, lease.token, problem, check=lease.check)
+        return abandon(lease.job, lease.shard, workspace, lease.token, problem, refused=refused, check=lease.check)
 
     # -- trouble ---------------------------------------------------------------------------------------------------
 
@@ -228,7 +232,7 @@ class ShardTurns(Turns):
         if isinstance(error, TryLater | SettingsError | OSError):
             return self._put_off(lease, problem, getattr(error, "after", None))
         if isinstance(error, Never) and not _is_committed(lease.shard):
-            return self._give_up(lease, problem)
+            return self._give_up(lease, problem, refused=isinstance(error, ProviderRefused))
         logger.error("%s of %s/%s failed", link, lease.job.id, lease.index, exc_info=error)
         return self._unforeseen(lease, problem)
 
@@ -240,10 +244,10 @@ class ShardTurns(Turns):
         pause = min(FIRST_PAUSE * 2 ** min(lease.shard.tries, 10), LONGEST_PAUSE)
         return _Failed(problem, LONGEST_PAUSE if spent else pause, counted=True)
 
-    def _give_up(self, lease: Lease, problem: Problem) -> Move | _Failed:
+    def _give_up(self, lease: Lease, problem: Problem, *, refused: bool = False) -> Move | _Failed:
         workspace = Folder(lease.job.workspace, private=True)
         try:
-            return self._abandon(lease, workspace, problem)
+            return self._abandon(lease, workspace, problem, refused=refused)
         except (TryLater, OSError) as error:
             return self._put_off(lease, Problem(code="storage_trouble", message=_words(error)), None)
 
@@ -253,7 +257,9 @@ class ShardTurns(Turns):
         pause = min(FIRST_PAUSE * 2 ** min(lease.shard.backoff, 10), LONGEST_BACKOFF) * random.uniform(0.8, 1.2)
         # a pause that was named is kept, and spread so that not everybody comes back in the same second
         named = after * random.uniform(1.0, 1.1) if after is not None else 0.0
-        return _Failed(problem, min(max(named, 0.0 if after == 0 else pause), LONGEST_PAUSE), counted=False)
+        if problem.code == CANCELLING:
+            pause = 0.0
+        return _Failed(problem, min(max(named, pause), LONGEST_PAUSE), counted=False)
 
     def _pause(self, lease: Lease, error: Paused, problem: Problem) -> None:
         """Stop using the account: every further call would be refused, too."""
@@ -368,7 +374,7 @@ def _check_cancel(lease: Lease) -> None:
     """Of a transfer that may be broken off: a cancelled job needs it no more."""
     lease.check()
     if lease.news.cancel and not lease.job.cancel:
-        raise TryLater("the job is being cancelled", code="cancelling", after=0.0)
+        raise TryLater("the job is being cancelled", code=CANCELLING)
 
 
 def _is_committed(shard: ShardRecord) -> bool:

@@ -52,7 +52,12 @@ class Settings(BaseSettings):
     """Names and defaults are part of the contract: see ``.env.example``."""
 
     model_config = SettingsConfigDict(
-        env_prefix=PREFIX, env_nested_delimiter="__", extra="ignore", frozen=True, env_ignore_empty=True
+        env_prefix=PREFIX,
+        env_nested_delimiter="__",
+        extra="ignore",
+        frozen=True,
+        env_ignore_empty=True,
+        allow_inf_nan=False,
     )
 
     redis_url: SecretStr | None = Field(
@@ -234,6 +239,12 @@ def current_settings() -> Settings:
         install_settings(load_settings())
     assert _installed is not None
     return _installed
+
+
+def bare_environment() -> dict[str, str]:
+    """What a helper process needs of the environment, and nothing that may be a secret."""
+    wanted = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "VIRTUAL_ENV", "PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH")
+    return {name: os.environ[name] for name in wanted if name in os.environ}
 
 
 def sandbox_upstream_key() -> str | None:

@@ -1,9 +1,10 @@
-"""What a user submits, checked before anything is recorded; and requests of any type as JSON lines."""
+"""What a user submits becomes a job record: options checked, places made absolute, iterators written to a file."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -11,14 +12,117 @@ import orjson
 
 from batchpipe.errors import InvalidInput
 from batchpipe.jobs import JobRecord
+from batchpipe.settings import Settings
+from batchpipe.storage import Folder, check_allowed, local_path
+from batchpipe.store.store import new_task_ids
+
+#: What ``submit`` takes: a path or URL of a JSONL file, or requests as dicts or as objects that dump to dicts.
+Input = str | Path | Iterable[Any]
+
+#: An iterator's file in the workspace.
+SPOOLED_INPUT = "input.jsonl"
 
 #: The provider takes 16 pairs; three are ours.
 MAX_METADATA = 13
 _RESERVED = frozenset({"endpoint", "completion_window", "input_file_id", "metadata"})
 
 
+def new_record(settings: Settings, job_id: str, *, output: str | Path | None, **options: Any) -> JobRecord:
+    """The record of a new job, without its input. Raises InvalidInput that names the option."""
+    folder = absolute(settings.workspace or settings.home / "jobs").rstrip("/")
+    place = absolute(output) if output is not None else f"{folder}/{job_id}"
+    below = f"{folder}/{job_id}" if settings.workspace else f"{place.rstrip('/')}/.batchpipe/{job_id}"
+    record = JobRecord(
+        id=job_id,
+        epoch=1,
+        task_ids=new_task_ids(1),
+        output=place,
+        workspace=below,
+        name=options["name"],
+        account=options["account"],
+        endpoint=options["endpoint"],
+        completion_window=options["completion_window"],
+        metadata=_mapping(options["metadata"], "metadata"),
+        extra=_mapping(options["extra"], "extra"),
+        tags=_mapping(options["tags"], "tags"),
+        key=options["key"],
+        queue=options["queue"] or settings.queue,
+        input_here=options["input_here"],
+        max_rows=options["max_rows"] or settings.max_rows,
+        max_bytes=options["max_bytes"] or settings.max_bytes,
+        attempts=options["attempts"] or settings.attempts,
+        on_done=_signature(options["on_done"]),
+    )
+    check_options(record)
+    check_allowed(record.output, settings.roots(), "output")
+    return record
+
+
+def with_input(record: JobRecord, source: Input, settings: Settings) -> JobRecord:
+    """The record with its input: a place as it is, an iterator written to the workspace a line at a time.
+
+    Raises InvalidInput, also if the iterator is empty; what the iterator raises goes through.
+    """
+    if isinstance(source, str | Path):
+        check_allowed(absolute(source), settings.roots(), "input")
+        return record.evolve(input=absolute(source))
+    folder, count = Folder(record.workspace, private=True), 0
+    try:
+        with folder.writer(SPOOLED_INPUT) as file:
+            for line in dump_rows(source):
+                file.write(line)
+                count += 1
+            if not count:
+                raise InvalidInput("the input has no rows", code="input_empty")
+    except BaseException:  # the iterator is the user's: it may raise anything, and Ctrl-C may strike
+        folder.remove("")
+        raise
+    return record.evolve(input=folder.path(SPOOLED_INPUT), spooled=True)
+
+
+def drop_spool(record: JobRecord) -> None:
+    """Remove what ``with_input`` wrote for a job that was not recorded."""
+    if record.spooled:
+        Folder(record.workspace, private=True).remove("")
+
+
+def absolute(place: str | Path) -> str:
+    """URLs stay, local paths become absolute: the worker has another current folder."""
+    text = str(place)
+    path = local_path(text)
+    if path is None:
+        return text
+    return str(Path(path).expanduser().absolute())
+
+
+def _mapping(value: Mapping[str, Any] | None, field: str) -> dict[str, Any]:
+    if value is not None and not isinstance(value, Mapping):
+        raise InvalidInput(f"must be a mapping, not {type(value).__name__}", field=field)
+    return dict(value or {})
+
+
+def _signature(on_done: Any) -> dict[str, Any] | None:
+    """A Celery signature, a task or a task's name, as JSON."""
+    if on_done is None:
+        return None
+    if isinstance(on_done, str):
+        return {"task": on_done, "args": [], "kwargs": {}, "options": {}, "subtask_type": None, "immutable": False}
+    if not isinstance(on_done, Mapping) and hasattr(on_done, "s"):
+        on_done = on_done.s()
+    try:
+        plain: dict[str, Any] = orjson.loads(orjson.dumps(dict(on_done)))
+    except (TypeError, ValueError):
+        raise InvalidInput("is not a Celery signature with JSON arguments", field="on_done") from None
+    if not isinstance(plain.get("task"), str):
+        raise InvalidInput("is not a Celery signature", field="on_done")
+    return plain
+
+
 def check_options(job: JobRecord) -> None:
     """Raises InvalidInput that names the option."""
+    for name in ("endpoint", "completion_window", "account", "queue"):
+        if not isinstance(getattr(job, name), str):
+            raise InvalidInput(f"must be text, not {type(getattr(job, name)).__name__}", field=name)
     if not job.endpoint.startswith("/"):
         raise InvalidInput(f"{job.endpoint!r} is not a path such as /v1/chat/completions", field="endpoint")
     if not job.completion_window:

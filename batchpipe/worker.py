@@ -18,7 +18,7 @@ from batchpipe.celery_app import make_app
 from batchpipe.errors import BatchpipeError
 from batchpipe.openai_api import warm_up
 from batchpipe.private_redis import acquire
-from batchpipe.settings import Settings, current_settings, install_settings
+from batchpipe.settings import Settings, bare_environment, current_settings, install_settings
 from batchpipe.storage import Folder
 from batchpipe.sweep import sweep
 
@@ -113,7 +113,7 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(name)
     settings = current_settings()
     if settings.redis_url is None:
-        handle = acquire(settings.home)
+        handle = acquire(settings.home, environment=bare_environment())
         globals()["_private_redis"] = handle  # held as long as this process lives
         settings = settings.with_redis(handle.server.url)
         install_settings(settings)

@@ -78,9 +78,19 @@ def _interrupted() -> NoReturn:
     sys.exit(130)
 
 
+def _check_text(args: list[str]) -> None:
+    """Raises UsageError for arguments that are not UTF-8: neither Redis nor JSON could hold them."""
+    for arg in args:
+        try:
+            arg.encode()
+        except UnicodeEncodeError:
+            raise click.UsageError(f"the argument {arg.encode(errors='replace').decode()!r} is not UTF-8") from None
+
+
 def main(args: list[str] | None = None) -> Any:
     """The entry point. Expected errors are one line on stderr."""
     try:
+        _check_text(sys.argv[1:] if args is None else args)
         code = cli.main(args=args, prog_name="batchpipe", standalone_mode=False)
     except click.exceptions.Abort:
         _interrupted()

@@ -87,9 +87,25 @@ class Pair(click.ParamType[tuple[str, Any]]):
         if not self.as_json:
             return key, text
         try:
-            return key, json.loads(text)
-        except json.JSONDecodeError as error:
-            self.fail(f"{key}: {text!r} is not JSON ({error.msg}); strings need quotes of their own", param, ctx)
+            return key, json.loads(text, parse_constant=_no_constant)
+        except ValueError as error:
+            reason = getattr(error, "msg", str(error))
+            self.fail(f"{key}: {text!r} is not JSON ({reason}); strings need quotes of their own", param, ctx)
+
+
+class Place(click.ParamType[str]):
+    """A folder or URL."""
+
+    name = "DIR"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if not str(value).strip():
+            self.fail("is empty", param, ctx)
+        return str(value)
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON")
 
 
 def submit_options(command: F) -> F:
@@ -97,7 +113,7 @@ def submit_options(command: F) -> F:
     for option in reversed(
         [
             click.argument("input", metavar="INPUT"),
-            click.option("-o", "--output", required=True, metavar="DIR", help="Folder or URL for the results."),
+            click.option("-o", "--output", required=True, type=Place(), help="Folder or URL for the results."),
             click.option("--endpoint", default="/v1/chat/completions", show_default=True, help="Of every row."),
             click.option("--completion-window", default="24h", show_default=True, help="For the provider."),
             click.option("--metadata", type=Pair(), multiple=True, help="For the provider's batches; repeatable."),

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from batchpipe.cli.house import (
+    Place,
     clock,
     emit_json,
     input_of,
@@ -27,6 +28,10 @@ from batchpipe.jobs import State
 @submit_options
 def submit_command(input: str, metadata: Any, extra: Any, account: str | None, **options: Any) -> None:
     """Enqueue a job and print its id alone. A worker does the work: `batchpipe worker`."""
+    from batchpipe.settings import SANDBOX_ACCOUNT
+
+    if account == SANDBOX_ACCOUNT and account not in settings().accounts:
+        raise click.UsageError(f"the account {account!r} exists only during `batchpipe run --sandbox`")
     source = input_of(input)
     client = open_client()
     job = client.submit(source, account=account or "default", metadata=dict(metadata), extra=dict(extra), **options)
@@ -113,7 +118,14 @@ def results_command(job_id: str, errors: bool) -> None:
 @json_option
 def cancel_command(job_id: str, as_json: bool) -> None:
     """Cancel a job; finished rows are kept. No error if it has ended or was cancelled before."""
-    job = open_client().cancel(job_id)
+    client = open_client()
+    job = client.cancel(job_id)
+    if job.record.input_here and not job.record.told:  # its worker was that of a `run`, which may be gone
+        from batchpipe.cli.run import carry_out_cancel
+
+        carry_out_cancel(client, job)
+        if not job.refresh().state.ended:
+            say(f"the provider is stopping its batches; `batchpipe wait {job.id}` lands the rows that finished")
     if as_json:
         return emit_json(job.to_dict())
     say(f"{job.id} is {job.state.value}")
@@ -122,7 +134,7 @@ def cancel_command(job_id: str, as_json: bool) -> None:
 
 @click.command("retry")
 @click.argument("job_id", metavar="JOB")
-@click.option("-o", "--output", metavar="DIR", help="Folder or URL for the results.  [default: below the job's output]")
+@click.option("-o", "--output", type=Place(), help="Folder or URL for the results.  [default: below the job's]")
 def retry_command(job_id: str, output: str | None) -> None:
     """Send the rows of an ended job that are not ok as a new job, and print its id."""
     client = open_client()

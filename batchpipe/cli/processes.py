@@ -9,6 +9,14 @@ import click
 
 from batchpipe.cli.house import open_client, say
 
+loglevel_option = click.option(
+    "--loglevel",
+    type=click.Choice(["DEBUG", "INFO", "WARNING", "ERROR"], case_sensitive=False),
+    default="INFO",
+    show_default=True,
+    help="What goes to the log.",
+)
+
 
 @click.command("sweep")
 def sweep_command() -> None:
@@ -20,7 +28,7 @@ def sweep_command() -> None:
 @click.option("--queues", metavar="NAMES", help="Comma-separated queues.  [default: the QUEUE setting]")
 @click.option("--pool", default="threads", show_default=True, help="Celery pool: threads, prefork or solo.")
 @click.option("--concurrency", type=click.IntRange(min=1), default=8, show_default=True, help="Tasks at once.")
-@click.option("--loglevel", default="INFO", show_default=True, help="DEBUG, INFO, WARNING or ERROR.")
+@loglevel_option
 @click.option("--with-parent", is_flag=True, hidden=True, help="Stop when standard input ends.")
 @click.argument("celery_options", nargs=-1, type=click.UNPROCESSED)
 def worker_command(
@@ -44,7 +52,7 @@ def worker_command(
 
 
 @click.command("beat")
-@click.option("--loglevel", default="INFO", show_default=True, help="DEBUG, INFO, WARNING or ERROR.")
+@loglevel_option
 def beat_command(loglevel: str) -> None:
     """Run Celery beat, which sweeps every few seconds. One is enough; two do no harm."""
     from batchpipe.logs import configure_logging
@@ -59,7 +67,7 @@ def beat_command(loglevel: str) -> None:
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8089, show_default=True, help="0 takes a free one.")
 @click.option("--data-dir", type=click.Path(file_okay=False, path_type=Path), help="Keep files and batches here.")
-@click.option("--validating-seconds", type=float, default=0.2, show_default=True, help="Length of `validating`.")
+@click.option("--validating-seconds", type=click.FloatRange(min=0), default=0.2, help="Length of `validating`.  [0.2]")
 @click.option("--rows-per-second", type=float, default=5_000, show_default=True, help="Pace of a batch.")
 @click.option("--upstream", metavar="URL", help="Send each row to this OpenAI-compatible server.")
 @click.option("--upstream-concurrency", type=click.IntRange(min=1), default=8, show_default=True, help="Rows at once.")

@@ -27,7 +27,11 @@ from batchpipe.cli.house import (
     submit_options,
 )
 from batchpipe.cli.progress import Display, make_display
-from batchpipe.jobs import JobRecord, State
+from batchpipe.errors import Never
+from batchpipe.jobs import JobRecord, ShardRecord, Stage, State
+
+#: How long ``cancel`` works itself to get the provider to stop.
+CANCEL_SECONDS = 60.0
 
 if TYPE_CHECKING:
     from batchpipe.client import Client, Job
@@ -98,7 +102,16 @@ def _never_sent(job: JobRecord) -> bool:
 def _resume(client: Client, job: Job, as_json: bool) -> int:
     if not job.state.ended:
         say(f"resuming job {job.id}")
+    elif _results_are_gone(job):
+        raise Never(f"job {job.id} ended {job.state.value}, but its results are gone; --again sends the rows anew")
     return _work_on(client, job, as_json, None)
+
+
+def _results_are_gone(job: Job) -> bool:
+    from batchpipe.storage import Folder
+
+    expected = job.to_dict(shards=False)["output_file"] is not None
+    return job.record.told and expected and not Folder(job.record.output).exists("output.jsonl")
 
 
 def _work_on(client: Client, job: Job, as_json: bool, timeout: float | None) -> int:
@@ -125,7 +138,7 @@ def _follow(client: Client, job: Job, worker: OwnWorker | None, as_json: bool, t
             return NOT_ENDED
         except KeyboardInterrupt:
             display.close()
-            _say_goodbye(job)
+            _say_goodbye(client, job)
             return INTERRUPTED
     if worker is not None:
         worker.job_is_done = record.told
@@ -134,6 +147,35 @@ def _follow(client: Client, job: Job, worker: OwnWorker | None, as_json: bool, t
         emit_json(job.to_dict())
     _say_end(record)
     return EXIT_CODES[record.state]
+
+
+def carry_out_cancel(client: Client, job: Job) -> None:
+    """Tell the provider to stop the batches of a ``run`` whose worker is gone; its ``wait`` lands what finished."""
+    from batchpipe.settings import SANDBOX_ACCOUNT
+
+    queue, sandbox = job.record.queue, job.record.account == SANDBOX_ACCOUNT
+    run_id = queue.rpartition(".")[2]
+    with own_worker(client.settings, queue, job_key=run_id, sandbox=sandbox, only_if_free=True) as worker:
+        if worker is None:
+            return  # the run itself still lives and does it
+        client.wake(job.id)
+        ends = time.monotonic() + CANCEL_SECONDS
+        while time.monotonic() < ends and not _is_winding_down(client, job):
+            worker.ensure()
+            time.sleep(0.2)
+        worker.job_is_done = job.record.told
+
+
+def _is_winding_down(client: Client, job: Job) -> bool:
+    record = job.refresh().record
+    shards = list(client.store.iter_shards(record))
+    stopped = all(shard.cancel_sent or shard.stage in (Stage.ENDED, Stage.COLLECTED) for shard in shards)
+    return record.told or (bool(shards) and stopped and record.state is State.CANCELLING and not _nearly_done(shards))
+
+
+def _nearly_done(shards: list[ShardRecord]) -> bool:
+    """Only merging is left: that is worth waiting for."""
+    return all(shard.stage == Stage.COLLECTED for shard in shards)
 
 
 class _Tick:
@@ -168,8 +210,9 @@ def _terminated_is_interrupted() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _say_goodbye(job: Job) -> None:
-    say(f"stopped following; job {job.id} goes on at the provider")
+def _say_goodbye(client: Client, job: Job) -> None:
+    running = any(shard.batch_id for shard in client.store.iter_shards(job.refresh().record))
+    say(f"stopped following; job {job.id} " + ("goes on at the provider" if running else "is kept, nothing runs yet"))
     say(f"  follow it    batchpipe wait {job.id}   (or the same command again)")
     say(f"  cancel it    batchpipe cancel {job.id}")
 
@@ -188,8 +231,8 @@ def _say_end(job: JobRecord) -> None:
 
 def resume_key(source: str, options: dict[str, Any]) -> str:
     """The key of a run: the same input (place, size, time), options and output mean the same job."""
-    from batchpipe.client import absolute
     from batchpipe.storage import input_info
+    from batchpipe.submission import absolute
 
     parts = [absolute(source), *input_info(source), {**options, "output": absolute(options["output"])}]
     return "run-" + hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:32]

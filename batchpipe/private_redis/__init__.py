@@ -29,7 +29,7 @@ import select
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from batchpipe.errors import SettingsError
@@ -70,11 +70,16 @@ class PrivateRedisHandle:
 
 
 def acquire(
-    home: Path, *, timeout: float = 15.0, servers: Sequence[tuple[str, str]] | None = None
+    home: Path,
+    *,
+    timeout: float = 15.0,
+    servers: Sequence[tuple[str, str]] | None = None,
+    environment: Mapping[str, str] | None = None,
 ) -> PrivateRedisHandle:
     """Find the private server of ``home`` or start it, and hold on to it.
 
-    ``servers`` are the (kind, path) to choose from, for tests; an empty one leaves fakeredis.
+    ``servers`` are the (kind, path) to choose from, for tests; an empty one leaves fakeredis. ``environment`` is what
+    keeper and server get instead of ours, which may hold keys that outlive their command there.
     """
     folder = home.expanduser().absolute() / "redis"
     deadline = time.monotonic() + timeout
@@ -86,7 +91,7 @@ def acquire(
             undo.callback(os.close, users_fd)
             # Waits while a keeper whose last user has just gone is stopping its server.
             if wait_for(lambda: try_lock(users_fd, fcntl.LOCK_SH), deadline):
-                record = _find_or_start(folder, deadline, servers)
+                record = _find_or_start(folder, deadline, servers, environment)
                 if record:
                     undo.pop_all()
                     return PrivateRedisHandle(record.server, users_fd)
@@ -107,14 +112,19 @@ def find_server() -> tuple[str, str] | None:
     return (found[0].kind, found[0].path) if found else None
 
 
-def _find_or_start(folder: Path, deadline: float, servers: Sequence[tuple[str, str]] | None) -> Record | None:
+def _find_or_start(
+    folder: Path,
+    deadline: float,
+    servers: Sequence[tuple[str, str]] | None,
+    environment: Mapping[str, str] | None,
+) -> Record | None:
     start_fd = open_lock(folder / "start.lock")
     try:
         if not wait_for(lambda: try_lock(start_fd, fcntl.LOCK_EX), deadline):
             return None
         while time.monotonic() < deadline:
             if not is_held(folder / "keeper.lock"):
-                _spawn_keeper(folder, deadline, servers)
+                _spawn_keeper(folder, deadline, servers, environment)
             record = read_record(folder)
             if record and is_held(folder / "data.lock") and ping(record) == [b"+OK", b"+PONG"]:
                 return record
@@ -124,7 +134,12 @@ def _find_or_start(folder: Path, deadline: float, servers: Sequence[tuple[str, s
         os.close(start_fd)
 
 
-def _spawn_keeper(folder: Path, deadline: float, servers: Sequence[tuple[str, str]] | None) -> None:
+def _spawn_keeper(
+    folder: Path,
+    deadline: float,
+    servers: Sequence[tuple[str, str]] | None,
+    environment: Mapping[str, str] | None,
+) -> None:
     """Start a keeper and wait for its first word: "ok", "busy" (another lives) or what is wrong."""
     log = folder / "keeper.log"
     if log.exists() and log.stat().st_size > LOG_BYTES:
@@ -137,6 +152,7 @@ def _spawn_keeper(folder: Path, deadline: float, servers: Sequence[tuple[str, st
             stdout=subprocess.PIPE,
             stderr=log_fd,
             cwd="/",
+            env=environment,
             start_new_session=True,
         )
     finally:

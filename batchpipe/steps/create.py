@@ -87,6 +87,7 @@ class GiveUp(msgspec.Struct, frozen=True):
     """No batch will come of this shard: account for its rows with this reason."""
 
     problem: Problem
+    refused: bool = False  #: the provider said no; else no answer came of these rows
 
 
 class Over(msgspec.Struct, frozen=True):
@@ -177,7 +178,7 @@ def _file_not_found(shard: ShardRecord, error: BatchpipeError) -> Move:
 def _refused(shard: ShardRecord, error: Refused) -> Ending:
     problem = Problem(code=error.code, message=error.message)
     if not shard.calls:
-        return GiveUp(problem)
+        return GiveUp(problem, refused=True)
     # an older call is still unanswered: its batch may yet turn up and must be looked for before giving up
     return Move(stage=Stage.UPLOADED, after=FIRST_LOOK_SECONDS, changes={"refusal": problem})
 
@@ -244,7 +245,7 @@ def _after_empty_look(job: JobRecord, shard: ShardRecord, turn: Turn) -> Ending 
     if left > 0:
         return Move(stage=Stage.UPLOADED, after=left)
     if shard.refusal is not None:
-        return GiveUp(shard.refusal)
+        return GiveUp(shard.refusal, refused=True)
     if job.cancel:
         return GiveUp(CANCELLED)
     return None

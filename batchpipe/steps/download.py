@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from hashlib import blake2b
-from typing import BinaryIO, Protocol
+from typing import Any, BinaryIO, Protocol
 
 import msgspec
 
 from batchpipe.errors import BatchpipeError, Gone, Unavailable
-from batchpipe.jobs import BatchError, JobRecord, Move, Problem, ShardRecord, Stage, Status
+from batchpipe.jobs import BatchError, Counts, JobRecord, Move, Problem, ShardRecord, Stage, Status
 from batchpipe.rows import OutcomeState, add_usage, custom_id, error_line, is_object, raw_error, read_answer
 from batchpipe.storage import Folder, Pacer, Scratch
 
@@ -81,13 +81,17 @@ def abandon(
     token: str,
     problem: Problem,
     *,
+    refused: bool = False,
     check: Callable[[], None],
 ) -> Move:
-    """Collect a shard without files (given up, or cancelled before it had a batch): each row is ``missing``.
+    """Collect a shard without files: given up, or cancelled before it had a batch.
+
+    Each row is ``failed`` if the provider ``refused`` the shard, else ``missing``.
 
     Raises StorageTrouble, BatchpipeError (``rows_lost``) if the rows do not add up.
     """
-    absent = _Absent(OutcomeState.MISSING, raw_error(problem.code, problem.message), {}, problem)
+    outcome = OutcomeState.FAILED if refused else OutcomeState.MISSING
+    absent = _Absent(outcome, raw_error(problem.code, problem.message), {}, problem)
     answers = _Answers(workspace, shard, check)
     return _collect(shard, workspace, token, answers, absent, check)
 
@@ -240,12 +244,21 @@ def _collect(
     if sum(counts.values()) != shard.rows:
         numbers = ", ".join(f"{count} {outcome}" for outcome, count in counts.items())
         raise BatchpipeError(f"shard {shard.index} does not add up: {shard.rows} rows, {numbers}", code="rows_lost")
-    changes = {outcome.value: count for outcome, count in counts.items()}
+    changes: dict[str, Any] = {outcome.value: count for outcome, count in counts.items()}
+    changes["counts"] = Counts(  # where the provider told none, what came of it
+        total=_or(shard.counts.total, shard.rows),
+        completed=_or(shard.counts.completed, counts[OutcomeState.OK]),
+        failed=_or(shard.counts.failed, counts[OutcomeState.FAILED]),
+    )
     return Move(
         stage=Stage.COLLECTED,
         changes={**changes, "usage": answers.usage, "collected_file": name, "error": absent.problem},
         events=_anomalies(shard, answers, absent),
     )
+
+
+def _or(told: int | None, found: int) -> int:
+    return found if told is None else told
 
 
 def _row(

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from batchpipe.errors import Gone, Refused
+from batchpipe.errors import Gone, Refused, Unavailable
 from batchpipe.jobs import BatchError, Counts, JobRecord, Move, Problem, ShardRecord, Stage, Status
+
+logger = logging.getLogger(__name__)
 
 #: So often in a row a batch must be unknown to the provider before we believe it.
 MAX_GONE = 3
@@ -91,10 +94,9 @@ def _cancelled_or_read(job: JobRecord, shard: ShardRecord, api: BatchApi) -> Bat
     if job.cancel and not shard.cancel_sent:
         try:
             return api.cancel_batch(batch_id)
-        except Refused as error:
-            if isinstance(error, Gone):
-                raise
-            # it has ended already: read it
+        except (Refused, Unavailable) as error:
+            # it may have ended, or the provider cannot cancel: only reading it tells, and only that can say it is gone
+            logger.info("batch %s could not be cancelled: %s", batch_id, error)
     return api.retrieve(batch_id)
 
 

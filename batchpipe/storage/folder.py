@@ -269,6 +269,8 @@ def _make_folders(path: str, mode: int) -> None:
     try:
         os.mkdir(path, mode)
     except FileNotFoundError:
+        if os.path.isdir(os.path.dirname(path)):  # such as /proc, where nothing can be made
+            raise
         _make_folders(os.path.dirname(path), mode)
         _make_folders(path, mode)
     except FileExistsError:

@@ -12,7 +12,7 @@ import redis
 from redis.backoff import ExponentialWithJitterBackoff
 from redis.retry import Retry
 
-from batchpipe.errors import JobNotFound, LeaseLost, OutputInUse, StoreUnavailable
+from batchpipe.errors import JobNotFound, LeaseLost, OutputInUse, SettingsError, StoreUnavailable
 from batchpipe.jobs import JOB, JobRecord, Move, Problem, ShardRecord, State
 from batchpipe.store.leases import NO_NEWS, Lease, Refused, Renewal, host_clock
 from batchpipe.store.records import decode, encode_changes, encode_record
@@ -81,17 +81,26 @@ class Store:
     def connect(
         cls, url: str, *, prefix: str = "{batchpipe}:", lease_seconds: float = 60.0, ttl_seconds: int = 30 * 86_400
     ) -> Store:
-        """A store over ``redis://``, ``rediss://`` or ``unix://``. No connection is made before the first use."""
-        client = redis.Redis.from_url(
-            url,
-            decode_responses=True,
-            socket_timeout=10,
-            socket_connect_timeout=5,
-            socket_keepalive=True,
-            health_check_interval=25,
-            # the scripts may be repeated; a blip must not cost a turn
-            retry=Retry(ExponentialWithJitterBackoff(base=0.05, cap=1.0), 3),
-        )
+        """A store over ``redis://``, ``rediss://`` or ``unix://``. No connection is made before the first use.
+
+        Raises SettingsError for anything else.
+        """
+        options: dict[str, Any] = {} if url.startswith("unix:") else {"socket_keepalive": True}
+        try:
+            client = redis.Redis.from_url(
+                url,
+                decode_responses=True,
+                socket_timeout=10,
+                socket_connect_timeout=5,
+                health_check_interval=25,
+                # the scripts may be repeated; a blip must not cost a turn
+                retry=Retry(ExponentialWithJitterBackoff(base=0.05, cap=1.0), 3),
+                **options,
+            )
+        except ValueError as error:  # it may quote the URL, and so the password
+            raise SettingsError(
+                "BATCHPIPE_REDIS_URL is no Redis URL: redis://[:PASSWORD@]HOST:PORT/DB, rediss://... or unix://PATH"
+            ) from error
         return cls(client, prefix=prefix, lease_seconds=lease_seconds, ttl_seconds=ttl_seconds)
 
     # -- keys ----------------------------------------------------------------------------------------------------

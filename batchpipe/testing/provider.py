@@ -188,7 +188,10 @@ class FakeOpenAI:
         return self._called("upload", name, effect)
 
     def file_bytes(self, file_id: str) -> int | None:
-        return self._called("file_bytes", file_id, lambda: len(self._file(file_id).data))
+        try:
+            return self._called("file_bytes", file_id, lambda: len(self._file(file_id).data))
+        except Refused:
+            return None
 
     def download(self, file_id: str, sink: BinaryIO, check: Callable[[], None]) -> int:
         def effect() -> int:

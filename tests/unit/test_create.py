@@ -333,7 +333,7 @@ def test_the_older_call_is_looked_for_once_more_then_the_no_counts(world: World)
     refusal = world.create(world.unanswered(empty_at=NOW - 30)).changes["refusal"]
     waiting = world.create(world.unanswered(refusal=refusal))
     assert waiting.changes == {"empty_at": NOW}
-    assert world.create(world.unanswered(refusal=refusal, empty_at=NOW - 30)) == GiveUp(refusal)
+    assert world.create(world.unanswered(refusal=refusal, empty_at=NOW - 30)) == GiveUp(refusal, refused=True)
     assert world.api.count("create_batch") == 1
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from batchpipe.errors import Unavailable
+from batchpipe.errors import Gone, Unavailable
 from batchpipe.jobs import Counts, JobRecord, Move, Problem, ShardRecord, Stage, Status
 from batchpipe.steps.poll import MAX_GONE, Pace, poll
 from batchpipe.testing import FakeOpenAI
@@ -189,11 +189,19 @@ def test_a_batch_that_has_ended_before_its_cancel_is_read(world: World) -> None:
 
 
 def test_a_cancel_without_an_answer_is_sent_again(world: World) -> None:
-    """It is not marked as sent."""
-    world.api.fail_next("cancel_batch", Unavailable("dropped"), processed=True)
-    with pytest.raises(Unavailable):
-        world.poll(CANCELLING)
+    """It is not marked as sent while the batch goes on; meanwhile the batch is read."""
+    world.api.fail_next("cancel_batch", Unavailable("dropped"))
+    assert not world.poll(CANCELLING).changes["cancel_sent"]
     assert world.poll(CANCELLING).changes["cancel_sent"]
+
+
+def test_only_reading_a_batch_says_that_it_is_gone(world: World) -> None:
+    """A server that knows no cancel answers 404 to it; the rows of the batch are paid for all the same."""
+    world.api.fail_next("cancel_batch", Gone("no such route", status=404), times=5)
+    for _ in range(5):
+        move = world.poll(CANCELLING)
+        assert isinstance(move, Move)
+        assert (move.stage, move.changes["unfound"]) == (Stage.CREATED, 0)
 
 
 def test_a_file_that_is_named_late_is_waited_for(world: World) -> None:

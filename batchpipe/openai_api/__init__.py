@@ -1,0 +1,10 @@
+"""The provider: files and batches, over the real SDK. The only importer of openai.
+
+The SDK's own retries are off (Celery owns retrying, and a repeated create would pay twice); its errors become
+ours; its answers are read as raw JSON, for it validates nothing and a wrong object would pass.
+"""
+
+from batchpipe.openai_api.answers import Snapshot, parse_batch
+from batchpipe.openai_api.api import Api, Apis, warm_up
+
+__all__ = ["Api", "Apis", "Snapshot", "parse_batch", "warm_up"]

@@ -1,0 +1,116 @@
+"""Everything that the SDK and its transport raise, turned into our errors: split by what the caller does next."""
+
+from __future__ import annotations
+
+import ssl
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from email.utils import parsedate_to_datetime
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import orjson
+
+from batchpipe.errors import BatchpipeError, Gone, Paused, Refused, SettingsError, Unavailable
+
+if TYPE_CHECKING:
+    import openai
+
+#: The provider's own words that mean "wait, then the same again".
+_TOKEN_LIMIT = ("token_limit_exceeded", "enqueued token limit")
+_QUOTA = ("insufficient_quota", "billing_hard_limit_reached", "billing_not_active")
+#: A 404 that is not the provider's: a proxy's page, or a server that does not know the route.
+NO_ROUTE = "http_404_page"
+
+
+@contextmanager
+def translated(secret: str = "") -> Iterator[None]:
+    """Turn everything the SDK and its transport raise into our errors, without the account's key.
+
+    Providers mask a key that they echo; gateways in front of them often do not.
+    """
+    try:
+        with _translated():
+            yield
+    except BatchpipeError as error:
+        if secret and any(secret in str(part) for part in (error, error.__cause__)):
+            error.args = (str(error).replace(secret, "***"),)
+            raise error from None  # the cause has it, too
+        raise
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    import httpx2
+    import openai
+
+    try:
+        yield
+    except openai.APIStatusError as error:
+        raise _of_status(error) from error
+    except openai.APIConnectionError as error:
+        raise _of_transport(error.__cause__ or error) from error
+    except (httpx2.HTTPError, httpx2.StreamError, ConnectionError, TimeoutError, ssl.SSLError) as error:
+        raise _of_transport(error) from error
+    except (openai.OpenAIError, msgspec.MsgspecError) as error:
+        raise Unavailable(f"the provider's answer makes no sense: {error}", code="nonsense") from error
+
+
+def _of_transport(cause: BaseException) -> BatchpipeError:
+    import httpx2
+
+    if isinstance(cause, httpx2.UnsupportedProtocol | httpx2.InvalidURL | httpx2.LocalProtocolError):
+        return SettingsError(f"the account's base_url or key is not usable: {cause}")
+    text = f"{type(cause).__name__}: {cause}" if str(cause) else type(cause).__name__
+    if isinstance(cause, httpx2.ConnectError | httpx2.ConnectTimeout | httpx2.PoolTimeout):
+        return Unavailable(f"the provider cannot be reached: {text}", code="not_sent")
+    return Unavailable(f"the provider did not answer: {text}")
+
+
+def _of_status(error: openai.APIStatusError) -> BatchpipeError:
+    status, after = error.status_code, _retry_after(error.response.headers.get("retry-after"))
+    body = error.body if isinstance(error.body, dict) else None
+    code = str(error.code) if error.code else None
+    words = body.get("message") if body else None
+    message = words if isinstance(words, str) else str(error)[:500]
+    lower = f"{code} {message}".lower()
+    if any(mark in lower for mark in _QUOTA):
+        return Paused(message, code="insufficient_quota", after=after)
+    if status in (401, 403):
+        return Paused(message, code=code or f"http_{status}", after=after)
+    if any(mark in lower for mark in _TOKEN_LIMIT):
+        return Unavailable(message, code="token_limit_exceeded", after=after, status=status)
+    if status == 400 and "cannot find file" in lower:
+        return Unavailable(message, code="file_not_found", after=after, status=status)
+    if status in (408, 409, 425, 429) or status >= 500:
+        return Unavailable(f"HTTP {status}: {message}", code=code or f"http_{status}", after=after, status=status)
+    if status == 404:
+        # a proxy's page is no proof that a paid batch is gone; the provider answers in JSON
+        if _is_json_object(error.response):
+            return Gone(message, code=code, status=status)
+        return Unavailable(f"HTTP 404 without the provider's own words: {message[:200]}", code=NO_ROUTE, status=404)
+    return Refused(message, code=code or f"http_{status}", status=status)
+
+
+def _is_json_object(response: Any) -> bool:
+    try:
+        return isinstance(orjson.loads(response.content), dict)
+    except Exception as error:
+        if isinstance(error, orjson.JSONDecodeError | RuntimeError):  # RuntimeError: the body was not read
+            return False
+        raise
+
+
+def _retry_after(value: str | None) -> float | None:
+    """Seconds from a Retry-After header, in either of its two forms."""
+    if not value:
+        return None
+    try:
+        seconds = float(value)
+    except ValueError:
+        try:
+            seconds = parsedate_to_datetime(value).timestamp() - time.time()
+        except (ValueError, TypeError):
+            return None
+    return min(max(seconds, 0.0), 86_400.0) if seconds == seconds else None
