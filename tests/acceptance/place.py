@@ -188,7 +188,7 @@ class Place:
                 other.wait(5)
 
     def leftovers(self) -> list[psutil.Process]:
-        """Living processes of this place: its home is in their environment, or (a Redis) they work in it."""
+        """Living processes of this place: its home is in their environment or arguments, or they work in it."""
         found: list[psutil.Process] = []
         for process in psutil.process_iter():
             with suppress(psutil.Error):
@@ -199,6 +199,8 @@ class Place:
     def _is_ours(self, process: psutil.Process) -> bool:
         if process.cwd() == str(self.home / "redis"):
             return True  # a Redis writes its title over its environment
+        if str(self.home / "redis") in process.cmdline():
+            return True  # its keeper, which is given no environment of ours
         return bool(process.environ().get("BATCHPIPE_HOME") == str(self.home))
 
     def private_redis(self) -> psutil.Process | None:

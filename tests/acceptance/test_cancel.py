@@ -26,6 +26,21 @@ def while_batches_run(new_place: NewPlace, new_sandbox: NewSandbox) -> dict[str,
     return {"place": place, "job": job, "cancelled": cancelled, "wait": wait, "status": place.json("status", job)}
 
 
+def after_its_run_was_left(new_place: NewPlace, new_sandbox: NewSandbox) -> dict[str, Any]:
+    """Ctrl-C, then the `cancel` that it suggests: no worker listens on the queue of that run any more."""
+    sandbox = new_sandbox(rows_per_second=4)
+    place = new_place("left", provider=sandbox)
+    process = place.start("run", place.input(60), "-o", "out")
+    until(lambda: batches_of(sandbox) and batches_of(sandbox)[0].completed, what="a row is done")
+    process.interrupt()
+    left = process.finish()
+    [job] = [view["id"] for view in place.json("list")]
+    cancelled = place.run("cancel", job)
+    statuses = [batch.status for batch in batches_of(sandbox)]
+    wait = place.run("wait", job, "--timeout", "30")
+    return {"left": left, "cancelled": cancelled, "statuses": statuses, "wait": wait, "batches": batches_of(sandbox)}
+
+
 def before_a_worker_has_seen_it(new_place: NewPlace, new_sandbox: NewSandbox) -> dict[str, Any]:
     sandbox = new_sandbox()
     place = new_place("pending", provider=sandbox)
@@ -54,7 +69,12 @@ def while_the_create_call_is_unanswered(new_place: NewPlace, new_sandbox: NewSan
 def stories(
     at_once: ThreadPoolExecutor, new_place: NewPlace, new_sandbox: NewSandbox
 ) -> dict[str, Future[dict[str, Any]]]:
-    tellers = (while_batches_run, before_a_worker_has_seen_it, while_the_create_call_is_unanswered)
+    tellers = (
+        while_batches_run,
+        before_a_worker_has_seen_it,
+        after_its_run_was_left,
+        while_the_create_call_is_unanswered,
+    )
     return {tell.__name__: at_once.submit(tell, new_place, new_sandbox) for tell in tellers}
 
 
@@ -107,3 +127,11 @@ def test_cancel_finds_a_batch_whose_create_call_was_never_answered(stories: dict
     [batch] = told["place"].batches(told["job"])
     assert batch.status == "cancelled"
     assert [batch.id] == [shard["batch_id"] for shard in told["status"]["shards"]]
+
+
+def test_cancel_of_a_run_that_was_left_stops_the_provider_itself(stories: dict[str, Future[Any]]) -> None:
+    """It answers when the provider has been told, and `wait` lands the rows that are done."""
+    told = stories["after_its_run_was_left"].result()
+    assert (told["left"].code, told["cancelled"].code, told["wait"].code) == (130, 0, 4), told["wait"].err
+    assert told["statuses"][0] in ("cancelling", "cancelled")
+    assert [batch.status for batch in told["batches"]] == ["cancelled"]

@@ -135,6 +135,39 @@ def test_nonsense_is_no_answer(api: Api, sandbox: Sandbox, fault: dict[str, Any]
     assert (type(error), error.code) == (Unavailable, "nonsense")
 
 
+def test_a_key_that_a_gateway_echoes_is_masked(api: Api, sandbox: Sandbox) -> None:
+    """Not only in the message: the cause would print it, too."""
+    sandbox.faults.add("status", route=RETRIEVE, status=401, message=f"Incorrect API key provided: Bearer {KEY}")
+    assert "Bearer ***" in str(refusal(lambda: api.retrieve("batch_1")))
+
+
+@pytest.mark.parametrize(
+    "fault", [{"status": 405}, {"status": 400}, {"status": 501}, {"status": 404, "body": "<html>"}]
+)
+def test_a_server_that_only_gives_the_content_of_files_tells_no_size(
+    api: Api, sandbox: Sandbox, fault: dict[str, Any]
+) -> None:
+    """The size is but a check; results must not wait for it for ever."""
+    sandbox.faults.add("status", route="GET /v1/files/{id}", **fault)
+    assert api.file_bytes("file-1") is None
+
+
+def test_a_server_that_does_not_know_expiry_gets_the_file_without(api: Api, sandbox: Sandbox) -> None:
+    """Compatible servers differ."""
+    sandbox.faults.add("status", route="POST /v1/files", status=400, message="unknown field expires_after", times=1)
+    file_id = upload(api)
+    assert sandbox.files.get(file_id).expires_at is not None  # the sandbox' own
+    assert sandbox.calls.count("POST /v1/files") == 2
+
+
+@pytest.mark.parametrize("key", ["sk-\xe9", "sk-\n"])
+def test_a_key_that_cannot_be_sent_is_said_at_once(key: str) -> None:
+    """Cut from a page with a smart quote, say."""
+    with pytest.raises(SettingsError, match="characters that no key has") as caught:
+        Api(Account(api_key=SecretStr(key)))
+    assert key not in str(caught.value)
+
+
 @pytest.mark.parametrize("page", [{"object": "list"}, {"data": None}, {"data": [{}], "has_more": True}])
 def test_a_nonsensical_list_is_not_an_empty_one(api: Api, sandbox: Sandbox, page: Any) -> None:
     """An empty list would let create call again."""

@@ -440,6 +440,15 @@ def test_a_pause_ends_by_itself(pump: Pump, chat_rows: Rows) -> None:
     assert_done(pump, job_id, 3)
 
 
+def test_a_provider_that_says_at_once_is_not_asked_in_a_hot_loop(pump: Pump, chat_rows: Rows) -> None:
+    """`Retry-After: 0` from a server that is down would be hundreds of calls a minute."""
+    pump.api.fail_next("upload", Unavailable("HTTP 503", after=0.0, status=503), times=6)
+    job_id = pump.submit(chat_rows(1))
+    pump.run_until_idle(max_seconds=3_600)
+    assert_done(pump, job_id, 1)
+    assert pump.at - (pump.shards(job_id)[0].planned_at or 0) > 30
+
+
 def test_invalid_input_fails_the_job_with_its_line_and_sends_nothing(pump: Pump, chat_rows: Rows) -> None:
     """Before anything is paid."""
     rows = chat_rows(3)

@@ -1,0 +1,69 @@
+"""Settings and arguments that cannot work: one line that names them, no traceback, nothing sent."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.acceptance.place import Place
+
+
+@pytest.fixture(scope="module")
+def place(new_place: Callable[..., Place]) -> Place:
+    return new_place("settings")
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"BATCHPIPE_REDIS_URL": "foo"}, "BATCHPIPE_REDIS_URL"),
+        ({"BATCHPIPE_REDIS_URL": "redis://h:secret-word/0"}, "BATCHPIPE_REDIS_URL"),
+        ({"BATCHPIPE_REDIS_URL": "redis://127.0.0.1:1/0"}, "Redis: ConnectionError"),
+        ({"BATCHPIPE_BROKER_URL": "foo://x"}, "BATCHPIPE_BROKER_URL"),
+        ({"BATCHPIPE_LEASE_SECONDS": "inf"}, "BATCHPIPE_LEASE_SECONDS"),
+    ],
+)
+def test_a_setting_that_cannot_work_is_named(place: Place, settings: dict[str, str], words: str) -> None:
+    done = place.run("submit", place.input(1), "-o", "out", env=settings)
+    assert (done.code, done.out) == (1, "")
+    assert words in done.err
+    assert len(done.err.strip().splitlines()) == 1
+    assert "secret-word" not in done.err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["status", "job_\udcff"],
+        ["submit", "x.jsonl", "-o", ""],
+        ["submit", "x.jsonl", "-o", "out", "--extra", "a=NaN"],
+        ["submit", "x.jsonl", "-o", "out", "--metadata", "novalue"],
+        ["submit", "x.jsonl", "-o", "out", "--account", "sandbox"],
+        ["worker", "--loglevel", "nosuch"],
+    ],
+    ids=lambda arguments: arguments[-1].encode("ascii", "replace").decode() or "empty",
+)
+def test_an_argument_that_cannot_work_is_a_usage_error(place: Place, arguments: list[str]) -> None:
+    done = place.run(*arguments)
+    assert done.code == 2
+    assert "Traceback" not in done.err
+    assert "Error: " in done.err
+
+
+def test_an_output_that_nothing_can_make_is_refused(place: Place) -> None:
+    """Such as one in /proc; it neither hangs nor sends anything."""
+    done = place.run("run", place.input(2), "-o", "/proc/batchpipe-out")
+    assert done.code == 1
+    assert "Error: output: /proc/batchpipe-out" in done.err
+
+
+def test_results_that_were_deleted_are_not_reported_as_there(place: Place) -> None:
+    """The rows are paid; sending them anew is for the user to say."""
+    command: list[str | Path] = ["run", place.input(2, "gone.jsonl"), "-o", "gone"]
+    assert place.run(*command).code == 0
+    (place.folder / "gone" / "output.jsonl").unlink()
+    done = place.run(*command)
+    assert done.code == 1
+    assert "--again" in done.err
