@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from batchpipe.errors import InvalidInput
+from batchpipe.errors import InvalidInput, StorageTrouble
 from batchpipe.jobs import State
 
 if TYPE_CHECKING:
@@ -138,8 +138,8 @@ def input_of(argument: str) -> Any:
         return iter(sys.stdin.buffer.readline, b"")
     try:
         input_info(argument)
-    except Exception as error:
-        if getattr(error, "code", "") == "input_missing":
+    except StorageTrouble as error:
+        if error.code == "input_missing":
             raise InvalidInput(str(error), field="input", code="input_missing") from None
         raise
     return argument

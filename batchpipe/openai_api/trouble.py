@@ -96,10 +96,8 @@ def _of_status(error: openai.APIStatusError) -> BatchpipeError:
 def _is_json_object(response: Any) -> bool:
     try:
         return isinstance(orjson.loads(response.content), dict)
-    except Exception as error:
-        if isinstance(error, orjson.JSONDecodeError | RuntimeError):  # RuntimeError: the body was not read
-            return False
-        raise
+    except (orjson.JSONDecodeError, RuntimeError):  # RuntimeError: the body was streamed and not read
+        return False
 
 
 def _retry_after(value: str | None) -> float | None:

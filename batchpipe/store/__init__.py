@@ -7,6 +7,7 @@ that the client may repeat them after a lost answer.
 from __future__ import annotations
 
 from batchpipe.store.leases import Lease, Refused, Renewal, host_clock
-from batchpipe.store.store import Pause, Raised, Settled, Store
+from batchpipe.store.reading import Pause
+from batchpipe.store.store import Raised, Settled, Store
 
 __all__ = ["Lease", "Pause", "Raised", "Refused", "Renewal", "Settled", "Store", "host_clock"]

@@ -10,7 +10,7 @@ import pytest
 from batchpipe.errors import JobNotFound, LeaseLost, OutputInUse
 from batchpipe.jobs import JOB, Counts, JobRecord, Move, Problem, ShardRecord, Stage, State, new_job_id
 from batchpipe.store import Lease, Refused, Store
-from batchpipe.store.store import LOG_LENGTH
+from batchpipe.store.reading import LOG_LENGTH
 
 LEASE = 60.0
 DEADLINE = 300.0

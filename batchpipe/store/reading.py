@@ -1,0 +1,258 @@
+"""What can be read of the records, and the connection; nothing here takes part in the protocol of leases."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Self, cast
+
+import orjson
+import redis
+from redis.backoff import ExponentialWithJitterBackoff
+from redis.retry import Retry
+
+from batchpipe.errors import JobNotFound, SettingsError, StoreUnavailable
+from batchpipe.jobs import JOB, JobRecord, Problem, ShardRecord, State
+from batchpipe.store.records import decode
+from batchpipe.store.scripts import source
+
+#: Events kept per job; the oldest go first.
+LOG_LENGTH = 2_000
+_LOG_SECONDS = 60 * 86_400
+
+
+@dataclass(frozen=True)
+class Pause:
+    """Why an account is not used, and for how many more seconds."""
+
+    seconds: float
+    code: str
+    message: str
+
+
+class Records:
+    """All records under one prefix of one Redis.
+
+    ``skew`` (seconds) is added to Redis' clock in every script: tests pass time with it instead of waiting.
+    """
+
+    def __init__(
+        self,
+        client: redis.Redis,
+        *,
+        prefix: str = "{batchpipe}:",
+        lease_seconds: float = 60.0,
+        ttl_seconds: int = 30 * 86_400,
+        skew: Callable[[], float] = lambda: 0.0,
+    ) -> None:
+        self.client = client
+        self.prefix = prefix
+        self.lease_seconds = lease_seconds
+        self.ttl_seconds = ttl_seconds
+        self.skew = skew
+        self._scripts: dict[str, Any] = {}
+
+    @classmethod
+    def connect(
+        cls, url: str, *, prefix: str = "{batchpipe}:", lease_seconds: float = 60.0, ttl_seconds: int = 30 * 86_400
+    ) -> Self:
+        """A store over ``redis://``, ``rediss://`` or ``unix://``. No connection is made before the first use.
+
+        Raises SettingsError for anything else.
+        """
+        options: dict[str, Any] = {} if url.startswith("unix:") else {"socket_keepalive": True}
+        try:
+            client = redis.Redis.from_url(
+                url,
+                decode_responses=True,
+                socket_timeout=10,
+                socket_connect_timeout=5,
+                health_check_interval=25,
+                # the scripts may be repeated; a blip must not cost a turn
+                retry=Retry(ExponentialWithJitterBackoff(base=0.05, cap=1.0), 3),
+                **options,
+            )
+        except ValueError as error:  # it may quote the URL, and so the password
+            raise SettingsError(
+                "BATCHPIPE_REDIS_URL is no Redis URL: redis://[:PASSWORD@]HOST:PORT/DB, rediss://... or unix://PATH"
+            ) from error
+        return cls(client, prefix=prefix, lease_seconds=lease_seconds, ttl_seconds=ttl_seconds)
+
+    # -- keys ----------------------------------------------------------------------------------------------------
+
+    def _job_key(self, job_id: str) -> str:
+        return f"{self.prefix}job:{job_id}"
+
+    def _key(self, job_id: str, index: int) -> str:
+        return self._job_key(job_id) if index == JOB else f"{self.prefix}shard:{job_id}:{index}"
+
+    def _keys(self, job_id: str, index: int) -> list[str]:
+        return [self._key(job_id, index), self._job_key(job_id), f"{self.prefix}due"]
+
+    @staticmethod
+    def _member(job_id: str, index: int) -> str:
+        return f"{job_id}/{index}"
+
+    def _run(self, name: str, keys: Sequence[str], *args: Any) -> list[Any]:
+        script = self._scripts.get(name)
+        if script is None:
+            script = self._scripts[name] = self.client.register_script(source(name))
+        try:
+            return cast(list[Any], script(keys=keys, args=[f"{self.skew():.6f}", *args]))
+        except redis.RedisError as error:
+            raise unavailable(error) from error
+
+    # -- reading ---------------------------------------------------------------------------------------------------
+
+    def now(self) -> float:
+        """Redis' clock, unix seconds."""
+        seconds, micros = self._call(self.client.time)
+        return float(seconds) + float(micros) / 1e6 + self.skew()
+
+    def get_job(self, job_id: str) -> JobRecord:
+        """Raises JobNotFound."""
+        fields = self._call(self.client.hgetall, self._job_key(job_id))
+        if not fields:
+            raise JobNotFound(f"no job {job_id} is known here")
+        return decode(JobRecord, fields)
+
+    def account_of(self, job_id: str) -> str | None:
+        """The name of the account a job uses, or None for an unknown job."""
+        return cast("str | None", self._call(self.client.hget, self._job_key(job_id), "account"))
+
+    def job_of_batch(self, batch_id: str) -> tuple[str, int] | None:
+        """(job id, shard index) of a recorded batch."""
+        member = self._call(self.client.get, f"{self.prefix}batch:{batch_id}")
+        return parse_member(member) if member else None
+
+    def iter_shards(self, job: JobRecord) -> Iterator[ShardRecord]:
+        """All shards of a job in order of their index, read a few hundred at a time."""
+        for start in range(0, job.shards, 200):
+            pipe = self.client.pipeline(transaction=False)
+            for index in range(start, min(start + 200, job.shards)):
+                pipe.hgetall(self._key(job.id, index))
+            for fields in self._call(pipe.execute):
+                if fields:
+                    yield decode(ShardRecord, fields)
+
+    def list_jobs(self, *, state: State | None = None, limit: int = 100) -> list[JobRecord]:
+        """Newest first. ``cancelling`` lists the jobs that are being cancelled."""
+        stored = state if state not in (None, State.CANCELLING) else None
+        index = f"{self.prefix}jobs:{stored.value}" if stored else f"{self.prefix}jobs"
+        found: list[JobRecord] = []
+        expired: list[str] = []
+        for start in range(0, 1_000_000, 200):
+            ids = self._call(self.client.zrevrange, index, start, start + 199)
+            pipe = self.client.pipeline(transaction=False)
+            for job_id in ids:
+                pipe.hgetall(self._job_key(job_id))
+            for job_id, fields in zip(ids, self._call(pipe.execute), strict=True):
+                if not fields:
+                    expired.append(job_id)
+                elif (job := decode(JobRecord, fields)) and state in (None, job.state):
+                    found.append(job)
+            if len(found) >= limit or len(ids) < 200:
+                break
+        if expired:  # only now: taking them out while paging by rank would skip others
+            self._call(self.client.zrem, index, *expired)
+        return found[:limit]
+
+    def due(self, limit: int = 1_000) -> list[tuple[str, int]]:
+        """(job id, index) of what is past due, the longest overdue first."""
+        members = self._call(
+            self.client.zrangebyscore, f"{self.prefix}due", "-inf", f"{self.now():.6f}", start=0, num=limit
+        )
+        return [parse_member(member) for member in members]
+
+    # -- accounts --------------------------------------------------------------------------------------------------
+
+    def pause(self, account: str, seconds: float, problem: Problem) -> None:
+        """Nobody uses this account for so long; everybody can read why."""
+        key = f"{self.prefix}pause:{account}"
+        pipe = self.client.pipeline()
+        pipe.hset(key, mapping={"code": problem.code, "message": problem.message})
+        pipe.pexpire(key, max(1, int(seconds * 1000)))
+        self._call(pipe.execute)
+
+    def paused(self, account: str) -> Pause | None:
+        key = f"{self.prefix}pause:{account}"
+        pipe = self.client.pipeline()
+        pipe.hgetall(key)
+        pipe.pttl(key)
+        fields, left = self._call(pipe.execute)
+        if not fields or left <= 0:
+            return None
+        return Pause(left / 1000, fields.get("code", ""), fields.get("message", ""))
+
+    def resume(self, account: str) -> bool:
+        """End a pause. True if there was one."""
+        return bool(self._call(self.client.delete, f"{self.prefix}pause:{account}"))
+
+    def may_look(self, account: str, *, per_second: float, burst: float) -> float:
+        """Take one look at the provider from the account's budget. Answers 0, or the seconds until there is one."""
+        return float(cast(Any, self._run("look", [f"{self.prefix}looks:{account}"], per_second, burst)))
+
+    # -- the event log ---------------------------------------------------------------------------------------------
+
+    def log(self, job_id: str, event: str, **fields: Any) -> None:
+        """Append to the job's bounded event log."""
+        key = f"{self.prefix}log:{job_id}"
+        pipe = self.client.pipeline(transaction=False)
+        pipe.xadd(key, {"event": event, "data": orjson.dumps(fields)}, maxlen=LOG_LENGTH, approximate=True)
+        pipe.expire(key, _LOG_SECONDS)
+        self._call(pipe.execute)
+
+    def read_log(self, job_id: str, *, after: str = "-", limit: int = LOG_LENGTH) -> list[dict[str, Any]]:
+        """Events, oldest first: ``{id, at, event, ...}``; ``at`` in unix seconds. ``after``: an id already read."""
+        start = after if after == "-" else f"({after}"
+        entries = self._call(self.client.xrange, f"{self.prefix}log:{job_id}", min=start, count=limit)
+        return [
+            {
+                "id": entry,
+                "at": int(entry.split("-")[0]) / 1000,
+                "event": fields["event"],
+                **orjson.loads(fields["data"]),
+            }
+            for entry, fields in entries
+        ]
+
+    # -- the server ------------------------------------------------------------------------------------------------
+
+    def ping(self) -> None:
+        """Raises StoreUnavailable."""
+        self._call(self.client.ping)
+
+    def server_facts(self) -> dict[str, str]:
+        """version, appendonly, appendfsync, maxmemory_policy: "" where the server does not tell."""
+        facts = {"version": "", "appendonly": "", "appendfsync": "", "maxmemory-policy": ""}
+        try:
+            facts["version"] = str(self.client.info("server").get("redis_version", ""))
+            for name in ("appendonly", "appendfsync", "maxmemory-policy"):
+                facts[name] = str(self.client.config_get(name).get(name, ""))
+        except redis.ResponseError:
+            pass  # a hosted Redis often forbids INFO or CONFIG, and fakeredis has neither
+        except redis.RedisError as error:
+            raise unavailable(error) from error
+        return facts
+
+    def job_of_key(self, key: str) -> str | None:
+        """The id of the job that was submitted under this idempotency key, if it is still known."""
+        job_id = self._call(self.client.get, f"{self.prefix}key:{key}")
+        return job_id if job_id and self._call(self.client.exists, self._job_key(job_id)) else None
+
+    def _call(self, command: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        try:
+            return command(*args, **kwargs)
+        except redis.RedisError as error:
+            raise unavailable(error) from error
+
+
+def unavailable(error: redis.RedisError) -> StoreUnavailable:
+    """Redis' own trouble in our words; the address stays out, for it may hold the password."""
+    return StoreUnavailable(f"Redis: {type(error).__name__}: {error}")
+
+
+def parse_member(member: str) -> tuple[str, int]:
+    """The job id and index of a member of the due set."""
+    job_id, _, index = member.rpartition("/")
+    return job_id, int(index)
