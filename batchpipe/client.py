@@ -15,7 +15,7 @@ import orjson
 from batchpipe import tasks
 from batchpipe.costs import batch_cost
 from batchpipe.errors import InvalidInput, JobNotFound, Never, SettingsError, StoreUnavailable
-from batchpipe.job_turns import note_workspace
+from batchpipe.job_turns import note_workspace, results_place
 from batchpipe.jobs import JOB, JobRecord, Problem, State, new_job_id
 from batchpipe.pipeline import Message
 from batchpipe.private_redis import acquire
@@ -167,6 +167,7 @@ class Client:
             account=old.account,
             name=old.name,
             tags={**old.tags, "retry_of": job_id},
+            key=f"retry-{job_id}",  # asked for twice, they are paid for once
             queue=f"{self.settings.queue}.run.{new_job_id().removeprefix('job_')}" if own_queue else old.queue,
             on_done=old.on_done,
             max_rows=old.max_rows,
@@ -363,7 +364,7 @@ def _outcomes(job: JobRecord) -> Iterator[Outcome]:
     workspace = Folder(job.workspace, private=True)
     with ExitStack() as stack:
         index = stack.enter_context(workspace.reader(INDEX)) if workspace.exists(INDEX) else None
-        yield from iter_outcomes(Folder(job.output), index)
+        yield from iter_outcomes(results_place(job), index)
 
 
 _default: Client | None = None

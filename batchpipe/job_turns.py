@@ -13,7 +13,9 @@ from batchpipe.errors import (
     InvalidInput,
     JobNotFound,
     LeaseLost,
+    Never,
     OutputInUse,
+    SettingsError,
     StorageTrouble,
     StoreUnavailable,
     TryLater,
@@ -40,7 +42,7 @@ from batchpipe.steps.prepare import Prepared, prepare
 from batchpipe.storage import Folder, check_allowed
 from batchpipe.store import Lease, Refused, Store
 from batchpipe.store.store import new_task_ids, output_in_use
-from batchpipe.views import JOB_FILE, job_view
+from batchpipe.views import EARLIER, ERROR_FILE, JOB_FILE, OUTPUT_FILE, job_view
 
 logger = logging.getLogger(__name__)
 
@@ -112,6 +114,10 @@ class JobTurns(Turns):
             self._announce(job, workspace, prepared)
         except (InvalidInput, OutputInUse) as error:
             return self._refuse(lease, Problem(code=error.code, message=error.message))
+        except SettingsError as error:  # a package for its storage is missing on this host
+            if job.input_here:
+                return self._refuse(lease, Problem(code=error.code, message=error.message))
+            raise
         except StorageTrouble as error:
             if error.code == "input_missing" and self._waited_enough(job):
                 return self._refuse(lease, Problem(code="invalid_input", message=error.message))
@@ -128,8 +134,8 @@ class JobTurns(Turns):
 
     def _check_output(self, job: JobRecord) -> None:
         """Raises OutputInUse if job.json there names another job that has not ended."""
-        owner, account = output_owner(Folder(job.output))
-        if owner is None or owner == job.id:
+        owner, account, ended = output_owner(Folder(job.output))
+        if owner is None or owner == job.id or ended:
             return
         try:
             if not self.store.get_job(owner).state.ended:
@@ -147,6 +153,8 @@ class JobTurns(Turns):
 
     def _announce(self, job: JobRecord, workspace: Folder, prepared: Prepared) -> None:
         """Say in the output whose it is, and in the workspace what a Redis that lost everything must know."""
+        if (owner := _put_aside(job)) is not None:
+            self.log(job.id, [("earlier_results_kept", {"of": owner, "in": f"{EARLIER}/{owner}"})])
         with Folder(job.output).writer(JOB_FILE) as file:
             file.write(_pretty(job_view(job.evolve(total=prepared.rows), [])))
         with workspace.writer(MANIFEST) as file:
@@ -223,6 +231,7 @@ class JobTurns(Turns):
 
     def _write_job_file(self, job: JobRecord) -> None:
         try:
+            _put_aside(job)  # of a job that was refused: job.json must not call another's results its own
             with Folder(job.output).writer(JOB_FILE) as file:
                 file.write(_pretty(job_view(job, self.store.iter_shards(job))))
         except InvalidInput as error:  # the output cannot be written: Redis still knows the end
@@ -279,17 +288,38 @@ def note_workspace(home: Path, job: JobRecord) -> None:
         logger.warning("workspace not noted: %s", error)
 
 
-def output_owner(output: Folder) -> tuple[str | None, str]:
-    """The id of the unfinished job that an output's job.json names, if there is one, and its account."""
+def _put_aside(job: JobRecord) -> str | None:
+    """Results of an earlier job in the same output are paid for: they are moved, not overwritten. Answers its id."""
+    output = Folder(job.output)
+    owner, _, _ = output_owner(output)
+    if owner is None or owner == job.id or not owner.isidentifier():  # it becomes a name, so it must be one of ours
+        return None
+    for name in (OUTPUT_FILE, ERROR_FILE, JOB_FILE):  # job.json last: until then this can be done again
+        output.move(name, f"{EARLIER}/{owner}/{name}")
+    return owner
+
+
+def output_owner(output: Folder) -> tuple[str | None, str, bool]:
+    """The id of the job that an output's job.json names, if there is one, its account, and whether it has ended."""
     try:
         with output.reader(JOB_FILE) as file:
             view = orjson.loads(file.read(1 << 24))
     except (StorageTrouble, orjson.JSONDecodeError):
-        return None, ""
+        return None, "", True
     owner = view.get("id") if isinstance(view, dict) else None
-    if not isinstance(owner, str) or view.get("state") in {state.value for state in ENDED}:
-        return None, ""
-    return owner, str(view.get("account"))
+    if not isinstance(owner, str):
+        return None, "", True
+    return owner, str(view.get("account")), view.get("state") in {state.value for state in ENDED}
+
+
+def results_place(job: JobRecord) -> Folder:
+    """Where an ended job's results lie now. Raises Never if another job's have taken their place."""
+    output, earlier = Folder(job.output), Folder(f"{job.output.rstrip('/')}/{EARLIER}/{job.id}")
+    if output_owner(output)[0] in (None, job.id):
+        return output
+    if earlier.exists(OUTPUT_FILE):
+        return earlier
+    raise Never(f"the results of job {job.id} are no longer in {job.output}", code="results_gone")
 
 
 def _check_cancel(lease: Lease) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from batchpipe.jobs import JobRecord
 from batchpipe.settings import Settings
 from batchpipe.storage import Folder, check_allowed, local_path
 from batchpipe.store.store import new_task_ids
+from batchpipe.views import ERROR_FILE, JOB_FILE, OUTPUT_FILE
 
 #: What ``submit`` takes: a path or URL of a JSONL file, or requests as dicts or as objects that dump to dicts.
 Input = str | Path | Iterable[Any]
@@ -65,6 +67,7 @@ def with_input(record: JobRecord, source: Input, settings: Settings) -> JobRecor
     """
     if isinstance(source, str | Path):
         check_allowed(absolute(source), settings.roots(), "input")
+        _check_apart(absolute(source), record.output)
         return record.evolve(input=absolute(source))
     folder, count = Folder(record.workspace, private=True), 0
     try:
@@ -80,6 +83,15 @@ def with_input(record: JobRecord, source: Input, settings: Settings) -> JobRecor
     return record.evolve(input=folder.path(SPOOLED_INPUT), spooled=True)
 
 
+def _check_apart(source: str, output: str) -> None:
+    """Raises InvalidInput if the results would overwrite the input."""
+    place = local_path(output)
+    if place is not None and os.path.realpath(source) in {
+        os.path.realpath(os.path.join(place, name)) for name in (OUTPUT_FILE, ERROR_FILE, JOB_FILE)
+    }:
+        raise InvalidInput(f"{source}: would be overwritten by the results; choose another output", field="input")
+
+
 def drop_spool(record: JobRecord) -> None:
     """Remove what ``with_input`` wrote for a job that was not recorded."""
     if record.spooled:
@@ -92,7 +104,7 @@ def absolute(place: str | Path) -> str:
     path = local_path(text)
     if path is None:
         return text
-    return str(Path(path).expanduser().absolute())
+    return os.path.abspath(Path(path).expanduser())
 
 
 def _mapping(value: Mapping[str, Any] | None, field: str) -> dict[str, Any]:

@@ -9,6 +9,8 @@ from batchpipe.jobs import JobRecord, Problem, ShardRecord, Stage, State
 
 #: Where a job's files lie below its output.
 OUTPUT_FILE, ERROR_FILE, JOB_FILE = "output.jsonl", "errors.jsonl", "job.json"
+#: Where results of an earlier job go when another one begins to write to the same output: beside its workspace.
+EARLIER = ".batchpipe"
 
 
 def job_view(job: JobRecord, shards: Iterable[ShardRecord] | None = None) -> dict[str, Any]:

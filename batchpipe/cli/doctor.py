@@ -99,6 +99,8 @@ def _account(client: Client | None, name: str) -> Iterator[Finding]:
         api = Apis(settings())(name)
         api.ping()
         yield Finding("account", "ok", f"{name}: the provider answers and takes the key")
+        if client is not None and client.store.resume(name):
+            yield Finding("account", "ok", f"{name}: its pause is lifted")
     except SettingsError as error:
         yield Finding("account", "fail", str(error), "a worker needs the key; a process that only submits does not")
     except Paused as error:

@@ -123,7 +123,11 @@ def submit_options(command: F) -> F:
             click.option("--key", metavar="TEXT", help="Idempotency key: the same key returns the first job."),
             click.option("--max-rows", type=click.IntRange(min=1), help="Rows per shard at most."),
             click.option("--max-bytes", type=click.IntRange(min=1), help="Bytes per shard at most."),
-            click.option("--attempts", type=click.IntRange(min=1), help="Rounds a row may go through."),
+            click.option(
+                "--attempts",
+                type=click.IntRange(min=1),
+                help="Rounds of a row; more than one is not built yet.",
+            ),
         ]
     ):
         command = option(command)

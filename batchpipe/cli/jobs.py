@@ -29,12 +29,15 @@ from batchpipe.jobs import State
 def submit_command(input: str, metadata: Any, extra: Any, account: str | None, **options: Any) -> None:
     """Enqueue a job and print its id alone. A worker does the work: `batchpipe worker`."""
     from batchpipe.settings import SANDBOX_ACCOUNT
+    from batchpipe.submission import absolute
 
     if account == SANDBOX_ACCOUNT and account not in settings().accounts:
         raise click.UsageError(f"the account {account!r} exists only during `batchpipe run --sandbox`")
     source = input_of(input)
     client = open_client()
     job = client.submit(source, account=account or "default", metadata=dict(metadata), extra=dict(extra), **options)
+    if job.record.output != absolute(options["output"]):
+        say(f"this key is known: its job reads {job.record.input} and writes to {job.record.output}")
     click.echo(job.id)
 
 
@@ -100,7 +103,7 @@ def list_command(state: str | None, limit: int, as_json: bool) -> None:
 @click.option("--errors", is_flag=True, help="Print the error rows instead.")
 def results_command(job_id: str, errors: bool) -> None:
     """Print the output rows of an ended job, as the provider wrote them, in input order."""
-    from batchpipe.storage import Folder
+    from batchpipe.job_turns import results_place
 
     job = open_client().get_job(job_id)
     view = job.to_dict(shards=False)
@@ -108,7 +111,7 @@ def results_command(job_id: str, errors: bool) -> None:
         raise Never(f"job {job_id} has not ended: it is {job.state.value}; `batchpipe wait {job_id}` waits for it")
     if view["error_file" if errors else "output_file"] is None:
         raise Never(f"job {job_id} has no result files: {view['error']['message'] if view['error'] else 'it failed'}")
-    with Folder(job.record.output).reader("errors.jsonl" if errors else "output.jsonl") as file:
+    with results_place(job.record).reader("errors.jsonl" if errors else "output.jsonl") as file:
         shutil.copyfileobj(file, sys.stdout.buffer)
     sys.stdout.buffer.flush()
 

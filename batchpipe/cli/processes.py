@@ -103,5 +103,7 @@ def sandbox_command(
             upstream_concurrency=upstream_concurrency,
             upstream_api_key=sandbox_upstream_key(),
         )
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise click.ClickException(f"cannot listen on {host}:{port}: {error.strerror or error}; try --port 0") from None
+    except ValueError as error:
         raise click.ClickException(str(error)) from None

@@ -93,6 +93,7 @@ class _Plain(_Base):
         super().__init__()
         self._last: Any = None
         self._said = 0.0
+        self._text = ""
         self._paused = False
         self._troubles: set[str] = set()
 
@@ -109,8 +110,12 @@ class _Plain(_Base):
         shape = (job.state, sorted((shard.stage, shard.status or "") for shard in shards))
         if shape == self._last and now - self._said < PLAIN_SECONDS:
             return
-        self._last, self._said = shape, now
-        say(f"[{now - self._started:6.1f} s] {job.id} {headline(job, shards)}")
+        text = headline(job, shards)
+        self._last = shape
+        if text == self._text and now - self._said < PLAIN_SECONDS:
+            return
+        self._text, self._said = text, now
+        say(f"[{now - self._started:6.1f} s] {job.id} {text}")
 
     def _say_troubles(self, job: JobRecord, shards: list[ShardRecord]) -> None:
         """Each kind of trouble once: what is tried again may look like standing still."""

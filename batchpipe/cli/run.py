@@ -69,6 +69,8 @@ def run_command(
     if options["key"] is None and input != "-":
         options["key"] = resume_key(input, options)
     client = open_client()
+    if client.store.resume(options["account"]):  # whoever calls again has mended the cause, or learns it anew at once
+        say(f"the pause of account {options['account']!r} is lifted")
     return _run(client, source, options, again=again, sandbox=sandbox, as_json=as_json)
 
 
@@ -102,16 +104,22 @@ def _never_sent(job: JobRecord) -> bool:
 def _resume(client: Client, job: Job, as_json: bool) -> int:
     if not job.state.ended:
         say(f"resuming job {job.id}")
-    elif _results_are_gone(job):
+    else:
+        say(f"job {job.id} has ended already; nothing is sent again (--again starts afresh)")
+    if _results_are_gone(job):
         raise Never(f"job {job.id} ended {job.state.value}, but its results are gone; --again sends the rows anew")
     return _work_on(client, job, as_json, None)
 
 
 def _results_are_gone(job: Job) -> bool:
-    from batchpipe.storage import Folder
+    from batchpipe.job_turns import results_place
 
-    expected = job.to_dict(shards=False)["output_file"] is not None
-    return job.record.told and expected and not Folder(job.record.output).exists("output.jsonl")
+    if not job.record.told or job.to_dict(shards=False)["output_file"] is None:
+        return False
+    try:
+        return not results_place(job.record).exists("output.jsonl")
+    except Never:
+        return True
 
 
 def _work_on(client: Client, job: Job, as_json: bool, timeout: float | None) -> int:
@@ -218,6 +226,8 @@ def _say_goodbye(client: Client, job: Job) -> None:
 
 
 def _say_end(job: JobRecord) -> None:
+    from batchpipe.job_turns import results_place
+
     took = (job.ended_at or job.created_at) - job.created_at
     rows = (
         f"{number(job.ok)} of {number(job.total)} rows ok, {number(job.failed)} failed, {number(job.missing)} missing"
@@ -225,8 +235,12 @@ def _say_end(job: JobRecord) -> None:
     say(f"job {job.id} {job.state.value}: {rows}, in {took:.1f} s")
     if job.error is not None:
         say(f"Error: {job.error.message}")
-    if job.state is not State.FAILED or job.shards:
-        say(f"results: {job.output}")
+    if job.state is State.FAILED and not job.shards:
+        return
+    place = results_place(job).url
+    say(f"results: {place}")
+    if job.failed or job.missing:
+        say(f"why not: {place.rstrip('/')}/errors.jsonl; the same rows again: batchpipe retry {job.id}")
 
 
 def resume_key(source: str, options: dict[str, Any]) -> str:

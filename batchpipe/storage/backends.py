@@ -168,6 +168,8 @@ def told(where: str) -> Iterator[None]:
     """Around what uses local files: an OSError becomes StorageTrouble."""
     try:
         yield
+    except BrokenPipeError:  # of whoever reads what is made from the file; a file has no pipe to break
+        raise
     except OSError as error:
         raise trouble(error, where) from error
 

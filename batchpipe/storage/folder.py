@@ -114,6 +114,17 @@ class Folder:
             else:
                 os.unlink(path)
 
+    def move(self, name: str, to: str) -> None:
+        """Give a file another name in this folder; the folders that it needs are made. No error if it is not there."""
+        source, target = self.path(name), self.path(to)
+        with foreign(source), suppress(FileNotFoundError):
+            if self._local is not None:
+                _make_folders(os.path.dirname(target), 0o700 if self.private else 0o777)
+                os.replace(source, target)
+            elif self.exists(name):
+                fs, remote = filesystem(source)
+                fs.mv(remote, filesystem(target)[1])
+
     def names(self, sub: str = "") -> list[str]:
         """The names in the folder, or in the folder ``sub`` of it, sorted; none if it is not there."""
         path = self.path(sub)

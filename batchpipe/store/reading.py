@@ -8,7 +8,7 @@ from typing import Any, Self, cast
 
 import orjson
 import redis
-from redis.backoff import ExponentialWithJitterBackoff
+from redis.backoff import ExponentialWithJitterBackoff, NoBackoff
 from redis.retry import Retry
 
 from batchpipe.errors import JobNotFound, SettingsError, StoreUnavailable
@@ -50,6 +50,7 @@ class Records:
         self.lease_seconds = lease_seconds
         self.ttl_seconds = ttl_seconds
         self.skew = skew
+        self._url: str | None = None
         self._scripts: dict[str, Any] = {}
 
     @classmethod
@@ -76,7 +77,9 @@ class Records:
             raise SettingsError(
                 "BATCHPIPE_REDIS_URL is no Redis URL: redis://[:PASSWORD@]HOST:PORT/DB, rediss://... or unix://PATH"
             ) from error
-        return cls(client, prefix=prefix, lease_seconds=lease_seconds, ttl_seconds=ttl_seconds)
+        store = cls(client, prefix=prefix, lease_seconds=lease_seconds, ttl_seconds=ttl_seconds)
+        store._url = url
+        return store
 
     # -- keys ----------------------------------------------------------------------------------------------------
 
@@ -219,8 +222,17 @@ class Records:
     # -- the server ------------------------------------------------------------------------------------------------
 
     def ping(self) -> None:
-        """Raises StoreUnavailable."""
-        self._call(self.client.ping)
+        """One short try: whoever asks is waiting. Raises StoreUnavailable."""
+        if self._url is None:
+            self._call(self.client.ping)
+            return
+        try:
+            with redis.Redis.from_url(
+                self._url, socket_timeout=5, socket_connect_timeout=5, retry=Retry(NoBackoff(), 0)
+            ) as probe:
+                probe.ping()
+        except redis.RedisError as error:
+            raise unavailable(error) from error
 
     def server_facts(self) -> dict[str, str]:
         """version, appendonly, appendfsync, maxmemory_policy: "" where the server does not tell."""

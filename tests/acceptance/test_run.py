@@ -271,5 +271,8 @@ def test_a_run_gives_no_warning_though_all_are_switched_on(stories: dict[str, Fu
     logs = list((found.place.home / "logs").glob("*.log"))
     assert logs
     assert [
-        line for log in logs for line in log.read_text().splitlines() if "batchpipe" in line and "Warn" in line
+        line
+        for log in logs
+        for line in log.read_text().splitlines()
+        if "batchpipe" in line and "Warn" in line and "site-packages" not in line  # the clone may be called batchpipe
     ] == []

@@ -13,10 +13,12 @@ import fakeredis
 import orjson
 import pytest
 
-from batchpipe.errors import Paused, Refused, StoreUnavailable, TryLater, Unanswered, Unavailable
+from batchpipe.errors import Never, Paused, Refused, StoreUnavailable, TryLater, Unanswered, Unavailable
+from batchpipe.job_turns import results_place
 from batchpipe.jobs import JOB, JobRecord, Stage, State, Status
 from batchpipe.openai_api import Snapshot
 from batchpipe.pipeline import MAX_LOST, MAX_TRIES, Message
+from batchpipe.storage import Folder
 from batchpipe.store import Store
 from batchpipe.testing import Delivery, FakeOpenAI, Pump, Vanished
 
@@ -668,3 +670,33 @@ def test_a_cancelled_job_on_a_paused_account_ends_without_the_provider(pump: Pum
     go(pump, 4)
     cancel_and_settle(pump, job_id)
     assert (pump.job(job_id).stage, len(pump.outcomes(job_id))) == (State.CANCELLED, 3)
+
+
+def test_results_of_an_earlier_job_in_the_same_output_are_kept(pump: Pump, chat_rows: Rows, tmp_path: Path) -> None:
+    """They are paid for: moved aside, still found by their job, and never taken for another's."""
+    place = str(tmp_path / "shared")
+    old: list[str] = []
+    new: list[str] = []
+    for found, rows in ((old, 3), (new, 2)):
+        job_id = pump.submit(chat_rows(rows), output=place)
+        pump.run_until_idle()
+        found.append(job_id)
+    for job_id, rows in ((old[0], 3), (new[0], 2)):
+        folder = results_place(pump.job(job_id))
+        with folder.reader("output.jsonl") as file:
+            assert len(file.readlines()) == rows
+    assert results_place(pump.job(new[0])).url == place
+    Folder(place).remove(f".batchpipe/{old[0]}")
+    with pytest.raises(Never, match="no longer in"):
+        results_place(pump.job(old[0]))
+
+
+def test_a_refused_job_does_not_call_earlier_results_its_own(pump: Pump, chat_rows: Rows, tmp_path: Path) -> None:
+    """job.json is about the last job, and so is what lies beside it; the earlier results are kept."""
+    place = str(tmp_path / "shared")
+    job_id = pump.submit(chat_rows(2), output=place)
+    pump.run_until_idle()
+    pump.submit(b"no json\n", output=place)
+    pump.run_until_idle()
+    assert results_place(pump.job(job_id)).exists("output.jsonl")
+    assert not Folder(place).exists("output.jsonl")
