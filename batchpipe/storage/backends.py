@@ -21,7 +21,7 @@ REMOTE_READ, REMOTE_WRITE = 1 << 20, 5 << 20
 
 #: Their files appear when they are complete, and they have no folders.
 OBJECT_STORES = frozenset({"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "oss"})
-_EXTRAS = {"http": "http", "https": "http", "s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
+_EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
 _EXTRAS |= dict.fromkeys(("abfs", "abfss", "az", "adl"), "azure")
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*(::[A-Za-z][A-Za-z0-9+.-]*)*://")
 _PACE = 1 << 20

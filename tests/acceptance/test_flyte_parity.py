@@ -114,7 +114,6 @@ def worker(place: Place) -> Process:
 
 @pytest.fixture(scope="module")
 def told(place: Place, worker: Process, web: tuple[str, Path]) -> dict[str, Any]:
-    pytest.importorskip("aiohttp", reason="inputs from the web need batchpipe[http]")
     assert place.sandbox is not None
     url, folder = web
     (folder / "rows.jsonl").write_bytes(place.input(3).read_bytes())

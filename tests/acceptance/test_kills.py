@@ -129,7 +129,6 @@ def slow_site(data: bytes) -> Iterator[tuple[str, threading.Event]]:
 
 
 def killed_at_prepare(new_place: NewPlace, new_sandbox: NewSandbox) -> dict[str, Any]:
-    pytest.importorskip("aiohttp", reason="inputs from the web need batchpipe[http]")
     place = new_place("prepare", provider=new_sandbox())
     with slow_site(request_lines(6)) as (url, reached):
         worker = place.worker()
