@@ -53,6 +53,7 @@ def run_worker(
     extra: tuple[str, ...] = (),
 ) -> None:
     """Run a worker in the foreground until it is told to stop. ``with_parent``: stop when standard input ends."""
+    warm_up()  # before there are threads or forked children
     app = standalone_app(settings)
     if with_parent:
         threading.Thread(target=_watch_parent, name="batchpipe-parent", daemon=True).start()
@@ -87,7 +88,6 @@ def _stop_sweeping(**_: Any) -> None:
 
 
 def _sweep_on() -> None:
-    warm_up()
     pause = current_settings().lease_seconds
     while True:
         try:

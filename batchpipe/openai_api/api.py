@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import IO, TYPE_CHECKING, Any, BinaryIO, cast
@@ -202,9 +203,34 @@ class Api:
         return watch
 
 
+#: The SDK imports itself in pieces, some at their first use. Several threads in the middle of that may wait for each
+#: other for ever, so whoever comes first does all of it alone.
+_first_use = threading.Lock()
+
+
+def _forget_lock() -> None:
+    global _first_use
+    _first_use = threading.Lock()  # it may have been held by a thread that the child does not have
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_lock)
+
+
 def warm_up() -> None:
-    """Import the SDK now: half a second that the first upload need not wait for."""
-    import openai  # noqa: F401
+    """Import the SDK now, in a process that has no other threads yet: half a second the first upload need not wait."""
+    with _first_use:
+        import httpx2
+        import openai
+
+        with openai.OpenAI(api_key="none", base_url="http://127.0.0.1:9/v1", http_client=httpx2.Client()) as client:
+            _touch(client)
+
+
+def _touch(client: openai.OpenAI) -> None:
+    """Make the parts that the SDK imports at their first use."""
+    for part in (client.files, client.batches):
+        _ = part.with_raw_response, part.with_streaming_response
 
 
 class Apis:
@@ -219,14 +245,17 @@ class Apis:
         """Raises SettingsError where the account or its key is missing."""
         key = (os.getpid(), name)
         found = self._built.get(key)
-        if found is None:
-            api = Api(
-                self._settings.account(name),
-                control_seconds=self._settings.control_timeout_seconds,
-                transfer_seconds=self._settings.transfer_timeout_seconds,
-            )
-            found = self._built.setdefault(key, api)  # two threads may build; one wins
-        return found
+        if found is not None:
+            return found
+        account = self._settings.account(name)
+        with _first_use:
+            if key not in self._built:
+                self._built[key] = Api(
+                    account,
+                    control_seconds=self._settings.control_timeout_seconds,
+                    transfer_seconds=self._settings.transfer_timeout_seconds,
+                )
+            return self._built[key]
 
 
 class _Watched:
@@ -273,4 +302,5 @@ def _client(account: Account, control_seconds: float) -> openai.OpenAI:
     # the SDK would fill these from the environment, which belongs to the account `default` alone
     client.organization = account.organization
     client.project = account.project
+    _touch(client)
     return client

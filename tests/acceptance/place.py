@@ -37,7 +37,7 @@ PACE = {
 FAST = {"validating_seconds": 0.05, "finalizing_seconds": 0.02, "cancelling_seconds": 0.05}
 
 
-def until(condition: Callable[[], Any], seconds: float = 20.0, what: str = "this") -> Any:
+def until(condition: Callable[[], Any], seconds: float = 45.0, what: str = "this") -> Any:
     """Poll until something is true; returns it."""
     deadline = time.monotonic() + seconds
     while not (value := condition()):
