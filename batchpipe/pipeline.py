@@ -31,7 +31,7 @@ from batchpipe.steps.download import abandon, download
 from batchpipe.steps.poll import Pace, poll
 from batchpipe.steps.upload import upload
 from batchpipe.storage import Folder
-from batchpipe.store import Lease, Refused, Store
+from batchpipe.store import Lease, Refused, Store, When
 from batchpipe.store.store import new_task_ids
 
 logger = logging.getLogger(__name__)
@@ -116,12 +116,12 @@ class Turns:
         except TryLater as error:
             logger.warning("not published, the sweep will: %s", error, extra=_ids(message.job, message.index))
 
-    def wake(self, job_id: str, index: int, *, if_due: bool = False, after: float = 0.0) -> list[str] | None:
+    def wake(self, job_id: str, index: int, *, when: When = "always", after: float = 0.0) -> list[str] | None:
         """Publish a record's work anew under a new epoch, to run after ``after`` seconds. Answers the void task ids,
         or None if it is not to be.
         """
         ids = new_task_ids(1 if index == JOB else len(LINKS))
-        raised = self.store.raise_epoch(job_id, index, ids, if_due=if_due, after=after)
+        raised = self.store.raise_epoch(job_id, index, ids, when=when, after=after)
         if raised is None:
             return None
         self.publish(Message(job_id, index, raised.epoch, raised.stage, ids, raised.queue, after))

@@ -16,7 +16,7 @@ def sweep(turns: Turns, *, limit: int = PASS_LENGTH) -> int:
     """One pass. Answers how many records were published anew. Raises StoreUnavailable."""
     woken = 0
     for job_id, index in turns.store.due(limit):
-        if turns.wake(job_id, index, if_due=True) is not None:
+        if turns.wake(job_id, index, when="overdue") is not None:
             woken += 1
             logger.info("overdue, published anew", extra={"event": "swept", "job": job_id, "shard": index})
     return woken

@@ -8,6 +8,6 @@ from __future__ import annotations
 
 from batchpipe.store.leases import Lease, Refused, Renewal, host_clock
 from batchpipe.store.reading import Pause
-from batchpipe.store.store import Raised, Settled, Store
+from batchpipe.store.store import Raised, Settled, Store, When
 
-__all__ = ["Lease", "Pause", "Raised", "Refused", "Renewal", "Settled", "Store", "host_clock"]
+__all__ = ["Lease", "Pause", "Raised", "Refused", "Renewal", "Settled", "Store", "When", "host_clock"]

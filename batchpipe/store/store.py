@@ -5,7 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import orjson
 
@@ -14,6 +14,9 @@ from batchpipe.jobs import JOB, JobRecord, Move, ShardRecord, State
 from batchpipe.store.leases import NO_NEWS, Lease, Refused, Renewal, host_clock
 from batchpipe.store.reading import Records
 from batchpipe.store.records import decode, encode_changes, encode_record
+
+#: Which messages a new epoch may void (see ``Store.raise_epoch``).
+When = Literal["overdue", "asleep", "always"]
 
 
 @dataclass(frozen=True)
@@ -184,12 +187,13 @@ class Store(Records):
         return answer
 
     def raise_epoch(
-        self, job_id: str, index: int, ids: list[str], *, if_due: bool = False, after: float = 0.0
+        self, job_id: str, index: int, ids: list[str], *, when: When = "always", after: float = 0.0
     ) -> Raised | None:
         """Void a record's messages and take a new epoch for new ones, which run after ``after`` seconds, with their
         task ids. None: not now, or not ever.
 
-        While a lease lives a wake mark is left instead: its holder publishes.
+        ``when``: only if its message is ``overdue``, also if it is ``asleep`` until its time, or ``always``, even
+        while one is under way. While a lease lives a wake mark is left instead: its holder publishes.
         """
         answer = self._run(
             "raise",
@@ -197,7 +201,7 @@ class Store(Records):
             self._member(job_id, index),
             self.lease_seconds,
             orjson.dumps(ids).decode(),
-            int(if_due),
+            when,
             after,
         )
         if answer[0] != "ok":
@@ -251,4 +255,4 @@ def _news_or_lost(answer: list[Any]) -> Renewal:
     return _news(answer[1], answer[2])
 
 
-__all__ = ["Raised", "Settled", "Store", "new_task_ids", "output_in_use"]
+__all__ = ["Raised", "Settled", "Store", "When", "new_task_ids", "output_in_use"]

@@ -425,11 +425,11 @@ def test_the_margin_doubles_with_each_publication_up_to_half_an_hour(store: Stor
 def test_if_due_leaves_alone_what_is_under_way(store: Store, clock: Any) -> None:
     """Two sweeps at once: the second finds it published."""
     job_id = planned(store)
-    assert store.raise_epoch(job_id, 0, ["new"], if_due=True) is None
+    assert store.raise_epoch(job_id, 0, ["new"], when="overdue") is None
     clock.advance(LEASE + 1)
     assert store.due() == [(job_id, 0)]
-    assert store.raise_epoch(job_id, 0, ["new"], if_due=True) is not None
-    assert store.raise_epoch(job_id, 0, ["newer"], if_due=True) is None
+    assert store.raise_epoch(job_id, 0, ["new"], when="overdue") is not None
+    assert store.raise_epoch(job_id, 0, ["newer"], when="overdue") is None
     assert store.due() == []
 
 
@@ -693,7 +693,7 @@ def test_an_ended_but_untold_job_can_be_claimed(store: Store, clock: Any) -> Non
     lease = merging(store)
     store.finish(lease, State.SUCCEEDED, {})
     clock.advance(LEASE + 1)
-    raised = store.raise_epoch(lease.job.id, JOB, ["new"], if_due=True)
+    raised = store.raise_epoch(lease.job.id, JOB, ["new"], when="overdue")
     assert raised is not None
     assert isinstance(claim(store, lease.job.id, JOB, State.SUCCEEDED, epoch=raised.epoch), Lease)
 

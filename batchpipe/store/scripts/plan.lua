@@ -12,13 +12,13 @@ end
 if not holds(job, ARGV[5], now) then return { 'lost' } end
 release(job)
 redis.call('HSET', job, 'last', ARGV[5])
+if flag(job, 'cancel') == 1 then
+  return { 'cancel', finalize(job, prefix, id, due, ARGV[4], lease, now, ARGV[7]) }
+end
 local at = 9
 for i = 1, tonumber(ARGV[8]) / 2 do
   redis.call('HSET', job, ARGV[at], ARGV[at + 1])
   at = at + 2
-end
-if flag(job, 'cancel') == 1 then
-  return { 'cancel', finalize(job, prefix, id, due, ARGV[4], lease, now, ARGV[7]) }
 end
 local count = tonumber(ARGV[at])
 at = at + 1

@@ -1,5 +1,6 @@
 -- Void all messages of a record and take a new epoch for new ones.
--- ARGV: skew, member, lease, task ids, if due, seconds until the new message is meant to run
+-- ARGV: skew, member, lease, task ids, when, seconds until the new message is meant to run
+-- when: 'overdue' its message is lost; 'asleep' its message waits for its time; 'always' even if one is under way
 -- -> {'ok', epoch, stage, queue, old task ids} | {'lease'} a wake mark is left | {'later'|'ended'|'gone'}
 local now = clock(ARGV[1])
 local rec, due = KEYS[1], KEYS[3]
@@ -12,11 +13,15 @@ if stage == 'collected' or stage == 'running' or get(rec, 'told') == '1' then
   redis.call('ZREM', due, ARGV[2])
   return { 'ended' }
 end
-if ARGV[5] == '1' then
+local lives = leased(rec, now)
+if ARGV[5] ~= 'always' and not lives then
   local score = redis.call('ZSCORE', due, ARGV[2])
-  if score and tonumber(score) > now then return { 'later' } end
+  local asleep = ARGV[5] == 'asleep' and tonumber(get(rec, 'next_at') or '0') > now
+  -- a message that is under way is not repeated before it is overdue: else wakes outrun the workers
+  if score and tonumber(score) > now and not asleep then return { 'later' } end
 end
-if leased(rec, now) then
+if ARGV[5] == 'overdue' and lives then return { 'later' } end
+if lives then
   redis.call('HSET', rec, 'wake', '1')
   return { 'lease' }
 end
