@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import atexit
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,6 +19,7 @@ from batchpipe.job_turns import note_workspace, results_place
 from batchpipe.jobs import JOB, JobRecord, Problem, State, new_job_id
 from batchpipe.pipeline import Message
 from batchpipe.private_redis import acquire
+from batchpipe.recover import Report, recover
 from batchpipe.results import INDEX, Outcome, iter_failed_requests, iter_outcomes
 from batchpipe.settings import Settings, bare_environment, current_settings, install_settings
 from batchpipe.storage import Folder
@@ -180,7 +181,7 @@ class Client:
         """Request lines of the rows that are not ok, in input order, from the job's workspace."""
         workspace = Folder(job.workspace, private=True)
         files = {shard.index: shard.file for shard in self.store.iter_shards(job) if shard.round == 1}
-        with workspace.reader(job.order_file) as order, workspace.reader(INDEX) as index:
+        with workspace.reader(job.order_files[0]) as order, workspace.reader(INDEX) as index:
             yield from iter_failed_requests(order, workspace, files, index)
 
     # -- finding ---------------------------------------------------------------------------------------------------
@@ -218,6 +219,15 @@ class Client:
     def sweep(self) -> int:
         """One pass of the safety net. Answers how many records were published anew."""
         return sweep(tasks.runtime().jobs)
+
+    def recover(self, folders: Sequence[str] = (), *, dry_run: bool = False) -> Report:
+        """Rebuild records that Redis has lost, or with ``dry_run`` only report. Raises InvalidInput, SettingsError."""
+        if not self.durable and not dry_run:
+            raise SettingsError(
+                "no redis-server was found, and the built-in stand-in would forget the records again: install "
+                "redis-server (or valkey), or set BATCHPIPE_REDIS_URL"
+            )
+        return recover(tasks.runtime().jobs, folders, dry_run=dry_run)
 
     def follow(
         self,

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import orjson
 
 from batchpipe.errors import (
@@ -37,8 +38,10 @@ from batchpipe.pipeline import (
     Turns,
 )
 from batchpipe.settings import Settings
+from batchpipe.splitting import Prepared
 from batchpipe.steps.merge import Merged, clean_up, merge
-from batchpipe.steps.prepare import Prepared, prepare
+from batchpipe.steps.prepare import prepare
+from batchpipe.steps.resend import resend
 from batchpipe.storage import Folder, check_allowed
 from batchpipe.store import Lease, Refused, Store
 from batchpipe.store.store import new_task_ids, output_in_use
@@ -157,8 +160,12 @@ class JobTurns(Turns):
             self.log(job.id, [("earlier_results_kept", {"of": owner, "in": f"{EARLIER}/{owner}"})])
         with Folder(job.output).writer(JOB_FILE) as file:
             file.write(_pretty(job_view(job.evolve(total=prepared.rows), [])))
+        self._write_manifest(job, [], prepared, workspace)
+
+    @staticmethod
+    def _write_manifest(job: JobRecord, done: list[ShardRecord], prepared: Prepared, workspace: Folder) -> None:
         with workspace.writer(MANIFEST) as file:
-            file.write(_pretty(manifest(job, prepared)))
+            file.write(_pretty(manifest(job, done, prepared)))
 
     def _plan(self, lease: Lease, prepared: Prepared) -> None:
         lease.stop()
@@ -166,9 +173,10 @@ class JobTurns(Turns):
         shards = [
             ShardRecord(
                 job=job.id,
-                index=job.shards + plan.index,
+                index=plan.index,
                 epoch=1,
                 round=job.round + 1,
+                refused_once=plan.refused_once,
                 file=plan.file,
                 rows=plan.rows,
                 bytes=plan.bytes,
@@ -177,12 +185,16 @@ class JobTurns(Turns):
             )
             for plan in prepared.shards
         ]
-        changes = {"round": job.round + 1, "total": prepared.rows, "order_file": prepared.order_file or ""}
+        changes = {
+            "round": job.round + 1,
+            "total": prepared.rows if job.total is None else job.total,
+            "order_files": [*job.order_files, prepared.order_file or ""],
+        }
         merge_epoch = self.store.plan(lease, changes, shards, ids)
         if merge_epoch:
             self.publish_merge(lease, merge_epoch, ids)
             return
-        self.log(job.id, [("planned", {"shards": len(shards), "rows": prepared.rows})])
+        self.log(job.id, [("planned", {"round": job.round + 1, "shards": len(shards), "rows": prepared.rows})])
         for shard in shards:
             self.publish(Message(job.id, shard.index, shard.epoch, Stage.PLANNED, shard.task_ids, job.queue))
 
@@ -201,8 +213,11 @@ class JobTurns(Turns):
             return self._tell_all(lease, State(job.stage))
         shards = list(self.store.iter_shards(job))
         workspace, output = Folder(job.workspace, private=True), Folder(job.output)
-        order = job.order_file if shards else None  # cancelled before it had any
-        merged = merge(job, shards, order, workspace, output, check=lease.check)
+        if self._may_resend(job, shards):
+            prepared = resend(job, _of_round(job, shards), workspace, lease.token, check=lambda: _check_cancel(lease))
+            self._write_manifest(job, shards, prepared, workspace)
+            return self._plan(lease, prepared)
+        merged = merge(job, shards, workspace, output, check=lease.check)
         changes = {
             "total": merged.total,
             "ok": merged.ok,
@@ -212,6 +227,10 @@ class JobTurns(Turns):
             "error": None if job.cancel else _job_error(merged, shards),
         }
         return self._finish(lease, _state(merged), changes)
+
+    @staticmethod
+    def _may_resend(job: JobRecord, shards: list[ShardRecord]) -> bool:
+        return not job.cancel and job.round < job.attempts and any(shard.resend for shard in _of_round(job, shards))
 
     def _finish(self, lease: Lease, state: State, changes: dict[str, Any]) -> None:
         final = self.store.finish(lease, state, changes)
@@ -261,8 +280,11 @@ class JobTurns(Turns):
         return Again(after)
 
 
-def manifest(job: JobRecord, prepared: Prepared) -> dict[str, Any]:
-    """What recover needs to know of a job: nothing of it is secret, nothing of it changes."""
+def manifest(job: JobRecord, done: list[ShardRecord], prepared: Prepared) -> dict[str, Any]:
+    """What recover needs to know of a job whose next round begins: nothing of it is secret.
+
+    ``done`` are the shards of the rounds before, whole; of the new ones only what the provider cannot tell.
+    """
     fields = (
         *("v", "id", "name", "account", "endpoint", "completion_window", "metadata", "extra", "tags", "key", "queue"),
         *("input", "spooled", "output", "workspace", "max_rows", "max_bytes", "attempts", "on_done", "created_at"),
@@ -270,11 +292,11 @@ def manifest(job: JobRecord, prepared: Prepared) -> dict[str, Any]:
     return {
         **{name: getattr(job, name) for name in fields},
         "round": job.round + 1,
-        "order_file": prepared.order_file,
-        "rows": prepared.rows,
+        "order_files": [*job.order_files, prepared.order_file],
+        "rows": prepared.rows if job.total is None else job.total,
         "shards": [
-            {"index": job.shards + p.index, "file": p.file, "rows": p.rows, "bytes": p.bytes, "model": p.model}
-            for p in prepared.shards
+            *(msgspec.to_builtins(shard) for shard in done),
+            *({"round": job.round + 1, **msgspec.to_builtins(plan)} for plan in prepared.shards),
         ],
     }
 
@@ -328,6 +350,11 @@ def _check_cancel(lease: Lease) -> None:
         raise TryLater("the job is being cancelled", code=CANCELLING)
 
 
+def _of_round(job: JobRecord, shards: list[ShardRecord]) -> list[ShardRecord]:
+    """The shards of the job's last round."""
+    return [shard for shard in shards if shard.round == job.round]
+
+
 def _state(merged: Merged) -> State:
     if merged.ok == merged.total:
         return State.SUCCEEDED if merged.total else State.FAILED
@@ -336,6 +363,8 @@ def _state(merged: Merged) -> State:
 
 def _job_error(merged: Merged, shards: list[ShardRecord]) -> Problem | None:
     """What a person should read first: a shard's own error, else that no row is ok."""
+    if merged.ok == merged.total and merged.total:
+        return None  # what was refused was sent again
     for shard in shards:
         if shard.error is not None:
             return shard.error

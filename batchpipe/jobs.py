@@ -127,13 +127,14 @@ class JobRecord(Record, frozen=True, kw_only=True):
     input_here: bool = False  #: only this host works on the job (``run``): a missing input is bad input
     output: str = ""
     workspace: str = ""
-    order_file: str = ""  #: how input rows are spread over the shards, relative to the workspace
+    order_files: list[str] = []  #: for each round, how its rows are spread over its shards; in the workspace
     max_rows: int = 50_000
     max_bytes: int = 200_000_000
     attempts: int = 3
     on_done: dict[str, Any] | None = None
     cancel: bool = False
-    told: bool = False  #: job.json is written, on_done is sent: nothing is left to do
+    notified: bool = False  #: job.json is written, on_done is sent
+    told: bool = False  #: notified and tidied up: nothing is left to do
     round: int = 0
     shards: int = 0  #: number of shards planned so far; the next index
     open: int = 0  #: shards of this round that are not collected
@@ -163,13 +164,15 @@ class ShardRecord(Record, frozen=True, kw_only=True):
     index: int
     stage: str = Stage.PLANNED.value
     round: int = 1
+    refused_once: bool = False  #: its rows were in a batch that was refused because of other rows
     file: str = ""  #: its requests, relative to the workspace
     rows: int = 0
     bytes: int = 0
     model: str | None = None
     try_: int = msgspec.field(default=1, name="try")
     file_id: str | None = None
-    uploaded_by: int | None = None  #: the try under which ``file_id`` was uploaded
+    uploads: int = 0  #: upload calls begun; more than there are file ids: one may have left a file that nobody knows
+    unused_files: list[str] = []  #: uploaded, but no batch was made from them
     unfound: int = 0  #: how often create was told that the fresh file cannot be found
     backoff: int = 0  #: how often in a row it was put off; sets the pause
     intent_at: float | None = None  #: first intent to create under the current key
@@ -189,6 +192,7 @@ class ShardRecord(Record, frozen=True, kw_only=True):
     ok: int | None = None
     failed: int | None = None
     missing: int | None = None
+    resend: int = 0  #: rows that are not ok and worth sending again
     usage: dict[str, int] = {}
     collected_file: str | None = None  #: its outcomes, one line a row, relative to the workspace
     error: Problem | None = None
@@ -214,6 +218,7 @@ class Move(msgspec.Struct, frozen=True, kw_only=True):
     after: float = 0.0
     changes: dict[str, Any] = {}
     events: list[tuple[str, dict[str, Any]]] = []
+    pause: Problem | None = None  #: the account must rest, for this reason
 
 
 _ALPHABET = "0123456789abcdefghijklmnopqrstuvwxyz"

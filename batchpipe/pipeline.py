@@ -194,6 +194,7 @@ class ShardTurns(Turns):
             raise Paused(pause.message, code=pause.code, after=pause.seconds)
         result: Move | Problem | GiveUp | Over
         if link == "upload":
+            self.store.save(lease, {"uploads": shard.uploads + 1})  # before it: a file may be left that nobody knows
             result = upload(shard, workspace, api, check=lambda: _check_cancel(lease))
         elif link == "create":
             result = create(job, shard, api, _Turn(self, lease, api))
@@ -218,8 +219,9 @@ class ShardTurns(Turns):
 
     def _abandon(self, lease: Lease, workspace: Folder, problem: Problem, *, refused: bool = False) -> Move:
         """Account for the rows of a shard that has no files: failed if the provider refused it, else missing."""
-        assert lease.shard is not None
-        return abandon(lease.job, lease.shard, workspace, lease.token, problem, refused=refused, check=lease.check)
+        job, shard = lease.job, lease.shard
+        assert shard is not None
+        return abandon(job, shard, workspace, lease.token, problem, refused=refused, check=lease.check)
 
     # -- trouble ---------------------------------------------------------------------------------------------------
 
@@ -228,7 +230,7 @@ class ShardTurns(Turns):
         assert lease.shard is not None
         problem = Problem(code=getattr(error, "code", "internal_error"), message=_words(error))
         if isinstance(error, Paused):
-            self._pause(lease, error, problem)
+            self._pause(lease, problem, error.after)
         if isinstance(error, TryLater | SettingsError | OSError):
             return self._put_off(lease, problem, getattr(error, "after", None))
         if isinstance(error, Never) and not _is_committed(lease.shard):
@@ -261,11 +263,11 @@ class ShardTurns(Turns):
             pause = 0.0
         return _Failed(problem, min(max(named, pause), LONGEST_PAUSE), counted=False)
 
-    def _pause(self, lease: Lease, error: Paused, problem: Problem) -> None:
+    def _pause(self, lease: Lease, problem: Problem, after: float | None) -> None:
         """Stop using the account: every further call would be refused, too."""
         if self.store.paused(lease.job.account) is not None:
             return
-        seconds = error.after if error.after is not None else self.settings.account_pause_seconds
+        seconds = after if after is not None else self.settings.account_pause_seconds
         self.store.pause(lease.job.account, max(seconds, 1.0), problem)
         logger.error("account %r is paused for %.0f s: %s", lease.job.account, seconds, problem.message)
         fields = {"account": lease.job.account, "seconds": seconds, "message": problem.message}
@@ -284,6 +286,8 @@ class ShardTurns(Turns):
         except LeaseLost:
             return Stop()
         self.log(lease.job.id, move.events, shard=lease.index)
+        if move.pause is not None:
+            self._pause(lease, move.pause, None)
         if move.stage == Stage.COLLECTED:
             counts = {name: move.changes.get(name) for name in ("ok", "failed", "missing")}
             self.log(lease.job.id, [("collected", counts)], shard=lease.index)

@@ -1,21 +1,23 @@
 """Rows back in the order of the input: from the files of the shards, and from the two files of results.
 
-Two small indexes make that possible in constant memory. The **order** file has runs "SHARD COUNT": the next
-COUNT rows of the input are the next rows of that shard. ``results.idx`` has pairs "OK NOT_OK": the next OK
+Two small indexes make that possible in constant memory. The **order** file of a round has runs "SHARD COUNT": the
+next COUNT rows of the round are the next rows of that shard. The rows of the first round are those of the input,
+those of each further one what was sent again of the round before. ``results.idx`` has pairs "OK NOT_OK": the next OK
 rows of the input are in ``output.jsonl``, the NOT_OK after them in ``errors.jsonl``.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from itertools import chain, repeat
-from typing import Any, BinaryIO, Self, TypeVar
+from typing import Any, BinaryIO, NamedTuple, Self, TypeVar
 
 import msgspec
 
 from batchpipe.errors import BatchpipeError
+from batchpipe.outcomes import FOR_NOW
 from batchpipe.rows import OutcomeState
 from batchpipe.storage import Folder, read_lines
 
@@ -110,6 +112,41 @@ def iter_in_order(order: BinaryIO, reader: ShardReader) -> Iterator[tuple[int, b
                 message = f"shard {index} ended after {done} rows of a run of {count}"
                 raise BatchpipeError(f"the order and the shard files do not fit: {message}")
             yield index, line
+
+
+class Round(NamedTuple):
+    """What a round has brought: its order file and the collected files of its shards, by index."""
+
+    order_file: str
+    files: Mapping[int, str]
+
+
+def iter_last(workspace: Folder, rounds: Sequence[Round]) -> Generator[bytes, None, None]:
+    r"""For each row of the input in turn its line, with mark and ``\n``, from the last round that it went through.
+
+    Raises BatchpipeError (``rows_lost``) if orders, files and rounds do not fit each other.
+    """
+    with ExitStack() as stack:
+        yield from _last(workspace, list(rounds), max(1, workspace.max_open // len(rounds)), stack)
+
+
+def _last(workspace: Folder, rounds: list[Round], max_open: int, stack: ExitStack) -> Iterator[bytes]:
+    order = stack.enter_context(workspace.reader(rounds[0].order_file))
+    reader = stack.enter_context(ShardReader(workspace, rounds[0].files, max_open))
+    later = _last(workspace, rounds[1:], max_open, stack) if rounds[1:] else None
+    for _, line in iter_in_order(order, reader):
+        if later is not None and line[:1] in FOR_NOW:
+            again = next(later, None)
+            if again is None:
+                raise BatchpipeError("a further round has fewer rows than were sent again", code="rows_lost")
+            yield again
+        else:
+            yield line
+    if later is not None and next(later, None) is not None:
+        raise BatchpipeError("a further round has more rows than were sent again", code="rows_lost")
+    if unread := reader.unread():
+        message = f"the collected files of shards {unread} have more rows than the order"
+        raise BatchpipeError(message, code="rows_lost")
 
 
 class ResultIndex:

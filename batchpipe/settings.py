@@ -78,7 +78,7 @@ class Settings(BaseSettings):
     create_grace_seconds: float = Field(
         30, ge=0, description="how long an unanswered create is looked for before a second call"
     )
-    attempts: int = Field(3, ge=1, description="rounds a row may go through; further rounds are not built yet")
+    attempts: int = Field(3, ge=1, description="rounds a row may go through")
     max_rows: int = Field(50_000, ge=1, description="rows of a shard at most")
     max_bytes: int = Field(200_000_000, ge=1, description="bytes of a shard at most, newlines included")
     allowed_roots: Annotated[tuple[str, ...], NoDecode] = Field(

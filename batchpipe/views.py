@@ -83,7 +83,7 @@ def metrics_view(
         "cost_usd": round(sum(known), 6) if len(known := [c for c in costs if c is not None]) == len(costs) else None,
         "shards": len(parts),
         "seconds": {
-            "prepare": _span(job.created_at, job.running_at or job.ended_at, now),
+            "prepare": _span(job.created_at, parts[0].planned_at if parts else job.ended_at, now),
             **seconds,
             "merge": _span(job.finalizing_at, job.ended_at, now),
             "total": _span(job.created_at, job.ended_at, now),
@@ -99,7 +99,7 @@ def _span(start: float | None, end: float | None, now: float) -> float | None:
 
 def _rows(job: JobRecord, shards: list[ShardRecord] | None) -> dict[str, int | None]:
     """The job's own numbers; while it runs, what its collected shards have brought so far, if all have."""
-    if job.ok is not None or not shards or any(shard.ok is None for shard in shards):
+    if job.ok is not None or not shards or job.round > 1 or any(shard.ok is None for shard in shards):
         return {"total": job.total, "ok": job.ok, "failed": job.failed, "missing": job.missing}
     sums = {name: sum(getattr(shard, name) or 0 for shard in shards) for name in ("ok", "failed", "missing")}
     return {"total": job.total, **sums}

@@ -16,12 +16,14 @@ PACKAGE = Path(__file__).parents[1] / "batchpipe"
 LAYERS: list[tuple[str, ...]] = [
     ("errors",),
     ("jobs", "rows"),
+    ("outcomes",),
     ("settings", "logs", "private_redis"),
     ("storage", "openai_api", "store"),
-    ("results", "views", "costs"),
+    ("results", "views", "costs", "splitting"),
     ("steps",),
     ("pipeline",),
     ("job_turns", "sweep"),
+    ("recover",),
     ("celery_app", "testing"),
     ("tasks",),
     ("submission",),
@@ -153,7 +155,7 @@ def _unit(name: str) -> str:
     return name.partition(".")[0]
 
 
-@pytest.mark.parametrize("package", ["cli", "private_redis", "sandbox", "storage", "store"])
+@pytest.mark.parametrize("package", ["cli", "private_redis", "recover", "sandbox", "storage", "store"])
 def test_a_package_has_no_cycle_inside(package: str) -> None:
     """The modules of one package can be put into an order, too; ``__init__`` only collects their names."""
     inside = [module for module in MODULES if module.unit == package]

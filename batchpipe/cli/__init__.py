@@ -27,6 +27,7 @@ COMMANDS = {
     "validate": ("jobs", "Check an input without sending anything."),
     "logs": ("jobs", "Print the event log of a job."),
     "sweep": ("processes", "One pass of the safety net, for cron."),
+    "recover": ("recover", "Rebuild records that Redis has lost; report strays."),
     "worker": ("processes", "Run a Celery worker with the right settings."),
     "beat": ("processes", "Run Celery beat, which sweeps every few seconds."),
     "sandbox": ("processes", "Run the local OpenAI-compatible server."),

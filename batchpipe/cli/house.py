@@ -126,7 +126,7 @@ def submit_options(command: F) -> F:
             click.option(
                 "--attempts",
                 type=click.IntRange(min=1),
-                help="Rounds of a row; more than one is not built yet.",
+                help="Rounds a row may go through.",
             ),
         ]
     ):

@@ -38,10 +38,10 @@ def make_display() -> Display:
 
 def rows_done(shards: list[ShardRecord]) -> int:
     """Rows the provider has answered, or that are accounted for."""
-    done = 0
+    done, last = 0, max((shard.round for shard in shards), default=1)
     for shard in shards:
         if shard.stage == Stage.COLLECTED:
-            done += shard.rows
+            done += shard.rows - (shard.resend if shard.round < last else 0)  # those are counted where they are now
         else:
             done += min((shard.counts.completed or 0) + (shard.counts.failed or 0), shard.rows)
     return done

@@ -4,7 +4,7 @@ The SDK's own retries are off (Celery owns retrying, and a repeated create would
 ours; its answers are read as raw JSON, for it validates nothing and a wrong object would pass.
 """
 
-from batchpipe.openai_api.answers import Snapshot, parse_batch
+from batchpipe.openai_api.answers import Snapshot, StoredFile, parse_batch
 from batchpipe.openai_api.api import Api, Apis, warm_up
 
-__all__ = ["Api", "Apis", "Snapshot", "parse_batch", "warm_up"]
+__all__ = ["Api", "Apis", "Snapshot", "StoredFile", "parse_batch", "warm_up"]

@@ -26,6 +26,15 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     usage: dict[str, int] = {}
 
 
+class StoredFile(msgspec.Struct, frozen=True, kw_only=True):
+    """What the provider said of a file in its list: any field may be absent but the id."""
+
+    id: str
+    name: str | None = None
+    bytes: int | None = None
+    created_at: float | None = None
+
+
 def json_object(content: bytes) -> dict[str, Any]:
     try:
         value = orjson.loads(content)
@@ -60,6 +69,17 @@ def parse_batch(value: dict[str, Any]) -> Snapshot:
         errors=_errors(value.get("errors")),
         metadata={k: v for k, v in metadata.items() if isinstance(v, str)} if isinstance(metadata, dict) else {},
         usage=_usage(value.get("usage")),
+    )
+
+
+def parse_file(value: dict[str, Any]) -> StoredFile:
+    """A file object, whatever shape it came in. Raises Unavailable if it has no id."""
+    identified(value, "file")
+    return StoredFile(
+        id=value["id"],
+        name=text(value.get("filename")),
+        bytes=_count(value.get("bytes")),
+        created_at=_number(value.get("created_at")),
     )
 
 

@@ -9,7 +9,16 @@ from collections.abc import Callable, Iterator
 from typing import IO, TYPE_CHECKING, Any, BinaryIO, cast
 
 from batchpipe.errors import Refused, SettingsError, Unanswered, Unavailable
-from batchpipe.openai_api.answers import Snapshot, identified, json_object, parse_batch, same, text
+from batchpipe.openai_api.answers import (
+    Snapshot,
+    StoredFile,
+    identified,
+    json_object,
+    parse_batch,
+    parse_file,
+    same,
+    text,
+)
 from batchpipe.openai_api.trouble import NO_ROUTE, translated
 from batchpipe.settings import Account, Settings
 
@@ -97,6 +106,17 @@ class Api:
         with translated(self._key):
             self._client.files.with_raw_response.delete(file_id)
 
+    def iter_files(self, since: float) -> Iterator[StoredFile]:
+        """The account's files for batches, newest first, until one is older than ``since`` (the provider's clock).
+
+        Raises Gone or Refused where the provider cannot list; Unavailable, Paused.
+        """
+        for page in self._pages(self._client.files.with_raw_response.list, "files", limit=1_000, purpose="batch"):
+            found = [parse_file(item) for item in page]
+            yield from found
+            if found[-1].created_at is not None and found[-1].created_at < since:
+                return
+
     # -- batches ---------------------------------------------------------------------------------------------------
 
     def create_batch(
@@ -154,25 +174,32 @@ class Api:
 
         Raises Gone or Refused where the provider cannot list; Unavailable, Paused.
         """
+        for page in self._pages(self._client.batches.with_raw_response.list, "batches", limit=100):
+            found = [parse_batch(item) for item in page]
+            yield from found
+            if found[-1].created_at is not None and found[-1].created_at < since:
+                return
+
+    def _pages(self, call: Callable[..., Any], what: str, **options: Any) -> Iterator[list[dict[str, Any]]]:
+        """The pages of a list, none of them empty: its entries that have an id."""
         after: str | None = None
         while True:
             with translated(self._key):
                 more: dict[str, Any] = {"after": after} if after else {}
-                page = json_object(self._client.batches.with_raw_response.list(limit=100, **more).http_response.content)
+                page = json_object(call(**options, **more).http_response.content)
             data = page.get("data")
             if not isinstance(data, list):
-                raise Unavailable("the provider's list of batches has no `data`", code="nonsense")
-            found = [parse_batch(item) for item in data if isinstance(item, dict) and text(item.get("id"))]
+                raise Unavailable(f"the provider's list of {what} has no `data`", code="nonsense")
+            found = [item for item in data if isinstance(item, dict) and text(item.get("id"))]
             if data and not found:
-                raise Unavailable("the provider's list of batches has entries without an id", code="nonsense")
-            yield from found
+                raise Unavailable(f"the provider's list of {what} has entries without an id", code="nonsense")
+            if found:
+                yield found
             if not found or not page.get("has_more"):
                 return
-            if found[-1].created_at is not None and found[-1].created_at < since:
-                return
-            if found[-1].id == after:
-                raise Unavailable("the provider's list of batches does not advance", code="nonsense")
-            after = found[-1].id
+            if found[-1]["id"] == after:
+                raise Unavailable(f"the provider's list of {what} does not advance", code="nonsense")
+            after = found[-1]["id"]
 
     def close(self) -> None:
         """Close the connections; they open again at the next call."""

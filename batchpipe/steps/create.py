@@ -171,7 +171,8 @@ def _file_not_found(shard: ShardRecord, error: BatchpipeError) -> Move:
     }
     if shard.unfound + 1 < MAX_UNFOUND or shard.calls:
         return Move(stage=Stage.UPLOADED, after=1.0 * 2**shard.unfound, changes=changes)
-    changes |= {"unfound": 0, "file_id": None, "try_": shard.try_ + 1}
+    unused = [*shard.unused_files, shard.file_id]
+    changes |= {"unfound": 0, "file_id": None, "unused_files": unused, "try_": shard.try_ + 1}
     return Move(stage=Stage.PLANNED, changes=changes, events=[("upload_again", {"message": error.message})])
 
 

@@ -1,8 +1,8 @@
 """Download: fetch a batch's files and account for every row of its shard.
 
 The lines of the two files come in any order and stay on disk; memory holds one small entry per row of the
-shard. What comes out is one file with a line for each row, in the order of the requests: ``+`` and the
-provider's line for a row that is ok, ``-`` and a line for ``errors.jsonl`` for every other row.
+shard. What comes out is one file with a line for each row, in the order of the requests: a mark (see
+``outcomes``), then the provider's line for a row that is ok, a line for ``errors.jsonl`` for every other row.
 """
 
 from __future__ import annotations
@@ -16,6 +16,17 @@ import msgspec
 
 from batchpipe.errors import BatchpipeError, Gone, Unavailable
 from batchpipe.jobs import BatchError, Counts, JobRecord, Move, Problem, ShardRecord, Stage, Status
+from batchpipe.outcomes import (
+    FAILED,
+    FOR_NOW,
+    MISSING,
+    MISSING_FOR_NOW,
+    OK,
+    OUTCOMES,
+    REFUSED_WITH_OTHERS,
+    mark_of,
+    names_quota,
+)
 from batchpipe.rows import OutcomeState, add_usage, custom_id, error_line, is_object, raw_error, read_answer
 from batchpipe.storage import Folder, Pacer, Scratch
 
@@ -86,12 +97,13 @@ def abandon(
 ) -> Move:
     """Collect a shard without files: given up, or cancelled before it had a batch.
 
-    Each row is ``failed`` if the provider ``refused`` the shard, else ``missing``.
+    Each row is ``failed`` if the provider ``refused`` the shard, else ``missing``; for good in both cases: what has
+    made workers vanish must not come back round after round.
 
     Raises StorageTrouble, BatchpipeError (``rows_lost``) if the rows do not add up.
     """
-    outcome = OutcomeState.FAILED if refused else OutcomeState.MISSING
-    absent = _Absent(outcome, raw_error(problem.code, problem.message), {}, problem)
+    mark = FAILED if refused else MISSING
+    absent = _Absent(mark, raw_error(problem.code, problem.message), {}, problem)
     answers = _Answers(workspace, shard, check)
     return _collect(shard, workspace, token, answers, absent, check)
 
@@ -99,7 +111,7 @@ def abandon(
 class _Absent(msgspec.Struct, frozen=True):
     """What becomes of rows that have no answer."""
 
-    outcome: OutcomeState
+    mark: bytes
     error: bytes | None
     by_line: dict[int, bytes]  #: errors of the rows that the provider named, by line from 1
     problem: Problem | None
@@ -107,15 +119,16 @@ class _Absent(msgspec.Struct, frozen=True):
 
 def _absent(shard: ShardRecord, gone: Problem | None) -> _Absent:
     if shard.error is None and shard.status != Status.FAILED:
-        error = raw_error(gone.code, gone.message) if gone else None
-        return _Absent(OutcomeState.MISSING, error, {}, gone)
+        if gone is None:
+            return _Absent(MISSING_FOR_NOW, None, {}, None)
+        return _Absent(MISSING, raw_error(gone.code, gone.message), {}, gone)  # they may be paid
     problem = shard.error or _refusal(shard.errors)
     by_line = {error.line: raw_error(error.code, error.message) for error in shard.errors if error.line}
-    rest = raw_error(problem.code, problem.message)
-    if by_line and all(error.line for error in shard.errors):
-        message = f"this row was not run: its batch was refused for others ({problem.code}: {problem.message})"
-        rest = raw_error("batch_refused", message)
-    return _Absent(OutcomeState.FAILED, rest, by_line, problem)
+    if not by_line or not all(error.line for error in shard.errors):
+        return _Absent(FAILED, raw_error(problem.code, problem.message), by_line, problem)
+    message = f"this row was not run: its batch was refused for others ({problem.code}: {problem.message})"
+    mark = FAILED if shard.refused_once else REFUSED_WITH_OTHERS
+    return _Absent(mark, raw_error("batch_refused", message), by_line, problem)
 
 
 def _refusal(errors: list[BatchError]) -> Problem:
@@ -164,6 +177,7 @@ class _Answers:
     def __init__(self, workspace: Folder, shard: ShardRecord, check: Callable[[], None]) -> None:
         self.lines = self.duplicates = self.unknown = 0
         self.usage: dict[str, int] = {}
+        self.quota: Problem | None = None  #: rows were refused because the account has used up its quota
         self._files: list[Scratch] = []
         # Digests, for ids may be long; offset, length, file and ok packed, for tuples are large.
         self._rows: dict[bytes, int] = {}
@@ -208,6 +222,8 @@ class _Answers:
             self.duplicates += 1
             if known & 1 or not answer.ok:
                 return
+        if self.quota is None and names_quota(answer):
+            self.quota = Problem(code="insufficient_quota", message="rows were refused: the account's quota is used up")
         self._rows[key] = offset << 34 | len(line) << 2 | file << 1 | answer.ok
         add_usage(self.usage, answer.usage)
 
@@ -234,17 +250,18 @@ def _collect(
     check: Callable[[], None],
 ) -> Move:
     name = f"collected/{shard.index:05d}-{shard.try_}-{token}.rows"
-    counts = dict.fromkeys(OutcomeState, 0)
+    counts, resend = dict.fromkeys(OutcomeState, 0), 0
     with workspace.reader(shard.file) as requests, workspace.writer(name) as out:
         rows = zip(_paced(requests, check), answers, strict=True)
         for number, (request, answer) in enumerate(rows, 1):
-            outcome, line = _row(shard, number, request, answer, absent)
-            counts[outcome] += 1
-            out.write(line)
+            mark, line = _row(shard, number, request, answer, absent)
+            counts[OUTCOMES[mark]] += 1
+            resend += mark in FOR_NOW
+            out.write(b"%b%b\n" % (mark, line))
     if sum(counts.values()) != shard.rows:
         numbers = ", ".join(f"{count} {outcome}" for outcome, count in counts.items())
         raise BatchpipeError(f"shard {shard.index} does not add up: {shard.rows} rows, {numbers}", code="rows_lost")
-    changes: dict[str, Any] = {outcome.value: count for outcome, count in counts.items()}
+    changes: dict[str, Any] = {"resend": resend, **{outcome.value: count for outcome, count in counts.items()}}
     changes["counts"] = Counts(  # where the provider told none, what came of it
         total=_or(shard.counts.total, shard.rows),
         completed=_or(shard.counts.completed, counts[OutcomeState.OK]),
@@ -253,7 +270,8 @@ def _collect(
     return Move(
         stage=Stage.COLLECTED,
         changes={**changes, "usage": answers.usage, "collected_file": name, "error": absent.problem},
-        events=_anomalies(shard, answers, absent),
+        events=_anomalies(shard, answers),
+        pause=answers.quota,
     )
 
 
@@ -263,21 +281,21 @@ def _or(told: int | None, found: int) -> int:
 
 def _row(
     shard: ShardRecord, number: int, request: bytes, answer: tuple[bool, bytes] | None, absent: _Absent
-) -> tuple[OutcomeState, bytes]:
-    """The outcome of a row and its line in the collected file."""
+) -> tuple[bytes, bytes]:
+    """The mark of a row and its line in the collected file, without its newline."""
     if answer is None:
-        error = absent.by_line.get(number, absent.error)
-        line = error_line(custom_id(request), absent.outcome, shard.round, None, error)
-        return absent.outcome, b"-%s\n" % line
+        own = absent.by_line.get(number)
+        mark = FAILED if own is not None else absent.mark
+        return mark, error_line(custom_id(request), OUTCOMES[mark], shard.round, None, own or absent.error)
     ok, raw = answer
     if ok:
-        return OutcomeState.OK, b"+%s\n" % raw
+        return OK, raw
     found = read_answer(raw)
     line = error_line(found.custom_id, OutcomeState.FAILED, shard.round, found.response, found.error)
-    return OutcomeState.FAILED, b"-%s\n" % line
+    return mark_of(found), line
 
 
-def _anomalies(shard: ShardRecord, answers: _Answers, absent: _Absent) -> list[tuple[str, dict[str, int]]]:
+def _anomalies(shard: ShardRecord, answers: _Answers) -> list[tuple[str, dict[str, int]]]:
     told = _told(shard)
     short = max(told - answers.lines, 0)
     if not (answers.duplicates or answers.unknown or short):

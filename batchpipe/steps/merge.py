@@ -1,26 +1,25 @@
-"""Merge: the rows of all shards back in the order of the input, into ``output.jsonl`` and ``errors.jsonl``.
+"""Merge: the rows of all rounds back in the order of the input, into ``output.jsonl`` and ``errors.jsonl``.
 
 Deterministic, so that it may be done again after a crash: the same shards give the same files.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack, closing
 
 import msgspec
 
 from batchpipe.errors import BatchpipeError
 from batchpipe.jobs import JobRecord, ShardRecord
-from batchpipe.results import ERRORS, INDEX, OUTPUT, ResultIndex, ShardReader, iter_in_order
-from batchpipe.rows import add_usage
+from batchpipe.outcomes import OUTCOMES
+from batchpipe.results import ERRORS, INDEX, OUTPUT, ResultIndex, Round, iter_last
+from batchpipe.rows import OutcomeState, add_usage
 from batchpipe.storage import Draft, Folder, Pacer
-
-_OK, _NOT_OK = b"+", b"-"
 
 
 class Merged(msgspec.Struct, frozen=True, kw_only=True):
-    """The accounts of a round: ``total == ok + failed + missing``; ``usage`` in tokens."""
+    """The accounts of a job: ``total == ok + failed + missing``; ``usage`` in tokens, over all rounds."""
 
     total: int = 0
     ok: int = 0
@@ -32,7 +31,6 @@ class Merged(msgspec.Struct, frozen=True, kw_only=True):
 def merge(
     job: JobRecord,
     shards: Iterable[ShardRecord],
-    order_file: str | None,
     workspace: Folder,
     output: Folder,
     *,
@@ -40,8 +38,7 @@ def merge(
 ) -> Merged:
     """Write the two files of results and, into the workspace, ``results.idx``.
 
-    ``shards`` are all of the round, collected; none (and no order) for a job that was cancelled before it had
-    any.
+    ``shards`` are those of all rounds, collected; none for a job that was cancelled before it had any.
     Raises StorageTrouble, BatchpipeError (``rows_lost``) if the numbers do not add up: then nothing is
     written.
     """
@@ -51,8 +48,8 @@ def merge(
         for folder, name in _places(workspace, output):
             drafts.append(folder.draft(name))
             stack.callback(drafts[-1].discard)
-        ok, not_ok = _write(known, order_file, workspace, drafts, check) if order_file else (0, 0)
-        merged = _account(known, ok, not_ok)
+        counts = _write(_rounds(job, known), workspace, drafts, check) if known else dict.fromkeys(OutcomeState, 0)
+        merged = _account(known, counts)
         for draft in drafts:
             check()
             draft.commit()
@@ -65,56 +62,71 @@ def _places(workspace: Folder, output: Folder) -> list[tuple[Folder, str]]:
     return [(output, OUTPUT), (output, ERRORS), (workspace, INDEX)]
 
 
+def _rounds(job: JobRecord, shards: list[ShardRecord]) -> list[Round]:
+    last = max(shard.round for shard in shards)
+    if len(job.order_files) != last:
+        raise BatchpipeError(f"{last} rounds, and {len(job.order_files)} order files", code="rows_lost")
+    return [
+        Round(order, {shard.index: shard.collected_file or "" for shard in shards if shard.round == number})
+        for number, order in enumerate(job.order_files, 1)
+    ]
+
+
 def _write(
-    shards: list[ShardRecord],
-    order_file: str,
-    workspace: Folder,
-    drafts: list[Draft],
-    check: Callable[[], None],
-) -> tuple[int, int]:
-    """Returns the number of rows that are ok and that are not."""
+    rounds: Sequence[Round], workspace: Folder, drafts: list[Draft], check: Callable[[], None]
+) -> dict[OutcomeState, int]:
+    """Returns the number of rows of each outcome."""
     output, errors, index = drafts
     runs = ResultIndex(index.file)
-    count = {True: 0, False: 0}
+    counts = dict.fromkeys(OutcomeState, 0)
     pace = Pacer(check)
-    with workspace.reader(order_file) as order, ShardReader(workspace, _files(shards)) as reader:
-        for shard, line in iter_in_order(order, reader):
-            ok = line[:1] == _OK
-            if not ok and line[:1] != _NOT_OK:
-                raise BatchpipeError(f"the collected file of shard {shard} is damaged", code="rows_lost")
+    with closing(iter_last(workspace, rounds)) as lines:
+        for line in lines:
+            outcome = OUTCOMES.get(line[:1])
+            if outcome is None:
+                raise BatchpipeError("a collected file is damaged", code="rows_lost")
+            ok = outcome is OutcomeState.OK
             (output if ok else errors).write(line[1:])
-            count[ok] += 1
+            counts[outcome] += 1
             runs.note(ok)
             pace(line)
-        unread = reader.unread()
     runs.end()
-    if unread:
-        raise BatchpipeError(f"the collected files of shards {unread} have more rows than the order", code="rows_lost")
-    return count[True], count[False]
+    return counts
 
 
-def _files(shards: list[ShardRecord]) -> dict[int, str]:
-    files = {shard.index: shard.collected_file for shard in shards}
-    return {index: name for index, name in files.items() if name}
-
-
-def _account(shards: list[ShardRecord], ok: int, not_ok: int) -> Merged:
+def _account(shards: list[ShardRecord], counts: dict[OutcomeState, int]) -> Merged:
     """Raises BatchpipeError, with the numbers, unless every row is there once."""
     usage: dict[str, int] = {}
     for shard in shards:
         add_usage(usage, shard.usage)
+    _check_rounds(shards)
+    total = sum(shard.rows for shard in shards if shard.round == 1)
+    again = sum(shard.rows for shard in shards if shard.round > 1)
+    ok = sum(shard.ok or 0 for shard in shards)
+    not_ok = sum((shard.failed or 0) + (shard.missing or 0) for shard in shards) - again
     merged = Merged(
-        total=sum(shard.rows for shard in shards),
-        ok=sum(shard.ok or 0 for shard in shards),
-        failed=sum(shard.failed or 0 for shard in shards),
-        missing=sum(shard.missing or 0 for shard in shards),
+        total=total,
+        ok=counts[OutcomeState.OK],
+        failed=counts[OutcomeState.FAILED],
+        missing=counts[OutcomeState.MISSING],
         usage=usage,
     )
-    if merged.ok != ok or merged.failed + merged.missing != not_ok or merged.total != ok + not_ok:
-        told = f"{merged.total} rows planned, {merged.ok} ok, {merged.failed} failed, {merged.missing} missing"
-        message = f"the rows do not add up: {told}; merged {ok} ok and {not_ok} not ok"
-        raise BatchpipeError(message, code="rows_lost")
+    if (merged.ok, merged.failed + merged.missing) != (ok, not_ok) or ok + not_ok != total:
+        told = f"{total} rows planned, {ok} ok, {not_ok} not ok"
+        found = f"merged {merged.ok} ok, {merged.failed} failed, {merged.missing} missing"
+        raise BatchpipeError(f"the rows do not add up: {told}; {found}", code="rows_lost")
     return merged
+
+
+def _check_rounds(shards: list[ShardRecord]) -> None:
+    """What was worth sending again in a round is what the next one sent, if there was one."""
+    last = max((shard.round for shard in shards), default=0)
+    for number in range(1, last):
+        wanted = sum(shard.resend for shard in shards if shard.round == number)
+        sent = sum(shard.rows for shard in shards if shard.round == number + 1)
+        if wanted != sent:
+            message = f"round {number} left {wanted} rows to send again, round {number + 1} has {sent}"
+            raise BatchpipeError(message, code="rows_lost")
 
 
 def clean_up(job: JobRecord, workspace: Folder) -> None:

@@ -68,6 +68,28 @@ class Store(Records):
             raise OutputInUse(output_in_use(job.output, job_id))
         return job_id, verdict == "ok"
 
+    def restore(self, job: JobRecord, shards: Sequence[ShardRecord]) -> tuple[str, str]:
+        """Write the records of a job that Redis has lost; unfinished shards (of a job that has none, it) are due now.
+
+        Answers ``ok``, ``known`` (nothing was written), or ``output`` and the other unfinished job that writes there.
+        """
+        key = f"{self.prefix}key:{job.key}" if job.key else self._job_key(job.id)
+        fields = encode_record(job)
+        args: list[object] = [len(fields), *fields, len(shards)]
+        for shard in shards:
+            fields = encode_record(shard)
+            args += (shard.index, len(fields), *fields)
+        answer = self._run(
+            "restore",
+            [*self._keys(job.id, JOB), key, f"{self.prefix}output:{job.output.rstrip('/')}"],
+            self.prefix,
+            job.id,
+            self._member(job.id, JOB),
+            uuid.uuid4().hex,
+            *args,
+        )
+        return answer[0], answer[1] if len(answer) > 1 else ""
+
     def cancel(self, job_id: str) -> tuple[bool, int]:
         """Set the cancel flag. Answers (False if the job had ended, number of its shards). Raises JobNotFound."""
         answer = self._run("cancel", self._keys(job_id, JOB))

@@ -12,10 +12,11 @@ import orjson
 
 from batchpipe.errors import Gone, Refused, Unavailable
 from batchpipe.jobs import BatchError, Counts, Status
-from batchpipe.openai_api import Snapshot
+from batchpipe.openai_api import Snapshot, StoredFile
 
-#: How the provider answers one request: a dict (the body of a 200), an int (the status of a refusal) or None (no line).
-Answer = dict[str, Any] | int | None
+#: How the provider answers one request: a dict (the body of a 200), an int (the status of a refusal), a str (the code of an
+#: error without a response, such as ``batch_expired``) or None (no line).
+Answer = dict[str, Any] | int | str | None
 
 _PAGE = 100
 T = TypeVar("T")
@@ -46,6 +47,8 @@ class FakeFile:
 
     name: str
     data: bytes
+    purpose: str = "batch_output"
+    created_at: float = 0.0
 
 
 @dataclass
@@ -139,6 +142,8 @@ class FakeOpenAI:
             if after is not None and number >= after:
                 code = "batch_expired" if status == Status.EXPIRED else "batch_cancelled"
                 not_done.append(_line(name, None, {"code": code, "message": "This request was not executed."}))
+            elif isinstance(answer, str):
+                not_done.append(_line(name, None, {"code": answer, "message": "This request was not executed."}))
             elif isinstance(answer, int):
                 error = {"error": {"message": f"refused with {answer}", "type": "invalid_request_error", "code": None}}
                 not_done.append(_line(name, {"status_code": answer, "request_id": "req_1", "body": error}, None))
@@ -183,7 +188,7 @@ class FakeOpenAI:
             while block := handle.read(1 << 16):
                 check()
                 blocks.append(block)
-            return self._add(name, b"".join(blocks))
+            return self._add(name, b"".join(blocks), purpose="batch")
 
         return self._called("upload", name, effect)
 
@@ -208,6 +213,16 @@ class FakeOpenAI:
             del self.files[file_id]
 
         self._called("delete_file", file_id, effect)
+
+    def iter_files(self, since: float) -> Iterator[StoredFile]:
+        newest = self._called("iter_files", "", lambda: list(reversed(self.files.items())))
+        shown = [(file_id, file) for file_id, file in newest if file.purpose == "batch"]
+        for start in range(0, len(shown), _PAGE):
+            page = shown[start : start + _PAGE]
+            for file_id, file in page:
+                yield StoredFile(id=file_id, name=file.name, bytes=len(file.data), created_at=file.created_at)
+            if page[-1][1].created_at < since:
+                return
 
     def create_batch(
         self,
@@ -294,10 +309,10 @@ class FakeOpenAI:
         except KeyError:
             raise Gone(f"No batch found with id '{batch_id}'.", status=404) from None
 
-    def _add(self, name: str, data: bytes) -> str:
+    def _add(self, name: str, data: bytes, purpose: str = "batch_output") -> str:
         self._made += 1
         file_id = f"file-{self._made:04d}"
-        self.files[file_id] = FakeFile(name, data)
+        self.files[file_id] = FakeFile(name, data, purpose, self.clock())
         return file_id
 
     def _add_lines(self, name: str, lines: list[bytes]) -> str | None:

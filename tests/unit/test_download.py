@@ -94,7 +94,7 @@ def test_rows_are_collected_in_the_order_of_the_requests() -> None:
     rows = place.rows(move)
     assert rows[0] == b"+" + ok("a", "é\u2028")
     assert rows[3] == b"+" + ok("d")
-    assert [row[:1] for row in rows[1:3]] == [b"-", b"-"]
+    assert [row[:1] for row in rows[1:3]] == [b"m", b"f"]
     missing, failed = (json.loads(row[1:]) for row in rows[1:3])
     assert missing == {"custom_id": "b", "outcome": "missing", "attempts": 1, "response": None, "error": None}
     assert failed["outcome"] == "failed"
@@ -124,7 +124,7 @@ def test_a_row_with_another_status_is_failed() -> None:
     move = place.download(FilesFake(out=line), "out")
     assert numbers(move) == (0, 1, 0)
     assert place.rows(move) == [
-        b'-{"custom_id":"a","outcome":"failed","attempts":1,"response":{"status_code":0,  "body":null},"error":null}'
+        b'f{"custom_id":"a","outcome":"failed","attempts":1,"response":{"status_code":0,  "body":null},"error":null}'
     ]
 
 
@@ -297,7 +297,7 @@ def test_every_row_is_accounted_for_once(fates: list[str], chance: random.Random
     assert (good, fates.count("bad"), fates.count("missing")) == numbers(move)
     for number, (fate, row) in enumerate(zip(fates, place.rows(move), strict=True)):
         assert json.loads(row[1:])["custom_id"] == f"row {number}"
-        assert row[:1] == (b"-" if fate in ("bad", "missing") else b"+")
+        assert row[:1] == {"bad": b"f", "missing": b"m"}.get(fate, b"+")
 
 
 @pytest.mark.parametrize("line", [b'{"custom_id": null, "error": {}}', b'{"error": {"code": "invalid"}}'])

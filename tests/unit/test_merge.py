@@ -14,9 +14,12 @@ from hypothesis import strategies as st
 from batchpipe.errors import BatchpipeError, LeaseLost
 from batchpipe.jobs import JobRecord, ShardRecord
 from batchpipe.results import Outcome, iter_failed_lines, iter_failed_requests, iter_outcomes
+from batchpipe.outcomes import FAILED, MISSING
 from batchpipe.rows import OutcomeState, error_line
 from batchpipe.steps.merge import Merged, clean_up, merge
 from batchpipe.storage import Folder
+
+MARKS = {OutcomeState.FAILED: FAILED, OutcomeState.MISSING: MISSING}
 
 
 def nothing() -> None:
@@ -39,7 +42,7 @@ class Place:
     def __init__(self, rows: list[tuple[int, OutcomeState]], root: str = "") -> None:
         root = root or f"memory://{uuid.uuid4().hex}"
         self.workspace, self.output = Folder(root + "/work"), Folder(root + "/out")
-        self.job = JobRecord(id="job_x", workspace=self.workspace.url, output=self.output.url)
+        self.job = JobRecord(id="job_x", workspace=self.workspace.url, output=self.output.url, order_files=["order-t"])
         self.expected: dict[str, list[bytes]] = {"output.jsonl": [], "errors.jsonl": []}
         order = b"".join(b"%d 1\n" % shard for shard, _ in rows)
         put(self.workspace, "order-t", order)
@@ -73,10 +76,10 @@ class Place:
         if outcome == OutcomeState.OK:
             line = json.dumps({"custom_id": name, "response": {"body": number}, "error": None}).encode()
             return b"+" + line + b"\n"
-        return b"-" + error_line(name, outcome, 1, None, b'{"code":"x"}') + b"\n"
+        return MARKS[outcome] + error_line(name, outcome, 1, None, b'{"code":"x"}') + b"\n"
 
     def merge(self) -> Merged:
-        return merge(self.job, self.shards, "order-t", self.workspace, self.output, check=nothing)
+        return merge(self.job, self.shards, self.workspace, self.output, check=nothing)
 
     def outcomes(self) -> list[Outcome]:
         with self.workspace.reader("results.idx") as index:
@@ -131,7 +134,7 @@ def test_both_files_are_there_even_if_empty() -> None:
 def test_a_job_without_shards_has_empty_results() -> None:
     """It was cancelled before its input was read."""
     place = Place([])
-    assert merge(place.job, [], None, place.workspace, place.output, check=nothing) == Merged()
+    assert merge(place.job, [], place.workspace, place.output, check=nothing) == Merged()
     assert place.output.names() == ["errors.jsonl", "output.jsonl"]
     assert place.outcomes() == []
 
@@ -199,7 +202,7 @@ def test_numbers_that_do_not_add_up_are_an_error_that_names_them(field: str) -> 
     """And no result is written, so that nobody takes it for whole."""
     place = Place(ROWS)
     place.shards[0] = place.shards[0].evolve(**{field: 7})
-    with pytest.raises(BatchpipeError, match=r"do not add up: .*merged 3 ok and 2 not ok") as caught:
+    with pytest.raises(BatchpipeError, match=r"do not add up: .*merged 3 ok, 1 failed, 1 missing") as caught:
         place.merge()
     assert caught.value.code == "rows_lost"
     assert place.output.names() == []
@@ -228,7 +231,7 @@ def test_a_lost_lease_ends_the_merge_without_results() -> None:
         raise LeaseLost
 
     with pytest.raises(LeaseLost):
-        merge(place.job, place.shards, "order-t", place.workspace, place.output, check=check)
+        merge(place.job, place.shards, place.workspace, place.output, check=check)
     assert place.output.names() == []
 
 

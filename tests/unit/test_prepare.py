@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from batchpipe.errors import InvalidInput, LeaseLost, StorageTrouble
 from batchpipe.jobs import JobRecord
 from batchpipe.results import ShardReader, iter_in_order
-from batchpipe.steps.prepare import Prepared, prepare, validate
+from batchpipe.splitting import Prepared
+from batchpipe.steps.prepare import prepare, validate
 from batchpipe.storage import Folder
 
 CHAT, EMBEDDINGS = "/v1/chat/completions", "/v1/embeddings"

@@ -1,0 +1,72 @@
+"""What a round has brought for a row, as one byte before its line in a collected file; and whether to send it again.
+
+``+`` ok. Capital letters are final: ``F`` failed, ``M`` missing. Small ones are worth sending again while the job's
+attempts last: ``f`` failed, ``m`` missing, ``r`` never run, for its batch was refused because of other rows (once).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from batchpipe.rows import Answer, OutcomeState
+
+OK = b"+"
+FAILED, FAILED_FOR_NOW = b"F", b"f"
+MISSING, MISSING_FOR_NOW = b"M", b"m"
+REFUSED_WITH_OTHERS = b"r"
+
+#: Marks of rows that are worth sending again.
+FOR_NOW = frozenset({FAILED_FOR_NOW, MISSING_FOR_NOW, REFUSED_WITH_OTHERS})
+
+OUTCOMES: dict[bytes, OutcomeState] = {
+    OK: OutcomeState.OK,
+    FAILED: OutcomeState.FAILED,
+    FAILED_FOR_NOW: OutcomeState.FAILED,
+    REFUSED_WITH_OTHERS: OutcomeState.FAILED,
+    MISSING: OutcomeState.MISSING,
+    MISSING_FOR_NOW: OutcomeState.MISSING,
+}
+
+#: The provider's codes for a row that it did not run, or not to its end.
+_PASSING_CODES = frozenset({"batch_expired", "batch_cancelled", "request_timeout"})
+_PASSING_STATUSES = frozenset({0, 408, 409, 429})
+#: The account has no money: every further row would be refused with it.
+_QUOTA = b"insufficient_quota"
+
+
+class _Coded(msgspec.Struct):
+    code: Any = None
+
+
+_decode_code = msgspec.json.Decoder(_Coded).decode
+
+
+def mark_of(answer: Answer) -> bytes:
+    """The mark of a row that the provider answered with this line."""
+    if answer.ok:
+        return OK
+    return FAILED_FOR_NOW if _passes(answer) else FAILED
+
+
+def names_quota(answer: Answer) -> bool:
+    """Whether a row was refused because the account has used up its quota."""
+    return not answer.ok and any(_QUOTA in part for part in (answer.response, answer.error) if part)
+
+
+def _passes(answer: Answer) -> bool:
+    if answer.error is None and answer.response is None:
+        return True  # nothing says that the row was run
+    if answer.error is not None and _code(answer.error) in _PASSING_CODES:
+        return True
+    status = answer.status_code
+    return status is not None and (status in _PASSING_STATUSES or 500 <= status < 600)
+
+
+def _code(error: bytes) -> str | None:
+    try:
+        code = _decode_code(error).code
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
+    return code if isinstance(code, str) else None

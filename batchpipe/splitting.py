@@ -1,0 +1,219 @@
+"""Rows into shards: which one a row goes to, the files they are written to, and the order that leads back.
+
+Memory does not grow with the input: rows go straight to their shard files. Their names carry the token of the
+lease, so that whatever a step that was stopped leaves behind harms nobody.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Protocol
+
+import msgspec
+
+from batchpipe.errors import StorageTrouble
+from batchpipe.rows import EMBEDDINGS, MAX_EMBEDDING_INPUTS, Request
+from batchpipe.storage import Draft, Folder
+
+#: Shards, so models, that may be unfinished at once; beyond it the one that waits longest is finished as it is.
+MAX_UNFINISHED = 1024
+
+
+class ShardPlan(msgspec.Struct, frozen=True):
+    """One shard: its index in the job, its file within the workspace ("" where none was written)."""
+
+    index: int
+    file: str
+    rows: int
+    bytes: int
+    model: str | None
+    refused_once: bool = False  #: its rows were in a batch that was refused because of other rows
+
+
+class Prepared(msgspec.Struct, frozen=True):
+    """What came of an input. ``order_file``: runs "SHARD COUNT" that lead back to the order of the input."""
+
+    shards: list[ShardPlan]
+    rows: int
+    order_file: str | None
+
+    @property
+    def bytes(self) -> int:
+        """Of all shard files, newlines included."""
+        return sum(shard.bytes for shard in self.shards)
+
+    @property
+    def models(self) -> dict[str | None, int]:
+        """Rows per model."""
+        found: dict[str | None, int] = {}
+        for shard in self.shards:
+            found[shard.model] = found.get(shard.model, 0) + shard.rows
+        return found
+
+
+class Files(Protocol):
+    """Where rows go."""
+
+    max_open: int  #: shards that may be unfinished at once
+    order_file: str | None
+
+    def name(self, index: int) -> str: ...
+
+    def write(self, index: int, line: bytes) -> None: ...
+
+    def finish(self, index: int) -> None: ...
+
+
+class NoFiles:
+    max_open = MAX_UNFINISHED
+    order_file: str | None = None
+
+    def name(self, index: int) -> str:
+        return ""
+
+    def write(self, index: int, line: bytes) -> None:
+        pass
+
+    def finish(self, index: int) -> None:
+        pass
+
+
+class ShardFiles:
+    """The shard files being written, and the order of their rows; at most ``Folder.max_open`` are open."""
+
+    def __init__(self, workspace: Folder, token: str) -> None:
+        self.order_file: str | None = f"order-{token}"
+        # A local file can be closed and continued, so there many models can have one unfinished shard each.
+        self.max_open = MAX_UNFINISHED if workspace.is_local else workspace.max_open
+        self._workspace = workspace
+        self._token = token
+        self._drafts: dict[int, Draft] = {}
+        self._open: OrderedDict[int, Draft] = OrderedDict()
+        self._done: list[str] = []
+        self._order = workspace.draft(f"order-{token}")
+        self._run, self._count = -1, 0
+
+    def name(self, index: int) -> str:
+        return f"shards/{index:05d}-{self._token}.jsonl"
+
+    def write(self, index: int, line: bytes) -> None:
+        if index != self._run:
+            self._end_run()
+            self._run = index
+            self._make_room(index)
+        self._count += 1
+        self._open[index].write(line)
+
+    def _make_room(self, index: int) -> None:
+        if index in self._open:
+            self._open.move_to_end(index)
+            return
+        if len(self._open) >= self._workspace.max_open:
+            self._open.popitem(last=False)[1].pause()
+        if index not in self._drafts:
+            self._drafts[index] = self._workspace.draft(self.name(index))
+        self._open[index] = self._drafts[index]
+
+    def _end_run(self) -> None:
+        if self._count:
+            self._order.write(b"%d %d\n" % (self._run, self._count))
+        self._count = 0
+
+    def finish(self, index: int) -> None:
+        self._open.pop(index, None)
+        self._drafts.pop(index).commit()
+        self._done.append(self.name(index))
+        if index == self._run:
+            self._end_run()
+            self._run = -1
+
+    def commit(self, check: Callable[[], None]) -> None:
+        for index in list(self._drafts):
+            check()
+            self.finish(index)
+        self._end_run()
+        check()
+        self._order.commit()
+
+    def discard(self) -> None:
+        for draft in (*self._drafts.values(), self._order):
+            draft.discard()
+        for name in (*self._done, *filter(None, [self.order_file])):
+            try:
+                self._workspace.remove(name)
+            except StorageTrouble:
+                return  # what ended the step matters more; the token keeps what is left from harm
+
+
+#: What the rows of a shard have in common: the model, and whether they were refused with others before.
+_Kind = tuple[str | None, bool]
+
+
+class _Shard:
+    """The unfinished shard of one kind of rows."""
+
+    __slots__ = ("bytes", "index", "inputs", "kind", "rows")
+
+    def __init__(self, index: int, kind: _Kind) -> None:
+        self.index = index
+        self.kind = kind
+        self.rows = self.bytes = self.inputs = 0
+
+
+class Planner:
+    """Decides which shard a row goes to. ``first`` is the index of its first shard."""
+
+    def __init__(self, files: Files, endpoint: str, max_rows: int, max_bytes: int, first: int = 0) -> None:
+        self._files = files
+        self._max_inputs = MAX_EMBEDDING_INPUTS if endpoint == EMBEDDINGS else None
+        self._max_rows = max_rows
+        self._max_bytes = max_bytes
+        self._open: OrderedDict[_Kind, _Shard] = OrderedDict()
+        self._last: _Shard | None = None
+        self._plans: list[ShardPlan] = []
+        self._next = first
+
+    def place(self, request: Request, line: bytes, *, refused_once: bool = False) -> None:
+        """Write a row, newline included, to the shard that it belongs to."""
+        size = len(line)
+        shard, kind = self._last, (request.model, refused_once)
+        if shard is None or shard.kind != kind:
+            shard = self._last = self._of(kind)
+        if (
+            shard.rows >= self._max_rows
+            or shard.bytes + size > self._max_bytes
+            or (self._max_inputs is not None and shard.inputs + request.inputs > self._max_inputs)
+        ) and shard.rows:
+            self._finish(shard)
+            shard = self._last = self._of(kind)
+        shard.rows += 1
+        shard.bytes += size
+        shard.inputs += request.inputs
+        self._files.write(shard.index, line)
+
+    def _of(self, kind: _Kind) -> _Shard:
+        found = self._open.get(kind)
+        if found is not None:
+            self._open.move_to_end(kind)
+            return found
+        if len(self._open) >= self._files.max_open:
+            self._finish(next(iter(self._open.values())))
+        found = self._open[kind] = _Shard(self._next, kind)
+        self._next += 1
+        return found
+
+    def _finish(self, shard: _Shard) -> None:
+        self._note(shard)
+        del self._open[shard.kind]
+        self._files.finish(shard.index)
+
+    def _note(self, shard: _Shard) -> None:
+        name = self._files.name(shard.index)
+        self._plans.append(ShardPlan(shard.index, name, shard.rows, shard.bytes, *shard.kind))
+
+    def all(self) -> list[ShardPlan]:
+        """Every shard, the unfinished ones too."""
+        for shard in self._open.values():
+            self._note(shard)
+        return sorted(self._plans, key=lambda plan: plan.index)

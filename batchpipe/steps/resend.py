@@ -1,0 +1,57 @@
+"""Resend: the rows of a round that are worth sending again, into the shard files of a further round."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from batchpipe.errors import BatchpipeError
+from batchpipe.jobs import JobRecord, ShardRecord
+from batchpipe.outcomes import FOR_NOW, REFUSED_WITH_OTHERS
+from batchpipe.results import ShardReader, iter_in_order
+from batchpipe.rows import check_request
+from batchpipe.splitting import Planner, Prepared, ShardFiles
+from batchpipe.storage import Folder, Pacer
+
+
+def resend(
+    job: JobRecord, shards: Iterable[ShardRecord], workspace: Folder, token: str, *, check: Callable[[], None]
+) -> Prepared:
+    """Write the shard files and the order of the next round; the indexes of its shards go on from the job's.
+
+    ``shards`` are those of the round that has just been collected. ``token`` becomes part of every name.
+    Raises StorageTrouble, BatchpipeError (``rows_lost``) if the rows do not add up, and what ``check`` raises.
+    """
+    files = ShardFiles(workspace, token)
+    try:
+        found = _scan(job, list(shards), workspace, files, check)
+        files.commit(check)
+    except BaseException:
+        files.discard()
+        raise
+    return found
+
+
+def _scan(
+    job: JobRecord, shards: list[ShardRecord], workspace: Folder, files: ShardFiles, check: Callable[[], None]
+) -> Prepared:
+    planner = Planner(files, job.endpoint, job.max_rows, job.max_bytes, first=job.shards)
+    refused_once = {shard.index for shard in shards if shard.refused_once}
+    half, rows, pace = max(1, workspace.max_open // 2), 0, Pacer(check)
+    with (
+        workspace.reader(job.order_files[-1]) as order,
+        ShardReader(workspace, {shard.index: shard.collected_file or "" for shard in shards}, half) as collected,
+        ShardReader(workspace, {shard.index: shard.file for shard in shards}, half) as requests,
+    ):
+        for index, line in iter_in_order(order, collected):
+            request = requests.stream(index).readline()
+            pace(line)
+            mark = line[:1]
+            if mark in FOR_NOW:
+                rows += 1
+                checked = check_request(request, rows, job.endpoint)
+                refused = mark == REFUSED_WITH_OTHERS or index in refused_once
+                planner.place(checked, request, refused_once=refused)
+    wanted = sum(shard.resend for shard in shards)
+    if rows != wanted:
+        raise BatchpipeError(f"{wanted} rows are to be sent again, {rows} were found", code="rows_lost")
+    return Prepared(planner.all(), rows, files.order_file)
