@@ -3,7 +3,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 CODE := $(wildcard batchpipe tests examples bench)
 
-.PHONY: help dev demo test check format bench clean
+.PHONY: help dev demo test chaos check format bench clean
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -17,6 +17,9 @@ demo: $(INSTALLED)  ## run 3,600 requests through the sandbox; no key, no cost
 
 test: $(INSTALLED)  ## run the tests
 	$(BIN)/pytest -n 2 --dist loadfile
+
+chaos: $(INSTALLED)  ## kill, freeze and lie for about 10 minutes; all rows must be there, none paid twice
+	$(BIN)/python -m tests.chaos $(CHAOS)
 
 check: $(INSTALLED)  ## check format, lint and types
 	$(BIN)/ruff format --check .

@@ -216,9 +216,20 @@ class Client:
         for index in (JOB, *range(self.store.get_job(job_id).shards)):
             tasks.runtime().jobs.wake(job_id, index)
 
-    def sweep(self) -> int:
-        """One pass of the safety net. Answers how many records were published anew."""
-        return sweep(tasks.runtime().jobs)
+    def sweep(self, *, listing: bool | None = None) -> int:
+        """One pass of the safety net. Answers how many records were published anew.
+
+        ``listing``: read the accounts' lists of batches now (True), not at all (False), or if it is time (None).
+        """
+        return sweep(tasks.runtime().jobs, listing=listing)
+
+    def resume(self, account: str) -> tuple[bool, int]:
+        """End an account's pause. Answers whether there was one, and how many shards go on at once."""
+        paused, woken = self.store.resume(account), 0
+        for job in self.store.list_jobs(state=State.RUNNING, limit=10_000) if paused else ():
+            for shard in self.store.iter_shards(job) if job.account == account else ():
+                woken += tasks.runtime().jobs.wake(job.id, shard.index, when="asleep") is not None
+        return paused, woken
 
     def recover(self, folders: Sequence[str] = (), *, dry_run: bool = False) -> Report:
         """Rebuild records that Redis has lost, or with ``dry_run`` only report. Raises InvalidInput, SettingsError."""

@@ -42,6 +42,7 @@ from batchpipe.splitting import Prepared
 from batchpipe.steps.merge import Merged, clean_up, merge
 from batchpipe.steps.prepare import prepare
 from batchpipe.steps.resend import resend
+from batchpipe.steps.tidy import tidy
 from batchpipe.storage import Folder, check_allowed
 from batchpipe.store import Lease, Refused, Store
 from batchpipe.store.store import new_task_ids, output_in_use
@@ -53,6 +54,9 @@ logger = logging.getLogger(__name__)
 INPUT_WAIT_SECONDS = 3_600.0
 #: Preparing and merging stream the whole input; this bounds only what has gone wild.
 JOB_DEADLINE_SECONDS = 6 * 3_600.0
+
+#: How often deleting the job's files at the provider is put off before they are left to their expiry.
+MAX_TIDIES = 5
 
 MANIFEST = "manifest.json"
 WORKSPACES = "workspaces.jsonl"
@@ -240,13 +244,35 @@ class JobTurns(Turns):
     def _tell_all(self, lease: Lease, state: State) -> None:
         """Write job.json, clean up, tell the user: at least once, in an order that a crash may cut anywhere."""
         job = self.store.get_job(lease.job.id)
-        if job.error is None or job.error.code not in ("output_in_use", "output_unwritable", "not_allowed"):
-            self._write_job_file(job)
-        if state is State.SUCCEEDED and not self.settings.keep_workspace:
-            clean_up(job, Folder(job.workspace, private=True))
-        self._tell(job)
+        if not job.notified:
+            if job.error is None or job.error.code not in ("output_in_use", "output_unwritable", "not_allowed"):
+                self._write_job_file(job)
+            if state is State.SUCCEEDED and not self.settings.keep_workspace:
+                clean_up(job, Folder(job.workspace, private=True))
+            self._tell(job)
+            self.store.save(lease, {"notified": True})
+        self._tidy(job, lease)
         lease.stop()
         self.store.told(lease)
+
+    def _tidy(self, job: JobRecord, lease: Lease) -> None:
+        """Delete files at the provider that are needed no more. Raises TryLater, but not for ever: they expire."""
+        if not job.shards:
+            return
+        try:
+            deleted = tidy(job, self.store.iter_shards(job), self.apis(job.account), self.settings.delete_files)
+        except StoreUnavailable:
+            raise
+        except TryLater as error:
+            if job.untidied < MAX_TIDIES:
+                self.store.save(lease, {"untidied": job.untidied + 1})
+                raise
+            self.log(job.id, [("files_left", {"message": error.message})])
+        except (Never, SettingsError) as error:
+            self.log(job.id, [("files_left", {"message": error.message})])
+        else:
+            if deleted:
+                self.log(job.id, [("files_deleted", {"files": deleted})])
 
     def _write_job_file(self, job: JobRecord) -> None:
         try:

@@ -134,6 +134,7 @@ class JobRecord(Record, frozen=True, kw_only=True):
     on_done: dict[str, Any] | None = None
     cancel: bool = False
     notified: bool = False  #: job.json is written, on_done is sent
+    untidied: int = 0  #: how often deleting its files at the provider was put off
     told: bool = False  #: notified and tidied up: nothing is left to do
     round: int = 0
     shards: int = 0  #: number of shards planned so far; the next index
@@ -185,6 +186,7 @@ class ShardRecord(Record, frozen=True, kw_only=True):
     counts: Counts = Counts()
     snapshot_at: float | None = None  #: when status and counts were read
     cancel_sent: bool = False
+    overdue_at: float | None = None  #: when it was found that the batch has not ended after its window
     output_file_id: str | None = None
     error_file_id: str | None = None
     errors: list[BatchError] = []

@@ -23,7 +23,7 @@ from batchpipe.errors import (
     TryLater,
 )
 from batchpipe.errors import Refused as ProviderRefused
-from batchpipe.jobs import JOB, Move, Problem, ShardRecord, Stage, State
+from batchpipe.jobs import JOB, JobRecord, Move, Problem, ShardRecord, Stage, State
 from batchpipe.openai_api import Api, Snapshot
 from batchpipe.settings import Settings
 from batchpipe.steps.create import GiveUp, Over, create
@@ -199,9 +199,7 @@ class ShardTurns(Turns):
         elif link == "create":
             result = create(job, shard, api, _Turn(self, lease, api))
         elif link == "poll":
-            result = poll(
-                job, shard, api, now=self.store.now(), pace=self._pace, may_look=lambda: self._may_look(job.account)
-            )
+            result = self._poll(job, shard, api)
         else:
             result = download(job, shard, workspace, api, lease.token, check=lease.check)
         if isinstance(result, GiveUp | Problem):
@@ -209,13 +207,18 @@ class ShardTurns(Turns):
             return self._abandon(lease, workspace, problem, refused=isinstance(result, GiveUp) and result.refused)
         return result
 
-    @property
-    def _pace(self) -> Pace:
-        return Pace(self.settings.poll_min_seconds, self.settings.poll_max_seconds)
-
-    def _may_look(self, account: str) -> float:
-        rate = self.settings.account(account).looks_per_second
-        return self.store.may_look(account, per_second=rate, burst=max(1.0, 2 * rate))
+    def _poll(self, job: JobRecord, shard: ShardRecord, api: Api) -> Move | Problem:
+        account = self.settings.account(job.account)
+        rate = account.looks_per_second
+        return poll(
+            job,
+            shard,
+            api,
+            now=self.store.now(),
+            pace=Pace(self.settings.poll_min_seconds, self.settings.poll_max_seconds),
+            may_look=lambda: self.store.may_look(job.account, per_second=rate, burst=max(1.0, 2 * rate)),
+            patience=account.patience_seconds,
+        )
 
     def _abandon(self, lease: Lease, workspace: Folder, problem: Problem, *, refused: bool = False) -> Move:
         """Account for the rows of a shard that has no files: failed if the provider refused it, else missing."""
@@ -337,6 +340,7 @@ class _Turn:
         assert lease.shard is not None
         self._turns, self._lease, self._api, self._shard = turns, lease, api, lease.shard
         self.grace_seconds = turns.settings.create_grace_seconds
+        self.provider = turns.settings.account(lease.job.account)
 
     def now(self) -> float:
         return self._turns.store.now()

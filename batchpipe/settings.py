@@ -46,6 +46,25 @@ class Account(BaseModel):
         1_209_600, description="the provider may delete uploaded inputs after so long; 0: do not ask for it"
     )
     looks_per_second: float = Field(5.0, gt=0, description="status reads per second, over all workers")
+    lists_batches: bool = Field(True, description="the provider can list batches; see docs/guarantees.md where not")
+    echoes_metadata: bool = Field(True, description="the provider's list shows the metadata of batches")
+    resend_unanswered: bool = Field(
+        False,
+        description="where batches cannot be listed: repeat a create call without an answer; rows may be paid twice",
+    )
+    overdue_seconds: float | None = Field(
+        None,
+        ge=0,
+        description="cancel a batch that has not ended so long after its window and send its rows again; "
+        "0: never  [7200; azure: never]",
+    )
+
+    @property
+    def patience_seconds(self) -> float | None:
+        """How long after its completion window a batch is waited for; None: for ever."""
+        if self.overdue_seconds is not None:
+            return self.overdue_seconds or None
+        return None if self.kind == "azure" else 7_200.0  # Azure goes on after the window, and says so
 
 
 class Settings(BaseSettings):
@@ -90,6 +109,11 @@ class Settings(BaseSettings):
     transfer_timeout_seconds: float = Field(600, gt=0, description="time-out of one upload or download")
     account_pause_seconds: float = Field(
         300, gt=0, description="how long an account rests after 401, 403 or insufficient_quota"
+    )
+    delete_files: Literal["none", "strays", "inputs", "all"] = Field(
+        "strays",
+        description="files at the provider to delete when a job has ended: uploads that no batch used, all uploads, "
+        "or the results, too",
     )
     keep_workspace: bool = Field(False, description="keep a job's shard files and downloads after it ended well")
     accounts: dict[str, Account] = Field(

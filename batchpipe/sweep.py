@@ -1,22 +1,103 @@
-"""The safety net: what is past due is published anew. Any number of sweeps at once do no harm."""
+"""The safety net: what is past due is published anew, and batches that must not live are cancelled.
+
+Any number of sweeps at once do no harm.
+"""
 
 from __future__ import annotations
 
 import logging
+from itertools import islice
 
+from batchpipe.errors import BatchpipeError, Refused, StoreUnavailable
+from batchpipe.jobs import ShardRecord, Stage, Status
+from batchpipe.openai_api import Api, Snapshot
 from batchpipe.pipeline import Turns
 
 logger = logging.getLogger(__name__)
 
 #: Records looked at in one pass; the longest overdue come first, the rest with the next pass.
 PASS_LENGTH = 1_000
+#: Pause between two looks into an account's list, over all sweeps.
+LIST_SECONDS = 30.0
+#: A list is read back to the last one and this much more: lists lag, and clocks differ.
+OVERLAP_SECONDS = 1_200.0
+#: How far back the first list is read, and how long after its last create call an account is looked after.
+LOOK_BACK_SECONDS = 26 * 3_600.0
 
 
-def sweep(turns: Turns, *, limit: int = PASS_LENGTH) -> int:
-    """One pass. Answers how many records were published anew. Raises StoreUnavailable."""
+def sweep(turns: Turns, *, limit: int = PASS_LENGTH, listing: bool | None = None) -> int:
+    """One pass. Answers how many records were published anew. Raises StoreUnavailable.
+
+    ``listing``: look into the accounts' lists of batches now (True), not at all (False), or if it is time (None).
+    """
     woken = 0
     for job_id, index in turns.store.due(limit):
         if turns.wake(job_id, index, when="overdue") is not None:
             woken += 1
             logger.info("overdue, published anew", extra={"event": "swept", "job": job_id, "shard": index})
+    if listing is not False:
+        for account in turns.store.creating_accounts(turns.store.now() - LOOK_BACK_SECONDS):
+            _look_after(turns, account, at_once=listing is True)
     return woken
+
+
+def _look_after(turns: Turns, account: str, *, at_once: bool) -> None:
+    """Read an account's recent batches: cancel strays, wake the shards of those that have ended."""
+    now = turns.store.now()
+    begun, done = turns.store.listings(account)
+    if not at_once and 0 <= now - begun < LIST_SECONDS:
+        return
+    try:
+        if not turns.settings.account(account).lists_batches or turns.store.paused(account) is not None:
+            return
+        turns.store.note_listing(account, begun=now)
+        api, batches = turns.apis(account), turns.apis(account).iter_batches(_since(now, done))
+        while page := list(islice(batches, 100)):
+            _judge(turns, api, page)
+    except StoreUnavailable:
+        raise
+    except BatchpipeError as error:  # no key on this host, or the provider is down: the next sweep, or another's
+        logger.warning("batches of account %r not listed: %s", account, error)
+        return
+    turns.store.note_listing(account, done=now)
+
+
+def _since(now: float, done: float) -> float:
+    return (done or now - LOOK_BACK_SECONDS) - OVERLAP_SECONDS
+
+
+def _judge(turns: Turns, api: Api, batches: list[Snapshot]) -> None:
+    """The records are read after the list, so a batch that is not recorded by now was not recorded then."""
+    ours = [(batch, place) for batch in batches if (place := _place(batch)) is not None]
+    shards = turns.store.shards_of([place for _, place in ours])
+    for (batch, _), shard in zip(ours, shards, strict=True):
+        if shard is None:
+            continue  # of another Redis, or of one that has lost it: see recover
+        if _is_stray(batch, shard):
+            _cancel_stray(turns, api, batch, shard)
+        elif batch.id == shard.batch_id and batch.status in Status.FINAL and shard.stage == Stage.CREATED:
+            turns.wake(shard.job, shard.index, when="asleep")
+
+
+def _place(batch: Snapshot) -> tuple[str, int] | None:
+    """The job and shard that a batch names, if it is one of ours."""
+    job, index = batch.metadata.get("batchpipe_job"), batch.metadata.get("batchpipe_shard", "")
+    return (job, int(index)) if job and index.isascii() and index.isdigit() else None
+
+
+def _is_stray(batch: Snapshot, shard: ShardRecord) -> bool:
+    """It lives, and its shard has another batch or none to come. While that is open, it may yet be adopted."""
+    if batch.status in Status.FINAL or batch.status == "cancelling":
+        return False
+    if batch.id == shard.batch_id or batch.id in shard.spent:
+        return False
+    return shard.batch_id is not None or shard.stage == Stage.COLLECTED
+
+
+def _cancel_stray(turns: Turns, api: Api, batch: Snapshot, shard: ShardRecord) -> None:
+    logger.error("batch %s is cancelled: shard %s of job %s has another", batch.id, shard.index, shard.job)
+    try:
+        api.cancel_batch(batch.id)
+    except Refused:
+        return  # it has ended meanwhile
+    turns.log(shard.job, [("stray_cancelled", {"batch_id": batch.id})], shard=shard.index)

@@ -24,6 +24,7 @@ COMMANDS = {
     "results": ("jobs", "Print the output rows of an ended job."),
     "cancel": ("jobs", "Cancel a job; finished rows are kept."),
     "retry": ("jobs", "Send the rows that are not ok as a new job."),
+    "resume": ("jobs", "End the pause of an account."),
     "validate": ("jobs", "Check an input without sending anything."),
     "logs": ("jobs", "Print the event log of a job."),
     "sweep": ("processes", "One pass of the safety net, for cron."),

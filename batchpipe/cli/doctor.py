@@ -101,6 +101,7 @@ def _account(client: Client | None, name: str) -> Iterator[Finding]:
         yield Finding("account", "ok", f"{name}: the provider answers and takes the key")
         if client is not None and client.store.resume(name):
             yield Finding("account", "ok", f"{name}: its pause is lifted")
+        yield from _capabilities(name)
     except SettingsError as error:
         yield Finding("account", "fail", str(error), "a worker needs the key; a process that only submits does not")
     except Paused as error:
@@ -111,7 +112,21 @@ def _account(client: Client | None, name: str) -> Iterator[Finding]:
         yield Finding("account", "fail", f"{name}: {error}", "check base_url and the network")
     if client is not None and (pause := client.store.paused(name)) is not None:
         detail = f"{name}: paused for {pause.seconds:.0f} s more ({pause.code}): {pause.message}"
-        yield Finding("account", "warn", detail, "mend the cause; work goes on by itself after the pause")
+        yield Finding("account", "warn", detail, f"mend the cause; then: batchpipe resume {name}")
+
+
+def _capabilities(name: str) -> Iterator[Finding]:
+    """What is declared of the provider, where it weakens what we promise."""
+    account = settings().account(name)
+    if account.lists_batches and not account.echoes_metadata:
+        detail = f"{name}: its list shows no metadata: the sweep cannot find strays, recover goes by file names"
+        yield Finding("account", "warn", detail, "docs/guarantees.md")
+    elif not account.lists_batches and account.resend_unanswered:
+        detail = f"{name}: cannot list batches, and RESEND_UNANSWERED is on: rows may be paid twice"
+        yield Finding("account", "warn", detail, "docs/guarantees.md")
+    elif not account.lists_batches:
+        detail = f"{name}: cannot list batches: a create call without an answer waits for you"
+        yield Finding("account", "warn", detail, "docs/guarantees.md")
 
 
 def _workers(client: Client) -> Iterator[Finding]:

@@ -149,6 +149,14 @@ def retry_command(job_id: str, output: str | None) -> None:
     click.echo(job.id)
 
 
+@click.command("resume")
+@click.argument("account", default="default")
+def resume_command(account: str) -> None:
+    """End the pause of an account, when its cause is mended. [default account: default]"""
+    paused, woken = open_client().resume(account)
+    say(f"account {account!r} goes on: {woken} shard(s) at once" if paused else f"account {account!r} is not paused")
+
+
 @click.command("validate")
 @click.argument("input", metavar="INPUT")
 @click.option("--endpoint", default="/v1/chat/completions", show_default=True, help="Of every row.")

@@ -20,8 +20,8 @@ loglevel_option = click.option(
 
 @click.command("sweep")
 def sweep_command() -> None:
-    """One pass of the safety net: publish anew what is past due. For cron, where beat does not run."""
-    say(f"{open_client().sweep()} overdue")
+    """One pass of the safety net: publish anew what is past due, cancel stray batches. For cron, where no beat runs."""
+    say(f"{open_client().sweep(listing=True)} overdue")
 
 
 @click.command("worker", context_settings={"ignore_unknown_options": True})

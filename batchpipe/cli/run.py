@@ -198,7 +198,7 @@ class _Tick:
             self._worker.ensure()
             if time.monotonic() - self._swept >= self._client.settings.sweep_seconds:
                 self._swept = time.monotonic()
-                self._client.sweep()
+                self._client.sweep(listing=False)  # its worker lists
         if self._display.wants_update(job):
             pause = self._client.store.paused(job.account)
             self._display.update(job, list(self._client.store.iter_shards(job)), pause)

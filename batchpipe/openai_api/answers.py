@@ -20,6 +20,7 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     output_file_id: str | None = None
     error_file_id: str | None = None
     created_at: float | None = None
+    expires_at: float | None = None
     counts: Counts = Counts()
     errors: list[BatchError] = []
     metadata: dict[str, str] = {}
@@ -63,6 +64,7 @@ def parse_batch(value: dict[str, Any]) -> Snapshot:
         output_file_id=text(value.get("output_file_id")),
         error_file_id=text(value.get("error_file_id")),
         created_at=_number(value.get("created_at")),
+        expires_at=_number(value.get("expires_at")),
         counts=Counts(**{name: _count(counts.get(name)) for name in ("total", "completed", "failed")})
         if isinstance(counts, dict)
         else Counts(),

@@ -35,6 +35,7 @@ class Api:
     def __init__(self, account: Account, *, control_seconds: float = 30.0, transfer_seconds: float = 600.0) -> None:
         self._client = _client(account, control_seconds)
         self._key = account.api_key.get_secret_value() if account.api_key else ""
+        self._lists_batches = account.lists_batches
         self._expires = account.file_expires_seconds
         self._transfer = transfer_seconds
         self._control = control_seconds
@@ -207,8 +208,9 @@ class Api:
 
     def ping(self) -> None:
         """One cheap authorised call, for doctor. Raises Paused, Unavailable, Refused."""
+        listed = self._client.batches if self._lists_batches else self._client.files
         with translated(self._key):
-            self._client.batches.with_raw_response.list(limit=1)
+            listed.with_raw_response.list(limit=1)
 
     # -- time-outs -------------------------------------------------------------------------------------------------
 

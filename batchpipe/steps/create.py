@@ -62,10 +62,24 @@ class BatchesApi(Protocol):
     def cancel_batch(self, batch_id: str) -> object: ...
 
 
+class Provider(Protocol):
+    """What an account's provider can do, as its settings declare."""
+
+    @property
+    def lists_batches(self) -> bool: ...
+    @property
+    def echoes_metadata(self) -> bool: ...
+    @property
+    def resend_unanswered(self) -> bool: ...
+
+
 class Turn(Protocol):
     """What this step may do with the shard's record, under its lease."""
 
     grace_seconds: float
+
+    @property
+    def provider(self) -> Provider: ...
 
     def now(self) -> float:
         """Redis' clock."""
@@ -106,9 +120,11 @@ def create(job: JobRecord, shard: ShardRecord, api: BatchesApi, turn: Turn) -> E
     """
     if shard.intent_at is not None:
         try:
-            found = _look(shard, api)
+            found = _look(shard, api, turn.provider)
         except Refused as error:
-            return _cannot_look(job, error)
+            return _cannot_look(job, str(error))
+        if found is None:
+            return _cannot_look(job, "as the account's LISTS_BATCHES says")
         if found:
             return _adopt(found, api, turn)
         waiting = _after_empty_look(job, shard, turn)
@@ -184,27 +200,34 @@ def _refused(shard: ShardRecord, error: Refused) -> Ending:
     return Move(stage=Stage.UPLOADED, after=FIRST_LOOK_SECONDS, changes={"refusal": problem})
 
 
-def _look(shard: ShardRecord, api: BatchesApi) -> list[Batch]:
-    """Batches made under this shard's key, the one to keep first."""
+def _look(shard: ShardRecord, api: BatchesApi, provider: Provider) -> list[Batch] | None:
+    """Batches made under this shard's key, the one to keep first; None if nobody can know of them."""
+    if not provider.lists_batches:
+        return [] if provider.resend_unanswered else None
     since = (shard.intent_at or 0.0) - CLOCK_SLACK_SECONDS
     found = {
-        batch.id: batch for batch in api.iter_batches(since) if batch.id not in shard.spent and _is_ours(batch, shard)
+        batch.id: batch
+        for batch in api.iter_batches(since)
+        if batch.id not in shard.spent and _is_ours(batch, shard, provider)
     }
     dead = (Status.FAILED, Status.EXPIRED, Status.CANCELLED, Status.CANCELED, "cancelling")
     return sorted(found.values(), key=lambda batch: (batch.status in dead, batch.created_at or 0.0, batch.id))
 
 
-def _cannot_look(job: JobRecord, error: Refused) -> Ending:
+def _cannot_look(job: JobRecord, reason: str) -> Ending:
     """The provider has no list: without it a second call might pay twice, so there is none until a human decides."""
-    message = f"a create call got no clear answer, and the provider cannot list batches ({error}): one may exist there"
+    message = (
+        f"a create call got no clear answer, and the provider cannot list batches ({reason}): one may exist there. "
+        f"Look there; then cancel the job, or let the call be repeated with the account's RESEND_UNANSWERED"
+    )
     problem = Problem(code="create_unknown", message=message)
     if job.cancel:
         return GiveUp(problem)
     return Move(stage=Stage.UPLOADED, after=60.0, changes={"trouble": problem})
 
 
-def _is_ours(batch: Batch, shard: ShardRecord) -> bool:
-    key = batch.metadata.get("batchpipe_key")
+def _is_ours(batch: Batch, shard: ShardRecord, provider: Provider) -> bool:
+    key = batch.metadata.get("batchpipe_key") if provider.echoes_metadata else None
     if key is not None:
         return key == shard.key
     return shard.file_id is not None and batch.input_file_id == shard.file_id

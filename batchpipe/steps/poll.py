@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -18,6 +19,9 @@ MAX_GONE = 3
 
 #: So often the files of an ended batch are waited for.
 MAX_LATE = 5
+
+#: A batch that was cancelled because it did not end, and does not end then either, is given up after so long.
+GIVE_UP_SECONDS = 86_400.0
 
 _TOKEN_LIMIT = "token_limit_exceeded"
 
@@ -48,6 +52,8 @@ class Batch(Protocol):
     def counts(self) -> Counts: ...
     @property
     def errors(self) -> list[BatchError]: ...
+    @property
+    def expires_at(self) -> float | None: ...
 
 
 class BatchApi(Protocol):
@@ -58,15 +64,26 @@ class BatchApi(Protocol):
 
 
 def poll(
-    job: JobRecord, shard: ShardRecord, api: BatchApi, *, now: float, pace: Pace, may_look: Callable[[], float]
+    job: JobRecord,
+    shard: ShardRecord,
+    api: BatchApi,
+    *,
+    now: float,
+    pace: Pace,
+    may_look: Callable[[], float],
+    patience: float | None = None,
 ) -> Move | Problem:
     """Look once. Answers where to go, or the Problem with which the batch is gone for good.
 
-    ``may_look`` answers the seconds until this account may ask again (0: now).
+    ``may_look`` answers the seconds until this account may ask again (0: now); ``patience`` is how many seconds
+    after its completion window a batch is waited for (None: for ever).
     Raises Unavailable, Paused, Refused.
     """
+    if shard.overdue_at is not None and now - shard.overdue_at > GIVE_UP_SECONDS:
+        message = f"{shard.batch_id} did not end after its window, nor after it was cancelled; its rows may be paid"
+        return Problem(code="batch_stuck", message=message)
     pause = pace.after(now - (shard.created_at or now))
-    if not job.cancel and _is_fresh(shard, now, pace):
+    if not _must_end(job, shard) and _is_fresh(shard, now, pace):
         return Move(stage=Stage.CREATED, after=pause)
     wait = may_look()
     if wait > 0:
@@ -77,7 +94,42 @@ def poll(
         if shard.unfound + 1 < MAX_GONE:  # a read may lag behind the create
             return Move(stage=Stage.CREATED, after=pause, changes={"unfound": shard.unfound + 1})
         return Problem(code="batch_gone", message=f"the provider no longer knows {shard.batch_id}: {error}")
+    if shard.overdue_at is None and batch.status not in Status.FINAL and _is_overdue(job, shard, batch, now, patience):
+        return _overdue(shard, batch, now)
     return _moved(job, shard, batch, now, pause)
+
+
+def _must_end(job: JobRecord, shard: ShardRecord) -> bool:
+    """The batch is to be cancelled, or has been."""
+    return job.cancel or shard.overdue_at is not None
+
+
+def _is_overdue(job: JobRecord, shard: ShardRecord, batch: Batch, now: float, patience: float | None) -> bool:
+    """By the provider's own word for the end of its window, where it gives one."""
+    if patience is None or shard.created_at is None:
+        return False
+    return now > (batch.expires_at or shard.created_at + window_seconds(job.completion_window)) + patience
+
+
+def window_seconds(window: str) -> float:
+    """The seconds of a completion window such as 24h or 7d; a day for one that says nothing of it."""
+    found = re.fullmatch(r"(\d{1,4})([smhd])", window.strip().lower())
+    return int(found[1]) * {"s": 1.0, "m": 60.0, "h": 3_600.0, "d": 86_400.0}[found[2]] if found else 86_400.0
+
+
+def _overdue(shard: ShardRecord, batch: Batch, now: float) -> Move:
+    """It is cancelled with the next look; what has finished is landed, the rest sent again."""
+    message = f"{shard.batch_id} has not ended after its completion window: it is cancelled, its rows are sent again"
+    logger.error("%s", message)
+    problem = Problem(code="batch_overdue", message=message)
+    changes = {
+        "overdue_at": now,
+        "status": batch.status,
+        "counts": batch.counts,
+        "snapshot_at": now,
+        "trouble": problem,
+    }
+    return Move(stage=Stage.CREATED, changes=changes, events=[("overdue", {"batch_id": shard.batch_id})])
 
 
 def _is_fresh(shard: ShardRecord, now: float, pace: Pace) -> bool:
@@ -91,7 +143,7 @@ def _is_fresh(shard: ShardRecord, now: float, pace: Pace) -> bool:
 
 def _cancelled_or_read(job: JobRecord, shard: ShardRecord, api: BatchApi) -> Batch:
     batch_id = shard.batch_id or ""
-    if job.cancel and not shard.cancel_sent:
+    if _must_end(job, shard) and not shard.cancel_sent:
         try:
             return api.cancel_batch(batch_id)
         except (Refused, Unavailable) as error:
@@ -105,7 +157,7 @@ def _moved(job: JobRecord, shard: ShardRecord, batch: Batch, now: float, pause: 
         "status": batch.status,
         "counts": batch.counts,
         "snapshot_at": now,
-        "cancel_sent": job.cancel and batch.status in {"cancelling", *Status.FINAL},
+        "cancel_sent": _must_end(job, shard) and batch.status in {"cancelling", *Status.FINAL},
         "unfound": 0,
     }
     events = [("status", {"batch_id": shard.batch_id, "status": batch.status})] if batch.status != shard.status else []
@@ -143,6 +195,8 @@ def _create_again(shard: ShardRecord, batch: Batch, events: list[tuple[str, dict
             "intent_at": None,
             "calls": None,
             "empty_at": None,
+            "overdue_at": None,
+            "cancel_sent": False,
             "status": None,
             "counts": None,
             "snapshot_at": None,

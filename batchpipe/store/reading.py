@@ -167,6 +167,13 @@ class Records:
         )
         return [parse_member(member) for member in members]
 
+    def shards_of(self, places: Sequence[tuple[str, int]]) -> list[ShardRecord | None]:
+        """The shards at these places (job id, index), None where there is none, read in one go."""
+        pipe = self.client.pipeline(transaction=False)
+        for job_id, index in places:
+            pipe.hgetall(self._key(job_id, index))
+        return [decode(ShardRecord, fields) if fields else None for fields in self._call(pipe.execute)]
+
     # -- accounts --------------------------------------------------------------------------------------------------
 
     def pause(self, account: str, seconds: float, problem: Problem) -> None:
@@ -190,6 +197,22 @@ class Records:
     def resume(self, account: str) -> bool:
         """End a pause. True if there was one."""
         return bool(self._call(self.client.delete, f"{self.prefix}pause:{account}"))
+
+    def creating_accounts(self, since: float) -> list[str]:
+        """Names of the accounts on which a create call was made since then."""
+        return cast(
+            "list[str]", self._call(self.client.zrangebyscore, f"{self.prefix}accounts", f"{since:.6f}", "+inf")
+        )
+
+    def listings(self, account: str) -> tuple[float, float]:
+        """When a listing of the account's batches last began, and when one that came to its end began; 0: never."""
+        begun, done = self._call(self.client.hmget, f"{self.prefix}listed:{account}", "begun", "done")
+        return float(begun or 0), float(done or 0)
+
+    def note_listing(self, account: str, **times: float) -> None:
+        """Note ``begun`` or ``done``."""
+        fields = {name: f"{at:.6f}" for name, at in times.items()}
+        self._call(self.client.hset, f"{self.prefix}listed:{account}", mapping=fields)
 
     def may_look(self, account: str, *, per_second: float, burst: float) -> float:
         """Take one look at the provider from the account's budget. Answers 0, or the seconds until there is one."""

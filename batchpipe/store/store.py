@@ -69,7 +69,7 @@ class Store(Records):
         return job_id, verdict == "ok"
 
     def restore(self, job: JobRecord, shards: Sequence[ShardRecord]) -> tuple[str, str]:
-        """Write the records of a job that Redis has lost; unfinished shards (of a job that has none, it) are due now.
+        """Write the records of a running job that Redis has lost; its unfinished shards are due at once.
 
         Answers ``ok``, ``known`` (nothing was written), or ``output`` and the other unfinished job that writes there.
         """
@@ -84,7 +84,6 @@ class Store(Records):
             [*self._keys(job.id, JOB), key, f"{self.prefix}output:{job.output.rstrip('/')}"],
             self.prefix,
             job.id,
-            self._member(job.id, JOB),
             uuid.uuid4().hex,
             *args,
         )
@@ -234,7 +233,7 @@ class Store(Records):
 
     def intend(self, lease: Lease) -> Renewal:
         """Record that a create call goes out under the shard's key. Raises LeaseLost."""
-        return _news_or_lost(self._run("intent", self._keys(lease.job.id, lease.index), lease.token))
+        return _news_or_lost(self._run("intent", self._keys(lease.job.id, lease.index), self.prefix, lease.token))
 
     def withdraw(self, shard: ShardRecord, call: str) -> None:
         """A call was clearly refused or never made. Needs no lease."""

@@ -14,8 +14,8 @@ from batchpipe.errors import Gone, Refused, Unavailable
 from batchpipe.jobs import BatchError, Counts, Status
 from batchpipe.openai_api import Snapshot, StoredFile
 
-#: How the provider answers one request: a dict (the body of a 200), an int (the status of a refusal), a str (the code of an
-#: error without a response, such as ``batch_expired``) or None (no line).
+#: How the provider answers one request: a dict (the body of a 200), an int (the status of a refusal), a str (the
+#: code of an error without a response, such as ``batch_expired``) or None (no line).
 Answer = dict[str, Any] | int | str | None
 
 _PAGE = 100

@@ -9,6 +9,7 @@ import pytest
 
 from batchpipe.errors import Gone, LeaseLost, Paused, Refused, Unanswered, Unavailable
 from batchpipe.jobs import JobRecord, Move, ShardRecord, Stage
+from batchpipe.settings import Account
 from batchpipe.steps.create import CANCELLED, MAX_UNFOUND, GiveUp, Over, create
 from batchpipe.testing import FakeOpenAI
 
@@ -20,6 +21,7 @@ class FakeTurn:
     """A record under a lease, as far as create may touch it."""
 
     grace_seconds = 30.0
+    provider = Account()
 
     def __init__(self, verdicts: dict[str, str] | None = None) -> None:
         self.at = NOW

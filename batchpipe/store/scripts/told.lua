@@ -6,6 +6,7 @@ if flag(KEYS[1], 'told') == 1 then return { 'ok' } end
 if not holds(KEYS[1], ARGV[5], now) then return { 'lost' } end
 release(KEYS[1])
 redis.call('HSET', KEYS[1], 'told', '1')
+redis.call('HDEL', KEYS[1], 'trouble')
 redis.call('ZREM', KEYS[3], ARGV[4])
 redis.call('EXPIRE', KEYS[1], ttl)
 redis.call('EXPIRE', prefix .. 'log:' .. id, ttl)
