@@ -45,7 +45,7 @@ def _look_after(turns: Turns, account: str, *, at_once: bool) -> None:
     """Read an account's recent batches: cancel strays, wake the shards of those that have ended."""
     now = turns.store.now()
     begun, done = turns.store.listings(account)
-    if not at_once and 0 <= now - begun < LIST_SECONDS:
+    if not at_once and abs(now - begun) < LIST_SECONDS:
         return
     try:
         if not turns.settings.account(account).lists_batches or turns.store.paused(account) is not None:
@@ -76,7 +76,9 @@ def _judge(turns: Turns, api: Api, batches: list[Snapshot]) -> None:
         if _is_stray(batch, shard):
             _cancel_stray(turns, api, batch, shard)
         elif batch.id == shard.batch_id and batch.status in Status.FINAL and shard.stage == Stage.CREATED:
-            turns.wake(shard.job, shard.index, when="asleep")
+            seen = {"status": batch.status, "counts": batch.counts}
+            if turns.store.observe(shard, batch.id, seen):
+                turns.wake(shard.job, shard.index, when="asleep")
 
 
 def _place(batch: Snapshot) -> tuple[str, int] | None:

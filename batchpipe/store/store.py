@@ -229,6 +229,11 @@ class Store(Records):
             return None
         return Raised(int(answer[1]), answer[2], answer[3], orjson.loads(answer[4]))
 
+    def observe(self, shard: ShardRecord, batch_id: str, changes: Mapping[str, Any]) -> bool:
+        """Note what a list said of a shard's batch. Answers False if the shard waits for it no more."""
+        args = (batch_id, *encode_changes(changes))
+        return bool(self._run("observe", self._keys(shard.job, shard.index), *args)[0] == "ok")
+
     # -- the paid call ---------------------------------------------------------------------------------------------
 
     def intend(self, lease: Lease) -> Renewal:

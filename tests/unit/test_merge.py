@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from batchpipe.errors import BatchpipeError, LeaseLost
 from batchpipe.jobs import JobRecord, ShardRecord
-from batchpipe.results import Outcome, iter_failed_lines, iter_failed_requests, iter_outcomes
 from batchpipe.outcomes import FAILED, MISSING
+from batchpipe.results import Outcome, iter_failed_lines, iter_failed_requests, iter_outcomes
 from batchpipe.rows import OutcomeState, error_line
 from batchpipe.steps.merge import Merged, clean_up, merge
 from batchpipe.storage import Folder
