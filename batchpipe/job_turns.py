@@ -313,7 +313,18 @@ def manifest(job: JobRecord, done: list[ShardRecord], prepared: Prepared) -> dic
     """
     fields = (
         *("v", "id", "name", "account", "endpoint", "completion_window", "metadata", "extra", "tags", "key", "queue"),
-        *("input", "spooled", "output", "workspace", "max_rows", "max_bytes", "attempts", "on_done", "created_at"),
+        *(
+            "input",
+            "input_here",
+            "spooled",
+            "output",
+            "workspace",
+            "max_rows",
+            "max_bytes",
+            "attempts",
+            "on_done",
+            "created_at",
+        ),
     )
     return {
         **{name: getattr(job, name) for name in fields},

@@ -122,9 +122,9 @@ def create(job: JobRecord, shard: ShardRecord, api: BatchesApi, turn: Turn) -> E
         try:
             found = _look(shard, api, turn.provider)
         except Refused as error:
-            return _cannot_look(job, str(error))
-        if found is None:
-            return _cannot_look(job, "as the account's LISTS_BATCHES says")
+            if not turn.provider.resend_unanswered:
+                return _cannot_look(job, error)
+            found = []
         if found:
             return _adopt(found, api, turn)
         waiting = _after_empty_look(job, shard, turn)
@@ -185,10 +185,11 @@ def _file_not_found(shard: ShardRecord, error: BatchpipeError) -> Move:
         "unfound": shard.unfound + 1,
         "trouble": Problem(code=error.code, message=error.message),
     }
-    if shard.unfound + 1 < MAX_UNFOUND or shard.calls:
+    if shard.unfound + 1 < MAX_UNFOUND:
         return Move(stage=Stage.UPLOADED, after=1.0 * 2**shard.unfound, changes=changes)
-    unused = [*shard.unused_files, shard.file_id]
-    changes |= {"unfound": 0, "file_id": None, "unused_files": unused, "try_": shard.try_ + 1}
+    changes |= {"unfound": 0, "file_id": None, "unused_files": [*shard.unused_files, shard.file_id]}
+    if not shard.calls:  # else the batch of an older call must still be found, by the same key or by the old file
+        changes["try_"] = shard.try_ + 1
     return Move(stage=Stage.PLANNED, changes=changes, events=[("upload_again", {"message": error.message})])
 
 
@@ -200,10 +201,10 @@ def _refused(shard: ShardRecord, error: Refused) -> Ending:
     return Move(stage=Stage.UPLOADED, after=FIRST_LOOK_SECONDS, changes={"refusal": problem})
 
 
-def _look(shard: ShardRecord, api: BatchesApi, provider: Provider) -> list[Batch] | None:
-    """Batches made under this shard's key, the one to keep first; None if nobody can know of them."""
+def _look(shard: ShardRecord, api: BatchesApi, provider: Provider) -> list[Batch]:
+    """Batches made under this shard's key, the one to keep first. Raises Refused where the provider has no list."""
     if not provider.lists_batches:
-        return [] if provider.resend_unanswered else None
+        raise Refused("so its settings say")
     since = (shard.intent_at or 0.0) - CLOCK_SLACK_SECONDS
     found = {
         batch.id: batch
@@ -214,10 +215,10 @@ def _look(shard: ShardRecord, api: BatchesApi, provider: Provider) -> list[Batch
     return sorted(found.values(), key=lambda batch: (batch.status in dead, batch.created_at or 0.0, batch.id))
 
 
-def _cannot_look(job: JobRecord, reason: str) -> Ending:
+def _cannot_look(job: JobRecord, error: Refused) -> Ending:
     """The provider has no list: without it a second call might pay twice, so there is none until a human decides."""
     message = (
-        f"a create call got no clear answer, and the provider cannot list batches ({reason}): one may exist there. "
+        f"a create call got no clear answer, and the provider cannot list batches ({error}): one may exist there. "
         f"Look there; then cancel the job, or let the call be repeated with the account's RESEND_UNANSWERED"
     )
     problem = Problem(code="create_unknown", message=message)
@@ -230,7 +231,7 @@ def _is_ours(batch: Batch, shard: ShardRecord, provider: Provider) -> bool:
     key = batch.metadata.get("batchpipe_key") if provider.echoes_metadata else None
     if key is not None:
         return key == shard.key
-    return shard.file_id is not None and batch.input_file_id == shard.file_id
+    return batch.input_file_id is not None and batch.input_file_id in (shard.file_id, *shard.unused_files)
 
 
 def _adopt(found: list[Batch], api: BatchesApi, turn: Turn) -> Ending:

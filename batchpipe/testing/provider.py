@@ -61,6 +61,7 @@ class FakeBatch:
     metadata: dict[str, str]
     arguments: dict[str, Any]
     created_at: float
+    expires_at: float | None = None
     status: str = "validating"
     output_file_id: str | None = None
     error_file_id: str | None = None
@@ -334,6 +335,7 @@ class FakeOpenAI:
             output_file_id=batch.output_file_id,
             error_file_id=batch.error_file_id,
             created_at=batch.created_at,
+            expires_at=batch.expires_at,
             counts=batch.counts,
             errors=list(batch.errors),
             metadata=dict(batch.metadata) if self.echo_metadata else {},

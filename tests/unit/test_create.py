@@ -353,10 +353,19 @@ def test_a_fresh_file_that_is_not_found_is_tried_again_with_growing_pauses(world
     assert (ending.changes["file_id"], ending.changes["try_"], ending.changes["unfound"]) == (None, 2, 0)
 
 
-def test_a_file_is_not_uploaded_anew_while_a_call_is_unanswered(world: World) -> None:
-    """A new try has a new key, under which the older call's batch would not be found."""
-    shard = world.unanswered(file_id="file-lost", empty_at=NOW - 30, unfound=MAX_UNFOUND + 5)
-    assert world.create(shard).stage == Stage.UPLOADED
+@pytest.mark.parametrize("echo", [True, False])
+def test_a_file_uploaded_anew_while_a_call_is_unanswered_hides_nothing(world: World, echo: bool) -> None:
+    """The key stays, and the old file is remembered: by either, the older call's batch is still found."""
+    world.api.echo_metadata = echo
+    shard = world.unanswered(file_id="file-lost", empty_at=NOW - 30, unfound=MAX_UNFOUND - 1)
+    move = world.create(shard)
+    assert (move.stage, move.changes["file_id"], move.changes["unused_files"]) == (Stage.PLANNED, None, ["file-lost"])
+    assert "try_" not in move.changes
+    again = shard.evolve(**move.changes).evolve(file_id=world.file_id)
+    late = world.add_batch(file_id=world.file_id)
+    world.api.batches[late].input_file_id = "file-lost"
+    assert world.create(again) == Over(settled=True)
+    assert world.turn.recorded == late
 
 
 # -- cancelling ----------------------------------------------------------------------------------------------------
@@ -398,3 +407,35 @@ def test_a_cancelled_job_gives_up_after_the_second_empty_look(world: World) -> N
     assert world.create(world.unanswered(), CANCELLING).changes == {"empty_at": NOW}
     assert world.create(world.unanswered(empty_at=NOW - 30), CANCELLING) == GiveUp(CANCELLED)
     assert world.api.count("create_batch") == 0
+
+
+# -- what is declared of the provider ------------------------------------------------------------------------------
+
+
+def test_a_provider_declared_without_a_list_is_not_asked_for_it(world: World) -> None:
+    """An unanswered call waits for a person: a second one might be paid twice."""
+    world.turn.provider = Account(lists_batches=False)
+    waiting = world.create(world.unanswered())
+    assert (waiting.stage, waiting.changes["trouble"].code) == (Stage.UPLOADED, "create_unknown")
+    assert world.api.calls == []
+
+
+@pytest.mark.parametrize("declared", [True, False])
+def test_a_call_is_repeated_without_a_list_only_where_that_is_asked_for(world: World, declared: bool) -> None:
+    """After the grace period, as after two empty looks; docs/guarantees.md says what that may cost."""
+    world.turn.provider = Account(lists_batches=not declared, resend_unanswered=True)
+    if not declared:
+        world.api.fail_next("iter_batches", Refused("unknown route", status=404), times=9)
+    first = world.create(world.unanswered())
+    assert (first.stage, first.after, first.changes) == (Stage.UPLOADED, 30.0, {"empty_at": NOW})
+    world.turn.at += 31
+    assert world.create(world.unanswered(empty_at=NOW)) == Over(settled=True)
+    assert world.api.count("create_batch") == 1
+
+
+def test_where_the_list_shows_no_metadata_the_input_file_alone_tells(world: World) -> None:
+    """Even if it shows something else there."""
+    world.turn.provider = Account(echoes_metadata=False)
+    made = world.add_batch(key="nonsense of a gateway")
+    assert world.create(world.unanswered()) == Over(settled=True)
+    assert world.turn.recorded == made

@@ -9,7 +9,8 @@ import pytest
 
 from batchpipe.errors import Gone, Unavailable
 from batchpipe.jobs import Counts, JobRecord, Move, Problem, ShardRecord, Stage, Status
-from batchpipe.steps.poll import MAX_GONE, Pace, poll
+from batchpipe.settings import Account
+from batchpipe.steps.poll import MAX_GONE, Pace, poll, window_seconds
 from batchpipe.testing import FakeOpenAI
 
 JOB = JobRecord(id="job_x")
@@ -211,3 +212,65 @@ def test_a_file_that_is_named_late_is_waited_for(world: World) -> None:
     move = world.poll()
     assert isinstance(move, Move)
     assert move.stage == Stage.CREATED
+
+
+# -- batches that do not end ---------------------------------------------------------------------------------------
+
+DAY = 86_400.0
+
+
+def overdue(world: World, age: float, patience: float | None = 7_200.0, **fields: Any) -> Any:
+    job, now = fields.pop("job", JOB), NOW + 60
+    shard = world.shard(**{"created_at": now - age, **fields})
+    return poll(job, shard, world.api, now=now, pace=PACE, may_look=lambda: 0.0, patience=patience)
+
+
+def test_a_batch_is_waited_for_beyond_its_window_for_a_while(world: World) -> None:
+    """Providers end them late."""
+    assert "overdue_at" not in overdue(world, DAY + 7_100).changes
+    assert overdue(world, DAY + 7_300).changes["overdue_at"] == NOW + 60
+
+
+def test_the_providers_own_word_for_the_window_counts(world: World) -> None:
+    """Some take longer than was asked for."""
+    world.api.batches[world.batch_id].expires_at = NOW + 4 * DAY
+    assert "overdue_at" not in overdue(world, 3 * DAY).changes
+    world.api.batches[world.batch_id].expires_at = NOW - 7_300
+    assert "overdue_at" in overdue(world, 100).changes
+
+
+def test_nothing_is_overdue_where_that_is_switched_off(world: World) -> None:
+    """Azure goes on after the window, and says so."""
+    assert "overdue_at" not in overdue(world, 90 * DAY, patience=None).changes
+    assert Account(kind="azure").patience_seconds is None
+    assert Account(overdue_seconds=0).patience_seconds is None
+    assert Account(kind="azure", overdue_seconds=5).patience_seconds == 5
+    assert Account().patience_seconds == 7_200
+
+
+def test_an_overdue_batch_is_cancelled_and_what_it_has_is_landed(world: World) -> None:
+    """At the very next look; its rows that did not run are sent again, as the job is not being cancelled."""
+    found = overdue(world, 2 * DAY)
+    assert (found.stage, found.after, found.changes["trouble"].code) == (Stage.CREATED, 0.0, "batch_overdue")
+    move = overdue(world, 2 * DAY, overdue_at=NOW, snapshot_at=NOW + 59, status="in_progress")
+    assert world.api.batches[world.batch_id].status == "cancelling"
+    assert move.changes["cancel_sent"]
+    world.api.finish(world.batch_id, Status.CANCELLED, after=1)
+    move = overdue(world, 2 * DAY, overdue_at=NOW, cancel_sent=True)
+    assert (move.stage, move.changes["status"]) == (Stage.ENDED, Status.CANCELLED)
+
+
+def test_a_batch_that_does_not_end_even_when_cancelled_is_given_up_a_day_later(world: World) -> None:
+    """Nobody can know what became of its rows: they are missing for good, for they may be paid."""
+    assert isinstance(overdue(world, 3 * DAY, overdue_at=NOW + 60 - DAY), Move)
+    problem = overdue(world, 3 * DAY, overdue_at=NOW + 59 - DAY)
+    assert isinstance(problem, Problem)
+    assert problem.code == "batch_stuck"
+
+
+@pytest.mark.parametrize(
+    ("window", "seconds"), [("24h", DAY), ("7d", 7 * DAY), ("48H", 2 * DAY), ("30m", 1_800), ("soon", DAY), ("", DAY)]
+)
+def test_completion_windows_are_read_leniently(window: str, seconds: float) -> None:
+    """They are passed on as they are; a day is meant by what says nothing."""
+    assert window_seconds(window) == seconds

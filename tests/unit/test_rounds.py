@@ -299,6 +299,41 @@ def test_a_worker_may_die_at_any_script_of_a_further_round(tmp_path: Path, chat_
     assert left > 20
 
 
+def test_the_rows_of_a_batch_that_does_not_end_are_sent_again(tmp_path: Path, chat_rows: Rows) -> None:
+    """A day and two hours later it is cancelled; the rows that had finished are kept and not paid for twice."""
+
+    class Stuck(Script):
+        def _move_on(self, batch: FakeBatch) -> None:
+            if batch.id != "batch_0001":
+                super()._move_on(batch)
+            elif batch.status == "cancelling":
+                self.finish(batch.id, Status.CANCELLED, after=1)
+
+    api = Stuck()
+    pump = pump_of(tmp_path, api)
+    job_id = pump.submit(chat_rows(3))
+    pump.run_until_idle()
+    job = pump.job(job_id)
+    assert (job.stage, job.ok, job.round, api.sizes) == (State.SUCCEEDED, 3, 2, [3, 2])
+    assert api.billed == Counter(["r0", "r1", "r2"])
+    assert 93_600 < api.batches["batch_0002"].created_at - job.created_at < 96_000
+
+
+def test_a_batch_that_never_ends_does_not_keep_its_job_for_ever(tmp_path: Path, chat_rows: Rows) -> None:
+    """Its rows may be paid: they are missing, with that reason, and not sent again."""
+
+    class Dead(Script):
+        def _move_on(self, batch: FakeBatch) -> None:
+            pass
+
+    pump = pump_of(tmp_path, Dead())
+    job_id = pump.submit(chat_rows(2))
+    pump.run_until_idle(300_000)
+    job = pump.job(job_id)
+    assert (job.stage, job.missing, job.round) == (State.FAILED, 2, 1)
+    assert [row["error"]["code"] for row in lines(pump, job, "errors.jsonl")] == ["batch_stuck"] * 2
+
+
 def test_marks_tell_what_may_be_sent_again() -> None:
     """Odd lines are final unless they say that the row was not run."""
 

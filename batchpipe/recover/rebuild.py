@@ -1,0 +1,206 @@
+"""Records from a manifest and the provider's lists. Nothing is written here."""
+
+from __future__ import annotations
+
+import posixpath
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import msgspec
+
+from batchpipe.errors import Never
+from batchpipe.jobs import JobRecord, Record, ShardRecord, Stage, State, Status
+from batchpipe.openai_api import Snapshot
+from batchpipe.recover.accounts import AccountView
+from batchpipe.recover.traces import Trace
+from batchpipe.results import INDEX
+from batchpipe.storage import Folder
+
+#: The provider's clock and the one that wrote the manifest may differ by so much.
+CLOCK_SLACK_SECONDS = 300.0
+
+#: Stands for the call that somebody may have had under way when Redis forgot: the shard is looked for, twice, first.
+_UNANSWERED = "recovered"
+
+_STALE = {field.encode_name for field in msgspec.structs.fields(Record)} - {"v", "stage"}
+_TOKEN_LIMIT = "token_limit_exceeded"
+
+
+def read_records(manifest: dict[str, Any], trace: Trace) -> tuple[JobRecord, list[ShardRecord]]:
+    """The records as the manifest has them: shards of earlier rounds whole, those of its round without a batch.
+
+    Raises Never (``manifest_damaged``).
+    """
+    try:
+        shards = [_shard(entry, trace.job) for entry in manifest["shards"]]
+        current = int(manifest.get("round") or 1)
+        orders = manifest.get("order_files") or [manifest.get("order_file")]
+        plain = {name: value for name, value in manifest.items() if name not in (*_STALE, "shards", "cancel")}
+        queue = str(manifest.get("queue") or "")
+        computed = {
+            "workspace": trace.workspace,
+            "output": trace.output,
+            "round": current,
+            "order_files": orders,
+            "total": manifest.get("rows"),
+            "input_here": manifest.get("input_here", ".run." in queue),
+            "shards": max((shard.index for shard in shards), default=-1) + 1,
+        }
+        job = msgspec.convert({**plain, **computed}, JobRecord, strict=False)
+    except (msgspec.ValidationError, KeyError, TypeError, ValueError) as error:
+        raise _damaged(trace, str(error)) from None
+    rounds = list(range(1, current + 1))
+    if sorted({shard.round for shard in shards}) != rounds or len(orders) != current:
+        raise _damaged(trace, "its rounds and shards do not fit each other")
+    if len({shard.index for shard in shards}) != len(shards):
+        raise _damaged(trace, "a shard is there twice")
+    return job, [
+        shard.evolve(stage=(Stage.COLLECTED if shard.round < current else Stage.PLANNED).value) for shard in shards
+    ]
+
+
+def _shard(entry: dict[str, Any], job: str) -> ShardRecord:
+    plain = {name: value for name, value in entry.items() if name not in _STALE}
+    return msgspec.convert({**plain, "job": job}, ShardRecord, strict=False)
+
+
+def _damaged(trace: Trace, why: str) -> Never:
+    return Never(f"its manifest in {trace.workspace} cannot be used: {why}", code="manifest_damaged")
+
+
+def check_files(job: JobRecord, shards: Sequence[ShardRecord]) -> None:
+    """Raises Never if files of the workspace are missing (``finished`` if it was tidied up), StorageTrouble."""
+    wanted = [*job.order_files, *(_needed(shard) for shard in shards)]
+    workspace = Folder(job.workspace, private=True)
+    there: dict[str, set[str]] = {}
+    missing = []
+    for name in wanted:
+        folder = posixpath.dirname(name or "")
+        if folder not in there:
+            there[folder] = set(_names(workspace, folder))
+        if not name or posixpath.basename(name) not in there[folder]:
+            missing.append(name or "a collected file")
+    if not missing:
+        return
+    if INDEX in workspace.names():
+        raise Never("it has ended: its results were written and its workspace is tidied up", code="finished")
+    more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+    raise Never(
+        f"its workspace {job.workspace} lacks {missing[0]}{more}: bring the files back, or fetch what its batches "
+        "have brought from the provider by hand",
+        code="files_missing",
+    )
+
+
+def _needed(shard: ShardRecord) -> str:
+    return (shard.collected_file or "") if shard.stage == Stage.COLLECTED else shard.file
+
+
+def _names(workspace: Folder, folder: str) -> list[str]:
+    try:
+        return workspace.names(folder)
+    except ValueError:  # it leads out of the workspace
+        return []
+
+
+def rebuild(
+    job: JobRecord, shards: Iterable[ShardRecord], view: AccountView, now: float
+) -> tuple[JobRecord, list[ShardRecord]]:
+    """The records with what the provider knows. Raises Never (``cannot_match``)."""
+    _check_knowable(job, view)
+    epoch = int(now)
+    restored = [
+        (shard if shard.stage == Stage.COLLECTED else _found(job, shard, view, now)).evolve(epoch=epoch)
+        for shard in shards
+    ]
+    unfinished = sum(shard.stage != Stage.COLLECTED for shard in restored)
+    return job.evolve(stage=State.RUNNING.value, epoch=epoch, open=unfinished), restored
+
+
+def _check_knowable(job: JobRecord, view: AccountView) -> None:
+    """A list without metadata and without files' names says nothing of whose its batches are."""
+    since = job.created_at - CLOCK_SLACK_SECONDS
+    unknown = sum(batch.created_at is None or batch.created_at >= since for batch in view.batches.values())
+    if view.is_mute and not view.names_files and unknown:
+        raise Never(
+            f"the provider tells neither the metadata nor the input files of its {unknown} batches since then, so "
+            "nobody can know which are paid for; look there by hand before you submit it again",
+            code="cannot_match",
+        )
+
+
+def _found(job: JobRecord, shard: ShardRecord, view: AccountView, now: float) -> ShardRecord:
+    batches = view.batches_of(job.id, shard.index)
+    if not batches:
+        return _without_batch(job, shard, view)
+    tries = {batch.id: view.tags[batch.id].try_ for batch in batches}
+    last = max(tries.values())
+    spent = sorted(batch_id for batch_id, attempt in tries.items() if attempt < last)
+    kept = min((batch for batch in batches if tries[batch.id] == last), key=worth)
+    if kept.status == Status.FAILED and any(error.code == _TOKEN_LIMIT for error in kept.errors):
+        # the next try may have been called for already: it is looked for first, as poll would not
+        return _next_try(job, shard, view, kept, last + 1, sorted(tries))
+    return _with_files(shard, view, kept.input_file_id).evolve(
+        stage=Stage.CREATED.value,
+        try_=last,
+        spent=spent,
+        batch_id=kept.id,
+        status=kept.status,
+        counts=kept.counts,
+        snapshot_at=now,
+        created_at=kept.created_at or now,
+    )
+
+
+def worth(batch: Snapshot) -> tuple[bool, float, str]:
+    """The order in which several batches of the same rows are kept, the best first; as the create step has it."""
+    dead = batch.status in Status.FINAL - {Status.COMPLETED} or batch.status == "cancelling"
+    return dead, batch.created_at or 0.0, batch.id
+
+
+def _next_try(
+    job: JobRecord, shard: ShardRecord, view: AccountView, kept: Snapshot, try_: int, spent: list[str]
+) -> ShardRecord:
+    stage = Stage.UPLOADED if kept.input_file_id else Stage.PLANNED
+    return _with_files(shard, view, kept.input_file_id).evolve(
+        stage=stage.value,
+        try_=max(try_, _last_upload(view, shard)),
+        spent=spent,
+        intent_at=job.created_at,
+        calls=[_UNANSWERED],
+    )
+
+
+def _without_batch(job: JobRecord, shard: ShardRecord, view: AccountView) -> ShardRecord:
+    """Nothing is paid that the list knows of; but a call may have been under way, so there is an intent."""
+    try_ = _last_upload(view, shard)
+    uploaded = [
+        file.id
+        for file in view.files_of(job.id, shard.index)
+        if view.file_tags[file.id].try_ == try_ and file.bytes in (None, shard.bytes)
+    ]
+    # where batches may be told without metadata, only our input file will tell that call's batch
+    file_id = uploaded[0] if uploaded and view.is_mute else None
+    return _with_files(shard, view, file_id).evolve(
+        stage=(Stage.UPLOADED if file_id else Stage.PLANNED).value,
+        try_=try_,
+        intent_at=job.created_at,
+        calls=[_UNANSWERED],
+    )
+
+
+def _last_upload(view: AccountView, shard: ShardRecord) -> int:
+    return max((view.file_tags[file.id].try_ for file in view.files_of(shard.job, shard.index)), default=1)
+
+
+def _with_files(shard: ShardRecord, view: AccountView, file_id: str | None) -> ShardRecord:
+    """With the files that were uploaded for it; one more upload may have been under way."""
+    used = {batch.input_file_id for batch in view.batches_of(shard.job, shard.index)}
+    unused = [file.id for file in view.files_of(shard.job, shard.index) if file.id not in (file_id, *used)]
+    return shard.evolve(file_id=file_id, unused_files=unused, uploads=len(unused) + 2)
+
+
+def stages(shards: Iterable[ShardRecord]) -> dict[str, int]:
+    """How many shards stand at each stage."""
+    return dict(Counter(shard.stage for shard in shards))

@@ -1,0 +1,290 @@
+"""Find what was lost, look at the provider, write the records, and say what does not fit."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from batchpipe.errors import BatchpipeError, Gone, JobNotFound, Never, Refused, SettingsError, StoreUnavailable
+from batchpipe.jobs import JobRecord, ShardRecord, Stage, State, Status
+from batchpipe.openai_api import Snapshot
+from batchpipe.pipeline import Turns
+from batchpipe.recover.accounts import AccountView, Tag, cannot_list, look_into
+from batchpipe.recover.rebuild import CLOCK_SLACK_SECONDS, check_files, read_records, rebuild, stages
+from batchpipe.recover.report import GoneBatch, Left, Orphan, Rebuilt, Report, StrayFile, Unread
+from batchpipe.recover.traces import Trace, check_folders, find_traces
+from batchpipe.settings import SANDBOX_ACCOUNT
+from batchpipe.storage import check_allowed
+
+logger = logging.getLogger(__name__)
+
+#: How far back batches are looked for that no job explains: they live for a day, as a rule.
+ORPHAN_SECONDS = 3 * 86_400.0
+#: The same for files in a dry run: by default the provider deletes our inputs after so long.
+STRAY_SECONDS = 14 * 86_400.0
+
+Records = tuple[JobRecord, list[ShardRecord]]
+
+
+def recover(turns: Turns, folders: Sequence[str] = (), *, dry_run: bool = False) -> Report:
+    """Rebuild the records of unfinished jobs that this Redis does not know, and publish their work.
+
+    ``folders`` are looked through for workspaces, beside the list in our home and the WORKSPACE setting. With
+    ``dry_run`` nothing is written anywhere, and the report also tells of records and provider that do not agree.
+    Raises InvalidInput for a folder that is not there, StoreUnavailable.
+    """
+    check_folders(folders)
+    return _Recovery(turns, dry_run).run(find_traces(turns.settings, folders))
+
+
+@dataclass(frozen=True)
+class _Pending:
+    """A lost job whose files are all there."""
+
+    job: JobRecord
+    shards: list[ShardRecord]
+
+
+class _Recovery:
+    """One call of ``recover``."""
+
+    def __init__(self, turns: Turns, dry_run: bool) -> None:
+        self._turns = turns
+        self._store, self._settings = turns.store, turns.settings
+        self._report = Report(dry_run=dry_run)
+        self._views: dict[str, AccountView] = {}
+        self._since: dict[str, float] = {}  #: how far back the lists of an account were read
+        self._troubles: dict[str, BatchpipeError] = {}
+        self._records: dict[str, Records | None] = {}  #: of jobs that batches belong to; None: not known
+
+    def run(self, traces: Sequence[Trace]) -> Report:
+        pending, unprepared = self._sort(traces)
+        self._look(pending, unprepared)
+        for lost in pending:
+            self._try(lost.job.id, self._rebuild, lost)
+        for trace in unprepared:
+            self._try(trace.job, self._tell_unprepared, trace)
+        strangers = list(self._strangers())  # the records are read after the lists
+        if not self._report.dry_run:
+            strangers = [stranger for stranger in strangers if not self._cancel_spare(*stranger)]
+        self._report.orphans += [_orphan(view, batch, tag) for view, batch, tag in strangers]
+        if self._report.dry_run:
+            self._report.gone += self._gone()
+            self._report.stray_files += self._stray_files()
+        return self._report
+
+    def _try(self, job: str, action: Any, *args: Any) -> None:
+        """What is wrong with one job does not stop the others."""
+        try:
+            action(*args)
+        except StoreUnavailable:
+            raise
+        except BatchpipeError as error:
+            self._leave(job, error.code, error.message)
+
+    def _leave(self, job: str, code: str, why: str) -> None:
+        self._report.left.append(Left(job, code, why))
+
+    # -- what was lost ---------------------------------------------------------------------------------------------
+
+    def _sort(self, traces: Sequence[Trace]) -> tuple[list[_Pending], list[Trace]]:
+        pending: list[_Pending] = []
+        unprepared: list[Trace] = []
+        for trace in traces:
+            self._try(trace.job, self._sort_one, trace, pending, unprepared)
+        return pending, unprepared
+
+    def _sort_one(self, trace: Trace, pending: list[_Pending], unprepared: list[Trace]) -> None:
+        if self._store.account_of(trace.job) is not None:
+            return self._leave(trace.job, "known", "its records are there")
+        if trace.has_ended():
+            return self._leave(trace.job, "finished", f"it has ended: {trace.output}")
+        manifest = trace.manifest()
+        if manifest is None:
+            if not 0 < trace.submitted_at < self._store.now() - self._settings.ttl_seconds:
+                unprepared.append(trace)  # else it is long over: somebody has cleared its folders away
+            return None
+        job, shards = read_records(manifest, trace)
+        if job.account == SANDBOX_ACCOUNT and job.account not in self._settings.accounts:
+            return self._leave(job.id, "sandbox_gone", "its sandbox ended with its `run`; nothing was paid for")
+        roots = self._settings.roots()
+        check_allowed(job.output, roots, "output")
+        check_allowed(job.workspace, roots, "workspace")
+        if (owner := trace.output_owner()) not in (None, job.id):
+            raise Never(f"its output {job.output} is that of job {owner} now", code="output_taken")
+        check_files(job, shards)
+        pending.append(_Pending(job, shards))
+        return None
+
+    def _tell_unprepared(self, trace: Trace) -> None:
+        batches = sum(view.has_any_of(trace.job) for view in self._views.values())
+        if batches:
+            message = (
+                f"its workspace {trace.workspace} has no manifest, but the provider has {batches} batch(es) of it: "
+                "bring the workspace back, and call `batchpipe recover DIR` with its place"
+            )
+            raise Never(message, code="no_workspace")
+        message = "it was submitted but not prepared, and no account that was read has a batch of it: submit it again"
+        raise Never(message, code="not_prepared")
+
+    # -- the provider ----------------------------------------------------------------------------------------------
+
+    def _look(self, pending: Sequence[_Pending], unprepared: Sequence[Trace]) -> None:
+        """Read the lists of every account that may have something of ours."""
+        horizon = self._store.now() - (STRAY_SECONDS if self._report.dry_run else ORPHAN_SECONDS)
+        for trace in unprepared:  # its account is not known
+            horizon = min(horizon, trace.submitted_at - CLOCK_SLACK_SECONDS if trace.submitted_at else horizon)
+        self._since = dict.fromkeys(self._own_accounts(), horizon)
+        for lost in pending:
+            name = lost.job.account.lower()
+            self._since[name] = min(self._since.get(name, horizon), lost.job.created_at - CLOCK_SLACK_SECONDS)
+        needed = {lost.job.account.lower() for lost in pending}
+        for name, start in self._since.items():
+            try:
+                account = self._settings.account(name)
+                self._views[name] = look_into(self._turns.apis(name), name, account, start)
+            except BatchpipeError as error:
+                self._troubles[name] = error
+                if name not in needed:
+                    self._report.unread.append(Unread(name, error.code, error.message))
+
+    def _own_accounts(self) -> list[str]:
+        names = {*self._settings.accounts, "default"}
+        try:
+            self._settings.account("default")
+        except SettingsError:
+            names -= {"default"} - self._settings.accounts.keys()
+        return sorted(names)
+
+    def _view_of(self, job: JobRecord) -> AccountView:
+        """Raises Never, in the words of what is to be done, if its account could not be looked into."""
+        name = job.account.lower()
+        if name in self._views:
+            return self._views[name]
+        error = self._troubles[name]
+        if isinstance(error, SettingsError):
+            raise error
+        if cannot_list(error):
+            message = (
+                f"the provider of account {job.account!r} cannot list batches ({error}), so nobody can know what was "
+                "paid for: look there by hand before you submit it again"
+            )
+            raise Never(message, code="cannot_list")
+        message = f"account {job.account!r} could not be looked into: {error}; call recover again later"
+        raise Never(message, code="account_unread")
+
+    # -- records ---------------------------------------------------------------------------------------------------
+
+    def _rebuild(self, lost: _Pending) -> None:
+        job, shards = rebuild(lost.job, lost.shards, self._view_of(lost.job), self._store.now())
+        if self._report.dry_run:
+            self._records[job.id] = job, shards
+        else:
+            verdict, owner = self._store.restore(job, shards)
+            if verdict == "known":
+                return self._leave(job.id, "known", "somebody else has just rebuilt it")
+            if verdict == "output":
+                message = f"its output {job.output} belongs to job {owner}, which has not ended: cancel that one first"
+                raise Never(message, code="output_in_use")
+            self._turns.log(job.id, [("recovered", {"round": job.round, "shards": stages(shards)})])
+            self._publish(job, shards)
+        self._report.rebuilt.append(Rebuilt(job.id, job.output, job.queue, job.input_here, job.round, stages(shards)))
+        return None
+
+    def _publish(self, job: JobRecord, shards: Sequence[ShardRecord]) -> None:
+        """Everything is due already: whatever is not published here, the sweep finds."""
+        for shard in shards:
+            if shard.stage != Stage.COLLECTED:
+                self._turns.wake(job.id, shard.index)
+
+    def _records_of(self, job_id: str) -> Records | None:
+        """What Redis (in a dry run: or what would be rebuilt) has of a job."""
+        if job_id not in self._records:
+            try:
+                job = self._store.get_job(job_id)
+                self._records[job_id] = job, list(self._store.iter_shards(job))
+            except JobNotFound:
+                self._records[job_id] = None
+        return self._records[job_id]
+
+    def _shard(self, tag: Tag) -> ShardRecord | None:
+        records = self._records_of(tag.job)
+        return next((shard for shard in records[1] if shard.index == tag.shard), None) if records else None
+
+    # -- what does not fit -----------------------------------------------------------------------------------------
+
+    def _strangers(self) -> Iterator[tuple[AccountView, Snapshot, Tag]]:
+        """Living batches of ours that no record knows, nor is about to."""
+        for view in self._views.values():
+            for batch_id, tag in view.tags.items():
+                batch = view.batches[batch_id]
+                if batch.status in Status.FINAL or batch.status == "cancelling":
+                    continue
+                shard = self._shard(tag)
+                if shard is None or not _explains(shard, batch_id, tag):
+                    yield view, batch, tag
+
+    def _cancel_spare(self, view: AccountView, batch: Snapshot, tag: Tag) -> bool:
+        """Cancel a living batch whose rows another batch has brought or will bring: one of the two is too many."""
+        records, shard = self._records_of(tag.job), self._shard(tag)
+        if records is None or shard is None:
+            return False
+        if shard.batch_id is None and shard.stage != Stage.COLLECTED and not State(records[0].stage).ended:
+            return False
+        logger.error("batch %s is cancelled: the rows of %s/%s have another", batch.id, tag.job, tag.shard)
+        try:
+            self._turns.apis(view.name).cancel_batch(batch.id)
+        except BatchpipeError as error:
+            logger.error("batch %s could not be cancelled: %s", batch.id, error)
+            return isinstance(error, Refused)  # it has ended meanwhile
+        self._turns.log(tag.job, [("spare_batch_cancelled", {"batch_id": batch.id})], shard=tag.shard)
+        self._report.cancelled.append(_orphan(view, batch, tag))
+        return True
+
+    def _gone(self) -> Iterator[GoneBatch]:
+        """Batches of unfinished shards that the provider no longer knows."""
+        for job in [*self._jobs(State.RUNNING), *self._jobs(State.CANCELLING)]:
+            view = self._views.get(job.account.lower())
+            for shard in self._store.iter_shards(job) if view is not None else ():
+                if shard.batch_id is None or shard.stage not in (Stage.CREATED, Stage.ENDED):
+                    continue
+                if view is not None and shard.batch_id not in view.batches and self._is_gone(view, shard.batch_id):
+                    yield GoneBatch(view.name, shard.batch_id, job.id, shard.index)
+
+    def _jobs(self, state: State) -> list[JobRecord]:
+        return self._store.list_jobs(state=state, limit=1_000_000)
+
+    def _is_gone(self, view: AccountView, batch_id: str) -> bool:
+        try:
+            self._turns.apis(view.name).retrieve(batch_id)
+        except Gone:
+            return True
+        except BatchpipeError as error:
+            logger.warning("batch %s could not be read: %s", batch_id, error)
+        return False
+
+    def _stray_files(self) -> Iterator[StrayFile]:
+        """Input files of jobs that have ended, or of which nothing is left, that no batch was made from."""
+        for view in self._views.values():
+            used, since = {batch.input_file_id for batch in view.batches.values()}, self._since[view.name]
+            for file in view.files or ():
+                tag = view.file_tags.get(file.id)
+                if tag is None or file.id in used or (file.created_at or since) < since:
+                    continue  # the batches of older files are not in the list
+                records = self._records_of(tag.job)
+                if records is None or State(records[0].stage).ended:
+                    yield StrayFile(view.name, file.id, file.name or "", tag.job)
+
+
+def _explains(shard: ShardRecord, batch_id: str, tag: Tag) -> bool:
+    """The record names this batch, or has a call without an answer that may have made it."""
+    if batch_id == shard.batch_id or batch_id in shard.spent:
+        return True
+    awaited = shard.batch_id is None and shard.intent_at is not None and shard.stage != Stage.COLLECTED
+    return awaited and tag.try_ == shard.try_
+
+
+def _orphan(view: AccountView, batch: Snapshot, tag: Tag) -> Orphan:
+    return Orphan(view.name, batch.id, tag.job, tag.shard, batch.status)

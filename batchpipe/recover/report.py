@@ -1,0 +1,88 @@
+"""What a recovery found and did: plain data, printed by the command."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+#: Why a job is left alone without anything being wrong (codes of ``Left``).
+FINE = frozenset({"known", "finished", "sandbox_gone"})
+
+
+@dataclass(frozen=True)
+class Rebuilt:
+    """A job whose records were (or, in a dry run, would be) written anew."""
+
+    job: str
+    output: str
+    queue: str
+    own_queue: bool  #: a job of ``run``: no worker listens to its queue until ``run`` or ``wait`` does
+    round: int
+    stages: dict[str, int]  #: how many shards stand at each stage
+
+
+@dataclass(frozen=True)
+class Left:
+    """A job that was found and not rebuilt; ``code`` is for programs, ``why`` for people."""
+
+    job: str
+    code: str
+    why: str
+
+
+@dataclass(frozen=True)
+class Orphan:
+    """A batch of ours that is not final and that no record knows; ``cancelled`` ones have the same fields."""
+
+    account: str
+    batch_id: str
+    job: str
+    shard: int
+    status: str | None
+
+
+@dataclass(frozen=True)
+class GoneBatch:
+    """A batch that an unfinished shard's record names and the provider no longer knows."""
+
+    account: str
+    batch_id: str
+    job: str
+    shard: int
+
+
+@dataclass(frozen=True)
+class StrayFile:
+    """An input file of ours that no batch has used and no job will."""
+
+    account: str
+    file_id: str
+    name: str
+    job: str
+
+
+@dataclass(frozen=True)
+class Unread:
+    """An account that could not be looked into."""
+
+    account: str
+    code: str
+    why: str
+
+
+@dataclass
+class Report:
+    """Everything that one call found and did."""
+
+    dry_run: bool = False
+    rebuilt: list[Rebuilt] = field(default_factory=list)
+    left: list[Left] = field(default_factory=list)
+    orphans: list[Orphan] = field(default_factory=list)
+    gone: list[GoneBatch] = field(default_factory=list)
+    stray_files: list[StrayFile] = field(default_factory=list)
+    cancelled: list[Orphan] = field(default_factory=list)
+    unread: list[Unread] = field(default_factory=list)
+
+    @property
+    def lost(self) -> list[Left]:
+        """Unfinished jobs that could not be rebuilt."""
+        return [left for left in self.left if left.code not in FINE]

@@ -1,0 +1,151 @@
+"""What jobs have left behind in files: who was submitted, where its workspace lies, whether it has ended."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from batchpipe.errors import InvalidInput, StorageTrouble
+from batchpipe.job_turns import MANIFEST, WORKSPACES
+from batchpipe.jobs import ENDED
+from batchpipe.settings import Settings
+from batchpipe.storage import Folder, local_path
+from batchpipe.views import EARLIER, JOB_FILE
+
+#: No file that is read whole here is larger.
+_MOST_BYTES = 1 << 28
+
+
+@dataclass(frozen=True)
+class Trace:
+    """A job that was submitted once, and where its files lie."""
+
+    job: str
+    workspace: str
+    output: str
+
+    def manifest(self) -> dict[str, Any] | None:
+        """What prepare wrote down of the job; None if it did not come so far. Raises StorageTrouble."""
+        return _manifest(self.workspace, self.job)
+
+    @property
+    def submitted_at(self) -> float:
+        """From the id, for a job of which nothing else is known; 0 if the id does not tell."""
+        try:
+            return int(self.job.removeprefix("job_")[:9], 36) / 1000 if len(self.job) == 23 else 0.0
+        except ValueError:
+            return 0.0
+
+    def has_ended(self) -> bool:
+        """Its job.json tells of its end, in its output or where a later job has moved it. Raises StorageTrouble."""
+        for place in (self.output, f"{self.output.rstrip('/')}/{EARLIER}/{self.job}"):
+            view = _json_object(place, JOB_FILE)
+            if view is not None and view.get("id") == self.job:
+                return view.get("state") in {state.value for state in ENDED}
+        return False
+
+    def output_owner(self) -> str | None:
+        """The job that the output's job.json names. Raises StorageTrouble."""
+        view = _json_object(self.output, JOB_FILE)
+        return str(view["id"]) if view is not None and view.get("id") else None
+
+
+def find_traces(settings: Settings, folders: Sequence[str]) -> list[Trace]:
+    """All jobs of which something is found: in our home, under WORKSPACE and in ``folders``; each job once.
+
+    Raises InvalidInput for a folder that is not there.
+    """
+    found = {trace.job: trace for trace in _noted(settings)}
+    places = [*_below(settings.workspace)] if settings.workspace else []
+    for folder in (str(settings.home / "jobs"), *folders):
+        places += _workspaces_in(folder)
+    for place in dict.fromkeys(places):
+        with suppress(StorageTrouble):  # other people's folders lie there, too
+            if (trace := _trace_at(place)) is not None:
+                found[trace.job] = trace
+    return [found[job] for job in sorted(found)]
+
+
+def check_folders(folders: Iterable[str]) -> None:
+    """Raises InvalidInput for a local folder that is not there."""
+    for folder in folders:
+        path = local_path(folder)
+        if path is not None and not os.path.isdir(path):
+            raise InvalidInput(f"{folder}: no such folder", field="DIR", code="folder_missing")
+
+
+def _noted(settings: Settings) -> Iterator[Trace]:
+    """From the list that each submit and prepare on this host has added to."""
+    try:
+        with Folder(str(settings.home), private=True).reader(WORKSPACES) as file:
+            lines = file.read(_MOST_BYTES).splitlines()
+    except StorageTrouble as error:
+        if error.code != "file_missing":
+            raise
+        return
+    for line in lines:
+        with suppress(orjson.JSONDecodeError, KeyError, TypeError):  # a crash may have cut a line
+            noted = orjson.loads(line)
+            if _is_id(noted["job"]):
+                yield Trace(noted["job"], str(noted["workspace"]), str(noted["output"]))
+
+
+def _workspaces_in(folder: str) -> list[str]:
+    """Where workspaces may lie in a folder: itself, an output's, and the same one level deeper."""
+    deeper = [*_below(folder)]
+    return [folder, *_below(_join(folder, EARLIER)), *deeper, *(p for d in deeper for p in _below(_join(d, EARLIER)))]
+
+
+def _below(folder: str) -> list[str]:
+    try:
+        return [_join(folder, name) for name in Folder(folder).names()]
+    except StorageTrouble:  # a file, or a folder that we may not read
+        return []
+
+
+def _join(folder: str, name: str) -> str:
+    return Folder(folder).path(name)
+
+
+def _trace_at(place: str) -> Trace | None:
+    """The job whose workspace lies here. Where the whole output was moved, its new place counts."""
+    manifest = _manifest(place)
+    if manifest is None:
+        return None
+    job, stated, output = manifest["id"], str(manifest.get("workspace")), str(manifest.get("output"))
+    if stated.rstrip("/") != place.rstrip("/") and _manifest(stated, job) is None:
+        if stated.rstrip("/") == f"{output.rstrip('/')}/{EARLIER}/{job}":
+            output = place.rstrip("/").removesuffix(f"/{EARLIER}/{job}")
+        return Trace(job, place, output)
+    return Trace(job, stated, output)
+
+
+def _manifest(workspace: str, job: str | None = None) -> dict[str, Any] | None:
+    """A manifest of ours: many programs call a file so."""
+    found = _json_object(workspace, MANIFEST)
+    if found is None or not _is_id(found.get("id")) or not isinstance(found.get("shards"), list):
+        return None
+    return found if job in (None, found["id"]) else None
+
+
+def _is_id(value: Any) -> bool:
+    return isinstance(value, str) and value.isidentifier()  # it becomes part of names and keys
+
+
+def _json_object(folder: str, name: str) -> dict[str, Any] | None:
+    """A JSON file; None if it is not there or holds something else. Raises StorageTrouble if it cannot be read."""
+    try:
+        with Folder(folder).reader(name) as file:
+            value = orjson.loads(file.read(_MOST_BYTES))
+    except StorageTrouble as error:
+        if error.code != "file_missing" and not isinstance(error.__cause__, NotADirectoryError):
+            raise
+        return None
+    except orjson.JSONDecodeError:
+        return None
+    return value if isinstance(value, dict) else None

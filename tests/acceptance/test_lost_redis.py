@@ -1,0 +1,202 @@
+"""Redis has lost everything: `batchpipe recover` brings unfinished jobs back, and nothing is paid for twice."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+
+from batchpipe.sandbox import Sandbox
+from tests.acceptance.place import Finished, Place, batches_of, read_rows, until
+
+NewPlace = Callable[..., Place]
+NewSandbox = Callable[..., Sandbox]
+HELD_SECONDS = 60.0
+ROWS = [f"r{number}" for number in range(6)]
+
+
+def database(place: Place) -> redis.Redis:
+    assert place.redis_url is not None
+    return redis.Redis.from_url(place.redis_url)
+
+
+def contents(place: Place) -> dict[bytes, Any]:
+    with database(place) as server:
+        return {key: server.dump(key) for key in server.keys("*")}
+
+
+def document(done: Finished) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(done.out)
+    return found
+
+
+def while_its_batches_run(new_place: NewPlace, new_sandbox: NewSandbox) -> dict[str, Any]:
+    """The worker is killed and the database emptied; the job has one shard without a batch, too."""
+    sandbox = new_sandbox()
+    place = new_place("lost", provider=sandbox)
+    stuck = sandbox.faults.add("stuck")
+    sandbox.faults.add("delay", route="POST /v1/batches", seconds=HELD_SECONDS, times=1)
+    worker = place.worker()
+    job = place.submit(place.input(6), "--max-rows", "2")
+    until(lambda: len(batches_of(sandbox)) == 2 and sandbox.calls.counts["POST /v1/batches"] == 3, what="two batches")
+    worker.kill()
+    with database(place) as server:
+        server.flushdb()
+    told = {"place": place, "job": job, "sandbox": sandbox, "unknown": place.run("status", job)}
+    calls, posts = contents(place), sandbox.calls.counts["POST /v1/batches"]
+    told["dry"] = place.run("recover", "--dry-run", "--json")
+    told["untouched"] = (contents(place), sandbox.calls.counts["POST /v1/batches"]) == (calls, posts)
+    told["done"] = place.run("recover")
+    told["again"] = place.run("recover", "--json")
+    place.worker()
+    sandbox.faults.remove(stuck)
+    told["wait"] = place.run("wait", job, "--timeout", "35")
+    told["status"] = place.json("status", job)
+    with database(place) as server:
+        server.flushdb()
+    told["over"] = place.run("recover", "--json")
+    return told
+
+
+def of_a_run(new_place: NewPlace, new_sandbox: NewSandbox) -> dict[str, Any]:
+    """The private Redis of a `run` has lost its files."""
+    sandbox = new_sandbox()
+    place = new_place("run", private=True, provider=sandbox)
+    stuck = sandbox.faults.add("stuck")
+    command: list[str | Path] = ["run", place.input(6), "-o", "out", "--max-rows", "3"]
+    process = place.start(*command)
+    until(lambda: len(batches_of(sandbox)) == 2, what="both batches are created")
+    job = batches_of(sandbox)[0].job
+    process.kill()
+    until(lambda: not place.leftovers(), 15, "what the run has started stops")
+    shutil.rmtree(place.home / "redis")
+    sandbox.faults.remove(stuck)
+    done = place.run("recover")
+    return {"place": place, "job": job, "sandbox": sandbox, "done": done, "wait": place.run(*command)}
+
+
+def that_nobody_knows(new_place: NewPlace, new_sandbox: NewSandbox) -> dict[str, Any]:
+    """Batches of another machine's jobs are there, and an upload that no batch has used."""
+    sandbox = new_sandbox()
+    stranger, place = (new_place(name, provider=sandbox) for name in ("stranger", "place"))
+    sandbox.faults.add("stuck")
+    worker = stranger.worker()
+    job = stranger.submit(stranger.input(2))
+    until(lambda: batches_of(sandbox), what="the batch is made")
+    worker.kill()
+    upload = sandbox.files.new_part()
+    upload.write_bytes(b"{}\n")
+    name = f"batchpipe-{job}-0-1.jsonl"
+    file_id = sandbox.files.adopt(upload, filename=name, purpose="batch", expires_after=None).id
+    before, posts = contents(place), sum(n for route, n in sandbox.calls.counts.items() if not route.startswith("GET"))
+    done = place.run("recover", "--dry-run", "--json")
+    after = sum(n for route, n in sandbox.calls.counts.items() if not route.startswith("GET"))
+    return {
+        "job": job,
+        "file": file_id,
+        "done": done,
+        "text": place.run("recover", "--dry-run"),
+        "untouched": (contents(place), after) == (before, posts),
+        "batch": batches_of(sandbox)[0],
+    }
+
+
+def without_a_worker(new_place: NewPlace, new_sandbox: NewSandbox) -> dict[str, Any]:
+    """A job that was never prepared, an account without a key, and a folder that is not there."""
+    place = new_place("unprepared", provider=new_sandbox())
+    job = place.submit(place.input(2))
+    with database(place) as server:
+        server.flushdb()
+    no_key = {"OPENAI_API_KEY": None, "BATCHPIPE_ACCOUNTS__TEAM__BASE_URL": "http://127.0.0.1:9/v1"}
+    return {
+        "job": job,
+        "done": place.run("recover"),
+        "no_key": place.run("recover", "--json", env=no_key),
+        "folder": place.run("recover", "nowhere"),
+    }
+
+
+@pytest.fixture(scope="module")
+def stories(
+    at_once: ThreadPoolExecutor, new_place: NewPlace, new_sandbox: NewSandbox
+) -> dict[str, Future[dict[str, Any]]]:
+    tellers = (while_its_batches_run, of_a_run, that_nobody_knows, without_a_worker)
+    return {tell.__name__: at_once.submit(tell, new_place, new_sandbox) for tell in tellers}
+
+
+def check_paid_once(told: dict[str, Any]) -> None:
+    """It ended well, and each row is billed once and there in its order."""
+    place, job = told["place"], told["job"]
+    assert told["wait"].code == 0, told["wait"].err
+    assert told["sandbox"].ledger.billed_twice() == []
+    assert place.billed(job) == dict.fromkeys(ROWS, 1)
+    assert [row["custom_id"] for row in read_rows(place.folder / "out/output.jsonl")] == ROWS
+
+
+def test_a_job_that_redis_has_lost_runs_on_after_recover(stories: dict[str, Future[Any]]) -> None:
+    """Its batches are found again; what had none is sent, after it was looked for."""
+    told = stories["while_its_batches_run"].result()
+    assert told["unknown"].code == 1
+    assert told["done"].code == 0, told["done"].err
+    assert f"{told['job']}  rebuilt: round 1, shards: 2 created, 1 planned" in told["done"].out
+    check_paid_once(told)
+    assert len(batches_of(told["sandbox"], told["job"])) == len(told["status"]["shards"]) == 3
+
+
+def test_a_dry_run_says_what_would_be_rebuilt_and_changes_nothing(stories: dict[str, Future[Any]]) -> None:
+    """Neither in Redis nor at the provider."""
+    told = stories["while_its_batches_run"].result()
+    assert told["dry"].code == 0, told["dry"].err
+    report = document(told["dry"])
+    assert [(job["job"], job["stages"]) for job in report["rebuilt"]] == [(told["job"], {"created": 2, "planned": 1})]
+    assert (report["left"], report["orphans"], report["gone"], report["stray_files"]) == ([], [], [], [])
+    assert told["untouched"]
+
+
+def test_recover_leaves_alone_what_is_known_or_over(stories: dict[str, Future[Any]]) -> None:
+    """Called again it does nothing; a job that has ended is not begun anew."""
+    told = stories["while_its_batches_run"].result()
+    for name, code in (("again", "known"), ("over", "finished")):
+        report = document(told[name])
+        assert [(left["job"], left["code"]) for left in report["left"]] == [(told["job"], code)]
+        assert (told[name].code, report["rebuilt"], report["cancelled"]) == (0, [], [])
+
+
+def test_a_run_whose_private_redis_is_lost_resumes_after_recover(stories: dict[str, Future[Any]]) -> None:
+    """The same command goes on with the same job: recover says so."""
+    told = stories["of_a_run"].result()
+    assert told["done"].code == 0, told["done"].err
+    assert f"`batchpipe wait {told['job']}`" in told["done"].out
+    assert f"resuming job {told['job']}" in told["wait"].err
+    check_paid_once(told)
+
+
+def test_a_dry_run_reports_batches_and_files_that_nobody_knows(stories: dict[str, Future[Any]]) -> None:
+    """With our tag, and of no job of this Redis; they are left alone."""
+    told = stories["that_nobody_knows"].result()
+    report = document(told["done"])
+    batch = told["batch"]
+    assert [(orphan["batch_id"], orphan["job"], orphan["shard"]) for orphan in report["orphans"]] == [
+        (batch.id, told["job"], 0)
+    ]
+    assert [(file["file_id"], file["job"]) for file in report["stray_files"]] == [(told["file"], told["job"])]
+    assert told["text"].out.startswith(f"{batch.id}  orphan, {batch.status}: job {told['job']}, shard 0")
+    assert told["untouched"]
+    assert batch.status == "in_progress"
+    assert (told["done"].code, told["text"].code) == (0, 0)
+
+
+def test_what_cannot_be_rebuilt_is_said_in_a_line(stories: dict[str, Future[Any]]) -> None:
+    """And answered with 1."""
+    told = stories["without_a_worker"].result()
+    assert told["done"].code == 1
+    assert told["done"].out.startswith(f"{told['job']}  not rebuilt: it was submitted but not prepared")
+    assert [unread["account"] for unread in document(told["no_key"])["unread"]] == ["team"]
+    assert (told["folder"].code, told["folder"].err.count("\n")) == (1, 1)
+    assert "no such folder" in told["folder"].err
