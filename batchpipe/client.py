@@ -14,7 +14,7 @@ import orjson
 
 from batchpipe import tasks
 from batchpipe.costs import batch_cost
-from batchpipe.errors import InvalidInput, JobNotFound, Never, SettingsError, StoreUnavailable
+from batchpipe.errors import InvalidInput, JobNotFound, Never, SettingsError, StoreUnavailable, without_secrets
 from batchpipe.job_turns import note_workspace, results_place
 from batchpipe.jobs import JOB, JobRecord, Problem, State, new_job_id
 from batchpipe.pipeline import Message
@@ -145,7 +145,7 @@ class Client:
         if created:
             note_workspace(self.settings.home, record)
             turns = tasks.runtime().jobs
-            turns.log(job_id, [("submitted", {"input": record.input, "queue": record.queue})])
+            turns.log(job_id, [("submitted", {"input": without_secrets(record.input), "queue": record.queue})])
             turns.publish(Message(job_id, JOB, record.epoch, State.PENDING, record.task_ids, record.queue))
         else:
             drop_spool(record)

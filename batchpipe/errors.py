@@ -19,14 +19,30 @@ BatchpipeError
 
 from __future__ import annotations
 
+import re
+
+#: What a URL may hold that nobody else must read: a password, the signature or token of a query.
+_PASSWORD = re.compile(r"(://[^/\s:@]*:)[^/\s@]+(?=@)")
+_QUERY = re.compile(r"([?&][^=&\s]*(?:sig|token|key|secret|passw|credential|auth)[^=&\s]*=)[^&\s'\"]+", re.IGNORECASE)
+
+
+def without_secrets(text: str) -> str:
+    """A text with the passwords, signatures and tokens of the URLs in it replaced by ``***``."""
+    return _QUERY.sub(r"\1***", _PASSWORD.sub(r"\1***", text)) if "://" in text else text
+
+
+def has_password(url: str) -> bool:
+    """Whether a URL has a password in front of its host."""
+    return _PASSWORD.search(url) is not None
+
 
 class BatchpipeError(Exception):
-    """Base of all errors of batchpipe. ``code`` is for programs, the message for people."""
+    """Base of all errors of batchpipe. ``code`` is for programs, the message for people; its URLs tell no secret."""
 
     code = "error"
 
     def __init__(self, message: str = "", *, code: str | None = None) -> None:
-        super().__init__(message or (self.__doc__ or "").strip())
+        super().__init__(without_secrets(message) or (self.__doc__ or "").strip())
         if code:
             self.code = code
 

@@ -36,6 +36,7 @@ from batchpipe.pipeline import (
     Publish,
     Stop,
     Turns,
+    words,
 )
 from batchpipe.settings import Settings
 from batchpipe.splitting import Prepared
@@ -289,7 +290,7 @@ class JobTurns(Turns):
         foreseen = isinstance(error, TryLater | OSError)
         if not foreseen:
             logger.error("job %s: turn failed", lease.job.id, exc_info=error)
-        problem = Problem(code=getattr(error, "code", "internal_error"), message=str(error) or type(error).__name__)
+        problem = Problem(code=getattr(error, "code", "internal_error"), message=words(error))
         named = getattr(error, "after", None)
         pause = FIRST_PAUSE * 2 ** min(lease.job.tries, 10) if not foreseen else 5 * FIRST_PAUSE
         after = 0.0 if problem.code == CANCELLING else min(max(named or 0.0, pause), LONGEST_PAUSE)

@@ -21,6 +21,7 @@ from batchpipe.errors import (
     SettingsError,
     StoreUnavailable,
     TryLater,
+    without_secrets,
 )
 from batchpipe.errors import Refused as ProviderRefused
 from batchpipe.jobs import JOB, JobRecord, Move, Problem, ShardRecord, Stage, State
@@ -231,7 +232,7 @@ class ShardTurns(Turns):
     def _trouble(self, link: str, lease: Lease, error: Exception) -> Move | _Failed:
         """What an error of a step means for the shard."""
         assert lease.shard is not None
-        problem = Problem(code=getattr(error, "code", "internal_error"), message=_words(error))
+        problem = Problem(code=getattr(error, "code", "internal_error"), message=words(error))
         if isinstance(error, Paused):
             self._pause(lease, problem, error.after)
         if isinstance(error, TryLater | SettingsError | OSError):
@@ -254,7 +255,7 @@ class ShardTurns(Turns):
         try:
             return self._abandon(lease, workspace, problem, refused=refused)
         except (TryLater, OSError) as error:
-            return self._put_off(lease, Problem(code="storage_trouble", message=_words(error)), None)
+            return self._put_off(lease, Problem(code="storage_trouble", message=words(error)), None)
 
     def _put_off(self, lease: Lease, problem: Problem, after: float | None) -> _Failed:
         """Foreseen trouble: no try is counted, and the pause doubles."""
@@ -395,8 +396,9 @@ def _follows(before: str, after: str) -> bool:
     return before in stages and after in stages and stages.index(after) == stages.index(before) + 1
 
 
-def _words(error: BaseException) -> str:
-    return str(error) or type(error).__name__
+def words(error: BaseException) -> str:
+    """What a person reads of an error that may come from any library."""
+    return without_secrets(str(error)) or type(error).__name__
 
 
 def _ids(job_id: str, index: int) -> dict[str, Any]:

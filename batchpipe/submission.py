@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 import orjson
 
-from batchpipe.errors import InvalidInput
+from batchpipe.errors import InvalidInput, has_password
 from batchpipe.jobs import JobRecord
 from batchpipe.settings import Settings
 from batchpipe.storage import Folder, check_allowed, local_path
@@ -56,6 +56,7 @@ def new_record(settings: Settings, job_id: str, *, output: str | Path | None, **
         on_done=_signature(options["on_done"]),
     )
     check_options(record)
+    _check_no_password(record.output, "output")
     check_allowed(record.output, settings.roots(), "output")
     return record
 
@@ -66,6 +67,7 @@ def with_input(record: JobRecord, source: Input, settings: Settings) -> JobRecor
     Raises InvalidInput, also if the iterator is empty; what the iterator raises goes through.
     """
     if isinstance(source, str | Path):
+        _check_no_password(absolute(source), "input")
         check_allowed(absolute(source), settings.roots(), "input")
         _check_apart(absolute(source), record.output)
         return record.evolve(input=absolute(source))
@@ -90,6 +92,13 @@ def _check_apart(source: str, output: str) -> None:
         os.path.realpath(os.path.join(place, name)) for name in (OUTPUT_FILE, ERROR_FILE, JOB_FILE)
     }:
         raise InvalidInput(f"{source}: would be overwritten by the results; choose another output", field="input")
+
+
+def _check_no_password(place: str, field: str) -> None:
+    """Raises InvalidInput: the place is stored with the job and shown in its status."""
+    if has_password(place):
+        message = f"{place}: has a password in it; give that to the storage by its own settings or environment"
+        raise InvalidInput(message, field=field)
 
 
 def drop_spool(record: JobRecord) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from batchpipe.errors import without_secrets
 from batchpipe.jobs import JobRecord, Problem, ShardRecord, Stage, State
 
 #: Where a job's files lie below its output.
@@ -22,7 +23,7 @@ def job_view(job: JobRecord, shards: Iterable[ShardRecord] | None = None) -> dic
         "state": job.state.value,
         "account": job.account,
         "endpoint": job.endpoint,
-        "input": job.input,
+        "input": without_secrets(job.input),
         "output": job.output,
         "output_file": _result_file(job, OUTPUT_FILE),
         "error_file": _result_file(job, ERROR_FILE),

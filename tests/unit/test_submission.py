@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import pydantic
 import pytest
 
-from batchpipe.errors import InvalidInput
+from batchpipe.errors import BatchpipeError, InvalidInput, without_secrets
 from batchpipe.jobs import JobRecord
-from batchpipe.submission import check_options, dump_rows
+from batchpipe.settings import Settings
+from batchpipe.submission import check_options, dump_rows, new_record, with_input
+from batchpipe.views import job_view
 
 
 def job(**fields: Any) -> JobRecord:
@@ -82,6 +85,42 @@ def test_what_is_no_request_is_named_by_its_number(row: Any) -> None:
     """NaN, too, which the JSON library would write as null without a word."""
     with pytest.raises(InvalidInput, match=r"^line 2: "):
         list(dump_rows([{"custom_id": "a"}, row]))
+
+
+@pytest.mark.parametrize("url", ["https://ann:s3cret@host/in.jsonl", "sftp://:s3cret@host/in", "s3://a:s3cret@b/c"])
+def test_a_password_in_a_place_is_refused_without_being_shown(url: str, tmp_path: Path) -> None:
+    """It would be stored with the job; the storage has settings of its own for it."""
+    settings = Settings(_env_file=None, home=tmp_path)
+    options: dict[str, Any] = dict.fromkeys(("name", "metadata", "extra", "tags", "key", "queue", "on_done"))
+    options |= {"account": "default", "endpoint": "/v1/x", "completion_window": "24h", "input_here": False}
+    options |= {"max_rows": None, "max_bytes": None, "attempts": None}
+    record = new_record(settings, "job_x", output=tmp_path, **options)
+    for attempt in (
+        lambda: with_input(record, url, settings),
+        lambda: new_record(settings, "job_x", output=url, **options),
+    ):
+        with pytest.raises(InvalidInput, match="has a password in it") as caught:
+            attempt()
+        assert "s3cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("https://h/in.jsonl?X-Amz-Signature=abc&X-Amz-Date=1", "https://h/in.jsonl?X-Amz-Signature=***&X-Amz-Date=1"),
+        (
+            "no https://h/a?sv=1&sig=x%2Fy: 403, url='https://h?token=t'",
+            "no https://h/a?sv=1&sig=*** 403, url='https://h?token=***'",
+        ),
+        ("redis://:pass@h:1/0 is away", "redis://:***@h:1/0 is away"),
+        ("line 3: custom_id: key=a", "line 3: custom_id: key=a"),
+    ],
+)
+def test_messages_and_views_show_no_secret_of_a_url(text: str, shown: str) -> None:
+    """Signed URLs are stored with the job, for the worker needs them, and shown to nobody."""
+    assert without_secrets(text) == shown
+    assert str(BatchpipeError(text)) == shown
+    assert job_view(JobRecord(id="job_x", input=text))["input"] == shown
 
 
 def test_what_is_no_iterable_is_refused() -> None:
