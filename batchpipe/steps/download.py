@@ -149,7 +149,7 @@ def _fetched(api: FilesApi, file_id: str, workspace: Folder, stack: ExitStack, c
         with ExitStack() as attempt:
             scratch = attempt.enter_context(workspace.scratch())
             try:
-                _fetch(api, file_id, scratch, check)
+                _fetch(api, file_id, scratch, check, last=not left)
             except Unavailable as error:
                 if not left or error.after is not None:
                     raise
@@ -159,15 +159,18 @@ def _fetched(api: FilesApi, file_id: str, workspace: Folder, stack: ExitStack, c
     raise AssertionError("unreachable")
 
 
-def _fetch(api: FilesApi, file_id: str, scratch: Scratch, check: Callable[[], None]) -> None:
-    """Raises Gone, or Unavailable if the file is not as long as the provider says."""
+def _fetch(api: FilesApi, file_id: str, scratch: Scratch, check: Callable[[], None], *, last: bool) -> None:
+    """Raises Gone, or Unavailable if the file is not as long as the provider says.
+
+    One that is longer, time and again, is not cut: some count characters, not bytes.
+    """
     try:
         size = api.file_bytes(file_id)
     except Gone:
         size = None  # only if the content is gone too, paid rows are lost
     got = api.download(file_id, scratch.sink, check)
     # Some tell 0 for a file that they have not measured; a file cannot be cut shorter than that.
-    if size and got != size:
+    if size and (got < size or (got > size and not last)):
         raise Unavailable(f"the downloaded file is cut short: {file_id} has {got} of {size} bytes")
 
 
