@@ -15,7 +15,7 @@ import orjson
 from batchpipe import tasks
 from batchpipe.costs import batch_cost
 from batchpipe.errors import InvalidInput, JobNotFound, Never, SettingsError, StoreUnavailable, without_secrets
-from batchpipe.job_turns import note_workspace, results_place
+from batchpipe.job_turns import basics, note_workspace, results_place
 from batchpipe.jobs import JOB, JobRecord, Problem, State, new_job_id
 from batchpipe.pipeline import Message
 from batchpipe.private_redis import acquire
@@ -143,7 +143,7 @@ class Client:
             drop_spool(record)
             raise
         if created:
-            note_workspace(self.settings.home, record)
+            note_workspace(self.settings.home, record, record=basics(record))
             turns = tasks.runtime().jobs
             turns.log(job_id, [("submitted", {"input": without_secrets(record.input), "queue": record.queue})])
             turns.publish(Message(job_id, JOB, record.epoch, State.PENDING, record.task_ids, record.queue))
@@ -208,6 +208,7 @@ class Client:
             for index in (JOB, *range(shards)):
                 void += turns.wake(job_id, index) or []
             tasks.revoke(void)
+            note_workspace(self.settings.home, self.store.get_job(job_id), cancel=True)
             turns.log(job_id, [("cancel_asked", {})])
         return self.get_job(job_id)
 

@@ -312,6 +312,20 @@ def manifest(job: JobRecord, done: list[ShardRecord], prepared: Prepared) -> dic
 
     ``done`` are the shards of the rounds before, whole; of the new ones only what the provider cannot tell.
     """
+    return {
+        **basics(job),
+        "round": job.round + 1,
+        "order_files": [*job.order_files, prepared.order_file],
+        "rows": prepared.rows if job.total is None else job.total,
+        "shards": [
+            *(msgspec.to_builtins(shard) for shard in done),
+            *({"round": job.round + 1, **msgspec.to_builtins(plan)} for plan in prepared.shards),
+        ],
+    }
+
+
+def basics(job: JobRecord) -> dict[str, Any]:
+    """What a job is, whatever becomes of it: nothing of it changes."""
     fields = (
         *("v", "id", "name", "account", "endpoint", "completion_window", "metadata", "extra", "tags", "key", "queue"),
         *(
@@ -327,23 +341,17 @@ def manifest(job: JobRecord, done: list[ShardRecord], prepared: Prepared) -> dic
             "created_at",
         ),
     )
-    return {
-        **{name: getattr(job, name) for name in fields},
-        "round": job.round + 1,
-        "order_files": [*job.order_files, prepared.order_file],
-        "rows": prepared.rows if job.total is None else job.total,
-        "shards": [
-            *(msgspec.to_builtins(shard) for shard in done),
-            *({"round": job.round + 1, **msgspec.to_builtins(plan)} for plan in prepared.shards),
-        ],
-    }
+    return {name: getattr(job, name) for name in fields}
 
 
-def note_workspace(home: Path, job: JobRecord) -> None:
-    """Remember on this host where the job's workspace lies: recover reads it when Redis has forgotten."""
-    line = orjson.dumps({"job": job.id, "workspace": job.workspace, "output": job.output})
+def note_workspace(home: Path, job: JobRecord, **more: Any) -> None:
+    """Remember on this host where the job's workspace lies: recover reads it when Redis has forgotten.
+
+    ``more``: its ``record`` while it has no manifest, ``cancel`` when it is to end.
+    """
+    line = {"job": job.id, "workspace": job.workspace, "output": job.output, **more}
     try:
-        Folder(str(home), private=True).append_line(WORKSPACES, line)
+        Folder(str(home), private=True).append_line(WORKSPACES, orjson.dumps(line))
     except (StorageTrouble, OSError) as error:  # a read-only home must not stop a job
         logger.warning("workspace not noted: %s", error)
 

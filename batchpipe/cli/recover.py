@@ -27,7 +27,7 @@ def recover_command(dry_run: bool, folders: tuple[str, ...], as_json: bool) -> i
     folder and in each DIR: outputs, folders of outputs, or workspaces.
 
     A job that another Redis still knows must not be rebuilt here: both would work on it. Where several are in use,
-    look at --dry-run first. That a job was being cancelled is lost with Redis: cancel it again.
+    look at --dry-run first. That a job was being cancelled is known only if that was asked for on this host.
 
     Exits with 1 if an unfinished job could not be rebuilt.
     """
@@ -46,7 +46,7 @@ def recover_command(dry_run: bool, folders: tuple[str, ...], as_json: bool) -> i
 def _lines(report: Report) -> Iterator[str]:
     verb = "would be rebuilt" if report.dry_run else "rebuilt"
     for job in report.rebuilt:
-        parts = ", ".join(f"{count} {stage}" for stage, count in sorted(job.stages.items()))
+        parts = ", ".join(f"{count} {stage}" for stage, count in sorted(job.stages.items())) or "not planned yet"
         yield f"{job.job}  {verb}: round {job.round}, shards: {parts}; output {job.output}"
         if job.own_queue:
             yield f"  it belongs to a `run`: go on with the same `batchpipe run`, or with `batchpipe wait {job.job}`"

@@ -75,6 +75,12 @@ class AccountView:
         """How many batches of a job there are."""
         return sum(tag.job == job for tag in self.tags.values())
 
+    def knows_nothing_of(self, job: str) -> bool:
+        """Whether it is certain that nothing of a job was ever sent to this account, since the moment of the view."""
+        if self.batches and self.is_mute and not self.names_files:
+            return False
+        return not self.has_any_of(job) and not any(tag.job == job for tag in self.file_tags.values())
+
     def _tag_of_batch(self, batch: Snapshot) -> Tag | None:
         key = batch.metadata.get("batchpipe_key") if self._echoes else None
         if key is None:

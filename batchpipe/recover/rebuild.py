@@ -44,6 +44,7 @@ def read_records(manifest: dict[str, Any], trace: Trace) -> tuple[JobRecord, lis
             "round": current,
             "order_files": orders,
             "total": manifest.get("rows"),
+            "cancel": trace.cancelled,
             "input_here": manifest.get("input_here", ".run." in queue),
             "shards": max((shard.index for shard in shards), default=-1) + 1,
         }
@@ -58,6 +59,22 @@ def read_records(manifest: dict[str, Any], trace: Trace) -> tuple[JobRecord, lis
     return job, [
         shard.evolve(stage=(Stage.COLLECTED if shard.round < current else Stage.PLANNED).value) for shard in shards
     ]
+
+
+def read_submitted(trace: Trace) -> JobRecord:
+    """The record of a job that was submitted and not prepared, ready to be submitted again under its id.
+
+    Raises Never (``not_prepared``) where it was not noted.
+    """
+    try:
+        if trace.record is None:
+            raise TypeError
+        plain = {name: value for name, value in trace.record.items() if name not in _STALE}
+        job = msgspec.convert({**plain, "id": trace.job}, JobRecord, strict=False)
+        return job.evolve(workspace=trace.workspace, output=trace.output, cancel=trace.cancelled)
+    except (msgspec.ValidationError, TypeError):
+        message = "it was submitted but not prepared, and no account that was read has a batch of it: submit it again"
+        raise Never(message, code="not_prepared") from None
 
 
 def _shard(entry: dict[str, Any], job: str) -> ShardRecord:

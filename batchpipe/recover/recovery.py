@@ -8,15 +8,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from batchpipe.errors import BatchpipeError, Gone, JobNotFound, Never, Refused, SettingsError, StoreUnavailable
-from batchpipe.jobs import JobRecord, ShardRecord, Stage, State, Status
+from batchpipe.jobs import JOB, JobRecord, ShardRecord, Stage, State, Status
 from batchpipe.openai_api import Snapshot
-from batchpipe.pipeline import Turns
+from batchpipe.pipeline import Message, Turns
 from batchpipe.recover.accounts import AccountView, Tag, cannot_list, look_into
-from batchpipe.recover.rebuild import CLOCK_SLACK_SECONDS, check_files, read_records, rebuild, stages
+from batchpipe.recover.rebuild import CLOCK_SLACK_SECONDS, check_files, read_records, read_submitted, rebuild, stages
 from batchpipe.recover.report import GoneBatch, Left, Orphan, Rebuilt, Report, StrayFile, Unread
 from batchpipe.recover.traces import Trace, check_folders, find_traces
 from batchpipe.settings import SANDBOX_ACCOUNT
-from batchpipe.storage import check_allowed
+from batchpipe.storage import Folder, check_allowed
+from batchpipe.store.store import new_task_ids
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +66,7 @@ class _Recovery:
         for lost in pending:
             self._try(lost.job.id, self._rebuild, lost)
         for trace in unprepared:
-            self._try(trace.job, self._tell_unprepared, trace)
+            self._try(trace.job, self._submit_again, trace)
         strangers = list(self._strangers())  # the records are read after the lists
         if not self._report.dry_run:
             strangers = [stranger for stranger in strangers if not self._cancel_spare(*stranger)]
@@ -118,7 +119,8 @@ class _Recovery:
         pending.append(_Pending(job, shards))
         return None
 
-    def _tell_unprepared(self, trace: Trace) -> None:
+    def _submit_again(self, trace: Trace) -> None:
+        """A job that nobody had prepared: nothing of it was paid, and it is known what was asked for."""
         batches = sum(view.has_any_of(trace.job) for view in self._views.values())
         if batches:
             message = (
@@ -126,8 +128,21 @@ class _Recovery:
                 "bring the workspace back, and call `batchpipe recover DIR` with its place"
             )
             raise Never(message, code="no_workspace")
-        message = "it was submitted but not prepared, and no account that was read has a batch of it: submit it again"
-        raise Never(message, code="not_prepared")
+        job = read_submitted(trace)
+        if job.spooled and not Folder(job.workspace, private=True).exists():
+            raise Never("its input, which was in its workspace, is gone: submit it again", code="not_prepared")
+        if not self._view_of(job).knows_nothing_of(job.id):
+            message = "it was submitted, and it is not certain that nothing of it was sent: look at the provider"
+            raise Never(message, code="maybe_sent")
+        job = job.evolve(epoch=int(self._store.now()), task_ids=new_task_ids(1))
+        if not self._report.dry_run:
+            job_id, created = self._store.submit(job)
+            if not created:
+                return self._leave(job.id, "known", f"job {job_id} has its key now")
+            self._turns.log(job.id, [("recovered", {"round": 0, "shards": {}})])
+            self._turns.publish(Message(job.id, JOB, job.epoch, job.stage, job.task_ids, job.queue))
+        self._report.rebuilt.append(Rebuilt(job.id, job.output, job.queue, job.input_here, 0, {}))
+        return None
 
     # -- the provider ----------------------------------------------------------------------------------------------
 
@@ -163,7 +178,7 @@ class _Recovery:
         name = job.account.lower()
         if name in self._views:
             return self._views[name]
-        error = self._troubles[name]
+        error = self._troubles.get(name) or SettingsError(f"account {job.account!r} is not in the settings")
         if isinstance(error, SettingsError):
             raise error
         if cannot_list(error):

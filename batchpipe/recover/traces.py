@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import orjson
@@ -28,6 +28,8 @@ class Trace:
     job: str
     workspace: str
     output: str
+    record: dict[str, Any] | None = None  #: what was submitted, of a job that was not prepared on this host
+    cancelled: bool = False  #: somebody on this host has asked for its end
 
     def manifest(self) -> dict[str, Any] | None:
         """What prepare wrote down of the job; None if it did not come so far. Raises StorageTrouble."""
@@ -60,14 +62,23 @@ def find_traces(settings: Settings, folders: Sequence[str]) -> list[Trace]:
 
     Raises InvalidInput for a folder that is not there.
     """
-    found = {trace.job: trace for trace in _noted(settings)}
+    found: dict[str, Trace] = {}
+    for noted in _noted(settings):
+        known = found.get(noted.job)
+        # a second line without a record is that of its prepare
+        record = noted.record if known is None else None
+        cancelled = noted.cancelled or (known is not None and known.cancelled)
+        if noted.cancelled and known is not None:
+            record = known.record
+        found[noted.job] = replace(noted, record=record, cancelled=cancelled)
     places = [*_below(settings.workspace)] if settings.workspace else []
     for folder in (str(settings.home / "jobs"), *folders):
         places += _workspaces_in(folder)
     for place in dict.fromkeys(places):
         with suppress(StorageTrouble):  # other people's folders lie there, too
             if (trace := _trace_at(place)) is not None:
-                found[trace.job] = trace
+                cancelled = trace.job in found and found[trace.job].cancelled
+                found[trace.job] = replace(trace, cancelled=cancelled)
     return [found[job] for job in sorted(found)]
 
 
@@ -92,7 +103,14 @@ def _noted(settings: Settings) -> Iterator[Trace]:
         with suppress(orjson.JSONDecodeError, KeyError, TypeError):  # a crash may have cut a line
             noted = orjson.loads(line)
             if _is_id(noted["job"]):
-                yield Trace(noted["job"], str(noted["workspace"]), str(noted["output"]))
+                record = noted.get("record")
+                yield Trace(
+                    noted["job"],
+                    str(noted["workspace"]),
+                    str(noted["output"]),
+                    record if isinstance(record, dict) else None,
+                    noted.get("cancel") is True,
+                )
 
 
 def _workspaces_in(folder: str) -> list[str]:

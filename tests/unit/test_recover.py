@@ -13,7 +13,8 @@ import pytest
 from pydantic import SecretStr
 
 from batchpipe.errors import Gone, InvalidInput, Refused, Unanswered, Unavailable
-from batchpipe.jobs import BatchError, ShardRecord, Stage, State
+from batchpipe.job_turns import basics, note_workspace
+from batchpipe.jobs import BatchError, JobRecord, ShardRecord, Stage, State
 from batchpipe.openai_api import Api, Snapshot
 from batchpipe.recover import Report, recover
 from batchpipe.sandbox import Sandbox
@@ -328,6 +329,63 @@ def test_a_key_that_was_taken_meanwhile_stays_with_its_new_job(pump: Pump, chat_
     new = pump.submit(chat_rows(2), key="k")
     assert [job.job for job in again(pump).rebuilt] == [lost]
     assert pump.store.job_of_key("k") == new
+
+
+# -- jobs that were not prepared -----------------------------------------------------------------------------------
+
+
+def submitted(pump: Pump, rows: list[dict[str, object]], **fields: Any) -> JobRecord:
+    """A job as ``submit`` leaves it: recorded, and noted on this host."""
+    job = pump.job(pump.submit(rows, **fields))
+    note_workspace(pump.settings.home, job, record=basics(job))
+    return job
+
+
+def test_a_job_that_was_not_prepared_is_submitted_again_under_its_id(pump: Pump, chat_rows: Rows) -> None:
+    """Nothing of it was sent, and it is known what was asked for."""
+    created(pump, chat_rows(1))  # the list shows that it carries metadata
+    job = submitted(pump, chat_rows(3), key="k", name="nightly", metadata={"team": "a"})
+    forget(pump)
+    dry = recover(pump.job_turns, dry_run=True)
+    assert [(found.job, found.round, found.stages) for found in dry.rebuilt if found.job == job.id] == [(job.id, 0, {})]
+    assert job.id in [found.job for found in again(pump).rebuilt]
+    assert pump.store.job_of_key("k") == job.id
+    pump.run_until_idle()
+    done = pump.job(job.id)
+    assert (done.stage, done.ok, done.name, done.metadata) == (State.SUCCEEDED, 3, "nightly", {"team": "a"})
+
+
+def test_a_job_that_was_prepared_on_this_host_is_not_submitted_again(pump: Pump, chat_rows: Rows) -> None:
+    """Its workspace is gone, and its rows may be paid for."""
+    job = submitted(pump, chat_rows(1))
+    pump.step()
+    Folder(job.workspace).remove("")
+    Folder(job.output).remove("")
+    forget(pump)
+    assert codes(again(pump)) == {job.id: "not_prepared"}
+
+
+def test_a_job_is_not_submitted_again_where_the_provider_may_have_something_of_it(pump: Pump, chat_rows: Rows) -> None:
+    """A list without metadata or file names tells nothing."""
+    created(pump, chat_rows(1))
+    pump.api.echo_metadata = False
+    for file in pump.api.files.values():
+        file.name = ""
+    job = submitted(pump, chat_rows(1))
+    forget(pump)
+    assert codes(again(pump))[job.id] == "maybe_sent"
+
+
+def test_a_cancel_that_was_asked_for_on_this_host_is_not_forgotten(pump: Pump, chat_rows: Rows) -> None:
+    """Whether the job had batches or was not prepared yet."""
+    running, fresh = created(pump, chat_rows(2)), submitted(pump, chat_rows(2)).id
+    for job_id in (running, fresh):
+        note_workspace(pump.settings.home, pump.job(job_id), cancel=True)
+    forget(pump)
+    again(pump)
+    pump.run_until_idle()
+    assert [pump.job(job_id).stage for job_id in (running, fresh)] == [State.CANCELLED] * 2
+    assert len(pump.api.batches) == 1
 
 
 # -- what cannot be rebuilt ----------------------------------------------------------------------------------------
