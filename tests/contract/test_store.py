@@ -433,6 +433,44 @@ def test_if_due_leaves_alone_what_is_under_way(store: Store, clock: Any) -> None
     assert store.due() == []
 
 
+def test_a_wake_reaches_what_sleeps_and_not_what_is_under_way(store: Store, clock: Any) -> None:
+    """Else wakes that come faster than workers work would void each message before it is read."""
+    job_id = planned(store)
+    advance(store, claim(store, job_id, 0, Stage.PLANNED), Stage.PLANNED, after=500)
+    assert store.raise_epoch(job_id, 0, ["new"], when="asleep") is not None
+    assert store.raise_epoch(job_id, 0, ["newer"], when="asleep") is None
+    assert shard(store, job_id).task_ids == ["new"]
+    clock.advance(2 * LEASE + 1)
+    assert store.raise_epoch(job_id, 0, ["newest"], when="asleep") is not None
+    claim(store, job_id, 0, Stage.PLANNED, epoch=3)
+    assert store.raise_epoch(job_id, 0, ["x"], when="asleep") is None
+    assert shard(store, job_id).wake
+
+
+def test_a_snapshot_is_noted_only_of_the_batch_that_is_waited_for(store: Store) -> None:
+    """It needs no lease, so it touches nothing else."""
+    job_id = uploaded(store)
+    lease = granted(claim(store, job_id, 0, Stage.UPLOADED))
+    assert lease.shard is not None
+    assert not store.observe(lease.shard, "batch_1", {"status": "completed"})
+    store.settle(lease.shard, "batch_1", token=lease.token, after=0.0, changes={})
+    assert not store.observe(lease.shard, "batch_2", {"status": "completed"})
+    assert store.observe(lease.shard, "batch_1", {"status": "completed"})
+    found = shard(store, job_id)
+    assert (found.status, found.stage, found.epoch) == ("completed", Stage.CREATED, 1)
+    assert found.snapshot_at == about(store.now())
+
+
+def test_accounts_that_create_calls_are_made_on_are_remembered(store: Store, clock: Any) -> None:
+    """Only there can strays be."""
+    job_id = uploaded(store, account="team")
+    assert store.creating_accounts(0) == []
+    store.intend(granted(claim(store, job_id, 0, Stage.UPLOADED)))
+    assert store.creating_accounts(store.now() - 10) == ["team"]
+    clock.advance(100)
+    assert store.creating_accounts(store.now() - 10) == []
+
+
 def test_due_tells_the_longest_overdue_first(store: Store, clock: Any) -> None:
     """A pass of the sweep is bounded."""
     first = planned(store)
