@@ -28,7 +28,7 @@ def while_batches_run(new_place: NewPlace, new_sandbox: NewSandbox) -> dict[str,
 
 def after_its_run_was_left(new_place: NewPlace, new_sandbox: NewSandbox) -> dict[str, Any]:
     """Ctrl-C, then the `cancel` that it suggests: no worker listens on the queue of that run any more."""
-    sandbox = new_sandbox(rows_per_second=4)
+    sandbox = new_sandbox(rows_per_second=1)
     place = new_place("left", provider=sandbox)
     process = place.start("run", place.input(60), "-o", "out")
     until(lambda: batches_of(sandbox) and batches_of(sandbox)[0].completed, what="a row is done")

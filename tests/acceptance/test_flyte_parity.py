@@ -283,10 +283,9 @@ def test_batch_endpoint_connector_get_keeps_every_validation_error(told: dict[st
 
 
 def test_batch_endpoint_connector_get_blames_no_row_that_no_error_names(told: dict[str, Any]) -> None:
-    """Such a row was refused with the others, and says so."""
-    [(state, error)] = [row[1:3] for row in told["refused"]["rows_of"] if row[0] == "r0"]
-    assert (state, error["code"]) == ("failed", "batch_refused")
-    assert "was not run" in error["message"]
+    """Such a row was refused with the others only: it is sent again."""
+    assert [row[1:] for row in told["refused"]["rows_of"] if row[0] == "r0"] == [["ok", None]]
+    assert [shard["rows"] for shard in told["refused"]["shards"]] == [3, 1]
 
 
 def test_batch_endpoint_connector_delete_is_idempotent(place: Place) -> None:
@@ -329,11 +328,12 @@ def test_state_expired_keeps_its_finished_rows(told: dict[str, Any], place: Plac
     assert all(times == 1 for times in place.billed(job["id"]).values())
 
 
-def test_state_expired_says_which_rows_were_not_run(told: dict[str, Any]) -> None:
-    """In the provider's own words, so that `retry` is known to be worth it."""
+def test_state_expired_sends_again_which_rows_were_not_run(told: dict[str, Any]) -> None:
+    """In a batch of their own; those that had finished are not sent again."""
     job = told["expired"]
-    assert job["state"] == "partial"
-    assert [row[2]["code"] for row in job["rows_of"] if row[1] != "ok"] == ["batch_expired"] * job["rows"]["failed"]
+    assert (job["state"], job["rows"]["ok"]) == ("succeeded", 3)
+    first, second = job["shards"]
+    assert (second["round"], second["rows"]) == (2, 3 - first["request_counts"]["completed"])
 
 
 # -- logs, metrics, results --------------------------------------------------------------------------------------------

@@ -113,9 +113,16 @@ def without_a_worker(new_place: NewPlace, new_sandbox: NewSandbox) -> dict[str, 
     job = place.submit(place.input(2))
     with database(place) as server:
         server.flushdb()
+    submitted_again = place.run("recover")
+    with database(place) as server:
+        server.flushdb()
+    noted = place.home / "workspaces.jsonl"
+    line = json.loads(noted.read_bytes().splitlines()[0])
+    noted.write_text(json.dumps({**line, "record": None}) + "\n")  # as a prepare elsewhere leaves it
     no_key = {"OPENAI_API_KEY": None, "BATCHPIPE_ACCOUNTS__TEAM__BASE_URL": "http://127.0.0.1:9/v1"}
     return {
         "job": job,
+        "again": submitted_again,
         "done": place.run("recover"),
         "no_key": place.run("recover", "--json", env=no_key),
         "folder": place.run("recover", "nowhere"),
@@ -190,6 +197,13 @@ def test_a_dry_run_reports_batches_and_files_that_nobody_knows(stories: dict[str
     assert told["untouched"]
     assert batch.status == "in_progress"
     assert (told["done"].code, told["text"].code) == (0, 0)
+
+
+def test_a_job_that_was_never_prepared_is_submitted_again(stories: dict[str, Future[Any]]) -> None:
+    """Under its id; nothing of it was sent."""
+    told = stories["without_a_worker"].result()
+    assert told["again"].code == 0
+    assert told["again"].out.startswith(f"{told['job']}  rebuilt: round 0, shards: not planned yet")
 
 
 def test_what_cannot_be_rebuilt_is_said_in_a_line(stories: dict[str, Future[Any]]) -> None:
