@@ -3,61 +3,29 @@
 from __future__ import annotations
 
 import atexit
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import orjson
 
 from batchpipe import tasks
 from batchpipe.costs import batch_cost
-from batchpipe.errors import InvalidInput, JobNotFound, Never, SettingsError, StoreUnavailable, without_secrets
+from batchpipe.errors import InvalidInput, JobNotFound, Never, SettingsError, without_secrets
 from batchpipe.job_turns import basics, note_workspace, results_place
 from batchpipe.jobs import JOB, JobRecord, Problem, State, new_job_id
 from batchpipe.pipeline import Message
 from batchpipe.private_redis import acquire
 from batchpipe.recover import Report, recover
-from batchpipe.results import INDEX, Outcome, iter_failed_requests, iter_outcomes
+from batchpipe.results import INDEX, BatchResult, Outcome, iter_failed_requests, iter_outcomes
 from batchpipe.settings import Settings, bare_environment, current_settings, install_settings
 from batchpipe.storage import Folder
 from batchpipe.store import Store
 from batchpipe.submission import Input, drop_spool, new_record, with_input
 from batchpipe.sweep import sweep
 from batchpipe.views import job_view, metrics_view
-
-#: How long ``wait`` gives an ended job to write its job.json and tell.
-TELL_SECONDS = 10.0
-#: How long ``wait`` bears with a Redis that does not answer.
-REDIS_AWAY_SECONDS = 60.0
-
-
-@dataclass(frozen=True)
-class BatchResult:
-    """The result files of an ended job (None where nothing could be written) and its row counts."""
-
-    output_file: str | None
-    error_file: str | None
-    total: int = 0
-    ok: int = 0
-    failed: int = 0
-    missing: int = 0
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        return cls(**{name: data[name] for name in cls.__dataclass_fields__ if name in data})
-
-    def to_json(self) -> str:
-        return orjson.dumps(self.to_dict()).decode()
-
-    @classmethod
-    def from_json(cls, text: str | bytes) -> Self:
-        return cls.from_dict(orjson.loads(text))
+from batchpipe.waiting import follow
 
 
 class Client:
@@ -249,33 +217,8 @@ class Client:
         tick: Callable[[JobRecord], None] = lambda job: None,
         pause: float = 0.2,
     ) -> JobRecord:
-        """Read a job again and again until it has ended and told; ``tick`` sees every reading.
-
-        Raises TimeoutError after ``timeout`` seconds, JobNotFound.
-        """
-        started, ended = time.monotonic(), 0.0
-        seen = started
-        while True:
-            now = time.monotonic()
-            try:
-                job = self.store.get_job(job_id)
-                tick(job)
-                seen = now
-            except StoreUnavailable:  # Redis is being restarted, say; the job goes on
-                if now - seen > REDIS_AWAY_SECONDS:
-                    raise
-                if timeout is not None and now - started >= timeout:
-                    raise TimeoutError(f"job {job_id} has not ended after {timeout:g} s") from None
-                time.sleep(min(1.0, timeout or 1.0))
-                continue
-            if job.told or (job.state.ended and ended and now - ended > TELL_SECONDS):
-                return job
-            if job.state.ended and not ended:
-                ended = now
-            if timeout is not None and now - started >= timeout and not job.state.ended:
-                raise TimeoutError(f"job {job_id} has not ended after {timeout:g} s")
-            left = timeout - (now - started) if timeout is not None else pause
-            time.sleep(min(pause, max(left, 0.01)) if now - started > 2 else min(pause, 0.1))
+        """Read a job again and again until it has ended and told (see ``waiting.follow``)."""
+        return follow(self.store, job_id, timeout=timeout, tick=tick, pause=pause)
 
 
 class Job:
@@ -414,6 +357,9 @@ def submit(
     tags: Mapping[str, Any] | None = None,
     queue: str | None = None,
     on_done: Any = None,
+    max_rows: int | None = None,
+    max_bytes: int | None = None,
+    attempts: int | None = None,
 ) -> Job:
     """Enqueue a batch job and return at once; a worker does the rest.
 
@@ -424,6 +370,7 @@ def submit(
     ``metadata``: at most 13 pairs for the provider's batches; ``extra``: further arguments of ``batches.create``.
     ``key``: a second submit with the same key returns the first job. ``tags`` (user, tenant) stay with us.
     ``on_done``: a Celery signature, sent with the job id when the job has ended, whatever its end, at least once.
+    ``max_rows``, ``max_bytes`` (newlines included): of a shard at most; ``attempts``: rounds a row may go through.
 
     Raises InvalidInput, OutputInUse, SettingsError, StoreUnavailable (Redis did not answer: nothing was recorded
     for certain; with a ``key`` it is safe to call again).
@@ -441,6 +388,9 @@ def submit(
         tags=tags,
         queue=queue,
         on_done=on_done,
+        max_rows=max_rows,
+        max_bytes=max_bytes,
+        attempts=attempts,
     )
 
 

@@ -11,10 +11,12 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import asdict, dataclass
 from itertools import chain, repeat
 from typing import Any, BinaryIO, NamedTuple, Self, TypeVar
 
 import msgspec
+import orjson
 
 from batchpipe.errors import BatchpipeError
 from batchpipe.outcomes import FOR_NOW
@@ -37,6 +39,32 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     response: Any = None
     error: Any = None
     attempts: int = 1
+
+
+@dataclass(frozen=True)
+class BatchResult:
+    """The result files of an ended job (None where nothing could be written) and its row counts."""
+
+    output_file: str | None
+    error_file: str | None
+    total: int = 0
+    ok: int = 0
+    failed: int = 0
+    missing: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        return cls(**{name: data[name] for name in cls.__dataclass_fields__ if name in data})
+
+    def to_json(self) -> str:
+        return orjson.dumps(self.to_dict()).decode()
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Self:
+        return cls.from_dict(orjson.loads(text))
 
 
 class _OkLine(msgspec.Struct):

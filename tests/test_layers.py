@@ -26,7 +26,7 @@ LAYERS: list[tuple[str, ...]] = [
     ("recover",),
     ("celery_app", "testing"),
     ("tasks",),
-    ("submission",),
+    ("submission", "waiting"),
     ("client",),
     ("worker",),
     ("cli", "contrib"),
