@@ -20,7 +20,7 @@ import orjson
 
 from batchpipe.errors import BatchpipeError
 from batchpipe.outcomes import FOR_NOW
-from batchpipe.rows import OutcomeState
+from batchpipe.rows import OutcomeState, strict_json
 from batchpipe.storage import Folder, read_lines
 
 OUTPUT, ERRORS, INDEX = "output.jsonl", "errors.jsonl", "results.idx"
@@ -232,7 +232,7 @@ def iter_outcomes(output: Folder, index: BinaryIO | None = None) -> Iterator[Out
 
 def _row(at: int, is_ok: bool, line: bytes) -> Outcome:
     if is_ok:
-        ok = _decode_ok(line)
+        ok = _ok_line(line)
         return Outcome(index=at, custom_id=ok.custom_id, state=OutcomeState.OK, response=ok.response)
     other = _decode_error(line)
     return Outcome(
@@ -243,6 +243,17 @@ def _row(at: int, is_ok: bool, line: bytes) -> Outcome:
         error=other.error,
         attempts=other.attempts,
     )
+
+
+def _ok_line(line: bytes) -> _OkLine:
+    """Lines that are ok are the provider's own, and some write NaN."""
+    try:
+        return _decode_ok(line)
+    except msgspec.DecodeError:
+        strict = strict_json(line)
+        if strict is None:
+            raise
+        return _decode_ok(strict)
 
 
 def iter_failed_requests(

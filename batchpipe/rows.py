@@ -7,10 +7,12 @@ Answers are read leniently where it costs nothing, for their bodies are the prov
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from enum import StrEnum
 from typing import Any, Literal
 
 import msgspec
+import orjson
 
 from batchpipe.errors import InvalidInput
 
@@ -20,6 +22,8 @@ EMBEDDINGS = "/v1/embeddings"
 
 #: Where the body may leave the model to the provider.
 _MODEL_OPTIONAL = ("/v1/moderations", "/v1/images/", "/v1/videos")
+#: No row has more; sums of what is told beyond it could not be recorded.
+_MOST_TOKENS = 10**10
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -264,7 +268,10 @@ def read_answer(line: bytes) -> Answer:
             str(line, "utf-8")
         found = _decode_answer(line)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(f"not a line of a batch's result: {error}") from None
+        lenient = strict_json(line)
+        if lenient is None:
+            raise ValueError(f"not a line of a batch's result: {error}") from None
+        return read_answer(lenient)
     response, error_ = bytes(found.response), bytes(found.error)
     status, usage = _look_into(response)
     ok = error_ == b"null" and status == 200
@@ -283,7 +290,22 @@ def is_object(line: bytes) -> bool:
     try:
         return isinstance(msgspec.json.decode(line), dict)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return False
+        return strict_json(line) is not None
+
+
+def strict_json(line: bytes) -> bytes | None:
+    """What Python servers write for JSON, with NaN, Infinity or half a surrogate pair in it, as JSON: with null and
+    ``?`` in their places. None for what is JSON already, and for what is not whole or no object.
+    """
+    with suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        msgspec.json.decode(line)
+        return None
+    try:
+        whole = json.dumps(json.loads(line), ensure_ascii=False).encode(errors="replace")
+        value = json.loads(whole)
+        return orjson.dumps(value) if isinstance(value, dict) else None
+    except (ValueError, TypeError, RecursionError):
+        return None
 
 
 def _look_into(response: bytes) -> tuple[int | None, dict[str, int]]:
@@ -312,7 +334,7 @@ def _tokens(usage: _Usage) -> dict[str, int]:
         "cached_tokens": given_details.get("cached_tokens") if isinstance(given_details, dict) else None,
         "reasoning_tokens": made_details.get("reasoning_tokens") if isinstance(made_details, dict) else None,
     }
-    return {name: count for name, count in found.items() if type(count) is int and count}
+    return {name: count for name, count in found.items() if type(count) is int and 0 < count < _MOST_TOKENS}
 
 
 def add_usage(total: dict[str, int], usage: dict[str, int]) -> None:

@@ -47,9 +47,22 @@ def json_object(content: bytes) -> dict[str, Any]:
 
 
 def identified(value: dict[str, Any], what: str) -> dict[str, Any]:
-    if not isinstance(value.get("id"), str) or not value["id"]:
-        raise Unavailable(f"the provider's {what} has no id", code="nonsense")
+    if not isinstance(value.get("id"), str) or not _is_addressable(value["id"]):
+        raise Unavailable(f"the provider's {what} has no id that can be used", code="nonsense")
     return value
+
+
+def _is_addressable(name: str) -> bool:
+    """Whether an id can stand in the path of a URL and stay what it is."""
+    return bool(name.strip(".")) and len(name) <= 512 and "%2e" not in name.lower()
+
+
+def _file_id(value: Any) -> str | None:
+    """A file's id, None where there is none ("" means that, too). Raises Unavailable for one that cannot be used."""
+    name = text(value)
+    if name is not None and not _is_addressable(name):
+        raise Unavailable("the provider names a file that cannot be asked for", code="nonsense")
+    return name
 
 
 def parse_batch(value: dict[str, Any]) -> Snapshot:
@@ -61,8 +74,8 @@ def parse_batch(value: dict[str, Any]) -> Snapshot:
         id=value["id"],
         status=(text(value.get("status")) or "").lower() or None,  # some shout
         input_file_id=text(value.get("input_file_id")),
-        output_file_id=text(value.get("output_file_id")),
-        error_file_id=text(value.get("error_file_id")),
+        output_file_id=_file_id(value.get("output_file_id")),
+        error_file_id=_file_id(value.get("error_file_id")),
         created_at=_number(value.get("created_at")),
         expires_at=_number(value.get("expires_at")),
         counts=Counts(**{name: _count(counts.get(name)) for name in ("total", "completed", "failed")})

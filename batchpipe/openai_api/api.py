@@ -5,7 +5,11 @@ from __future__ import annotations
 import os
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from http.cookiejar import DefaultCookiePolicy
 from typing import IO, TYPE_CHECKING, Any, BinaryIO, cast
 
 from batchpipe.errors import Refused, SettingsError, Unanswered, Unavailable
@@ -27,18 +31,25 @@ if TYPE_CHECKING:
 
 #: A silence this long within a transfer means the connection is dead.
 _SILENCE_SECONDS = 60.0
+#: A list that is longer does not end.
+_MOST_PAGES = 10_000
 
 
 class Api:
     """One account's Files and Batches. Safe between threads; never to be used across a fork (see ``api_for``)."""
 
     def __init__(self, account: Account, *, control_seconds: float = 30.0, transfer_seconds: float = 600.0) -> None:
-        self._client = _client(account, control_seconds)
+        self._client = _client(account, control_seconds, _http_client(self, follow_redirects=False))
         self._key = account.api_key.get_secret_value() if account.api_key else ""
         self._lists_batches = account.lists_batches
         self._expires = account.file_expires_seconds
         self._transfer = transfer_seconds
         self._control = control_seconds
+
+    @cached_property
+    def _follower(self) -> openai.OpenAI:
+        """For downloads, which some providers redirect to a store. No other call follows: it might be made twice."""
+        return self._client.with_options(http_client=_http_client(self, follow_redirects=True))
 
     # -- files -----------------------------------------------------------------------------------------------------
 
@@ -85,11 +96,12 @@ class Api:
         return size if isinstance(size, int) and not isinstance(size, bool) and size >= 0 else None
 
     def download(self, file_id: str, sink: BinaryIO, check: Callable[[], None]) -> int:
-        """Stream a file into ``sink`` and answer the number of bytes. Raises Gone, Unavailable, Paused."""
+        """Stream a file into ``sink`` and answer the number of bytes. Raises Gone, Unavailable, Paused, Refused."""
         watch, total = self._watch(check, "download"), 0
         with (
+            _redirected(),
             translated(self._key),
-            self._client.files.with_streaming_response.content(
+            self._follower.files.with_streaming_response.content(
                 file_id,
                 # sizes are compared, so the bytes must come as they are
                 extra_headers={"Accept-Encoding": "identity"},
@@ -182,29 +194,36 @@ class Api:
                 return
 
     def _pages(self, call: Callable[..., Any], what: str, **options: Any) -> Iterator[list[dict[str, Any]]]:
-        """The pages of a list, none of them empty: its entries that have an id."""
+        """The pages of a list, none of them empty.
+
+        Raises Unavailable unless it can be read whole: half a list must not look like one in which something lacks.
+        """
         after: str | None = None
-        while True:
+        seen: set[str] = set()
+        while len(seen) < _MOST_PAGES:
             with translated(self._key):
                 more: dict[str, Any] = {"after": after} if after else {}
                 page = json_object(call(**options, **more).http_response.content)
             data = page.get("data")
             if not isinstance(data, list):
                 raise Unavailable(f"the provider's list of {what} has no `data`", code="nonsense")
-            found = [item for item in data if isinstance(item, dict) and text(item.get("id"))]
-            if data and not found:
+            if not all(isinstance(item, dict) and text(item.get("id")) for item in data):
                 raise Unavailable(f"the provider's list of {what} has entries without an id", code="nonsense")
-            if found:
-                yield found
-            if not found or not page.get("has_more"):
+            if data:
+                yield data
+            if not page.get("has_more"):
                 return
-            if found[-1]["id"] == after:
+            after = data[-1]["id"] if data else None
+            if after is None or after in seen:
                 raise Unavailable(f"the provider's list of {what} does not advance", code="nonsense")
-            after = found[-1]["id"]
+            seen.add(after)
+        raise Unavailable(f"the provider's list of {what} does not end", code="nonsense")
 
     def close(self) -> None:
         """Close the connections; they open again at the next call."""
         self._client.close()
+        if "_follower" in self.__dict__:
+            self._follower.close()
 
     def ping(self) -> None:
         """One cheap authorised call, for doctor. Raises Paused, Unavailable, Refused."""
@@ -305,7 +324,33 @@ class _Watched:
         return iter(lambda: self.read(1 << 16), b"")
 
 
-def _client(account: Account, control_seconds: float) -> openai.OpenAI:
+def _http_client(owner: Api, *, follow_redirects: bool) -> Any:
+    """The SDK's transport, made safe against answers that would spoil it or later calls. It ends with its owner."""
+    import openai
+
+    http = openai.DefaultHttpxClient(follow_redirects=follow_redirects, event_hooks={"response": [_as_utf8]})
+    http.cookies.jar.set_policy(DefaultCookiePolicy(allowed_domains=[]))  # one odd cookie would end every later call
+    weakref.finalize(owner, http.close).atexit = False  # a forked child must not end its parent's connections
+    return http
+
+
+@contextmanager
+def _redirected() -> Iterator[None]:
+    """What is said of an address is said of the one that we were sent to, not of the settings."""
+    try:
+        yield
+    except SettingsError as error:
+        raise Unavailable(
+            f"the provider redirects to where nothing can be fetched: {error}", code="nonsense"
+        ) from error
+
+
+def _as_utf8(response: Any) -> None:
+    """Texts are read by the charset that an answer claims, which may be no text encoding at all."""
+    response.encoding = "utf-8"
+
+
+def _client(account: Account, control_seconds: float, http: Any) -> openai.OpenAI:
     import httpx2
     import openai
 
@@ -322,10 +367,11 @@ def _client(account: Account, control_seconds: float) -> openai.OpenAI:
                 api_version=account.api_version,
                 max_retries=0,
                 timeout=timeout,
+                http_client=http,
             )
         else:
             url = account.base_url or "https://api.openai.com/v1"
-            client = openai.OpenAI(api_key=key, base_url=url, max_retries=0, timeout=timeout)
+            client = openai.OpenAI(api_key=key, base_url=url, max_retries=0, timeout=timeout, http_client=http)
     except (openai.OpenAIError, ValueError, httpx2.InvalidURL) as error:
         raise SettingsError(f"the provider's address is not usable: {error}") from None
     # the SDK would fill these from the environment, which belongs to the account `default` alone

@@ -53,7 +53,7 @@ def _translated() -> Iterator[None]:
         raise _of_transport(error.__cause__ or error) from error
     except (httpx2.HTTPError, httpx2.StreamError, ConnectionError, TimeoutError, ssl.SSLError) as error:
         raise _of_transport(error) from error
-    except (openai.OpenAIError, msgspec.MsgspecError) as error:
+    except (openai.OpenAIError, msgspec.MsgspecError, httpx2.InvalidURL, ValueError) as error:
         raise Unavailable(f"the provider's answer makes no sense: {error}", code="nonsense") from error
 
 
@@ -71,11 +71,13 @@ def _of_transport(cause: BaseException) -> BatchpipeError:
 def _of_status(error: openai.APIStatusError) -> BatchpipeError:
     status, after = error.status_code, _retry_after(error.response.headers.get("retry-after"))
     body = error.body if isinstance(error.body, dict) else None
-    code = str(error.code) if error.code else None
+    code = _storable(str(error.code), 100) if error.code else None
     words = body.get("message") if body else None
-    message = words if isinstance(words, str) else str(error)[:500]
+    message = _storable(words if isinstance(words, str) else str(error), 500)
     lower = f"{code} {message}".lower()
-    if any(mark in lower for mark in _QUOTA):
+    if status < 400:
+        return Unavailable(f"HTTP {status} is no answer", code=f"http_{status}", status=status)
+    if status < 500 and status != 408 and any(mark in lower for mark in _QUOTA):
         return Paused(message, code="insufficient_quota", after=after)
     if status in (401, 403):
         return Paused(message, code=code or f"http_{status}", after=after)
@@ -91,6 +93,11 @@ def _of_status(error: openai.APIStatusError) -> BatchpipeError:
             return Gone(message, code=code, status=status)
         return Unavailable(f"HTTP 404 without the provider's own words: {message[:200]}", code=NO_ROUTE, status=404)
     return Refused(message, code=code or f"http_{status}", status=status)
+
+
+def _storable(text: str, length: int) -> str:
+    """A text that Redis and JSON can hold: errors are read by a parser that takes half a surrogate pair."""
+    return text[:length].encode(errors="replace").decode()
 
 
 def _is_json_object(response: Any) -> bool:
@@ -109,6 +116,6 @@ def _retry_after(value: str | None) -> float | None:
     except ValueError:
         try:
             seconds = parsedate_to_datetime(value).timestamp() - time.time()
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, OverflowError):
             return None
     return min(max(seconds, 0.0), 86_400.0) if seconds == seconds else None

@@ -60,8 +60,8 @@ def download(
     """Collect a shard whose batch has ended.
 
     Moves to ``collected``, or stays at ``ended`` for a while if the files have fewer lines than the provider
-    counted. Raises Unavailable for a file that is cut short, StorageTrouble, BatchpipeError (``rows_lost``)
-    if the rows do not add up.
+    counted, or some that nobody can read. Raises Unavailable for a file that is cut short, StorageTrouble,
+    BatchpipeError (``rows_lost``) if the rows do not add up.
     """
     with ExitStack() as stack:
         answers = _Answers(workspace, shard, check)
@@ -70,18 +70,18 @@ def download(
             if not file_id:
                 continue
             try:
-                scratch = _fetched(api, file_id, workspace, stack, check)
+                scratch, whole = _fetched(api, file_id, workspace, stack, check)
             except Gone as error:
                 gone = Problem(code="file_gone", message=f"file {file_id} is gone at the provider: {error}")
             else:
-                answers.read(scratch, file_id, check)
+                answers.read(scratch, file_id, check, whole=whole)
         if gone is not None and shard.unfound + 1 < MAX_GONE:
             return Move(stage=Stage.ENDED, after=2.0 * 4**shard.unfound, changes={"unfound": shard.unfound + 1})
-        told = _told(shard)
-        if gone is None and answers.lines < told and shard.fetches < MAX_FETCHES:
+        short = gone is None and answers.lines < _told(shard)
+        if (short or answers.unreadable) and shard.fetches < MAX_FETCHES:
             pause = 2.0 * 2**shard.fetches
             return Move(stage=Stage.ENDED, after=pause, changes={"fetches": shard.fetches + 1})
-        absent = _absent(shard, gone)
+        absent = _absent(shard, gone or answers.unreadable)
         return _collect(shard, workspace, token, answers, absent, check)
 
 
@@ -143,24 +143,26 @@ def _told(shard: ShardRecord) -> int:
     return (shard.counts.completed or 0) + (shard.counts.failed or 0)
 
 
-def _fetched(api: FilesApi, file_id: str, workspace: Folder, stack: ExitStack, check: Callable[[], None]) -> Scratch:
-    """A file, whole; it lives as long as ``stack``. Raises Gone, Unavailable."""
+def _fetched(
+    api: FilesApi, file_id: str, workspace: Folder, stack: ExitStack, check: Callable[[], None]
+) -> tuple[Scratch, bool]:
+    """A file, which lives as long as ``stack``, and whether it is known to be whole. Raises Gone, Unavailable."""
     for left in reversed(range(FETCHES_AT_ONCE)):
         with ExitStack() as attempt:
             scratch = attempt.enter_context(workspace.scratch())
             try:
-                _fetch(api, file_id, scratch, check, last=not left)
+                whole = _fetch(api, file_id, scratch, check, last=not left)
             except Unavailable as error:
                 if not left or error.after is not None:
                     raise
                 continue
             stack.push(attempt.pop_all())
-            return scratch
+            return scratch, whole
     raise AssertionError("unreachable")
 
 
-def _fetch(api: FilesApi, file_id: str, scratch: Scratch, check: Callable[[], None], *, last: bool) -> None:
-    """Raises Gone, or Unavailable if the file is not as long as the provider says.
+def _fetch(api: FilesApi, file_id: str, scratch: Scratch, check: Callable[[], None], *, last: bool) -> bool:
+    """Whether the file is as long as the provider says. Raises Gone; Unavailable if it is cut.
 
     One that is longer, time and again, is not cut: some count characters, not bytes.
     """
@@ -172,6 +174,7 @@ def _fetch(api: FilesApi, file_id: str, scratch: Scratch, check: Callable[[], No
     # Some tell 0 for a file that they have not measured; a file cannot be cut shorter than that.
     if size and (got < size or (got > size and not last)):
         raise Unavailable(f"the downloaded file is cut short: {file_id} has {got} of {size} bytes")
+    return got == size
 
 
 class _Answers:
@@ -180,6 +183,7 @@ class _Answers:
     def __init__(self, workspace: Folder, shard: ShardRecord, check: Callable[[], None]) -> None:
         self.lines = self.duplicates = self.unknown = 0
         self.usage: dict[str, int] = {}
+        self.unreadable: Problem | None = None  #: a line of a whole file that does not parse
         self.quota: Problem | None = None  #: rows were refused because the account has used up its quota
         self._files: list[Scratch] = []
         # Digests, for ids may be long; offset, length, file and ok packed, for tuples are large.
@@ -193,8 +197,11 @@ class _Answers:
             numbers = f"{shard.rows} rows planned, {rows} in its file, {len(self._rows)} ids"
             raise BatchpipeError(f"shard {shard.index} does not add up: {numbers}", code="rows_lost")
 
-    def read(self, file: Scratch, name: str, check: Callable[[], None]) -> None:
-        """Take the answers of a file in; an ok one wins over another, else the first. Raises Unavailable."""
+    def read(self, file: Scratch, name: str, check: Callable[[], None], *, whole: bool) -> None:
+        """Take the answers of a file in; an ok one wins over another, else the first.
+
+        Raises Unavailable for a line that does not parse, unless the file is known to be ``whole``.
+        """
         number = len(self._files)
         self._files.append(file)
         offset = 0
@@ -203,8 +210,11 @@ class _Answers:
                 try:
                     self._note(line, offset, number)
                 except ValueError as error:
-                    message = f"the downloaded file is cut short: line {at} of {name} is {error}"
-                    raise Unavailable(message) from None
+                    if not whole:
+                        message = f"the downloaded file is cut short: line {at} of {name} is {error}"
+                        raise Unavailable(message) from None
+                    message = f"line {at} of {name} is {error}; whose answer it is, and so what is paid, nobody knows"
+                    self.unreadable = self.unreadable or Problem(code="answer_unreadable", message=message)
             offset += len(line)
 
     def _note(self, line: bytes, offset: int, file: int) -> None:

@@ -180,6 +180,31 @@ def test_a_file_that_is_longer_than_told_time_and_again_is_whole() -> None:
     assert fetched == ["out"] * FETCHES_AT_ONCE
 
 
+def test_a_line_that_is_no_strict_json_is_an_answer_all_the_same() -> None:
+    """Python servers write NaN for a log probability, and half a surrogate pair for a text that was cut."""
+    odd = ok("a").replace(b'"fine"', b'{"logprob": -Infinity, "text": "\\ud83d"}')
+    bad_line = bad("b").replace(b'"no"', b"NaN")
+    place = Place(["a", "b"])
+    move = place.download(FilesFake(out=lines(odd), err=lines(bad_line)), "out", "err")
+    assert numbers(move) == (1, 1, 0)
+    first, second = place.rows(move)
+    assert first == b"+" + odd
+    assert json.loads(second[1:])["error"] == {"code": "batch_expired", "message": None}
+
+
+def test_a_line_of_a_whole_file_that_nobody_can_read_does_not_keep_the_others() -> None:
+    """It is fetched anew a few times; then the rows without an answer are missing for good, for one of them is paid."""
+    place, api = Place(["a", "b", "c"]), FilesFake(out=lines(ok("a"), b'{"custom_id": "b", "respo', ok("c")))
+    for fetches in range(3):
+        move = place.download(api, "out", fetches=fetches)
+        assert (move.stage, move.changes) == (Stage.ENDED, {"fetches": fetches + 1})
+    move = place.download(api, "out", fetches=3)
+    assert (numbers(move), move.changes["resend"]) == ((2, 0, 1), 0)
+    assert move.changes["error"].code == "answer_unreadable"
+    with pytest.raises(Unavailable, match="cut short"):
+        place.download(FilesFake({"out": None}, out=api.files["out"]), "out", fetches=3)
+
+
 def test_a_size_that_is_not_told_is_not_compared() -> None:
     """Null, or 0 for a file that is not empty."""
     for told in (None, 0):

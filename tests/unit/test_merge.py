@@ -113,6 +113,14 @@ def test_results_come_in_the_order_of_the_input() -> None:
     assert read(place.workspace, "results.idx") == b"1 2\n2 0\n"
 
 
+def test_results_are_read_back_where_the_provider_wrote_nan(tmp_path: Path) -> None:
+    """The line of an ok row is the provider's own."""
+    place = Place([(0, OutcomeState.OK)], str(tmp_path))
+    place.merge()
+    put(place.output, "output.jsonl", b'{"custom_id":"a","response":{"body":{"logprob":-Infinity}},"error":null}\n')
+    assert [outcome.response for outcome in place.outcomes()] == [{"body": {"logprob": None}}]
+
+
 def test_merging_again_gives_the_same_files(tmp_path: Path) -> None:
     """So a crash in between does no harm; what a killed merge left is removed."""
     place = Place(ROWS, str(tmp_path))

@@ -1,0 +1,474 @@
+"""Whole jobs against a provider that answers nonsense now and then: each comes to its end, and no row is lost.
+
+Over 1,000 bad answers and 440 odd files of results in a usual run; see ``shapes`` for more and for others.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import SecretStr
+
+from batchpipe.errors import BatchpipeError
+from batchpipe.jobs import State
+from batchpipe.openai_api import Api
+from batchpipe.settings import Account
+from batchpipe.storage import Folder
+from batchpipe.testing import FakeOpenAI, Pump
+from tests.fuzz.house import Files, House
+from tests.fuzz.shapes import BATCH, LIST, SCALE, answers, fuzzed
+from tests.fuzz.wire import Answer, Request, Wire
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+#: Files are synced to disk, which would be most of the time of a job.
+MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+
+
+class Line:
+    """The real Api and the wire it asks, for all jobs: to open new ones costs more than a job."""
+
+    def __init__(self) -> None:
+        self.wire = Wire()
+        account = Account(api_key=SecretStr("sk-fuzz"), base_url=f"{self.wire.url}/v1")
+        self.api = Api(account, control_seconds=10.0, transfer_seconds=10.0)
+
+
+@pytest.fixture(scope="module")
+def line() -> Iterator[Line]:
+    line = Line()
+    yield line
+    line.api.close()
+    line.wire.close()
+    assert line.wire.broken == []
+
+
+class Unforeseen(logging.Handler):
+    """Notes what the pipeline logs of exceptions that are not ours: it survived them, but did not know them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        error = record.exc_info[1] if record.exc_info else None
+        if error is not None and not isinstance(error, BatchpipeError):
+            self.found.append(f"{record.getMessage()}: {type(error).__name__}: {error}"[:300])
+
+
+@pytest.fixture(scope="module")
+def unforeseen() -> Iterator[Unforeseen]:
+    handler, logger = Unforeseen(), logging.getLogger("batchpipe")
+    logger.addHandler(handler)
+    yield handler
+    logger.removeHandler(handler)
+
+
+# -- odd results ---------------------------------------------------------------------------------------------------
+
+_ANY_JSON = [b"null", b"true", b"0", b"-1.5e300", b'"x"', b"[]", b"{}", b'[{"a":[null]}]', '{"ß":"\u2028😀"}'.encode()]
+_STATUS = [
+    b"200",
+    b"200",
+    b"200",
+    b"400",
+    b"429",
+    b"500",
+    b"0",
+    b"null",
+    b'"200"',
+    b"200.0",
+    b"true",
+    b"[200]",
+    b"-200",
+]
+_USAGE = [
+    *(
+        b"null",
+        b"[]",
+        b"7",
+        b'{"total_tokens":3}',
+        b'{"prompt_tokens":"3"}',
+        b'{"input_tokens":-1,"output_tokens":1.5}',
+    ),
+    b'{"total_tokens":1' + b"0" * 30 + b"}",
+]
+
+
+@dataclass(frozen=True)
+class Oddness:
+    """How odd the results of a job are: each is a number for dice, so that a case can be told in one line."""
+
+    seed: int
+    odd_rows: float
+    missing: float
+    doubled: float
+    strangers: int
+    downloads_damaged: int
+
+
+oddnesses = st.builds(
+    Oddness,
+    st.integers(0, 2**32),
+    st.sampled_from([0.0, 0.3, 1.0]),
+    st.sampled_from([0.0, 0.3, 1.0]),
+    st.sampled_from([0.0, 0.5]),
+    st.integers(0, 3),
+    st.integers(0, 3),
+)
+
+
+class Results:
+    """Makes the files of each batch, and remembers what is in them."""
+
+    def __init__(self, oddness: Oddness) -> None:
+        self.oddness = oddness
+        self.dice = random.Random(oddness.seed)
+        self.lines: dict[str, list[bytes]] = {}  #: by custom_id, in the order in which they are read
+        self.files = 0
+
+    def __call__(self, requests: list[dict[str, Any]]) -> Files:
+        dice, odd = self.dice, self.oddness
+        lines: list[tuple[str, bytes]] = []
+        for request in requests:
+            if dice.random() < odd.missing * 0.8:
+                continue
+            name, times = request["custom_id"], 1 + (dice.random() < odd.doubled)
+            lines += [(name, self._line(name)) for _ in range(times)]
+        dice.shuffle(lines)
+        sides: tuple[list[bytes], list[bytes]] = ([], [])
+        for _, made in lines:
+            sides[dice.random() < 0.4].append(made)
+        for name, made in lines:
+            self.lines.setdefault(name, []).append(made)
+        for _ in range(odd.strangers):
+            side = dice.choice(sides)
+            side.insert(dice.randint(0, len(side)), self._stranger())
+        self.files += 2
+        return Files(
+            output=self._whole(sides[0]),
+            error=self._whole(sides[1]),
+            damaged=[self._damage] * odd.downloads_damaged,
+            tells_size=dice.random() < 0.7,
+            counts=dice.choice([{"total": len(requests), "completed": 0, "failed": 0}, None, {"completed": "x"}]),
+        )
+
+    def _line(self, name: str) -> bytes:
+        dice, named = self.dice, b'"custom_id":%s' % orjson.dumps(name)
+        if dice.random() >= self.oddness.odd_rows:
+            response = b'{"status_code":200,"request_id":null,"body":{"usage":{"total_tokens":1}}}'
+            return b'{"id":"batch_req_1",%s,"response":%s,"error":null}' % (named, response)
+        status, error = dice.choice(_STATUS), dice.choice([b"null", b"null", *_ANY_JSON, b'{"code":"batch_expired"}'])
+        body = dice.choice([*_ANY_JSON, b'{"usage":%s}' % dice.choice(_USAGE)])
+        whole = b'{"status_code":%s,"body":%s,"request_id":null}' % (status, body)
+        response = dice.choice([whole, whole, whole, whole, b"null", b'"no"', b"[1]"])
+        parts = [named, b'"id":"batch_req_%d"' % dice.randint(0, 9)]
+        parts += dice.choice([[b'"response":%s' % response], [b'"response":%s' % response], []])
+        parts += dice.choice([[b'"error":%s' % error], [b'"error":%s' % error], []])
+        dice.shuffle(parts)
+        return b"{" + dice.choice([b",", b" , "]).join(parts) + b"}"
+
+    def _stranger(self) -> bytes:
+        names = [b'"nobody"', b"null", b"0", b'""', b"[]", '"ß"'.encode()]
+        whole = b'{"custom_id":%s,"response":{"status_code":200,"body":{}},"error":null}' % self.dice.choice(names)
+        return self.dice.choice([whole, whole, b"{}", b'{"error":"x"}', b"", b"  "])
+
+    def _whole(self, lines: list[bytes]) -> bytes | None:
+        if not lines:
+            return self.dice.choice([None, None, b"", b"\n"])
+        end = self.dice.choice([b"\n", b"\n", b"\r\n"])
+        return end.join(lines) + self.dice.choice([b"", end, end + end])
+
+    def _damage(self, data: bytes) -> bytes:
+        at = self.dice.randint(0, len(data))
+        return self.dice.choice([data[:at] + b'{"custom_id":"', data[:at] + b"\xff\xfe{", b"<html>", b"[1]\n" + data])
+
+
+def is_ok(line: bytes) -> bool:
+    """By the words of the design: no error, and status 200."""
+    found = orjson.loads(line)
+    response = found.get("response")
+    status = response.get("status_code") if isinstance(response, dict) else None
+    return found.get("error") is None and type(status) is int and status == 200
+
+
+def expected(lines: list[bytes] | None) -> str:
+    if not lines:
+        return "missing"
+    return "ok" if any(map(is_ok, lines)) else "failed"
+
+
+# -- bad answers ---------------------------------------------------------------------------------------------------
+
+_MADE_NOTHING_OF = [
+    Answer(raw=b"", reset=True),
+    Answer(raw=b""),
+    Answer(body=b"{", cut=30),
+    Answer(body=b"<html>"),
+    Answer(body=b'{"id":null,"object":"batch"}'),
+    Answer(body=b'{"id":"","object":"batch"}'),
+    Answer(body=b"[]"),
+    Answer(204),
+    Answer(500, body=b"\xff\xfe"),
+    Answer(502, body=b'{"error":{"message":"Bad gateway."}}'),
+    Answer(404, body=b"<html>"),
+    Answer(408, body=b"{}"),
+    Answer(body=b'{"id":"batch_1","input_file_id":"file-other"}'),
+]
+
+
+@dataclass(frozen=True)
+class Trouble:
+    """One bad answer; ``carried_out``: to a call that had its effect before."""
+
+    answer: Answer
+    lost: Answer
+    carried_out: bool
+
+
+def _of_this_hour(answer: Answer) -> Answer:
+    """Pauses of a day are kept faithfully, but it takes as many turns as minutes to see them through."""
+    return Answer(429, ((b"Retry-After", b"3"),)) if b"Retry-After" in answer.message() else answer
+
+
+troubles = st.builds(
+    Trouble, (answers(BATCH) | answers(LIST)).map(_of_this_hour), st.sampled_from(_MADE_NOTHING_OF), st.booleans()
+) | st.builds(Trouble, st.sampled_from(_MADE_NOTHING_OF), st.sampled_from(_MADE_NOTHING_OF), st.booleans())
+plans = st.lists(troubles | troubles | st.none(), min_size=3, max_size=24)
+
+
+class Trickster:
+    """Answers by the plan, and properly when it is at its end."""
+
+    def __init__(self, house: House, plan: list[Trouble | None]) -> None:
+        self.house = house
+        self.plan = list(plan)
+        self.bad = 0
+
+    def __call__(self, request: Request) -> Answer:
+        trouble = self.plan.pop(0) if self.plan else None
+        if trouble is None:
+            return self.house(request)
+        self.bad += 1
+        if trouble.carried_out:
+            self.house(request)
+        return self._told(request, trouble)
+
+    @staticmethod
+    def _told(request: Request, trouble: Trouble) -> Answer:
+        """No lie that nobody could see through: a list that is whole and has nothing, a no to what was done."""
+        route = request.target.partition("?")[0]
+        is_list = request.method == "GET" and route in ("/v1/batches", "/v1/files")
+        is_create = request.method == "POST" and route == "/v1/batches"
+        if is_list and b'"data"' in trouble.answer.message() and 200 <= trouble.answer.status < 300:
+            return trouble.lost
+        return trouble.lost if is_list or (is_create and trouble.carried_out) else trouble.answer
+
+
+# -- jobs ----------------------------------------------------------------------------------------------------------
+
+
+def rows_of(count: int) -> list[dict[str, Any]]:
+    body = {"model": "m", "messages": []}
+    return [{"custom_id": f"r{n}", "method": "POST", "url": "/v1/chat/completions", "body": body} for n in range(count)]
+
+
+class Run:
+    """One job from its beginning to its end, in a folder and a Redis of its own."""
+
+    def __init__(
+        self, line: Line, unforeseen: Unforeseen, results: Results, plan: list[Trouble | None], rows: int, **job: Any
+    ) -> None:
+        self.results = results
+        self.rows = rows
+        self.house = House(results)
+        self.trickster = Trickster(self.house, plan)
+        self.unforeseen = unforeseen
+        self._line, self._fields = line, job
+
+    def through(self, cancel_after: int | None = None) -> dict[str, str]:
+        """Answers what became of each row, checked against all that was said."""
+        self._line.wire.answer = self.trickster
+        self.unforeseen.found.clear()
+        with tempfile.TemporaryDirectory(dir=MEMORY) as folder:
+            pump = Pump(Path(folder), api=cast(FakeOpenAI, self._line.api), max_rows=3)
+            self.house.clock = lambda: pump.at
+            job_id = pump.submit(rows_of(self.rows), **self._fields)
+            if cancel_after is not None:
+                for _ in range(cancel_after):
+                    pump.step()
+                pump.cancel(job_id)
+            pump.run_until_idle(max_seconds=2 * 86_400.0)
+            return self._checked(pump, job_id)
+
+    def _checked(self, pump: Pump, job_id: str) -> dict[str, str]:
+        job = pump.job(job_id)
+        assert job.state.ended
+        assert job.told
+        assert self.unforeseen.found == []
+        if job.cancel and not pump.shards(job_id):
+            assert job.state is State.CANCELLED
+            return {}
+        outcomes = pump.outcomes(job_id)  # each row is there once
+        assert sorted(outcomes) == sorted(row["custom_id"] for row in rows_of(self.rows))
+        counts = Counter(outcomes.values())
+        assert job.total == self.rows
+        assert (job.ok, job.failed, job.missing) == (counts["ok"], counts["failed"], counts["missing"])
+        self._check_files(Folder(job.output))
+        keys = Counter(batch["metadata"]["batchpipe_key"] for batch in self.house.living())
+        assert all(count == 1 for count in keys.values()), "paid twice"
+        return outcomes
+
+    def _check_files(self, output: Folder) -> None:
+        """In input order; and no answer is ok but one that was served, word for word."""
+        for name in ("output.jsonl", "errors.jsonl"):
+            with output.reader(name) as file:
+                lines = [line.rstrip(b"\n") for line in file]
+            places = [int(orjson.loads(line)["custom_id"][1:]) for line in lines]
+            assert places == sorted(places)
+            for place, line in zip(places, lines, strict=True):
+                if name == "output.jsonl":
+                    assert is_ok(line)
+                    assert line in self.results.lines[f"r{place}"]
+
+
+def test_odd_files_of_results_give_each_row_what_they_say_of_it(line: Line, unforeseen: Unforeseen) -> None:
+    """Lines in any order, doubled, of strangers, of odd shapes, in either file or none; downloads cut at first."""
+    files, jobs = [0], 220
+
+    @fuzzed(jobs)
+    @given(oddnesses, st.integers(1, 6))
+    def check(oddness: Oddness, rows: int) -> None:
+        results = Results(oddness)
+        found = Run(line, unforeseen, results, [], rows, attempts=1).through()
+        files[0] += results.files
+        assert found == {f"r{number}": expected(results.lines.get(f"r{number}")) for number in range(rows)}
+
+    check()
+    assert files[0] >= 2 * jobs * SCALE
+
+
+def test_jobs_end_and_lose_no_row_whatever_is_answered(line: Line, unforeseen: Unforeseen) -> None:
+    """Bad answers in place of good ones, or to calls that were carried out, over several rounds; some are cancelled."""
+    bad, wanted = [0], 1_000
+
+    @fuzzed(340)
+    @given(plans, oddnesses, st.integers(1, 5), st.integers(1, 2), st.none() | st.none() | st.integers(0, 12))
+    def check(plan: list[Trouble | None], oddness: Oddness, rows: int, attempts: int, cancel_after: int | None) -> None:
+        run = Run(line, unforeseen, Results(oddness), plan, rows, attempts=attempts)
+        run.through(cancel_after)
+        bad[0] += run.trickster.bad
+
+    check()
+    assert bad[0] >= wanted * SCALE
+
+
+# -- shapes that had been mistakes ---------------------------------------------------------------------------------
+
+PLAIN = Oddness(seed=0, odd_rows=0.0, missing=0.0, doubled=0.0, strangers=0, downloads_damaged=0)
+UPLOAD, CREATE, LISTED, READ = "POST /v1/files", "POST /v1/batches", "GET /v1/batches", "GET /v1/batches/batch_1"
+LOST = Trouble(Answer(raw=b""), Answer(raw=b""), carried_out=True)
+
+
+def said(answer: Answer, *, carried_out: bool = False) -> Trouble:
+    return Trouble(answer, answer, carried_out)
+
+
+class Scripted(Trickster):
+    """Bad answers by route: each list goes out in turn, then it is answered properly."""
+
+    def __init__(self, house: House, script: dict[str, list[Trouble]]) -> None:
+        super().__init__(house, [])
+        self.script = {route: list(troubles) for route, troubles in script.items()}
+
+    def __call__(self, request: Request) -> Answer:
+        due = self.script.get(f"{request.method} {request.target.partition('?')[0]}")
+        if not due:
+            return self.house(request)
+        trouble = due.pop(0)
+        if trouble.carried_out:
+            self.house(request)
+        return trouble.answer
+
+
+def scripted(line: Line, unforeseen: Unforeseen, script: dict[str, list[Trouble]]) -> Run:
+    run = Run(line, unforeseen, Results(PLAIN), [], 2, attempts=1)
+    run.trickster = Scripted(run.house, script)
+    return run
+
+
+def error_of(status: int, **error: Any) -> Answer:
+    return Answer(status, body=orjson.dumps({"error": error}))
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        pytest.param(Answer(304), id="304"),
+        pytest.param(Answer(303, ((b"Location", b"http://127.0.0.1:1/"),)), id="303-to-nowhere"),
+        pytest.param(error_of(500, code="insufficient_quota"), id="500-of-quota"),
+    ],
+)
+def test_a_batch_that_was_made_is_found_whatever_was_answered(
+    line: Line, unforeseen: Unforeseen, answer: Answer
+) -> None:
+    """Neither called again, nor left running with its rows called failed."""
+    run = scripted(line, unforeseen, {CREATE: [said(answer, carried_out=True)]})
+    assert run.through() == {"r0": "ok", "r1": "ok"}
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param({"data": [], "has_more": True}, id="empty-but-more"),
+        pytest.param({"data": [{"id": "batch_9"}, {"object": "batch"}], "has_more": False}, id="entry-without-id"),
+        pytest.param({"data": [{"id": "batch_9"}, "batch_1"], "has_more": False}, id="entry-of-text"),
+    ],
+)
+def test_half_a_list_is_no_empty_look(line: Line, unforeseen: Unforeseen, page: dict[str, Any]) -> None:
+    """The batch may stand in the other half."""
+    run = scripted(line, unforeseen, {CREATE: [LOST], LISTED: [said(Answer(body=orjson.dumps(page)))] * 2})
+    assert run.through() == {"r0": "ok", "r1": "ok"}
+
+
+def test_a_file_that_is_lost_after_an_unanswered_create_call_is_uploaded_anew(
+    line: Line, unforeseen: Unforeseen
+) -> None:
+    """Once the list has been looked through, the old call counts for nothing."""
+    nameless = said(Answer(body=b'{"id": "file-nobodys"}'))
+    run = scripted(line, unforeseen, {UPLOAD: [nameless], CREATE: [said(Answer(raw=b""))]})
+    assert run.through() == {"r0": "ok", "r1": "ok"}
+
+
+def test_a_sum_of_tokens_beyond_all_measure_does_not_end_a_turn(line: Line, unforeseen: Unforeseen) -> None:
+    """A number of theirs, of no use but to be told."""
+    run = scripted(line, unforeseen, {})
+    whole = b'{"custom_id":"%s","response":{"status_code":200,"body":{"usage":{"total_tokens":%d}}}}\n'
+    files = Files(output=b"".join(whole % (name, 2**63) for name in (b"r0", b"r1")))
+    run.results.lines = {name.decode(): [(whole % (name, 2**63)).strip()] for name in (b"r0", b"r1")}
+    run.house.results = lambda requests: files
+    assert run.through() == {"r0": "ok", "r1": "ok"}
+
+
+def test_words_in_half_letters_do_not_end_a_turn(line: Line, unforeseen: Unforeseen) -> None:
+    """Of an error, which is kept to be told."""
+    half = said(Answer(500, body=b'{"error": {"message": "\\ud800"}}'))
+    assert scripted(line, unforeseen, {READ: [half]}).through() == {"r0": "ok", "r1": "ok"}
+
+
+def test_a_batch_that_no_address_can_hold_is_no_batch(line: Line, unforeseen: Unforeseen) -> None:
+    """It could never be read again: the shard would wait for it for ever."""
+    dot = said(Answer(body=b'{"id": ".", "object": "batch"}'), carried_out=True)
+    assert scripted(line, unforeseen, {CREATE: [dot]}).through() == {"r0": "ok", "r1": "ok"}
