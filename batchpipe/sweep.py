@@ -93,6 +93,8 @@ def _is_stray(batch: Snapshot, shard: ShardRecord) -> bool:
         return False
     if batch.id == shard.batch_id or batch.id in shard.spent:
         return False
+    if batch.metadata.get("batchpipe_key", shard.key) != shard.key:
+        return True  # of an earlier try: it can never be adopted, and tries only grow
     return shard.batch_id is not None or shard.stage == Stage.COLLECTED
 
 

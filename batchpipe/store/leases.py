@@ -14,6 +14,9 @@ from batchpipe.jobs import JobRecord, ShardRecord
 
 logger = logging.getLogger(__name__)
 
+#: Between two renewals; near a stage's deadline they grant ever less.
+_SHORTEST_PAUSE = 0.2
+
 
 def host_clock() -> float:
     """Seconds that go on while this machine sleeps or this process is frozen (a suspended laptop is late, too)."""
@@ -99,7 +102,7 @@ class Lease:
             self._thread = None
 
     def _keep(self) -> None:
-        while not self._stop.wait(self.seconds / 3):
+        while not self._stop.wait(max(self.seconds / 3, _SHORTEST_PAUSE)):
             before = host_clock()
             try:
                 self.seconds, self.news = self._renewed()

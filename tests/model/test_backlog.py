@@ -1,0 +1,66 @@
+"""Ten thousand ended shards and few workers: the sweep must not outrun them, with messages or without any."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+
+from tests.model.depot import DOWNLOAD_SECONDS, Depot, Drained
+from tests.model.mutations import Mutation
+
+WORKERS = 8
+
+
+@contextmanager
+def a_depot(client: redis.Redis, folder: Path, **how: Any) -> Iterator[Depot]:
+    depot = Depot(client, folder, workers=WORKERS, **how)
+    try:
+        yield depot
+    finally:
+        depot.close()
+
+
+def assert_drained(depot: Depot, result: Drained, jobs: int) -> None:
+    """All are collected, each job went on to its merge once, and nothing but those merges is due."""
+    assert len(result.waited) == depot.shards
+    assert result.merges == jobs
+    assert {index for _, index in depot.store.due(100_000)} <= {-1}
+    assert depot.store.client.zcard(f"{depot.store.prefix}due") == jobs
+
+
+@pytest.mark.timeout(300)
+def test_a_backlog_of_ten_thousand_shards_drains_and_the_sweep_does_not_outrun_the_workers(
+    model_redis: redis.Redis, tmp_path: Path
+) -> None:
+    """Void messages cost the workers next to nothing, for the margin doubles: no more than three a shard."""
+    with a_depot(model_redis, tmp_path, jobs=5, shards=2_000) as depot:
+        result = depot.drain()
+        assert_drained(depot, result, 5)
+        assert result.published.total() <= result.promised(60.0)
+        assert result.published.total() < 3 * depot.shards
+        assert result.seconds < 1.1 * depot.shards * DOWNLOAD_SECONDS / WORKERS + 10.0
+
+
+@pytest.mark.timeout(300)
+def test_a_backlog_whose_messages_are_all_lost_drains(model_redis: redis.Redis, tmp_path: Path) -> None:
+    """As after the loss of a broker: each shard comes back when it is due, and not more often than promised."""
+    with a_depot(model_redis, tmp_path, jobs=2, shards=1_500) as depot:
+        result = depot.drain(lose_all_at=30.0)
+        assert_drained(depot, result, 2)
+        assert result.published.total() <= result.promised(60.0)
+
+
+@pytest.mark.timeout(300)
+def test_without_the_doubled_margin_the_sweep_would_outrun_the_workers(
+    model_redis: redis.Redis, tmp_path: Path
+) -> None:
+    """The bound has teeth."""
+    single = Mutation("common", "2 ^ math.min(pubs, 20)", "1")
+    with a_depot(model_redis, tmp_path, jobs=1, shards=2_000, lease=5.0, text=single) as depot:
+        result = depot.drain(give_up=1_800.0)
+        assert result.published.total() > result.promised(5.0) + 2_000

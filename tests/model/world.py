@@ -1,0 +1,480 @@
+"""One job, its workers, its provider and its Redis, on one clock: the shipped turns and scripts, each step apart.
+
+Real are: the scripts, Store, ShardTurns with the steps upload, create and poll, JobTurns' frame and planning, sweep.
+Stand-ins are what reads and writes large files (prepare, download, merge, job.json), for the protocol does not depend
+on it, and renewal, which here follows the model's clock instead of a thread.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, cast
+
+import orjson
+import redis
+from pydantic import SecretStr
+
+from batchpipe.errors import LeaseLost, Refused, StorageTrouble, StoreUnavailable, TryLater, Unanswered, Unavailable
+from batchpipe.job_turns import JobTurns
+from batchpipe.jobs import JOB, BatchError, JobRecord, Move, Problem, Stage, State, Status
+from batchpipe.openai_api import Snapshot
+from batchpipe.pipeline import Again, Go, Message, Next, ShardTurns, links_from
+from batchpipe.settings import Account, Settings
+from batchpipe.splitting import Prepared, ShardPlan
+from batchpipe.store import Lease, Store
+from batchpipe.store import Refused as ClaimRefused
+from batchpipe.store.scripts import source
+from batchpipe.sweep import sweep
+from batchpipe.testing import Delivery, FakeBatch, FakeOpenAI
+from batchpipe.testing.pump import REDIS_PAUSE_SECONDS
+from tests.model.baton import Actor
+from tests.model.watch import Broken, Records, Watch
+
+LEASE = 60.0
+GRACE = 30.0
+
+#: What may befall a script: it is repeated after a lost answer, Redis is away, or went away after it ran.
+SCRIPT_FAULTS = ("repeat", "away", "away after")
+#: What may befall whatever else takes time: provider calls that cost nothing, files.
+CALL_FAULTS = ("trouble",)
+#: What may come of a create call besides "", a clear yes.
+CREATE_FAULTS = ("unsent", "unanswered", "dropped", "refused", "no file")
+
+#: Runs a script as it is shipped, and tells all records as they are after it: one round trip.
+_WATCHED = """
+local function script()
+%s
+end
+local answer = script()
+local job = KEYS[#KEYS]
+local prefix, id = string.match(job, '^(.-)job:(.*)$')
+local function read(key)
+  local flat, fields = redis.call('HGETALL', key), {}
+  for i = 1, #flat, 2 do fields[flat[i]] = flat[i + 1] end
+  return fields
+end
+local seen = { job = read(job), shards = {}, due = {} }
+for index = 0, tonumber(seen.job.shards or '0') - 1 do
+  seen.shards[tostring(index)] = read(prefix .. 'shard:' .. id .. ':' .. index)
+end
+local flat = redis.call('ZRANGE', prefix .. 'due', 0, -1, 'WITHSCORES')
+for i = 1, #flat, 2 do seen.due[flat[i]] = tonumber(flat[i + 1]) end
+return { answer, cjson.encode(seen) }
+"""
+
+Source = Callable[[str], str]
+
+
+@cache
+def _settings(folder: Path) -> Settings:
+    account = Account(api_key=SecretStr("test"))
+    return Settings(
+        _env_file=None,
+        home=folder / "home",
+        accounts={"default": account},
+        lease_seconds=LEASE,
+        create_grace_seconds=GRACE,
+    )
+
+
+class ModelLease(Lease):
+    """A lease by the model's clock; the world renews it while its actor is not frozen."""
+
+    world: World
+    renew_at: float
+
+    def age(self) -> float:
+        return self.world.at - self.confirmed
+
+    def __enter__(self) -> ModelLease:
+        self.renew_at = self.world.at + self.seconds / 3
+        return self
+
+    @property
+    def renewing(self) -> bool:
+        return not (self.lost or self._stop.is_set())
+
+    def renew_now(self) -> None:
+        """What the renewal thread does when its pause is over."""
+        before = self.world.at
+        try:
+            self.seconds, self.news = self._renewed()
+        except LeaseLost:
+            self.lost = True
+            return
+        self.confirmed = before
+        self.renew_at = before + max(self.seconds / 3, 0.1)  # near its deadline a lease grants less and less
+
+
+class ModelStore(Store):
+    """The real scripts, with a point before and after each, and the watch told of each."""
+
+    def __init__(self, client: redis.Redis, world: World, prefix: str, text: Source) -> None:
+        super().__init__(
+            client, prefix=prefix, lease_seconds=LEASE, ttl_seconds=3600, skew=lambda: world.at - time.time()
+        )
+        self.world = world
+        self._text = text
+        # past retries and pools, which the model does not need and which cost more than the script
+        self._connection = client.connection_pool.get_connection()
+
+    def close(self) -> None:
+        self.client.connection_pool.release(self._connection)
+
+    def now(self) -> float:
+        return self.world.at
+
+    def account_of(self, job_id: str) -> str | None:
+        return "default"
+
+    def paused(self, account: str) -> None:
+        return None
+
+    def may_look(self, account: str, *, per_second: float, burst: float) -> float:
+        return 0.0
+
+    def log(self, job_id: str, event: str, **fields: Any) -> None:
+        pass
+
+    def claim(self, *args: Any, **named: Any) -> Lease | ClaimRefused:
+        before = self.world.at
+        answer = super().claim(*args, **named)
+        if isinstance(answer, ClaimRefused):
+            self.world.watch.facts[f"refused: {answer.why}"] += 1
+            return answer
+        lease = ModelLease(self, answer.job, answer.shard, answer.token, answer.seconds, before, answer.news)
+        lease.world = self.world
+        self.world.leases[self.world.actor] = lease
+        return lease
+
+    def _run(self, name: str, keys: Sequence[str], *args: Any) -> list[Any]:
+        self.world.point(name)
+        fault = self.world.take_fault(SCRIPT_FAULTS)
+        if fault == "away":
+            raise StoreUnavailable("away")
+        answer = self._executed(name, keys, args)
+        self.world.point(f"{name} done")
+        if fault == "away after":
+            raise StoreUnavailable("the answer is lost")
+        if fault == "repeat":
+            answer = self._executed(name, keys, args)
+            self.world.point()
+        return answer
+
+    def _executed(self, name: str, keys: Sequence[str], args: Sequence[Any]) -> list[Any]:
+        job = self._job_key(self.world.job_id)
+        given = [*keys, job, f"{self.skew():.6f}", *args]
+        answer, seen = self._ask("EVALSHA", self._sha(name), len(keys) + 1, *given)
+        self.world.tell(f"{name} {keys[0].rpartition(':')[2]} {args}")
+        record = "job" if keys[0] == job else keys[0].rpartition(":")[2]
+        after = orjson.loads(seen)
+        records = Records(after["job"] or {}, after["shards"] or {}, _named(after["due"] or {}))
+        self.world.tell(f"  -> {str(answer)[:80]}")
+        self.world.watch.script(name, record, args, answer, records, self.world.at)
+        return cast(list[Any], answer)
+
+    def _sha(self, name: str) -> str:
+        text = self._text(name)
+        return _loaded(self, name, text)
+
+    def _ask(self, *command: Any) -> Any:
+        self._connection.send_command(*command)
+        return self._connection.read_response()
+
+
+_shas: dict[tuple[int, str], str] = {}
+
+
+def _loaded(store: ModelStore, name: str, text: str) -> str:
+    """The script is sent to a server once."""
+    place = (id(store.client), text)
+    if place not in _shas:
+        _shas[place] = store._ask("SCRIPT", "LOAD", _WATCHED % text)
+    return _shas[place]
+
+
+def _named(due: dict[str, float]) -> dict[str, float]:
+    """The members of the due set as the watch names records."""
+    names = {member: member.rpartition("/")[2] for member in due}
+    return {"job" if name == "-1" else name: due[member] for member, name in names.items()}
+
+
+class ModelOpenAI(FakeOpenAI):
+    """The provider, with a point before and after each call; new batches may show up late in its list."""
+
+    def __init__(self, world: World) -> None:
+        super().__init__(lambda: world.at, autofinish=True)
+        self.world = world
+        self.endings: Callable[[], str] = lambda: Status.COMPLETED  #: what becomes of a new batch
+        self.outcome: Callable[[], str] = lambda: ""  #: of the present create call
+        self.lag: Callable[[], float] = lambda: 0.0  #: how long a new batch stays out of the list
+        self._shown_at: dict[str, float] = {}
+        self._ends_as: dict[str, str] = {}
+
+    def create_batch(self, **arguments: Any) -> Snapshot:
+        lease = self.world.leases[self.world.actor]
+        self.world.watch.calls(lease.age() <= lease.seconds / 2)
+        self.world.point("create_batch")
+        fault = self.outcome()
+        if fault:
+            self.world.watch.facts[fault] += 1
+        if fault == "dropped":
+            raise Unanswered("dropped before it arrived")
+        if fault == "refused":
+            raise Refused("no", code="invalid_request", status=400)
+        if fault == "unsent":
+            raise Unavailable("slow down", code="rate_limit_exceeded", status=429)
+        if fault == "no file":
+            raise Unavailable("Cannot find file", code="file_not_found", status=400)
+        batch = super().create_batch(**arguments)
+        self._shown_at[batch.id] = self.world.at + self.lag()
+        self._ends_as[batch.id] = self.endings()
+        self.world.tell(f"create_batch -> {batch.id}, shown from {self._shown_at[batch.id] - self.world.at:+.1f}")
+        late = lease.age() > lease.seconds / 2 + 0.001
+        self.world.watch.called(batch.id, arguments["metadata"]["batchpipe_key"], lease.token, late)
+        self.world.point()
+        if fault == "unanswered":
+            raise Unanswered("dropped")
+        return batch
+
+    def cancel_batch(self, batch_id: str) -> Snapshot:
+        self.world.point()
+        self.world.watch.cancelled(batch_id)
+        return super().cancel_batch(batch_id)
+
+    def iter_batches(self, since: float) -> Iterator[Snapshot]:
+        self.world.point()
+        if self.world.take_fault(CALL_FAULTS):
+            raise Unavailable("no list now")
+        shown = [batch for batch in self.batches.values() if self._shown_at[batch.id] <= self.world.at]
+        page = [self._snapshot(batch) for batch in reversed(shown)]
+        self.world.point()
+        yield from (batch for batch in page if (batch.created_at or 0.0) >= since)  # no older one by chance
+
+    def _called(self, method: str, argument: str, effect: Callable[[], Any]) -> Any:
+        if method in ("create_batch", "cancel_batch"):
+            return effect()
+        self.world.point()
+        if self.world.take_fault(CALL_FAULTS):
+            raise Unavailable("not now")
+        answer = effect()
+        self.world.point()
+        return answer
+
+    def _move_on(self, batch: FakeBatch) -> None:
+        if batch.status == "validating":
+            batch.status = "in_progress"
+        elif batch.status == "in_progress":
+            batch.status = self._ends_as[batch.id]
+            if batch.status == Status.FAILED:
+                batch.errors = [BatchError(code="token_limit_exceeded", message="the queue is full")]
+        elif batch.status == "cancelling":
+            batch.status = Status.CANCELLED
+
+
+class ModelShardTurns(ShardTurns):
+    """The shipped turns of shards, but for the files of download."""
+
+    world: World
+
+    def _step(self, link: str, lease: Lease, api: Any) -> Any:
+        if link != "download":
+            return super()._step(link, lease, api)
+        self.world.files()
+        lease.check()
+        assert lease.shard is not None
+        return Move(stage=Stage.COLLECTED, changes={"ok": lease.shard.rows})
+
+    def _unforeseen(self, lease: Lease, problem: Problem) -> Any:
+        raise Broken(problem.message)
+
+    def _abandon(self, lease: Lease, workspace: Any, problem: Problem, **how: Any) -> Move:
+        assert lease.shard is not None
+        self.world.watch.facts[f"abandoned: {problem.code}"] += 1
+        return Move(stage=Stage.COLLECTED, changes={"missing": lease.shard.rows, "error": problem})
+
+
+class ModelJobTurns(JobTurns):
+    """The shipped turns of the job, but for the files of prepare, merge and job.json; every round but the last leads
+    to a further one."""
+
+    world: World
+
+    def _prepare(self, lease: Lease) -> None:
+        self.world.files()
+        self._plan(lease, Prepared([], 0, None) if lease.job.cancel else self._prepared(lease.job))
+
+    def _merge(self, lease: Lease) -> None:
+        job = lease.job
+        if State(job.stage).ended:
+            return self._tell_all(lease, State(job.stage))
+        self.world.files()
+        if not job.cancel and job.round < job.attempts:
+            return self._plan(lease, self._prepared(job))
+        lease.check()
+        return self._finish(lease, State.SUCCEEDED, {"ok": 1})
+
+    def _trouble(self, lease: Lease, error: Exception) -> Next:
+        if not isinstance(error, TryLater):
+            raise error
+        return super()._trouble(lease, error)
+
+    def _prepared(self, job: JobRecord) -> Prepared:
+        indexes = range(job.shards, job.shards + self.world.shards_a_round)
+        return Prepared([ShardPlan(index, "requests.jsonl", 1, 1, None) for index in indexes], len(indexes), None)
+
+    def _tell_all(self, lease: Lease, state: State) -> None:
+        self.world.files()
+        self.world.told += 1
+        lease.stop()
+        self.store.told(lease)
+
+
+class World:
+    """Everything of one schedule. ``actor`` is who has the baton: None is the schedule itself, which nobody stops."""
+
+    def __init__(
+        self, client: redis.Redis, folder: Path, *, rounds: int = 1, shards: int = 1, text: Source = source
+    ) -> None:
+        self.at = time.time()
+        self.actor: Actor | None = None
+        self.watch = Watch()
+        self.leases: dict[Actor | None, ModelLease] = {}
+        self.waiting: list[Delivery] = []
+        self.past: list[Delivery] = []  #: everything ever delivered: any of it may come again
+        self.told = 0
+        self.story: list[tuple[float, Actor | None, str]] = []  #: for whoever reads of a broken promise
+        self.shards_a_round = shards
+        self.job_id = f"job_{uuid.uuid4().hex[:12]}"
+        self.store = ModelStore(client, self, f"{{{self.job_id}}}:", text)
+        self.api = ModelOpenAI(self)
+        settings = _settings(folder)
+        apis = cast(Any, lambda name: self.api)
+        self.shard_turns = ModelShardTurns(settings, self.store, apis, self._publish)
+        self.job_turns = ModelJobTurns(settings, self.store, apis, self._publish, lambda job: None)
+        self.shard_turns.world = self.job_turns.world = self
+        self._submit(folder, rounds)
+
+    def _submit(self, folder: Path, rounds: int) -> None:
+        workspace = folder / "workspace"
+        if not workspace.exists():
+            workspace.mkdir()
+            (workspace / "requests.jsonl").write_text('{"custom_id":"a"}\n')
+        job = JobRecord(
+            id=self.job_id,
+            epoch=1,
+            task_ids=["prepare"],
+            output=self.job_id,
+            workspace=str(workspace),
+            attempts=rounds,
+        )
+        self.store.submit(job)
+        self.job_turns.publish(Message(job.id, JOB, 1, State.PENDING, job.task_ids, job.queue))
+
+    def close(self) -> None:
+        """Leave nothing behind in Redis."""
+        keys = self.store.client.keys(f"{self.store.prefix}*")
+        if keys:
+            self.store.client.delete(*cast(list[str], keys))
+        self.store.close()
+
+    def tell(self, words: str) -> None:
+        self.story.append((self.at, self.actor, words))
+
+    # -- what happens to actors ------------------------------------------------------------------------------------
+
+    def point(self, name: str = "") -> None:
+        """Something could come in between here."""
+        if self.actor is not None:
+            self.actor.point(name)
+
+    def files(self) -> None:
+        """What takes long, and fails now and then. Raises StorageTrouble."""
+        self.point()
+        if self.take_fault(CALL_FAULTS):
+            raise StorageTrouble("the disk is full")
+
+    def take_fault(self, kinds: tuple[str, ...]) -> str:
+        """What befalls the present script or call, if it is of such a kind."""
+        if self.actor is None or self.actor.fault not in kinds:
+            return ""
+        fault, self.actor.fault = self.actor.fault, ""
+        self.watch.facts[fault] += 1
+        return fault
+
+    def hand_over(self, actor: Actor, act: Callable[[], bool]) -> bool:
+        """Let an actor act. True: it came to the end of its body."""
+        self.actor = actor
+        try:
+            return act()
+        finally:
+            self.actor = None
+            if not actor.parked:
+                self.leases.pop(actor, None)
+
+    # -- messages --------------------------------------------------------------------------------------------------
+
+    def _publish(self, message: Message) -> None:
+        self.point()
+        first = links_from(message)[0]
+        self.waiting.append(Delivery(self.at + message.countdown, message, first))
+        self.point()
+
+    def turn(self, delivery: Delivery) -> Next:
+        """What a worker does with a message."""
+        message = delivery.message
+        try:
+            if message.index != JOB:
+                return self.shard_turns.run(delivery.link, message.job, message.index, message.epoch)
+            turn = self.job_turns.prepare if delivery.link == "prepare" else self.job_turns.merge
+            return turn(message.job, message.epoch)
+        except StoreUnavailable:
+            return Again(REDIS_PAUSE_SECONDS)
+
+    def follow(self, delivery: Delivery, following: Next | None) -> None:
+        """What Celery does when a turn is over."""
+        if isinstance(following, Again):
+            self.waiting.append(Delivery(self.at + following.after, delivery.message, delivery.link))
+        elif isinstance(following, Go):
+            links = links_from(delivery.message)
+            for link in links[links.index(delivery.link) + 1 :][:1]:
+                self.waiting.append(Delivery(self.at, delivery.message, link))
+
+    def take(self, delivery: Delivery) -> Delivery:
+        """A message leaves the broker for a worker."""
+        self.waiting.remove(delivery)
+        self.past.append(delivery)
+        return delivery
+
+    # -- what others do --------------------------------------------------------------------------------------------
+
+    def cancel(self) -> None:
+        """As the client does; its revokes are lost, as they may be."""
+        asked, shards = self.store.cancel(self.job_id)
+        for index in (JOB, *range(shards)) if asked else ():
+            self.job_turns.wake(self.job_id, index)
+
+    def sweep(self) -> None:
+        sweep(self.job_turns)
+
+    # -- time ------------------------------------------------------------------------------------------------------
+
+    def advance(self, seconds: float) -> None:
+        """Move the clock; who is not frozen renews meanwhile."""
+        ends = self.at + seconds
+        while True:
+            renewing = [
+                lease
+                for actor, lease in self.leases.items()
+                if lease.renewing and actor is not None and not actor.frozen and lease.renew_at <= ends
+            ]
+            if not renewing:
+                break
+            lease = min(renewing, key=lambda lease: lease.renew_at)
+            self.at = max(self.at, lease.renew_at)
+            lease.renew_now()
+        self.at = ends
