@@ -104,7 +104,7 @@ def run_step(step: str, folder: Path) -> None:
         assert move.changes["ok"] == rows, move.changes
     if step == "merge":
         shard = shard.evolve(ok=rows, failed=0, missing=0, collected_file="collected/00000-1-bench.rows")
-        merge(job, [shard], "order-bench", workspace, Folder(job.output), check=nothing)
+        merge(job.evolve(order_files=["order-bench"]), [shard], workspace, Folder(job.output), check=nothing)
 
 
 def measure(step: str, folder: Path) -> dict[str, float]:
