@@ -69,7 +69,8 @@ def status_command(job_id: str, as_json: bool) -> None:
 
 def _pause_note(client: Any, view: dict[str, Any]) -> str:
     pause = client.store.paused(view["account"]) if view["ended_at"] is None else None
-    return f"  paused for {pause.seconds:.0f} s: {pause.message}" if pause else ""
+    hint = f" (mended? batchpipe resume {view['account']})"
+    return f"  paused for {pause.seconds:.0f} s: {pause.message}{hint}" if pause else ""
 
 
 def _print_shards(client: Any, job: Any) -> None:
@@ -77,7 +78,8 @@ def _print_shards(client: Any, job: Any) -> None:
         counts = f"{number(shard.counts.completed)}+{number(shard.counts.failed)}/{number(shard.rows)}"
         trouble = f"  ! {shard.trouble.message}" if shard.trouble and shard.stage != "collected" else ""
         place = f"shard {shard.index:<4} {shard.stage:<10} {shard.status or '-':<12} {shard.batch_id or '-'}"
-        click.echo(f"{place}  {counts}{trouble}")
+        again = f"  round {shard.round}" if shard.round > 1 else ""
+        click.echo(f"{place}  {counts}{again}{trouble}")
 
 
 @click.command("list")
