@@ -13,7 +13,7 @@ from tests.acceptance.test_run import JOB_KEYS, SHARD_KEYS
 
 COMMANDS = [
     *("run", "submit", "status", "list", "wait", "results", "cancel", "retry", "validate", "logs"),
-    *("sweep", "worker", "beat", "sandbox", "doctor"),
+    *("resume", "sweep", "recover", "worker", "beat", "sandbox", "doctor"),
 ]
 
 ASKED = [
