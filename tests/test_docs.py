@@ -192,6 +192,16 @@ def test_what_the_readme_calls_not_built_is_not_built() -> None:
     assert not (ROOT / "batchpipe" / "contrib").exists()
 
 
+def test_each_proof_that_the_guarantees_name_is_a_test() -> None:
+    """And each promise of the first part names one."""
+    page = (ROOT / "docs" / "guarantees.md").read_text()
+    proofs = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", page)
+    missing = [name for path, name in proofs if f"def {name}(" not in (ROOT / path).read_text()]
+    assert missing == []
+    promises = page.partition("\n## What holds")[2].partition("\n## What has a limit")[0]
+    assert [text[:60] for text in re.split(r"\n\n(?=\*\*)", promises)[1:] if "*Proof:*" not in text] == []
+
+
 @pytest.fixture
 def environment(tmp_path: Path) -> dict[str, str]:
     """A user's: this batchpipe on PATH, a home of its own, nobody's keys, and quick polls."""
