@@ -17,7 +17,7 @@ start = threading.Barrier(32)
 def read(number):
     start.wait()
     if number % 2:
-        decode(ShardRecord, {"job": "j", "index": "1", "counts": '{"total": 1}', "trouble": '{"code": "a", "message": "b"}'})
+        decode(ShardRecord, {"job": "j", "index": "1", "counts": '{"total": 1}'})
     else:
         decode(JobRecord, {"id": "j", "error": '{"code": "a", "message": "b"}'})
 
