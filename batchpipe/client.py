@@ -194,10 +194,12 @@ class Client:
 
     def resume(self, account: str) -> tuple[bool, int]:
         """End an account's pause. Answers whether there was one, and how many shards go on at once."""
+        account = account.lower()
         paused, woken = self.store.resume(account), 0
-        for job in self.store.list_jobs(state=State.RUNNING, limit=10_000) if paused else ():
-            for shard in self.store.iter_shards(job) if job.account == account else ():
-                woken += tasks.runtime().jobs.wake(job.id, shard.index, when="asleep") is not None
+        for state in (State.RUNNING, State.CANCELLING) if paused else ():
+            for job in self.store.list_jobs(state=state, limit=10_000):
+                for shard in self.store.iter_shards(job) if job.account == account else ():
+                    woken += tasks.runtime().jobs.wake(job.id, shard.index, when="asleep") is not None
         return paused, woken
 
     def recover(self, folders: Sequence[str] = (), *, dry_run: bool = False) -> Report:

@@ -27,6 +27,7 @@ from batchpipe.pipeline import (
     CANCELLING,
     FIRST_PAUSE,
     LINKS,
+    LONGEST_BACKOFF,
     LONGEST_PAUSE,
     MAX_LOST,
     MAX_TRIES,
@@ -220,6 +221,7 @@ class JobTurns(Turns):
         workspace, output = Folder(job.workspace, private=True), Folder(job.output)
         if self._may_resend(job, shards):
             prepared = resend(job, _of_round(job, shards), workspace, lease.token, check=lambda: _check_cancel(lease))
+            lease.check()  # who was frozen meanwhile must not set the manifest back
             self._write_manifest(job, shards, prepared, workspace)
             return self._plan(lease, prepared)
         merged = merge(job, shards, workspace, output, check=lease.check)
@@ -292,7 +294,9 @@ class JobTurns(Turns):
             logger.error("job %s: turn failed", lease.job.id, exc_info=error)
         problem = Problem(code=getattr(error, "code", "internal_error"), message=words(error))
         named = getattr(error, "after", None)
-        pause = FIRST_PAUSE * 2 ** min(lease.job.tries, 10) if not foreseen else 5 * FIRST_PAUSE
+        pause = FIRST_PAUSE * 2 ** min(lease.job.tries, 10)
+        if foreseen:  # each turn may read and write gigabytes before it meets the full disk
+            pause = min(max(2 * lease.job.wait, 5 * FIRST_PAUSE), LONGEST_BACKOFF)
         after = 0.0 if problem.code == CANCELLING else min(max(named or 0.0, pause), LONGEST_PAUSE)
         repeated = lease.job.trouble is not None and lease.job.trouble.message == problem.message
         try:

@@ -45,6 +45,8 @@ MAX_LOST = 50
 LONGEST_PAUSE = 600.0
 #: Code of a transfer that was broken off because its job is being cancelled: it comes back at once.
 CANCELLING = "cancelling"
+#: Code of the pause of an account without money.
+NO_QUOTA = "insufficient_quota"
 #: What a pause after trouble begins with; doubled each time.
 FIRST_PAUSE = 1.0
 #: Where the doubling ends for trouble that passes: a provider that is down for a minute must not cost ten.
@@ -191,7 +193,9 @@ class ShardTurns(Turns):
             return self._abandon(lease, workspace, Problem(code="worker_lost", message=message))
         if isinstance(api, SettingsError):
             raise api
-        if (pause := self.store.paused(job.account)) is not None:
+        pause = self.store.paused(job.account)
+        # reading, cancelling and fetching need no quota, and what runs on is billed
+        if pause is not None and (pause.code != NO_QUOTA or link in ("upload", "create")):
             raise Paused(pause.message, code=pause.code, after=pause.seconds)
         result: Move | Problem | GiveUp | Over
         if link == "upload":
@@ -347,10 +351,14 @@ class _Turn:
         return self._turns.store.now()
 
     def intend(self) -> bool:
-        return self._turns.store.intend(self._lease).cancel
+        cancel = self._turns.store.intend(self._lease).cancel
+        # whatever goes wrong from here on: there may be a batch
+        self._lease.shard = self._shard.evolve(intent_at=self._shard.intent_at or self.now())
+        return cancel
 
     def withdraw(self) -> None:
         self._turns.store.withdraw(self._shard, self._lease.token)
+        self._lease.shard = self._shard
 
     def too_late_to_call(self) -> bool:
         return self._lease.too_late_to_call()

@@ -97,7 +97,7 @@ class Settings(BaseSettings):
     create_grace_seconds: float = Field(
         30, ge=0, description="how long an unanswered create is looked for before a second call"
     )
-    attempts: int = Field(3, ge=1, description="rounds a row may go through")
+    attempts: int = Field(3, ge=1, le=100, description="rounds a row may go through")
     max_rows: int = Field(50_000, ge=1, description="rows of a shard at most")
     max_bytes: int = Field(200_000_000, ge=1, description="bytes of a shard at most, newlines included")
     allowed_roots: Annotated[tuple[str, ...], NoDecode] = Field(
@@ -108,7 +108,7 @@ class Settings(BaseSettings):
     control_timeout_seconds: float = Field(30, gt=0, description="time-out of one control call to the provider")
     transfer_timeout_seconds: float = Field(600, gt=0, description="time-out of one upload or download")
     account_pause_seconds: float = Field(
-        300, gt=0, description="how long an account rests after 401, 403 or insufficient_quota"
+        300, gt=0, description="how long an account rests after 401, 402, 403 or insufficient_quota"
     )
     delete_files: Literal["none", "strays", "inputs", "all"] = Field(
         "strays",

@@ -26,6 +26,8 @@ SPOOLED_INPUT = "input.jsonl"
 
 #: The provider takes 16 pairs; three are ours.
 MAX_METADATA = 13
+#: Each round has files of its own that merge reads together.
+MAX_ATTEMPTS = 100
 _RESERVED = frozenset({"endpoint", "completion_window", "input_file_id", "metadata"})
 
 
@@ -41,7 +43,7 @@ def new_record(settings: Settings, job_id: str, *, output: str | Path | None, **
         output=place,
         workspace=below,
         name=options["name"],
-        account=options["account"],
+        account=options["account"].lower() if isinstance(options["account"], str) else options["account"],
         endpoint=options["endpoint"],
         completion_window=options["completion_window"],
         metadata=_mapping(options["metadata"], "metadata"),
@@ -153,6 +155,8 @@ def check_options(job: JobRecord) -> None:
     for name in ("max_rows", "max_bytes", "attempts"):
         if getattr(job, name) < 1:
             raise InvalidInput("must be at least 1", field=name)
+    if job.attempts > MAX_ATTEMPTS:
+        raise InvalidInput(f"must be at most {MAX_ATTEMPTS}", field="attempts")
     _check_metadata(job.metadata)
     if taken := sorted(_RESERVED & job.extra.keys()):
         raise InvalidInput(f"{taken[0]} has an option of its own", field="extra")

@@ -8,10 +8,10 @@ from __future__ import annotations
 import logging
 from itertools import islice
 
-from batchpipe.errors import BatchpipeError, Refused, StoreUnavailable
+from batchpipe.errors import BatchpipeError, Refused, StoreUnavailable, Unavailable
 from batchpipe.jobs import ShardRecord, Stage, Status
 from batchpipe.openai_api import Api, Snapshot
-from batchpipe.pipeline import Turns
+from batchpipe.pipeline import NO_QUOTA, Turns
 
 logger = logging.getLogger(__name__)
 
@@ -48,9 +48,10 @@ def _look_after(turns: Turns, account: str, *, at_once: bool) -> None:
     if not at_once and abs(now - begun) < LIST_SECONDS:
         return
     try:
-        if not turns.settings.account(account).lists_batches or turns.store.paused(account) is not None:
-            return
         turns.store.note_listing(account, begun=now)
+        pause = turns.store.paused(account)
+        if not turns.settings.account(account).lists_batches or (pause is not None and pause.code != NO_QUOTA):
+            return
         api, batches = turns.apis(account), turns.apis(account).iter_batches(_since(now, done))
         while page := list(islice(batches, 100)):
             _judge(turns, api, page)
@@ -63,7 +64,7 @@ def _look_after(turns: Turns, account: str, *, at_once: bool) -> None:
 
 
 def _since(now: float, done: float) -> float:
-    return (done or now - LOOK_BACK_SECONDS) - OVERLAP_SECONDS
+    return max(done, now - LOOK_BACK_SECONDS) - OVERLAP_SECONDS
 
 
 def _judge(turns: Turns, api: Api, batches: list[Snapshot]) -> None:
@@ -84,7 +85,7 @@ def _judge(turns: Turns, api: Api, batches: list[Snapshot]) -> None:
 def _place(batch: Snapshot) -> tuple[str, int] | None:
     """The job and shard that a batch names, if it is one of ours."""
     job, index = batch.metadata.get("batchpipe_job"), batch.metadata.get("batchpipe_shard", "")
-    return (job, int(index)) if job and index.isascii() and index.isdigit() else None
+    return (job, int(index)) if job and index.isascii() and index.isdigit() and len(index) < 10 else None
 
 
 def _is_stray(batch: Snapshot, shard: ShardRecord) -> bool:
@@ -104,4 +105,7 @@ def _cancel_stray(turns: Turns, api: Api, batch: Snapshot, shard: ShardRecord) -
         api.cancel_batch(batch.id)
     except Refused:
         return  # it has ended meanwhile
+    except Unavailable as error:  # this one alone must not hold up the others; the next look is at it again
+        logger.error("stray batch %s could not be cancelled: %s", batch.id, error)
+        return
     turns.log(shard.job, [("stray_cancelled", {"batch_id": batch.id})], shard=shard.index)

@@ -94,6 +94,8 @@ def _sweep_on() -> None:
             sweep(tasks.runtime().jobs)
         except BatchpipeError as error:
             logger.warning("sweep failed: %s", error)
+        except Exception:  # without beat this thread is the whole safety net
+            logger.exception("sweep failed")
         if _stop.wait(pause):
             return
 

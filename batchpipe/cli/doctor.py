@@ -94,12 +94,14 @@ def _redis(client: Client, private: bool) -> Iterator[Finding]:
 
 def _account(client: Client | None, name: str) -> Iterator[Finding]:
     from batchpipe.openai_api import Apis
+    from batchpipe.pipeline import NO_QUOTA
 
     try:
         api = Apis(settings())(name)
         api.ping()
         yield Finding("account", "ok", f"{name}: the provider answers and takes the key")
-        if client is not None and client.store.resume(name):
+        pause = client.store.paused(name) if client is not None else None
+        if client is not None and pause is not None and pause.code != NO_QUOTA and client.resume(name)[0]:
             yield Finding("account", "ok", f"{name}: its pause is lifted")
         yield from _capabilities(name)
     except SettingsError as error:

@@ -6,7 +6,7 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from http.cookiejar import DefaultCookiePolicy
@@ -127,7 +127,7 @@ class Api:
         for page in self._pages(self._client.files.with_raw_response.list, "files", limit=1_000, purpose="batch"):
             found = [parse_file(item) for item in page]
             yield from found
-            if found[-1].created_at is not None and found[-1].created_at < since:
+            if _is_past(found, since):
                 return
 
     # -- batches ---------------------------------------------------------------------------------------------------
@@ -190,7 +190,7 @@ class Api:
         for page in self._pages(self._client.batches.with_raw_response.list, "batches", limit=100):
             found = [parse_batch(item) for item in page]
             yield from found
-            if found[-1].created_at is not None and found[-1].created_at < since:
+            if _is_past(found, since):
                 return
 
     def _pages(self, call: Callable[..., Any], what: str, **options: Any) -> Iterator[list[dict[str, Any]]]:
@@ -211,7 +211,7 @@ class Api:
                 raise Unavailable(f"the provider's list of {what} has entries without an id", code="nonsense")
             if data:
                 yield data
-            if not page.get("has_more"):
+            if not page.get("has_more", len(data) >= options["limit"]):
                 return
             after = data[-1]["id"] if data else None
             if after is None or after in seen:
@@ -332,6 +332,12 @@ def _http_client(owner: Api, *, follow_redirects: bool) -> Any:
     http.cookies.jar.set_policy(DefaultCookiePolicy(allowed_domains=[]))  # one odd cookie would end every later call
     weakref.finalize(owner, http.close).atexit = False  # a forked child must not end its parent's connections
     return http
+
+
+def _is_past(page: Sequence[Snapshot | StoredFile], since: float) -> bool:
+    """Whether a list, which is newest first, has come to what is older; one that is oldest first is read to its end."""
+    first, last = page[0].created_at, page[-1].created_at
+    return first is not None and last is not None and last < since and first >= last
 
 
 @contextmanager

@@ -79,7 +79,7 @@ def _of_status(error: openai.APIStatusError) -> BatchpipeError:
         return Unavailable(f"HTTP {status} is no answer", code=f"http_{status}", status=status)
     if status < 500 and status != 408 and any(mark in lower for mark in _QUOTA):
         return Paused(message, code="insufficient_quota", after=after)
-    if status in (401, 403):
+    if status in (401, 402, 403):
         return Paused(message, code=code or f"http_{status}", after=after)
     if any(mark in lower for mark in _TOKEN_LIMIT):
         return Unavailable(message, code="token_limit_exceeded", after=after, status=status)

@@ -15,6 +15,7 @@ from batchpipe.recover.accounts import AccountView, Tag, cannot_list, look_into
 from batchpipe.recover.rebuild import CLOCK_SLACK_SECONDS, check_files, read_records, read_submitted, rebuild, stages
 from batchpipe.recover.report import GoneBatch, Left, Orphan, Rebuilt, Report, StrayFile, Unread
 from batchpipe.recover.traces import Trace, check_folders, find_traces
+from batchpipe.results import INDEX
 from batchpipe.settings import SANDBOX_ACCOUNT
 from batchpipe.storage import Folder, check_allowed
 from batchpipe.store.store import new_task_ids
@@ -25,6 +26,9 @@ logger = logging.getLogger(__name__)
 ORPHAN_SECONDS = 3 * 86_400.0
 #: The same for files in a dry run: by default the provider deletes our inputs after so long.
 STRAY_SECONDS = 14 * 86_400.0
+
+#: Batches that are older may have left the provider's list.
+LISTED_SECONDS = 25 * 86_400.0
 
 Records = tuple[JobRecord, list[ShardRecord]]
 
@@ -115,6 +119,9 @@ class _Recovery:
         check_allowed(job.workspace, roots, "workspace")
         if (owner := trace.output_owner()) not in (None, job.id):
             raise Never(f"its output {job.output} is that of job {owner} now", code="output_taken")
+        if trace.output_owner() is None and INDEX in Folder(job.workspace, private=True).names():
+            # merge writes it last of all: that output was taken away since
+            return self._leave(job.id, "finished", "it has ended: its results were written")
         check_files(job, shards)
         pending.append(_Pending(job, shards))
         return None
@@ -194,6 +201,7 @@ class _Recovery:
 
     def _rebuild(self, lost: _Pending) -> None:
         job, shards = rebuild(lost.job, lost.shards, self._view_of(lost.job), self._store.now())
+        self._check_age(job, shards)
         if self._report.dry_run:
             self._records[job.id] = job, shards
         else:
@@ -207,6 +215,13 @@ class _Recovery:
             self._publish(job, shards)
         self._report.rebuilt.append(Rebuilt(job.id, job.output, job.queue, job.input_here, job.round, stages(shards)))
         return None
+
+    def _check_age(self, job: JobRecord, shards: Sequence[ShardRecord]) -> None:
+        """Raises Never for an old job with a shard of which no batch is listed: providers list batches for a while."""
+        old = self._store.now() - job.created_at > LISTED_SECONDS
+        if old and any(shard.batch_id is None and shard.stage != Stage.COLLECTED for shard in shards):
+            message = "it is so old that the provider may no longer list all its batches: its rows may be paid for"
+            raise Never(message, code="too_old")
 
     def _publish(self, job: JobRecord, shards: Sequence[ShardRecord]) -> None:
         """Everything is due already: whatever is not published here, the sweep finds."""
@@ -226,7 +241,10 @@ class _Recovery:
 
     def _shard(self, tag: Tag) -> ShardRecord | None:
         records = self._records_of(tag.job)
-        return next((shard for shard in records[1] if shard.index == tag.shard), None) if records else None
+        shards = records[1] if records else []
+        if tag.shard < len(shards) and shards[tag.shard].index == tag.shard:  # the usual case, in long lists
+            return shards[tag.shard]
+        return next((shard for shard in shards if shard.index == tag.shard), None)
 
     # -- what does not fit -----------------------------------------------------------------------------------------
 

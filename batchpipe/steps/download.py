@@ -81,7 +81,7 @@ def download(
         if (short or answers.unreadable) and shard.fetches < MAX_FETCHES:
             pause = 2.0 * 2**shard.fetches
             return Move(stage=Stage.ENDED, after=pause, changes={"fetches": shard.fetches + 1})
-        absent = _absent(shard, gone or answers.unreadable)
+        absent = _absent(shard, gone or answers.unreadable or _unnamed(shard))
         return _collect(shard, workspace, token, answers, absent, check)
 
 
@@ -129,6 +129,14 @@ def _absent(shard: ShardRecord, gone: Problem | None) -> _Absent:
     message = f"this row was not run: its batch was refused for others ({problem.code}: {problem.message})"
     mark = FAILED if shard.refused_once else REFUSED_WITH_OTHERS
     return _Absent(mark, raw_error("batch_refused", message), by_line, problem)
+
+
+def _unnamed(shard: ShardRecord) -> Problem | None:
+    """Answers were counted, so paid, and the provider never named the file that has them."""
+    if not shard.counts.completed or shard.output_file_id:
+        return None
+    message = f"the provider counted {shard.counts.completed} answers and named no output file"
+    return Problem(code="output_file_missing", message=message)
 
 
 def _refusal(errors: list[BatchError]) -> Problem:

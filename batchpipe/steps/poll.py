@@ -9,6 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import msgspec
+
 from batchpipe.errors import Gone, Refused, Unavailable
 from batchpipe.jobs import BatchError, Counts, JobRecord, Move, Problem, ShardRecord, Stage, Status
 
@@ -16,6 +18,11 @@ logger = logging.getLogger(__name__)
 
 #: So often in a row a batch must be unknown to the provider before we believe it.
 MAX_GONE = 3
+#: Nor is one believed gone that is younger: a read may lag behind the create.
+FRESH_SECONDS = 300.0
+
+#: No window is longer; a provider's word for its end that is none (seconds from now, milliseconds) is not believed.
+MOST_WINDOW_SECONDS = 30 * 86_400.0
 
 #: So often the files of an ended batch are waited for.
 MAX_LATE = 5
@@ -24,6 +31,7 @@ MAX_LATE = 5
 GIVE_UP_SECONDS = 86_400.0
 
 _TOKEN_LIMIT = "token_limit_exceeded"
+_QUOTA = ("insufficient_quota", "billing_hard_limit_reached", "billing_not_active")
 
 
 @dataclass(frozen=True)
@@ -87,11 +95,11 @@ def poll(
         return Move(stage=Stage.CREATED, after=pause)
     wait = may_look()
     if wait > 0:
-        return Move(stage=Stage.CREATED, after=max(wait, min(pause, 2 * pace.shortest)))
+        return Move(stage=Stage.CREATED, after=max(wait, random.uniform(0.2, 1.0) * min(pause, 12 * pace.shortest)))
     try:
         batch = _cancelled_or_read(job, shard, api)
     except Gone as error:
-        if shard.unfound + 1 < MAX_GONE:  # a read may lag behind the create
+        if shard.unfound + 1 < MAX_GONE or now - (shard.created_at or now) < FRESH_SECONDS:
             return Move(stage=Stage.CREATED, after=pause, changes={"unfound": shard.unfound + 1})
         return Problem(code="batch_gone", message=f"the provider no longer knows {shard.batch_id}: {error}")
     if shard.overdue_at is None and batch.status not in Status.FINAL and _is_overdue(job, shard, batch, now, patience):
@@ -108,7 +116,10 @@ def _is_overdue(job: JobRecord, shard: ShardRecord, batch: Batch, now: float, pa
     """By the provider's own word for the end of its window, where it gives one."""
     if patience is None or shard.created_at is None:
         return False
-    return now > (batch.expires_at or shard.created_at + window_seconds(job.completion_window)) + patience
+    told, born = batch.expires_at, shard.created_at
+    if told is None or not born < told < born + MOST_WINDOW_SECONDS:
+        told = born + window_seconds(job.completion_window)
+    return now > told + patience
 
 
 def window_seconds(window: str) -> float:
@@ -119,7 +130,7 @@ def window_seconds(window: str) -> float:
 
 def _overdue(shard: ShardRecord, batch: Batch, now: float) -> Move:
     """It is cancelled with the next look; what has finished is landed, the rest sent again."""
-    message = f"{shard.batch_id} has not ended after its completion window: it is cancelled, its rows are sent again"
+    message = f"{shard.batch_id} has not ended after its completion window: it is cancelled, and what it has is landed"
     logger.error("%s", message)
     problem = Problem(code="batch_overdue", message=message)
     changes = {
@@ -163,8 +174,11 @@ def _moved(job: JobRecord, shard: ShardRecord, batch: Batch, now: float, pause: 
     events = [("status", {"batch_id": shard.batch_id, "status": batch.status})] if batch.status != shard.status else []
     if batch.status not in Status.FINAL:
         return Move(stage=Stage.CREATED, after=pause, changes=changes, events=events)
-    if batch.status == Status.FAILED and not job.cancel and any(e.code == _TOKEN_LIMIT for e in batch.errors):
-        return _create_again(shard, batch, events)
+    if batch.status == Status.FAILED and not job.cancel:
+        if any(_is_token_limit(error) for error in batch.errors):
+            return _create_again(shard, batch, events)
+        if (quota := next((error for error in batch.errors if error.code in _QUOTA), None)) is not None:
+            return _without_quota(_create_again(shard, batch, events), quota)
     if _files_are_late(batch) and shard.fetches < MAX_LATE:
         late = {"fetches": shard.fetches + 1}
         return Move(stage=Stage.CREATED, after=pause, changes=changes | late, events=events)
@@ -177,14 +191,27 @@ def _moved(job: JobRecord, shard: ShardRecord, batch: Batch, now: float, pause: 
     return Move(stage=Stage.ENDED, changes=changes, events=events)
 
 
+def _without_quota(again: Move, error: BatchError) -> Move:
+    """The account has no money and no row ran: the same as with a full queue, but the account rests."""
+    problem = Problem(code="insufficient_quota", message=error.message or str(error.code))
+    return msgspec.structs.replace(
+        again, pause=problem, changes={**again.changes, "trouble": problem}, events=again.events[:-1]
+    )
+
+
+def _is_token_limit(error: BatchError) -> bool:
+    return error.code == _TOKEN_LIMIT or "enqueued token limit" in (error.message or "").lower()
+
+
 def _files_are_late(batch: Batch) -> bool:
     """Rows were counted, but no file is named for them: seen right after the end of a batch, for a minute or so."""
-    return bool(batch.counts.completed and not (batch.output_file_id or batch.error_file_id))
+    lacks_output = bool(batch.counts.completed) and not batch.output_file_id
+    return lacks_output or (bool(batch.counts.failed) and not (batch.output_file_id or batch.error_file_id))
 
 
 def _create_again(shard: ShardRecord, batch: Batch, events: list[tuple[str, dict[str, Any]]]) -> Move:
     """The provider's queue was full and no row ran: a new batch from the same file, under a new key, later."""
-    message = next((e.message for e in batch.errors if e.code == _TOKEN_LIMIT), None) or _TOKEN_LIMIT
+    message = next((error.message for error in batch.errors if _is_token_limit(error)), None) or _TOKEN_LIMIT
     return Move(
         stage=Stage.UPLOADED,
         after=min(5.0 * 2 ** min(len(shard.spent), 10), 600.0),

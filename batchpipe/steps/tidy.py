@@ -43,7 +43,15 @@ def tidy(job: JobRecord, shards: Iterable[ShardRecord], api: FilesApi, which: st
     if any(shard.uploads > _known_uploads(shard) for shard in parts):
         used = {shard.file_id for shard in parts if shard.batch_id is not None and shard.file_id}
         wanted |= _unknown_uploads(job, api) - (used if which == "strays" else set())
-    return sum(_delete(api, file_id) for file_id in sorted(wanted))
+    deleted, trouble = 0, None
+    for file_id in sorted(wanted):
+        try:
+            deleted += _delete(api, file_id)
+        except Unavailable as error:
+            trouble = error  # the others first
+    if trouble is not None:
+        raise trouble
+    return deleted
 
 
 def _wanted(shard: ShardRecord, which: str) -> Iterator[str]:

@@ -205,6 +205,14 @@ def test_a_line_of_a_whole_file_that_nobody_can_read_does_not_keep_the_others() 
         place.download(FilesFake({"out": None}, out=api.files["out"]), "out", fetches=3)
 
 
+def test_answers_that_were_counted_and_never_named_a_file_are_not_sent_again() -> None:
+    """They are paid; the provider's mistake must not cost them twice."""
+    place = Place(["a", "b"])
+    move = place.download(FilesFake(err=lines(bad("b"))), None, "err", counts=Counts(completed=1, failed=1), fetches=3)
+    assert (numbers(move), move.changes["resend"]) == ((0, 1, 1), 1)
+    assert json.loads(place.rows(move)[0][1:])["error"]["code"] == "output_file_missing"
+
+
 def test_a_size_that_is_not_told_is_not_compared() -> None:
     """Null, or 0 for a file that is not empty."""
     for told in (None, 0):

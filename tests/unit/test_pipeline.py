@@ -15,7 +15,7 @@ import pytest
 
 from batchpipe.errors import Never, Paused, Refused, StoreUnavailable, TryLater, Unanswered, Unavailable
 from batchpipe.job_turns import results_place
-from batchpipe.jobs import JOB, JobRecord, Stage, State, Status
+from batchpipe.jobs import JOB, JobRecord, Problem, Stage, State, Status
 from batchpipe.openai_api import Snapshot
 from batchpipe.pipeline import MAX_LOST, MAX_TRIES, Message
 from batchpipe.storage import Folder
@@ -661,6 +661,36 @@ def test_a_cancelled_job_looks_for_the_batch_of_an_unanswered_call(
     cancel_and_settle(pump, job_id)
     assert pump.job(job_id).stage == State.CANCELLED
     assert len(pump.api.batches) == int(processed)
+
+
+def test_a_cancel_does_not_wait_for_an_account_to_have_money_again(pump: Pump, chat_rows: Rows) -> None:
+    """What runs is billed; telling the provider to stop costs nothing. Nor do reading and fetching."""
+    pump.api.autofinish = False
+    job_id = pump.submit(chat_rows(2))
+    while not pump.api.batches or pump.shards(job_id)[0].stage != Stage.CREATED:
+        assert go(pump, 1)
+    pump.store.pause("default", 3_000, Problem(code="insufficient_quota", message="no money"))
+    pump.cancel(job_id)
+    started = pump.at
+    while pump.api.batches["batch_0001"].status != "cancelling":
+        assert go(pump, 1)
+    assert pump.at - started < 20
+
+
+def test_a_disk_that_stays_full_is_not_tried_in_a_hot_loop(tmp_path: Path, chat_rows: Rows) -> None:
+    """Each merge may read and write gigabytes before it fails."""
+    failures: list[float] = []
+
+    def tell(job: JobRecord) -> None:
+        failures.append(world.at)
+        if len(failures) < 20:
+            raise TryLater("disk full", code="storage_trouble")
+
+    world = Pump(tmp_path, tell=tell)
+    job_id = world.submit(chat_rows(1))
+    world.run_until_idle()
+    assert world.job(job_id).told
+    assert failures[-1] - failures[0] > 600
 
 
 def test_a_cancelled_job_on_a_paused_account_ends_without_the_provider(pump: Pump, chat_rows: Rows) -> None:

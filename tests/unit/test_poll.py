@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from batchpipe.errors import Gone, Unavailable
-from batchpipe.jobs import Counts, JobRecord, Move, Problem, ShardRecord, Stage, Status
+from batchpipe.jobs import BatchError, Counts, JobRecord, Move, Problem, ShardRecord, Stage, Status
 from batchpipe.settings import Account
-from batchpipe.steps.poll import MAX_GONE, Pace, poll, window_seconds
+from batchpipe.steps.poll import FRESH_SECONDS, MAX_GONE, MAX_LATE, Pace, poll, window_seconds
 from batchpipe.testing import FakeOpenAI
 
 JOB = JobRecord(id="job_x")
@@ -145,7 +145,9 @@ def test_an_unknown_batch_is_believed_after_several_looks(world: World) -> None:
         move = world.poll(batch_id="batch_unknown", unfound=unfound)
         assert (move.stage, move.changes) == (Stage.CREATED, {"unfound": unfound + 1})
         assert move.after >= 5
-    problem = world.poll(batch_id="batch_unknown", unfound=MAX_GONE - 1)
+    young = world.poll(batch_id="batch_unknown", unfound=MAX_GONE + 9, created_at=NOW - FRESH_SECONDS + 1)
+    assert isinstance(young, Move)
+    problem = world.poll(batch_id="batch_unknown", unfound=MAX_GONE - 1, created_at=NOW - FRESH_SECONDS)
     assert isinstance(problem, Problem)
     assert "batch_unknown" in problem.message
 
@@ -236,7 +238,44 @@ def test_the_providers_own_word_for_the_window_counts(world: World) -> None:
     world.api.batches[world.batch_id].expires_at = NOW + 4 * DAY
     assert "overdue_at" not in overdue(world, 3 * DAY).changes
     world.api.batches[world.batch_id].expires_at = NOW - 7_300
-    assert "overdue_at" in overdue(world, 100).changes
+    assert "overdue_at" in overdue(world, 8_000).changes
+
+
+@pytest.mark.parametrize("word", [86_400.0, 0.0, NOW * 1_000])
+def test_a_word_for_the_window_that_cannot_be_is_not_believed(world: World, word: float) -> None:
+    """Seconds from now, or milliseconds: healthy batches would be cancelled at once, or stuck ones never."""
+    world.api.batches[world.batch_id].expires_at = word
+    assert "overdue_at" not in overdue(world, 100).changes
+    assert "overdue_at" in overdue(world, DAY + 7_300).changes
+
+
+@pytest.mark.parametrize("code", ["insufficient_quota", "billing_hard_limit_reached"])
+def test_a_batch_refused_for_want_of_money_pauses_the_account(world: World, code: str) -> None:
+    """No row ran: it is created again from the same file when the account goes on."""
+    world.api.fail(world.batch_id, [BatchError(code=code, message="no money")])
+    move = world.poll()
+    assert (move.stage, move.changes["spent"], move.pause) == (
+        Stage.UPLOADED,
+        [world.batch_id],
+        Problem(code="insufficient_quota", message="no money"),
+    )
+
+
+def test_an_output_file_that_is_named_late_is_waited_for_beside_its_error_file(world: World) -> None:
+    """The answers that were counted are paid for; without that file they would look like missing rows."""
+    world.api.finish(world.batch_id, rows={"r0": 400})
+    batch = world.api.batches[world.batch_id]
+    batch.output_file_id, named = None, batch.output_file_id
+    for fetches in range(MAX_LATE):
+        assert world.poll(fetches=fetches).stage == Stage.CREATED
+    batch.output_file_id = named
+    assert world.poll(fetches=1).stage == Stage.ENDED
+
+
+def test_polls_without_budget_do_not_march_in_step(world: World) -> None:
+    """Else all come back in the same second, and each time all but a few find the budget spent."""
+    pauses = {round(world.poll(budget=0.2, created_at=NOW - 5_000).after) for _ in range(200)}
+    assert len(pauses) > 20
 
 
 def test_nothing_is_overdue_where_that_is_switched_off(world: World) -> None:

@@ -355,6 +355,27 @@ def test_a_job_that_was_not_prepared_is_submitted_again_under_its_id(pump: Pump,
     assert (done.stage, done.ok, done.name, done.metadata) == (State.SUCCEEDED, 3, "nightly", {"team": "a"})
 
 
+def test_a_job_that_has_ended_is_not_revived_when_its_output_was_taken_away(pump: Pump, chat_rows: Rows) -> None:
+    """Its workspace, which lies elsewhere, shows that its results were written."""
+    pump.api.answer = lambda request: 400
+    job_id = pump.submit(chat_rows(2), workspace=str(pump.folder / "work" / "w"))
+    pump.run_until_idle()
+    note_workspace(pump.settings.home, pump.job(job_id))
+    Folder(pump.job(job_id).output).remove("")
+    forget(pump)
+    pump.api.batches.clear()
+    assert {left.job: left.code for left in again(pump).left} == {job_id: "finished"}
+
+
+def test_a_job_too_old_for_the_providers_list_is_left_to_a_person(pump: Pump, chat_rows: Rows) -> None:
+    """Its batches may have been there, and paid."""
+    job_id = created(pump, chat_rows(2))
+    forget(pump)
+    pump.api.batches.clear()
+    pump.advance(26 * 86_400)
+    assert codes(again(pump)) == {job_id: "too_old"}
+
+
 def test_a_job_that_was_prepared_on_this_host_is_not_submitted_again(pump: Pump, chat_rows: Rows) -> None:
     """Its workspace is gone, and its rows may be paid for."""
     job = submitted(pump, chat_rows(1))

@@ -121,9 +121,10 @@ def test_spent_batches_of_others_and_of_unknown_jobs_are_left_alone(pump: Pump, 
     second_batch(pump, job_id, batchpipe_shard="7")
     second_batch(pump, job_id, batchpipe_shard="-1")
     second_batch(pump, job_id, batchpipe_shard="x")
+    second_batch(pump, job_id, batchpipe_shard="9" * 5_000)
     second_batch(pump, job_id, batchpipe_job="")
     sweep(pump.job_turns, listing=True)
-    assert statuses(pump) == ["validating"] * 7
+    assert statuses(pump) == ["validating"] * 8
     assert shard.batch_id == "batch_0001"
 
 
@@ -205,6 +206,18 @@ def test_a_stray_that_has_just_ended_is_no_error(pump: Pump, chat_rows: Rows) ->
     pump.api.fail_next("cancel_batch", Refused("Cannot cancel a batch with status 'completed'.", status=409))
     sweep(pump.job_turns, listing=True)
     assert [e for e in pump.store.read_log(job_id) if e["event"] == "stray_cancelled"] == []
+
+
+def test_a_stray_that_cannot_be_cancelled_does_not_hold_up_the_others(pump: Pump, chat_rows: Rows) -> None:
+    """Nor what comes after it in the list."""
+    job_id = created(pump, chat_rows(1))
+    second_batch(pump, job_id)
+    second_batch(pump, job_id)
+    pump.api.fail_next("cancel_batch", Unavailable("down"))
+    sweep(pump.job_turns, listing=True)
+    assert sorted(statuses(pump)[1:]) == ["cancelling", "validating"]
+    sweep(pump.job_turns, listing=True)
+    assert statuses(pump)[1:] == ["cancelling", "cancelling"]
 
 
 @pytest.mark.parametrize("how", ["paused", "no key", "cannot list"])

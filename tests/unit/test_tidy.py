@@ -105,6 +105,17 @@ def test_a_blip_is_bridged(tmp_path: Path, chat_rows: Rows) -> None:
     assert len(pump.told) == 1
 
 
+def test_one_file_that_fails_does_not_keep_the_others(tmp_path: Path, chat_rows: Rows) -> None:
+    """Each turn deletes what it can."""
+    pump = pump_of(tmp_path, delete_files="inputs")
+    job_id = pump.submit(chat_rows(8))
+    pump.api.fail_next("delete_file", Unavailable("down"), times=TRIES_AT_ONCE)
+    while not pump.job(job_id).notified:
+        if pump.step() is None:
+            pump.advance(1)
+    assert len([name for name in names(pump) if name.startswith("batchpipe-")]) == 1
+
+
 @pytest.mark.parametrize("error", [Refused("not allowed", status=403), Paused("401")])
 def test_a_provider_that_will_not_is_left_in_peace(tmp_path: Path, chat_rows: Rows, error: Exception) -> None:
     """The job ends all the same."""
