@@ -25,6 +25,30 @@ def make_app(settings: Settings) -> Celery:
     return app
 
 
+def outlive_redis() -> None:
+    """Keep Celery workers alive when a Redis broker goes away while they have tasks in hand.
+
+    kombu (5.5 to 5.7) then closes a connection twice: the second time it wants to hand messages back through a client
+    that the first has taken away, and the worker ends, with code 0. The messages are not lost: kombu hands them back
+    after the visibility time-out, and the sweep publishes our work anew long before.
+    """
+    from kombu.transport import redis as transport
+
+    hands_back: Any = transport.QoS
+    restore = hands_back.restore_unacked_once
+    if getattr(restore, "outlives_redis", False):
+        return
+
+    def restore_unacked_once(self: Any, stderr: Any = None) -> None:
+        if getattr(self.channel.connection, "client", None) is None:
+            self._on_collect.cancel()
+            return
+        restore(self, stderr)
+
+    vars(restore_unacked_once)["outlives_redis"] = True
+    hands_back.restore_unacked_once = restore_unacked_once
+
+
 def _check_broker(url: str) -> None:
     """Raises SettingsError for a URL that Celery knows no transport for; the URL may hold a password."""
     scheme = url.partition("://")[0].partition("+")[0]

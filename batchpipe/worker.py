@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from celery import Celery, signals
 
 from batchpipe import tasks
-from batchpipe.celery_app import make_app
+from batchpipe.celery_app import make_app, outlive_redis
 from batchpipe.errors import BatchpipeError
 from batchpipe.openai_api import warm_up
 from batchpipe.private_redis import acquire
@@ -54,6 +54,7 @@ def run_worker(
 ) -> None:
     """Run a worker in the foreground until it is told to stop. ``with_parent``: stop when standard input ends."""
     warm_up()  # before there are threads or forked children
+    outlive_redis()
     app = standalone_app(settings)
     if with_parent:
         threading.Thread(target=_watch_parent, name="batchpipe-parent", daemon=True).start()
@@ -65,6 +66,9 @@ def run_worker(
             *extra,
         ]
     )
+    if _was_ready.is_set() and not _stop.is_set():  # else whoever restarts what has failed would take this for its wish
+        logger.error("the worker ended though nobody asked it to")
+        raise SystemExit(1)
 
 
 def run_beat(settings: Settings, *, loglevel: str = "INFO") -> None:
@@ -75,11 +79,13 @@ def run_beat(settings: Settings, *, loglevel: str = "INFO") -> None:
 
 
 _stop = threading.Event()
+_was_ready = threading.Event()
 
 
 def _start_sweeping(**_: Any) -> None:
     """Sweep at worker start and at the pace of a lease: without beat, this repairs what was lost."""
     _stop.clear()
+    _was_ready.set()
     threading.Thread(target=_sweep_on, name="batchpipe-sweep", daemon=True).start()
 
 

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 _SILENCE_SECONDS = 60.0
 #: A list that is longer does not end.
 _MOST_PAGES = 10_000
+#: Calls for one page of a list.
+_PAGE_TRIES = 3
 
 
 class Api:
@@ -86,7 +88,10 @@ class Api:
         try:
             with translated(self._key):
                 answer = self._client.files.with_raw_response.retrieve(file_id)
-                size = json_object(answer.http_response.content).get("bytes")
+                told = json_object(answer.http_response.content)
+                if told.get("id", file_id) != file_id or ("id" not in told and "bytes" not in told):
+                    raise Unavailable(f"asked for file {file_id}, the provider answered about another", code="nonsense")
+                size = told.get("bytes")
         except Refused:  # some servers only give the content
             return None
         except Unavailable as error:
@@ -201,14 +206,8 @@ class Api:
         after: str | None = None
         seen: set[str] = set()
         while len(seen) < _MOST_PAGES:
-            with translated(self._key):
-                more: dict[str, Any] = {"after": after} if after else {}
-                page = json_object(call(**options, **more).http_response.content)
-            data = page.get("data")
-            if not isinstance(data, list):
-                raise Unavailable(f"the provider's list of {what} has no `data`", code="nonsense")
-            if not all(isinstance(item, dict) and text(item.get("id")) for item in data):
-                raise Unavailable(f"the provider's list of {what} has entries without an id", code="nonsense")
+            page = self._page(call, what, **options, **({"after": after} if after else {}))
+            data: list[dict[str, Any]] = page["data"]
             if data:
                 yield data
             if not page.get("has_more", len(data) >= options["limit"]):
@@ -218,6 +217,23 @@ class Api:
                 raise Unavailable(f"the provider's list of {what} does not advance", code="nonsense")
             seen.add(after)
         raise Unavailable(f"the provider's list of {what} does not end", code="nonsense")
+
+    def _page(self, call: Callable[..., Any], what: str, **options: Any) -> dict[str, Any]:
+        """One page, whose ``data`` are objects with an id. Asked for a few times: with it all pages before are lost."""
+        for left in reversed(range(_PAGE_TRIES)):
+            try:
+                with translated(self._key):
+                    page = json_object(call(**options).http_response.content)
+                data = page.get("data")
+                if not isinstance(data, list):
+                    raise Unavailable(f"the provider's list of {what} has no `data`", code="nonsense")
+                if not all(isinstance(item, dict) and text(item.get("id")) for item in data):
+                    raise Unavailable(f"the provider's list of {what} has entries without an id", code="nonsense")
+                return page
+            except Unavailable as error:
+                if not left or error.after is not None or error.status == 429:
+                    raise
+        raise AssertionError("unreachable")
 
     def close(self) -> None:
         """Close the connections; they open again at the next call."""

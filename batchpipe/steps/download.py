@@ -77,7 +77,7 @@ def download(
                 answers.read(scratch, file_id, check, whole=whole)
         if gone is not None and shard.unfound + 1 < MAX_GONE:
             return Move(stage=Stage.ENDED, after=2.0 * 4**shard.unfound, changes={"unfound": shard.unfound + 1})
-        short = gone is None and answers.lines < _told(shard)
+        short = gone is None and answers.answered < _told(shard)
         if (short or answers.unreadable) and shard.fetches < MAX_FETCHES:
             pause = 2.0 * 2**shard.fetches
             return Move(stage=Stage.ENDED, after=pause, changes={"fetches": shard.fetches + 1})
@@ -190,6 +190,7 @@ class _Answers:
 
     def __init__(self, workspace: Folder, shard: ShardRecord, check: Callable[[], None]) -> None:
         self.lines = self.duplicates = self.unknown = 0
+        self.answered = 0  #: rows that have an answer
         self.usage: dict[str, int] = {}
         self.unreadable: Problem | None = None  #: a line of a whole file that does not parse
         self.quota: Problem | None = None  #: rows were refused because the account has used up its quota
@@ -243,6 +244,8 @@ class _Answers:
             self.duplicates += 1
             if known & 1 or not answer.ok:
                 return
+        else:
+            self.answered += 1
         if self.quota is None and names_quota(answer):
             self.quota = Problem(code="insufficient_quota", message="rows were refused: the account's quota is used up")
         self._rows[key] = offset << 34 | len(line) << 2 | file << 1 | answer.ok

@@ -1,0 +1,191 @@
+"""``python -m tests.chaos``: the fault suite. Prints a table with the seed; ends with 1 if a zero is none.
+
+The storm (jobs, kills, freezes, faults at random) comes first, then every armed crash point alone, then random pairs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tests.chaos.armed import SCENARIOS, Case, Range, all_cases, freezes, frozen_before_the_call, pairs
+from tests.chaos.house import House, say
+from tests.chaos.points import Point
+from tests.chaos.storm import Plan, Report, storm, table
+from tests.chaos.verdict import Verdict
+
+#: The armed points of the short form: the paid call and its neighbours, and where the truth is written.
+SHORT = {
+    "plain": [
+        "before:store.plan=kill",
+        "before:store.intent=kill",
+        "after:store.intent=kill",
+        "after:store.intent=stop",
+        "before:api.create_batch=kill",
+        "after:api.create_batch=kill",
+        "after:api.create_batch=stop",
+        "before:store.settle=kill",
+        "after:store.settle=kill",
+        "after:storage.commit.collected-rows=kill",
+        "after:store.finish=kill",
+    ],
+    "create unanswered": ["before:api.iter_batches=kill", "after:api.iter_batches=kill", "before:store.settle=kill"],
+    "token limit": ["after:store.advance#3=kill"],
+    "cancelled": ["after:api.cancel_batch=kill"],
+}
+
+
+@dataclass
+class Armed:
+    """What came of the armed points."""
+
+    cases: int = 0
+    struck: int = 0
+    late_calls: int = 0
+    undone: int = 0  #: batches of late calls that were cancelled in time
+    bad: list[str] = field(default_factory=list)
+    verdict: Verdict = field(default_factory=Verdict)
+    seconds: float = 0.0
+
+    def take(self, cases: Iterable[Case], lanes: Range) -> None:
+        for outcome in lanes.run(cases):
+            self.cases += 1
+            self.struck += outcome.struck == len(outcome.case.points)
+            self.verdict.add(outcome.verdict)
+            if outcome.struck < len(outcome.case.points):
+                say(f"not passed this time: {outcome.case} ({outcome.struck} struck)")
+            if not outcome.good:
+                self.bad.append(str(outcome))
+                say(f"not good: {outcome}")
+
+    def take_the_late_call(self, verdict: Verdict) -> None:
+        """A paid call came too late: there must be one batch too many, cancelled before a row of it ran."""
+        self.late_calls += 1
+        self.undone += verdict.losers
+        self.verdict.add(verdict)
+        if not verdict.good:
+            self.bad.append(f"frozen before the paid call: {verdict}")
+
+
+def short_cases() -> list[Case]:
+    """The armed points that every run of the tests tries."""
+    return [Case(scenario, (Point.parse(text),)) for scenario, texts in SHORT.items() for text in texts]
+
+
+def armed(folder: Path, seed: int, *, short: bool, lanes: int, pair_count: int) -> Armed:
+    """Stop a worker at each point, then at random pairs of them, and in the moment before the paid call."""
+    began, found = time.monotonic(), Armed()
+    with House(folder) as house, ThreadPoolExecutor(2) as aside:
+        late = [aside.submit(frozen_before_the_call, house, lanes + 1 + dies, dies=bool(dies)) for dies in (0, 1)]
+        with Range(house, lanes) as places:
+            if short:
+                found.take(short_cases(), places)
+            else:
+                points = places.points(list(SCENARIOS))
+                for cases in (all_cases(points), freezes(points), pairs(points, pair_count, random.Random(seed))):
+                    say(f"{len(cases)} armed cases")
+                    found.take(cases, places)
+        for result in late:
+            found.take_the_late_call(result.result())
+    found.seconds = time.monotonic() - began
+    return found
+
+
+def _plan(options: argparse.Namespace) -> Plan:
+    jobs = options.jobs
+    if options.short:
+        return Plan(options.seed, jobs, options.seconds, kills=7, redis_kills=1, freezes=2, slow=0.2, calm=8.0)
+    return Plan(
+        options.seed,
+        jobs,
+        options.seconds,
+        kills=max(1, round(jobs * 0.35)),
+        redis_kills=max(1, jobs // 50),
+        freezes=max(1, round(jobs / 13)),
+    )
+
+
+def main() -> int:
+    """Parse, run, print."""
+    options = _options()
+    folder = Path(tempfile.mkdtemp(prefix="batchpipe-chaos-"))
+    plan = _plan(options)
+    say(f"seed {plan.seed}, logs in {folder} (kept if it ends badly)")
+    with ThreadPoolExecutor(2) as pool:
+        # the short form is in a hurry: both at once
+        storming = pool.submit(storm, folder / "storm", plan) if options.only != "armed" else None
+        if storming is not None and not options.short:
+            say(f"the storm is over: {storming.result().verdict}")
+        arming = (
+            pool.submit(
+                armed, folder / "armed", plan.seed, short=options.short, lanes=options.lanes, pair_count=options.pairs
+            )
+            if options.only != "storm"
+            else None
+        )
+        stormed = storming.result() if storming is not None else None
+        tried = arming.result() if arming is not None else None
+    code = _tell(plan, stormed, tried, options.json)
+    if code == 0:
+        shutil.rmtree(folder)  # the logs tell something only where something is wrong
+    return code
+
+
+def _tell(plan: Plan, stormed: Report | None, tried: Armed | None, to: Path | None) -> int:
+    lines: list[tuple[str, object]] = table(stormed, plan) if stormed is not None else [("seed", plan.seed)]
+    total = Verdict()
+    bad: list[str] = []
+    if stormed is not None:
+        total.add(stormed.verdict)
+        bad += [] if stormed.verdict.good else [str(stormed.verdict)]
+        for death in stormed.deaths:
+            say(f"not killed by us: {death}")
+    if tried is not None:
+        total.add(tried.verdict)
+        bad += tried.bad
+        lines += [
+            ("armed cases", tried.cases),
+            ("of these struck", tried.struck),
+            ("late paid calls", tried.late_calls),
+            ("of these undone", tried.undone),
+            ("armed cases that did not end well", len(tried.bad)),
+            ("seconds of armed cases", f"{tried.seconds:.0f}"),
+        ]
+    lines += [(name, len(found)) for name, found in total.zeros.items()]
+    width = max(len(name) for name, _ in lines)
+    for name, value in lines:
+        print(f"{name:<{width}}  {value}")
+    for text in bad:
+        print(text)
+    if to is not None:
+        to.write_text(json.dumps({**dict(lines), "bad": bad}))
+    return 1 if bad or not total.good else 0
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
+    parser.add_argument("--seed", type=int, default=int(time.time()))
+    parser.add_argument("--jobs", type=int)
+    parser.add_argument("--seconds", type=float, help="length of the storm, without the calm after it")
+    parser.add_argument("--pairs", type=int, default=100, help="random pairs of armed points")
+    parser.add_argument("--lanes", type=int, default=6, help="armed cases at once")
+    parser.add_argument("--only", choices=["storm", "armed"])
+    parser.add_argument("--short", action="store_true", help="the form that is part of the tests")
+    parser.add_argument("--json", type=Path, help="write the table here, too")
+    options = parser.parse_args()
+    options.jobs = options.jobs or (20 if options.short else 300)
+    options.seconds = options.seconds or (8.0 if options.short else 220.0)
+    return options
+
+
+if __name__ == "__main__":
+    sys.exit(main())

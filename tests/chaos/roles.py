@@ -1,0 +1,91 @@
+"""What a child of the nursery does: the same calls as the commands of this name make."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from tests.chaos import points
+
+
+def _client() -> Any:
+    points.install_from_environment()
+    from batchpipe.client import Client
+    from batchpipe.logs import configure_logging
+    from batchpipe.settings import load_settings
+
+    client = Client(load_settings(env_file=None))
+    configure_logging("text", "INFO")
+    return client
+
+
+def worker(pool: str = "threads", concurrency: int = 4, sweep_every: float = 0.0) -> None:
+    """``batchpipe worker``. ``sweep_every`` lets it sweep at that pace, too: it heals sooner."""
+    from batchpipe.worker import run_worker
+
+    client = _client()
+    if sweep_every:
+        threading.Thread(target=_sweep_on, args=(client, sweep_every), daemon=True).start()
+    run_worker(client.settings, pool=pool, concurrency=concurrency)
+
+
+def _sweep_on(client: Any, pause: float) -> None:
+    from batchpipe.errors import BatchpipeError
+
+    while not threading.Event().wait(pause):
+        with suppress(BatchpipeError):
+            client.sweep()
+
+
+def beat() -> None:
+    """``batchpipe beat``."""
+    from batchpipe.worker import run_beat
+
+    run_beat(_client().settings)
+
+
+def submit(key: str, told: str, **options: Any) -> None:
+    """Submit a job under a key and write its id to the file ``told``. Redis may be away: ends with code 3."""
+    from batchpipe.errors import StoreUnavailable
+
+    try:
+        job = _client().submit(key=key, **options)
+    except StoreUnavailable:
+        raise SystemExit(3) from None
+    part = Path(f"{told}.part")
+    part.write_text(job.id)
+    os.replace(part, told)
+
+
+def cancel(job: str) -> None:
+    """``batchpipe cancel``."""
+    from batchpipe.errors import StoreUnavailable
+
+    try:
+        _client().cancel(job)
+    except StoreUnavailable:
+        raise SystemExit(3) from None
+
+
+def sweep() -> None:
+    """``batchpipe sweep``: one pass, with a look into the provider's list."""
+    _client().sweep(listing=True)
+
+
+def program(command: list[str]) -> None:
+    """Another program in our place."""
+    os.execv(command[0], command)
+
+
+ROLES: dict[str, Callable[..., None]] = {
+    "worker": worker,
+    "beat": beat,
+    "submit": submit,
+    "cancel": cancel,
+    "sweep": sweep,
+    "program": program,
+}
