@@ -1,6 +1,6 @@
 """The real Api and SDK against a server that answers anything at all: what comes is sound, or one of our errors.
 
-Over 8,800 bad answers in a usual run; FUZZ_SCALE and FUZZ_RANDOM (see ``shapes``) ask for more and for others.
+Over 11,000 bad answers in a usual run; FUZZ_SCALE and FUZZ_RANDOM (see ``shapes``) ask for more and for others.
 """
 
 from __future__ import annotations
