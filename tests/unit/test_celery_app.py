@@ -1,0 +1,28 @@
+"""What our processes need of Celery and kombu beyond settings."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from kombu.transport import redis as transport
+
+from batchpipe.celery_app import outlive_redis
+
+
+def test_a_connection_that_redis_has_lost_is_closed_without_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """kombu would hand messages back through a client that is gone, and that ends a worker with tasks in hand."""
+    qos: Any = transport.QoS
+    handed_back: list[object] = []
+    monkeypatch.setattr(qos, "restore_unacked_once", lambda self, stderr=None: handed_back.append(self))
+    outlive_redis()
+    outlive_redis()  # a second time changes nothing
+    cancelled: list[bool] = []
+    watch = SimpleNamespace(cancel=lambda: cancelled.append(True))
+    lost = SimpleNamespace(channel=SimpleNamespace(connection=SimpleNamespace(client=None)), _on_collect=watch)
+    qos.restore_unacked_once(lost)
+    assert (handed_back, cancelled) == ([], [True])
+    alive = SimpleNamespace(channel=SimpleNamespace(connection=SimpleNamespace(client=object())), _on_collect=watch)
+    qos.restore_unacked_once(alive)
+    assert (handed_back, cancelled) == ([alive], [True])
