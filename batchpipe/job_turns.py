@@ -332,18 +332,8 @@ def basics(job: JobRecord) -> dict[str, Any]:
     """What a job is, whatever becomes of it: nothing of it changes."""
     fields = (
         *("v", "id", "name", "account", "endpoint", "completion_window", "metadata", "extra", "tags", "key", "queue"),
-        *(
-            "input",
-            "input_here",
-            "spooled",
-            "output",
-            "workspace",
-            "max_rows",
-            "max_bytes",
-            "attempts",
-            "on_done",
-            "created_at",
-        ),
+        *("input", "input_here", "spooled", "output", "workspace", "max_rows", "max_bytes", "attempts"),
+        *("on_done", "created_at"),
     )
     return {name: getattr(job, name) for name in fields}
 

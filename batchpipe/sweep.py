@@ -52,34 +52,41 @@ def _look_after(turns: Turns, account: str, *, at_once: bool) -> None:
         pause = turns.store.paused(account)
         if not turns.settings.account(account).lists_batches or (pause is not None and pause.code != NO_QUOTA):
             return
-        api, batches = turns.apis(account), turns.apis(account).iter_batches(_since(now, done))
+        api, left = turns.apis(account), 0
+        batches = api.iter_batches(_since(now, done))
         while page := list(islice(batches, 100)):
-            _judge(turns, api, page)
+            left += _judge(turns, api, page)
     except StoreUnavailable:
         raise
     except BatchpipeError as error:  # no key on this host, or the provider is down: the next sweep, or another's
         logger.warning("batches of account %r not listed: %s", account, error)
         return
-    turns.store.note_listing(account, done=now)
+    if not left:  # else the next look goes as far back as this one
+        turns.store.note_listing(account, done=now)
 
 
 def _since(now: float, done: float) -> float:
     return max(done, now - LOOK_BACK_SECONDS) - OVERLAP_SECONDS
 
 
-def _judge(turns: Turns, api: Api, batches: list[Snapshot]) -> None:
-    """The records are read after the list, so a batch that is not recorded by now was not recorded then."""
+def _judge(turns: Turns, api: Api, batches: list[Snapshot]) -> int:
+    """Answers how many strays could not be cancelled.
+
+    The records are read after the list, so a batch that is not recorded by now was not recorded then.
+    """
+    left = 0
     ours = [(batch, place) for batch in batches if (place := _place(batch)) is not None]
     shards = turns.store.shards_of([place for _, place in ours])
     for (batch, _), shard in zip(ours, shards, strict=True):
         if shard is None:
             continue  # of another Redis, or of one that has lost it: see recover
         if _is_stray(batch, shard):
-            _cancel_stray(turns, api, batch, shard)
+            left += not _cancel_stray(turns, api, batch, shard)
         elif batch.id == shard.batch_id and batch.status in Status.FINAL and shard.stage == Stage.CREATED:
             seen = {"status": batch.status, "counts": batch.counts}
             if turns.store.observe(shard, batch.id, seen):
                 turns.wake(shard.job, shard.index, when="asleep")
+    return left
 
 
 def _place(batch: Snapshot) -> tuple[str, int] | None:
@@ -99,13 +106,15 @@ def _is_stray(batch: Snapshot, shard: ShardRecord) -> bool:
     return shard.batch_id is not None or shard.stage == Stage.COLLECTED
 
 
-def _cancel_stray(turns: Turns, api: Api, batch: Snapshot, shard: ShardRecord) -> None:
+def _cancel_stray(turns: Turns, api: Api, batch: Snapshot, shard: ShardRecord) -> bool:
+    """Answers whether it is over with it."""
     logger.error("batch %s is cancelled: shard %s of job %s has another", batch.id, shard.index, shard.job)
     try:
         api.cancel_batch(batch.id)
     except Refused:
-        return  # it has ended meanwhile
-    except Unavailable as error:  # this one alone must not hold up the others; the next look is at it again
+        return True  # it has ended meanwhile
+    except Unavailable as error:  # this one alone must not hold up the others
         logger.error("stray batch %s could not be cancelled: %s", batch.id, error)
-        return
+        return False
     turns.log(shard.job, [("stray_cancelled", {"batch_id": batch.id})], shard=shard.index)
+    return True

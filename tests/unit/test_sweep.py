@@ -220,6 +220,26 @@ def test_a_stray_that_cannot_be_cancelled_does_not_hold_up_the_others(pump: Pump
     assert statuses(pump)[1:] == ["cancelling", "cancelling"]
 
 
+def test_an_old_stray_that_could_not_be_cancelled_is_looked_for_again(pump: Pump, chat_rows: Rows) -> None:
+    """However far back it lies: lists are read back only to the last one after which nothing was left to do."""
+
+    class Windowed(FakeOpenAI):
+        """A list that ends where it is told to, as one of many batches does."""
+
+        def iter_batches(self, since: float) -> Any:
+            return (batch for batch in super().iter_batches(since) if (batch.created_at or 0.0) >= since)
+
+    pump.api.__class__ = Windowed
+    job_id = created(pump, chat_rows(1))
+    second_batch(pump, job_id)
+    pump.advance(3_600)
+    pump.api.fail_next("cancel_batch", Unavailable("down"))
+    sweep(pump.job_turns, listing=True)
+    assert statuses(pump) == ["validating", "validating"]
+    sweep(pump.job_turns, listing=True)
+    assert statuses(pump) == ["validating", "cancelling"]
+
+
 @pytest.mark.parametrize("how", ["paused", "no key", "cannot list"])
 def test_accounts_that_must_or_can_not_be_asked_are_passed_over(tmp_path: Path, chat_rows: Rows, how: str) -> None:
     """A host without the key, as one that only runs beat, sweeps all the same."""
