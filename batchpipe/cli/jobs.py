@@ -1,4 +1,4 @@
-"""Commands about jobs: submit, status, list, results, cancel, retry, validate, logs."""
+"""Commands about jobs: submit, status, list, results, cancel, retry, resume, validate, logs."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from batchpipe.cli.house import (
 )
 from batchpipe.errors import Never
 from batchpipe.jobs import State
+from batchpipe.settings import SANDBOX_ACCOUNT
 
 
 @click.command("submit")
@@ -155,8 +156,12 @@ def retry_command(job_id: str, output: str | None) -> None:
 @click.argument("account", default="default")
 def resume_command(account: str) -> None:
     """End the pause of an account, when its cause is mended. [default account: default]"""
-    paused, woken = open_client().resume(account)
-    say(f"account {account!r} goes on: {woken} shard(s) at once" if paused else f"account {account!r} is not paused")
+    client = open_client()
+    paused, woken = client.resume(account)
+    if paused:
+        return say(f"account {account!r} goes on: {woken} shard(s) at once")
+    known = account.lower() in {"default", SANDBOX_ACCOUNT, *client.settings.accounts}
+    return say(f"account {account!r} is not paused" + ("" if known else ", and not in the settings of this host"))
 
 
 @click.command("validate")

@@ -52,3 +52,4 @@ def test_resuming_what_is_not_paused_is_no_error(told: dict[str, Any]) -> None:
     """It says so."""
     assert (told["before"].code, told["before"].err) == (0, "account 'default' is not paused\n")
     assert told["unknown"].code == 0
+    assert told["unknown"].err.endswith("is not paused, and not in the settings of this host\n")
