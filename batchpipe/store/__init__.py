@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from batchpipe.store.leases import Lease, Refused, Renewal, host_clock
 from batchpipe.store.reading import Pause
+from batchpipe.store.schedules import LastRun
 from batchpipe.store.store import Raised, Settled, Store, When
 
-__all__ = ["Lease", "Pause", "Raised", "Refused", "Renewal", "Settled", "Store", "When", "host_clock"]
+__all__ = ["LastRun", "Lease", "Pause", "Raised", "Refused", "Renewal", "Settled", "Store", "When", "host_clock"]

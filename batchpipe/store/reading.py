@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self, cast
 
@@ -12,7 +12,7 @@ from redis.backoff import ExponentialWithJitterBackoff, NoBackoff
 from redis.retry import Retry
 
 from batchpipe.errors import JobNotFound, SettingsError, StoreUnavailable
-from batchpipe.jobs import JOB, JobRecord, Problem, ShardRecord, State
+from batchpipe.jobs import JOB, JobRecord, Problem, ShardRecord, Stage, State
 from batchpipe.store.records import decode
 from batchpipe.store.scripts import source
 
@@ -28,6 +28,27 @@ class Pause:
     seconds: float
     code: str
     message: str
+
+
+@dataclass(frozen=True)
+class Survey:
+    """Numbers about all jobs; times in seconds of Redis' clock."""
+
+    now: float
+    unfinished: int  #: shards and jobs that have a due time
+    overdue: int  #: of these, past due
+    lag: float  #: how long past due the most overdue one is
+    swept: float | None  #: when a sweep last came to its end
+    jobs: dict[str, int]  #: by state; ended ones only as long as their records are kept
+
+
+@dataclass(frozen=True)
+class Census:
+    """The unfinished shards."""
+
+    stages: dict[str, int]
+    oldest: float  #: seconds since the oldest of them was planned
+    troubled: int  #: those that do not get on just now, for a reason that status shows
 
 
 class Records:
@@ -113,8 +134,10 @@ class Records:
         return float(seconds) + float(micros) / 1e6 + self.skew()
 
     def get_job(self, job_id: str) -> JobRecord:
-        """Raises JobNotFound."""
+        """The job with this id, or the one that its id stands for. Raises JobNotFound."""
         fields = self._call(self.client.hgetall, self._job_key(job_id))
+        if not fields and (first := self._call(self.client.get, f"{self.prefix}alias:{job_id}")):
+            fields = self._call(self.client.hgetall, self._job_key(first))
         if not fields:
             raise JobNotFound(f"no job {job_id} is known here")
         return decode(JobRecord, fields)
@@ -217,6 +240,64 @@ class Records:
     def may_look(self, account: str, *, per_second: float, burst: float) -> float:
         """Take one look at the provider from the account's budget. Answers 0, or the seconds until there is one."""
         return float(cast(Any, self._run("look", [f"{self.prefix}looks:{account}"], per_second, burst)))
+
+    # -- what is seen ----------------------------------------------------------------------------------------------
+
+    def add_counts(self, counts: Mapping[str, float]) -> None:
+        """Add to the counts of all processes. A repeated call counts twice: counts are no truth."""
+        if not counts:
+            return
+        pipe = self.client.pipeline(transaction=False)
+        for field, amount in counts.items():
+            pipe.hincrbyfloat(f"{self.prefix}metrics", field, amount)
+        self._call(pipe.execute)
+
+    def read_counts(self) -> dict[str, float]:
+        return {name: float(value) for name, value in self._call(self.client.hgetall, f"{self.prefix}metrics").items()}
+
+    def note_sweep(self) -> None:
+        """A sweep has come to its end."""
+        self._call(self.client.set, f"{self.prefix}swept", f"{self.now():.6f}")
+
+    def survey(self) -> Survey:
+        """A few numbers about all jobs, for the price of a few reads, however many there are."""
+        now = self.now()
+        kept = f"{now - self.ttl_seconds:.6f}"  # the lists still name jobs whose records have expired
+        pipe = self.client.pipeline(transaction=False)
+        pipe.zcard(f"{self.prefix}due")
+        pipe.zcount(f"{self.prefix}due", "-inf", f"{now:.6f}")
+        pipe.zrange(f"{self.prefix}due", 0, 0, withscores=True)
+        pipe.get(f"{self.prefix}swept")
+        states = [state for state in State if state is not State.CANCELLING]
+        for state in states:
+            pipe.zcount(f"{self.prefix}jobs:{state.value}", kept if state.ended else "-inf", "+inf")
+        unfinished, overdue, first, swept, *jobs = self._call(pipe.execute)
+        return Survey(
+            now=now,
+            unfinished=unfinished,
+            overdue=overdue,
+            lag=max(now - first[0][1], 0.0) if first else 0.0,
+            swept=float(swept) if swept else None,
+            jobs={state.value: count for state, count in zip(states, jobs, strict=True)},
+        )
+
+    def census(self, *, chunk: int = 1_000, most: int = 100_000) -> Census:
+        """Count the unfinished shards by stage: all in Redis, a chunk at a time, so that nobody waits long for it.
+
+        About 2 ms a chunk. Others work on between two chunks, so a few may be missed or counted twice.
+        """
+        stages: dict[str, int] = {stage.value: 0 for stage in Stage if stage is not Stage.COLLECTED}
+        oldest, troubled = 0.0, 0
+        for start in range(0, most, chunk):
+            answer = self._run("census", [f"{self.prefix}due"], self.prefix, start, start + chunk - 1)
+            read, age, trouble = int(answer[0]), float(answer[1]), int(answer[2])
+            oldest, troubled = max(oldest, age), troubled + trouble
+            for name, count in zip(answer[3::2], answer[4::2], strict=True):
+                if name in stages:
+                    stages[name] += int(count)
+            if read < chunk:
+                break
+        return Census(stages, oldest, troubled)
 
     # -- the event log ---------------------------------------------------------------------------------------------
 

@@ -12,11 +12,15 @@ import orjson
 from batchpipe.errors import JobNotFound, LeaseLost, OutputInUse
 from batchpipe.jobs import JOB, JobRecord, Move, ShardRecord, State
 from batchpipe.store.leases import NO_NEWS, Lease, Refused, Renewal, host_clock
-from batchpipe.store.reading import Records
 from batchpipe.store.records import decode, encode_changes, encode_record
+from batchpipe.store.schedules import ScheduleRecords
 
 #: Which messages a new epoch may void (see ``Store.raise_epoch``).
 When = Literal["overdue", "asleep", "always"]
+
+
+#: How long an alias outlives the records of an ended job: as long as a job may take.
+ALIAS_SECONDS = 60 * 86_400
 
 
 @dataclass(frozen=True)
@@ -42,15 +46,16 @@ def new_task_ids(count: int) -> list[str]:
     return [str(uuid.uuid4()) for _ in range(count)]
 
 
-class Store(Records):
+class Store(ScheduleRecords):
     """The protocol of claim, advance, settle and raise, over all records under one prefix of one Redis."""
 
     # -- a job's beginning and end ---------------------------------------------------------------------------------
 
-    def submit(self, job: JobRecord, *, again: str = "") -> tuple[str, bool]:
+    def submit(self, job: JobRecord, *, again: str = "", alias: bool = False) -> tuple[str, bool]:
         """Record a job, due at once. Answers (id, True), or (the first job's id, False) if its key is taken.
 
-        ``again``: "1" lets it take the key from any job, a job's id from that one only.
+        ``again``: "1" lets it take the key from any job, a job's id from that one only. ``alias``: somebody knows this
+        id already; if the key is taken, it stands for the first job from now on.
         Raises OutputInUse if another job that has not ended writes to the same output.
         """
         key = f"{self.prefix}key:{job.key}" if job.key else self._job_key(job.id)
@@ -62,6 +67,7 @@ class Store(Records):
             self._member(job.id, JOB),
             self.lease_seconds,
             again,
+            self.ttl_seconds + ALIAS_SECONDS if alias else 0,
             *encode_record(job),
         )
         if verdict == "output":

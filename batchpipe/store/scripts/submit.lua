@@ -1,6 +1,6 @@
 -- Record a new job, unless its key is taken or its output is another unfinished job's.
 -- KEYS 1 job, 3 due; 4 the idempotency key's key (or the job's own), 5 the output's key.
--- ARGV: skew, prefix, id, member, lease, again, fields...   -> {'ok'|'exists'|'output', id}
+-- ARGV: skew, prefix, id, member, lease, again, seconds of an alias or 0, fields...   -> {'ok'|'exists'|'output', id}
 local now = clock(ARGV[1])
 local prefix, id, again = ARGV[2], ARGV[3], ARGV[6]
 if redis.call('EXISTS', KEYS[1]) == 1 then return { 'ok', id } end -- repeated by the client after a lost answer
@@ -8,6 +8,7 @@ if KEYS[4] ~= KEYS[1] then
   local first = redis.call('GET', KEYS[4])
   -- `again` is '1', or the id of the one job that may be replaced
   if first and redis.call('EXISTS', prefix .. 'job:' .. first) == 1 and again ~= '1' and again ~= first then
+    if tonumber(ARGV[7]) > 0 then redis.call('SET', prefix .. 'alias:' .. id, first, 'EX', ARGV[7]) end
     return { 'exists', first }
   end
 end
@@ -18,7 +19,7 @@ if owner then
 end
 if KEYS[4] ~= KEYS[1] then redis.call('SET', KEYS[4], id) end
 redis.call('SET', KEYS[5], id)
-write(KEYS[1], 7)
+write(KEYS[1], 8)
 redis.call('HSET', KEYS[1], 'created_at', num(now))
 redis.call('ZADD', prefix .. 'jobs', num(now), id)
 redis.call('ZADD', prefix .. 'jobs:pending', num(now), id)

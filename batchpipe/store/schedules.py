@@ -1,0 +1,71 @@
+"""What is known of schedules: up to which time their runs are handled, and what became of the last one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import orjson
+
+from batchpipe.jobs import Problem
+from batchpipe.store.reading import Records
+
+
+@dataclass(frozen=True)
+class LastRun:
+    """The newest run of a schedule: the time it was meant for, and its job or why there is none."""
+
+    at: float
+    job: str | None = None
+    error: Problem | None = None
+
+
+@dataclass(frozen=True)
+class Mark:
+    """Where a schedule stands. None: nobody has looked for its runs yet."""
+
+    handled: float | None
+    looked: float | None
+    last: LastRun | None
+
+
+class ScheduleRecords(Records):
+    """One hash for all schedules: ``NAME/FINGERPRINT`` is the mark, ``NAME//last`` the last run."""
+
+    @property
+    def _schedules(self) -> str:
+        return f"{self.prefix}schedules"
+
+    def see_schedule(self, name: str, fingerprint: str) -> tuple[float, float]:
+        """(now, time up to which its runs are handled): now as well for a definition that was never seen."""
+        now, handled = self._run("schedule_seen", [self._schedules], name, fingerprint)
+        return float(now), float(handled)
+
+    def schedule_handled(self, name: str, fingerprint: str, handled: float | None, last: LastRun | None = None) -> None:
+        """Its runs up to this time need not be looked at again; the mark never goes back."""
+        mark = f"{handled:.6f}" if handled is not None else ""
+        run = (f"{last.at:.6f}", _json(last)) if last else ("", "")
+        self._run("schedule_handled", [self._schedules], name, fingerprint, mark, *run)
+
+    def schedule_mark(self, name: str, fingerprint: str) -> Mark:
+        """Where a schedule stands, read only."""
+        mine = f"{name}/{fingerprint}"
+        fields = (mine, f"{mine}/looked", f"{name}//last")
+        handled, looked, last = self._call(self.client.hmget, self._schedules, *fields)
+        return Mark(_number(handled), _number(looked), _last_run(last))
+
+
+def _number(text: str | None) -> float | None:
+    return float(text) if text is not None else None
+
+
+def _json(run: LastRun) -> str:
+    error = {"code": run.error.code, "message": run.error.message} if run.error else None
+    return orjson.dumps({"at": run.at, "job": run.job, "error": error}).decode()
+
+
+def _last_run(text: str | None) -> LastRun | None:
+    if text is None:
+        return None
+    found = orjson.loads(text)
+    error = found.get("error")
+    return LastRun(found["at"], found.get("job"), Problem(**error) if error else None)

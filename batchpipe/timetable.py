@@ -1,0 +1,183 @@
+"""One schedule: when it runs, what it submits, and what its placeholders become. Pure; the only importer of cronsim.
+
+Times are those of Debian's cron, over daylight saving too: a fixed time that a spring night leaves out runs right after
+the gap, one that an autumn night has twice runs once; ``*/15 * * * *`` and the like go on by the real time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import string
+from collections import deque
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from functools import cached_property
+from itertools import takewhile
+from typing import Any, Literal
+from zoneinfo import ZoneInfo
+
+from cronsim import CronSim, CronSimError
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+
+#: The short forms that Debian's cron knows; ``@reboot`` is no time.
+ALIASES = {
+    "@yearly": "0 0 1 1 *",
+    "@annually": "0 0 1 1 *",
+    "@monthly": "0 0 1 * *",
+    "@weekly": "0 0 * * 0",
+    "@daily": "0 0 * * *",
+    "@midnight": "0 0 * * *",
+    "@hourly": "0 * * * *",
+}
+
+#: What a placeholder becomes: local time of the run, to the minute. ``{name}`` is the schedule's.
+PLACEHOLDERS: dict[str, Callable[[datetime], str]] = {
+    "date": lambda at: f"{at:%Y-%m-%d}",
+    "time": lambda at: f"{at:%H%M}",
+    "datetime": lambda at: f"{at:%Y%m%dT%H%M%z}",  # with its offset: autumn has an hour twice
+    "year": lambda at: f"{at:%Y}",
+    "month": lambda at: f"{at:%m}",
+    "day": lambda at: f"{at:%d}",
+    "hour": lambda at: f"{at:%H}",
+    "minute": lambda at: f"{at:%M}",
+    "yesterday": lambda at: f"{at.date() - timedelta(days=1):%Y-%m-%d}",
+    "week": lambda at: f"{at:%G-W%V}",
+}
+#: Those that never come back; a key without any would find the first job again for ever.
+UNIQUE = ("date", "datetime", "yesterday", "week", "year")
+
+DEFAULT_KEY = "schedule-{name}-{datetime}"
+
+
+class Schedule(BaseModel):
+    """What is submitted, and when. The fields of one ``[schedules.NAME]`` table."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    crontab: str = Field(description="minute hour day month weekday, or @daily and so on")
+    timezone: str = Field("UTC", description="of the crontab and of the placeholders, such as Europe/Berlin")
+    enabled: bool = Field(True, description="false: does not run by itself")
+    missed: Literal["latest", "all", "skip"] = Field(
+        "latest", description="of the runs that were missed while beat was down: the newest, each, or none"
+    )
+    input: str = Field(min_length=1, description="path or URL of a JSONL file")
+    output: str | None = Field(None, min_length=1, description="folder or URL for the results")
+    key: str = Field(DEFAULT_KEY, description="idempotency key: the same key is the same job")
+    name: str = Field("{name}", description="the job's name, for people")
+    endpoint: str = "/v1/chat/completions"
+    completion_window: str = "24h"
+    metadata: dict[str, str] = {}
+    extra: dict[str, Any] = {}
+    tags: dict[str, Any] = {}
+    account: str = "default"
+    queue: str | None = None
+    on_done: str | None = Field(None, description="name of a Celery task, sent with the job id when the job has ended")
+    max_rows: int | None = Field(None, ge=1)
+    max_bytes: int | None = Field(None, ge=1)
+    attempts: int | None = Field(None, ge=1, le=100)
+
+    @field_validator("crontab")
+    @classmethod
+    def _known_crontab(cls, value: str) -> str:
+        check_crontab(value)
+        return value
+
+    @field_validator("timezone")
+    @classmethod
+    def _known_zone(cls, value: str) -> str:
+        try:
+            ZoneInfo(value)
+        except (ValueError, KeyError, OSError):
+            raise ValueError(
+                f"no time zone {value!r} is known here; names are such as Europe/Berlin "
+                "(`pip install tzdata` where the system has none)"
+            ) from None
+        return value
+
+    @field_validator("input", "output", "key", "name")
+    @classmethod
+    def _known_placeholders(cls, value: str | None, info: ValidationInfo) -> str | None:
+        found = placeholders_of(value or "")
+        if info.field_name == "key" and not found & set(UNIQUE):
+            raise ValueError(
+                f"needs one of {_braced(UNIQUE)}: under a key that comes again only the first run would ever be sent"
+            )
+        return value
+
+    # -- when ------------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def zone(self) -> ZoneInfo:
+        return ZoneInfo(self.timezone)
+
+    @property
+    def fingerprint(self) -> str:
+        """The same as long as the schedule runs at the same times."""
+        text = f"{' '.join(self.crontab.lower().split())} {self.timezone}"
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+    def after(self, moment: datetime) -> Iterator[datetime]:
+        """The times after this one, in the schedule's zone, each instant once."""
+        last = moment
+        for found in CronSim(five_fields(self.crontab), moment.astimezone(self.zone)):
+            # cronsim forgets on which side of autumn's repeated hour it began, and runs all that fell into spring's
+            # gap at the gap's end
+            if found.timestamp() > last.timestamp():
+                last = found.astimezone(UTC)
+                yield last.astimezone(self.zone)
+
+    def between(self, start: datetime, end: datetime, limit: int) -> list[datetime]:
+        """The newest times in (start, end], at most so many, the oldest first."""
+        window = timedelta(days=1)
+        while True:
+            begin = max(start, end - window)
+            found = deque(takewhile(lambda at: at.timestamp() <= end.timestamp(), self.after(begin)), maxlen=limit)
+            if len(found) == limit or begin == start:
+                return list(found)
+            window *= 8
+
+    # -- what ------------------------------------------------------------------------------------------------------
+
+    def fill(self, template: str, name: str, at: datetime) -> str:
+        """A template with the local time of this run in its placeholders."""
+        local = at.astimezone(self.zone)
+        return template.format(name=name, **{field: show(local) for field, show in PLACEHOLDERS.items()})
+
+
+def five_fields(crontab: str) -> str:
+    """A crontab without short forms."""
+    text = crontab.strip()
+    return ALIASES.get(text.lower(), text)
+
+
+def check_crontab(crontab: str) -> None:
+    """Raises ValueError for a crontab that cannot be read or never comes true."""
+    text = five_fields(crontab)
+    if text.startswith("@"):
+        raise ValueError(f"{text!r} is not known; of the short forms there are {', '.join(ALIASES)}")
+    if len(text.split()) != 5:
+        raise ValueError(f"{crontab!r} must have five fields: minute hour day month weekday")
+    try:
+        next(CronSim(text, datetime(2024, 1, 1, tzinfo=UTC)))
+    except CronSimError as error:
+        raise ValueError(f"{crontab!r} is no crontab: {str(error).lower()}") from None
+    except StopIteration:
+        raise ValueError(f"{crontab!r} never comes true") from None
+
+
+def placeholders_of(template: str) -> set[str]:
+    """The placeholders in a text; ``{{`` is a brace. Raises ValueError for any that is not known."""
+    known = {*PLACEHOLDERS, "name"}
+    try:
+        parts = [part for part in string.Formatter().parse(template) if part[1] is not None]
+    except ValueError as error:
+        raise ValueError(f"{template!r}: {str(error).lower()}; write {{{{ for a brace") from None
+    for _, name, form, conversion in parts:
+        if name not in known or form or conversion:
+            shown = f"{name}{'!' + conversion if conversion else ''}{':' + form if form else ''}"
+            raise ValueError(f"{{{shown}}} is no placeholder; there are {_braced(sorted(known))}")
+    return {name for _, name, _, _ in parts if name is not None}
+
+
+def _braced(names: Any) -> str:
+    return ", ".join(f"{{{name}}}" for name in names)
