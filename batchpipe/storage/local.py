@@ -5,8 +5,8 @@ from __future__ import annotations
 import fcntl
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, BinaryIO
 
@@ -35,6 +35,25 @@ def open_log(path: Path) -> IO[bytes]:
     with told(str(path)):
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab")
+
+
+def touch(path: Path) -> None:
+    """Make a file, or its time now."""
+    with told(str(path)):
+        path.touch()
+
+
+def kept_secret(path: Path, make: Callable[[], str]) -> str:
+    """The text of a private file, made at its first use; who comes second reads what the first has made."""
+    with told(str(path)):
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if not path.exists():
+            with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}-") as draft:  # 0600
+                draft.write(f"{make()}\n")
+                draft.flush()
+                with suppress(FileExistsError):
+                    os.link(draft.name, path)  # whole or not at all
+        return path.read_text(encoding="utf-8").strip()
 
 
 @contextmanager

@@ -1,0 +1,36 @@
+"""The command that shows workers and tasks in a browser."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from batchpipe.cli.house import open_client, say
+from batchpipe.cli.processes import loglevel_option
+
+
+@click.command("flower", context_settings={"ignore_unknown_options": True})
+@click.option("--address", metavar="ADDRESS", help="Address to listen on.  [127.0.0.1]")
+@click.option("--port", type=click.IntRange(0, 65535), help="Port to listen on; 0 takes a free one.  [5555]")
+@click.option("--no-auth", is_flag=True, help="Ask for no password; on loopback only.")
+@loglevel_option
+@click.argument("flower_options", nargs=-1, type=click.UNPROCESSED)
+def flower_command(
+    address: str | None, port: int | None, no_auth: bool, loglevel: str, flower_options: tuple[str, ...]
+) -> None:
+    """Run Flower: workers and tasks in a browser. Further options, --name=value, go to Flower.
+
+    It asks for the user and password of the settings FLOWER_USER and FLOWER_PASSWORD. Where no password is set, one is
+    made and kept in the home folder. See docs/flower.md.
+    """
+    from batchpipe.celery_site import site_app
+    from batchpipe.flower_app import Door, run_flower
+    from batchpipe.logs import configure_logging
+    from batchpipe.worker import standalone_app
+
+    client = open_client()
+    configure_logging(client.settings.log_format, loglevel)
+    app = site_app() or standalone_app(client.settings)
+    door = Door(address, port, auth=not no_auth)
+    run_flower(app, client.settings, door, flower_options, say, private=sys.stderr.isatty())
