@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from batchpipe.celery_site import setup
     from batchpipe.client import BatchResult, Job, cancel, get_job, list_jobs, submit
     from batchpipe.errors import (
         BatchpipeError,
@@ -33,6 +34,8 @@ _HOME = {
     "cancel": "client",
     "Job": "client",
     "State": "jobs",
+    # A site's own Celery app
+    "setup": "celery_site",
     # Results
     "BatchResult": "client",
     "Outcome": "results",
@@ -63,6 +66,7 @@ __all__ = [
     "cancel",
     "get_job",
     "list_jobs",
+    "setup",
     "submit",
 ]
 

@@ -13,6 +13,8 @@ from kombu.transport import TRANSPORT_ALIASES
 from batchpipe.errors import SettingsError
 from batchpipe.settings import Settings
 
+#: Name of our app.
+OURS = "batchpipe"
 #: Longer than the longest countdown (600 s) and the longest task with a hard limit (900 s) together.
 VISIBILITY_SECONDS = 1_800
 
@@ -20,7 +22,7 @@ VISIBILITY_SECONDS = 1_800
 def make_app(settings: Settings) -> Celery:
     """A configured app. Every value here was measured to lose nothing (docs/architecture.md). Raises SettingsError."""
     _check_broker(settings.broker_address())
-    app = Celery("batchpipe", set_as_current=False)
+    app = Celery(OURS, set_as_current=False)
     app.conf.update(_configuration(settings))
     return app
 
@@ -92,8 +94,7 @@ def _configuration(settings: Settings) -> dict[str, Any]:
         "broker_connection_retry_on_startup": True,
         "broker_connection_max_retries": None,  # a long outage must not end the worker
         "worker_cancel_long_running_tasks_on_connection_loss": False,  # leases guard the bodies
-        "worker_soft_shutdown_timeout": 30.0,
-        "worker_enable_soft_shutdown_on_idle": True,
+        "worker_soft_shutdown_timeout": settings.stop_seconds,
         "worker_send_task_events": True,
         "task_send_sent_event": True,
         "task_track_started": True,
@@ -104,11 +105,16 @@ def _configuration(settings: Settings) -> dict[str, Any]:
 
 
 def beat_schedule(settings: Settings) -> dict[str, Any]:
-    """The one entry that beat needs. It expires, so that sweeps do not pile up while no worker is there."""
+    """What beat sends: the sweep, and a look for due schedules where there are any.
+
+    Messages expire, so that they do not pile up while no worker is there.
+    """
+    paces = {"sweep": settings.sweep_seconds} | ({"schedules": settings.schedule_seconds} if settings.schedules else {})
     return {
-        "batchpipe-sweep": {
-            "task": "batchpipe.sweep",
-            "schedule": settings.sweep_seconds,
-            "options": {"queue": settings.queue, "expires": 4 * settings.sweep_seconds},
+        f"batchpipe-{name}": {
+            "task": f"batchpipe.{name}",
+            "schedule": pace,
+            "options": {"queue": settings.queue, "expires": 4 * pace},
         }
+        for name, pace in paces.items()
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -22,10 +23,13 @@ from batchpipe.results import INDEX, BatchResult, Outcome, iter_failed_requests,
 from batchpipe.settings import Settings, bare_environment, current_settings, install_settings
 from batchpipe.storage import Folder
 from batchpipe.store import Store
-from batchpipe.submission import Input, drop_spool, new_record, with_input
+from batchpipe.submission import HeldSpool, Input, drop_spool, held_back, new_record, with_input
 from batchpipe.sweep import sweep
 from batchpipe.views import job_view, metrics_view
-from batchpipe.waiting import follow
+from batchpipe.waiting import follow, follow_log
+
+#: Private Redis servers of this process that forget everything when they stop: a second client must know it, too.
+_FORGETFUL: set[str] = set()
 
 
 class Client:
@@ -36,19 +40,23 @@ class Client:
 
         Raises SettingsError.
         """
-        settings = settings or current_settings()
-        self.durable = True
+        in_use = None if settings is not None else current_settings()
+        settings = settings or in_use
+        assert settings is not None
         if settings.redis_url is None:
             handle = acquire(settings.home, environment=bare_environment())
             atexit.register(handle.close)
-            self.durable = handle.server.durable
             settings = settings.with_redis(handle.server.url)
-        install_settings(settings)
+            if not handle.server.durable:
+                _FORGETFUL.add(handle.server.url)
+        self.durable = settings.redis_address() not in _FORGETFUL
+        if settings is not in_use:
+            install_settings(settings)
         self.settings = settings
 
     @property
     def store(self) -> Store:
-        return tasks.runtime().store
+        return tasks.runtime(self.settings).store
 
     # -- submitting ------------------------------------------------------------------------------------------------
 
@@ -102,17 +110,32 @@ class Client:
             on_done=on_done,
         )
         record = with_input(record, input, self.settings)
+        if not again and self._record_later(record):
+            return Job(record, self, held=True)
         return self._record(record, again)
 
-    def _record(self, record: JobRecord, again: str) -> Job:
+    def _record_later(self, record: JobRecord) -> bool:
+        """Where a framework's transaction is open, let its commit record the job: answers whether one is."""
+        spool = HeldSpool(record)
+
+        def commit() -> None:
+            spool.hand_over()
+            self._record(record, "", alias=True)
+
+        if held_back(commit):
+            return True
+        spool.hand_over()
+        return False
+
+    def _record(self, record: JobRecord, again: str, *, alias: bool = False) -> Job:
         try:
-            job_id, created = self.store.submit(record, again=again)
+            job_id, created = self.store.submit(record, again=again, alias=alias)
         except Never:
             drop_spool(record)
             raise
         if created:
             note_workspace(self.settings.home, record, record=basics(record))
-            turns = tasks.runtime().jobs
+            turns = tasks.runtime(self.settings).jobs
             turns.log(job_id, [("submitted", {"input": without_secrets(record.input), "queue": record.queue})])
             turns.publish(Message(job_id, JOB, record.epoch, State.PENDING, record.task_ids, record.queue))
         else:
@@ -135,8 +158,8 @@ class Client:
             extra=old.extra,
             account=old.account,
             name=old.name,
-            tags={**old.tags, "retry_of": job_id},
-            key=f"retry-{job_id}",  # asked for twice, they are paid for once
+            tags={**old.tags, "retry_of": old.id},
+            key=f"retry-{old.id}",  # asked for twice, they are paid for once
             queue=f"{self.settings.queue}.run.{new_job_id().removeprefix('job_')}" if own_queue else old.queue,
             on_done=old.on_done,
             max_rows=old.max_rows,
@@ -170,9 +193,10 @@ class Client:
 
     def cancel(self, job_id: str) -> Job:
         """Cancel a job: the flag is the truth, revoking its tasks only speeds it up. No error if it has ended."""
+        job_id = self.get_job(job_id).id  # it may be an alias
         asked, shards = self.store.cancel(job_id)
         if asked:
-            turns, void = tasks.runtime().jobs, list[str]()
+            turns, void = tasks.runtime(self.settings).jobs, list[str]()
             for index in (JOB, *range(shards)):
                 void += turns.wake(job_id, index) or []
             tasks.revoke(void)
@@ -182,15 +206,16 @@ class Client:
 
     def wake(self, job_id: str) -> None:
         """Publish all open work of a job anew at once, for who knows that its worker is gone. Raises JobNotFound."""
-        for index in (JOB, *range(self.store.get_job(job_id).shards)):
-            tasks.runtime().jobs.wake(job_id, index)
+        job = self.store.get_job(job_id)
+        for index in (JOB, *range(job.shards)):
+            tasks.runtime(self.settings).jobs.wake(job.id, index)
 
     def sweep(self, *, listing: bool | None = None) -> int:
         """One pass of the safety net. Answers how many records were published anew.
 
         ``listing``: read the accounts' lists of batches now (True), not at all (False), or if it is time (None).
         """
-        return sweep(tasks.runtime().jobs, listing=listing)
+        return sweep(tasks.runtime(self.settings).jobs, listing=listing)
 
     def resume(self, account: str) -> tuple[bool, int]:
         """End an account's pause. Answers whether there was one, and how many shards go on at once."""
@@ -199,7 +224,7 @@ class Client:
         for state in (State.RUNNING, State.CANCELLING) if paused else ():
             for job in self.store.list_jobs(state=state, limit=10_000):
                 for shard in self.store.iter_shards(job) if job.account == account else ():
-                    woken += tasks.runtime().jobs.wake(job.id, shard.index, when="asleep") is not None
+                    woken += tasks.runtime(self.settings).jobs.wake(job.id, shard.index, when="asleep") is not None
         return paused, woken
 
     def recover(self, folders: Sequence[str] = (), *, dry_run: bool = False) -> Report:
@@ -209,7 +234,7 @@ class Client:
                 "no redis-server was found, and the built-in stand-in would forget the records again: install "
                 "redis-server (or valkey), or set BATCHPIPE_REDIS_URL"
             )
-        return recover(tasks.runtime().jobs, folders, dry_run=dry_run)
+        return recover(tasks.runtime(self.settings).jobs, folders, dry_run=dry_run)
 
     def follow(
         self,
@@ -226,9 +251,11 @@ class Client:
 class Job:
     """One job, as last read. Its data do not change until ``refresh()``."""
 
-    def __init__(self, record: JobRecord, client: Client) -> None:
+    def __init__(self, record: JobRecord, client: Client, *, held: bool = False) -> None:
+        """``held``: it is recorded when the caller's transaction commits, and until then known only here."""
         self.record = record
         self._client = client
+        self._held = held
 
     def __repr__(self) -> str:
         return f"<Job {self.id} {self.state.value}>"
@@ -255,12 +282,18 @@ class Job:
 
     def refresh(self) -> Job:
         """Read it again. Raises JobNotFound."""
-        self.record = self._client.store.get_job(self.id)
+        try:
+            self.record = self._client.store.get_job(self.id)
+        except JobNotFound:
+            if self._held:
+                message = f"job {self.id} is submitted when the transaction around it commits, and not if it rolls back"
+                raise JobNotFound(message) from None
+            raise
         return self
 
     def wait(self, timeout: float | None = None) -> Job:
         """Block until the job has ended. Raises TimeoutError after ``timeout`` seconds."""
-        self.record = self._client.follow(self.id, timeout=timeout)
+        self.record = self._client.follow(self.refresh().id, timeout=timeout)
         return self
 
     def cancel(self) -> Job:
@@ -288,8 +321,17 @@ class Job:
         """The job's events, oldest first: ``{"id", "at" (unix seconds), "event", ...}``."""
         return self._client.store.read_log(self.id)
 
+    def iter_logs(self, *, follow: bool = False, after: str = "-") -> Iterator[dict[str, Any]]:
+        """The job's events, oldest first; with ``follow`` further ones as they come, until it has told its end.
+
+        ``after``: the ``id`` of the last event that is known already.
+        """
+        store = self._client.store
+        return follow_log(store, self.id, after=after) if follow else iter(store.read_log(self.id, after=after))
+
     def metrics(self) -> dict[str, Any]:
-        """Rows, tokens, seconds in each stage, and ``cost_usd``: an estimate at OpenAI's batch list prices.
+        """Rows, tokens, calls that were meant, waits, seconds in each stage, and ``cost_usd``: an estimate at
+        OpenAI's batch list prices.
 
         The cost is null for other providers, unknown models, and without ``pip install "batchpipe[cost]"``.
         """
@@ -301,7 +343,8 @@ class Job:
                 return 0.0
             return batch_cost(model, usage) if client.settings.is_openai(account) else None
 
-        return metrics_view(self.record, client.store.iter_shards(self.record), client.store.now(), cost)
+        store = client.store
+        return metrics_view(self.record, store.iter_shards(self.record), store.now(), cost, store.read_log(self.id))
 
     def to_dict(self, *, shards: bool = True) -> dict[str, Any]:
         """What ``batchpipe status --json`` prints."""
@@ -335,14 +378,16 @@ def _outcomes(job: JobRecord) -> Iterator[Outcome]:
 
 
 _default: Client | None = None
+_making = threading.Lock()
 
 
 def default_client() -> Client:
     """The client of this process's settings. Raises SettingsError."""
     global _default
-    if _default is None or _default.settings is not current_settings():
-        _default = Client()
-    return _default
+    with _making:
+        if _default is None or _default.settings is not current_settings():
+            _default = Client()
+        return _default
 
 
 def submit(
@@ -373,6 +418,9 @@ def submit(
     ``key``: a second submit with the same key returns the first job. ``tags`` (user, tenant) stay with us.
     ``on_done``: a Celery signature, sent with the job id when the job has ended, whatever its end, at least once.
     ``max_rows``, ``max_bytes`` (newlines included): of a shard at most; ``attempts``: rounds a row may go through.
+
+    Within a transaction of Django (``batchpipe.contrib.django``) the job is recorded and sent when that commits, and
+    not at all if it rolls back; if its ``key`` is taken by then, its id stands for the first job from then on.
 
     Raises InvalidInput, OutputInUse, SettingsError, StoreUnavailable (Redis did not answer: nothing was recorded
     for certain; with a ``key`` it is safe to call again).

@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 import orjson
 
+from batchpipe.counters import Counters, reason_of
 from batchpipe.errors import (
     InvalidInput,
     JobNotFound,
@@ -22,6 +23,7 @@ from batchpipe.errors import (
     TryLater,
 )
 from batchpipe.jobs import ENDED, JOB, JobRecord, Problem, ShardRecord, Stage, State
+from batchpipe.logs import about
 from batchpipe.openai_api import Api
 from batchpipe.pipeline import (
     CANCELLING,
@@ -37,6 +39,8 @@ from batchpipe.pipeline import (
     Publish,
     Stop,
     Turns,
+    numbers,
+    refused,
     words,
 )
 from batchpipe.settings import Settings
@@ -60,6 +64,11 @@ JOB_DEADLINE_SECONDS = 6 * 3_600.0
 #: How often deleting the job's files at the provider is put off before they are left to their expiry.
 MAX_TIDIES = 5
 
+#: How often a site's receiver may fail: about an hour of tries.
+MAX_TELLS = 60
+#: Code of the error of a receiver that failed.
+UNHEARD = "unheard"
+
 MANIFEST = "manifest.json"
 WORKSPACES = "workspaces.jsonl"
 
@@ -77,28 +86,31 @@ class JobTurns(Turns):
         apis: Callable[[str], Api],
         publish: Publish,
         tell: Callable[[JobRecord], None],
+        *,
+        counters: Counters | None = None,
     ) -> None:
-        super().__init__(settings, store, apis, publish)
+        super().__init__(settings, store, apis, publish, counters=counters)
         self._tell = tell
 
     def prepare(self, job_id: str, epoch: int) -> Next:
         """Answer a prepare message. Raises StoreUnavailable."""
-        return self._turn(job_id, epoch, _BEGINNING, State.PREPARING.value, self._prepare)
+        with about(job=job_id):
+            return self.counted(
+                "prepare", lambda: self._turn(job_id, epoch, _BEGINNING, State.PREPARING.value, self._prepare)
+            )
 
     def merge(self, job_id: str, epoch: int) -> Next:
         """Answer a merge message: merge, fix the end, tell; an ended job that is untold is only told."""
-        return self._turn(job_id, epoch, _END, "", self._merge)
+        with about(job=job_id):
+            return self.counted("merge", lambda: self._turn(job_id, epoch, _END, "", self._merge))
 
-    def _turn(
-        self, job_id: str, epoch: int, stages: tuple[str, ...], enter: str, body: Callable[[Lease], None]
-    ) -> Next:
+    def _turn(self, job_id: str, epoch: int, stages: tuple[str, ...], enter: str, body: Callable[[Lease], str]) -> Next:
         claim = self.store.claim(job_id, JOB, epoch, stages, deadline=JOB_DEADLINE_SECONDS, enter=enter)
         if isinstance(claim, Refused):
-            return Again(claim.after + 0.1) if claim.why == "lease" else Stop()
-        with claim:
+            return refused(claim)
+        with claim, about(account=claim.job.account):
             try:
-                body(claim)
-                return Stop()
+                return Stop(body(claim))
             except LeaseLost:
                 return Stop()
             except StoreUnavailable:
@@ -108,7 +120,7 @@ class JobTurns(Turns):
 
     # -- prepare ---------------------------------------------------------------------------------------------------
 
-    def _prepare(self, lease: Lease) -> None:
+    def _prepare(self, lease: Lease) -> str:
         job = lease.job
         if lease.job.tries > MAX_TRIES or lease.job.lost > MAX_LOST:
             reason = job.trouble.message if job.trouble else "its worker vanished again and again"
@@ -173,7 +185,8 @@ class JobTurns(Turns):
         with workspace.writer(MANIFEST) as file:
             file.write(_pretty(manifest(job, done, prepared)))
 
-    def _plan(self, lease: Lease, prepared: Prepared) -> None:
+    def _plan(self, lease: Lease, prepared: Prepared) -> str:
+        """Answers what became of the job, in words; as `_refuse`, `_merge` and `_finish` do."""
         lease.stop()
         job, ids = lease.job, new_task_ids(1)
         shards = [
@@ -197,26 +210,32 @@ class JobTurns(Turns):
             "order_files": [*job.order_files, prepared.order_file or ""],
         }
         merge_epoch = self.store.plan(lease, changes, shards, ids)
+        self._count_stages(job)
         if merge_epoch:
             self.publish_merge(lease, merge_epoch, ids)
-            return
+            return "nothing to send"
+        if job.round:
+            self.counters.add("rounds")
+            self.counters.add("rows_resent", prepared.rows)
         self.log(job.id, [("planned", {"round": job.round + 1, "shards": len(shards), "rows": prepared.rows})])
         for shard in shards:
             self.publish(Message(job.id, shard.index, shard.epoch, Stage.PLANNED, shard.task_ids, job.queue))
+        return f"planned round {job.round + 1}, shards: {len(shards)}, rows: {prepared.rows}"
 
-    def _refuse(self, lease: Lease, problem: Problem) -> None:
+    def _refuse(self, lease: Lease, problem: Problem) -> str:
         """The job fails before anything was sent."""
         self.log(lease.job.id, [("refused", {"code": problem.code, "message": problem.message})])
         if problem.code == "not_allowed" and lease.job.spooled:  # what must not be there does not stay there
             Folder(lease.job.workspace, private=True).remove("")
-        self._finish(lease, State.FAILED, {"error": problem, "ok": 0, "failed": 0, "missing": 0, "total": 0})
+        return self._finish(lease, State.FAILED, {"error": problem, "ok": 0, "failed": 0, "missing": 0, "total": 0})
 
     # -- merge -----------------------------------------------------------------------------------------------------
 
-    def _merge(self, lease: Lease) -> None:
+    def _merge(self, lease: Lease) -> str:
         job = lease.job
         if State(job.stage).ended:
-            return self._tell_all(lease, State(job.stage))
+            self._tell_all(lease, State(job.stage))
+            return f"{job.stage}: told"
         shards = list(self.store.iter_shards(job))
         workspace, output = Folder(job.workspace, private=True), Folder(job.output)
         if self._may_resend(job, shards):
@@ -239,10 +258,24 @@ class JobTurns(Turns):
     def _may_resend(job: JobRecord, shards: list[ShardRecord]) -> bool:
         return not job.cancel and job.round < job.attempts and any(shard.resend for shard in _of_round(job, shards))
 
-    def _finish(self, lease: Lease, state: State, changes: dict[str, Any]) -> None:
+    def _finish(self, lease: Lease, state: State, changes: dict[str, Any]) -> str:
         final = self.store.finish(lease, state, changes)
+        self._count_stages(lease.job)
+        self.counters.add("jobs_ended", account=lease.job.account, state=final.value)
+        self.counters.rows("rows", lease.job.account, changes)
         self.log(lease.job.id, [("ended", {"state": final.value, **_counts(changes)})])
         self._tell_all(lease, final)
+        error = changes.get("error")
+        return f"{final.value}: {error.message if error else numbers(changes)}"
+
+    def _count_stages(self, job: JobRecord) -> None:
+        """The seconds of the job's own stages that this turn has ended."""
+        if job.stage == State.PREPARING:
+            if job.preparing_at is not None:
+                self.counters.add("stage_seconds", max(job.preparing_at - job.created_at, 0.0), stage="pending")
+            self.count_stage(job.stage, job.preparing_at)
+        elif job.stage == State.FINALIZING:
+            self.count_stage(job.stage, job.finalizing_at)
 
     def _tell_all(self, lease: Lease, state: State) -> None:
         """Write job.json, clean up, tell the user: at least once, in an order that a crash may cut anywhere."""
@@ -252,11 +285,24 @@ class JobTurns(Turns):
                 self._write_job_file(job)
             if state is State.SUCCEEDED and not self.settings.keep_workspace:
                 clean_up(job, Folder(job.workspace, private=True))
-            self._tell(job)
+            self._tell_listeners(job, lease)
             self.store.save(lease, {"notified": True})
         self._tidy(job, lease)
         lease.stop()
         self.store.told(lease)
+
+    def _tell_listeners(self, job: JobRecord, lease: Lease) -> None:
+        """Raises TryLater; but a site's receiver that fails again and again does not keep the job for ever."""
+        try:
+            self._tell(job)
+        except TryLater as error:
+            if error.code != UNHEARD:
+                raise
+            if job.untold < MAX_TELLS:
+                self.store.save(lease, {"untold": job.untold + 1})
+                raise
+            logger.error("nobody is told of the end of job %s: %s", job.id, error, extra={"event": "not_told"})
+            self.log(job.id, [("not_told", {"message": error.message})])
 
     def _tidy(self, job: JobRecord, lease: Lease) -> None:
         """Delete files at the provider that are needed no more. Raises TryLater, but not for ever: they expire."""
@@ -283,7 +329,7 @@ class JobTurns(Turns):
             with Folder(job.output).writer(JOB_FILE) as file:
                 file.write(_pretty(job_view(job, self.store.iter_shards(job))))
         except InvalidInput as error:  # the output cannot be written: Redis still knows the end
-            logger.warning("job.json not written: %s", error)
+            logger.warning("job.json not written: %s", error, extra={"event": "job_file"})
 
     # -- trouble ---------------------------------------------------------------------------------------------------
 
@@ -291,7 +337,7 @@ class JobTurns(Turns):
         lease.stop()
         foreseen = isinstance(error, TryLater | OSError)
         if not foreseen:
-            logger.error("job %s: turn failed", lease.job.id, exc_info=error)
+            logger.error("turn failed", exc_info=error, extra={"event": "turn_failed"})
         problem = Problem(code=getattr(error, "code", "internal_error"), message=words(error))
         named = getattr(error, "after", None)
         pause = FIRST_PAUSE * 2 ** min(lease.job.tries, 10)
@@ -304,11 +350,12 @@ class JobTurns(Turns):
         except LeaseLost:
             return Stop()
         if not repeated:
-            self.log(lease.job.id, [("put_off", {"message": problem.message, "seconds": after})])
+            fields = {"message": problem.message, "seconds": after, "reason": reason_of(error)}
+            self.log(lease.job.id, [("put_off", fields)])
         if news.wake:
             self.wake(lease.job.id, JOB)
             return Stop()
-        return Again(after)
+        return Again(after, problem.message, reason_of(error))
 
 
 def manifest(job: JobRecord, done: list[ShardRecord], prepared: Prepared) -> dict[str, Any]:
@@ -347,7 +394,7 @@ def note_workspace(home: Path, job: JobRecord, **more: Any) -> None:
     try:
         Folder(str(home), private=True).append_line(WORKSPACES, orjson.dumps(line))
     except (StorageTrouble, OSError) as error:  # a read-only home must not stop a job
-        logger.warning("workspace not noted: %s", error)
+        logger.warning("workspace not noted: %s", error, extra={"event": "workspace_not_noted", "job": job.id})
 
 
 def _put_aside(job: JobRecord) -> str | None:

@@ -134,6 +134,7 @@ class JobRecord(Record, frozen=True, kw_only=True):
     on_done: dict[str, Any] | None = None
     cancel: bool = False
     notified: bool = False  #: job.json is written, on_done is sent
+    untold: int = 0  #: how often a site's receiver of its end failed
     untidied: int = 0  #: how often deleting its files at the provider was put off
     told: bool = False  #: notified and tidied up: nothing is left to do
     round: int = 0

@@ -1,14 +1,108 @@
-"""Log lines of our own processes: text for people, or one JSON object a line for machines."""
+"""Log lines of our own processes, one event a line: text for people, or one JSON object for machines.
+
+Each line that concerns a job says so: ``event``, ``job``, ``shard``, ``batch``, ``account``, where they are known. A
+site with a logging configuration of its own takes ``ContextFilter`` and one of the formatters.
+"""
 
 from __future__ import annotations
 
+import json
 import logging
+import re
 import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import orjson
 
-_PLAIN = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName", "data"}
+from batchpipe.errors import without_secrets
+
+#: What a line says of whom it is about, in this order.
+IDS = ("event", "job", "shard", "batch", "account")
+
+_PLAIN = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName", "data", "fields", "brief"}
+_JOB = re.compile(r"\bjob_[0-9a-z]+")
+_SHARD = re.compile(r"""\bshard['"]?\s*[:= ]\s*(-?\d+)""")
+
+_about: ContextVar[Mapping[str, Any]] = ContextVar("batchpipe_about", default={})  # noqa: B039 - never changed
+
+
+@contextmanager
+def about(**ids: Any) -> Iterator[None]:
+    """Lines that are logged inside, by whatever library, are about these ids."""
+    known = {name: value for name, value in ids.items() if value is not None}
+    token = _about.set({**_about.get(), **known})
+    try:
+        yield
+    finally:
+        _about.reset(token)
+
+
+def log_event(logger: logging.Logger, event: str, fields: Mapping[str, Any], **ids: Any) -> None:
+    """A line for an event. Its text alone says all, for sites that have a format of their own."""
+    rest = {name: value for name, value in fields.items() if name not in ("message", "batch_id", "account")}
+    known = {"batch": fields.get("batch_id"), "account": fields.get("account")}
+    known = {**_about.get(), "event": event, **ids, **{name: v for name, v in known.items() if v is not None}}
+    said = fields.get("message")
+    brief = event.replace("_", " ") + (f": {said}" if said else "")
+    text = " ".join([_one_line(brief), *_pairs({**rest, **known})])
+    logger.info("%s", text, extra={**known, "fields": rest, "brief": brief})
+
+
+class ContextFilter(logging.Filter):
+    """Adds to each record what it is about. Put it on the handler; it drops nothing."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        for name, value in {**_of_celery(record), **_about.get()}.items():
+            if not hasattr(record, name):
+                setattr(record, name, value)
+        return True
+
+
+def _of_celery(record: logging.LogRecord) -> dict[str, Any]:
+    """Celery's own lines carry the task they are about, with its arguments as text."""
+    data = getattr(record, "data", None)
+    if not isinstance(data, dict) or not str(data.get("name", "")).startswith("batchpipe."):
+        return {}
+    found: dict[str, Any] = {"task": data["name"], "task_id": data.get("id")}
+    said = f"{data.get('args', '')} {data.get('kwargs', '')}"
+    if (job := _JOB.search(said)) is not None:
+        found["job"] = job[0]
+    if (shard := _SHARD.search(said)) is not None:
+        found["shard"] = int(shard[1])
+    return found
+
+
+class TextFormatter(logging.Formatter):
+    """A readable line, then ``key=value`` for what it is about. Only a traceback takes more lines."""
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(levelname)-7s %(name)s: %(message)s")
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - the library's name
+        record.message = _one_line(record.message)
+        pairs = [] if hasattr(record, "brief") else _pairs(record.__dict__, only_ids=True)
+        return " ".join([super().formatMessage(record), *pairs])
+
+    def format(self, record: logging.LogRecord) -> str:
+        return without_secrets(super().format(record))
+
+
+def _one_line(text: str) -> str:
+    return text.replace("\r", "\\r").replace("\n", "\\n")
+
+
+def _pairs(values: Mapping[str, Any], *, only_ids: bool = False) -> list[str]:
+    """``key=value``, the ids last and in their order."""
+    names = [*(name for name in values if name not in IDS and not only_ids), *(name for name in IDS if name in values)]
+    return [f"{name}={_value(values[name])}" for name in names]
+
+
+def _value(value: Any) -> str:
+    text = str(value)
+    return text if re.fullmatch(r"[^\s\"'=]+", text) else json.dumps(text, ensure_ascii=False)
 
 
 class JsonFormatter(logging.Formatter):
@@ -19,21 +113,34 @@ class JsonFormatter(logging.Formatter):
             "time": record.created,
             "level": record.levelname,
             "logger": record.name,
-            "message": record.getMessage(),
+            "message": without_secrets(getattr(record, "brief", None) or record.getMessage()),
         }
-        line |= {name: value for name, value in record.__dict__.items() if name not in _PLAIN}
+        line |= {name: _safe(value) for name, value in record.__dict__.items() if name not in _PLAIN}
         if record.exc_info:
-            line["exception"] = self.formatException(record.exc_info)
-        return orjson.dumps(line, default=str).decode()
+            line["exception"] = without_secrets(self.formatException(record.exc_info))
+        if record.stack_info:
+            line["stack"] = self.formatStack(record.stack_info)
+        fields = {name: _safe(value) for name, value in getattr(record, "fields", {}).items()}
+        return _as_json({**fields, **line})
+
+
+def _safe(value: Any) -> Any:
+    return without_secrets(value) if isinstance(value, str) else value
+
+
+def _as_json(line: dict[str, Any]) -> str:
+    try:
+        return orjson.dumps(line, default=str, option=orjson.OPT_NON_STR_KEYS).decode()
+    except TypeError:  # half a surrogate pair, or a number beyond 64 bits
+        return json.dumps(line, default=str)
 
 
 def configure_logging(log_format: str, level: str) -> None:
     """Set up the root logger of a process of ours. A library never calls this."""
     handler = logging.StreamHandler(sys.stderr)
-    if log_format == "json":
-        handler.setFormatter(JsonFormatter())
-    else:
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s"))
+    handler.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter())
+    handler.addFilter(ContextFilter())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    logging.captureWarnings(True)  # what libraries warn of is a line like others
     for chatty in ("httpx2", "httpcore2", "openai", "fsspec"):
         logging.getLogger(chatty).setLevel(logging.WARNING)

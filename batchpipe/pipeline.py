@@ -9,11 +9,12 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
 
+from batchpipe.counters import Counters, reason_of
 from batchpipe.errors import (
     LeaseLost,
     Never,
@@ -25,6 +26,7 @@ from batchpipe.errors import (
 )
 from batchpipe.errors import Refused as ProviderRefused
 from batchpipe.jobs import JOB, JobRecord, Move, Problem, ShardRecord, Stage, State
+from batchpipe.logs import about, log_event
 from batchpipe.openai_api import Api, Snapshot
 from batchpipe.settings import Settings
 from batchpipe.steps.create import GiveUp, Over, create
@@ -70,17 +72,39 @@ class Message:
 class Go:
     """On with the next link of the chain."""
 
+    why: str = field(default="", compare=False)  #: for people who watch the tasks
+
 
 @dataclass(frozen=True)
 class Again:
     """The same task once more, after so many seconds."""
 
     after: float
+    why: str = field(default="", compare=False)  #: for people who watch the tasks
+    reason: str = field(default="failure", compare=False)  #: for the counters
 
 
 @dataclass(frozen=True)
 class Stop:
     """End here and drop the rest of the chain."""
+
+    why: str = field(default="", compare=False)  #: for people who watch the tasks
+
+
+#: What a message that was not granted its turn says.
+_REFUSED = {
+    "lease": "another worker is at it",
+    "early": "too early: another message will do it",
+    "stage": "nothing to do: it is at another step",
+    "epoch": "void: a newer message does it",
+    "gone": "the job is gone",
+}
+
+
+def refused(claim: Refused) -> Again | Stop:
+    """The answer to a message whose claim was not granted."""
+    why = _REFUSED.get(claim.why, claim.why)
+    return Again(claim.after + 0.1, why, "lease") if claim.why == "lease" else Stop(why)
 
 
 Next = Go | Again | Stop
@@ -95,6 +119,10 @@ LINKS: dict[str, Stage] = {
 }
 
 
+#: Why a shard in this stage comes back by countdown though nothing is wrong.
+_WAITS = {Stage.CREATED.value: "poll", Stage.UPLOADED.value: "create", Stage.ENDED.value: "files"}
+
+
 def links_from(message: Message) -> Sequence[str]:
     """The names of the tasks that lead from a stage to the end of its chain."""
     if message.index == JOB:
@@ -106,10 +134,19 @@ def links_from(message: Message) -> Sequence[str]:
 class Turns:
     """What shard turns and job turns share: the records, the provider, and how a message is published."""
 
-    def __init__(self, settings: Settings, store: Store, apis: Callable[[str], Api], publish: Publish) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        store: Store,
+        apis: Callable[[str], Api],
+        publish: Publish,
+        *,
+        counters: Counters | None = None,
+    ) -> None:
         self.settings = settings
         self.store = store
         self.apis = apis
+        self.counters = counters if counters is not None else Counters()
         self._publish = publish
 
     def publish(self, message: Message) -> None:
@@ -117,6 +154,7 @@ class Turns:
         try:
             self._publish(message)
         except TryLater as error:
+            self.counters.wait("broker", 0.0)
             logger.warning("not published, the sweep will: %s", error, extra=_ids(message.job, message.index))
 
     def wake(self, job_id: str, index: int, *, when: When = "always", after: float = 0.0) -> list[str] | None:
@@ -136,11 +174,43 @@ class Turns:
     def log(self, job_id: str, events: Iterable[tuple[str, dict[str, Any]]], **ids: Any) -> None:
         """Write events to the job's log and ours. The log is no truth: losing an event must not cost a turn."""
         for event, fields in events:
-            logger.info("%s %s", event, fields, extra={"event": event, "job": job_id, **ids})
+            log_event(logger, event, fields, job=job_id, **ids)
             try:
                 self.store.log(job_id, event, **ids, **fields)
             except StoreUnavailable as error:
-                logger.warning("event not recorded: %s", error)
+                logger.warning("event not recorded: %s", error, extra={"event": event, "job": job_id, **ids})
+
+    # -- counting --------------------------------------------------------------------------------------------------
+
+    def counted(self, link: str, turn: Callable[[], Next]) -> Next:
+        """Take a turn and count how it ended. Raises what the turn raises."""
+        try:
+            following = turn()
+        except StoreUnavailable:
+            self.counters.turn(link, "error")  # handed over with a later turn
+            raise
+        if isinstance(following, Again):
+            self.counters.wait(following.reason, following.after)
+        self.counters.turn(link, type(following).__name__.lower())
+        self.flush()
+        return following
+
+    def flush(self) -> None:
+        """Hand over what was counted. Counts are no truth: a Redis that is away must not cost a turn."""
+        taken = self.counters.take()
+        try:
+            self.store.add_counts(taken)
+        except StoreUnavailable:
+            self.counters.put_back(taken)
+
+    def count_stage(self, stage: str, entered: float | None) -> None:
+        """A stage was left: count the seconds since it was entered."""
+        if entered is None:
+            return
+        try:
+            self.counters.add("stage_seconds", max(self.store.now() - entered, 0.0), stage=stage)
+        except StoreUnavailable:
+            logger.debug("seconds in stage %s not counted", stage)
 
 
 class ShardTurns(Turns):
@@ -148,14 +218,18 @@ class ShardTurns(Turns):
 
     def run(self, link: str, job_id: str, index: int, epoch: int) -> Next:
         """Answer one message. Raises nothing but StoreUnavailable (Redis is away: come back later)."""
+        with about(job=job_id, shard=index):
+            return self.counted(link, lambda: self._run(link, job_id, index, epoch))
+
+    def _run(self, link: str, job_id: str, index: int, epoch: int) -> Next:
         account = self.store.account_of(job_id)
         if account is None:
             return Stop()
         api = self._api_or_trouble(account)  # built before the claim: its 20 ms are not the lease's
         claim = self.store.claim(job_id, index, epoch, [LINKS[link]], deadline=self._deadline(link))
         if isinstance(claim, Refused):
-            return Again(claim.after + 0.1) if claim.why == "lease" else Stop()
-        with claim:
+            return refused(claim)
+        with claim, about(account=account, batch=claim.shard.batch_id if claim.shard else None):
             try:
                 ending = self._step(link, claim, api)
             except LeaseLost:
@@ -240,10 +314,10 @@ class ShardTurns(Turns):
         if isinstance(error, Paused):
             self._pause(lease, problem, error.after)
         if isinstance(error, TryLater | SettingsError | OSError):
-            return self._put_off(lease, problem, getattr(error, "after", None))
+            return self._put_off(lease, problem, getattr(error, "after", None), reason_of(error))
         if isinstance(error, Never) and not _is_committed(lease.shard):
             return self._give_up(lease, problem, refused=isinstance(error, ProviderRefused))
-        logger.error("%s of %s/%s failed", link, lease.job.id, lease.index, exc_info=error)
+        logger.error("%s failed", link, exc_info=error, extra={"event": "turn_failed"})
         return self._unforeseen(lease, problem)
 
     def _unforeseen(self, lease: Lease, problem: Problem) -> Move | _Failed:
@@ -259,9 +333,9 @@ class ShardTurns(Turns):
         try:
             return self._abandon(lease, workspace, problem, refused=refused)
         except (TryLater, OSError) as error:
-            return self._put_off(lease, Problem(code="storage_trouble", message=words(error)), None)
+            return self._put_off(lease, Problem(code="storage_trouble", message=words(error)), None, reason_of(error))
 
-    def _put_off(self, lease: Lease, problem: Problem, after: float | None) -> _Failed:
+    def _put_off(self, lease: Lease, problem: Problem, after: float | None, reason: str) -> _Failed:
         """Foreseen trouble: no try is counted, and the pause doubles."""
         assert lease.shard is not None
         pause = min(FIRST_PAUSE * 2 ** min(lease.shard.backoff, 10), LONGEST_BACKOFF) * random.uniform(0.8, 1.2)
@@ -269,7 +343,7 @@ class ShardTurns(Turns):
         named = after * random.uniform(1.0, 1.1) if after is not None else 0.0
         if problem.code == CANCELLING:
             pause = 0.0
-        return _Failed(problem, min(max(named, pause), LONGEST_PAUSE), counted=False)
+        return _Failed(problem, min(max(named, pause), LONGEST_PAUSE), counted=False, reason=reason)
 
     def _pause(self, lease: Lease, problem: Problem, after: float | None) -> None:
         """Stop using the account: every further call would be refused, too."""
@@ -277,7 +351,9 @@ class ShardTurns(Turns):
             return
         seconds = after if after is not None else self.settings.account_pause_seconds
         self.store.pause(lease.job.account, max(seconds, 1.0), problem)
-        logger.error("account %r is paused for %.0f s: %s", lease.job.account, seconds, problem.message)
+        self.counters.add("account_pauses", account=lease.job.account)
+        said = "account %r is paused for %.0f s: %s"
+        logger.error(said, lease.job.account, seconds, problem.message, extra={"event": "account_paused"})
         fields = {"account": lease.job.account, "seconds": seconds, "message": problem.message}
         self.log(lease.job.id, [("account_paused", fields)], shard=lease.index)
 
@@ -286,13 +362,16 @@ class ShardTurns(Turns):
     def _end(self, lease: Lease, ending: Move | Over | _Failed) -> Next:
         assert lease.shard is not None
         if isinstance(ending, Over):
-            return Go() if ending.settled else Stop()
+            if ending.settled:
+                self.count_stage(lease.shard.stage, lease.shard.uploaded_at)
+            return Go("created") if ending.settled else Stop()
         try:
             move, tries = self._as_move(lease.shard, ending)
             ids = new_task_ids(1)
             news, merge_epoch = self.store.advance(lease, move, tries=tries, merge_ids=ids)
         except LeaseLost:
             return Stop()
+        self._count_move(lease.job.account, lease.shard, move)
         self.log(lease.job.id, move.events, shard=lease.index)
         if move.pause is not None:
             self._pause(lease, move.pause, None)
@@ -301,23 +380,35 @@ class ShardTurns(Turns):
             self.log(lease.job.id, [("collected", counts)], shard=lease.index)
             if merge_epoch:
                 self.publish_merge(lease, merge_epoch, ids)
-            return Stop()
+            return Stop(f"collected: {numbers(counts)}")
         if news.wake:
             self.wake(lease.job.id, lease.index)
-            return Stop()
+            return Stop("published anew")
         if move.stage == lease.shard.stage:
-            return Again(move.after)
+            reason = ending.reason if isinstance(ending, _Failed) else _WAITS.get(lease.shard.stage, "failure")
+            return Again(move.after, _why(lease.shard, move), reason)
         if _follows(lease.shard.stage, move.stage):
-            return Go()
+            return Go(_why(lease.shard, move))
         # back to an earlier stage: the chain begins anew there
         self.wake(lease.job.id, lease.index, after=move.after)
-        return Stop()
+        return Stop(f"back to {move.stage.value}: {_why(lease.shard, move)}")
+
+    def _count_move(self, account: str, shard: ShardRecord, move: Move) -> None:
+        if move.stage == shard.stage:
+            return
+        self.count_stage(shard.stage, getattr(shard, f"{shard.stage}_at"))
+        if move.stage == Stage.COLLECTED:
+            self.counters.rows("rows_collected", account, move.changes)
+            self.counters.tokens(account, move.changes.get("usage") or {})
+        if (shard.stage, move.stage) == (Stage.CREATED, Stage.UPLOADED):
+            self.counters.add("batches_resent")
+            self.counters.wait("token_limit" if move.pause is None else "paused", move.after)
 
     @staticmethod
     def _as_move(shard: ShardRecord, ending: Move | _Failed) -> tuple[Move, str]:
         if isinstance(ending, _Failed):
             changes = {"trouble": ending.problem, "backoff": shard.backoff + 1}
-            events = [("put_off", {"message": ending.problem.message, "seconds": round(ending.after, 1)})]
+            events = [("put_off", _put_off_fields(ending))]
             repeated = shard.trouble is not None and shard.trouble.message == ending.problem.message
             move = Move(
                 stage=Stage(shard.stage), after=ending.after, changes=changes, events=[] if repeated else events
@@ -336,6 +427,11 @@ class _Failed:
     problem: Problem
     after: float
     counted: bool
+    reason: str = "failure"  #: for the counters
+
+
+def _put_off_fields(failed: _Failed) -> dict[str, Any]:
+    return {"message": failed.problem.message, "seconds": round(failed.after, 1), "reason": failed.reason}
 
 
 class _Turn:
@@ -409,5 +505,22 @@ def words(error: BaseException) -> str:
     return without_secrets(str(error)) or type(error).__name__
 
 
+def _why(shard: ShardRecord, move: Move) -> str:
+    """How a shard stands after a turn, in words."""
+    trouble, status, counts = (move.changes.get(name, getattr(shard, name)) for name in ("trouble", "status", "counts"))
+    if trouble is not None:
+        return str(trouble.message)
+    parts = [status, f"({shard.batch_id})"] if shard.batch_id else [move.stage.value]
+    if counts is not None and counts.total:
+        parts.insert(1, f"{(counts.completed or 0) + (counts.failed or 0)} of {counts.total} rows")
+    return " ".join(part for part in parts if part)
+
+
+def numbers(counts: dict[str, Any]) -> str:
+    """Rows by outcome, in words."""
+    found = [f"{counts[name]} {name}" for name in ("ok", "failed", "missing") if counts.get(name)]
+    return ", ".join(found) or "no rows"
+
+
 def _ids(job_id: str, index: int) -> dict[str, Any]:
-    return {"job": job_id, "shard": index}
+    return {"event": "not_published", "job": job_id, "shard": index}

@@ -6,21 +6,29 @@ Settings are read once, at the edge (a command, a worker, a program's first call
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import re
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import platformdirs
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
+from pydantic.fields import FieldInfo
 from pydantic_settings import (
     BaseSettings,
     NestedSecretsSettingsSource,
     NoDecode,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
+    TomlConfigSettingsSource,
 )
 
+from batchpipe import seams
 from batchpipe.errors import SettingsError
+from batchpipe.timetable import Schedule
 
 PREFIX = "BATCHPIPE_"
 
@@ -85,6 +93,7 @@ class Settings(BaseSettings):
     broker_url: SecretStr | None = Field(None, description="Celery's broker, where it differs from REDIS_URL")
     prefix: str = Field("{batchpipe}:", description="prefix of all keys in Redis")
     queue: str = Field("batchpipe", description="default Celery queue")
+    app: str | None = Field(None, description="a site's own Celery app, for the command line: see `batchpipe -A`")
     home: Path = Field(
         default_factory=lambda: Path(platformdirs.user_data_dir("batchpipe", appauthor=False)),
         description="folder of the private Redis and other local state",
@@ -116,6 +125,18 @@ class Settings(BaseSettings):
         "or the results, too",
     )
     keep_workspace: bool = Field(False, description="keep a job's shard files and downloads after it ended well")
+    stop_seconds: float = Field(
+        30, ge=0, description="how long a worker that is told to stop by SIGQUIT lets its tasks go on"
+    )
+    flower_user: str = Field("batchpipe", description="user of `batchpipe flower`")
+    flower_password: SecretStr | None = Field(
+        None, description="password of `batchpipe flower`; unset: one is made and kept in the home folder"
+    )
+    config: Path | None = Field(
+        None, description="file with the schedules, see docs/cron.md; unset: batchpipe.toml, where there is one"
+    )
+    schedule_seconds: float = Field(15, gt=0, description="pace at which beat looks for due schedules")
+    schedules: dict[str, Schedule] = Field({}, description="what beat submits, and when")
     accounts: dict[str, Account] = Field(
         {}, description="provider accounts, BATCHPIPE_ACCOUNTS__NAME__API_KEY and so on"
     )
@@ -140,7 +161,7 @@ class Settings(BaseSettings):
         nested = NestedSecretsSettingsSource(
             file_secret_settings, secrets_nested_delimiter="__", secrets_dir_missing="ok"
         )
-        return init_settings, env_settings, dotenv_settings, nested
+        return init_settings, env_settings, dotenv_settings, nested, _ScheduleFile(settings_cls)
 
     @field_validator("allowed_roots", mode="before")
     @classmethod
@@ -156,6 +177,14 @@ class Settings(BaseSettings):
     @classmethod
     def _lower_names(cls, value: dict[str, Account]) -> dict[str, Account]:
         return {name.lower(): account for name, account in value.items()}  # variable names know no case
+
+    @field_validator("schedules")
+    @classmethod
+    def _plain_names(cls, value: dict[str, Schedule]) -> dict[str, Schedule]:
+        for name in value:
+            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", name):
+                raise ValueError(f"{name!r} is no name: letters, digits, dots, dashes and underscores, at most 64")
+        return value
 
     def account(self, name: str) -> Account:
         """The account of this name, ready for use. Raises SettingsError that names the variable to set."""
@@ -228,41 +257,136 @@ class Settings(BaseSettings):
         return self.model_copy(update={"redis_url": SecretStr(url)})
 
 
+class _ScheduleFile(PydanticBaseSettingsSource):
+    """The tables ``[schedules.NAME]`` of batchpipe.toml. Paths in it are relative to its folder."""
+
+    def __call__(self) -> dict[str, Any]:
+        named = self.current_state.get("config")
+        path = Path(named or "batchpipe.toml").expanduser()
+        if named and not path.is_file():
+            raise SettingsError(f"{PREFIX}CONFIG: there is no file {named}")
+        try:
+            data = TomlConfigSettingsSource(self.settings_cls, path).toml_data
+        except (ValueError, OSError) as error:
+            raise SettingsError(f"{path}: cannot be read: {error}") from None
+        if others := sorted(data.keys() - {"schedules"}):
+            raise SettingsError(f"{path}: {others[0]}: only [schedules.NAME] tables belong here; see docs/settings.md")
+        return {"schedules": _below(path.absolute().parent, data["schedules"])} if data else {}
+
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
+        return None, field_name, False  # asked of sources that go field by field
+
+
+def _below(folder: Path, schedules: Any) -> Any:
+    """Schedules whose local paths do not depend on where a worker was started."""
+    if not isinstance(schedules, dict):
+        return schedules
+    base = str(folder).replace("{", "{{").replace("}", "}}")
+
+    def rooted(field: str, value: Any) -> Any:
+        places = field in ("input", "output") and isinstance(value, str) and value
+        return value if not places or "://" in value or value.startswith(("/", "~")) else f"{base}/{value}"
+
+    return {
+        name: {field: rooted(field, value) for field, value in parts.items()} if isinstance(parts, dict) else parts
+        for name, parts in schedules.items()
+    }
+
+
 _SECRETS_DIR = Path("/run/secrets")
 
 
-def load_settings(*, env_file: str | Path | None = ".env") -> Settings:
-    """Read the environment, ``.env`` and secret files. Raises SettingsError: one line that names the variable."""
+def load_settings(*, env_file: str | Path | None = ".env", given: SiteSettings | None = None) -> Settings:
+    """Read the environment, ``.env`` and secret files; what a site has ``given`` comes before them.
+
+    Raises SettingsError: one line that names the variable, as it is spelled where it was set.
+    """
     secrets = os.environ.get(f"{PREFIX}SECRETS_DIR") or (_SECRETS_DIR if _SECRETS_DIR.is_dir() else None)
+    values = _known(given) if given is not None else {}
     try:
-        return Settings(_env_file=env_file, _env_file_encoding="utf-8", _secrets_dir=secrets)
+        return Settings(_env_file=env_file, _env_file_encoding="utf-8", _secrets_dir=secrets, **values)
     except ValidationError as error:
-        raise SettingsError("; ".join(_explain(part) for part in error.errors(include_input=False))) from None
+        parts = error.errors(include_input=False)
+        raise SettingsError("; ".join(_explain(part, given, values) for part in parts)) from None
     except (ValueError, OSError) as error:  # a .env that is not UTF-8, JSON that is none
         raise SettingsError(f"the settings cannot be read: {error}") from None
 
 
-def _explain(part: Mapping[str, Any]) -> str:
+def _explain(part: Mapping[str, Any], given: SiteSettings | None, values: Mapping[str, Any]) -> str:
     """One validation error without the value, which may be a secret."""
-    name = "__".join(str(step) for step in part["loc"]).upper()
-    return f"{name if name.startswith('OPENAI_') else PREFIX + name}: {part['msg']}"
+    steps, message = [str(step) for step in part["loc"]], part["msg"].removeprefix("Value error, ")
+    if given is not None and steps and steps[0] in values:
+        return f"{given.spell(steps[0].upper())}{''.join(f'[{step!r}]' for step in steps[1:])}: {message}"
+    if steps[:1] == ["schedules"]:
+        return f"{'.'.join(steps)}: {message}"
+    name = "__".join(steps).upper()
+    return f"{name if name.startswith('OPENAI_') else PREFIX + name}: {message}"
+
+
+@dataclass(frozen=True)
+class SiteSettings:
+    """What a Django or Flask site says: our settings without their prefix, and how the site spells their names."""
+
+    values: Mapping[str, Any]
+    spell: Callable[[str], str]  #: the name of a setting -> what stands in the site's settings file
+
+
+def _known(given: SiteSettings) -> dict[str, Any]:
+    """The values as ``Settings`` takes them; None counts as not set. Raises SettingsError for a name that is none."""
+    fields = list(Settings.model_fields)
+    found: dict[str, Any] = {}
+    for name, value in given.values.items():
+        field = str(name).lower()
+        if field not in fields:
+            hint = get_close_matches(field, fields, n=1)
+            also = f"; did you mean {hint[0].upper()}?" if hint else ""
+            raise SettingsError(f"{given.spell(str(name))}: there is no such setting{also}")
+        if value is not None:
+            found[field.upper() if field.startswith("openai_") else field] = value
+    if isinstance(accounts := found.get("accounts"), Mapping):  # variable names know no case, and are merged with these
+        found["accounts"] = {str(name).lower(): _lower(parts) for name, parts in accounts.items()}
+    if isinstance(schedules := found.get("schedules"), Mapping):
+        found["schedules"] = {str(name): _lower(parts) for name, parts in schedules.items()}
+    return found
+
+
+def _lower(parts: Any) -> Any:
+    """The fields of one account or schedule, which sites may write in capitals like their other settings."""
+    if not isinstance(parts, Mapping):
+        return parts
+    return {str(name).lower(): value for name, value in parts.items() if value is not None}
 
 
 _installed: Settings | None = None
+_reading = threading.RLock()
 
 
 def install_settings(settings: Settings | None) -> None:
-    """Make these the settings of this process (None: read the environment again at the next use)."""
+    """Make these the settings of this process (None: read them again at the next use)."""
     global _installed
     _installed = settings
 
 
+def install_site(read: Callable[[], Settings] | None) -> None:
+    """Let the settings of this process be read by this function at their next use (None: from the environment).
+
+    What it raises is met by who uses the settings, so that a site starts and its checks can say what is wrong.
+    """
+    seams.site = read
+    install_settings(None)
+
+
 def current_settings() -> Settings:
-    """The settings of this process: those installed, else read now from the environment and kept."""
-    if _installed is None:
-        install_settings(load_settings())
-    assert _installed is not None
-    return _installed
+    """The settings of the site that calls, else of this process: those installed, else read now and kept."""
+    if seams.settings_here is not None:
+        here: Settings | None = seams.settings_here()
+        if here is not None:
+            return here
+    with _reading:  # two threads of a web server must not go on with two readings
+        if _installed is None:
+            install_settings((seams.site or load_settings)())
+        assert _installed is not None
+        return _installed
 
 
 def bare_environment() -> dict[str, str]:

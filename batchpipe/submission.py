@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterable, Iterator, Mapping
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import orjson
 
+from batchpipe import seams
 from batchpipe.errors import InvalidInput, has_password
 from batchpipe.jobs import JobRecord
 from batchpipe.settings import Settings
@@ -18,7 +20,8 @@ from batchpipe.storage import Folder, check_allowed, local_path
 from batchpipe.store.store import new_task_ids
 from batchpipe.views import ERROR_FILE, JOB_FILE, OUTPUT_FILE
 
-#: What ``submit`` takes: a path or URL of a JSONL file, or requests as dicts or as objects that dump to dicts.
+#: What ``submit`` takes: a path or URL of a JSONL file, an open one or an upload of a web framework, or requests as
+#: dicts or as objects that dump to dicts.
 Input = str | Path | Iterable[Any]
 
 #: An iterator's file in the workspace.
@@ -68,6 +71,8 @@ def with_input(record: JobRecord, source: Input, settings: Settings) -> JobRecor
 
     Raises InvalidInput, also if the iterator is empty; what the iterator raises goes through.
     """
+    if (stored := _stored_at(source)) is not None:
+        source = stored
     if isinstance(source, str | Path):
         _check_no_password(absolute(source), "input")
         check_allowed(absolute(source), settings.roots(), "input")
@@ -87,6 +92,21 @@ def with_input(record: JobRecord, source: Input, settings: Settings) -> JobRecor
     return record.evolve(input=folder.path(SPOOLED_INPUT), spooled=True)
 
 
+def _stored_at(source: Any) -> str | None:
+    """The local path of a Django ``FieldFile``; None for all else, and where its storage has none. Raises InvalidInput.
+
+    An upload of a running request has none that is worth something: its temporary file goes with the request.
+    """
+    if not _is_field_file(source) or not getattr(source, "_committed", True):
+        return None
+    if not source:
+        raise InvalidInput("no file is stored in this field", field="input", code="input_missing")
+    try:
+        return str(source.path)
+    except NotImplementedError:  # S3 and the like: read through the storage
+        return None
+
+
 def _check_apart(source: str, output: str) -> None:
     """Raises InvalidInput if the results would overwrite the input."""
     place = local_path(output)
@@ -101,6 +121,29 @@ def _check_no_password(place: str, field: str) -> None:
     if has_password(place):
         message = f"{place}: has a password in it; give that to the storage by its own settings or environment"
         raise InvalidInput(message, field=field)
+
+
+def hold_with(hold: Callable[[Callable[[], None]], bool] | None) -> None:
+    """Let a framework hold back submits until its transaction commits (None: no longer)."""
+    seams.hold = hold
+
+
+def held_back(commit: Callable[[], None]) -> bool:
+    """True if ``commit`` will be called when the caller's transaction commits, and never if it rolls back."""
+    return seams.hold is not None and seams.hold(commit)
+
+
+class HeldSpool:
+    """Keeps what ``with_input`` wrote for as long as this object lives, or for good once it is handed over.
+
+    A framework throws away the function that holds it when the transaction rolls back, and tells nobody.
+    """
+
+    def __init__(self, record: JobRecord) -> None:
+        self._finalizer = weakref.finalize(self, drop_spool, record)
+
+    def hand_over(self) -> None:
+        self._finalizer.detach()
 
 
 def drop_spool(record: JobRecord) -> None:
@@ -182,12 +225,50 @@ def _check_metadata(metadata: Mapping[str, Any]) -> None:
 def dump_rows(rows: Iterable[Any]) -> Iterator[bytes]:
     """Requests as JSON lines with their newline. Bytes are lines already. Raises InvalidInput with the row's number."""
     try:
-        iterator = iter(rows)
+        iterator = _lines_of(rows) or iter(rows)
     except TypeError:
         raise InvalidInput(f"is a {type(rows).__name__}: give a path, a URL or an iterable", field="input") from None
     for number, row in enumerate(iterator, start=1):
         line = row if isinstance(row, bytes) else _dump(row, number)
         yield line if line.endswith(b"\n") else line + b"\n"
+
+
+def _lines_of(file: Any) -> Iterator[bytes] | None:
+    """The lines of what is read like a file, or gives chunks like an upload of Django; None for all else."""
+    if _is_field_file(file):
+        return _lines_of_storage(file)
+    if hasattr(file, "chunks"):
+        return _split(file.chunks())
+    if hasattr(file, "read"):  # iterating would give lines of some, and chunks of others
+        return _split(iter(lambda: file.read(1 << 16), file.read(0)))
+    return None
+
+
+def _is_field_file(source: Any) -> bool:
+    """A file of a Django model: known to a storage, which may be far away."""
+    return hasattr(source, "storage") and hasattr(source, "chunks")
+
+
+def _lines_of_storage(file: Any) -> Iterator[bytes]:
+    file.open("rb")
+    try:
+        yield from _split(file.chunks())
+    finally:
+        file.close()
+
+
+def _split(chunks: Iterable[bytes | str]) -> Iterator[bytes]:
+    """Lines without their end; what is read of an unfinished one is kept in pieces, for it may be long."""
+    rest: list[bytes] = []
+    for chunk in chunks:
+        data = chunk.encode() if isinstance(chunk, str) else bytes(chunk)
+        *lines, tail = data.split(b"\n")
+        for line in lines:
+            yield b"".join((*rest, line))
+            rest.clear()
+        rest.append(tail)
+    if last := b"".join(rest):
+        yield last
 
 
 def _dump(row: Any, number: int) -> bytes:

@@ -10,6 +10,7 @@ from itertools import islice
 
 from batchpipe.errors import BatchpipeError, Refused, StoreUnavailable, Unavailable
 from batchpipe.jobs import ShardRecord, Stage, Status
+from batchpipe.logs import about
 from batchpipe.openai_api import Api, Snapshot
 from batchpipe.pipeline import NO_QUOTA, Turns
 
@@ -37,8 +38,17 @@ def sweep(turns: Turns, *, limit: int = PASS_LENGTH, listing: bool | None = None
             logger.info("overdue, published anew", extra={"event": "swept", "job": job_id, "shard": index})
     if listing is not False:
         for account in turns.store.creating_accounts(turns.store.now() - LOOK_BACK_SECONDS):
-            _look_after(turns, account, at_once=listing is True)
+            with about(account=account):
+                _look_after(turns, account, at_once=listing is True)
+    _count(turns, woken)
     return woken
+
+
+def _count(turns: Turns, woken: int) -> None:
+    turns.counters.add("sweeps")
+    turns.counters.add("swept", woken)
+    turns.flush()
+    turns.store.note_sweep()
 
 
 def _look_after(turns: Turns, account: str, *, at_once: bool) -> None:
@@ -59,7 +69,7 @@ def _look_after(turns: Turns, account: str, *, at_once: bool) -> None:
     except StoreUnavailable:
         raise
     except BatchpipeError as error:  # no key on this host, or the provider is down: the next sweep, or another's
-        logger.warning("batches of account %r not listed: %s", account, error)
+        logger.warning("batches of account %r not listed: %s", account, error, extra={"event": "not_listed"})
         return
     if not left:  # else the next look goes as far back as this one
         turns.store.note_listing(account, done=now)
@@ -108,13 +118,15 @@ def _is_stray(batch: Snapshot, shard: ShardRecord) -> bool:
 
 def _cancel_stray(turns: Turns, api: Api, batch: Snapshot, shard: ShardRecord) -> bool:
     """Answers whether it is over with it."""
-    logger.error("batch %s is cancelled: shard %s of job %s has another", batch.id, shard.index, shard.job)
+    ids = {"job": shard.job, "shard": shard.index, "batch": batch.id}
+    logger.error("a stray batch is cancelled: its shard has another", extra={"event": "stray", **ids})
     try:
         api.cancel_batch(batch.id)
     except Refused:
         return True  # it has ended meanwhile
     except Unavailable as error:  # this one alone must not hold up the others
-        logger.error("stray batch %s could not be cancelled: %s", batch.id, error)
+        logger.error("a stray batch could not be cancelled: %s", error, extra={"event": "stray", **ids})
         return False
+    turns.counters.add("strays_cancelled")
     turns.log(shard.job, [("stray_cancelled", {"batch_id": batch.id})], shard=shard.index)
     return True

@@ -6,16 +6,20 @@ They are shared tasks: a site's own app and workers run them; where there is no 
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
+from weakref import WeakKeyDictionary
 
 from celery import Celery, chain, current_app, shared_task, signature
 from celery.exceptions import OperationalError as CeleryOperationalError
 from kombu.exceptions import KombuError, OperationalError
 
+from batchpipe import seams
 from batchpipe.celery_app import make_app
-from batchpipe.errors import StoreUnavailable, TryLater
-from batchpipe.job_turns import JobTurns
+from batchpipe.counters import Counters
+from batchpipe.errors import StoreUnavailable, TryLater, without_secrets
+from batchpipe.job_turns import UNHEARD, JobTurns
 from batchpipe.jobs import JOB, JobRecord
 from batchpipe.openai_api import Apis
 from batchpipe.pipeline import Again, Message, Next, ShardTurns, Stop, links_from
@@ -27,6 +31,9 @@ logger = logging.getLogger(__name__)
 
 #: Pause of a task that could not reach Redis at all.
 REDIS_PAUSE_SECONDS = 10.0
+#: Hard time limits (prefork): of tasks that call the provider for moments, and of those that read and write gigabytes.
+SHORT_TASK_SECONDS = 900
+LONG_TASK_SECONDS = 7 * 3_600
 #: A blip is bridged; a broker that is down must not hold up who submits: the sweep publishes later.
 _PUBLISH_RETRY = {"max_retries": 2, "interval_start": 0.0, "interval_step": 0.5, "interval_max": 1.0}
 
@@ -42,31 +49,58 @@ class Runtime:
             lease_seconds=settings.lease_seconds,
             ttl_seconds=settings.ttl_seconds,
         )
-        apis = Apis(settings)
-        self.shards = ShardTurns(settings, self.store, apis, publish)
-        self.jobs = JobTurns(settings, self.store, apis, publish, tell)
+        counters = Counters()
+        apis = Apis(settings, counters.call)
+        self.shards = ShardTurns(settings, self.store, apis, publish, counters=counters)
+        self.jobs = JobTurns(settings, self.store, apis, publish, tell, counters=counters)
 
 
-_runtime: Runtime | None = None
+#: The last few, newest first: a process may hold several sites, each with settings of its own.
+_runtimes: list[Runtime] = []
+_MOST_RUNTIMES = 4
+_making = threading.Lock()
 
 
-def runtime() -> Runtime:
-    """The runtime of this process's settings. Raises SettingsError."""
-    global _runtime
-    settings = current_settings()
-    if _runtime is None or _runtime.settings is not settings:
-        _runtime = Runtime(settings)
-    return _runtime
+def runtime(settings: Settings | None = None) -> Runtime:
+    """The runtime of these settings, or of those in use here. Raises SettingsError."""
+    settings = settings or current_settings()
+    with _making:
+        found = next((made for made in _runtimes if made.settings is settings), None) or Runtime(settings)
+        _runtimes[:] = [found, *(made for made in _runtimes if made is not found)][:_MOST_RUNTIMES]
+        return found
 
 
 # -- publishing ----------------------------------------------------------------------------------------------------
 
 
+_installed_app: Celery | None = None
+#: Apps of ours, made where there was none, and the settings they were made from.
+_made: WeakKeyDictionary[Celery, Settings] = WeakKeyDictionary()
+
+
+def install_app(app: Celery | None) -> None:
+    """Publish through this app, in every thread: Celery's own current app is one thread's."""
+    global _installed_app
+    _installed_app = app
+
+
+def current_site_app() -> Celery | None:
+    """The app of the site that calls, else the one installed, else Celery's current one; None: nobody made one."""
+    if seams.app_here is not None and (here := seams.app_here()) is not None:
+        return cast(Celery, here)
+    if _installed_app is not None:
+        return _installed_app
+    app = current_app._get_current_object()
+    nobodys = app.main == "default" and not app.set_as_current and not app.configured
+    return None if nobodys else app
+
+
 def app_in_use() -> Celery:
     """The site's app; where none was made, ours, from the settings."""
-    app = current_app._get_current_object()
-    if app.main == "default" and not app.configured:
+    app = current_site_app()
+    if app is None or (app in _made and _made[app] is not current_settings()):  # another site's broker
         app = make_app(current_settings())
+        _made[app] = current_settings()
         app.set_default()
         app.set_current()
     return app
@@ -82,8 +116,14 @@ def publish(message: Message) -> None:
         raise TryLater(f"the broker is not reachable: {type(error).__name__}", code="broker_unavailable") from error
 
 
+def _subject(job: str, index: int) -> str:
+    """What a task is about, in the place of its arguments: what Flower and Celery's log show."""
+    return job if index == JOB else f"{job} shard {index}"
+
+
 def _chain(app: Celery, message: Message) -> Any:
     names = links_from(message)
+    shown = {"argsrepr": _subject(message.job, message.index), "kwargsrepr": ""}
     ids = message.task_ids[-len(names) :]
     later = {"countdown": message.countdown} if message.countdown else {}
     arguments = {"job": message.job, "shard": message.index, "epoch": message.epoch}
@@ -95,7 +135,7 @@ def _chain(app: Celery, message: Message) -> Any:
                 kwargs=arguments,
                 immutable=True,
                 app=app,
-                options={"task_id": task_id, "queue": message.queue, **(later if task_id == ids[0] else {})},
+                options={"task_id": task_id, "queue": message.queue, **shown, **(later if task_id == ids[0] else {})},
             )
             for name, task_id in zip(names, ids, strict=True)
         )
@@ -134,20 +174,38 @@ def workers_of_queue(queue: str) -> list[str] | None:
     return [name for name, queues in replies.items() if any(item.get("name") == queue for item in queues)]
 
 
+def on_end(name: str, listener: Callable[[str], None] | None) -> None:
+    """Call this with the id of each job that ends in this process, at least once each (None: no longer).
+
+    What it raises is tried again; a framework's signals hang here.
+    """
+    if listener is None:
+        seams.listeners.pop(name, None)
+    else:
+        seams.listeners[name] = listener
+
+
 def tell(job: JobRecord) -> None:
-    """Send the job's ``on_done``, at least once, under a fixed task id. Raises TryLater."""
-    if job.on_done is None:
-        return
-    try:
-        signature(job.on_done, app=app_in_use()).apply_async(args=(job.id,), task_id=f"{job.id}-done", retry=True)
-    except (KombuError, OperationalError, OSError) as error:
-        raise TryLater(f"on_done not sent: {type(error).__name__}", code="broker_unavailable") from error
+    """Send the job's ``on_done`` under a fixed task id, and call the listeners; at least once. Raises TryLater."""
+    if job.on_done is not None:
+        try:
+            signature(job.on_done, app=app_in_use()).apply_async(args=(job.id,), task_id=f"{job.id}-done", retry=True)
+        except (KombuError, OperationalError, OSError) as error:
+            raise TryLater(f"on_done not sent: {type(error).__name__}", code="broker_unavailable") from error
+    for name, listener in list(seams.listeners.items()):
+        try:
+            listener(job.id)
+        except Exception as error:  # it is the site's code
+            logger.exception("%s failed for job %s", name, job.id)
+            message = f"{name} failed: {type(error).__name__}: {without_secrets(str(error))}"
+            raise TryLater(message, code=UNHEARD) from error
 
 
 # -- the tasks -----------------------------------------------------------------------------------------------------
 
 _OPTIONS: dict[str, Any] = {
     "bind": True,
+    "Request": "batchpipe.task_request:TaskRequest",
     "acks_late": True,
     "reject_on_worker_lost": True,
     "acks_on_failure_or_timeout": True,
@@ -155,58 +213,91 @@ _OPTIONS: dict[str, Any] = {
     "serializer": "json",
     "max_retries": None,  # Celery's default of 3 would end a poll at its fourth look
 }
+# A site's own task_time_limit would end a long transfer again and again.
+_SHORT = {**_OPTIONS, "time_limit": SHORT_TASK_SECONDS, "soft_time_limit": SHORT_TASK_SECONDS}
+_LONG = {**_OPTIONS, "time_limit": LONG_TASK_SECONDS, "soft_time_limit": LONG_TASK_SECONDS}
 
 
-def _answer(task: Any, turn: Callable[[], Next]) -> None:
-    """Do a turn and tell Celery what follows. ``task.retry`` keeps the task's id and the rest of its chain."""
+#: What the arguments of a task that comes back begin with.
+LAST_TIME = "last time: "
+
+
+class Waiting(Exception):
+    """No error: why a task comes back later, for Celery's log and for monitors."""
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
+def _later(task: Any, again: Again) -> BaseException:
+    """Let Celery bring the task back. ``task.retry`` keeps its id and the rest of its chain, but not what it shows."""
+    about, why = task.request.kwargs or {}, _line(again.why) or "its turn is still to come"
+    retry: BaseException = task.retry(
+        countdown=again.after,
+        exc=Waiting(why),
+        argsrepr=_subject(about.get("job", ""), about.get("shard", JOB)),
+        kwargsrepr=f"{LAST_TIME}{why}; again after {again.after:.0f} s",
+    )
+    return retry
+
+
+def _answer(task: Any, turn: Callable[[], Next]) -> str | None:
+    """Do a turn and tell Celery what follows. Answers what became of it, for people who watch the tasks."""
     try:
         following = turn()
     except StoreUnavailable as error:
-        logger.warning("%s: %s", task.name, error)
-        following = Again(REDIS_PAUSE_SECONDS)
+        runtime().shards.counters.wait("redis", REDIS_PAUSE_SECONDS)
+        ids = {name: value for name, value in task.request.kwargs.items() if name in ("job", "shard")}
+        logger.warning("%s: %s", task.name, error, extra={"event": "redis_away", **ids})
+        following = Again(REDIS_PAUSE_SECONDS, "Redis is not reachable")
     if isinstance(following, Again):
-        raise task.retry(countdown=following.after)
+        raise _later(task, following)
     if isinstance(following, Stop):
         task.request.chain = None  # else Celery publishes the next link
+    return _line(following.why) or None
 
 
-@shared_task(name="batchpipe.prepare", **_OPTIONS)
-def prepare(self: Any, *, job: str, epoch: int, shard: int = JOB, **newer: Any) -> None:
+def _line(text: str) -> str:
+    return without_secrets(" ".join(text.split()))[:300]
+
+
+@shared_task(name="batchpipe.prepare", **_LONG)
+def prepare(self: Any, *, job: str, epoch: int, shard: int = JOB, **newer: Any) -> str | None:
     """Check and split a job's input, plan its shards."""
-    _answer(self, lambda: runtime().jobs.prepare(job, epoch))
+    return _answer(self, lambda: runtime().jobs.prepare(job, epoch))
 
 
-@shared_task(name="batchpipe.upload", time_limit=900, **_OPTIONS)
-def upload(self: Any, *, job: str, shard: int, epoch: int, **newer: Any) -> None:
+@shared_task(name="batchpipe.upload", **_SHORT)
+def upload(self: Any, *, job: str, shard: int, epoch: int, **newer: Any) -> str | None:
     """Upload a shard's file."""
-    _answer(self, lambda: runtime().shards.run("upload", job, shard, epoch))
+    return _answer(self, lambda: runtime().shards.run("upload", job, shard, epoch))
 
 
-@shared_task(name="batchpipe.create", time_limit=900, **_OPTIONS)
-def create(self: Any, *, job: str, shard: int, epoch: int, **newer: Any) -> None:
+@shared_task(name="batchpipe.create", **_SHORT)
+def create(self: Any, *, job: str, shard: int, epoch: int, **newer: Any) -> str | None:
     """Create a shard's batch, once."""
-    _answer(self, lambda: runtime().shards.run("create", job, shard, epoch))
+    return _answer(self, lambda: runtime().shards.run("create", job, shard, epoch))
 
 
-@shared_task(name="batchpipe.poll", time_limit=900, **_OPTIONS)
-def poll(self: Any, *, job: str, shard: int, epoch: int, **newer: Any) -> None:
+@shared_task(name="batchpipe.poll", **_SHORT)
+def poll(self: Any, *, job: str, shard: int, epoch: int, **newer: Any) -> str | None:
     """Look at a shard's batch; come back by countdown until it has ended."""
-    _answer(self, lambda: runtime().shards.run("poll", job, shard, epoch))
+    return _answer(self, lambda: runtime().shards.run("poll", job, shard, epoch))
 
 
-@shared_task(name="batchpipe.download", **_OPTIONS)
-def download(self: Any, *, job: str, shard: int, epoch: int, **newer: Any) -> None:
+@shared_task(name="batchpipe.download", **_LONG)
+def download(self: Any, *, job: str, shard: int, epoch: int, **newer: Any) -> str | None:
     """Download a shard's results and account for its rows."""
-    _answer(self, lambda: runtime().shards.run("download", job, shard, epoch))
+    return _answer(self, lambda: runtime().shards.run("download", job, shard, epoch))
 
 
-@shared_task(name="batchpipe.merge", **_OPTIONS)
-def merge(self: Any, *, job: str, epoch: int, shard: int = JOB, **newer: Any) -> None:
+@shared_task(name="batchpipe.merge", **_LONG)
+def merge(self: Any, *, job: str, epoch: int, shard: int = JOB, **newer: Any) -> str | None:
     """Merge a job's results, fix its end, tell."""
-    _answer(self, lambda: runtime().jobs.merge(job, epoch))
+    return _answer(self, lambda: runtime().jobs.merge(job, epoch))
 
 
-@shared_task(name="batchpipe.sweep", ignore_result=True, acks_late=False)
+@shared_task(name="batchpipe.sweep", ignore_result=True, acks_late=False, send_events=False)  # else monitors drown
 def sweep(**newer: Any) -> int:
     """Publish anew what is past due."""
     return sweep_once(runtime().jobs)

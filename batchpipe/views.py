@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from batchpipe.errors import without_secrets
@@ -59,8 +60,11 @@ def metrics_view(
     shards: Iterable[ShardRecord],
     now: float,
     cost: Callable[[str | None, dict[str, int]], float | None],
+    events: Iterable[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
     """Rows, tokens, cost, and seconds in each stage (the longest shard's; a stage that is under way up to now).
+
+    ``events`` of the job's log tell of its waits; the same trouble again and again is one of them.
 
     ``cost`` prices the tokens of a model in US dollars; None where it does not know, and then the sum is null, too.
     """
@@ -83,6 +87,12 @@ def metrics_view(
         "tokens": tokens,
         "cost_usd": round(sum(known), 6) if len(known := [c for c in costs if c is not None]) == len(costs) else None,
         "shards": len(parts),
+        "stages": dict(Counter(shard.stage for shard in parts)),
+        "rounds": job.round,
+        "uploads": sum(shard.uploads for shard in parts),
+        "batches": sum(len(shard.spent) + (shard.batch_id is not None) for shard in parts),
+        "rows_resent": sum(shard.rows for shard in parts if shard.round > 1),
+        "waits": dict(Counter(event.get("reason", "failure") for event in events if event["event"] == "put_off")),
         "seconds": {
             "prepare": _span(job.created_at, parts[0].planned_at if parts else job.ended_at, now),
             **seconds,

@@ -9,18 +9,18 @@ import logging
 import os
 import signal
 import threading
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from celery import Celery, signals
 
-from batchpipe import tasks
-from batchpipe.celery_app import make_app, outlive_redis
-from batchpipe.errors import BatchpipeError
-from batchpipe.openai_api import warm_up
+from batchpipe import schedule_tasks, tasks
+from batchpipe.celery_app import make_app
+from batchpipe.celery_site import house_of, setup, site_app
 from batchpipe.private_redis import acquire
 from batchpipe.settings import Settings, bare_environment, current_settings, install_settings
 from batchpipe.storage import Folder
-from batchpipe.sweep import sweep
+from batchpipe.storage.local import touch
 
 if TYPE_CHECKING:
     app: Celery
@@ -32,13 +32,13 @@ ORPHAN_GRACE_SECONDS = 20.0
 
 
 def standalone_app(settings: Settings) -> Celery:
-    """Our app, made current, with our tasks in it and a sweep in its workers."""
+    """Our app, made current, at home with itself as in a site's."""
     app = make_app(settings)
     app.set_default()
     app.set_current()
-    app.conf.imports = (*app.conf.imports, tasks.__name__)
-    signals.worker_ready.connect(_start_sweeping, weak=False, dispatch_uid="batchpipe-sweep")
-    signals.worker_shutting_down.connect(_stop_sweeping, weak=False, dispatch_uid="batchpipe-sweep-stop")
+    app.conf.imports = (*app.conf.imports, tasks.__name__, schedule_tasks.__name__)
+    app.autodiscover_tasks()  # in a Django site that has no app of its own: the tasks.py of its apps
+    setup(app)
     return app
 
 
@@ -50,12 +50,15 @@ def run_worker(
     concurrency: int = 8,
     loglevel: str = "INFO",
     with_parent: bool = False,
+    alive_file: Path | None = None,
     extra: tuple[str, ...] = (),
 ) -> None:
-    """Run a worker in the foreground until it is told to stop. ``with_parent``: stop when standard input ends."""
-    warm_up()  # before there are threads or forked children
-    outlive_redis()
-    app = standalone_app(settings)
+    """Run a worker in the foreground until it is told to stop: of the site's app, if it has one.
+
+    ``with_parent``: stop when standard input ends. ``alive_file`` is touched while the worker hears its broker.
+    """
+    app = site_app() or standalone_app(settings)
+    _show_life(alive_file, signals.heartbeat_sent)
     if with_parent:
         threading.Thread(target=_watch_parent, name="batchpipe-parent", daemon=True).start()
     app.worker_main(
@@ -66,44 +69,27 @@ def run_worker(
             *extra,
         ]
     )
-    if _was_ready.is_set() and not _stop.is_set():  # else whoever restarts what has failed would take this for its wish
+    house = house_of(app)
+    if house.was_ready.is_set() and not house.stopping.is_set():  # else a supervisor would take this for its wish
         logger.error("the worker ended though nobody asked it to")
         raise SystemExit(1)
 
 
-def run_beat(settings: Settings, *, loglevel: str = "INFO") -> None:
-    """Run beat in the foreground until it is told to stop."""
-    app = standalone_app(settings)
+def run_beat(settings: Settings, *, loglevel: str = "INFO", alive_file: Path | None = None) -> None:
+    """Run beat in the foreground until it is told to stop: of the site's app, if it has one.
+
+    ``alive_file`` is touched with each message that the broker took.
+    """
+    app = site_app() or standalone_app(settings)
+    _show_life(alive_file, signals.after_task_publish)
     Folder(str(settings.home), private=True).make()
     app.start(["beat", "--schedule", str(settings.home / "beat-schedule"), "--pidfile=", "--loglevel", loglevel])
 
 
-_stop = threading.Event()
-_was_ready = threading.Event()
-
-
-def _start_sweeping(**_: Any) -> None:
-    """Sweep at worker start and at the pace of a lease: without beat, this repairs what was lost."""
-    _stop.clear()
-    _was_ready.set()
-    threading.Thread(target=_sweep_on, name="batchpipe-sweep", daemon=True).start()
-
-
-def _stop_sweeping(**_: Any) -> None:
-    _stop.set()
-
-
-def _sweep_on() -> None:
-    pause = current_settings().lease_seconds
-    while True:
-        try:
-            sweep(tasks.runtime().jobs)
-        except BatchpipeError as error:
-            logger.warning("sweep failed: %s", error)
-        except Exception:  # without beat this thread is the whole safety net
-            logger.exception("sweep failed")
-        if _stop.wait(pause):
-            return
+def _show_life(path: Path | None, sign: Any) -> None:
+    """Touch a file at each of these signals of Celery: a health check then need not start a Python."""
+    if path is not None:
+        sign.connect(lambda **_: touch(path), weak=False)
 
 
 def _watch_parent() -> None:

@@ -14,10 +14,13 @@ import fakeredis
 import pytest
 import redis
 
+from batchpipe import seams
 from batchpipe.private_redis import find_server
 from batchpipe.sandbox import Sandbox
-from batchpipe.settings import install_settings
+from batchpipe.settings import install_site
 from batchpipe.store import Store
+from batchpipe.submission import hold_with
+from batchpipe.tasks import install_app
 
 
 @pytest.fixture(autouse=True)
@@ -28,9 +31,18 @@ def clean_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
             monkeypatch.delenv(name)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("BATCHPIPE_HOME", str(tmp_path / "home"))
-    install_settings(None)
+    _unhook()
     yield
-    install_settings(None)
+    _unhook()
+
+
+def _unhook() -> None:
+    """What a site or framework has hung in is of one test only."""
+    install_site(None)
+    install_app(None)
+    hold_with(None)
+    seams.listeners.clear()
+    seams.settings_here = seams.app_here = None
 
 
 # -- Redis ---------------------------------------------------------------------------------------------------------

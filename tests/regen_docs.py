@@ -67,6 +67,8 @@ def _help_texts() -> str:
             command = cli.get_command(context, name)
             assert command is not None
             parts.append(_help_text(f"batchpipe {name}", command))
+            if isinstance(command, click.Group):
+                parts += [_help_text(f"batchpipe {name} {sub}", inner) for sub, inner in command.commands.items()]
     return "\n".join(parts)
 
 
@@ -82,7 +84,7 @@ def _help_text(name: str, command: click.Command) -> str:
 
 def _own_settings() -> Iterator[tuple[str, FieldInfo]]:
     for name, field in Settings.model_fields.items():
-        if name not in FALLBACKS and name != "accounts":
+        if name not in FALLBACKS and name not in ("accounts", "schedules"):
             yield name, field
 
 

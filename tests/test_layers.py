@@ -14,22 +14,27 @@ PACKAGE = Path(__file__).parents[1] / "batchpipe"
 
 #: From the bottom up. A module or package may import only from layers below its own; every one has a place here.
 LAYERS: list[tuple[str, ...]] = [
-    ("errors",),
-    ("jobs", "rows"),
+    ("errors", "seams"),
+    ("jobs", "rows", "timetable"),
     ("outcomes",),
-    ("settings", "logs", "private_redis"),
+    ("settings", "logs", "counters", "private_redis"),
     ("storage", "openai_api", "store"),
     ("results", "views", "costs", "splitting"),
     ("steps",),
     ("pipeline",),
     ("job_turns", "sweep"),
     ("recover",),
-    ("celery_app", "testing"),
+    ("celery_app", "task_request", "testing"),
     ("tasks",),
     ("submission", "waiting"),
     ("client",),
-    ("worker",),
-    ("cli", "contrib"),
+    ("metrics",),
+    ("schedules",),
+    ("schedule_tasks",),
+    ("celery_site",),
+    ("worker", "flower_app"),
+    ("cli",),
+    ("contrib",),
     ("__main__",),
 ]
 #: Stands by itself: it imports nothing of the pipeline, and only these import it.
@@ -44,10 +49,18 @@ DOORS: dict[str, tuple[str, ...]] = {
     "openai": ("openai_api",),
     "httpx2": ("openai_api", "sandbox"),  # openai's transport; the sandbox calls an upstream with it
     "redis": ("store",),
-    "celery": ("celery_app", "tasks", "worker", "contrib"),
+    "celery": ("celery_app", "task_request", "tasks", "schedule_tasks", "celery_site", "worker", "contrib"),
     "kombu": ("celery_app", "tasks", "worker"),
+    "cronsim": ("timetable",),
+    "flower": ("flower_app",),
+    "tornado": ("flower_app",),
     "fsspec": ("storage",),
+    "prometheus_client": ("metrics",),
     "click": ("cli", "contrib"),
+    "django": ("contrib.django",),
+    "flask": ("contrib.flask",),
+    "werkzeug": ("contrib.flask",),
+    "blinker": ("contrib.flask",),
 }
 
 #: Who reads the environment; the sandbox's command must not need the settings of the pipeline.

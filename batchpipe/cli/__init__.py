@@ -6,13 +6,17 @@ Commands are loaded when they are called, so that ``--help`` stays quick.
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from importlib import import_module
-from typing import Any, NoReturn, cast
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 import click
 
 from batchpipe import __version__
 from batchpipe.errors import BatchpipeError
+
+if TYPE_CHECKING:
+    from batchpipe.cli.house import Front
 
 #: command -> (module, one line of help); the order is the order of ``--help``.
 COMMANDS = {
@@ -28,9 +32,12 @@ COMMANDS = {
     "validate": ("jobs", "Check an input without sending anything."),
     "logs": ("jobs", "Print the event log of a job."),
     "sweep": ("processes", "One pass of the safety net, for cron."),
+    "schedules": ("schedules", "List the schedules, or run one now."),
     "recover": ("recover", "Rebuild records that Redis has lost; report strays."),
     "worker": ("processes", "Run a Celery worker with the right settings."),
-    "beat": ("processes", "Run Celery beat, which sweeps every few seconds."),
+    "beat": ("processes", "Run Celery beat: the sweep every few seconds, and the schedules."),
+    "flower": ("flower", "Run Flower: workers and tasks in a browser."),
+    "metrics": ("metrics", "Serve metrics for Prometheus."),
     "sandbox": ("processes", "Run the local OpenAI-compatible server."),
     "doctor": ("doctor", "Check settings, Redis, account and workers."),
 }
@@ -55,7 +62,9 @@ class LazyGroup(click.Group):
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="batchpipe")
-def cli() -> None:
+@click.option("-A", "--app", metavar="MODULE", help="A site's own Celery app, as `celery -A` takes it.")
+@click.pass_context
+def cli(ctx: click.Context, app: str | None) -> None:
     """Run OpenAI Batch API jobs: split, upload, wait, resume, merge; every row accounted for, nothing paid twice.
 
     \b
@@ -69,6 +78,13 @@ def cli() -> None:
     Exit codes: 0 done as asked; 1 failed; 2 usage; 3 ended with some rows not ok;
     4 cancelled; 5 not ended within --timeout; 130 interrupted.
     """
+    from batchpipe.cli.house import Front, has_site_app, use_app
+
+    front = ctx.ensure_object(Front)
+    if app is None and front.in_site and has_site_app():
+        return
+    if name := use_app(app):
+        ctx.obj = replace(front, command=(*front.command, "-A", name))
 
 
 def _interrupted() -> NoReturn:
@@ -89,11 +105,11 @@ def _check_text(args: list[str]) -> None:
             raise click.UsageError(f"the argument {arg.encode(errors='replace').decode()!r} is not UTF-8") from None
 
 
-def main(args: list[str] | None = None) -> Any:
-    """The entry point. Expected errors are one line on stderr."""
+def main(args: list[str] | None = None, *, prog: str = "batchpipe", front: Front | None = None) -> Any:
+    """The entry point, also of a site's own command line (``front``). Expected errors are one line on stderr."""
     try:
         _check_text(sys.argv[1:] if args is None else args)
-        code = cli.main(args=args, prog_name="batchpipe", standalone_mode=False)
+        code = cli.main(args=args, prog_name=prog, standalone_mode=False, obj=front)
     except click.exceptions.Abort:
         _interrupted()
     except click.ClickException as error:

@@ -13,6 +13,7 @@ from batchpipe.errors import BatchpipeError, Paused, SettingsError
 
 if TYPE_CHECKING:
     from batchpipe.client import Client
+    from batchpipe.settings import Settings
 
 
 @dataclass(frozen=True)
@@ -64,8 +65,23 @@ def _look(account: str) -> Iterator[Finding]:
     if client is not None:
         yield from _redis(client, private)
     yield from _account(client, account)
+    yield from _site_app(chosen)
     if client is not None:
         yield from _workers(client)
+
+
+def _site_app(chosen: Settings) -> Iterator[Finding]:
+    """The site's own Celery app, where this command publishes through one."""
+    from batchpipe.celery_site import check_app, site_app
+
+    app = site_app()
+    if app is None:
+        return
+    found = check_app(app, chosen)
+    if not found:
+        yield Finding("celery", "ok", f"app {app.main}: its settings suit batchpipe")
+    for wrong in found:
+        yield Finding("celery", "fail" if wrong.fatal else "warn", f"{wrong.name}: {wrong.why}", wrong.line)
 
 
 def _redis(client: Client, private: bool) -> Iterator[Finding]:

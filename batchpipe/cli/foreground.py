@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
+import click
+
+from batchpipe.cli.house import Front
 from batchpipe.errors import BatchpipeError
 
 if TYPE_CHECKING:
@@ -28,6 +30,7 @@ class OwnWorker:
 
     def __init__(self, settings: Settings, queue: str, log: Path, extra_environment: dict[str, str]) -> None:
         self._settings, self._queue, self.log = settings, queue, log
+        self._command = click.get_current_context().ensure_object(Front).command
         self._extra = extra_environment
         self._quick_deaths = 0
         self.job_is_done = False  #: set by who follows the job: nothing of it is needed any more
@@ -39,7 +42,7 @@ class OwnWorker:
         self._started = time.monotonic()
         with self._open_log() as log:
             return subprocess.Popen(
-                [sys.executable, "-P", "-m", "batchpipe", "worker", "--queues", self._queue, "--with-parent"],
+                [*self._command, "worker", "--queues", self._queue, "--with-parent"],
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=subprocess.STDOUT,

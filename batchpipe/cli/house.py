@@ -6,17 +6,27 @@ import json
 import logging
 import sys
 from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from batchpipe.errors import InvalidInput, StorageTrouble
+from batchpipe.errors import InvalidInput, SettingsError, StorageTrouble
 from batchpipe.jobs import State
 
 if TYPE_CHECKING:
     from batchpipe.client import Client
     from batchpipe.settings import Settings
+
+@dataclass(frozen=True)
+class Front:
+    """How these commands were called, and so how a process of theirs (the worker of a ``run``) is started."""
+
+    command: tuple[str, ...] = (sys.executable, "-P", "-m", "batchpipe")
+    in_site: bool = False  #: called by a site's own command line (manage.py, flask): its app is loaded already
+
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -42,6 +52,29 @@ def open_client() -> Client:
     client = Client(settings())
     client.store.ping()
     return client
+
+
+def use_app(name: str | None) -> str | None:
+    """Publish through the site's Celery app of this name, or of the APP setting. Raises SettingsError."""
+    with suppress(SettingsError):  # the command that is called will say it
+        name = name or settings().app
+    if name:
+        from batchpipe.celery_site import load_app
+
+        load_app(name)
+    return name
+
+
+def has_site_app() -> bool:
+    """True if the site that is loaded in this process has a Celery app; then it is at home with us."""
+    if "celery" not in sys.modules:
+        return False
+    from batchpipe.celery_site import is_set_up, setup, site_app
+
+    app = site_app()
+    if app is not None and not is_set_up(app):
+        setup(app)
+    return app is not None
 
 
 def quiet_libraries() -> None:

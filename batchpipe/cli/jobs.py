@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 from typing import Any
@@ -196,13 +197,18 @@ def _as_path(source: Any) -> Any:
 
 @click.command("logs")
 @click.argument("job_id", metavar="JOB")
-@json_option
-def logs_command(job_id: str, as_json: bool) -> None:
+@click.option("--follow", is_flag=True, help="Print events as they come, until the job has ended and told.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document; with --follow one object a line.")
+def logs_command(job_id: str, follow: bool, as_json: bool) -> None:
     """Print the event log of a job, oldest first."""
-    events = open_client().get_job(job_id).logs()
-    if as_json:
-        return emit_json(events)
-    for event in events:
-        rest = {name: value for name, value in event.items() if name not in ("id", "at", "event")}
-        click.echo(f"{clock(event['at'])}  {event['event']:<18} {'  '.join(f'{k}={v}' for k, v in rest.items())}")
+    job = open_client().get_job(job_id)
+    if as_json and not follow:
+        return emit_json(job.logs())
+    for event in job.iter_logs(follow=follow):
+        click.echo(json.dumps(event, ensure_ascii=False) if as_json else _event_line(event))
     return None
+
+
+def _event_line(event: dict[str, Any]) -> str:
+    rest = {name: value for name, value in event.items() if name not in ("id", "at", "event")}
+    return f"{clock(event['at'])}  {event['event']:<18} {'  '.join(f'{k}={v}' for k, v in rest.items())}"

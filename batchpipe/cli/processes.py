@@ -17,6 +17,12 @@ loglevel_option = click.option(
     help="What goes to the log.",
 )
 
+alive_option = click.option(
+    "--alive-file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Touched every few seconds while the broker is there; for health checks.",
+)
+
 
 @click.command("sweep")
 def sweep_command() -> None:
@@ -29,10 +35,17 @@ def sweep_command() -> None:
 @click.option("--pool", default="threads", show_default=True, help="Celery pool: threads, prefork or solo.")
 @click.option("--concurrency", type=click.IntRange(min=1), default=8, show_default=True, help="Tasks at once.")
 @loglevel_option
+@alive_option
 @click.option("--with-parent", is_flag=True, hidden=True, help="Stop when standard input ends.")
 @click.argument("celery_options", nargs=-1, type=click.UNPROCESSED)
 def worker_command(
-    queues: str | None, pool: str, concurrency: int, loglevel: str, with_parent: bool, celery_options: tuple[str, ...]
+    queues: str | None,
+    pool: str,
+    concurrency: int,
+    loglevel: str,
+    alive_file: Path | None,
+    with_parent: bool,
+    celery_options: tuple[str, ...],
 ) -> None:
     """Run a Celery worker with the right settings. Further options go to Celery."""
     from batchpipe.logs import configure_logging
@@ -47,20 +60,25 @@ def worker_command(
         concurrency=concurrency,
         loglevel=loglevel,
         with_parent=with_parent,
+        alive_file=alive_file,
         extra=celery_options,
     )
 
 
 @click.command("beat")
 @loglevel_option
-def beat_command(loglevel: str) -> None:
-    """Run Celery beat, which sweeps every few seconds. One is enough; two do no harm."""
+@alive_option
+def beat_command(loglevel: str, alive_file: Path | None) -> None:
+    """Run Celery beat: it has workers sweep every few seconds, and submit what the schedules say.
+
+    One is enough; two do no harm. Workers and beat read the same batchpipe.toml.
+    """
     from batchpipe.logs import configure_logging
     from batchpipe.worker import run_beat
 
     client = open_client()
     configure_logging(client.settings.log_format, loglevel)
-    run_beat(client.settings, loglevel=loglevel)
+    run_beat(client.settings, loglevel=loglevel, alive_file=alive_file)
 
 
 @click.command("sandbox")

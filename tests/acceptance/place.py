@@ -46,6 +46,12 @@ def until(condition: Callable[[], Any], seconds: float = 45.0, what: str = "this
     return value
 
 
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port: int = server.getsockname()[1]
+        return port
+
+
 class Finished(NamedTuple):
     """What a command answered."""
 
@@ -145,7 +151,10 @@ class Place:
                 env=environment,
                 start_new_session=True,
             )
-        process = Process(popen, out, err)
+        return self.adopt(Process(popen, out, err))
+
+    def adopt(self, process: Process) -> Process:
+        """It ends with this place."""
         self._processes.append(process)
         return process
 

@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from batchpipe.errors import SettingsError
-from batchpipe.settings import Settings, child_environment, current_settings, install_settings, load_settings
+from batchpipe.settings import (
+    Settings,
+    SiteSettings,
+    child_environment,
+    current_settings,
+    install_settings,
+    install_site,
+    load_settings,
+)
 
 SECRET = "sk-very-secret"
 
@@ -132,3 +141,62 @@ def test_a_child_gets_the_redis_that_was_found() -> None:
     environment = child_environment(settings, POLL_MIN_SECONDS="1")
     assert environment["BATCHPIPE_REDIS_URL"] == "redis://:x@localhost:1/0"
     assert environment["BATCHPIPE_POLL_MIN_SECONDS"] == "1"
+
+
+# -- what a site gives ---------------------------------------------------------------------------------------------
+
+
+def given(**values: Any) -> Settings:
+    return load_settings(given=SiteSettings(values, lambda name: f'BATCHPIPE["{name}"]'))
+
+
+def test_a_sites_settings_come_before_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A key may still come from the environment, beside what the site says of the same account."""
+    monkeypatch.setenv("BATCHPIPE_QUEUE", "from-environment")
+    monkeypatch.setenv("BATCHPIPE_ATTEMPTS", "7")
+    monkeypatch.setenv("BATCHPIPE_ACCOUNTS__EU__API_KEY", "sk-from-environment")
+    settings = given(QUEUE="from-site", ACCOUNTS={"EU": {"BASE_URL": "https://eu.example/v1"}}, HOME=None)
+
+    assert (settings.queue, settings.attempts) == ("from-site", 7)
+    account = settings.account("eu")
+    assert account.api_key is not None
+    assert account.api_key.get_secret_value() == "sk-from-environment"
+    assert account.base_url == "https://eu.example/v1"
+
+
+def test_the_names_that_every_openai_program_knows_may_be_given_too() -> None:
+    assert given(OPENAI_API_KEY="sk-site").account("default").api_key is not None
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"REDISURL": "x"}, 'BATCHPIPE["REDISURL"]: there is no such setting; did you mean REDIS_URL?'),
+        ({"ATTEMPTS": 0}, 'BATCHPIPE["ATTEMPTS"]: '),
+        ({"ACCOUNTS": {"eu": {"LOOKS_PER_SECOND": 0}}}, "BATCHPIPE[\"ACCOUNTS\"]['eu']['looks_per_second']: "),
+        ({"ACCOUNTS": ["eu"]}, 'BATCHPIPE["ACCOUNTS"]: '),
+    ],
+)
+def test_what_is_wrong_is_spelled_as_the_site_spells_it(values: dict[str, Any], says: str) -> None:
+    """No value is shown: it may be a secret."""
+    with pytest.raises(SettingsError) as caught:
+        given(**values)
+    assert str(caught.value).startswith(says)
+
+
+def test_what_the_environment_gets_wrong_is_spelled_as_the_environment_spells_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("BATCHPIPE_ATTEMPTS", "none")
+    with pytest.raises(SettingsError, match=r"^BATCHPIPE_ATTEMPTS: "):
+        given(QUEUE="x")
+
+
+def test_a_site_whose_settings_are_wrong_is_told_by_whoever_uses_them() -> None:
+    """Not at its start: its checks say it better."""
+    install_site(lambda: given(ATTEMPTS=0))
+    with pytest.raises(SettingsError):
+        current_settings()
+    install_site(lambda: given(ATTEMPTS=2))
+    assert current_settings().attempts == 2
+    assert current_settings() is current_settings()

@@ -1,0 +1,186 @@
+"""What the README promises a new site, from the wheel that users install: its very snippets, and nothing else."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import sysconfig
+import urllib.error
+import urllib.request
+import venv
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.acceptance.place import API_KEY, Place, Process, free_port, until
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+#: Of the user's own code, imports included.
+MOST_LINES = 15
+#: What a Celery site has already, as Celery's documentation writes it; and our one line.
+CELERY_PY = """
+import os
+from celery import Celery
+
+os.environ.setdefault("DJANGO_SETTINGS_MODULE", "mysite.settings")
+app = Celery("mysite")
+app.config_from_object("django.conf:settings", namespace="CELERY")
+app.autodiscover_tasks()
+
+import batchpipe
+batchpipe.setup(app)
+"""
+
+
+@pytest.fixture(scope="module")
+def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An environment with the wheel in it; its dependencies are the tests' own, for they take minutes to install."""
+    folder = tmp_path_factory.mktemp("wheel")
+    build = [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", str(folder)]
+    subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
+    [wheel] = folder.glob("*.whl")
+    venv.create(folder / "venv", with_pip=False)
+    python = folder / "venv" / "bin" / "python"
+    install = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", "--no-deps", str(wheel)]
+    subprocess.run(install, check=True, capture_output=True)
+    site = next((folder / "venv").glob("lib/python*/site-packages"))
+    (site / "dependencies.pth").write_text(sysconfig.get_path("purelib"))  # its own .pth files are not followed
+    assert run(python, "import batchpipe; print(batchpipe.__file__)").startswith(str(folder))
+    return python
+
+
+def run(python: Path, script: str) -> str:
+    """What a script prints, run where the source tree is not found."""
+    command = [str(python), "-c", script]
+    return subprocess.run(command, cwd=python.parent, capture_output=True, text=True, check=True).stdout
+
+
+class House:
+    """An empty folder of a new user, who follows the README."""
+
+    def __init__(self, place: Place, python: Path, section: str) -> None:
+        self.place, self._python = place, python
+        self.section = README.partition(f"\n## {section}\n")[2].partition("\n## ")[0]
+        self.lines = 0
+        assert place.sandbox is not None
+        self.worker_only = {"OPENAI_BASE_URL": place.sandbox.base_url, "OPENAI_API_KEY": API_KEY}
+        for name in ("OPENAI_BASE_URL", "OPENAI_API_KEY", "BATCHPIPE_REDIS_URL"):  # as the README says, not as tests do
+            place.environment.pop(name, None)
+        place.environment["PYTHONPATH"] = ""
+
+    def write(self, name: str) -> None:
+        """Write the README's snippet for this file, or add it to the file where it says so."""
+        [(how, code)] = re.findall(rf"```python\n# {re.escape(name)}([^\n]*)\n(.*?)```", self.section, flags=re.DOTALL)
+        self.lines += sum(bool(line.strip()) for line in code.splitlines())
+        assert self.place.redis_url is not None
+        code = code.replace("redis://localhost:6379/0", self.place.redis_url)
+        path = self.place.folder / name
+        path.write_text((path.read_text() if "at its end" in how else "") + code)
+
+    def start(self, *command: str, env: dict[str, str | None] | None = None) -> Process:
+        number = len(list(self.place.folder.glob("site*.out")))
+        out, err = self.place.folder / f"site{number}.out", self.place.folder / f"site{number}.err"
+        environment = {k: v for k, v in {**self.place.environment, **(env or {})}.items() if v is not None}
+        with out.open("wb") as out_file, err.open("wb") as err_file:
+            popen = subprocess.Popen(
+                [str(self._python), *command],
+                stdin=subprocess.DEVNULL,
+                stdout=out_file,
+                stderr=err_file,
+                cwd=self.place.folder,
+                env=environment,
+                start_new_session=True,
+            )
+        process = Process(popen, out, err)
+        self.place.adopt(process)
+        return process
+
+    def worker(self, *command: str) -> Process:
+        process = self.start(*command, env=dict(self.worker_only))
+        self.place.await_ready(process)
+        return process
+
+
+def ask(url: str, process: Process, method: str = "GET") -> Any:
+    """The JSON that a page answers, once its server is up."""
+
+    def answer() -> Any:
+        assert process.running, process.err
+        with suppress(ConnectionError, urllib.error.URLError):
+            request = urllib.request.Request(url, method=method)
+            with urllib.request.urlopen(request, timeout=30) as response:
+                return json.load(response)
+
+    return until(answer, what=url)
+
+
+def new_django(new_place: Callable[..., Place], python: Path, name: str) -> House:
+    house = House(new_place(name), python, "In a Django site")
+    assert house.start("-m", "django", "startproject", "mysite", ".").finish().code == 0
+    for file in ("mysite/settings.py", "mysite/views.py", "mysite/tasks.py", "mysite/urls.py"):
+        house.write(file)
+    return house
+
+
+def submit_and_see(house: House, server: Process, port: int, worker: Process, method: str = "GET") -> None:
+    """A job from the page ends in the worker, and the receiver there has its results."""
+    path = "/describe/" if method == "GET" else "/describe"
+    job = ask(f"http://127.0.0.1:{port}{path}", server, method)["job"]
+    until(
+        lambda: "paris" in worker.out + worker.err or not worker.running, what="the receiver prints the answer"
+    )
+    assert set(house.place.billed(job).values()) == {1}
+
+
+def test_a_new_django_project(new_place: Callable[..., Place], python: Path) -> None:
+    """startproject, the README's snippets, its commands."""
+    house = new_django(new_place, python, "django")
+    assert house.lines <= MOST_LINES
+    check = house.start("manage.py", "check").finish()
+    assert check.code == 0, check.err
+    worker = house.worker("manage.py", "batchpipe", "worker")
+    port = free_port()
+    server = house.start("manage.py", "runserver", "--noreload", f"127.0.0.1:{port}")
+
+    submit_and_see(house, server, port, worker)
+
+
+def test_a_django_project_with_a_celery_app_of_its_own(new_place: Callable[..., Place], python: Path) -> None:
+    """One line more where the app is made; its workers are started as ever."""
+    house = new_django(new_place, python, "django-celery")
+    (house.place.folder / "mysite" / "celery.py").write_text(CELERY_PY)
+    (house.place.folder / "mysite" / "__init__.py").write_text("from mysite.celery import app as celery_app\n")
+    with (house.place.folder / "mysite" / "settings.py").open("a") as settings:
+        settings.write(f"CELERY_BROKER_URL = {house.place.redis_url!r}\n")
+    worker = house.worker("-m", "celery", "-A", "mysite", "worker", "--pool", "threads", "--loglevel", "INFO")
+    port = free_port()
+    server = house.start("manage.py", "runserver", "--noreload", f"127.0.0.1:{port}")
+
+    submit_and_see(house, server, port, worker)
+
+
+def test_a_new_flask_app(new_place: Callable[..., Place], python: Path) -> None:
+    """One file by hand, the README's commands."""
+    house = House(new_place("flask"), python, "In a Flask app")
+    house.write("shop.py")
+    assert house.lines <= MOST_LINES
+    worker = house.worker("-m", "flask", "--app", "shop", "batchpipe", "worker")
+    port = free_port()
+    server = house.start("-m", "flask", "--app", "shop", "run", "--port", str(port))
+
+    submit_and_see(house, server, port, worker, "POST")
+
+
+def test_the_wheel_has_all_that_is_no_python(python: Path) -> None:
+    """Lua scripts, templates, styles and the mark of a typed package."""
+    script = "import batchpipe, pathlib; print(*pathlib.Path(batchpipe.__file__).parent.rglob('*'), sep='\\n')"
+    shipped = {Path(line).name for line in run(python, script).splitlines()}
+    wanted = {path.name for path in (ROOT / "batchpipe").rglob("*") if path.suffix not in ("", ".pyc")}
+
+    assert wanted - shipped == set()

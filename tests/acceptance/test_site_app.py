@@ -1,0 +1,265 @@
+"""A site's own Celery app, its own workers and beat: batchpipe lives in them and changes nothing else."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from batchpipe.sandbox import Sandbox
+from tests.acceptance.place import Place, Process, free_port, until
+
+#: What a team has: an app of its own, with a task and a queue of its own.
+SITE = """
+import os
+import batchpipe
+from celery import Celery
+
+app = Celery("shop", broker=os.environ["SHOP_BROKER"])
+app.conf.broker_connection_retry_on_startup = True
+app.conf.worker_prefetch_multiplier = 1
+app.conf.worker_soft_shutdown_timeout = 5
+app.conf.update({more})
+batchpipe.setup(app)
+
+@app.task(name="shop.told")
+def told(job):
+    open("told", "a").write(job + " " + batchpipe.get_job(job).state + "\\n")
+"""
+
+
+class Shop:
+    """A place with a site in it."""
+
+    def __init__(self, place: Place, broker: str, **more: Any) -> None:
+        self.place = place
+        package = place.folder / "shop"
+        package.mkdir()
+        (package / "__init__.py").touch()
+        (package / "celery.py").write_text(SITE.replace("{more}", repr(more)))
+        place.environment |= {"SHOP_BROKER": broker, "BATCHPIPE_APP": "shop.celery"}
+
+    def celery(self, *arguments: str) -> Process:
+        return self.place.start_python("-m", "celery", "-A", "shop.celery", *arguments)
+
+    def worker(self, *options: str) -> Process:
+        process = self.celery("worker", "--pool", "threads", "--concurrency", "4", "--loglevel", "INFO", *options)
+        self.place.await_ready(process)
+        return process
+
+    def submit(self, *options: str, rows: int = 12, output: str = "out") -> str:
+        return self.place.submit(self.place.input(rows=rows), *options, output=output)
+
+    def state(self, job: str) -> str:
+        return str(self.place.json("status", job)["state"])
+
+
+@pytest.fixture(scope="module")
+def shop(new_place: Callable[..., Place]) -> Shop:
+    """A site on the same Redis as its jobs, with a worker started as its team starts it."""
+    place = new_place("shop")
+    assert place.redis_url is not None
+    made = Shop(place, place.redis_url, broker_transport_options={"socket_timeout": 30})
+    made.worker_process = made.worker()  # type: ignore[attr-defined]
+    return made
+
+
+def worker_log(shop: Shop) -> str:
+    process: Process = shop.worker_process  # type: ignore[attr-defined]
+    return process.err + process.out
+
+
+def test_a_sites_own_worker_runs_a_job_that_the_command_line_submits(shop: Shop) -> None:
+    """No option names our queue: `celery -A shop worker` takes it beside its own."""
+    job = shop.submit()
+
+    assert shop.place.run("wait", job, "--timeout", "40").code == 0
+    assert set(shop.place.billed(job).values()) == {1}
+    assert "batchpipe.merge" in worker_log(shop)
+
+
+def test_the_sites_own_tasks_run_beside_it_and_are_told(shop: Shop) -> None:
+    """``on_done`` is a task of the site, in the site's own queue."""
+    script = """
+import json, sys, batchpipe
+from shop.celery import told
+job = batchpipe.submit(sys.argv[1], output=sys.argv[2], on_done=told.s())
+print(json.dumps(job.id))
+"""
+    job = shop.place.python(script, shop.place.input(rows=3), shop.place.folder / "told-out")
+    told = shop.place.folder / "told"
+
+    until(lambda: told.exists() and f"{job} succeeded" in told.read_text(), what="the site is told")
+
+
+def test_a_command_publishes_through_the_app_that_is_named(shop: Shop) -> None:
+    """-A does what BATCHPIPE_APP does, and wins over it."""
+    done = shop.place.run("-A", "shop.celery", "doctor", env={"BATCHPIPE_APP": "nonsense.app"})
+
+    assert "celery     app shop: its settings suit batchpipe" in done.out
+    assert "on queue batchpipe" in done.out
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [("no.such", "No module named 'no'"), ("json", "cannot be loaded"), ("json:loads", "is a function, not a Celery")],
+)
+def test_an_app_that_cannot_be_loaded_is_one_line(shop: Shop, name: str, says: str) -> None:
+    """It names the option, and there is no traceback."""
+    done = shop.place.run("list", env={"BATCHPIPE_APP": name})
+
+    assert done.code == 1
+    assert done.err.startswith(f"Error: -A {name}")
+    assert says in done.err
+    assert len(done.err.splitlines()) == 1
+
+
+def test_a_run_in_a_site_brings_a_worker_of_the_sites_app(shop: Shop) -> None:
+    """Its own queue, the site's app: nothing of the run waits for the site's workers."""
+    done = shop.place.run("run", shop.place.input(rows=5), "-o", shop.place.folder / "run-out")
+
+    assert done.code == 0, done.err
+    log = next((shop.place.home / "logs").glob("*.log")).read_text()
+    assert "shop" in log
+
+
+def test_a_worker_of_other_queues_takes_none_of_our_tasks(new_place: Callable[..., Place]) -> None:
+    """-Q is the site's word: the job waits for a worker that takes the queue, and loses nothing meanwhile."""
+    place = new_place("queues")
+    assert place.redis_url is not None
+    shop = Shop(place, place.redis_url)
+    other = shop.worker("-Q", "celery")
+    job = shop.submit()
+    place.await_ready(shop.worker("-Q", "celery,batchpipe", "-n", "second@%h"))
+
+    assert place.run("wait", job, "--timeout", "40").code == 0
+    assert "batchpipe.prepare[" not in other.err + other.out
+
+
+def test_what_is_wrong_with_the_app_is_said_when_a_worker_starts(new_place: Callable[..., Place]) -> None:
+    """By name, with the reason and the line to write; nothing of it is changed."""
+    place = new_place("wrong")
+    assert place.redis_url is not None
+    wrong = {"broker_transport_options": {"visibility_timeout": 60}, "worker_prefetch_multiplier": 4}
+    shop = Shop(place, place.redis_url, **wrong)
+    process = shop.worker()
+    log = process.err + process.out
+
+    assert "app.conf.broker_transport_options: visibility_timeout is 60 s" in log
+    assert 'write app.conf.broker_transport_options = {"visibility_timeout": 1800}' in log
+    assert "write app.conf.worker_prefetch_multiplier = 1" in log
+    script = "import json; from shop.celery import app; print(json.dumps(app.conf.broker_transport_options))"
+    assert place.python(script) == {"visibility_timeout": 60}
+
+
+def test_the_sites_beat_sweeps(new_place: Callable[..., Place]) -> None:
+    """`celery -A shop beat` has the entry; a job whose message was lost comes back."""
+    place = new_place("beat", BATCHPIPE_LEASE_SECONDS="1")
+    assert place.redis_url is not None
+    shop = Shop(place, place.redis_url)
+    job = shop.submit()
+    purged = shop.celery("purge", "-f", "-Q", "batchpipe").finish()
+    assert "Purged 1 message" in purged.out, purged.err
+    worker, beat = shop.worker(), shop.celery("beat", "--schedule", str(place.folder / "beat"))
+
+    assert place.run("wait", job, "--timeout", "40").code == 0
+    until(lambda: "batchpipe.sweep" in beat.err + beat.out + worker.err + worker.out, what="beat sends the sweep")
+
+
+# -- a broker that is no Redis -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def rabbitmq(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A RabbitMQ of our own on free ports. None on this machine: skipped; it is not among what CI must have."""
+    server = "/usr/lib/rabbitmq/bin/rabbitmq-server"  # Debian's on PATH gives up our user for its own
+    if not Path(server).exists():
+        found = shutil.which("rabbitmq-server")
+        server = found or pytest.skip("no rabbitmq-server here")
+    folder = tmp_path_factory.mktemp("rabbitmq")
+    port, distribution, names = free_port(), free_port(), free_port()
+    environment = {
+        "PATH": os.environ["PATH"],
+        "HOME": str(folder),
+        "ERL_EPMD_PORT": str(names),
+        "RABBITMQ_NODENAME": f"batchpipe{port}@localhost",
+        "RABBITMQ_NODE_IP_ADDRESS": "127.0.0.1",
+        "RABBITMQ_NODE_PORT": str(port),
+        "RABBITMQ_DIST_PORT": str(distribution),
+        "RABBITMQ_MNESIA_BASE": str(folder / "data"),
+        "RABBITMQ_LOG_BASE": str(folder / "log"),
+        "RABBITMQ_ENABLED_PLUGINS_FILE": str(folder / "plugins"),
+        "RABBITMQ_CONFIG_FILE": str(folder / "none"),
+        "RABBITMQ_PID_FILE": str(folder / "pid"),
+    }
+    with (folder / "out").open("wb") as out:
+        process = subprocess.Popen([server], env=environment, stdout=out, stderr=out, start_new_session=True)
+    try:
+        until(lambda: answers(port) or process.poll() is not None, 60, "RabbitMQ listens")
+        if process.poll() is not None:
+            pytest.skip(f"rabbitmq-server does not start here: {(folder / 'out').read_text()[-300:]}")
+        yield f"amqp://guest:guest@127.0.0.1:{port}//"
+    finally:
+        process.kill() if process.poll() is None else None
+        subprocess.run(["pkill", "-9", "-f", str(folder)], check=False)  # the Erlang machine under the script
+        process.wait()
+
+
+def answers(port: int) -> bool:
+    """True once the broker speaks: it shakes hands, which comes a while after it listens."""
+    try:
+        with socket.create_connection(("127.0.0.1", port), 1) as connection:
+            connection.settimeout(2)
+            connection.sendall(b"AMQP\x00\x00\x09\x01")
+            return bool(connection.recv(1))
+    except OSError:
+        return False
+
+
+def test_messages_may_go_through_rabbitmq_while_redis_holds_the_records(
+    new_place: Callable[..., Place], rabbitmq: str
+) -> None:
+    """A worker killed with a poll in hand, and one more that goes on: the job ends, and nothing is paid twice."""
+    place = new_place("rabbit", BATCHPIPE_QUEUE="first")  # each test its own: they share a broker
+    shop = Shop(place, rabbitmq)
+    first = shop.worker()
+    job = shop.submit("--max-rows", "4", rows=12)
+    until(lambda: any(batch for batch in place.batches(job)), what="a batch is created")
+    first.kill()
+    second = shop.worker("-n", "second@%h")
+
+    assert place.run("wait", job, "--timeout", "60").code == 0, second.err
+    assert set(place.billed(job).values()) == {1}
+    assert json.loads((place.folder / "out" / "job.json").read_text())["rows"]["ok"] == 12
+
+
+def test_a_cancel_reaches_a_job_over_rabbitmq(
+    new_place: Callable[..., Place], new_sandbox: Callable[..., Sandbox], rabbitmq: str
+) -> None:
+    """Revoking works through the broker's control queues, or the flag does it alone."""
+    place = new_place("rabbit-cancel", provider=new_sandbox(rows_per_second=4), BATCHPIPE_QUEUE="cancelled")
+    shop = Shop(place, rabbitmq)
+    shop.worker()
+    job = shop.submit(rows=400)
+    until(lambda: place.batches(job), what="a batch is created")
+    assert place.run("cancel", job).code == 0
+
+    assert place.run("wait", job, "--timeout", "40").code == 4
+    assert [batch.status for batch in place.batches(job)] == ["cancelled"]
+
+
+def test_the_standalone_worker_takes_rabbitmq_as_its_broker(new_place: Callable[..., Place], rabbitmq: str) -> None:
+    """BROKER_URL is all that differs."""
+    place = new_place("rabbit-alone", BATCHPIPE_BROKER_URL=rabbitmq, BATCHPIPE_QUEUE="alone")
+    place.worker()
+    job = place.submit(place.input())
+
+    assert place.run("wait", job, "--timeout", "40").code == 0
+    assert set(place.billed(job).values()) == {1}

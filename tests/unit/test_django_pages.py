@@ -1,0 +1,268 @@
+"""Jobs as JSON and in the admin: who sees what, what is shown, and what happens when Redis is away."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import batchpipe
+from tests import django_house
+from tests.django_house import land, requests
+
+AWAY = "redis://127.0.0.1:1/0"
+XSS = "<script>alert(1)</script>"
+LIST = "/admin/batchpipe/job/"
+
+
+@pytest.fixture(autouse=True)
+def site(redis_url: str, prefix: str, tmp_path: Path) -> Iterator[None]:
+    django_house.configure()
+    with django_house.site(redis_url, prefix, tmp_path / "home"):
+        yield
+
+
+@pytest.fixture
+def away(tmp_path: Path, site: None) -> Iterator[None]:
+    """Redis does not answer."""
+    from django.test import override_settings
+
+    with override_settings(BATCHPIPE={"REDIS_URL": AWAY, "HOME": tmp_path / "home"}):
+        yield
+
+
+def client(*, staff: bool = False, name: str = "ann", may: tuple[str, ...] = (), **options: Any) -> Any:
+    """A browser with this user logged in; ``may`` are permissions on jobs."""
+    from django.contrib.auth.models import Permission, User
+    from django.test import Client
+
+    user, _ = User.objects.get_or_create(username=name)
+    user.is_staff = staff
+    user.save()
+    user.user_permissions.set(Permission.objects.filter(content_type__app_label="batchpipe", codename__in=may))
+    made = Client(**options)
+    made.force_login(user)
+    made.user = user
+    return made
+
+
+def boss(**options: Any) -> Any:
+    return client(staff=True, name="boss", may=("view_job", "change_job"), **options)
+
+
+def stranger() -> Any:
+    from django.test import Client
+
+    return Client()
+
+
+# -- JSON ----------------------------------------------------------------------------------------------------------
+
+
+def test_staff_see_where_jobs_stand() -> None:
+    job = batchpipe.submit(requests(2), name="nightly")
+    browser = client(staff=True)
+
+    assert browser.get(f"/batchpipe/{job.id}/").json() == job.refresh().to_dict()
+    answer = browser.get("/batchpipe/?state=pending&limit=5")
+    assert answer.json() == {"jobs": [job.to_dict(shards=False)]}
+    assert "no-store" in answer["Cache-Control"]
+    assert browser.get("/batchpipe/?state=running").json() == {"jobs": []}
+
+
+@pytest.mark.parametrize(
+    ("who", "path", "status", "code"),
+    [
+        (stranger, "/batchpipe/", 401, "not_logged_in"),
+        (stranger, "/batchpipe/{job}/", 401, "not_logged_in"),
+        (stranger, "/batchpipe/job_unknown/", 401, "not_logged_in"),
+        (client, "/batchpipe/{job}/", 403, "forbidden"),
+        (client, "/batchpipe/job_unknown/", 404, "job_not_found"),
+        (lambda: client(staff=True), "/batchpipe/job_unknown/", 404, "job_not_found"),
+        (lambda: client(staff=True), "/batchpipe/?state=happy", 400, "invalid_input"),
+        (lambda: client(staff=True), "/batchpipe/?limit=all", 400, "invalid_input"),
+    ],
+)
+def test_what_is_refused_is_json_too(who: Callable[[], Any], path: str, status: int, code: str) -> None:
+    job = batchpipe.submit(requests(2))
+    answer = who().get(path.format(job=job.id))
+
+    assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
+
+
+def test_a_site_may_let_users_see_their_own_jobs() -> None:
+    from django.test import override_settings
+
+    ann, bob = client(name="ann"), client(name="bob")
+    job = batchpipe.submit(requests(2), tags={"user": ann.user.pk})
+    with override_settings(BATCHPIPE_VIEW_PERMISSION="batchpipe.contrib.django.access.owner_or_staff"):
+        assert ann.get(f"/batchpipe/{job.id}/").status_code == 200
+        assert [one["id"] for one in ann.get("/batchpipe/").json()["jobs"]] == [job.id]
+        assert bob.get(f"/batchpipe/{job.id}/").status_code == 403
+        assert bob.get("/batchpipe/").json() == {"jobs": []}
+        assert stranger().get("/batchpipe/").status_code == 401
+
+
+@pytest.mark.usefixtures("away")
+def test_without_redis_the_answer_is_a_503_that_tells_nothing() -> None:
+    answer = client(staff=True).get("/batchpipe/job_x/")
+
+    assert answer.status_code == 503
+    assert answer.json() == {"error": {"code": "redis_unavailable", "message": "the jobs cannot be read just now"}}
+
+
+def test_nothing_can_be_changed_there() -> None:
+    assert client(staff=True).post("/batchpipe/").status_code == 405
+
+
+# -- the admin -----------------------------------------------------------------------------------------------------
+
+
+def test_the_admin_lists_jobs_and_shows_one(tmp_path: Path) -> None:
+    job = batchpipe.submit(requests(3), name="nightly")
+    land(tmp_path, "r1")
+    browser = boss()
+    page = browser.get(LIST).content.decode()
+
+    assert "nightly" in page
+    assert '<span class="state state-partial">partial</span>' in page
+    assert "2 of 3 ok" in page
+    assert "nightly" in browser.get(f"{LIST}?state=partial").content.decode()
+    assert "nightly" not in browser.get(f"{LIST}?state=running").content.decode()
+    detail = browser.get(_change_url(job.id)).content.decode()
+    for text in (job.id, "3: 2 ok, 1 failed, 0 missing", "batch_", "submitted", "output.jsonl"):
+        assert text in detail
+    assert "http-equiv" not in detail  # it has ended: nothing more will come
+    assert "batchpipe/job/" in browser.get("/admin/").content.decode()
+
+
+def _change_url(job_id: str) -> str:
+    from django.contrib.admin.utils import quote
+
+    return f"{LIST}{quote(job_id)}/change/"
+
+
+def test_names_and_errors_are_shown_as_text(tmp_path: Path) -> None:
+    """A name is what a user has typed."""
+    job = batchpipe.submit([{"custom_id": XSS}], name=XSS, tags={XSS: XSS})
+    land(tmp_path)
+    browser = boss()
+
+    for url in (LIST, _change_url(job.id)):
+        page = browser.get(url).content.decode()
+        assert "&lt;script&gt;alert(1)" in page
+        assert "<script>alert" not in page
+
+
+def test_results_are_downloaded_through_the_admin(tmp_path: Path) -> None:
+    job = batchpipe.submit(requests(3))
+    land(tmp_path, "r1")
+    browser = boss()
+    for kind, rows in (("output", ["r0", "r2"]), ("errors", ["r1"])):
+        answer = browser.get(f"{LIST}{job.id}/{kind}.jsonl")
+        body = b"".join(answer.streaming_content)
+        assert [json.loads(line)["custom_id"] for line in body.splitlines()] == rows
+        assert answer["Content-Disposition"] == f'attachment; filename="{job.id}-{kind}.jsonl"'
+        assert int(answer["Content-Length"]) == len(body)
+    assert browser.get(f"{LIST}{job.id}/job.jsonl").status_code == 404
+    assert browser.get(f"{LIST}job_x/output.jsonl").status_code == 404
+
+
+def test_results_that_are_gone_are_a_message(tmp_path: Path) -> None:
+    job = batchpipe.submit(requests(1), output=tmp_path / "out")
+    land(tmp_path)
+    (tmp_path / "out" / "output.jsonl").unlink()
+
+    answer = boss().get(f"{LIST}{job.id}/output.jsonl", follow=True)
+    assert answer.status_code == 200
+    assert 'class="error"' in answer.content.decode()
+
+
+def test_cancel_asks_first_and_is_noted(tmp_path: Path) -> None:
+    from django.contrib.admin.models import LogEntry
+
+    job = batchpipe.submit(requests(2))
+    browser = boss()
+    asked = browser.post(LIST, {"action": "cancel", "job": [job.id]})
+    assert "Yes, cancel" in asked.content.decode()
+    assert job.refresh().state == "pending"
+
+    done = browser.post(LIST, {"action": "cancel", "job": [job.id], "sure": "1", "here": "1"}, follow=True)
+
+    assert done.redirect_chain[-1][0] == _change_url(job.id)
+    assert "is being cancelled" in done.content.decode()
+    assert job.refresh().state == "cancelling"
+    assert LogEntry.objects.get(object_id=job.id).get_change_message() == "Cancelled."
+    assert _change_url(job.id) in browser.get("/admin/").content.decode()
+
+
+def test_retry_sends_what_was_not_ok_once(tmp_path: Path) -> None:
+    good, bad = batchpipe.submit(requests(1)), batchpipe.submit(requests(3))
+    land(tmp_path, "r1")
+    browser = boss()
+    page = browser.post(LIST, {"action": "retry", "job": [bad.id, good.id, "job_x"]}, follow=True).content.decode()
+    browser.post(LIST, {"action": "retry", "job": [bad.id]})
+
+    assert "has no rows to retry" in page
+    assert "no job job_x is known here" in page
+    [again] = batchpipe.list_jobs(state="pending")
+    assert f"{again.id}</a> sends the rows again that were not ok in {bad.id}" in page
+    assert again.tags == {"retry_of": bad.id}
+
+
+def test_who_may_only_look_may_not_act() -> None:
+    job = batchpipe.submit(requests(2))
+    viewer, other = client(staff=True, may=("view_job",)), client(staff=True, name="other")
+    act = {"action": "cancel", "job": [job.id], "sure": "1"}
+
+    assert viewer.get(LIST).status_code == 200
+    assert b"Cancel" not in viewer.get(LIST).content
+    assert b"Cancel" not in viewer.get(_change_url(job.id)).content
+    assert viewer.post(LIST, act).status_code == 403
+    for path in (LIST, _change_url(job.id), f"{LIST}{job.id}/output.jsonl"):
+        assert other.get(path).status_code == 403
+        assert stranger().get(path).status_code == 302  # to the log-in
+    assert boss(enforce_csrf_checks=True).post(LIST, act).status_code == 403
+    assert job.refresh().state == "pending"
+    assert boss().get(_change_url("job_x")).status_code == 404
+
+
+@pytest.mark.usefixtures("away")
+def test_without_redis_the_admin_says_so() -> None:
+    browser = boss()
+    for path, words in ((LIST, "The jobs cannot be shown"), (_change_url("job_x"), "The job cannot be shown")):
+        answer = browser.get(path)
+        assert answer.status_code == 503
+        assert words in answer.content.decode()
+    answer = browser.post(LIST, {"action": "retry", "job": ["job_x"]})
+    assert answer.status_code == 302
+
+
+def test_a_long_list_has_pages() -> None:
+    jobs = [batchpipe.submit(requests(1), name=f"job number {number:02}") for number in range(51)]
+    first, second = (boss().get(f"{LIST}?p={page}").content.decode() for page in (1, 2))
+
+    assert jobs[-1].id in first
+    assert jobs[0].id not in first
+    assert jobs[0].id in second
+    assert ("older &rsaquo;" in first, "older &rsaquo;" in second) == (True, False)
+
+
+def test_there_is_no_table_of_ours() -> None:
+    """Jobs are in Redis alone: no migration, nothing in a dump, and no question to the database."""
+    import io
+
+    from django.core.management import call_command
+    from django.db import connection
+
+    from batchpipe.contrib.django.models import Job
+
+    call_command("makemigrations", check=True, dry_run=True, verbosity=0)
+    for everything in (False, True):
+        call_command("dumpdata", use_base_manager=everything, stdout=(dump := io.StringIO()))
+        assert 'batchpipe.job"' not in dump.getvalue()
+    assert list(Job.objects.all()) == []
+    assert Job._meta.db_table not in connection.introspection.table_names()

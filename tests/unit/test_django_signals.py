@@ -1,0 +1,96 @@
+"""The end of a job becomes a signal of Django, in the worker that ended it, at least once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import batchpipe
+from batchpipe.client import default_client
+from tests import django_house
+from tests.django_house import land, requests
+
+
+@pytest.fixture(autouse=True)
+def site(redis_url: str, prefix: str, tmp_path: Path) -> Iterator[None]:
+    django_house.configure()
+    with django_house.site(redis_url, prefix, tmp_path / "home"):
+        yield
+
+
+@pytest.fixture
+def heard() -> Iterator[list[tuple[str, str]]]:
+    """(signal, job id) of all that was sent."""
+    from batchpipe.contrib.django import signals
+
+    names = ("job_succeeded", "job_partial", "job_failed", "job_cancelled")
+    found: list[tuple[str, str]] = []
+    receivers: dict[str, Any] = {}
+    for name in names:
+
+        def hear(sender: Any, job: batchpipe.Job, name: str = name, **_: Any) -> None:
+            assert sender is batchpipe.Job
+            found.append((name, job.id))
+
+        receivers[name] = hear
+        getattr(signals, name).connect(hear)
+    yield found
+    for name in names:
+        getattr(signals, name).disconnect(receivers[name])
+
+
+def test_each_end_has_its_signal(tmp_path: Path, heard: list[tuple[str, str]]) -> None:
+    cancelled = batchpipe.submit(requests(1))
+    cancelled.cancel()
+    partial, failed = batchpipe.submit(requests(2)), batchpipe.submit(requests(1))
+    fine = batchpipe.submit({**row, "custom_id": f"x{row['custom_id']}"} for row in requests(1))
+    land(tmp_path, "r0")
+
+    assert sorted(heard) == sorted(
+        [
+            ("job_cancelled", cancelled.id),
+            ("job_partial", partial.id),
+            ("job_failed", failed.id),
+            ("job_succeeded", fine.id),
+        ]
+    )
+
+
+def test_a_receiver_that_raises_is_called_again_and_keeps_nobody_from_theirs(
+    tmp_path: Path, heard: list[tuple[str, str]]
+) -> None:
+    """The database may be away when a job ends; its receiver gets its results all the same."""
+    from batchpipe.contrib.django.signals import job_succeeded
+    from tests.django_models import Note
+
+    calls: list[str] = []
+
+    def write(job: batchpipe.Job, **_: Any) -> None:
+        calls.append(job.id)
+        if len(calls) < 3:
+            raise OSError("the database is away")
+        for row in job.results():
+            Note.objects.create(text=f"{job.id} {row.custom_id}")
+
+    job_succeeded.connect(write)
+    try:
+        job = batchpipe.submit(requests(2))
+        land(tmp_path)
+    finally:
+        job_succeeded.disconnect(write)
+
+    assert calls == [job.id] * 3
+    assert heard == [("job_succeeded", job.id)] * 3  # so a receiver must not mind a second time
+    assert Note.objects.filter(text__startswith=job.id).count() == 2
+    assert default_client().get_job(job.id).record.told
+
+
+def test_a_job_of_an_alias_is_told_under_its_own_id(tmp_path: Path, heard: list[tuple[str, str]]) -> None:
+    ids = django_house.submit_at_once(2, "nightly")
+    land(tmp_path)
+
+    [(name, job_id)] = heard
+    assert (name, job_id in ids) == ("job_succeeded", True)

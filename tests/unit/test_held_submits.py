@@ -1,0 +1,142 @@
+"""A submit within a transaction is recorded when that commits, and leaves nothing behind when it rolls back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from batchpipe.client import Client, Job
+from batchpipe.errors import InvalidInput, JobNotFound, OutputInUse
+from batchpipe.settings import Settings
+from batchpipe.submission import hold_with
+from batchpipe.tasks import install_app
+
+ROW = {"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": {"model": "gpt-4o-mini"}}
+
+
+class Transaction:
+    """What a framework gives us: functions to call on commit, thrown away on rollback."""
+
+    def __init__(self) -> None:
+        self.open = True
+        self._commits: list[Callable[[], None]] = []
+
+    def hold(self, commit: Callable[[], None]) -> bool:
+        if self.open:
+            self._commits.append(commit)
+        return self.open
+
+    def commit(self) -> None:
+        self.open = False
+        while self._commits:
+            self._commits.pop(0)()
+
+    def roll_back(self) -> None:
+        self.open = False
+        self._commits.clear()
+
+
+@pytest.fixture
+def client(redis_url: str, prefix: str, tmp_path: Path) -> Client:
+    settings = Settings(_env_file=None, redis_url=redis_url, prefix=prefix, home=tmp_path / "home")
+    return Client(settings)
+
+
+@pytest.fixture
+def transaction() -> Iterator[Transaction]:
+    made = Transaction()
+    hold_with(made.hold)
+    yield made
+    hold_with(None)
+    install_app(None)
+
+
+def spools(client: Client) -> list[Path]:
+    return list(client.settings.home.rglob("input.jsonl"))
+
+
+def test_a_committed_submit_is_recorded_then(client: Client, transaction: Transaction) -> None:
+    """The handle is there at once, and says what it waits for."""
+    job = client.submit([ROW])
+    assert isinstance(job, Job)
+    assert job.state == "pending"
+    assert client.list_jobs() == []
+    with pytest.raises(JobNotFound, match="when the transaction around it commits"):
+        job.refresh()
+
+    transaction.commit()
+
+    assert job.refresh().state == "pending"
+    assert [found.id for found in client.list_jobs()] == [job.id]
+    assert len(spools(client)) == 1
+
+
+def test_a_rolled_back_submit_leaves_nothing(client: Client, transaction: Transaction) -> None:
+    """No record, and the rows that were written to a file are removed."""
+    job = client.submit([ROW])
+    assert len(spools(client)) == 1
+
+    transaction.roll_back()
+
+    assert spools(client) == []
+    assert client.list_jobs() == []
+    with pytest.raises(JobNotFound):
+        job.wait()
+
+
+def test_a_submit_outside_a_transaction_keeps_its_rows(client: Client, transaction: Transaction) -> None:
+    """Where a framework could hold it back and does not, and where there is no framework."""
+    transaction.open = False
+    client.submit([ROW])
+    hold_with(None)
+    client.submit([ROW])
+
+    assert len(spools(client)) == 2
+    assert len(client.list_jobs()) == 2
+
+
+def test_bad_rows_are_refused_within_the_transaction(client: Client, transaction: Transaction) -> None:
+    """Who called submit is there to be told; on commit it would be too late."""
+    with pytest.raises(InvalidInput, match="the input has no rows"):
+        client.submit([])
+
+
+def test_an_id_whose_key_was_taken_meanwhile_leads_to_the_first_job(client: Client, transaction: Transaction) -> None:
+    """Two requests in two transactions: both handles are good, one job is paid for."""
+    first, second = client.submit([ROW], key="nightly"), client.submit([ROW], key="nightly")
+    assert first.id != second.id
+    given = second.id
+
+    transaction.commit()
+
+    assert second.refresh().id == first.id
+    assert client.get_job(given).id == first.id
+    assert len(client.list_jobs()) == 1
+    assert len(spools(client)) == 1
+    assert client.cancel(given).state == "cancelling"
+    assert client.get_job(first.id).state == "cancelling"
+    aliases = list(client.store.client.scan_iter(f"{client.settings.prefix}alias:*"))
+    assert [client.store.client.ttl(alias) > 86_400 for alias in aliases] == [True]
+
+
+def test_a_key_that_is_known_is_answered_at_once(client: Client, transaction: Transaction) -> None:
+    """Nothing needs to wait for the commit: the job is there."""
+    transaction.open = False
+    first = client.submit([ROW], key="k")
+    transaction.open = True
+
+    assert client.submit([ROW], key="k").refresh().id == first.id
+
+
+def test_an_output_taken_meanwhile_is_told_to_who_commits(
+    client: Client, transaction: Transaction, tmp_path: Path
+) -> None:
+    """It is refused like any other, and what was spooled for it goes."""
+    client.submit([ROW], output=tmp_path / "out")
+    client.submit([ROW], output=tmp_path / "out")
+
+    with pytest.raises(OutputInUse):
+        transaction.commit()
+    assert len(spools(client)) + len(list((tmp_path / "out").rglob("input.jsonl"))) == 1
