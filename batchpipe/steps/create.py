@@ -170,7 +170,7 @@ def _call(job: JobRecord, shard: ShardRecord, api: BatchesApi, turn: Turn) -> En
 
 
 def _unanswered(error: Unanswered) -> Move:
-    logger.warning("create got no clear answer: %s", error)
+    logger.warning("create got no clear answer: %s", error, extra={"event": "create_unanswered"})
     return Move(
         stage=Stage.UPLOADED,
         after=FIRST_LOOK_SECONDS,
@@ -236,7 +236,8 @@ def _is_ours(batch: Batch, shard: ShardRecord, provider: Provider) -> bool:
 
 def _adopt(found: list[Batch], api: BatchesApi, turn: Turn) -> Ending:
     if len(found) > 1:
-        logger.error("%d batches were found for the same rows: all but one are cancelled", len(found))
+        words = "%d batches were found for the same rows: all but one are cancelled"
+        logger.error(words, len(found), extra={"event": "stray"})
     # each is settled: whichever is recorded, perhaps by somebody else meanwhile, must not be cancelled
     endings = [_settle(batch, api, turn) for batch in found]
     return endings[0]
@@ -245,7 +246,7 @@ def _adopt(found: list[Batch], api: BatchesApi, turn: Turn) -> Ending:
 def _settle(batch: Batch, api: BatchesApi, turn: Turn) -> Ending:
     verdict = turn.settle(batch)
     if verdict == "cancel":
-        logger.error("batch %s is cancelled: its shard has another", batch.id)
+        logger.error("batch %s is cancelled: its shard has another", batch.id, extra={"event": "stray"})
         _cancel(batch, api)
     return Over(settled=verdict == "ok")
 
@@ -258,7 +259,7 @@ def _cancel(batch: Batch, api: BatchesApi) -> None:
     except Refused:
         pass  # it has ended
     except BatchpipeError as error:
-        logger.error("batch %s could not be cancelled: %s", batch.id, error)
+        logger.error("batch %s could not be cancelled: %s", batch.id, error, extra={"event": "stray"})
 
 
 def _after_empty_look(job: JobRecord, shard: ShardRecord, turn: Turn) -> Ending | None:

@@ -131,7 +131,7 @@ def window_seconds(window: str) -> float:
 def _overdue(shard: ShardRecord, batch: Batch, now: float) -> Move:
     """It is cancelled with the next look; what has finished is landed, the rest sent again."""
     message = f"{shard.batch_id} has not ended after its completion window: it is cancelled, and what it has is landed"
-    logger.error("%s", message)
+    logger.error("%s", message, extra={"event": "overdue"})
     problem = Problem(code="batch_overdue", message=message)
     changes = {
         "overdue_at": now,
@@ -159,7 +159,7 @@ def _cancelled_or_read(job: JobRecord, shard: ShardRecord, api: BatchApi) -> Bat
             return api.cancel_batch(batch_id)
         except (Refused, Unavailable) as error:
             # it may have ended, or the provider cannot cancel: only reading it tells, and only that can say it is gone
-            logger.info("batch %s could not be cancelled: %s", batch_id, error)
+            logger.info("batch %s could not be cancelled: %s", batch_id, error, extra={"event": "not_cancelled"})
     return api.retrieve(batch_id)
 
 

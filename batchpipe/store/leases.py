@@ -107,7 +107,8 @@ class Lease:
             try:
                 self.seconds, self.news = self._renewed()
             except StoreUnavailable as error:
-                ids = {"event": "lease_not_renewed", "job": self.job.id, "shard": self.index, "account": self.job.account}
+                job = self.job
+                ids = {"event": "lease_not_renewed", "job": job.id, "shard": self.index, "account": job.account}
                 logger.warning("lease not renewed: %s", error, extra=ids)
                 continue
             except LeaseLost:
