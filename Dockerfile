@@ -1,13 +1,25 @@
-FROM python:3.12-slim
+# The image of worker, beat, Flower, metrics and sandbox; see docs/deploy.md.
+FROM python:3.12-slim-bookworm AS build
 
 WORKDIR /src
+RUN python -m venv /opt/venv
 COPY pyproject.toml constraints.txt README.md LICENSE ./
 COPY batchpipe ./batchpipe
-RUN pip install --no-cache-dir -c constraints.txt . \
-    && useradd --create-home --uid 1000 batchpipe \
-    && install -d -o batchpipe -g batchpipe /data
+RUN pip wheel --no-cache-dir --no-deps --wheel-dir /wheels . \
+    && /opt/venv/bin/pip install --no-cache-dir -c constraints.txt /wheels/*.whl
+
+FROM python:3.12-slim-bookworm
+
+# The user of the image owns ./data of the host, if it has the same number.
+ARG UID=1000
+RUN useradd --no-create-home --home-dir /state --uid "$UID" batchpipe \
+    && install -d -m 700 -o batchpipe -g batchpipe /state \
+    && install -d -o batchpipe -g batchpipe /data /sandbox
+COPY --from=build /opt/venv /opt/venv
 
 USER batchpipe
 WORKDIR /data
-ENV PYTHONUNBUFFERED=1
+ENV PATH=/opt/venv/bin:$PATH \
+    PYTHONUNBUFFERED=1 \
+    BATCHPIPE_HOME=/state
 CMD ["batchpipe", "worker"]

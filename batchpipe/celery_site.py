@@ -22,9 +22,10 @@ from batchpipe.celery_app import OURS, beat_schedule, outlive_redis
 from batchpipe.client import default_client
 from batchpipe.errors import BatchpipeError, SettingsError
 from batchpipe.openai_api import warm_up
-from batchpipe.pipeline import LONGEST_PAUSE
-from batchpipe.settings import Settings, SiteSettings, current_settings, install_site, load_settings
+from batchpipe.settings import Settings, current_settings, install_site, load_settings
+from batchpipe.site_settings import SiteSettings
 from batchpipe.sweep import sweep
+from batchpipe.turns import LONGEST_PAUSE
 
 logger = logging.getLogger(__name__)
 

@@ -14,9 +14,8 @@ import orjson
 from batchpipe import tasks
 from batchpipe.costs import batch_cost
 from batchpipe.errors import InvalidInput, JobNotFound, Never, SettingsError, without_secrets
-from batchpipe.job_turns import basics, note_workspace, results_place
 from batchpipe.jobs import JOB, JobRecord, Problem, State, new_job_id
-from batchpipe.pipeline import Message
+from batchpipe.places import basics, note_workspace, results_place
 from batchpipe.private_redis import acquire
 from batchpipe.recover import Report, recover
 from batchpipe.results import INDEX, BatchResult, Outcome, iter_failed_requests, iter_outcomes
@@ -25,6 +24,7 @@ from batchpipe.storage import Folder
 from batchpipe.store import Store
 from batchpipe.submission import HeldSpool, Input, drop_spool, held_back, new_record, with_input
 from batchpipe.sweep import sweep
+from batchpipe.turns import Message
 from batchpipe.views import job_view, metrics_view
 from batchpipe.waiting import follow, follow_log
 

@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
-
-import msgspec
-import orjson
 
 from batchpipe.counters import Counters, reason_of
 from batchpipe.errors import (
@@ -25,7 +21,17 @@ from batchpipe.errors import (
 from batchpipe.jobs import ENDED, JOB, JobRecord, Problem, ShardRecord, Stage, State
 from batchpipe.logs import about
 from batchpipe.openai_api import Api
-from batchpipe.pipeline import (
+from batchpipe.places import MANIFEST, manifest, note_workspace, output_owner, pretty, put_aside
+from batchpipe.settings import Settings
+from batchpipe.splitting import Prepared
+from batchpipe.steps.merge import Merged, clean_up, merge
+from batchpipe.steps.prepare import prepare
+from batchpipe.steps.resend import resend
+from batchpipe.steps.tidy import tidy
+from batchpipe.storage import Folder, check_allowed
+from batchpipe.store import Lease, Refused, Store
+from batchpipe.store.store import new_task_ids, output_in_use
+from batchpipe.turns import (
     CANCELLING,
     FIRST_PAUSE,
     LINKS,
@@ -39,20 +45,12 @@ from batchpipe.pipeline import (
     Publish,
     Stop,
     Turns,
+    check_cancel,
     numbers,
     refused,
     words,
 )
-from batchpipe.settings import Settings
-from batchpipe.splitting import Prepared
-from batchpipe.steps.merge import Merged, clean_up, merge
-from batchpipe.steps.prepare import prepare
-from batchpipe.steps.resend import resend
-from batchpipe.steps.tidy import tidy
-from batchpipe.storage import Folder, check_allowed
-from batchpipe.store import Lease, Refused, Store
-from batchpipe.store.store import new_task_ids, output_in_use
-from batchpipe.views import EARLIER, ERROR_FILE, JOB_FILE, OUTPUT_FILE, job_view
+from batchpipe.views import EARLIER, JOB_FILE, job_view
 
 logger = logging.getLogger(__name__)
 
@@ -68,9 +66,6 @@ MAX_TIDIES = 5
 MAX_TELLS = 60
 #: Code of the error of a receiver that failed.
 UNHEARD = "unheard"
-
-MANIFEST = "manifest.json"
-WORKSPACES = "workspaces.jsonl"
 
 _BEGINNING = (State.PENDING.value, State.PREPARING.value)
 _END = (State.FINALIZING.value, *(state.value for state in ENDED))
@@ -131,7 +126,7 @@ class JobTurns(Turns):
             self._check_places(job)
             workspace = Folder(job.workspace, private=True)
             note_workspace(self.settings.home, job)
-            prepared = prepare(job, workspace, lease.token, check=lambda: _check_cancel(lease))
+            prepared = prepare(job, workspace, lease.token, check=lambda: check_cancel(lease))
             self._announce(job, workspace, prepared)
         except (InvalidInput, OutputInUse) as error:
             return self._refuse(lease, Problem(code=error.code, message=error.message))
@@ -174,16 +169,16 @@ class JobTurns(Turns):
 
     def _announce(self, job: JobRecord, workspace: Folder, prepared: Prepared) -> None:
         """Say in the output whose it is, and in the workspace what a Redis that lost everything must know."""
-        if (owner := _put_aside(job)) is not None:
+        if (owner := put_aside(job)) is not None:
             self.log(job.id, [("earlier_results_kept", {"of": owner, "in": f"{EARLIER}/{owner}"})])
         with Folder(job.output).writer(JOB_FILE) as file:
-            file.write(_pretty(job_view(job.evolve(total=prepared.rows), [])))
+            file.write(pretty(job_view(job.evolve(total=prepared.rows), [])))
         self._write_manifest(job, [], prepared, workspace)
 
     @staticmethod
     def _write_manifest(job: JobRecord, done: list[ShardRecord], prepared: Prepared, workspace: Folder) -> None:
         with workspace.writer(MANIFEST) as file:
-            file.write(_pretty(manifest(job, done, prepared)))
+            file.write(pretty(manifest(job, done, prepared)))
 
     def _plan(self, lease: Lease, prepared: Prepared) -> str:
         """Answers what became of the job, in words; as `_refuse`, `_merge` and `_finish` do."""
@@ -239,7 +234,7 @@ class JobTurns(Turns):
         shards = list(self.store.iter_shards(job))
         workspace, output = Folder(job.workspace, private=True), Folder(job.output)
         if self._may_resend(job, shards):
-            prepared = resend(job, _of_round(job, shards), workspace, lease.token, check=lambda: _check_cancel(lease))
+            prepared = resend(job, _of_round(job, shards), workspace, lease.token, check=lambda: check_cancel(lease))
             lease.check()  # who was frozen meanwhile must not set the manifest back
             self._write_manifest(job, shards, prepared, workspace)
             return self._plan(lease, prepared)
@@ -325,9 +320,9 @@ class JobTurns(Turns):
 
     def _write_job_file(self, job: JobRecord) -> None:
         try:
-            _put_aside(job)  # of a job that was refused: job.json must not call another's results its own
+            put_aside(job)  # of a job that was refused: job.json must not call another's results its own
             with Folder(job.output).writer(JOB_FILE) as file:
-                file.write(_pretty(job_view(job, self.store.iter_shards(job))))
+                file.write(pretty(job_view(job, self.store.iter_shards(job))))
         except InvalidInput as error:  # the output cannot be written: Redis still knows the end
             logger.warning("job.json not written: %s", error, extra={"event": "job_file"})
 
@@ -358,85 +353,6 @@ class JobTurns(Turns):
         return Again(after, problem.message, reason_of(error))
 
 
-def manifest(job: JobRecord, done: list[ShardRecord], prepared: Prepared) -> dict[str, Any]:
-    """What recover needs to know of a job whose next round begins: nothing of it is secret.
-
-    ``done`` are the shards of the rounds before, whole; of the new ones only what the provider cannot tell.
-    """
-    return {
-        **basics(job),
-        "round": job.round + 1,
-        "order_files": [*job.order_files, prepared.order_file],
-        "rows": prepared.rows if job.total is None else job.total,
-        "shards": [
-            *(msgspec.to_builtins(shard) for shard in done),
-            *({"round": job.round + 1, **msgspec.to_builtins(plan)} for plan in prepared.shards),
-        ],
-    }
-
-
-def basics(job: JobRecord) -> dict[str, Any]:
-    """What a job is, whatever becomes of it: nothing of it changes."""
-    fields = (
-        *("v", "id", "name", "account", "endpoint", "completion_window", "metadata", "extra", "tags", "key", "queue"),
-        *("input", "input_here", "spooled", "output", "workspace", "max_rows", "max_bytes", "attempts"),
-        *("on_done", "created_at"),
-    )
-    return {name: getattr(job, name) for name in fields}
-
-
-def note_workspace(home: Path, job: JobRecord, **more: Any) -> None:
-    """Remember on this host where the job's workspace lies: recover reads it when Redis has forgotten.
-
-    ``more``: its ``record`` while it has no manifest, ``cancel`` when it is to end.
-    """
-    line = {"job": job.id, "workspace": job.workspace, "output": job.output, **more}
-    try:
-        Folder(str(home), private=True).append_line(WORKSPACES, orjson.dumps(line))
-    except (StorageTrouble, OSError) as error:  # a read-only home must not stop a job
-        logger.warning("workspace not noted: %s", error, extra={"event": "workspace_not_noted", "job": job.id})
-
-
-def _put_aside(job: JobRecord) -> str | None:
-    """Results of an earlier job in the same output are paid for: they are moved, not overwritten. Answers its id."""
-    output = Folder(job.output)
-    owner, _, _ = output_owner(output)
-    if owner is None or owner == job.id or not owner.isidentifier():  # it becomes a name, so it must be one of ours
-        return None
-    for name in (OUTPUT_FILE, ERROR_FILE, JOB_FILE):  # job.json last: until then this can be done again
-        output.move(name, f"{EARLIER}/{owner}/{name}")
-    return owner
-
-
-def output_owner(output: Folder) -> tuple[str | None, str, bool]:
-    """The id of the job that an output's job.json names, if there is one, its account, and whether it has ended."""
-    try:
-        with output.reader(JOB_FILE) as file:
-            view = orjson.loads(file.read(1 << 24))
-    except (StorageTrouble, orjson.JSONDecodeError):
-        return None, "", True
-    owner = view.get("id") if isinstance(view, dict) else None
-    if not isinstance(owner, str):
-        return None, "", True
-    return owner, str(view.get("account")), view.get("state") in {state.value for state in ENDED}
-
-
-def results_place(job: JobRecord) -> Folder:
-    """Where an ended job's results lie now. Raises Never if another job's have taken their place."""
-    output, earlier = Folder(job.output), Folder(f"{job.output.rstrip('/')}/{EARLIER}/{job.id}")
-    if output_owner(output)[0] in (None, job.id):
-        return output
-    if earlier.exists(OUTPUT_FILE):
-        return earlier
-    raise Never(f"the results of job {job.id} are no longer in {job.output}", code="results_gone")
-
-
-def _check_cancel(lease: Lease) -> None:
-    lease.check()
-    if lease.news.cancel and not lease.job.cancel:
-        raise TryLater("the job is being cancelled", code=CANCELLING)
-
-
 def _of_round(job: JobRecord, shards: list[ShardRecord]) -> list[ShardRecord]:
     """The shards of the job's last round."""
     return [shard for shard in shards if shard.round == job.round]
@@ -463,7 +379,3 @@ def _job_error(merged: Merged, shards: list[ShardRecord]) -> Problem | None:
 
 def _counts(changes: dict[str, Any]) -> dict[str, Any]:
     return {name: changes.get(name) for name in ("total", "ok", "failed", "missing")}
-
-
-def _pretty(value: dict[str, Any]) -> bytes:
-    return orjson.dumps(value, option=orjson.OPT_INDENT_2) + b"\n"

@@ -9,8 +9,6 @@ import os
 import re
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -28,6 +26,7 @@ from pydantic_settings import (
 
 from batchpipe import seams
 from batchpipe.errors import SettingsError
+from batchpipe.site_settings import SiteSettings
 from batchpipe.timetable import Schedule
 
 PREFIX = "BATCHPIPE_"
@@ -302,7 +301,7 @@ def load_settings(*, env_file: str | Path | None = ".env", given: SiteSettings |
     Raises SettingsError: one line that names the variable, as it is spelled where it was set.
     """
     secrets = os.environ.get(f"{PREFIX}SECRETS_DIR") or (_SECRETS_DIR if _SECRETS_DIR.is_dir() else None)
-    values = _known(given) if given is not None else {}
+    values = given.known(Settings.model_fields) if given is not None else {}
     try:
         return Settings(_env_file=env_file, _env_file_encoding="utf-8", _secrets_dir=secrets, **values)
     except ValidationError as error:
@@ -321,40 +320,6 @@ def _explain(part: Mapping[str, Any], given: SiteSettings | None, values: Mappin
         return f"{'.'.join(steps)}: {message}"
     name = "__".join(steps).upper()
     return f"{name if name.startswith('OPENAI_') else PREFIX + name}: {message}"
-
-
-@dataclass(frozen=True)
-class SiteSettings:
-    """What a Django or Flask site says: our settings without their prefix, and how the site spells their names."""
-
-    values: Mapping[str, Any]
-    spell: Callable[[str], str]  #: the name of a setting -> what stands in the site's settings file
-
-
-def _known(given: SiteSettings) -> dict[str, Any]:
-    """The values as ``Settings`` takes them; None counts as not set. Raises SettingsError for a name that is none."""
-    fields = list(Settings.model_fields)
-    found: dict[str, Any] = {}
-    for name, value in given.values.items():
-        field = str(name).lower()
-        if field not in fields:
-            hint = get_close_matches(field, fields, n=1)
-            also = f"; did you mean {hint[0].upper()}?" if hint else ""
-            raise SettingsError(f"{given.spell(str(name))}: there is no such setting{also}")
-        if value is not None:
-            found[field.upper() if field.startswith("openai_") else field] = value
-    if isinstance(accounts := found.get("accounts"), Mapping):  # variable names know no case, and are merged with these
-        found["accounts"] = {str(name).lower(): _lower(parts) for name, parts in accounts.items()}
-    if isinstance(schedules := found.get("schedules"), Mapping):
-        found["schedules"] = {str(name): _lower(parts) for name, parts in schedules.items()}
-    return found
-
-
-def _lower(parts: Any) -> Any:
-    """The fields of one account or schedule, which sites may write in capitals like their other settings."""
-    if not isinstance(parts, Mapping):
-        return parts
-    return {str(name).lower(): value for name, value in parts.items() if value is not None}
 
 
 _installed: Settings | None = None

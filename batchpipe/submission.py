@@ -16,7 +16,7 @@ from batchpipe import seams
 from batchpipe.errors import InvalidInput, has_password
 from batchpipe.jobs import JobRecord
 from batchpipe.settings import Settings
-from batchpipe.storage import Folder, check_allowed, local_path
+from batchpipe.storage import Folder, check_allowed, lines_of, local_path, stored_at
 from batchpipe.store.store import new_task_ids
 from batchpipe.views import ERROR_FILE, JOB_FILE, OUTPUT_FILE
 
@@ -71,7 +71,7 @@ def with_input(record: JobRecord, source: Input, settings: Settings) -> JobRecor
 
     Raises InvalidInput, also if the iterator is empty; what the iterator raises goes through.
     """
-    if (stored := _stored_at(source)) is not None:
+    if (stored := stored_at(source)) is not None:
         source = stored
     if isinstance(source, str | Path):
         _check_no_password(absolute(source), "input")
@@ -90,21 +90,6 @@ def with_input(record: JobRecord, source: Input, settings: Settings) -> JobRecor
         folder.remove("")
         raise
     return record.evolve(input=folder.path(SPOOLED_INPUT), spooled=True)
-
-
-def _stored_at(source: Any) -> str | None:
-    """The local path of a Django ``FieldFile``; None for all else, and where its storage has none. Raises InvalidInput.
-
-    An upload of a running request has none that is worth something: its temporary file goes with the request.
-    """
-    if not _is_field_file(source) or not getattr(source, "_committed", True):
-        return None
-    if not source:
-        raise InvalidInput("no file is stored in this field", field="input", code="input_missing")
-    try:
-        return str(source.path)
-    except NotImplementedError:  # S3 and the like: read through the storage
-        return None
 
 
 def _check_apart(source: str, output: str) -> None:
@@ -225,50 +210,12 @@ def _check_metadata(metadata: Mapping[str, Any]) -> None:
 def dump_rows(rows: Iterable[Any]) -> Iterator[bytes]:
     """Requests as JSON lines with their newline. Bytes are lines already. Raises InvalidInput with the row's number."""
     try:
-        iterator = _lines_of(rows) or iter(rows)
+        iterator = lines_of(rows) or iter(rows)
     except TypeError:
         raise InvalidInput(f"is a {type(rows).__name__}: give a path, a URL or an iterable", field="input") from None
     for number, row in enumerate(iterator, start=1):
         line = row if isinstance(row, bytes) else _dump(row, number)
         yield line if line.endswith(b"\n") else line + b"\n"
-
-
-def _lines_of(file: Any) -> Iterator[bytes] | None:
-    """The lines of what is read like a file, or gives chunks like an upload of Django; None for all else."""
-    if _is_field_file(file):
-        return _lines_of_storage(file)
-    if hasattr(file, "chunks"):
-        return _split(file.chunks())
-    if hasattr(file, "read"):  # iterating would give lines of some, and chunks of others
-        return _split(iter(lambda: file.read(1 << 16), file.read(0)))
-    return None
-
-
-def _is_field_file(source: Any) -> bool:
-    """A file of a Django model: known to a storage, which may be far away."""
-    return hasattr(source, "storage") and hasattr(source, "chunks")
-
-
-def _lines_of_storage(file: Any) -> Iterator[bytes]:
-    file.open("rb")
-    try:
-        yield from _split(file.chunks())
-    finally:
-        file.close()
-
-
-def _split(chunks: Iterable[bytes | str]) -> Iterator[bytes]:
-    """Lines without their end; what is read of an unfinished one is kept in pieces, for it may be long."""
-    rest: list[bytes] = []
-    for chunk in chunks:
-        data = chunk.encode() if isinstance(chunk, str) else bytes(chunk)
-        *lines, tail = data.split(b"\n")
-        for line in lines:
-            yield b"".join((*rest, line))
-            rest.clear()
-        rest.append(tail)
-    if last := b"".join(rest):
-        yield last
 
 
 def _dump(row: Any, number: int) -> bytes:

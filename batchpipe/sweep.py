@@ -12,7 +12,7 @@ from batchpipe.errors import BatchpipeError, Refused, StoreUnavailable, Unavaila
 from batchpipe.jobs import ShardRecord, Stage, Status
 from batchpipe.logs import about
 from batchpipe.openai_api import Api, Snapshot
-from batchpipe.pipeline import NO_QUOTA, Turns
+from batchpipe.turns import NO_QUOTA, Turns
 
 logger = logging.getLogger(__name__)
 

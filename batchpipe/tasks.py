@@ -22,10 +22,11 @@ from batchpipe.errors import StoreUnavailable, TryLater, without_secrets
 from batchpipe.job_turns import UNHEARD, JobTurns
 from batchpipe.jobs import JOB, JobRecord
 from batchpipe.openai_api import Apis
-from batchpipe.pipeline import Again, Message, Next, ShardTurns, Stop, links_from
+from batchpipe.pipeline import ShardTurns
 from batchpipe.settings import Settings, current_settings
 from batchpipe.store import Store
 from batchpipe.sweep import sweep as sweep_once
+from batchpipe.turns import Again, Message, Next, Stop, links_from
 
 logger = logging.getLogger(__name__)
 

@@ -8,11 +8,14 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import sys
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from celery import Celery, signals
+from celery.concurrency.thread import TaskPool
+from celery.worker import state
 
 from batchpipe import schedule_tasks, tasks
 from batchpipe.celery_app import make_app
@@ -59,11 +62,15 @@ def run_worker(
     """
     app = site_app() or standalone_app(settings)
     _show_life(alive_file, signals.heartbeat_sent)
+    if pool == "threads":
+        app.conf.worker_pool = ThreadPool
+        signals.worker_ready.connect(_leave_threads_alone)
     if with_parent:
         threading.Thread(target=_watch_parent, name="batchpipe-parent", daemon=True).start()
     app.worker_main(
         [
-            *("worker", "--pool", pool, "--concurrency", str(concurrency), "--queues", queues or settings.queue),
+            *("worker", "--concurrency", str(concurrency), "--queues", queues or settings.queue),
+            *(("--pool", pool) if pool != "threads" else ()),
             *("--hostname", f"batchpipe-{os.getpid()}@%h", "--loglevel", loglevel, "-E"),
             *("--without-mingle", "--without-gossip"),
             *extra,
@@ -73,6 +80,34 @@ def run_worker(
     if house.was_ready.is_set() and not house.stopping.is_set():  # else a supervisor would take this for its wish
         logger.error("the worker ended though nobody asked it to")
         raise SystemExit(1)
+    if ThreadPool.left_behind:
+        logging.shutdown()
+        sys.stdout.flush()
+        os._exit(0)
+
+
+class ThreadPool(TaskPool):  # type: ignore[misc]
+    """Celery's threads, which a cold shutdown (SIGQUIT) leaves behind: Celery's own waits for them, however long.
+
+    Their messages are handed back; the process then ends without them, as by a kill, and their leases run out.
+    """
+
+    left_behind = False
+
+    def on_stop(self) -> None:
+        if state.should_terminate is None:
+            super().on_stop()
+        else:
+            self.on_terminate()
+
+    def on_terminate(self) -> None:
+        ThreadPool.left_behind = True
+        self.executor.shutdown(wait=False, cancel_futures=True)
+
+
+def _leave_threads_alone(sender: Any, **_: Any) -> None:
+    """Celery wants to end running tasks, which threads cannot; it would break off its shutdown, and wait for them."""
+    sender.cancel_active_requests = lambda: None
 
 
 def run_beat(settings: Settings, *, loglevel: str = "INFO", alive_file: Path | None = None) -> None:

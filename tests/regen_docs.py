@@ -35,7 +35,7 @@ FOUND = {"home": "the platform's user data folder", "broker_url": "REDIS_URL"}
 ENV_HEAD = """\
 # All settings of batchpipe, with their defaults. Copy this to .env and uncomment what you change;
 # variables of the environment win over this file, and both win over files in /run/secrets.
-# docs/settings.md says more.
+# docs/settings.md says more. docker-compose.yml needs one more line here, REDIS_PASSWORD=...: see docs/deploy.md.
 """
 
 

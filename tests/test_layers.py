@@ -15,12 +15,13 @@ PACKAGE = Path(__file__).parents[1] / "batchpipe"
 #: From the bottom up. A module or package may import only from layers below its own; every one has a place here.
 LAYERS: list[tuple[str, ...]] = [
     ("errors", "seams"),
-    ("jobs", "rows", "timetable"),
+    ("jobs", "rows", "timetable", "site_settings"),
     ("outcomes",),
     ("settings", "logs", "counters", "private_redis"),
     ("storage", "openai_api", "store"),
     ("results", "views", "costs", "splitting"),
-    ("steps",),
+    ("steps", "places"),
+    ("turns",),
     ("pipeline",),
     ("job_turns", "sweep"),
     ("recover",),

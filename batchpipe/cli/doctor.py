@@ -110,7 +110,7 @@ def _redis(client: Client, private: bool) -> Iterator[Finding]:
 
 def _account(client: Client | None, name: str) -> Iterator[Finding]:
     from batchpipe.openai_api import Apis
-    from batchpipe.pipeline import NO_QUOTA
+    from batchpipe.turns import NO_QUOTA
 
     try:
         api = Apis(settings())(name)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from batchpipe.client import Client
     from batchpipe.settings import Settings
 
+
 @dataclass(frozen=True)
 class Front:
     """How these commands were called, and so how a process of theirs (the worker of a ``run``) is started."""

@@ -107,7 +107,7 @@ def list_command(state: str | None, limit: int, as_json: bool) -> None:
 @click.option("--errors", is_flag=True, help="Print the error rows instead.")
 def results_command(job_id: str, errors: bool) -> None:
     """Print the output rows of an ended job, as the provider wrote them, in input order."""
-    from batchpipe.job_turns import results_place
+    from batchpipe.places import results_place
 
     job = open_client().get_job(job_id)
     view = job.to_dict(shards=False)

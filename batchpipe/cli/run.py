@@ -112,7 +112,7 @@ def _resume(client: Client, job: Job, as_json: bool) -> int:
 
 
 def _results_are_gone(job: Job) -> bool:
-    from batchpipe.job_turns import results_place
+    from batchpipe.places import results_place
 
     if not job.record.told or job.to_dict(shards=False)["output_file"] is None:
         return False
@@ -226,7 +226,7 @@ def _say_goodbye(client: Client, job: Job) -> None:
 
 
 def _say_end(job: JobRecord) -> None:
-    from batchpipe.job_turns import results_place
+    from batchpipe.places import results_place
 
     took = (job.ended_at or job.created_at) - job.created_at
     rows = (

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import os
-import re
 import threading
 import time
-import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property, partial
-from http.cookiejar import DefaultCookiePolicy
 from typing import IO, TYPE_CHECKING, Any, BinaryIO, cast
 
 from batchpipe.errors import Refused, SettingsError, Unanswered, Unavailable
@@ -24,14 +21,12 @@ from batchpipe.openai_api.answers import (
     same,
     text,
 )
+from batchpipe.openai_api.transport import Count, http_client, uncounted
 from batchpipe.openai_api.trouble import NO_ROUTE, translated
 from batchpipe.settings import Account, Settings
 
 if TYPE_CHECKING:
     import openai
-
-#: Told of each call: account, route, HTTP status or ``error``, seconds.
-Count = Callable[[str, str, str, float], None]
 
 #: A silence this long within a transfer means the connection is dead.
 _SILENCE_SECONDS = 60.0
@@ -39,10 +34,6 @@ _SILENCE_SECONDS = 60.0
 _MOST_PAGES = 10_000
 #: Calls for one page of a list.
 _PAGE_TRIES = 3
-
-
-def _uncounted(account: str, route: str, status: str, seconds: float) -> None:
-    """Nobody counts the calls."""
 
 
 class Api:
@@ -54,12 +45,12 @@ class Api:
         *,
         control_seconds: float = 30.0,
         transfer_seconds: float = 600.0,
-        count: Count = _uncounted,
+        count: Count = uncounted,
         name: str = "default",
     ) -> None:
         """``count`` is told of each call: the account's ``name``, route, HTTP status or ``error``, seconds."""
         self._count = partial(count, name)
-        self._client = _client(account, control_seconds, _http_client(self, self._count, follow_redirects=False))
+        self._client = _client(account, control_seconds, http_client(self, self._count, follow_redirects=False))
         self._key = account.api_key.get_secret_value() if account.api_key else ""
         self._lists_batches = account.lists_batches
         self._expires = account.file_expires_seconds
@@ -69,7 +60,7 @@ class Api:
     @cached_property
     def _follower(self) -> openai.OpenAI:
         """For downloads, which some providers redirect to a store. No other call follows: it might be made twice."""
-        return self._client.with_options(http_client=_http_client(self, self._count, follow_redirects=True))
+        return self._client.with_options(http_client=http_client(self, self._count, follow_redirects=True))
 
     # -- files -----------------------------------------------------------------------------------------------------
 
@@ -319,7 +310,7 @@ class Apis:
     """The Api of each account, by name: one per process, for connections must not cross a fork, and a client
     costs 20 ms to build."""
 
-    def __init__(self, settings: Settings, count: Count = _uncounted) -> None:
+    def __init__(self, settings: Settings, count: Count = uncounted) -> None:
         self._settings = settings
         self._count = count
         self._built: dict[tuple[int, str], Api] = {}
@@ -361,43 +352,6 @@ class _Watched:
         return iter(lambda: self.read(1 << 16), b"")
 
 
-def _http_client(owner: Api, count: Callable[[str, str, float], None], *, follow_redirects: bool) -> Any:
-    """The SDK's transport, made safe against answers that would spoil it or later calls. It ends with its owner."""
-    import openai
-
-    http: Any = openai.DefaultHttpxClient(follow_redirects=follow_redirects, event_hooks={"response": [_as_utf8]})
-    http.send = _counted(http.send, count)
-    http.cookies.jar.set_policy(DefaultCookiePolicy(allowed_domains=[]))  # one odd cookie would end every later call
-    weakref.finalize(owner, http.close).atexit = False  # a forked child must not end its parent's connections
-    return http
-
-
-#: A call's path, whatever stands before it in the address.
-_ROUTE = re.compile(r"/(files|batches)(/[^/]+)?(/content|/cancel)?/?$")
-
-
-def _route(method: str, path: str) -> str:
-    """A call without the ids in it."""
-    if (found := _ROUTE.search(path)) is None:
-        return "other"
-    return f"{method} /{found[1]}{'/{id}' if found[2] else ''}{found[3] or ''}"
-
-
-def _counted(send: Callable[..., Any], count: Callable[[str, str, float], None]) -> Callable[..., Any]:
-    """Counts each call when its answer begins, or fails to come."""
-
-    def send_and_count(request: Any, **options: Any) -> Any:
-        begun, status = time.monotonic(), "error"
-        try:
-            answer = send(request, **options)
-            status = str(answer.status_code)
-            return answer
-        finally:
-            count(_route(request.method, request.url.path), status, time.monotonic() - begun)
-
-    return send_and_count
-
-
 def _is_past(page: Sequence[Snapshot | StoredFile], since: float) -> bool:
     """Whether a list, which is newest first, has come to what is older; one that is oldest first is read to its end."""
     first, last = page[0].created_at, page[-1].created_at
@@ -413,11 +367,6 @@ def _redirected() -> Iterator[None]:
         raise Unavailable(
             f"the provider redirects to where nothing can be fetched: {error}", code="nonsense"
         ) from error
-
-
-def _as_utf8(response: Any) -> None:
-    """Texts are read by the charset that an answer claims, which may be no text encoding at all."""
-    response.encoding = "utf-8"
 
 
 def _client(account: Account, control_seconds: float, http: Any) -> openai.OpenAI:

@@ -10,7 +10,6 @@ from typing import Any
 from batchpipe.errors import BatchpipeError, Gone, JobNotFound, Never, Refused, SettingsError, StoreUnavailable
 from batchpipe.jobs import JOB, JobRecord, ShardRecord, Stage, State, Status
 from batchpipe.openai_api import Snapshot
-from batchpipe.pipeline import Message, Turns
 from batchpipe.recover.accounts import AccountView, Tag, cannot_list, look_into
 from batchpipe.recover.rebuild import CLOCK_SLACK_SECONDS, check_files, read_records, read_submitted, rebuild, stages
 from batchpipe.recover.report import GoneBatch, Left, Orphan, Rebuilt, Report, StrayFile, Unread
@@ -19,6 +18,7 @@ from batchpipe.results import INDEX
 from batchpipe.settings import SANDBOX_ACCOUNT
 from batchpipe.storage import Folder, check_allowed
 from batchpipe.store.store import new_task_ids
+from batchpipe.turns import Message, Turns
 
 logger = logging.getLogger(__name__)
 

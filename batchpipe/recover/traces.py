@@ -11,8 +11,8 @@ from typing import Any
 import orjson
 
 from batchpipe.errors import InvalidInput, StorageTrouble
-from batchpipe.job_turns import MANIFEST, WORKSPACES
 from batchpipe.jobs import ENDED
+from batchpipe.places import MANIFEST, WORKSPACES
 from batchpipe.settings import Settings
 from batchpipe.storage import Folder, local_path
 from batchpipe.views import EARLIER, JOB_FILE

@@ -9,6 +9,7 @@ from __future__ import annotations
 from batchpipe.storage.backends import Pacer, local_path, read_lines
 from batchpipe.storage.drafts import Draft
 from batchpipe.storage.folder import Folder, Scratch, temporary
+from batchpipe.storage.given import lines_of, stored_at
 from batchpipe.storage.inputs import allowed, check_allowed, input_info, open_input
 from batchpipe.storage.repeats import RepeatFinder
 
@@ -21,8 +22,10 @@ __all__ = [
     "allowed",
     "check_allowed",
     "input_info",
+    "lines_of",
     "local_path",
     "open_input",
     "read_lines",
+    "stored_at",
     "temporary",
 ]

@@ -15,13 +15,14 @@ from pydantic import SecretStr
 from batchpipe.errors import StoreUnavailable
 from batchpipe.job_turns import JobTurns
 from batchpipe.jobs import JOB, JobRecord, ShardRecord, State, new_job_id
-from batchpipe.pipeline import Again, Go, Message, Next, ShardTurns, links_from
+from batchpipe.pipeline import ShardTurns
 from batchpipe.settings import Account, Settings
 from batchpipe.storage import Folder
 from batchpipe.store import Store
 from batchpipe.store.store import new_task_ids
 from batchpipe.sweep import sweep
 from batchpipe.testing.provider import FakeOpenAI
+from batchpipe.turns import Again, Go, Message, Next, links_from
 
 #: Pause of a message whose turn could not reach Redis, as in the Celery tasks.
 REDIS_PAUSE_SECONDS = 10.0

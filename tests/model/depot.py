@@ -14,11 +14,11 @@ from typing import Any, cast
 import redis
 
 from batchpipe.jobs import JOB, JobRecord, Move, ShardRecord, Stage, State
-from batchpipe.pipeline import Message, Turns
 from batchpipe.settings import Settings
 from batchpipe.store import Lease, Refused, Store
 from batchpipe.store.scripts import source
 from batchpipe.sweep import sweep
+from batchpipe.turns import Message, Turns
 
 DOWNLOAD_SECONDS = 0.5
 #: What a worker needs to find out that a message is void.

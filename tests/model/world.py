@@ -22,7 +22,7 @@ from batchpipe.errors import LeaseLost, Refused, StorageTrouble, StoreUnavailabl
 from batchpipe.job_turns import JobTurns
 from batchpipe.jobs import JOB, BatchError, JobRecord, Move, Problem, Stage, State, Status
 from batchpipe.openai_api import Snapshot
-from batchpipe.pipeline import Again, Go, Message, Next, ShardTurns, links_from
+from batchpipe.pipeline import ShardTurns
 from batchpipe.settings import Account, Settings
 from batchpipe.splitting import Prepared, ShardPlan
 from batchpipe.store import Lease, Store
@@ -31,6 +31,7 @@ from batchpipe.store.scripts import source
 from batchpipe.sweep import sweep
 from batchpipe.testing import Delivery, FakeBatch, FakeOpenAI
 from batchpipe.testing.pump import REDIS_PAUSE_SECONDS
+from batchpipe.turns import Again, Go, Message, Next, links_from
 from tests.model.baton import Actor
 from tests.model.watch import Broken, Records, Watch
 
@@ -304,11 +305,11 @@ class ModelJobTurns(JobTurns):
 
     world: World
 
-    def _prepare(self, lease: Lease) -> None:
+    def _prepare(self, lease: Lease) -> str:
         self.world.files()
-        self._plan(lease, Prepared([], 0, None) if lease.job.cancel else self._prepared(lease.job))
+        return self._plan(lease, Prepared([], 0, None) if lease.job.cancel else self._prepared(lease.job))
 
-    def _merge(self, lease: Lease) -> None:
+    def _merge(self, lease: Lease) -> str:
         job = lease.job
         if State(job.stage).ended:
             return self._tell_all(lease, State(job.stage))

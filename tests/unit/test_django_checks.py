@@ -13,6 +13,7 @@ import pytest
 from celery import Celery
 
 import batchpipe
+from batchpipe.tasks import install_app
 from tests import django_house
 
 
@@ -92,6 +93,9 @@ def test_a_rule_that_cannot_be_imported_is_an_error() -> None:
 
 
 def test_an_app_that_was_not_set_up_is_a_warning() -> None:
+    """A site without one needs none: `manage.py batchpipe worker` brings its own."""
+    assert found(BATCHPIPE=GOOD) == {}
+    install_app(app())
     assert "batchpipe.setup(app)" in found(BATCHPIPE=GOOD)["W001"].hint
 
 

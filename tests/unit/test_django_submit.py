@@ -9,6 +9,7 @@ import pwd
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -156,17 +157,15 @@ def _postgres() -> str | None:
 
 
 @pytest.fixture
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]]:
+def postgres() -> Iterator[tuple[str, str]]:
     """Folder of the socket, and name of the user, of a PostgreSQL of this test's own. Optional: Django's business."""
     programs, owner = _postgres(), "postgres" if os.geteuid() == 0 else pwd.getpwuid(os.geteuid()).pw_name
     pytest.importorskip("psycopg")
     if programs is None or owner not in {entry.pw_name for entry in pwd.getpwall()}:
         pytest.skip("no PostgreSQL here")
-    folder = tmp_path_factory.mktemp("pg")
+    folder = Path(tempfile.mkdtemp(prefix="pg"))  # the path of a socket must be short, and open to its owner
     if os.geteuid() == 0:  # PostgreSQL refuses to run as root
         shutil.chown(folder, owner)
-        for parent in (folder, *folder.parents[:3]):
-            parent.chmod(parent.stat().st_mode | 0o011)
 
     def run(*command: str) -> None:
         options: dict[str, Any] = {"user": owner} if os.geteuid() == 0 else {}
@@ -180,6 +179,7 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, st
     run("pg_ctl", "-D", data, "-o", options, "-l", str(folder / "log"), "-w", "start")
     yield str(folder), owner
     run("pg_ctl", "-D", data, "-m", "immediate", "stop")
+    shutil.rmtree(folder)
 
 
 @pytest.mark.slow

@@ -5,14 +5,14 @@ from __future__ import annotations
 import io
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import redis
 from celery import Celery
-from flask import Flask, current_app, request
+from flask import Flask, current_app, g, request
 
 import batchpipe
 from batchpipe import seams
@@ -146,6 +146,30 @@ def test_each_of_several_apps_has_its_own_redis_and_broker(new_app: NewApp) -> N
     assert here.refresh().id == here.id, "a job that was found stays with its Redis"
     assert waiting(batch_north, north) >= 2
     assert waiting(batch_south, south) == 1
+
+
+def test_outside_of_a_context_an_extension_means_its_own_app(new_app: NewApp) -> None:
+    """Record and message go to the same site, though another extension came later."""
+    (north, batch_north), (south, batch_south) = new_app("north", 1), new_app("south", 2)
+    job = batch_north.submit([ROW])
+
+    assert [found.id for found in batch_north.list_jobs()] == [job.id]
+    assert batch_south.list_jobs() == []
+    assert (waiting(batch_north, north), waiting(batch_south, south)) == (1, 0)
+
+
+def test_a_generator_of_requests_runs_in_the_context_of_the_caller(new_app: NewApp) -> None:
+    """What it reads from the database comes through the session of the request."""
+    app, batch = new_app()
+
+    def requests() -> Iterator[dict[str, Any]]:
+        yield {**ROW, "custom_id": g.user}
+
+    with app.app_context():
+        g.user = "ann"
+        job = batch.submit(requests())
+
+    assert b'"ann"' in Path(job.record.input).read_bytes()
 
 
 def test_an_extension_of_another_app_says_what_to_do(new_app: NewApp) -> None:

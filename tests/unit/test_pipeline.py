@@ -14,13 +14,13 @@ import orjson
 import pytest
 
 from batchpipe.errors import Never, Paused, Refused, StoreUnavailable, TryLater, Unanswered, Unavailable
-from batchpipe.job_turns import results_place
 from batchpipe.jobs import JOB, JobRecord, Problem, Stage, State, Status
 from batchpipe.openai_api import Snapshot
-from batchpipe.pipeline import MAX_LOST, MAX_TRIES, Message
+from batchpipe.places import results_place
 from batchpipe.storage import Folder
 from batchpipe.store import Store
 from batchpipe.testing import Delivery, FakeOpenAI, Pump, Vanished
+from batchpipe.turns import MAX_LOST, MAX_TRIES, Message
 
 Rows = Callable[..., list[dict[str, object]]]
 

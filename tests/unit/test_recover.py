@@ -13,9 +13,9 @@ import pytest
 from pydantic import SecretStr
 
 from batchpipe.errors import Gone, InvalidInput, Refused, Unanswered, Unavailable
-from batchpipe.job_turns import basics, note_workspace
 from batchpipe.jobs import BatchError, JobRecord, ShardRecord, Stage, State
 from batchpipe.openai_api import Api, Snapshot
+from batchpipe.places import basics, note_workspace
 from batchpipe.recover import Report, recover
 from batchpipe.sandbox import Sandbox
 from batchpipe.settings import Account

@@ -10,13 +10,13 @@ import pytest
 from batchpipe.errors import SettingsError
 from batchpipe.settings import (
     Settings,
-    SiteSettings,
     child_environment,
     current_settings,
     install_settings,
     install_site,
     load_settings,
 )
+from batchpipe.site_settings import SiteSettings
 
 SECRET = "sk-very-secret"
 

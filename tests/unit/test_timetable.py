@@ -11,7 +11,8 @@ import pytest
 
 from batchpipe.celery_app import beat_schedule
 from batchpipe.errors import SettingsError
-from batchpipe.settings import Settings, SiteSettings, load_settings
+from batchpipe.settings import Settings, load_settings
+from batchpipe.site_settings import SiteSettings
 from batchpipe.timetable import ALIASES, PLACEHOLDERS, Schedule
 
 BERLIN, NEW_YORK = "Europe/Berlin", "America/New_York"

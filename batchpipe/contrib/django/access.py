@@ -1,0 +1,35 @@
+"""Who may see which job through the JSON views: the site decides."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from django.conf import settings
+from django.http import HttpRequest
+from django.utils.module_loading import import_string
+
+#: A site's function (request, job) -> bool, by its dotted path.
+NAME = "BATCHPIPE_VIEW_PERMISSION"
+
+MaySee = Callable[[HttpRequest, Any], bool]
+
+
+def staff(request: HttpRequest, job: Any) -> bool:
+    """The default: staff see every job, nobody else sees any."""
+    user = getattr(request, "user", None)
+    return bool(user is not None and user.is_active and user.is_staff)
+
+
+def owner_or_staff(request: HttpRequest, job: Any) -> bool:
+    """Also who submitted it, where the site says so: ``submit(..., tags={"user": request.user.pk})``."""
+    user = getattr(request, "user", None)
+    if user is None or not user.is_authenticated or not user.is_active:
+        return False
+    return user.is_staff or ("user" in job.tags and str(job.tags["user"]) == str(user.pk))
+
+
+def may_see() -> MaySee:
+    """The site's rule. Raises ImportError."""
+    rule: MaySee = import_string(getattr(settings, NAME, f"{__name__}.staff"))
+    return rule

@@ -1,0 +1,223 @@
+"""Jobs in the admin: a list, a page for each, their results, cancel and retry. All is read from Redis, now."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from django.contrib import admin, messages
+from django.contrib.admin.utils import quote, unquote
+from django.core.exceptions import PermissionDenied
+from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect, StreamingHttpResponse
+from django.template.response import TemplateResponse
+from django.urls import path, reverse
+from django.utils.html import format_html
+
+from batchpipe.contrib.django.models import Job
+from batchpipe.contrib.django.rows import job_row, moment
+from batchpipe.errors import BatchpipeError, InvalidInput, JobNotFound
+
+if TYPE_CHECKING:
+    from batchpipe import client
+
+JOBS_PER_PAGE = 50
+#: Shards and events that a job's page shows; the command line has them all.
+MOST_SHARDS, MOST_EVENTS = 200, 200
+#: Downloads, and what the page calls them.
+FILES = {"output": "rows that are ok", "errors": "rows that are not"}
+
+View = Callable[..., HttpResponse]
+
+
+@admin.register(Job)
+class JobAdmin(admin.ModelAdmin):
+    """Permissions are Django's own: ``batchpipe.view_job``, and ``batchpipe.change_job`` for cancel and retry."""
+
+    def has_add_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+    def get_urls(self) -> list[Any]:
+        def page(view: View) -> View:
+            wrapped: View = self.admin_site.admin_view(view)
+            return wrapped
+
+        return [
+            path("", page(self.changelist_view), name="batchpipe_job_changelist"),
+            path("<str:object_id>/change/", page(self.change_view), name="batchpipe_job_change"),
+            path("<str:object_id>/<str:kind>.jsonl", page(self.download_view), name="batchpipe_job_download"),
+        ]
+
+    # -- pages -----------------------------------------------------------------------------------------------------
+
+    def changelist_view(self, request: HttpRequest, extra_context: Any = None) -> HttpResponse:
+        if not self.has_view_permission(request):
+            raise PermissionDenied
+        if request.method == "POST":
+            return self._act(request)
+        state, number = request.GET.get("state") or None, _page_number(request)
+        context: dict[str, Any] = {"state": state, "number": number, "may_act": self.has_change_permission(request)}
+        try:
+            context |= _list(state, number)
+        except BatchpipeError as error:
+            return self._answer(request, "change_list", "Jobs", context, error)
+        for row in context["rows"]:
+            row["url"] = self._url("change", row["id"])
+            row["files"] = self._files(row)
+        return self._answer(request, "change_list", "Jobs", context)
+
+    def change_view(
+        self, request: HttpRequest, object_id: str, form_url: str = "", extra_context: Any = None
+    ) -> HttpResponse:
+        if not self.has_view_permission(request):
+            raise PermissionDenied
+        context: dict[str, Any] = {"may_act": self.has_change_permission(request)}
+        try:
+            context |= _detail(unquote(object_id))
+        except JobNotFound as error:
+            raise Http404(str(error)) from None
+        except BatchpipeError as error:
+            return self._answer(request, "change_form", "Job", context, error)
+        context["job"]["files"] = self._files(context["job"])
+        return self._answer(request, "change_form", context["job"]["title"], context)
+
+    def download_view(self, request: HttpRequest, object_id: str, kind: str) -> HttpResponse:
+        """A result file, streamed from wherever it lies."""
+        from batchpipe.client import get_job
+        from batchpipe.places import results_place
+
+        if not self.has_view_permission(request):
+            raise PermissionDenied
+        job_id = unquote(object_id)
+        try:
+            job = get_job(job_id)
+            if kind not in FILES or job.to_dict(shards=False)[f"{_FIELD[kind]}_file"] is None:
+                raise Http404(f"job {job_id} has no such file")
+            place, name = results_place(job.record), f"{kind}.jsonl"
+            size = place.size(name)
+        except JobNotFound as error:
+            raise Http404(str(error)) from None
+        except BatchpipeError as error:
+            messages.error(request, str(error))
+            return HttpResponseRedirect(self._url("change", job_id))
+        headers = {"Content-Disposition": f'attachment; filename="{job.id}-{name}"', "Content-Length": str(size)}
+        return StreamingHttpResponse(_chunks(place, name), content_type="application/x-ndjson", headers=headers)
+
+    # -- actions ---------------------------------------------------------------------------------------------------
+
+    def _act(self, request: HttpRequest) -> HttpResponse:
+        if not self.has_change_permission(request):
+            raise PermissionDenied
+        action, chosen = request.POST.get("action"), request.POST.getlist("job")[:JOBS_PER_PAGE]
+        if not chosen or action not in ("cancel", "retry"):
+            messages.warning(request, "Choose jobs, and what to do with them.")
+        elif action == "cancel" and "sure" not in request.POST:
+            return self._answer(request, "confirm_cancel", "Are you sure?", {"chosen": chosen})
+        else:
+            for job_id in chosen:
+                self._do(request, action, job_id)
+        here = len(chosen) == 1 and "here" in request.POST
+        return HttpResponseRedirect(self._url("change", chosen[0]) if here else self._url("changelist"))
+
+    def _do(self, request: HttpRequest, action: str, job_id: str) -> None:
+        from batchpipe.client import default_client
+
+        try:
+            client = default_client()
+            if action == "cancel":
+                job = client.cancel(job_id)
+                self._tell(request, job, "Cancelled.", "is being cancelled; rows that are finished are kept")
+            else:
+                job = client.retry(job_id)
+                self._tell(request, job, f"Retries {job_id}.", f"sends the rows again that were not ok in {job_id}")
+        except BatchpipeError as error:
+            messages.error(request, f"{job_id}: {error}")
+
+    def _tell(self, request: HttpRequest, job: client.Job, logged: str, said: str) -> None:
+        self.log_change(request, Job(id=job.id, name=job.name or ""), logged)
+        messages.success(request, format_html('Job <a href="{}">{}</a> {}.', self._url("change", job.id), job.id, said))
+
+    # -- parts of a page -------------------------------------------------------------------------------------------
+
+    def _answer(
+        self,
+        request: HttpRequest,
+        template: str,
+        title: str,
+        context: dict[str, Any],
+        error: BatchpipeError | None = None,
+    ) -> HttpResponse:
+        """A page of ours; with ``error`` it says what is wrong in place of what it would show."""
+        request.current_app = self.admin_site.name
+        page = {**self.admin_site.each_context(request), "opts": self.model._meta, "title": title, **context}
+        status = 200
+        if error is not None:
+            status = 400 if isinstance(error, InvalidInput) else 503
+            page["trouble"] = str(error)
+        return TemplateResponse(request, f"admin/batchpipe/job/{template}.html", page, status=status)
+
+    def _url(self, name: str, *args: str) -> str:
+        quoted = [quote(arg) for arg in args[:1]] + list(args[1:])
+        return str(reverse(f"admin:batchpipe_job_{name}", args=quoted, current_app=self.admin_site.name))
+
+    def _files(self, row: dict[str, Any]) -> list[dict[str, str]]:
+        return [
+            {"url": self._url("download", row["id"], kind), "kind": kind, "name": f"{kind}.jsonl", "text": text}
+            for kind, text in FILES.items()
+            if row[f"{_FIELD[kind]}_file"] is not None
+        ]
+
+
+#: What a job's view calls its files.
+_FIELD = {"output": "output", "errors": "error"}
+
+
+def _page_number(request: HttpRequest) -> int:
+    text = request.GET.get("p", "1")
+    return min(max(int(text), 1), 1_000) if text.isascii() and text.isdigit() else 1
+
+
+def _list(state: str | None, number: int) -> dict[str, Any]:
+    """One page of the jobs, newest first. Raises BatchpipeError."""
+    from batchpipe.client import default_client
+
+    client = default_client()
+    upto = number * JOBS_PER_PAGE
+    jobs = client.list_jobs(state=state, limit=upto + 1)
+    rows = [job_row(job) for job in jobs[upto - JOBS_PER_PAGE : upto]]
+    counts = client.store.survey().jobs
+    states = [{"name": name, "count": count} for name, count in counts.items() if count or name == state]
+    return {"rows": rows, "states": states, "more": len(jobs) > upto}
+
+
+def _detail(job_id: str) -> dict[str, Any]:
+    """Everything of one job. Raises BatchpipeError."""
+    from batchpipe.client import default_client
+
+    client = default_client()
+    job = client.get_job(job_id)
+    shards = list(client.store.iter_shards(job.record))
+    pause = client.store.paused(job.record.account) if not job.state.ended else None
+    events = [_event(event) for event in job.logs()[-MOST_EVENTS:]]
+    return {
+        "job": job_row(job),
+        "shards": shards[:MOST_SHARDS],
+        "hidden_shards": max(0, len(shards) - MOST_SHARDS),
+        "events": events,
+        "pause": pause,
+        "metrics": job.metrics() if job.state.ended and shards else None,
+        "refresh": not job.record.told,
+    }
+
+
+def _event(event: dict[str, Any]) -> dict[str, Any]:
+    rest = {name: value for name, value in event.items() if name not in ("id", "at", "event")}
+    return {"at": moment(event["at"]), "name": event["event"], "rest": rest}
+
+
+def _chunks(place: Any, name: str) -> Iterator[bytes]:
+    with place.reader(name) as file:
+        while chunk := file.read(1 << 16):
+            yield chunk

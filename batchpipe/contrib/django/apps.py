@@ -1,0 +1,40 @@
+"""The app: what a Django site that starts hangs into batchpipe. No library of ours is loaded by that."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from django.apps import AppConfig
+from django.core import checks
+from django.core.signals import setting_changed
+
+from batchpipe import seams
+from batchpipe.contrib.django import conf, telling, transactions
+from batchpipe.contrib.django.checks import check_deployment, check_site
+
+
+class BatchpipeConfig(AppConfig):
+    name = "batchpipe.contrib.django"
+    label = "batchpipe"
+    verbose_name = "batchpipe"
+
+    def ready(self) -> None:
+        self.hang_in()
+        checks.register(check_site, "batchpipe")
+        checks.register(check_deployment, "batchpipe", deploy=True)
+        setting_changed.connect(_reread, dispatch_uid="batchpipe")
+
+    @staticmethod
+    def hang_in() -> None:
+        """Settings are read, submits held back and ends told Django's way from now on."""
+        seams.site = conf.read_settings
+        seams.hold = transactions.hold
+        seams.listeners["receivers of Django's signals"] = telling.tell
+        conf.forget_settings()
+
+
+def _reread(*, setting: str, **_: Any) -> None:
+    """Tests override settings: those of batchpipe are read anew at their next use."""
+    if setting == conf.NAME and "batchpipe.settings" in sys.modules:
+        conf.forget_settings()

@@ -1,0 +1,37 @@
+"""``BATCHPIPE = {...}`` of a site's settings: the names of our settings without their prefix."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from django.conf import settings
+
+if TYPE_CHECKING:
+    from batchpipe.settings import Settings
+
+NAME = "BATCHPIPE"
+
+
+def spell(name: str) -> str:
+    """How a setting is spelled in the site's settings."""
+    return f'{NAME}["{name}"]'
+
+
+def read_settings() -> Settings:
+    """The settings of this site; what it does not say may stand in the environment. Raises SettingsError."""
+    from batchpipe.errors import SettingsError
+    from batchpipe.settings import load_settings
+    from batchpipe.site_settings import SiteSettings
+
+    given = getattr(settings, NAME, None)
+    if given is not None and not isinstance(given, Mapping):
+        raise SettingsError(f"{NAME} is a {type(given).__name__}; it must be a dict of settings")
+    return load_settings(given=SiteSettings(given or {}, spell))
+
+
+def forget_settings() -> None:
+    """Read them again at their next use."""
+    if (loaded := sys.modules.get("batchpipe.settings")) is not None:
+        loaded.install_settings(None)

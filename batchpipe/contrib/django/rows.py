@@ -1,0 +1,87 @@
+"""What a page shows of a job: plain values for templates."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from django.conf import settings
+from django.utils import timezone
+
+if TYPE_CHECKING:
+    from batchpipe.client import Job
+    from batchpipe.jobs import JobRecord, ShardRecord
+
+#: Of a job with more shards, a list page does not read each.
+FEW_SHARDS = 200
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a job is, and in which words."""
+
+    percent: int | None
+    text: str
+
+
+def progress(job: JobRecord, shards: Sequence[ShardRecord] | None = None) -> Progress:
+    """By the provider's own counts where the ``shards`` are given, else by the shards that have come home."""
+    if job.state.ended:
+        text = f"{job.ok or 0:,} of {job.total or 0:,} ok"
+        return Progress(_percent(job.ok or 0, job.total), text) if job.total else Progress(None, "no rows")
+    if not job.shards:
+        return Progress(None, "checking the input" if job.stage == "preparing" else "waiting for a worker")
+    if job.stage == "finalizing":
+        return Progress(100, "writing the results")
+    again = f", round {job.round}" if job.round > 1 else ""
+    if shards is None:
+        done = job.shards - job.open
+        return Progress(_percent(done, job.shards), f"{done:,} of {job.shards:,} batches{again}")
+    now = [shard for shard in shards if shard.round == job.round]
+    total = sum(shard.rows for shard in now)
+    done = sum(_answered(shard) for shard in now)
+    return Progress(_percent(done, total), f"{done:,} of {total:,} rows answered{again}")
+
+
+def progress_of(job: Job) -> Progress:
+    """How far a job is, for a page of your own; its shards are read if they are few. Raises StoreUnavailable."""
+    from batchpipe.client import default_client
+
+    few = not job.state.ended and 0 < job.record.shards <= FEW_SHARDS
+    return progress(job.record, list(default_client().store.iter_shards(job.record)) if few else None)
+
+
+def _answered(shard: ShardRecord) -> int:
+    if shard.stage == "collected":
+        return shard.rows
+    return min(shard.rows, (shard.counts.completed or 0) + (shard.counts.failed or 0))
+
+
+def _percent(done: int, total: int) -> int:
+    return min(100, 100 * done // total) if total else 0
+
+
+def moment(seconds: float | None) -> datetime | None:
+    """A unix time as templates show times."""
+    if seconds is None:
+        return None
+    at = datetime.fromtimestamp(seconds, tz=UTC)
+    return at if settings.USE_TZ else timezone.make_naive(at)
+
+
+def job_row(job: Job) -> dict[str, Any]:
+    """One job for a list or a page of its own. Raises StoreUnavailable."""
+    record, view = job.record, job.to_dict(shards=False)
+    trouble = record.trouble.message if record.trouble is not None and not job.state.ended else None
+    return {
+        **view,
+        "title": job.name or job.id,
+        "progress": progress_of(job),
+        "created": moment(view["created_at"]),
+        "ended": moment(view["ended_at"]),
+        "trouble": trouble,
+        "may_cancel": not job.state.ended and not record.cancel,
+        "may_retry": job.state.ended and bool((record.failed or 0) + (record.missing or 0)),
+    }

@@ -1,0 +1,86 @@
+"""Where jobs stand, as JSON: what ``batchpipe status --json`` prints, for those whom the site lets see it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
+from django.http import HttpRequest, JsonResponse
+from django.views.decorators.cache import never_cache
+
+from batchpipe.contrib.django.access import may_see
+
+#: Jobs of one answer, and how many of the newest are looked at for those that the caller may see.
+MOST, LOOKED_AT = 100, 1_000
+
+View = Callable[..., JsonResponse]
+
+
+def _json(view: View) -> View:
+    """Errors are JSON, too, and tell one line."""
+
+    @never_cache
+    @wraps(view)
+    def answered(request: HttpRequest, **parts: str) -> JsonResponse:
+        from batchpipe.errors import InvalidInput, JobNotFound, SettingsError, StoreUnavailable
+
+        if request.method not in ("GET", "HEAD"):
+            return _error(405, "method_not_allowed", "only GET", Allow="GET, HEAD")
+        try:
+            return view(request, **parts)
+        except JobNotFound as error:
+            return _error(404, error.code, error.message)
+        except InvalidInput as error:
+            return _error(400, error.code, error.message)
+        except (StoreUnavailable, SettingsError) as error:
+            return _error(503, error.code, "the jobs cannot be read just now")
+
+    found: View = answered
+    return found
+
+
+@_json
+def job_list(request: HttpRequest) -> JsonResponse:
+    """``{"jobs": [...]}``, newest first, without shards. ``?state=running&limit=20``."""
+    from batchpipe.client import list_jobs
+
+    try:
+        limit = min(max(int(request.GET.get("limit", MOST)), 1), MOST)
+    except ValueError:
+        return _error(400, "invalid_input", "limit: must be a number")
+    allowed = may_see()
+    jobs = [job for job in list_jobs(state=request.GET.get("state"), limit=LOOKED_AT) if allowed(request, job)]
+    if not jobs and not _is_known(request):
+        return _forbidden(request)
+    return JsonResponse({"jobs": [job.to_dict(shards=False) for job in jobs[:limit]]})
+
+
+@_json
+def job_detail(request: HttpRequest, job_id: str) -> JsonResponse:
+    """One job with its shards."""
+    from batchpipe.client import get_job
+    from batchpipe.errors import JobNotFound
+
+    try:
+        job = get_job(job_id)
+    except JobNotFound:
+        if not _is_known(request):  # strangers do not learn which jobs there are
+            return _forbidden(request)
+        raise
+    return JsonResponse(job.to_dict()) if may_see()(request, job) else _forbidden(request)
+
+
+def _is_known(request: HttpRequest) -> bool:
+    user = getattr(request, "user", None)
+    return user is not None and bool(user.is_authenticated)
+
+
+def _forbidden(request: HttpRequest) -> JsonResponse:
+    if _is_known(request):
+        return _error(403, "forbidden", "you may not see this job")
+    return _error(401, "not_logged_in", "log in to see this")
+
+
+def _error(status: int, code: str, message: str, **headers: Any) -> JsonResponse:
+    return JsonResponse({"error": {"code": code, "message": message}}, status=status, headers=headers)

@@ -1,0 +1,177 @@
+"""The extension: what a Flask app that starts hangs into batchpipe. Importing it loads no library but Flask.
+
+One process may hold several apps (tests make many). Code that runs in the context of an app meets its settings, its
+Celery app and its jobs; code outside of any context, those of the app that was registered last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+from flask import Flask, current_app, has_app_context
+
+from batchpipe import seams
+from batchpipe.contrib.flask.command import command
+from batchpipe.contrib.flask.config import read_settings
+from batchpipe.contrib.flask.signals import send
+
+if TYPE_CHECKING:
+    from celery import Celery
+
+    from batchpipe.client import Client, Job
+    from batchpipe.settings import Settings
+
+NAME = "batchpipe"
+
+
+@dataclass(frozen=True)
+class _Site:
+    """An app with its settings. The last of a process lives as long as the process."""
+
+    app: Flask
+    settings: Settings
+
+
+class BatchPipe:
+    """``BatchPipe(app)``, or ``init_app(app)`` in an application factory.
+
+    It reads ``app.config["BATCHPIPE_REDIS_URL"]`` and the other settings, adds ``flask batchpipe ...``, makes
+    batchpipe at home in ``app.extensions["celery"]``, before or after that is there, and sends the signals.
+
+    ``settings``: names of our settings without their prefix, for what ``app.config`` does not say.
+    """
+
+    def __init__(self, app: Flask | None = None, *, settings: Mapping[str, Any] | None = None) -> None:
+        self._defaults = dict(settings or {})
+        self._settings: WeakKeyDictionary[Flask, Settings] = WeakKeyDictionary()
+        self._last: _Site | None = None
+        if app is not None:
+            self.init_app(app)
+
+    def init_app(self, app: Flask) -> None:
+        """Make batchpipe at home in an app. Raises SettingsError: an app with wrong settings does not start."""
+        if NAME in app.extensions:
+            raise RuntimeError(
+                "batchpipe is registered on this Flask app already: call BatchPipe(app) or init_app(app), and only once"
+            )
+        site = _Site(app, read_settings(app, self._defaults))
+        self._settings[app] = site.settings
+        self._last = site
+        app.extensions[NAME] = self
+        app.cli.add_command(command)
+        _hang_in(site)
+
+    # -- jobs --------------------------------------------------------------------------------------------------------
+
+    def submit(self, input: Any, **options: Any) -> Job:
+        """Enqueue a job of the current app and return at once. Takes what ``batchpipe.submit`` takes."""
+        with self._context():
+            return self.client.submit(input, **options)
+
+    def get_job(self, job_id: str) -> Job:
+        """Raises JobNotFound, StoreUnavailable."""
+        with self._context():
+            return self.client.get_job(job_id)
+
+    def list_jobs(self, *, state: str | None = None, limit: int = 100) -> list[Job]:
+        """Newest first. Raises StoreUnavailable."""
+        with self._context():
+            return self.client.list_jobs(state=state, limit=limit)
+
+    def cancel(self, job_id: str) -> Job:
+        """Cancel a job; finished rows are kept. Raises JobNotFound, StoreUnavailable."""
+        with self._context():
+            return self.client.cancel(job_id)
+
+    @property
+    def client(self) -> Client:
+        """The door to the Redis of the current app; outside of any app's context, of the last one registered here."""
+        from batchpipe.client import default_client
+
+        with self._context():
+            return default_client()
+
+    @property
+    def settings(self) -> Settings:
+        return self._settings[self._app()]
+
+    def _context(self) -> AbstractContextManager[Any]:
+        """That of the caller, with its ``g`` and its session of the database; one of our own where there is none."""
+        app = self._app()
+        return nullcontext() if has_app_context() else app.app_context()
+
+    def _app(self) -> Flask:
+        if has_app_context():
+            app: Flask = current_app._get_current_object()  # type: ignore[attr-defined]
+            if app in self._settings:
+                return app
+            raise RuntimeError(f"batchpipe is not registered on the Flask app {app.name!r}: call init_app(app)")
+        if self._last is None:
+            raise RuntimeError("batchpipe is registered on no Flask app: call init_app(app)")
+        return self._last.app
+
+
+# -- what batchpipe asks for ---------------------------------------------------------------------------------------
+
+
+_last: _Site | None = None
+
+
+def _hang_in(site: _Site) -> None:
+    """Settings are read, the Celery app is found and ends are told the way of Flask from now on."""
+    from celery import signals
+
+    from batchpipe.settings import install_site
+
+    global _last
+    _last = site
+    install_site(lambda: site.settings)
+    seams.settings_here = _settings_here
+    seams.app_here = _celery_here
+    seams.listeners["receivers of Flask's signals"] = _tell
+    signals.import_modules.connect(_move_in, dispatch_uid="batchpipe-flask", weak=False)
+
+
+def _extension_here() -> tuple[BatchPipe, Flask] | None:
+    """The extension of the app whose context this is."""
+    if not has_app_context():
+        return None
+    app: Flask = current_app._get_current_object()  # type: ignore[attr-defined]
+    found = app.extensions.get(NAME)
+    return (found, app) if isinstance(found, BatchPipe) else None
+
+
+def _settings_here() -> Settings | None:
+    here = _extension_here()
+    return here[0]._settings.get(here[1]) if here is not None else None
+
+
+def _app_here() -> Flask | None:
+    here = _extension_here()
+    return here[1] if here is not None else _last.app if _last is not None else None
+
+
+def _celery_here() -> Celery | None:
+    """What Flask's documentation puts there; asked for each time, for it may come after us."""
+    app = _app_here()
+    return app.extensions.get("celery") if app is not None else None
+
+
+def _move_in(sender: Any, **_: Any) -> None:
+    """A worker or beat begins, and its site is loaded: its Celery app may have been made after ``init_app``."""
+    from batchpipe.celery_site import house_of, is_set_up, setup
+
+    if sender is _celery_here() and not is_set_up(sender):
+        setup(sender)
+        house_of(sender).furnish()  # who comes during this signal is not called by it
+
+
+def _tell(job_id: str) -> None:
+    app = _app_here()
+    assert app is not None
+    with app.app_context():
+        send(app, app.extensions[NAME].get_job(job_id))

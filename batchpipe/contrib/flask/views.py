@@ -1,0 +1,99 @@
+"""Where jobs stand, as JSON: what ``batchpipe status --json`` prints, for those whom the site lets see it.
+
+``app.register_blueprint(blueprint)`` puts it at ``/batchpipe/``. Nobody sees anything there until
+``app.config["BATCHPIPE_VIEW_PERMISSION"]`` is a function (request, job) -> bool.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+from weakref import WeakSet
+
+from flask import Blueprint, Flask, Response, current_app, jsonify, request
+from werkzeug.utils import import_string
+
+from batchpipe.contrib.flask.config import VIEW_PERMISSION
+
+#: Jobs of one answer, and how many of the newest are looked at for those that the caller may see.
+MOST, LOOKED_AT = 100, 1_000
+
+MaySee = Callable[[Any, Any], bool]
+View = Callable[..., Response]
+
+#: Apps whose log says already that there is no rule.
+_warned: WeakSet[Flask] = WeakSet()
+
+blueprint = Blueprint("batchpipe", __name__, url_prefix="/batchpipe")
+
+
+def _json(view: View) -> View:
+    """Errors are JSON, too, and tell one line."""
+
+    @wraps(view)
+    def answered(**parts: str) -> Response:
+        from batchpipe.errors import InvalidInput, JobNotFound, SettingsError, StoreUnavailable
+
+        try:
+            response = view(**parts)
+        except JobNotFound as error:
+            response = _error(404, error.code, error.message)
+        except InvalidInput as error:
+            response = _error(400, error.code, error.message)
+        except (StoreUnavailable, SettingsError) as error:
+            response = _error(503, error.code, "the jobs cannot be read just now")
+        response.cache_control.no_store = True
+        return response
+
+    return answered
+
+
+@blueprint.get("/", endpoint="list")
+@_json
+def job_list() -> Response:
+    """``{"jobs": [...]}``, newest first, without shards. ``?state=running&limit=20``."""
+    try:
+        limit = min(max(int(request.args.get("limit", MOST)), 1), MOST)
+    except ValueError:
+        return _error(400, "invalid_input", "limit: must be a number")
+    allowed = _may_see()
+    if allowed is None:
+        return _forbidden()
+    jobs = current_app.extensions["batchpipe"].list_jobs(state=request.args.get("state"), limit=LOOKED_AT)
+    seen = [job for job in jobs if allowed(request, job)]
+    return jsonify(jobs=[job.to_dict(shards=False) for job in seen[:limit]])
+
+
+@blueprint.get("/<job_id>/", endpoint="detail")
+@_json
+def job_detail(job_id: str) -> Response:
+    """One job with its shards."""
+    allowed = _may_see()
+    if allowed is None:  # strangers do not learn which jobs there are
+        return _forbidden()
+    job = current_app.extensions["batchpipe"].get_job(job_id)
+    return jsonify(job.to_dict()) if allowed(request, job) else _forbidden()
+
+
+def _may_see() -> MaySee | None:
+    """The site's rule; without one, nobody may."""
+    rule = current_app.config.get(VIEW_PERMISSION)
+    if rule is None:
+        app: Flask = current_app._get_current_object()  # type: ignore[attr-defined]
+        if app not in _warned:
+            _warned.add(app)
+            app.logger.warning('batchpipe: nobody may see jobs: app.config["%s"] is not set', VIEW_PERMISSION)
+        return None
+    found: MaySee = import_string(rule) if isinstance(rule, str) else rule
+    return found
+
+
+def _forbidden() -> Response:
+    return _error(403, "forbidden", "you may not see this")
+
+
+def _error(status: int, code: str, message: str) -> Response:
+    response = jsonify(error={"code": code, "message": message})
+    response.status_code = status
+    return response

@@ -1,0 +1,64 @@
+"""Files that a caller hands us: open ones, uploads of a web framework, files of a Django model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from batchpipe.errors import InvalidInput
+
+#: What is read of a file at once.
+_CHUNK = 1 << 16
+
+
+def stored_at(source: Any) -> str | None:
+    """The local path of a Django ``FieldFile``; None for all else, and where its storage has none. Raises InvalidInput.
+
+    An upload of a running request has none that is worth something: its temporary file goes with the request.
+    """
+    if not _is_field_file(source) or not getattr(source, "_committed", True):
+        return None
+    if not source:
+        raise InvalidInput("no file is stored in this field", field="input", code="input_missing")
+    try:
+        return str(source.path)
+    except NotImplementedError:  # S3 and the like: read through the storage
+        return None
+
+
+def lines_of(source: Any) -> Iterator[bytes] | None:
+    """The lines of what is read like a file, or gives chunks like an upload of Django; None for all else."""
+    if _is_field_file(source):
+        return _lines_of_storage(source)
+    if hasattr(source, "chunks"):
+        return _split(source.chunks())
+    if hasattr(source, "read"):  # iterating would give lines of some, and chunks of others
+        return _split(iter(lambda: source.read(_CHUNK), source.read(0)))
+    return None
+
+
+def _is_field_file(source: Any) -> bool:
+    """A file of a Django model: known to a storage, which may be far away."""
+    return hasattr(source, "storage") and hasattr(source, "chunks")
+
+
+def _lines_of_storage(file: Any) -> Iterator[bytes]:
+    file.open("rb")
+    try:
+        yield from _split(file.chunks())
+    finally:
+        file.close()
+
+
+def _split(chunks: Iterable[bytes | str]) -> Iterator[bytes]:
+    """Lines without their end; what is read of an unfinished one is kept in pieces, for it may be long."""
+    rest: list[bytes] = []
+    for chunk in chunks:
+        data = chunk.encode() if isinstance(chunk, str) else bytes(chunk)
+        *lines, tail = data.split(b"\n")
+        for line in lines:
+            yield b"".join((*rest, line))
+            rest.clear()
+        rest.append(tail)
+    if last := b"".join(rest):
+        yield last

@@ -1,0 +1,214 @@
+"""What shard turns and job turns share: the messages and their answers, and what may be done with a record.
+
+They know no Celery: they are given ``publish``, and answer each message with Go (on with the chain), Again (by
+countdown) or Stop (drop the rest of the chain).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from batchpipe.counters import Counters
+from batchpipe.errors import StoreUnavailable, TryLater, without_secrets
+from batchpipe.jobs import JOB, Stage, State
+from batchpipe.logs import log_event
+from batchpipe.openai_api import Api
+from batchpipe.settings import Settings
+from batchpipe.store import Lease, Refused, Store, When
+from batchpipe.store.store import new_task_ids
+
+logger = logging.getLogger(__name__)
+
+#: Unforeseen failures of one stage before its shard is given up (never once it has a batch or an open intent).
+MAX_TRIES = 5
+#: Vanished workers during one stage before the same. Machines may die for hours; that is no fault of the shard.
+MAX_LOST = 50
+#: No countdown is longer: it must stay far below the broker's visibility time-out.
+LONGEST_PAUSE = 600.0
+#: Code of a transfer that was broken off because its job is being cancelled: it comes back at once.
+CANCELLING = "cancelling"
+#: Code of the pause of an account without money.
+NO_QUOTA = "insufficient_quota"
+#: What a pause after trouble begins with; doubled each time.
+FIRST_PAUSE = 1.0
+#: Where the doubling ends for trouble that passes: a provider that is down for a minute must not cost ten.
+LONGEST_BACKOFF = 60.0
+
+
+@dataclass(frozen=True)
+class Message:
+    """One chain to publish: from the stage on, for this epoch, with these Celery task ids."""
+
+    job: str
+    index: int
+    epoch: int
+    stage: str
+    task_ids: list[str]
+    queue: str
+    countdown: float = 0.0  #: seconds until the first link runs
+
+
+@dataclass(frozen=True)
+class Go:
+    """On with the next link of the chain."""
+
+    why: str = field(default="", compare=False)  #: for people who watch the tasks
+
+
+@dataclass(frozen=True)
+class Again:
+    """The same task once more, after so many seconds."""
+
+    after: float
+    why: str = field(default="", compare=False)  #: for people who watch the tasks
+    reason: str = field(default="failure", compare=False)  #: for the counters
+
+
+@dataclass(frozen=True)
+class Stop:
+    """End here and drop the rest of the chain."""
+
+    why: str = field(default="", compare=False)  #: for people who watch the tasks
+
+
+#: What a message that was not granted its turn says.
+_REFUSED = {
+    "lease": "another worker is at it",
+    "early": "too early: another message will do it",
+    "stage": "nothing to do: it is at another step",
+    "epoch": "void: a newer message does it",
+    "gone": "the job is gone",
+}
+
+
+def refused(claim: Refused) -> Again | Stop:
+    """The answer to a message whose claim was not granted."""
+    why = _REFUSED.get(claim.why, claim.why)
+    return Again(claim.after + 0.1, why, "lease") if claim.why == "lease" else Stop(why)
+
+
+Next = Go | Again | Stop
+Publish = Callable[[Message], None]
+
+#: The links of a shard's chain, each with the stage it expects and its own total deadline in seconds.
+LINKS: dict[str, Stage] = {
+    "upload": Stage.PLANNED,
+    "create": Stage.UPLOADED,
+    "poll": Stage.CREATED,
+    "download": Stage.ENDED,
+}
+
+
+def links_from(message: Message) -> Sequence[str]:
+    """The names of the tasks that lead from a stage to the end of its chain."""
+    if message.index == JOB:
+        return ["prepare"] if message.stage in (State.PENDING, State.PREPARING) else ["merge"]
+    names = list(LINKS)
+    return names[[stage.value for stage in LINKS.values()].index(Stage(message.stage).value) :]
+
+
+class Turns:
+    """What shard turns and job turns share: the records, the provider, and how a message is published."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        store: Store,
+        apis: Callable[[str], Api],
+        publish: Publish,
+        *,
+        counters: Counters | None = None,
+    ) -> None:
+        self.settings = settings
+        self.store = store
+        self.apis = apis
+        self.counters = counters if counters is not None else Counters()
+        self._publish = publish
+
+    def publish(self, message: Message) -> None:
+        """Send a message. If the broker does not take it, the record's due time brings it back."""
+        try:
+            self._publish(message)
+        except TryLater as error:
+            self.counters.wait("broker", 0.0)
+            logger.warning("not published, the sweep will: %s", error, extra=_ids(message.job, message.index))
+
+    def wake(self, job_id: str, index: int, *, when: When = "always", after: float = 0.0) -> list[str] | None:
+        """Publish a record's work anew under a new epoch, to run after ``after`` seconds. Answers the void task ids,
+        or None if it is not to be.
+        """
+        ids = new_task_ids(1 if index == JOB else len(LINKS))
+        raised = self.store.raise_epoch(job_id, index, ids, when=when, after=after)
+        if raised is None:
+            return None
+        self.publish(Message(job_id, index, raised.epoch, raised.stage, ids, raised.queue, after))
+        return raised.old_ids
+
+    def publish_merge(self, lease: Lease, epoch: int, ids: list[str]) -> None:
+        self.publish(Message(lease.job.id, JOB, epoch, State.FINALIZING, ids, lease.job.queue))
+
+    def log(self, job_id: str, events: Iterable[tuple[str, dict[str, Any]]], **ids: Any) -> None:
+        """Write events to the job's log and ours. The log is no truth: losing an event must not cost a turn."""
+        for event, fields in events:
+            log_event(logger, event, fields, job=job_id, **ids)
+            try:
+                self.store.log(job_id, event, **ids, **fields)
+            except StoreUnavailable as error:
+                logger.warning("event not recorded: %s", error, extra={"event": event, "job": job_id, **ids})
+
+    # -- counting --------------------------------------------------------------------------------------------------
+
+    def counted(self, link: str, turn: Callable[[], Next]) -> Next:
+        """Take a turn and count how it ended. Raises what the turn raises."""
+        try:
+            following = turn()
+        except StoreUnavailable:
+            self.counters.turn(link, "error")  # handed over with a later turn
+            raise
+        if isinstance(following, Again):
+            self.counters.wait(following.reason, following.after)
+        self.counters.turn(link, type(following).__name__.lower())
+        self.flush()
+        return following
+
+    def flush(self) -> None:
+        """Hand over what was counted. Counts are no truth: a Redis that is away must not cost a turn."""
+        taken = self.counters.take()
+        try:
+            self.store.add_counts(taken)
+        except StoreUnavailable:
+            self.counters.put_back(taken)
+
+    def count_stage(self, stage: str, entered: float | None) -> None:
+        """A stage was left: count the seconds since it was entered."""
+        if entered is None:
+            return
+        try:
+            self.counters.add("stage_seconds", max(self.store.now() - entered, 0.0), stage=stage)
+        except StoreUnavailable:
+            logger.debug("seconds in stage %s not counted", stage)
+
+
+def check_cancel(lease: Lease) -> None:
+    """Of a transfer that may be broken off: a cancelled job needs it no more."""
+    lease.check()
+    if lease.news.cancel and not lease.job.cancel:
+        raise TryLater("the job is being cancelled", code=CANCELLING)
+
+
+def words(error: BaseException) -> str:
+    """What a person reads of an error that may come from any library."""
+    return without_secrets(str(error)) or type(error).__name__
+
+
+def numbers(counts: dict[str, Any]) -> str:
+    """Rows by outcome, in words."""
+    found = [f"{counts[name]} {name}" for name in ("ok", "failed", "missing") if counts.get(name)]
+    return ", ".join(found) or "no rows"
+
+
+def _ids(job_id: str, index: int) -> dict[str, Any]:
+    return {"event": "not_published", "job": job_id, "shard": index}

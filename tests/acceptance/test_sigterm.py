@@ -1,0 +1,143 @@
+"""A worker that is told to stop hands back its work in time, whatever it is doing; nothing is lost or paid twice."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import pytest
+import redis
+
+from batchpipe.sandbox import Sandbox
+from tests.acceptance.place import Place, Process, batches_of, read_rows, until
+
+NewPlace = Callable[..., Place]
+NewSandbox = Callable[..., Sandbox]
+ROWS = [f"r{number}" for number in range(6)]
+#: Far longer than a test takes: who waits for this call does not end in time.
+HELD_SECONDS = 100.0
+REMAPPED = {"REMAP_SIGTERM": "SIGQUIT", "BATCHPIPE_STOP_SECONDS": "2"}
+
+
+def queued(place: Place) -> tuple[int, int]:
+    """Messages that wait in the queue, and messages that nobody has answered for."""
+    assert place.redis_url is not None
+    with redis.Redis.from_url(place.redis_url) as server:
+        return int(server.llen("batchpipe")), int(server.hlen("unacked"))
+
+
+def told_to_stop(place: Place, worker: Process, number: signal.Signals = signal.SIGTERM) -> dict[str, Any]:
+    worker.popen.send_signal(number)
+    code = worker.finish(40).code
+    waiting, unanswered = queued(place)
+    return {"code": code, "queued": waiting, "unacked": unanswered, "children": []}
+
+
+def go_on(place: Place, job: str, told: dict[str, Any]) -> dict[str, Any]:
+    place.worker()
+    done = place.run("wait", job, "--timeout", "40")
+    return {**told, "place": place, "job": job, "done": done}
+
+
+def during_a_call(new_place: NewPlace, new_sandbox: NewSandbox, pool: str, route: str) -> dict[str, Any]:
+    """The provider does not answer a call; meanwhile the worker is told to stop."""
+    sandbox = new_sandbox()
+    place = new_place(pool, provider=sandbox, **REMAPPED)
+    held = sandbox.faults.add("delay", route=route, seconds=HELD_SECONDS, times=1)
+    worker = place.worker("--pool", pool, "--concurrency", "2")
+    job = place.submit(place.input(6), "--max-rows", "3")
+    until(lambda: held.hits, what=f"{route} is held")
+    told = told_to_stop(place, worker)
+    sandbox.faults.clear()
+    return go_on(place, job, told)
+
+
+def while_polls_wait(new_place: NewPlace, new_sandbox: NewSandbox, pool: str, **env: str) -> dict[str, Any]:
+    sandbox = new_sandbox()
+    long = {"BATCHPIPE_POLL_MIN_SECONDS": "60", "BATCHPIPE_LEASE_SECONDS": "60", "BATCHPIPE_SWEEP_SECONDS": "60"}
+    place = new_place(f"polls-{pool}", provider=sandbox, **{**long, **env})
+    sandbox.faults.add("stuck")
+    worker = place.worker("--pool", pool, "--concurrency", "2")
+    job = place.submit(place.input(6), "--max-rows", "3")
+    until(lambda: len(batches_of(sandbox, job)) == 2, what="both batches are created")
+    until(lambda: queued(place) == (0, 2), what="two polls wait in the worker")
+    told = told_to_stop(place, worker)
+    sandbox.faults.clear()
+    place.environment["BATCHPIPE_POLL_MIN_SECONDS"] = "0.3"
+    return {**told, "place": place, "job": job}
+
+
+def patiently(new_place: NewPlace, new_sandbox: NewSandbox) -> dict[str, Any]:
+    """Without REMAP_SIGTERM a worker finishes what it does: as long as that takes."""
+    sandbox = new_sandbox()
+    place = new_place("patient", provider=sandbox)
+    held = sandbox.faults.add("delay", route="POST /v1/files", seconds=4, times=1)
+    worker = place.worker("--concurrency", "2")
+    job = place.submit(place.input(3))
+    until(lambda: held.hits, what="the upload is held")
+    told = told_to_stop(place, worker)
+    return {**go_on(place, job, told), "uploads": held.hits}
+
+
+def together(new_place: NewPlace, new_sandbox: NewSandbox) -> dict[str, Any]:
+    """Ctrl-C in a terminal, or a supervisor that signals the whole group: the children of the pool get it, too."""
+    sandbox = new_sandbox()
+    place = new_place("group", provider=sandbox, **REMAPPED)
+    held = sandbox.faults.add("delay", route="POST /v1/files", seconds=HELD_SECONDS, times=1)
+    worker = place.worker("--pool", "prefork", "--concurrency", "2")
+    job = place.submit(place.input(6), "--max-rows", "3")
+    until(lambda: held.hits, what="the upload is held")
+    children = worker.children()
+    os.killpg(worker.pid, signal.SIGTERM)
+    code = worker.finish(40).code
+    waiting, unanswered = queued(place)
+    sandbox.faults.clear()
+    left = [child.pid for child in children if child.is_running()]
+    return go_on(place, job, {"code": code, "queued": waiting, "unacked": unanswered, "children": left})
+
+
+@pytest.fixture(scope="module")
+def stories(at_once: ThreadPoolExecutor, new_place: NewPlace, new_sandbox: NewSandbox) -> dict[str, Future[Any]]:
+    tell, both = at_once.submit, (new_place, new_sandbox)
+    return {
+        "upload, threads": tell(during_a_call, *both, "threads", "POST /v1/files"),
+        "upload, prefork": tell(during_a_call, *both, "prefork", "POST /v1/files"),
+        "create, threads": tell(during_a_call, *both, "threads", "POST /v1/batches"),
+        "group": tell(together, *both),
+        "patient": tell(patiently, *both),
+        "polls, threads": tell(while_polls_wait, *both, "threads", REMAP_SIGTERM="SIGQUIT"),
+        "polls, prefork": tell(while_polls_wait, *both, "prefork", REMAP_SIGTERM="SIGQUIT"),
+        "polls, no remap": tell(while_polls_wait, *both, "threads"),
+    }
+
+
+@pytest.mark.parametrize("story", ["upload, threads", "upload, prefork", "create, threads", "group", "patient"])
+def test_a_worker_that_is_told_to_stop_during_a_call_loses_and_repeats_nothing(
+    stories: dict[str, Future[Any]], story: str
+) -> None:
+    """With REMAP_SIGTERM it does not wait for the call; 0 is its exit code; the message is in the queue again."""
+    told = stories[story].result()
+    assert told["code"] == 0
+    assert (told["unacked"], told["children"]) == (0, [])
+    assert told["queued"] >= 1
+    assert told["done"].code == 0, told["done"].err
+    place, job = told["place"], told["job"]
+    rows = [row["custom_id"] for row in read_rows(place.folder / "out/output.jsonl")]
+    assert rows == ROWS[: len(rows)]
+    assert place.billed(job) == dict.fromkeys(rows, 1)
+    assert len(place.batches(job)) == len(rows) // 3
+
+
+def test_without_the_remap_a_worker_finishes_its_upload_first(stories: dict[str, Future[Any]]) -> None:
+    told = stories["patient"].result()
+    assert told["uploads"] == 1
+
+
+@pytest.mark.parametrize("story", ["polls, threads", "polls, prefork", "polls, no remap"])
+def test_polls_that_wait_go_back_to_the_queue(stories: dict[str, Future[Any]], story: str) -> None:
+    """An idle worker ends at once: it does not wait for tasks that it does not have."""
+    told = stories[story].result()
+    assert (told["code"], told["queued"], told["unacked"]) == (0, 2, 0)
