@@ -3,7 +3,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 CODE := $(wildcard batchpipe tests examples bench)
 
-.PHONY: help dev demo test chaos check format bench clean
+.PHONY: help dev demo test chaos check format docs bench clean
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -30,6 +30,9 @@ format: $(INSTALLED)  ## format the code and repair what lint can
 	$(BIN)/ruff check --fix-only .
 	$(BIN)/ruff format .
 
+docs: $(INSTALLED)  ## build the documentation into site/
+	$(BIN)/mkdocs build --strict --quiet
+
 bench: $(INSTALLED)  ## run the benchmarks
 	@set -e; for script in bench/[a-z]*.py; do \
 		test -f "$$script" || { echo "There are no benchmarks yet."; break; }; \
@@ -37,7 +40,7 @@ bench: $(INSTALLED)  ## run the benchmarks
 	done
 
 clean:  ## remove .venv, caches, builds and the demo's output
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage build dist demo-output
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage build dist demo-output site
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(INSTALLED): pyproject.toml constraints.txt

@@ -132,9 +132,7 @@ def submit_and_see(house: House, server: Process, port: int, worker: Process, me
     """A job from the page ends in the worker, and the receiver there has its results."""
     path = "/describe/" if method == "GET" else "/describe"
     job = ask(f"http://127.0.0.1:{port}{path}", server, method)["job"]
-    until(
-        lambda: "paris" in worker.out + worker.err or not worker.running, what="the receiver prints the answer"
-    )
+    until(lambda: "paris" in worker.out + worker.err or not worker.running, what="the receiver prints the answer")
     assert set(house.place.billed(job).values()) == {1}
 
 

@@ -312,7 +312,8 @@ class ModelJobTurns(JobTurns):
     def _merge(self, lease: Lease) -> str:
         job = lease.job
         if State(job.stage).ended:
-            return self._tell_all(lease, State(job.stage))
+            self._tell_all(lease, State(job.stage))
+            return ""
         self.world.files()
         if not job.cancel and job.round < job.attempts:
             return self._plan(lease, self._prepared(job))
