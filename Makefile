@@ -31,7 +31,7 @@ format: $(INSTALLED)  ## format the code and repair what lint can
 	$(BIN)/ruff format .
 
 docs: $(INSTALLED)  ## build the documentation into site/
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 bench: $(INSTALLED)  ## run the benchmarks
 	@set -e; for script in bench/[a-z]*.py; do \

@@ -136,6 +136,14 @@ class Place:
     def start_python(
         self, *arguments: str | Path, stdin: bytes | None = None, env: Mapping[str, str | None] | None = None
     ) -> Process:
+        return self.start_program(sys.executable, *arguments, stdin=stdin, env=env)
+
+    def start_program(
+        self,
+        *command: str | Path,
+        stdin: bytes | None = None,
+        env: Mapping[str, str | None] | None = None,
+    ) -> Process:
         number = next(self._numbers)  # several threads may start processes here
         out, err = self.folder / f"command{number}.out", self.folder / f"command{number}.err"
         environment = {k: v for k, v in {**self.environment, **(env or {})}.items() if v is not None}
@@ -143,7 +151,7 @@ class Place:
         source.write_bytes(stdin or b"")
         with out.open("wb") as out_file, err.open("wb") as err_file, source.open("rb") as in_file:
             popen = subprocess.Popen(
-                [sys.executable, *map(str, arguments)],
+                [*map(str, command)],
                 stdin=in_file,
                 stdout=out_file,
                 stderr=err_file,

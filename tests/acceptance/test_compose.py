@@ -202,6 +202,12 @@ def test_without_a_password_for_redis_nothing_starts() -> None:
         interpolated(compose_file(), {})
 
 
+def test_each_variable_of_the_file_is_explained() -> None:
+    page = (ROOT / "docs" / "deploy.md").read_text()
+    names = set(re.findall(r"(?<!\$)\$\{(\w+)", COMPOSE.read_text()))
+    assert names == {name for name in names if f"| `{name}` |" in page}
+
+
 @pytest.mark.parametrize("service", SERVICES)
 def test_each_service_is_locked_down_and_comes_back(service: str) -> None:
     about = services()[service]
