@@ -159,7 +159,7 @@ def test_results_of_a_running_job_are_an_error_of_one_line(ask: Ask) -> None:
 def test_logs_tell_the_story_of_a_job_oldest_first(ask: Ask) -> None:
     events = json.loads(ask("logs SOME --json").out)
     names = [event["event"] for event in events]
-    assert sorted({"planned", "created", "status", "ended"} - set(names)) == []
+    assert sorted({"planned", "created", "ended"} - set(names)) == []  # a sweep may have seen the status first
     assert names.index("planned") < names.index("created") < names.index("ended")
     assert [event["at"] for event in events] == sorted(event["at"] for event in events)
     text = ask("logs SOME")

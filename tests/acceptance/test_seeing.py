@@ -103,7 +103,7 @@ def test_counts_of_all_workers_are_scraped(seen: Seen) -> None:
     assert found["batchpipe_provider_calls_total", "POST /batches 200"] == 3
     assert found["batchpipe_provider_calls_total", "POST /files 200"] == 3
     assert found["batchpipe_stage_seconds_count", "created"] == 3
-    assert found["batchpipe_sweeps_total", ""] >= 2
+    assert found["batchpipe_sweeps_total", ""] >= 1
     assert found["batchpipe_sweep_age_seconds", ""] < 60
     assert not [labels for _, labels in found if "job_" in labels or "batch_" in labels]
 
