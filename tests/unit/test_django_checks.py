@@ -89,7 +89,9 @@ def test_a_site_without_redis_is_told_the_line_to_write(value: Any, name: str, m
 
 
 def test_a_rule_that_cannot_be_imported_is_an_error() -> None:
-    assert "no_such_site.nobody" in str(found(BATCHPIPE=GOOD, BATCHPIPE_VIEW_PERMISSION="no_such_site.nobody.knows")["E003"].msg)
+    assert "no_such_site.nobody" in str(
+        found(BATCHPIPE=GOOD, BATCHPIPE_VIEW_PERMISSION="no_such_site.nobody.knows")["E003"].msg
+    )
 
 
 def test_an_app_that_was_not_set_up_is_a_warning() -> None:
