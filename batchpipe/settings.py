@@ -124,9 +124,7 @@ class Settings(BaseSettings):
         "or the results, too",
     )
     keep_workspace: bool = Field(False, description="keep a job's shard files and downloads after it ended well")
-    stop_seconds: float = Field(
-        30, ge=0, description="how long a worker that is told to stop by SIGQUIT lets its tasks go on"
-    )
+    stop_seconds: float = Field(30, ge=0, description="how long a worker that is told to stop lets its tasks go on")
     flower_user: str = Field("batchpipe", description="user of `batchpipe flower`")
     flower_password: SecretStr | None = Field(
         None, description="password of `batchpipe flower`; unset: one is made and kept in the home folder"

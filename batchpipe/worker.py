@@ -10,6 +10,8 @@ import os
 import signal
 import sys
 import threading
+import time
+from concurrent.futures import Future, wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -64,7 +66,7 @@ def run_worker(
     _show_life(alive_file, signals.heartbeat_sent)
     if pool == "threads":
         app.conf.worker_pool = ThreadPool
-        signals.worker_ready.connect(_leave_threads_alone)
+        signals.worker_ready.connect(_stop_gently)
     if with_parent:
         threading.Thread(target=_watch_parent, name="batchpipe-parent", daemon=True).start()
     app.worker_main(
@@ -87,27 +89,50 @@ def run_worker(
 
 
 class ThreadPool(TaskPool):  # type: ignore[misc]
-    """Celery's threads, which a cold shutdown (SIGQUIT) leaves behind: Celery's own waits for them, however long.
+    """Celery's threads, which may be left behind: Celery's own pool waits for them, however long, once it is stopped.
 
-    Their messages are handed back; the process then ends without them, as by a kill, and their leases run out.
+    What they had in hand is handed back; the process then ends without them, as by a kill, and their leases run out.
     """
 
     left_behind = False
+    hurry = False  #: told to stop for the second time
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._running: set[Future[Any]] = set()
+
+    def on_apply(self, *args: Any, **kwargs: Any) -> Any:
+        result = super().on_apply(*args, **kwargs)
+        self._running.add(result.f)
+        result.f.add_done_callback(self._running.discard)
+        return result
 
     def on_stop(self) -> None:
-        if state.should_terminate is None:
-            super().on_stop()
-        else:
-            self.on_terminate()
-
-    def on_terminate(self) -> None:
-        ThreadPool.left_behind = True
         self.executor.shutdown(wait=False, cancel_futures=True)
+        seconds = current_settings().stop_seconds
+        if self._running:
+            logger.info("told to stop: %d tasks get %g s to end", len(self._running), seconds)
+        deadline = time.monotonic() + seconds
+        while self._running and time.monotonic() < deadline and not ThreadPool.hurry:
+            wait(tuple(self._running), timeout=0.2)
+        ThreadPool.left_behind = bool(self._running)
 
 
-def _leave_threads_alone(sender: Any, **_: Any) -> None:
-    """Celery wants to end running tasks, which threads cannot; it would break off its shutdown, and wait for them."""
-    sender.cancel_active_requests = lambda: None
+def _stop_gently(sender: Any, **_: Any) -> None:
+    """Note the wish to stop, and let Celery's loop see to it.
+
+    Celery's handlers of SIGQUIT, and of SIGTERM with REMAP_SIGTERM, do the whole work of a shutdown wherever the main
+    thread was: about to hand a task to a thread, for instance, with a lock that the shutdown then waits for.
+    """
+
+    def told(number: int, frame: Any) -> None:
+        ThreadPool.hurry = state.should_stop is not None
+        state.should_stop = 0
+        name = signal.Signals(number).name
+        signals.worker_shutting_down.send(sender=sender.hostname, sig=name, how="Warm", exitcode=0)
+
+    for number in (signal.SIGTERM, signal.SIGQUIT, signal.SIGINT):
+        signal.signal(number, told)
 
 
 def run_beat(settings: Settings, *, loglevel: str = "INFO", alive_file: Path | None = None) -> None:

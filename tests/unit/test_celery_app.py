@@ -15,7 +15,10 @@ def test_a_connection_that_redis_has_lost_is_closed_without_an_error(monkeypatch
     """kombu would hand messages back through a client that is gone, and that ends a worker with tasks in hand."""
     qos: Any = transport.QoS
     handed_back: list[object] = []
+    answered: list[object] = []
     monkeypatch.setattr(qos, "restore_unacked_once", lambda self, stderr=None: handed_back.append(self))
+    monkeypatch.setattr(qos, "ack", lambda self, tag: answered.append(tag))
+    monkeypatch.setattr(qos, "reject", lambda self, tag, requeue=False: answered.append((tag, requeue)))
     outlive_redis()
     outlive_redis()  # a second time changes nothing
     cancelled: list[bool] = []
@@ -26,3 +29,10 @@ def test_a_connection_that_redis_has_lost_is_closed_without_an_error(monkeypatch
     alive = SimpleNamespace(channel=SimpleNamespace(connection=SimpleNamespace(client=object())), _on_collect=watch)
     qos.restore_unacked_once(alive)
     assert (handed_back, cancelled) == ([alive], [True])
+
+    for answer in (qos.ack, qos.reject):
+        answer(lost, "late")
+    assert answered == []
+    qos.ack(alive, "one")
+    qos.reject(alive, "two", True)
+    assert answered == ["one", ("two", True)]
