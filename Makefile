@@ -3,7 +3,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 CODE := $(wildcard batchpipe tests examples bench)
 
-.PHONY: help dev demo test chaos check format docs bench clean
+.PHONY: help dev demo test slow chaos check format docs bench clean
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -16,7 +16,10 @@ demo: $(INSTALLED)  ## run 3,600 requests through the sandbox; no key, no cost
 	$(BIN)/python examples/airports.py
 
 test: $(INSTALLED)  ## run the tests
-	$(BIN)/pytest -n 2 --dist loadfile
+	$(BIN)/pytest -n 2 --dist loadfile -m "not slow"
+
+slow: $(INSTALLED)  ## run the tests that are too slow for every day, and more made-up cases
+	TEST_SCALE=1 $(BIN)/pytest -n 2 --dist loadfile -m "slow or scaled"
 
 chaos: $(INSTALLED)  ## kill, freeze and lie for about 10 minutes; all rows must be there, none paid twice
 	$(BIN)/python -m tests.chaos $(CHAOS)

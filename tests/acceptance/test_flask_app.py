@@ -99,7 +99,7 @@ def test_a_table_is_sent_and_its_job_watched_in_a_browser(example: Example) -> N
         shown: set[str] = set()
 
         def ended() -> bool:
-            shown.add(browser.execute_script("return document.getElementById('rows').textContent"))
+            shown.add(browser.execute_script("return document.getElementById('rows')?.textContent ?? ''"))
             return bool(browser.execute_script("return document.querySelector('.downloads') !== null"))
 
         until(ended, what="the page shows the downloads")

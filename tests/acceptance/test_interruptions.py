@@ -14,6 +14,8 @@ import pytest
 from batchpipe.sandbox import Sandbox
 from tests.acceptance.place import API_KEY, Finished, Place, batches_of, read_rows, until
 
+pytestmark = pytest.mark.slow
+
 NewPlace = Callable[..., Place]
 NewSandbox = Callable[..., Sandbox]
 ROWS = [f"r{number}" for number in range(4)]

@@ -15,6 +15,8 @@ import redis
 from batchpipe.sandbox import Sandbox
 from tests.acceptance.place import Finished, Place, batches_of, read_rows, until
 
+pytestmark = pytest.mark.slow
+
 NewPlace = Callable[..., Place]
 NewSandbox = Callable[..., Sandbox]
 HELD_SECONDS = 60.0

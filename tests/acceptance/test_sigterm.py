@@ -14,6 +14,8 @@ import redis
 from batchpipe.sandbox import Sandbox
 from tests.acceptance.place import Place, Process, batches_of, read_rows, until
 
+pytestmark = pytest.mark.slow
+
 NewPlace = Callable[..., Place]
 NewSandbox = Callable[..., Sandbox]
 ROWS = [f"r{number}" for number in range(6)]

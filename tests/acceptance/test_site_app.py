@@ -223,6 +223,7 @@ def answers(port: int) -> bool:
         return False
 
 
+@pytest.mark.slow
 def test_messages_may_go_through_rabbitmq_while_redis_holds_the_records(
     new_place: Callable[..., Place], rabbitmq: str
 ) -> None:
@@ -240,6 +241,7 @@ def test_messages_may_go_through_rabbitmq_while_redis_holds_the_records(
     assert json.loads((place.folder / "out" / "job.json").read_text())["rows"]["ok"] == 12
 
 
+@pytest.mark.slow
 def test_a_cancel_reaches_a_job_over_rabbitmq(
     new_place: Callable[..., Place], new_sandbox: Callable[..., Sandbox], rabbitmq: str
 ) -> None:
@@ -255,6 +257,7 @@ def test_a_cancel_reaches_a_job_over_rabbitmq(
     assert [batch.status for batch in place.batches(job)] == ["cancelled"]
 
 
+@pytest.mark.slow
 def test_the_standalone_worker_takes_rabbitmq_as_its_broker(new_place: Callable[..., Place], rabbitmq: str) -> None:
     """BROKER_URL is all that differs."""
     place = new_place("rabbit-alone", BATCHPIPE_BROKER_URL=rabbitmq, BATCHPIPE_QUEUE="alone")

@@ -12,9 +12,9 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 
 from tests.fuzz.wire import Answer
+from tests.size import scaled
 
-#: More cases, and other ones: FUZZ_SCALE=20 FUZZ_RANDOM=1 pytest tests/fuzz (--hypothesis-seed=N repeats a run).
-SCALE = float(os.environ.get("FUZZ_SCALE", "1"))
+#: Other cases, and more of them: FUZZ_RANDOM=1 TEST_SCALE=20 pytest tests/fuzz (--hypothesis-seed=N repeats a run).
 RANDOM = bool(os.environ.get("FUZZ_RANDOM"))
 
 
@@ -22,7 +22,7 @@ def fuzzed(examples: int, *, shrink: bool = True) -> settings:
     """So many cases, the same ones in every run unless asked otherwise."""
     return settings(
         phases=[Phase.generate, Phase.shrink] if shrink else [Phase.generate],
-        max_examples=max(int(examples * SCALE), 1),
+        max_examples=scaled(examples),
         deadline=None,
         derandomize=not RANDOM,
         database=None,

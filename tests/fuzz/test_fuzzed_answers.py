@@ -1,6 +1,6 @@
 """The real Api and SDK against a server that answers anything at all: what comes is sound, or one of our errors.
 
-Over 11,000 bad answers in a usual run; FUZZ_SCALE and FUZZ_RANDOM (see ``shapes``) ask for more and for others.
+Over 11,000 bad answers at TEST_SCALE=1; FUZZ_RANDOM (see ``shapes``) asks for others.
 """
 
 from __future__ import annotations
@@ -23,10 +23,11 @@ from batchpipe.jobs import Problem, ShardRecord
 from batchpipe.openai_api import Api, Snapshot
 from batchpipe.settings import Account
 from batchpipe.store.records import decode, encode_changes, encode_record
-from tests.fuzz.shapes import BATCH, DELETED, FILE, LIST, SCALE, answers, broken, encoded, fuzzed
+from tests.fuzz.shapes import BATCH, DELETED, FILE, LIST, answers, broken, encoded, fuzzed
 from tests.fuzz.wire import Answer, Request, Wire
+from tests.size import SCALE
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.scaled, pytest.mark.timeout(600)]
 
 KEY = "sk-fuzz-0123456789abcdef"
 #: The SDK follows so many redirects at most; no call asks more often than that.

@@ -28,10 +28,11 @@ from batchpipe.settings import Account
 from batchpipe.storage import Folder
 from batchpipe.testing import FakeOpenAI, Pump
 from tests.fuzz.house import Files, House
-from tests.fuzz.shapes import BATCH, LIST, SCALE, answers, fuzzed
+from tests.fuzz.shapes import BATCH, LIST, answers, fuzzed
 from tests.fuzz.wire import Answer, Request, Wire
+from tests.size import SCALE
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.scaled, pytest.mark.timeout(600)]
 
 #: Files are synced to disk, which would be most of the time of a job.
 MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None

@@ -13,6 +13,8 @@ import redis
 from tests.model.depot import DOWNLOAD_SECONDS, Depot, Drained
 from tests.model.mutations import Mutation
 
+pytestmark = pytest.mark.slow
+
 WORKERS = 8
 
 

@@ -5,7 +5,6 @@ A failing schedule is shrunk to few faults, and told step by step in the failure
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
@@ -14,10 +13,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.model.schedule import Cast, run_schedule
+from tests.size import scaled
 
-COUNT = int(os.environ.get("MODEL_EXAMPLES", "1000"))
+COUNT = scaled(1000)
 
 
+@pytest.mark.scaled
 @pytest.mark.timeout(120 + COUNT)
 @settings(
     max_examples=COUNT,

@@ -15,8 +15,9 @@ import redis
 
 from tests.model.schedule import Cast, run_schedule
 from tests.model.watch import Broken
+from tests.size import scaled
 
-COUNT = int(os.environ.get("MODEL_SCHEDULES", "1000"))
+COUNT = int(os.environ.get("MODEL_SCHEDULES", 0)) or scaled(1000)
 SEED = int(os.environ.get("MODEL_SEED", "0"))
 
 #: What a thousand schedules meet at least once, or they would prove nothing.
@@ -48,6 +49,7 @@ MET = (
 )
 
 
+@pytest.mark.scaled
 @pytest.mark.timeout(120 + COUNT)
 def test_random_schedules_meet_every_kind_of_fault_and_break_no_promise(
     model_redis: redis.Redis, folder: Path, cast: Cast

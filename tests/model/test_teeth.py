@@ -12,6 +12,8 @@ from tests.model.mutations import MUTATIONS
 from tests.model.schedule import Cast, run_schedule
 from tests.model.watch import Broken
 
+pytestmark = pytest.mark.slow
+
 #: Seeds tried; most are found within a few dozen.
 SEEDS = 600
 
