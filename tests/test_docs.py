@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
 import inspect
 import json
 import os
@@ -20,10 +21,15 @@ import pytest
 import batchpipe
 from batchpipe.sandbox import Sandbox
 from batchpipe.settings import Account, Settings
+from tests.test_layers import LAYERS
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "bench" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCS = ROOT / "docs"
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "bench" / "README.md", *sorted(DOCS.glob("*.md"))]
+PAGES += sorted((ROOT / "examples").rglob("README.md"))
+#: Where pages that are read elsewhere find our files.
+REPOSITORY = "https://github.com/batchpipe/batchpipe/"
 
 DOCUMENTS: dict[Path, str] = runpy.run_path(str(ROOT / "tests" / "regen_docs.py"))["documents"]()
 
@@ -92,15 +98,74 @@ def test_env_example_uncommented_changes_nothing(tmp_path: Path, monkeypatch: py
 
 
 def test_links_lead_somewhere() -> None:
-    """Every relative link of a page names a file that is there."""
-    broken = [
-        f"{page.name}: {target}"
-        for page in PAGES
-        for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text(encoding="utf-8"))
-        if "://" not in target and not (page.parent / target).exists()
-    ]
+    """Every link to a file of ours names one that is there, and a heading that it has."""
+    broken = []
+    for page in PAGES:
+        for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
+            target, _, heading = re.sub(rf"^{REPOSITORY}(blob|tree)/main/", f"{ROOT}/", link).partition("#")
+            path = page.parent / target if target else page
+            if "://" not in target and not (path.exists() and (not heading or heading in headings(path))):
+                broken.append(f"{page.relative_to(ROOT)}: {link}")
 
     assert broken == []
+
+
+def headings(path: Path) -> set[str]:
+    """The anchors of a page, as GitHub and the site builder make them."""
+    titles = re.findall(r"^#+ (.+)$", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title).strip().lower().replace(" ", "-") for title in titles}
+
+
+def test_the_site_of_the_documentation_builds_without_a_warning(tmp_path: Path) -> None:
+    """A page that is in no menu, and a link that leads nowhere or out of docs/, would be one."""
+    if importlib.util.find_spec("mkdocs") is None:
+        (pytest.fail if os.environ.get("CI") else pytest.skip)("mkdocs is not installed: pip install 'batchpipe[docs]'")
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")],
+        cwd=ROOT,
+        env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert (done.returncode, "WARNING" in done.stderr) == (0, False), done.stderr
+    assert {page.stem for page in DOCS.glob("*.md")} <= {page.stem for page in (tmp_path / "site").glob("*.html")}
+
+
+def test_every_setting_that_a_page_names_is_one() -> None:
+    """With its prefix; what only the command of the sandbox or a framework reads has no field of its own."""
+    others = {"SANDBOX_UPSTREAM_KEY", "SECRETS_DIR", "VIEW_PERMISSION", "SCHEDULES", "ACCOUNTS"}
+    known = {name.upper() for name in Settings.model_fields} | {name.upper() for name in Account.model_fields} | others
+    wrong = {
+        f"{page.name}: {name}"
+        for page in PAGES
+        for name in re.findall(r"BATCHPIPE_(\w+)", page.read_text(encoding="utf-8"))
+        if re.sub(r"^ACCOUNTS__[a-zA-Z]+__", "", name).upper() not in known
+    }
+
+    assert wrong == set()
+
+
+def test_the_layers_of_the_architecture_are_those_that_are_held() -> None:
+    """Each module has its row, from the bottom up."""
+    table = (DOCS / "architecture.md").read_text(encoding="utf-8").partition("| layer |")[2].partition("\n\n")[0]
+    rows = [re.findall(r"`(\w+)`", row.split("|")[1]) for row in table.splitlines()[2:]]
+    level = {name: number for number, layer in enumerate(LAYERS) for name in layer if name != "__main__"}
+
+    assert sorted(name for row in rows for name in row) == sorted(level)
+    levels = [{level[name] for name in row} for row in rows]
+    assert all(len(row) == 1 for row in levels), "a row is one layer"
+    assert levels == sorted(levels, key=min)
+
+
+def test_the_page_of_operations_says_what_to_do_at_each_alert() -> None:
+    page = (DOCS / "operations.md").read_text(encoding="utf-8").partition("## What to do when")[2]
+    alerts = re.findall(
+        r"- alert: (\w+)", (ROOT / "examples" / "monitoring" / "alerts.yml").read_text(encoding="utf-8")
+    )
+
+    assert sorted(re.findall(r"`(Batchpipe\w+)`", page)) == sorted(alerts)
 
 
 # -- the public face -----------------------------------------------------------------------------------------------
@@ -155,6 +220,19 @@ def test_a_start_loads_no_heavy_library(code: str) -> None:
     say = f"import sys; print([name for name in {heavy} if name in sys.modules], file=sys.stderr)"
 
     assert python("-c", f"{code}\n{say}").stderr.strip() == "[]"
+
+
+def test_python_md_shows_the_signature_of_submit() -> None:
+    """Each argument with its default, in order."""
+    page = " ".join((DOCS / "python.md").read_text(encoding="utf-8").split())
+    shown = re.findall(r"`submit\((.*?)\) -> Job`", page)[0]
+    arguments = ast.parse(f"def submit({shown}): ...").body[0]
+    assert isinstance(arguments, ast.FunctionDef)
+    defaults = [ast.literal_eval(value) for value in arguments.args.kw_defaults if value is not None]
+    words = list(inspect.signature(batchpipe.submit).parameters.values())[1:]
+
+    assert [argument.arg for argument in arguments.args.kwonlyargs] == [word.name for word in words]
+    assert defaults == [word.default for word in words]
 
 
 # -- the README ----------------------------------------------------------------------------------------------------

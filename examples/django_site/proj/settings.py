@@ -7,6 +7,7 @@ from celery.schedules import crontab
 
 HERE = Path(__file__).resolve().parents[1]
 DATA = Path(os.environ.get("CATALOGUE_DATA", HERE / "data"))
+DATA.mkdir(parents=True, exist_ok=True)
 REDIS_URL = os.environ.get("REDIS_URL", "redis://localhost:6379/0")
 
 SECRET_KEY = os.environ.get("SECRET_KEY", "only-for-this-example")

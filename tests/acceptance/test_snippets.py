@@ -1,0 +1,274 @@
+"""Every code block of the README, docs/ and the examples is run; one that nobody runs fails the first test.
+
+The blocks of a page that stay up are started in windows of their own, and must come up. Placeholders are filled in: the
+id of a job, a free port, the address of the tests' Redis.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import tomllib
+from collections import Counter
+from collections.abc import Iterator
+from datetime import datetime
+from types import SimpleNamespace
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import pytest
+from cronsim import CronSim
+
+from batchpipe.sandbox import Sandbox
+from batchpipe.settings import load_settings
+from batchpipe.site_settings import SiteSettings
+from tests.acceptance.place import RedisServer, free_port, request_lines
+from tests.acceptance.snippets import ROOT, House, Snippet, Story, Telling, Terminal, asked_for, blocks, claims
+
+#: Blocks that other tests run, with the name of the test.
+ELSEWHERE: dict[str, list[Snippet]] = {
+    "tests/test_docs.py::test_the_shell_of_the_readme_runs": [
+        Snippet("README.md", "batchpipe run requests.jsonl -o results --sandbox")
+    ],
+    "tests/test_docs.py::test_the_python_of_the_readme_runs": [Snippet("README.md", "cities-2026-11")],
+    "tests/acceptance/test_from_wheel.py::test_a_new_django_project": [
+        Snippet("README.md", "# mysite/settings.py"),
+        Snippet("README.md", "# mysite/views.py"),
+        Snippet("README.md", "# mysite/tasks.py"),
+        Snippet("README.md", "# mysite/urls.py"),
+        Snippet("README.md", "python manage.py batchpipe worker"),
+    ],
+    "tests/acceptance/test_from_wheel.py::test_a_new_flask_app": [
+        Snippet("README.md", "# shop.py"),
+        Snippet("README.md", "flask --app shop run"),
+    ],
+    "tests/acceptance/test_django_site.py::test_products_get_their_descriptions": [
+        Snippet("examples/django_site/README.md", "python start.py"),
+    ],
+    "tests/acceptance/test_flask_app.py::test_a_table_is_sent_and_its_job_watched_in_a_browser": [
+        Snippet("examples/flask_app/README.md", "start.py"),
+    ],
+}
+
+#: Drawings: there is nothing to run.
+PICTURES = [Snippet("README.md", "─▶ check, split"), Snippet("docs/architecture.md", "submit ─▶ prepare")]
+
+
+def test_each_block_is_run_by_one_test() -> None:
+    """What is generated is compared with the code by tests/test_docs.py."""
+    claimed = Counter(claim.block for claim in claims())
+    orphans = [f"{block.page}, line {block.line}" for block in blocks() if not block.generated and not claimed[block]]
+
+    assert orphans == [], "claim each of these by a Snippet in a test that runs it"
+    assert [f"{block.page}, line {block.line}" for block, times in claimed.items() if times > 1] == []
+
+
+def test_the_tests_that_run_blocks_elsewhere_are_there() -> None:
+    for test in ELSEWHERE:
+        path, name = test.split("::")
+        assert f"def {name}(" in (ROOT / path).read_text(encoding="utf-8")
+    assert all(snippet.block.language == "text" for snippet in PICTURES)
+
+
+def test_what_pip_is_to_install_is_there() -> None:
+    """No block installs an extra that we do not have."""
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    lines = [line for block in blocks() for line in block.text.splitlines() if line.startswith("pip install ")]
+    wanted = [re.fullmatch(r"pip install ['\"]?batchpipe(?:\[([\w,]+)\])?['\"]?( +#.*)?", line) for line in lines]
+
+    assert [line for line, match in zip(lines, wanted, strict=True) if match is None] == []
+    assert {name for match in wanted if match and match[1] for name in match[1].split(",")} <= extras.keys()
+
+
+@pytest.mark.parametrize("word", ["batchpipe", "manage.py batchpipe", "flask batchpipe"])
+def test_commands_in_the_text_are_commands(word: str) -> None:
+    """`batchpipe such` within a sentence, too."""
+    from batchpipe.cli import COMMANDS
+
+    pattern = re.compile(rf"`{word} (?:-A \S+ )?([a-z]+)[^`]*`")
+    pages = {block.page for block in blocks()}
+    named = {name for page in pages for name in pattern.findall((ROOT / page).read_text(encoding="utf-8"))}
+
+    assert named - set(COMMANDS) == set()
+
+
+# -- stories: the blocks of a page, in a place of its own; they are told side by side ---------------------------------
+
+
+def readme(house: House) -> None:
+    terminal = house.terminal("readme")
+    terminal.place.write("requests.jsonl", request_lines(2))
+    terminal.run(Snippet("README.md", "-o results-openai"))
+    assert len((terminal.place.folder / "results-openai" / "output.jsonl").read_bytes().splitlines()) == 2
+    terminal.run(Snippet("README.md", "pip install 'batchpipe[s3]'"))
+    terminal.run(Snippet("README.md", "make chaos"), {"make ": f"make -C {ROOT} -n "})
+    terminal.place.write("batchpipe.toml", Snippet("README.md", "[schedules.nightly]").text.encode())
+    [nightly] = terminal.place.json("schedules", "list")
+    assert (nightly["name"], nightly["timezone"]) == ("nightly", "Europe/Berlin")
+
+
+def quickstart(house: House) -> None:
+    """With the private Redis that the page speaks of, and a sandbox and a worker of its own."""
+    port = str(free_port())
+    terminal = house.terminal("quickstart", private=True)
+    terminal.run(Snippet("docs/quickstart.md", "pip install"))
+    checked = terminal.run(Snippet("docs/quickstart.md", "cat > requests.jsonl"))
+    assert checked.err == Snippet("docs/quickstart.md", "ok: 2 rows").text
+    for name in ("OPENAI_BASE_URL", "OPENAI_API_KEY"):
+        terminal.place.environment.pop(name)
+    answers = terminal.run(Snippet("docs/quickstart.md", "results --sandbox")).out
+    assert [json.loads(line)["custom_id"] for line in answers.splitlines()] == ["paris", "rome"]
+    terminal.up(Snippet("docs/quickstart.md", "batchpipe sandbox"), {"8089": port})
+    terminal.up(Snippet("docs/quickstart.md", "batchpipe worker"), {"8089": port})
+    terminal.place.write("cities.py", Snippet("docs/quickstart.md", "# cities.py").text.encode())
+    said = terminal.run(Snippet("docs/quickstart.md", "python cities.py")).out.splitlines()
+    job = said[0].split()[0]
+    assert said[:4] == [f"{job} pending", "Paris ok", "Rome ok", "Oslo ok"]
+    story = terminal.run(Snippet("docs/quickstart.md", "batchpipe status JOB"), {"JOB": job}).out
+    assert "submitted" in story
+    assert '"custom_id":"Oslo"' in story
+
+
+def python(house: House) -> None:
+    terminal = house.terminal("python")
+    terminal.place.write("requests.jsonl", request_lines(3))
+    script = Snippet("docs/python.md", "import batchpipe").text
+    done = terminal.place.start_python("-c", script).finish()
+    assert (done.code, "ok=3" in done.out) == (0, True), done.err
+
+
+def cron(house: House) -> None:
+    terminal = house.terminal("cron")
+    place = terminal.place
+    (place.folder / "exports").mkdir()
+    for day in ("2026-03-01", f"{datetime.now(ZoneInfo('Europe/Berlin')):%F}"):
+        place.input(2, name=f"exports/{day}.jsonl")
+    place.write("batchpipe.toml", Snippet("docs/cron.md", "# batchpipe.toml").text.encode())
+    terminal.up_and_down(Snippet("docs/cron.md", "batchpipe beat"))
+    jobs = terminal.run(Snippet("docs/cron.md", "batchpipe schedules run nightly")).out.split()
+    assert len(set(jobs)) == 2
+    wrong = '[schedules.nightly]\ncrontab = "0 25 * * *"\ninput = "x"\n'
+    place.write("wrong.toml", wrong.encode())
+    refused = place.run("list", env={"BATCHPIPE_CONFIG": "wrong.toml"})
+    assert refused.err == Snippet("docs/cron.md", "is no crontab: bad hour").text
+
+
+def settings_of_a_site(house: House) -> None:
+    for snippet in (Snippet("docs/cron.md", "BATCHPIPE = {"), Snippet("docs/django.md", '"WORKSPACE": "s3')):
+        names: dict[str, Any] = {"os": SimpleNamespace(environ={"REDIS_URL": "redis://localhost:6379/0"})}
+        exec(snippet.text, names)
+        settings = load_settings(given=SiteSettings(names["BATCHPIPE"], str))
+        assert settings.schedules["nightly"].crontab == "0 2 * * *"
+
+
+def crontab(house: House) -> None:
+    """Each line is a crontab and a command, which is run as cron does: by sh, with `%` for `\\%`."""
+    terminal = house.terminal("crontab", BATCHPIPE_PREFIX="{crontab}:")  # another story has the same key
+    place = terminal.place
+    place.environment |= terminal.environment
+    place.input(2, name="today.jsonl")
+    for snippet in (Snippet("docs/cron.md", "today.jsonl"), Snippet("docs/cron.md", "batchpipe sweep")):
+        assert set(re.findall(r"^(\w+)=", snippet.text, flags=re.MULTILINE)) <= {"SHELL", "PATH"}
+        for line in snippet.text.splitlines():
+            if not line or re.match(r"\w+=", line):
+                continue
+            *when, command = line.split(maxsplit=5)
+            list(zip(range(3), CronSim(" ".join(when), datetime(2026, 1, 1)), strict=False))
+            assert "%" not in command.replace(r"\%", "")
+            started = terminal.start(command.replace(r"\%", "%").replace("/srv/app", str(place.folder)))
+            assert (done := started.finish()).code == 0, done.err
+    folder = str(place.folder / f"results/{datetime.now():%F}")
+    assert folder in [job["output"] for job in place.json("list")]
+
+
+def flower(house: House) -> None:
+    """Its second command is that of a proxy with TLS in front."""
+    terminal = house.terminal("flower", FLOWER_UNAUTHENTICATED_API="false")
+    first = {"batchpipe flower  ": f"batchpipe flower --port {free_port()} "}
+    terminal.up_and_down(Snippet("docs/flower.md", "# http://127.0.0.1:5555"), first)
+    terminal.up_and_down(Snippet("docs/flower.md", "--url-prefix"), {"5555": str(free_port())})
+
+
+def monitoring(house: House) -> None:
+    terminal = house.terminal("monitoring")
+    place = terminal.place
+    job = place.submit(place.input(2))
+    swap = {"batchpipe metrics ": f"batchpipe metrics --port {free_port()} ", "JOB": job}
+    terminal.up_and_down(Snippet("docs/monitoring.md", "batchpipe logs JOB --follow"), swap)
+    mounted = Snippet("docs/monitoring.md", "metrics.wsgi_app()").text
+    events = Snippet("docs/monitoring.md", "job.iter_logs").text
+    sizes(terminal, job)
+    logging = Snippet("docs/monitoring.md", "LOGGING = {").text
+    script = (
+        f"{mounted}\nassert b'batchpipe_up 1' in body\nimport batchpipe\njob = batchpipe.get_job({job!r})\n{events}"
+    )
+    script += f"\n{logging}\nimport logging.config\nlogging.config.dictConfig(LOGGING)\nlogging.warning('as JSON')\n"
+    done = place.start_python("-c", script).finish()
+    assert (done.code, " ended\n" in done.out) == (0, True), done.err
+    assert json.loads(done.err.splitlines()[-1])["message"] == "as JSON"
+
+
+def sizes(terminal: Terminal, job: str) -> None:
+    """What docs/operations.md has one ask a Redis."""
+    if shutil.which("redis-cli") is None:  # a Redis from a wheel has none
+        return
+    ask = {"redis-cli": f"redis-cli -u {terminal.place.redis_url}", "JOB": job}
+    shard, log, info = terminal.run(Snippet("docs/operations.md", "memory usage"), ask).out.split("\n", 2)
+    assert int(shard) < 10_000, "the page says: some kilobytes"
+    assert int(log) > 0
+    assert "used_memory:" in info
+
+
+def sandbox_page(house: House) -> None:
+    terminal = house.terminal("sandbox")
+    place, port = terminal.place, str(free_port())
+    place.write("requests.jsonl", request_lines(2))
+    terminal.up(Snippet("docs/sandbox.md", "batchpipe sandbox --port 8089"), {"8089": port})
+    swap = {"8089": port, "-o results": "-o others"}
+    terminal.run(Snippet("docs/sandbox.md", "export OPENAI_BASE_URL"), swap)
+    done = place.start_python("-c", Snippet("docs/sandbox.md", "with Sandbox(").text).finish()
+    assert done.code == 0, done.err
+    terminal.up_and_down(
+        Snippet("docs/sandbox.md", "--upstream-concurrency"), {"batchpipe sandbox": "batchpipe sandbox --port 0"}
+    )
+
+
+def settings_page(house: House) -> None:
+    terminal = house.terminal("settings")
+    terminal.place.write("requests.jsonl", request_lines(2))
+    terminal.environment["BATCHPIPE_ACCOUNTS__MARKETING__BASE_URL"] = house.sandbox.base_url
+    terminal.run(Snippet("docs/settings.md", "--account marketing"))
+
+
+def scaling(house: House) -> None:
+    terminal = house.terminal("scaling")
+    terminal.place.write("urgent.jsonl", request_lines(2))
+    terminal.up_and_down(Snippet("docs/scaling.md", "--concurrency 16"))
+    terminal.up(Snippet("docs/scaling.md", "--queues urgent"))
+    [job] = [job for job in terminal.place.json("list") if job["output"] == str(terminal.place.folder / "urgent")]
+    assert terminal.place.run("wait", job["id"]).code == 0
+
+
+STORIES = [readme, quickstart, python, cron, settings_of_a_site, crontab, flower, monitoring, sandbox_page]
+STORIES += [settings_page, scaling]
+
+
+@pytest.fixture(scope="module")
+def told(
+    request: pytest.FixtureRequest,
+    tmp_path_factory: pytest.TempPathFactory,
+    sandbox: Sandbox,
+    redis_server: RedisServer,
+) -> Iterator[Telling]:
+    house = House(tmp_path_factory.mktemp("snippets"), sandbox, redis_server, shared=True)
+    house.terminal("worker").place.worker("--concurrency", "4", wait=False)
+    telling = Telling(house, asked_for(request))
+    yield telling
+    telling.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("story", STORIES, ids=lambda story: story.__name__)
+def test_the_blocks_of_a_page_run(told: Telling, story: Story) -> None:
+    told.result(story)
