@@ -1,32 +1,28 @@
-"""submit, get_job, list_jobs, cancel, and the Job handle: what a program calls, from any process."""
+"""submit, get_job, list_jobs, cancel: what a program calls, from any process."""
 
 from __future__ import annotations
 
 import atexit
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import orjson
-
 from batchpipe import tasks
-from batchpipe.costs import batch_cost
 from batchpipe.errors import InvalidInput, JobNotFound, Never, SettingsError, without_secrets
-from batchpipe.jobs import JOB, JobRecord, Problem, State, new_job_id
-from batchpipe.places import basics, note_workspace, results_place
+from batchpipe.handle import Job
+from batchpipe.jobs import JOB, JobRecord, State, new_job_id
+from batchpipe.places import basics, note_workspace
 from batchpipe.private_redis import acquire
 from batchpipe.recover import Report, recover
-from batchpipe.results import INDEX, BatchResult, Outcome, iter_failed_requests, iter_outcomes
+from batchpipe.results import INDEX, BatchResult, Outcome, iter_failed_requests
 from batchpipe.settings import Settings, bare_environment, current_settings, install_settings
 from batchpipe.storage import Folder
 from batchpipe.store import Store
-from batchpipe.submission import HeldSpool, Input, drop_spool, held_back, new_record, with_input
+from batchpipe.submission import HeldSpool, Input, as_text, drop_spool, held_back, new_record, with_input
 from batchpipe.sweep import sweep
 from batchpipe.turns import Message
-from batchpipe.views import job_view, metrics_view
-from batchpipe.waiting import follow, follow_log
+from batchpipe.waiting import follow
 
 #: Private Redis servers of this process that forget everything when they stop: a second client must know it, too.
 _FORGETFUL: set[str] = set()
@@ -82,7 +78,7 @@ class Client:
         again: str = "",
     ) -> Job:
         """Record a job and enqueue it. See ``batchpipe.submit``; the last two options are the command line's."""
-        job_id = new_job_id()
+        job_id, key = new_job_id(), as_text(key, "key")
         if key is not None and not again and (first := self.store.job_of_key(key)) is not None:
             return self.get_job(first)
         if not self.durable and not self.settings.is_sandbox(account):
@@ -248,135 +244,6 @@ class Client:
         return follow(self.store, job_id, timeout=timeout, tick=tick, pause=pause)
 
 
-class Job:
-    """One job, as last read. Its data do not change until ``refresh()``."""
-
-    def __init__(self, record: JobRecord, client: Client, *, held: bool = False) -> None:
-        """``held``: it is recorded when the caller's transaction commits, and until then known only here."""
-        self.record = record
-        self._client = client
-        self._held = held
-
-    def __repr__(self) -> str:
-        return f"<Job {self.id} {self.state.value}>"
-
-    @property
-    def id(self) -> str:
-        return self.record.id
-
-    @property
-    def state(self) -> State:
-        return self.record.state
-
-    @property
-    def name(self) -> str | None:
-        return self.record.name
-
-    @property
-    def tags(self) -> dict[str, Any]:
-        return self.record.tags
-
-    @property
-    def error(self) -> Problem | None:
-        return self.record.error
-
-    def refresh(self) -> Job:
-        """Read it again. Raises JobNotFound."""
-        try:
-            self.record = self._client.store.get_job(self.id)
-        except JobNotFound:
-            if self._held:
-                message = f"job {self.id} is submitted when the transaction around it commits, and not if it rolls back"
-                raise JobNotFound(message) from None
-            raise
-        return self
-
-    def wait(self, timeout: float | None = None) -> Job:
-        """Block until the job has ended. Raises TimeoutError after ``timeout`` seconds."""
-        self.record = self._client.follow(self.refresh().id, timeout=timeout)
-        return self
-
-    def cancel(self) -> Job:
-        """Ask for its end; finished rows are kept. No error if it has ended or was cancelled before."""
-        self.record = self._client.cancel(self.id).record
-        return self
-
-    def result(self) -> BatchResult:
-        """The result files and row counts. Raises Never (``not_ended``) while the job runs."""
-        view = job_view(self._ended())
-        rows = view["rows"]
-        return BatchResult(
-            view["output_file"], view["error_file"], rows["total"], rows["ok"], rows["failed"], rows["missing"]
-        )
-
-    def results(self) -> Iterator[Outcome]:
-        """What became of each row, in input order, read lazily. Raises Never (``not_ended``) while the job runs."""
-        return _outcomes(self._ended())
-
-    def errors(self) -> Iterator[Outcome]:
-        """The rows that are not ok, in input order, read lazily."""
-        return (row for row in self.results() if row.state != "ok")
-
-    def logs(self) -> list[dict[str, Any]]:
-        """The job's events, oldest first: ``{"id", "at" (unix seconds), "event", ...}``."""
-        return self._client.store.read_log(self.id)
-
-    def iter_logs(self, *, follow: bool = False, after: str = "-") -> Iterator[dict[str, Any]]:
-        """The job's events, oldest first; with ``follow`` further ones as they come, until it has told its end.
-
-        ``after``: the ``id`` of the last event that is known already.
-        """
-        store = self._client.store
-        return follow_log(store, self.id, after=after) if follow else iter(store.read_log(self.id, after=after))
-
-    def metrics(self) -> dict[str, Any]:
-        """Rows, tokens, calls that were meant, waits, seconds in each stage, and ``cost_usd``: an estimate at
-        OpenAI's batch list prices.
-
-        The cost is null for other providers, unknown models, and without ``pip install "batchpipe[cost]"``.
-        """
-        self.refresh()
-        client, account = self._client, self.record.account
-
-        def cost(model: str | None, usage: dict[str, int]) -> float | None:
-            if client.settings.is_sandbox(account):
-                return 0.0
-            return batch_cost(model, usage) if client.settings.is_openai(account) else None
-
-        store = client.store
-        return metrics_view(self.record, store.iter_shards(self.record), store.now(), cost, store.read_log(self.id))
-
-    def to_dict(self, *, shards: bool = True) -> dict[str, Any]:
-        """What ``batchpipe status --json`` prints."""
-        return job_view(self.record, self._client.store.iter_shards(self.record) if shards else None)
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Job:
-        """The handle of a job that ``to_dict`` described, read anew. Raises JobNotFound."""
-        return default_client().get_job(str(data["id"]))
-
-    def to_json(self) -> str:
-        return orjson.dumps(self.to_dict()).decode()
-
-    @classmethod
-    def from_json(cls, text: str | bytes) -> Job:
-        return cls.from_dict(orjson.loads(text))
-
-    def _ended(self) -> JobRecord:
-        if not self.state.ended:
-            self.refresh()
-        if not self.state.ended:
-            raise Never(f"job {self.id} has not ended: it is {self.state.value}", code="not_ended")
-        return self.record
-
-
-def _outcomes(job: JobRecord) -> Iterator[Outcome]:
-    workspace = Folder(job.workspace, private=True)
-    with ExitStack() as stack:
-        index = stack.enter_context(workspace.reader(INDEX)) if workspace.exists(INDEX) else None
-        yield from iter_outcomes(results_place(job), index)
-
-
 _default: Client | None = None
 _making = threading.Lock()
 
@@ -458,5 +325,7 @@ def cancel(job_id: str) -> Job:
     """Cancel a job; finished rows are kept. Raises JobNotFound, StoreUnavailable."""
     return default_client().cancel(job_id)
 
+
+Job._find = get_job
 
 __all__ = ["BatchResult", "Client", "Job", "JobNotFound", "Outcome", "cancel", "get_job", "list_jobs", "submit"]

@@ -8,12 +8,23 @@ from __future__ import annotations
 import os
 import re
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 import platformdirs
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
+from pydantic import (
+    AliasChoices,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    SecretStr,
+    ValidationError,
+    field_validator,
+)
 from pydantic.fields import FieldInfo
 from pydantic_settings import (
     BaseSettings,
@@ -165,6 +176,14 @@ class Settings(BaseSettings):
     def _split_roots(cls, value: Any) -> Any:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
+    @field_validator("redis_url")
+    @classmethod
+    def _is_redis(cls, value: SecretStr | None) -> SecretStr | None:
+        """Said here, so that the checks of a site say it."""
+        if value is not None and not _is_redis_url(value.get_secret_value()):
+            raise ValueError("is no Redis URL: write redis://HOST:PORT/DB, rediss://HOST:PORT/DB or unix://PATH")
+        return value
+
     @field_validator("home")
     @classmethod
     def _absolute_home(cls, value: Path) -> Path:
@@ -183,20 +202,24 @@ class Settings(BaseSettings):
                 raise ValueError(f"{name!r} is no name: letters, digits, dots, dashes and underscores, at most 64")
         return value
 
+    #: How a site spells our names; None: there is none.
+    _spell: Callable[[str], str] | None = PrivateAttr(None)
+
     def account(self, name: str) -> Account:
         """The account of this name, ready for use. Raises SettingsError that names the variable to set."""
+        of_site = f"its API_KEY in {self._spell('ACCOUNTS')}, or " if self._spell else ""
         found = self.accounts.get(name.lower())
         if name.lower() == "default":
             found = self._default_account(found or Account())
         if found is None:
             raise SettingsError(
-                f"account {name!r} is not in the settings: set {PREFIX}ACCOUNTS__{name.upper()}__API_KEY",
+                f"account {name!r} is not in the settings: set {of_site}{PREFIX}ACCOUNTS__{name.upper()}__API_KEY",
                 code="no_account",
             )
         if found.api_key is None or not found.api_key.get_secret_value():
             also = " (or OPENAI_API_KEY)" if name.lower() == "default" else ""
             raise SettingsError(
-                f"account {name!r} has no API key: set {PREFIX}ACCOUNTS__{name.upper()}__API_KEY{also} "
+                f"account {name!r} has no API key: set {of_site}{PREFIX}ACCOUNTS__{name.upper()}__API_KEY{also} "
                 "in the environment or in .env",
                 code="no_api_key",
             )
@@ -254,6 +277,14 @@ class Settings(BaseSettings):
         return self.model_copy(update={"redis_url": SecretStr(url)})
 
 
+def _is_redis_url(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("redis", "rediss", "unix") and (parts.port is None or parts.port > 0)
+    except ValueError:  # a port that is no number
+        return False
+
+
 class _ScheduleFile(PydanticBaseSettingsSource):
     """The tables ``[schedules.NAME]`` of batchpipe.toml. Paths in it are relative to its folder."""
 
@@ -299,20 +330,29 @@ def load_settings(*, env_file: str | Path | None = ".env", given: SiteSettings |
     Raises SettingsError: one line that names the variable, as it is spelled where it was set.
     """
     secrets = os.environ.get(f"{PREFIX}SECRETS_DIR") or (_SECRETS_DIR if _SECRETS_DIR.is_dir() else None)
-    values = given.known(Settings.model_fields) if given is not None else {}
+    site = given or SiteSettings({}, str)
     try:
-        return Settings(_env_file=env_file, _env_file_encoding="utf-8", _secrets_dir=secrets, **values)
+        where: dict[str, Any] = {"_env_file": env_file, "_env_file_encoding": "utf-8", "_secrets_dir": secrets}
+        settings = Settings(**where, **site.known(Settings.model_fields))
     except ValidationError as error:
         parts = error.errors(include_input=False)
-        raise SettingsError("; ".join(_explain(part, given, values) for part in parts)) from None
+        names = site.known(Settings.model_fields).keys()
+        raise SettingsError("; ".join(_explain(part, site, names) for part in parts)) from None
     except (ValueError, OSError) as error:  # a .env that is not UTF-8, JSON that is none
         raise SettingsError(f"the settings cannot be read: {error}") from None
+    settings._spell = given.spell if given is not None else None
+    return settings
 
 
-def _explain(part: Mapping[str, Any], given: SiteSettings | None, values: Mapping[str, Any]) -> str:
+def _explain(part: Mapping[str, Any], given: SiteSettings, names: Collection[str]) -> str:
     """One validation error without the value, which may be a secret."""
     steps, message = [str(step) for step in part["loc"]], part["msg"].removeprefix("Value error, ")
-    if given is not None and steps and steps[0] in values:
+    if part["type"] == "extra_forbidden":
+        near = get_close_matches(
+            steps[-1], Account.model_fields if steps[0] == "accounts" else Schedule.model_fields, 1
+        )
+        message = f"there is no such setting{f'; did you mean {near[0]}?' if near else ''}"
+    if steps and steps[0] in names:
         return f"{given.spell(steps[0].upper())}{''.join(f'[{step!r}]' for step in steps[1:])}: {message}"
     if steps[:1] == ["schedules"]:
         return f"{'.'.join(steps)}: {message}"

@@ -36,6 +36,10 @@ _RESERVED = frozenset({"endpoint", "completion_window", "input_file_id", "metada
 
 def new_record(settings: Settings, job_id: str, *, output: str | Path | None, **options: Any) -> JobRecord:
     """The record of a new job, without its input. Raises InvalidInput that names the option."""
+    for field in ("name", "key", "account", "endpoint", "completion_window", "queue"):
+        options[field] = as_text(options[field], field)
+    if output is not None and not str(output).strip():
+        raise InvalidInput("must not be empty", field="output")
     folder = absolute(settings.workspace or settings.home / "jobs").rstrip("/")
     place = absolute(output) if output is not None else f"{folder}/{job_id}"
     below = f"{folder}/{job_id}" if settings.workspace else f"{place.rstrip('/')}/.batchpipe/{job_id}"
@@ -46,7 +50,7 @@ def new_record(settings: Settings, job_id: str, *, output: str | Path | None, **
         output=place,
         workspace=below,
         name=options["name"],
-        account=options["account"].lower() if isinstance(options["account"], str) else options["account"],
+        account=(options["account"] or "").lower(),
         endpoint=options["endpoint"],
         completion_window=options["completion_window"],
         metadata=_mapping(options["metadata"], "metadata"),
@@ -55,9 +59,9 @@ def new_record(settings: Settings, job_id: str, *, output: str | Path | None, **
         key=options["key"],
         queue=options["queue"] or settings.queue,
         input_here=options["input_here"],
-        max_rows=options["max_rows"] or settings.max_rows,
-        max_bytes=options["max_bytes"] or settings.max_bytes,
-        attempts=options["attempts"] or settings.attempts,
+        max_rows=_number(options["max_rows"], settings.max_rows, "max_rows"),
+        max_bytes=_number(options["max_bytes"], settings.max_bytes, "max_bytes"),
+        attempts=_number(options["attempts"], settings.attempts, "attempts"),
         on_done=_signature(options["on_done"]),
     )
     check_options(record)
@@ -74,6 +78,8 @@ def with_input(record: JobRecord, source: Input, settings: Settings) -> JobRecor
     if (stored := stored_at(source)) is not None:
         source = stored
     if isinstance(source, str | Path):
+        if not str(source).strip():
+            raise InvalidInput("must not be empty", field="input")
         _check_no_password(absolute(source), "input")
         check_allowed(absolute(source), settings.roots(), "input")
         _check_apart(absolute(source), record.output)
@@ -87,7 +93,7 @@ def with_input(record: JobRecord, source: Input, settings: Settings) -> JobRecor
             if not count:
                 raise InvalidInput("the input has no rows", code="input_empty")
     except BaseException:  # the iterator is the user's: it may raise anything, and Ctrl-C may strike
-        folder.remove("")
+        drop_spool(record.evolve(spooled=True))
         raise
     return record.evolve(input=folder.path(SPOOLED_INPUT), spooled=True)
 
@@ -132,9 +138,11 @@ class HeldSpool:
 
 
 def drop_spool(record: JobRecord) -> None:
-    """Remove what ``with_input`` wrote for a job that was not recorded."""
+    """Remove what ``with_input`` wrote for a job that was not recorded, and the folder that was made for it alone."""
     if record.spooled:
         Folder(record.workspace, private=True).remove("")
+        if record.output.rstrip("/").endswith(f"/{record.id}"):
+            Folder(record.output, private=True).remove("")
 
 
 def absolute(place: str | Path) -> str:
@@ -146,10 +154,37 @@ def absolute(place: str | Path) -> str:
     return os.path.abspath(Path(path).expanduser())
 
 
+def as_text(value: Any, field: str) -> str | None:
+    """Plain ``str``: templates of Django make other texts, which no record can hold. Raises InvalidInput."""
+    if value is None:
+        return None
+    if not isinstance(value, str) and field not in ("name", "key"):
+        raise InvalidInput(f"must be text, not {type(value).__name__}", field=field)
+    text = str.__str__(str(value))  # the number of an order, a date, a translation are good names and keys
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise InvalidInput("is not Unicode text", field=field) from None
+    return text
+
+
+def _number(value: Any, otherwise: int, field: str) -> int:
+    if value is None:
+        return otherwise
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise InvalidInput(f"must be a number, not {type(value).__name__}", field=field)
+    return value
+
+
 def _mapping(value: Mapping[str, Any] | None, field: str) -> dict[str, Any]:
+    """As the record will hold it: JSON. Raises InvalidInput."""
     if value is not None and not isinstance(value, Mapping):
         raise InvalidInput(f"must be a mapping, not {type(value).__name__}", field=field)
-    return dict(value or {})
+    try:
+        plain: dict[str, Any] = orjson.loads(orjson.dumps(dict(value or {})))
+    except (TypeError, ValueError) as error:
+        raise InvalidInput(f"is not JSON: {error}", field=field) from None
+    return plain
 
 
 def _signature(on_done: Any) -> dict[str, Any] | None:

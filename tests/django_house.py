@@ -44,7 +44,7 @@ def configure(database: dict[str, Any] | None = None) -> None:
     settings.configure(
         SECRET_KEY="not-a-secret",
         ALLOWED_HOSTS=["testserver"],
-        DATABASES={"default": database or sqlite},
+        DATABASES={"default": database or sqlite, "other": {**sqlite, "NAME": str(folder / "other.sqlite3")}},
         INSTALLED_APPS=[*(f"django.contrib.{name}" for name in APPS), "batchpipe.contrib.django"],
         MIDDLEWARE=MIDDLEWARE,
         TEMPLATES=[

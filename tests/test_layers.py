@@ -28,6 +28,7 @@ LAYERS: list[tuple[str, ...]] = [
     ("celery_app", "task_request", "testing"),
     ("tasks",),
     ("submission", "waiting"),
+    ("handle",),
     ("client",),
     ("metrics",),
     ("schedules",),

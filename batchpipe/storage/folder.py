@@ -277,13 +277,16 @@ def _unwritable(message: str) -> InvalidInput:
 
 def _make_folders(path: str, mode: int) -> None:
     """Like os.makedirs, but with this mode for every folder that it makes."""
-    try:
-        os.mkdir(path, mode)
-    except FileNotFoundError:
-        if os.path.isdir(os.path.dirname(path)):  # such as /proc, where nothing can be made
-            raise
-        _make_folders(os.path.dirname(path), mode)
-        _make_folders(path, mode)
-    except FileExistsError:
-        if not os.path.isdir(path):
-            raise
+    for last in (False, True):
+        try:
+            return os.mkdir(path, mode)
+        except FileNotFoundError:
+            if last:  # such as in /proc, where nothing can be made
+                raise
+            if not os.path.isdir(os.path.dirname(path)):  # another may have made it just now
+                _make_folders(os.path.dirname(path), mode)
+        except FileExistsError:
+            if not os.path.isdir(path):
+                raise
+            return None
+    return None

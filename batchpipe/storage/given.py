@@ -29,7 +29,7 @@ def stored_at(source: Any) -> str | None:
 def lines_of(source: Any) -> Iterator[bytes] | None:
     """The lines of what is read like a file, or gives chunks like an upload of Django; None for all else."""
     if _is_field_file(source):
-        return _lines_of_storage(source)
+        return _lines_of_storage(source) if getattr(source, "_committed", True) else _lines_of_upload(source)
     if hasattr(source, "chunks"):
         return _split(source.chunks())
     if hasattr(source, "read"):  # iterating would give lines of some, and chunks of others
@@ -42,12 +42,22 @@ def _is_field_file(source: Any) -> bool:
     return hasattr(source, "storage") and hasattr(source, "chunks")
 
 
-def _lines_of_storage(file: Any) -> Iterator[bytes]:
-    file.open("rb")
+def _lines_of_storage(field: Any) -> Iterator[bytes]:
+    """Through a handle of our own: the caller may have the file open."""
+    try:
+        file = field.storage.open(field.name, "rb")
+    except FileNotFoundError:
+        raise InvalidInput(f"{field.name} is not in its storage", field="input", code="input_missing") from None
     try:
         yield from _split(file.chunks())
     finally:
         file.close()
+
+
+def _lines_of_upload(field: Any) -> Iterator[bytes]:
+    """Of a model that is not saved yet: its upload must still be there, and at its beginning, when it is."""
+    yield from _split(field.chunks())
+    field.seek(0)
 
 
 def _split(chunks: Iterable[bytes | str]) -> Iterator[bytes]:

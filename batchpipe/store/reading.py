@@ -96,7 +96,7 @@ class Records:
             )
         except ValueError as error:  # it may quote the URL, and so the password
             raise SettingsError(
-                "BATCHPIPE_REDIS_URL is no Redis URL: redis://[:PASSWORD@]HOST:PORT/DB, rediss://... or unix://PATH"
+                "BATCHPIPE_REDIS_URL is no Redis URL: write redis://HOST:PORT/DB, rediss://HOST:PORT/DB or unix://PATH"
             ) from error
         store = cls(client, prefix=prefix, lease_seconds=lease_seconds, ttl_seconds=ttl_seconds)
         store._url = url

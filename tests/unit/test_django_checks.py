@@ -64,9 +64,14 @@ def test_a_site_that_is_right_hears_nothing() -> None:
         ([], "BATCHPIPE is a list; it must be a dict"),
         ({**GOOD, "REDIS_ULR": "x"}, 'BATCHPIPE["REDIS_ULR"]: there is no such setting; did you mean REDIS_URL?'),
         ({**GOOD, "ATTEMPTS": "many"}, 'BATCHPIPE["ATTEMPTS"]: Input should be a valid integer'),
-        ({**GOOD, "ACCOUNTS": {"default": {"KEY": "sk-secret"}}}, "BATCHPIPE[\"ACCOUNTS\"]['default']['key']"),
+        (
+            {**GOOD, "ACCOUNTS": {"default": {"APIKEY": "sk-secret"}}},
+            "BATCHPIPE[\"ACCOUNTS\"]['default']['apikey']: there is no such setting; did you mean api_key?",
+        ),
+        ({"REDIS_URL": "localhost:6379/sk-secret"}, 'BATCHPIPE["REDIS_URL"]: is no Redis URL: write redis://HOST'),
+        ({"REDIS_URL": "redis://:sk-secret@h:port/0"}, 'BATCHPIPE["REDIS_URL"]: is no Redis URL: write redis://HOST'),
     ],
-    ids=["no dict", "unknown name", "bad value", "account"],
+    ids=["no dict", "unknown name", "bad value", "account", "no URL", "no port"],
 )
 def test_what_stands_in_the_settings_is_an_error_by_its_name(value: Any, says: str) -> None:
     """Nothing of a value is shown: it may be a secret."""
@@ -77,7 +82,27 @@ def test_what_stands_in_the_settings_is_an_error_by_its_name(value: Any, says: s
     assert "sk-secret" not in error.msg
 
 
-@pytest.mark.parametrize(("value", "name"), [(None, "BATCHPIPE is"), ({}, 'BATCHPIPE["REDIS_URL"] is')])
+def test_a_debug_page_shows_no_key() -> None:
+    """Of Django's own: it has the settings, and the variables of each function in the traceback."""
+    from django.test import Client, override_settings
+
+    wrong = {"REDISURL": "x", "ACCOUNTS": {"default": {"API_KEY": "sk-secret"}}}
+    with override_settings(BATCHPIPE=wrong, DEBUG=True, ALLOWED_HOSTS=["testserver"]):
+        page = Client(raise_request_exception=False).get("/order/").content.decode()
+
+    assert "REDISURL" in page
+    assert "load_settings" in page
+    assert "sk-secret" not in page
+
+
+@pytest.mark.parametrize(
+    ("value", "name"),
+    [
+        (None, "BATCHPIPE is"),
+        ({}, 'BATCHPIPE["REDIS_URL"] is'),
+        ({"REDIS_URL": ""}, 'BATCHPIPE["REDIS_URL"] is'),  # os.environ.get("REDIS_URL", "")
+    ],
+)
 def test_a_site_without_redis_is_told_the_line_to_write(value: Any, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Unless the environment has it: twelve-factor sites need no BATCHPIPE at all."""
     message = found(BATCHPIPE=value)["E002"]
@@ -88,10 +113,18 @@ def test_a_site_without_redis_is_told_the_line_to_write(value: Any, name: str, m
     assert "E002" not in found(BATCHPIPE=value)
 
 
-def test_a_rule_that_cannot_be_imported_is_an_error() -> None:
-    assert "no_such_site.nobody" in str(
-        found(BATCHPIPE=GOOD, BATCHPIPE_VIEW_PERMISSION="no_such_site.nobody.knows")["E003"].msg
-    )
+@pytest.mark.parametrize(
+    ("rule", "says"), [("no_such_site.nobody.knows", "no_such_site"), ("os.sep", "no function"), (5, "no function")]
+)
+def test_a_rule_that_cannot_be_used_is_an_error(rule: Any, says: str) -> None:
+    message = found(BATCHPIPE=GOOD, BATCHPIPE_VIEW_PERMISSION=rule)["E003"].msg
+
+    assert message.startswith(f"BATCHPIPE_VIEW_PERMISSION = {rule!r} cannot be used: ")
+    assert says in message
+
+
+def test_a_rule_may_be_a_function() -> None:
+    assert found(BATCHPIPE=GOOD, BATCHPIPE_VIEW_PERMISSION=lambda request, job: True) == {}
 
 
 def test_an_app_that_was_not_set_up_is_a_warning() -> None:
@@ -99,6 +132,20 @@ def test_an_app_that_was_not_set_up_is_a_warning() -> None:
     assert found(BATCHPIPE=GOOD) == {}
     install_app(app())
     assert "batchpipe.setup(app)" in found(BATCHPIPE=GOOD)["W001"].hint
+
+
+@pytest.mark.parametrize("module", ["settings", "settings.prod"])
+def test_the_module_of_celery_is_looked_for_beside_the_settings(
+    module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Settings may be a package; nobody has loaded the app yet, and so nobody has set it up."""
+    name = f"house_{module.replace('.', '_')}"
+    (tmp_path / name / "settings").mkdir(parents=True)
+    (tmp_path / name / "celery.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+
+    hint = found(BATCHPIPE=GOOD, SETTINGS_MODULE=f"{name}.{module}")["W001"].hint
+    assert f"In {name}/celery.py, where the app is made: batchpipe.setup(app)" in hint
 
 
 def test_what_only_a_worker_needs_is_a_warning() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 from collections.abc import Iterator
@@ -69,6 +70,11 @@ def test_options_of_django_may_stand_anywhere(manage: Any) -> None:
     [
         (["list", "--settings", "a.b", "--json"], ["list", "--json"], {"--settings": "a.b"}),
         (["--pythonpath=/x", "list"], ["list"], {"--pythonpath": "/x"}),
+        (
+            ["-v", "2", "list", "--verbosity=0", "-v3", "--no-color"],
+            ["list"],
+            {"-v": "2", "--verbosity": "0", "--no-color": ""},
+        ),
         (["worker", "--", "--traceback"], ["worker", "--", "--traceback"], {}),
     ],
 )
@@ -90,8 +96,21 @@ def test_a_worker_of_its_own_is_started_the_same_way() -> None:
 
 
 def test_it_can_be_called_from_code(capfd: pytest.CaptureFixture[str]) -> None:
-    from django.core.management import call_command
+    from django.core.management import CommandError, call_command
 
-    with pytest.raises(SystemExit) as end:
-        call_command("batchpipe", "list")
-    assert end.value.code == 0
+    out, job = io.StringIO(), batchpipe.submit(requests(2))
+    call_command("batchpipe", "list", "--json", stdout=out)
+    assert [one["id"] for one in json.loads(out.getvalue())] == [job.id]
+    call_command("batchpipe", "status", job.id)
+    assert job.id in capfd.readouterr().out
+    with pytest.raises(CommandError) as end:
+        call_command("batchpipe", "status", "job_x")
+    assert end.value.returncode == 1
+
+
+def test_djangos_help_shows_ours(capfd: pytest.CaptureFixture[str]) -> None:
+    from django.core.management import ManagementUtility
+
+    with pytest.raises(SystemExit):
+        ManagementUtility(["manage.py", "help", "batchpipe"]).execute()
+    assert capfd.readouterr().out.startswith("Usage: manage.py batchpipe [OPTIONS] COMMAND")

@@ -115,7 +115,18 @@ def test_without_redis_the_answer_is_a_503_that_tells_nothing() -> None:
 
 
 def test_nothing_can_be_changed_there() -> None:
-    assert client(staff=True).post("/batchpipe/").status_code == 405
+    answer = client(staff=True, enforce_csrf_checks=True).post("/batchpipe/")
+
+    assert (answer.status_code, answer["Allow"]) == (405, "GET, HEAD")
+    assert answer.json()["error"]["code"] == "method_not_allowed"
+
+
+def test_an_empty_filter_is_none() -> None:
+    """As a form sends it whose fields were left alone."""
+    job = batchpipe.submit(requests(1))
+    answer = client(staff=True).get("/batchpipe/?state=&limit=")
+
+    assert [one["id"] for one in answer.json()["jobs"]] == [job.id]
 
 
 # -- the admin -----------------------------------------------------------------------------------------------------
@@ -199,6 +210,20 @@ def test_cancel_asks_first_and_is_noted(tmp_path: Path) -> None:
     assert _change_url(job.id) in browser.get("/admin/").content.decode()
 
 
+def test_a_job_that_has_ended_is_not_said_to_be_cancelled(tmp_path: Path) -> None:
+    from django.contrib.admin.models import LogEntry
+
+    ended = batchpipe.submit(requests(1))
+    land(tmp_path)
+    open_ = batchpipe.submit(requests(1))
+    act = {"action": "cancel", "job": [ended.id, open_.id], "sure": "1"}
+    page = boss().post(LIST, act, follow=True).content.decode()
+
+    assert f"Job {ended.id} has ended already: succeeded." in page
+    assert f"{open_.id}</a> is being cancelled" in page
+    assert not LogEntry.objects.filter(object_id=ended.id).exists()
+
+
 def test_retry_sends_what_was_not_ok_once(tmp_path: Path) -> None:
     good, bad = batchpipe.submit(requests(1)), batchpipe.submit(requests(3))
     land(tmp_path, "r1")
@@ -211,6 +236,9 @@ def test_retry_sends_what_was_not_ok_once(tmp_path: Path) -> None:
     [again] = batchpipe.list_jobs(state="pending")
     assert f"{again.id}</a> sends the rows again that were not ok in {bad.id}" in page
     assert again.tags == {"retry_of": bad.id}
+    land(tmp_path)
+    page = browser.post(LIST, {"action": "retry", "job": [bad.id]}, follow=True).content.decode()
+    assert f"Job {bad.id} was retried before, by {again.id}, which has ended." in page
 
 
 def test_who_may_only_look_may_not_act() -> None:
@@ -237,8 +265,9 @@ def test_without_redis_the_admin_says_so() -> None:
         answer = browser.get(path)
         assert answer.status_code == 503
         assert words in answer.content.decode()
-    answer = browser.post(LIST, {"action": "retry", "job": ["job_x"]})
-    assert answer.status_code == 302
+    answer = browser.post(LIST, {"action": "retry", "job": ["job_x", "job_y"]}, follow=True)
+    assert answer.status_code == 503
+    assert answer.content.decode().count('class="error"') == 1  # one is as good as fifty, and sooner there
 
 
 def test_a_long_list_has_pages() -> None:

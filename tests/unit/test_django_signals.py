@@ -88,6 +88,24 @@ def test_a_receiver_that_raises_is_called_again_and_keeps_nobody_from_theirs(
     assert default_client().get_job(job.id).record.told
 
 
+def test_a_refused_job_has_no_results_and_a_reason(tmp_path: Path) -> None:
+    """A receiver may treat all ends alike: reading the rows must not fail, or it would be called for an hour."""
+    from batchpipe.contrib.django.signals import job_failed
+
+    read = []
+
+    def read_all(sender: Any, job: batchpipe.Job, **_: Any) -> None:
+        assert job.error is not None
+        read.append((list(job.results()), list(job.errors()), job.result().total, job.error.code))
+
+    job_failed.connect(read_all)
+    batchpipe.submit([{"custom_id": "no request"}])
+    land(tmp_path)
+    job_failed.disconnect(read_all)
+
+    assert read == [([], [], 0, "invalid_input")]
+
+
 def test_a_job_of_an_alias_is_told_under_its_own_id(tmp_path: Path, heard: list[tuple[str, str]]) -> None:
     ids = django_house.submit_at_once(2, "nightly")
     land(tmp_path)

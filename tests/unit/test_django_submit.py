@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import unittest
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -95,6 +96,69 @@ def test_a_rolled_back_savepoint_takes_only_its_own_job_along() -> None:
         assert len(spools()) == 1
 
     assert jobs() == [kept.id]
+
+
+@pytest.mark.parametrize("rolled_back", [None, "default", "other"])
+def test_where_several_databases_have_a_transaction_all_must_commit(rolled_back: str | None) -> None:
+    from django.db import transaction
+
+    with transaction.atomic(using="other"):
+        with transaction.atomic():
+            job = batchpipe.submit(requests(2))
+            if rolled_back == "default":
+                transaction.set_rollback(True)
+        assert jobs() == []
+        if rolled_back == "other":
+            transaction.set_rollback(True, using="other")
+
+    assert jobs() == ([] if rolled_back else [job.id])
+    assert len(spools()) == len(jobs())
+
+
+def test_a_transaction_of_another_database_is_waited_for_too() -> None:
+    from django.db import transaction
+
+    with transaction.atomic(using="other"):
+        job = batchpipe.submit(requests(2))
+        assert jobs() == []
+    assert jobs() == [job.id]
+
+
+def test_in_a_testcase_of_django_the_commit_is_played() -> None:
+    """Its own transactions, one on each database, never end."""
+    from django.db import transaction
+    from django.test import TestCase
+
+    class Case(TestCase):
+        databases = frozenset({"default", "other"})
+
+        def test(self) -> None:
+            with self.captureOnCommitCallbacks(execute=True):
+                first = batchpipe.submit(requests(1))
+                with transaction.atomic():
+                    second = batchpipe.submit(requests(1))
+                assert jobs() == []
+            assert sorted(jobs()) == sorted([first.id, second.id])
+
+    unittest.TestSuite([Case("test")]).run(result := unittest.TestResult())
+    assert (result.testsRun, result.errors, result.failures) == (1, [], [])
+
+
+def test_texts_of_templates_are_texts() -> None:
+    """A record holds plain ``str``; else the commit would fail, after the database has committed."""
+    from django.db import transaction
+    from django.utils.safestring import mark_safe
+    from django.utils.translation import gettext_lazy
+
+    text = mark_safe("reviews")
+    with transaction.atomic():
+        job = batchpipe.submit(
+            requests(1), name=gettext_lazy("reviews"), key=text, queue=text, tags={"what": text}, metadata={"of": text}
+        )
+    record = job.refresh().record
+
+    assert (record.name, record.key, record.queue) == ("reviews", "reviews", "reviews")
+    assert (record.tags, record.metadata) == ({"what": "reviews"}, {"of": "reviews"})
 
 
 def test_bad_input_is_told_where_submit_was_called() -> None:
@@ -231,6 +295,41 @@ def test_a_stored_file_without_a_path_is_copied_through_its_storage() -> None:
         job = batchpipe.submit(file)
         assert job.record.spooled
         assert input_of(job) == LINES * 2_000
+
+
+def test_a_stored_file_that_the_caller_reads_stays_open() -> None:
+    file = _stored("far", LINES)
+    first = file.open("rb").readline()
+    job = batchpipe.submit(file)
+
+    assert input_of(job) == LINES
+    assert first + file.read() == LINES
+    file.close()
+
+
+def test_a_stored_file_that_is_gone_is_bad_input() -> None:
+    file = _stored("far", LINES)
+    file.name = "elsewhere.jsonl"
+
+    with pytest.raises(batchpipe.InvalidInput, match="is not in its storage"):
+        batchpipe.submit(file)
+
+
+@pytest.mark.parametrize("field", ["near", "far"])
+@pytest.mark.parametrize("on_disk", [True, False])
+def test_an_upload_can_be_saved_after_it_was_submitted(field: str, on_disk: bool) -> None:
+    """A file on disk would be gone with its first close."""
+    from tests.django_models import Upload
+
+    upload, given = Upload(), _on_disk() if on_disk else _in_memory()
+    setattr(upload, field, given)
+    job = batchpipe.submit(getattr(upload, field))
+    upload.save()
+    given.close()
+
+    assert input_of(job) == LINES
+    with getattr(Upload.objects.get(pk=upload.pk), field).open("rb") as saved:
+        assert saved.read() == LINES
 
 
 def test_a_field_without_a_file_is_refused() -> None:

@@ -68,6 +68,8 @@ def waiting(batch: BatchPipe, app: Flask) -> int:
     [
         ({"BATCHPIPE_REDSI_URL": "x"}, 'app.config["BATCHPIPE_REDSI_URL"]: there is no such setting; did you mean'),
         ({"BATCHPIPE_REDIS_URL": None}, 'app.config["BATCHPIPE_REDIS_URL"] is not set'),
+        ({"BATCHPIPE_REDIS_URL": ""}, 'app.config["BATCHPIPE_REDIS_URL"] is not set'),
+        ({"BATCHPIPE_REDIS_URL": "localhost"}, 'app.config["BATCHPIPE_REDIS_URL"]: is no Redis URL'),
         ({"BATCHPIPE_ATTEMPTS": 0}, 'app.config["BATCHPIPE_ATTEMPTS"]: '),
         ({"BATCHPIPE_ACCOUNTS": {"default": {"api_kee": "sk-secret"}}}, """CCOUNTS"]['default']['api_kee']: """),
     ],
@@ -253,6 +255,19 @@ def test_a_wrong_question_is_answered_in_json(new_app: NewApp, query: str) -> No
     answer = app.test_client().get(f"/batchpipe/?{query}")
 
     assert (answer.status_code, answer.get_json()["error"]["code"]) == (400, "invalid_input")
+
+
+def test_nothing_can_be_changed_there(new_app: NewApp) -> None:
+    """That is said in JSON, too; what asks before it reads (CORS) is answered."""
+    app, _ = new_app(BATCHPIPE_VIEW_PERMISSION=mine)
+    client = app.test_client()
+
+    for path in ("/batchpipe/", "/batchpipe/job_x/"):
+        answer = client.delete(path)
+        assert (answer.status_code, answer.get_json()["error"]["code"]) == (405, "method_not_allowed")
+        assert client.options(path).status_code == 200
+        assert set(answer.allow) == set(client.options(path).allow) == {"GET", "HEAD", "OPTIONS"}
+    assert client.get("/batchpipe/?state=&limit=").get_json() == {"jobs": []}
 
 
 def test_without_redis_the_view_says_so() -> None:

@@ -63,8 +63,9 @@ def test_a_committed_submit_is_recorded_then(client: Client, transaction: Transa
     assert isinstance(job, Job)
     assert job.state == "pending"
     assert client.list_jobs() == []
-    with pytest.raises(JobNotFound, match="when the transaction around it commits"):
-        job.refresh()
+    for ask in (job.refresh, job.cancel, job.wait, job.result, job.logs, lambda: list(job.iter_logs(follow=True))):
+        with pytest.raises(JobNotFound, match="when the transaction around it commits"):
+            ask()
 
     transaction.commit()
 
@@ -81,6 +82,7 @@ def test_a_rolled_back_submit_leaves_nothing(client: Client, transaction: Transa
     transaction.roll_back()
 
     assert spools(client) == []
+    assert list((client.settings.home / "jobs").iterdir()) == []
     assert client.list_jobs() == []
     with pytest.raises(JobNotFound):
         job.wait()
@@ -111,6 +113,7 @@ def test_an_id_whose_key_was_taken_meanwhile_leads_to_the_first_job(client: Clie
 
     transaction.commit()
 
+    assert second.logs() == first.logs() != []
     assert second.refresh().id == first.id
     assert client.get_job(given).id == first.id
     assert len(client.list_jobs()) == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from traceback import walk_tb
 from typing import Any
 
 import pytest
@@ -182,6 +183,37 @@ def test_what_is_wrong_is_spelled_as_the_site_spells_it(values: dict[str, Any], 
     with pytest.raises(SettingsError) as caught:
         given(**values)
     assert str(caught.value).startswith(says)
+
+
+@pytest.mark.parametrize("wrong", [{"REDISURL": "x"}, {"ATTEMPTS": 0}, {"REDIS_URL": f"{SECRET}@host"}])
+def test_no_secret_of_a_site_stands_in_the_variables_of_a_traceback(wrong: dict[str, Any]) -> None:
+    """Debug pages and error reports show these."""
+    with pytest.raises(SettingsError) as caught:
+        given(**{"REDIS_URL": f"redis://:{SECRET}@h/0", "ACCOUNTS": {"eu": {"API_KEY": SECRET}}, **wrong})
+
+    frames = [frame for frame, _ in walk_tb(caught.tb) if frame.f_globals["__name__"].startswith("batchpipe.")]
+    shown = [f"{frame.f_code.co_name}: {frame.f_locals!r}" for frame in frames]
+    assert shown[0].startswith("load_settings: ")
+    assert [line for line in shown if SECRET in line] == []
+
+
+def test_a_missing_account_is_said_in_the_words_of_the_site() -> None:
+    """And in those of the environment, where it may stand, too."""
+    settings = given(ACCOUNTS={"eu": {"API_KEY": ""}}).with_redis("redis://localhost/1")
+    for name in ("eu", "us"):
+        with pytest.raises(SettingsError) as caught:
+            settings.account(name)
+        assert f'set its API_KEY in BATCHPIPE["ACCOUNTS"], or BATCHPIPE_ACCOUNTS__{name.upper()}__API_KEY' in str(
+            caught.value
+        )
+
+
+def test_what_is_empty_in_a_site_is_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in the environment: sites write ``os.environ.get("REDIS_URL", "")``."""
+    monkeypatch.setenv("BATCHPIPE_QUEUE", "from-environment")
+    settings = given(QUEUE="", REDIS_URL="", ACCOUNTS={"eu": {"API_KEY": "sk", "BASE_URL": ""}})
+
+    assert (settings.queue, settings.redis_url, settings.account("eu").base_url) == ("from-environment", None, None)
 
 
 def test_what_the_environment_gets_wrong_is_spelled_as_the_environment_spells_it(

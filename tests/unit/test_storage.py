@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import stat
 import sys
+import threading
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -277,6 +279,19 @@ class TestLocalFolder:
             with pytest.raises(InvalidInput, match="output: ") as caught:
                 Folder(str(tmp_path / place)).check_writable()
             assert (caught.value.code, caught.value.field) == ("output_unwritable", "output")
+
+    def test_threads_that_make_the_same_folders_are_not_in_each_others_way(self, tmp_path: Path) -> None:
+        """The first requests of a web server that has just been set up."""
+        for number in range(20):
+            place = str(tmp_path / str(number) / "jobs" / "job" / ".batchpipe")
+            start = threading.Barrier(8)
+
+            def make(name: int, place: str = place, start: threading.Barrier = start) -> None:
+                start.wait()
+                Folder(f"{place}/{name}", private=True).make()
+
+            with ThreadPoolExecutor(8) as pool:
+                assert list(pool.map(make, range(8))) == [None] * 8
 
     def test_a_folder_in_the_place_of_an_output_file_is_a_mistake_too(self, tmp_path: Path) -> None:
         """It is told before anything is sent."""

@@ -10,6 +10,7 @@ import msgspec
 import pydantic
 import pytest
 
+from batchpipe.client import submit
 from batchpipe.errors import BatchpipeError, InvalidInput, without_secrets
 from batchpipe.jobs import JobRecord
 from batchpipe.settings import Settings
@@ -102,6 +103,26 @@ def test_a_password_in_a_place_is_refused_without_being_shown(url: str, tmp_path
         with pytest.raises(InvalidInput, match="has a password in it") as caught:
             attempt()
         assert "s3cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"output": ""}, "output: must not be empty"),
+        ({"input": " "}, "input: must not be empty"),
+        ({"max_rows": "5"}, "max_rows: must be a number, not str"),
+        ({"max_rows": 0}, "max_rows: must be at least 1"),
+        ({"attempts": True}, "attempts: must be a number, not bool"),
+        ({"queue": 5}, "queue: must be text, not int"),
+        ({"name": "\ud800"}, "name: is not Unicode text"),
+        ({"tags": {"user": object()}}, "tags: is not JSON"),
+        ({"metadata": ["a"]}, "metadata: must be a mapping, not list"),
+    ],
+)
+def test_what_a_form_hands_in_is_checked_before_anything_is_written(wrong: dict[str, Any], says: str) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        submit(**{"input": [{"custom_id": "a"}], **wrong})
+    assert str(caught.value).startswith(says)
 
 
 @pytest.mark.parametrize(

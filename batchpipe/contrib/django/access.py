@@ -9,7 +9,7 @@ from django.conf import settings
 from django.http import HttpRequest
 from django.utils.module_loading import import_string
 
-#: A site's function (request, job) -> bool, by its dotted path.
+#: A site's function (request, job) -> bool, or its dotted path.
 NAME = "BATCHPIPE_VIEW_PERMISSION"
 
 MaySee = Callable[[HttpRequest, Any], bool]
@@ -30,6 +30,10 @@ def owner_or_staff(request: HttpRequest, job: Any) -> bool:
 
 
 def may_see() -> MaySee:
-    """The site's rule. Raises ImportError."""
-    rule: MaySee = import_string(getattr(settings, NAME, f"{__name__}.staff"))
-    return rule
+    """The site's rule. Raises ImportError, also if it is no function."""
+    given = getattr(settings, NAME, None) or staff
+    rule = import_string(given) if isinstance(given, str) else given
+    if not callable(rule):
+        raise ImportError("is no function")
+    found: MaySee = rule
+    return found

@@ -15,7 +15,7 @@ from django.utils.html import format_html
 
 from batchpipe.contrib.django.models import Job
 from batchpipe.contrib.django.rows import job_row, moment
-from batchpipe.errors import BatchpipeError, InvalidInput, JobNotFound
+from batchpipe.errors import BatchpipeError, InvalidInput, JobNotFound, SettingsError, StoreUnavailable
 
 if TYPE_CHECKING:
     from batchpipe import client
@@ -116,24 +116,32 @@ class JobAdmin(admin.ModelAdmin):
         elif action == "cancel" and "sure" not in request.POST:
             return self._answer(request, "confirm_cancel", "Are you sure?", {"chosen": chosen})
         else:
-            for job_id in chosen:
-                self._do(request, action, job_id)
+            self._do(request, action, chosen)
         here = len(chosen) == 1 and "here" in request.POST
         return HttpResponseRedirect(self._url("change", chosen[0]) if here else self._url("changelist"))
 
-    def _do(self, request: HttpRequest, action: str, job_id: str) -> None:
+    def _do(self, request: HttpRequest, action: str, chosen: list[str]) -> None:
+        for job_id in chosen:
+            try:
+                self._do_one(request, action, job_id)
+            except (StoreUnavailable, SettingsError) as error:  # the others need not wait for Redis, too
+                messages.error(request, str(error))
+                return
+            except BatchpipeError as error:
+                messages.error(request, f"Job {job_id}: {error}")
+
+    def _do_one(self, request: HttpRequest, action: str, job_id: str) -> None:
         from batchpipe.client import default_client
 
-        try:
-            client = default_client()
-            if action == "cancel":
-                job = client.cancel(job_id)
-                self._tell(request, job, "Cancelled.", "is being cancelled; rows that are finished are kept")
-            else:
-                job = client.retry(job_id)
-                self._tell(request, job, f"Retries {job_id}.", f"sends the rows again that were not ok in {job_id}")
-        except BatchpipeError as error:
-            messages.error(request, f"{job_id}: {error}")
+        client = default_client()
+        if action == "retry" and (job := client.retry(job_id)).state.ended:
+            messages.warning(request, f"Job {job_id} was retried before, by {job.id}, which has ended.")
+        elif action == "retry":
+            self._tell(request, job, f"Retries {job_id}.", f"sends the rows again that were not ok in {job_id}")
+        elif (job := client.get_job(job_id)).state.ended:
+            messages.warning(request, f"Job {job_id} has ended already: {job.state.value}.")
+        else:
+            self._tell(request, job.cancel(), "Cancelled.", "is being cancelled; rows that are finished are kept")
 
     def _tell(self, request: HttpRequest, job: client.Job, logged: str, said: str) -> None:
         self.log_change(request, Job(id=job.id, name=job.name or ""), logged)

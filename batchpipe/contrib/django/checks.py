@@ -62,12 +62,12 @@ def _permission() -> Iterator[CheckMessage]:
         may_see()
     except ImportError as error:
         hint = "Give the dotted path of a function (request, job) -> bool."
-        yield Error(f"{NAME} = {getattr(site, NAME)!r} cannot be imported: {error}", hint=hint, id="batchpipe.E003")
+        yield Error(f"{NAME} = {getattr(site, NAME)!r} cannot be used: {error}", hint=hint, id="batchpipe.E003")
 
 
 def _celery(settings: Settings) -> Iterator[CheckMessage]:
     app = _app()
-    project = str(getattr(site, "SETTINGS_MODULE", "") or "").partition(".")[0] or "proj"
+    project = _project()
     if app is None and not _is_there(f"{project}.celery"):
         return  # a site without Celery: `manage.py batchpipe worker` brings an app
     if app is None or not _is_set_up(app):
@@ -82,6 +82,13 @@ def _celery(settings: Settings) -> Iterator[CheckMessage]:
         hint = f"Write {name} = {conf.spell('REDIS_URL')}, or the URL of your RabbitMQ."
         yield Warning(f"{name} is not set: nobody gets the tasks.", hint=hint, id="batchpipe.W002")
     yield from _findings(app, settings)
+
+
+def _project() -> str:
+    """The package of the settings that has a module for Celery: of ``proj.settings.prod`` it is ``proj``."""
+    parents = str(getattr(site, "SETTINGS_MODULE", "") or "proj.settings").split(".")[:-1]
+    names = [".".join(parents[:end]) for end in range(len(parents), 0, -1)]
+    return next((name for name in names if _is_there(f"{name}.celery")), parents[0] if parents else "proj")
 
 
 def _is_there(module: str) -> bool:
@@ -131,10 +138,10 @@ def check_deployment(**_: Any) -> list[CheckMessage]:
     try:
         if conf.read_settings().redis_url is None:
             return []  # said already
-        store = default_client().store
-        swept = store.survey().swept
     except SettingsError:
         return []  # said already
+    try:
+        swept = default_client().store.survey().swept
     except BatchpipeError as error:
         hint = f"Check {conf.spell('REDIS_URL')}, and the network."
         return [Warning(f"Redis does not answer: {error}", hint=hint, id="batchpipe.W004")]

@@ -25,10 +25,9 @@ def read_settings() -> Settings:
     from batchpipe.settings import load_settings
     from batchpipe.site_settings import SiteSettings
 
-    given = getattr(settings, NAME, None)
-    if given is not None and not isinstance(given, Mapping):
-        raise SettingsError(f"{NAME} is a {type(given).__name__}; it must be a dict of settings")
-    return load_settings(given=SiteSettings(given or {}, spell))
+    if not isinstance(getattr(settings, NAME, None), Mapping | None):
+        raise SettingsError(f"{NAME} is a {type(getattr(settings, NAME)).__name__}; it must be a dict of settings")
+    return load_settings(given=SiteSettings(getattr(settings, NAME, None) or {}, spell))
 
 
 def forget_settings() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from django.http import HttpRequest, JsonResponse
 from django.views.decorators.cache import never_cache
+from django.views.decorators.csrf import csrf_exempt
 
 from batchpipe.contrib.django.access import may_see
 
@@ -20,6 +21,7 @@ View = Callable[..., JsonResponse]
 def _json(view: View) -> View:
     """Errors are JSON, too, and tell one line."""
 
+    @csrf_exempt  # nothing can be changed here; who tries is told so in JSON
     @never_cache
     @wraps(view)
     def answered(request: HttpRequest, **parts: str) -> JsonResponse:
@@ -46,11 +48,11 @@ def job_list(request: HttpRequest) -> JsonResponse:
     from batchpipe.client import list_jobs
 
     try:
-        limit = min(max(int(request.GET.get("limit", MOST)), 1), MOST)
+        limit = min(max(int(request.GET.get("limit") or MOST), 1), MOST)
     except ValueError:
         return _error(400, "invalid_input", "limit: must be a number")
     allowed = may_see()
-    jobs = [job for job in list_jobs(state=request.GET.get("state"), limit=LOOKED_AT) if allowed(request, job)]
+    jobs = [job for job in list_jobs(state=request.GET.get("state") or None, limit=LOOKED_AT) if allowed(request, job)]
     if not jobs and not _is_known(request):
         return _forbidden(request)
     return JsonResponse({"jobs": [job.to_dict(shards=False) for job in jobs[:limit]]})

@@ -12,6 +12,7 @@ from batchpipe.errors import SettingsError
 
 if TYPE_CHECKING:
     from batchpipe.settings import Settings
+    from batchpipe.site_settings import SiteSettings
 
 PREFIX = "BATCHPIPE_"
 #: Who may see a job through the JSON views: a function (request, job) -> bool, or where it can be imported from.
@@ -40,6 +41,20 @@ def read_settings(app: Flask, defaults: Mapping[str, Any]) -> Settings:
     ``defaults``: for what ``app.config`` does not say, names without their prefix.
     """
     from batchpipe.settings import load_settings
+
+    try:
+        settings = load_settings(given=_given(app, defaults))
+        if settings.redis_url is None:
+            raise SettingsError(
+                f"{spell('REDIS_URL')} is not set, and batchpipe keeps its records in Redis: "
+                f'write {spell("REDIS_URL")} = "redis://localhost:6379/0" before BatchPipe(app)'
+            )
+    except SettingsError as error:
+        raise WrongConfig(error) from None
+    return settings
+
+
+def _given(app: Flask, defaults: Mapping[str, Any]) -> SiteSettings:
     from batchpipe.site_settings import SiteSettings
 
     said = {
@@ -51,13 +66,4 @@ def read_settings(app: Flask, defaults: Mapping[str, Any]) -> Settings:
     def spelled(name: str) -> str:
         return f"BatchPipe(settings={{{name!r}: ...}})" if name in defaults and name not in said else spell(name)
 
-    try:
-        settings = load_settings(given=SiteSettings({**defaults, **said}, spelled))
-        if settings.redis_url is None:
-            raise SettingsError(
-                f"{spell('REDIS_URL')} is not set, and batchpipe keeps its records in Redis: "
-                f'write {spell("REDIS_URL")} = "redis://localhost:6379/0" before BatchPipe(app)'
-            )
-    except SettingsError as error:
-        raise WrongConfig(error) from None
-    return settings
+    return SiteSettings({**defaults, **said}, spelled)

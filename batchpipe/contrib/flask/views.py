@@ -27,6 +27,10 @@ _warned: WeakSet[Flask] = WeakSet()
 
 blueprint = Blueprint("batchpipe", __name__, url_prefix="/batchpipe")
 
+#: What the views answer to, and what else may be asked: else Flask would refuse that in HTML.
+ALLOWED = ("GET", "HEAD", "OPTIONS")
+_METHODS = [*ALLOWED, "POST", "PUT", "PATCH", "DELETE"]
+
 
 def _json(view: View) -> View:
     """Errors are JSON, too, and tell one line."""
@@ -35,6 +39,10 @@ def _json(view: View) -> View:
     def answered(**parts: str) -> Response:
         from batchpipe.errors import InvalidInput, JobNotFound, SettingsError, StoreUnavailable
 
+        if request.method not in ("GET", "HEAD"):
+            response = _error(405, "method_not_allowed", "only GET") if request.method not in ALLOWED else Response()
+            response.allow.update(ALLOWED)
+            return response
         try:
             response = view(**parts)
         except JobNotFound as error:
@@ -49,23 +57,23 @@ def _json(view: View) -> View:
     return answered
 
 
-@blueprint.get("/", endpoint="list")
+@blueprint.route("/", endpoint="list", methods=_METHODS)
 @_json
 def job_list() -> Response:
     """``{"jobs": [...]}``, newest first, without shards. ``?state=running&limit=20``."""
     try:
-        limit = min(max(int(request.args.get("limit", MOST)), 1), MOST)
+        limit = min(max(int(request.args.get("limit") or MOST), 1), MOST)
     except ValueError:
         return _error(400, "invalid_input", "limit: must be a number")
     allowed = _may_see()
     if allowed is None:
         return _forbidden()
-    jobs = current_app.extensions["batchpipe"].list_jobs(state=request.args.get("state"), limit=LOOKED_AT)
+    jobs = current_app.extensions["batchpipe"].list_jobs(state=request.args.get("state") or None, limit=LOOKED_AT)
     seen = [job for job in jobs if allowed(request, job)]
     return jsonify(jobs=[job.to_dict(shards=False) for job in seen[:limit]])
 
 
-@blueprint.get("/<job_id>/", endpoint="detail")
+@blueprint.route("/<job_id>/", endpoint="detail", methods=_METHODS)
 @_json
 def job_detail(job_id: str) -> Response:
     """One job with its shards."""

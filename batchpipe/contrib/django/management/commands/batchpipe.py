@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import argparse
 import os
+import re
 import sys
+from contextlib import redirect_stdout
 from typing import Any
 
-from django.core.management.base import BaseCommand
+from django.core.management.base import BaseCommand, CommandError
 from django.utils.module_loading import autodiscover_modules
 
 #: Options that Django takes for itself before it knows the command, and whether a value follows them.
-_DJANGOS = {"--settings": True, "--pythonpath": True, "--traceback": False, "--skip-checks": False}
+_DJANGOS = {
+    **dict.fromkeys(("--settings", "--pythonpath", "--verbosity", "-v"), True),
+    **dict.fromkeys(("--traceback", "--skip-checks", "--no-color", "--force-color"), False),
+}
 
 
 class Command(BaseCommand):
@@ -21,20 +27,33 @@ class Command(BaseCommand):
         args, djangos = split_options(argv[2:])
         call(args, program=argv[0], djangos=djangos)
 
+    def print_help(self, prog_name: str, subcommand: str) -> None:
+        """``manage.py help batchpipe``"""
+        call(["--help"], program=prog_name, djangos={})
+
     def handle(self, *args: Any, **options: Any) -> None:
-        call([str(arg) for arg in args], program=sys.argv[0], djangos={})
+        """For ``call_command("batchpipe", "list", "--json", stdout=...)``. Raises CommandError with our exit code."""
+        try:
+            with redirect_stdout(getattr(self.stdout, "_out", sys.stdout)):
+                call([str(arg) for arg in args], program=sys.argv[0], djangos={})
+        except SystemExit as end:
+            if end.code:
+                code = end.code if isinstance(end.code, int) else 1
+                raise CommandError(f"batchpipe {' '.join(args[:1])} ended with {code}", returncode=code) from None
 
     def add_arguments(self, parser: Any) -> None:
-        parser.add_argument("args", nargs="*")  # for call_command("batchpipe", "list")
+        parser.add_argument("args", nargs=argparse.REMAINDER)
 
 
 def split_options(args: list[str]) -> tuple[list[str], dict[str, str]]:
     """Our arguments, and the options of Django among them."""
     ours, djangos, rest = list[str](), dict[str, str](), iter(args)
     for arg in rest:
-        name, sign, value = arg.partition("=")
+        name, sign, value = arg.partition("=") if arg.startswith("--") else (arg, "", "")
         if arg == "--":
             return [*ours, arg, *rest], djangos
+        if re.fullmatch("-v[0-3]", arg):
+            continue
         if name not in _DJANGOS:
             ours.append(arg)
         elif _DJANGOS[name]:
