@@ -6,6 +6,7 @@ A Django or Flask site runs our tasks in its own app; nothing here is needed the
 from __future__ import annotations
 
 from typing import Any
+from weakref import WeakSet
 
 from celery import Celery
 from kombu.transport import TRANSPORT_ALIASES
@@ -13,8 +14,8 @@ from kombu.transport import TRANSPORT_ALIASES
 from batchpipe.errors import SettingsError
 from batchpipe.settings import Settings
 
-#: Name of our app.
-OURS = "batchpipe"
+#: Apps that were made here. A site may call its own app batchpipe, too.
+_ours: WeakSet[Celery] = WeakSet()
 #: Longer than the longest countdown (600 s) and the longest task with a hard limit (900 s) together.
 VISIBILITY_SECONDS = 1_800
 
@@ -22,9 +23,21 @@ VISIBILITY_SECONDS = 1_800
 def make_app(settings: Settings) -> Celery:
     """A configured app. Every value here was measured to lose nothing (docs/architecture.md). Raises SettingsError."""
     _check_broker(settings.broker_address())
-    app = Celery(OURS, set_as_current=False)
+    app = Celery("batchpipe", set_as_current=False)
+    _ours.add(app)
     app.conf.update(_configuration(settings))
     return app
+
+
+def is_ours(app: Celery) -> bool:
+    """True for an app of ``make_app``, False for a site's own."""
+    return app in _ours
+
+
+def queue_of(app: Celery, name: str) -> Any:
+    """Our queue, also in an app that makes none which it was not told of (``task_create_missing_queues``)."""
+    queues = app.amqp.queues
+    return queues[name] if queues.create_missing or name in queues else queues.add(queues.new_missing(name))
 
 
 def outlive_redis() -> None:

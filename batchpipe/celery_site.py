@@ -6,19 +6,25 @@ The standalone worker goes through here, too: a site's worker does for batchpipe
 from __future__ import annotations
 
 import logging
+import os
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from celery import Celery, signals
 from celery.app.utils import find_app
+from celery.local import Proxy
+from celery.utils.quorum_queues import detect_quorum_queues
 
 from batchpipe import (
     schedule_tasks,  # noqa: F401 - its task is known once it is imported
+    seams,
     tasks,
 )
-from batchpipe.celery_app import OURS, beat_schedule, outlive_redis
+from batchpipe.celery_app import beat_schedule, is_ours, outlive_redis, queue_of
 from batchpipe.client import default_client
 from batchpipe.errors import BatchpipeError, SettingsError
 from batchpipe.openai_api import warm_up
@@ -61,11 +67,15 @@ def setup(app: Celery, settings: Mapping[str, Any] | None = None) -> None:
     if settings is not None:
         given = SiteSettings(dict(settings), lambda name: f"batchpipe.setup(app, settings={{{name!r}: ...}})")
         install_site(lambda: load_settings(given=given))
+    app = _itself(app)
     if is_set_up(app):
         return tasks.install_app(app)
     house = _House(app)
     own: dict[str, Any] = {"weak": False}
-    # The site's own settings can be read only once it is loaded: a worker and beat send this signal then.
+    app.on_after_configure.connect(house.furnish_early, **own)
+    if app.configured:
+        house.furnish_early()
+    # The site's own settings can be read for certain only once it is loaded: a worker and beat send this signal then.
     signals.import_modules.connect(house.furnish, sender=app, dispatch_uid=f"batchpipe-furnish-{id(app)}", **own)
     signals.celeryd_init.connect(house.move_in, dispatch_uid=f"batchpipe-queue-{id(app)}", **own)
     signals.celeryd_after_setup.connect(house.report, dispatch_uid=f"batchpipe-report-{id(app)}", **own)
@@ -77,12 +87,17 @@ def setup(app: Celery, settings: Mapping[str, Any] | None = None) -> None:
 
 def is_set_up(app: Celery) -> bool:
     """True if ``setup`` was called for this app in this process."""
-    return id(app) in _HOUSES
+    return id(_itself(app)) in _HOUSES
 
 
 def house_of(app: Celery) -> _House:
     """The house of an app that was set up: tells whether its worker was ready, and whether it was told to stop."""
-    return _HOUSES[id(app)]
+    return _HOUSES[id(_itself(app))]
+
+
+def _itself(app: Celery) -> Celery:
+    """The app behind ``celery.current_app``: signals tell of that one."""
+    return app._get_current_object() if isinstance(app, Proxy) else app
 
 
 class _House:
@@ -92,6 +107,14 @@ class _House:
         self.app = app
         self.stopping = threading.Event()
         self.was_ready = threading.Event()
+        self._entries: dict[str, Any] = {}
+        self._route: dict[str, Any] = {}
+
+    def furnish_early(self, **_: Any) -> None:
+        """The app has read its own configuration: who looks at it sees what is ours, if that can be told by now."""
+        with suppress(Exception):  # settings that are not there yet, or wrong: said when the site is loaded
+            here = seams.settings_here() if seams.settings_here is not None else None
+            self._add(here or (seams.site or load_settings)())  # not kept: they may change until they are used
 
     def furnish(self, **_: Any) -> None:
         """The site is loaded, and so its settings: beat and routes need them."""
@@ -100,25 +123,31 @@ class _House:
         except SettingsError as error:  # reported when the worker is up; the site's own tasks must run
             logger.error("batchpipe is not set up: %s", error)
             return
-        conf = self.app.conf
-        for name, entry in beat_schedule(settings).items():
-            conf.beat_schedule.setdefault(name, entry)
-        conf.task_routes = _with_route(conf.task_routes, {"batchpipe.*": {"queue": settings.queue}})
+        self._add(settings)
+        if not self.app.conf.task_create_missing_queues:  # beat, too, would not know it
+            queue_of(self.app, settings.queue)
+
+    def _add(self, settings: Settings) -> None:
+        """Beat entries and route, in place of those that were added before."""
+        conf, entries = self.app.conf, beat_schedule(settings)
+        theirs = {name: it for name, it in (conf.beat_schedule or {}).items() if self._entries.get(name) is not it}
+        conf.beat_schedule = {**entries, **theirs}  # the site's own dict stays as it is
+        route = {"batchpipe.*": {"queue": settings.queue}}
+        conf.task_routes = _with_route(conf.task_routes, route, instead_of=self._route)
+        self._entries, self._route = entries, route
 
     def move_in(self, *, instance: Any, **_: Any) -> None:
         """A worker of this app begins: it takes our queue, too, unless -Q or -X say otherwise later on."""
         if instance.app is not self.app:
             return
+        tasks.install_app(self.app)  # of several that were set up, its tasks publish through the one that runs them
         warm_up()  # before there are threads or forked children
         outlive_redis()
         try:
             queue = default_client().settings.queue  # without REDIS_URL this finds or starts the private Redis
-            queues = self.app.amqp.queues
-            queues.select_add(queues[queue])
+            self.app.amqp.queues.select_add(queue_of(self.app, queue))
         except BatchpipeError as error:
             logger.error("batchpipe's tasks cannot run here: %s", error)
-        except KeyError as error:  # task_create_missing_queues is off
-            logger.error("batchpipe's queue %s is not among task_queues: add it", error)
 
     def report(self, *, instance: Any, **_: Any) -> None:
         if instance.app is not self.app:
@@ -157,10 +186,10 @@ class _House:
 _HOUSES: dict[int, _House] = {}
 
 
-def _with_route(routes: Any, ours: dict[str, Any]) -> list[Any]:
+def _with_route(routes: Any, ours: dict[str, Any], instead_of: dict[str, Any]) -> list[Any]:
     """The site's routes come first: who routes our tasks elsewhere has a reason."""
     theirs = list(routes) if isinstance(routes, list | tuple) else [routes] if routes else []
-    return theirs if ours in theirs else [*theirs, ours]
+    return [*(route for route in theirs if route not in (ours, instead_of)), ours]
 
 
 # -- what is app-wide ----------------------------------------------------------------------------------------------
@@ -192,7 +221,11 @@ def _look_at_eagerness(app: Celery, settings: Settings) -> Iterator[Finding]:
 def _look_at_visibility(app: Celery, settings: Settings) -> Iterator[Finding]:
     if not _is_redis(app):
         return
-    seconds = (app.conf.broker_transport_options or {}).get("visibility_timeout", KOMBU_VISIBILITY)
+    given = (app.conf.broker_transport_options or {}).get("visibility_timeout")
+    try:
+        seconds = float(KOMBU_VISIBILITY if given is None else given)
+    except (TypeError, ValueError):
+        seconds = 0.0
     if seconds < LONGEST_UNACKNOWLEDGED:
         name = _setting(app, "broker_transport_options")
         why = (
@@ -214,9 +247,10 @@ def _look_at_prefetch(app: Celery, settings: Settings) -> Iterator[Finding]:
     multiplier = app.conf.worker_prefetch_multiplier
     if multiplier != 1:
         name = _setting(app, "worker_prefetch_multiplier")
+        many = f"{multiplier} messages per process" if multiplier else "all messages that wait"
         why = (
-            f"{multiplier} messages per process are taken in advance: a short task waits behind a long upload, and a "
-            "worker that is killed strands them until the sweep finds them"
+            f"{many} are taken in advance: a short task waits behind a long upload, and a worker that is killed "
+            "strands them until the sweep finds them"
         )
         yield Finding(name, why, f"{name} = 1")
 
@@ -228,6 +262,36 @@ def _look_at_control(app: Celery, settings: Settings) -> Iterator[Finding]:
         yield Finding(name, why, f"{name} = True")
 
 
+def _look_at_annotations(app: Celery, settings: Settings) -> Iterator[Finding]:
+    """Those for ``*`` reach our tasks, too."""
+    if not app.conf.task_annotations:
+        return
+    for task, wanted in tasks.OPTIONS.items():
+        changed = [name for name in _NEEDED if getattr(app.tasks[task], name) != wanted[name]]
+        if changed:
+            name = _setting(app, "task_annotations")
+            why = f"changes {' and '.join(changed)} of {task}: a job waits or works for longer than that allows"
+            yield Finding(name, why, f'{name} = {{"proj.tasks.yours": {{...}}}}, by name and not for "*"')
+            return
+
+
+def _look_at_quorum(app: Celery, settings: Settings) -> Iterator[Finding]:
+    if not app.conf.worker_detect_quorum_queues or not _broker(app).startswith(("amqp:", "amqps:", "pyamqp:")):
+        return
+    found, theirs = detect_quorum_queues(app, "amqp")
+    if found and queue_of(app, settings.queue).exchange.type == "direct":
+        name = _setting(app, "task_queues")
+        why = (
+            f"{theirs} is a quorum queue, so a worker takes a fixed number of messages: as many polls that wait keep "
+            "it from all other tasks of batchpipe; behind a topic exchange RabbitMQ delays them"
+        )
+        ours = f'Queue("{settings.queue}", Exchange("{settings.queue}-topic", "topic"), "{settings.queue}", '
+        yield Finding(name, why, f'{name} = [..., {ours}queue_arguments={{"x-queue-type": "quorum"}})]')
+
+
+#: Attributes of our tasks without which jobs do not get on as they should.
+_NEEDED = ("max_retries", "acks_late", "time_limit", "soft_time_limit")
+
 _LOOKS: tuple[Callable[[Celery, Settings], Iterator[Finding]], ...] = (
     _look_at_content,
     _look_at_eagerness,
@@ -235,12 +299,17 @@ _LOOKS: tuple[Callable[[Celery, Settings], Iterator[Finding]], ...] = (
     _look_at_timeouts,
     _look_at_prefetch,
     _look_at_control,
+    _look_at_annotations,
+    _look_at_quorum,
 )
 
 
+def _broker(app: Celery) -> str:
+    return str(app.conf.broker_write_url or app.conf.broker_url or "")
+
+
 def _is_redis(app: Celery) -> bool:
-    url = app.conf.broker_write_url or app.conf.broker_url or ""
-    return str(url).startswith(("redis://", "rediss://", "redis+socket://", "sentinel://"))
+    return _broker(app).startswith(("redis://", "rediss://", "redis+socket://", "sentinel://"))
 
 
 # -- the command line's -A -----------------------------------------------------------------------------------------
@@ -248,10 +317,13 @@ def _is_redis(app: Celery) -> bool:
 
 def load_app(name: str) -> Celery:
     """The site's app by its name, as ``celery -A`` takes it, with the site loaded. Raises SettingsError."""
+    if (here := os.getcwd()) not in sys.path:  # a site's modules lie beside each other, and are loaded one by one
+        sys.path.insert(0, here)
     try:
         app = find_app(name)
         if not isinstance(app, Celery):
             raise SettingsError(f"-A {name}: is a {type(app).__name__}, not a Celery app")
+        app = _itself(app)
         app.set_default()
         app.set_current()
         tasks.install_app(app)
@@ -268,4 +340,4 @@ def load_app(name: str) -> Celery:
 def site_app() -> Celery | None:
     """The site's Celery app, if this process has one."""
     app = tasks.current_site_app()
-    return app if app is not None and app.main != OURS else None
+    return app if app is not None and not is_ours(app) else None

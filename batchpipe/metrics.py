@@ -37,6 +37,7 @@ CENSUS_SECONDS = 10.0
 #: Accounts on which batches were created within this time are told of, though this host may not have their keys.
 RECENT_SECONDS = 7 * 86_400.0
 
+UP = "Whether Redis, and so the rest of these numbers, could be read."
 #: name -> help, label. In the order of the output.
 GAUGES: dict[str, tuple[str, str]] = {
     "jobs": ("Jobs, by state; those that ended as long as their records are kept.", "state"),
@@ -68,8 +69,13 @@ class StoreCollector(Collector):
         self._counted: tuple[Store, float, Census] | None = None
 
     def describe(self) -> list[Metric]:
-        """Nothing is read when the collector is registered."""
-        return []
+        """The names alone, for who asks for some of them: nothing is read when the collector is registered."""
+        counted = (
+            (HistogramMetricFamily if metric.buckets else CounterMetricFamily)(PREFIX + name, metric.help)
+            for name, metric in METRICS.items()
+        )
+        gauges = (GaugeMetricFamily(PREFIX + name, words) for name, (words, _) in GAUGES.items())
+        return [GaugeMetricFamily(f"{PREFIX}up", UP), *gauges, *counted]
 
     def collect(self) -> Iterator[Metric]:
         try:
@@ -77,10 +83,11 @@ class StoreCollector(Collector):
             up = 1
         except StoreUnavailable:
             found, up = [], 0
-        yield GaugeMetricFamily(f"{PREFIX}up", "Whether Redis, and so the rest of these numbers, could be read.", up)
+        yield GaugeMetricFamily(f"{PREFIX}up", UP, up)
         yield from found
 
     def _read(self, store: Store) -> Iterator[Metric]:
+        store.ping()  # one short try: a Redis that hangs must not hang the scrape, which Prometheus would give up
         survey, census = store.survey(), self._census(store)
         accounts = sorted({"default", *self._accounts(), *store.creating_accounts(survey.now - RECENT_SECONDS)})
         values: dict[str, float | dict[str, float]] = {

@@ -11,9 +11,10 @@ from celery import shared_task
 
 from batchpipe.client import default_client
 from batchpipe.schedules import tick
+from batchpipe.tasks import PULSE
 
 
-@shared_task(name="batchpipe.schedules", ignore_result=True, acks_late=False, send_events=False)  # else monitors drown
+@shared_task(name="batchpipe.schedules", **PULSE)
 def schedules(**newer: Any) -> int:
     """Submit the scheduled jobs that are due."""
     return len(tick(default_client()))

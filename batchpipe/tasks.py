@@ -11,12 +11,13 @@ from collections.abc import Callable, Sequence
 from typing import Any, cast
 from weakref import WeakKeyDictionary
 
+from amqp import AMQPError
 from celery import Celery, chain, current_app, shared_task, signature
 from celery.exceptions import OperationalError as CeleryOperationalError
 from kombu.exceptions import KombuError, OperationalError
 
 from batchpipe import seams
-from batchpipe.celery_app import make_app
+from batchpipe.celery_app import make_app, queue_of
 from batchpipe.counters import Counters
 from batchpipe.errors import StoreUnavailable, TryLater, without_secrets
 from batchpipe.job_turns import UNHEARD, JobTurns
@@ -35,6 +36,8 @@ REDIS_PAUSE_SECONDS = 10.0
 #: Hard time limits (prefork): of tasks that call the provider for moments, and of those that read and write gigabytes.
 SHORT_TASK_SECONDS = 900
 LONG_TASK_SECONDS = 7 * 3_600
+#: What a broker that cannot be reached, or that refuses (a RabbitMQ: who we are, or the queue), makes of a call.
+_BROKER_TROUBLE = (KombuError, OperationalError, CeleryOperationalError, OSError, AMQPError)
 #: A blip is bridged; a broker that is down must not hold up who submits: the sweep publishes later.
 _PUBLISH_RETRY = {"max_retries": 2, "interval_start": 0.0, "interval_step": 0.5, "interval_max": 1.0}
 
@@ -111,10 +114,12 @@ def publish(message: Message) -> None:
     """Send one chain. Raises TryLater if the broker does not take it: the record's due time brings it back."""
     try:
         app = app_in_use()
+        queue_of(app, message.queue)
         with app.producer_pool.acquire(block=True, timeout=10) as producer:
             _chain(app, message).apply_async(producer=producer, retry=True, retry_policy=_PUBLISH_RETRY)
-    except (KombuError, OperationalError, CeleryOperationalError, OSError) as error:
-        raise TryLater(f"the broker is not reachable: {type(error).__name__}", code="broker_unavailable") from error
+    except _BROKER_TROUBLE as error:
+        said = f"the broker refused: {error}" if isinstance(error, AMQPError) else "the broker is not reachable"
+        raise TryLater(f"{said}: {type(error).__name__}", code="broker_unavailable") from error
 
 
 def _subject(job: str, index: int) -> str:
@@ -149,7 +154,7 @@ def revoke(task_ids: Sequence[str]) -> None:
         return
     try:
         app_in_use().control.revoke(list(task_ids))
-    except (KombuError, OperationalError, OSError) as error:
+    except _BROKER_TROUBLE as error:
         logger.warning("revoke not sent: %s", type(error).__name__)
 
 
@@ -159,7 +164,7 @@ def forget_queue(queue: str) -> None:
         with app_in_use().connection_for_write() as connection:
             connection.ensure_connection(max_retries=1, timeout=5)
             connection.default_channel.queue_delete(queue)
-    except (KombuError, OperationalError, OSError) as error:
+    except _BROKER_TROUBLE as error:
         logger.debug("queue %s not removed: %s", queue, error)
 
 
@@ -170,7 +175,7 @@ def workers_of_queue(queue: str) -> list[str] | None:
         with app.connection_for_write() as connection:
             connection.ensure_connection(max_retries=1, timeout=5)
             replies = app.control.inspect(timeout=1.0, connection=connection).active_queues() or {}
-    except (KombuError, OperationalError, OSError):
+    except _BROKER_TROUBLE:
         return None
     return [name for name, queues in replies.items() if any(item.get("name") == queue for item in queues)]
 
@@ -191,7 +196,7 @@ def tell(job: JobRecord) -> None:
     if job.on_done is not None:
         try:
             signature(job.on_done, app=app_in_use()).apply_async(args=(job.id,), task_id=f"{job.id}-done", retry=True)
-        except (KombuError, OperationalError, OSError) as error:
+        except _BROKER_TROUBLE as error:
             raise TryLater(f"on_done not sent: {type(error).__name__}", code="broker_unavailable") from error
     for name, listener in list(seams.listeners.items()):
         try:
@@ -213,10 +218,22 @@ _OPTIONS: dict[str, Any] = {
     "ignore_result": True,
     "serializer": "json",
     "max_retries": None,  # Celery's default of 3 would end a poll at its fourth look
+    "rate_limit": 0,  # none: a site's task_default_rate_limit is about its own
 }
 # A site's own task_time_limit would end a long transfer again and again.
 _SHORT = {**_OPTIONS, "time_limit": SHORT_TASK_SECONDS, "soft_time_limit": SHORT_TASK_SECONDS}
 _LONG = {**_OPTIONS, "time_limit": LONG_TASK_SECONDS, "soft_time_limit": LONG_TASK_SECONDS}
+#: Of the tasks that beat sends every few seconds: whoever watches tasks would drown in them.
+PULSE = {
+    **{name: _SHORT[name] for name in ("ignore_result", "serializer", "rate_limit", "time_limit", "soft_time_limit")},
+    "acks_late": False,
+    "send_events": False,
+}
+#: What the tasks of a job need, by name.
+OPTIONS = {
+    f"batchpipe.{name}": _LONG if name in ("prepare", "download", "merge") else _SHORT
+    for name in ("prepare", "upload", "create", "poll", "download", "merge")
+}
 
 
 #: What the arguments of a task that comes back begin with.
@@ -262,43 +279,43 @@ def _line(text: str) -> str:
     return without_secrets(" ".join(text.split()))[:300]
 
 
-@shared_task(name="batchpipe.prepare", **_LONG)
+@shared_task(name="batchpipe.prepare", **OPTIONS["batchpipe.prepare"])
 def prepare(self: Any, *, job: str, epoch: int, shard: int = JOB, **newer: Any) -> str | None:
     """Check and split a job's input, plan its shards."""
     return _answer(self, lambda: runtime().jobs.prepare(job, epoch))
 
 
-@shared_task(name="batchpipe.upload", **_SHORT)
+@shared_task(name="batchpipe.upload", **OPTIONS["batchpipe.upload"])
 def upload(self: Any, *, job: str, shard: int, epoch: int, **newer: Any) -> str | None:
     """Upload a shard's file."""
     return _answer(self, lambda: runtime().shards.run("upload", job, shard, epoch))
 
 
-@shared_task(name="batchpipe.create", **_SHORT)
+@shared_task(name="batchpipe.create", **OPTIONS["batchpipe.create"])
 def create(self: Any, *, job: str, shard: int, epoch: int, **newer: Any) -> str | None:
     """Create a shard's batch, once."""
     return _answer(self, lambda: runtime().shards.run("create", job, shard, epoch))
 
 
-@shared_task(name="batchpipe.poll", **_SHORT)
+@shared_task(name="batchpipe.poll", **OPTIONS["batchpipe.poll"])
 def poll(self: Any, *, job: str, shard: int, epoch: int, **newer: Any) -> str | None:
     """Look at a shard's batch; come back by countdown until it has ended."""
     return _answer(self, lambda: runtime().shards.run("poll", job, shard, epoch))
 
 
-@shared_task(name="batchpipe.download", **_LONG)
+@shared_task(name="batchpipe.download", **OPTIONS["batchpipe.download"])
 def download(self: Any, *, job: str, shard: int, epoch: int, **newer: Any) -> str | None:
     """Download a shard's results and account for its rows."""
     return _answer(self, lambda: runtime().shards.run("download", job, shard, epoch))
 
 
-@shared_task(name="batchpipe.merge", **_LONG)
+@shared_task(name="batchpipe.merge", **OPTIONS["batchpipe.merge"])
 def merge(self: Any, *, job: str, epoch: int, shard: int = JOB, **newer: Any) -> str | None:
     """Merge a job's results, fix its end, tell."""
     return _answer(self, lambda: runtime().jobs.merge(job, epoch))
 
 
-@shared_task(name="batchpipe.sweep", ignore_result=True, acks_late=False, send_events=False)  # else monitors drown
+@shared_task(name="batchpipe.sweep", **PULSE)
 def sweep(**newer: Any) -> int:
     """Publish anew what is past due."""
     return sweep_once(runtime().jobs)

@@ -11,6 +11,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import Future, wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,6 +35,8 @@ logger = logging.getLogger(__name__)
 
 #: How long a worker that lost its parent may take to hand back its work.
 ORPHAN_GRACE_SECONDS = 20.0
+#: How long a worker that is told to stop may take to hand back its messages, beside the time that its tasks get.
+HAND_BACK_SECONDS = 40.0
 
 
 def standalone_app(settings: Settings) -> Celery:
@@ -63,10 +66,13 @@ def run_worker(
     ``with_parent``: stop when standard input ends. ``alive_file`` is touched while the worker hears its broker.
     """
     app = site_app() or standalone_app(settings)
+    app.conf.worker_hijack_root_logger = False  # our command has set up the log, as LOG_FORMAT says
     _show_life(alive_file, signals.heartbeat_sent)
     if pool == "threads":
         app.conf.worker_pool = ThreadPool
         signals.worker_ready.connect(_stop_gently)
+        seconds = settings.stop_seconds + HAND_BACK_SECONDS
+        threading.Thread(target=end_in_time, args=(house_of(app).stopping, seconds), daemon=True).start()
     if with_parent:
         threading.Thread(target=_watch_parent, name="batchpipe-parent", daemon=True).start()
     app.worker_main(
@@ -135,12 +141,21 @@ def _stop_gently(sender: Any, **_: Any) -> None:
         signal.signal(number, told)
 
 
+def end_in_time(stopping: threading.Event, seconds: float, leave: Callable[[int], object] = os._exit) -> None:
+    """A broker that hangs lets Celery wait for each of its farewells: who is told to stop does not wait for all."""
+    stopping.wait()
+    time.sleep(seconds)
+    logger.error("told to stop %g s ago, and the broker does not answer: what is in hand comes back by itself", seconds)
+    leave(1)
+
+
 def run_beat(settings: Settings, *, loglevel: str = "INFO", alive_file: Path | None = None) -> None:
     """Run beat in the foreground until it is told to stop: of the site's app, if it has one.
 
     ``alive_file`` is touched with each message that the broker took.
     """
     app = site_app() or standalone_app(settings)
+    app.conf.worker_hijack_root_logger = False
     _show_life(alive_file, signals.after_task_publish)
     Folder(str(settings.home), private=True).make()
     app.start(["beat", "--schedule", str(settings.home / "beat-schedule"), "--pidfile=", "--loglevel", loglevel])

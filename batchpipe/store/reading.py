@@ -8,7 +8,7 @@ from typing import Any, Self, cast
 
 import orjson
 import redis
-from redis.backoff import ExponentialWithJitterBackoff, NoBackoff
+from redis.backoff import EqualJitterBackoff, NoBackoff
 from redis.retry import Retry
 
 from batchpipe.errors import JobNotFound, SettingsError, StoreUnavailable
@@ -90,8 +90,9 @@ class Records:
                 socket_timeout=10,
                 socket_connect_timeout=5,
                 health_check_interval=25,
-                # the scripts may be repeated; a blip must not cost a turn
-                retry=Retry(ExponentialWithJitterBackoff(base=0.05, cap=1.0), 3),
+                # The scripts may be repeated, and a blip must not cost a turn. A Redis that hangs is asked once: redis-py
+                # has the same policy at work in the connect within a command, and 16 times ten seconds hold up a view.
+                retry=Retry(EqualJitterBackoff(base=0.05, cap=1.0), 3, supported_errors=(redis.ConnectionError,)),
                 **options,
             )
         except ValueError as error:  # it may quote the URL, and so the password

@@ -130,6 +130,19 @@ def test_a_run_in_a_site_brings_a_worker_of_the_sites_app(shop: Shop) -> None:
     assert "shop" in log
 
 
+def test_our_worker_of_a_sites_app_logs_as_we_do(new_place: Callable[..., Place]) -> None:
+    """LOG_FORMAT is a setting of ours; Celery would put its own handler in place of ours."""
+    place = new_place("logging", BATCHPIPE_LOG_FORMAT="json")
+    assert place.redis_url is not None
+    Shop(place, place.redis_url)
+    worker = place.worker()
+    worker.popen.terminate()
+
+    assert worker.finish().code == 0
+    lines = [json.loads(line) for line in worker.err.splitlines() if not line.startswith("worker:")]
+    assert any(line["message"].endswith(" ready.") for line in lines)
+
+
 def test_a_worker_of_other_queues_takes_none_of_our_tasks(new_place: Callable[..., Place]) -> None:
     """-Q is the site's word: the job waits for a worker that takes the queue, and loses nothing meanwhile."""
     place = new_place("queues")
@@ -242,6 +255,16 @@ def test_messages_may_go_through_rabbitmq_while_redis_holds_the_records(
 
 
 @pytest.mark.slow
+def test_a_broker_that_refuses_does_not_fail_a_submit(new_place: Callable[..., Place], rabbitmq: str) -> None:
+    """The job is recorded: who is told of a failure would submit, and pay, once more. The sweep publishes it later."""
+    place = new_place("rabbit-refuses")
+    Shop(place, rabbitmq.replace("guest:guest", "guest:wrong"))
+    job = place.submit(place.input())
+
+    assert place.run("sweep").code == 0
+    assert place.json("status", job)["state"] == "pending"
+
+
 def test_a_cancel_reaches_a_job_over_rabbitmq(
     new_place: Callable[..., Place], new_sandbox: Callable[..., Sandbox], rabbitmq: str
 ) -> None:

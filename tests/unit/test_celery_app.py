@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 from kombu.transport import redis as transport
 
 from batchpipe.celery_app import outlive_redis
+from batchpipe.worker import end_in_time
 
 
 def test_a_connection_that_redis_has_lost_is_closed_without_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -36,3 +38,16 @@ def test_a_connection_that_redis_has_lost_is_closed_without_an_error(monkeypatch
     qos.ack(alive, "one")
     qos.reject(alive, "two", True)
     assert answered == ["one", ("two", True)]
+
+
+def test_a_worker_that_is_told_to_stop_ends_though_its_broker_hangs(caplog: pytest.LogCaptureFixture) -> None:
+    """Celery takes leave of a Redis that does not answer for minutes: longer than a supervisor waits."""
+    stopping, left = threading.Event(), list[int]()
+    waiting = threading.Thread(target=end_in_time, args=(stopping, 0.0, left.append))
+    waiting.start()
+    assert left == []
+    stopping.set()
+    waiting.join()
+
+    assert left == [1]
+    assert "the broker does not answer" in caplog.text

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from celery import Celery
+from celery import Celery, current_app, signals
+from kombu.entity import Exchange, Queue
 
 from batchpipe import tasks
 from batchpipe.celery_site import check_app, is_set_up, load_app, setup, site_app
 from batchpipe.errors import SettingsError
-from batchpipe.settings import Settings, current_settings
+from batchpipe.settings import Settings, current_settings, install_site, load_settings
+from batchpipe.site_settings import SiteSettings
 
 SETTINGS = Settings(_env_file=None)
 GOOD = {
@@ -41,7 +48,11 @@ def test_an_app_that_suits_is_reported_as_such() -> None:
         ({"task_always_eager": True}, "app.conf.task_always_eager", True),
         ({"broker_transport_options": {"socket_timeout": 9, "visibility_timeout": 1_000}}, "transport", False),
         ({"broker_transport_options": {}}, "transport", False),
+        ({"broker_transport_options": {"socket_timeout": 9, "visibility_timeout": "60"}}, "transport", False),
         ({"worker_prefetch_multiplier": 4}, "app.conf.worker_prefetch_multiplier", False),
+        ({"worker_prefetch_multiplier": 0}, "app.conf.worker_prefetch_multiplier", False),
+        ({"task_annotations": {"*": {"max_retries": 3}}}, "app.conf.task_annotations", False),
+        ({"broker_url": "amqp://", "task_default_queue_type": "quorum"}, "app.conf.task_queues", False),
         ({"worker_enable_remote_control": False}, "app.conf.worker_enable_remote_control", False),
     ],
 )
@@ -53,6 +64,20 @@ def test_a_setting_that_does_harm_is_named_with_the_line_to_write(
     assert name in finding.name
     assert finding.fatal is fatal
     assert finding.line.startswith(f"{finding.name} = ")
+
+
+def test_a_setting_that_says_none_is_the_default() -> None:
+    """Django's settings often read ``os.environ.get(...)``."""
+    assert names(app(broker_transport_options={"socket_timeout": 9, "visibility_timeout": None})) == []
+    site = app(beat_schedule=None)
+    setup(site)
+    assert set(site.conf.beat_schedule) == {"batchpipe-sweep"}
+
+
+def test_the_line_for_quorum_queues_is_enough() -> None:
+    quorum = {"x-queue-type": "quorum"}
+    ours = Queue("batchpipe", Exchange("batchpipe-topic", "topic"), "batchpipe", queue_arguments=quorum)
+    assert names(app(broker_url="amqp://", task_queues=[Queue("shop", queue_arguments=quorum), ours])) == []
 
 
 def test_another_broker_has_no_visibility_timeout() -> None:
@@ -68,15 +93,11 @@ def test_a_djangos_setting_is_spelled_as_django_spells_it() -> None:
     assert names(site) == ["CELERY_TASK_ALWAYS_EAGER"]
 
 
-def test_setup_adds_the_sweep_and_the_route_when_the_site_is_loaded() -> None:
-    """Not before: a site's settings can be read only then. What the site has said itself comes first."""
-    site = app(task_routes={"batchpipe.sweep": {"queue": "theirs"}}, beat_schedule={"own": {"task": "x"}})
+def test_setup_adds_the_sweep_and_the_route() -> None:
+    """What the site has said itself comes first. No other app of the process gets any of it."""
+    site, other = app(task_routes={"batchpipe.sweep": {"queue": "theirs"}}, beat_schedule={"own": {"task": "x"}}), app()
     setup(site)
     setup(site)
-    assert set(site.conf.beat_schedule) == {"own"}
-
-    site.loader.import_default_modules()
-    site.loader.import_default_modules()
 
     assert set(site.conf.beat_schedule) == {"own", "batchpipe-sweep"}
     assert site.conf.task_routes == [
@@ -86,6 +107,78 @@ def test_setup_adds_the_sweep_and_the_route_when_the_site_is_loaded() -> None:
     assert site.amqp.router.route({}, "batchpipe.poll")["queue"].name == "batchpipe"
     assert site.amqp.router.route({}, "batchpipe.sweep")["queue"].name == "theirs"
     assert site.amqp.router.route({}, "shop.own") != site.amqp.router.route({}, "batchpipe.poll")
+    assert (other.conf.beat_schedule, other.conf.task_routes) == ({}, None)
+
+
+def test_what_setup_adds_follows_the_settings_of_the_site() -> None:
+    """They may be there only once the site is loaded, after somebody has read the app's configuration."""
+    site = app()
+    setup(site)
+    assert site.conf.beat_schedule["batchpipe-sweep"]["schedule"] == 5
+    given = SiteSettings({"QUEUE": "ours", "SWEEP_SECONDS": 9}, str)
+    install_site(lambda: load_settings(given=given))
+    site.loader.import_default_modules()
+
+    assert site.conf.beat_schedule["batchpipe-sweep"]["schedule"] == 9
+    assert site.conf.beat_schedule["batchpipe-sweep"]["options"]["queue"] == "ours"
+    assert site.conf.task_routes == [{"batchpipe.*": {"queue": "ours"}}]
+
+
+def test_a_dict_of_the_sites_settings_is_not_written_to() -> None:
+    """Its beat schedule stands in a module that others may read, and another app may share."""
+    theirs: dict[str, Any] = {"own": {"task": "x"}}
+    site = app()
+    site.config_from_object({**GOOD, "beat_schedule": theirs})
+    setup(site)
+    site.loader.import_default_modules()
+
+    assert set(site.conf.beat_schedule) == {"own", "batchpipe-sweep"}
+    assert set(theirs) == {"own"}
+
+
+def test_an_app_that_makes_no_missing_queues_gets_ours() -> None:
+    """``setup`` has told it; it would send nothing else, and raise in the view that submits."""
+    site = app(task_create_missing_queues=False, task_queues=[Queue("shop")])
+    setup(site)
+    site.loader.import_default_modules()
+
+    assert site.amqp.router.route({"queue": "batchpipe"}, "batchpipe.sweep")["queue"].name == "batchpipe"
+    assert set(site.amqp.queues.consume_from) == {"shop"}
+
+
+def test_celerys_current_app_may_be_set_up() -> None:
+    """It is only a stand-in for the app, and signals tell of the app."""
+    site = app()
+
+    def make_at_home() -> None:
+        site.set_current()
+        setup(current_app)
+
+    thread = threading.Thread(target=make_at_home)  # what is current is so in one thread
+    thread.start()
+    thread.join()
+
+    assert is_set_up(site)
+    assert set(site.conf.beat_schedule) == {"batchpipe-sweep"}
+    assert site_app() is site
+
+
+def test_a_site_may_call_its_app_batchpipe() -> None:
+    site = Celery("batchpipe", set_as_current=False, broker="redis://localhost/9")
+    setup(site)
+
+    assert site_app() is site
+
+
+def test_of_two_apps_the_one_whose_worker_this_is_publishes() -> None:
+    """Its broker is the one whose messages the worker gets."""
+    first, second = app(), app()
+    for site in (first, second):
+        setup(site, {"REDIS_URL": "redis://127.0.0.1:1/0"})
+    signals.celeryd_init.send(sender="worker", instance=SimpleNamespace(app=first), conf=first.conf)
+
+    assert tasks.app_in_use() is first
+    assert set(first.amqp.queues.consume_from) == {"celery", "batchpipe"}
 
 
 def test_setup_changes_nothing_that_is_the_sites() -> None:
@@ -135,13 +228,37 @@ def test_a_module_that_is_no_site_is_one_clear_error() -> None:
         load_app("no_such_module_here")
 
 
+def test_the_modules_of_a_site_are_found_in_the_current_folder(tmp_path: Path) -> None:
+    """Those that the app loads later, too: the program ``batchpipe`` lies in another folder than the site."""
+    (tmp_path / "stall_app.py").write_text(
+        "from celery import Celery\napp = Celery('stall', broker='redis://localhost/9')\n"
+        "app.autodiscover_tasks(['stall_goods'])\n"
+    )
+    (tmp_path / "stall_goods").mkdir()
+    (tmp_path / "stall_goods/tasks.py").write_text("from stall_app import app\n@app.task\ndef told(job): ...\n")
+    script = "from batchpipe.celery_site import load_app; print(*load_app('stall_app').tasks)"
+    done = subprocess.run([sys.executable, "-P", "-c", script], capture_output=True, text=True, check=False)
+
+    assert "stall_goods.tasks.told" in done.stdout, done.stderr
+
+
+def test_a_rate_limit_of_the_site_is_not_for_our_tasks() -> None:
+    """One poll a minute would be no pipeline."""
+    site = app(task_default_rate_limit="1/m")
+    site.finalize()
+
+    assert {site.tasks[f"batchpipe.{name}"].rate_limit for name in ("poll", "merge", "sweep", "schedules")} == {0}
+    assert site.tasks["celery.chord_unlock"].rate_limit == "1/m"
+
+
 def test_short_and_long_tasks_have_limits_of_their_own() -> None:
     """A site's task_time_limit of a minute must not end a download of an hour."""
     site = app(task_time_limit=60, task_soft_time_limit=50)
     setup(site)
     site.finalize()
-    limits = {name: (site.tasks[f"batchpipe.{name}"].time_limit) for name in ("poll", "download", "merge", "prepare")}
+    names = ("poll", "sweep", "schedules", "download", "merge", "prepare")
+    limits = {name: site.tasks[f"batchpipe.{name}"].time_limit for name in names}
 
-    assert limits["poll"] == tasks.SHORT_TASK_SECONDS
+    assert {limits["poll"], limits["sweep"], limits["schedules"]} == {tasks.SHORT_TASK_SECONDS}
     assert {limits["download"], limits["merge"], limits["prepare"]} == {tasks.LONG_TASK_SECONDS}
     assert site.tasks["batchpipe.download"].soft_time_limit == tasks.LONG_TASK_SECONDS

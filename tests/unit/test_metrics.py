@@ -268,6 +268,29 @@ def client(redis_url: str, prefix: str, tmp_path: Path) -> Client:
     return Client(Settings(_env_file=None, redis_url=redis_url, prefix=prefix, home=tmp_path))
 
 
+def test_a_redis_that_hangs_is_asked_once() -> None:
+    """Each of its readings would be tried for minutes, and Prometheus waits for seconds."""
+
+    class Hanging(Store):
+        def ping(self) -> None:
+            raise StoreUnavailable("it hangs")
+
+        def _call(self, *_: Any, **__: Any) -> Any:
+            raise AssertionError("it was asked again")
+
+    assert numbers(exposed(Hanging(fakeredis.FakeRedis(decode_responses=True)))) == {("batchpipe_up", ()): 0}
+
+
+def test_some_of_the_metrics_can_be_asked_for(pump: Pump) -> None:
+    """``/metrics?name[]=...``, as of any other exporter; and nobody registers them twice."""
+    registry = exposed(pump.store)
+    some = generate_latest(registry.restricted_registry(["batchpipe_jobs", "batchpipe_rows_total"])).decode()
+
+    assert {name.rsplit("_total")[0] for name in NAME.findall(some)} == {"batchpipe_jobs", "batchpipe_rows"}
+    with pytest.raises(ValueError, match="Duplicated"):
+        registry.register(StoreCollector(lambda: pump.store))
+
+
 def test_it_can_be_mounted_into_a_site(client: Client) -> None:
     """As a WSGI app, or as bytes for any view."""
     environ: dict[str, Any] = {}

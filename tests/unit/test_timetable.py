@@ -146,7 +146,7 @@ def test_the_doubled_hour_of_autumn_has_two_default_keys() -> None:
         ({"key": "nightly"}, "schedules.nightly.key: needs one of {date}, {datetime}"),
         ({"key": "nightly-{hour}"}, "schedules.nightly.key: needs one of {date}, {datetime}"),
         ({"missed": "some"}, "schedules.nightly.missed: Input should be 'latest', 'all' or 'skip'"),
-        ({"cron": "x"}, "schedules.nightly.cron: Extra inputs are not permitted"),
+        ({"cron": "x"}, "schedules.nightly.cron: there is no such setting; did you mean crontab?"),
         ({"attempts": 0}, "schedules.nightly.attempts: Input should be greater than or equal to 1"),
     ],
 )
