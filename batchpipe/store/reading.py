@@ -90,8 +90,8 @@ class Records:
                 socket_timeout=10,
                 socket_connect_timeout=5,
                 health_check_interval=25,
-                # The scripts may be repeated, and a blip must not cost a turn. A Redis that hangs is asked once: redis-py
-                # has the same policy at work in the connect within a command, and 16 times ten seconds hold up a view.
+                # The scripts may be repeated, and a blip must not cost a turn. A Redis that hangs is asked once:
+                # redis-py has this policy in the connect within a command, too, and 16 times 10 s hold up a view.
                 retry=Retry(EqualJitterBackoff(base=0.05, cap=1.0), 3, supported_errors=(redis.ConnectionError,)),
                 **options,
             )
