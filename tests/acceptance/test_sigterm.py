@@ -73,7 +73,7 @@ def while_polls_wait(new_place: NewPlace, new_sandbox: NewSandbox, pool: str, **
 
 
 def patiently(new_place: NewPlace, new_sandbox: NewSandbox) -> dict[str, Any]:
-    """Without REMAP_SIGTERM a worker finishes what it does: as long as that takes."""
+    """The call ends within STOP_SECONDS, which are 30 here."""
     sandbox = new_sandbox()
     place = new_place("patient", provider=sandbox)
     held = sandbox.faults.add("delay", route="POST /v1/files", seconds=4, times=1)
@@ -120,7 +120,7 @@ def stories(at_once: ThreadPoolExecutor, new_place: NewPlace, new_sandbox: NewSa
 def test_a_worker_that_is_told_to_stop_during_a_call_loses_and_repeats_nothing(
     stories: dict[str, Future[Any]], story: str
 ) -> None:
-    """With REMAP_SIGTERM it does not wait for the call; 0 is its exit code; the message is in the queue again."""
+    """It does not wait for a call longer than STOP_SECONDS; 0 is its exit code; the message is in the queue again."""
     told = stories[story].result()
     assert told["code"] == 0
     assert (told["unacked"], told["children"]) == (0, [])
@@ -133,7 +133,7 @@ def test_a_worker_that_is_told_to_stop_during_a_call_loses_and_repeats_nothing(
     assert len(place.batches(job)) == len(rows) // 3
 
 
-def test_without_the_remap_a_worker_finishes_its_upload_first(stories: dict[str, Future[Any]]) -> None:
+def test_an_upload_that_ends_in_time_is_not_repeated(stories: dict[str, Future[Any]]) -> None:
     told = stories["patient"].result()
     assert told["uploads"] == 1
 
