@@ -1,4 +1,4 @@
-"""At home in a Celery app: what ``setup`` adds to a site's app, and what of the app it checks and leaves alone.
+"""At home in a Celery app: what ``setup`` adds to a site's app. What it leaves alone is in ``app_check``.
 
 The standalone worker goes through here, too: a site's worker does for batchpipe what ours does.
 """
@@ -9,49 +9,30 @@ import logging
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any
 
 from celery import Celery, signals
 from celery.app.utils import find_app
 from celery.local import Proxy
-from celery.utils.quorum_queues import detect_quorum_queues
 
 from batchpipe import (
     schedule_tasks,  # noqa: F401 - its task is known once it is imported
     seams,
     tasks,
 )
+from batchpipe.app_check import check_app
 from batchpipe.celery_app import beat_schedule, is_ours, outlive_redis, queue_of
 from batchpipe.client import default_client
 from batchpipe.errors import BatchpipeError, SettingsError
+from batchpipe.logs import quiet_pulse
 from batchpipe.openai_api import warm_up
 from batchpipe.settings import Settings, current_settings, install_site, load_settings
 from batchpipe.site_settings import SiteSettings
 from batchpipe.sweep import sweep
-from batchpipe.turns import LONGEST_PAUSE
 
 logger = logging.getLogger(__name__)
-
-#: A poll's longest countdown and the hard time limit of a short task: a message may be unacknowledged for so long.
-LONGEST_UNACKNOWLEDGED = LONGEST_PAUSE + tasks.SHORT_TASK_SECONDS
-#: kombu's default for Redis.
-KOMBU_VISIBILITY = 3_600
-
-
-@dataclass(frozen=True)
-class Finding:
-    """A setting of a site's Celery app that does harm here: its name, why, and the line to write."""
-
-    name: str
-    why: str
-    line: str
-    fatal: bool = False  #: jobs cannot run like this
-
-    def __str__(self) -> str:
-        return f"{self.name}: {self.why}; write {self.line}"
 
 
 def setup(app: Celery, settings: Mapping[str, Any] | None = None) -> None:
@@ -59,7 +40,7 @@ def setup(app: Celery, settings: Mapping[str, Any] | None = None) -> None:
 
     It adds to the app: our tasks, their queue (which a worker without ``-Q`` then takes beside its own) and route, the
     beat entry of the sweep and of the schedules. Workers of the app sweep at their start and once a lease. Settings of
-    the app are checked when a worker starts, and never changed.
+    the app are checked when a worker starts, and never changed. Celery's log lines of sweeps that do nothing are DEBUG.
 
     ``settings``: names of our settings without their prefix, before those of the environment. A Django or Flask site
     has them in its own settings instead (``batchpipe.contrib``).
@@ -70,6 +51,7 @@ def setup(app: Celery, settings: Mapping[str, Any] | None = None) -> None:
     app = _itself(app)
     if is_set_up(app):
         return tasks.install_app(app)
+    quiet_pulse()
     house = _House(app)
     own: dict[str, Any] = {"weak": False}
     app.on_after_configure.connect(house.furnish_early, **own)
@@ -155,6 +137,8 @@ class _House:
         try:
             for finding in check_app(self.app, current_settings()):
                 logger.log(logging.ERROR if finding.fatal else logging.WARNING, "%s", finding)
+            if lacking := _lacks_keys(current_settings()):
+                logger.warning("this worker cannot call the provider: %s", lacking)
         except SettingsError as error:
             logger.error("batchpipe's tasks cannot run here: %s", error)
 
@@ -186,130 +170,22 @@ class _House:
 _HOUSES: dict[int, _House] = {}
 
 
+def _lacks_keys(settings: Settings) -> str:
+    """What to set, where no account has a key on this host."""
+    lacking = ""
+    for name in ("default", *settings.accounts):
+        try:
+            settings.account(name)
+            return ""
+        except SettingsError as error:
+            lacking = lacking or str(error)
+    return lacking
+
+
 def _with_route(routes: Any, ours: dict[str, Any], instead_of: dict[str, Any]) -> list[Any]:
     """The site's routes come first: who routes our tasks elsewhere has a reason."""
     theirs = list(routes) if isinstance(routes, list | tuple) else [routes] if routes else []
     return [*(route for route in theirs if route not in (ours, instead_of)), ours]
-
-
-# -- what is app-wide ----------------------------------------------------------------------------------------------
-
-
-def check_app(app: Celery, settings: Settings) -> list[Finding]:
-    """What is wrong with the app for batchpipe. Reads the app's configuration and changes nothing."""
-    return [finding for look in _LOOKS for finding in look(app, settings)]
-
-
-def _setting(app: Celery, name: str) -> str:
-    """As the site spells it: CELERY_... in Django's settings, ``app.conf...`` elsewhere."""
-    return f"{app.namespace}_{name.upper()}" if app.namespace else f"app.conf.{name}"
-
-
-def _look_at_content(app: Celery, settings: Settings) -> Iterator[Finding]:
-    if not {"json", "application/json"} & set(app.conf.accept_content or ()):
-        name = _setting(app, "accept_content")
-        why = "workers refuse JSON, and so every task of batchpipe"
-        yield Finding(name, why, f'{name} = [..., "json"]', fatal=True)
-
-
-def _look_at_eagerness(app: Celery, settings: Settings) -> Iterator[Finding]:
-    if app.conf.task_always_eager:
-        name = _setting(app, "task_always_eager")
-        yield Finding(name, "a job would run within the call that submits it", f"{name} = False", fatal=True)
-
-
-def _look_at_visibility(app: Celery, settings: Settings) -> Iterator[Finding]:
-    if not _is_redis(app):
-        return
-    given = (app.conf.broker_transport_options or {}).get("visibility_timeout")
-    try:
-        seconds = float(KOMBU_VISIBILITY if given is None else given)
-    except (TypeError, ValueError):
-        seconds = 0.0
-    if seconds < LONGEST_UNACKNOWLEDGED:
-        name = _setting(app, "broker_transport_options")
-        why = (
-            f"visibility_timeout is {seconds:g} s, but a poll may wait for {LONGEST_PAUSE:g} s and a task run for "
-            f"{tasks.SHORT_TASK_SECONDS:g} s: Redis would deliver it again and again meanwhile"
-        )
-        yield Finding(name, why, f'{name} = {{"visibility_timeout": 1800}}')
-
-
-def _look_at_timeouts(app: Celery, settings: Settings) -> Iterator[Finding]:
-    options = app.conf.broker_transport_options or {}
-    if _is_redis(app) and not options.get("socket_timeout"):
-        name = _setting(app, "broker_transport_options")
-        why = "without socket_timeout a publish hangs for ever when the connection to Redis is dead"
-        yield Finding(name, why, f'{name} = {{"socket_timeout": 30, "socket_connect_timeout": 5, ...}}')
-
-
-def _look_at_prefetch(app: Celery, settings: Settings) -> Iterator[Finding]:
-    multiplier = app.conf.worker_prefetch_multiplier
-    if multiplier != 1:
-        name = _setting(app, "worker_prefetch_multiplier")
-        many = f"{multiplier} messages per process" if multiplier else "all messages that wait"
-        why = (
-            f"{many} are taken in advance: a short task waits behind a long upload, and a worker that is killed "
-            "strands them until the sweep finds them"
-        )
-        yield Finding(name, why, f"{name} = 1")
-
-
-def _look_at_control(app: Celery, settings: Settings) -> Iterator[Finding]:
-    if not app.conf.worker_enable_remote_control:
-        name = _setting(app, "worker_enable_remote_control")
-        why = "a cancel cannot revoke waiting tasks: it takes until their next look at the batch"
-        yield Finding(name, why, f"{name} = True")
-
-
-def _look_at_annotations(app: Celery, settings: Settings) -> Iterator[Finding]:
-    """Those for ``*`` reach our tasks, too."""
-    if not app.conf.task_annotations:
-        return
-    for task, wanted in tasks.OPTIONS.items():
-        changed = [name for name in _NEEDED if getattr(app.tasks[task], name) != wanted[name]]
-        if changed:
-            name = _setting(app, "task_annotations")
-            why = f"changes {' and '.join(changed)} of {task}: a job waits or works for longer than that allows"
-            yield Finding(name, why, f'{name} = {{"proj.tasks.yours": {{...}}}}, by name and not for "*"')
-            return
-
-
-def _look_at_quorum(app: Celery, settings: Settings) -> Iterator[Finding]:
-    if not app.conf.worker_detect_quorum_queues or not _broker(app).startswith(("amqp:", "amqps:", "pyamqp:")):
-        return
-    found, theirs = detect_quorum_queues(app, "amqp")
-    if found and queue_of(app, settings.queue).exchange.type == "direct":
-        name = _setting(app, "task_queues")
-        why = (
-            f"{theirs} is a quorum queue, so a worker takes a fixed number of messages: as many polls that wait keep "
-            "it from all other tasks of batchpipe; behind a topic exchange RabbitMQ delays them"
-        )
-        ours = f'Queue("{settings.queue}", Exchange("{settings.queue}-topic", "topic"), "{settings.queue}", '
-        yield Finding(name, why, f'{name} = [..., {ours}queue_arguments={{"x-queue-type": "quorum"}})]')
-
-
-#: Attributes of our tasks without which jobs do not get on as they should.
-_NEEDED = ("max_retries", "acks_late", "time_limit", "soft_time_limit")
-
-_LOOKS: tuple[Callable[[Celery, Settings], Iterator[Finding]], ...] = (
-    _look_at_content,
-    _look_at_eagerness,
-    _look_at_visibility,
-    _look_at_timeouts,
-    _look_at_prefetch,
-    _look_at_control,
-    _look_at_annotations,
-    _look_at_quorum,
-)
-
-
-def _broker(app: Celery) -> str:
-    return str(app.conf.broker_write_url or app.conf.broker_url or "")
-
-
-def _is_redis(app: Celery) -> bool:
-    return _broker(app).startswith(("redis://", "rediss://", "redis+socket://", "sentinel://"))
 
 
 # -- the command line's -A -----------------------------------------------------------------------------------------

@@ -5,11 +5,12 @@ from __future__ import annotations
 import atexit
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from batchpipe import tasks
-from batchpipe.errors import InvalidInput, JobNotFound, Never, SettingsError, without_secrets
+from batchpipe.errors import InvalidInput, JobNotFound, Never, SettingsError, StoreUnavailable, without_secrets
 from batchpipe.handle import Job
 from batchpipe.jobs import JOB, JobRecord, State, new_job_id
 from batchpipe.places import basics, note_workspace
@@ -76,8 +77,12 @@ class Client:
         attempts: int | None = None,
         own_queue: bool = False,
         again: str = "",
+        hears: Sequence[str] = (),
     ) -> Job:
-        """Record a job and enqueue it. See ``batchpipe.submit``; the last two options are the command line's."""
+        """Record a job and enqueue it. See ``batchpipe.submit``; the last three options are for commands and retries.
+
+        ``hears``: names of the listeners that wait for its end, in place of those of this process.
+        """
         job_id, key = new_job_id(), as_text(key, "key")
         if key is not None and not again and (first := self.store.job_of_key(key)) is not None:
             return self.get_job(first)
@@ -104,6 +109,7 @@ class Client:
             max_bytes=max_bytes,
             attempts=attempts,
             on_done=on_done,
+            hears=list(hears),
         )
         record = with_input(record, input, self.settings)
         if not again and self._record_later(record):
@@ -124,19 +130,34 @@ class Client:
         return False
 
     def _record(self, record: JobRecord, again: str, *, alias: bool = False) -> Job:
-        try:
-            job_id, created = self.store.submit(record, again=again, alias=alias)
-        except Never:
-            drop_spool(record)
-            raise
+        job_id, created = self._record_or_drop(record, again, alias)
         if created:
-            note_workspace(self.settings.home, record, record=basics(record))
+            note_workspace(self.settings, record, record=basics(record))
             turns = tasks.runtime(self.settings).jobs
             turns.log(job_id, [("submitted", {"input": without_secrets(record.input), "queue": record.queue})])
             turns.publish(Message(job_id, JOB, record.epoch, State.PENDING, record.task_ids, record.queue))
         else:
             drop_spool(record)
         return self.get_job(job_id)
+
+    def _record_or_drop(self, record: JobRecord, again: str, alias: bool) -> tuple[str, bool]:
+        """Record it; what was copied for a job that is not recorded goes again."""
+        if record.spooled:
+            try:
+                self.store.now()  # a Redis that is away has been told nothing yet
+            except BaseException:
+                drop_spool(record)
+                raise
+        try:
+            return self.store.submit(record, again=again, alias=alias)
+        except Never:
+            drop_spool(record)
+            raise
+        except StoreUnavailable:  # it may have been recorded all the same
+            with suppress(StoreUnavailable):
+                if record.spooled and self.store.give_up(record.id):
+                    drop_spool(record)
+            raise
 
     def retry(self, job_id: str, *, output: str | Path | None = None, own_queue: bool = False) -> Job:
         """Send the rows of an ended job that are not ok as a new job. Raises JobNotFound, Never."""
@@ -162,6 +183,7 @@ class Client:
             max_bytes=old.max_bytes,
             attempts=old.attempts,
             own_queue=own_queue,
+            hears=old.hears,
         )
 
     def _failed_requests(self, job: JobRecord) -> Iterator[bytes]:
@@ -196,7 +218,7 @@ class Client:
             for index in (JOB, *range(shards)):
                 void += turns.wake(job_id, index) or []
             tasks.revoke(void)
-            note_workspace(self.settings.home, self.store.get_job(job_id), cancel=True)
+            note_workspace(self.settings, self.store.get_job(job_id), cancel=True)
             turns.log(job_id, [("cancel_asked", {})])
         return self.get_job(job_id)
 
@@ -223,14 +245,19 @@ class Client:
                     woken += tasks.runtime(self.settings).jobs.wake(job.id, shard.index, when="asleep") is not None
         return paused, woken
 
-    def recover(self, folders: Sequence[str] = (), *, dry_run: bool = False) -> Report:
-        """Rebuild records that Redis has lost, or with ``dry_run`` only report. Raises InvalidInput, SettingsError."""
+    def recover(
+        self, folders: Sequence[str] = (), *, dry_run: bool = False, jobs: Sequence[str] = (), of: Sequence[str] = ()
+    ) -> Report:
+        """Rebuild records that Redis has lost, or with ``dry_run`` only report: see ``recover``.
+
+        Raises InvalidInput, SettingsError.
+        """
         if not self.durable and not dry_run:
             raise SettingsError(
                 "no redis-server was found, and the built-in stand-in would forget the records again: install "
                 "redis-server (or valkey), or set BATCHPIPE_REDIS_URL"
             )
-        return recover(tasks.runtime(self.settings).jobs, folders, dry_run=dry_run)
+        return recover(tasks.runtime(self.settings).jobs, folders, dry_run=dry_run, jobs=jobs, of=of)
 
     def follow(
         self,

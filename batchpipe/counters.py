@@ -40,6 +40,7 @@ REASONS = {
     "redis": "Redis did not answer",
     "lease": "somebody else works on it, or did until it was killed",
     "cancelling": "a transfer was broken off for a cancel",
+    "receivers": "a site's receivers of a job's end raised, or are not loaded in this worker",
     "failure": "something nobody has foreseen",
 }
 ROUTES = (
@@ -210,5 +211,6 @@ def reason_of(error: BaseException) -> str:
                 return "token_limit"
             return "rate_limit" if error.status == 429 else "provider"
         case TryLater():
-            return {"cancelling": "cancelling", "broker_unavailable": "broker"}.get(error.code, "failure")
+            words = {"cancelling": "cancelling", "broker_unavailable": "broker", "unheard": "receivers"}
+            return words.get(error.code, "failure")
     return "failure"

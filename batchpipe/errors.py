@@ -138,9 +138,13 @@ class Gone(Refused):
 
 
 class JobNotFound(Never):
-    """No job with this id is known here."""
+    """No job with this id (``job``) is known here."""
 
     code = "job_not_found"
+
+    def __init__(self, message: str = "", *, code: str | None = None, job: str | None = None) -> None:
+        super().__init__(message, code=code)
+        self.job = job
 
 
 class OutputInUse(Never):

@@ -18,7 +18,8 @@ from batchpipe.errors import (
     StoreUnavailable,
     TryLater,
 )
-from batchpipe.jobs import ENDED, JOB, JobRecord, Problem, ShardRecord, Stage, State
+from batchpipe.jobs import ENDED, JOB, MAX_TELLS, JobRecord, Problem, ShardRecord, Stage, State
+from batchpipe.labels import label_of
 from batchpipe.logs import about
 from batchpipe.openai_api import Api
 from batchpipe.places import MANIFEST, manifest, note_workspace, output_owner, pretty, put_aside
@@ -62,10 +63,16 @@ JOB_DEADLINE_SECONDS = 6 * 3_600.0
 #: How often deleting the job's files at the provider is put off before they are left to their expiry.
 MAX_TIDIES = 5
 
-#: How often a site's receiver may fail: about an hour of tries.
-MAX_TELLS = 60
-#: Code of the error of a receiver that failed.
-UNHEARD = "unheard"
+
+class Unheard(TryLater):
+    """A site's receiver ``raised``; or this process has not loaded it."""
+
+    code = "unheard"
+
+    def __init__(self, message: str, *, raised: bool) -> None:
+        super().__init__(message)
+        self.raised = raised
+
 
 _BEGINNING = (State.PENDING.value, State.PREPARING.value)
 _END = (State.FINALIZING.value, *(state.value for state in ENDED))
@@ -102,7 +109,7 @@ class JobTurns(Turns):
     def _turn(self, job_id: str, epoch: int, stages: tuple[str, ...], enter: str, body: Callable[[Lease], str]) -> Next:
         claim = self.store.claim(job_id, JOB, epoch, stages, deadline=JOB_DEADLINE_SECONDS, enter=enter)
         if isinstance(claim, Refused):
-            return refused(claim)
+            return self.gone(job_id) if claim.why == "gone" else refused(claim)
         with claim, about(account=claim.job.account):
             try:
                 return Stop(body(claim))
@@ -125,7 +132,7 @@ class JobTurns(Turns):
         try:
             self._check_places(job)
             workspace = Folder(job.workspace, private=True)
-            note_workspace(self.settings.home, job)
+            note_workspace(self.settings, job)
             prepared = prepare(job, workspace, lease.token, check=lambda: check_cancel(lease))
             self._announce(job, workspace, prepared)
         except (InvalidInput, OutputInUse) as error:
@@ -175,10 +182,9 @@ class JobTurns(Turns):
             file.write(pretty(job_view(job.evolve(total=prepared.rows), [])))
         self._write_manifest(job, [], prepared, workspace)
 
-    @staticmethod
-    def _write_manifest(job: JobRecord, done: list[ShardRecord], prepared: Prepared, workspace: Folder) -> None:
+    def _write_manifest(self, job: JobRecord, done: list[ShardRecord], prepared: Prepared, workspace: Folder) -> None:
         with workspace.writer(MANIFEST) as file:
-            file.write(pretty(manifest(job, done, prepared)))
+            file.write(pretty(manifest(job, done, prepared, label_of(self.settings))))
 
     def _plan(self, lease: Lease, prepared: Prepared) -> str:
         """Answers what became of the job, in words; as `_refuse`, `_merge` and `_finish` do."""
@@ -287,16 +293,15 @@ class JobTurns(Turns):
         self.store.told(lease)
 
     def _tell_listeners(self, job: JobRecord, lease: Lease) -> None:
-        """Raises TryLater; but a site's receiver that fails again and again does not keep the job for ever."""
+        """Raises TryLater; but receivers that always fail, or never come, do not keep the job for ever."""
         try:
             self._tell(job)
-        except TryLater as error:
-            if error.code != UNHEARD:
-                raise
+        except Unheard as error:
+            self.store.save(lease, {"untold": job.untold + 1, "raised": job.raised + error.raised})
             if job.untold < MAX_TELLS:
-                self.store.save(lease, {"untold": job.untold + 1})
                 raise
-            logger.error("nobody is told of the end of job %s: %s", job.id, error, extra={"event": "not_told"})
+            level = logging.ERROR if error.raised else logging.WARNING
+            logger.log(level, "nobody is told of the end of job %s: %s", job.id, error, extra={"event": "not_told"})
             self.log(job.id, [("not_told", {"message": error.message})])
 
     def _tidy(self, job: JobRecord, lease: Lease) -> None:
@@ -346,7 +351,8 @@ class JobTurns(Turns):
             return Stop()
         if not repeated:
             fields = {"message": problem.message, "seconds": after, "reason": reason_of(error)}
-            self.log(lease.job.id, [("put_off", fields)])
+            waits = problem.code == "input_missing"  # for an hour: a person should know by then
+            self.log(lease.job.id, [("put_off", fields)], level=logging.WARNING if waits else logging.INFO)
         if news.wake:
             self.wake(lease.job.id, JOB)
             return Stop()

@@ -15,6 +15,9 @@ import msgspec
 #: Version of the records. Readers tolerate older ones: every field has a default.
 VERSION = 1
 
+#: How often telling a site's receivers may be put off: about an hour of tries.
+MAX_TELLS = 60
+
 #: The index by which the job itself is claimed, published and made due, like a shard.
 JOB = -1
 
@@ -132,9 +135,11 @@ class JobRecord(Record, frozen=True, kw_only=True):
     max_bytes: int = 200_000_000
     attempts: int = 3
     on_done: dict[str, Any] | None = None
+    hears: list[str] = []  #: listeners that wait for its end: those of the site that submitted it; none: any that hang
     cancel: bool = False
     notified: bool = False  #: job.json is written, on_done is sent
-    untold: int = 0  #: how often a site's receiver of its end failed
+    untold: int = 0  #: how often telling a site's receivers of its end was put off; beyond ``MAX_TELLS``: given up
+    raised: int = 0  #: of these, how often a receiver raised
     untidied: int = 0  #: how often deleting its files at the provider was put off
     told: bool = False  #: notified and tidied up: nothing is left to do
     round: int = 0

@@ -19,6 +19,8 @@ import orjson
 
 from batchpipe.errors import without_secrets
 
+#: Tasks that beat sends every few seconds.
+PULSE_TASKS = frozenset({"batchpipe.sweep", "batchpipe.schedules"})
 #: What a line says of whom it is about, in this order.
 IDS = ("event", "job", "shard", "batch", "account")
 
@@ -40,7 +42,9 @@ def about(**ids: Any) -> Iterator[None]:
         _about.reset(token)
 
 
-def log_event(logger: logging.Logger, event: str, fields: Mapping[str, Any], **ids: Any) -> None:
+def log_event(
+    logger: logging.Logger, event: str, fields: Mapping[str, Any], *, level: int = logging.INFO, **ids: Any
+) -> None:
     """A line for an event. Its text alone says all, for sites that have a format of their own."""
     rest = {name: value for name, value in fields.items() if name not in ("message", "batch_id", "account")}
     known = {"batch": fields.get("batch_id"), "account": fields.get("account")}
@@ -48,7 +52,7 @@ def log_event(logger: logging.Logger, event: str, fields: Mapping[str, Any], **i
     said = fields.get("message")
     brief = event.replace("_", " ") + (f": {said}" if said else "")
     text = " ".join([_one_line(brief), *_pairs({**rest, **known})])
-    logger.info("%s", text, extra={**known, "fields": rest, "brief": brief})
+    logger.log(level, "%s", text, extra={**known, "fields": rest, "brief": brief})
 
 
 class ContextFilter(logging.Filter):
@@ -59,6 +63,37 @@ class ContextFilter(logging.Filter):
             if not hasattr(record, name):
                 setattr(record, name, value)
         return True
+
+
+class PulseFilter(logging.Filter):
+    """Makes DEBUG of the lines with which Celery tells of each sweep and each look for schedules that did nothing.
+
+    Beat sends these every few seconds: that would be 50,000 lines a day. No other task's line is touched.
+    """
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.levelno != logging.INFO or not _is_empty_pulse(record):
+            return True
+        record.levelno, record.levelname = logging.DEBUG, logging.getLevelName(logging.DEBUG)
+        return logging.getLogger(record.name).isEnabledFor(logging.DEBUG)
+
+
+def _is_empty_pulse(record: logging.LogRecord) -> bool:
+    if record.name == "celery.beat":  # "Scheduler: Sending due task %s (%s)"
+        args = record.args
+        return "Sending due task" in str(record.msg) and isinstance(args, tuple) and args[-1] in PULSE_TASKS
+    data = getattr(record, "data", None)
+    if not isinstance(data, dict) or data.get("name") not in PULSE_TASKS:
+        return False
+    return str(data.get("return_value", "0")) == "0"  # the line of a task that begins has none
+
+
+def quiet_pulse() -> None:
+    """Put the filter on the loggers of Celery that tell of tasks; once is enough."""
+    for name in ("celery.beat", "celery.worker.strategy", "celery.app.trace"):
+        chatty = logging.getLogger(name)
+        if not any(isinstance(one, PulseFilter) for one in chatty.filters):
+            chatty.addFilter(PulseFilter())
 
 
 def _of_celery(record: logging.LogRecord) -> dict[str, Any]:

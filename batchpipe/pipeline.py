@@ -66,7 +66,7 @@ class ShardTurns(Turns):
     def _run(self, link: str, job_id: str, index: int, epoch: int) -> Next:
         account = self.store.account_of(job_id)
         if account is None:
-            return Stop()
+            return self.gone(job_id)
         api = self._api_or_trouble(account)  # built before the claim: its 20 ms are not the lease's
         claim = self.store.claim(job_id, index, epoch, [LINKS[link]], deadline=self._deadline(link))
         if isinstance(claim, Refused):
@@ -153,10 +153,11 @@ class ShardTurns(Turns):
         """What an error of a step means for the shard."""
         assert lease.shard is not None
         problem = Problem(code=getattr(error, "code", "internal_error"), message=words(error))
+        after = getattr(error, "after", None)
         if isinstance(error, Paused):
-            self._pause(lease, problem, error.after)
+            after = self._pause(lease, problem, after)
         if isinstance(error, TryLater | SettingsError | OSError):
-            return self._put_off(lease, problem, getattr(error, "after", None), reason_of(error))
+            return self._put_off(lease, problem, after, reason_of(error))
         if isinstance(error, Never) and not _is_committed(lease.shard):
             return self._give_up(lease, problem, refused=isinstance(error, ProviderRefused))
         logger.error("%s failed", link, exc_info=error, extra={"event": "turn_failed"})
@@ -187,17 +188,16 @@ class ShardTurns(Turns):
             pause = 0.0
         return _Failed(problem, min(max(named, pause), LONGEST_PAUSE), counted=False, reason=reason)
 
-    def _pause(self, lease: Lease, problem: Problem, after: float | None) -> None:
-        """Stop using the account: every further call would be refused, too."""
-        if self.store.paused(lease.job.account) is not None:
-            return
-        seconds = after if after is not None else self.settings.account_pause_seconds
-        self.store.pause(lease.job.account, max(seconds, 1.0), problem)
+    def _pause(self, lease: Lease, problem: Problem, after: float | None) -> float:
+        """Stop using the account: every further call would be refused, too. Answers the seconds until its end."""
+        if (pause := self.store.paused(lease.job.account)) is not None:
+            return pause.seconds
+        seconds = max(after if after is not None else self.settings.account_pause_seconds, 1.0)
+        self.store.pause(lease.job.account, seconds, problem)
         self.counters.add("account_pauses", account=lease.job.account)
-        said = "account %r is paused for %.0f s: %s"
-        logger.error(said, lease.job.account, seconds, problem.message, extra={"event": "account_paused"})
         fields = {"account": lease.job.account, "seconds": seconds, "message": problem.message}
-        self.log(lease.job.id, [("account_paused", fields)], shard=lease.index)
+        self.log(lease.job.id, [("account_paused", fields)], level=logging.ERROR, shard=lease.index)
+        return seconds
 
     # -- the end of a turn -----------------------------------------------------------------------------------------
 
@@ -214,7 +214,8 @@ class ShardTurns(Turns):
         except LeaseLost:
             return Stop()
         self._count_move(lease.job.account, lease.shard, move)
-        self.log(lease.job.id, move.events, shard=lease.index)
+        paused = isinstance(ending, _Failed) and ending.reason == "paused"  # said once, for the account
+        self.log(lease.job.id, move.events, level=logging.DEBUG if paused else logging.INFO, shard=lease.index)
         if move.pause is not None:
             self._pause(lease, move.pause, None)
         if move.stage == Stage.COLLECTED:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -11,6 +10,8 @@ import orjson
 
 from batchpipe.errors import Never, StorageTrouble
 from batchpipe.jobs import ENDED, JobRecord, ShardRecord
+from batchpipe.labels import label_of
+from batchpipe.settings import Settings
 from batchpipe.splitting import Prepared
 from batchpipe.storage import Folder
 from batchpipe.views import EARLIER, ERROR_FILE, JOB_FILE, OUTPUT_FILE
@@ -21,13 +22,15 @@ MANIFEST = "manifest.json"
 WORKSPACES = "workspaces.jsonl"
 
 
-def manifest(job: JobRecord, done: list[ShardRecord], prepared: Prepared) -> dict[str, Any]:
+def manifest(job: JobRecord, done: list[ShardRecord], prepared: Prepared, redis: str) -> dict[str, Any]:
     """What recover needs to know of a job whose next round begins: nothing of it is secret.
 
-    ``done`` are the shards of the rounds before, whole; of the new ones only what the provider cannot tell.
+    ``done`` are the shards of the rounds before, whole; of the new ones only what the provider cannot tell. ``redis``
+    is the label of the Redis whose the job is.
     """
     return {
         **basics(job),
+        "redis": redis,
         "round": job.round + 1,
         "order_files": [*job.order_files, prepared.order_file],
         "rows": prepared.rows if job.total is None else job.total,
@@ -43,19 +46,20 @@ def basics(job: JobRecord) -> dict[str, Any]:
     fields = (
         *("v", "id", "name", "account", "endpoint", "completion_window", "metadata", "extra", "tags", "key", "queue"),
         *("input", "input_here", "spooled", "output", "workspace", "max_rows", "max_bytes", "attempts"),
-        *("on_done", "created_at"),
+        *("on_done", "hears", "created_at"),
     )
     return {name: getattr(job, name) for name in fields}
 
 
-def note_workspace(home: Path, job: JobRecord, **more: Any) -> None:
-    """Remember on this host where the job's workspace lies: recover reads it when Redis has forgotten.
+def note_workspace(settings: Settings, job: JobRecord, **more: Any) -> None:
+    """Remember on this host where the job's workspace lies, and whose it is: recover reads it when Redis has forgotten.
 
-    ``more``: its ``record`` while it has no manifest, ``cancel`` when it is to end.
+    ``more``: its ``record`` while it has no manifest, ``cancel`` when it is to end, ``taken``: from which Redis recover
+    has taken it over.
     """
-    line = {"job": job.id, "workspace": job.workspace, "output": job.output, **more}
+    line = {"job": job.id, "workspace": job.workspace, "output": job.output, "redis": label_of(settings), **more}
     try:
-        Folder(str(home), private=True).append_line(WORKSPACES, orjson.dumps(line))
+        Folder(str(settings.home), private=True).append_line(WORKSPACES, orjson.dumps(line))
     except (StorageTrouble, OSError) as error:  # a read-only home must not stop a job
         logger.warning("workspace not noted: %s", error, extra={"event": "workspace_not_noted", "job": job.id})
 

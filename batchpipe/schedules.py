@@ -139,6 +139,7 @@ def _view(client: Client, name: str, schedule: Schedule, now: datetime) -> dict[
     mark = client.store.schedule_mark(name, schedule.fingerprint)
     following = next(schedule.after(now), None) if schedule.enabled else None
     last = mark.last or LastRun(0)
+    job = _known(client, last.job)
     return {
         "name": name,
         "enabled": schedule.enabled,
@@ -154,20 +155,30 @@ def _view(client: Client, name: str, schedule: Schedule, now: datetime) -> dict[
         "last_run": last.at or None,
         "last_run_local": datetime.fromtimestamp(last.at, schedule.zone).isoformat() if last.at else None,
         "last_job": last.job,
-        "last_job_state": _state(client, last.job),
-        "last_error": {"code": last.error.code, "message": last.error.message} if last.error else None,
+        "last_job_state": job.state.value if job else None,
+        "last_job_trouble": _view_of(_trouble(job)) if job else None,
+        "last_error": _view_of(last.error),
         "looked_at": mark.looked,
     }
 
 
-def _state(client: Client, job_id: str | None) -> str | None:
-    """The state of a job; None for none, or one whose records have expired."""
+def _known(client: Client, job_id: str | None) -> Job | None:
+    """None for no job, or one whose records have expired."""
     if job_id is None:
         return None
     try:
-        return client.get_job(job_id).state.value
+        return client.get_job(job_id)
     except JobNotFound:
         return None
+
+
+def _trouble(job: Job) -> Problem | None:
+    """Why it failed, or what it waits for: an input that is not there yet."""
+    return job.record.error if job.state.ended else job.record.trouble
+
+
+def _view_of(problem: Problem | None) -> dict[str, str] | None:
+    return {"code": problem.code, "message": problem.message} if problem else None
 
 
 def _problem(error: BatchpipeError) -> Problem:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -13,12 +14,14 @@ import msgspec
 import orjson
 
 from batchpipe import seams
-from batchpipe.errors import InvalidInput, has_password
+from batchpipe.errors import BatchpipeError, InvalidInput, has_password
 from batchpipe.jobs import JobRecord
 from batchpipe.settings import Settings
 from batchpipe.storage import Folder, check_allowed, lines_of, local_path, stored_at
 from batchpipe.store.store import new_task_ids
 from batchpipe.views import ERROR_FILE, JOB_FILE, OUTPUT_FILE
+
+logger = logging.getLogger(__name__)
 
 #: What ``submit`` takes: a path or URL of a JSONL file, an open one or an upload of a web framework, or requests as
 #: dicts or as objects that dump to dicts.
@@ -63,6 +66,7 @@ def new_record(settings: Settings, job_id: str, *, output: str | Path | None, **
         max_bytes=_number(options["max_bytes"], settings.max_bytes, "max_bytes"),
         attempts=_number(options["attempts"], settings.attempts, "attempts"),
         on_done=_signature(options["on_done"]),
+        hears=options.get("hears") or seams.sites(),
     )
     check_options(record)
     _check_no_password(record.output, "output")
@@ -138,11 +142,18 @@ class HeldSpool:
 
 
 def drop_spool(record: JobRecord) -> None:
-    """Remove what ``with_input`` wrote for a job that was not recorded, and the folder that was made for it alone."""
-    if record.spooled:
+    """Remove what ``with_input`` wrote for a job that was not recorded, and the folder that was made for it alone.
+
+    Raises nothing: the caller has an error to tell already.
+    """
+    if not record.spooled:
+        return
+    try:
         Folder(record.workspace, private=True).remove("")
         if record.output.rstrip("/").endswith(f"/{record.id}"):
             Folder(record.output, private=True).remove("")
+    except (BatchpipeError, OSError) as error:
+        logger.warning("the copied input of job %s is left in %s: %s", record.id, record.workspace, error)
 
 
 def absolute(place: str | Path) -> str:

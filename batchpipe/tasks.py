@@ -20,7 +20,7 @@ from batchpipe import seams
 from batchpipe.celery_app import make_app, queue_of
 from batchpipe.counters import Counters
 from batchpipe.errors import StoreUnavailable, TryLater, without_secrets
-from batchpipe.job_turns import UNHEARD, JobTurns
+from batchpipe.job_turns import JobTurns, Unheard
 from batchpipe.jobs import JOB, JobRecord
 from batchpipe.openai_api import Apis
 from batchpipe.pipeline import ShardTurns
@@ -192,19 +192,40 @@ def on_end(name: str, listener: Callable[[str], None] | None) -> None:
 
 
 def tell(job: JobRecord) -> None:
-    """Send the job's ``on_done`` under a fixed task id, and call the listeners; at least once. Raises TryLater."""
-    if job.on_done is not None:
+    """Send the job's ``on_done`` under a fixed task id, and call the listeners; at least once. Raises TryLater.
+
+    A job of a site is told to that site's listeners, not to those of another; where they do not hang, to nobody.
+    """
+    if job.on_done is not None and not job.untold:  # else it was sent, and only listeners have not heard
         try:
             signature(job.on_done, app=app_in_use()).apply_async(args=(job.id,), task_id=f"{job.id}-done", retry=True)
         except _BROKER_TROUBLE as error:
             raise TryLater(f"on_done not sent: {type(error).__name__}", code="broker_unavailable") from error
+    if missing := [name for name in job.hears if name not in seams.listeners]:
+        raise _not_loaded(job, missing)
     for name, listener in list(seams.listeners.items()):
+        if job.hears and name in seams.SITES and name not in job.hears:
+            continue
         try:
             listener(job.id)
         except Exception as error:  # it is the site's code
-            logger.exception("%s failed for job %s", name, job.id)
             message = f"{name} failed: {type(error).__name__}: {without_secrets(str(error))}"
-            raise TryLater(message, code=UNHEARD) from error
+            if job.raised:
+                logger.warning("%s", _line(message), extra={"event": "unheard", "job": job.id})
+            else:
+                logger.exception("%s failed for job %s", name, job.id, extra={"event": "unheard"})
+            raise Unheard(message, raised=True) from error
+
+
+def _not_loaded(job: JobRecord, names: Sequence[str]) -> Unheard:
+    frameworks = ", ".join(seams.SITES[name][0] if name in seams.SITES else name for name in names)
+    message = (
+        f"this worker has not loaded the site whose receivers wait for it ({frameworks}): "
+        f"start it as {seams.worker_of(names)}"
+    )
+    if job.untold == job.raised:  # once, for the tries after it say the same
+        logger.warning("job %s has ended: %s", job.id, message, extra={"event": "unheard"})
+    return Unheard(message, raised=False)
 
 
 # -- the tasks -----------------------------------------------------------------------------------------------------

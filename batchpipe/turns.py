@@ -83,6 +83,14 @@ _REFUSED = {
     "gone": "the job is gone",
 }
 
+#: Jobs of which this process has said that they are unknown.
+_missed: set[str] = set()
+_MISSED_AT_MOST = 10_000
+_MISSED = (
+    "job %s is unknown to this Redis: if Redis lost it, `batchpipe recover --dry-run`; if another installation shares "
+    "this broker, give each a queue of its own (BATCHPIPE_QUEUE)"
+)
+
 
 def refused(claim: Refused) -> Again | Stop:
     """The answer to a message whose claim was not granted."""
@@ -136,6 +144,16 @@ class Turns:
             self.counters.wait("broker", 0.0)
             logger.warning("not published, the sweep will: %s", error, extra=_ids(message.job, message.index))
 
+    @staticmethod
+    def gone(job_id: str) -> Stop:
+        """The answer to a message of a job that this Redis does not know. Said aloud, once: nobody else notices."""
+        if job_id not in _missed:
+            if len(_missed) >= _MISSED_AT_MOST:
+                _missed.clear()
+            _missed.add(job_id)
+            logger.warning(_MISSED, job_id, extra={"event": "job_unknown", "job": job_id})
+        return Stop(_REFUSED["gone"])
+
     def wake(self, job_id: str, index: int, *, when: When = "always", after: float = 0.0) -> list[str] | None:
         """Publish a record's work anew under a new epoch, to run after ``after`` seconds. Answers the void task ids,
         or None if it is not to be.
@@ -150,10 +168,12 @@ class Turns:
     def publish_merge(self, lease: Lease, epoch: int, ids: list[str]) -> None:
         self.publish(Message(lease.job.id, JOB, epoch, State.FINALIZING, ids, lease.job.queue))
 
-    def log(self, job_id: str, events: Iterable[tuple[str, dict[str, Any]]], **ids: Any) -> None:
+    def log(
+        self, job_id: str, events: Iterable[tuple[str, dict[str, Any]]], *, level: int = logging.INFO, **ids: Any
+    ) -> None:
         """Write events to the job's log and ours. The log is no truth: losing an event must not cost a turn."""
         for event, fields in events:
-            log_event(logger, event, fields, job=job_id, **ids)
+            log_event(logger, event, fields, level=level, job=job_id, **ids)
             try:
                 self.store.log(job_id, event, **ids, **fields)
             except StoreUnavailable as error:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from batchpipe.errors import without_secrets
-from batchpipe.jobs import JobRecord, Problem, ShardRecord, Stage, State
+from batchpipe.jobs import MAX_TELLS, JobRecord, Problem, ShardRecord, Stage, State
 
 #: Where a job's files lie below its output.
 OUTPUT_FILE, ERROR_FILE, JOB_FILE = "output.jsonl", "errors.jsonl", "job.json"
@@ -37,6 +37,18 @@ def job_view(job: JobRecord, shards: Iterable[ShardRecord] | None = None) -> dic
     if parts is not None:
         view["shards"] = [shard_view(shard) for shard in parts]
     return view
+
+
+def telling(job: JobRecord) -> str | None:
+    """For people: that a site's receivers have not heard of the job's end. None where they have, or are about to."""
+    if not job.state.ended or not job.untold:
+        return None
+    if job.untold > MAX_TELLS:
+        return f"receivers were never told: given up after {job.untold} tries; see its log"
+    if job.notified:
+        return None
+    tries = "1 try" if job.untold == 1 else f"{job.untold} tries"
+    return f"receivers not told yet: {tries}, last: {job.trouble.message if job.trouble else 'not known'}"
 
 
 def shard_view(shard: ShardRecord) -> dict[str, Any]:

@@ -19,7 +19,7 @@ LAYERS: list[tuple[str, ...]] = [
     ("outcomes",),
     ("settings", "logs", "counters", "private_redis"),
     ("storage", "openai_api", "store"),
-    ("results", "views", "costs", "splitting"),
+    ("results", "views", "costs", "splitting", "labels"),
     ("steps", "places"),
     ("turns",),
     ("pipeline",),
@@ -33,6 +33,7 @@ LAYERS: list[tuple[str, ...]] = [
     ("metrics",),
     ("schedules",),
     ("schedule_tasks",),
+    ("app_check",),
     ("celery_site",),
     ("worker", "flower_app"),
     ("cli",),
@@ -51,7 +52,9 @@ DOORS: dict[str, tuple[str, ...]] = {
     "openai": ("openai_api",),
     "httpx2": ("openai_api", "sandbox"),  # openai's transport; the sandbox calls an upstream with it
     "redis": ("store",),
-    "celery": ("celery_app", "task_request", "tasks", "schedule_tasks", "celery_site", "worker", "contrib"),
+    "celery": (
+        *("celery_app", "task_request", "tasks", "schedule_tasks", "app_check", "celery_site", "worker", "contrib"),
+    ),
     "kombu": ("celery_app", "tasks", "worker"),
     "cronsim": ("timetable",),
     "flower": ("flower_app",),

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, cast
 import click
 
 from batchpipe import __version__
-from batchpipe.errors import BatchpipeError
+from batchpipe.errors import BatchpipeError, JobNotFound
 
 if TYPE_CHECKING:
     from batchpipe.cli.house import Front
@@ -105,6 +105,18 @@ def _check_text(args: list[str]) -> None:
             raise click.UsageError(f"the argument {arg.encode(errors='replace').decode()!r} is not UTF-8") from None
 
 
+def _words(error: BatchpipeError) -> str:
+    """What is said of an error; of a job that is not known, also whether Redis may have lost it."""
+    if not isinstance(error, JobNotFound) or error.job is None:
+        return str(error)
+    from batchpipe.cli.recover import where_it_is
+
+    try:
+        return f"{error}{where_it_is(error.job)}"
+    except BatchpipeError:  # the list in the home folder cannot be read
+        return str(error)
+
+
 def main(args: list[str] | None = None, *, prog: str = "batchpipe", front: Front | None = None) -> Any:
     """The entry point, also of a site's own command line (``front``). Expected errors are one line on stderr."""
     try:
@@ -116,7 +128,7 @@ def main(args: list[str] | None = None, *, prog: str = "batchpipe", front: Front
         error.show()
         sys.exit(error.exit_code)
     except BatchpipeError as error:
-        click.echo(f"Error: {' '.join(str(error).split())}", err=True)
+        click.echo(f"Error: {' '.join(_words(error).split())}", err=True)
         sys.exit(1)
     except KeyboardInterrupt:
         _interrupted()

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 import click
 
+from batchpipe import seams
 from batchpipe.cli.house import emit_json, json_option, quiet_libraries, settings
-from batchpipe.errors import BatchpipeError, Paused, SettingsError
+from batchpipe.errors import BatchpipeError, JobNotFound, Paused, SettingsError
+from batchpipe.jobs import JOB, JobRecord, ShardRecord
+from batchpipe.views import telling
 
 if TYPE_CHECKING:
     from batchpipe.client import Client
     from batchpipe.settings import Settings
+
+#: How much of what is not done doctor reads, and how many jobs (and queues beside ours) it names.
+MOST_RECORDS, MOST_JOBS, MOST_SAID = 1_000, 200, 3
 
 
 @dataclass(frozen=True)
@@ -64,15 +71,19 @@ def _look(account: str) -> Iterator[Finding]:
         client = None
     if client is not None:
         yield from _redis(client, private)
+        yield from _records(client)
     yield from _account(client, account)
     yield from _site_app(chosen)
     if client is not None:
-        yield from _workers(client)
+        jobs = _open_jobs(client)
+        yield from _trouble(jobs)
+        yield from _workers(client, [found.job for found in jobs])
 
 
 def _site_app(chosen: Settings) -> Iterator[Finding]:
     """The site's own Celery app, where this command publishes through one."""
-    from batchpipe.celery_site import check_app, site_app
+    from batchpipe.app_check import check_app
+    from batchpipe.celery_site import site_app
 
     app = site_app()
     if app is None:
@@ -108,6 +119,17 @@ def _redis(client: Client, private: bool) -> Iterator[Finding]:
         yield Finding("redis", "fail", f"maxmemory-policy {policy}: Redis may throw records away", fix)
 
 
+def _records(client: Client) -> Iterator[Finding]:
+    """Whether Redis knows what this host has submitted to it."""
+    from batchpipe.recover import lost_jobs
+
+    if not (lost := lost_jobs(client.settings, client.store)):
+        yield Finding("records", "ok", "the unfinished jobs of this host are known to this Redis")
+        return
+    jobs = "1 unfinished job of this host is" if len(lost) == 1 else f"{len(lost)} unfinished jobs of this host are"
+    yield Finding("records", "fail", f"{jobs} unknown to this Redis", "batchpipe recover --dry-run")
+
+
 def _account(client: Client | None, name: str) -> Iterator[Finding]:
     from batchpipe.openai_api import Apis
     from batchpipe.turns import NO_QUOTA
@@ -115,7 +137,7 @@ def _account(client: Client | None, name: str) -> Iterator[Finding]:
     try:
         api = Apis(settings())(name)
         api.ping()
-        yield Finding("account", "ok", f"{name}: the provider answers and takes the key")
+        yield Finding("account", "ok", f"{name}: the provider answers and takes the key of this process")
         pause = client.store.paused(name) if client is not None else None
         if client is not None and pause is not None and pause.code != NO_QUOTA and client.resume(name)[0]:
             yield Finding("account", "ok", f"{name}: its pause is lifted")
@@ -147,14 +169,83 @@ def _capabilities(name: str) -> Iterator[Finding]:
         yield Finding("account", "warn", detail, "docs/guarantees.md")
 
 
-def _workers(client: Client) -> Iterator[Finding]:
+@dataclass(frozen=True)
+class _Open:
+    """A job that is not done, and those of its records that are open: its shards, or the job itself."""
+
+    job: JobRecord
+    records: list[JobRecord | ShardRecord]
+
+    @property
+    def problem(self) -> str | None:
+        """Why it does not get on just now, as `status` says it."""
+        found = (record.trouble.message for record in self.records if record.trouble is not None)
+        return telling(self.job) or next(found, None)
+
+
+def _open_jobs(client: Client) -> list[_Open]:
+    """What is due first, and not more of it than can be read in a moment."""
+    indexes: dict[str, list[int]] = {}
+    for job_id, index in client.store.unfinished(MOST_RECORDS):
+        indexes.setdefault(job_id, []).append(index)
+    found = []
+    for job_id, open_ones in list(indexes.items())[:MOST_JOBS]:
+        shards = client.store.shards_of([(job_id, index) for index in open_ones if index != JOB])
+        with suppress(JobNotFound):
+            job = client.store.get_job(job_id)
+            itself = [job] if JOB in open_ones else []
+            found.append(_Open(job, [*itself, *(shard for shard in shards if shard is not None)]))
+    return found
+
+
+def _trouble(jobs: list[_Open]) -> Iterator[Finding]:
+    said = [f"{found.job.id}: {problem}" for found in jobs if (problem := found.problem)]
+    if said:
+        more = f"; and {len(said) - MOST_SAID} more" if len(said) > MOST_SAID else ""
+        detail = f"{_jobs(len(said))} in trouble: {'; '.join(said[:MOST_SAID])}{more}"
+        yield Finding("jobs", "warn", detail, "look closer: batchpipe status JOB")
+
+
+def _workers(client: Client, jobs: list[JobRecord]) -> Iterator[Finding]:
+    """Whether somebody listens on our queue, and on those of jobs that wait; a `run` brings a worker of its own."""
+    from batchpipe.celery_site import site_app
     from batchpipe.tasks import workers_of_queue
 
-    found = workers_of_queue(client.settings.queue)
-    if found is None:
-        yield Finding("workers", "fail", "the broker does not answer", "check BATCHPIPE_BROKER_URL")
-    elif not found:
-        fix = "start one: batchpipe worker (`batchpipe run` brings its own)"
-        yield Finding("workers", "warn", f"no worker listens on queue {client.settings.queue}", fix)
-    else:
-        yield Finding("workers", "ok", f"{len(found)} on queue {client.settings.queue}: {', '.join(sorted(found))}")
+    app = site_app()
+    if app is not None and not app.conf.worker_enable_remote_control:
+        return  # nobody would answer; said with the app's settings
+    ours = client.settings.queue
+    others = sorted({job.queue for job in jobs if not job.input_here} - {ours})
+    for queue in (ours, *others[:MOST_SAID]):
+        waiting = [job for job in jobs if job.queue == queue]
+        found = workers_of_queue(queue)
+        if found == [] and waiting:  # one that is busy may have missed the question
+            found = workers_of_queue(queue)
+        if found is None:
+            yield Finding("workers", "fail", "the broker does not answer", "check BATCHPIPE_BROKER_URL")
+            return
+        if found:
+            yield Finding("workers", "ok", f"{len(found)} on queue {queue}: {', '.join(sorted(found))}")
+            continue
+        detail = f"no worker listens on queue {queue}"
+        if waiting:
+            detail += f", and {_jobs(len(waiting))} {'waits' if len(waiting) == 1 else 'wait'}"
+        yield Finding("workers", "fail" if waiting else "warn", detail, _how_to_start(queue, queue == ours, waiting))
+
+
+def _jobs(count: int) -> str:
+    return "1 job" if count == 1 else f"{count} jobs"
+
+
+def _how_to_start(queue: str, ours: bool, jobs: list[JobRecord]) -> str:
+    """The command that starts a worker of this site, or of the one that the jobs are of."""
+    from batchpipe.celery_site import site_app
+
+    names = sorted({*seams.sites(), *(name for job in jobs for name in job.hears)})
+    there = "" if ours else f", each for this queue ({queue})"
+    if names:
+        plain = "a plain `batchpipe worker` does not run a site's receivers"
+        return f"start one: {seams.worker_of(names)}{there}; {plain}"
+    if (app := site_app()) is not None:
+        return f"start one: `celery -A ... worker` of the app {app.main}, or `batchpipe -A ... worker`{there}"
+    return f"start one: `batchpipe worker{'' if ours else f' --queues {queue}'}` (`batchpipe run` brings its own)"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -22,8 +22,18 @@ from batchpipe.cli.house import (
     submit_options,
 )
 from batchpipe.errors import Never
-from batchpipe.jobs import State
+from batchpipe.jobs import Stage, State
 from batchpipe.settings import SANDBOX_ACCOUNT
+from batchpipe.views import telling
+
+if TYPE_CHECKING:
+    from batchpipe.client import Client
+    from batchpipe.jobs import JobRecord, Problem, ShardRecord
+
+#: Past its time by so much, work is late enough to look for its workers.
+LATE_SECONDS = 60.0
+#: Characters of an error in a list.
+MOST_OF_AN_ERROR = 100
 
 
 @click.command("submit")
@@ -65,8 +75,26 @@ def status_command(job_id: str, as_json: bool) -> None:
         click.echo(f"error     {view['error']['code']}: {view['error']['message']}")
     if job.record.trouble and not job.state.ended:
         click.echo(f"trouble   {job.record.trouble.message}")
-    _print_shards(client, job)
+    if untold := telling(job.record):
+        click.echo(f"telling   {untold}")
+    shards = list(client.store.iter_shards(job.record))
+    if nobody := _nobody_works(client, job.record, shards):
+        click.echo(f"workers   {nobody}")
+    _print_shards(shards)
     return None
+
+
+def _nobody_works(client: Client, job: JobRecord, shards: list[ShardRecord]) -> str:
+    """That no worker listens, where work of the job is late; only then the workers are asked, for about a second."""
+    from batchpipe.tasks import workers_of_queue
+
+    late = client.store.now() - LATE_SECONDS
+    waiting = [shard for shard in shards if shard.stage != Stage.COLLECTED] if job.stage == State.RUNNING else [job]
+    # a sweep from cron publishes anew, and so sets the time on, but takes nothing in hand
+    nobody_took = any(one.pubs or max(one.next_at, one.lease_until or 0.0) < late for one in waiting)
+    if job.told or not nobody_took or workers_of_queue(job.queue) != []:
+        return ""
+    return f"no worker listens on queue {job.queue}" + (f": batchpipe wait {job.id}" if job.input_here else "")
 
 
 def _pause_note(client: Any, view: dict[str, Any]) -> str:
@@ -75,8 +103,8 @@ def _pause_note(client: Any, view: dict[str, Any]) -> str:
     return f"  paused for {pause.seconds:.0f} s: {pause.message}{hint}" if pause else ""
 
 
-def _print_shards(client: Any, job: Any) -> None:
-    for shard in client.store.iter_shards(job.record):
+def _print_shards(shards: list[ShardRecord]) -> None:
+    for shard in shards:
         counts = f"{number(shard.counts.completed)}+{number(shard.counts.failed)}/{number(shard.rows)}"
         trouble = f"  ! {shard.trouble.message}" if shard.trouble and shard.stage != "collected" else ""
         place = f"shard {shard.index:<4} {shard.stage:<10} {shard.status or '-':<12} {shard.batch_id or '-'}"
@@ -98,8 +126,16 @@ def list_command(state: str | None, limit: int, as_json: bool) -> None:
         click.echo(
             f"{job.id}  {job.state.value:<11} {clock(job.record.created_at)}  "
             f"{number(rows['ok'])}/{number(rows['total'])} ok  {job.name or job.record.input}"
+            + (f"  ! {_brief(job.error)}" if job.error else "")
+            + ("  ! receivers not told" if telling(job.record) else "")
         )
     return None
+
+
+def _brief(problem: Problem) -> str:
+    """An error's code and first words: `status` has them all."""
+    text = " ".join(f"{problem.code}: {problem.message}".split())
+    return text if len(text) <= MOST_OF_AN_ERROR else text[:MOST_OF_AN_ERROR].rstrip() + "..."
 
 
 @click.command("results")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import click
 
-from batchpipe.cli.house import Place, emit_json, json_option, open_client
+from batchpipe.cli.house import Place, emit_json, json_option, open_client, settings
 
 if TYPE_CHECKING:
     from batchpipe.recover import Report
@@ -17,24 +18,35 @@ if TYPE_CHECKING:
 
 @click.command("recover")
 @click.option("--dry-run", is_flag=True, help="Only report, and compare records and provider both ways.")
+@click.option("--job", "jobs", metavar="ID", multiple=True, help="Only this job; repeatable.")
+@click.option(
+    "--of",
+    metavar="LABEL",
+    multiple=True,
+    help="Take over jobs of this Redis, too, which is gone; repeatable. any: all.",
+)
 @click.argument("folders", metavar="[DIR]...", nargs=-1, type=Place())
 @json_option
-def recover_command(dry_run: bool, folders: tuple[str, ...], as_json: bool) -> int:
+def recover_command(
+    dry_run: bool, jobs: tuple[str, ...], of: tuple[str, ...], folders: tuple[str, ...], as_json: bool
+) -> int:
     """Rebuild the records of unfinished jobs that Redis has lost, from their workspaces and the provider's list of
     batches. The jobs then run on; nothing is paid for twice.
 
     Workspaces are looked for in the list that this host keeps of its jobs, in the WORKSPACE setting, in the current
     folder and in each DIR: outputs, folders of outputs, or workspaces.
 
-    A job that another Redis still knows must not be rebuilt here: both would work on it. Where several are in use,
-    look at --dry-run first. That a job was being cancelled is known only if that was asked for on this host.
+    Jobs of another Redis (host, port, database or prefix) are left alone: if that one lives, both would work on them,
+    and pay twice. A new Redis, to which nothing was submitted yet, takes over the jobs of an old one that no longer
+    accepts connections. Else name the old one by --of, if it is gone for good. That a job was being cancelled is known
+    only if that was asked for on this host.
 
-    Exits with 1 if an unfinished job could not be rebuilt.
+    Exits with 1 if an unfinished job could not be rebuilt, unless it belongs to another Redis that is there.
     """
     from batchpipe.submission import absolute
 
     places = [absolute(place) for place in (os.getcwd(), *folders)]
-    report = open_client().recover(places, dry_run=dry_run)
+    report = open_client().recover(places, dry_run=dry_run, jobs=jobs, of=of)
     if as_json:
         emit_json(asdict(report))
     else:
@@ -43,15 +55,36 @@ def recover_command(dry_run: bool, folders: tuple[str, ...], as_json: bool) -> i
     return int(bool(report.lost))
 
 
+def where_it_is(job_id: str) -> str:
+    """What else can be said of a job that is not known: nothing, or that this host has submitted it."""
+    from batchpipe.labels import label_of
+    from batchpipe.recover import find_noted
+
+    noted = find_noted(settings()).get(job_id)
+    if noted is None:
+        return ""
+    if noted.redis not in (None, label_of(settings())):
+        return f", but this host has submitted it to another Redis, '{noted.redis}'"
+    return ", but this host has submitted it: if Redis lost it, `batchpipe recover --dry-run`"
+
+
 def _lines(report: Report) -> Iterator[str]:
+    from batchpipe.recover import FOREIGN
+
+    running = Counter(batch.job for batch in report.foreign_batches)
     verb = "would be rebuilt" if report.dry_run else "rebuilt"
     for job in report.rebuilt:
         parts = ", ".join(f"{count} {stage}" for stage, count in sorted(job.stages.items())) or "not planned yet"
         yield f"{job.job}  {verb}: round {job.round}, shards: {parts}; output {job.output}"
         if job.own_queue:
             yield f"  it belongs to a `run`: go on with the same `batchpipe run`, or with `batchpipe wait {job.job}`"
+    for left in report.left:
+        if left.code in FOREIGN:
+            batches = f" ({running[left.job]} of its batches run)" if running[left.job] else ""
+            yield f"{left.job}  left alone: {' '.join(left.why.split())}{batches}"
     for lost in report.lost:
-        yield f"{lost.job}  not rebuilt: {' '.join(lost.why.split())}"
+        if lost.code not in FOREIGN:
+            yield f"{lost.job}  not rebuilt: {' '.join(lost.why.split())}"
     for batch in report.cancelled:
         yield f"{batch.batch_id}  cancelled: job {batch.job}, shard {batch.shard} has another batch ({batch.account})"
     for batch in report.orphans:
@@ -69,9 +102,13 @@ def _lines(report: Report) -> Iterator[str]:
 
 
 def _summary(report: Report) -> str:
+    from batchpipe.recover import FOREIGN
+
     codes = [left.code for left in report.left]
+    others = sum(code in FOREIGN for code in codes)
     done = "to rebuild" if report.dry_run else "rebuilt"
     return (
-        f"{len(report.rebuilt)} {done}, {len(report.lost)} lost, {codes.count('known')} known, "
-        f"{codes.count('finished') + codes.count('sandbox_gone')} over"
+        f"{len(report.rebuilt)} {done}, {sum(left.code not in FOREIGN for left in report.lost)} lost, "
+        f"{codes.count('known')} known, {codes.count('finished') + codes.count('sandbox_gone')} over"
+        + (f", {others} of another Redis" if others else "")
     )

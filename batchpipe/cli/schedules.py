@@ -26,7 +26,7 @@ def list_schedules(as_json: bool) -> None:
     if as_json:
         return emit_json(views)
     for view in views:
-        _print(view)
+        print_schedule(view)
     looks = [view["looked_at"] or 0.0 for view in views]
     quiet = client.store.now() - max(looks, default=0.0)
     if not views:
@@ -38,7 +38,8 @@ def list_schedules(as_json: bool) -> None:
     return None
 
 
-def _print(view: dict[str, Any]) -> None:
+def print_schedule(view: dict[str, Any]) -> None:
+    """A few lines for people."""
     off = "" if view["enabled"] else "  (not enabled)"
     click.echo(f"{view['name']}  {view['crontab']}  {view['timezone']}  missed: {view['missed']}{off}")
     if view["next_run"]:
@@ -47,6 +48,8 @@ def _print(view: dict[str, Any]) -> None:
         state = view["last_job_state"] or "its records have expired"
         job = f"{view['last_job']} ({state})" if view["last_job"] else "no job"
         click.echo(f"  last run  {_short(view['last_run_local'])}  {job}")
+    if view["last_job_trouble"]:
+        click.echo(f"  {view['last_job_state']}: {view['last_job_trouble']['message']}")
     if view["last_error"]:
         click.echo(f"  error     {view['last_error']['code']}: {view['last_error']['message']}")
 

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from batchpipe.errors import BatchpipeError, Gone, JobNotFound, Never, Refused, SettingsError, StoreUnavailable
 from batchpipe.jobs import JOB, JobRecord, ShardRecord, Stage, State, Status
 from batchpipe.openai_api import Snapshot
+from batchpipe.places import MANIFEST, note_workspace, pretty
 from batchpipe.recover.accounts import AccountView, Tag, cannot_list, look_into
 from batchpipe.recover.rebuild import CLOCK_SLACK_SECONDS, check_files, read_records, read_submitted, rebuild, stages
 from batchpipe.recover.report import GoneBatch, Left, Orphan, Rebuilt, Report, StrayFile, Unread
-from batchpipe.recover.traces import Trace, check_folders, find_traces
+from batchpipe.recover.traces import Trace, check_folders, find_traces, is_of_a_sandbox, redis_of
+from batchpipe.recover.whose import Owners
 from batchpipe.results import INDEX
-from batchpipe.settings import SANDBOX_ACCOUNT
 from batchpipe.storage import Folder, check_allowed
 from batchpipe.store.store import new_task_ids
 from batchpipe.turns import Message, Turns
@@ -33,15 +34,25 @@ LISTED_SECONDS = 25 * 86_400.0
 Records = tuple[JobRecord, list[ShardRecord]]
 
 
-def recover(turns: Turns, folders: Sequence[str] = (), *, dry_run: bool = False) -> Report:
+def recover(
+    turns: Turns,
+    folders: Sequence[str] = (),
+    *,
+    dry_run: bool = False,
+    jobs: Collection[str] = (),
+    of: Sequence[str] = (),
+) -> Report:
     """Rebuild the records of unfinished jobs that this Redis does not know, and publish their work.
 
     ``folders`` are looked through for workspaces, beside the list in our home and the WORKSPACE setting. With
     ``dry_run`` nothing is written anywhere, and the report also tells of records and provider that do not agree.
+    ``jobs``: only these. ``of``: labels of other Redis servers that are gone for good, whose jobs are taken over, too
+    (``any``: of all); see ``Owners`` for which are taken over without.
     Raises InvalidInput for a folder that is not there, StoreUnavailable.
     """
     check_folders(folders)
-    return _Recovery(turns, dry_run).run(find_traces(turns.settings, folders))
+    traces = find_traces(turns.settings, folders)
+    return _Recovery(turns, dry_run, jobs, Owners(turns.settings, traces, of)).run(traces)
 
 
 @dataclass(frozen=True)
@@ -50,13 +61,17 @@ class _Pending:
 
     job: JobRecord
     shards: list[ShardRecord]
+    trace: Trace
+    manifest: dict[str, Any] | None  #: of one that is taken over from another Redis
 
 
 class _Recovery:
     """One call of ``recover``."""
 
-    def __init__(self, turns: Turns, dry_run: bool) -> None:
-        self._turns = turns
+    def __init__(self, turns: Turns, dry_run: bool, jobs: Collection[str], owners: Owners) -> None:
+        self._turns, self._owners = turns, owners
+        self._only = frozenset(jobs)
+        self._foreign: set[str] = set()  #: jobs that are left to another Redis
         self._store, self._settings = turns.store, turns.settings
         self._report = Report(dry_run=dry_run)
         self._views: dict[str, AccountView] = {}
@@ -74,7 +89,9 @@ class _Recovery:
         strangers = list(self._strangers())  # the records are read after the lists
         if not self._report.dry_run:
             strangers = [stranger for stranger in strangers if not self._cancel_spare(*stranger)]
-        self._report.orphans += [_orphan(view, batch, tag) for view, batch, tag in strangers]
+        for view, batch, tag in strangers:
+            known = self._report.foreign_batches if tag.job in self._foreign else self._report.orphans
+            known.append(_orphan(view, batch, tag))
         if self._report.dry_run:
             self._report.gone += self._gone()
             self._report.stray_files += self._stray_files()
@@ -89,8 +106,8 @@ class _Recovery:
         except BatchpipeError as error:
             self._leave(job, error.code, error.message)
 
-    def _leave(self, job: str, code: str, why: str) -> None:
-        self._report.left.append(Left(job, code, why))
+    def _leave(self, job: str, code: str, why: str, redis: str | None = None) -> None:
+        self._report.left.append(Left(job, code, why, redis))
 
     # -- what was lost ---------------------------------------------------------------------------------------------
 
@@ -98,8 +115,17 @@ class _Recovery:
         pending: list[_Pending] = []
         unprepared: list[Trace] = []
         for trace in traces:
-            self._try(trace.job, self._sort_one, trace, pending, unprepared)
+            if self._is_asked_for(trace.job):
+                self._try(trace.job, self._sort_one, trace, pending, unprepared)
+        for job in sorted(self._only - {trace.job for trace in traces}):
+            if self._store.account_of(job) is not None:
+                self._leave(job, "known", "its records are there")
+            else:
+                self._leave(job, "no_trace", "nothing of it was found: name the folder of its output")
         return pending, unprepared
+
+    def _is_asked_for(self, job: str) -> bool:
+        return not self._only or job in self._only
 
     def _sort_one(self, trace: Trace, pending: list[_Pending], unprepared: list[Trace]) -> None:
         if self._store.account_of(trace.job) is not None:
@@ -107,13 +133,19 @@ class _Recovery:
         if trace.has_ended():
             return self._leave(trace.job, "finished", f"it has ended: {trace.output}")
         manifest = trace.manifest()
+        if manifest is None and 0 < trace.submitted_at < self._store.now() - self._settings.ttl_seconds:
+            return None  # it is long over: somebody has cleared its folders away
+        if is_of_a_sandbox(self._settings, manifest or trace.record):
+            return self._leave(trace.job, "sandbox_gone", "its sandbox ended with its `run`; nothing was paid for")
+        label = redis_of(manifest or {}) or trace.redis
+        if (refusal := self._owners.refusal(label)) is not None:
+            self._foreign.add(trace.job)
+            return self._leave(trace.job, *refusal)
+        trace = replace(trace, redis=label)
         if manifest is None:
-            if not 0 < trace.submitted_at < self._store.now() - self._settings.ttl_seconds:
-                unprepared.append(trace)  # else it is long over: somebody has cleared its folders away
+            unprepared.append(trace)
             return None
         job, shards = read_records(manifest, trace)
-        if job.account == SANDBOX_ACCOUNT and job.account not in self._settings.accounts:
-            return self._leave(job.id, "sandbox_gone", "its sandbox ended with its `run`; nothing was paid for")
         roots = self._settings.roots()
         check_allowed(job.output, roots, "output")
         check_allowed(job.workspace, roots, "workspace")
@@ -123,7 +155,7 @@ class _Recovery:
             # merge writes it last of all: that output was taken away since
             return self._leave(job.id, "finished", "it has ended: its results were written")
         check_files(job, shards)
-        pending.append(_Pending(job, shards))
+        pending.append(_Pending(job, shards, trace, None if self._owners.is_ours(label) else manifest))
         return None
 
     def _submit_again(self, trace: Trace) -> None:
@@ -146,6 +178,7 @@ class _Recovery:
             job_id, created = self._store.submit(job)
             if not created:
                 return self._leave(job.id, "known", f"job {job_id} has its key now")
+            self._note_taken(job, trace)
             self._turns.log(job.id, [("recovered", {"round": 0, "shards": {}})])
             self._turns.publish(Message(job.id, JOB, job.epoch, job.stage, job.task_ids, job.queue))
         self._report.rebuilt.append(Rebuilt(job.id, job.output, job.queue, job.input_here, 0, {}))
@@ -205,16 +238,31 @@ class _Recovery:
         if self._report.dry_run:
             self._records[job.id] = job, shards
         else:
+            self._sign(lost)
             verdict, owner = self._store.restore(job, shards)
             if verdict == "known":
                 return self._leave(job.id, "known", "somebody else has just rebuilt it")
             if verdict == "output":
                 message = f"its output {job.output} belongs to job {owner}, which has not ended: cancel that one first"
                 raise Never(message, code="output_in_use")
+            self._note_taken(job, lost.trace)
             self._turns.log(job.id, [("recovered", {"round": job.round, "shards": stages(shards)})])
             self._publish(job, shards)
         self._report.rebuilt.append(Rebuilt(job.id, job.output, job.queue, job.input_here, job.round, stages(shards)))
         return None
+
+    def _sign(self, lost: _Pending) -> None:
+        """Make the manifest of a job that is taken over ours, before its records are: then a worker may write it."""
+        if lost.manifest is None:
+            return
+        signed = {**lost.manifest, "redis": self._owners.label, "taken": [*lost.trace.taken, lost.trace.redis]}
+        with Folder(lost.job.workspace, private=True).writer(MANIFEST) as file:
+            file.write(pretty(signed))
+
+    def _note_taken(self, job: JobRecord, trace: Trace) -> None:
+        """If the Redis that it comes from, or ours, is emptied later, it is known whose it is."""
+        if trace.redis is not None and not self._owners.is_ours(trace.redis):
+            note_workspace(self._settings, job, taken=[trace.redis])
 
     def _check_age(self, job: JobRecord, shards: Sequence[ShardRecord]) -> None:
         """Raises Never for an old job with a shard of which no batch is listed: providers list batches for a while."""
@@ -252,6 +300,8 @@ class _Recovery:
         """Living batches of ours that no record knows, nor is about to."""
         for view in self._views.values():
             for batch_id, tag in view.tags.items():
+                if not self._is_asked_for(tag.job):
+                    continue
                 batch = view.batches[batch_id]
                 if batch.status in Status.FINAL or batch.status == "cancelling":
                     continue
@@ -280,7 +330,7 @@ class _Recovery:
         """Batches of unfinished shards that the provider no longer knows."""
         for job in [*self._jobs(State.RUNNING), *self._jobs(State.CANCELLING)]:
             view = self._views.get(job.account.lower())
-            for shard in self._store.iter_shards(job) if view is not None else ():
+            for shard in self._store.iter_shards(job) if view is not None and self._is_asked_for(job.id) else ():
                 if shard.batch_id is None or shard.stage not in (Stage.CREATED, Stage.ENDED):
                     continue
                 if view is not None and shard.batch_id not in view.batches and self._is_gone(view, shard.batch_id):
@@ -306,6 +356,8 @@ class _Recovery:
                 tag = view.file_tags.get(file.id)
                 if tag is None or file.id in used or (file.created_at or since) < since:
                     continue  # the batches of older files are not in the list
+                if tag.job in self._foreign or not self._is_asked_for(tag.job):
+                    continue
                 records = self._records_of(tag.job)
                 if records is None or State(records[0].stage).ended:
                     yield StrayFile(view.name, file.id, file.name or "", tag.job)

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 #: Why a job is left alone without anything being wrong (codes of ``Left``).
-FINE = frozenset({"known", "finished", "sandbox_gone"})
+FINE = frozenset({"known", "finished", "sandbox_gone", "foreign"})
+#: Codes of jobs that belong to another Redis; one that does not answer may be gone, and its jobs lost.
+FOREIGN = frozenset({"foreign", "foreign_silent"})
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,7 @@ class Left:
     job: str
     code: str
     why: str
+    redis: str | None = None  #: label of the other Redis whose it is
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,7 @@ class Report:
     rebuilt: list[Rebuilt] = field(default_factory=list)
     left: list[Left] = field(default_factory=list)
     orphans: list[Orphan] = field(default_factory=list)
+    foreign_batches: list[Orphan] = field(default_factory=list)  #: of jobs that belong to another Redis: left alone
     gone: list[GoneBatch] = field(default_factory=list)
     stray_files: list[StrayFile] = field(default_factory=list)
     cancelled: list[Orphan] = field(default_factory=list)

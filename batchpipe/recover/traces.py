@@ -13,7 +13,7 @@ import orjson
 from batchpipe.errors import InvalidInput, StorageTrouble
 from batchpipe.jobs import ENDED
 from batchpipe.places import MANIFEST, WORKSPACES
-from batchpipe.settings import Settings
+from batchpipe.settings import SANDBOX_ACCOUNT, Settings
 from batchpipe.storage import Folder, local_path
 from batchpipe.views import EARLIER, JOB_FILE
 
@@ -30,6 +30,8 @@ class Trace:
     output: str
     record: dict[str, Any] | None = None  #: what was submitted, of a job that was not prepared on this host
     cancelled: bool = False  #: somebody on this host has asked for its end
+    redis: str | None = None  #: label of the Redis whose it is, as far as this trace tells
+    taken: tuple[str, ...] = ()  #: labels of those from which recover has taken it over
 
     def manifest(self) -> dict[str, Any] | None:
         """What prepare wrote down of the job; None if it did not come so far. Raises StorageTrouble."""
@@ -62,23 +64,16 @@ def find_traces(settings: Settings, folders: Sequence[str]) -> list[Trace]:
 
     Raises InvalidInput for a folder that is not there.
     """
-    found: dict[str, Trace] = {}
-    for noted in _noted(settings):
-        known = found.get(noted.job)
-        # a second line without a record is that of its prepare
-        record = noted.record if known is None else None
-        cancelled = noted.cancelled or (known is not None and known.cancelled)
-        if noted.cancelled and known is not None:
-            record = known.record
-        found[noted.job] = replace(noted, record=record, cancelled=cancelled)
+    found = find_noted(settings)
     places = [*_below(settings.workspace)] if settings.workspace else []
     for folder in (str(settings.home / "jobs"), *folders):
         places += _workspaces_in(folder)
     for place in dict.fromkeys(places):
         with suppress(StorageTrouble):  # other people's folders lie there, too
             if (trace := _trace_at(place)) is not None:
-                cancelled = trace.job in found and found[trace.job].cancelled
-                found[trace.job] = replace(trace, cancelled=cancelled)
+                known = found.get(trace.job, trace)
+                redis, taken = trace.redis or known.redis, trace.taken or known.taken
+                found[trace.job] = replace(trace, cancelled=known.cancelled, redis=redis, taken=taken)
     return [found[job] for job in sorted(found)]
 
 
@@ -90,8 +85,26 @@ def check_folders(folders: Iterable[str]) -> None:
             raise InvalidInput(f"{folder}: no such folder", field="DIR", code="folder_missing")
 
 
+def find_noted(settings: Settings) -> dict[str, Trace]:
+    """The jobs that were submitted or prepared on this host, each once."""
+    found: dict[str, Trace] = {}
+    for noted in _noted(settings):
+        found[noted.job] = _together(found.get(noted.job), noted)
+    return found
+
+
+def _together(known: Trace | None, noted: Trace) -> Trace:
+    """What the lines of one job tell: the later one counts."""
+    if known is None:
+        return noted
+    # a later line without a record is that of its prepare
+    record = known.record if noted.cancelled or noted.taken else None
+    cancelled, taken = known.cancelled or noted.cancelled, known.taken + noted.taken
+    return replace(noted, record=record, cancelled=cancelled, redis=noted.redis or known.redis, taken=taken)
+
+
 def _noted(settings: Settings) -> Iterator[Trace]:
-    """From the list that each submit and prepare on this host has added to."""
+    """From the list that each submit and prepare on this host has added to: a trace for each line."""
     try:
         with Folder(str(settings.home), private=True).reader(WORKSPACES) as file:
             lines = file.read(_MOST_BYTES).splitlines()
@@ -110,6 +123,7 @@ def _noted(settings: Settings) -> Iterator[Trace]:
                     str(noted["output"]),
                     record if isinstance(record, dict) else None,
                     noted.get("cancel") is True,
+                    **_whose(noted),
                 )
 
 
@@ -139,8 +153,25 @@ def _trace_at(place: str) -> Trace | None:
     if stated.rstrip("/") != place.rstrip("/") and _manifest(stated, job) is None:
         if stated.rstrip("/") == f"{output.rstrip('/')}/{EARLIER}/{job}":
             output = place.rstrip("/").removesuffix(f"/{EARLIER}/{job}")
-        return Trace(job, place, output)
-    return Trace(job, stated, output)
+        return Trace(job, place, output, **_whose(manifest))
+    return Trace(job, stated, output, **_whose(manifest))
+
+
+def redis_of(manifest: dict[str, Any]) -> str | None:
+    """The label of the Redis whose worker wrote a manifest; None: it is of a time before there were labels."""
+    label = manifest.get("redis")
+    return label if isinstance(label, str) and label else None
+
+
+def is_of_a_sandbox(settings: Settings, found: dict[str, Any] | None) -> bool:
+    """Whether a manifest or record is of the account that exists only during ``run --sandbox``."""
+    return found is not None and found.get("account") == SANDBOX_ACCOUNT and SANDBOX_ACCOUNT not in settings.accounts
+
+
+def _whose(found: dict[str, Any]) -> dict[str, Any]:
+    taken = found.get("taken")
+    labels = taken if isinstance(taken, list) else []
+    return {"redis": redis_of(found), "taken": tuple(label for label in labels if isinstance(label, str))}
 
 
 def _manifest(workspace: str, job: str | None = None) -> dict[str, Any] | None:

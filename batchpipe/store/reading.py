@@ -140,7 +140,7 @@ class Records:
         if not fields and (first := self._call(self.client.get, f"{self.prefix}alias:{job_id}")):
             fields = self._call(self.client.hgetall, self._job_key(first))
         if not fields:
-            raise JobNotFound(f"no job {job_id} is known here")
+            raise JobNotFound(f"no job {job_id} is known here", job=job_id)
         return decode(JobRecord, fields)
 
     def account_of(self, job_id: str) -> str | None:
@@ -189,6 +189,11 @@ class Records:
         members = self._call(
             self.client.zrangebyscore, f"{self.prefix}due", "-inf", f"{self.now():.6f}", start=0, num=limit
         )
+        return [parse_member(member) for member in members]
+
+    def unfinished(self, limit: int = 1_000) -> list[tuple[str, int]]:
+        """(job id, index) of what is not done, also ended jobs that are untold; what is due first comes first."""
+        members = self._call(self.client.zrange, f"{self.prefix}due", 0, limit - 1)
         return [parse_member(member) for member in members]
 
     def shards_of(self, places: Sequence[tuple[str, int]]) -> list[ShardRecord | None]:

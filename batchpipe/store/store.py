@@ -21,6 +21,8 @@ When = Literal["overdue", "asleep", "always"]
 
 #: How long an alias outlives the records of an ended job: as long as a job may take.
 ALIAS_SECONDS = 60 * 86_400
+#: How late a submit that was given up may still reach Redis.
+GIVEN_UP_SECONDS = 86_400
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,11 @@ class Store(ScheduleRecords):
             raise OutputInUse(output_in_use(job.output, job_id))
         return job_id, verdict == "ok"
 
+    def give_up(self, job_id: str) -> bool:
+        """After a submit without an answer: True if the job is not recorded, and from now on cannot be."""
+        args = (self.prefix, job_id, GIVEN_UP_SECONDS)
+        return bool(self._run("give_up", [self._job_key(job_id)], *args)[0] == "ok")
+
     def restore(self, job: JobRecord, shards: Sequence[ShardRecord]) -> tuple[str, str]:
         """Write the records of a running job that Redis has lost; its unfinished shards are due at once.
 
@@ -99,7 +106,7 @@ class Store(ScheduleRecords):
         """Set the cancel flag. Answers (False if the job had ended, number of its shards). Raises JobNotFound."""
         answer = self._run("cancel", self._keys(job_id, JOB))
         if answer[0] == "gone":
-            raise JobNotFound(f"no job {job_id} is known here")
+            raise JobNotFound(f"no job {job_id} is known here", job=job_id)
         return answer[0] == "ok", int(answer[1])
 
     def plan(self, lease: Lease, changes: Mapping[str, Any], shards: Sequence[ShardRecord], ids: list[str]) -> int:

@@ -12,6 +12,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
+from contextlib import suppress
 from http.cookiejar import CookieJar
 from pathlib import Path
 
@@ -145,6 +146,7 @@ def test_products_get_their_descriptions(shop: Shop) -> None:
 
 def test_a_person_watches_a_job_in_a_real_browser(shop: Shop) -> None:
     """The bar moves, the admin shows the same job, and cancelling it keeps what is finished."""
+    from selenium.common.exceptions import StaleElementReferenceException
     from selenium.webdriver.common.by import By
 
     shots = os.environ.get("SHOTS")
@@ -157,6 +159,16 @@ def test_a_person_watches_a_job_in_a_real_browser(shop: Shop) -> None:
                 browser.save_screenshot(f"{shots}/django-{name}.png")
             return browser.find_element(By.TAG_NAME, "body").text
 
+        def shows(text: str, name: str = "") -> None:
+            """The page that a click leads to is not there at once, and the old one goes while it is read."""
+
+            def is_there() -> bool:
+                with suppress(StaleElementReferenceException):
+                    return text in see("", name)
+                return False
+
+            until(is_there, what=f"the page shows {text!r}")
+
         def click(text: str) -> None:
             browser.find_element(By.XPATH, f"//button[normalize-space()='{text}']").click()
 
@@ -164,27 +176,28 @@ def test_a_person_watches_a_job_in_a_real_browser(shop: Shop) -> None:
         browser.find_element(By.NAME, "username").send_keys("admin")
         browser.find_element(By.NAME, "password").send_keys("admin")
         browser.find_element(By.CSS_SELECTOR, "input[type=submit]").click()
+        shows("products have a description.")
         if "Forget all" in see("/"):
             click("Forget all")
-        assert "0 of 20 products have a description." in see("", "example-before")
+        shows("0 of 20 products have a description.", "example-before")
         click("Describe all")
         until(lambda: "rows answered" in see("/", "example-running"), what="the provider counts")
         text = see(JOBS, "admin-list-running")
         assert "product descriptions" in text
         assert "running" in text
         browser.find_element(By.CSS_SELECTOR, "#result_list tbody a").click()
-        assert "of 20 rows answered" in see("", "admin-job-running")
+        shows("of 20 rows answered", "admin-job-running")
         click("Cancel this job")
-        assert "Rows that are finished by then are kept, and paid for." in see("", "admin-cancel")
+        shows("Rows that are finished by then are kept, and paid for.", "admin-cancel")
         click("Yes, cancel")
-        assert "is being cancelled; rows that are finished are kept" in see("", "admin-cancelled")
+        shows("is being cancelled; rows that are finished are kept", "admin-cancelled")
         address = browser.current_url.removeprefix(shop.url)
         until(lambda: "output.jsonl" in see(address), what="the job has landed")
         text = see("", "admin-job")
         assert "State cancelled" in text
         assert re.search(r"Rows 20: \d+ ok, \d+ failed, \d+ missing", text)
         click("Send again what was not ok")
-        assert "sends the rows again that were not ok" in see("", "admin-retried")
+        shows("sends the rows again that were not ok", "admin-retried")
         see(JOBS, "admin-list")
         until(lambda: "20 of 20 products" in see("/", "example-done"), what="the rest is described, too")
 

@@ -284,6 +284,25 @@ def test_a_run_in_a_flask_app_brings_a_worker_of_that_app(shop: Place) -> None:
     assert re.search(r"job (\S+) succeeded", done.err)[1] in told(shop)  # type: ignore[index]
 
 
+@pytest.mark.slow
+def test_a_plain_worker_leaves_telling_to_one_that_has_loaded_the_app(new_place: Callable[..., Place]) -> None:
+    """It ends the job and says so; no signal is lost for it."""
+    place = new_place("plain")
+    place.write("shop.py", SITE.encode())
+    place.write("make_celery.py", MAKE_CELERY.encode())
+    plain = place.worker()
+    job = flask(place, "submit", place.input(rows=2), "-o", place.folder / "out").finish().out.strip()
+    until(lambda: "receivers not told yet" in place.run("status", job).out, what="a try is noted")
+    assert place.json("status", job)["state"] == "succeeded"
+    plain.popen.terminate()
+    assert plain.finish().code == 0
+    assert (plain.err + plain.out).count("WARNING batchpipe.tasks: ") == 1
+    place.start_python("-m", "celery", "-A", "make_celery", "worker", "--pool", "threads")
+
+    until(lambda: told(place), what="the signal is received")
+    assert told(place) == f"shop shop {job} succeeded\n"
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [

@@ -79,7 +79,7 @@ class House:
         [(how, code)] = re.findall(rf"```python\n# {re.escape(name)}([^\n]*)\n(.*?)```", self.section, flags=re.DOTALL)
         self.lines += sum(bool(line.strip()) for line in code.splitlines())
         assert self.place.redis_url is not None
-        code = code.replace("redis://localhost:6379/0", self.place.redis_url)
+        code = re.sub(r"redis://localhost:6379/\d", self.place.redis_url, code)
         path = self.place.folder / name
         path.write_text((path.read_text() if "at its end" in how else "") + code)
 

@@ -109,6 +109,30 @@ def that_nobody_knows(new_place: NewPlace, new_sandbox: NewSandbox) -> dict[str,
     }
 
 
+def of_one_of_two_sites(new_place: NewPlace, new_sandbox: NewSandbox) -> dict[str, Any]:
+    """Two sites share a home and a provider. The Redis of one is emptied while batches of both run."""
+    sandbox = new_sandbox()
+    emptied = new_place("emptied", provider=sandbox)
+    living = new_place("living", provider=sandbox, BATCHPIPE_HOME=str(emptied.home))
+    stuck = sandbox.faults.add("stuck")
+    worker, _ = emptied.worker(), living.worker()
+    lost, lives = (site.submit(site.input(6), "--max-rows", "3") for site in (emptied, living))
+    until(lambda: all(len(batches_of(sandbox, job)) == 2 for job in (lost, lives)), what="two batches of each")
+    worker.kill()
+    with database(emptied) as server:
+        server.flushdb()
+    told: dict[str, Any] = {"sandbox": sandbox, "jobs": {lost: emptied, lives: living}, "lives": lives}
+    told["unknown"] = [emptied.run("status", job) for job in (lost, lives, "job_x")]
+    told["doctor"] = emptied.run("doctor", "--json")
+    told["dry"] = emptied.run("recover", "--dry-run", "--json")
+    told["done"] = emptied.run("recover")
+    told["mended"] = emptied.run("doctor", "--json")
+    emptied.worker()
+    sandbox.faults.remove(stuck)
+    told["wait"] = [site.run("wait", job, "--timeout", "35") for job, site in told["jobs"].items()]
+    return told
+
+
 def without_a_worker(new_place: NewPlace, new_sandbox: NewSandbox) -> dict[str, Any]:
     """A job that was never prepared, an account without a key, and a folder that is not there."""
     place = new_place("unprepared", provider=new_sandbox())
@@ -135,7 +159,7 @@ def without_a_worker(new_place: NewPlace, new_sandbox: NewSandbox) -> dict[str, 
 def stories(
     at_once: ThreadPoolExecutor, new_place: NewPlace, new_sandbox: NewSandbox
 ) -> dict[str, Future[dict[str, Any]]]:
-    tellers = (while_its_batches_run, of_a_run, that_nobody_knows, without_a_worker)
+    tellers = (while_its_batches_run, of_a_run, that_nobody_knows, without_a_worker, of_one_of_two_sites)
     return {tell.__name__: at_once.submit(tell, new_place, new_sandbox) for tell in tellers}
 
 
@@ -216,3 +240,46 @@ def test_what_cannot_be_rebuilt_is_said_in_a_line(stories: dict[str, Future[Any]
     assert [unread["account"] for unread in document(told["no_key"])["unread"]] == ["team"]
     assert (told["folder"].code, told["folder"].err.count("\n")) == (1, 1)
     assert "no such folder" in told["folder"].err
+
+
+def test_recover_leaves_the_jobs_of_another_living_redis_alone(stories: dict[str, Future[Any]]) -> None:
+    """It says whose they are and where to recover them; their batches are neither orphans nor cancelled."""
+    told = stories["of_one_of_two_sites"].result()
+    report = document(told["dry"])
+    lost, lives = told["jobs"]
+    assert ([job["job"] for job in report["rebuilt"]], report["orphans"]) == ([lost], [])
+    assert [(left["job"], left["code"]) for left in report["left"]] == [(lives, "foreign")]
+    assert [batch["job"] for batch in report["foreign_batches"]] == [lives] * 2
+    assert f"{lives}  left alone: it belongs to Redis 'localhost(" in told["done"].out
+    assert told["done"].out.splitlines()[-1] == "1 rebuilt, 0 lost, 0 known, 0 over, 1 of another Redis"
+    assert (told["dry"].code, told["done"].code) == (0, 0)
+
+
+def test_nothing_is_paid_twice_where_two_sites_share_a_home(stories: dict[str, Future[Any]]) -> None:
+    """Both jobs end well, with the batches that they had."""
+    told = stories["of_one_of_two_sites"].result()
+    assert [done.code for done in told["wait"]] == [0, 0], told["wait"]
+    assert told["sandbox"].ledger.billed_twice() == []
+    for job, site in told["jobs"].items():
+        assert site.billed(job) == dict.fromkeys(ROWS, 1)
+        assert len(batches_of(told["sandbox"], job)) == 2
+
+
+def test_that_redis_has_lost_jobs_of_this_host_is_noticed(stories: dict[str, Future[Any]]) -> None:
+    """By `doctor`, and by whoever asks for one of them."""
+    told = stories["of_one_of_two_sites"].result()
+    lost, lives = told["jobs"]
+    begin = "Error: no job {} is known here"
+    expected = [
+        f"{begin.format(lost)}, but this host has submitted it: if Redis lost it, `batchpipe recover --dry-run`\n",
+        f"{begin.format(lives)}, but this host has submitted it to another Redis, 'localhost(",
+        f"{begin.format('job_x')}\n",
+    ]
+    for done, text in zip(told["unknown"], expected, strict=True):
+        assert (done.code, done.err.count("\n"), done.err[: len(text)]) == (1, 1, text)
+    for name, verdict in (("doctor", "fail"), ("mended", "ok")):
+        [found] = [found for found in json.loads(told[name].out) if found["what"] == "records"]
+        assert found["verdict"] == verdict
+        if verdict == "fail":
+            assert found["detail"] == "1 unfinished job of this host is unknown to this Redis"
+            assert found["fix"] == "batchpipe recover --dry-run"

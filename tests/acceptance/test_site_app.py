@@ -166,7 +166,8 @@ def test_what_is_wrong_with_the_app_is_said_when_a_worker_starts(new_place: Call
     log = process.err + process.out
 
     assert "app.conf.broker_transport_options: visibility_timeout is 60 s" in log
-    assert 'write app.conf.broker_transport_options = {"visibility_timeout": 1800}' in log
+    line = '{"visibility_timeout": 1800, "socket_timeout": 30, "socket_connect_timeout": 5}'
+    assert f"write app.conf.broker_transport_options = {line}" in log
     assert "write app.conf.worker_prefetch_multiplier = 1" in log
     script = "import json; from shop.celery import app; print(json.dumps(app.conf.broker_transport_options))"
     assert place.python(script) == {"visibility_timeout": 60}

@@ -5,6 +5,7 @@ In real sites; and with stand-ins for Docker and systemd, which run what they ar
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import sqlite3
@@ -46,7 +47,7 @@ django.setup()
 from django.core.management import call_command
 call_command("makemigrations", "shop", verbosity=0)
 call_command("migrate", verbosity=0)
-call_command("check")
+call_command("check", fail_level="WARNING")
 """
 REQUESTS = """
 import datetime, os, sys
@@ -92,7 +93,7 @@ def django_project(house: House) -> Terminal:
     settings = folder / "proj" / "settings.py"
     _append(settings, Snippet("docs/django.md", '"batchpipe.contrib.django"]').with_({URL: url}))
     _append(settings, Snippet("docs/django.md", "owner_or_staff").text)
-    _append(settings, 'INSTALLED_APPS += ["shop"]\nCELERY_BROKER_URL = BATCHPIPE["REDIS_URL"]\n')
+    _append(settings, 'INSTALLED_APPS += ["shop"]\n' + Snippet("docs/django.md", "CELERY_BROKER_URL").text)
     (folder / "proj" / "celery.py").write_text(Snippet("docs/django.md", "# proj/celery.py").text)
     (folder / "proj" / "__init__.py").write_text(Snippet("docs/django.md", "# proj/__init__.py").text)
     _append(folder / "proj" / "urls.py", Snippet("docs/django.md", "batchpipe.contrib.django.urls").text)
@@ -142,8 +143,8 @@ def flask(house: House) -> None:
     place.write("shop.py", page.text.encode())
     place.write("rows.jsonl", request_lines(2))
     terminal.up(Snippet("docs/flask.md", "flask --app shop run"))
-    lines = "    app.config['CELERY'] = {'broker_url': '" + url + "'}\n"
-    lines += "    batch.init_app(app)\n    celery_init_app(app)\n"
+    celery = Snippet("docs/flask.md", 'app.config["CELERY"] =').text.splitlines()
+    lines = "".join(f"    {line}\n" for line in [*celery, "batch.init_app(app)", "celery_init_app(app)"])
     shop = page.with_({"    batch.init_app(app)\n": lines})
     place.write("shop.py", f"from tasks import celery_init_app\n{shop}".encode())
     place.write("tasks.py", Snippet("docs/flask.md", "# tasks.py").text.encode())
@@ -253,6 +254,13 @@ def operations(house: House) -> None:
     place = terminal.place
     job = place.submit(place.input(2))
     terminal.run(Snippet("docs/operations.md", "batchpipe resume"))
+    left = place.home / "jobs" / "job_x" / ".batchpipe" / "job_x" / "input.jsonl"
+    left.parent.mkdir(parents=True)
+    left.touch()
+    os.utime(left, (0, 0))
+    shutil.copytree(left.parent, planned := left.parent.with_name("job_y"))
+    (planned / "manifest.json").touch()
+    assert terminal.run(Snippet("docs/operations.md", "-name input.jsonl")).out == f"{left}\n"
     terminal.run(Snippet("docs/operations.md", "batchpipe cancel JOB"), {"JOB": job})
     terminal.run(Snippet("docs/operations.md", "recover --dry-run"), {"/data": str(place.folder)})
 

@@ -50,6 +50,12 @@ def doctor_with_worker(new_place: NewPlace) -> tuple[Any, Finished]:
     return doctor(place), place.run("doctor")
 
 
+def doctor_with_a_job(new_place: NewPlace) -> tuple[int, list[dict[str, str]]]:
+    place = new_place("waiting")
+    place.submit(place.input(1))
+    return doctor(place)
+
+
 @pytest.fixture(scope="module")
 def stories(at_once: ThreadPoolExecutor, new_place: NewPlace, new_sandbox: Callable[..., Sandbox]) -> dict[str, Any]:
     tell = at_once.submit
@@ -65,6 +71,7 @@ def stories(at_once: ThreadPoolExecutor, new_place: NewPlace, new_sandbox: Calla
         "no redis": tell(doctor, place, BATCHPIPE_REDIS_URL=NOBODY),
         "bad setting": tell(doctor, place, BATCHPIPE_LEASE_SECONDS="soon"),
         "no worker": tell(doctor, place),
+        "jobs wait": tell(doctor_with_a_job, new_place),
     }
 
 
@@ -91,7 +98,7 @@ def finding(stories: dict[str, Future[Any]], story: str, what: str) -> tuple[int
 def test_doctor_finds_nothing_wrong_in_a_healthy_place(stories: dict[str, Future[Any]]) -> None:
     (code, findings), text = stories["healthy"].result()
     assert 0 == code == text.code
-    assert {"settings", "redis", "account", "workers"} == {found["what"] for found in findings}
+    assert {"settings", "redis", "records", "account", "workers"} == {found["what"] for found in findings}
     assert {"settings", "account", "workers"} <= {f["what"] for f in findings if f["verdict"] == "ok"}
     assert "fail" not in {found["verdict"] for found in findings}
     assert API_KEY not in text.out + text.err
@@ -118,7 +125,9 @@ def test_doctor_says_what_is_broken_and_what_to_do(
 
 
 def test_doctor_warns_if_no_worker_listens(stories: dict[str, Future[Any]]) -> None:
-    """That alone breaks nothing: a worker may come later."""
-    code, found = finding(stories, "no worker", "workers")
-    assert (code, found["verdict"]) == (0, "warn")
-    assert "batchpipe worker" in found["fix"]
+    """That alone breaks nothing: a worker may come later. If jobs wait for one, it exits 1."""
+    for story, wanted in (("no worker", (0, "warn")), ("jobs wait", (1, "fail"))):
+        code, found = finding(stories, story, "workers")
+        assert (code, found["verdict"]) == wanted
+        assert "batchpipe worker" in found["fix"]
+    assert found["detail"].endswith("and 1 job waits")

@@ -20,6 +20,7 @@ from pydantic import SecretStr
 from batchpipe import tasks
 from batchpipe.celery_app import make_app
 from batchpipe.celery_site import setup
+from batchpipe.cli.schedules import print_schedule
 from batchpipe.client import Client, Job
 from batchpipe.errors import SettingsError, StoreUnavailable, TryLater
 from batchpipe.schedules import MOST_MISSED, overview, run_now, tick
@@ -232,6 +233,29 @@ def test_a_run_that_can_never_be_submitted_is_told_and_not_tried_again(
     errors = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
     assert [text.split(":")[0] for text in errors] == ["schedule wrong", "schedule two"]
     assert tick(client) == []
+
+
+def test_what_the_job_of_the_last_run_waits_for_is_told(
+    house: House, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An export that is not there: the job waits an hour for it, then fails. Both are seen in the list of schedules."""
+    client = house.client(nightly=plan(input=str(tmp_path / "{date}.jsonl"), output=str(tmp_path / "out")))
+    tick(client)
+    house.be_at(NOON + timedelta(days=1))
+    [job] = tick(client)
+    turns = tasks.Runtime(client.settings).jobs
+    turns.store.skew = house.clock
+    assert overview(client)[0]["last_job_trouble"] is None
+    turns.prepare(job.id, 1)
+
+    [view] = overview(client)
+    assert (view["last_job_state"], view["last_job_trouble"]["code"]) == ("preparing", "input_missing")
+    print_schedule(view)
+    assert f"  preparing: {tmp_path / '2026-05-13.jsonl'}: no such file\n" in capsys.readouterr().out
+    house.be_at(NOON + timedelta(days=1, hours=2))
+    turns.prepare(job.id, 1)
+    [view] = overview(client)
+    assert (view["last_job_state"], view["last_job_trouble"]["code"]) == ("failed", "invalid_input")
 
 
 def test_a_worker_without_the_schedules_says_so(house: House, caplog: pytest.LogCaptureFixture) -> None:

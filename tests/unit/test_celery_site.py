@@ -14,7 +14,8 @@ from celery import Celery, current_app, signals
 from kombu.entity import Exchange, Queue
 
 from batchpipe import tasks
-from batchpipe.celery_site import check_app, is_set_up, load_app, setup, site_app
+from batchpipe.app_check import check_app
+from batchpipe.celery_site import is_set_up, load_app, setup, site_app
 from batchpipe.errors import SettingsError
 from batchpipe.settings import Settings, current_settings, install_site, load_settings
 from batchpipe.site_settings import SiteSettings
@@ -64,6 +65,26 @@ def test_a_setting_that_does_harm_is_named_with_the_line_to_write(
     assert name in finding.name
     assert finding.fatal is fatal
     assert finding.line.startswith(f"{finding.name} = ")
+    site = app(**configuration)
+    exec(f"from kombu import Exchange, Queue\n{finding.line}", {"app": site})  # as it is pasted
+    assert names(site) == []
+
+
+def test_one_line_mends_all_of_a_setting_and_tells_no_secret() -> None:
+    """Of a site's own options, too: a line for each alone would undo the other, and drop theirs."""
+    theirs = {
+        "socket_keepalive": True,
+        "visibility_timeout": 60,
+        "sentinel_kwargs": {"password": "s3cret"},
+        "key": "s3",
+    }
+    first, second = check_app(app(broker_transport_options=theirs), SETTINGS)
+
+    assert first.line == second.line
+    assert first.line == (
+        'app.conf.broker_transport_options = {"socket_keepalive": True, "visibility_timeout": 1800, '
+        '"sentinel_kwargs": "...", "key": "...", "socket_timeout": 30, "socket_connect_timeout": 5}'
+    )
 
 
 def test_a_setting_that_says_none_is_the_default() -> None:
@@ -210,6 +231,23 @@ def test_bad_settings_do_not_keep_a_site_from_loading(caplog: pytest.LogCaptureF
 
     assert "batchpipe is not set up" in caplog.text
     assert site.conf.beat_schedule == {}
+
+
+def test_a_worker_without_any_key_says_which_variable_to_set(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once, as a warning: workers elsewhere may have one. One key is enough."""
+    site = app()
+    setup(site, {"ACCOUNTS": {"research": {"BASE_URL": "http://localhost"}}})
+    signals.celeryd_after_setup.send(sender="w", instance=SimpleNamespace(app=site), conf=site.conf)
+    [said] = [record for record in caplog.records if "cannot call the provider" in record.getMessage()]
+    assert (said.levelname, "OPENAI_API_KEY" in said.getMessage()) == ("WARNING", True)
+
+    caplog.clear()
+    monkeypatch.setenv("BATCHPIPE_ACCOUNTS__RESEARCH__API_KEY", "sk-x")
+    setup(site, {})
+    signals.celeryd_after_setup.send(sender="w", instance=SimpleNamespace(app=site), conf=site.conf)
+    assert "cannot call the provider" not in caplog.text
 
 
 def test_the_app_that_was_set_up_is_used_in_every_thread() -> None:

@@ -113,6 +113,7 @@ def test_every_metric_has_words_and_known_labels(name: str) -> None:
         (SettingsError("no key"), "settings"),
         (TryLater("gone on", code="broker_unavailable"), "broker"),
         (TryLater("stop", code="cancelling"), "cancelling"),
+        (TryLater("nobody heard", code="unheard"), "receivers"),
         (Gone("unknown"), "failure"),
         (RuntimeError("bug"), "failure"),
         (LeaseLost(), "failure"),

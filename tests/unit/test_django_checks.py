@@ -132,6 +132,8 @@ def test_an_app_that_was_not_set_up_is_a_warning() -> None:
     assert found(BATCHPIPE=GOOD) == {}
     install_app(app())
     assert "batchpipe.setup(app)" in found(BATCHPIPE=GOOD)["W001"].hint
+    install_app(app(worker_prefetch_multiplier=4))
+    assert list(found(BATCHPIPE=GOOD)) == ["W001", "W014"]  # all at once, not one after the other
 
 
 @pytest.mark.parametrize("module", ["settings", "settings.prod"])

@@ -13,7 +13,7 @@ import pytest
 
 import batchpipe
 from tests import django_house
-from tests.django_house import requests
+from tests.django_house import land, requests
 
 
 @pytest.fixture(autouse=True)
@@ -54,6 +54,21 @@ def test_it_uses_the_settings_of_the_site(manage: Any) -> None:
     code, out, _ = manage("list", "--json")
 
     assert (code, [one["id"] for one in json.loads(out)]) == (0, [job.id])
+
+
+def test_a_list_says_why_a_job_was_refused(manage: Any, tmp_path: Path) -> None:
+    """Of a long reason the first words, in the job's line; ``status`` has all of it."""
+    job = batchpipe.submit([{"custom_id": "a" * 300, "method": "PUT"}], name="nightly")
+    land(tmp_path)
+    _, out, _ = manage("list")
+    (line,) = out.splitlines()
+    error = job.refresh().error
+    assert error is not None
+
+    assert line.startswith(f"{job.id}  failed ")
+    assert "nightly  ! invalid_input: line 1: " in line
+    assert f"{error.code}: {error.message}"[:90] in line
+    assert len(line.partition("! ")[2]) <= 103
 
 
 def test_options_of_django_may_stand_anywhere(manage: Any) -> None:

@@ -106,6 +106,22 @@ def test_a_site_may_let_users_see_their_own_jobs() -> None:
         assert stranger().get("/batchpipe/").status_code == 401
 
 
+def test_who_is_not_logged_in_sees_what_the_sites_own_rule_lets_him() -> None:
+    """An empty list is an answer like another; under our rules it is always the same refusal."""
+    from django.test import override_settings
+
+    def all_(request: Any, job: batchpipe.Job) -> bool:
+        return "secret" not in job.tags
+
+    for listed in (0, 1):
+        assert stranger().get("/batchpipe/").status_code == 401
+        with override_settings(BATCHPIPE_VIEW_PERMISSION=all_):
+            answer = stranger().get("/batchpipe/")
+        assert (answer.status_code, len(answer.json()["jobs"])) == (200, listed)
+        batchpipe.submit(requests(1), tags={"secret": 1})
+        batchpipe.submit(requests(1))
+
+
 @pytest.mark.usefixtures("away")
 def test_without_redis_the_answer_is_a_503_that_tells_nothing() -> None:
     answer = client(staff=True).get("/batchpipe/job_x/")
@@ -148,6 +164,22 @@ def test_the_admin_lists_jobs_and_shows_one(tmp_path: Path) -> None:
         assert text in detail
     assert "http-equiv" not in detail  # it has ended: nothing more will come
     assert "batchpipe/job/" in browser.get("/admin/").content.decode()
+    assert browser.get(f"{LIST}{job.id}/").headers["Location"] == _change_url(job.id)  # an address that was cut short
+
+
+def test_the_admin_says_that_receivers_have_not_heard(tmp_path: Path) -> None:
+    """The job has ended all the same, and its page goes on looking."""
+    from batchpipe.client import default_client
+
+    job, store = batchpipe.submit(requests(1)), default_client().store
+    fields: Any = {"stage": "succeeded", "untold": 2, "trouble": '{"code": "unheard", "message": "KeyError: 7"}'}
+    store.client.hset(f"{store.prefix}job:{job.id}", mapping=fields)
+
+    for url in (LIST, _change_url(job.id)):
+        page = boss().get(url).content.decode()
+        assert '<span class="state state-succeeded">succeeded</span>' in page
+        assert "receivers not told yet: 2 tries, last: KeyError: 7" in page
+    assert "http-equiv" in page
 
 
 def _change_url(job_id: str) -> str:
@@ -231,7 +263,7 @@ def test_retry_sends_what_was_not_ok_once(tmp_path: Path) -> None:
     page = browser.post(LIST, {"action": "retry", "job": [bad.id, good.id, "job_x"]}, follow=True).content.decode()
     browser.post(LIST, {"action": "retry", "job": [bad.id]})
 
-    assert "has no rows to retry" in page
+    assert f">Job {good.id} has no rows to retry<" in page
     assert "no job job_x is known here" in page
     [again] = batchpipe.list_jobs(state="pending")
     assert f"{again.id}</a> sends the rows again that were not ok in {bad.id}" in page

@@ -88,6 +88,45 @@ def test_a_receiver_that_raises_is_called_again_and_keeps_nobody_from_theirs(
     assert default_client().get_job(job.id).record.told
 
 
+def test_receivers_that_always_raise_leave_one_traceback_each_in_the_log(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Django would write one at each of 60 tries. What it says of other signals is left alone."""
+    from django.dispatch import Signal
+
+    from batchpipe.contrib.django.signals import job_succeeded
+
+    other = Signal()
+
+    def fail(**_: Any) -> None:
+        raise OSError("the database is away")
+
+    def fail_too(**_: Any) -> None:
+        raise KeyError("fail too")
+
+    def fail_in_another(**_: Any) -> None:
+        raise ValueError("of another signal")
+
+    def send_another(**_: Any) -> None:
+        other.send_robust(sender=None)
+
+    receivers = (fail, fail_too, send_another)
+    other.connect(fail_in_another)
+    for receiver in receivers:
+        job_succeeded.connect(receiver)
+    try:
+        job = batchpipe.submit(requests(1))
+        land(tmp_path)
+    finally:
+        for receiver in receivers:
+            job_succeeded.disconnect(receiver)
+
+    tracebacks = [record.exc_info[0] for record in caplog.records if record.exc_info]
+    assert (tracebacks.count(OSError), tracebacks.count(KeyError)) == (1, 1)
+    assert tracebacks.count(ValueError) == job.refresh().record.untold == 61
+    assert [event["event"] for event in job.logs()][-1] == "not_told"
+
+
 def test_a_refused_job_has_no_results_and_a_reason(tmp_path: Path) -> None:
     """A receiver may treat all ends alike: reading the rows must not fail, or it would be called for an hour."""
     from batchpipe.contrib.django.signals import job_failed

@@ -249,6 +249,31 @@ def test_each_sees_what_the_rule_lets_him_see(new_app: NewApp, rule: Any) -> Non
     assert client.get("/batchpipe/job_unknown/", headers=ann).status_code == 404
 
 
+@pytest.mark.parametrize(
+    ("rule", "says"),
+    [
+        ("no_such.rule", 'app.config["BATCHPIPE_VIEW_PERMISSION"] cannot be imported: '),
+        ("os.sep", 'app.config["BATCHPIPE_VIEW_PERMISSION"] is no function (request, job) -> bool'),
+        (5, 'app.config["BATCHPIPE_VIEW_PERMISSION"] is no function (request, job) -> bool'),
+        (mine, "the blueprint is registered, but batchpipe is not: call BatchPipe(app)"),
+    ],
+    ids=["not there", "no function", "a number", "no extension"],
+)
+def test_a_view_that_is_not_set_up_says_in_the_log_what_to_do(
+    rule: Any, says: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Once, in one line; who asks gets JSON that tells nothing of the site."""
+    app = make_app(BATCHPIPE_VIEW_PERMISSION=rule)
+    app.register_blueprint(blueprint)
+    for path in ("/batchpipe/", "/batchpipe/job_x/"):
+        answer = app.test_client().get(path)
+        assert (answer.status_code, answer.get_json()["error"]["code"]) == (500, "settings")
+        assert "the log of this site says why" in answer.get_json()["error"]["message"]
+    (line,) = caplog.messages
+    assert says in line
+    assert "\n" not in line
+
+
 @pytest.mark.parametrize("query", ["limit=many", "state=asleep"])
 def test_a_wrong_question_is_answered_in_json(new_app: NewApp, query: str) -> None:
     app, _ = new_app(BATCHPIPE_VIEW_PERMISSION=mine)

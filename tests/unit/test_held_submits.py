@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from pydantic import SecretStr
 
 from batchpipe.client import Client, Job
-from batchpipe.errors import InvalidInput, JobNotFound, OutputInUse
+from batchpipe.errors import InvalidInput, JobNotFound, OutputInUse, StoreUnavailable
 from batchpipe.settings import Settings
+from batchpipe.store import Store
 from batchpipe.submission import hold_with
 from batchpipe.tasks import install_app
 
@@ -97,6 +100,61 @@ def test_a_submit_outside_a_transaction_keeps_its_rows(client: Client, transacti
 
     assert len(spools(client)) == 2
     assert len(client.list_jobs()) == 2
+
+
+# -- Redis does not take it ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("held", [False, True], ids=["at once", "on commit"])
+@pytest.mark.parametrize("url", ["redis://127.0.0.1:1/0", "redis://no-such-host.invalid/0"], ids=["down", "no host"])
+def test_a_submit_that_cannot_reach_redis_leaves_no_copy_of_its_input(
+    url: str, held: bool, tmp_path: Path, transaction: Transaction
+) -> None:
+    """An upload may be of 200 MB, and people try again and again."""
+    settings = Settings(_env_file=None, redis_url=SecretStr(url), home=tmp_path / "home")
+    client, transaction.open = Client(settings), held
+
+    def order() -> None:
+        client.submit([ROW])
+        assert len(spools(client)) == 1
+        transaction.commit()
+
+    with pytest.raises(StoreUnavailable):
+        order()
+    assert spools(client) == []
+    assert list((client.settings.home / "jobs").iterdir()) == []
+
+
+class Troubled(Store):
+    """Loses the answer to a submit, before or after Redis has it."""
+
+    recorded = False
+
+    def submit(self, *args: Any, **options: Any) -> tuple[str, bool]:
+        if self.recorded:
+            super().submit(*args, **options)
+        raise StoreUnavailable("Redis: TimeoutError: Timeout reading from socket")
+
+
+class TroubledClient(Client):
+    made: Troubled | None = None
+
+    @property
+    def store(self) -> Store:
+        return self.made or super().store
+
+
+@pytest.mark.parametrize("recorded", [False, True])
+def test_after_a_submit_without_an_answer_the_input_stays_if_there_is_a_record(client: Client, recorded: bool) -> None:
+    """Else nobody would ever read it; and a script that comes late finds that it was given up."""
+    troubled = TroubledClient(client.settings)
+    troubled.made = Troubled(client.store.client, prefix=client.settings.prefix)
+    troubled.made.recorded = recorded
+    with pytest.raises(StoreUnavailable):
+        troubled.submit([ROW])
+
+    assert [job.record.input for job in client.list_jobs()] == [str(path) for path in spools(client)]
+    assert len(spools(client)) == recorded
 
 
 def test_bad_rows_are_refused_within_the_transaction(client: Client, transaction: Transaction) -> None:

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from batchpipe.errors import Unavailable
-from batchpipe.logs import ContextFilter, JsonFormatter, TextFormatter, about
+from batchpipe.errors import Paused, Unavailable
+from batchpipe.logs import ContextFilter, JsonFormatter, PulseFilter, TextFormatter, about, quiet_pulse
 from batchpipe.testing import Pump
 
 Rows = Callable[..., list[dict[str, object]]]
@@ -79,6 +79,34 @@ def test_every_line_of_a_turn_says_what_it_is_about(tmp_path: Path, chat_rows: R
     assert next(event for event in events if event["event"] == "put_off")["reason"] == "provider"
 
 
+def test_an_account_that_is_paused_is_one_line(tmp_path: Path, chat_rows: Rows, listen: Listen) -> None:
+    """Of however many shards: each says in the job's own log what it waits for, and Celery that it comes back."""
+    lines = listen(logging.Formatter("%(levelname)s %(message)s"))
+    pump = Pump(tmp_path, max_rows=1)
+    pump.api.fail_next("upload", Paused("401: no such key", code="invalid_api_key"))
+    job_id = pump.submit(chat_rows(2))
+    pump.run_until_idle()
+    (line,) = (line for line in lines if "no such key" in line)
+    assert line.startswith("ERROR account paused: 401: no such key seconds=300")
+    assert line.endswith(f"event=account_paused job={job_id} shard=0 account=default")
+    assert "put_off" in [event["event"] for event in pump.store.read_log(job_id)]
+
+
+def test_an_input_that_is_not_there_yet_is_warned_of_once(tmp_path: Path, chat_rows: Rows, listen: Listen) -> None:
+    """The job waits an hour for a worker that has it; who keeps the site should know at once."""
+    lines = listen(logging.Formatter("%(levelname)s %(message)s"))
+    pump = Pump(tmp_path)
+    job_id = pump.submit(chat_rows(2), input=str(tmp_path / "export.jsonl"))
+    pump.run_until_idle()
+    (line,) = (line for line in lines if line.startswith("WARNING"))
+    assert "put off: " in line
+    assert "export.jsonl" in line
+    assert f"event=put_off job={job_id}" in line
+    error = pump.job(job_id).error
+    assert error is not None
+    assert "export.jsonl" in error.message
+
+
 def test_a_line_for_people_ends_with_what_it_is_about(tmp_path: Path, chat_rows: Rows, listen: Listen) -> None:
     """An event is one line, whatever the provider's words hold."""
     lines = listen(TextFormatter())
@@ -105,6 +133,47 @@ def test_lines_of_celery_say_it_too(args: str, kwargs: str) -> None:
     assert ContextFilter().filter(found)
     line = json.loads(JsonFormatter().format(found))
     assert (line["task"], line["task_id"], line["job"], line["shard"]) == ("batchpipe.poll", "t1", "job_0ab", 3)
+
+
+STRATEGY, TRACE, BEAT = "celery.worker.strategy", "celery.app.trace", "celery.beat"
+SENT = "Scheduler: Sending due task %s (%s)"
+
+
+@pytest.mark.parametrize(
+    ("name", "message", "about_it", "at_info"),
+    [
+        (STRATEGY, "received", {"name": "batchpipe.sweep"}, False),
+        (TRACE, "succeeded", {"name": "batchpipe.sweep", "return_value": "0"}, False),
+        (TRACE, "succeeded", {"name": "batchpipe.schedules", "return_value": "0"}, False),
+        (BEAT, SENT, ("batchpipe-sweep", "batchpipe.sweep"), False),
+        (TRACE, "succeeded", {"name": "batchpipe.sweep", "return_value": "3"}, True),
+        (STRATEGY, "received", {"name": "batchpipe.poll"}, True),
+        (TRACE, "succeeded", {"name": "shop.mail", "return_value": "0"}, True),
+        (BEAT, SENT, ("batchpipe-sweep", "shop.sweep"), True),
+        (BEAT, "beat: Shutting down...", (), True),
+    ],
+)
+def test_what_comes_every_few_seconds_and_did_nothing_is_debug(
+    name: str, message: str, about_it: Any, at_info: bool
+) -> None:
+    """50,000 lines a day would hide the few that matter; at DEBUG they are there."""
+    quiet_pulse()
+    quiet_pulse()
+    logger, heard = logging.getLogger(name), Lines(logging.Formatter("%(levelname)s %(message)s"))
+    logger.addHandler(heard)
+    before = logger.level
+    try:
+        for level in ("INFO", "DEBUG"):
+            logger.setLevel(level)
+            args, extra = (about_it, None) if isinstance(about_it, tuple) else ((), {"data": about_it})
+            logger.info(message, *args, extra=extra)
+    finally:
+        logger.setLevel(before)
+        logger.removeHandler(heard)
+
+    levels = [line.split()[0] for line in heard.lines]
+    assert levels == (["INFO", "INFO"] if at_info else ["DEBUG"])
+    assert sum(isinstance(one, PulseFilter) for one in logger.filters) == 1
 
 
 def test_lines_of_other_tasks_are_left_alone() -> None:

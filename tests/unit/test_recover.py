@@ -337,7 +337,7 @@ def test_a_key_that_was_taken_meanwhile_stays_with_its_new_job(pump: Pump, chat_
 def submitted(pump: Pump, rows: list[dict[str, object]], **fields: Any) -> JobRecord:
     """A job as ``submit`` leaves it: recorded, and noted on this host."""
     job = pump.job(pump.submit(rows, **fields))
-    note_workspace(pump.settings.home, job, record=basics(job))
+    note_workspace(pump.settings, job, record=basics(job))
     return job
 
 
@@ -360,7 +360,7 @@ def test_a_job_that_has_ended_is_not_revived_when_its_output_was_taken_away(pump
     pump.api.answer = lambda request: 400
     job_id = pump.submit(chat_rows(2), workspace=str(pump.folder / "work" / "w"))
     pump.run_until_idle()
-    note_workspace(pump.settings.home, pump.job(job_id))
+    note_workspace(pump.settings, pump.job(job_id))
     Folder(pump.job(job_id).output).remove("")
     forget(pump)
     pump.api.batches.clear()
@@ -401,7 +401,7 @@ def test_a_cancel_that_was_asked_for_on_this_host_is_not_forgotten(pump: Pump, c
     """Whether the job had batches or was not prepared yet."""
     running, fresh = created(pump, chat_rows(2)), submitted(pump, chat_rows(2)).id
     for job_id in (running, fresh):
-        note_workspace(pump.settings.home, pump.job(job_id), cancel=True)
+        note_workspace(pump.settings, pump.job(job_id), cancel=True)
     forget(pump)
     again(pump)
     pump.run_until_idle()

@@ -29,6 +29,10 @@ def owner_or_staff(request: HttpRequest, job: Any) -> bool:
     return user.is_staff or ("user" in job.tags and str(job.tags["user"]) == str(user.pk))
 
 
+#: Rules under which who is not logged in sees nothing, whatever there is.
+FOR_USERS: tuple[MaySee, ...] = (staff, owner_or_staff)
+
+
 def may_see() -> MaySee:
     """The site's rule. Raises ImportError, also if it is no function."""
     given = getattr(settings, NAME, None) or staff

@@ -47,6 +47,7 @@ class JobAdmin(admin.ModelAdmin):
         return [
             path("", page(self.changelist_view), name="batchpipe_job_changelist"),
             path("<str:object_id>/change/", page(self.change_view), name="batchpipe_job_change"),
+            path("<str:object_id>/", page(self._to_change_view)),
             path("<str:object_id>/<str:kind>.jsonl", page(self.download_view), name="batchpipe_job_download"),
         ]
 
@@ -82,6 +83,10 @@ class JobAdmin(admin.ModelAdmin):
             return self._answer(request, "change_form", "Job", context, error)
         context["job"]["files"] = self._files(context["job"])
         return self._answer(request, "change_form", context["job"]["title"], context)
+
+    def _to_change_view(self, request: HttpRequest, object_id: str) -> HttpResponse:
+        """As other admin pages: an address that somebody has cut short leads there, too."""
+        return HttpResponseRedirect(self._url("change", unquote(object_id)))
 
     def download_view(self, request: HttpRequest, object_id: str, kind: str) -> HttpResponse:
         """A result file, streamed from wherever it lies."""
@@ -128,7 +133,8 @@ class JobAdmin(admin.ModelAdmin):
                 messages.error(request, str(error))
                 return
             except BatchpipeError as error:
-                messages.error(request, f"Job {job_id}: {error}")
+                said = str(error)
+                messages.error(request, f"J{said[1:]}" if said.startswith(f"job {job_id}") else f"Job {job_id}: {said}")
 
     def _do_one(self, request: HttpRequest, action: str, job_id: str) -> None:
         from batchpipe.client import default_client

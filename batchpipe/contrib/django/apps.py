@@ -30,7 +30,7 @@ class BatchpipeConfig(AppConfig):
         """Settings are read, submits held back and ends told Django's way from now on."""
         seams.site = conf.read_settings
         seams.hold = transactions.hold
-        seams.listeners["receivers of Django's signals"] = telling.tell
+        seams.listeners[seams.DJANGO] = telling.tell
         conf.forget_settings()
 
 

@@ -76,6 +76,7 @@ def _celery(settings: Settings) -> Iterator[CheckMessage]:
             f"; and in {project}/__init__.py: from {project}.celery import app as celery_app"
         )
         yield Warning("The Celery app of this site is not set up for batchpipe.", hint=hint, id="batchpipe.W001")
+    if app is None:  # it is not loaded, so nothing is known of it
         return
     if not (app.conf.broker_write_url or app.conf.broker_url):
         name = f"{app.namespace}_BROKER_URL" if app.namespace else "app.conf.broker_url"
@@ -114,7 +115,7 @@ def _is_set_up(app: Celery) -> bool:
 
 
 def _findings(app: Celery, settings: Settings) -> Iterator[CheckMessage]:
-    from batchpipe.celery_site import check_app
+    from batchpipe.app_check import check_app
 
     for finding in check_app(app, settings):
         ends = [number for end, number in APP_NUMBERS.items() if finding.name.lower().endswith(end)]

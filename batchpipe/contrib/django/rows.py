@@ -73,8 +73,10 @@ def moment(seconds: float | None) -> datetime | None:
 
 def job_row(job: Job) -> dict[str, Any]:
     """One job for a list or a page of its own. Raises StoreUnavailable."""
+    from batchpipe.views import telling
+
     record, view = job.record, job.to_dict(shards=False)
-    trouble = record.trouble.message if record.trouble is not None and not job.state.ended else None
+    trouble = record.trouble.message if record.trouble is not None and not job.state.ended else telling(record)
     return {
         **view,
         "title": job.name or job.id,

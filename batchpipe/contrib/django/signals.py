@@ -1,4 +1,4 @@
-"""Sent when a job has ended, by the worker that ended it: at least once, so a receiver must not mind a second time.
+"""Sent when a job has ended, by a worker that has loaded the site, at least once: a second call must do no harm.
 
 ``sender`` is ``batchpipe.Job``, ``job`` the job. A receiver that raises is called again, about a minute later and for
 about an hour, and so are the others: the database may be away when a job ends.

@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
 from batchpipe.contrib.django import signals
+
+logger = logging.getLogger(__name__)
+
+#: What Django logs while our signals are sent, also of receivers that are coroutines.
+_said: ContextVar[list[logging.LogRecord] | None] = ContextVar("batchpipe_said", default=None)
 
 
 def tell(job_id: str) -> None:
@@ -16,7 +26,38 @@ def tell(job_id: str) -> None:
         "failed": signals.job_failed,
         "cancelled": signals.job_cancelled,
     }[job.state.value]
-    # one receiver that fails must not keep the others from theirs
-    for _, answer in signal.send_robust(sender=Job, job=job):
-        if isinstance(answer, Exception):
-            raise answer
+    with _each_failure_once() as said:
+        # one receiver that fails must not keep the others from theirs
+        failed = [answer for _, answer in signal.send_robust(sender=Job, job=job) if isinstance(answer, Exception)]
+        said[:] = [record for record in said if not any(_error_of(record) is error for error in failed)]
+    for error in failed[1:] if not job.record.raised else ():  # the first is logged by who called
+        logger.error("a further receiver failed for job %s", job.id, exc_info=error)
+    if failed:
+        raise failed[0]
+
+
+@contextmanager
+def _each_failure_once() -> Iterator[list[logging.LogRecord]]:
+    """Django logs each receiver that fails with its traceback, each time; so do we, but only on the first of 60 tries.
+
+    Gives a list of what is held back; what is still in it at the end is logged.
+    """
+    log, said = logging.getLogger("django.dispatch"), list[logging.LogRecord]()
+    log.addFilter(_hold)  # it stays, and is added once
+    token = _said.set(said)
+    try:
+        yield said
+    finally:
+        _said.reset(token)
+        for record in said:
+            log.handle(record)
+
+
+def _error_of(record: logging.LogRecord) -> BaseException | None:
+    return record.exc_info[1] if record.exc_info else None
+
+
+def _hold(record: logging.LogRecord) -> bool:
+    if (said := _said.get()) is not None:
+        said.append(record)
+    return said is None

@@ -10,7 +10,7 @@ from django.http import HttpRequest, JsonResponse
 from django.views.decorators.cache import never_cache
 from django.views.decorators.csrf import csrf_exempt
 
-from batchpipe.contrib.django.access import may_see
+from batchpipe.contrib.django.access import FOR_USERS, may_see
 
 #: Jobs of one answer, and how many of the newest are looked at for those that the caller may see.
 MOST, LOOKED_AT = 100, 1_000
@@ -52,9 +52,9 @@ def job_list(request: HttpRequest) -> JsonResponse:
     except ValueError:
         return _error(400, "invalid_input", "limit: must be a number")
     allowed = may_see()
-    jobs = [job for job in list_jobs(state=request.GET.get("state") or None, limit=LOOKED_AT) if allowed(request, job)]
-    if not jobs and not _is_known(request):
+    if allowed in FOR_USERS and not _is_known(request):  # else the rule says whom to let see: nothing may be all of it
         return _forbidden(request)
+    jobs = [job for job in list_jobs(state=request.GET.get("state") or None, limit=LOOKED_AT) if allowed(request, job)]
     return JsonResponse({"jobs": [job.to_dict(shards=False) for job in jobs[:limit]]})
 
 

@@ -132,7 +132,7 @@ def _hang_in(site: _Site) -> None:
     install_site(lambda: site.settings)
     seams.settings_here = _settings_here
     seams.app_here = _celery_here
-    seams.listeners["receivers of Flask's signals"] = _tell
+    seams.listeners[seams.FLASK] = _tell
     signals.import_modules.connect(_move_in, dispatch_uid="batchpipe-flask", weak=False)
 
 

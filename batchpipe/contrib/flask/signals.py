@@ -1,4 +1,4 @@
-"""Sent when a job has ended, by the worker that ended it: at least once, so a receiver must not mind a second time.
+"""Sent when a job has ended, by a worker that has loaded the app, at least once: a second call must do no harm.
 
 The sender is the Flask app, whose context is there; ``job`` is the job. A receiver that raises is called again, about
 a minute later and for about an hour, and so are the others: the database may be away when a job ends.
@@ -36,7 +36,7 @@ def send(app: Flask, job: Any) -> None:
         try:
             receiver(app, job=job)
         except Exception as error:  # one receiver that fails must not keep the others from theirs
-            if failed is not None:
+            if failed is not None and not job.record.raised:  # once, as with the first
                 logger.exception("a further receiver failed for job %s", job.id)
             failed = failed or error
     if failed is not None:

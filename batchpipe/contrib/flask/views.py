@@ -6,15 +6,20 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from functools import wraps
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
 from flask import Blueprint, Flask, Response, current_app, jsonify, request
 from werkzeug.utils import import_string
 
-from batchpipe.contrib.flask.config import VIEW_PERMISSION
+from batchpipe.contrib.flask.config import VIEW_PERMISSION, WrongConfig
+from batchpipe.errors import SettingsError
+
+if TYPE_CHECKING:
+    from batchpipe.contrib.flask.extension import BatchPipe
 
 #: Jobs of one answer, and how many of the newest are looked at for those that the caller may see.
 MOST, LOOKED_AT = 100, 1_000
@@ -22,7 +27,8 @@ MOST, LOOKED_AT = 100, 1_000
 MaySee = Callable[[Any, Any], bool]
 View = Callable[..., Response]
 
-#: Apps whose log says already that there is no rule.
+SPELLED = f'app.config["{VIEW_PERMISSION}"]'
+#: Apps whose log says already why nobody sees anything.
 _warned: WeakSet[Flask] = WeakSet()
 
 blueprint = Blueprint("batchpipe", __name__, url_prefix="/batchpipe")
@@ -37,7 +43,7 @@ def _json(view: View) -> View:
 
     @wraps(view)
     def answered(**parts: str) -> Response:
-        from batchpipe.errors import InvalidInput, JobNotFound, SettingsError, StoreUnavailable
+        from batchpipe.errors import InvalidInput, JobNotFound, StoreUnavailable
 
         if request.method not in ("GET", "HEAD"):
             response = _error(405, "method_not_allowed", "only GET") if request.method not in ALLOWED else Response()
@@ -49,6 +55,9 @@ def _json(view: View) -> View:
             response = _error(404, error.code, error.message)
         except InvalidInput as error:
             response = _error(400, error.code, error.message)
+        except WrongConfig as error:
+            _say_once(logging.ERROR, f"batchpipe: {error}")
+            response = _error(500, error.code, "the jobs cannot be shown: the log of this site says why")
         except (StoreUnavailable, SettingsError) as error:
             response = _error(503, error.code, "the jobs cannot be read just now")
         response.cache_control.no_store = True
@@ -68,7 +77,7 @@ def job_list() -> Response:
     allowed = _may_see()
     if allowed is None:
         return _forbidden()
-    jobs = current_app.extensions["batchpipe"].list_jobs(state=request.args.get("state") or None, limit=LOOKED_AT)
+    jobs = _extension().list_jobs(state=request.args.get("state") or None, limit=LOOKED_AT)
     seen = [job for job in jobs if allowed(request, job)]
     return jsonify(jobs=[job.to_dict(shards=False) for job in seen[:limit]])
 
@@ -80,21 +89,40 @@ def job_detail(job_id: str) -> Response:
     allowed = _may_see()
     if allowed is None:  # strangers do not learn which jobs there are
         return _forbidden()
-    job = current_app.extensions["batchpipe"].get_job(job_id)
+    job = _extension().get_job(job_id)
     return jsonify(job.to_dict()) if allowed(request, job) else _forbidden()
 
 
+def _extension() -> BatchPipe:
+    """Raises WrongConfig: a blueprint may be registered without it, and before it."""
+    found = current_app.extensions.get("batchpipe")
+    if found is None:
+        raise WrongConfig(SettingsError("the blueprint is registered, but batchpipe is not: call BatchPipe(app)"))
+    extension: BatchPipe = found
+    return extension
+
+
 def _may_see() -> MaySee | None:
-    """The site's rule; without one, nobody may."""
+    """The site's rule; without one, nobody may. Raises WrongConfig."""
     rule = current_app.config.get(VIEW_PERMISSION)
     if rule is None:
-        app: Flask = current_app._get_current_object()  # type: ignore[attr-defined]
-        if app not in _warned:
-            _warned.add(app)
-            app.logger.warning('batchpipe: nobody may see jobs: app.config["%s"] is not set', VIEW_PERMISSION)
+        _say_once(logging.WARNING, f"batchpipe: nobody may see jobs: {SPELLED} is not set")
         return None
-    found: MaySee = import_string(rule) if isinstance(rule, str) else rule
-    return found
+    try:
+        found = import_string(rule) if isinstance(rule, str) else rule
+    except ImportError as error:
+        raise WrongConfig(SettingsError(f"{SPELLED} cannot be imported: {error}".partition("\n")[0])) from None
+    if not callable(found):
+        raise WrongConfig(SettingsError(f"{SPELLED} is no function (request, job) -> bool"))
+    may_see: MaySee = found
+    return may_see
+
+
+def _say_once(level: int, text: str) -> None:
+    app: Flask = current_app._get_current_object()  # type: ignore[attr-defined]
+    if app not in _warned:
+        _warned.add(app)
+        app.logger.log(level, text)
 
 
 def _forbidden() -> Response:

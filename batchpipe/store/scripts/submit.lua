@@ -1,9 +1,11 @@
 -- Record a new job, unless its key is taken or its output is another unfinished job's.
 -- KEYS 1 job, 3 due; 4 the idempotency key's key (or the job's own), 5 the output's key.
--- ARGV: skew, prefix, id, member, lease, again, seconds of an alias or 0, fields...   -> {'ok'|'exists'|'output', id}
+-- ARGV: skew, prefix, id, member, lease, again, seconds of an alias or 0, fields...
+--   -> {'ok'|'exists'|'output'|'given up', id}
 local now = clock(ARGV[1])
 local prefix, id, again = ARGV[2], ARGV[3], ARGV[6]
 if redis.call('EXISTS', KEYS[1]) == 1 then return { 'ok', id } end -- repeated by the client after a lost answer
+if redis.call('EXISTS', prefix .. 'given_up:' .. id) == 1 then return { 'given up', id } end -- late: its input is gone
 if KEYS[4] ~= KEYS[1] then
   local first = redis.call('GET', KEYS[4])
   -- `again` is '1', or the id of the one job that may be replaced

@@ -1,0 +1,207 @@
+"""What is wrong with a site's Celery app for batchpipe: each setting by its name, why, and the line to write.
+
+It reads the app's configuration and changes nothing: other tasks live there.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from celery import Celery
+from celery.utils.quorum_queues import detect_quorum_queues
+
+from batchpipe import tasks
+from batchpipe.celery_app import VISIBILITY_SECONDS, queue_of
+from batchpipe.settings import Settings
+from batchpipe.turns import LONGEST_PAUSE
+
+#: A poll's longest countdown and the hard time limit of a short task: a message may be unacknowledged for so long.
+LONGEST_UNACKNOWLEDGED = LONGEST_PAUSE + tasks.SHORT_TASK_SECONDS
+#: kombu's default for Redis.
+KOMBU_VISIBILITY = 3_600
+#: What the line about queues needs.
+_KOMBU = "from kombu import Exchange, Queue"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A setting of a site's Celery app that does harm here: its name, why, and the line to write."""
+
+    name: str
+    why: str
+    line: str
+    fatal: bool = False  #: jobs cannot run like this
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.why}; write {self.line}"
+
+
+def check_app(app: Celery, settings: Settings) -> list[Finding]:
+    """What is wrong with the app for batchpipe. Reads the app's configuration and changes nothing."""
+    return [finding for look in _LOOKS for finding in look(app, settings)]
+
+
+def _setting(app: Celery, name: str) -> str:
+    """As the site spells it: CELERY_... in Django's settings, ``app.conf...`` elsewhere."""
+    return f"{app.namespace}_{name.upper()}" if app.namespace else f"app.conf.{name}"
+
+
+def _look_at_content(app: Celery, settings: Settings) -> Iterator[Finding]:
+    if not {"json", "application/json"} & set(app.conf.accept_content or ()):
+        name = _setting(app, "accept_content")
+        why = "workers refuse JSON, and so every task of batchpipe"
+        yield Finding(name, why, f"{name} = {_listed([*sorted(app.conf.accept_content or ()), 'json'])}", fatal=True)
+
+
+def _look_at_eagerness(app: Celery, settings: Settings) -> Iterator[Finding]:
+    if app.conf.task_always_eager:
+        name = _setting(app, "task_always_eager")
+        yield Finding(name, "a job would run within the call that submits it", f"{name} = False", fatal=True)
+
+
+def _look_at_visibility(app: Celery, settings: Settings) -> Iterator[Finding]:
+    if not _is_redis(app):
+        return
+    seconds = _visibility(app)
+    if seconds < LONGEST_UNACKNOWLEDGED:
+        name = _setting(app, "broker_transport_options")
+        why = (
+            f"visibility_timeout is {seconds:g} s, but a poll may wait for {LONGEST_PAUSE:g} s and a task run for "
+            f"{tasks.SHORT_TASK_SECONDS:g} s: Redis would deliver it again and again meanwhile"
+        )
+        yield Finding(name, why, _transport_line(app))
+
+
+def _look_at_timeouts(app: Celery, settings: Settings) -> Iterator[Finding]:
+    options = app.conf.broker_transport_options or {}
+    if _is_redis(app) and not options.get("socket_timeout"):
+        name = _setting(app, "broker_transport_options")
+        why = "without socket_timeout a publish hangs for ever when the connection to Redis is dead"
+        yield Finding(name, why, _transport_line(app))
+
+
+def _visibility(app: Celery) -> float:
+    given = (app.conf.broker_transport_options or {}).get("visibility_timeout")
+    try:
+        return float(KOMBU_VISIBILITY if given is None else given)
+    except (TypeError, ValueError):
+        return 0.0
+
+
+def _transport_line(app: Celery) -> str:
+    """All that the setting should hold, whatever of it is wrong now: a line of its own for each would undo the other.
+
+    A text of the site's may be a secret (``sentinel_kwargs``), so only its name is shown.
+    """
+    theirs = dict(app.conf.broker_transport_options or {})
+    ours: dict[str, Any] = {"socket_timeout": 30} if not theirs.get("socket_timeout") else {}
+    if not theirs.get("socket_connect_timeout"):
+        ours["socket_connect_timeout"] = 5
+    if _visibility(app) < LONGEST_UNACKNOWLEDGED:
+        ours["visibility_timeout"] = VISIBILITY_SECONDS
+    shown = {str(name): _plain(value) for name, value in theirs.items()}
+    return f"{_setting(app, 'broker_transport_options')} = {_as_dict({**shown, **ours})}"
+
+
+def _as_dict(values: Mapping[str, Any]) -> str:
+    return "{" + ", ".join(f"{_quoted(name)}: {_quoted(value)}" for name, value in values.items()) + "}"
+
+
+def _listed(values: Iterable[str]) -> str:
+    return f"[{', '.join(map(_quoted, values))}]"
+
+
+def _quoted(value: Any) -> str:
+    return json.dumps(value) if isinstance(value, str) else repr(value)
+
+
+def _look_at_prefetch(app: Celery, settings: Settings) -> Iterator[Finding]:
+    multiplier = app.conf.worker_prefetch_multiplier
+    if multiplier != 1:
+        name = _setting(app, "worker_prefetch_multiplier")
+        many = f"{multiplier} messages per process" if multiplier else "all messages that wait"
+        why = (
+            f"{many} are taken in advance: a short task waits behind a long upload, and a worker that is killed "
+            "strands them until the sweep finds them"
+        )
+        yield Finding(name, why, f"{name} = 1")
+
+
+def _look_at_control(app: Celery, settings: Settings) -> Iterator[Finding]:
+    if not app.conf.worker_enable_remote_control:
+        name = _setting(app, "worker_enable_remote_control")
+        why = "a cancel cannot revoke waiting tasks: it takes until their next look at the batch"
+        yield Finding(name, why, f"{name} = True")
+
+
+def _look_at_annotations(app: Celery, settings: Settings) -> Iterator[Finding]:
+    """Those for ``*`` reach our tasks, too."""
+    if not app.conf.task_annotations:
+        return
+    for task, wanted in tasks.OPTIONS.items():
+        changed = [name for name in _NEEDED if getattr(app.tasks[task], name) != wanted[name]]
+        if changed:
+            name = _setting(app, "task_annotations")
+            why = f"changes {' and '.join(changed)} of {task}: a job waits or works for longer than that allows"
+            own = next((own for own in sorted(app.tasks) if not own.startswith(("batchpipe.", "celery."))), "proj.task")
+            values = {one: _plain(getattr(app.tasks[task], one)) for one in changed}
+            line = f'{name} = {{{_quoted(own)}: {_as_dict(values)}}}  # each task of yours by its name, and none as "*"'
+            yield Finding(name, why, line)
+            return
+
+
+def _look_at_quorum(app: Celery, settings: Settings) -> Iterator[Finding]:
+    if not app.conf.worker_detect_quorum_queues or not _broker(app).startswith(("amqp:", "amqps:", "pyamqp:")):
+        return
+    found, theirs = detect_quorum_queues(app, "amqp")
+    if found and queue_of(app, settings.queue).exchange.type == "direct":
+        name = _setting(app, "task_queues")
+        why = (
+            f"{theirs} is a quorum queue, so a worker takes a fixed number of messages: as many polls that wait keep "
+            "it from all other tasks of batchpipe; behind a topic exchange RabbitMQ delays them"
+        )
+        yield Finding(name, why, f"{name} = [{', '.join(_queue_lines(app, settings.queue))}]  # {_KOMBU}")
+
+
+def _queue_lines(app: Celery, ours: str) -> Iterator[str]:
+    """The queues that the app has, as its code would make them, and ours behind a topic exchange."""
+    for queue in app.amqp.queues.values():
+        if queue.name != ours:
+            exchange, key = queue.exchange, queue.routing_key or queue.name
+            yield _queue_line(queue.name, exchange.name, exchange.type, key, queue.queue_arguments)
+    yield _queue_line(ours, f"{ours}-topic", "topic", ours, {"x-queue-type": "quorum"})
+
+
+def _queue_line(name: str, exchange: str, kind: str, key: str, arguments: Mapping[str, Any] | None) -> str:
+    more = f", queue_arguments={_as_dict(arguments)}" if arguments else ""
+    return f"Queue({_quoted(name)}, Exchange({_quoted(exchange)}, {_quoted(kind)}), {_quoted(key)}{more})"
+
+
+def _plain(value: Any) -> Any:
+    return value if value is None or isinstance(value, int | float) else "..."
+
+
+#: Attributes of our tasks without which jobs do not get on as they should.
+_NEEDED = ("max_retries", "acks_late", "time_limit", "soft_time_limit")
+
+_LOOKS: tuple[Callable[[Celery, Settings], Iterator[Finding]], ...] = (
+    _look_at_content,
+    _look_at_eagerness,
+    _look_at_visibility,
+    _look_at_timeouts,
+    _look_at_prefetch,
+    _look_at_control,
+    _look_at_annotations,
+    _look_at_quorum,
+)
+
+
+def _broker(app: Celery) -> str:
+    return str(app.conf.broker_write_url or app.conf.broker_url or "")
+
+
+def _is_redis(app: Celery) -> bool:
+    return _broker(app).startswith(("redis://", "rediss://", "redis+socket://", "sentinel://"))

@@ -1,0 +1,38 @@
+"""Whether this Redis has lost something: what this host has submitted to it, and it does not know."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import suppress
+from itertools import islice
+
+from batchpipe.errors import StorageTrouble
+from batchpipe.labels import label_of
+from batchpipe.recover.traces import Trace, find_noted, is_of_a_sandbox
+from batchpipe.settings import Settings
+from batchpipe.store import Store
+
+#: How many of the newest jobs are compared, and how many unknown ones are looked at in their folders.
+_COMPARED, _READ = 1_000, 200
+
+
+def lost_jobs(settings: Settings, store: Store) -> list[str]:
+    """Ids of the newest unfinished jobs of this host that their Redis does not know. Raises StoreUnavailable.
+
+    Older than the records of ended jobs are kept, none is looked for: its end may be forgotten by right.
+    """
+    label, since = label_of(settings), store.now() - settings.ttl_seconds
+    ours = (trace for trace in find_noted(settings).values() if trace.redis == label and trace.submitted_at > since)
+    newest = sorted(ours, key=lambda trace: trace.submitted_at, reverse=True)[:_COMPARED]
+    unknown: Iterator[Trace] = (trace for trace in newest if store.account_of(trace.job) is None)
+    return [trace.job for trace in islice(unknown, _READ) if _is_unfinished(settings, trace)]
+
+
+def _is_unfinished(settings: Settings, trace: Trace) -> bool:
+    """It has not ended, and enough of it is there to think that somebody still wants it."""
+    with suppress(StorageTrouble):
+        if trace.has_ended():
+            return False
+        found = trace.manifest() or trace.record
+        return found is not None and not is_of_a_sandbox(settings, found)
+    return False

@@ -1,0 +1,91 @@
+"""Whose a job is: the label of a Redis names it, stays the same, and holds no secret."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import SecretStr
+
+from batchpipe.labels import answers, label_of
+from batchpipe.private_redis import acquire
+from batchpipe.settings import Settings, child_environment, load_settings
+
+HERE = socket.gethostname()
+
+
+def settings(tmp_path: Path, url: str | None = None, **more: Any) -> Settings:
+    given = {"home": tmp_path / "home", **more}
+    return Settings(_env_file=None, redis_url=SecretStr(url) if url else None, **given)
+
+
+@pytest.mark.parametrize(
+    ("url", "place"),
+    [
+        ("redis://redis.lan", "redis.lan:6379/0"),
+        ("redis://Redis.LAN:6380/5", "redis.lan:6380/5"),
+        ("rediss://me:hidden@redis.lan:6380/5?ssl_cert_reqs=none", "redis.lan:6380/5"),
+        ("redis://:hidden@redis.lan/?db=7&password=hidden", "redis.lan:6379/7"),
+        ("redis://[fe80::1]:6380/5", "[fe80::1]:6380/5"),
+        ("redis://localhost:6391/5", f"localhost({HERE}):6391/5"),
+        ("redis://127.0.0.1:6391/5", f"localhost({HERE}):6391/5"),
+        ("redis://[::1]:6391/5", f"localhost({HERE}):6391/5"),
+        ("redis:///5", f"localhost({HERE}):6379/5"),
+        ("unix:///run/some redis.sock?db=3&password=hidden", f"unix({HERE}):/run/some%20redis.sock/3"),
+        ("unix://me:hidden@/run/redis.sock", f"unix({HERE}):/run/redis.sock/0"),
+    ],
+)
+def test_a_label_tells_host_port_and_database_and_no_secret(tmp_path: Path, url: str, place: str) -> None:
+    """What only this machine reaches names the machine: another's local Redis is another."""
+    label = label_of(settings(tmp_path, url))
+    assert label == f"{place} {{batchpipe}}:"
+    assert "hidden" not in label
+
+
+def test_each_prefix_has_a_label_of_its_own(tmp_path: Path) -> None:
+    """Also one with a space in it; a label has one space only."""
+    assert label_of(settings(tmp_path, "redis://h", prefix="{a b}:")) == "h:6379/0 {a%20b}:"
+
+
+def test_the_private_redis_keeps_its_label_whatever_its_port(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever uses it knows it: by the home folder, and the worker of a run, which is given its URL."""
+    home = tmp_path / "my home"
+    plain = settings(tmp_path, home=home)
+    label = label_of(plain)
+    assert label == f"private({HERE}):{tmp_path}/my%20home {{batchpipe}}:"
+    with acquire(home) as handle:
+        found = plain.with_redis(handle.server.url)
+        assert label_of(found) == label
+        for name, value in child_environment(found).items():
+            monkeypatch.setenv(name, value)
+        assert label_of(load_settings(env_file=None)) == label
+        port = handle.server.url.rpartition(":")[2]
+        assert label_of(settings(tmp_path, f"redis://:other@localhost:{port}", home=home)) != label
+        assert answers(label) is True
+    assert answers(label) is True  # it comes back with its data
+    assert answers(label_of(settings(tmp_path, home=tmp_path / "nothing"))) is False
+
+
+def test_whether_another_redis_is_there_is_asked_of_its_address(tmp_path: Path) -> None:
+    """Where it can be: not of another machine's own."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        label = label_of(settings(tmp_path, f"redis://127.0.0.1:{port}/5"))
+        assert answers(label) is True
+    assert answers(label) is False
+    assert answers(label.replace(HERE, "elsewhere.invalid")) is None
+    assert answers(f"127.0.0.1:{port}/5 p:") is False
+    assert answers("127.0.0.1:99999/5 p:") is False
+    assert answers("nonsense") is None
+
+
+def test_a_socket_is_asked_too(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    label = label_of(settings(tmp_path, f"unix://{path}"))
+    assert answers(label) is False
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(path))
+        server.listen()
+        assert answers(label) is True

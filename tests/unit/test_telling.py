@@ -1,0 +1,267 @@
+"""Who hears of a job's end: the listeners of the site that submitted it, in whichever worker has loaded them."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+from celery import Celery, signature
+
+from batchpipe import seams, tasks
+from batchpipe.celery_app import make_app
+from batchpipe.cli import cli
+from batchpipe.client import Client
+from batchpipe.jobs import MAX_TELLS, JobRecord, Problem, State
+from batchpipe.settings import Settings
+from batchpipe.testing import Pump
+from batchpipe.views import telling
+
+Rows = Callable[..., list[dict[str, object]]]
+UNTOLD = "receivers not told yet: "
+
+
+@pytest.fixture
+def pump(tmp_path: Path) -> Pump:
+    return Pump(tmp_path, tell=tasks.tell)
+
+
+def pump_until(pump: Pump, condition: Callable[[], bool]) -> None:
+    while not condition():
+        if pump.step() is None:
+            pump.advance(1)
+
+
+def logged(caplog: pytest.LogCaptureFixture, text: str) -> list[logging.LogRecord]:
+    return [record for record in caplog.records if text in record.getMessage() and record.levelno >= logging.WARNING]
+
+
+def test_a_worker_that_has_not_loaded_the_site_leaves_telling_to_one_that_has(
+    pump: Pump, chat_rows: Rows, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The job has ended meanwhile; the log says once what to start, the status each time."""
+    job_id = pump.submit(chat_rows(1), hears=[seams.DJANGO])
+    pump_until(pump, lambda: pump.job(job_id).untold == 3)
+    job = pump.job(job_id)
+    assert (job.state, job.told) == (State.SUCCEEDED, False)
+    said = telling(job)
+    assert said is not None
+    assert said.startswith(f"{UNTOLD}3 tries, last: this worker has not loaded the site")
+    assert "(Django): start it as `manage.py batchpipe worker` or `celery -A proj worker`" in said
+    [warning] = logged(caplog, "this worker has not loaded the site")
+    assert job_id in warning.getMessage()
+
+    heard: list[str] = []
+    tasks.on_end(seams.DJANGO, heard.append)
+    pump.run_until_idle()
+
+    job = pump.job(job_id)
+    assert (heard, job.told, telling(job)) == ([job_id], True, None)
+
+
+def test_a_site_whose_worker_never_comes_is_given_up_after_an_hour_and_it_is_said(
+    pump: Pump, chat_rows: Rows, caplog: pytest.LogCaptureFixture
+) -> None:
+    job_id = pump.submit(chat_rows(1), hears=[seams.FLASK])
+    pump_until(pump, lambda: pump.job(job_id).state.ended)
+    ended = pump.at
+    pump.run_until_idle()
+
+    job = pump.job(job_id)
+    assert (job.state, job.told, job.untold) == (State.SUCCEEDED, True, MAX_TELLS + 1)
+    assert 3_000 < pump.at - ended < 4_500
+    [event] = [event for event in pump.store.read_log(job_id) if event["event"] == "not_told"]
+    assert "(Flask)" in event["message"]
+    assert len(logged(caplog, f"nobody is told of the end of job {job_id}")) == 1
+    assert telling(job) == "receivers were never told: given up after 61 tries; see its log"
+
+
+def test_a_job_of_one_site_is_not_told_to_the_receivers_of_another(pump: Pump, chat_rows: Rows) -> None:
+    """What a program hangs in for all jobs of its process hears of it; a job of no site is told to all."""
+    heard: dict[str, list[str]] = {name: [] for name in (seams.DJANGO, seams.FLASK, "mine")}
+    for name, ids in heard.items():
+        tasks.on_end(name, ids.append)
+    job_id, anybodys = pump.submit(chat_rows(1), hears=[seams.DJANGO]), pump.submit(chat_rows(1))
+    pump.run_until_idle()
+
+    assert heard == {seams.DJANGO: [job_id, anybodys], seams.FLASK: [anybodys], "mine": [job_id, anybodys]}
+
+
+def test_a_receiver_that_always_raises_leaves_one_traceback_in_the_log(
+    pump: Pump, chat_rows: Rows, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Also if workers without the site had the first turns."""
+
+    def fail(job_id: str) -> None:
+        raise OSError("database\naway")
+
+    job_id = pump.submit(chat_rows(1), hears=[seams.DJANGO])
+    pump_until(pump, lambda: pump.job(job_id).untold == 2)
+    tasks.on_end(seams.DJANGO, fail)
+    pump_until(pump, lambda: pump.job(job_id).untold == 6)
+
+    records = logged(caplog, "receivers of Django's signals failed")
+    assert [bool(record.exc_info) for record in records] == [True, False, False, False]
+    assert {record.getMessage() for record in records[1:]} == {
+        "receivers of Django's signals failed: OSError: database away"
+    }
+    assert (telling(pump.job(job_id)) or "").startswith(f"{UNTOLD}6 tries, last: receivers of Django's signals failed")
+
+
+def test_on_done_is_not_sent_again_because_receivers_have_not_heard(
+    pump: Pump, chat_rows: Rows, redis_url: str, prefix: str
+) -> None:
+    tasks.install_app(Celery("site", broker=redis_url, set_as_current=False))
+    done = dict(signature("site.done", queue=prefix))
+    job_id = pump.submit(chat_rows(1), hears=[seams.DJANGO], on_done=done)
+    pump_until(pump, lambda: pump.job(job_id).untold == 3)
+
+    with redis.Redis.from_url(redis_url) as broker:
+        assert broker.llen(prefix) == 1
+
+
+# -- what a submit records -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def client(redis_url: str, prefix: str, tmp_path: Path) -> Client:
+    return Client(Settings(_env_file=None, redis_url=redis_url, prefix=prefix, home=tmp_path / "home"))
+
+
+def listen(*names: str) -> None:
+    seams.listeners.clear()
+    for name in names:
+        tasks.on_end(name, lambda job_id: None)
+
+
+def test_a_submit_records_the_frameworks_of_its_process(client: Client, chat_rows: Rows) -> None:
+    """Not what else hangs there: only this process knows that."""
+    found = []
+    for names in ((), ("mine",), (seams.FLASK, "mine"), (seams.FLASK, seams.DJANGO)):
+        listen(*names)
+        found.append(client.submit(chat_rows(1)).record.hears)
+
+    assert found == [[], [], [seams.FLASK], [seams.DJANGO, seams.FLASK]]
+
+
+def test_a_retry_from_anywhere_waits_for_the_site_of_the_first_job(
+    client: Client, chat_rows: Rows, tmp_path: Path
+) -> None:
+    """One from a site, of a job that was nobody's, waits for that site."""
+    of_site, nobodys = (failed_job(client, chat_rows, tmp_path / name, *sites) for name, sites in _SITES.items())
+    listen(seams.FLASK)
+    assert client.retry(of_site).record.hears == [seams.DJANGO]
+    assert client.retry(nobodys).record.hears == [seams.FLASK]
+
+
+_SITES = {"site": (seams.DJANGO,), "nobody": ()}
+
+
+def failed_job(client: Client, chat_rows: Rows, folder: Path, *sites: str) -> str:
+    listen(*sites)
+    job = client.submit(chat_rows(1), output=folder / "out")
+    pump = Pump(folder, store=client.store)
+    pump.api.answer = lambda row: 400
+    pump.run_until_idle()
+    assert job.refresh().state == State.FAILED
+    return job.id
+
+
+# -- what people see -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def ask(
+    client: Client,
+    redis_url: str,
+    prefix: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> Callable[..., str]:
+    """What a command prints, in a process without a site."""
+    tasks.install_app(make_app(client.settings))
+    monkeypatch.setenv("BATCHPIPE_REDIS_URL", redis_url)
+    monkeypatch.setenv("BATCHPIPE_PREFIX", prefix)
+    monkeypatch.setenv("BATCHPIPE_QUEUE", client.settings.queue)
+
+    def run(*arguments: str) -> str:
+        cli.main(list(arguments), standalone_mode=False)
+        return capsys.readouterr().out
+
+    return run
+
+
+def put(client: Client, job_id: str, **fields: str | float) -> None:
+    client.store.client.hset(f"{client.store.prefix}job:{job_id}", mapping=dict[Any, Any](fields))
+
+
+def test_status_and_list_say_that_receivers_have_not_heard(
+    client: Client, chat_rows: Rows, ask: Callable[..., str]
+) -> None:
+    job = client.submit(chat_rows(1))
+    put(client, job.id, stage="succeeded", untold=2, trouble='{"code": "unheard", "message": "KeyError: 7"}')
+
+    assert f"telling   {UNTOLD}2 tries, last: KeyError: 7\n" in ask("status", job.id)
+    assert ask("list").endswith("  ! receivers not told\n")
+    assert "not told" not in ask("status", job.id, "--json")  # its keys are a contract
+
+
+def test_status_names_the_queue_that_no_worker_listens_on_where_work_is_late(
+    client: Client, chat_rows: Rows, ask: Callable[..., str]
+) -> None:
+    """What is not late does not ask the workers."""
+    job = client.submit(chat_rows(1), queue="deep")
+    assert "no worker" not in ask("status", job.id)
+
+    put(client, job.id, next_at=client.store.now() - 70)
+    assert "workers   no worker listens on queue deep\n" in ask("status", job.id)
+
+
+def findings(ask: Callable[..., str], what: str) -> list[tuple[str, str, str]]:
+    found = json.loads(ask("doctor", "--json"))
+    return [(one["verdict"], one["detail"], one["fix"]) for one in found if one["what"] == what]
+
+
+def test_doctor_warns_of_jobs_in_trouble_and_fails_where_jobs_wait_and_no_worker_listens(
+    client: Client, chat_rows: Rows, ask: Callable[..., str]
+) -> None:
+    """A site's job needs a site's worker, and its fix says so. Without jobs a missing worker is a warning."""
+    [(verdict, detail, fix)] = findings(ask, "workers")
+    assert (verdict, detail) == ("warn", "no worker listens on queue batchpipe")
+    assert fix.startswith("start one: `batchpipe worker`")
+    assert findings(ask, "jobs") == []
+
+    job, deep = client.submit(chat_rows(1)), client.submit(chat_rows(1), queue="deep")
+    listen(seams.DJANGO)
+    of_site = client.submit(chat_rows(1))
+    listen()
+    put(client, job.id, trouble='{"code": "x", "message": "the disk is full"}')
+    put(client, of_site.id, stage="failed", untold=1, trouble='{"code": "unheard", "message": "KeyError: 7"}')
+
+    ours, other = findings(ask, "workers")
+    assert ours[:2] == ("fail", "no worker listens on queue batchpipe, and 2 jobs wait")
+    assert ours[2].startswith("start one: `manage.py batchpipe worker` or `celery -A proj worker`; a plain")
+    assert other == (
+        "fail",
+        "no worker listens on queue deep, and 1 job waits",
+        "start one: `batchpipe worker --queues deep` (`batchpipe run` brings its own)",
+    )
+    [(verdict, detail, fix)] = findings(ask, "jobs")
+    assert (verdict, fix) == ("warn", "look closer: batchpipe status JOB")
+    assert detail.startswith("2 jobs in trouble: job_")
+    assert f"{job.id}: the disk is full" in detail
+    assert f"{of_site.id}: {UNTOLD}1 try, last: KeyError: 7" in detail
+    assert deep.id not in detail
+
+
+def test_telling_has_words_for_each_case() -> None:
+    """A job that runs, or whose receivers have heard, has nothing to say."""
+    job = JobRecord(id="job_x", stage=State.PARTIAL, trouble=Problem(code="unheard", message="KeyError: 7"))
+    assert telling(job) is None
+    assert telling(job.evolve(untold=1)) == f"{UNTOLD}1 try, last: KeyError: 7"
+    assert telling(job.evolve(untold=1, notified=True)) is None
+    assert telling(job.evolve(untold=1, stage=State.RUNNING)) is None
