@@ -138,6 +138,7 @@ def run_a_job(told: Told) -> None:
     told.ledger, told.batches = told.sandbox("ledger"), told.sandbox("state")["batches"]
 
 
+@pytest.mark.slow
 def test_a_job_succeeds_though_each_process_is_told_to_stop_during_it(told: Told) -> None:
     assert told.wait.returncode == 0, told.wait.stderr + told.house.log("worker")[-3000:]
     document = json.loads((told.house.data / "results/job.json").read_bytes())
@@ -146,24 +147,28 @@ def test_a_job_succeeds_though_each_process_is_told_to_stop_during_it(told: Told
     assert [row["custom_id"] for row in rows] == [f"r{number}" for number in range(ROWS)]
 
 
+@pytest.mark.slow
 def test_nothing_is_paid_twice_though_each_process_is_told_to_stop(told: Told) -> None:
     assert told.ledger["billed_twice"] == []
     assert told.ledger["total"] == ROWS
     assert len(told.batches) == SHARDS
 
 
+@pytest.mark.slow
 def test_each_process_ends_within_its_grace_period_and_says_that_all_is_well(told: Told) -> None:
     """The helper fails where the time is over; here are the codes."""
     assert {service for service, _ in told.codes} == set(SERVICES)
     assert [found for found in told.codes if found[1] != 0] == []
 
 
+@pytest.mark.slow
 def test_health_checks_tell_what_is_up_from_what_is_not(told: Told) -> None:
     """That all were healthy was waited for at the start, and after each restart."""
     assert told.before == dict.fromkeys(SERVICES, False)
     assert told.after == dict.fromkeys(told.after, False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("service", ["worker", "beat"])
 def test_a_process_that_has_gone_silent_is_not_healthy(told: Told, service: str) -> None:
     file = told.house.folder / f"tmp-{service}" / "alive"
@@ -172,6 +177,7 @@ def test_a_process_that_has_gone_silent_is_not_healthy(told: Told, service: str)
     assert not told.house.healthy(service)
 
 
+@pytest.mark.slow
 def test_no_secret_stands_in_the_arguments_of_a_process(told: Told) -> None:
     text = json.dumps(told.arguments)
     assert "valkey-server" in text or "redis-server" in text
@@ -180,6 +186,7 @@ def test_no_secret_stands_in_the_arguments_of_a_process(told: Told) -> None:
         assert secret not in text
 
 
+@pytest.mark.slow
 def test_redis_asks_for_the_password_and_so_does_flower(told: Told) -> None:
     assert told.door == 401
     assert "requirepass" in str(told.house.services["redis"]["command"])

@@ -17,6 +17,8 @@ import pytest
 from batchpipe.sandbox import Sandbox
 from tests.acceptance.place import Place, Process, batches_of, read_rows, request_lines, until
 
+pytestmark = pytest.mark.slow
+
 NewPlace = Callable[..., Place]
 NewSandbox = Callable[..., Sandbox]
 ROWS = [f"r{number}" for number in range(6)]

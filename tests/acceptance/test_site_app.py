@@ -266,6 +266,7 @@ def test_a_broker_that_refuses_does_not_fail_a_submit(new_place: Callable[..., P
     assert place.json("status", job)["state"] == "pending"
 
 
+@pytest.mark.slow
 def test_a_cancel_reaches_a_job_over_rabbitmq(
     new_place: Callable[..., Place], new_sandbox: Callable[..., Sandbox], rabbitmq: str
 ) -> None:
