@@ -123,8 +123,9 @@ def quickstart(house: House) -> None:
     terminal.up(Snippet("docs/quickstart.md", "batchpipe worker"), {"8089": port})
     terminal.place.write("cities.py", Snippet("docs/quickstart.md", "# cities.py").text.encode())
     said = terminal.run(Snippet("docs/quickstart.md", "python cities.py")).out.splitlines()
-    job = said[0].split()[0]
-    assert said[:4] == [f"{job} pending", "Paris ok", "Rome ok", "Oslo ok"]
+    job, state = said[0].split()
+    assert state in {"pending", "preparing", "running"}  # the worker is quick
+    assert said[1:4] == ["Paris ok", "Rome ok", "Oslo ok"]
     story = terminal.run(Snippet("docs/quickstart.md", "batchpipe status JOB"), {"JOB": job}).out
     assert "submitted" in story
     assert '"custom_id":"Oslo"' in story
