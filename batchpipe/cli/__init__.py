@@ -135,4 +135,8 @@ def main(args: list[str] | None = None, *, prog: str = "batchpipe", front: Front
     except BrokenPipeError:  # `batchpipe results ... | head`
         sys.stderr.close()
         sys.exit(1)
+    except Exception as error:
+        if "KeyboardInterrupt" in str(error):  # Ctrl-C while pydantic builds its classes is told as an error of its own
+            _interrupted()
+        raise
     sys.exit(code if isinstance(code, int) else 0)
