@@ -65,25 +65,27 @@ def run_worker(
 
     ``with_parent``: stop when standard input ends. ``alive_file`` is touched while the worker hears its broker.
     """
-    app = site_app() or standalone_app(settings)
+    app, ended = site_app() or standalone_app(settings), threading.Event()
     app.conf.worker_hijack_root_logger = False  # our command has set up the log, as LOG_FORMAT says
     _show_life(alive_file, signals.heartbeat_sent)
     if pool == "threads":
         app.conf.worker_pool = ThreadPool
         signals.worker_ready.connect(_stop_gently)
-        seconds = settings.stop_seconds + HAND_BACK_SECONDS
-        threading.Thread(target=end_in_time, args=(house_of(app).stopping, seconds), daemon=True).start()
+        watched = (house_of(app).stopping, ended, settings.stop_seconds + HAND_BACK_SECONDS)
+        threading.Thread(target=end_in_time, args=watched, name="batchpipe-stop", daemon=True).start()
     if with_parent:
         threading.Thread(target=_watch_parent, name="batchpipe-parent", daemon=True).start()
-    app.worker_main(
-        [
-            *("worker", "--concurrency", str(concurrency), "--queues", queues or settings.queue),
-            *(("--pool", pool) if pool != "threads" else ()),
-            *("--hostname", f"batchpipe-{os.getpid()}@%h", "--loglevel", loglevel, "-E"),
-            *("--without-mingle", "--without-gossip"),
-            *extra,
-        ]
-    )
+    command = [
+        *("worker", "--concurrency", str(concurrency), "--queues", queues or settings.queue),
+        *(("--pool", pool) if pool != "threads" else ()),
+        *("--hostname", f"batchpipe-{os.getpid()}@%h", "--loglevel", loglevel, "-E"),
+        *("--without-mingle", "--without-gossip"),
+        *extra,
+    ]
+    try:
+        app.worker_main(command)
+    finally:
+        ended.set()
     house = house_of(app)
     if house.was_ready.is_set() and not house.stopping.is_set():  # else a supervisor would take this for its wish
         logger.error("the worker ended though nobody asked it to")
@@ -141,10 +143,13 @@ def _stop_gently(sender: Any, **_: Any) -> None:
         signal.signal(number, told)
 
 
-def end_in_time(stopping: threading.Event, seconds: float, leave: Callable[[int], object] = os._exit) -> None:
+def end_in_time(
+    stopping: threading.Event, ended: threading.Event, seconds: float, leave: Callable[[int], object] = os._exit
+) -> None:
     """A broker that hangs lets Celery wait for each of its farewells: who is told to stop does not wait for all."""
     stopping.wait()
-    time.sleep(seconds)
+    if ended.wait(seconds):  # the process may go on, if it is not ours
+        return
     logger.error("told to stop %g s ago, and the broker does not answer: what is in hand comes back by itself", seconds)
     leave(1)
 

@@ -117,6 +117,11 @@ def _words(error: BatchpipeError) -> str:
         return str(error)
 
 
+def is_interrupt(error: Exception) -> bool:
+    """True for what pydantic makes of a Ctrl-C while it builds its classes, as our modules are imported."""
+    return type(error).__name__ == "SchemaError" and "KeyboardInterrupt" in str(error)
+
+
 def main(args: list[str] | None = None, *, prog: str = "batchpipe", front: Front | None = None) -> Any:
     """The entry point, also of a site's own command line (``front``). Expected errors are one line on stderr."""
     try:
@@ -136,7 +141,7 @@ def main(args: list[str] | None = None, *, prog: str = "batchpipe", front: Front
         sys.stderr.close()
         sys.exit(1)
     except Exception as error:
-        if "KeyboardInterrupt" in str(error):  # Ctrl-C while pydantic builds its classes is told as an error of its own
+        if is_interrupt(error):
             _interrupted()
         raise
     sys.exit(code if isinstance(code, int) else 0)

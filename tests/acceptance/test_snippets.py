@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import tomllib
 from collections import Counter
 from collections.abc import Iterator
@@ -23,6 +22,7 @@ from cronsim import CronSim
 from batchpipe.sandbox import Sandbox
 from batchpipe.settings import load_settings
 from batchpipe.site_settings import SiteSettings
+from tests.acceptance.composed import need
 from tests.acceptance.place import RedisServer, free_port, request_lines
 from tests.acceptance.snippets import ROOT, House, Snippet, Story, Telling, Terminal, asked_for, blocks, claims
 
@@ -212,8 +212,7 @@ def monitoring(house: House) -> None:
 
 def sizes(terminal: Terminal, job: str) -> None:
     """What docs/operations.md has one ask a Redis."""
-    if shutil.which("redis-cli") is None:  # a Redis from a wheel has none
-        return
+    need("redis-cli")
     ask = {"redis-cli": f"redis-cli -u {terminal.place.redis_url}", "JOB": job}
     shard, log, info = terminal.run(Snippet("docs/operations.md", "memory usage"), ask).out.split("\n", 2)
     assert int(shard) < 10_000, "the page says: some kilobytes"

@@ -43,7 +43,7 @@ def test_a_connection_that_redis_has_lost_is_closed_without_an_error(monkeypatch
 def test_a_worker_that_is_told_to_stop_ends_though_its_broker_hangs(caplog: pytest.LogCaptureFixture) -> None:
     """Celery takes leave of a Redis that does not answer for minutes: longer than a supervisor waits."""
     stopping, left = threading.Event(), list[int]()
-    waiting = threading.Thread(target=end_in_time, args=(stopping, 0.0, left.append))
+    waiting = threading.Thread(target=end_in_time, args=(stopping, threading.Event(), 0.0, left.append))
     waiting.start()
     assert left == []
     stopping.set()
@@ -51,3 +51,13 @@ def test_a_worker_that_is_told_to_stop_ends_though_its_broker_hangs(caplog: pyte
 
     assert left == [1]
     assert "the broker does not answer" in caplog.text
+
+
+def test_a_worker_that_has_ended_does_not_take_its_process_along() -> None:
+    """Who runs one in a program of his own goes on after it."""
+    stopping, ended, left = threading.Event(), threading.Event(), list[int]()
+    stopping.set()
+    ended.set()
+    end_in_time(stopping, ended, 60.0, left.append)
+
+    assert left == []
