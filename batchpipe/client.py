@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from batchpipe import tasks
-from batchpipe.errors import InvalidInput, JobNotFound, Never, SettingsError, StoreUnavailable, without_secrets
+from batchpipe.errors import InvalidInput, JobNotFound, Never, SettingsError, StoreUnavailable
 from batchpipe.handle import Job
 from batchpipe.jobs import JOB, JobRecord, State, new_job_id
+from batchpipe.masking import without_secrets
 from batchpipe.places import basics, note_workspace
 from batchpipe.private_redis import acquire
 from batchpipe.recover import Report, recover

@@ -19,21 +19,15 @@ BatchpipeError
 
 from __future__ import annotations
 
-import re
+from batchpipe.masking import without_secrets
 
-#: What a URL may hold that nobody else must read: a password, the signature or token of a query.
-_PASSWORD = re.compile(r"(://[^/\s:@]*:)[^/\s@]+(?=@)")
-_QUERY = re.compile(r"([?&][^=&\s]*(?:sig|token|key|secret|passw|credential|auth)[^=&\s]*=)[^&\s'\"]+", re.IGNORECASE)
-
-
-def without_secrets(text: str) -> str:
-    """A text with the passwords, signatures and tokens of the URLs in it replaced by ``***``."""
-    return _QUERY.sub(r"\1***", _PASSWORD.sub(r"\1***", text)) if "://" in text else text
+#: A message is for a person, and is kept in records and logs.
+MOST_MESSAGE = 4_000
 
 
-def has_password(url: str) -> bool:
-    """Whether a URL has a password in front of its host."""
-    return _PASSWORD.search(url) is not None
+def shortened(text: str, most: int) -> str:
+    """A text of at most ``most`` characters, with its end replaced by ``...`` if it was longer."""
+    return text if len(text) <= most else text[: most - 4] + " ..."
 
 
 class BatchpipeError(Exception):
@@ -42,7 +36,7 @@ class BatchpipeError(Exception):
     code = "error"
 
     def __init__(self, message: str = "", *, code: str | None = None) -> None:
-        super().__init__(without_secrets(message) or (self.__doc__ or "").strip())
+        super().__init__(shortened(without_secrets(message), MOST_MESSAGE) or (self.__doc__ or "").strip())
         if code:
             self.code = code
 

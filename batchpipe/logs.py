@@ -17,7 +17,7 @@ from typing import Any
 
 import orjson
 
-from batchpipe.errors import without_secrets
+from batchpipe.masking import without_secrets
 
 #: Tasks that beat sends every few seconds.
 PULSE_TASKS = frozenset({"batchpipe.sweep", "batchpipe.schedules"})
@@ -25,8 +25,9 @@ PULSE_TASKS = frozenset({"batchpipe.sweep", "batchpipe.schedules"})
 IDS = ("event", "job", "shard", "batch", "account")
 
 _PLAIN = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName", "data", "fields", "brief"}
-_JOB = re.compile(r"\bjob_[0-9a-z]+")
-_SHARD = re.compile(r"""\bshard['"]?\s*[:= ]\s*(-?\d+)""")
+# Bounded repeats only: these look at lines that hold users' texts, and must take time in proportion to their length.
+_JOB = re.compile(r"\bjob_[0-9a-z]{1,40}")
+_SHARD = re.compile(r"""\bshard['"]?\s{0,2}[:= ]\s{0,2}(-?\d{1,9})\b""")
 
 _about: ContextVar[Mapping[str, Any]] = ContextVar("batchpipe_about", default={})  # noqa: B039 - never changed
 

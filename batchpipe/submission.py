@@ -14,8 +14,9 @@ import msgspec
 import orjson
 
 from batchpipe import seams
-from batchpipe.errors import BatchpipeError, InvalidInput, has_password
+from batchpipe.errors import BatchpipeError, InvalidInput
 from batchpipe.jobs import JobRecord
+from batchpipe.masking import has_secret_before_host
 from batchpipe.settings import Settings
 from batchpipe.storage import Folder, check_allowed, lines_of, local_path, stored_at
 from batchpipe.store.store import new_task_ids
@@ -113,8 +114,8 @@ def _check_apart(source: str, output: str) -> None:
 
 def _check_no_password(place: str, field: str) -> None:
     """Raises InvalidInput: the place is stored with the job and shown in its status."""
-    if has_password(place):
-        message = f"{place}: has a password in it; give that to the storage by its own settings or environment"
+    if has_secret_before_host(place):
+        message = f"{place}: has a password or token in it; give that to the storage by its own settings or environment"
         raise InvalidInput(message, field=field)
 
 

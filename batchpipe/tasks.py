@@ -19,9 +19,10 @@ from kombu.exceptions import KombuError, OperationalError
 from batchpipe import seams
 from batchpipe.celery_app import make_app, queue_of
 from batchpipe.counters import Counters
-from batchpipe.errors import StoreUnavailable, TryLater, without_secrets
+from batchpipe.errors import StoreUnavailable, TryLater
 from batchpipe.job_turns import JobTurns, Unheard
 from batchpipe.jobs import JOB, JobRecord
+from batchpipe.masking import without_secrets
 from batchpipe.openai_api import Apis
 from batchpipe.pipeline import ShardTurns
 from batchpipe.settings import Settings, current_settings

@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from batchpipe.counters import Counters
-from batchpipe.errors import StoreUnavailable, TryLater, without_secrets
+from batchpipe.errors import StoreUnavailable, TryLater
 from batchpipe.jobs import JOB, Stage, State
 from batchpipe.logs import log_event
+from batchpipe.masking import without_secrets
 from batchpipe.openai_api import Api
 from batchpipe.settings import Settings
 from batchpipe.store import Lease, Refused, Store, When

@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from batchpipe.errors import without_secrets
 from batchpipe.jobs import MAX_TELLS, JobRecord, Problem, ShardRecord, Stage, State
+from batchpipe.masking import without_secrets
 
 #: Where a job's files lie below its output.
 OUTPUT_FILE, ERROR_FILE, JOB_FILE = "output.jsonl", "errors.jsonl", "job.json"

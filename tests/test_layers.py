@@ -14,6 +14,7 @@ PACKAGE = Path(__file__).parents[1] / "batchpipe"
 
 #: From the bottom up. A module or package may import only from layers below its own; every one has a place here.
 LAYERS: list[tuple[str, ...]] = [
+    ("masking",),
     ("errors", "seams"),
     ("jobs", "rows", "timetable", "site_settings"),
     ("outcomes",),

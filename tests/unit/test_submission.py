@@ -11,8 +11,9 @@ import pydantic
 import pytest
 
 from batchpipe.client import submit
-from batchpipe.errors import BatchpipeError, InvalidInput, without_secrets
+from batchpipe.errors import BatchpipeError, InvalidInput
 from batchpipe.jobs import JobRecord
+from batchpipe.masking import without_secrets
 from batchpipe.settings import Settings
 from batchpipe.submission import check_options, dump_rows, new_record, with_input
 from batchpipe.views import job_view
@@ -100,7 +101,7 @@ def test_a_password_in_a_place_is_refused_without_being_shown(url: str, tmp_path
         lambda: with_input(record, url, settings),
         lambda: new_record(settings, "job_x", output=url, **options),
     ):
-        with pytest.raises(InvalidInput, match="has a password in it") as caught:
+        with pytest.raises(InvalidInput, match="has a password or token in it") as caught:
             attempt()
         assert "s3cret" not in str(caught.value)
 
