@@ -79,10 +79,13 @@ class Client:
         own_queue: bool = False,
         again: str = "",
         hears: Sequence[str] = (),
+        may_come_later: bool = False,
     ) -> Job:
-        """Record a job and enqueue it. See ``batchpipe.submit``; the last three options are for commands and retries.
+        """Record a job and enqueue it. See ``batchpipe.submit``; the last four options are for commands, retries and
+        schedules.
 
         ``hears``: names of the listeners that wait for its end, in place of those of this process.
+        ``may_come_later``: an input that is not there yet is waited for.
         """
         job_id, key = new_job_id(), as_text(key, "key")
         if key is not None and not again and (first := self.store.job_of_key(key)) is not None:
@@ -112,7 +115,7 @@ class Client:
             on_done=on_done,
             hears=list(hears),
         )
-        record = with_input(record, input, self.settings)
+        record = with_input(record, input, self.settings, may_come_later=may_come_later)
         if not again and self._record_later(record):
             return Job(record, self, held=True)
         return self._record(record, again)

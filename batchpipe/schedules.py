@@ -107,6 +107,7 @@ def submit_run(client: Client, name: str, schedule: Schedule, at: datetime) -> J
         max_rows=schedule.max_rows,
         max_bytes=schedule.max_bytes,
         attempts=schedule.attempts,
+        may_come_later=True,
     )
 
 

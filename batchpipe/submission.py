@@ -16,7 +16,7 @@ import orjson
 from batchpipe import seams
 from batchpipe.errors import BatchpipeError, InvalidInput
 from batchpipe.jobs import JobRecord
-from batchpipe.masking import has_secret_before_host
+from batchpipe.option_checks import check_options, check_output, check_place, check_signature
 from batchpipe.settings import Settings
 from batchpipe.storage import Folder, check_allowed, lines_of, local_path, stored_at
 from batchpipe.store.store import new_task_ids
@@ -31,19 +31,13 @@ Input = str | Path | Iterable[Any]
 #: An iterator's file in the workspace.
 SPOOLED_INPUT = "input.jsonl"
 
-#: The provider takes 16 pairs; three are ours.
-MAX_METADATA = 13
-#: Each round has files of its own that merge reads together.
-MAX_ATTEMPTS = 100
-_RESERVED = frozenset({"endpoint", "completion_window", "input_file_id", "metadata"})
-
 
 def new_record(settings: Settings, job_id: str, *, output: str | Path | None, **options: Any) -> JobRecord:
     """The record of a new job, without its input. Raises InvalidInput that names the option."""
     for field in ("name", "key", "account", "endpoint", "completion_window", "queue"):
         options[field] = as_text(options[field], field)
-    if output is not None and not str(output).strip():
-        raise InvalidInput("must not be empty", field="output")
+    if output is not None:
+        check_place(str(output), "output")
     folder = absolute(settings.workspace or settings.home / "jobs").rstrip("/")
     place = absolute(output) if output is not None else f"{folder}/{job_id}"
     below = f"{folder}/{job_id}" if settings.workspace else f"{place.rstrip('/')}/.batchpipe/{job_id}"
@@ -70,22 +64,23 @@ def new_record(settings: Settings, job_id: str, *, output: str | Path | None, **
         hears=options.get("hears") or seams.sites(),
     )
     check_options(record)
-    _check_no_password(record.output, "output")
+    check_output(record.output)
     check_allowed(record.output, settings.roots(), "output")
     return record
 
 
-def with_input(record: JobRecord, source: Input, settings: Settings) -> JobRecord:
+def with_input(record: JobRecord, source: Input, settings: Settings, *, may_come_later: bool = False) -> JobRecord:
     """The record with its input: a place as it is, an iterator written to the workspace a line at a time.
 
-    Raises InvalidInput, also if the iterator is empty; what the iterator raises goes through.
+    Raises InvalidInput, also if the iterator is empty, or if a path that is local to the caller has no file (unless it
+    ``may_come_later``, as that of a schedule); what the iterator raises goes through.
     """
     if (stored := stored_at(source)) is not None:
         source = stored
     if isinstance(source, str | Path):
-        if not str(source).strip():
-            raise InvalidInput("must not be empty", field="input")
-        _check_no_password(absolute(source), "input")
+        check_place(str(source), "input")
+        if not may_come_later:
+            _check_is_there(str(source))
         check_allowed(absolute(source), settings.roots(), "input")
         _check_apart(absolute(source), record.output)
         return record.evolve(input=absolute(source))
@@ -112,11 +107,18 @@ def _check_apart(source: str, output: str) -> None:
         raise InvalidInput(f"{source}: would be overwritten by the results; choose another output", field="input")
 
 
-def _check_no_password(place: str, field: str) -> None:
-    """Raises InvalidInput: the place is stored with the job and shown in its status."""
-    if has_secret_before_host(place):
-        message = f"{place}: has a password or token in it; give that to the storage by its own settings or environment"
-        raise InvalidInput(message, field=field)
+def _check_is_there(place: str) -> None:
+    """Raises InvalidInput for a missing file in a folder that this host has. A folder that it has not may be the
+    worker's; and a relative path is always meant here.
+    """
+    path = local_path(place)
+    if path is None:
+        return
+    path = os.path.expanduser(path)
+    is_here = not os.path.isabs(path) or os.path.isdir(os.path.dirname(path))
+    if is_here and not os.path.exists(path):
+        message = f"{os.path.abspath(path)}: no such file"
+        raise InvalidInput(message, field="input", code="input_missing")
 
 
 def hold_with(hold: Callable[[Callable[[], None]], bool] | None) -> None:
@@ -204,54 +206,15 @@ def _signature(on_done: Any) -> dict[str, Any] | None:
     if on_done is None:
         return None
     if isinstance(on_done, str):
-        return {"task": on_done, "args": [], "kwargs": {}, "options": {}, "subtask_type": None, "immutable": False}
+        on_done = {"task": on_done, "args": [], "kwargs": {}, "options": {}, "subtask_type": None, "immutable": False}
     if not isinstance(on_done, Mapping) and hasattr(on_done, "s"):
         on_done = on_done.s()
     try:
         plain: dict[str, Any] = orjson.loads(orjson.dumps(dict(on_done)))
     except (TypeError, ValueError):
         raise InvalidInput("is not a Celery signature with JSON arguments", field="on_done") from None
-    if not isinstance(plain.get("task"), str):
-        raise InvalidInput("is not a Celery signature", field="on_done")
+    check_signature(plain)
     return plain
-
-
-def check_options(job: JobRecord) -> None:
-    """Raises InvalidInput that names the option."""
-    for name in ("endpoint", "completion_window", "account", "queue"):
-        if not isinstance(getattr(job, name), str):
-            raise InvalidInput(f"must be text, not {type(getattr(job, name)).__name__}", field=name)
-    if not job.endpoint.startswith("/"):
-        raise InvalidInput(f"{job.endpoint!r} is not a path such as /v1/chat/completions", field="endpoint")
-    if not job.completion_window:
-        raise InvalidInput("must not be empty", field="completion_window")
-    if not job.account:
-        raise InvalidInput("must not be empty", field="account")
-    for name in ("max_rows", "max_bytes", "attempts"):
-        if getattr(job, name) < 1:
-            raise InvalidInput("must be at least 1", field=name)
-    if job.attempts > MAX_ATTEMPTS:
-        raise InvalidInput(f"must be at most {MAX_ATTEMPTS}", field="attempts")
-    _check_metadata(job.metadata)
-    if taken := sorted(_RESERVED & job.extra.keys()):
-        raise InvalidInput(f"{taken[0]} has an option of its own", field="extra")
-    for name in ("extra", "tags"):
-        try:
-            orjson.dumps(getattr(job, name))
-        except (TypeError, ValueError) as error:
-            raise InvalidInput(f"is not JSON: {error}", field=name) from None
-
-
-def _check_metadata(metadata: Mapping[str, Any]) -> None:
-    if len(metadata) > MAX_METADATA:
-        raise InvalidInput(f"has {len(metadata)} pairs; at most {MAX_METADATA} (three more are ours)", field="metadata")
-    for name, value in metadata.items():
-        if not isinstance(name, str) or not isinstance(value, str):
-            raise InvalidInput(f"{name!r}: keys and values must be strings", field="metadata")
-        if name.startswith("batchpipe_"):
-            raise InvalidInput(f"{name!r}: names that begin with batchpipe_ are ours", field="metadata")
-        if len(name) > 64 or len(value) > 512:
-            raise InvalidInput(f"{name[:64]!r}: at most 64 characters for a key, 512 for a value", field="metadata")
 
 
 def dump_rows(rows: Iterable[Any]) -> Iterator[bytes]:
@@ -273,7 +236,7 @@ def _dump(row: Any, number: int) -> bytes:
         line = orjson.dumps(plain)
     except (TypeError, ValueError) as error:
         raise InvalidInput(f"cannot be written as JSON: {error}", line=number) from None
-    if b":null" in line and _has_nan(plain):  # orjson writes NaN as null, silently
+    if b"null" in line and _has_nan(plain):  # orjson writes NaN as null, silently
         raise InvalidInput("NaN and Infinity are no JSON", line=number)
     return line
 
@@ -297,4 +260,6 @@ def _has_nan(value: Any) -> bool:
         return value != value or value in (float("inf"), float("-inf"))
     if isinstance(value, Mapping):
         return any(_has_nan(item) for item in value.values())
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return any(_has_nan(getattr(value, part.name)) for part in dataclasses.fields(value))
     return isinstance(value, list | tuple) and any(_has_nan(item) for item in value)

@@ -28,6 +28,7 @@ LAYERS: list[tuple[str, ...]] = [
     ("recover",),
     ("celery_app", "task_request", "testing"),
     ("tasks",),
+    ("option_checks",),
     ("submission", "waiting"),
     ("handle",),
     ("client",),

@@ -14,8 +14,9 @@ from batchpipe.client import submit
 from batchpipe.errors import BatchpipeError, InvalidInput
 from batchpipe.jobs import JobRecord
 from batchpipe.masking import without_secrets
+from batchpipe.option_checks import check_options
 from batchpipe.settings import Settings
-from batchpipe.submission import check_options, dump_rows, new_record, with_input
+from batchpipe.submission import dump_rows, new_record, with_input
 from batchpipe.views import job_view
 
 
