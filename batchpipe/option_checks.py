@@ -13,11 +13,11 @@ from typing import Any
 
 import orjson
 
-from batchpipe.errors import InvalidInput, SettingsError, shortened
+from batchpipe.errors import InvalidInput, shortened
 from batchpipe.jobs import JobRecord
 from batchpipe.masking import has_secret_before_host
 from batchpipe.storage import local_path
-from batchpipe.storage.backends import filesystem, scheme
+from batchpipe.storage.backends import check_scheme, scheme
 
 #: The provider takes 16 pairs; three are ours.
 MAX_METADATA = 13
@@ -105,12 +105,9 @@ def check_output(place: str) -> None:
             message = f"{place}: {scheme(place)}:// can only be read; give a folder, or a bucket's URL"
             raise InvalidInput(message, field="output")
         try:
-            filesystem(place)
-        except (InvalidInput, SettingsError):
-            raise
-        except Exception as error:
-            message = f"{place}: cannot be used: {type(error).__name__}: {error}"
-            raise InvalidInput(shortened(message, 500), field="output") from None
+            check_scheme(place)
+        except InvalidInput as error:
+            raise InvalidInput(error.message, field="output", code=error.code) from None
         return
     above = path
     while above and not os.path.lexists(above) and above != os.path.dirname(above):

@@ -186,7 +186,9 @@ def _parse(line: bytes, number: int) -> dict[str, Any]:
         row = json.loads(text, parse_constant=_no_constant)
         json.dumps(row, ensure_ascii=False).encode()
     except json.JSONDecodeError as error:
-        raise InvalidInput(f"is not JSON: {error.msg} (column {error.colno})", line=number) from None
+        cut = error.pos >= len(text.rstrip()) or error.msg.startswith("Unterminated string")
+        hint = "; the row ends too early: is the file cut off here?" if cut else ""
+        raise InvalidInput(f"is not JSON: {error.msg} (column {error.colno}){hint}", line=number) from None
     except UnicodeEncodeError:
         message = "has half of a surrogate pair (\\ud800 to \\udfff), which is not Unicode; remove it"
         raise InvalidInput(message, line=number) from None
@@ -219,7 +221,7 @@ def _explain_fields(row: dict[str, Any], number: int, endpoint: str) -> None:
         refuse("method", f'is {_shown(row, "method")}; it must be "POST"')
     if url != endpoint:
         message = f'is {_shown(row, "url")}, and the job\'s endpoint is "{endpoint}"'
-        hint = f"; correct the row, or give --endpoint {url}" if isinstance(url, str) and url else ""
+        hint = f"; correct the row, or give --endpoint {url}" if isinstance(url, str) and 0 < len(url) <= 100 else ""
         refuse("url", message + hint)
     if not isinstance(body, dict):
         refuse("body", f"is {_shown(row, 'body')}; it must be an object")

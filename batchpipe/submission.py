@@ -165,7 +165,7 @@ def absolute(place: str | Path) -> str:
     path = local_path(text)
     if path is None:
         return text
-    return os.path.abspath(Path(path).expanduser())
+    return os.path.abspath(os.path.expanduser(path))  # unlike pathlib, it lets "~x.jsonl" be a name
 
 
 def as_text(value: Any, field: str) -> str | None:

@@ -5,8 +5,12 @@ Commands are loaded when they are called, so that ``--help`` stays quick.
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
+from contextlib import suppress
 from dataclasses import replace
+from difflib import get_close_matches
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
@@ -54,6 +58,16 @@ class LazyGroup(click.Group):
             return None
         module = import_module(f"batchpipe.cli.{COMMANDS[name][0]}")
         return cast(click.Command, getattr(module, f"{name}_command"))
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name = args[0]
+        if name not in COMMANDS and not name.startswith("-"):
+            near = get_close_matches(name, COMMANDS, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else "`batchpipe --help` lists the commands."
+            raise click.UsageError(f"There is no command {name[:40]!r}: {hint}", ctx)
+        return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
@@ -117,6 +131,13 @@ def _words(error: BatchpipeError) -> str:
         return str(error)
 
 
+def _say_unwritten(error: OSError) -> None:
+    """What could not be written must not be tried again as the process ends: that would be a traceback."""
+    with suppress(OSError, ValueError):
+        click.echo(f"Error: the output could not be written: {os.strerror(error.errno or 0)}", err=True)
+    sys.stdout = sys.stderr = cast(Any, None)
+
+
 def is_interrupt(error: Exception) -> bool:
     """True for what pydantic makes of a Ctrl-C while it builds its classes, as our modules are imported."""
     return type(error).__name__ == "SchemaError" and "KeyboardInterrupt" in str(error)
@@ -124,6 +145,9 @@ def is_interrupt(error: Exception) -> bool:
 
 def main(args: list[str] | None = None, *, prog: str = "batchpipe", front: Front | None = None) -> Any:
     """The entry point, also of a site's own command line (``front``). Expected errors are one line on stderr."""
+    from batchpipe.cli.house import say, write_in_any_locale
+
+    write_in_any_locale()
     try:
         _check_text(sys.argv[1:] if args is None else args)
         code = cli.main(args=args, prog_name=prog, standalone_mode=False, obj=front)
@@ -133,12 +157,17 @@ def main(args: list[str] | None = None, *, prog: str = "batchpipe", front: Front
         error.show()
         sys.exit(error.exit_code)
     except BatchpipeError as error:
-        click.echo(f"Error: {' '.join(_words(error).split())}", err=True)
+        say(f"Error: {' '.join(_words(error).split())}")
         sys.exit(1)
     except KeyboardInterrupt:
         _interrupted()
     except BrokenPipeError:  # `batchpipe results ... | head`
         sys.stderr.close()
+        sys.exit(1)
+    except OSError as error:  # of stdout or stderr: those of files are ours by now
+        if error.errno not in (errno.ENOSPC, errno.EIO, errno.EDQUOT, errno.EBADF):
+            raise
+        _say_unwritten(error)
         sys.exit(1)
     except Exception as error:
         if is_interrupt(error):

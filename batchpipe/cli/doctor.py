@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from batchpipe import seams
-from batchpipe.cli.house import emit_json, json_option, quiet_libraries, settings
+from batchpipe.cli.house import emit_json, json_option, out, quiet_libraries, settings
 from batchpipe.errors import BatchpipeError, JobNotFound, Paused, SettingsError
 from batchpipe.jobs import JOB, JobRecord, ShardRecord
 from batchpipe.views import telling
@@ -42,9 +42,9 @@ def doctor_command(account: str, as_json: bool) -> int:
     for finding in _look(account):
         findings.append(finding)
         if not as_json:
-            click.echo(f"{finding.verdict:<5} {finding.what:<10} {finding.detail}")
+            out(f"{finding.verdict:<5} {finding.what:<10} {finding.detail}")
             if finding.fix:
-                click.echo(f"{'':<17}-> {finding.fix}")
+                out(f"{'':<17}-> {finding.fix}")
     if as_json:
         emit_json([asdict(finding) for finding in findings])
     return int(any(finding.verdict == "fail" for finding in findings))

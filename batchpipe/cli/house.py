@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
+import math
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -84,14 +86,41 @@ def quiet_libraries() -> None:
     logging.lastResort = None
 
 
+#: What moves the cursor, changes the title or turns the direction of writing: names and messages come from strangers.
+_CONTROLS = {
+    code: f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"
+    for codes in (range(9), range(10, 32), range(127, 160), range(0x202A, 0x202F), range(0x2066, 0x206A))
+    for code in codes
+}
+
+
+def printable(text: str) -> str:
+    """A text with its control characters written out, so that it cannot forge what a terminal shows, nor a line."""
+    return text.translate(_CONTROLS)
+
+
 def say(text: str) -> None:
     """Talk, to stderr."""
-    click.echo(text, err=True)
+    click.echo(printable(text), err=True)
 
 
-def emit_json(document: Any) -> None:
-    """One JSON document, to stdout."""
-    click.echo(json.dumps(document, indent=2, ensure_ascii=False))
+def out(text: str) -> None:
+    """A line of data for people, to stdout."""
+    click.echo(printable(text))
+
+
+def emit_json(document: Any, *, indent: int | None = 2) -> None:
+    """One JSON document, to stdout: in UTF-8, whatever the locale."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(encoding="utf-8")
+    click.echo(json.dumps(document, indent=indent, ensure_ascii=False))
+
+
+def write_in_any_locale() -> None:
+    """What stdout or stderr cannot show is escaped; it must not end a command."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def clock(seconds: float | None) -> str:
@@ -125,6 +154,21 @@ class Pair(click.ParamType[tuple[str, Any]]):
         except ValueError as error:
             reason = getattr(error, "msg", str(error))
             self.fail(f"{key}: {text!r} is not JSON ({reason}); strings need quotes of their own", param, ctx)
+
+
+class Seconds(click.FloatRange):
+    """A number of seconds from 0 on; ``nan`` is none."""
+
+    name = "SECONDS"
+
+    def __init__(self) -> None:
+        super().__init__(min=0)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        found = super().convert(value, param, ctx)
+        if not math.isfinite(found):
+            self.fail(f"{value!r} is no number of seconds", param, ctx)
+        return found
 
 
 class Place(click.ParamType[str]):
@@ -173,6 +217,8 @@ def input_of(argument: str) -> Any:
     from batchpipe.storage import input_info
 
     if argument == "-":
+        if sys.stdin is None or sys.stdin.closed:
+            raise InvalidInput("- means standard input, and that is closed; give a file", field="input")
         return iter(sys.stdin.buffer.readline, b"")
     try:
         input_info(argument)

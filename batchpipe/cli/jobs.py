@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import sys
 from typing import TYPE_CHECKING, Any
@@ -17,12 +16,14 @@ from batchpipe.cli.house import (
     json_option,
     number,
     open_client,
+    out,
     say,
     settings,
     submit_options,
 )
 from batchpipe.errors import Never
 from batchpipe.jobs import Stage, State
+from batchpipe.masking import without_secrets
 from batchpipe.settings import SANDBOX_ACCOUNT
 from batchpipe.views import telling
 
@@ -50,7 +51,7 @@ def submit_command(input: str, metadata: Any, extra: Any, account: str | None, *
     job = client.submit(source, account=account or "default", metadata=dict(metadata), extra=dict(extra), **options)
     if job.record.output != absolute(options["output"]):
         say(f"this key is known: its job reads {job.record.input} and writes to {job.record.output}")
-    click.echo(job.id)
+    out(job.id)
 
 
 @click.command("status")
@@ -64,22 +65,22 @@ def status_command(job_id: str, as_json: bool) -> None:
     if as_json:
         return emit_json(view)
     rows = view["rows"]
-    click.echo(f"{view['id']}  {view['state']}" + (f"  {view['name']}" if view["name"] else ""))
-    click.echo(f"account   {view['account']}{_pause_note(client, view)}")
-    click.echo(f"input     {view['input']}")
-    click.echo(f"output    {view['output']}")
-    click.echo(f"created   {clock(view['created_at'])}   ended {clock(view['ended_at'])}")
+    out(f"{view['id']}  {view['state']}" + (f"  {view['name']}" if view["name"] else ""))
+    out(f"account   {view['account']}{_pause_note(client, view)}")
+    out(f"input     {view['input']}")
+    out(f"output    {view['output']}")
+    out(f"created   {clock(view['created_at'])}   ended {clock(view['ended_at'])}")
     parts = "   ".join(f"{name} {number(rows[name])}" for name in ("total", "ok", "failed", "missing"))
-    click.echo(f"rows      {parts}")
+    out(f"rows      {parts}")
     if view["error"]:
-        click.echo(f"error     {view['error']['code']}: {view['error']['message']}")
+        out(f"error     {view['error']['code']}: {view['error']['message']}")
     if job.record.trouble and not job.state.ended:
-        click.echo(f"trouble   {job.record.trouble.message}")
+        out(f"trouble   {job.record.trouble.message}")
     if untold := telling(job.record):
-        click.echo(f"telling   {untold}")
+        out(f"telling   {untold}")
     shards = list(client.store.iter_shards(job.record))
     if nobody := _nobody_works(client, job.record, shards):
-        click.echo(f"workers   {nobody}")
+        out(f"workers   {nobody}")
     _print_shards(shards)
     return None
 
@@ -109,7 +110,7 @@ def _print_shards(shards: list[ShardRecord]) -> None:
         trouble = f"  ! {shard.trouble.message}" if shard.trouble and shard.stage != "collected" else ""
         place = f"shard {shard.index:<4} {shard.stage:<10} {shard.status or '-':<12} {shard.batch_id or '-'}"
         again = f"  round {shard.round}" if shard.round > 1 else ""
-        click.echo(f"{place}  {counts}{again}{trouble}")
+        out(f"{place}  {counts}{again}{trouble}")
 
 
 @click.command("list")
@@ -121,11 +122,15 @@ def list_command(state: str | None, limit: int, as_json: bool) -> None:
     jobs = open_client().list_jobs(state=state, limit=limit)
     if as_json:
         return emit_json([job.to_dict(shards=False) for job in jobs])
+    if not jobs:
+        return say("no jobs" + (f" in state {state}" if state else ""))
+    out(f"{'JOB':<23}  {'STATE':<11}  {'CREATED':<19}  {'ROWS OK':>15}  NAME")
     for job in jobs:
         rows = job.to_dict(shards=False)["rows"]
-        click.echo(
-            f"{job.id}  {job.state.value:<11} {clock(job.record.created_at)}  "
-            f"{number(rows['ok'])}/{number(rows['total'])} ok  {job.name or job.record.input}"
+        counts = f"{number(rows['ok'])}/{number(rows['total'])}"
+        out(
+            f"{job.id:<23}  {job.state.value:<11}  {clock(job.record.created_at)}  "
+            f"{counts:>15}  {job.name or without_secrets(job.record.input)}"
             + (f"  ! {_brief(job.error)}" if job.error else "")
             + ("  ! receivers not told" if telling(job.record) else "")
         )
@@ -186,7 +191,7 @@ def retry_command(job_id: str, output: str | None) -> None:
     say(f"results will be in {job.record.output}")
     if job.record.input_here:
         say(f"follow it: batchpipe wait {job.id}")
-    click.echo(job.id)
+    out(job.id)
 
 
 @click.command("resume")
@@ -241,7 +246,7 @@ def logs_command(job_id: str, follow: bool, as_json: bool) -> None:
     if as_json and not follow:
         return emit_json(job.logs())
     for event in job.iter_logs(follow=follow):
-        click.echo(json.dumps(event, ensure_ascii=False) if as_json else _event_line(event))
+        emit_json(event, indent=None) if as_json else out(_event_line(event))
     return None
 
 

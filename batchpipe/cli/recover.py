@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from batchpipe.cli.house import Place, emit_json, json_option, open_client, settings
+from batchpipe.cli.house import Place, emit_json, json_option, open_client, out, settings
 
 if TYPE_CHECKING:
     from batchpipe.recover import Report
@@ -51,7 +51,7 @@ def recover_command(
         emit_json(asdict(report))
     else:
         for line in _lines(report):
-            click.echo(line)
+            out(line)
     return int(bool(report.lost))
 
 

@@ -17,6 +17,7 @@ from batchpipe.cli.house import (
     EXIT_CODES,
     INTERRUPTED,
     NOT_ENDED,
+    Seconds,
     emit_json,
     input_of,
     json_option,
@@ -254,7 +255,7 @@ def resume_key(source: str, options: dict[str, Any]) -> str:
 
 @click.command("wait")
 @click.argument("job_ids", metavar="JOB...", nargs=-1, required=True)
-@click.option("--timeout", type=click.FloatRange(min=0), metavar="SECONDS", help="Give up waiting after so long.")
+@click.option("--timeout", type=Seconds(), help="Give up waiting after so long.")
 @json_option
 def wait_command(job_ids: tuple[str, ...], timeout: float | None, as_json: bool) -> int:
     """Wait until jobs have ended; a job of `run` is worked on meanwhile. Exits with the highest code of all."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from batchpipe.cli.house import emit_json, json_option, open_client, say
+from batchpipe.cli.house import emit_json, json_option, open_client, out, say
 
 
 @click.group("schedules", context_settings={"help_option_names": ["-h", "--help"]})
@@ -41,17 +41,17 @@ def list_schedules(as_json: bool) -> None:
 def print_schedule(view: dict[str, Any]) -> None:
     """A few lines for people."""
     off = "" if view["enabled"] else "  (not enabled)"
-    click.echo(f"{view['name']}  {view['crontab']}  {view['timezone']}  missed: {view['missed']}{off}")
+    out(f"{view['name']}  {view['crontab']}  {view['timezone']}  missed: {view['missed']}{off}")
     if view["next_run"]:
-        click.echo(f"  next run  {_short(view['next_run_local'])}  ({_short(view['next_run_utc'])})")
+        out(f"  next run  {_short(view['next_run_local'])}  ({_short(view['next_run_utc'])})")
     if view["last_run"]:
         state = view["last_job_state"] or "its records have expired"
         job = f"{view['last_job']} ({state})" if view["last_job"] else "no job"
-        click.echo(f"  last run  {_short(view['last_run_local'])}  {job}")
+        out(f"  last run  {_short(view['last_run_local'])}  {job}")
     if view["last_job_trouble"]:
-        click.echo(f"  {view['last_job_state']}: {view['last_job_trouble']['message']}")
+        out(f"  {view['last_job_state']}: {view['last_job_trouble']['message']}")
     if view["last_error"]:
-        click.echo(f"  error     {view['last_error']['code']}: {view['last_error']['message']}")
+        out(f"  error     {view['last_error']['code']}: {view['last_error']['message']}")
 
 
 def _short(iso: str) -> str:
@@ -84,4 +84,4 @@ def run_schedule(name: str, at: datetime | None) -> None:
     job = run_now(client, name, at)
     if (job.record.created_at or before) < before:
         say(f"this run is known: its key is {job.record.key}")
-    click.echo(job.id)
+    out(job.id)

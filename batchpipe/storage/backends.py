@@ -7,10 +7,12 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from importlib.util import find_spec
 from typing import Any, BinaryIO, cast
 from urllib.parse import unquote, urlsplit
 
 import fsspec
+from fsspec.registry import known_implementations, registry
 
 from batchpipe.errors import BatchpipeError, InvalidInput, SettingsError, StorageTrouble
 
@@ -89,6 +91,23 @@ def filesystem(url: str) -> tuple[Any, str]:
     except ValueError as error:
         raise InvalidInput(f"{url}: no path or URL that can be used: {error}", code="url_unknown") from error
     return fs, path
+
+
+def check_scheme(url: str) -> None:
+    """Raises InvalidInput for a URL that no storage knows, SettingsError where its package is missing. Imports none."""
+    for kind in re.split(r"::", url.partition("://")[0]):
+        kind = kind.lower()
+        known = registry.get(kind) or known_implementations.get(kind)
+        if known is None:
+            raise InvalidInput(f"{url}: {kind}:// is no storage that is known here", code="url_unknown")
+        module = known["class"].partition(".")[0].partition(":")[0] if isinstance(known, dict) else "fsspec"
+        if find_spec(module) is None:
+            raise SettingsError(f"{url}: a package for {kind}:// is missing: {_install_hint(kind, module)}")
+
+
+def _install_hint(kind: str, module: str) -> str:
+    extra = _EXTRAS.get(kind)
+    return f'pip install "batchpipe[{extra}]"' if extra else f"pip install {module}"
 
 
 def open_file(url: str, buffer: int) -> BinaryIO:

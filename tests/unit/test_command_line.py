@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
 import pytest
+from click.testing import CliRunner
 from pydantic_core import SchemaError, SchemaValidator, core_schema
 
-from batchpipe.cli import is_interrupt
+from batchpipe.cli import cli, is_interrupt
+from batchpipe.cli.house import printable
 
 
 class Interrupted:
@@ -26,3 +34,62 @@ def test_a_ctrl_c_that_pydantic_has_swallowed_is_one() -> None:
 def test_an_error_that_speaks_of_one_is_none() -> None:
     """A site's own code, which runs within our commands, may say what it likes."""
     assert not is_interrupt(RuntimeError("KeyboardInterrupt: "))
+
+
+@pytest.mark.parametrize(
+    ("typed", "says"),
+    [("rnu", "did you mean 'run'?"), ("statsu", "did you mean 'status'?"), ("xyzzy", "`batchpipe --help` lists")],
+)
+def test_a_mistyped_command_is_told_the_nearest_one(typed: str, says: str) -> None:
+    done = CliRunner().invoke(cli, [typed])
+    assert done.exit_code == 2
+    assert says in done.output
+
+
+@pytest.mark.parametrize("seconds", ["nan", "inf", "-1"])
+def test_a_timeout_that_is_no_number_of_seconds_is_refused(seconds: str) -> None:
+    done = CliRunner().invoke(cli, ["wait", "job_x", "--timeout", seconds])
+    assert done.exit_code == 2
+
+
+def test_control_characters_are_written_out() -> None:
+    """A name could forge a row of `list`, clear the screen or change the title of the terminal."""
+    assert printable("a\x1b]0;title\x07\nb\u202ec\t") == "a\\x1b]0;title\\x07\\x0ab\\u202ec\t"
+
+
+def run_command(*args: str, **options: Any) -> subprocess.CompletedProcess[bytes]:
+    command = [sys.executable, "-m", "batchpipe", *args]
+    return subprocess.run(command, capture_output="stdout" not in options, timeout=60, check=False, **options)
+
+
+def test_output_does_not_depend_on_the_locale(tmp_path: Path) -> None:
+    """JSON is UTF-8; what a terminal's encoding lacks is escaped, and ends no command."""
+    (tmp_path / "行.jsonl").write_text("{}\n")
+    env = {**os.environ, "PYTHONIOENCODING": "cp1252", "PYTHONUTF8": "0"}
+    told = run_command("validate", str(tmp_path / "行.jsonl"), env=env)
+    missing = run_command("validate", str(tmp_path / "日.jsonl"), env=env)
+    assert told.returncode == missing.returncode == 1
+    assert b"\\u65e5" in missing.stderr
+    assert b"Traceback" not in told.stderr + missing.stderr
+
+
+def test_a_full_disk_under_stdout_is_said_in_one_line() -> None:
+    with open("/dev/full", "wb") as full:
+        done = run_command("--help", stdout=full, stderr=subprocess.PIPE)
+    assert done.returncode == 1
+    assert done.stderr.decode().splitlines() == ["Error: the output could not be written: No space left on device"]
+
+
+def test_a_closed_standard_input_is_said_in_one_line() -> None:
+    script = f'"{sys.executable}" -m batchpipe validate - <&-'
+    done = subprocess.run(["sh", "-c", script], capture_output=True, timeout=60, check=False)
+    assert done.returncode == 1
+    assert done.stderr.decode().count("\n") == 1
+    assert "standard input" in done.stderr.decode()
+
+
+def test_a_file_whose_name_begins_with_a_tilde_is_found(tmp_path: Path) -> None:
+    row = '{"custom_id":"a","method":"POST","url":"/v1/chat/completions","body":{"model":"m","messages":[]}}\n'
+    (tmp_path / "~x.jsonl").write_text(row)
+    done = run_command("validate", "~x.jsonl", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr

@@ -61,10 +61,11 @@ def test_a_list_says_why_a_job_was_refused(manage: Any, tmp_path: Path) -> None:
     job = batchpipe.submit([{"custom_id": "a" * 300, "method": "PUT"}], name="nightly")
     land(tmp_path)
     _, out, _ = manage("list")
-    (line,) = out.splitlines()
+    header, line = out.splitlines()
     error = job.refresh().error
     assert error is not None
 
+    assert header.split() == ["JOB", "STATE", "CREATED", "ROWS", "OK", "NAME"]
     assert line.startswith(f"{job.id}  failed ")
     assert "nightly  ! invalid_input: line 1: " in line
     assert f"{error.code}: {error.message}"[:90] in line

@@ -38,6 +38,22 @@ def job(**fields: Any) -> JobRecord:
         ({"extra": {"input_file_id": "file-1"}}, "extra"),
         ({"extra": {"x": object()}}, "extra"),
         ({"tags": {"x": {1, 2}}}, "tags"),
+        ({"tags": {"x": "y" * 5_000}}, "tags"),
+        ({"metadata": {"": "v"}}, "metadata"),
+        ({"max_bytes": 2**64}, "max_bytes"),
+        ({"max_rows": 2**64}, "max_rows"),
+        ({"completion_window": "a day"}, "completion_window"),
+        ({"completion_window": "24 h"}, "completion_window"),
+        ({"queue": "two words"}, "queue"),
+        ({"queue": "one,two"}, "queue"),
+        ({"queue": ""}, "queue"),
+        ({"account": "a b"}, "account"),
+        ({"name": "a\x1b]0;x"}, "name"),
+        ({"name": "n" * 301}, "name"),
+        ({"key": "k" * 513}, "key"),
+        ({"key": "a\x00"}, "key"),
+        ({"endpoint": "/v1/" + "x" * 300}, "endpoint"),
+        ({"endpoint": "/v1/a b"}, "endpoint"),
     ],
 )
 def test_a_wrong_option_is_named(fields: dict[str, Any], option: str) -> None:
@@ -62,6 +78,11 @@ class Dataclass:
     custom_id: str
 
 
+@dataclasses.dataclass
+class Number:
+    value: float
+
+
 class Struct(msgspec.Struct):
     custom_id: str
 
@@ -83,7 +104,18 @@ def test_requests_of_any_type_become_lines(row: Any) -> None:
     assert list(dump_rows([row])) == ['{"custom_id":"é"}\n'.encode()]
 
 
-@pytest.mark.parametrize("row", [1, None, "text", ["list"], {"x": object()}, {"x": float("nan")}, {1: 2}])
+@pytest.mark.parametrize(
+    "row",
+    [
+        *(1, None, "text", ["list"], {"x": object()}, {1: 2}),
+        *(
+            {"x": float("nan")},
+            {"x": [float("nan")]},
+            {"x": [1.0, {"y": (float("inf"),)}]},
+            {"x": Number(float("nan"))},
+        ),
+    ],
+)
 def test_what_is_no_request_is_named_by_its_number(row: Any) -> None:
     """NaN, too, which the JSON library would write as null without a word."""
     with pytest.raises(InvalidInput, match=r"^line 2: "):
@@ -119,6 +151,22 @@ def test_a_password_in_a_place_is_refused_without_being_shown(url: str, tmp_path
         ({"name": "\ud800"}, "name: is not Unicode text"),
         ({"tags": {"user": object()}}, "tags: is not JSON"),
         ({"metadata": ["a"]}, "metadata: must be a mapping, not list"),
+        ({"max_bytes": 2**64}, "max_bytes: must be at most"),
+        ({"output": "a\0b"}, "output: 'a\\x00b' has control characters in it"),
+        ({"output": "\udcff"}, "output: is not Unicode text"),
+        ({"output": "x" * 300}, "output: 'xxxx"),
+        ({"output": "https://host/folder"}, "output: https://host/folder: https:// can only be read"),
+        ({"output": "/etc/passwd"}, "output: /etc/passwd: is a file"),
+        ({"output": "/etc/passwd/out"}, "output: /etc/passwd/out: leads through /etc/passwd, which is a file"),
+        ({"output": "nosuch://bucket/out"}, "output: nosuch://bucket/out: "),
+        ({"input": "nope.jsonl"}, "input: "),
+        ({"input": "/tmp/nope.jsonl"}, "input: /tmp/nope.jsonl: no such file"),
+        ({"input": "in\0.jsonl"}, "input: 'in\\x00.jsonl' has control characters in it"),
+        ({"input": "/" + "d/" * 3000}, "input: has "),
+        ({"on_done": ""}, "on_done: is not a Celery signature"),
+        ({"on_done": {"task": "t", "args": 5}}, "on_done: is not a Celery signature: its args is no list"),
+        ({"on_done": {"task": "t", "options": {"queue": "a b"}}}, "on_done: its queue 'a b'"),
+        ({"on_done": len}, "on_done: is not a Celery signature"),
     ],
 )
 def test_what_a_form_hands_in_is_checked_before_anything_is_written(wrong: dict[str, Any], says: str) -> None:
