@@ -44,6 +44,12 @@ def check_app(app: Celery, settings: Settings) -> list[Finding]:
     return [finding for look in _LOOKS for finding in look(app, settings)]
 
 
+def _look_at_names(app: Celery, settings: Settings) -> Iterator[Finding]:
+    for line in settings.unknown:
+        name, _, why = line.partition(": ")
+        yield Finding(name, why, f"the right name, or remove {name}")
+
+
 def _setting(app: Celery, name: str) -> str:
     """As the site spells it: CELERY_... in Django's settings, ``app.conf...`` elsewhere."""
     return f"{app.namespace}_{name.upper()}" if app.namespace else f"app.conf.{name}"
@@ -196,6 +202,7 @@ _LOOKS: tuple[Callable[[Celery, Settings], Iterator[Finding]], ...] = (
     _look_at_control,
     _look_at_annotations,
     _look_at_quorum,
+    _look_at_names,
 )
 
 

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 import platformdirs
+from dotenv import dotenv_values
 from pydantic import (
     AliasChoices,
     BaseModel,
@@ -204,6 +205,12 @@ class Settings(BaseSettings):
 
     #: How a site spells our names; None: there is none.
     _spell: Callable[[str], str] | None = PrivateAttr(None)
+    _unknown: tuple[str, ...] = PrivateAttr(())
+
+    @property
+    def unknown(self) -> tuple[str, ...]:
+        """What to say of variables that begin with BATCHPIPE_ and are no settings, a line each: a slip, most likely."""
+        return self._unknown
 
     def account(self, name: str) -> Account:
         """The account of this name, ready for use. Raises SettingsError that names the variable to set."""
@@ -341,7 +348,29 @@ def load_settings(*, env_file: str | Path | None = ".env", given: SiteSettings |
     except (ValueError, OSError) as error:  # a .env that is not UTF-8, JSON that is none
         raise SettingsError(f"the settings cannot be read: {error}") from None
     settings._spell = given.spell if given is not None else None
+    settings._unknown = _unknown_names(env_file)
     return settings
+
+
+#: Variables that are read elsewhere, or that others set: Kubernetes for a service of this name.
+_ELSEWHERE = frozenset({"SECRETS_DIR", "SANDBOX_UPSTREAM_KEY"})
+_OF_KUBERNETES = re.compile(r"(\w+_)?(SERVICE_(HOST|PORT(_\w+)?)|PORT(_\d+_(TCP|UDP)(_\w+)?)?)")
+#: No more are named: the rest is seen when these are mended.
+_MOST_UNKNOWN = 10
+
+
+def _unknown_names(env_file: str | Path | None) -> tuple[str, ...]:
+    """A line for each variable, of the environment or of ``.env``, that looks like a setting and is none."""
+    fields = [name.upper() for name in Settings.model_fields if not name.startswith("openai_")]
+    names = {name.upper() for name in [*os.environ, *dotenv_values(env_file or os.devnull, encoding="utf-8")]}
+    lines = []
+    for name in sorted(name.removeprefix(PREFIX) for name in names if name.startswith(PREFIX)):
+        if name.partition("__")[0] in fields or name in _ELSEWHERE or _OF_KUBERNETES.fullmatch(name[:200]):
+            continue
+        near = get_close_matches(name.partition("__")[0][:100], fields, n=1)
+        hint = f"; did you mean {PREFIX}{near[0]}?" if near else ""
+        lines.append(f"{PREFIX}{name[:100]}: there is no such setting{hint}")
+    return tuple(lines[:_MOST_UNKNOWN])
 
 
 def _explain(part: Mapping[str, Any], given: SiteSettings, names: Collection[str]) -> str:

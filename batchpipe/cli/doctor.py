@@ -59,6 +59,9 @@ def _look(account: str) -> Iterator[Finding]:
     except SettingsError as error:
         yield Finding("settings", "fail", str(error), "mend this variable in the environment or in .env")
         return
+    for line in chosen.unknown:
+        name, _, why = line.partition(": ")
+        yield Finding("settings", "warn", f"{name}: {why}", f"write the right name, or remove {name}")
     yield Finding("settings", "ok", f"home {chosen.home}, queue {chosen.queue}, prefix {chosen.prefix}")
     private = chosen.redis_url is None
     client: Client | None = None

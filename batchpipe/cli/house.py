@@ -41,10 +41,18 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print one JS
 
 
 def settings() -> Settings:
-    """The settings, read once per command. Raises SettingsError."""
+    """The settings, read once per command; what looks like one and is none is said, once. Raises SettingsError."""
     from batchpipe.settings import current_settings
 
-    return current_settings()
+    found = current_settings()
+    for line in found.unknown if not _SAID else ():
+        say(f"Warning: {line}")
+    _SAID.add("unknown")
+    return found
+
+
+#: What this process has said already.
+_SAID: set[str] = set()
 
 
 def open_client() -> Client:

@@ -232,3 +232,37 @@ def test_a_site_whose_settings_are_wrong_is_told_by_whoever_uses_them() -> None:
     install_site(lambda: given(ATTEMPTS=2))
     assert current_settings().attempts == 2
     assert current_settings() is current_settings()
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [
+        ("BATCHPIPE_REDIS", "BATCHPIPE_REDIS_URL"),
+        ("BATCHPIPE_REDISURL", "BATCHPIPE_REDIS_URL"),
+        ("batchpipe_redis_ulr", "BATCHPIPE_REDIS_URL"),
+        ("BATCHPIPE_ACCOUNT__TEAM__API_KEY", "BATCHPIPE_ACCOUNTS"),
+    ],
+)
+def test_a_misspelt_variable_is_named_with_the_nearest_right_one(
+    name: str, near: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ignored in silence, it would make a second, private Redis of the one that was meant."""
+    monkeypatch.setenv(name, "secret")
+    (line,) = load_settings(env_file=None).unknown
+    assert line == f"{name.upper()}: there is no such setting; did you mean {near}?"
+
+
+def test_misspelt_names_in_a_env_file_are_named_too(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text("BATCHPIPE_ATEMPTS=3\nOTHER=1\n")
+    (line,) = load_settings(env_file=tmp_path / ".env").unknown
+    assert "BATCHPIPE_ATTEMPTS" in line
+
+
+@pytest.mark.parametrize(
+    "name", ["BATCHPIPE_SERVICE_HOST", "BATCHPIPE_REDIS_PORT_6379_TCP_ADDR", "BATCHPIPE_PORT", "BATCHPIPE_SECRETS_DIR"]
+)
+def test_what_kubernetes_sets_for_a_service_is_no_misspelt_setting(
+    name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv(name, str(tmp_path) if name.endswith("DIR") else "tcp://10.0.0.1:6379")
+    assert load_settings(env_file=None).unknown == ()
