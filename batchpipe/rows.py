@@ -173,8 +173,11 @@ def _explain(line: bytes, number: int, endpoint: str, reason: str) -> InvalidInp
 
 
 def _parse(line: bytes, number: int) -> dict[str, Any]:
-    if number == 1 and line.startswith(_BOM):
-        raise InvalidInput("starts with a byte order mark; save the file as UTF-8 without BOM", line=number)
+    if number == 1:
+        if line.startswith(_BOM):
+            raise InvalidInput("starts with a byte order mark; save the file as UTF-8 without BOM", line=number)
+        if (looks := _looks_like(line)) is not None:
+            raise InvalidInput(looks, line=number, code="input_format")
     if not line.strip():
         raise InvalidInput("is blank; remove it", line=number)
     try:
@@ -200,6 +203,38 @@ def _parse(line: bytes, number: int) -> dict[str, Any]:
         message = f"is {_kind(row)}, not an object; give one request per line, as a JSON object"
         raise InvalidInput(message, line=number)
     return row
+
+
+#: How files begin that are no JSONL, and what to do about it.
+_BEGINNINGS: tuple[tuple[bytes, str], ...] = (
+    (b"\x1f\x8b", "this file is gzip: unpack it first (gunzip)"),
+    (b"\x28\xb5\x2f\xfd", "this file is zstd: unpack it first (unzstd)"),
+    (b"BZh", "this file is bzip2: unpack it first (bunzip2)"),
+    (b"\xfd7zXZ", "this file is xz: unpack it first (unxz)"),
+    (b"PK\x03\x04", "this file is a zip archive or an Excel sheet; give JSONL, one request per line"),
+    (b"PAR1", "this file is Parquet; give JSONL, one request per line"),
+    (b"ARROW1", "this file is Arrow; give JSONL, one request per line"),
+    (b"\xff\xfe", "this file is UTF-16; save it as UTF-8"),
+    (b"\xfe\xff", "this file is UTF-16; save it as UTF-8"),
+    (b"[", "this file is a JSON array; give JSONL, one request per line, without brackets and commas around them"),
+    (b"<", "this file is XML or HTML; give JSONL, one request per line"),
+)
+
+
+def _looks_like(line: bytes) -> str | None:
+    """What a file is by its first line, if it is something else than JSONL, and what to do about it."""
+    for beginning, says in _BEGINNINGS:
+        if line.lstrip().startswith(beginning):
+            return says
+    if line.strip() == b"{":
+        return "this file has a JSON object over several lines; give JSONL, each request on a line of its own"
+    head = line[:2_000].strip()
+    if head[:1] in (b"{", b"") or b"\0" in head:
+        return None
+    for mark, name in ((b"\t", "TSV"), (b",", "CSV"), (b";", "CSV with semicolons")):
+        if mark in head:
+            return f"this file looks like {name}; give JSONL, one request per line, as a JSON object"
+    return None
 
 
 def _no_constant(name: str) -> None:

@@ -85,9 +85,17 @@ def _scan_rows(url: str, endpoint: str, max_bytes: int, planner: Planner, check:
 
 
 def _numbered_lines(stream: BinaryIO, max_bytes: int, check: Callable[[], None]) -> Iterator[tuple[int, bytes]]:
-    """Each line with its number from 1 and its newline, which the last one gets if it has none."""
-    pace = Pacer(check)
+    """Each line with its number from 1 and its newline, which the last one gets if it has none. Blank lines at the end,
+    which editors and scripts leave, are no rows.
+    """
+    pace, blank = Pacer(check), 0
     for number, line in enumerate(iter(partial(stream.readline, max_bytes + 1), b""), 1):
+        if line.isspace():
+            blank = blank or number
+            pace(line)
+            continue
+        if blank:
+            raise InvalidInput("is blank; remove it", line=blank)
         whole = line if line[-1] == _NEWLINE else line + b"\n"
         if len(whole) > max_bytes:
             raise InvalidInput(f"is longer than the {max_bytes} bytes that a batch file may have", line=number)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import json
 import os
 import uuid
@@ -205,10 +207,46 @@ def test_validate_tells_the_shards_without_writing_any(tmp_path: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize("data", [b"", b"\n"])
+@pytest.mark.parametrize("data", [b"", b"\n", b" \r\n\n"])
 def test_an_empty_input_is_refused(data: bytes) -> None:
     """There is nothing to send."""
-    assert ("no rows" if not data else "blank") in str(refusal(Place(data)))
+    assert "no rows" in str(refusal(Place(data)))
+
+
+@pytest.mark.parametrize("end", [b"\n\n", b"\n \r\n\t\n\n", b"\n" * 5_000])
+def test_blank_lines_at_the_end_are_no_rows(end: bytes) -> None:
+    """Editors and scripts leave them."""
+    place = Place(row("a") + b"\n" + row("b") + end)
+    assert prepare(place.job, place.workspace, "t", check=nothing).rows == 2
+
+
+def test_a_blank_line_between_rows_is_refused_with_its_number() -> None:
+    """A row may be missing there."""
+    error = refusal(Place(row("a") + b"\n\n\n" + row("b")))
+    assert str(error) == "line 2: is blank; remove it"
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        (gzip.compress(row("a")), "gzip"),
+        (b"\x28\xb5\x2f\xfd....", "zstd"),
+        (bz2.compress(row("a")), "bzip2"),
+        (b"PK\x03\x04....", "zip archive or an Excel sheet"),
+        (b"PAR1....", "Parquet"),
+        ("id,text\n1,a\n".encode("utf-16"), "UTF-16"),
+        (b"id,text\n1,a\n", "looks like CSV;"),
+        (b"id\ttext\n1\ta\n", "looks like TSV"),
+        (b"id;text\n1;a\n", "CSV with semicolons"),
+        (b'[{"custom_id": "a"}]', "JSON array"),
+        (b'{\n  "custom_id": "a"\n}', "over several lines"),
+        (row("a")[:-20], "is the file cut off here?"),
+    ],
+)
+def test_a_file_of_another_kind_is_recognised_by_its_first_bytes(data: bytes, says: str) -> None:
+    error = refusal(Place(data))
+    assert says in str(error)
+    assert error.line == 1
 
 
 def test_a_bad_row_is_refused_with_its_line() -> None:

@@ -74,7 +74,7 @@ class TestCheckRequest:
             (request().replace(b"[]", b"-Infinity"), None, "-Infinity"),
             (request().replace(b"[]", b'"\\ud800"'), None, "surrogate"),
             (request().replace(b"[]", b"[" * 100_000 + b"]" * 100_000), None, "deep"),
-            (b"[1, 2]", None, "a list, not an object"),
+            (b"[1, 2]", None, "a JSON array"),
             (b'"text"', None, "a string, not an object"),
             (request(custom_id=None), "custom_id", "is missing"),
             (request(custom_id=7), "custom_id", "a number"),
