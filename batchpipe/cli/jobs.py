@@ -214,12 +214,17 @@ def resume_command(account: str) -> None:
 @json_option
 def validate_command(input: str, endpoint: str, max_rows: int | None, max_bytes: int | None, as_json: bool) -> None:
     """Check an input without sending anything. Needs no Redis."""
+    from batchpipe.sandbox.models import is_slip, nearest
     from batchpipe.steps.prepare import validate
 
     chosen = settings()
     with _as_path(input_of(input)) as path:
         found = validate(path, endpoint, max_rows or chosen.max_rows, max_bytes or chosen.max_bytes)
     models = {model or "": rows for model, rows in found.models.items()}
+    for model in models if chosen.is_openai("default") else ():
+        if is_slip(model):
+            near = nearest(model)
+            say(f"Warning: no model {model[:100]!r} is known" + (f"; did you mean {near}?" if near else ""))
     if as_json:
         return emit_json({"rows": found.rows, "bytes": found.bytes, "shards": len(found.shards), "models": models})
     words = ", ".join(f"{model or 'no model'} ({number(rows)})" for model, rows in models.items())

@@ -87,6 +87,7 @@ def beat_command(loglevel: str, alive_file: Path | None) -> None:
 @click.option("--data-dir", type=click.Path(file_okay=False, path_type=Path), help="Keep files and batches here.")
 @click.option("--validating-seconds", type=click.FloatRange(min=0), default=0.2, help="Length of `validating`.  [0.2]")
 @click.option("--rows-per-second", type=float, default=5_000, show_default=True, help="Pace of a batch.")
+@click.option("--any-model", is_flag=True, help="Take model names that look like a slip, too.")
 @click.option("--upstream", metavar="URL", help="Send each row to this OpenAI-compatible server.")
 @click.option("--upstream-concurrency", type=click.IntRange(min=1), default=8, show_default=True, help="Rows at once.")
 @click.option("--ready-file", type=click.Path(dir_okay=False, path_type=Path), help="Gets the base URL when up.")
@@ -96,6 +97,7 @@ def sandbox_command(
     data_dir: Path | None,
     validating_seconds: float,
     rows_per_second: float,
+    any_model: bool,
     upstream: str | None,
     upstream_concurrency: int,
     ready_file: Path | None,
@@ -117,6 +119,7 @@ def sandbox_command(
             data_dir=data_dir,
             validating_seconds=validating_seconds,
             rows_per_second=rows_per_second,
+            any_model=any_model,
             upstream=upstream,
             upstream_concurrency=upstream_concurrency,
             upstream_api_key=sandbox_upstream_key(),

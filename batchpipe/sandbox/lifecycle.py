@@ -116,7 +116,10 @@ class Lifecycle:
         if self._ending(batch) == "failed":
             return self._fail(batch, batch.errors or [_error("server_error", "The batch was ended by hand.")])
         limits = Limits(self.options.max_rows, self.options.max_file_bytes, self.options.max_embedding_inputs)
-        steps = check(self._path(batch, "input"), batch.endpoint, limits, azure=batch.azure)
+        # an upstream has models of its own, as deployments of Azure have names of their own
+        any_model = self.options.any_model or self.options.upstream is not None or batch.azure
+        path = self._path(batch, "input")
+        steps = check(path, batch.endpoint, limits, azure=batch.azure, any_model=any_model)
         while True:
             try:
                 next(steps)

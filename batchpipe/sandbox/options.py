@@ -34,6 +34,7 @@ class Options:
     max_file_bytes: int = 200_000_000
     max_upload_bytes: int = 512 * 1024 * 1024
     max_embedding_inputs: int = 50_000
+    any_model: bool = False  #: take models whose names look like a slip for one of OpenAI's, too
     upstream: str | None = None  #: URL of a real OpenAI-compatible server that answers the rows
     upstream_concurrency: int = 8
     upstream_api_key: str | None = None
@@ -63,6 +64,7 @@ class OptionArgs(TypedDict, total=False):
     max_file_bytes: int
     max_upload_bytes: int
     max_embedding_inputs: int
+    any_model: bool
     upstream: str | None
     upstream_concurrency: int
     upstream_api_key: str | None

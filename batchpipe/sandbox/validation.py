@@ -10,6 +10,8 @@ from typing import Any
 
 import orjson
 
+from batchpipe.sandbox.models import is_slip, nearest
+
 #: How many errors a batch reports at most.
 MAX_ERRORS = 100
 #: How many lines are checked before the others get a turn.
@@ -43,9 +45,11 @@ def canonical(endpoint: str, azure: bool) -> str:
     return f"/v1{endpoint}" if azure and not endpoint.startswith("/v1/") else endpoint
 
 
-def check(path: Path, endpoint: str, limits: Limits, *, azure: bool = False) -> Generator[None, None, Report]:
+def check(
+    path: Path, endpoint: str, limits: Limits, *, azure: bool = False, any_model: bool = True
+) -> Generator[None, None, Report]:
     """Check a file; yields now and then so that others may work, and returns the report."""
-    checker = _Checker(canonical(endpoint, azure), limits, azure)
+    checker = _Checker(canonical(endpoint, azure), limits, azure, any_model)
     size = path.stat().st_size
     if size > limits.max_bytes:
         message = f"The input file is {size} bytes, larger than the {limits.max_bytes} maximum for the Batch API."
@@ -64,11 +68,12 @@ def check(path: Path, endpoint: str, limits: Limits, *, azure: bool = False) -> 
 
 
 class _Checker:
-    def __init__(self, endpoint: str, limits: Limits, azure: bool) -> None:
+    def __init__(self, endpoint: str, limits: Limits, azure: bool, any_model: bool) -> None:
         self.report = Report()
         self._endpoint = endpoint
         self._limits = limits
         self._azure = azure
+        self._any_model = any_model
         self._ids: set[str] = set()
         self._inputs = 0
         self._blank: int | None = None  # a blank line is an error only if something follows it
@@ -133,6 +138,7 @@ class _Checker:
         if isinstance(model, str):
             if self.report.model is None:
                 self.report.model = model
+                self._check_model(number, model)
             elif model != self.report.model:
                 message = f"All requests of a batch must use one model: {model!r} is not {self.report.model!r}."
                 self.report.add("model_mismatch", message, line=number, param="body.model")
@@ -141,6 +147,14 @@ class _Checker:
             if self._inputs > self._limits.max_embedding_inputs:
                 message = f"The file has more than {self._limits.max_embedding_inputs} embedding inputs."
                 self.report.add("too_many_tasks", message, line=number, param="body.input")
+
+    def _check_model(self, number: int, model: str) -> None:
+        if self._any_model or not is_slip(model):
+            return
+        message = f"The model `{model[:100]}` does not exist or you do not have access to it."
+        if (near := nearest(model)) is not None:
+            message += f" (The sandbox asks: did you mean `{near}`? With --any-model it takes any name.)"
+        self.report.add("model_not_found", message, line=number, param="body.model")
 
     def _invalid(self, number: int, param: str, message: str) -> None:
         self.report.add("invalid_request", message, line=number, param=param)
