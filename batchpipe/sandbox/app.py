@@ -102,10 +102,11 @@ class _Api:
             mark = self._world.files.get(after).seq
             records = [file for file in records if (file.seq < mark) == (order == "desc") and file.seq != mark]
         limit = _limit(request, default=10_000, most=10_000)
-        return _page([file.public() for file in records[:limit]], len(records) > limit)
+        now = self._world.clock.now()
+        return _page([file.public(now) for file in records[:limit]], len(records) > limit)
 
     async def get_file(self, request: Request) -> Response:
-        return _Json(self._world.files.get(request.path_params["id"]).public())
+        return _Json(self._world.files.get(request.path_params["id"]).public(self._world.clock.now()))
 
     async def delete_file(self, request: Request) -> Response:
         file_id = request.path_params["id"]
@@ -115,6 +116,9 @@ class _Api:
     async def content(self, request: Request) -> Response:
         record = self._world.files.get(request.path_params["id"])
         path = self._world.files.path(record.id)
+        if (size := record.size(self._world.clock.now())) < record.bytes:
+            with path.open("rb") as file:
+                return Response(file.read(size), media_type="application/octet-stream")
         return _Download(path, media_type="application/octet-stream", filename=record.filename)
 
     # Batches
@@ -170,8 +174,11 @@ class _Api:
 
     def _view(self, request: Request, batches: Sequence[Batch]) -> list[dict[str, Any]]:
         hide = self._world.faults.hides_metadata(request.state.route, f"{request.method} {request.url.path}")
+        now = self._world.clock.now()
         with self._world.batches.lock:
-            return [batch.public(with_metadata=not hide) for batch in batches]
+            return [
+                batch.public(with_metadata=not hide, with_files=batch.files_hidden_until <= now) for batch in batches
+            ]
 
     async def list_batches(self, request: Request) -> Response:
         limit = _limit(request, default=20, most=100)

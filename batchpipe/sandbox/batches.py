@@ -76,6 +76,7 @@ class Batch:
     output_bytes: int = 0
     error_bytes: int = 0
     hidden_until: float = 0.0
+    files_hidden_until: float = 0.0  #: it has ended, but does not say yet where its files are
     paced_from: float | None = None  #: when its rows began to run; None: from now on
     forced: str | None = None  #: the end an admin or a fault has ordered
 
@@ -94,7 +95,7 @@ class Batch:
         """The batchpipe job, where the metadata names one."""
         return (self.metadata or {}).get("batchpipe_job", "")
 
-    def public(self, *, with_metadata: bool = True) -> dict[str, Any]:
+    def public(self, *, with_metadata: bool = True, with_files: bool = True) -> dict[str, Any]:
         """OpenAI's Batch object."""
         canonical = self.endpoint if self.endpoint.startswith("/v1/") else f"/v1{self.endpoint}"
         return {
@@ -106,8 +107,8 @@ class Batch:
             "input_file_id": self.input_file_id,
             "completion_window": "24h",
             "status": self.status,
-            "output_file_id": self.output_file_id,
-            "error_file_id": self.error_file_id,
+            "output_file_id": self.output_file_id if with_files else None,
+            "error_file_id": self.error_file_id if with_files else None,
             "created_at": int(self.created),
             "in_progress_at": self.times.get("in_progress"),
             "expires_at": int(self.expires),

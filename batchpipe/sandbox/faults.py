@@ -30,7 +30,18 @@ HTTP_KINDS = frozenset(
 #: Those that answer in place of the sandbox: at most one of them strikes a call.
 ANSWER_KINDS = frozenset({"status", "drop_before", "drop_after", "malformed", "replace"})
 #: Faults of a whole batch; hits are batches.
-BATCH_KINDS = frozenset({"hide_from_list", "unknown_status", "token_limit", "fail_batch", "expire", "stuck"})
+BATCH_KINDS = frozenset(
+    {
+        "hide_from_list",
+        "unknown_status",
+        "token_limit",
+        "fail_batch",
+        "expire",
+        "stuck",
+        "file_id_lags",
+        "file_lags",
+    }
+)
 #: Faults of single rows; hits are rows.
 ROW_KINDS = frozenset({"row_fails", "row_missing"})
 KINDS = HTTP_KINDS | BATCH_KINDS | ROW_KINDS
@@ -68,7 +79,7 @@ class _Common:
     seconds: float = 1.0
     mode: str = "short"  #: `truncate`: "short" breaks off, "clean" looks whole
     bytes: int | None = None  #: `truncate`: how much is sent
-    fraction: float | None = None  #: share kept (`truncate`), hit (rows), or done before (`expire`)
+    fraction: float | None = None  #: share kept (`truncate`, `file_lags`), hit (rows), or done before (`expire`)
     shape: str = "validation"  #: `token_limit`: "validation" or "create"
     errors: list[dict[str, Any]] | None = None  #: `fail_batch`: its `errors.data`
     billed: bool = False  #: `row_fails`, `row_missing`: was the row paid for all the same?

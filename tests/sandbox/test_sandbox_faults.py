@@ -162,6 +162,33 @@ def test_a_new_batch_can_be_hidden_from_the_list_for_a_while(api, client, sandbo
     assert [batch.id for batch in client.batches.list()] == [shown, hidden]
 
 
+def test_a_batch_that_has_ended_can_keep_its_file_ids_back_for_a_while(api, client, sandbox, rows):
+    """Its counts say already that all rows are answered."""
+    sandbox.faults.add("file_id_lags", seconds=40)
+    batch = api.create(rows(3))
+    sandbox.batches.wait(batch.id)
+
+    shown = client.batches.retrieve(batch.id)
+    assert (shown.status, shown.request_counts.completed, shown.output_file_id) == ("completed", 3, None)
+    assert client.batches.list().data[0].output_file_id is None
+    sandbox.clock.advance(41)
+    assert client.batches.retrieve(batch.id).output_file_id is not None
+
+
+def test_a_result_file_can_grow_for_a_while(api, client, sandbox, rows):
+    """Size and content agree, and each line is whole: only the number of lines tells."""
+    sandbox.faults.add("file_lags", seconds=40, fraction=0.5)
+    batch = api.create(rows(4))
+    file_id = sandbox.batches.wait(batch.id)["output_file_id"]
+
+    part = client.files.content(file_id).read()
+    assert len(part.splitlines()) in (1, 2)
+    assert (part[-1:], client.files.retrieve(file_id).bytes) == (b"\n", len(part))
+    sandbox.clock.advance(41)
+    assert len(client.files.content(file_id).read().splitlines()) == 4
+    assert client.files.retrieve(file_id).bytes > len(part)
+
+
 def test_metadata_can_be_kept_back(api, client, sandbox, rows):
     """Some providers do not echo it. Here only in the list."""
     batch = api.create(rows(1), metadata={"a": "b"})
