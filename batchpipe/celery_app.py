@@ -12,12 +12,12 @@ from celery import Celery
 from kombu.transport import TRANSPORT_ALIASES
 
 from batchpipe.errors import SettingsError
+from batchpipe.limits import visibility_seconds
 from batchpipe.settings import Settings
+from batchpipe.turns import LONGEST_PAUSE
 
 #: Apps that were made here. A site may call its own app batchpipe, too.
 _ours: WeakSet[Celery] = WeakSet()
-#: Longer than the longest countdown (600 s) and the longest task with a hard limit (900 s) together.
-VISIBILITY_SECONDS = 1_800
 
 
 def make_app(settings: Settings) -> Celery:
@@ -77,12 +77,12 @@ def _check_broker(url: str) -> None:
         raise SettingsError("BATCHPIPE_BROKER_URL is no broker URL: redis://..., amqp://... or another of Celery's")
 
 
-def transport_options(broker_url: str) -> dict[str, Any]:
+def transport_options(broker_url: str, visibility: int) -> dict[str, Any]:
     """What the Redis transport needs; other brokers know none of it."""
     if not broker_url.startswith(("redis://", "rediss://", "redis+socket://", "unix://")):
         return {}
     return {
-        "visibility_timeout": VISIBILITY_SECONDS,
+        "visibility_timeout": visibility,
         # look for messages of dead workers every 10 s, not every 100
         "unacked_restore_interval": 10,
         "unacked_restore_throttle": 1,
@@ -108,7 +108,7 @@ def _configuration(settings: Settings) -> dict[str, Any]:
         "task_acks_on_failure_or_timeout": True,
         "task_publish_retry_policy": {"max_retries": 3, "interval_start": 0, "interval_step": 0.5, "interval_max": 2},
         "worker_prefetch_multiplier": 1,  # fewer messages stranded by a kill
-        "broker_transport_options": transport_options(broker),
+        "broker_transport_options": transport_options(broker, visibility_seconds(settings, LONGEST_PAUSE)),
         "broker_connection_timeout": 5,
         "broker_connection_retry_on_startup": True,
         "broker_connection_max_retries": None,  # a long outage must not end the worker

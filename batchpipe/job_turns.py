@@ -47,6 +47,7 @@ from batchpipe.turns import (
     Stop,
     Turns,
     check_cancel,
+    foreseen,
     numbers,
     refused,
     words,
@@ -118,7 +119,8 @@ class JobTurns(Turns):
             except StoreUnavailable:
                 raise
             except Exception as error:
-                return self._trouble(claim, error)
+                link = "prepare" if claim.job.stage == State.PREPARING else "merge"
+                return self._trouble(claim, foreseen(error, link))
 
     # -- prepare ---------------------------------------------------------------------------------------------------
 
@@ -335,18 +337,18 @@ class JobTurns(Turns):
 
     def _trouble(self, lease: Lease, error: Exception) -> Next:
         lease.stop()
-        foreseen = isinstance(error, TryLater | OSError)
-        if not foreseen:
+        passes = isinstance(error, TryLater | OSError)
+        if not passes:
             logger.error("turn failed", exc_info=error, extra={"event": "turn_failed"})
         problem = Problem(code=getattr(error, "code", "internal_error"), message=words(error))
         named = getattr(error, "after", None)
         pause = FIRST_PAUSE * 2 ** min(lease.job.tries, 10)
-        if foreseen:  # each turn may read and write gigabytes before it meets the full disk
+        if passes:  # each turn may read and write gigabytes before it meets the full disk
             pause = min(max(2 * lease.job.wait, 5 * FIRST_PAUSE), LONGEST_BACKOFF)
         after = 0.0 if problem.code == CANCELLING else min(max(named or 0.0, pause), LONGEST_PAUSE)
         repeated = lease.job.trouble is not None and lease.job.trouble.message == problem.message
         try:
-            news = self.store.put_off(lease, after, {"trouble": problem}, tries="refund" if foreseen else "keep")
+            news = self.store.put_off(lease, after, {"trouble": problem}, tries="refund" if passes else "keep")
         except LeaseLost:
             return Stop()
         if not repeated:

@@ -44,6 +44,7 @@ from batchpipe.turns import (
     Stop,
     Turns,
     check_cancel,
+    foreseen,
     numbers,
     refused,
     words,
@@ -152,6 +153,7 @@ class ShardTurns(Turns):
     def _trouble(self, link: str, lease: Lease, error: Exception) -> Move | _Failed:
         """What an error of a step means for the shard."""
         assert lease.shard is not None
+        error = foreseen(error, link)
         problem = Problem(code=getattr(error, "code", "internal_error"), message=words(error))
         after = getattr(error, "after", None)
         if isinstance(error, Paused):

@@ -125,7 +125,12 @@ class Settings(BaseSettings):
     job_ttl_days: float = Field(30, gt=0, description="how long an ended job's records stay in Redis")
     log_format: Literal["text", "json"] = Field("text", description="text or json")
     control_timeout_seconds: float = Field(30, gt=0, description="time-out of one control call to the provider")
-    transfer_timeout_seconds: float = Field(600, gt=0, description="time-out of one upload or download")
+    transfer_timeout_seconds: float = Field(
+        600, gt=0, description="how long the provider may take to answer an upload, or to begin a download"
+    )
+    transfer_bytes_per_second: float = Field(
+        1_000, gt=0, description="an upload or download that is slower for a minute is broken off"
+    )
     account_pause_seconds: float = Field(
         300, gt=0, description="how long an account rests after 401, 402, 403 or insufficient_quota"
     )

@@ -14,14 +14,16 @@ from weakref import WeakKeyDictionary
 from amqp import AMQPError
 from celery import Celery, chain, current_app, shared_task, signature
 from celery.exceptions import OperationalError as CeleryOperationalError
+from celery.exceptions import SoftTimeLimitExceeded
 from kombu.exceptions import KombuError, OperationalError
 
 from batchpipe import seams
 from batchpipe.celery_app import make_app, queue_of
 from batchpipe.counters import Counters
-from batchpipe.errors import StoreUnavailable, TryLater, without_secrets
+from batchpipe.errors import SettingsError, StoreUnavailable, TryLater, without_secrets
 from batchpipe.job_turns import JobTurns, Unheard
 from batchpipe.jobs import JOB, JobRecord
+from batchpipe.limits import HARD_AFTER_SOFT_SECONDS, task_limit
 from batchpipe.openai_api import Apis
 from batchpipe.pipeline import ShardTurns
 from batchpipe.settings import Settings, current_settings
@@ -30,12 +32,10 @@ from batchpipe.sweep import sweep as sweep_once
 from batchpipe.turns import Again, Message, Next, Stop, links_from
 
 logger = logging.getLogger(__name__)
+seams.out_of_time = (SoftTimeLimitExceeded,)
 
 #: Pause of a task that could not reach Redis at all.
 REDIS_PAUSE_SECONDS = 10.0
-#: Hard time limits (prefork): of tasks that call the provider for moments, and of those that read and write gigabytes.
-SHORT_TASK_SECONDS = 900
-LONG_TASK_SECONDS = 7 * 3_600
 #: What a broker that cannot be reached, or that refuses (a RabbitMQ: who we are, or the queue), makes of a call.
 _BROKER_TROUBLE = (KombuError, OperationalError, CeleryOperationalError, OSError, AMQPError)
 #: A blip is bridged; a broker that is down must not hold up who submits: the sweep publishes later.
@@ -208,6 +208,8 @@ def tell(job: JobRecord) -> None:
             continue
         try:
             listener(job.id)
+        except SoftTimeLimitExceeded:  # the worker's limit, and no error of the receiver
+            raise
         except Exception as error:  # it is the site's code
             message = f"{name} failed: {type(error).__name__}: {without_secrets(str(error))}"
             if job.raised:
@@ -230,6 +232,28 @@ def _not_loaded(job: JobRecord, names: Sequence[str]) -> Unheard:
 
 # -- the tasks -----------------------------------------------------------------------------------------------------
 
+
+class _Limit:
+    """A task's time limit in seconds, by the settings in use: they may be there only once a site is loaded.
+
+    A site's own task_time_limit would end a long transfer again and again.
+    """
+
+    def __init__(self, name: str, *, hard: bool) -> None:
+        self._name, self._hard = name, hard
+
+    def __get__(self, instance: object, owner: type) -> int:
+        try:
+            settings = current_settings()
+        except SettingsError:  # said elsewhere, and by each task
+            settings = Settings.model_construct()
+        return task_limit(settings, self._name) + (HARD_AFTER_SOFT_SECONDS if self._hard else 0)
+
+
+def _limits(name: str) -> dict[str, Any]:
+    return {"time_limit": _Limit(name, hard=True), "soft_time_limit": _Limit(name, hard=False)}
+
+
 _OPTIONS: dict[str, Any] = {
     "bind": True,
     "Request": "batchpipe.task_request:TaskRequest",
@@ -241,18 +265,16 @@ _OPTIONS: dict[str, Any] = {
     "max_retries": None,  # Celery's default of 3 would end a poll at its fourth look
     "rate_limit": 0,  # none: a site's task_default_rate_limit is about its own
 }
-# A site's own task_time_limit would end a long transfer again and again.
-_SHORT = {**_OPTIONS, "time_limit": SHORT_TASK_SECONDS, "soft_time_limit": SHORT_TASK_SECONDS}
-_LONG = {**_OPTIONS, "time_limit": LONG_TASK_SECONDS, "soft_time_limit": LONG_TASK_SECONDS}
 #: Of the tasks that beat sends every few seconds: whoever watches tasks would drown in them.
 PULSE = {
-    **{name: _SHORT[name] for name in ("ignore_result", "serializer", "rate_limit", "time_limit", "soft_time_limit")},
+    **{name: _OPTIONS[name] for name in ("ignore_result", "serializer", "rate_limit")},
+    **_limits("sweep"),
     "acks_late": False,
     "send_events": False,
 }
 #: What the tasks of a job need, by name.
 OPTIONS = {
-    f"batchpipe.{name}": _LONG if name in ("prepare", "download", "merge") else _SHORT
+    f"batchpipe.{name}": {**_OPTIONS, **_limits(name)}
     for name in ("prepare", "upload", "create", "poll", "download", "merge")
 }
 
@@ -289,6 +311,8 @@ def _answer(task: Any, turn: Callable[[], Next]) -> str | None:
         ids = {name: value for name, value in task.request.kwargs.items() if name in ("job", "shard")}
         logger.warning("%s: %s", task.name, error, extra={"event": "redis_away", **ids})
         following = Again(REDIS_PAUSE_SECONDS, "Redis is not reachable")
+    except SoftTimeLimitExceeded:  # struck while the turn's end was written; its lease runs out by itself
+        following = Again(REDIS_PAUSE_SECONDS, "the worker's soft time limit was met")
     if isinstance(following, Again):
         raise _later(task, following)
     if isinstance(following, Stop):
@@ -339,4 +363,8 @@ def merge(self: Any, *, job: str, epoch: int, shard: int = JOB, **newer: Any) ->
 @shared_task(name="batchpipe.sweep", **PULSE)
 def sweep(**newer: Any) -> int:
     """Publish anew what is past due."""
-    return sweep_once(runtime().jobs)
+    try:
+        return sweep_once(runtime().jobs)
+    except SoftTimeLimitExceeded:
+        logger.warning("a sweep met the worker's soft time limit; the next one goes on", extra={"event": "time_limit"})
+        return 0

@@ -11,9 +11,11 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from batchpipe import seams
 from batchpipe.counters import Counters
 from batchpipe.errors import StoreUnavailable, TryLater, without_secrets
 from batchpipe.jobs import JOB, Stage, State
+from batchpipe.limits import REMEDIES
 from batchpipe.logs import log_event
 from batchpipe.openai_api import Api
 from batchpipe.settings import Settings
@@ -217,6 +219,14 @@ def check_cancel(lease: Lease) -> None:
     lease.check()
     if lease.news.cancel and not lease.job.cancel:
         raise TryLater("the job is being cancelled", code=CANCELLING)
+
+
+def foreseen(error: Exception, link: str) -> Exception:
+    """The same error; but the time limit of a worker is trouble of that worker, and no failure of the work."""
+    if not isinstance(error, seams.out_of_time):
+        return error
+    message = f"{link} met the time limit of its worker (task_soft_time_limit); it may need {REMEDIES[link]}"
+    return TryLater(message, code="time_limit")
 
 
 def words(error: BaseException) -> str:

@@ -19,7 +19,7 @@ LAYERS: list[tuple[str, ...]] = [
     ("outcomes",),
     ("settings", "logs", "counters", "private_redis"),
     ("storage", "openai_api", "store"),
-    ("results", "views", "costs", "splitting", "labels"),
+    ("results", "views", "costs", "splitting", "labels", "limits"),
     ("steps", "places"),
     ("turns",),
     ("pipeline",),

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import orjson
 
+from batchpipe import seams
 from batchpipe.errors import BatchpipeError, Gone, Paused, Refused, SettingsError, Unavailable
 
 if TYPE_CHECKING:
@@ -62,6 +63,8 @@ def _of_transport(cause: BaseException) -> BatchpipeError:
 
     if isinstance(cause, httpx2.UnsupportedProtocol | httpx2.InvalidURL | httpx2.LocalProtocolError):
         return SettingsError(f"the account's base_url or key is not usable: {cause}")
+    if isinstance(cause, seams.out_of_time):  # the SDK takes whatever is raised within a call for its connection's end
+        return Unavailable("the worker's time limit (task_soft_time_limit) ended the call", code="time_limit")
     text = f"{type(cause).__name__}: {cause}" if str(cause) else type(cause).__name__
     if isinstance(cause, httpx2.ConnectError | httpx2.ConnectTimeout | httpx2.PoolTimeout):
         return Unavailable(f"the provider cannot be reached: {text}", code="not_sent")
