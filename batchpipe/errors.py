@@ -20,6 +20,8 @@ BatchpipeError
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from types import MappingProxyType
 
 #: What a URL may hold that nobody else must read: a password, the signature or token of a query.
 _PASSWORD = re.compile(r"(://[^/\s:@]*:)[^/\s@]+(?=@)")
@@ -40,6 +42,8 @@ class BatchpipeError(Exception):
     """Base of all errors of batchpipe. ``code`` is for programs, the message for people; its URLs tell no secret."""
 
     code = "error"
+    #: ids of batches that an answer to the paid call names; True: the answer is about that one, False: it mentions it
+    named: Mapping[str, bool] = MappingProxyType({})
 
     def __init__(self, message: str = "", *, code: str | None = None) -> None:
         super().__init__(without_secrets(message) or (self.__doc__ or "").strip())

@@ -185,6 +185,8 @@ class ShardRecord(Record, frozen=True, kw_only=True):
     intent_at: float | None = None  #: first intent to create under the current key
     calls: list[str] = []  #: create calls under the current key that have no clear answer
     empty_at: float | None = None  #: first look after the latest call that found no batch
+    #: ids that unclear answers to those calls named (True: were about), to be read before anybody calls again
+    named: dict[str, bool] = {}
     refusal: Problem | None = None  #: a clear no while an older call is still unanswered
     batch_id: str | None = None
     spent: list[str] = []  #: ids of batches that were given up on purpose; never adopted
@@ -214,6 +216,11 @@ class ShardRecord(Record, frozen=True, kw_only=True):
     def key(self) -> str:
         """What ties a batch at the provider to this shard and try (``batchpipe_key`` in its metadata)."""
         return f"{self.job}:{self.index}:{self.try_}"
+
+    @property
+    def upload_name(self) -> str:
+        """The name of its file at the provider: where metadata are not told, it says whose a batch is."""
+        return f"batchpipe-{self.job}-{self.index}-{self.try_}.jsonl"
 
 
 class Move(msgspec.Struct, frozen=True, kw_only=True):

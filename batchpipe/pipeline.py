@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -304,7 +305,13 @@ class _Turn:
     def too_late_to_call(self) -> bool:
         return self._lease.too_late_to_call()
 
-    def settle(self, batch: Any) -> str:
+    def name(self, batch_ids: Mapping[str, bool]) -> None:
+        self._turns.store.name(self._shard, batch_ids)
+
+    def known(self, batch_ids: Sequence[str]) -> dict[str, ShardRecord]:
+        return self._turns.store.shards_of_batches(self._lease.job.account, batch_ids)
+
+    def settle(self, batch: Any, *, sure: bool = False) -> str:
         snapshot: Snapshot = batch
         self._lease.stop()
         settled = self._turns.store.settle(
@@ -312,6 +319,7 @@ class _Turn:
             snapshot.id,
             token=self._lease.token,
             after=0.0,
+            sure=sure,
             changes={
                 "status": snapshot.status,
                 "counts": snapshot.counts,

@@ -68,7 +68,8 @@ class Account(BaseModel):
     echoes_metadata: bool = Field(True, description="the provider's list shows the metadata of batches")
     resend_unanswered: bool = Field(
         False,
-        description="where batches cannot be listed: repeat a create call without an answer; rows may be paid twice",
+        description="where batches cannot be listed: repeat a create call without an answer, up to three calls; "
+        "rows may be paid for each",
     )
     overdue_seconds: float | None = Field(
         None,

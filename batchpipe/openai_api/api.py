@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from functools import cached_property, partial
 from typing import IO, TYPE_CHECKING, Any, BinaryIO, cast
 
-from batchpipe.errors import Refused, SettingsError, Unanswered, Unavailable
+from batchpipe.errors import BatchpipeError, Paused, Refused, SettingsError, Unanswered, Unavailable
 from batchpipe.openai_api.answers import (
     Snapshot,
     StoredFile,
@@ -21,6 +21,7 @@ from batchpipe.openai_api.answers import (
     same,
     text,
 )
+from batchpipe.openai_api.created import Partly, Said, made, named
 from batchpipe.openai_api.transport import Count, http_client, uncounted
 from batchpipe.openai_api.trouble import NO_ROUTE, translated
 from batchpipe.settings import Account, Settings
@@ -128,6 +129,13 @@ class Api:
                 total += len(block)
         return total
 
+    def file_name(self, file_id: str) -> str | None:
+        """The name under which a file was uploaded, None where nobody tells. Raises Unavailable, Paused, Refused."""
+        with translated(self._key):
+            answer = self._client.files.with_raw_response.retrieve(file_id)
+            told = json_object(answer.http_response.content)
+            return text(told.get("filename")) if told.get("id", file_id) == file_id else None
+
     def delete_file(self, file_id: str) -> None:
         """Raises Gone, Unavailable, Paused, Refused."""
         with translated(self._key):
@@ -158,26 +166,59 @@ class Api:
         """The paid call: sent once. Raises Unanswered unless the answer is clear.
 
         A clear no is Unavailable (a 4xx that may pass, or code ``not_sent``: nothing left this host), Paused or
-        Refused.
+        Refused. Each has, as ``named``, the ids of batches that its answer names: they are to be read before
+        anybody calls again.
         """
+        said: list[Said] = []
         try:
             with translated(self._key):
-                answer = self._client.batches.with_raw_response.create(
-                    endpoint=cast(Any, endpoint),
-                    completion_window=cast(Any, completion_window),
-                    input_file_id=input_file_id,
-                    metadata=metadata,
-                    extra_body=extra or None,
-                )
-                snapshot = parse_batch(json_object(answer.http_response.content))
-            if snapshot.input_file_id not in (None, input_file_id):
-                raise Unavailable(f"the answer is about another batch, {snapshot.id}", code="nonsense")
-            return snapshot
-        except Unavailable as error:
-            refused = error.status is not None and 400 <= error.status < 500 and error.status != 408
-            if (refused and error.code != NO_ROUTE) or error.code == "not_sent":
-                raise
-            raise Unanswered(f"no clear answer to the create call: {error}") from error
+                said.append(self._create(endpoint, completion_window, input_file_id, metadata, extra, said))
+            batch = made(said[-1], metadata.get("batchpipe_key"))
+            if batch is None:
+                raise Unavailable(f"HTTP {said[-1].status}, and no batch in it", code="nonsense")
+            return batch
+        except (Unavailable, Paused, Refused) as error:
+            names = named(said[-1]) if said else {}
+            if not _is_clear_no(error):
+                about = f" (it names {', '.join(names)})" if names else ""
+                unanswered = Unanswered(f"no clear answer to the create call: {error}{about}")
+                unanswered.named = names
+                raise unanswered from error
+            error.named = names
+            raise
+
+    def _create(
+        self,
+        endpoint: str,
+        completion_window: str,
+        input_file_id: str,
+        metadata: dict[str, str],
+        extra: dict[str, Any],
+        said: list[Said],
+    ) -> Said:
+        """The answer. Where it is an error, or breaks off, what came of it is added to ``said`` first."""
+        import openai
+
+        try:
+            with self._client.batches.with_streaming_response.create(
+                endpoint=cast(Any, endpoint),
+                completion_window=cast(Any, completion_window),
+                input_file_id=input_file_id,
+                metadata=metadata,
+                extra_body=extra or None,
+            ) as answer:
+                status, location = answer.status_code, answer.headers.get("location", "")
+                body = Partly(self._control)
+                try:
+                    body.read(answer.iter_bytes())
+                except BaseException:
+                    said.append(Said(status, bytes(body.parts), location, whole=False))
+                    raise
+                return Said(status, bytes(body.parts), location)
+        except openai.APIStatusError as error:
+            response = error.response
+            said.append(Said(error.status_code, response.content, response.headers.get("location", "")))
+            raise
 
     def retrieve(self, batch_id: str) -> Snapshot:
         """Raises Gone, Unavailable (also when another object comes back), Paused, Refused."""
@@ -332,6 +373,16 @@ class Apis:
                     name=name,
                 )
             return self._built[key]
+
+
+def _is_clear_no(error: BatchpipeError) -> bool:
+    """Nothing was made by this call. A conflict says only that something was: perhaps by us, behind a proxy's retry."""
+    if not isinstance(error, Unavailable):
+        return True
+    if error.code in ("not_sent", "token_limit_exceeded") and (error.status or 400) < 500:
+        return True
+    refused = error.status is not None and 400 <= error.status < 500 and error.status not in (408, 409)
+    return refused and error.code != NO_ROUTE
 
 
 class _Watched:

@@ -18,9 +18,8 @@ class FilesApi(Protocol):
 
 def upload(shard: ShardRecord, workspace: Folder, api: FilesApi, *, check: Callable[[], None]) -> Move:
     """Stream the shard's file up. Raises Unavailable, Paused, Refused, StorageTrouble, and what ``check`` raises."""
-    name = f"batchpipe-{shard.job}-{shard.index}-{shard.try_}.jsonl"
     with local_reader(workspace, shard.file) as handle:
-        file_id = api.upload(handle, name, check)
+        file_id = api.upload(handle, shard.upload_name, check)
     return Move(
         stage=Stage.UPLOADED,
         changes={"file_id": file_id},

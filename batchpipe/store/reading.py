@@ -203,6 +203,24 @@ class Records:
             pipe.hgetall(self._key(job_id, index))
         return [decode(ShardRecord, fields) if fields else None for fields in self._call(pipe.execute)]
 
+    def shards_of_batches(self, account: str, batch_ids: Sequence[str]) -> dict[str, ShardRecord]:
+        """For each of these batches that a record of this account names, that shard; read in one go."""
+        pipe = self.client.pipeline(transaction=False)
+        for batch_id in batch_ids:
+            pipe.get(f"{self.prefix}batch:{batch_id}")
+        members = self._call(pipe.execute) if batch_ids else []
+        places = {name: parse_member(found) for name, found in zip(batch_ids, members, strict=True) if found}
+        pipe = self.client.pipeline(transaction=False)
+        for job_id, _ in places.values():
+            pipe.hget(self._job_key(job_id), "account")
+        accounts = self._call(pipe.execute) if places else []
+        shards = self.shards_of(list(places.values())) if places else []
+        return {
+            name: shard
+            for name, shard, of in zip(places, shards, accounts, strict=True)
+            if shard is not None and of == account and name in (shard.batch_id, *shard.spent)
+        }
+
     # -- accounts --------------------------------------------------------------------------------------------------
 
     def pause(self, account: str, seconds: float, problem: Problem) -> None:

@@ -25,6 +25,10 @@ ALIAS_SECONDS = 60 * 86_400
 GIVEN_UP_SECONDS = 86_400
 
 
+#: Ids that are kept of unclear answers to a shard's create calls.
+MOST_NAMED = 8
+
+
 @dataclass(frozen=True)
 class Raised:
     """A new epoch, under which the caller publishes; ``old_ids`` are the Celery ids of the void messages."""
@@ -37,7 +41,8 @@ class Raised:
 
 @dataclass(frozen=True)
 class Settled:
-    """What became of a batch id: ``ok``, ``late``, ``known``, or ``cancel``: the caller cancels the batch it made."""
+    """What became of a batch id: ``ok``, ``late``, ``known``, ``other`` (it is another shard's), or ``cancel``: the
+    caller cancels the batch it made."""
 
     verdict: str
     news: Renewal = NO_NEWS
@@ -257,10 +262,25 @@ class Store(ScheduleRecords):
         """A call was clearly refused or never made. Needs no lease."""
         self._run("withdraw", self._keys(shard.job, shard.index), shard.key, call)
 
+    def name(self, shard: ShardRecord, batch_ids: Mapping[str, bool]) -> None:
+        """Keep ids that an unclear answer to a create call named (True: was about). Needs no lease."""
+        named = orjson.dumps(dict(batch_ids)).decode()
+        self._run("named", self._keys(shard.job, shard.index), shard.key, MOST_NAMED, named)
+
     def settle(
-        self, shard: ShardRecord, batch_id: str, *, token: str | None, after: float, changes: Mapping[str, Any]
+        self,
+        shard: ShardRecord,
+        batch_id: str,
+        *,
+        token: str | None,
+        after: float,
+        changes: Mapping[str, Any],
+        sure: bool = False,
     ) -> Settled:
-        """Record the id of a batch made or found under the shard's current key. Needs no lease."""
+        """Record the id of a batch made or found under the shard's current key. Needs no lease.
+
+        ``sure``: the batch itself shows our key or file; else one that another record names is that shard's.
+        """
         answer = self._run(
             "settle",
             self._keys(shard.job, shard.index),
@@ -271,6 +291,7 @@ class Store(ScheduleRecords):
             batch_id,
             after,
             self.lease_seconds,
+            "1" if sure else "0",
             *encode_changes(changes),
         )
         return Settled(answer[0], _news(*answer[1:]) if len(answer) > 1 else Renewal())

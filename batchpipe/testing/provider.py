@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import IO, Any, BinaryIO, TypeVar
 
+import msgspec
 import orjson
 
 from batchpipe.errors import Gone, Refused, Unavailable
@@ -92,6 +93,8 @@ class FakeOpenAI:
         self.clock = clock
         self.autofinish = autofinish
         self.echo_metadata = True  #: False: batches are told without their metadata, as some servers do
+        self.list_metadata = True  #: False: only its list is without them
+        self.rewrites_files = False  #: batches show another input_file_id than the upload gave, as some gateways do
         self.answer: Callable[[Mapping[str, Any]], Answer] = polite_answer
         self.files: dict[str, FakeFile] = {}
         self.batches: dict[str, FakeBatch] = {}  #: oldest first
@@ -208,6 +211,9 @@ class FakeOpenAI:
 
         return self._called("download", file_id, effect)
 
+    def file_name(self, file_id: str) -> str | None:
+        return self._called("file_name", file_id, lambda: self._file(file_id).name)
+
     def delete_file(self, file_id: str) -> None:
         def effect() -> None:
             self._file(file_id)
@@ -276,7 +282,8 @@ class FakeOpenAI:
         shown = [batch for batch in newest if not self._hide_all and batch.id not in self._hidden]
         for start in range(0, len(shown), _PAGE):
             page = shown[start : start + _PAGE]
-            yield from map(self._snapshot, page)
+            for told in map(self._snapshot, page):
+                yield told if self.list_metadata else msgspec.structs.replace(told, metadata={})
             if page[-1].created_at < since:
                 return
 
@@ -331,7 +338,7 @@ class FakeOpenAI:
         return Snapshot(
             id=batch.id,
             status=batch.status,
-            input_file_id=batch.input_file_id,
+            input_file_id=f"gw-{batch.input_file_id}" if self.rewrites_files else batch.input_file_id,
             output_file_id=batch.output_file_id,
             error_file_id=batch.error_file_id,
             created_at=batch.created_at,

@@ -11,6 +11,7 @@ from batchpipe.errors import JobNotFound, LeaseLost, OutputInUse
 from batchpipe.jobs import JOB, Counts, JobRecord, Move, Problem, ShardRecord, Stage, State, new_job_id
 from batchpipe.store import Lease, Refused, Store
 from batchpipe.store.reading import LOG_LENGTH
+from batchpipe.store.store import MOST_NAMED
 
 LEASE = 60.0
 DEADLINE = 300.0
@@ -641,6 +642,55 @@ def test_a_repeated_settle_of_the_holder_is_the_same(store: Store) -> None:
         settled = store.settle(record, "batch_1", token=lease.token, after=5.0, changes={})
         assert settled.verdict == "ok"
     assert shard(store, job_id).next_at == about(store.now() + 5)
+
+
+def test_a_batch_that_another_shard_has_is_not_settled_but_by_its_own_word(store: Store) -> None:
+    """An answer may name the wrong one; a server that counts its ids anew after a restart names the right one."""
+    job_id = uploaded(store, 2)
+    assert settle(store, job_id).verdict == "late"
+    record = shard(store, job_id, 1)
+    assert store.settle(record, "batch_1", token=None, after=0.0, changes={}).verdict == "other"
+    assert shard(store, job_id, 1).batch_id is None
+    assert store.settle(record, "batch_1", token=None, after=0.0, changes={}, sure=True).verdict == "late"
+
+
+def test_another_account_may_have_the_same_id(store: Store) -> None:
+    """Each server counts for itself."""
+    assert settle(store, uploaded(store)).verdict == "late"
+    other = uploaded(store, account="other")
+    assert store.shards_of_batches("other", ["batch_1"]) == {}
+    assert settle(store, other).verdict == "late"
+    assert [found.job for found in store.shards_of_batches("other", ["batch_1", "batch_9"]).values()] == [other]
+
+
+def test_ids_that_answers_named_are_kept_until_the_shard_has_its_batch(store: Store) -> None:
+    """Or until somebody calls again, having settled them; a few at most."""
+    job_id = uploaded(store)
+    lease = granted(claim(store, job_id, 0, Stage.UPLOADED))
+    store.intend(lease)
+    store.name(shard(store, job_id), {"batch_1": False, "batch_2": True})
+    store.name(shard(store, job_id), {"batch_1": True, "batch_2": False})
+    assert shard(store, job_id).named == {"batch_1": True, "batch_2": True}
+    store.name(shard(store, job_id), {f"batch_{n}": True for n in range(50)})
+    assert len(shard(store, job_id).named) == MOST_NAMED
+    store.name(shard(store, job_id).evolve(try_=9), {"batch_77": True})
+    store.intend(lease)
+    assert shard(store, job_id).named == {}
+    store.name(shard(store, job_id), {"batch_3": True})
+    settle(store, job_id, token=lease.token)
+    store.name(shard(store, job_id), {"batch_4": True})
+    assert shard(store, job_id).named == {}
+
+
+def test_calls_without_an_answer_do_not_pile_up(store: Store) -> None:
+    """A provider may be down for days; the intent stays."""
+    job_id = uploaded(store)
+    for number in range(30):
+        lease = granted(claim(store, job_id, 0, Stage.UPLOADED, epoch=shard(store, job_id).epoch))
+        store.intend(lease)
+        advance(store, lease, Stage.UPLOADED)
+        assert shard(store, job_id).calls[-1] == lease.token, number
+    assert len(shard(store, job_id).calls) == 20
 
 
 def test_settling_tells_the_holder_of_wake_and_cancel(store: Store) -> None:

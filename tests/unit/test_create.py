@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from batchpipe.errors import Gone, LeaseLost, Paused, Refused, Unanswered, Unavailable
 from batchpipe.jobs import JobRecord, Move, ShardRecord, Stage
 from batchpipe.settings import Account
-from batchpipe.steps.create import CANCELLED, MAX_UNFOUND, GiveUp, Over, create
+from batchpipe.steps.create import CANCELLED, MAX_UNFOUND, MOST_CALLS, UNREAD_SECONDS, GiveUp, Over, create
 from batchpipe.testing import FakeOpenAI
 
 JOB = JobRecord(id="job_x", metadata={"team": "a"}, extra={"output_expires_after": {"seconds": 1}})
@@ -29,6 +30,7 @@ class FakeTurn:
         self.done: list[str] = []
         self.verdicts = verdicts or {}
         self.recorded: str | None = None
+        self.others: dict[str, ShardRecord] = {}  #: batches that records of other shards name
 
     def now(self) -> float:
         return self.at
@@ -45,9 +47,17 @@ class FakeTurn:
     def too_late_to_call(self) -> bool:
         return self.late
 
-    def settle(self, batch: Any) -> str:
+    def name(self, batch_ids: Mapping[str, bool]) -> None:
+        self.done.append(f"name {' '.join(batch_ids)}")
+
+    def known(self, batch_ids: Sequence[str]) -> dict[str, ShardRecord]:
+        return {name: self.others[name] for name in batch_ids if name in self.others}
+
+    def settle(self, batch: Any, *, sure: bool = False) -> str:
         """The store's rule: the recorded id wins."""
         self.done.append(f"settle {batch.id}")
+        if batch.id in self.others and not sure:
+            return "other"
         if batch.id in self.verdicts:
             return self.verdicts[batch.id]
         if self.recorded is None:
@@ -439,3 +449,117 @@ def test_where_the_list_shows_no_metadata_the_input_file_alone_tells(world: Worl
     made = world.add_batch(key="nonsense of a gateway")
     assert world.create(world.unanswered()) == Over(settled=True)
     assert world.turn.recorded == made
+
+
+# -- ids that answers name -----------------------------------------------------------------------------------------
+
+
+def unclear(**named: bool) -> Unanswered:
+    error = Unanswered("what was that")
+    error.named = named
+    return error
+
+
+def test_an_id_that_an_unclear_answer_named_is_recorded_before_anything_else(world: World) -> None:
+    """A crash must not forget it."""
+    world.api.fail_next("create_batch", unclear(batch_0001=True))
+    ending = world.create(world.shard())
+    assert (ending.stage, world.turn.done) == (Stage.UPLOADED, ["intend", "name batch_0001"])
+    assert world.api.count("retrieve") == 0
+
+
+def test_the_batch_that_an_answer_was_about_is_read_and_adopted_whatever_it_shows(world: World) -> None:
+    """A gateway rewrites input files and shows no metadata; the list is not even asked."""
+    made = world.add_batch()
+    world.api.rewrites_files, world.api.echo_metadata = True, False
+    assert world.create(world.unanswered(named={made: True})) == Over(settled=True)
+    assert (world.turn.recorded, world.api.count("iter_batches")) == (made, 0)
+
+
+@pytest.mark.parametrize("about", [True, False])
+def test_nobody_calls_while_a_named_batch_cannot_be_read(world: World, about: bool) -> None:
+    """The provider is down: that says nothing."""
+    world.api.fail_next("retrieve", Unavailable("down"), times=3)
+    for _ in range(3):
+        with pytest.raises(Unavailable):
+            world.create(world.unanswered(named={"batch_x1": about}, empty_at=NOW - 9_000))
+    assert world.api.count("create_batch") == 0
+
+
+def test_a_named_batch_that_the_provider_does_not_know_is_asked_for_longer_than_the_list(world: World) -> None:
+    """A read may lag behind a create."""
+    shard = world.unanswered(named={"batch_x1": True}, empty_at=NOW)
+    world.turn.at = NOW + UNREAD_SECONDS - 1
+    assert isinstance(world.create(shard), Move)
+    world.turn.at = NOW + UNREAD_SECONDS
+    assert world.create(shard) == Over(settled=True)
+
+
+def test_an_answer_with_another_shards_batch_is_no_answer(world: World) -> None:
+    """Neither adopted nor cancelled; ours is looked for in the list."""
+    other = world.add_batch("job_x:2:1")
+    world.turn.others[other] = ShardRecord(job="job_x", index=2, batch_id=other)
+    ours = world.add_batch()
+    assert world.create(world.unanswered(named={other: True})) == Over(settled=True)
+    assert (world.turn.recorded, status(world, other)) == (ours, "validating")
+
+
+def test_a_refusal_that_names_our_batch_is_no_refusal(world: World) -> None:
+    """A gateway has repeated the call, and was told that the batch exists."""
+    error = Refused("batch_0001 exists", status=400)
+    error.named = {"batch_0001": False}
+    world.api.fail_next("create_batch", error, processed=True)
+    assert world.create(world.shard()) == Over(settled=True)
+    assert "withdraw" not in world.turn.done
+
+
+def test_a_refusal_that_names_the_batch_of_others_is_one(world: World) -> None:
+    """By no word of its own is it ours."""
+    other = world.add_batch(None, world.api.upload(io.BytesIO(b"{}"), "f", lambda: None))
+    error = Refused(f"{other} is in the way", status=400)
+    error.named = {other: False}
+    world.api.fail_next("create_batch", error)
+    assert isinstance(world.create(world.shard()), GiveUp)
+
+
+def blind(world: World) -> str:
+    """A list without metadata and with other file ids, by a batch of ours in it that we know; and one we do not."""
+    known, world.api.list_metadata = world.add_batch("job_x:2:1"), False
+    world.turn.others[known] = ShardRecord(job="job_x", index=2, file_id=world.file_id, batch_id=known)
+    return world.add_batch()
+
+
+def test_what_a_list_does_not_show_is_read_one_by_one(world: World) -> None:
+    """The list keeps metadata back, the batch itself does not."""
+    ours = blind(world)
+    world.api.rewrites_files = True
+    assert world.create(world.unanswered(empty_at=NOW - 999)) == Over(settled=True)
+    assert world.turn.recorded == ours
+
+
+def test_a_list_that_shows_of_no_batch_whose_it_is_counts_as_none(world: World) -> None:
+    """Nobody calls again, for as long as it takes; a cancel ends it with rows that say why."""
+    blind(world)
+    world.api.rewrites_files, world.api.echo_metadata = True, False
+    for _ in range(5):
+        move = world.create(world.unanswered(empty_at=NOW - 999))
+        assert (move.stage, move.changes["trouble"].code) == (Stage.UPLOADED, "create_unknown")
+    given_up = world.create(world.unanswered(empty_at=NOW - 999), JOB.evolve(cancel=True))
+    assert (given_up.problem.code, given_up.refused) == ("create_unknown", False)
+    assert world.api.count("create_batch") == 2
+
+
+def test_a_list_without_any_batch_that_could_be_ours_is_an_empty_look(world: World) -> None:
+    """However little it shows of those that it has."""
+    known = world.add_batch("job_x:2:1")
+    world.turn.others[known] = ShardRecord(job="job_x", index=2, file_id=world.file_id, batch_id=known)
+    world.api.rewrites_files, world.api.echo_metadata = True, False
+    assert world.create(world.unanswered(empty_at=NOW - 999)) == Over(settled=True)
+
+
+def test_calls_are_repeated_a_few_times_at_most_where_nobody_can_look(world: World) -> None:
+    """RESEND_UNANSWERED allows rows to be paid twice, not without end."""
+    world.turn.provider = Account(lists_batches=False, resend_unanswered=True)
+    few, many = ["x"] * (MOST_CALLS - 1), ["x"] * MOST_CALLS
+    assert world.create(world.unanswered(calls=many, empty_at=NOW - 999)).changes["trouble"].code == "create_unknown"
+    assert world.create(world.unanswered(calls=few, empty_at=NOW - 999)) == Over(settled=True)
