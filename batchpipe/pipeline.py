@@ -131,16 +131,16 @@ class ShardTurns(Turns):
         return result
 
     def _poll(self, job: JobRecord, shard: ShardRecord, api: Api) -> Move | Problem:
-        account = self.settings.account(job.account)
-        rate = account.looks_per_second
+        account, clock = self.settings.account(job.account), self.store.clock()
+        rate, patience = account.looks_per_second, account.patience_seconds
         return poll(
             job,
             shard,
             api,
-            now=self.store.now(),
+            now=clock.now,
             pace=Pace(self.settings.poll_min_seconds, self.settings.poll_max_seconds),
             may_look=lambda: self.store.may_look(job.account, per_second=rate, burst=max(1.0, 2 * rate)),
-            patience=account.patience_seconds,
+            patience=patience + clock.ahead if patience is not None else None,  # the provider's clock may be behind
         )
 
     def _abandon(self, lease: Lease, workspace: Folder, problem: Problem, *, refused: bool = False) -> Move:
@@ -287,10 +287,19 @@ class _Turn:
         assert lease.shard is not None
         self._turns, self._lease, self._api, self._shard = turns, lease, api, lease.shard
         self.grace_seconds = turns.settings.create_grace_seconds
+        self.lease_seconds = turns.settings.lease_seconds
         self.provider = turns.settings.account(lease.job.account)
 
     def now(self) -> float:
         return self._turns.store.now()
+
+    def ahead(self) -> float:
+        return self._turns.store.clock().ahead
+
+    def leapt(self, since: float) -> bool:
+        clock = self._turns.store.clock()
+        # who waits for a grace period, or sleeps between two sweeps, is no leap
+        return clock.leap_at > since and clock.leap_by > max(2 * self.lease_seconds, 2 * self.grace_seconds)
 
     def intend(self) -> bool:
         cancel = self._turns.store.intend(self._lease).cancel

@@ -12,6 +12,7 @@ from batchpipe.errors import BatchpipeError, Refused, StoreUnavailable, Unavaila
 from batchpipe.jobs import ShardRecord, Stage, Status
 from batchpipe.logs import about
 from batchpipe.openai_api import Api, Snapshot
+from batchpipe.store import Clock
 from batchpipe.turns import NO_QUOTA, Turns
 
 logger = logging.getLogger(__name__)
@@ -25,6 +26,9 @@ OVERLAP_SECONDS = 1_200.0
 #: How far back the first list is read, and how long after its last create call an account is looked after.
 LOOK_BACK_SECONDS = 26 * 3_600.0
 
+#: When Redis' clock was set back, of which this process has told last.
+_told_of = 0.0
+
 
 def sweep(turns: Turns, *, limit: int = PASS_LENGTH, listing: bool | None = None) -> int:
     """One pass. Answers how many records were published anew. Raises StoreUnavailable.
@@ -37,11 +41,21 @@ def sweep(turns: Turns, *, limit: int = PASS_LENGTH, listing: bool | None = None
             woken += 1
             logger.info("overdue, published anew", extra={"event": "swept", "job": job_id, "shard": index})
     if listing is not False:
-        for account in turns.store.creating_accounts(turns.store.now() - LOOK_BACK_SECONDS):
+        clock = turns.store.clock()
+        _tell_of_clock(clock)
+        for account in turns.store.creating_accounts(clock.now - LOOK_BACK_SECONDS):
             with about(account=account):
                 _look_after(turns, account, at_once=listing is True)
     _count(turns, woken)
     return woken
+
+
+def _tell_of_clock(clock: Clock) -> None:
+    """Say once that Redis' clock was set back: nothing else would, for everything goes on."""
+    global _told_of
+    if clock.ahead and clock.back_at and clock.back_at != _told_of:
+        _told_of = clock.back_at
+        logger.error("%s", clock.words(), extra={"event": "clock_back"})
 
 
 def _count(turns: Turns, woken: int) -> None:
@@ -53,7 +67,8 @@ def _count(turns: Turns, woken: int) -> None:
 
 def _look_after(turns: Turns, account: str, *, at_once: bool) -> None:
     """Read an account's recent batches: cancel strays, wake the shards of those that have ended."""
-    now = turns.store.now()
+    clock = turns.store.clock()
+    now = clock.now
     begun, done = turns.store.listings(account)
     if not at_once and abs(now - begun) < LIST_SECONDS:
         return
@@ -63,7 +78,8 @@ def _look_after(turns: Turns, account: str, *, at_once: bool) -> None:
         if not turns.settings.account(account).lists_batches or (pause is not None and pause.code != NO_QUOTA):
             return
         api, left = turns.apis(account), 0
-        batches = api.iter_batches(_since(now, done))
+        # the provider's clock may be the one that Redis' was set back to
+        batches = api.iter_batches(_since(now, done) - clock.ahead)
         while page := list(islice(batches, 100)):
             left += _judge(turns, api, page)
     except StoreUnavailable:

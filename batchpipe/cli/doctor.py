@@ -71,6 +71,7 @@ def _look(account: str) -> Iterator[Finding]:
         client = None
     if client is not None:
         yield from _redis(client, private)
+        yield from _clock(client)
         yield from _records(client)
     yield from _account(client, account)
     yield from _site_app(chosen)
@@ -117,6 +118,13 @@ def _redis(client: Client, private: bool) -> Iterator[Finding]:
     if policy and policy != "noeviction":
         fix = "CONFIG SET maxmemory-policy noeviction (and in redis.conf)"
         yield Finding("redis", "fail", f"maxmemory-policy {policy}: Redis may throw records away", fix)
+
+
+def _clock(client: Client) -> Iterator[Finding]:
+    """Whether Redis' clock was set back."""
+    if told := client.store.clock().words():
+        fix = "nothing is lost; times that are shown, and runs of schedules, are ahead until its clock has caught up"
+        yield Finding("clock", "warn", told, fix)
 
 
 def _records(client: Client) -> Iterator[Finding]:

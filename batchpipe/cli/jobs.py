@@ -80,6 +80,8 @@ def status_command(job_id: str, as_json: bool) -> None:
     shards = list(client.store.iter_shards(job.record))
     if nobody := _nobody_works(client, job.record, shards):
         click.echo(f"workers   {nobody}")
+    if told := client.store.clock().words():
+        click.echo(f"clock     {told}")
     _print_shards(shards)
     return None
 
@@ -118,7 +120,10 @@ def _print_shards(shards: list[ShardRecord]) -> None:
 @json_option
 def list_command(state: str | None, limit: int, as_json: bool) -> None:
     """List jobs, newest first."""
-    jobs = open_client().list_jobs(state=state, limit=limit)
+    client = open_client()
+    jobs = client.list_jobs(state=state, limit=limit)
+    if told := client.store.clock().words():
+        click.echo(f"Warning: {told}", err=True)
     if as_json:
         return emit_json([job.to_dict(shards=False) for job in jobs])
     for job in jobs:

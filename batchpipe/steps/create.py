@@ -90,12 +90,19 @@ class Turn(Protocol):
     """What this step may do with the shard's record, under its lease."""
 
     grace_seconds: float
+    lease_seconds: float
 
     @property
     def provider(self) -> Provider: ...
 
     def now(self) -> float:
         """Redis' clock."""
+
+    def ahead(self) -> float:
+        """How much that may be ahead of the provider's clock, in seconds."""
+
+    def leapt(self, since: float) -> bool:
+        """Whether Redis' clock leapt forward since: how much time has really passed is not known then."""
 
     def intend(self) -> bool:
         """Record the intent. Answers whether the job is being cancelled. Raises LeaseLost."""
@@ -291,7 +298,7 @@ def _look_at_named(job: JobRecord, shard: ShardRecord, api: BatchesApi, turn: Tu
             return _Seen(found=[batch])
         if name in known or (key or "").startswith(f"{job.id}:"):
             continue
-        if key is None and about and not _is_older(batch, shard):
+        if key is None and about and not _is_older(batch, shard, turn):
             return _Seen(found=[batch])
         if key is None:
             seen.strangers.append(batch)
@@ -308,13 +315,14 @@ def _read(name: str, api: BatchesApi) -> Batch | None:
         return None
 
 
-def _is_older(batch: Batch, shard: ShardRecord) -> bool:
+def _is_older(batch: Batch, shard: ShardRecord, turn: Turn) -> bool:
     """It was there before our first call."""
-    return batch.created_at is not None and batch.created_at < _since(shard)
+    return batch.created_at is not None and batch.created_at < _since(shard, turn)
 
 
-def _since(shard: ShardRecord) -> float:
-    return (shard.intent_at or 0.0) - CLOCK_SLACK_SECONDS
+def _since(shard: ShardRecord, turn: Turn) -> float:
+    """The first intent, on the provider's clock at the earliest: which clock is right nobody knows."""
+    return (shard.intent_at or 0.0) - max(shard.intent_ahead, turn.ahead()) - CLOCK_SLACK_SECONDS
 
 
 def _look_through_list(strangers: list[Batch], shard: ShardRecord, api: BatchesApi, turn: Turn) -> _Seen:
@@ -326,7 +334,7 @@ def _look_through_list(strangers: list[Batch], shard: ShardRecord, api: BatchesA
     found: dict[str, Batch] = {}
     others = {batch.id: batch for batch in strangers}
     tells = hides = False
-    batches = api.iter_batches(_since(shard))
+    batches = api.iter_batches(_since(shard, turn))
     while page := list(islice(batches, 100)):
         found |= {b.id: b for b in page if b.id not in shard.spent and _is_ours(b, shard, turn.provider)}
         tells = tells or any("batchpipe_key" in batch.metadata for batch in page)
@@ -335,7 +343,7 @@ def _look_through_list(strangers: list[Batch], shard: ShardRecord, api: BatchesA
         for batch in unsigned:
             owner = known.get(batch.id)
             if owner is None:
-                others |= {} if _is_older(batch, shard) or len(others) > MOST_READ else {batch.id: batch}
+                others |= {} if _is_older(batch, shard, turn) or len(others) > MOST_READ else {batch.id: batch}
             elif batch.input_file_id in (owner.file_id, *owner.unused_files):
                 tells = True
             else:
@@ -433,8 +441,10 @@ def _cancel(batch: Batch, api: BatchesApi) -> None:
 def _after_empty_look(job: JobRecord, shard: ShardRecord, turn: Turn, *, unread: bool) -> Ending | None:
     """Nothing was found: wait for the grace period, and only after a second empty look call again (None)."""
     now, grace = turn.now(), turn.grace_seconds
-    if shard.empty_at is None:
-        return Move(stage=Stage.UPLOADED, after=grace, changes={"empty_at": now})
+    if shard.empty_at is None or turn.leapt(shard.empty_at):
+        # whose lease ended by a leap of the clock may still be within its call
+        more = turn.lease_seconds if turn.leapt(shard.intent_at or 0.0) else 0.0
+        return Move(stage=Stage.UPLOADED, after=more + grace, changes={"empty_at": now + more})
     left = shard.empty_at + (max(grace, UNREAD_SECONDS) if unread else grace) - now
     if left > 0:
         return Move(stage=Stage.UPLOADED, after=min(left, max(grace, FIRST_LOOK_SECONDS)))

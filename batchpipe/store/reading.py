@@ -31,6 +31,32 @@ class Pause:
 
 
 @dataclass(frozen=True)
+class Clock:
+    """Our time, and how it stands to Redis' clock. Seconds; 0 where there is nothing to tell.
+
+    When Redis' clock is set back, our time goes on from where it was, and slower by a twentieth until that clock has
+    caught up. A leap forward is noted only: it looks like a time in which nobody called.
+    """
+
+    now: float
+    ahead: float = 0.0  #: of Redis' clock, by so much
+    back_at: float = 0.0  #: when Redis' clock was last set back
+    back_by: float = 0.0
+    leap_at: float = 0.0  #: when time last leapt forward, in our time after it
+    leap_by: float = 0.0
+
+    def words(self) -> str:
+        """What to say while it is ahead; else ""."""
+        if not self.ahead:
+            return ""
+        back = f" by {self.back_by:.0f} s" if self.back_by else ""
+        return (
+            f"Redis' clock was set back{back}: batchpipe's time goes on from where it was, {self.ahead:.0f} s ahead; "
+            "look after the clock (NTP) of the machine that Redis runs on"
+        )
+
+
+@dataclass(frozen=True)
 class Survey:
     """Numbers about all jobs; times in seconds of Redis' clock."""
 
@@ -40,6 +66,7 @@ class Survey:
     lag: float  #: how long past due the most overdue one is
     swept: float | None  #: when a sweep last came to its end
     jobs: dict[str, int]  #: by state; ended ones only as long as their records are kept
+    ahead: float  #: how much our time is ahead of Redis' clock, which was set back
 
 
 @dataclass(frozen=True)
@@ -123,16 +150,24 @@ class Records:
         if script is None:
             script = self._scripts[name] = self.client.register_script(source(name))
         try:
-            return cast(list[Any], script(keys=keys, args=[f"{self.skew():.6f}", *args]))
+            return cast(list[Any], script(keys=[*keys, self._clock_key], args=[f"{self.skew():.6f}", *args]))
         except redis.RedisError as error:
             raise unavailable(error) from error
 
     # -- reading ---------------------------------------------------------------------------------------------------
 
+    @property
+    def _clock_key(self) -> str:
+        return f"{self.prefix}clock"
+
+    def clock(self) -> Clock:
+        """The time of all records, which never goes back though Redis' clock may; and what is known of that."""
+        now, ahead, back_at, back_by, leap_at, leap_by = map(float, self._run("now", []))
+        return Clock(now, ahead, back_at, back_by, leap_at, leap_by)
+
     def now(self) -> float:
-        """Redis' clock, unix seconds."""
-        seconds, micros = self._call(self.client.time)
-        return float(seconds) + float(micros) / 1e6 + self.skew()
+        """The time of all records: Redis' clock, unix seconds, but for what ``clock`` says."""
+        return self.clock().now
 
     def get_job(self, job_id: str) -> JobRecord:
         """The job with this id, or the one that its id stands for. Raises JobNotFound."""
@@ -225,21 +260,11 @@ class Records:
 
     def pause(self, account: str, seconds: float, problem: Problem) -> None:
         """Nobody uses this account for so long; everybody can read why."""
-        key = f"{self.prefix}pause:{account}"
-        pipe = self.client.pipeline()
-        pipe.hset(key, mapping={"code": problem.code, "message": problem.message})
-        pipe.pexpire(key, max(1, int(seconds * 1000)))
-        self._call(pipe.execute)
+        self._run("pause", [f"{self.prefix}pause:{account}"], seconds, problem.code, problem.message)
 
     def paused(self, account: str) -> Pause | None:
-        key = f"{self.prefix}pause:{account}"
-        pipe = self.client.pipeline()
-        pipe.hgetall(key)
-        pipe.pttl(key)
-        fields, left = self._call(pipe.execute)
-        if not fields or left <= 0:
-            return None
-        return Pause(left / 1000, fields.get("code", ""), fields.get("message", ""))
+        found = self._run("paused", [f"{self.prefix}pause:{account}"])
+        return Pause(float(found[0]), found[1], found[2]) if found else None
 
     def resume(self, account: str) -> bool:
         """End a pause. True if there was one."""
@@ -281,11 +306,12 @@ class Records:
 
     def note_sweep(self) -> None:
         """A sweep has come to its end."""
-        self._call(self.client.set, f"{self.prefix}swept", f"{self.now():.6f}")
+        self._run("swept", [f"{self.prefix}swept"])
 
     def survey(self) -> Survey:
         """A few numbers about all jobs, for the price of a few reads, however many there are."""
-        now = self.now()
+        clock = self.clock()
+        now = clock.now
         kept = f"{now - self.ttl_seconds:.6f}"  # the lists still name jobs whose records have expired
         pipe = self.client.pipeline(transaction=False)
         pipe.zcard(f"{self.prefix}due")
@@ -303,6 +329,7 @@ class Records:
             lag=max(now - first[0][1], 0.0) if first else 0.0,
             swept=float(swept) if swept else None,
             jobs={state.value: count for state, count in zip(states, jobs, strict=True)},
+            ahead=clock.ahead,
         )
 
     def census(self, *, chunk: int = 1_000, most: int = 100_000) -> Census:

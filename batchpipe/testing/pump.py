@@ -64,9 +64,10 @@ class Pump:
             **{"home": folder / "home", "accounts": {"default": Account(api_key=SecretStr("test"))}, **settings},
         )
         self.at = time.time()
+        self.redis_off = 0.0  #: how much Redis' clock differs from all others
         self.store = store or Store(fakeredis.FakeRedis(decode_responses=True))
         self.store.lease_seconds = self.settings.lease_seconds
-        self.store.skew = lambda: self.at - time.time()
+        self.store.skew = lambda: self.at + self.redis_off - time.time()
         self.api = api or FakeOpenAI(autofinish=True)
         self.api.clock = lambda: self.at
         self.copies: Callable[[Message], int] = lambda message: 1
@@ -130,11 +131,8 @@ class Pump:
     # -- time ------------------------------------------------------------------------------------------------------
 
     def advance(self, seconds: float) -> None:
-        """Move the clock, and the ends of account pauses, which are times to live in Redis, with it."""
+        """Move the clock: the hosts', the provider's and Redis'."""
         self.at += seconds
-        for key in self.store.client.keys(f"{self.store.prefix}pause:*"):
-            left = self.store.client.pttl(key) - int(seconds * 1000)
-            self.store.client.pexpire(key, max(left, 0))
 
     def step(self) -> Delivery | None:
         """Deliver the next message that is due. Answers it, or None where none is."""

@@ -51,7 +51,7 @@ local function script()
 %s
 end
 local answer = script()
-local job = KEYS[#KEYS]
+local job = KEYS[#KEYS - 1]
 local prefix, id = string.match(job, '^(.-)job:(.*)$')
 local function read(key)
   local flat, fields = redis.call('HGETALL', key), {}
@@ -168,8 +168,8 @@ class ModelStore(Store):
 
     def _executed(self, name: str, keys: Sequence[str], args: Sequence[Any]) -> list[Any]:
         job = self._job_key(self.world.job_id)
-        given = [*keys, job, f"{self.skew():.6f}", *args]
-        answer, seen = self._ask("EVALSHA", self._sha(name), len(keys) + 1, *given)
+        given = [*keys, job, self._clock_key, f"{self.skew():.6f}", *args]
+        answer, seen = self._ask("EVALSHA", self._sha(name), len(keys) + 2, *given)
         self.world.tell(f"{name} {keys[0].rpartition(':')[2]} {args}")
         record = "job" if keys[0] == job else keys[0].rpartition(":")[2]
         after = orjson.loads(seen)

@@ -22,6 +22,7 @@ class FakeTurn:
     """A record under a lease, as far as create may touch it."""
 
     grace_seconds = 30.0
+    lease_seconds = 60.0
     provider = Account()
 
     def __init__(self, verdicts: dict[str, str] | None = None) -> None:
@@ -34,6 +35,12 @@ class FakeTurn:
 
     def now(self) -> float:
         return self.at
+
+    def ahead(self) -> float:
+        return 0.0
+
+    def leapt(self, since: float) -> bool:
+        return False
 
     def intend(self) -> bool:
         if self.lost:

@@ -1,15 +1,55 @@
 -- Prepended to every script. Times are Redis' own clock; `skew` is 0 but in tests, which move the time by it.
--- KEYS of every script about a record: 1 the record (job or shard), 2 its job, 3 the due set.
+-- KEYS of every script about a record: 1 the record (job or shard), 2 its job, 3 the due set. The last of all: the clock.
 local NIL = '\0nil'
 local ENDED = { succeeded = true, partial = true, failed = true, cancelled = true }
 
-local function clock(skew)
-  local t = redis.call('TIME')
-  return tonumber(t[1]) + tonumber(t[2]) / 1000000 + tonumber(skew)
-end
-
 local function num(value)
   return string.format('%.6f', value)
+end
+
+-- how much our time is ahead of Redis' clock, once clock() was called
+local ahead = 0
+
+-- Our time: Redis' clock, but it never goes back. The hash `clock` keeps the highest time `seen` (written once a second)
+-- and how far `ahead` of Redis' clock we are since that was set back. Our time then goes on from where it was, a twentieth
+-- slower until Redis' clock has caught up, so leases, due times and marks keep their meaning, and the countdown of a
+-- message on a host's clock stays within what claim allows. Less than five seconds are waited for. A leap forward cannot be
+-- told from an hour in which nobody called, so it is only noted: see the look for unanswered creates.
+-- `peek`: write nothing, for what must work on a Redis that is full.
+local function clock(skew, peek)
+  local t = redis.call('TIME')
+  local raw = tonumber(t[1]) + tonumber(t[2]) / 1000000 + tonumber(skew)
+  local key = KEYS[#KEYS]
+  local known = redis.call('HMGET', key, 'seen', 'ahead', 'leap_at', 'leap_by')
+  local seen = tonumber(known[1] or raw)
+  ahead = tonumber(known[2] or 0)
+  local now = raw + ahead
+  if raw >= seen then
+    ahead = 0 -- it has caught up
+    now = raw
+  elseif now < seen - 5 then
+    if not peek then
+      redis.call('HSET', key, 'back_at', num(seen), 'back_by', num(seen - now))
+      redis.call('HINCRBY', key, 'backs', 1)
+    end
+    ahead = seen - raw
+    if not peek then redis.call('HSET', key, 'ahead', num(ahead)) end
+    return seen
+  elseif now < seen then
+    return seen
+  else
+    ahead = math.max(0, ahead - (now - seen) / 20)
+    now = raw + ahead
+  end
+  if not peek and (known[1] == false or now - seen >= 1) then
+    redis.call('HSET', key, 'seen', num(now), 'ahead', num(ahead))
+    local leap = now - seen
+    -- a smaller one does not hide a larger one
+    if leap > 30 and (leap >= tonumber(known[4] or 0) or now - tonumber(known[3]) > 3600) then
+      redis.call('HSET', key, 'leap_at', num(now), 'leap_by', num(leap))
+    end
+  end
+  return now
 end
 
 local function get(key, field)
