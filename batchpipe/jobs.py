@@ -183,7 +183,7 @@ class ShardRecord(Record, frozen=True, kw_only=True):
     unfound: int = 0  #: how often create was told that the fresh file cannot be found
     backoff: int = 0  #: how often in a row it was put off; sets the pause
     intent_at: float | None = None  #: first intent to create under the current key
-    intent_ahead: float = 0.0  #: how much our time was ahead of Redis' clock then: see ``Clock``
+    intent_ahead: float = 0.0  #: how much our time may have been ahead of the provider's then
     calls: list[str] = []  #: create calls under the current key that have no clear answer
     empty_at: float | None = None  #: first look after the latest call that found no batch
     #: ids that unclear answers to those calls named (True: were about), to be read before anybody calls again

@@ -140,7 +140,7 @@ class ShardTurns(Turns):
             now=clock.now,
             pace=Pace(self.settings.poll_min_seconds, self.settings.poll_max_seconds),
             may_look=lambda: self.store.may_look(job.account, per_second=rate, burst=max(1.0, 2 * rate)),
-            patience=patience + clock.ahead if patience is not None else None,  # the provider's clock may be behind
+            patience=patience + clock.slack if patience is not None else None,  # the provider's clock may be behind
         )
 
     def _abandon(self, lease: Lease, workspace: Folder, problem: Problem, *, refused: bool = False) -> Move:
@@ -294,7 +294,7 @@ class _Turn:
         return self._turns.store.now()
 
     def ahead(self) -> float:
-        return self._turns.store.clock().ahead
+        return self._turns.store.clock().slack
 
     def leapt(self, since: float) -> bool:
         clock = self._turns.store.clock()

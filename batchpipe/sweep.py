@@ -78,8 +78,7 @@ def _look_after(turns: Turns, account: str, *, at_once: bool) -> None:
         if not turns.settings.account(account).lists_batches or (pause is not None and pause.code != NO_QUOTA):
             return
         api, left = turns.apis(account), 0
-        # the provider's clock may be the one that Redis' was set back to
-        batches = api.iter_batches(_since(now, done) - clock.ahead)
+        batches = api.iter_batches(_since(now, done) - clock.slack)
         while page := list(islice(batches, 100)):
             left += _judge(turns, api, page)
     except StoreUnavailable:

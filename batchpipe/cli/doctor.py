@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from batchpipe.client import Client
     from batchpipe.settings import Settings
 
+#: Clocks may differ by so much.
+CLOCK_SECONDS = 300.0
 #: How much of what is not done doctor reads, and how many jobs (and queues beside ours) it names.
 MOST_RECORDS, MOST_JOBS, MOST_SAID = 1_000, 200, 3
 
@@ -122,7 +124,12 @@ def _redis(client: Client, private: bool) -> Iterator[Finding]:
 
 def _clock(client: Client) -> Iterator[Finding]:
     """Whether Redis' clock was set back."""
-    if told := client.store.clock().words():
+    clock = client.store.clock()
+    apart = clock.now - client.store.host_time()
+    if not clock.ahead and abs(apart) > CLOCK_SECONDS:
+        differ = f"Redis' clock is {abs(apart):.0f} s {'ahead of' if apart > 0 else 'behind'} the one of this host"
+        yield Finding("clock", "warn", differ, "set both by NTP: one of them is not the provider's time")
+    if told := clock.words():
         fix = "nothing is lost; times that are shown, and runs of schedules, are ahead until its clock has caught up"
         yield Finding("clock", "warn", told, fix)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self, cast
@@ -44,6 +45,14 @@ class Clock:
     back_by: float = 0.0
     leap_at: float = 0.0  #: when time last leapt forward, in our time after it
     leap_by: float = 0.0
+    host: float | None = None  #: the time of this host
+
+    @property
+    def slack(self) -> float:
+        """How much our time may be ahead of the provider's clock, which nobody can read, in seconds: by what Redis' clock
+        was set back, or how far it is ahead of this host's.
+        """
+        return max(self.ahead, self.now - self.host if self.host is not None else 0.0)
 
     def words(self) -> str:
         """What to say while it is ahead; else ""."""
@@ -98,6 +107,7 @@ class Records:
         self.lease_seconds = lease_seconds
         self.ttl_seconds = ttl_seconds
         self.skew = skew
+        self.host_time: Callable[[], float] = time.time
         self._url: str | None = None
         self._scripts: dict[str, Any] = {}
 
@@ -163,7 +173,7 @@ class Records:
     def clock(self) -> Clock:
         """The time of all records, which never goes back though Redis' clock may; and what is known of that."""
         now, ahead, back_at, back_by, leap_at, leap_by = map(float, self._run("now", []))
-        return Clock(now, ahead, back_at, back_by, leap_at, leap_by)
+        return Clock(now, ahead, back_at, back_by, leap_at, leap_by, self.host_time())
 
     def now(self) -> float:
         """The time of all records: Redis' clock, unix seconds, but for what ``clock`` says."""

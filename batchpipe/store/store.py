@@ -256,7 +256,8 @@ class Store(ScheduleRecords):
 
     def intend(self, lease: Lease) -> Renewal:
         """Record that a create call goes out under the shard's key. Raises LeaseLost."""
-        return _news_or_lost(self._run("intent", self._keys(lease.job.id, lease.index), self.prefix, lease.token))
+        keys = self._keys(lease.job.id, lease.index)
+        return _news_or_lost(self._run("intent", keys, self.prefix, lease.token, f"{self.host_time():.6f}"))
 
     def withdraw(self, shard: ShardRecord, call: str) -> None:
         """A call was clearly refused or never made. Needs no lease."""

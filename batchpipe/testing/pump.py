@@ -68,6 +68,7 @@ class Pump:
         self.store = store or Store(fakeredis.FakeRedis(decode_responses=True))
         self.store.lease_seconds = self.settings.lease_seconds
         self.store.skew = lambda: self.at + self.redis_off - time.time()
+        self.store.host_time = lambda: self.at
         self.api = api or FakeOpenAI(autofinish=True)
         self.api.clock = lambda: self.at
         self.copies: Callable[[Message], int] = lambda message: 1
