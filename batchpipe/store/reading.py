@@ -49,8 +49,9 @@ class Clock:
 
     @property
     def slack(self) -> float:
-        """How much our time may be ahead of the provider's clock, which nobody can read, in seconds: by what Redis' clock
-        was set back, or how far it is ahead of this host's.
+        """How much our time may be ahead of the provider's clock, which nobody can read, in seconds.
+
+        By what Redis' clock was set back, or how far it is ahead of this host's.
         """
         return max(self.ahead, self.now - self.host if self.host is not None else 0.0)
 
