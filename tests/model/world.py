@@ -134,7 +134,8 @@ class ModelStore(Store):
     def clock(self) -> Clock:
         if not self.world.redis_moved:
             return Clock(self.world.at)  # the same, and quicker
-        return Clock(*map(float, self._plain("now")), self.world.at)
+        now, ahead, back_at, back_by, leap_at, leap_by = map(float, self._plain("now"))
+        return Clock(now, ahead, back_at, back_by, leap_at, leap_by, self.world.at)
 
     def note_sweep(self) -> None:
         self._plain("swept", f"{self.prefix}swept")
