@@ -208,5 +208,6 @@ def test_status_list_and_doctor_say_that_the_clock_was_set_back(
     store.submit(job)
     store.skew = lambda: 0.0
     store.note_sweep()
+    store.client.close()
     for command in (["status", job.id], ["list"], ["doctor"]):
         assert "Redis' clock was set back by 3600 s" in CliRunner().invoke(cli, command).output
