@@ -206,7 +206,7 @@ def load_app(name: str) -> Celery:
         app.loader.import_default_modules()
     except BatchpipeError:
         raise
-    except Exception as error:  # the site's own code runs here
+    except (Exception, SystemExit) as error:  # the site's own code runs here
         raise SettingsError(f"-A {name}: cannot be loaded: {type(error).__name__}: {error}") from error
     if not is_set_up(app):
         setup(app)

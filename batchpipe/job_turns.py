@@ -6,12 +6,12 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
+from batchpipe import seams
 from batchpipe.counters import Counters, reason_of
 from batchpipe.errors import (
     InvalidInput,
     JobNotFound,
     LeaseLost,
-    Never,
     OutputInUse,
     SettingsError,
     StorageTrouble,
@@ -99,13 +99,15 @@ class JobTurns(Turns):
         """Answer a prepare message. Raises StoreUnavailable."""
         with about(job=job_id):
             return self.counted(
-                "prepare", lambda: self._turn(job_id, epoch, _BEGINNING, State.PREPARING.value, self._prepare)
+                "prepare",
+                (job_id, JOB),
+                lambda: self._turn(job_id, epoch, _BEGINNING, State.PREPARING.value, self._prepare),
             )
 
     def merge(self, job_id: str, epoch: int) -> Next:
         """Answer a merge message: merge, fix the end, tell; an ended job that is untold is only told."""
         with about(job=job_id):
-            return self.counted("merge", lambda: self._turn(job_id, epoch, _END, "", self._merge))
+            return self.counted("merge", (job_id, JOB), lambda: self._turn(job_id, epoch, _END, "", self._merge))
 
     def _turn(self, job_id: str, epoch: int, stages: tuple[str, ...], enter: str, body: Callable[[Lease], str]) -> Next:
         claim = self.store.claim(job_id, JOB, epoch, stages, deadline=JOB_DEADLINE_SECONDS, enter=enter)
@@ -319,8 +321,12 @@ class JobTurns(Turns):
                 self.store.save(lease, {"untidied": job.untidied + 1})
                 raise
             self.log(job.id, [("files_left", {"message": error.message})])
-        except (Never, SettingsError) as error:
-            self.log(job.id, [("files_left", {"message": error.message})])
+        except LeaseLost:
+            raise
+        except seams.out_of_time:
+            raise
+        except Exception as error:  # whatever it is, it must not keep an ended job, and so its output, for ever
+            self.log(job.id, [("files_left", {"message": words(error)})])
         else:
             if deleted:
                 self.log(job.id, [("files_deleted", {"files": deleted})])
@@ -338,7 +344,7 @@ class JobTurns(Turns):
     def _trouble(self, lease: Lease, error: Exception) -> Next:
         lease.stop()
         passes = isinstance(error, TryLater | OSError)
-        if not passes:
+        if not passes and not isinstance(error, SettingsError):
             logger.error("turn failed", exc_info=error, extra={"event": "turn_failed"})
         problem = Problem(code=getattr(error, "code", "internal_error"), message=words(error))
         named = getattr(error, "after", None)

@@ -63,7 +63,7 @@ class ShardTurns(Turns):
     def run(self, link: str, job_id: str, index: int, epoch: int) -> Next:
         """Answer one message. Raises nothing but StoreUnavailable (Redis is away: come back later)."""
         with about(job=job_id, shard=index):
-            return self.counted(link, lambda: self._run(link, job_id, index, epoch))
+            return self.counted(link, (job_id, index), lambda: self._run(link, job_id, index, epoch))
 
     def _run(self, link: str, job_id: str, index: int, epoch: int) -> Next:
         account = self.store.account_of(job_id)
@@ -94,13 +94,16 @@ class ShardTurns(Turns):
             "download": 3 * transfer,
         }[link]
 
-    def _api_or_trouble(self, account: str) -> Api | SettingsError:
+    def _api_or_trouble(self, account: str) -> Api | Exception:
+        """What goes wrong here is trouble of the shard: it is raised once that is claimed."""
         try:
             return self.apis(account)
-        except SettingsError as error:
+        except StoreUnavailable:
+            raise
+        except Exception as error:
             return error
 
-    def _step(self, link: str, lease: Lease, api: Api | SettingsError) -> Move | Over | _Failed:
+    def _step(self, link: str, lease: Lease, api: Api | Exception) -> Move | Over | _Failed:
         job, shard = lease.job, lease.shard
         assert shard is not None
         workspace = Folder(job.workspace, private=True)
@@ -109,7 +112,7 @@ class ShardTurns(Turns):
         if shard.lost >= MAX_LOST and not _is_committed(shard):
             message = f"its worker vanished {shard.lost} times during {link}"
             return self._abandon(lease, workspace, Problem(code="worker_lost", message=message))
-        if isinstance(api, SettingsError):
+        if isinstance(api, Exception):
             raise api
         pause = self.store.paused(job.account)
         # reading, cancelling and fetching need no quota, and what runs on is billed

@@ -12,6 +12,7 @@ from celery import shared_task
 from celery.exceptions import SoftTimeLimitExceeded
 
 from batchpipe.client import default_client
+from batchpipe.errors import BatchpipeError
 from batchpipe.schedules import tick
 from batchpipe.tasks import PULSE
 
@@ -23,6 +24,9 @@ def schedules(**newer: Any) -> int:
     """Submit the scheduled jobs that are due."""
     try:
         return len(tick(default_client()))
+    except BatchpipeError as error:  # Redis is away, or the settings are wrong: one line, every few seconds
+        logger.error("schedules: %s", error, extra={"event": "schedules"})
+        return 0
     except SoftTimeLimitExceeded:  # each run has its key: the next look goes on
         logger.warning("schedules met the worker's soft time limit", extra={"event": "time_limit"})
         return 0

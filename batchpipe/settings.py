@@ -398,6 +398,16 @@ def current_settings() -> Settings:
         return _installed
 
 
+#: What the HTTP client reads by itself; in small letters, too.
+_TRANSPORT = ("ALL_PROXY", "HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY", "SSL_CERT_FILE", "SSL_CERT_DIR")
+
+
+def transport_environment() -> dict[str, str]:
+    """The variables that the HTTP client reads by itself, spelled as they are set. Values may hold passwords."""
+    names = [spelled for name in _TRANSPORT for spelled in (name, name.lower())]
+    return {name: value for name in names if (value := os.environ.get(name))}
+
+
 def bare_environment() -> dict[str, str]:
     """What a helper process needs of the environment, and nothing that may be a secret."""
     wanted = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "VIRTUAL_ENV", "PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH")

@@ -86,6 +86,9 @@ def _look_after(turns: Turns, account: str, *, at_once: bool) -> None:
     except BatchpipeError as error:  # no key on this host, or the provider is down: the next sweep, or another's
         logger.warning("batches of account %r not listed: %s", account, error, extra={"event": "not_listed"})
         return
+    except Exception:  # the other accounts, and what is overdue, must not wait for this one
+        logger.exception("batches of account %r not listed", account, extra={"event": "not_listed"})
+        return
     if not left:  # else the next look goes as far back as this one
         turns.store.note_listing(account, done=now)
 

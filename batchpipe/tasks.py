@@ -20,7 +20,7 @@ from kombu.exceptions import KombuError, OperationalError
 from batchpipe import seams
 from batchpipe.celery_app import make_app, queue_of
 from batchpipe.counters import Counters
-from batchpipe.errors import SettingsError, StoreUnavailable, TryLater, without_secrets
+from batchpipe.errors import BatchpipeError, SettingsError, StoreUnavailable, TryLater, without_secrets
 from batchpipe.job_turns import JobTurns, Unheard
 from batchpipe.jobs import JOB, JobRecord
 from batchpipe.limits import HARD_AFTER_SOFT_SECONDS, task_limit
@@ -36,6 +36,8 @@ seams.out_of_time = (SoftTimeLimitExceeded,)
 
 #: Pause of a task that could not reach Redis at all.
 REDIS_PAUSE_SECONDS = 10.0
+#: Pause of a task in a process whose settings are wrong: another worker may take it, or a person mends them.
+SETTINGS_PAUSE_SECONDS = 60.0
 #: What a broker that cannot be reached, or that refuses (a RabbitMQ: who we are, or the queue), makes of a call.
 _BROKER_TROUBLE = (KombuError, OperationalError, CeleryOperationalError, OSError, AMQPError)
 #: A blip is bridged; a broker that is down must not hold up who submits: the sweep publishes later.
@@ -120,6 +122,9 @@ def publish(message: Message) -> None:
     except _BROKER_TROUBLE as error:
         said = f"the broker refused: {error}" if isinstance(error, AMQPError) else "the broker is not reachable"
         raise TryLater(f"{said}: {type(error).__name__}", code="broker_unavailable") from error
+    except (KeyError, ValueError, ImportError) as error:  # kombu's words for a URL that it does not know
+        words = f"the broker's URL cannot be used (BATCHPIPE_BROKER_URL): {type(error).__name__}"
+        raise SettingsError(words) from error
 
 
 def _subject(job: str, index: int) -> str:
@@ -311,6 +316,9 @@ def _answer(task: Any, turn: Callable[[], Next]) -> str | None:
         ids = {name: value for name, value in task.request.kwargs.items() if name in ("job", "shard")}
         logger.warning("%s: %s", task.name, error, extra={"event": "redis_away", **ids})
         following = Again(REDIS_PAUSE_SECONDS, "Redis is not reachable")
+    except SettingsError as error:  # of this process: where it looks for the record is not known, or wrong
+        logger.error("%s: %s", task.name, error, extra={"event": "settings"})
+        following = Again(SETTINGS_PAUSE_SECONDS, str(error))
     except SoftTimeLimitExceeded:  # struck while the turn's end was written; its lease runs out by itself
         following = Again(REDIS_PAUSE_SECONDS, "the worker's soft time limit was met")
     if isinstance(following, Again):
@@ -365,6 +373,9 @@ def sweep(**newer: Any) -> int:
     """Publish anew what is past due."""
     try:
         return sweep_once(runtime().jobs)
+    except BatchpipeError as error:  # Redis is away, or the settings are wrong: one line, every few seconds
+        logger.warning("not swept: %s", error, extra={"event": "not_swept"})
+        return 0
     except SoftTimeLimitExceeded:
         logger.warning("a sweep met the worker's soft time limit; the next one goes on", extra={"event": "time_limit"})
         return 0

@@ -14,7 +14,7 @@ from typing import Any
 from batchpipe import seams
 from batchpipe.counters import Counters
 from batchpipe.errors import StoreUnavailable, TryLater, without_secrets
-from batchpipe.jobs import JOB, Stage, State
+from batchpipe.jobs import JOB, Problem, Stage, State
 from batchpipe.limits import REMEDIES
 from batchpipe.logs import log_event
 from batchpipe.openai_api import Api
@@ -145,6 +145,14 @@ class Turns:
         except TryLater as error:
             self.counters.wait("broker", 0.0)
             logger.warning("not published, the sweep will: %s", error, extra=_ids(message.job, message.index))
+        except Exception as error:  # of the broker's libraries, or of the site's app: what is recorded must stand
+            self.counters.wait("broker", 0.0)
+            logger.error(
+                "not published, the sweep will: %s: %s",
+                type(error).__name__,
+                words(error),
+                extra=_ids(message.job, message.index),
+            )
 
     @staticmethod
     def gone(job_id: str) -> Stop:
@@ -183,18 +191,29 @@ class Turns:
 
     # -- counting --------------------------------------------------------------------------------------------------
 
-    def counted(self, link: str, turn: Callable[[], Next]) -> Next:
-        """Take a turn and count how it ended. Raises what the turn raises."""
+    def counted(self, link: str, place: tuple[str, int], turn: Callable[[], Next]) -> Next:
+        """Take a turn and count how it ended; ``place``: job and index. Raises StoreUnavailable, and nothing else."""
         try:
             following = turn()
         except StoreUnavailable:
             self.counters.turn(link, "error")  # handed over with a later turn
             raise
+        except seams.out_of_time:
+            raise
+        except Exception as error:  # around a turn: it could not be claimed, or not ended
+            following = self._outside(error, *place)
         if isinstance(following, Again):
             self.counters.wait(following.reason, following.after)
         self.counters.turn(link, type(following).__name__.lower())
         self.flush()
         return following
+
+    def _outside(self, error: Exception, job_id: str, index: int) -> Next:
+        """Nobody holds the record, so nothing is counted: it is noted on it, for people, and tried again for ever."""
+        logger.error("turn failed", exc_info=error, extra={"event": "turn_failed", "job": job_id, "shard": index})
+        problem = Problem(code=getattr(error, "code", "internal_error"), message=words(error))
+        self.store.note_trouble(job_id, index, problem)
+        return Again(LONGEST_PAUSE, problem.message)
 
     def flush(self) -> None:
         """Hand over what was counted. Counts are no truth: a Redis that is away must not cost a turn."""

@@ -112,11 +112,11 @@ class Api:
 
     def download(self, file_id: str, sink: BinaryIO, check: Callable[[], None]) -> int:
         """Stream a file into ``sink`` and answer the number of bytes. Raises Gone, Unavailable, Paused, Refused."""
-        watch, total = self._watch(check, "download"), 0
+        watch, total, follower = self._watch(check, "download"), 0, self._follower
         with (
             _redirected(),
             translated(self._key),
-            self._follower.files.with_streaming_response.content(
+            follower.files.with_streaming_response.content(
                 file_id,
                 # sizes are compared, so the bytes must come as they are
                 extra_headers={"Accept-Encoding": "identity"},
@@ -337,7 +337,8 @@ def warm_up() -> None:
         import httpx2
         import openai
 
-        with openai.OpenAI(api_key="none", base_url="http://127.0.0.1:9/v1", http_client=httpx2.Client()) as client:
+        http = httpx2.Client(trust_env=False, verify=False)  # the environment may be wrong
+        with openai.OpenAI(api_key="none", base_url="http://127.0.0.1:9/v1", http_client=http) as client:
             _touch(client)
 
 
@@ -357,7 +358,7 @@ class Apis:
         self._built: dict[tuple[int, str], Api] = {}
 
     def __call__(self, name: str) -> Api:
-        """Raises SettingsError where the account or its key is missing."""
+        """Raises SettingsError where the account or its key is missing, or no client can be made of them."""
         key = (os.getpid(), name)
         found = self._built.get(key)
         if found is not None:
@@ -365,14 +366,25 @@ class Apis:
         account = self._settings.account(name)
         with _first_use:
             if key not in self._built:
-                self._built[key] = Api(
-                    account,
-                    control_seconds=self._settings.control_timeout_seconds,
-                    transfer_seconds=self._settings.transfer_timeout_seconds,
-                    count=self._count,
-                    name=name,
-                )
+                self._built[key] = self._build(name, account)
             return self._built[key]
+
+    def _build(self, name: str, account: Account) -> Api:
+        try:
+            return Api(
+                account,
+                control_seconds=self._settings.control_timeout_seconds,
+                transfer_seconds=self._settings.transfer_timeout_seconds,
+                count=self._count,
+                name=name,
+            )
+        except SettingsError:
+            raise
+        except Exception as error:  # whatever it is, a person must mend it, and must be told
+            secret = account.api_key.get_secret_value() if account.api_key else ""
+            words = str(error).replace(secret, "***") if secret else str(error)
+            message = f"account {name!r}: no client can be made: {type(error).__name__}: {words}"
+            raise SettingsError(message) from None
 
 
 def _is_clear_no(error: BatchpipeError) -> bool:

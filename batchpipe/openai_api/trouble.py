@@ -14,6 +14,7 @@ import orjson
 
 from batchpipe import seams
 from batchpipe.errors import BatchpipeError, Gone, Paused, Refused, SettingsError, Unavailable
+from batchpipe.settings import transport_environment
 
 if TYPE_CHECKING:
     import openai
@@ -23,6 +24,10 @@ _TOKEN_LIMIT = ("token_limit_exceeded", "enqueued token limit")
 _QUOTA = ("insufficient_quota", "billing_hard_limit_reached", "billing_not_active")
 #: A 404 that is not the provider's: a proxy's page, or a server that does not know the route.
 NO_ROUTE = "http_404_page"
+
+
+def _is_of_tls(name: str) -> bool:
+    return name.upper().startswith("SSL_")
 
 
 @contextmanager
@@ -66,6 +71,8 @@ def _of_transport(cause: BaseException) -> BatchpipeError:
     if isinstance(cause, seams.out_of_time):  # the SDK takes whatever is raised within a call for its connection's end
         return Unavailable("the worker's time limit (task_soft_time_limit) ended the call", code="time_limit")
     text = f"{type(cause).__name__}: {cause}" if str(cause) else type(cause).__name__
+    if "CERTIFICATE_VERIFY_FAILED" in text and (names := [*filter(_is_of_tls, transport_environment())]):
+        text += f"; are the certificates right that {' and '.join(names)} name?"
     if isinstance(cause, httpx2.ConnectError | httpx2.ConnectTimeout | httpx2.PoolTimeout):
         return Unavailable(f"the provider cannot be reached: {text}", code="not_sent")
     return Unavailable(f"the provider did not answer: {text}")

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import orjson
 
 from batchpipe.errors import JobNotFound, LeaseLost, OutputInUse
-from batchpipe.jobs import JOB, JobRecord, Move, ShardRecord, State
+from batchpipe.jobs import JOB, JobRecord, Move, Problem, ShardRecord, State
 from batchpipe.store.leases import NO_NEWS, Lease, Refused, Renewal, host_clock
 from batchpipe.store.records import decode, encode_changes, encode_record
 from batchpipe.store.schedules import ScheduleRecords
@@ -251,6 +251,10 @@ class Store(ScheduleRecords):
         """Note what a list said of a shard's batch. Answers False if the shard waits for it no more."""
         args = (batch_id, *encode_changes(changes))
         return bool(self._run("observe", self._keys(shard.job, shard.index), *args)[0] == "ok")
+
+    def note_trouble(self, job_id: str, index: int, problem: Problem) -> None:
+        """Note why a record does not get on, though nobody holds it. Nothing for one that has ended."""
+        self._run("troubled", self._keys(job_id, index), *encode_changes({"trouble": problem}))
 
     # -- the paid call ---------------------------------------------------------------------------------------------
 
