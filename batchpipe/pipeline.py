@@ -291,13 +291,16 @@ class _Turn:
         self._turns, self._lease, self._api, self._shard = turns, lease, api, lease.shard
         self.grace_seconds = turns.settings.create_grace_seconds
         self.lease_seconds = turns.settings.lease_seconds
+        self._slack: float | None = None
         self.provider = turns.settings.account(lease.job.account)
 
     def now(self) -> float:
         return self._turns.store.now()
 
     def ahead(self) -> float:
-        return self._turns.store.clock().slack
+        if self._slack is None:  # asked for each batch of a list
+            self._slack = self._turns.store.clock().slack
+        return self._slack
 
     def leapt(self, since: float) -> bool:
         clock = self._turns.store.clock()
