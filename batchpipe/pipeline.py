@@ -21,6 +21,7 @@ from batchpipe.errors import (
 )
 from batchpipe.errors import Refused as ProviderRefused
 from batchpipe.jobs import JobRecord, Move, Problem, ShardRecord, Stage
+from batchpipe.limits import turn_deadline
 from batchpipe.logs import about
 from batchpipe.openai_api import Api, Snapshot
 from batchpipe.steps.create import GiveUp, Over, create
@@ -70,11 +71,12 @@ class ShardTurns(Turns):
         if account is None:
             return self.gone(job_id)
         api = self._api_or_trouble(account)  # built before the claim: its 20 ms are not the lease's
-        claim = self.store.claim(job_id, index, epoch, [LINKS[link]], deadline=self._deadline(link))
+        claim = self.store.claim(job_id, index, epoch, [LINKS[link]], deadline=turn_deadline(self.settings, link))
         if isinstance(claim, Refused):
             return refused(claim)
         with claim, about(account=account, batch=claim.shard.batch_id if claim.shard else None):
             try:
+                self.note_overrun(claim, link)
                 ending = self._step(link, claim, api)
             except LeaseLost:
                 return Stop()
@@ -84,15 +86,6 @@ class ShardTurns(Turns):
                 ending = self._trouble(link, claim, error)
             claim.stop()
             return self._end(claim, ending)
-
-    def _deadline(self, link: str) -> float:
-        control, transfer = self.settings.control_timeout_seconds, self.settings.transfer_timeout_seconds
-        return {
-            "upload": transfer + 2 * control,
-            "create": 10 * control,
-            "poll": 4 * control,
-            "download": 3 * transfer,
-        }[link]
 
     def _api_or_trouble(self, account: str) -> Api | SettingsError:
         try:
@@ -124,7 +117,8 @@ class ShardTurns(Turns):
         elif link == "poll":
             result = self._poll(job, shard, api)
         else:
-            result = download(job, shard, workspace, api, lease.token, check=lease.check)
+            kept = Folder(str(self.settings.home / "downloads"), private=True)
+            result = download(job, shard, workspace, api, lease.token, check=lease.check, elsewhere=kept)
         if isinstance(result, GiveUp | Problem):
             problem = result.problem if isinstance(result, GiveUp) else result
             return self._abandon(lease, workspace, problem, refused=isinstance(result, GiveUp) and result.refused)
