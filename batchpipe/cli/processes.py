@@ -51,6 +51,11 @@ def worker_command(
     from batchpipe.logs import configure_logging
     from batchpipe.worker import run_worker
 
+    if pool in ("gevent", "eventlet"):
+        raise click.BadParameter(
+            f"{pool} must be set up before anything is imported: start `celery -A batchpipe.worker worker -P {pool}`",
+            param_hint="--pool",
+        )
     client = open_client()
     configure_logging(client.settings.log_format, loglevel)
     run_worker(
