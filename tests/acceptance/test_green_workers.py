@@ -9,6 +9,7 @@ import pytest
 
 from tests.acceptance.place import Place, Process, read_rows
 
+pytestmark = pytest.mark.slow
 NewPlace = Callable[..., Place]
 #: Reading so many takes several times as long as a lease.
 ROWS = 1_000_000
@@ -44,7 +45,7 @@ def test_a_prepare_that_is_longer_than_a_lease_ends(pool: str, new_place: NewPla
     assert "deadline" not in log.out
 
 
-@pytest.mark.parametrize("pool", POOLS)
+@pytest.mark.parametrize("pool", POOLS[:1])
 def test_jobs_run_to_their_end(pool: str, new_place: NewPlace) -> None:
     place = new_place(f"green-{pool}")
     worker = green_worker(place, pool)
