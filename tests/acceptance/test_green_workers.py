@@ -13,10 +13,10 @@ pytestmark = pytest.mark.slow
 NewPlace = Callable[..., Place]
 #: Reading so many takes several times as long as a lease.
 ROWS = 1_000_000
-POOLS = [
-    pytest.param(name, marks=pytest.mark.skipif(find_spec(name) is None, reason=f"{name} is not installed"))
-    for name in ("gevent", "eventlet")
-]
+
+
+def needs(pool: str) -> pytest.MarkDecorator:
+    return pytest.mark.skipif(find_spec(pool) is None, reason=f"{pool} is not installed")
 
 
 def green_worker(place: Place, pool: str) -> Process:
@@ -27,15 +27,15 @@ def green_worker(place: Place, pool: str) -> Process:
     return worker
 
 
-@pytest.mark.parametrize("pool", POOLS)
-def test_a_prepare_that_is_longer_than_a_lease_ends(pool: str, new_place: NewPlace) -> None:
+@needs("gevent")
+def test_a_prepare_that_is_longer_than_a_lease_ends(new_place: NewPlace) -> None:
     """The last row is wrong, so the end of the whole reading is known by what is said."""
-    place = new_place(f"long-{pool}")  # the leases of these tests are of 3 s
+    place = new_place("long")  # the leases of these tests are of 3 s
     line = b'{"custom_id":"r%d","method":"POST","url":"/v1/chat/completions","body":{"model":"m","messages":[]}}\n'
     with (place.folder / "input.jsonl").open("wb") as file:
         file.writelines(line % number for number in range(ROWS))
         file.write(b"this is no request\n")
-    green_worker(place, pool)
+    green_worker(place, "gevent")
     job = place.submit(place.folder / "input.jsonl")
     done = place.start("wait", job, "--timeout", "100").finish(110)
     assert f"line {ROWS + 1}" in done.out + done.err
@@ -45,13 +45,19 @@ def test_a_prepare_that_is_longer_than_a_lease_ends(pool: str, new_place: NewPla
     assert "deadline" not in log.out
 
 
-@pytest.mark.parametrize("pool", POOLS[:1])
-def test_jobs_run_to_their_end(pool: str, new_place: NewPlace) -> None:
-    place = new_place(f"green-{pool}")
-    worker = green_worker(place, pool)
+@needs("gevent")
+def test_jobs_run_to_their_end(new_place: NewPlace) -> None:
+    place = new_place("green")
+    worker = green_worker(place, "gevent")
     done = place.run("wait", place.submit(place.input(40), "--max-rows", "4"), "--timeout", "40")
     assert done.code == 0, done.err + worker.err
     assert len(read_rows(place.folder / "out/output.jsonl")) == 40
+
+
+@needs("eventlet")
+def test_a_worker_of_eventlet_is_refused_by_name(new_place: NewPlace) -> None:
+    """The SDK's transport does not load there. Other tasks of the site go on."""
+    assert "-P eventlet: the provider cannot be called there" in green_worker(new_place("event"), "eventlet").err
 
 
 @pytest.mark.parametrize("pool", ["gevent", "eventlet"])
@@ -59,5 +65,5 @@ def test_our_own_command_says_how_such_a_worker_is_started(pool: str, new_place:
     """It has imported too much by then to make threads green."""
     done = new_place(f"own-{pool}").run("worker", "--pool", pool)
     assert done.code == 2
-    assert f"celery -A batchpipe.worker worker -P {pool}" in done.err
+    assert "celery -A batchpipe.worker worker -P gevent" in done.err
     assert "Traceback" not in done.err
