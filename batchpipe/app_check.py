@@ -21,6 +21,9 @@ from batchpipe.turns import LONGEST_PAUSE
 
 #: kombu's default for Redis.
 KOMBU_VISIBILITY = 3_600
+NO_EVENTLET = (
+    "the provider cannot be called there: its SDK's transport does not load where eventlet changed the sockets"
+)
 #: What the line about queues needs.
 _KOMBU = "from kombu import Exchange, Queue"
 
@@ -165,6 +168,19 @@ def _shorter(app: Celery, task: str, settings: Settings) -> list[str]:
     return [name for name, seconds in found.items() if seconds and seconds < needed]
 
 
+def _look_at_pool(app: Celery, settings: Settings) -> Iterator[Finding]:
+    if "eventlet" in str(app.conf.worker_pool):
+        name = _setting(app, "worker_pool")
+        yield Finding(name, NO_EVENTLET, f'{name} = "threads"', fatal=True)
+
+
+def pool_finding(pool: object) -> Finding | None:
+    """What is wrong with the pool of a worker, which may be of its command line: a name of Celery's, or a class."""
+    return (
+        Finding("-P eventlet", NO_EVENTLET, "-P threads, or -P gevent", fatal=True) if "eventlet" in str(pool) else None
+    )
+
+
 def _look_at_quorum(app: Celery, settings: Settings) -> Iterator[Finding]:
     if not app.conf.worker_detect_quorum_queues or not _broker(app).startswith(("amqp:", "amqps:", "pyamqp:")):
         return
@@ -209,6 +225,7 @@ _LOOKS: tuple[Callable[[Celery, Settings], Iterator[Finding]], ...] = (
     _look_at_control,
     _look_at_annotations,
     _look_at_quorum,
+    _look_at_pool,
 )
 
 

@@ -22,7 +22,7 @@ from batchpipe import (
     seams,
     tasks,
 )
-from batchpipe.app_check import check_app
+from batchpipe.app_check import check_app, pool_finding
 from batchpipe.broker import outlive_redis
 from batchpipe.celery_app import beat_schedule, is_ours, queue_of
 from batchpipe.client import default_client
@@ -137,7 +137,12 @@ class _House:
         if instance.app is not self.app:
             return
         try:
-            for finding in check_app(self.app, current_settings()):
+            found = check_app(self.app, current_settings())
+            if (pool := pool_finding(getattr(instance, "pool_cls", ""))) and not any(
+                pool.why == one.why for one in found
+            ):
+                found.append(pool)
+            for finding in found:
                 logger.log(logging.ERROR if finding.fatal else logging.WARNING, "%s", finding)
             if lacking := _lacks_keys(current_settings()):
                 logger.warning("this worker cannot call the provider: %s", lacking)

@@ -20,6 +20,7 @@ from batchpipe.errors import (
 )
 from batchpipe.jobs import ENDED, JOB, MAX_TELLS, JobRecord, Problem, ShardRecord, Stage, State
 from batchpipe.labels import label_of
+from batchpipe.limits import REMEDIES, turn_deadline
 from batchpipe.logs import about
 from batchpipe.openai_api import Api
 from batchpipe.places import MANIFEST, manifest, note_workspace, output_owner, pretty, put_aside
@@ -39,6 +40,7 @@ from batchpipe.turns import (
     LONGEST_BACKOFF,
     LONGEST_PAUSE,
     MAX_LOST,
+    MAX_OVERRUNS,
     MAX_TRIES,
     Again,
     Message,
@@ -58,8 +60,6 @@ logger = logging.getLogger(__name__)
 
 #: How long a job waits for a worker that has its input.
 INPUT_WAIT_SECONDS = 3_600.0
-#: Preparing and merging stream the whole input; this bounds only what has gone wild.
-JOB_DEADLINE_SECONDS = 6 * 3_600.0
 
 #: How often deleting the job's files at the provider is put off before they are left to their expiry.
 MAX_TIDIES = 5
@@ -110,24 +110,32 @@ class JobTurns(Turns):
             return self.counted("merge", (job_id, JOB), lambda: self._turn(job_id, epoch, _END, "", self._merge))
 
     def _turn(self, job_id: str, epoch: int, stages: tuple[str, ...], enter: str, body: Callable[[Lease], str]) -> Next:
-        claim = self.store.claim(job_id, JOB, epoch, stages, deadline=JOB_DEADLINE_SECONDS, enter=enter)
+        link = "prepare" if enter else "merge"
+        deadline = turn_deadline(self.settings, link)
+        claim = self.store.claim(job_id, JOB, epoch, stages, deadline=deadline, enter=enter)
         if isinstance(claim, Refused):
             return self.gone(job_id) if claim.why == "gone" else refused(claim)
         with claim, about(account=claim.job.account):
             try:
+                self.note_overrun(claim, link)
                 return Stop(body(claim))
             except LeaseLost:
                 return Stop()
             except StoreUnavailable:
                 raise
             except Exception as error:
-                link = "prepare" if claim.job.stage == State.PREPARING else "merge"
                 return self._trouble(claim, foreseen(error, link))
 
     # -- prepare ---------------------------------------------------------------------------------------------------
 
     def _prepare(self, lease: Lease) -> str:
         job = lease.job
+        if job.overran >= MAX_OVERRUNS:
+            message = (
+                f"could not be prepared: {job.overran} times it did not get on, for hours in the end; "
+                f"it may need {REMEDIES['prepare']}"
+            )
+            return self._refuse(lease, Problem(code="prepare_failed", message=message))
         if lease.job.tries > MAX_TRIES or lease.job.lost > MAX_LOST:
             reason = job.trouble.message if job.trouble else "its worker vanished again and again"
             return self._refuse(lease, Problem(code="prepare_failed", message=f"could not be prepared: {reason}"))
@@ -289,8 +297,10 @@ class JobTurns(Turns):
         if not job.notified:
             if job.error is None or job.error.code not in ("output_in_use", "output_unwritable", "not_allowed"):
                 self._write_job_file(job)
+            if (workspace := Folder(job.workspace, private=True)).is_local:
+                workspace.remove("downloads")  # what was broken off and never gone on with
             if state is State.SUCCEEDED and not self.settings.keep_workspace:
-                clean_up(job, Folder(job.workspace, private=True))
+                clean_up(job, workspace)
             self._tell_listeners(job, lease)
             self.store.save(lease, {"notified": True})
         self._tidy(job, lease)

@@ -98,10 +98,11 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     wait: float = 0.0  #: the countdown that led to ``next_at``
     token: str | None = None  #: the lease, while somebody holds it
     lease_until: float | None = None
-    lease_end: float | None = None  #: the stage's own total deadline: no renewal beyond it
+    lease_end: float | None = None  #: the turn's deadline: no renewal beyond it, unless the turn gets on
     wake: bool = False  #: somebody wanted it to run while a lease lived
     tries: int = 0  #: claims of this stage that ended in unforeseen trouble
     lost: int = 0  #: claims of this stage whose holder vanished
+    overran: int = 0  #: of these, how many had met their deadline; each doubles the next one
     pubs: int = 0  #: re-publications of this stage since the last claim
     task_ids: list[str] = []
     trouble: Problem | None = None  #: why it is not getting on just now; cleared when it does

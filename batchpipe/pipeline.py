@@ -22,6 +22,7 @@ from batchpipe.errors import (
 )
 from batchpipe.errors import Refused as ProviderRefused
 from batchpipe.jobs import JobRecord, Move, Problem, ShardRecord, Stage
+from batchpipe.limits import turn_deadline
 from batchpipe.logs import about
 from batchpipe.openai_api import Api, Snapshot
 from batchpipe.steps.create import GiveUp, Over, create
@@ -71,11 +72,12 @@ class ShardTurns(Turns):
         if account is None:
             return self.gone(job_id)
         api = self._api_or_trouble(account)  # built before the claim: its 20 ms are not the lease's
-        claim = self.store.claim(job_id, index, epoch, [LINKS[link]], deadline=self._deadline(link))
+        claim = self.store.claim(job_id, index, epoch, [LINKS[link]], deadline=turn_deadline(self.settings, link))
         if isinstance(claim, Refused):
             return refused(claim)
         with claim, about(account=account, batch=claim.shard.batch_id if claim.shard else None):
             try:
+                self.note_overrun(claim, link)
                 ending = self._step(link, claim, api)
             except LeaseLost:
                 return Stop()
@@ -85,15 +87,6 @@ class ShardTurns(Turns):
                 ending = self._trouble(link, claim, error)
             claim.stop()
             return self._end(claim, ending)
-
-    def _deadline(self, link: str) -> float:
-        control, transfer = self.settings.control_timeout_seconds, self.settings.transfer_timeout_seconds
-        return {
-            "upload": transfer + 2 * control,
-            "create": 10 * control,
-            "poll": 4 * control,
-            "download": 3 * transfer,
-        }[link]
 
     def _api_or_trouble(self, account: str) -> Api | Exception:
         """What goes wrong here is trouble of the shard: it is raised once that is claimed."""
@@ -128,8 +121,8 @@ class ShardTurns(Turns):
         elif link == "poll":
             result = self._poll(job, shard, api)
         else:
-            prices = self._prices(job.account)
-            result = download(job, shard, workspace, api, lease.token, prices=prices, check=lease.check)
+            prices, kept = self._prices(job.account), Folder(str(self.settings.home / "downloads"), private=True)
+            result = download(job, shard, workspace, api, lease.token, prices=prices, check=lease.check, elsewhere=kept)
         if isinstance(result, GiveUp | Problem):
             problem = result.problem if isinstance(result, GiveUp) else result
             return self._abandon(lease, workspace, problem, refused=isinstance(result, GiveUp) and result.refused)

@@ -28,6 +28,8 @@ logger = logging.getLogger(__name__)
 MAX_TRIES = 5
 #: Vanished workers during one stage before the same. Machines may die for hours; that is no fault of the shard.
 MAX_LOST = 50
+#: Turns of prepare that met their deadlines, which grow, before its job is refused.
+MAX_OVERRUNS = 6
 #: No countdown is longer: it must stay far below the broker's visibility time-out.
 LONGEST_PAUSE = 600.0
 #: Code of a transfer that was broken off because its job is being cancelled: it comes back at once.
@@ -174,6 +176,19 @@ class Turns:
             return None
         self.publish(Message(job_id, index, raised.epoch, raised.stage, ids, raised.queue, after))
         return raised.old_ids
+
+    def note_overrun(self, lease: Lease, link: str) -> None:
+        """Show that the turn before this one met its deadline, if it did. Raises LeaseLost, StoreUnavailable."""
+        if not lease.overran:
+            return
+        message = (
+            f"{link} did not get on and was ended; it begins anew, and may now stand still for {lease.deadline:.0f} s: "
+            f"it may need {REMEDIES[link]}"
+        )
+        self.store.save(lease, {"trouble": Problem(code="deadline", message=message)})
+        ids = {} if lease.shard is None else {"shard": lease.index}
+        fields = {"link": link, "seconds": lease.deadline, "message": message}
+        self.log(lease.job.id, [("deadline", fields)], level=logging.WARNING, **ids)
 
     def publish_merge(self, lease: Lease, epoch: int, ids: list[str]) -> None:
         self.publish(Message(lease.job.id, JOB, epoch, State.FINALIZING, ids, lease.job.queue))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property, partial
@@ -22,6 +21,7 @@ from batchpipe.openai_api.answers import (
     text,
 )
 from batchpipe.openai_api.created import Partly, Said, made, named
+from batchpipe.openai_api.transfers import SILENCE_SECONDS, WRONG, LeastRate, Resumable, Watched, range_headers, receive
 from batchpipe.openai_api.transport import Count, http_client, uncounted
 from batchpipe.openai_api.trouble import NO_ROUTE, translated
 from batchpipe.settings import Account, Settings
@@ -29,8 +29,6 @@ from batchpipe.settings import Account, Settings
 if TYPE_CHECKING:
     import openai
 
-#: A silence this long within a transfer means the connection is dead.
-_SILENCE_SECONDS = 60.0
 #: A list that is longer does not end.
 _MOST_PAGES = 10_000
 #: Calls for one page of a list.
@@ -46,6 +44,7 @@ class Api:
         *,
         control_seconds: float = 30.0,
         transfer_seconds: float = 600.0,
+        transfer_rate: float = 1_000.0,
         count: Count = uncounted,
         name: str = "default",
     ) -> None:
@@ -56,6 +55,7 @@ class Api:
         self._lists_batches = account.lists_batches
         self._expires = account.file_expires_seconds
         self._transfer = transfer_seconds
+        self._rate = transfer_rate
         self._control = control_seconds
 
     @cached_property
@@ -83,7 +83,7 @@ class Api:
         if expires:
             extra["expires_after"] = {"anchor": "created_at", "seconds": expires}
         handle.seek(0)
-        body = cast(IO[bytes], _Watched(handle, self._watch(check, "upload")))
+        body = cast(IO[bytes], Watched(handle, self._watch(check, "upload")))
         with translated(self._key):
             answer = self._client.files.with_raw_response.create(
                 file=(name, body, "application/jsonl"),
@@ -110,21 +110,38 @@ class Api:
             return None
         return size if isinstance(size, int) and not isinstance(size, bool) and size >= 0 else None
 
-    def download(self, file_id: str, sink: BinaryIO, check: Callable[[], None]) -> int:
-        """Stream a file into ``sink`` and answer the number of bytes. Raises Gone, Unavailable, Paused, Refused."""
-        watch, total, follower = self._watch(check, "download"), 0, self._follower
+    def download(self, file_id: str, sink: BinaryIO | Resumable, check: Callable[[], None]) -> int:
+        """Stream a file into ``sink`` and answer the number of bytes, with those that were there.
+
+        What a resumable sink has is not asked for again, if the provider continues files (``Range``).
+        Raises Gone, Unavailable, Paused, Refused.
+        """
+        wanted = range_headers(sink)
+        try:
+            return self._stream(file_id, sink, check, wanted)
+        except (Refused, Unavailable) as error:
+            # 416: what is there is no part of the file
+            if not wanted or not (error.status == 416 or error.code == WRONG):
+                raise
+        return self._stream(file_id, sink, check, {})
+
+    def _stream(
+        self, file_id: str, sink: BinaryIO | Resumable, check: Callable[[], None], wanted: dict[str, str]
+    ) -> int:
+        watch, follower = self._watch(check, "download"), self._follower
         with (
             _redirected(),
             translated(self._key),
             follower.files.with_streaming_response.content(
                 file_id,
                 # sizes are compared, so the bytes must come as they are
-                extra_headers={"Accept-Encoding": "identity"},
-                timeout=self._transfer_timeout(answer=_SILENCE_SECONDS),
+                extra_headers={"Accept-Encoding": "identity", **wanted},
+                timeout=self._transfer_timeout(answer=SILENCE_SECONDS),
             ) as answer,
         ):
-            for block in answer.iter_bytes(1 << 16):
-                watch()
+            total = receive(sink, answer.status_code, answer.headers, ranged=bool(wanted))
+            for block in answer.iter_bytes():  # as they come: a block that must be filled first hides a drip
+                watch(len(block))
                 sink.write(block)
                 total += len(block)
         return total
@@ -302,19 +319,11 @@ class Api:
     def _transfer_timeout(self, *, answer: float) -> Any:
         import httpx2
 
-        silence = min(_SILENCE_SECONDS, self._transfer)
+        silence = min(SILENCE_SECONDS, self._transfer)
         return httpx2.Timeout(silence, connect=min(10.0, self._control), read=min(answer, self._transfer))
 
-    def _watch(self, check: Callable[[], None], what: str) -> Callable[[], None]:
-        """Sockets time out by silence only; this ends a transfer that drips."""
-        ends = time.monotonic() + self._transfer
-
-        def watch() -> None:
-            check()
-            if time.monotonic() > ends:
-                raise Unavailable(f"the {what} took longer than {self._transfer:.0f} s", code="transfer_timeout")
-
-        return watch
+    def _watch(self, check: Callable[[], None], what: str) -> LeastRate:
+        return LeastRate(what, self._rate, check, window=min(SILENCE_SECONDS, self._transfer))
 
 
 #: The SDK imports itself in pieces, some at their first use. Several threads in the middle of that may wait for each
@@ -375,6 +384,7 @@ class Apis:
                 account,
                 control_seconds=self._settings.control_timeout_seconds,
                 transfer_seconds=self._settings.transfer_timeout_seconds,
+                transfer_rate=self._settings.transfer_bytes_per_second,
                 count=self._count,
                 name=name,
             )
@@ -395,24 +405,6 @@ def _is_clear_no(error: BatchpipeError) -> bool:
         return True
     refused = error.status is not None and 400 <= error.status < 500 and error.status not in (408, 409)
     return refused and error.code != NO_ROUTE
-
-
-class _Watched:
-    """A binary file whose reads are watched; the SDK streams from it and asks its length."""
-
-    def __init__(self, handle: IO[bytes], watch: Callable[[], None]) -> None:
-        self._handle = handle
-        self._watch = watch
-
-    def read(self, size: int = -1) -> bytes:
-        self._watch()
-        return self._handle.read(size)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._handle, name)
-
-    def __iter__(self) -> Iterator[bytes]:
-        return iter(lambda: self.read(1 << 16), b"")
 
 
 def _is_past(page: Sequence[Snapshot | StoredFile], since: float) -> bool:

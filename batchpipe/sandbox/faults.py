@@ -25,6 +25,9 @@ HTTP_KINDS = frozenset(
         "malformed",
         "replace",
         "no_metadata",
+        "no_range",
+        "drip",
+        "slow_upload",
     }
 )
 #: Those that answer in place of the sandbox: at most one of them strikes a call.
@@ -78,7 +81,7 @@ class _Common:
     processed: bool | None = None  #: `status`, `malformed`, `replace`: is the request carried out?
     seconds: float = 1.0
     mode: str = "short"  #: `truncate`: "short" breaks off, "clean" looks whole
-    bytes: int | None = None  #: `truncate`: how much is sent
+    bytes: int | None = None  #: `truncate`: how much is sent; `drip`, `slow_upload`: how much in `seconds`
     fraction: float | None = None  #: share kept (`truncate`, `file_lags`), hit (rows), or done before (`expire`)
     shape: str = "validation"  #: `token_limit`: "validation" or "create"
     errors: list[dict[str, Any]] | None = None  #: `fail_batch`: its `errors.data`
@@ -265,8 +268,10 @@ class Faults:
 
 
 def _route(fault: Fault) -> str:
-    # Only downloads are worth cutting, unless a route is named.
-    return "GET /v1/files/{id}/content" if fault.kind == "truncate" and fault.route == "*" else fault.route
+    """Only transfers are worth cutting or slowing down, unless a route is named."""
+    if fault.route == "*" and fault.kind in ("truncate", "no_range", "drip"):
+        return "GET /v1/files/{id}/content"
+    return "POST /v1/files" if fault.route == "*" and fault.kind == "slow_upload" else fault.route
 
 
 def _route_matches(pattern: str, route: str, path: str) -> bool:

@@ -8,15 +8,15 @@ shard. What comes out is one file with a line for each row, in the order of the 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from hashlib import blake2b
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO
 
 import msgspec
 
 from batchpipe.bodies import Failure
 from batchpipe.costs import MAX_COST, Pricer, unknown
 from batchpipe.errors import BatchpipeError, Gone, Unavailable
+from batchpipe.fetching import Fetcher, FilesApi
 from batchpipe.jobs import BatchError, Counts, JobRecord, Move, Problem, ShardRecord, Stage, Status
 from batchpipe.outcomes import (
     FAILED,
@@ -46,21 +46,9 @@ from batchpipe.storage import Folder, Pacer, Scratch
 
 #: How often files with fewer lines than the provider counted are fetched anew; then that is the truth.
 MAX_FETCHES = 3
-#: Fetches of one file in a turn. A turn that fails throws away the other file, which may be 200 MB, too.
-FETCHES_AT_ONCE = 3
 #: So often in a row a file must be unknown to the provider before we believe that it is gone: its rows are paid.
 MAX_GONE = 4
 _TOO_FEW = Failure("embeddings_missing", "HTTP 200 with fewer embeddings than inputs")
-
-
-class FilesApi(Protocol):
-    """What this step needs of the provider."""
-
-    def file_bytes(self, file_id: str) -> int | None:
-        """The length of a file, None where the provider does not tell; raises Gone, Unavailable."""
-
-    def download(self, file_id: str, sink: BinaryIO, check: Callable[[], None]) -> int:
-        """Stream a file into ``sink``; returns the number of bytes. Raises Gone, Unavailable."""
 
 
 def download(
@@ -72,21 +60,23 @@ def download(
     *,
     prices: Pricer = unknown,
     check: Callable[[], None],
+    elsewhere: Folder | None = None,
 ) -> Move:
-    """Collect a shard whose batch has ended.
+    """Collect a shard whose batch has ended. ``elsewhere``: a local folder for what has come of its files, if the
+    workspace is remote.
 
     Moves to ``collected``, or stays at ``ended`` for a while if the files have fewer lines than the provider
     counted, or some that nobody can read. Raises Unavailable for a file that is cut short, StorageTrouble,
     BatchpipeError (``rows_lost``) if the rows do not add up.
     """
-    with ExitStack() as stack:
+    with Fetcher(api, workspace, f"{job.id}-{shard.index:05d}", check, elsewhere=elsewhere) as files:
         answers = _Answers(workspace, shard, check, endpoint=job.endpoint, prices=prices)
         gone: Problem | None = None
         for file_id in (shard.output_file_id, shard.error_file_id):
             if not file_id:
                 continue
             try:
-                scratch, whole = _fetched(api, file_id, workspace, stack, check)
+                scratch, whole = files.fetch(file_id)
             except Gone as error:
                 gone = Problem(code="file_gone", message=f"file {file_id} is gone at the provider: {error}")
             else:
@@ -165,40 +155,6 @@ def _refusal(errors: list[BatchError]) -> Problem:
 def _told(shard: ShardRecord) -> int:
     """How many answers the provider says there are, 0 where it does not say."""
     return (shard.counts.completed or 0) + (shard.counts.failed or 0)
-
-
-def _fetched(
-    api: FilesApi, file_id: str, workspace: Folder, stack: ExitStack, check: Callable[[], None]
-) -> tuple[Scratch, bool]:
-    """A file, which lives as long as ``stack``, and whether it is known to be whole. Raises Gone, Unavailable."""
-    for left in reversed(range(FETCHES_AT_ONCE)):
-        with ExitStack() as attempt:
-            scratch = attempt.enter_context(workspace.scratch())
-            try:
-                whole = _fetch(api, file_id, scratch, check, last=not left)
-            except Unavailable as error:
-                if not left or error.after is not None:
-                    raise
-                continue
-            stack.push(attempt.pop_all())
-            return scratch, whole
-    raise AssertionError("unreachable")
-
-
-def _fetch(api: FilesApi, file_id: str, scratch: Scratch, check: Callable[[], None], *, last: bool) -> bool:
-    """Whether the file is as long as the provider says. Raises Gone; Unavailable if it is cut.
-
-    One that is longer, time and again, is not cut: some count characters, not bytes.
-    """
-    try:
-        size = api.file_bytes(file_id)
-    except Gone:
-        size = None  # only if the content is gone too, paid rows are lost
-    got = api.download(file_id, scratch.sink, check)
-    # Some tell 0 for a file that they have not measured; a file cannot be cut shorter than that.
-    if size and (got < size or (got > size and not last)):
-        raise Unavailable(f"the downloaded file is cut short: {file_id} has {got} of {size} bytes")
-    return got == size
 
 
 class _Answers:

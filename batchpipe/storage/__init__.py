@@ -11,20 +11,25 @@ from batchpipe.storage.drafts import Draft
 from batchpipe.storage.folder import Folder, Scratch, temporary
 from batchpipe.storage.given import lines_of, stored_at
 from batchpipe.storage.inputs import allowed, check_allowed, input_info, open_input
+from batchpipe.storage.partial import Partial, forget, partial, prune
 from batchpipe.storage.repeats import RepeatFinder
 
 __all__ = [
     "Draft",
     "Folder",
     "Pacer",
+    "Partial",
     "RepeatFinder",
     "Scratch",
     "allowed",
     "check_allowed",
+    "forget",
     "input_info",
     "lines_of",
     "local_path",
     "open_input",
+    "partial",
+    "prune",
     "read_lines",
     "stored_at",
     "temporary",

@@ -255,6 +255,21 @@ class Scratch:
         self._unflushed = True
         self._file.write(data)
 
+    def flush(self) -> None:
+        """Hand over what is buffered; raises OSError."""
+        self._file.flush()
+        self._unflushed = False
+
+    def cut(self, size: int) -> None:
+        """Leave its first ``size`` bytes, and write on from there; raises OSError."""
+        self.flush()
+        self._file.truncate(size)
+        self._file.seek(size)
+
+    def clear(self) -> None:
+        """Empty it; raises OSError."""
+        self.cut(0)
+
     def lines(self) -> Iterator[bytes]:
         r"""Its lines, each with its ``\n``."""
         with told(self._where):

@@ -11,6 +11,7 @@ import orjson
 
 from batchpipe.errors import JobNotFound, LeaseLost, OutputInUse
 from batchpipe.jobs import JOB, JobRecord, Move, Problem, ShardRecord, State
+from batchpipe.limits import LONGEST_GROWTH
 from batchpipe.store.leases import NO_NEWS, Lease, Refused, Renewal, host_clock
 from batchpipe.store.records import decode, encode_changes, encode_record
 from batchpipe.store.schedules import ScheduleRecords
@@ -142,7 +143,11 @@ class Store(ScheduleRecords):
     def claim(
         self, job_id: str, index: int, epoch: int, stages: Sequence[str], *, deadline: float, enter: str = ""
     ) -> Lease | Refused:
-        """Take the lease on a record whose stage is one of ``stages``, for at most ``deadline`` seconds in all."""
+        """Take the lease on a record whose stage is one of ``stages``.
+
+        It ends after ``deadline`` seconds in which the turn did not get on (``Lease.check``), twice as many after each
+        turn that met this, ``LONGEST_GROWTH`` times at most.
+        """
         token, before = uuid.uuid4().hex, host_clock()
         answer = self._run(
             "claim",
@@ -155,13 +160,15 @@ class Store(ScheduleRecords):
             token,
             self.lease_seconds,
             deadline,
+            LONGEST_GROWTH * deadline,
             self._member(job_id, index),
         )
         if answer[0] != "ok":
             return Refused(answer[0], float(answer[1]) if len(answer) > 1 else 0.0)
         job = decode(JobRecord, answer[2])
         shard = decode(ShardRecord, answer[1]) if index != JOB else None
-        return Lease(self, job, shard, token, float(answer[3]), before, Renewal(cancel=job.cancel))
+        news = Renewal(cancel=job.cancel)
+        return Lease(self, job, shard, token, float(answer[3]), before, news, float(answer[4]), bool(int(answer[5])))
 
     def renew(self, lease: Lease) -> tuple[float, Renewal]:
         """Keep a lease. Answers the seconds it now lasts. Raises LeaseLost."""
@@ -171,6 +178,7 @@ class Store(ScheduleRecords):
             self._member(lease.job.id, lease.index),
             lease.token,
             self.lease_seconds,
+            lease.deadline if lease.has_got_on() else 0,
         )
         if answer[0] == "lost":
             raise LeaseLost

@@ -13,7 +13,7 @@ import orjson
 
 from batchpipe.errors import Gone, Refused, Unavailable
 from batchpipe.jobs import BatchError, Counts, Status
-from batchpipe.openai_api import Snapshot, StoredFile
+from batchpipe.openai_api import Resumable, Snapshot, StoredFile
 
 #: How the provider answers one request: a dict (the body of a 200), an int (the status of a refusal), a str (the
 #: code of an error without a response, such as ``batch_expired``) or None (no line).
@@ -202,11 +202,15 @@ class FakeOpenAI:
         except Refused:
             return None
 
-    def download(self, file_id: str, sink: BinaryIO, check: Callable[[], None]) -> int:
+    def download(self, file_id: str, sink: BinaryIO | Resumable, check: Callable[[], None]) -> int:
         def effect() -> int:
             data = self._file(file_id).data
+            have = 0
+            if isinstance(sink, Resumable) and 0 < sink.have < len(data):
+                have = sink.have
+                sink.resume()
             check()
-            sink.write(data)
+            sink.write(data[have:])
             return len(data)
 
         return self._called("download", file_id, effect)

@@ -236,7 +236,7 @@ def test_reset_forgives_lost_leases_and_a_new_stage_begins_at_nought(store: Stor
 def test_a_repeated_claim_is_the_same_claim(store: Store) -> None:
     """After a lost answer the client repeats it with its token: no try is counted twice, no lease stands in its way."""
     job_id = planned(store)
-    args = (store.prefix, job_id, 1, ",planned,", "", "token-1", LEASE, DEADLINE, f"{job_id}/0")
+    args = (store.prefix, job_id, 1, ",planned,", "", "token-1", LEASE, DEADLINE, DEADLINE, f"{job_id}/0")
     assert store._run("claim", store._keys(job_id, 0), *args)[0] == "ok"
     assert store._run("claim", store._keys(job_id, 0), *args)[0] == "ok"
     assert shard(store, job_id).tries == 1
@@ -934,3 +934,39 @@ def test_fields_of_a_newer_version_are_ignored(store: Store) -> None:
     job_id = planned(store)
     store.client.hset(f"{store.prefix}job:{job_id}", "from_the_future", "[1")
     assert store.get_job(job_id).id == job_id
+
+
+def test_a_deadline_that_was_met_is_known_and_grows_up_to_a_bound(store: Store, clock: Any) -> None:
+    """Its holder lived, and did not get on. Who vanished before it is another matter."""
+    job_id, granted_for = planned(store), []
+    for _ in range(6):
+        lease = granted(claim(store, job_id, 0, Stage.PLANNED, deadline=100))
+        granted_for.append((round(lease.deadline), lease.overran))
+        for _ in range(60):
+            clock.advance(LEASE / 2)
+            try:
+                store.renew(lease)
+            except LeaseLost:
+                break
+    assert granted_for == [(100, False), (200, True), (400, True), (800, True), (800, True), (800, True)]
+    assert (shard(store, job_id).overran, shard(store, job_id).lost) == (5, 5)
+    granted(claim(store, job_id, 0, Stage.PLANNED, deadline=100))
+    clock.advance(LEASE + 1)
+    assert granted(claim(store, job_id, 0, Stage.PLANNED, deadline=100)).overran is False
+
+
+def test_who_gets_on_keeps_its_lease_beyond_the_deadline(store: Store, clock: Any) -> None:
+    """And no longer than a deadline after it has got on for the last time."""
+    job_id = planned(store)
+    lease = granted(claim(store, job_id, 0, Stage.PLANNED, deadline=100))
+    for _ in range(30):
+        clock.advance(LEASE / 2)
+        lease._got_on = True
+        store.renew(lease)
+    clock.advance(50)
+    assert store.renew(lease)[0] == about(50)
+    clock.advance(49)
+    assert store.renew(lease)[0] == about(1)
+    clock.advance(2)
+    with pytest.raises(LeaseLost):
+        store.renew(lease)

@@ -163,7 +163,9 @@ class ModelStore(Store):
         if isinstance(answer, ClaimRefused):
             self.world.watch.facts[f"refused: {answer.why}"] += 1
             return answer
-        lease = ModelLease(self, answer.job, answer.shard, answer.token, answer.seconds, before, answer.news)
+        lease = ModelLease(
+            self, answer.job, answer.shard, answer.token, answer.seconds, before, answer.news, answer.deadline
+        )
         lease.world = self.world
         self.world.leases[self.world.actor] = lease
         return lease

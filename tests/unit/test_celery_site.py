@@ -56,6 +56,7 @@ def test_an_app_that_suits_is_reported_as_such() -> None:
         ({"worker_prefetch_multiplier": 0}, "app.conf.worker_prefetch_multiplier", False),
         ({"task_annotations": {"*": {"max_retries": 3}}}, "app.conf.task_annotations", False),
         ({"broker_url": "amqp://", "task_default_queue_type": "quorum"}, "app.conf.task_queues", False),
+        ({"worker_pool": "eventlet"}, "app.conf.worker_pool", True),
         ({"worker_enable_remote_control": False}, "app.conf.worker_enable_remote_control", False),
     ],
 )

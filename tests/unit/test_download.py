@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from batchpipe.errors import BatchpipeError, Gone, LeaseLost, Unavailable
+from batchpipe.fetching import FETCHES_AT_ONCE
 from batchpipe.jobs import BatchError, Counts, JobRecord, Move, Problem, ShardRecord, Stage
-from batchpipe.steps.download import FETCHES_AT_ONCE, MAX_GONE, abandon, download
+from batchpipe.steps.download import MAX_GONE, abandon, download
 from batchpipe.storage import Folder
 
 JOB = JobRecord(id="job_x")

@@ -95,7 +95,7 @@ end
 
 local function set_stage(key, stage, now)
   if get(key, 'stage') ~= stage then
-    redis.call('HSET', key, 'stage', stage, stage .. '_at', num(now), 'tries', '0', 'lost', '0', 'pubs', '0')
+    redis.call('HSET', key, 'stage', stage, stage .. '_at', num(now), 'tries', '0', 'lost', '0', 'overran', '0', 'pubs', '0')
   end
 end
 
