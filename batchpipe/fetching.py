@@ -6,7 +6,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from hashlib import blake2b
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Literal, Protocol, Self
 
 from batchpipe.errors import Gone, LeaseLost, StorageTrouble, Unavailable
 from batchpipe.storage import Folder, Partial, Scratch, forget, partial, prune
@@ -19,6 +19,9 @@ PROGRESS_BYTES = 1 << 18
 MOST_KEPT = 64
 #: No file is longer than this where its size is not told.
 MOST_BYTES = 64 << 30
+
+#: How much of a file came: all of it, less than its size says, or nobody knows, for its size is not told.
+Extent = Literal["whole", "short", "unknown"]
 
 
 class FilesApi(Protocol):
@@ -88,8 +91,8 @@ class Fetcher:
             return False
         return True
 
-    def fetch(self, file_id: str) -> tuple[Scratch, bool]:
-        """A file, and whether it is known to be whole. Raises Gone; Unavailable if it cannot be had, or is cut."""
+    def fetch(self, file_id: str) -> tuple[Scratch, Extent]:
+        """A file, and how much of it came. Raises Gone; Unavailable if it cannot be had."""
         name = f"{self._name}-{blake2b(file_id.encode(), digest_size=8).hexdigest()}.part"
         file = self._stack.enter_context(partial(self._folder, name))
         self._names.append(name)
@@ -102,7 +105,7 @@ class Fetcher:
             self._broken = True
             raise
 
-    def _tried(self, file_id: str, file: Partial) -> bool:
+    def _tried(self, file_id: str, file: Partial) -> Extent:
         left = FETCHES_AT_ONCE
         while True:
             before = file.length
@@ -114,10 +117,10 @@ class Fetcher:
                 if not left or error.after is not None:
                     raise self._said(error, file) from error
 
-    def _fetch(self, file_id: str, file: Partial, *, last: bool) -> bool:
-        """Whether the file is as long as the provider says.
+    def _fetch(self, file_id: str, file: Partial, *, last: bool) -> Extent:
+        """How much of the file came. Raises Gone; Unavailable if it has another length than the provider says.
 
-        One that is longer, time and again, is not cut: some count characters, not bytes.
+        One that is shorter or longer, time and again, is what it is: some count characters, not bytes, and some lag.
         """
         try:
             size = self._api.file_bytes(file_id)
@@ -128,9 +131,11 @@ class Fetcher:
             self._api.download(file_id, file, self._check)
         got = file.length
         # Some tell 0 for a file that they have not measured; a file cannot be cut shorter than that.
-        if size and (got < size or (got > size and not last)):
+        if size and got != size and not last:
             raise Unavailable(f"the downloaded file is cut short: {file_id} has {got} of {size} bytes")
-        return got == size
+        if size and got < size:
+            return "short"
+        return "whole" if got == size else "unknown"
 
     def _said(self, error: Unavailable, file: Partial) -> Unavailable:
         if file.restarts > 1:

@@ -121,8 +121,19 @@ class ShardTurns(Turns):
         elif link == "poll":
             result = self._poll(job, shard, api)
         else:
-            prices, kept = self._prices(job.account), Folder(str(self.settings.home / "downloads"), private=True)
-            result = download(job, shard, workspace, api, lease.token, prices=prices, check=lease.check, elsewhere=kept)
+            kept = Folder(str(self.settings.home / "downloads"), private=True)
+            result = download(
+                job,
+                shard,
+                workspace,
+                api,
+                lease.token,
+                now=self.store.now(),
+                files_patience=self.settings.files_patience_seconds,
+                prices=self._prices(job.account),
+                check=lease.check,
+                elsewhere=kept,
+            )
         if isinstance(result, GiveUp | Problem):
             problem = result.problem if isinstance(result, GiveUp) else result
             return self._abandon(lease, workspace, problem, refused=isinstance(result, GiveUp) and result.refused)
@@ -144,6 +155,7 @@ class ShardTurns(Turns):
             pace=Pace(self.settings.poll_min_seconds, self.settings.poll_max_seconds),
             may_look=lambda: self.store.may_look(job.account, per_second=rate, burst=max(1.0, 2 * rate)),
             patience=patience + clock.slack if patience is not None else None,  # the provider's clock may be behind
+            files_patience=self.settings.files_patience_seconds,
         )
 
     def _abandon(self, lease: Lease, workspace: Folder, problem: Problem, *, refused: bool = False) -> Move:

@@ -74,7 +74,9 @@ def collected(rows: list[dict[str, Any]], prices: Pricer, endpoint: str = "/v1/r
     )
     record = ShardRecord(job="job_x", index=0, rows=len(rows), file="shards/x.jsonl", output_file_id="out", **shard)
     job = JobRecord(id="job_x", endpoint=endpoint)
-    return download(job, record, workspace, FilesFake(out=out), "t", prices=prices, check=nothing)
+    return download(
+        job, record, workspace, FilesFake(out=out), "t", prices=prices, now=0.0, files_patience=0.0, check=nothing
+    )
 
 
 @pytest.mark.parametrize("model", MODELS)
