@@ -8,7 +8,6 @@ from typing import Any, ClassVar, Protocol
 
 import orjson
 
-from batchpipe.costs import batch_cost
 from batchpipe.errors import JobNotFound, Never
 from batchpipe.jobs import JobRecord, Problem, State
 from batchpipe.places import results_place
@@ -125,18 +124,12 @@ class Job:
         """Rows, tokens, calls that were meant, waits, seconds in each stage, and ``cost_usd``: an estimate at
         OpenAI's batch list prices.
 
-        The cost is null for other providers, unknown models, and without ``pip install "batchpipe[cost]"``.
+        The cost is of what has been collected, each row at the price for its own length; null for other providers
+        and for models without a known batch price.
         """
+        store = self._client.store
         self.refresh()
-        client, account = self._client, self.record.account
-
-        def cost(model: str | None, usage: dict[str, int]) -> float | None:
-            if client.settings.is_sandbox(account):
-                return 0.0
-            return batch_cost(model, usage) if client.settings.is_openai(account) else None
-
-        store = client.store
-        return metrics_view(self.record, store.iter_shards(self.record), store.now(), cost, store.read_log(self.id))
+        return metrics_view(self.record, store.iter_shards(self.record), store.now(), store.read_log(self.id))
 
     def to_dict(self, *, shards: bool = True) -> dict[str, Any]:
         """What ``batchpipe status --json`` prints."""

@@ -255,6 +255,7 @@ class JobTurns(Turns):
             "failed": merged.failed,
             "missing": merged.missing,
             "usage": merged.usage,
+            "incomplete": merged.incomplete,
             "error": None if job.cancel else _job_error(merged, shards),
         }
         return self._finish(lease, _state(merged), changes)
@@ -392,4 +393,5 @@ def _job_error(merged: Merged, shards: list[ShardRecord]) -> Problem | None:
 
 
 def _counts(changes: dict[str, Any]) -> dict[str, Any]:
-    return {name: changes.get(name) for name in ("total", "ok", "failed", "missing")}
+    found = {name: changes.get(name) for name in ("total", "ok", "failed", "missing")}
+    return found | ({"incomplete": changes["incomplete"]} if changes.get("incomplete") else {})

@@ -150,6 +150,7 @@ class JobRecord(Record, frozen=True, kw_only=True):
     failed: int | None = None
     missing: int | None = None
     usage: dict[str, int] = {}
+    incomplete: dict[str, int] = {}  #: rows that are ok and ended early, by reason
     error: Problem | None = None
     created_at: float = 0.0
     preparing_at: float | None = None
@@ -205,6 +206,8 @@ class ShardRecord(Record, frozen=True, kw_only=True):
     missing: int | None = None
     resend: int = 0  #: rows that are not ok and worth sending again
     usage: dict[str, int] = {}
+    cost: int | None = None  #: its rows at list prices, in pico-dollars; null: not known
+    incomplete: dict[str, int] = {}  #: rows that are ok and ended early, by reason: a few known ones, and ``other``
     collected_file: str | None = None  #: its outcomes, one line a row, relative to the workspace
     error: Problem | None = None
     planned_at: float | None = None

@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from batchpipe.costs import Pricer, free, openai_prices, unknown
 from batchpipe.counters import reason_of
 from batchpipe.errors import (
     LeaseLost,
@@ -127,11 +128,17 @@ class ShardTurns(Turns):
         elif link == "poll":
             result = self._poll(job, shard, api)
         else:
-            result = download(job, shard, workspace, api, lease.token, check=lease.check)
+            prices = self._prices(job.account)
+            result = download(job, shard, workspace, api, lease.token, prices=prices, check=lease.check)
         if isinstance(result, GiveUp | Problem):
             problem = result.problem if isinstance(result, GiveUp) else result
             return self._abandon(lease, workspace, problem, refused=isinstance(result, GiveUp) and result.refused)
         return result
+
+    def _prices(self, account: str) -> Pricer:
+        if self.settings.is_sandbox(account):
+            return free
+        return openai_prices() if self.settings.is_openai(account) else unknown
 
     def _poll(self, job: JobRecord, shard: ShardRecord, api: Api) -> Move | Problem:
         account, clock = self.settings.account(job.account), self.store.clock()
@@ -226,7 +233,9 @@ class ShardTurns(Turns):
             self._pause(lease, move.pause, None)
         if move.stage == Stage.COLLECTED:
             counts = {name: move.changes.get(name) for name in ("ok", "failed", "missing")}
-            self.log(lease.job.id, [("collected", counts)], shard=lease.index)
+            early = move.changes.get("incomplete")
+            told = counts | ({"incomplete": early} if early else {})
+            self.log(lease.job.id, [("collected", told)], shard=lease.index)
             if merge_epoch:
                 self.publish_merge(lease, merge_epoch, ids)
             return Stop(f"collected: {numbers(counts)}")

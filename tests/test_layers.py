@@ -15,6 +15,7 @@ PACKAGE = Path(__file__).parents[1] / "batchpipe"
 #: From the bottom up. A module or package may import only from layers below its own; every one has a place here.
 LAYERS: list[tuple[str, ...]] = [
     ("errors", "seams"),
+    ("bodies",),
     ("jobs", "rows", "timetable", "site_settings"),
     ("outcomes",),
     ("settings", "logs", "counters", "private_redis"),

@@ -24,7 +24,7 @@ from batchpipe.cli.house import (
 from batchpipe.errors import Never
 from batchpipe.jobs import Stage, State
 from batchpipe.settings import SANDBOX_ACCOUNT
-from batchpipe.views import telling
+from batchpipe.views import ended_early, telling
 
 if TYPE_CHECKING:
     from batchpipe.client import Client
@@ -71,6 +71,8 @@ def status_command(job_id: str, as_json: bool) -> None:
     click.echo(f"created   {clock(view['created_at'])}   ended {clock(view['ended_at'])}")
     parts = "   ".join(f"{name} {number(rows[name])}" for name in ("total", "ok", "failed", "missing"))
     click.echo(f"rows      {parts}")
+    if early := ended_early(view["incomplete"]):
+        click.echo(f"of these  {early}")
     if view["error"]:
         click.echo(f"error     {view['error']['code']}: {view['error']['message']}")
     if job.record.trouble and not job.state.ended:

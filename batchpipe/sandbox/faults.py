@@ -43,7 +43,7 @@ BATCH_KINDS = frozenset(
     }
 )
 #: Faults of single rows; hits are rows.
-ROW_KINDS = frozenset({"row_fails", "row_missing"})
+ROW_KINDS = frozenset({"row_fails", "row_missing", "row_body"})
 KINDS = HTTP_KINDS | BATCH_KINDS | ROW_KINDS
 
 
@@ -74,7 +74,7 @@ class _Common:
     message: str | None = None
     retry_after: float | None = None
     body: str | None = None  #: raw body of a `status` answer, JSON or not
-    json: Any = None  #: the document of `replace`
+    json: Any = None  #: the document of `replace`; for `row_body`: fields of the answer's body, or the body
     processed: bool | None = None  #: `status`, `malformed`, `replace`: is the request carried out?
     seconds: float = 1.0
     mode: str = "short"  #: `truncate`: "short" breaks off, "clean" looks whole
@@ -82,7 +82,7 @@ class _Common:
     fraction: float | None = None  #: share kept (`truncate`, `file_lags`), hit (rows), or done before (`expire`)
     shape: str = "validation"  #: `token_limit`: "validation" or "create"
     errors: list[dict[str, Any]] | None = None  #: `fail_batch`: its `errors.data`
-    billed: bool = False  #: `row_fails`, `row_missing`: was the row paid for all the same?
+    billed: bool = False  #: faults of rows: was the row paid for all the same?
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,8 @@ from typing import Any, BinaryIO, Protocol
 
 import msgspec
 
+from batchpipe.bodies import Failure
+from batchpipe.costs import MAX_COST, Pricer, unknown
 from batchpipe.errors import BatchpipeError, Gone, Unavailable
 from batchpipe.jobs import BatchError, Counts, JobRecord, Move, Problem, ShardRecord, Stage, Status
 from batchpipe.outcomes import (
@@ -27,7 +29,19 @@ from batchpipe.outcomes import (
     mark_of,
     names_quota,
 )
-from batchpipe.rows import OutcomeState, add_usage, custom_id, error_line, is_object, raw_error, read_answer
+from batchpipe.rows import (
+    EMBEDDINGS,
+    MODERATIONS,
+    Answer,
+    OutcomeState,
+    add_usage,
+    custom_id,
+    embedding_inputs,
+    error_line,
+    is_object,
+    raw_error,
+    read_answer,
+)
 from batchpipe.storage import Folder, Pacer, Scratch
 
 #: How often files with fewer lines than the provider counted are fetched anew; then that is the truth.
@@ -55,6 +69,7 @@ def download(
     api: FilesApi,
     token: str,
     *,
+    prices: Pricer = unknown,
     check: Callable[[], None],
 ) -> Move:
     """Collect a shard whose batch has ended.
@@ -64,7 +79,7 @@ def download(
     BatchpipeError (``rows_lost``) if the rows do not add up.
     """
     with ExitStack() as stack:
-        answers = _Answers(workspace, shard, check)
+        answers = _Answers(workspace, shard, check, endpoint=job.endpoint, prices=prices)
         gone: Problem | None = None
         for file_id in (shard.output_file_id, shard.error_file_id):
             if not file_id:
@@ -188,19 +203,34 @@ def _fetch(api: FilesApi, file_id: str, scratch: Scratch, check: Callable[[], No
 class _Answers:
     """Where the answer to each request is: an index of the files, in the order of the requests."""
 
-    def __init__(self, workspace: Folder, shard: ShardRecord, check: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        workspace: Folder,
+        shard: ShardRecord,
+        check: Callable[[], None],
+        *,
+        endpoint: str = "",
+        prices: Pricer = unknown,
+    ) -> None:
         self.lines = self.duplicates = self.unknown = 0
         self.answered = 0  #: rows that have an answer
         self.usage: dict[str, int] = {}
+        self.cost: int | None = 0  #: pico-dollars; None once the price of a row is not known
+        self.incomplete: dict[str, int] = {}  #: ok rows that ended early, by reason
         self.unreadable: Problem | None = None  #: a line of a whole file that does not parse
         self.quota: Problem | None = None  #: rows were refused because the account has used up its quota
         self._files: list[Scratch] = []
         # Digests, for ids may be long; offset, length, file and ok packed, for tuples are large.
         self._rows: dict[bytes, int] = {}
+        self._wanted: dict[bytes, int] = {}  #: for rows with more than one embedding input: how many
+        self._model, self._prices, self._endpoint = shard.model, prices, endpoint
         rows = 0
         with workspace.reader(shard.file) as requests:
             for line in _paced(requests, check):
-                self._rows[_digest(custom_id(line))] = 0
+                key = _digest(custom_id(line))
+                self._rows[key] = 0
+                if endpoint == EMBEDDINGS and (inputs := embedding_inputs(line)) > 1:
+                    self._wanted[key] = inputs
                 rows += 1
         if rows != shard.rows or len(self._rows) != rows:
             numbers = f"{shard.rows} rows planned, {rows} in its file, {len(self._rows)} ids"
@@ -236,6 +266,8 @@ class _Answers:
             self.unknown += 1  # whole, but nobody's: fetching it anew would give the same
             return
         key = _digest(answer.custom_id)
+        if self._wanted and answer.ok:
+            answer = self._whole(answer, key)
         known = self._rows.get(key)
         if known is None:
             self.unknown += 1
@@ -250,6 +282,31 @@ class _Answers:
             self.quota = Problem(code="insufficient_quota", message="rows were refused: the account's quota is used up")
         self._rows[key] = offset << 34 | len(line) << 2 | file << 1 | answer.ok
         add_usage(self.usage, answer.usage)
+        if answer.incomplete is not None:
+            add_usage(self.incomplete, {answer.incomplete: 1})
+        if self.cost is not None:
+            self._add_cost(answer)
+
+    def _add_cost(self, answer: Answer) -> None:
+        """What the row was billed for, by the model that answered; if that has no price, by the one that was asked."""
+        if answer.usage:
+            cost = self._prices(answer.model, answer.usage)
+            if cost is None and answer.model != self._model:
+                cost = self._prices(self._model, answer.usage)
+        elif answer.ok and self._endpoint != MODERATIONS:
+            cost = self._prices(None, {})  # it was paid for, and nothing says how much
+        else:
+            cost = 0
+        total = None if cost is None or self.cost is None else self.cost + cost
+        self.cost = total if total is not None and total <= MAX_COST else None
+
+    def _whole(self, answer: Answer, key: bytes) -> Answer:
+        """The same answer; failed if it has fewer embeddings than its row had inputs."""
+        wanted = self._wanted.get(key, 0)
+        if answer.items is None or answer.items >= wanted:
+            return answer
+        failure = Failure("embeddings_missing", f"HTTP 200 with {answer.items} embeddings for {wanted} inputs")
+        return msgspec.structs.replace(answer, ok=False, failure=failure)
 
     def __iter__(self) -> Iterator[tuple[bool, bytes] | None]:
         """For each request in turn whether it is ok and its line, None where there is no answer."""
@@ -293,10 +350,18 @@ def _collect(
     )
     return Move(
         stage=Stage.COLLECTED,
-        changes={**changes, "usage": answers.usage, "collected_file": name, "error": absent.problem},
+        changes={**changes, **_spent(shard, answers, absent), "collected_file": name, "error": absent.problem},
         events=_anomalies(shard, answers),
         pause=answers.quota,
     )
+
+
+def _spent(shard: ShardRecord, answers: _Answers, absent: _Absent) -> dict[str, Any]:
+    """Tokens, cost and early ends. Answers that were counted and did not come were paid for; nobody knows how much."""
+    lost = (shard.counts.completed or 0) > answers.answered
+    given_up = absent.mark == MISSING and shard.batch_id is not None and answers.answered < shard.rows
+    cost = None if lost or given_up else answers.cost
+    return {"usage": answers.usage, "cost": cost, "incomplete": answers.incomplete}
 
 
 def _or(told: int | None, found: int) -> int:
@@ -315,7 +380,11 @@ def _row(
     if ok:
         return OK, raw
     found = read_answer(raw)
-    line = error_line(found.custom_id, OutcomeState.FAILED, shard.round, found.response, found.error)
+    if found.ok:  # the line alone does not tell that it is not all
+        failure = Failure("embeddings_missing", "HTTP 200 with fewer embeddings than inputs")
+        found = msgspec.structs.replace(found, ok=False, failure=failure)
+    error = found.error if found.failure is None else raw_error(found.failure.code, found.failure.message)
+    line = error_line(found.custom_id, OutcomeState.FAILED, shard.round, found.response, error)
     return mark_of(found), line
 
 

@@ -19,13 +19,15 @@ from batchpipe.storage import Draft, Folder, Pacer
 
 
 class Merged(msgspec.Struct, frozen=True, kw_only=True):
-    """The accounts of a job: ``total == ok + failed + missing``; ``usage`` in tokens, over all rounds."""
+    """The accounts of a job: ``total == ok + failed + missing``; ``usage`` in tokens, over all rounds;
+    ``incomplete``: rows that are ok and ended early, by reason."""
 
     total: int = 0
     ok: int = 0
     failed: int = 0
     missing: int = 0
     usage: dict[str, int] = {}
+    incomplete: dict[str, int] = {}
 
 
 def merge(
@@ -97,8 +99,10 @@ def _write(
 def _account(shards: list[ShardRecord], counts: dict[OutcomeState, int]) -> Merged:
     """Raises BatchpipeError, with the numbers, unless every row is there once."""
     usage: dict[str, int] = {}
+    incomplete: dict[str, int] = {}
     for shard in shards:
         add_usage(usage, shard.usage)
+        add_usage(incomplete, shard.incomplete)
     _check_rounds(shards)
     total = sum(shard.rows for shard in shards if shard.round == 1)
     again = sum(shard.rows for shard in shards if shard.round > 1)
@@ -110,6 +114,7 @@ def _account(shards: list[ShardRecord], counts: dict[OutcomeState, int]) -> Merg
         failed=counts[OutcomeState.FAILED],
         missing=counts[OutcomeState.MISSING],
         usage=usage,
+        incomplete=incomplete,
     )
     if (merged.ok, merged.failed + merged.missing) != (ok, not_ok) or ok + not_ok != total:
         told = f"{total} rows planned, {ok} ok, {not_ok} not ok"

@@ -383,3 +383,25 @@ def test_a_fault_that_makes_no_sense_is_refused(sandbox, arguments):
     """At once, not when it would strike."""
     with pytest.raises(ValueError, match="unknown"):
         sandbox.faults.add(arguments[0], **arguments[1])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "wanted"),
+    [
+        ({}, {"error": {"code": "server_error", "message": "The sandbox was told to fail this row."}}),
+        ({"code": "slow", "message": "no"}, {"error": {"code": "slow", "message": "no"}}),
+        ({"json": "words"}, "words"),
+        ({"json": {"choices": []}}, {"choices": []}),
+    ],
+)
+def test_a_row_can_have_a_body_that_is_no_answer(api, sandbox, rows, arguments, wanted):
+    """With HTTP 200, in the output file, counted as completed."""
+    sandbox.faults.add("row_body", custom_id="r1", **arguments)
+    batch = api.run(rows(3))
+
+    assert (batch.request_counts.completed, batch.request_counts.failed) == (3, 0)
+    line = next(line for line in api.lines(batch.output_file_id) if line["custom_id"] == "r1")
+    assert line["response"]["status_code"] == 200
+    body = line["response"]["body"]
+    assert body == wanted if not isinstance(wanted, dict) else wanted.items() <= body.items()
+    assert "r1" not in sandbox.ledger.billed

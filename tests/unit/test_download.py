@@ -351,3 +351,43 @@ def test_a_whole_line_of_nobody_is_an_anomaly(line: bytes) -> None:
     move = Place(["a"]).download(FilesFake(out=lines(line, ok("a"))), "out")
     assert numbers(move) == (1, 0, 0)
     assert move.events[0][1]["unknown"] == 1
+
+
+def _embeddings(name: str, count: int) -> bytes:
+    body = {"object": "list", "data": [{"embedding": [0.5]}] * count, "model": "m", "usage": {"prompt_tokens": 9}}
+    return json.dumps({"custom_id": name, "response": {"status_code": 200, "body": body}}).encode()
+
+
+def test_a_row_with_fewer_embeddings_than_inputs_is_failed_and_its_tokens_count() -> None:
+    """For good, for they were paid; one with as many, or with one input, is ok."""
+    workspace = Folder(f"memory://{uuid.uuid4().hex}")
+    inputs: dict[str, Any] = {"a": ["x", "y"], "b": ["x", "y"], "c": "x", "d": [1, 2, 3]}
+    with workspace.writer("shards/x.jsonl") as file:
+        for name, value in inputs.items():
+            row = {"custom_id": name, "method": "POST", "url": "/v1/embeddings", "body": {"model": "m", "input": value}}
+            file.write(json.dumps(row).encode() + b"\n")
+    out = lines(_embeddings("a", 1), _embeddings("b", 2), _embeddings("c", 1), _embeddings("d", 1))
+    shard = ShardRecord(job="job_x", index=0, rows=4, file="shards/x.jsonl", output_file_id="out")
+    job = JobRecord(id="job_x", endpoint="/v1/embeddings")
+    move = download(job, shard, workspace, FilesFake(out=out), "tok", check=nothing)
+    assert numbers(move) == (3, 1, 0)
+    assert (move.changes["resend"], move.changes["usage"]) == (0, {"input_tokens": 36})
+    with workspace.reader(move.changes["collected_file"]) as file:
+        first = file.readline()
+    assert first[:1] == b"F"
+    failed = json.loads(first[1:])
+    assert failed["response"] == json.loads(_embeddings("a", 1))["response"]
+    assert failed["error"] == {"code": "embeddings_missing", "message": "HTTP 200 with fewer embeddings than inputs"}
+
+
+def test_early_ends_are_counted_for_the_answers_that_are_kept() -> None:
+    """One that came twice counts once."""
+
+    def cut(name: str, reason: str) -> bytes:
+        body = {"object": "chat.completion", "choices": [{"finish_reason": reason}]}
+        return json.dumps({"custom_id": name, "response": {"status_code": 200, "body": body}}).encode()
+
+    place = Place(["a", "b", "c"])
+    out = lines(bad("a"), cut("a", "length"), cut("a", "length"), cut("b", "stop"), cut("c", "content_filter"))
+    move = place.download(FilesFake(out=out), "out")
+    assert move.changes["incomplete"] == {"length": 1, "content_filter": 1}
