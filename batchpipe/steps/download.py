@@ -50,6 +50,7 @@ MAX_FETCHES = 3
 FETCHES_AT_ONCE = 3
 #: So often in a row a file must be unknown to the provider before we believe that it is gone: its rows are paid.
 MAX_GONE = 4
+_TOO_FEW = Failure("embeddings_missing", "HTTP 200 with fewer embeddings than inputs")
 
 
 class FilesApi(Protocol):
@@ -305,8 +306,7 @@ class _Answers:
         wanted = self._wanted.get(key, 0)
         if answer.items is None or answer.items >= wanted:
             return answer
-        failure = Failure("embeddings_missing", f"HTTP 200 with {answer.items} embeddings for {wanted} inputs")
-        return msgspec.structs.replace(answer, ok=False, failure=failure)
+        return msgspec.structs.replace(answer, ok=False, failure=_TOO_FEW)
 
     def __iter__(self) -> Iterator[tuple[bool, bytes] | None]:
         """For each request in turn whether it is ok and its line, None where there is no answer."""
@@ -381,8 +381,7 @@ def _row(
         return OK, raw
     found = read_answer(raw)
     if found.ok:  # the line alone does not tell that it is not all
-        failure = Failure("embeddings_missing", "HTTP 200 with fewer embeddings than inputs")
-        found = msgspec.structs.replace(found, ok=False, failure=failure)
+        found = msgspec.structs.replace(found, ok=False, failure=_TOO_FEW)
     error = found.error if found.failure is None else raw_error(found.failure.code, found.failure.message)
     line = error_line(found.custom_id, OutcomeState.FAILED, shard.round, found.response, error)
     return mark_of(found), line

@@ -32,11 +32,7 @@ def test_a_failed_response_is_sent_again_and_an_incomplete_one_is_counted(
     assert status["incomplete"] == {"content_filter": 1, "max_output_tokens": 1}
     assert json.loads((place.folder / "out" / "job.json").read_bytes())["incomplete"] == status["incomplete"]
     assert "2 ok rows are incomplete: content_filter 1, max_output_tokens 1" in place.run("status", job).out
-    ended = [
-        event
-        for event in map(json.loads, place.run("logs", job, "--json").out.splitlines())
-        if event["event"] == "ended"
-    ]
+    ended = [event for event in place.json("logs", job) if event["event"] == "ended"]
     assert ended[0]["incomplete"] == status["incomplete"]
     assert [batch.total for batch in place.batches(job)] == [4, 1]
     assert place.billed(job) == {"r0": 1, "r1": 1, "r2": 1, "r3": 1}

@@ -135,7 +135,7 @@ def test_a_row_is_priced_by_the_model_that_answered() -> None:
 @pytest.mark.parametrize("model", [None, "", "no-such-model", "text-embedding-3-small", "gpt-4o-realtime-preview"])
 def test_a_price_that_is_not_known_is_not_zero(model: str | None) -> None:
     """Nor the usual price, which is twice too much: some models have none for batches."""
-    good = {"model": "gpt-6-sol", "usage": {"input_tokens": 7}}
+    good: dict[str, Any] = {"model": "gpt-6-sol", "usage": {"input_tokens": 7}}
     rows = [good, {"model": model, "usage": {"input_tokens": 7}}, good]
     assert collected(rows, openai_prices(DAY), model=model).changes["cost"] is None
     assert collected([good], unknown).changes["cost"] is None
