@@ -199,7 +199,9 @@ class ShardRecord(Record, frozen=True, kw_only=True):
     output_file_id: str | None = None
     error_file_id: str | None = None
     errors: list[BatchError] = []
-    fetches: int = 0  #: downloads thrown away because fewer lines came than the provider counted
+    fetches: int = 0  #: downloads thrown away because of lines that nobody can read
+    late_at: float | None = None  #: since when files are waited for that lag what the provider counts
+    fetched: dict[str, str] = {}  #: result file -> length and digest of what came of it last, to know it again
     ok: int | None = None
     failed: int | None = None
     missing: int | None = None

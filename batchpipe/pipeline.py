@@ -127,7 +127,17 @@ class ShardTurns(Turns):
         elif link == "poll":
             result = self._poll(job, shard, api)
         else:
-            result = download(job, shard, workspace, api, lease.token, check=lease.check)
+            patience = self.settings.files_patience_seconds
+            result = download(
+                job,
+                shard,
+                workspace,
+                api,
+                lease.token,
+                now=self.store.now(),
+                files_patience=patience,
+                check=lease.check,
+            )
         if isinstance(result, GiveUp | Problem):
             problem = result.problem if isinstance(result, GiveUp) else result
             return self._abandon(lease, workspace, problem, refused=isinstance(result, GiveUp) and result.refused)
@@ -144,6 +154,7 @@ class ShardTurns(Turns):
             pace=Pace(self.settings.poll_min_seconds, self.settings.poll_max_seconds),
             may_look=lambda: self.store.may_look(job.account, per_second=rate, burst=max(1.0, 2 * rate)),
             patience=patience + clock.slack if patience is not None else None,  # the provider's clock may be behind
+            files_patience=self.settings.files_patience_seconds,
         )
 
     def _abandon(self, lease: Lease, workspace: Folder, problem: Problem, *, refused: bool = False) -> Move:

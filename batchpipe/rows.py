@@ -7,6 +7,7 @@ Answers are read leniently where it costs nothing, for their bodies are the prov
 from __future__ import annotations
 
 import json
+import re
 from contextlib import suppress
 from enum import StrEnum
 from typing import Any, Literal
@@ -24,6 +25,8 @@ EMBEDDINGS = "/v1/embeddings"
 _MODEL_OPTIONAL = ("/v1/moderations", "/v1/images/", "/v1/videos")
 #: No row has more; sums of what is told beyond it could not be recorded.
 _MOST_TOKENS = 10**10
+#: The first one that is no part of a text: in those a quote has a backslash.
+_ID_IN_LINE = re.compile(rb'(?<!\\)"custom_id"\s*:\s*("(?:[^"\\\x00-\x1f]|\\.)*")')
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -283,6 +286,16 @@ def read_answer(line: bytes) -> Answer:
         status_code=status,
         usage=usage,
     )
+
+
+def readable_id(line: bytes) -> str | None:
+    """The ``custom_id`` of a line that is no whole JSON, if it stands in it."""
+    found = _ID_IN_LINE.search(line)
+    try:
+        name = json.loads(found[1]) if found else None
+    except ValueError:
+        return None
+    return name if isinstance(name, str) else None
 
 
 def is_object(line: bytes) -> bool:

@@ -117,6 +117,12 @@ class Settings(BaseSettings):
     create_grace_seconds: float = Field(
         30, ge=0, description="how long an unanswered create is looked for before a second call"
     )
+    files_patience_seconds: float = Field(
+        21_600,
+        gt=0,
+        description="how long answers that a provider counts are waited for, where its files do not have them; "
+        "then those rows are missing, and not sent again",
+    )
     attempts: int = Field(3, ge=1, le=100, description="rounds a row may go through")
     max_rows: int = Field(50_000, ge=1, description="rows of a shard at most")
     max_bytes: int = Field(200_000_000, ge=1, description="bytes of a shard at most, newlines included")

@@ -110,11 +110,16 @@ def _judge(turns: Turns, api: Api, batches: list[Snapshot]) -> int:
             continue  # of another Redis, or of one that has lost it: see recover
         if _is_stray(batch, shard):
             left += not _cancel_stray(turns, api, batch, shard)
-        elif batch.id == shard.batch_id and batch.status in Status.FINAL and shard.stage == Stage.CREATED:
+        elif batch.id == shard.batch_id and batch.status in Status.FINAL and _awaits_end(shard):
             seen = {"status": batch.status, "counts": batch.counts}
             if turns.store.observe(shard, batch.id, seen):
                 turns.wake(shard.job, shard.index, when="asleep")
     return left
+
+
+def _awaits_end(shard: ShardRecord) -> bool:
+    """One that knows of the end, and waits for files that lag, needs no waking."""
+    return shard.stage == Stage.CREATED and shard.late_at is None
 
 
 def _place(batch: Snapshot) -> tuple[str, int] | None:

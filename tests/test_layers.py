@@ -16,7 +16,7 @@ PACKAGE = Path(__file__).parents[1] / "batchpipe"
 LAYERS: list[tuple[str, ...]] = [
     ("errors", "seams"),
     ("jobs", "rows", "timetable", "site_settings"),
-    ("outcomes",),
+    ("outcomes", "lateness"),
     ("settings", "logs", "counters", "private_redis"),
     ("storage", "openai_api", "store"),
     ("results", "views", "costs", "splitting", "labels", "limits"),

@@ -13,6 +13,7 @@ import msgspec
 
 from batchpipe.errors import Gone, Refused, Unavailable
 from batchpipe.jobs import BatchError, Counts, JobRecord, Move, Problem, ShardRecord, Stage, Status
+from batchpipe.lateness import wait_for_files
 
 logger = logging.getLogger(__name__)
 
@@ -23,9 +24,6 @@ FRESH_SECONDS = 300.0
 
 #: No window is longer; a provider's word for its end that is none (seconds from now, milliseconds) is not believed.
 MOST_WINDOW_SECONDS = 30 * 86_400.0
-
-#: So often the files of an ended batch are waited for.
-MAX_LATE = 5
 
 #: A batch that was cancelled because it did not end, and does not end then either, is given up after so long.
 GIVE_UP_SECONDS = 86_400.0
@@ -80,11 +78,13 @@ def poll(
     pace: Pace,
     may_look: Callable[[], float],
     patience: float | None = None,
+    files_patience: float = 21_600.0,
 ) -> Move | Problem:
     """Look once. Answers where to go, or the Problem with which the batch is gone for good.
 
     ``may_look`` answers the seconds until this account may ask again (0: now); ``patience`` is how many seconds
-    after its completion window a batch is waited for (None: for ever).
+    after its completion window a batch is waited for (None: for ever); ``files_patience`` how many after its end its
+    files are, if it counts answers and names none.
     Raises Unavailable, Paused, Refused.
     """
     if shard.overdue_at is not None and now - shard.overdue_at > GIVE_UP_SECONDS:
@@ -104,7 +104,7 @@ def poll(
         return Problem(code="batch_gone", message=f"the provider no longer knows {shard.batch_id}: {error}")
     if shard.overdue_at is None and batch.status not in Status.FINAL and _is_overdue(job, shard, batch, now, patience):
         return _overdue(shard, batch, now)
-    return _moved(job, shard, batch, now, pause)
+    return _moved(job, shard, batch, now, pause, files_patience)
 
 
 def _must_end(job: JobRecord, shard: ShardRecord) -> bool:
@@ -163,7 +163,7 @@ def _cancelled_or_read(job: JobRecord, shard: ShardRecord, api: BatchApi) -> Bat
     return api.retrieve(batch_id)
 
 
-def _moved(job: JobRecord, shard: ShardRecord, batch: Batch, now: float, pause: float) -> Move:
+def _moved(job: JobRecord, shard: ShardRecord, batch: Batch, now: float, pause: float, patience: float) -> Move:
     changes: dict[str, Any] = {
         "status": batch.status,
         "counts": batch.counts,
@@ -174,14 +174,19 @@ def _moved(job: JobRecord, shard: ShardRecord, batch: Batch, now: float, pause: 
     events = [("status", {"batch_id": shard.batch_id, "status": batch.status})] if batch.status != shard.status else []
     if batch.status not in Status.FINAL:
         return Move(stage=Stage.CREATED, after=pause, changes=changes, events=events)
-    if batch.status == Status.FAILED and not job.cancel:
+    if batch.status == Status.FAILED and not job.cancel and not batch.counts.completed:
         if any(_is_token_limit(error) for error in batch.errors):
             return _create_again(shard, batch, events)
         if (quota := next((error for error in batch.errors if error.code in _QUOTA), None)) is not None:
             return _without_quota(_create_again(shard, batch, events), quota)
-    if _files_are_late(batch) and shard.fetches < MAX_LATE:
-        late = {"fetches": shard.fetches + 1}
-        return Move(stage=Stage.CREATED, after=pause, changes=changes | late, events=events)
+    if _files_are_late(batch):
+        what = f"{shard.batch_id} has ended with {_counted(batch)}, and names no file for them yet"
+        unpaid = not batch.counts.completed
+        late = wait_for_files(
+            job, shard, Stage.CREATED, what, now=now, patience=patience, changes=changes, unpaid=unpaid
+        )
+        if late is not None:
+            return msgspec.structs.replace(late, events=[*events, *late.events])
     changes |= {
         "fetches": 0,
         "output_file_id": batch.output_file_id,
@@ -209,6 +214,10 @@ def _files_are_late(batch: Batch) -> bool:
     return lacks_output or (bool(batch.counts.failed) and not (batch.output_file_id or batch.error_file_id))
 
 
+def _counted(batch: Batch) -> str:
+    return f"{batch.counts.completed or 0} answers counted and {batch.counts.failed or 0} rows failed"
+
+
 def _create_again(shard: ShardRecord, batch: Batch, events: list[tuple[str, dict[str, Any]]]) -> Move:
     """The provider's queue was full and no row ran: a new batch from the same file, under a new key, later."""
     message = next((error.message for error in batch.errors if _is_token_limit(error)), None) or _TOKEN_LIMIT
@@ -223,6 +232,7 @@ def _create_again(shard: ShardRecord, batch: Batch, events: list[tuple[str, dict
             "calls": None,
             "empty_at": None,
             "overdue_at": None,
+            "late_at": None,
             "cancel_sent": False,
             "status": None,
             "counts": None,

@@ -10,7 +10,7 @@ import pytest
 from batchpipe.errors import Gone, Unavailable
 from batchpipe.jobs import BatchError, Counts, JobRecord, Move, Problem, ShardRecord, Stage, Status
 from batchpipe.settings import Account
-from batchpipe.steps.poll import FRESH_SECONDS, MAX_GONE, MAX_LATE, Pace, poll, window_seconds
+from batchpipe.steps.poll import FRESH_SECONDS, MAX_GONE, Pace, poll, window_seconds
 from batchpipe.testing import FakeOpenAI
 
 JOB = JobRecord(id="job_x")
@@ -266,10 +266,14 @@ def test_an_output_file_that_is_named_late_is_waited_for_beside_its_error_file(w
     world.api.finish(world.batch_id, rows={"r0": 400})
     batch = world.api.batches[world.batch_id]
     batch.output_file_id, named = None, batch.output_file_id
-    for fetches in range(MAX_LATE):
-        assert world.poll(fetches=fetches).stage == Stage.CREATED
+    for late_at in (None, NOW - 21_599):
+        move = world.poll(late_at=late_at)
+        assert (move.stage, move.changes["trouble"].code) == (Stage.CREATED, "files_late")
+        assert move.after > 0
+    assert world.poll(late_at=NOW - 21_600).stage == Stage.ENDED
+    assert world.poll(CANCELLING, late_at=NOW - 600).stage == Stage.ENDED
     batch.output_file_id = named
-    assert world.poll(fetches=1).stage == Stage.ENDED
+    assert world.poll(late_at=NOW - 1).stage == Stage.ENDED
 
 
 def test_polls_without_budget_do_not_march_in_step(world: World) -> None:
@@ -313,3 +317,11 @@ def test_a_batch_that_does_not_end_even_when_cancelled_is_given_up_a_day_later(w
 def test_completion_windows_are_read_leniently(window: str, seconds: float) -> None:
     """They are passed on as they are; a day is meant by what says nothing."""
     assert window_seconds(window) == seconds
+
+
+def test_a_full_queue_after_rows_were_answered_is_no_reason_to_send_them_again(world: World) -> None:
+    """They are paid: what there is is landed."""
+    world.api.fail(world.batch_id, [BatchError(code="token_limit_exceeded", message="full")])
+    world.api.batches[world.batch_id].counts = Counts(total=2, completed=1, failed=0)
+    world.api.batches[world.batch_id].output_file_id = "file-1"
+    assert world.poll().stage == Stage.ENDED
