@@ -11,7 +11,8 @@ from batchpipe.openai_api import Snapshot
 from batchpipe.testing import FakeOpenAI, Pump
 from batchpipe.testing.provider import FakeBatch, FakeFile
 
-ROWS = [{"custom_id": f"r{n}", "method": "POST", "url": "/v1/chat/completions", "body": {}} for n in range(10)]
+BODY = {"model": "m", "messages": []}
+ROWS = [{"custom_id": f"r{n}", "method": "POST", "url": "/v1/chat/completions", "body": BODY} for n in range(10)]
 ALL = {row["custom_id"]: "ok" for row in ROWS}
 MINUTES = 20 * 60.0
 
