@@ -40,36 +40,6 @@ def queue_of(app: Celery, name: str) -> Any:
     return queues[name] if queues.create_missing or name in queues else queues.add(queues.new_missing(name))
 
 
-def outlive_redis() -> None:
-    """Keep Celery workers alive when a Redis broker goes away while they have tasks in hand.
-
-    kombu (5.5 to 5.7) then closes a connection twice: the second time it wants to hand messages back through a client
-    that the first has taken away, and the worker ends. The same happens to the answer for a task that ends after the
-    connection. The messages are not lost: kombu hands them back after the visibility time-out, and the sweep publishes
-    our work anew long before.
-    """
-    from kombu.transport import redis as transport
-
-    hands_back: Any = transport.QoS
-    restore, ack, reject = hands_back.restore_unacked_once, hands_back.ack, hands_back.reject
-    if getattr(restore, "outlives_redis", False):
-        return
-
-    def restore_unacked_once(self: Any, stderr: Any = None) -> None:
-        if gone(self):
-            self._on_collect.cancel()
-            return
-        restore(self, stderr)
-
-    def gone(qos: Any) -> bool:
-        return getattr(qos.channel.connection, "client", None) is None
-
-    vars(restore_unacked_once)["outlives_redis"] = True
-    hands_back.restore_unacked_once = restore_unacked_once
-    hands_back.ack = lambda self, tag: None if gone(self) else ack(self, tag)
-    hands_back.reject = lambda self, tag, requeue=False: None if gone(self) else reject(self, tag, requeue)
-
-
 def _check_broker(url: str) -> None:
     """Raises SettingsError for a URL that Celery knows no transport for; the URL may hold a password."""
     scheme = url.partition("://")[0].partition("+")[0]

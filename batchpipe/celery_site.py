@@ -23,10 +23,11 @@ from batchpipe import (
     tasks,
 )
 from batchpipe.app_check import check_app
-from batchpipe.celery_app import beat_schedule, is_ours, outlive_redis, queue_of
+from batchpipe.broker import outlive_redis
+from batchpipe.celery_app import beat_schedule, is_ours, queue_of
 from batchpipe.client import default_client
 from batchpipe.errors import BatchpipeError, SettingsError
-from batchpipe.logs import quiet_pulse
+from batchpipe.logs import brief_trouble, quiet_pulse
 from batchpipe.openai_api import warm_up
 from batchpipe.settings import Settings, current_settings, install_site, load_settings
 from batchpipe.site_settings import SiteSettings
@@ -52,6 +53,7 @@ def setup(app: Celery, settings: Mapping[str, Any] | None = None) -> None:
     if is_set_up(app):
         return tasks.install_app(app)
     quiet_pulse()
+    brief_trouble()
     house = _House(app)
     own: dict[str, Any] = {"weak": False}
     app.on_after_configure.connect(house.furnish_early, **own)

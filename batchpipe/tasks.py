@@ -28,6 +28,7 @@ from batchpipe.openai_api import Apis
 from batchpipe.pipeline import ShardTurns
 from batchpipe.settings import Settings, current_settings
 from batchpipe.store import Store
+from batchpipe.store.refusals import RedisAnswer, RedisTrouble, told
 from batchpipe.sweep import sweep as sweep_once
 from batchpipe.turns import Again, Message, Next, Stop, links_from
 
@@ -38,8 +39,9 @@ seams.out_of_time = (SoftTimeLimitExceeded,)
 REDIS_PAUSE_SECONDS = 10.0
 #: Pause of a task in a process whose settings are wrong: another worker may take it, or a person mends them.
 SETTINGS_PAUSE_SECONDS = 60.0
-#: What a broker that cannot be reached, or that refuses (a RabbitMQ: who we are, or the queue), makes of a call.
-_BROKER_TROUBLE = (KombuError, OperationalError, CeleryOperationalError, OSError, AMQPError)
+#: What a broker that cannot be reached, or that refuses (a RabbitMQ: who we are, or the queue; a Redis that is full or
+#: read-only), makes of a call.
+_BROKER_TROUBLE = (KombuError, OperationalError, CeleryOperationalError, OSError, AMQPError, RedisTrouble)
 #: A blip is bridged; a broker that is down must not hold up who submits: the sweep publishes later.
 _PUBLISH_RETRY = {"max_retries": 2, "interval_start": 0.0, "interval_step": 0.5, "interval_max": 1.0}
 
@@ -120,11 +122,18 @@ def publish(message: Message) -> None:
         with app.producer_pool.acquire(block=True, timeout=10) as producer:
             _chain(app, message).apply_async(producer=producer, retry=True, retry_policy=_PUBLISH_RETRY)
     except _BROKER_TROUBLE as error:
-        said = f"the broker refused: {error}" if isinstance(error, AMQPError) else "the broker is not reachable"
-        raise TryLater(f"{said}: {type(error).__name__}", code="broker_unavailable") from error
+        raise TryLater(_told_of_broker(error), code="broker_unavailable") from error
     except (KeyError, ValueError, ImportError) as error:  # kombu's words for a URL that it does not know
         words = f"the broker's URL cannot be used (BATCHPIPE_BROKER_URL): {type(error).__name__}"
         raise SettingsError(words) from error
+
+
+def _told_of_broker(error: Exception) -> str:
+    answer = next((it for it in (error, error.__cause__) if isinstance(it, RedisAnswer)), None)
+    if answer is not None:
+        return f"the broker refused: {told(answer)}"
+    said = f"the broker refused: {error}" if isinstance(error, AMQPError) else "the broker is not reachable"
+    return f"{said}: {type(error).__name__}"
 
 
 def _subject(job: str, index: int) -> str:
@@ -183,6 +192,28 @@ def workers_of_queue(queue: str) -> list[str] | None:
     except _BROKER_TROUBLE:
         return None
     return [name for name, queues in replies.items() if any(item.get("name") == queue for item in queues)]
+
+
+def broker_refusal() -> str | None:
+    """What a Redis broker refuses to workers of this user, in one line; None: nothing, or it is another broker.
+
+    It is asked what a worker asks at its start: to hear what all workers are told, and to send events.
+    """
+    try:
+        app = app_in_use()
+        with app.connection_for_write() as connection:
+            connection.ensure_connection(max_retries=1, timeout=5)
+            channel = connection.default_channel
+            if connection.transport.driver_type != "redis":
+                return None
+            with channel.client.pubsub() as heard:
+                heard.psubscribe(f"{channel.keyprefix_fanout}{app.conf.control_exchange}.pidbox")
+                heard.parse_response()
+            channel.client.lpushx(f"{channel.global_keyprefix}{channel.keyprefix_queue % 'batchpipe-check'}", "")
+            channel.client.publish(f"{channel.keyprefix_fanout}{app.conf.event_exchange}/batchpipe.check", "")
+    except _BROKER_TROUBLE as error:
+        return next((told(it) for it in (error, error.__cause__) if isinstance(it, RedisAnswer)), None)
+    return None
 
 
 def on_end(name: str, listener: Callable[[str], None] | None) -> None:
@@ -315,7 +346,7 @@ def _answer(task: Any, turn: Callable[[], Next]) -> str | None:
         runtime().shards.counters.wait("redis", REDIS_PAUSE_SECONDS)
         ids = {name: value for name, value in task.request.kwargs.items() if name in ("job", "shard")}
         logger.warning("%s: %s", task.name, error, extra={"event": "redis_away", **ids})
-        following = Again(REDIS_PAUSE_SECONDS, "Redis is not reachable")
+        following = Again(REDIS_PAUSE_SECONDS, str(error))
     except SettingsError as error:  # of this process: where it looks for the record is not known, or wrong
         logger.error("%s: %s", task.name, error, extra={"event": "settings"})
         following = Again(SETTINGS_PAUSE_SECONDS, str(error))

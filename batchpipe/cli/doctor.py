@@ -11,7 +11,7 @@ import click
 
 from batchpipe import seams
 from batchpipe.cli.house import emit_json, json_option, quiet_libraries, settings
-from batchpipe.errors import BatchpipeError, JobNotFound, Paused, SettingsError
+from batchpipe.errors import BatchpipeError, JobNotFound, Paused, SettingsError, StoreUnavailable
 from batchpipe.jobs import JOB, JobRecord, ShardRecord
 from batchpipe.views import telling
 
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 CLOCK_SECONDS = 300.0
 #: How much of what is not done doctor reads, and how many jobs (and queues beside ours) it names.
 MOST_RECORDS, MOST_JOBS, MOST_SAID = 1_000, 200, 3
+#: Where it says what to do about a Redis that refuses.
+_AT_REDIS = "docs/operations.md, Redis refuses"
 
 
 @dataclass(frozen=True)
@@ -72,15 +74,27 @@ def _look(account: str) -> Iterator[Finding]:
         yield Finding("redis", "fail", str(error), fix)
         client = None
     if client is not None:
-        yield from _redis(client, private)
-        yield from _clock(client)
-        yield from _records(client)
-    yield from _account(client, account)
+        yield from _unless_refused("redis", _redis(client, private))
+        yield from _unless_refused("clock", _clock(client))
+        yield from _unless_refused("records", _records(client))
+    yield from _unless_refused("account", _account(client, account))
     yield from _site_app(chosen)
     if client is not None:
-        jobs = _open_jobs(client)
-        yield from _trouble(jobs)
-        yield from _workers(client, [found.job for found in jobs])
+        yield from _unless_refused("jobs", _jobs_and_workers(client))
+
+
+def _unless_refused(what: str, look: Iterator[Finding]) -> Iterator[Finding]:
+    """A look that Redis may refuse."""
+    try:
+        yield from look
+    except StoreUnavailable as error:
+        yield Finding(what, "fail", str(error), _AT_REDIS)
+
+
+def _jobs_and_workers(client: Client) -> Iterator[Finding]:
+    jobs = _open_jobs(client)
+    yield from _trouble(jobs)
+    yield from _workers(client, [found.job for found in jobs])
 
 
 def _site_app(chosen: Settings) -> Iterator[Finding]:
@@ -109,6 +123,10 @@ def _redis(client: Client, private: bool) -> Iterator[Finding]:
     yield Finding("redis", "ok", f"{kind}, version {version or 'not told'}")
     if version and int(version.split(".")[0]) < 6:
         yield Finding("redis", "fail", f"version {version} is too old", "upgrade to Redis 6.2 or newer, or Valkey")
+    try:
+        client.store.check_writing()
+    except StoreUnavailable as error:
+        yield Finding("redis", "fail", str(error), _AT_REDIS)
     if facts["appendonly"] == "no":
         fix = "CONFIG SET appendonly yes (and in redis.conf), with appendfsync everysec or always"
         yield Finding("redis", "warn", "no append-only file: a restart forgets what was paid for", fix)
@@ -224,8 +242,11 @@ def _trouble(jobs: list[_Open]) -> Iterator[Finding]:
 def _workers(client: Client, jobs: list[JobRecord]) -> Iterator[Finding]:
     """Whether somebody listens on our queue, and on those of jobs that wait; a `run` brings a worker of its own."""
     from batchpipe.celery_site import site_app
-    from batchpipe.tasks import workers_of_queue
+    from batchpipe.tasks import broker_refusal, workers_of_queue
 
+    if (said := broker_refusal()) is not None:
+        yield Finding("broker", "fail", said, _AT_REDIS)
+        return
     app = site_app()
     if app is not None and not app.conf.worker_enable_remote_control:
         return  # nobody would answer; said with the app's settings

@@ -51,7 +51,7 @@ def worker_command(
     from batchpipe.logs import configure_logging
     from batchpipe.worker import run_worker
 
-    client = open_client()
+    client = open_client(patient=True)
     configure_logging(client.settings.log_format, loglevel)
     run_worker(
         client.settings,
@@ -76,7 +76,7 @@ def beat_command(loglevel: str, alive_file: Path | None) -> None:
     from batchpipe.logs import configure_logging
     from batchpipe.worker import run_beat
 
-    client = open_client()
+    client = open_client(patient=True)
     configure_logging(client.settings.log_format, loglevel)
     run_beat(client.settings, loglevel=loglevel, alive_file=alive_file)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Self, cast
 
@@ -15,11 +16,14 @@ from redis.retry import Retry
 from batchpipe.errors import JobNotFound, SettingsError, StoreUnavailable
 from batchpipe.jobs import JOB, JobRecord, Problem, ShardRecord, Stage, State
 from batchpipe.store.records import decode
+from batchpipe.store.refusals import REFUSALS, Kind, refusal, told
 from batchpipe.store.scripts import source
 
 #: Events kept per job; the oldest go first.
 LOG_LENGTH = 2_000
 _LOG_SECONDS = 60 * 86_400
+#: What another connection may mend. None of these answers has changed anything.
+_OF_THE_CONNECTION = (redis.ConnectionError, redis.exceptions.ReadOnlyError, redis.exceptions.MasterDownError)
 
 
 @dataclass(frozen=True)
@@ -130,7 +134,8 @@ class Records:
                 health_check_interval=25,
                 # The scripts may be repeated, and a blip must not cost a turn. A Redis that hangs is asked once:
                 # redis-py has this policy in the connect within a command, too, and 16 times 10 s hold up a view.
-                retry=Retry(EqualJitterBackoff(base=0.05, cap=1.0), 3, supported_errors=(redis.ConnectionError,)),
+                # Each try is a new connection, and so asks again where a name leads to: after a failover, elsewhere.
+                retry=Retry(EqualJitterBackoff(base=0.05, cap=1.0), 3, supported_errors=_OF_THE_CONNECTION),
                 **options,
             )
         except ValueError as error:  # it may quote the URL, and so the password
@@ -163,7 +168,7 @@ class Records:
         try:
             return cast(list[Any], script(keys=[*keys, self._clock_key], args=[f"{self.skew():.6f}", *args]))
         except redis.RedisError as error:
-            raise unavailable(error) from error
+            raise self._failed(error) from error
 
     # -- reading ---------------------------------------------------------------------------------------------------
 
@@ -227,7 +232,8 @@ class Records:
             if len(found) >= limit or len(ids) < 200:
                 break
         if expired:  # only now: taking them out while paging by rank would skip others
-            self._call(self.client.zrem, index, *expired)
+            with suppress(StoreUnavailable):  # a list can be read from a replica, too
+                self._call(self.client.zrem, index, *expired)
         return found[:limit]
 
     def due(self, limit: int = 1_000) -> list[tuple[str, int]]:
@@ -388,7 +394,7 @@ class Records:
     # -- the server ------------------------------------------------------------------------------------------------
 
     def ping(self) -> None:
-        """One short try: whoever asks is waiting. Raises StoreUnavailable."""
+        """One short try: whoever asks is waiting. Raises StoreUnavailable if nothing can be read."""
         if self._url is None:
             self._call(self.client.ping)
             return
@@ -396,22 +402,42 @@ class Records:
             with redis.Redis.from_url(
                 self._url, socket_timeout=5, socket_connect_timeout=5, retry=Retry(NoBackoff(), 0)
             ) as probe:
-                probe.ping()
+                try:
+                    probe.ping()
+                except redis.ResponseError as error:
+                    found = refusal(error)
+                    if found is None or found.code != "redis_disk":  # then even PING is refused, and no read
+                        raise
+                with suppress(redis.ResponseError):  # a hosted Redis may forbid INFO
+                    if probe.info("cluster").get("cluster_enabled"):
+                        raise StoreUnavailable(REFUSALS["MOVED"].said, code=REFUSALS["MOVED"].code)
         except redis.RedisError as error:
             raise unavailable(error) from error
 
+    def check_writing(self) -> None:
+        """Ask for a write that changes nothing. Raises StoreUnavailable if Redis would refuse a record just now."""
+        self._call(self.client.lpushx, f"{self.prefix}check", "")
+
     def server_facts(self) -> dict[str, str]:
-        """version, appendonly, appendfsync, maxmemory_policy: "" where the server does not tell."""
-        facts = {"version": "", "appendonly": "", "appendfsync": "", "maxmemory-policy": ""}
-        try:
-            facts["version"] = str(self.client.info("server").get("redis_version", ""))
-            for name in ("appendonly", "appendfsync", "maxmemory-policy"):
-                facts[name] = str(self.client.config_get(name).get(name, ""))
-        except redis.ResponseError:
-            pass  # a hosted Redis often forbids INFO or CONFIG, and fakeredis has neither
-        except redis.RedisError as error:
-            raise unavailable(error) from error
+        """version, appendonly, appendfsync, maxmemory-policy, cluster ("1"): "" where the server does not tell."""
+        facts = {"version": "", "appendonly": "", "appendfsync": "", "maxmemory-policy": "", "cluster": ""}
+        # a hosted Redis often forbids INFO or CONFIG, and fakeredis has neither
+        facts["version"] = str(self._told(self.client.info, "server").get("redis_version", ""))
+        facts["cluster"] = str(self._told(self.client.info, "cluster").get("cluster_enabled", ""))
+        for name in ("appendonly", "appendfsync", "maxmemory-policy"):
+            facts[name] = str(self._told(self.client.config_get, name).get(name, ""))
         return facts
+
+    def _told(self, command: Callable[[str], Any], name: str) -> Any:
+        try:
+            return command(name)
+        except redis.ResponseError as error:
+            found = refusal(error)
+            if found is None or found.code == "redis_denied":
+                return {}
+            raise self._failed(error) from error
+        except redis.RedisError as error:
+            raise self._failed(error) from error
 
     def job_of_key(self, key: str) -> str | None:
         """The id of the job that was submitted under this idempotency key, if it is still known."""
@@ -422,12 +448,23 @@ class Records:
         try:
             return command(*args, **kwargs)
         except redis.RedisError as error:
-            raise unavailable(error) from error
+            raise self._failed(error) from error
+
+    def _failed(self, error: redis.RedisError) -> StoreUnavailable:
+        """What to raise. After a failover the other connections lead to the old primary, too: they are dropped.
+
+        Those that are in use meet the same answer, and drop themselves.
+        """
+        if (found := refusal(error)) is not None and found.kind is Kind.CONNECTION:
+            self.client.connection_pool.disconnect(inuse_connections=False)
+        return unavailable(error)
 
 
 def unavailable(error: redis.RedisError) -> StoreUnavailable:
     """Redis' own trouble in our words; the address stays out, for it may hold the password."""
-    return StoreUnavailable(f"Redis: {type(error).__name__}: {error}")
+    if (found := refusal(error)) is None:
+        return StoreUnavailable(f"Redis: {told(error)}")
+    return StoreUnavailable(told(error), code=found.code)
 
 
 def parse_member(member: str) -> tuple[str, int]:
