@@ -209,7 +209,12 @@ def broker_refusal() -> str | None:
             with channel.client.pubsub() as heard:
                 heard.psubscribe(f"{channel.keyprefix_fanout}{app.conf.control_exchange}.pidbox")
                 heard.parse_response()
-            channel.client.lpushx(f"{channel.global_keyprefix}{channel.keyprefix_queue % 'batchpipe-check'}", "")
+            replies = f"batchpipe-check.reply.{app.conf.control_exchange}.pidbox"
+            for key in (
+                channel.keyprefix_queue % "batchpipe-check",
+                replies,
+            ):  # nothing is there, so nothing is written
+                channel.client.lpushx(f"{channel.global_keyprefix}{key}", "")
             channel.client.publish(f"{channel.keyprefix_fanout}{app.conf.event_exchange}/batchpipe.check", "")
     except _BROKER_TROUBLE as error:
         return next((told(it) for it in (error, error.__cause__) if isinstance(it, RedisAnswer)), None)

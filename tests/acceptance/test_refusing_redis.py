@@ -7,7 +7,6 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Any
 
 import pytest
 import redis
@@ -128,7 +127,7 @@ STATES: dict[str, tuple[Callable[[LoneRedis], object], Callable[[LoneRedis], obj
 
 @pytest.mark.parametrize("state", STATES)
 def test_a_worker_outlives_a_redis_that_refuses(state: str, tmp_path: Path, undo: ExitStack, provider: Sandbox) -> None:
-    """It says why in a line and goes on by itself; a job that ran ends well and is paid once. Reading works meanwhile."""
+    """It says why in a line and goes on by itself; a job that ran ends well and is paid once. Reading works."""
     begin, end, said = STATES[state]
     lone = server(tmp_path / "redis", undo)
     story = Story(tmp_path / "place", lone.url, provider, undo)
@@ -138,7 +137,8 @@ def test_a_worker_outlives_a_redis_that_refuses(state: str, tmp_path: Path, undo
     submitted = story.place.start("submit", story.place.input(4, "other.jsonl"), "-o", "other")
     doctor = story.place.run("doctor", "--json")
     late = story.place.start("worker")
-    until(lambda: said in story.worker.err and said in late.err, what="both workers say it")
+    until(lambda: said in story.worker.err, what="the worker says it")
+    until(lambda: said in late.err or "Cannot connect" in late.err, what="one that starts meanwhile says it")
     reads = [story.place.run(*words) for words in (("status", job), ("list",), ("logs", job))]
     refused = submitted.finish()
     end(lone)
@@ -212,12 +212,9 @@ def test_after_a_failover_nobody_keeps_a_connection_to_the_old_primary(
 
 # -- settings -------------------------------------------------------------------------------------------------------
 
-#: As docs/deploy.md has it.
-ACL = (
-    "resetkeys ~{batchpipe}:* ~batchpipe* ~_kombu.* ~unacked* ~*.reply.celery.pidbox "
-    "resetchannels &/0.celery.pidbox &/0.celeryev/* "
-    "-@all +@read +@write +@connection +@transaction +@scripting +@pubsub -@dangerous +time +info +config|get"
-)
+_DEPLOY = Path(__file__).parents[2] / "docs" / "deploy.md"
+#: As the documentation has it.
+ACL = _DEPLOY.read_text().split("ACL SETUSER batchpipe on >PASSWORD\n")[1].split("```")[0]
 
 
 def test_the_documented_acl_is_all_that_is_needed(tmp_path: Path, undo: ExitStack, provider: Sandbox) -> None:

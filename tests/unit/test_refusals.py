@@ -51,7 +51,7 @@ ANSWERS = [
 @pytest.mark.parametrize(("answer", "code"), ANSWERS)
 def test_each_answer_of_a_redis_that_refuses_has_a_code_and_one_line(answer: str, code: str) -> None:
     """Whichever class redis-py has for it, and out of a script, too."""
-    error = BaseParser.parse_error(answer)  # type: ignore[no-untyped-call]
+    error = BaseParser.parse_error(answer)
     found = refusal(error)
     assert found is not None
     assert found.code == code
@@ -75,7 +75,7 @@ def test_settings_are_told_from_what_passes_by_itself() -> None:
 
 def test_a_denied_channel_is_called_so() -> None:
     """It is the part of an ACL that is forgotten first."""
-    error = BaseParser.parse_error("NOPERM No permissions to access a channel")  # type: ignore[no-untyped-call]
+    error = BaseParser.parse_error("NOPERM No permissions to access a channel")
     assert "lacks &channels" in told(error)
 
 
