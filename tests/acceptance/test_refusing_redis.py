@@ -1,4 +1,4 @@
-"""A Redis that answers, but refuses: no process ends or shows a traceback, and all goes on once it takes writes again."""
+"""A Redis that answers, but refuses: no process ends or shows a traceback, and all goes on once that is over."""
 
 from __future__ import annotations
 
