@@ -394,7 +394,7 @@ class Records:
     # -- the server ------------------------------------------------------------------------------------------------
 
     def ping(self) -> None:
-        """One short try: whoever asks is waiting. Raises StoreUnavailable if nothing can be read."""
+        """One short try: whoever asks is waiting. Raises StoreUnavailable."""
         if self._url is None:
             self._call(self.client.ping)
             return
@@ -402,12 +402,7 @@ class Records:
             with redis.Redis.from_url(
                 self._url, socket_timeout=5, socket_connect_timeout=5, retry=Retry(NoBackoff(), 0)
             ) as probe:
-                try:
-                    probe.ping()
-                except redis.ResponseError as error:
-                    found = refusal(error)
-                    if found is None or found.code != "redis_disk":  # then even PING is refused, and no read
-                        raise
+                probe.ping()
                 with suppress(redis.ResponseError):  # a hosted Redis may forbid INFO
                     if probe.info("cluster").get("cluster_enabled"):
                         raise StoreUnavailable(REFUSALS["MOVED"].said, code=REFUSALS["MOVED"].code)
