@@ -21,9 +21,7 @@ from batchpipe.turns import LONGEST_PAUSE
 
 #: kombu's default for Redis.
 KOMBU_VISIBILITY = 3_600
-NO_EVENTLET = (
-    "the provider cannot be called there: its SDK's transport does not load where eventlet changed the sockets"
-)
+_NO_EVENTLET = "the provider cannot be called there: its SDK does not load where eventlet has changed the sockets"
 #: What the line about queues needs.
 _KOMBU = "from kombu import Exchange, Queue"
 
@@ -171,14 +169,14 @@ def _shorter(app: Celery, task: str, settings: Settings) -> list[str]:
 def _look_at_pool(app: Celery, settings: Settings) -> Iterator[Finding]:
     if "eventlet" in str(app.conf.worker_pool):
         name = _setting(app, "worker_pool")
-        yield Finding(name, NO_EVENTLET, f'{name} = "threads"', fatal=True)
+        yield Finding(name, _NO_EVENTLET, f'{name} = "threads"', fatal=True)
 
 
 def pool_finding(pool: object) -> Finding | None:
     """What is wrong with the pool of a worker, which may be of its command line: a name of Celery's, or a class."""
-    return (
-        Finding("-P eventlet", NO_EVENTLET, "-P threads, or -P gevent", fatal=True) if "eventlet" in str(pool) else None
-    )
+    if "eventlet" not in str(pool):
+        return None
+    return Finding("-P eventlet", _NO_EVENTLET, "-P threads, or -P gevent", fatal=True)
 
 
 def _look_at_quorum(app: Celery, settings: Settings) -> Iterator[Finding]:

@@ -136,9 +136,8 @@ class _House:
             return
         try:
             found = check_app(self.app, current_settings())
-            if (pool := pool_finding(getattr(instance, "pool_cls", ""))) and not any(
-                pool.why == one.why for one in found
-            ):
+            pool = pool_finding(getattr(instance, "pool_cls", ""))
+            if pool is not None and pool.why not in {finding.why for finding in found}:
                 found.append(pool)
             for finding in found:
                 logger.log(logging.ERROR if finding.fatal else logging.WARNING, "%s", finding)

@@ -321,7 +321,8 @@ class JobTurns(Turns):
         if not job.shards:
             return
         try:
-            deleted = tidy(job, self.store.iter_shards(job), self.apis(job.account), self.settings.delete_files)
+            shards, which = self.store.iter_shards(job), self.settings.delete_files
+            deleted = tidy(job, shards, self.apis(job.account), which, check=lease.check)
         except StoreUnavailable:
             raise
         except TryLater as error:

@@ -18,7 +18,7 @@ class FilesApi(Protocol):
 
 def upload(shard: ShardRecord, workspace: Folder, api: FilesApi, *, check: Callable[[], None]) -> Move:
     """Stream the shard's file up. Raises Unavailable, Paused, Refused, StorageTrouble, and what ``check`` raises."""
-    with local_reader(workspace, shard.file) as handle:
+    with local_reader(workspace, shard.file, check) as handle:
         file_id = api.upload(handle, shard.upload_name, check)
     return Move(
         stage=Stage.UPLOADED,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,8 @@ import pytest
 
 from batchpipe.errors import Paused, Refused, Unavailable
 from batchpipe.job_turns import MAX_TIDIES
-from batchpipe.jobs import State
-from batchpipe.steps.tidy import TRIES_AT_ONCE
+from batchpipe.jobs import JobRecord, ShardRecord, State
+from batchpipe.steps.tidy import TRIES_AT_ONCE, tidy
 from batchpipe.testing import FakeOpenAI, Pump
 
 Rows = Callable[..., list[dict[str, object]]]
@@ -134,3 +135,12 @@ def test_a_provider_that_cannot_list_files_loses_only_unknown_strays(tmp_path: P
     job_id = ended(pump, chat_rows(1))
     assert pump.job(job_id).stage == State.SUCCEEDED
     assert len(pump.api.files) == 3
+
+
+def test_each_deletion_says_that_the_work_gets_on() -> None:
+    """Thousands of calls take longer than a lease may stand still."""
+    provider, checks = FakeOpenAI(), list[int]()
+    ids = [provider.upload(io.BytesIO(b"{}"), f"batchpipe-job_x-{number}-1.jsonl", lambda: None) for number in range(3)]
+    shards = [ShardRecord(job="job_x", index=n, file_id=file_id, uploads=1) for n, file_id in enumerate(ids)]
+    assert tidy(JobRecord(id="job_x"), shards, provider, "strays", check=lambda: checks.append(1)) == 3
+    assert len(checks) == 3
