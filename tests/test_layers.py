@@ -21,7 +21,7 @@ LAYERS: list[tuple[str, ...]] = [
     ("storage", "openai_api", "store"),
     ("results", "views", "costs", "splitting", "labels", "limits"),
     ("steps", "places"),
-    ("turns",),
+    ("turns", "outputs"),
     ("pipeline",),
     ("job_turns", "sweep"),
     ("recover",),

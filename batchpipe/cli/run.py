@@ -235,7 +235,7 @@ def _say_end(job: JobRecord) -> None:
     say(f"job {job.id} {job.state.value}: {rows}, in {took:.1f} s")
     if job.error is not None:
         say(f"Error: {job.error.message}")
-    if job.state is State.FAILED and not job.shards:
+    if not job.results:
         return
     place = results_place(job).url
     say(f"results: {place}")

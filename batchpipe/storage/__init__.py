@@ -11,6 +11,7 @@ from batchpipe.storage.drafts import Draft
 from batchpipe.storage.folder import Folder, Scratch, temporary
 from batchpipe.storage.given import lines_of, stored_at
 from batchpipe.storage.inputs import allowed, check_allowed, input_info, open_input
+from batchpipe.storage.names import place_name, real_place
 from batchpipe.storage.repeats import RepeatFinder
 
 __all__ = [
@@ -25,7 +26,9 @@ __all__ = [
     "lines_of",
     "local_path",
     "open_input",
+    "place_name",
     "read_lines",
+    "real_place",
     "stored_at",
     "temporary",
 ]
