@@ -95,7 +95,7 @@ class Owner(NamedTuple):
     id: str
     account: str
     ended: bool
-    has_files: bool  #: it names result files
+    has_files: bool  #: it has written result files beside it
 
 
 def read_owner(output: Folder) -> Owner | None:
@@ -119,9 +119,11 @@ def read_owner(output: Folder) -> Owner | None:
     owner, state = view.get("id"), view.get("state")
     if not isinstance(owner, str) or not owner.isidentifier():  # it becomes a name, so it must be one of ours
         raise foreign(output, JOB_FILE)
-    if state not in {state.value for state in State} or not {"account", "output_file", "rows"} <= view.keys():
+    if state not in {state.value for state in State} or not {"account", "output", "output_file", "rows"} <= view.keys():
         raise foreign(output, JOB_FILE)
-    return Owner(owner, str(view["account"]), state in {state.value for state in ENDED}, bool(view["output_file"]))
+    ended = state in {state.value for state in ENDED}
+    here = f"{str(view['output']).rstrip('/')}/{OUTPUT_FILE}"  # else they went to a place of its own
+    return Owner(owner, str(view["account"]), ended, view["output_file"] == here)
 
 
 def _head_of_view(file: BinaryIO) -> dict[str, Any]:

@@ -24,7 +24,8 @@ from batchpipe.views import job_view
 
 Rows = Callable[..., list[dict[str, object]]]
 
-OURS = {"id": "job_x", "state": "succeeded", "account": "default", "output_file": "/o/output.jsonl", "rows": {}}
+OURS = {"id": "job_x", "state": "succeeded", "account": "default", "rows": {}}
+OURS |= {"output": "/o/", "output_file": "/o/output.jsonl"}
 
 
 @pytest.fixture
@@ -343,6 +344,17 @@ def test_trouble_with_reading_job_json_is_not_taken_for_nobodys(
     pump.run_until_idle()
     assert away == [0]
     assert (rows_of(pump, first), rows_of(pump, second)) == (["r0", "r1"], ["r5"])
+
+
+def test_a_job_whose_results_went_elsewhere_has_none_beside_its_job_json(tmp_path: Path) -> None:
+    """What lies there by such a name is somebody else's, and not moved aside as its own."""
+    elsewhere = {**OURS, "output_file": "/ws/job_x/results/output.jsonl"}
+    (tmp_path / "job.json").write_bytes(orjson.dumps(elsewhere))
+    assert not owner_of(tmp_path).has_files
+    check_output_here(str(tmp_path))
+    (tmp_path / "errors.jsonl").write_text("theirs")
+    with pytest.raises(InvalidInput, match="errors"):
+        check_output_here(str(tmp_path))
 
 
 # -- what others wrote ---------------------------------------------------------------------------------------------
