@@ -10,7 +10,7 @@ import orjson
 
 from batchpipe.errors import JobNotFound, Never
 from batchpipe.jobs import JobRecord, Problem, State
-from batchpipe.places import results_place
+from batchpipe.places import located, results_place
 from batchpipe.results import INDEX, BatchResult, Outcome, iter_outcomes
 from batchpipe.settings import Settings
 from batchpipe.storage import Folder
@@ -94,7 +94,7 @@ class Job:
 
     def result(self) -> BatchResult:
         """The result files and row counts. Raises Never (``not_ended``) while the job runs."""
-        view = job_view(self._ended())
+        view = job_view(located(self._ended(), remote=True))
         rows = view["rows"]
         return BatchResult(
             view["output_file"], view["error_file"], rows["total"], rows["ok"], rows["failed"], rows["missing"]
@@ -133,7 +133,9 @@ class Job:
 
     def to_dict(self, *, shards: bool = True) -> dict[str, Any]:
         """What ``batchpipe status --json`` prints."""
-        return job_view(self.record, self._client.store.iter_shards(self.record) if shards else None)
+        if not shards:  # of a list of jobs: no file is looked at
+            return job_view(self.record)
+        return job_view(located(self.record), self._client.store.iter_shards(self.record))
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Job:
@@ -156,7 +158,7 @@ class Job:
 
 
 def _outcomes(job: JobRecord) -> Iterator[Outcome]:
-    if job_view(job)["output_file"] is None:  # refused before anything was sent: there are no rows, and no files
+    if not job.results:  # refused or cancelled before anything was sent: there are no rows, and no files
         return
     workspace = Folder(job.workspace, private=True)
     with ExitStack() as stack:

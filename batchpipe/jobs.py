@@ -130,6 +130,11 @@ class JobRecord(Record, frozen=True, kw_only=True):
     spooled: bool = False  #: the input is our own copy of an iterator or stdin
     input_here: bool = False  #: only this host works on the job (``run``): a missing input is bad input
     output: str = ""
+    owns: list[str] = []  #: all names under which its output is its own until it is closed (``told``)
+    results: str = ""  #: where its result files lie; "": there are none (yet)
+    real: str = ""  #: that place without links, as the worker saw it: where they lie if a link is set anew
+    aside: str = ""  #: the earlier job whose results it moves out of its output
+    copied: bool = False  #: they are at their new place, whole
     workspace: str = ""
     order_files: list[str] = []  #: for each round, how its rows are spread over its shards; in the workspace
     max_rows: int = 50_000

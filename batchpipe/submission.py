@@ -16,10 +16,10 @@ import orjson
 from batchpipe import seams
 from batchpipe.errors import BatchpipeError, InvalidInput, has_password
 from batchpipe.jobs import JobRecord
+from batchpipe.places import check_apart, check_no_workspace, check_output_here
 from batchpipe.settings import Settings
-from batchpipe.storage import Folder, check_allowed, lines_of, local_path, stored_at
+from batchpipe.storage import Folder, check_allowed, lines_of, local_path, place_name, stored_at
 from batchpipe.store.store import new_task_ids
-from batchpipe.views import ERROR_FILE, JOB_FILE, OUTPUT_FILE
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +51,7 @@ def new_record(settings: Settings, job_id: str, *, output: str | Path | None, **
         epoch=1,
         task_ids=new_task_ids(1),
         output=place,
+        owns=[place_name(place)],
         workspace=below,
         name=options["name"],
         account=(options["account"] or "").lower(),
@@ -71,6 +72,8 @@ def new_record(settings: Settings, job_id: str, *, output: str | Path | None, **
     check_options(record)
     _check_no_password(record.output, "output")
     check_allowed(record.output, settings.roots(), "output")
+    check_no_workspace(record.output, job_id, settings.workspace)
+    check_output_here(record.output)
     return record
 
 
@@ -86,7 +89,7 @@ def with_input(record: JobRecord, source: Input, settings: Settings) -> JobRecor
             raise InvalidInput("must not be empty", field="input")
         _check_no_password(absolute(source), "input")
         check_allowed(absolute(source), settings.roots(), "input")
-        _check_apart(absolute(source), record.output)
+        check_apart(absolute(source), record.output)
         return record.evolve(input=absolute(source))
     folder, count = Folder(record.workspace, private=True), 0
     try:
@@ -100,15 +103,6 @@ def with_input(record: JobRecord, source: Input, settings: Settings) -> JobRecor
         drop_spool(record.evolve(spooled=True))
         raise
     return record.evolve(input=folder.path(SPOOLED_INPUT), spooled=True)
-
-
-def _check_apart(source: str, output: str) -> None:
-    """Raises InvalidInput if the results would overwrite the input."""
-    place = local_path(output)
-    if place is not None and os.path.realpath(source) in {
-        os.path.realpath(os.path.join(place, name)) for name in (OUTPUT_FILE, ERROR_FILE, JOB_FILE)
-    }:
-        raise InvalidInput(f"{source}: would be overwritten by the results; choose another output", field="input")
 
 
 def _check_no_password(place: str, field: str) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from batchpipe.errors import without_secrets
-from batchpipe.jobs import MAX_TELLS, JobRecord, Problem, ShardRecord, Stage, State
+from batchpipe.jobs import MAX_TELLS, JobRecord, Problem, ShardRecord, Stage
 from batchpipe.rows import add_usage
 
 #: Where a job's files lie below its output.
@@ -154,9 +154,7 @@ def _problem(problem: Problem | None) -> dict[str, str] | None:
 
 
 def _result_file(job: JobRecord, name: str) -> str | None:
-    """Where the result lies; null until the merge has written it."""
-    if job.state not in (State.SUCCEEDED, State.PARTIAL, State.FAILED, State.CANCELLED) or job.ok is None:
+    """Where the result lies; null until the merge has written it, and for a job that sent nothing."""
+    if not job.state.ended or not job.results:
         return None
-    if job.state is State.FAILED and not job.shards:  # refused before anything was sent: no files were written
-        return None
-    return f"{job.output.rstrip('/')}/{name}"
+    return f"{job.results.rstrip('/')}/{name}"

@@ -23,7 +23,7 @@ LAYERS: list[tuple[str, ...]] = [
     ("storage", "openai_api", "store"),
     ("results", "views", "costs", "splitting", "labels", "fetching"),
     ("steps", "places"),
-    ("turns",),
+    ("turns", "outputs"),
     ("pipeline",),
     ("job_turns", "sweep"),
     ("recover",),

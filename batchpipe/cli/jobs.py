@@ -68,6 +68,8 @@ def status_command(job_id: str, as_json: bool) -> None:
     click.echo(f"account   {view['account']}{_pause_note(client, view)}")
     click.echo(f"input     {view['input']}")
     click.echo(f"output    {view['output']}")
+    if job.state.ended and job.record.results not in ("", view["output"]):
+        click.echo(f"results   {job.record.results}")
     click.echo(f"created   {clock(view['created_at'])}   ended {clock(view['ended_at'])}")
     parts = "   ".join(f"{name} {number(rows[name])}" for name in ("total", "ok", "failed", "missing"))
     click.echo(f"rows      {parts}")
@@ -157,7 +159,8 @@ def results_command(job_id: str, errors: bool) -> None:
     if not job.state.ended:
         raise Never(f"job {job_id} has not ended: it is {job.state.value}; `batchpipe wait {job_id}` waits for it")
     if view["error_file" if errors else "output_file"] is None:
-        raise Never(f"job {job_id} has no result files: {view['error']['message'] if view['error'] else 'it failed'}")
+        why = view["error"]["message"] if view["error"] else "it was cancelled before anything was sent"
+        raise Never(f"job {job_id} has no result files: {why}")
     with results_place(job.record).reader("errors.jsonl" if errors else "output.jsonl") as file:
         shutil.copyfileobj(file, sys.stdout.buffer)
     sys.stdout.buffer.flush()

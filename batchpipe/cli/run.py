@@ -238,7 +238,7 @@ def _say_end(job: JobRecord) -> None:
         say(f"note: {early}")
     if job.error is not None:
         say(f"Error: {job.error.message}")
-    if job.state is State.FAILED and not job.shards:
+    if not job.results:
         return
     place = results_place(job).url
     say(f"results: {place}")

@@ -11,6 +11,7 @@ from batchpipe.storage.drafts import Draft
 from batchpipe.storage.folder import Folder, Scratch, temporary
 from batchpipe.storage.given import lines_of, stored_at
 from batchpipe.storage.inputs import allowed, check_allowed, input_info, open_input
+from batchpipe.storage.names import place_name, real_place
 from batchpipe.storage.partial import Partial, forget, partial, prune
 from batchpipe.storage.repeats import RepeatFinder
 
@@ -29,8 +30,10 @@ __all__ = [
     "local_path",
     "open_input",
     "partial",
+    "place_name",
     "prune",
     "read_lines",
+    "real_place",
     "stored_at",
     "temporary",
 ]

@@ -64,22 +64,23 @@ class Store(ScheduleRecords):
 
         ``again``: "1" lets it take the key from any job, a job's id from that one only. ``alias``: somebody knows this
         id already; if the key is taken, it stands for the first job from now on.
-        Raises OutputInUse if another job that has not ended writes to the same output.
+        Raises OutputInUse if its output is that of another job that is not closed.
         """
         key = f"{self.prefix}key:{job.key}" if job.key else self._job_key(job.id)
-        verdict, job_id = self._run(
+        verdict, job_id, *stage = self._run(
             "submit",
-            [*self._keys(job.id, JOB), key, f"{self.prefix}output:{job.output.rstrip('/')}"],
+            [*self._keys(job.id, JOB), key],
             self.prefix,
             job.id,
             self._member(job.id, JOB),
             self.lease_seconds,
             again,
             self.ttl_seconds + ALIAS_SECONDS if alias else 0,
+            orjson.dumps(job.owns).decode(),
             *encode_record(job),
         )
         if verdict == "output":
-            raise OutputInUse(output_in_use(job.output, job_id))
+            raise OutputInUse(output_in_use(job.output, job_id, stage[0]))
         return job_id, verdict == "ok"
 
     def give_up(self, job_id: str) -> bool:
@@ -90,7 +91,7 @@ class Store(ScheduleRecords):
     def restore(self, job: JobRecord, shards: Sequence[ShardRecord]) -> tuple[str, str]:
         """Write the records of a running job that Redis has lost; its unfinished shards are due at once.
 
-        Answers ``ok``, ``known`` (nothing was written), or ``output`` and the other unfinished job that writes there.
+        Answers ``ok``, ``known`` (nothing was written), or ``output`` and the other job, not closed, whose it is.
         """
         key = f"{self.prefix}key:{job.key}" if job.key else self._job_key(job.id)
         fields = encode_record(job)
@@ -100,10 +101,11 @@ class Store(ScheduleRecords):
             args += (shard.index, len(fields), *fields)
         answer = self._run(
             "restore",
-            [*self._keys(job.id, JOB), key, f"{self.prefix}output:{job.output.rstrip('/')}"],
+            [*self._keys(job.id, JOB), key],
             self.prefix,
             job.id,
             uuid.uuid4().hex,
+            orjson.dumps(job.owns).decode(),
             *args,
         )
         return answer[0], answer[1] if len(answer) > 1 else ""
@@ -134,8 +136,25 @@ class Store(ScheduleRecords):
         """Fix the end state; the lease stays for telling. Answers what it became: the cancel flag wins."""
         return State(self._fenced("finish", lease, lease.token, state.value, *encode_changes(changes))[1])
 
+    def own(self, lease: Lease, names: Sequence[str]) -> None:
+        """Claim names of a job's output until it is closed. Raises OutputInUse (none is claimed), LeaseLost."""
+        owns = list(dict.fromkeys([*lease.job.owns, *names]))
+        args = (self.prefix, lease.job.id, lease.token, orjson.dumps(owns).decode())
+        verdict, *owner = self._run("own", self._keys(lease.job.id, JOB), *args)
+        if verdict == "lost":
+            raise LeaseLost
+        if verdict == "output":
+            raise OutputInUse(output_in_use(lease.job.output, *owner))
+        lease.job = lease.job.evolve(owns=owns)
+
+    def moved(self, job_id: str, results: str, real: str) -> None:
+        """The result files of a closed job lie there now (``real``: the same without links). Nothing happens if it is
+        not known here.
+        """
+        self._run("moved", self._keys(job_id, JOB), results, real)
+
     def told(self, lease: Lease) -> None:
-        """Nothing is left to do for an ended job: it leaves the due set and its records expire some day."""
+        """Nothing is left to do for an ended job: its output is free, it leaves the due set, its records expire."""
         self._fenced("told", lease, self._member(lease.job.id, JOB), lease.token, self.ttl_seconds)
 
     # -- turns -----------------------------------------------------------------------------------------------------
@@ -310,8 +329,13 @@ class Store(ScheduleRecords):
         return Settled(answer[0], _news(*answer[1:]) if len(answer) > 1 else Renewal())
 
 
-def output_in_use(output: str, owner: str) -> str:
-    """What to say of an output that another unfinished job owns."""
+def output_in_use(output: str, owner: str, stage: str) -> str:
+    """What to say of an output that is another job's, which stands at this stage and is not closed."""
+    if State(stage).ended:
+        return (
+            f"output {output} belongs to job {owner}, which has ended, but not everybody has been told: "
+            f"wait for that (batchpipe wait {owner}) or choose another output"
+        )
     return (
         f"output {output} belongs to job {owner}, which has not ended: follow it (batchpipe wait {owner}), "
         f"cancel it (batchpipe cancel {owner}) or choose another output"

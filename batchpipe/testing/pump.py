@@ -16,8 +16,9 @@ from batchpipe.errors import StoreUnavailable
 from batchpipe.job_turns import JobTurns
 from batchpipe.jobs import JOB, JobRecord, ShardRecord, State, new_job_id
 from batchpipe.pipeline import ShardTurns
+from batchpipe.places import results_place
 from batchpipe.settings import Account, Settings
-from batchpipe.storage import Folder
+from batchpipe.storage import Folder, place_name
 from batchpipe.store import Store
 from batchpipe.store.store import new_task_ids
 from batchpipe.sweep import sweep
@@ -96,6 +97,7 @@ class Pump:
                 "task_ids": new_task_ids(1),
                 "input": str(home / "input.jsonl"),
                 "output": str(home / "out"),
+                "owns": [place_name(str(fields.get("output", home / "out")))],
                 "workspace": str(home / "out" / ".batchpipe" / job_id),
                 "max_rows": self.settings.max_rows,
                 "attempts": self.settings.attempts,
@@ -120,7 +122,10 @@ class Pump:
 
     def outcomes(self, job_id: str) -> dict[str, str]:
         """custom_id -> ok, failed or missing, from the result files. Raises ValueError if one is there twice."""
-        output, found = Folder(self.job(job_id).output), dict[str, str]()
+        job, found = self.job(job_id), dict[str, str]()
+        if not job.results:
+            return found
+        output = results_place(job)
         for name in ("output.jsonl", "errors.jsonl"):
             with output.reader(name) as lines:
                 for row in map(orjson.loads, lines):

@@ -20,7 +20,9 @@ OK = Stage.UPLOADED
 
 def new_job(**fields: Any) -> JobRecord:
     job_id = new_job_id()
-    return JobRecord(id=job_id, **{"epoch": 1, "task_ids": ["prepare-1"], "output": f"/out/{job_id}", **fields})
+    output = fields.pop("output", f"/out/{job_id}")
+    defaults = {"epoch": 1, "task_ids": ["prepare-1"], "owns": [output.rstrip("/")]}
+    return JobRecord(id=job_id, output=output, **{**defaults, **fields})
 
 
 def claim(store: Store, job_id: str, index: int, *stages: str, epoch: int = 1, deadline: float = DEADLINE) -> Any:
@@ -111,11 +113,13 @@ def test_again_takes_the_key_over(store: Store, again: str, taken: bool) -> None
 
 
 def test_an_output_belongs_to_one_unfinished_job(store: Store) -> None:
-    """With or without a slash at its end."""
-    first = new_job(output="/out/x")
+    """Under each of its names."""
+    first = new_job(output="/out/x", owns=["/out/x", "/real/x"])
     store.submit(first)
-    with pytest.raises(OutputInUse, match=first.id):
-        store.submit(new_job(output="/out/x/"))
+    for names in (["/out/x"], ["/other", "/real/x"]):
+        with pytest.raises(OutputInUse, match=f"{first.id}, which has not ended"):
+            store.submit(new_job(owns=names))
+    assert store.submit(new_job(owns=["/other"]))[1]  # which the refused one has not taken
 
 
 def test_a_refused_output_does_not_take_the_key(store: Store) -> None:
@@ -822,14 +826,54 @@ def test_a_told_job_leaves_the_due_set_and_its_records_expire(store: Store) -> N
     assert store.submit(new_job(output="/out/told"))[1]
 
 
-def test_a_told_job_does_not_free_the_output_of_its_successor(store: Store) -> None:
-    """An ended job's output may be taken over before it was told."""
+def test_an_output_belongs_to_an_ended_job_until_it_is_told(store: Store) -> None:
+    """Its telling is repeated, and writes job.json there."""
     lease = merging(store, output="/out/same")
     store.finish(lease, State.SUCCEEDED, {})
-    store.submit(new_job(output="/out/same"))
-    store.told(lease)
-    with pytest.raises(OutputInUse):
+    with pytest.raises(OutputInUse, match=f"{lease.job.id}, which has ended, but"):
         store.submit(new_job(output="/out/same"))
+    store.told(lease)
+    assert store.submit(new_job(output="/out/same"))[1]
+
+
+def test_a_job_claims_the_names_that_its_worker_sees_for_its_output(store: Store) -> None:
+    """All or none, until it is closed; and no longer than its lease lasts."""
+    other = planned(store, owns=["/taken"])
+    lease = merging(store, owns=["/link"])
+    with pytest.raises(OutputInUse, match=other):
+        store.own(lease, ["/real", "/taken"])
+    store.own(lease, ["/real", "/link"])
+    assert store.get_job(lease.job.id).owns == lease.job.owns == ["/link", "/real"]
+    for name in ("/link", "/real"):
+        with pytest.raises(OutputInUse):
+            store.submit(new_job(owns=[name]))
+    store.finish(lease, State.SUCCEEDED, {})
+    store.told(lease)
+    with pytest.raises(LeaseLost):
+        store.own(lease, ["/late"])
+    assert store.submit(new_job(owns=["/link", "/real", "/late"]))[1]
+
+
+def test_a_closed_job_does_not_free_the_output_of_another(store: Store) -> None:
+    """A frozen worker may close it late."""
+    lease = merging(store, owns=["/out/a"])
+    store.client.set(f"{store.prefix}output:/out/a", "job_of_another")
+    store.finish(lease, State.SUCCEEDED, {})
+    store.told(lease)
+    assert store.client.get(f"{store.prefix}output:/out/a") == "job_of_another"
+
+
+def test_that_results_were_moved_is_noted_where_there_are_some(store: Store) -> None:
+    """A job that has none, or that this Redis does not know, gets no record by it."""
+    lease = merging(store, results="/out/a")
+    store.moved(lease.job.id, "/out/a/.batchpipe/x", "/real/a/.batchpipe/x")
+    assert store.get_job(lease.job.id).results == "/out/a/.batchpipe/x"
+    without = planned(store)
+    for job_id in (without, "job_unknown"):
+        store.moved(job_id, "/elsewhere", "/elsewhere")
+    assert store.get_job(without).results == ""
+    with pytest.raises(JobNotFound):
+        store.get_job("job_unknown")
 
 
 # -- lists, log, accounts ------------------------------------------------------------------------------------------

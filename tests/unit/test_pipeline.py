@@ -16,11 +16,12 @@ import pytest
 from batchpipe.errors import Never, Paused, Refused, StoreUnavailable, TryLater, Unanswered, Unavailable
 from batchpipe.jobs import JOB, JobRecord, Problem, Stage, State, Status
 from batchpipe.openai_api import Snapshot
-from batchpipe.places import results_place
+from batchpipe.places import read_owner, results_place
 from batchpipe.storage import Folder
 from batchpipe.store import Store
 from batchpipe.testing import Delivery, FakeOpenAI, Pump, Vanished
 from batchpipe.turns import MAX_LOST, MAX_TRIES, Message
+from batchpipe.views import job_view
 
 Rows = Callable[..., list[dict[str, object]]]
 
@@ -714,20 +715,26 @@ def test_results_of_an_earlier_job_in_the_same_output_are_kept(pump: Pump, chat_
         found.append(job_id)
     for job_id, rows in ((old[0], 3), (new[0], 2)):
         folder = results_place(pump.job(job_id))
+        assert job_view(pump.job(job_id))["output_file"] == folder.path("output.jsonl")
         with folder.reader("output.jsonl") as file:
             assert len(file.readlines()) == rows
     assert results_place(pump.job(new[0])).url == place
+    assert results_place(pump.job(old[0])).url == f"{place}/.batchpipe/{old[0]}"
     Folder(place).remove(f".batchpipe/{old[0]}")
     with pytest.raises(Never, match="no longer in"):
         results_place(pump.job(old[0]))
 
 
-def test_a_refused_job_does_not_call_earlier_results_its_own(pump: Pump, chat_rows: Rows, tmp_path: Path) -> None:
-    """job.json is about the last job, and so is what lies beside it; the earlier results are kept."""
+def test_a_refused_job_leaves_earlier_results_as_they_are(pump: Pump, chat_rows: Rows, tmp_path: Path) -> None:
+    """It has none of its own, so nothing has to make room; job.json is about what lies beside it."""
     place = str(tmp_path / "shared")
     job_id = pump.submit(chat_rows(2), output=place)
     pump.run_until_idle()
-    pump.submit(b"no json\n", output=place)
+    refused = pump.submit(b"no json\n", output=place)
     pump.run_until_idle()
-    assert results_place(pump.job(job_id)).exists("output.jsonl")
-    assert not Folder(place).exists("output.jsonl")
+    assert results_place(pump.job(job_id)).url == place
+    owner = read_owner(Folder(place))
+    assert owner is not None
+    assert owner.id == job_id
+    with pytest.raises(Never, match="no result files"):
+        results_place(pump.job(refused))

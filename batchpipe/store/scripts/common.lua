@@ -112,6 +112,19 @@ local function flag(key, field)
   return get(key, field) == '1' and 1 or 0
 end
 
+-- claim an output under all of its names (a JSON list), or none; answers the other job, not closed, that has one, and its stage
+local function own(prefix, names, id)
+  names = cjson.decode(names)
+  for _, name in ipairs(names) do
+    local owner = redis.call('GET', prefix .. 'output:' .. name)
+    local job = prefix .. 'job:' .. (owner or '')
+    local stage = owner and get(job, 'stage')
+    if stage and owner ~= id and get(job, 'told') ~= '1' then return owner, stage end
+  end
+  for _, name in ipairs(names) do redis.call('SET', prefix .. 'output:' .. name, id) end
+  return nil
+end
+
 -- make a job finalizing and due; answers the new epoch, under which the caller publishes merge
 local function finalize(key, prefix, id, due, member, lease, now, task_ids)
   set_state(key, prefix, id, 'finalizing', now)
