@@ -343,7 +343,7 @@ def test_marks_tell_what_may_be_sent_again() -> None:
     assert mark(response={"status_code": 200, "body": {}}, error=None) == OK
     assert mark(response=None, error=None) == FAILED_FOR_NOW
     assert mark() == FAILED_FOR_NOW
-    assert mark(response={"status_code": "500"}, error=None) == FAILED
+    assert mark(response={"status_code": "500"}, error=None) == FAILED_FOR_NOW
     assert mark(response={}, error=None) == FAILED
     assert mark(response=None, error="text") == FAILED
     assert mark(response=None, error={"code": 5}) == FAILED
