@@ -30,6 +30,8 @@ class Door(Protocol):
 
     def cancel(self, job_id: str) -> Job: ...
 
+    def land(self, job_id: str) -> Job: ...
+
 
 class Job:
     """One job, as last read. Its data do not change until ``refresh()``."""
@@ -90,6 +92,15 @@ class Job:
     def cancel(self) -> Job:
         """Ask for its end; finished rows are kept. No error if it has ended or was cancelled before."""
         self.record = self._client.cancel(self._recorded()).record
+        return self
+
+    def land(self) -> Job:
+        """Take what is there: of a job that is held because a batch was cancelled elsewhere, nothing more is sent; of
+        one that has ended, batches that were given up are read anew, and what they bring is put to its results.
+
+        Raises Never (``not_ended``, ``nothing_to_land``).
+        """
+        self.record = self._client.land(self._recorded()).record
         return self
 
     def result(self) -> BatchResult:

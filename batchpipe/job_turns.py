@@ -237,7 +237,7 @@ class JobTurns(Turns):
             return f"{job.stage}: told"
         shards = list(self.store.iter_shards(job))
         workspace = Folder(job.workspace, private=True)
-        if self._may_resend(job, shards):
+        if self._may_resend(job, shards) and not (job := self.held(job)).send_no_more:
             prepared = resend(job, _of_round(job, shards), workspace, lease.token, check=lambda: check_cancel(lease))
             lease.check()  # who was frozen meanwhile must not set the manifest back
             self._write_manifest(job, shards, prepared, workspace)
@@ -275,7 +275,11 @@ class JobTurns(Turns):
 
     @staticmethod
     def _may_resend(job: JobRecord, shards: list[ShardRecord]) -> bool:
-        return not job.cancel and job.round < job.attempts and any(shard.resend for shard in _of_round(job, shards))
+        return (
+            not (job.cancel or job.send_no_more)
+            and job.round < job.attempts
+            and any(shard.resend for shard in _of_round(job, shards))
+        )
 
     def _finish(self, lease: Lease, state: State, changes: dict[str, Any]) -> str:
         final = self.store.finish(lease, state, changes)
@@ -399,6 +403,9 @@ def _job_error(merged: Merged, shards: list[ShardRecord]) -> Problem | None:
     for shard in shards:
         if shard.error is not None:
             return shard.error
+    if (ended := next((shard for shard in shards if shard.cancelled_elsewhere), None)) is not None:
+        message = f"{ended.batch_id} was cancelled at the provider, and not by batchpipe; not all of its rows were run"
+        return Problem(code="cancelled_elsewhere", message=message)
     if merged.total and not merged.ok:
         message = f"no row is ok: {merged.failed} failed, {merged.missing} without an answer; see errors.jsonl"
         return Problem(code="no_row_ok", message=message)

@@ -6,6 +6,7 @@ The same structs are what Redis holds (one hash each, see ``store/``). Times are
 from __future__ import annotations
 
 import os
+import re
 import time
 from enum import StrEnum
 from typing import Any, Self
@@ -143,6 +144,9 @@ class JobRecord(Record, frozen=True, kw_only=True):
     on_done: dict[str, Any] | None = None
     hears: list[str] = []  #: listeners that wait for its end: those of the site that submitted it; none: any that hang
     cancel: bool = False
+    hold: Problem | None = None  #: why nothing more is sent of it until a person decides
+    hold_at: float | None = None  #: since when
+    send_no_more: bool = False  #: no further batch is made of it: what is there is landed
     notified: bool = False  #: job.json is written, on_done is sent
     untold: int = 0  #: how often telling a site's receivers of its end was put off; beyond ``MAX_TELLS``: given up
     raised: int = 0  #: of these, how often a receiver raised
@@ -187,7 +191,9 @@ class ShardRecord(Record, frozen=True, kw_only=True):
     file_id: str | None = None
     uploads: int = 0  #: upload calls begun; more than there are file ids: one may have left a file that nobody knows
     unused_files: list[str] = []  #: uploaded, but no batch was made from them
-    unfound: int = 0  #: how often create was told that the fresh file cannot be found
+    unfound: int = 0  #: how often in a row the provider did not know its input file, batch or result file
+    unseen_at: float | None = None  #: since when the account's key does not see its batch or file (404)
+    refused_at: float | None = None  #: since when a refusal that may pass is waited out
     backoff: int = 0  #: how often in a row it was put off; sets the pause
     intent_at: float | None = None  #: first intent to create under the current key
     intent_ahead: float = 0.0  #: how much our time may have been ahead of the provider's then
@@ -202,6 +208,8 @@ class ShardRecord(Record, frozen=True, kw_only=True):
     counts: Counts = Counts()
     snapshot_at: float | None = None  #: when status and counts were read
     cancel_sent: bool = False
+    cancelled_elsewhere: bool = False  #: its batch was cancelled, and not by us: that was said
+    landing: bool = False  #: it was given up before, and its batch is read anew: what it brings is put to what is there
     overdue_at: float | None = None  #: when it was found that the batch has not ended after its window
     output_file_id: str | None = None
     error_file_id: str | None = None
@@ -245,7 +253,14 @@ class Move(msgspec.Struct, frozen=True, kw_only=True):
     after: float = 0.0
     changes: dict[str, Any] = {}
     events: list[tuple[str, dict[str, Any]]] = []
+    hold: Problem | None = None  #: the job must send nothing more until a person decides, for this reason
     pause: Problem | None = None  #: the account must rest, for this reason
+
+
+def window_seconds(window: str) -> float:
+    """The seconds of a completion window such as 24h or 7d; a day for one that says nothing of it."""
+    found = re.fullmatch(r"(\d{1,4})([smhd])", window.strip().lower())
+    return int(found[1]) * {"s": 1.0, "m": 60.0, "h": 3_600.0, "d": 86_400.0}[found[2]] if found else 86_400.0
 
 
 _ALPHABET = "0123456789abcdefghijklmnopqrstuvwxyz"

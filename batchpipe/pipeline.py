@@ -15,6 +15,7 @@ from batchpipe.counters import reason_of
 from batchpipe.errors import (
     LeaseLost,
     Never,
+    OnHold,
     Paused,
     SettingsError,
     StoreUnavailable,
@@ -115,8 +116,10 @@ class ShardTurns(Turns):
         result: Move | Problem | GiveUp | Over
         if link == "upload":
             self.store.save(lease, {"uploads": shard.uploads + 1})  # before it: a file may be left that nobody knows
-            result = upload(shard, workspace, api, check=lambda: check_cancel(lease))
+            result = self._upload(lease, workspace, api)
         elif link == "create":
+            if not shard.calls:  # else what an unanswered call made is looked for first
+                job = self.held(job)
             result = create(job, shard, api, _Turn(self, lease, api))
         elif link == "poll":
             result = self._poll(job, shard, api)
@@ -130,10 +133,13 @@ class ShardTurns(Turns):
                 lease.token,
                 now=self.store.now(),
                 files_patience=self.settings.files_patience_seconds,
+                unseen_seconds=self.settings.unseen_seconds,
                 prices=self._prices(job.account),
                 check=lease.check,
                 elsewhere=kept,
             )
+        if isinstance(result, Problem) and shard.landing:  # nothing new: what was collected before stays
+            return Move(stage=Stage.COLLECTED, changes={"landing": False, "error": result})
         if isinstance(result, GiveUp | Problem):
             problem = result.problem if isinstance(result, GiveUp) else result
             return self._abandon(lease, workspace, problem, refused=isinstance(result, GiveUp) and result.refused)
@@ -143,6 +149,17 @@ class ShardTurns(Turns):
         if self.settings.is_sandbox(account):
             return free
         return openai_prices() if self.settings.is_openai(account) else unknown
+
+    def _upload(self, lease: Lease, workspace: Folder, api: Api) -> Move:
+        assert lease.shard is not None
+        return upload(
+            lease.shard,
+            workspace,
+            api,
+            now=self.store.now(),
+            longest=self.settings.refusal_wait_seconds,
+            check=lambda: check_cancel(lease),
+        )
 
     def _poll(self, job: JobRecord, shard: ShardRecord, api: Api) -> Move | Problem:
         account, clock = self.settings.account(job.account), self.store.clock()
@@ -156,6 +173,7 @@ class ShardTurns(Turns):
             may_look=lambda: self.store.may_look(job.account, per_second=rate, burst=max(1.0, 2 * rate)),
             patience=patience + clock.slack if patience is not None else None,  # the provider's clock may be behind
             files_patience=self.settings.files_patience_seconds,
+            unseen_seconds=self.settings.unseen_seconds,
         )
 
     def _abandon(self, lease: Lease, workspace: Folder, problem: Problem, *, refused: bool = False) -> Move:
@@ -225,6 +243,8 @@ class ShardTurns(Turns):
             if ending.settled:
                 self.count_stage(lease.shard.stage, lease.shard.uploaded_at)
             return Go("created") if ending.settled else Stop()
+        if isinstance(ending, Move) and ending.hold is not None:
+            self._hold(lease, ending.hold)
         try:
             move, tries = self._as_move(lease.shard, ending)
             ids = new_task_ids(1)
@@ -256,6 +276,14 @@ class ShardTurns(Turns):
         self.wake(lease.job.id, lease.index, after=move.after)
         return Stop(f"back to {move.stage.value}: {_why(lease.shard, move)}")
 
+    def _hold(self, lease: Lease, problem: Problem) -> None:
+        """Before the turn is ended: a crash in between says it once more, and the script knows it then."""
+        assert lease.shard is not None
+        mode = self.settings.cancelled_elsewhere
+        if self.store.hold(lease.shard, mode, problem):
+            fields = {"batch_id": lease.shard.batch_id, "then": mode, "message": problem.message}
+            self.log(lease.job.id, [("cancelled_elsewhere", fields)], level=logging.WARNING, shard=lease.index)
+
     def _count_move(self, account: str, shard: ShardRecord, move: Move) -> None:
         if move.stage == shard.stage:
             return
@@ -277,9 +305,10 @@ class ShardTurns(Turns):
                 stage=Stage(shard.stage), after=ending.after, changes=changes, events=[] if repeated else events
             )
             return move, "keep" if ending.counted else "refund"
-        changes = {"trouble": None, "backoff": 0, **ending.changes}
+        changes = {"trouble": None, "backoff": 0, "unseen_at": None, **ending.changes}
         if ending.stage != shard.stage and ending.stage in (Stage.UPLOADED, Stage.CREATED, Stage.ENDED):
             changes.setdefault("unfound", 0)
+            changes.setdefault("refused_at", None)
         return msgspec.structs.replace(ending, changes=changes), "reset"
 
 
@@ -306,6 +335,8 @@ class _Turn:
         self.grace_seconds = turns.settings.create_grace_seconds
         self.lease_seconds = turns.settings.lease_seconds
         self._slack: float | None = None
+        self.unseen_seconds = turns.settings.unseen_seconds
+        self.refusal_seconds = turns.settings.refusal_wait_seconds
         self.provider = turns.settings.account(lease.job.account)
 
     def now(self) -> float:
@@ -322,7 +353,11 @@ class _Turn:
         return clock.leap_at > since and clock.leap_by > max(2 * self.lease_seconds, 2 * self.grace_seconds)
 
     def intend(self) -> bool:
-        cancel = self._turns.store.intend(self._lease).cancel
+        news = self._turns.store.intend(self._lease)
+        if news.held:
+            self._turns.held(self._lease.job)
+            raise OnHold("the job sends nothing more: a batch of it was cancelled at the provider", after=1.0)
+        cancel = news.cancel
         # whatever goes wrong from here on: there may be a batch
         self._lease.shard = self._shard.evolve(intent_at=self._shard.intent_at or self.now())
         return cancel

@@ -141,6 +141,26 @@ class Settings(BaseSettings):
     account_pause_seconds: float = Field(
         300, gt=0, description="how long an account rests after 401, 402, 403 or insufficient_quota"
     )
+    refusal_wait_seconds: float = Field(
+        21_600,
+        ge=0,
+        description="how long a refusal that may pass is waited out: no room for another file, a file that is not "
+        "ready yet",
+    )
+    unseen_seconds: float = Field(
+        86_400,
+        ge=0,
+        description="how long a batch or file that the account's key does not see (404) is waited for at least; never "
+        "less than to the end of the batch's window",
+    )
+    cancelled_elsewhere: Literal["wait", "resend", "land"] = Field(
+        "wait",
+        description="what becomes of a job when a batch of it is cancelled, and not by batchpipe: it sends nothing "
+        "more and waits for you; or sends the rows again; or lands what is there",
+    )
+    hold_seconds: float = Field(
+        604_800, gt=0, description="how long such a job waits for you; then what is there is landed"
+    )
     delete_files: Literal["none", "strays", "inputs", "all"] = Field(
         "strays",
         description="files at the provider to delete when a job has ended: uploads that no batch used, all uploads, "

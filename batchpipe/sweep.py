@@ -77,10 +77,11 @@ def _look_after(turns: Turns, account: str, *, at_once: bool) -> None:
         pause = turns.store.paused(account)
         if not turns.settings.account(account).lists_batches or (pause is not None and pause.code != NO_QUOTA):
             return
-        api, left = turns.apis(account), 0
+        api, left, ours = turns.apis(account), 0, 0
         batches = api.iter_batches(_since(now, done) - clock.slack)
         while page := list(islice(batches, 100)):
-            left += _judge(turns, api, page)
+            alive, known = _judge(turns, api, page)
+            left, ours = left + alive, ours + known
     except StoreUnavailable:
         raise
     except BatchpipeError as error:  # no key on this host, or the provider is down: the next sweep, or another's
@@ -89,7 +90,9 @@ def _look_after(turns: Turns, account: str, *, at_once: bool) -> None:
     except Exception:  # the other accounts, and what is overdue, must not wait for this one
         logger.exception("batches of account %r not listed", account, extra={"event": "not_listed"})
         return
-    if not left:  # else the next look goes as far back as this one
+    # Else the next look goes as far back as this one. A list that shows none of ours is no proof that there is none:
+    # the key may be another project's for a while.
+    if not left and ours:
         turns.store.note_listing(account, done=now)
 
 
@@ -97,8 +100,8 @@ def _since(now: float, done: float) -> float:
     return max(done, now - LOOK_BACK_SECONDS) - OVERLAP_SECONDS
 
 
-def _judge(turns: Turns, api: Api, batches: list[Snapshot]) -> int:
-    """Answers how many strays could not be cancelled.
+def _judge(turns: Turns, api: Api, batches: list[Snapshot]) -> tuple[int, int]:
+    """Answers how many strays could not be cancelled, and how many of the batches are ours.
 
     The records are read after the list, so a batch that is not recorded by now was not recorded then.
     """
@@ -114,7 +117,7 @@ def _judge(turns: Turns, api: Api, batches: list[Snapshot]) -> int:
             seen = {"status": batch.status, "counts": batch.counts}
             if turns.store.observe(shard, batch.id, seen):
                 turns.wake(shard.job, shard.index, when="asleep")
-    return left
+    return left, sum(shard is not None for shard in shards)
 
 
 def _awaits_end(shard: ShardRecord) -> bool:

@@ -13,8 +13,8 @@ from typing import Any
 
 from batchpipe import seams
 from batchpipe.counters import Counters
-from batchpipe.errors import StoreUnavailable, TryLater, without_secrets
-from batchpipe.jobs import JOB, Problem, Stage, State
+from batchpipe.errors import OnHold, StoreUnavailable, TryLater, without_secrets
+from batchpipe.jobs import JOB, JobRecord, Problem, Stage, State
 from batchpipe.limits import REMEDIES
 from batchpipe.logs import log_event
 from batchpipe.openai_api import Api
@@ -203,6 +203,20 @@ class Turns:
                 self.store.log(job_id, event, **ids, **fields)
             except StoreUnavailable as error:
                 logger.warning("event not recorded: %s", error, extra={"event": event, "job": job_id, **ids})
+
+    def held(self, job: JobRecord) -> JobRecord:
+        """The job; one that has waited for a person long enough sends nothing more from now on.
+
+        Raises OnHold while it waits.
+        """
+        if job.hold is None or job.hold_at is None or job.cancel or job.send_no_more:
+            return job
+        left = job.hold_at + self.settings.hold_seconds - self.store.now()
+        if left > 0:
+            raise OnHold(job.hold.message, code=job.hold.code, after=min(left, LONGEST_PAUSE))
+        if self.store.decide(job.id, "land")[0] == "ok":
+            self.log(job.id, [("hold_ended", {"message": job.hold.message})], level=logging.WARNING)
+        return job.evolve(hold=None, hold_at=None, send_no_more=True)
 
     # -- counting --------------------------------------------------------------------------------------------------
 

@@ -32,6 +32,7 @@ def job_view(job: JobRecord, shards: Iterable[ShardRecord] | None = None) -> dic
         "created_at": job.created_at or None,
         "ended_at": job.ended_at,
         "error": _problem(job.error),
+        "held": _problem(job.hold),
         "tags": job.tags,
         "rows": _rows(job, parts),
         "incomplete": _incomplete(job, parts),

@@ -17,7 +17,7 @@ LAYERS: list[tuple[str, ...]] = [
     ("errors", "seams"),
     ("bodies",),
     ("jobs", "rows", "timetable", "site_settings"),
-    ("outcomes", "lateness"),
+    ("outcomes", "lateness", "refusals"),
     ("settings", "logs", "counters", "private_redis"),
     ("limits",),
     ("storage", "openai_api", "store"),

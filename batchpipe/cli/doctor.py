@@ -213,7 +213,8 @@ class _Open:
     def problem(self) -> str | None:
         """Why it does not get on just now, as `status` says it."""
         found = (record.trouble.message for record in self.records if record.trouble is not None)
-        return telling(self.job) or next(found, None)
+        held = self.job.hold.message if self.job.hold is not None else None
+        return telling(self.job) or held or next(found, None)
 
 
 def _open_jobs(client: Client) -> list[_Open]:

@@ -77,7 +77,9 @@ def status_command(job_id: str, as_json: bool) -> None:
         click.echo(f"of these  {early}")
     if view["error"]:
         click.echo(f"error     {view['error']['code']}: {view['error']['message']}")
-    if job.record.trouble and not job.state.ended:
+    if job.record.hold and not job.state.ended:
+        click.echo(f"held      {job.record.hold.message}")
+    elif job.record.trouble and not job.state.ended:
         click.echo(f"trouble   {job.record.trouble.message}")
     if untold := telling(job.record):
         click.echo(f"telling   {untold}")
@@ -136,6 +138,7 @@ def list_command(state: str | None, limit: int, as_json: bool) -> None:
             f"{job.id}  {job.state.value:<11} {clock(job.record.created_at)}  "
             f"{number(rows['ok'])}/{number(rows['total'])} ok  {job.name or job.record.input}"
             + (f"  ! {_brief(job.error)}" if job.error else "")
+            + (f"  ! held: {_brief(job.record.hold)}" if job.record.hold and not job.state.ended else "")
             + ("  ! receivers not told" if telling(job.record) else "")
         )
     return None
@@ -199,15 +202,34 @@ def retry_command(job_id: str, output: str | None) -> None:
     click.echo(job.id)
 
 
-@click.command("resume")
-@click.argument("account", default="default")
-def resume_command(account: str) -> None:
-    """End the pause of an account, when its cause is mended. [default account: default]"""
+@click.command("land")
+@click.argument("job_id", metavar="JOB")
+def land_command(job_id: str) -> None:
+    """Take what is there. Of a job that is held because a batch was cancelled elsewhere, nothing more is sent, and what
+    has finished is landed. Of one that has ended, batches that were given up (the key did not see them, say) are read
+    anew, and what they bring is put to its results; nothing is sent again.
+    """
     client = open_client()
+    job = client.land(job_id)
+    say(f"{job.id} is {job.state.value}: batchpipe wait {job.id}")
+
+
+@click.command("resume")
+@click.argument("account", default="default", metavar="[ACCOUNT|JOB]")
+def resume_command(account: str) -> None:
+    """End the pause of an account, when its cause is mended, or the hold of a job whose batch was cancelled elsewhere:
+    its rows are sent again. [default account: default]
+    """
+    client = open_client()
+    if account.startswith("job_"):
+        goes_on = client.resume_job(account)
+        return say(f"{account} goes on: its rows are sent again" if goes_on else f"{account} is not held")
     paused, woken = client.resume(account)
     if paused:
         return say(f"account {account!r} goes on: {woken} shard(s) at once")
     known = account.lower() in {"default", SANDBOX_ACCOUNT, *client.settings.accounts}
+    if woken:
+        return say(f"account {account!r} is not paused; {woken} shard(s) that waited for a person look again at once")
     return say(f"account {account!r} is not paused" + ("" if known else ", and not in the settings of this host"))
 
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from functools import cached_property, partial
 from typing import IO, TYPE_CHECKING, Any, BinaryIO, cast
 
-from batchpipe.errors import BatchpipeError, Paused, Refused, SettingsError, Unanswered, Unavailable
+from batchpipe.errors import BatchpipeError, Gone, Paused, Refused, SettingsError, Unanswered, Unavailable
 from batchpipe.openai_api.answers import (
     Snapshot,
     StoredFile,
@@ -109,6 +109,24 @@ class Api:
                 raise
             return None
         return size if isinstance(size, int) and not isinstance(size, bool) and size >= 0 else None
+
+    def file_status(self, file_id: str) -> str | None:
+        """How far the provider is with a file (``processed``, ``pending``), None where it does not tell.
+
+        Raises Gone where this key does not see the file; Unavailable, Paused.
+        """
+        try:
+            with translated(self._key):
+                answer = self._client.files.with_raw_response.retrieve(file_id)
+                return text(json_object(answer.http_response.content).get("status"))
+        except Gone:
+            raise
+        except Refused:  # some servers only give the content
+            return None
+        except Unavailable as error:
+            if error.code != NO_ROUTE and error.status != 501:
+                raise
+            return None
 
     def download(self, file_id: str, sink: BinaryIO | Resumable, check: Callable[[], None]) -> int:
         """Stream a file into ``sink`` and answer the number of bytes, with those that were there.

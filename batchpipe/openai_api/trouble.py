@@ -83,6 +83,7 @@ def _of_status(error: openai.APIStatusError) -> BatchpipeError:
     body = error.body if isinstance(error.body, dict) else None
     code = _storable(str(error.code), 100) if error.code else None
     words = body.get("message") if body else None
+    param = _storable(str(error.param), 100) if error.param else None
     message = _storable(words if isinstance(words, str) else str(error), 500)
     lower = f"{code} {message}".lower()
     if status < 400:
@@ -100,9 +101,9 @@ def _of_status(error: openai.APIStatusError) -> BatchpipeError:
     if status == 404:
         # a proxy's page is no proof that a paid batch is gone; the provider answers in JSON
         if _is_json_object(error.response):
-            return Gone(message, code=code, status=status)
+            return Gone(message, code=code, status=status, param=param)
         return Unavailable(f"HTTP 404 without the provider's own words: {message[:200]}", code=NO_ROUTE, status=404)
-    return Refused(message, code=code or f"http_{status}", status=status)
+    return Refused(message, code=code or f"http_{status}", status=status, param=param)
 
 
 def _storable(text: str, length: int) -> str:

@@ -78,6 +78,7 @@ class Batch:
     hidden_until: float = 0.0
     files_hidden_until: float = 0.0  #: it has ended, but does not say yet where its files are
     paced_from: float | None = None  #: when its rows began to run; None: from now on
+    project: str = "proj_sandbox"
     forced: str | None = None  #: the end an admin or a fault has ordered
 
     @property
@@ -170,11 +171,11 @@ class Batches:
             write_json(self.folder(batch.id) / "batch.json", asdict(batch))
         self._changed.notify_all()
 
-    def find(self, batch_id: str) -> Batch:
-        """The record, or a 404."""
+    def find(self, batch_id: str, project: str | None = None) -> Batch:
+        """The record, or a 404, also where it is not of this project."""
         with self.lock:
             batch = self._batches.get(batch_id)
-        if batch is None:
+        if batch is None or project not in (None, batch.project):
             raise ApiError(404, f"No batch found with id '{batch_id}'.")
         return batch
 
@@ -189,7 +190,7 @@ class Batches:
         with self.lock:
             return batch.public()
 
-    def page(self, after: str | None, limit: int) -> tuple[list[Batch], bool]:
+    def page(self, after: str | None, limit: int, project: str | None = None) -> tuple[list[Batch], bool]:
         """A page of the list, newest first, and whether there is more."""
         now = self._clock.now()
         below = self.find(after).seq if after else None
@@ -197,6 +198,8 @@ class Batches:
             page: list[Batch] = []
             for batch in reversed(self._batches.values()):
                 if (below is not None and batch.seq >= below) or batch.hidden_until > now:
+                    continue
+                if project not in (None, batch.project):
                     continue
                 if len(page) == limit:
                     return page, True

@@ -51,9 +51,17 @@ class Gate:
         route = route_of(scope["method"], path)
         call = self._world.calls.start(scope["method"], scope["path"], route, self._world.clock.now())
         scope = {**scope, "path": path, "raw_path": path.encode()}
-        scope["state"] = {**scope.get("state", {}), "azure": azure, "route": route}
+        project = self._project(scope, route)
+        scope["state"] = {**scope.get("state", {}), "azure": azure, "route": route, "project": project}
         with contextlib.suppress(ClientDisconnect):  # gone in the middle of an upload
             await self._faulty(scope, receive, _Answer(send, call))
+
+    def _project(self, scope: Scope, route: str) -> str:
+        """Whose files and batches this call sees: those of the project that its header names, as OpenAI's SDK does."""
+        if self._world.faults.changes_project(route, f"{scope['method']} {scope['path']}"):
+            return "proj_other"
+        named = dict(scope["headers"]).get(b"openai-project", b"")
+        return str(named.decode("latin-1")) or "proj_sandbox"
 
     async def _faulty(self, scope: Scope, receive: Receive, answer: _Answer) -> None:
         faults = self._world.faults.for_call(scope["state"]["route"], f"{scope['method']} {scope['path']}")

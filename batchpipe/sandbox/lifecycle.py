@@ -291,6 +291,7 @@ class Lifecycle:
             expires_after=batch.output_expires_after,
             part=part,
             whole_at=whole_at,
+            project=batch.project,
         ).id
 
     def _lagging(self, batch: Batch, path: Path) -> tuple[int, float]:

@@ -13,8 +13,17 @@ from typing import Any, Protocol
 
 import msgspec
 
-from batchpipe.errors import BatchpipeError, Paused, Refused, StoreUnavailable, Unanswered, Unavailable
+from batchpipe.errors import BatchpipeError, Gone, Paused, Refused, StoreUnavailable, Unanswered, Unavailable
 from batchpipe.jobs import Counts, JobRecord, Move, Problem, ShardRecord, Stage, Status
+from batchpipe.refusals import (
+    FIRST_FILE_PAUSE,
+    believed_at,
+    is_about_input_file,
+    is_no_room,
+    is_unfinished,
+    unseen,
+    wait_out,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -24,8 +33,10 @@ CLOCK_SLACK_SECONDS = 300.0
 #: Pause before the first look for a batch whose create call got no clear answer.
 FIRST_LOOK_SECONDS = 2.0
 
-#: So often a fresh file may be "not found" before it is uploaded anew.
-MAX_UNFOUND = 4
+#: So many seconds a fresh file may be "not found" before it is uploaded anew; twice as many with each upload.
+UNFOUND_SECONDS = 120.0
+#: Files that nobody finds again are uploaded anew so often.
+MAX_UPLOADS = 6
 
 #: So long an id that an answer named is asked for, where the provider does not know it: a read may lag.
 UNREAD_SECONDS = 300.0
@@ -37,6 +48,10 @@ MOST_CALLS = 3
 #: Answers to reading a batch that no later try mends.
 _NEVER_READ = ("nonsense", "http_404_page")
 
+NOT_SENT = Problem(
+    code="cancelled_elsewhere",
+    message="not sent: a batch of this job was cancelled at the provider, and nothing more was to be sent",
+)
 CANCELLED = Problem(code="cancelled", message="the job was cancelled before a batch was created")
 
 
@@ -69,6 +84,7 @@ class BatchesApi(Protocol):
         metadata: dict[str, str],
         extra: dict[str, Any],
     ) -> Batch: ...
+    def file_status(self, file_id: str) -> str | None: ...
     def iter_batches(self, since: float) -> Iterator[Batch]: ...
     def retrieve(self, batch_id: str) -> Batch: ...
     def file_name(self, file_id: str) -> str | None: ...
@@ -91,6 +107,8 @@ class Turn(Protocol):
 
     grace_seconds: float
     lease_seconds: float
+    unseen_seconds: float  #: how long at least what the key does not see is waited for
+    refusal_seconds: float  #: how long a refusal that may pass is waited out
 
     @property
     def provider(self) -> Provider: ...
@@ -153,12 +171,33 @@ def create(job: JobRecord, shard: ShardRecord, api: BatchesApi, turn: Turn) -> E
             return _adopt(seen.found, shard, api, turn)
         if seen.doubt and not (turn.provider.resend_unanswered and len(shard.calls) < MOST_CALLS):
             return _cannot_tell(job, shard, seen.doubt)
+        blind = _cannot_see(job, shard, api, turn)
+        if blind is not None:
+            return blind
         waiting = _after_empty_look(job, shard, turn, unread=seen.unread)
         if waiting is not None:
             return waiting
-    elif job.cancel:
-        return GiveUp(CANCELLED)
+    elif job.cancel or job.send_no_more:
+        return GiveUp(CANCELLED if job.cancel else NOT_SENT)
     return _call(job, shard, api, turn)
+
+
+def _cannot_see(job: JobRecord, shard: ShardRecord, api: BatchesApi, turn: Turn) -> Ending | None:
+    """A list in which a batch lacks says something only to a key that sees where the calls were made: their input file.
+
+    The key of another project sees neither, and a second call would be paid twice. None: it sees.
+    """
+    try:
+        api.file_status(shard.file_id or "")
+        return None
+    except Gone as error:
+        now = turn.now()
+        ends = believed_at(job, shard, shard.intent_at, now=now, patience=turn.unseen_seconds)
+        what = f"the input file {shard.file_id}, so it could not see the batch that an unanswered create call made"
+        if now < ends and not job.cancel:
+            return unseen(job, shard, Stage.UPLOADED, what, error, now=now, ends=ends)
+        message = f"a create call got no clear answer, and the key does not see {what}; its rows may be paid"
+        return GiveUp(Problem(code="create_unknown", message=message))
 
 
 def batch_metadata(job: JobRecord, shard: ShardRecord) -> dict[str, str]:
@@ -191,9 +230,9 @@ def _call(job: JobRecord, shard: ShardRecord, api: BatchesApi, turn: Turn) -> En
             return _adopt([made], shard, api, turn)
         turn.withdraw()
         if isinstance(error, Refused):
-            return _refused(shard, error)
+            return _refused_for_now(shard, error, api, turn) or _refused(shard, error)
         if error.code == "file_not_found":
-            return _file_not_found(shard, error)
+            return _waits_for_file(shard, error, api, turn) or Move(stage=Stage.UPLOADED)
         raise
     if batch.id in shard.spent:
         return _of_another(batch, turn)
@@ -225,18 +264,70 @@ def _unanswered(error: Unanswered) -> Move:
     )
 
 
-def _file_not_found(shard: ShardRecord, error: BatchpipeError) -> Move:
-    """A file may be unknown for a moment after its upload; when it stays so, it is uploaded anew."""
+def _refused_for_now(shard: ShardRecord, error: Refused, api: BatchesApi, turn: Turn) -> Ending | None:
+    """Where the refusal concerns the moment or the account; None: it concerns the request."""
+    if is_no_room(error):
+        problem = Problem(code="account_full", message=f"the provider takes no further batch now: {error.message}")
+        return _wait_out(shard, problem, turn, "the account's limits say what must end or be deleted there first")
+    if is_about_input_file(error, shard.file_id):
+        return _waits_for_file(shard, error, api, turn)
+    if error.param:  # it names a part of the request that is not the file
+        return None
+    return _waits_for_file(shard, error, api, turn, sure=False)
+
+
+def _waits_for_file(
+    shard: ShardRecord, error: BatchpipeError, api: BatchesApi, turn: Turn, *, sure: bool = True
+) -> Ending | None:
+    """A fresh file may be unknown or unready for a while. ``sure``: it is the file; else None unless it says so."""
+    try:
+        status = api.file_status(shard.file_id or "")
+    except Gone:
+        return _file_not_found(shard, error, turn)
+    if not sure and not is_unfinished(status):
+        return None
+    words = f" (its status is {status})" if status else ""
+    message = f"the input file {shard.file_id} cannot be used yet{words}: {error.message}"
+    return _wait_out(shard, Problem(code="file_not_ready", message=message), turn, "look at the file at the provider")
+
+
+def _wait_out(shard: ShardRecord, problem: Problem, turn: Turn, advice: str) -> Ending:
+    try:
+        return wait_out(
+            shard,
+            Stage.UPLOADED,
+            problem,
+            now=turn.now(),
+            longest=turn.refusal_seconds,
+            first=FIRST_FILE_PAUSE,
+            advice=advice,
+        )
+    except Refused as error:
+        return _refused(shard, error)
+
+
+def _file_not_found(shard: ShardRecord, error: BatchpipeError, turn: Turn) -> Ending:
+    """The file is not known, neither to the create nor when it is asked for; when it stays so, it is uploaded anew.
+
+    Not while an older call is unanswered: that its file cannot be seen says that its batch could not be either.
+    """
+    now = turn.now()
+    since = shard.refused_at if shard.refused_at is not None else now
+    longest = min(UNFOUND_SECONDS * 2 ** max(shard.uploads - 1, 0), turn.refusal_seconds)
+    message = f"the provider does not find the file {shard.file_id} that was uploaded: {error.message}"
+    problem = Problem(code="file_not_found", message=message)
+    if shard.calls or now - since < longest:
+        return _wait_out(shard, problem, turn, "was the key or project of the account changed?")
+    if shard.uploads >= MAX_UPLOADS:
+        return _refused(shard, Refused(message, code="file_not_found"))
     changes: dict[str, Any] = {
-        "unfound": shard.unfound + 1,
-        "trouble": Problem(code=error.code, message=error.message),
+        "refused_at": None,
+        "file_id": None,
+        "unused_files": [*shard.unused_files, shard.file_id],
+        "try_": shard.try_ + 1,
+        "trouble": problem,
     }
-    if shard.unfound + 1 < MAX_UNFOUND:
-        return Move(stage=Stage.UPLOADED, after=1.0 * 2**shard.unfound, changes=changes)
-    changes |= {"unfound": 0, "file_id": None, "unused_files": [*shard.unused_files, shard.file_id]}
-    if not shard.calls:  # else the batch of an older call must still be found, by the same key or by the old file
-        changes["try_"] = shard.try_ + 1
-    return Move(stage=Stage.PLANNED, changes=changes, events=[("upload_again", {"message": error.message})])
+    return Move(stage=Stage.PLANNED, changes=changes, events=[("upload_again", {"message": message})])
 
 
 def _refused(shard: ShardRecord, error: Refused) -> Ending:
@@ -450,6 +541,6 @@ def _after_empty_look(job: JobRecord, shard: ShardRecord, turn: Turn, *, unread:
         return Move(stage=Stage.UPLOADED, after=min(left, max(grace, FIRST_LOOK_SECONDS)))
     if shard.refusal is not None:
         return GiveUp(shard.refusal, refused=True)
-    if job.cancel:
-        return GiveUp(CANCELLED)
+    if job.cancel or job.send_no_more:
+        return GiveUp(CANCELLED if job.cancel else NOT_SENT)
     return None

@@ -8,6 +8,7 @@ shard. What comes out is one file with a line for each row, in the order of the 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any, BinaryIO, Protocol
@@ -32,6 +33,7 @@ from batchpipe.outcomes import (
     mark_of,
     names_quota,
 )
+from batchpipe.refusals import believed_at, unseen
 from batchpipe.rows import (
     EMBEDDINGS,
     MODERATIONS,
@@ -48,8 +50,10 @@ from batchpipe.rows import (
 )
 from batchpipe.storage import Folder, Pacer, Scratch
 
-#: So often in a row a file must be unknown to the provider before we believe that it is gone: its rows are paid.
+#: So often in a row, and so long, a file must be unknown to a key that sees its batch before we believe that it is
+#: gone: its rows are paid.
 MAX_GONE = 4
+GONE_SECONDS = 3_600.0
 _TOO_FEW = Failure("embeddings_missing", "HTTP 200 with fewer embeddings than inputs")
 
 #: Codes of what is waited for: answers that are counted, rows that are counted as failed, a file that looks damaged.
@@ -85,12 +89,15 @@ def download(
     *,
     now: float,
     files_patience: float,
+    unseen_seconds: float = 86_400.0,
     prices: Pricer = unknown,
     check: Callable[[], None],
     elsewhere: Folder | None = None,
 ) -> Move:
     """Collect a shard whose batch has ended. ``elsewhere``: a local folder for what has come of its files, if the
     workspace is remote.
+
+    A file that this key does not see is waited for, ``unseen_seconds`` at least if it does not see the batch either.
 
     Moves to ``collected``, or stays at ``ended`` for a while if its files lag: they have fewer lines than the provider
     counted, fewer bytes than it told, or lines that nobody can read. They are waited for ``files_patience`` seconds;
@@ -104,22 +111,27 @@ def download(
             return idle
     with Fetcher(api, workspace, f"{job.id}-{shard.index:05d}", check, elsewhere=elsewhere) as files:
         answers = _Answers(workspace, shard, check, endpoint=job.endpoint, prices=prices)
-        gone: Problem | None = None
+        gone: Gone | None = None
+        lost: Problem | None = None
+        lacks = ""
         for file_id in (shard.output_file_id, shard.error_file_id):
             if not file_id:
                 continue
             try:
                 scratch, extent = files.fetch(file_id)
             except Gone as error:
-                gone = Problem(code="file_gone", message=f"file {file_id} is gone at the provider: {error}")
+                gone, lacks = error, file_id
             else:
                 answers.read(scratch, file_id, check, extent=extent)
-        if gone is not None and shard.unfound + 1 < MAX_GONE:
-            return Move(stage=Stage.ENDED, after=2.0 * 4**shard.unfound, changes={"unfound": shard.unfound + 1})
+        if gone is not None:
+            found = _lost(job, shard, lacks, gone, api, now, unseen_seconds)
+            if isinstance(found, Move):
+                return found
+            lost = found
         if gone is None and (waiting := waits.for_answers(shard, answers)) is not None:
             return waiting
-        problem = gone or answers.lack(shard)
-        return _collect(shard, workspace, token, answers, _absent(shard, problem, answers), check)
+        problem = lost or answers.lack(shard)
+        return _collect(shard, workspace, token, answers, _absent(shard, problem, answers), check, job.round)
 
 
 def _read_again(shard: ShardRecord, api: FilesApi) -> ShardRecord:
@@ -222,6 +234,23 @@ def abandon(
     mark = FAILED if refused else MISSING
     absent = _Absent(mark, raw_error(problem.code, problem.message), {}, problem)
     return _collect(shard, workspace, token, _Answers(workspace, shard, check), absent, check)
+
+
+def _lost(
+    job: JobRecord, shard: ShardRecord, file_id: str, error: Gone, api: FilesApi, now: float, patience: float
+) -> Move | Problem:
+    """Whether a file that is not found is believed to be gone: a key that sees its batch is believed sooner."""
+    try:
+        api.retrieve(shard.batch_id or "")
+        ends = (shard.unseen_at if shard.unseen_at is not None else now) + GONE_SECONDS
+        what = f"file {file_id} with results, though it sees their batch"
+    except Gone:
+        ends = believed_at(job, shard, shard.created_at, now=now, patience=patience)
+        what = f"file {file_id} with results, nor their batch {shard.batch_id}"
+    if not shard.landing and (shard.unfound + 1 < MAX_GONE or now < ends):
+        return unseen(job, shard, Stage.ENDED, what, error, now=now, ends=ends)
+    message = f"file {file_id} is gone at the provider: {error}; if another key sees it: batchpipe land {shard.job}"
+    return Problem(code="file_gone", message=message)
 
 
 class _Absent(msgspec.Struct, frozen=True):
@@ -457,13 +486,18 @@ def _collect(
     answers: _Answers,
     absent: _Absent,
     check: Callable[[], None],
+    rounds: int = 0,
 ) -> Move:
     name = f"collected/{shard.index:05d}-{shard.try_}-{token}.rows"
     counts, resend = dict.fromkeys(OutcomeState, 0), 0
-    with workspace.reader(shard.file) as requests, workspace.writer(name) as out:
+    with ExitStack() as stack:
+        requests, out = stack.enter_context(workspace.reader(shard.file)), stack.enter_context(workspace.writer(name))
+        before = iter(stack.enter_context(workspace.reader(shard.collected_file or ""))) if shard.landing else None
         rows = zip(_paced(requests, check), answers, strict=True)
         for number, (request, answer) in enumerate(rows, 1):
             mark, line = _row(shard, number, request, answer, absent)
+            if before is not None:
+                mark, line = _landed(next(before, b""), mark, line, again=shard.round < rounds)
             counts[OUTCOMES[mark]] += 1
             resend += mark in FOR_NOW
             out.write(b"%b%b\n" % (mark, line))
@@ -478,7 +512,13 @@ def _collect(
     )
     return Move(
         stage=Stage.COLLECTED,
-        changes={**changes, **_spent(shard, answers, absent), "collected_file": name, "error": absent.problem},
+        changes={
+            **changes,
+            **_spent(shard, answers, absent),
+            "collected_file": name,
+            "error": absent.problem,
+            **({"landing": False} if shard.landing else {}),
+        },
         events=_anomalies(shard, answers),
         pause=answers.quota,
     )
@@ -512,6 +552,21 @@ def _row(
     error = found.error if found.failure is None else raw_error(found.failure.code, found.failure.message)
     line = error_line(found.custom_id, OutcomeState.FAILED, shard.round, found.response, error)
     return mark_of(found), line
+
+
+def _landed(before: bytes, mark: bytes, line: bytes, *, again: bool) -> tuple[bytes, bytes]:
+    """A row of a shard that is landed later: what was there before, unless the batch has brought more of it.
+
+    ``again``: a later round has sent the rows that were worth it, and their places there count on these marks.
+    """
+    old, old_line = before[:1], before[1:].rstrip(b"\n")
+    if old not in OUTCOMES:
+        raise BatchpipeError("a collected file is damaged", code="rows_lost")
+    if old == OK or (again and old in FOR_NOW):
+        return old, old_line
+    if mark == OK or OUTCOMES[mark] is OutcomeState.FAILED:
+        return (mark if mark == OK else FAILED), line
+    return (FAILED if OUTCOMES[old] is OutcomeState.FAILED else MISSING), old_line
 
 
 def _anomalies(shard: ShardRecord, answers: _Answers) -> list[tuple[str, dict[str, int]]]:

@@ -39,6 +39,7 @@ class Renewal:
 
     wake: bool = False
     cancel: bool = False
+    held: bool = False  #: of an intent: it was not recorded, for the job sends nothing more for now, or at all
 
 
 NO_NEWS = Renewal()

@@ -283,12 +283,50 @@ class Store(ScheduleRecords):
         """Note why a record does not get on, though nobody holds it. Nothing for one that has ended."""
         self._run("troubled", self._keys(job_id, index), *encode_changes({"trouble": problem}))
 
+    # -- jobs that wait for a person -------------------------------------------------------------------------------
+
+    def hold(self, shard: ShardRecord, mode: str, problem: Problem) -> bool:
+        """Note that a shard's batch was cancelled by somebody else; ``mode`` says what becomes of the job.
+
+        Needs no lease. Answers whether that is new.
+        """
+        reason = orjson.dumps({"code": problem.code, "message": problem.message}).decode()
+        return bool(self._run("hold", self._keys(shard.job, shard.index), mode, reason)[0] == "ok")
+
+    def decide(self, job_id: str, decision: Literal["resend", "land"]) -> tuple[str, int]:
+        """End a job's hold. Answers ok, none (it is not held) or ended, and the number of its shards.
+
+        Raises JobNotFound.
+        """
+        answer = self._run("decide", self._keys(job_id, JOB), decision)
+        if answer[0] == "gone":
+            raise JobNotFound(f"no job {job_id} is known here", job=job_id)
+        return answer[0], int(answer[1])
+
+    def land(self, job_id: str, shards: Mapping[int, list[str]]) -> tuple[str, list[int]]:
+        """Take up an ended job again to land these shards, given with new task ids; it is running then.
+
+        Answers ok and the epochs under which to publish polls, or why not: running, untold. Raises JobNotFound.
+        """
+        args: list[object] = []
+        for index, ids in shards.items():
+            args += (index, orjson.dumps(ids).decode())
+        token = uuid.uuid4().hex
+        answer = self._run(
+            "land", self._keys(job_id, JOB), self.prefix, job_id, token, self.lease_seconds, len(shards), *args
+        )
+        if answer[0] == "gone":
+            raise JobNotFound(f"no job {job_id} is known here", job=job_id)
+        return answer[0], [int(epoch) for epoch in answer[1:]]
+
     # -- the paid call ---------------------------------------------------------------------------------------------
 
     def intend(self, lease: Lease) -> Renewal:
-        """Record that a create call goes out under the shard's key. Raises LeaseLost."""
+        """Record that a create call goes out under the shard's key; not if the job is held. Raises LeaseLost."""
         keys = self._keys(lease.job.id, lease.index)
-        return _news_or_lost(self._run("intent", keys, self.prefix, lease.token, f"{self.host_time():.6f}"))
+        answer = self._run("intent", keys, self.prefix, lease.token, f"{self.host_time():.6f}")
+        news = _news_or_lost(answer)
+        return Renewal(wake=news.wake, cancel=news.cancel, held=answer[0] == "held")
 
     def withdraw(self, shard: ShardRecord, call: str) -> None:
         """A call was clearly refused or never made. Needs no lease."""

@@ -348,6 +348,51 @@ def test_faults_can_be_for_some_batches_only(api, sandbox, rows):
     assert ends == ["completed", "failed"]
 
 
+def test_another_project_sees_nothing_of_the_first(api, client, sandbox, rows):
+    """By the header that the SDK sends for `project`, or by a fault for whoever asks."""
+    batch = api.run(rows(1))
+    other = client.with_options(project="proj_b")
+    sandbox.faults.add("other_project", times=1)
+    with pytest.raises(openai.NotFoundError):
+        client.batches.retrieve(batch.id)
+    assert client.batches.retrieve(batch.id).id == batch.id
+    for call, name in (
+        (other.batches.retrieve, batch.id),
+        (other.files.retrieve, batch.input_file_id),
+        (other.files.content, batch.output_file_id),
+        (other.files.delete, batch.input_file_id),
+        (other.batches.cancel, batch.id),
+    ):
+        with pytest.raises(openai.NotFoundError):
+            call(name)
+    assert other.batches.list().data == other.files.list().data == []
+    with pytest.raises(openai.BadRequestError, match="proj_b does not have access"):
+        other.batches.create(input_file_id=batch.input_file_id, endpoint=batch.endpoint, completion_window="24h")
+
+
+def test_a_file_quota_refuses_uploads_until_files_are_deleted(api, sandbox, client, rows):
+    """As many as `most` are taken."""
+    sandbox.faults.add("file_quota", most=1)
+    first = api.upload(rows(1))
+    with pytest.raises(openai.BadRequestError) as caught:
+        api.upload(rows(1))
+    assert caught.value.code == "quotaExceeded"
+    client.files.delete(first)
+    api.upload(rows(1))
+
+
+def test_a_new_file_may_need_seconds_before_a_batch_may_use_it(api, sandbox, client, rows):
+    """It says so itself."""
+    sandbox.faults.add("file_not_ready", seconds=30, times=1)
+    file_id = api.upload(rows(1))
+    assert client.files.retrieve(file_id).status == "pending"
+    with pytest.raises(openai.BadRequestError, match="not in the state processed"):
+        client.batches.create(input_file_id=file_id, endpoint="/v1/chat/completions", completion_window="24h")
+    sandbox.clock.advance(31)
+    assert client.files.retrieve(file_id).status == "processed"
+    client.batches.create(input_file_id=file_id, endpoint="/v1/chat/completions", completion_window="24h")
+
+
 def test_several_faults_work_together(api, client, sandbox, rows):
     """By pattern; of those that answer a call only the first strikes, the next one waits its turn."""
     sandbox.faults.add("delay", route="GET *", seconds=0.05)

@@ -17,11 +17,11 @@ from batchpipe.fetching import FETCHES_AT_ONCE
 from batchpipe.jobs import BatchError, Counts, JobRecord, Move, Problem, ShardRecord, Stage
 from batchpipe.lateness import CANCELLED_SECONDS, UNPAID_SECONDS
 from batchpipe.openai_api import Snapshot
-from batchpipe.steps.download import MAX_GONE, abandon, download
+from batchpipe.steps.download import GONE_SECONDS, abandon, download
 from batchpipe.storage import Folder
 
 JOB = JobRecord(id="job_x")
-NOW = 1_000_000.0
+NOW, DAY = 1_000_000.0, 86_400.0
 PATIENCE = 21_600.0
 
 
@@ -37,9 +37,12 @@ class FilesFake:
         self.told: dict[str, int | None] = {name: len(data) for name, data in files.items()}
         self.told.update(told or {})
         self.batch = Snapshot(id="batch_1", status="completed")
+        self.sees_batch = True  #: False: the key is of another project
         self.fetched: list[str] = []
 
     def retrieve(self, batch_id: str) -> Snapshot:
+        if not self.sees_batch:
+            raise Gone(f"No batch found with id '{batch_id}'.", status=404)
         return self.batch
 
     def file_bytes(self, file_id: str) -> int | None:
@@ -80,13 +83,14 @@ class Place:
     waited: float
 
     def __init__(self, names: list[str], **changes: Any) -> None:
+        self.now = NOW
         self.workspace = Folder(f"memory://{uuid.uuid4().hex}")
         with self.workspace.writer("shards/00003-t.jsonl") as file:
             file.write(lines(*(json.dumps({"custom_id": name, "method": "POST"}).encode() for name in names)))
         self.shard = ShardRecord(job="job_x", index=3, rows=len(names), file="shards/00003-t.jsonl", **changes)
 
     def download(self, api: FilesFake, output: str | None = None, error: str | None = None, **changes: Any) -> Move:
-        job, now = changes.pop("job", JOB), changes.pop("now", NOW)
+        job, now = changes.pop("job", JOB), changes.pop("now", self.now)
         shard = self.shard.evolve(**{"output_file_id": output, "error_file_id": error, **changes})
         return download(job, shard, self.workspace, api, "tok", now=now, files_patience=PATIENCE, check=nothing)
 
@@ -382,16 +386,33 @@ def test_counts_that_are_not_told_are_not_compared(counts: Counts) -> None:
 
 
 def test_rows_of_a_file_that_is_gone_are_missing_with_that_reason() -> None:
-    """They may have been paid: so they are final, and fetching anew is no use."""
-    place = Place(["a", "b"])
+    """They may have been paid: so they are final. One answer that it is gone may be a mistake, and so may an hour's."""
+    place, counts = Place(["a", "b"]), Counts(completed=1, failed=1)
     api = FilesFake(err=bad("b"))
-    for unfound in range(MAX_GONE - 1):  # one answer that it is gone may be a mistake, and the rows are paid
-        move = place.download(api, "out", "err", counts=Counts(completed=1, failed=1), unfound=unfound)
-        assert (move.stage, move.changes) == (Stage.ENDED, {"unfound": unfound + 1})
-    move = place.download(api, "out", "err", counts=Counts(completed=1, failed=1), unfound=MAX_GONE - 1)
+    first = place.download(api, "out", "err", counts=counts)
+    assert (first.stage, first.changes["unfound"], first.changes["unseen_at"]) == (Stage.ENDED, 1, NOW)
+    assert first.changes["trouble"].code == "batch_unseen"
+    seen = {"counts": counts, "unseen_at": NOW, "unfound": 99}
+    place.now = NOW + GONE_SECONDS - 1
+    assert place.download(api, "out", "err", **seen).stage == Stage.ENDED
+    place.now = NOW + GONE_SECONDS
+    move = place.download(api, "out", "err", **seen)
     assert numbers(move) == (0, 1, 1)
     assert json.loads(place.rows(move)[0][1:])["error"]["code"] == "file_gone"
     assert move.changes["error"].code == "file_gone"
+
+
+def test_a_key_that_sees_neither_file_nor_batch_is_of_another_project_and_a_day_is_given_to_mend_it() -> None:
+    """Nor is it believed before the end of the batch's window."""
+    place, api = Place(["a"], created_at=NOW), FilesFake()
+    api.sees_batch = False
+    for at, unseen_at in ((NOW, None), (NOW + DAY - 1, NOW), (NOW + 2 * DAY - 1, NOW + DAY)):
+        place.now = at
+        move = place.download(api, "out", unseen_at=unseen_at, unfound=9)
+        assert (move.stage, move.changes["trouble"].code) == (Stage.ENDED, "batch_unseen")
+        assert move.after <= 600
+    place.now = NOW + 2 * DAY
+    assert place.download(api, "out", unseen_at=NOW + DAY, unfound=9).changes["error"].code == "file_gone"
 
 
 def test_a_file_whose_size_cannot_be_asked_is_fetched_all_the_same() -> None:

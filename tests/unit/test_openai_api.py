@@ -360,7 +360,7 @@ def test_an_upload_is_streamed_and_exact(api: Api, sandbox: Sandbox) -> None:
     """Never the whole file in memory; name, purpose and expiry are told."""
     handle, checks = Counted(b"0123456789abcdef" * 65_536 * 3), list[int]()
     file_id = api.upload(handle, "batchpipe-job_x-0-1.jsonl", lambda: checks.append(1))
-    record = sandbox.files.get(file_id).public()
+    record = sandbox.files.get(file_id).public(0.0)
     assert sandbox.files.content(file_id) == handle.getvalue()
     assert (record["filename"], record["purpose"]) == ("batchpipe-job_x-0-1.jsonl", "batch")
     assert record["expires_at"] - record["created_at"] == 1_209_600
@@ -372,7 +372,7 @@ def test_an_account_may_keep_its_uploads(sandbox: Sandbox, make_api: Callable[..
     """Some servers do not know of expiry."""
     api = Api(Account(api_key=SecretStr(KEY), base_url=sandbox.base_url, file_expires_seconds=0))
     try:
-        record = sandbox.files.get(upload(api)).public()
+        record = sandbox.files.get(upload(api)).public(0.0)
         assert record["expires_at"] - record["created_at"] != Account().file_expires_seconds  # the provider's own
     finally:
         api._client.close()

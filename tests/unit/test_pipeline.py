@@ -475,7 +475,7 @@ def test_a_refused_shard_is_given_up_with_its_rows_accounted_for(pump: Pump, cha
     job = pump.job(job_id)
     assert (job.stage, job.ok, job.total) == (State.PARTIAL, 2, 4)
     assert job.error is not None
-    assert (job.error.code, job.error.message) == ("file_too_large", "too large")
+    assert (job.error.code, job.error.message.startswith("too large")) == ("file_too_large", True)
     assert sorted(pump.outcomes(job_id).values()) == ["failed", "failed", "ok", "ok"]
     assert sum(pump.api.billed.values()) == 2
 

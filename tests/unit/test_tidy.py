@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from batchpipe.errors import Paused, Refused, Unavailable
+from batchpipe.errors import Gone, Paused, Refused, Unavailable
 from batchpipe.job_turns import MAX_TIDIES
 from batchpipe.jobs import JobRecord, ShardRecord, State
 from batchpipe.steps.tidy import TRIES_AT_ONCE, tidy
@@ -60,7 +60,8 @@ def test_a_file_that_was_uploaded_anew_is_deleted(tmp_path: Path, chat_rows: Row
     """The provider could not find it when a batch was to be made of it."""
     pump = pump_of(tmp_path)
     lost = Unavailable("Cannot find file", code="file_not_found", status=400)
-    pump.api.fail_next("create_batch", lost, times=4)
+    pump.api.fail_next("create_batch", lost, times=7)
+    pump.api.fail_next("file_status", Gone("no such file", status=404), times=7)
     job_id = ended(pump, chat_rows(1))
     assert [name for name in names(pump) if name.startswith("batchpipe-")] == [f"batchpipe-{job_id}-0-2.jsonl"]
 
