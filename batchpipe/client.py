@@ -10,10 +10,18 @@ from pathlib import Path
 from typing import Any, Literal
 
 from batchpipe import tasks
-from batchpipe.errors import InvalidInput, JobNotFound, Never, SettingsError, StoreUnavailable, without_secrets
+from batchpipe.errors import (
+    InvalidInput,
+    JobNotFound,
+    Never,
+    OutputInUse,
+    SettingsError,
+    StoreUnavailable,
+    without_secrets,
+)
 from batchpipe.handle import Job
 from batchpipe.jobs import JOB, JobRecord, Stage, State, new_job_id
-from batchpipe.places import basics, note_workspace
+from batchpipe.places import basics, note_workspace, results_place
 from batchpipe.private_redis import acquire
 from batchpipe.recover import Report, recover
 from batchpipe.refusals import FOR_A_PERSON, LANDABLE
@@ -235,7 +243,7 @@ class Client:
         """Take what is there: of a job that is held, nothing more is sent; of one that has ended, batches that were
         given up are read anew, and what they bring is merged into its results. It is running then. May be repeated.
 
-        Raises JobNotFound, Never (``not_ended``, ``nothing_to_land``).
+        Raises JobNotFound, OutputInUse, Never (``not_ended``, ``nothing_to_land``, ``output_taken``).
         """
         job = self.get_job(job_id).record
         if not job.state.ended:
@@ -252,7 +260,11 @@ class Client:
             raise Never(f"job {job.id} has nothing to land: no batch of it was given up", code="nothing_to_land")
         if job.total and not Folder(job.workspace, private=True).exists(job.order_files[0]):
             raise Never(f"the workspace of job {job.id} is no longer there: {job.workspace}", code="no_workspace")
+        if results_place(job).url != Folder(job.output).url:
+            raise Never(f"the output of job {job.id} is another job's now: {job.output}", code="output_taken")
         verdict, epochs = self.store.land(job.id, shards)
+        if verdict == "output":
+            raise OutputInUse(f"another job that has not ended writes to the output of job {job.id}: {job.output}")
         if verdict == "untold":
             raise Never(f"the end of job {job.id} is still being told; try again in a minute", code="not_told")
         turns = tasks.runtime(self.settings).jobs

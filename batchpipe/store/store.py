@@ -306,7 +306,8 @@ class Store(ScheduleRecords):
     def land(self, job_id: str, shards: Mapping[int, list[str]]) -> tuple[str, list[int]]:
         """Take up an ended job again to land these shards, given with new task ids; it is running then.
 
-        Answers ok and the epochs under which to publish polls, or why not: running, untold. Raises JobNotFound.
+        Answers ok and the epochs under which to publish polls, or why not: running, untold, output (another job
+        that has not ended writes there). Raises JobNotFound.
         """
         args: list[object] = []
         for index, ids in shards.items():

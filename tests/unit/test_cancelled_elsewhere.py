@@ -240,3 +240,12 @@ def test_a_file_that_was_gone_is_landed_beside_rows_that_were_sent_again(pump: P
     job: JobRecord = pump.job(job_id)
     assert (job.state, job.ok) == (State.SUCCEEDED, 2)
     assert pump.outcomes(job_id) == {"r0": "ok", "r1": "ok"}
+
+
+def test_an_output_that_an_unfinished_job_writes_to_is_not_landed_into(pump: Pump, chat_rows: Rows) -> None:
+    """Decided where the output is claimed."""
+    job_id, _ = given_up(pump, chat_rows(2))
+    output = pump.job(job_id).output
+    pump.submit(chat_rows(2, start=5), output=output)
+    assert land(pump, job_id) == "output"
+    assert pump.job(job_id).state is State.FAILED
