@@ -14,14 +14,14 @@ from celery import Celery
 from celery.utils.quorum_queues import detect_quorum_queues
 
 from batchpipe import tasks
-from batchpipe.celery_app import VISIBILITY_SECONDS, queue_of
+from batchpipe.celery_app import queue_of
+from batchpipe.limits import task_limit, visibility_seconds
 from batchpipe.settings import Settings
 from batchpipe.turns import LONGEST_PAUSE
 
-#: A poll's longest countdown and the hard time limit of a short task: a message may be unacknowledged for so long.
-LONGEST_UNACKNOWLEDGED = LONGEST_PAUSE + tasks.SHORT_TASK_SECONDS
 #: kombu's default for Redis.
 KOMBU_VISIBILITY = 3_600
+_NO_EVENTLET = "the provider cannot be called there: its SDK does not load where eventlet has changed the sockets"
 #: What the line about queues needs.
 _KOMBU = "from kombu import Exchange, Queue"
 
@@ -72,13 +72,18 @@ def _look_at_visibility(app: Celery, settings: Settings) -> Iterator[Finding]:
     if not _is_redis(app):
         return
     seconds = _visibility(app)
-    if seconds < LONGEST_UNACKNOWLEDGED:
+    if seconds < _longest_unacknowledged(settings):
         name = _setting(app, "broker_transport_options")
         why = (
             f"visibility_timeout is {seconds:g} s, but a poll may wait for {LONGEST_PAUSE:g} s and a task run for "
-            f"{tasks.SHORT_TASK_SECONDS:g} s: Redis would deliver it again and again meanwhile"
+            f"{task_limit(settings, 'poll'):g} s: Redis would deliver it again and again meanwhile"
         )
-        yield Finding(name, why, _transport_line(app))
+        yield Finding(name, why, _transport_line(app, settings))
+
+
+def _longest_unacknowledged(settings: Settings) -> float:
+    """A poll's longest countdown and its hard time limit: a message may be unacknowledged for so long."""
+    return LONGEST_PAUSE + task_limit(settings, "poll")
 
 
 def _look_at_timeouts(app: Celery, settings: Settings) -> Iterator[Finding]:
@@ -86,7 +91,7 @@ def _look_at_timeouts(app: Celery, settings: Settings) -> Iterator[Finding]:
     if _is_redis(app) and not options.get("socket_timeout"):
         name = _setting(app, "broker_transport_options")
         why = "without socket_timeout a publish hangs for ever when the connection to Redis is dead"
-        yield Finding(name, why, _transport_line(app))
+        yield Finding(name, why, _transport_line(app, settings))
 
 
 def _visibility(app: Celery) -> float:
@@ -97,7 +102,7 @@ def _visibility(app: Celery) -> float:
         return 0.0
 
 
-def _transport_line(app: Celery) -> str:
+def _transport_line(app: Celery, settings: Settings) -> str:
     """All that the setting should hold, whatever of it is wrong now: a line of its own for each would undo the other.
 
     A text of the site's may be a secret (``sentinel_kwargs``), so only its name is shown.
@@ -106,8 +111,8 @@ def _transport_line(app: Celery) -> str:
     ours: dict[str, Any] = {"socket_timeout": 30} if not theirs.get("socket_timeout") else {}
     if not theirs.get("socket_connect_timeout"):
         ours["socket_connect_timeout"] = 5
-    if _visibility(app) < LONGEST_UNACKNOWLEDGED:
-        ours["visibility_timeout"] = VISIBILITY_SECONDS
+    if _visibility(app) < _longest_unacknowledged(settings):
+        ours["visibility_timeout"] = visibility_seconds(settings, LONGEST_PAUSE)
     shown = {str(name): _plain(value) for name, value in theirs.items()}
     return f"{_setting(app, 'broker_transport_options')} = {_as_dict({**shown, **ours})}"
 
@@ -149,6 +154,7 @@ def _look_at_annotations(app: Celery, settings: Settings) -> Iterator[Finding]:
         return
     for task, wanted in tasks.OPTIONS.items():
         changed = [name for name in _NEEDED if getattr(app.tasks[task], name) != wanted[name]]
+        changed += _shorter(app, task, settings)
         if changed:
             name = _setting(app, "task_annotations")
             why = f"changes {' and '.join(changed)} of {task}: a job waits or works for longer than that allows"
@@ -157,6 +163,26 @@ def _look_at_annotations(app: Celery, settings: Settings) -> Iterator[Finding]:
             line = f'{name} = {{{_quoted(own)}: {_as_dict(values)}}}  # each task of yours by its name, and none as "*"'
             yield Finding(name, why, line)
             return
+
+
+def _shorter(app: Celery, task: str, settings: Settings) -> list[str]:
+    """Names of the task's time limits that are shorter than it may need. No limit of its own: the worker's counts."""
+    needed = task_limit(settings, task.removeprefix("batchpipe."))
+    found = {name: getattr(app.tasks[task], name) or getattr(app.conf, f"task_{name}") for name in _LIMITS}
+    return [name for name, seconds in found.items() if seconds and seconds < needed]
+
+
+def _look_at_pool(app: Celery, settings: Settings) -> Iterator[Finding]:
+    if "eventlet" in str(app.conf.worker_pool):
+        name = _setting(app, "worker_pool")
+        yield Finding(name, _NO_EVENTLET, f'{name} = "threads"', fatal=True)
+
+
+def pool_finding(pool: object) -> Finding | None:
+    """What is wrong with the pool of a worker, which may be of its command line: a name of Celery's, or a class."""
+    if "eventlet" not in str(pool):
+        return None
+    return Finding("-P eventlet", _NO_EVENTLET, "-P threads, or -P gevent", fatal=True)
 
 
 def _look_at_quorum(app: Celery, settings: Settings) -> Iterator[Finding]:
@@ -191,7 +217,8 @@ def _plain(value: Any) -> Any:
 
 
 #: Attributes of our tasks without which jobs do not get on as they should.
-_NEEDED = ("max_retries", "acks_late", "time_limit", "soft_time_limit")
+_NEEDED = ("max_retries", "acks_late")
+_LIMITS = ("time_limit", "soft_time_limit")
 
 _LOOKS: tuple[Callable[[Celery, Settings], Iterator[Finding]], ...] = (
     _look_at_content,
@@ -203,6 +230,7 @@ _LOOKS: tuple[Callable[[Celery, Settings], Iterator[Finding]], ...] = (
     _look_at_annotations,
     _look_at_quorum,
     _look_at_names,
+    _look_at_pool,
 )
 
 

@@ -12,12 +12,12 @@ from celery import Celery
 from kombu.transport import TRANSPORT_ALIASES
 
 from batchpipe.errors import SettingsError
+from batchpipe.limits import visibility_seconds
 from batchpipe.settings import Settings
+from batchpipe.turns import LONGEST_PAUSE
 
 #: Apps that were made here. A site may call its own app batchpipe, too.
 _ours: WeakSet[Celery] = WeakSet()
-#: Longer than the longest countdown (600 s) and the longest task with a hard limit (900 s) together.
-VISIBILITY_SECONDS = 1_800
 
 
 def make_app(settings: Settings) -> Celery:
@@ -40,36 +40,6 @@ def queue_of(app: Celery, name: str) -> Any:
     return queues[name] if queues.create_missing or name in queues else queues.add(queues.new_missing(name))
 
 
-def outlive_redis() -> None:
-    """Keep Celery workers alive when a Redis broker goes away while they have tasks in hand.
-
-    kombu (5.5 to 5.7) then closes a connection twice: the second time it wants to hand messages back through a client
-    that the first has taken away, and the worker ends. The same happens to the answer for a task that ends after the
-    connection. The messages are not lost: kombu hands them back after the visibility time-out, and the sweep publishes
-    our work anew long before.
-    """
-    from kombu.transport import redis as transport
-
-    hands_back: Any = transport.QoS
-    restore, ack, reject = hands_back.restore_unacked_once, hands_back.ack, hands_back.reject
-    if getattr(restore, "outlives_redis", False):
-        return
-
-    def restore_unacked_once(self: Any, stderr: Any = None) -> None:
-        if gone(self):
-            self._on_collect.cancel()
-            return
-        restore(self, stderr)
-
-    def gone(qos: Any) -> bool:
-        return getattr(qos.channel.connection, "client", None) is None
-
-    vars(restore_unacked_once)["outlives_redis"] = True
-    hands_back.restore_unacked_once = restore_unacked_once
-    hands_back.ack = lambda self, tag: None if gone(self) else ack(self, tag)
-    hands_back.reject = lambda self, tag, requeue=False: None if gone(self) else reject(self, tag, requeue)
-
-
 def _check_broker(url: str) -> None:
     """Raises SettingsError for a URL that Celery knows no transport for; the URL may hold a password."""
     scheme = url.partition("://")[0].partition("+")[0]
@@ -77,12 +47,12 @@ def _check_broker(url: str) -> None:
         raise SettingsError("BATCHPIPE_BROKER_URL is no broker URL: redis://..., amqp://... or another of Celery's")
 
 
-def transport_options(broker_url: str) -> dict[str, Any]:
+def transport_options(broker_url: str, visibility: int) -> dict[str, Any]:
     """What the Redis transport needs; other brokers know none of it."""
     if not broker_url.startswith(("redis://", "rediss://", "redis+socket://", "unix://")):
         return {}
     return {
-        "visibility_timeout": VISIBILITY_SECONDS,
+        "visibility_timeout": visibility,
         # look for messages of dead workers every 10 s, not every 100
         "unacked_restore_interval": 10,
         "unacked_restore_throttle": 1,
@@ -108,7 +78,7 @@ def _configuration(settings: Settings) -> dict[str, Any]:
         "task_acks_on_failure_or_timeout": True,
         "task_publish_retry_policy": {"max_retries": 3, "interval_start": 0, "interval_step": 0.5, "interval_max": 2},
         "worker_prefetch_multiplier": 1,  # fewer messages stranded by a kill
-        "broker_transport_options": transport_options(broker),
+        "broker_transport_options": transport_options(broker, visibility_seconds(settings, LONGEST_PAUSE)),
         "broker_connection_timeout": 5,
         "broker_connection_retry_on_startup": True,
         "broker_connection_max_retries": None,  # a long outage must not end the worker

@@ -22,11 +22,12 @@ from batchpipe import (
     seams,
     tasks,
 )
-from batchpipe.app_check import check_app
-from batchpipe.celery_app import beat_schedule, is_ours, outlive_redis, queue_of
+from batchpipe.app_check import check_app, pool_finding
+from batchpipe.broker import outlive_redis
+from batchpipe.celery_app import beat_schedule, is_ours, queue_of
 from batchpipe.client import default_client
 from batchpipe.errors import BatchpipeError, SettingsError
-from batchpipe.logs import quiet_pulse
+from batchpipe.logs import brief_trouble, quiet_pulse
 from batchpipe.openai_api import warm_up
 from batchpipe.settings import Settings, current_settings, install_site, load_settings
 from batchpipe.site_settings import SiteSettings
@@ -52,6 +53,7 @@ def setup(app: Celery, settings: Mapping[str, Any] | None = None) -> None:
     if is_set_up(app):
         return tasks.install_app(app)
     quiet_pulse()
+    brief_trouble()
     house = _House(app)
     own: dict[str, Any] = {"weak": False}
     app.on_after_configure.connect(house.furnish_early, **own)
@@ -135,7 +137,11 @@ class _House:
         if instance.app is not self.app:
             return
         try:
-            for finding in check_app(self.app, current_settings()):
+            found = check_app(self.app, current_settings())
+            pool = pool_finding(getattr(instance, "pool_cls", ""))
+            if pool is not None and pool.why not in {finding.why for finding in found}:
+                found.append(pool)
+            for finding in found:
                 logger.log(logging.ERROR if finding.fatal else logging.WARNING, "%s", finding)
             if lacking := _lacks_keys(current_settings()):
                 logger.warning("this worker cannot call the provider: %s", lacking)
@@ -206,7 +212,7 @@ def load_app(name: str) -> Celery:
         app.loader.import_default_modules()
     except BatchpipeError:
         raise
-    except Exception as error:  # the site's own code runs here
+    except (Exception, SystemExit) as error:  # the site's own code runs here
         raise SettingsError(f"-A {name}: cannot be loaded: {type(error).__name__}: {error}") from error
     if not is_set_up(app):
         setup(app)

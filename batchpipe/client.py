@@ -7,23 +7,25 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from batchpipe import tasks
-from batchpipe.errors import InvalidInput, JobNotFound, Never, SettingsError, StoreUnavailable
+from batchpipe.errors import InvalidInput, JobNotFound, Never, OutputInUse, SettingsError, StoreUnavailable
 from batchpipe.handle import Job
-from batchpipe.jobs import JOB, JobRecord, State, new_job_id
+from batchpipe.jobs import JOB, JobRecord, Stage, State, new_job_id
 from batchpipe.masking import without_secrets
-from batchpipe.places import basics, note_workspace
+from batchpipe.places import basics, note_workspace, results_place
 from batchpipe.private_redis import acquire
 from batchpipe.recover import Report, recover
+from batchpipe.refusals import FOR_A_PERSON, LANDABLE
 from batchpipe.results import INDEX, BatchResult, Outcome, iter_failed_requests
 from batchpipe.settings import Settings, bare_environment, current_settings, install_settings
 from batchpipe.storage import Folder
 from batchpipe.store import Store
+from batchpipe.store.store import new_task_ids
 from batchpipe.submission import HeldSpool, Input, as_text, drop_spool, held_back, new_record, with_input
 from batchpipe.sweep import sweep
-from batchpipe.turns import Message
+from batchpipe.turns import LINKS, Message
 from batchpipe.waiting import follow
 
 #: Private Redis servers of this process that forget everything when they stop: a second client must know it, too.
@@ -226,6 +228,58 @@ class Client:
             turns.log(job_id, [("cancel_asked", {})])
         return self.get_job(job_id)
 
+    def resume_job(self, job_id: str) -> bool:
+        """Send on what a job holds back because a batch of it was cancelled elsewhere. Answers whether it did.
+
+        Raises JobNotFound.
+        """
+        return self._decide(self.get_job(job_id).record, "resend")
+
+    def land(self, job_id: str) -> Job:
+        """Take what is there: of a job that is held, nothing more is sent; of one that has ended, batches that were
+        given up are read anew, and what they bring is merged into its results. It is running then. May be repeated.
+
+        Raises JobNotFound, OutputInUse, Never (``not_ended``, ``nothing_to_land``, ``output_taken``).
+        """
+        job = self.get_job(job_id).record
+        if not job.state.ended:
+            if not self._decide(job, "land") and not job.send_no_more:
+                message = f"job {job.id} has not ended, and nothing holds it: follow it with batchpipe wait {job.id}"
+                raise Never(message, code="not_ended")
+            return self.get_job(job.id)
+        shards = {
+            shard.index: new_task_ids(len(LINKS))
+            for shard in self.store.iter_shards(job)
+            if shard.batch_id is not None and shard.error is not None and shard.error.code in LANDABLE
+        }
+        if not shards:
+            raise Never(f"job {job.id} has nothing to land: no batch of it was given up", code="nothing_to_land")
+        if job.total and not Folder(job.workspace, private=True).exists(job.order_files[0]):
+            raise Never(f"the workspace of job {job.id} is no longer there: {job.workspace}", code="no_workspace")
+        if results_place(job).url != Folder(job.output).url:
+            raise Never(f"the output of job {job.id} is another job's now: {job.output}", code="output_taken")
+        verdict, epochs = self.store.land(job.id, shards)
+        if verdict == "output":
+            raise OutputInUse(f"another job that has not ended writes to the output of job {job.id}: {job.output}")
+        if verdict == "untold":
+            raise Never(f"the end of job {job.id} is still being told; try again in a minute", code="not_told")
+        turns = tasks.runtime(self.settings).jobs
+        for (index, ids), epoch in zip(shards.items(), epochs, strict=False):
+            turns.publish(Message(job.id, index, epoch, Stage.CREATED, ids, job.queue))
+        if verdict == "ok":  # else somebody else has just asked for it
+            turns.log(job.id, [("landing", {"shards": len(shards)})])
+        return self.get_job(job.id)
+
+    def _decide(self, job: JobRecord, decision: Literal["resend", "land"]) -> bool:
+        verdict, shards = self.store.decide(job.id, decision)
+        if verdict != "ok":
+            return False
+        turns = tasks.runtime(self.settings).jobs
+        turns.log(job.id, [("hold_ended", {"then": decision})])
+        for index in (JOB, *range(shards)):
+            turns.wake(job.id, index, when="asleep")
+        return True
+
     def wake(self, job_id: str) -> None:
         """Publish all open work of a job anew at once, for who knows that its worker is gone. Raises JobNotFound."""
         job = self.store.get_job(job_id)
@@ -240,13 +294,16 @@ class Client:
         return sweep(tasks.runtime(self.settings).jobs, listing=listing)
 
     def resume(self, account: str) -> tuple[bool, int]:
-        """End an account's pause. Answers whether there was one, and how many shards go on at once."""
+        """End an account's pause. Answers whether there was one, and how many shards go on at once: with it all that
+        wait, without one those that wait for a person.
+        """
         account = account.lower()
         paused, woken = self.store.resume(account), 0
-        for state in (State.RUNNING, State.CANCELLING) if paused else ():
+        for state in (State.RUNNING, State.CANCELLING):
             for job in self.store.list_jobs(state=state, limit=10_000):
                 for shard in self.store.iter_shards(job) if job.account == account else ():
-                    woken += tasks.runtime(self.settings).jobs.wake(job.id, shard.index, when="asleep") is not None
+                    if paused or (shard.trouble is not None and shard.trouble.code in FOR_A_PERSON):
+                        woken += tasks.runtime(self.settings).jobs.wake(job.id, shard.index, when="asleep") is not None
         return paused, woken
 
     def recover(

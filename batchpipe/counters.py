@@ -56,7 +56,16 @@ VALUES: dict[str, tuple[str, ...]] = {
     "ending": ("go", "again", "stop", "error"),
     "reason": tuple(REASONS),
     "outcome": ("ok", "failed", "missing"),
-    "kind": ("input_tokens", "output_tokens", "total_tokens", "cached_tokens", "reasoning_tokens"),
+    "kind": (
+        "input_tokens",
+        "output_tokens",
+        "total_tokens",
+        "cached_tokens",
+        "reasoning_tokens",
+        "cache_write_tokens",
+        "input_image_tokens",
+        "output_image_tokens",
+    ),
     "state": tuple(state.value for state in State if state in ENDED),
     "stage": (
         *(state.value for state in (State.PENDING, State.PREPARING, State.FINALIZING)),

@@ -4,6 +4,7 @@ BatchpipeError
 ├── TryLater                 foreseen trouble that passes: come back by countdown, no try is counted
 │   ├── Unavailable          the provider did not answer, or answered 5xx, 429 or nonsense
 │   ├── Paused               the account must not be used now (401, 403, no quota): says why
+│   ├── OnHold               the job sends nothing more until a person decides
 │   ├── StorageTrouble       disk full, remote storage down, an input that is not on this host
 │   └── StoreUnavailable     Redis did not answer
 ├── Unanswered               a paid call went out and no clear answer came: never call again, look first
@@ -18,6 +19,9 @@ BatchpipeError
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
 
 from batchpipe.masking import without_secrets
 
@@ -34,6 +38,8 @@ class BatchpipeError(Exception):
     """Base of all errors of batchpipe. ``code`` is for programs, the message for people; its URLs tell no secret."""
 
     code = "error"
+    #: ids of batches that an answer to the paid call names; True: the answer is about that one, False: it mentions it
+    named: Mapping[str, bool] = MappingProxyType({})
 
     def __init__(self, message: str = "", *, code: str | None = None) -> None:
         super().__init__(shortened(without_secrets(message), MOST_MESSAGE) or (self.__doc__ or "").strip())
@@ -78,6 +84,12 @@ class Paused(TryLater):
     code = "account_paused"
 
 
+class OnHold(TryLater):
+    """The job sends nothing more until a person decides."""
+
+    code = "on_hold"
+
+
 class StorageTrouble(TryLater):
     """A file could not be read or written just now."""
 
@@ -118,11 +130,14 @@ class InvalidInput(Never):
 
 
 class Refused(Never):
-    """The provider said no. ``status`` is the HTTP status, ``code`` the provider's own."""
+    """The provider said no. ``status`` is the HTTP status; ``code`` and ``param`` are the provider's own."""
 
-    def __init__(self, message: str, *, code: str | None = None, status: int | None = None) -> None:
+    def __init__(
+        self, message: str, *, code: str | None = None, status: int | None = None, param: str | None = None
+    ) -> None:
         super().__init__(message, code=code)
         self.status = status
+        self.param = param
 
 
 class Gone(Refused):

@@ -8,10 +8,9 @@ from typing import Any, ClassVar, Protocol
 
 import orjson
 
-from batchpipe.costs import batch_cost
 from batchpipe.errors import JobNotFound, Never
 from batchpipe.jobs import JobRecord, Problem, State
-from batchpipe.places import results_place
+from batchpipe.places import located, results_place
 from batchpipe.results import INDEX, BatchResult, Outcome, iter_outcomes
 from batchpipe.settings import Settings
 from batchpipe.storage import Folder
@@ -30,6 +29,8 @@ class Door(Protocol):
     def store(self) -> Store: ...
 
     def cancel(self, job_id: str) -> Job: ...
+
+    def land(self, job_id: str) -> Job: ...
 
 
 class Job:
@@ -93,9 +94,18 @@ class Job:
         self.record = self._client.cancel(self._recorded()).record
         return self
 
+    def land(self) -> Job:
+        """Take what is there: of a job that is held because a batch was cancelled elsewhere, nothing more is sent; of
+        one that has ended, batches that were given up are read anew, and what they bring is put to its results.
+
+        Raises Never (``not_ended``, ``nothing_to_land``).
+        """
+        self.record = self._client.land(self._recorded()).record
+        return self
+
     def result(self) -> BatchResult:
         """The result files and row counts. Raises Never (``not_ended``) while the job runs."""
-        view = job_view(self._ended())
+        view = job_view(located(self._ended(), remote=True))
         rows = view["rows"]
         return BatchResult(
             view["output_file"], view["error_file"], rows["total"], rows["ok"], rows["failed"], rows["missing"]
@@ -125,22 +135,18 @@ class Job:
         """Rows, tokens, calls that were meant, waits, seconds in each stage, and ``cost_usd``: an estimate at
         OpenAI's batch list prices.
 
-        The cost is null for other providers, unknown models, and without ``pip install "batchpipe[cost]"``.
+        The cost is of what has been collected, each row at the price for its own length; null for other providers
+        and for models without a known batch price.
         """
+        store = self._client.store
         self.refresh()
-        client, account = self._client, self.record.account
-
-        def cost(model: str | None, usage: dict[str, int]) -> float | None:
-            if client.settings.is_sandbox(account):
-                return 0.0
-            return batch_cost(model, usage) if client.settings.is_openai(account) else None
-
-        store = client.store
-        return metrics_view(self.record, store.iter_shards(self.record), store.now(), cost, store.read_log(self.id))
+        return metrics_view(self.record, store.iter_shards(self.record), store.now(), store.read_log(self.id))
 
     def to_dict(self, *, shards: bool = True) -> dict[str, Any]:
         """What ``batchpipe status --json`` prints."""
-        return job_view(self.record, self._client.store.iter_shards(self.record) if shards else None)
+        if not shards:  # of a list of jobs: no file is looked at
+            return job_view(self.record)
+        return job_view(located(self.record), self._client.store.iter_shards(self.record))
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Job:
@@ -163,7 +169,7 @@ class Job:
 
 
 def _outcomes(job: JobRecord) -> Iterator[Outcome]:
-    if job_view(job)["output_file"] is None:  # refused before anything was sent: there are no rows, and no files
+    if not job.results:  # refused or cancelled before anything was sent: there are no rows, and no files
         return
     workspace = Folder(job.workspace, private=True)
     with ExitStack() as stack:

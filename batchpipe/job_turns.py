@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
+from batchpipe import seams
 from batchpipe.counters import Counters, reason_of
 from batchpipe.errors import (
     InvalidInput,
-    JobNotFound,
     LeaseLost,
-    Never,
     OutputInUse,
     SettingsError,
     StorageTrouble,
@@ -20,9 +20,11 @@ from batchpipe.errors import (
 )
 from batchpipe.jobs import ENDED, JOB, MAX_TELLS, JobRecord, Problem, ShardRecord, Stage, State
 from batchpipe.labels import label_of
+from batchpipe.limits import REMEDIES, turn_deadline
 from batchpipe.logs import about
 from batchpipe.openai_api import Api
-from batchpipe.places import MANIFEST, manifest, note_workspace, output_owner, pretty, put_aside
+from batchpipe.outputs import Outputs
+from batchpipe.places import MANIFEST, manifest, note_workspace, own_place, pretty
 from batchpipe.settings import Settings
 from batchpipe.splitting import Prepared
 from batchpipe.steps.merge import Merged, clean_up, merge
@@ -31,7 +33,7 @@ from batchpipe.steps.resend import resend
 from batchpipe.steps.tidy import tidy
 from batchpipe.storage import Folder, check_allowed
 from batchpipe.store import Lease, Refused, Store
-from batchpipe.store.store import new_task_ids, output_in_use
+from batchpipe.store.store import new_task_ids
 from batchpipe.turns import (
     CANCELLING,
     FIRST_PAUSE,
@@ -39,6 +41,7 @@ from batchpipe.turns import (
     LONGEST_BACKOFF,
     LONGEST_PAUSE,
     MAX_LOST,
+    MAX_OVERRUNS,
     MAX_TRIES,
     Again,
     Message,
@@ -47,18 +50,17 @@ from batchpipe.turns import (
     Stop,
     Turns,
     check_cancel,
+    foreseen,
     numbers,
     refused,
     words,
 )
-from batchpipe.views import EARLIER, JOB_FILE, job_view
+from batchpipe.views import EARLIER, job_view
 
 logger = logging.getLogger(__name__)
 
 #: How long a job waits for a worker that has its input.
 INPUT_WAIT_SECONDS = 3_600.0
-#: Preparing and merging stream the whole input; this bounds only what has gone wild.
-JOB_DEADLINE_SECONDS = 6 * 3_600.0
 
 #: How often deleting the job's files at the provider is put off before they are left to their expiry.
 MAX_TIDIES = 5
@@ -93,48 +95,62 @@ class JobTurns(Turns):
     ) -> None:
         super().__init__(settings, store, apis, publish, counters=counters)
         self._tell = tell
+        self._outputs = Outputs(settings, store)
 
     def prepare(self, job_id: str, epoch: int) -> Next:
         """Answer a prepare message. Raises StoreUnavailable."""
         with about(job=job_id):
             return self.counted(
-                "prepare", lambda: self._turn(job_id, epoch, _BEGINNING, State.PREPARING.value, self._prepare)
+                "prepare",
+                (job_id, JOB),
+                lambda: self._turn(job_id, epoch, _BEGINNING, State.PREPARING.value, self._prepare),
             )
 
     def merge(self, job_id: str, epoch: int) -> Next:
         """Answer a merge message: merge, fix the end, tell; an ended job that is untold is only told."""
         with about(job=job_id):
-            return self.counted("merge", lambda: self._turn(job_id, epoch, _END, "", self._merge))
+            return self.counted("merge", (job_id, JOB), lambda: self._turn(job_id, epoch, _END, "", self._merge))
 
     def _turn(self, job_id: str, epoch: int, stages: tuple[str, ...], enter: str, body: Callable[[Lease], str]) -> Next:
-        claim = self.store.claim(job_id, JOB, epoch, stages, deadline=JOB_DEADLINE_SECONDS, enter=enter)
+        link = "prepare" if enter else "merge"
+        deadline = turn_deadline(self.settings, link)
+        claim = self.store.claim(job_id, JOB, epoch, stages, deadline=deadline, enter=enter)
         if isinstance(claim, Refused):
             return self.gone(job_id) if claim.why == "gone" else refused(claim)
         with claim, about(account=claim.job.account):
             try:
+                self.note_overrun(claim, link)
                 return Stop(body(claim))
             except LeaseLost:
                 return Stop()
             except StoreUnavailable:
                 raise
             except Exception as error:
-                return self._trouble(claim, error)
+                return self._trouble(claim, foreseen(error, link))
 
     # -- prepare ---------------------------------------------------------------------------------------------------
 
     def _prepare(self, lease: Lease) -> str:
         job = lease.job
+        if job.overran >= MAX_OVERRUNS:
+            message = (
+                f"could not be prepared: {job.overran} times it did not get on, for hours in the end; "
+                f"it may need {REMEDIES['prepare']}"
+            )
+            return self._refuse(lease, Problem(code="prepare_failed", message=message))
         if lease.job.tries > MAX_TRIES or lease.job.lost > MAX_LOST:
             reason = job.trouble.message if job.trouble else "its worker vanished again and again"
             return self._refuse(lease, Problem(code="prepare_failed", message=f"could not be prepared: {reason}"))
+        if job.aside:  # begun by a turn that died: whatever becomes of this job, the earlier one's files stay together
+            self._outputs.put_aside(lease)
         if job.cancel:
             return self._plan(lease, Prepared([], 0, None))
         try:
-            self._check_places(job)
+            self._check_places(lease)
             workspace = Folder(job.workspace, private=True)
             note_workspace(self.settings, job)
             prepared = prepare(job, workspace, lease.token, check=lambda: check_cancel(lease))
-            self._announce(job, workspace, prepared)
+            self._announce(lease, workspace, prepared)
         except (InvalidInput, OutputInUse) as error:
             return self._refuse(lease, Problem(code=error.code, message=error.message))
         except SettingsError as error:  # a package for its storage is missing on this host
@@ -147,40 +163,22 @@ class JobTurns(Turns):
             raise
         return self._plan(lease, prepared)
 
-    def _check_places(self, job: JobRecord) -> None:
-        """Raises InvalidInput for places outside the allowed roots, OutputInUse for another's output."""
-        roots = self.settings.roots()
+    def _check_places(self, lease: Lease) -> None:
+        """Raises InvalidInput for places that may not be used, OutputInUse for another's output."""
+        job, roots = lease.job, self.settings.roots()
         if not job.spooled:
             check_allowed(job.input, roots, "input")
         check_allowed(job.output, roots, "output")
-        self._check_output(job)
-
-    def _check_output(self, job: JobRecord) -> None:
-        """Raises OutputInUse if job.json there names another job that has not ended."""
-        owner, account, ended = output_owner(Folder(job.output))
-        if owner is None or owner == job.id or ended:
-            return
-        try:
-            if not self.store.get_job(owner).state.ended:
-                raise OutputInUse(output_in_use(job.output, owner))
-        except JobNotFound:
-            if self.settings.is_sandbox(account):
-                return  # nothing of it was paid for
-            raise OutputInUse(
-                f"output {job.output} has a job.json of job {owner}, which had not ended and is unknown here: "
-                "its rows may be paid for; choose another output, or move job.json away if that job is given up"
-            ) from None
+        self._outputs.check(lease)
 
     def _waited_enough(self, job: JobRecord) -> bool:
         return job.input_here or self.store.now() - job.created_at > INPUT_WAIT_SECONDS
 
-    def _announce(self, job: JobRecord, workspace: Folder, prepared: Prepared) -> None:
+    def _announce(self, lease: Lease, workspace: Folder, prepared: Prepared) -> None:
         """Say in the output whose it is, and in the workspace what a Redis that lost everything must know."""
-        if (owner := put_aside(job)) is not None:
-            self.log(job.id, [("earlier_results_kept", {"of": owner, "in": f"{EARLIER}/{owner}"})])
-        with Folder(job.output).writer(JOB_FILE) as file:
-            file.write(pretty(job_view(job.evolve(total=prepared.rows), [])))
-        self._write_manifest(job, [], prepared, workspace)
+        if (owner := self._outputs.take(lease, prepared.rows)) is not None:
+            self.log(lease.job.id, [("earlier_results_kept", {"of": owner, "in": f"{EARLIER}/{owner}"})])
+        self._write_manifest(lease.job, [], prepared, workspace)
 
     def _write_manifest(self, job: JobRecord, done: list[ShardRecord], prepared: Prepared, workspace: Folder) -> None:
         with workspace.writer(MANIFEST) as file:
@@ -238,26 +236,50 @@ class JobTurns(Turns):
             self._tell_all(lease, State(job.stage))
             return f"{job.stage}: told"
         shards = list(self.store.iter_shards(job))
-        workspace, output = Folder(job.workspace, private=True), Folder(job.output)
-        if self._may_resend(job, shards):
+        workspace = Folder(job.workspace, private=True)
+        if self._may_resend(job, shards) and not (job := self.held(job)).send_no_more:
             prepared = resend(job, _of_round(job, shards), workspace, lease.token, check=lambda: check_cancel(lease))
             lease.check()  # who was frozen meanwhile must not set the manifest back
             self._write_manifest(job, shards, prepared, workspace)
             return self._plan(lease, prepared)
-        merged = merge(job, shards, workspace, output, check=lease.check)
+        merged = self._merge_shards(lease, shards, workspace)
         changes = {
             "total": merged.total,
             "ok": merged.ok,
             "failed": merged.failed,
             "missing": merged.missing,
             "usage": merged.usage,
+            "incomplete": merged.incomplete,
             "error": None if job.cancel else _job_error(merged, shards),
         }
         return self._finish(lease, _state(merged), changes)
 
+    def _merge_shards(self, lease: Lease, shards: list[ShardRecord], workspace: Folder) -> Merged:
+        """Into the output; if that is not the job's own any more, into a place of its own, and says so."""
+        place = self._outputs.place(lease)
+        try:
+            return self._merge_into(lease, shards, workspace, place)
+        except (OutputInUse, InvalidInput) as error:
+            if place != lease.job.output:
+                raise
+            place = own_place(lease.job)
+            self.log(
+                lease.job.id, [("results_elsewhere", {"in": place, "message": error.message})], level=logging.WARNING
+            )
+            return self._merge_into(lease, shards, workspace, place)
+
+    def _merge_into(self, lease: Lease, shards: list[ShardRecord], workspace: Folder, place: str) -> Merged:
+        folder = Folder(place, private=place != lease.job.output)
+        settle = partial(self._outputs.settle, lease, place)
+        return merge(lease.job, shards, workspace, folder, check=lease.check, settle=settle)
+
     @staticmethod
     def _may_resend(job: JobRecord, shards: list[ShardRecord]) -> bool:
-        return not job.cancel and job.round < job.attempts and any(shard.resend for shard in _of_round(job, shards))
+        return (
+            not (job.cancel or job.send_no_more)
+            and job.round < job.attempts
+            and any(shard.resend for shard in _of_round(job, shards))
+        )
 
     def _finish(self, lease: Lease, state: State, changes: dict[str, Any]) -> str:
         final = self.store.finish(lease, state, changes)
@@ -282,10 +304,11 @@ class JobTurns(Turns):
         """Write job.json, clean up, tell the user: at least once, in an order that a crash may cut anywhere."""
         job = self.store.get_job(lease.job.id)
         if not job.notified:
-            if job.error is None or job.error.code not in ("output_in_use", "output_unwritable", "not_allowed"):
-                self._write_job_file(job)
+            self._write_job_file(lease, job)
+            if (workspace := Folder(job.workspace, private=True)).is_local:
+                workspace.remove("downloads")  # what was broken off and never gone on with
             if state is State.SUCCEEDED and not self.settings.keep_workspace:
-                clean_up(job, Folder(job.workspace, private=True))
+                clean_up(job, workspace)
             self._tell_listeners(job, lease)
             self.store.save(lease, {"notified": True})
         self._tidy(job, lease)
@@ -309,7 +332,8 @@ class JobTurns(Turns):
         if not job.shards:
             return
         try:
-            deleted = tidy(job, self.store.iter_shards(job), self.apis(job.account), self.settings.delete_files)
+            shards, which = self.store.iter_shards(job), self.settings.delete_files
+            deleted = tidy(job, shards, self.apis(job.account), which, check=lease.check)
         except StoreUnavailable:
             raise
         except TryLater as error:
@@ -317,17 +341,19 @@ class JobTurns(Turns):
                 self.store.save(lease, {"untidied": job.untidied + 1})
                 raise
             self.log(job.id, [("files_left", {"message": error.message})])
-        except (Never, SettingsError) as error:
-            self.log(job.id, [("files_left", {"message": error.message})])
+        except LeaseLost:
+            raise
+        except seams.out_of_time:
+            raise
+        except Exception as error:  # whatever it is, it must not keep an ended job, and so its output, for ever
+            self.log(job.id, [("files_left", {"message": words(error)})])
         else:
             if deleted:
                 self.log(job.id, [("files_deleted", {"files": deleted})])
 
-    def _write_job_file(self, job: JobRecord) -> None:
+    def _write_job_file(self, lease: Lease, job: JobRecord) -> None:
         try:
-            put_aside(job)  # of a job that was refused: job.json must not call another's results its own
-            with Folder(job.output).writer(JOB_FILE) as file:
-                file.write(pretty(job_view(job, self.store.iter_shards(job))))
+            self._outputs.describe(lease, job, pretty(job_view(job, self.store.iter_shards(job))))
         except InvalidInput as error:  # the output cannot be written: Redis still knows the end
             logger.warning("job.json not written: %s", error, extra={"event": "job_file"})
 
@@ -335,18 +361,18 @@ class JobTurns(Turns):
 
     def _trouble(self, lease: Lease, error: Exception) -> Next:
         lease.stop()
-        foreseen = isinstance(error, TryLater | OSError)
-        if not foreseen:
+        passes = isinstance(error, TryLater | OSError)
+        if not passes and not isinstance(error, SettingsError):
             logger.error("turn failed", exc_info=error, extra={"event": "turn_failed"})
         problem = Problem(code=getattr(error, "code", "internal_error"), message=words(error))
         named = getattr(error, "after", None)
         pause = FIRST_PAUSE * 2 ** min(lease.job.tries, 10)
-        if foreseen:  # each turn may read and write gigabytes before it meets the full disk
+        if passes:  # each turn may read and write gigabytes before it meets the full disk
             pause = min(max(2 * lease.job.wait, 5 * FIRST_PAUSE), LONGEST_BACKOFF)
         after = 0.0 if problem.code == CANCELLING else min(max(named or 0.0, pause), LONGEST_PAUSE)
         repeated = lease.job.trouble is not None and lease.job.trouble.message == problem.message
         try:
-            news = self.store.put_off(lease, after, {"trouble": problem}, tries="refund" if foreseen else "keep")
+            news = self.store.put_off(lease, after, {"trouble": problem}, tries="refund" if passes else "keep")
         except LeaseLost:
             return Stop()
         if not repeated:
@@ -377,6 +403,9 @@ def _job_error(merged: Merged, shards: list[ShardRecord]) -> Problem | None:
     for shard in shards:
         if shard.error is not None:
             return shard.error
+    if (ended := next((shard for shard in shards if shard.cancelled_elsewhere), None)) is not None:
+        message = f"{ended.batch_id} was cancelled at the provider, and not by batchpipe; not all of its rows were run"
+        return Problem(code="cancelled_elsewhere", message=message)
     if merged.total and not merged.ok:
         message = f"no row is ok: {merged.failed} failed, {merged.missing} without an answer; see errors.jsonl"
         return Problem(code="no_row_ok", message=message)
@@ -384,4 +413,5 @@ def _job_error(merged: Merged, shards: list[ShardRecord]) -> Problem | None:
 
 
 def _counts(changes: dict[str, Any]) -> dict[str, Any]:
-    return {name: changes.get(name) for name in ("total", "ok", "failed", "missing")}
+    found = {name: changes.get(name) for name in ("total", "ok", "failed", "missing")}
+    return found | ({"incomplete": changes["incomplete"]} if changes.get("incomplete") else {})

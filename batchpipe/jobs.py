@@ -6,6 +6,7 @@ The same structs are what Redis holds (one hash each, see ``store/``). Times are
 from __future__ import annotations
 
 import os
+import re
 import time
 from enum import StrEnum
 from typing import Any, Self
@@ -98,10 +99,11 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     wait: float = 0.0  #: the countdown that led to ``next_at``
     token: str | None = None  #: the lease, while somebody holds it
     lease_until: float | None = None
-    lease_end: float | None = None  #: the stage's own total deadline: no renewal beyond it
+    lease_end: float | None = None  #: the turn's deadline: no renewal beyond it, unless the turn gets on
     wake: bool = False  #: somebody wanted it to run while a lease lived
     tries: int = 0  #: claims of this stage that ended in unforeseen trouble
     lost: int = 0  #: claims of this stage whose holder vanished
+    overran: int = 0  #: of these, how many had met their deadline; each doubles the next one
     pubs: int = 0  #: re-publications of this stage since the last claim
     task_ids: list[str] = []
     trouble: Problem | None = None  #: why it is not getting on just now; cleared when it does
@@ -129,6 +131,11 @@ class JobRecord(Record, frozen=True, kw_only=True):
     spooled: bool = False  #: the input is our own copy of an iterator or stdin
     input_here: bool = False  #: only this host works on the job (``run``): a missing input is bad input
     output: str = ""
+    owns: list[str] = []  #: all names under which its output is its own until it is closed (``told``)
+    results: str = ""  #: where its result files lie; "": there are none (yet)
+    real: str = ""  #: that place without links, as the worker saw it: where they lie if a link is set anew
+    aside: str = ""  #: the earlier job whose results it moves out of its output
+    copied: bool = False  #: they are at their new place, whole
     workspace: str = ""
     order_files: list[str] = []  #: for each round, how its rows are spread over its shards; in the workspace
     max_rows: int = 50_000
@@ -137,6 +144,9 @@ class JobRecord(Record, frozen=True, kw_only=True):
     on_done: dict[str, Any] | None = None
     hears: list[str] = []  #: listeners that wait for its end: those of the site that submitted it; none: any that hang
     cancel: bool = False
+    hold: Problem | None = None  #: why nothing more is sent of it until a person decides
+    hold_at: float | None = None  #: since when
+    send_no_more: bool = False  #: no further batch is made of it: what is there is landed
     notified: bool = False  #: job.json is written, on_done is sent
     untold: int = 0  #: how often telling a site's receivers of its end was put off; beyond ``MAX_TELLS``: given up
     raised: int = 0  #: of these, how often a receiver raised
@@ -150,6 +160,7 @@ class JobRecord(Record, frozen=True, kw_only=True):
     failed: int | None = None
     missing: int | None = None
     usage: dict[str, int] = {}
+    incomplete: dict[str, int] = {}  #: rows that are ok and ended early, by reason
     error: Problem | None = None
     created_at: float = 0.0
     preparing_at: float | None = None
@@ -180,11 +191,16 @@ class ShardRecord(Record, frozen=True, kw_only=True):
     file_id: str | None = None
     uploads: int = 0  #: upload calls begun; more than there are file ids: one may have left a file that nobody knows
     unused_files: list[str] = []  #: uploaded, but no batch was made from them
-    unfound: int = 0  #: how often create was told that the fresh file cannot be found
+    unfound: int = 0  #: how often in a row the provider did not know its input file, batch or result file
+    unseen_at: float | None = None  #: since when the account's key does not see its batch or file (404)
+    refused_at: float | None = None  #: since when a refusal that may pass is waited out
     backoff: int = 0  #: how often in a row it was put off; sets the pause
     intent_at: float | None = None  #: first intent to create under the current key
+    intent_ahead: float = 0.0  #: how much our time may have been ahead of the provider's then
     calls: list[str] = []  #: create calls under the current key that have no clear answer
     empty_at: float | None = None  #: first look after the latest call that found no batch
+    #: ids that unclear answers to those calls named (True: were about), to be read before anybody calls again
+    named: dict[str, bool] = {}
     refusal: Problem | None = None  #: a clear no while an older call is still unanswered
     batch_id: str | None = None
     spent: list[str] = []  #: ids of batches that were given up on purpose; never adopted
@@ -192,16 +208,22 @@ class ShardRecord(Record, frozen=True, kw_only=True):
     counts: Counts = Counts()
     snapshot_at: float | None = None  #: when status and counts were read
     cancel_sent: bool = False
+    cancelled_elsewhere: bool = False  #: its batch was cancelled, and not by us: that was said
+    landing: bool = False  #: it was given up before, and its batch is read anew: what it brings is put to what is there
     overdue_at: float | None = None  #: when it was found that the batch has not ended after its window
     output_file_id: str | None = None
     error_file_id: str | None = None
     errors: list[BatchError] = []
-    fetches: int = 0  #: downloads thrown away because fewer lines came than the provider counted
+    fetches: int = 0  #: downloads thrown away because of lines that nobody can read
+    late_at: float | None = None  #: since when files are waited for that lag what the provider counts
+    fetched: dict[str, str] = {}  #: result file -> length and digest of what came of it last, to know it again
     ok: int | None = None
     failed: int | None = None
     missing: int | None = None
     resend: int = 0  #: rows that are not ok and worth sending again
     usage: dict[str, int] = {}
+    cost: int | None = None  #: its rows at list prices, in pico-dollars; null: not known
+    incomplete: dict[str, int] = {}  #: rows that are ok and ended early, by reason: a few known ones, and ``other``
     collected_file: str | None = None  #: its outcomes, one line a row, relative to the workspace
     error: Problem | None = None
     planned_at: float | None = None
@@ -215,6 +237,11 @@ class ShardRecord(Record, frozen=True, kw_only=True):
         """What ties a batch at the provider to this shard and try (``batchpipe_key`` in its metadata)."""
         return f"{self.job}:{self.index}:{self.try_}"
 
+    @property
+    def upload_name(self) -> str:
+        """The name of its file at the provider: where metadata are not told, it says whose a batch is."""
+        return f"batchpipe-{self.job}-{self.index}-{self.try_}.jsonl"
+
 
 class Move(msgspec.Struct, frozen=True, kw_only=True):
     """What a step found out: the stage to go to, the fields to write, and the pause before the next look.
@@ -226,7 +253,14 @@ class Move(msgspec.Struct, frozen=True, kw_only=True):
     after: float = 0.0
     changes: dict[str, Any] = {}
     events: list[tuple[str, dict[str, Any]]] = []
+    hold: Problem | None = None  #: the job must send nothing more until a person decides, for this reason
     pause: Problem | None = None  #: the account must rest, for this reason
+
+
+def window_seconds(window: str) -> float:
+    """The seconds of a completion window such as 24h or 7d; a day for one that says nothing of it."""
+    found = re.fullmatch(r"(\d{1,4})([smhd])", window.strip().lower())
+    return int(found[1]) * {"s": 1.0, "m": 60.0, "h": 3_600.0, "d": 86_400.0}[found[2]] if found else 86_400.0
 
 
 _ALPHABET = "0123456789abcdefghijklmnopqrstuvwxyz"

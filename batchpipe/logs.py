@@ -97,6 +97,52 @@ def quiet_pulse() -> None:
             chatty.addFilter(PulseFilter())
 
 
+class TroubleFilter(logging.Filter):
+    """Takes the traceback from what Celery and kombu say of a broker that is away or refuses: that is foreseen."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.name.partition(".")[0] not in _LIBRARIES or not record.exc_info:
+            return True
+        error = record.exc_info[1]
+        if error is None or not _is_of_broker(error):
+            return True
+        said = record.getMessage() if record.name != "celery.beat" else "Message Error"  # else its stack is in it
+        text = f"{type(error).__name__}: {error}"
+        record.msg, record.args = said if str(error) and str(error) in said else f"{said}: {text}", ()
+        record.exc_info = record.exc_text = None
+        return True
+
+
+_LIBRARIES = ("celery", "kombu", "flower", "tornado")
+
+
+def _is_of_broker(error: BaseException | None) -> bool:
+    """Whether it is, or comes from, an error of the broker or its connection."""
+    for _ in range(10):
+        if error is None:
+            return False
+        module = type(error).__module__.partition(".")[0]
+        if module in ("redis", "amqp", "kombu") or isinstance(error, ConnectionError | TimeoutError):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def brief_trouble() -> None:
+    """Put the filter on the loggers of Celery and kombu that tell of the broker, for sites; once is enough."""
+    for name in _TELL_OF_BROKER:
+        logger = logging.getLogger(name)
+        if not any(isinstance(one, TroubleFilter) for one in logger.filters):
+            logger.addFilter(TroubleFilter())
+
+
+_TELL_OF_BROKER = (
+    *("celery.beat", "celery.bootsteps", "celery.worker.consumer.consumer", "celery.worker.request"),
+    *("celery.worker.loops", "celery.worker.pidbox", "celery.worker.control", "celery.app.trace"),
+    *("kombu", "kombu.asynchronous.hub", "kombu.asynchronous.timer", "kombu.transport.redis"),
+)
+
+
 def _of_celery(record: logging.LogRecord) -> dict[str, Any]:
     """Celery's own lines carry the task they are about, with its arguments as text."""
     data = getattr(record, "data", None)
@@ -176,6 +222,7 @@ def configure_logging(log_format: str, level: str) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter())
     handler.addFilter(ContextFilter())
+    handler.addFilter(TroubleFilter())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     logging.captureWarnings(True)  # what libraries warn of is a line like others
     for chatty in ("httpx2", "httpcore2", "openai", "fsspec"):

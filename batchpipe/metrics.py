@@ -48,6 +48,10 @@ GAUGES: dict[str, tuple[str, str]] = {
     "overdue_records": ("Of these, those whose message is lost or whose worker is late.", ""),
     "sweep_lag_seconds": ("How long past due the most overdue record is.", ""),
     "sweep_age_seconds": ("Seconds since a sweep last came to its end; +Inf: there was none.", ""),
+    "clock_ahead_seconds": (
+        "How far our time is ahead of Redis' clock, which was set back; 0: it was not.",
+        "",
+    ),
     "account_paused_seconds": ("How much longer an account rests; 0: it is in use.", ACCOUNT),
 }
 
@@ -99,6 +103,7 @@ class StoreCollector(Collector):
             "overdue_records": survey.overdue,
             "sweep_lag_seconds": survey.lag,
             "sweep_age_seconds": max(survey.now - survey.swept, 0.0) if survey.swept is not None else math.inf,
+            "clock_ahead_seconds": survey.ahead,
             "account_paused_seconds": {name: _paused(store, name) for name in accounts},
         }
         for name, (words, label) in GAUGES.items():

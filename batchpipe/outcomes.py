@@ -31,6 +31,8 @@ OUTCOMES: dict[bytes, OutcomeState] = {
 
 #: The provider's codes for a row that it did not run, or not to its end.
 _PASSING_CODES = frozenset({"batch_expired", "batch_cancelled", "request_timeout"})
+#: The codes of a failure that came with HTTP 200, and that passes; a number is taken for an HTTP status.
+_PASSING_FAILURES = _PASSING_CODES | {"server_error", "rate_limit_exceeded", "insufficient_quota"}
 _PASSING_STATUSES = frozenset({0, 408, 409, 429})
 #: The account has no money: every further row would be refused with it.
 _QUOTA = b"insufficient_quota"
@@ -52,16 +54,25 @@ def mark_of(answer: Answer) -> bytes:
 
 def names_quota(answer: Answer) -> bool:
     """Whether a row was refused because the account has used up its quota."""
+    if answer.failure is not None:  # a failed response repeats the request's own text
+        return answer.failure.code == _QUOTA.decode()
     return not answer.ok and any(_QUOTA in part for part in (answer.response, answer.error) if part)
 
 
 def _passes(answer: Answer) -> bool:
+    if answer.failure is not None:
+        code = answer.failure.code
+        return code in _PASSING_FAILURES or (code.isascii() and code.isdigit() and _passing_status(int(code)))
     if answer.error is None and answer.response is None:
         return True  # nothing says that the row was run
     if answer.error is not None and _code(answer.error) in _PASSING_CODES:
         return True
     status = answer.status_code
-    return status is not None and (status in _PASSING_STATUSES or 500 <= status < 600)
+    return status is not None and _passing_status(status)
+
+
+def _passing_status(status: int) -> bool:
+    return status in _PASSING_STATUSES or 500 <= status < 600
 
 
 def _code(error: bytes) -> str | None:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import logging
 import random
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 
+from batchpipe.costs import Pricer, free, openai_prices, unknown
 from batchpipe.counters import reason_of
 from batchpipe.errors import (
     LeaseLost,
     Never,
+    OnHold,
     Paused,
     SettingsError,
     StoreUnavailable,
@@ -20,6 +23,7 @@ from batchpipe.errors import (
 )
 from batchpipe.errors import Refused as ProviderRefused
 from batchpipe.jobs import JobRecord, Move, Problem, ShardRecord, Stage
+from batchpipe.limits import turn_deadline
 from batchpipe.logs import about
 from batchpipe.openai_api import Api, Snapshot
 from batchpipe.steps.create import GiveUp, Over, create
@@ -44,6 +48,7 @@ from batchpipe.turns import (
     Stop,
     Turns,
     check_cancel,
+    foreseen,
     numbers,
     refused,
     words,
@@ -61,18 +66,19 @@ class ShardTurns(Turns):
     def run(self, link: str, job_id: str, index: int, epoch: int) -> Next:
         """Answer one message. Raises nothing but StoreUnavailable (Redis is away: come back later)."""
         with about(job=job_id, shard=index):
-            return self.counted(link, lambda: self._run(link, job_id, index, epoch))
+            return self.counted(link, (job_id, index), lambda: self._run(link, job_id, index, epoch))
 
     def _run(self, link: str, job_id: str, index: int, epoch: int) -> Next:
         account = self.store.account_of(job_id)
         if account is None:
             return self.gone(job_id)
         api = self._api_or_trouble(account)  # built before the claim: its 20 ms are not the lease's
-        claim = self.store.claim(job_id, index, epoch, [LINKS[link]], deadline=self._deadline(link))
+        claim = self.store.claim(job_id, index, epoch, [LINKS[link]], deadline=turn_deadline(self.settings, link))
         if isinstance(claim, Refused):
             return refused(claim)
         with claim, about(account=account, batch=claim.shard.batch_id if claim.shard else None):
             try:
+                self.note_overrun(claim, link)
                 ending = self._step(link, claim, api)
             except LeaseLost:
                 return Stop()
@@ -83,22 +89,16 @@ class ShardTurns(Turns):
             claim.stop()
             return self._end(claim, ending)
 
-    def _deadline(self, link: str) -> float:
-        control, transfer = self.settings.control_timeout_seconds, self.settings.transfer_timeout_seconds
-        return {
-            "upload": transfer + 2 * control,
-            "create": 10 * control,
-            "poll": 4 * control,
-            "download": 3 * transfer,
-        }[link]
-
-    def _api_or_trouble(self, account: str) -> Api | SettingsError:
+    def _api_or_trouble(self, account: str) -> Api | Exception:
+        """What goes wrong here is trouble of the shard: it is raised once that is claimed."""
         try:
             return self.apis(account)
-        except SettingsError as error:
+        except StoreUnavailable:
+            raise
+        except Exception as error:
             return error
 
-    def _step(self, link: str, lease: Lease, api: Api | SettingsError) -> Move | Over | _Failed:
+    def _step(self, link: str, lease: Lease, api: Api | Exception) -> Move | Over | _Failed:
         job, shard = lease.job, lease.shard
         assert shard is not None
         workspace = Folder(job.workspace, private=True)
@@ -107,7 +107,7 @@ class ShardTurns(Turns):
         if shard.lost >= MAX_LOST and not _is_committed(shard):
             message = f"its worker vanished {shard.lost} times during {link}"
             return self._abandon(lease, workspace, Problem(code="worker_lost", message=message))
-        if isinstance(api, SettingsError):
+        if isinstance(api, Exception):
             raise api
         pause = self.store.paused(job.account)
         # reading, cancelling and fetching need no quota, and what runs on is billed
@@ -116,29 +116,64 @@ class ShardTurns(Turns):
         result: Move | Problem | GiveUp | Over
         if link == "upload":
             self.store.save(lease, {"uploads": shard.uploads + 1})  # before it: a file may be left that nobody knows
-            result = upload(shard, workspace, api, check=lambda: check_cancel(lease))
+            result = self._upload(lease, workspace, api)
         elif link == "create":
+            if not shard.calls:  # else what an unanswered call made is looked for first
+                job = self.held(job)
             result = create(job, shard, api, _Turn(self, lease, api))
         elif link == "poll":
             result = self._poll(job, shard, api)
         else:
-            result = download(job, shard, workspace, api, lease.token, check=lease.check)
+            kept = Folder(str(self.settings.home / "downloads"), private=True)
+            result = download(
+                job,
+                shard,
+                workspace,
+                api,
+                lease.token,
+                now=self.store.now(),
+                files_patience=self.settings.files_patience_seconds,
+                unseen_seconds=self.settings.unseen_seconds,
+                prices=self._prices(job.account),
+                check=lease.check,
+                elsewhere=kept,
+            )
+        if isinstance(result, Problem) and shard.landing:  # nothing new: what was collected before stays
+            return Move(stage=Stage.COLLECTED, changes={"landing": False, "error": result})
         if isinstance(result, GiveUp | Problem):
             problem = result.problem if isinstance(result, GiveUp) else result
             return self._abandon(lease, workspace, problem, refused=isinstance(result, GiveUp) and result.refused)
         return result
 
+    def _prices(self, account: str) -> Pricer:
+        if self.settings.is_sandbox(account):
+            return free
+        return openai_prices() if self.settings.is_openai(account) else unknown
+
+    def _upload(self, lease: Lease, workspace: Folder, api: Api) -> Move:
+        assert lease.shard is not None
+        return upload(
+            lease.shard,
+            workspace,
+            api,
+            now=self.store.now(),
+            longest=self.settings.refusal_wait_seconds,
+            check=lambda: check_cancel(lease),
+        )
+
     def _poll(self, job: JobRecord, shard: ShardRecord, api: Api) -> Move | Problem:
-        account = self.settings.account(job.account)
-        rate = account.looks_per_second
+        account, clock = self.settings.account(job.account), self.store.clock()
+        rate, patience = account.looks_per_second, account.patience_seconds
         return poll(
             job,
             shard,
             api,
-            now=self.store.now(),
+            now=clock.now,
             pace=Pace(self.settings.poll_min_seconds, self.settings.poll_max_seconds),
             may_look=lambda: self.store.may_look(job.account, per_second=rate, burst=max(1.0, 2 * rate)),
-            patience=account.patience_seconds,
+            patience=patience + clock.slack if patience is not None else None,  # the provider's clock may be behind
+            files_patience=self.settings.files_patience_seconds,
+            unseen_seconds=self.settings.unseen_seconds,
         )
 
     def _abandon(self, lease: Lease, workspace: Folder, problem: Problem, *, refused: bool = False) -> Move:
@@ -152,6 +187,7 @@ class ShardTurns(Turns):
     def _trouble(self, link: str, lease: Lease, error: Exception) -> Move | _Failed:
         """What an error of a step means for the shard."""
         assert lease.shard is not None
+        error = foreseen(error, link)
         problem = Problem(code=getattr(error, "code", "internal_error"), message=words(error))
         after = getattr(error, "after", None)
         if isinstance(error, Paused):
@@ -207,6 +243,8 @@ class ShardTurns(Turns):
             if ending.settled:
                 self.count_stage(lease.shard.stage, lease.shard.uploaded_at)
             return Go("created") if ending.settled else Stop()
+        if isinstance(ending, Move) and ending.hold is not None:
+            self._hold(lease, ending.hold)
         try:
             move, tries = self._as_move(lease.shard, ending)
             ids = new_task_ids(1)
@@ -220,7 +258,9 @@ class ShardTurns(Turns):
             self._pause(lease, move.pause, None)
         if move.stage == Stage.COLLECTED:
             counts = {name: move.changes.get(name) for name in ("ok", "failed", "missing")}
-            self.log(lease.job.id, [("collected", counts)], shard=lease.index)
+            early = move.changes.get("incomplete")
+            told = counts | ({"incomplete": early} if early else {})
+            self.log(lease.job.id, [("collected", told)], shard=lease.index)
             if merge_epoch:
                 self.publish_merge(lease, merge_epoch, ids)
             return Stop(f"collected: {numbers(counts)}")
@@ -235,6 +275,14 @@ class ShardTurns(Turns):
         # back to an earlier stage: the chain begins anew there
         self.wake(lease.job.id, lease.index, after=move.after)
         return Stop(f"back to {move.stage.value}: {_why(lease.shard, move)}")
+
+    def _hold(self, lease: Lease, problem: Problem) -> None:
+        """Before the turn is ended: a crash in between says it once more, and the script knows it then."""
+        assert lease.shard is not None
+        mode = self.settings.cancelled_elsewhere
+        if self.store.hold(lease.shard, mode, problem):
+            fields = {"batch_id": lease.shard.batch_id, "then": mode, "message": problem.message}
+            self.log(lease.job.id, [("cancelled_elsewhere", fields)], level=logging.WARNING, shard=lease.index)
 
     def _count_move(self, account: str, shard: ShardRecord, move: Move) -> None:
         if move.stage == shard.stage:
@@ -257,9 +305,10 @@ class ShardTurns(Turns):
                 stage=Stage(shard.stage), after=ending.after, changes=changes, events=[] if repeated else events
             )
             return move, "keep" if ending.counted else "refund"
-        changes = {"trouble": None, "backoff": 0, **ending.changes}
+        changes = {"trouble": None, "backoff": 0, "unseen_at": None, **ending.changes}
         if ending.stage != shard.stage and ending.stage in (Stage.UPLOADED, Stage.CREATED, Stage.ENDED):
             changes.setdefault("unfound", 0)
+            changes.setdefault("refused_at", None)
         return msgspec.structs.replace(ending, changes=changes), "reset"
 
 
@@ -284,13 +333,31 @@ class _Turn:
         assert lease.shard is not None
         self._turns, self._lease, self._api, self._shard = turns, lease, api, lease.shard
         self.grace_seconds = turns.settings.create_grace_seconds
+        self.lease_seconds = turns.settings.lease_seconds
+        self._slack: float | None = None
+        self.unseen_seconds = turns.settings.unseen_seconds
+        self.refusal_seconds = turns.settings.refusal_wait_seconds
         self.provider = turns.settings.account(lease.job.account)
 
     def now(self) -> float:
         return self._turns.store.now()
 
+    def ahead(self) -> float:
+        if self._slack is None:  # asked for each batch of a list
+            self._slack = self._turns.store.clock().slack
+        return self._slack
+
+    def leapt(self, since: float) -> bool:
+        clock = self._turns.store.clock()
+        # who waits for a grace period, or sleeps between two sweeps, is no leap
+        return clock.leap_at > since and clock.leap_by > max(2 * self.lease_seconds, 2 * self.grace_seconds)
+
     def intend(self) -> bool:
-        cancel = self._turns.store.intend(self._lease).cancel
+        news = self._turns.store.intend(self._lease)
+        if news.held:
+            self._turns.held(self._lease.job)
+            raise OnHold("the job sends nothing more: a batch of it was cancelled at the provider", after=1.0)
+        cancel = news.cancel
         # whatever goes wrong from here on: there may be a batch
         self._lease.shard = self._shard.evolve(intent_at=self._shard.intent_at or self.now())
         return cancel
@@ -302,7 +369,13 @@ class _Turn:
     def too_late_to_call(self) -> bool:
         return self._lease.too_late_to_call()
 
-    def settle(self, batch: Any) -> str:
+    def name(self, batch_ids: Mapping[str, bool]) -> None:
+        self._turns.store.name(self._shard, batch_ids)
+
+    def known(self, batch_ids: Sequence[str]) -> dict[str, ShardRecord]:
+        return self._turns.store.shards_of_batches(self._lease.job.account, batch_ids)
+
+    def settle(self, batch: Any, *, sure: bool = False) -> str:
         snapshot: Snapshot = batch
         self._lease.stop()
         settled = self._turns.store.settle(
@@ -310,6 +383,7 @@ class _Turn:
             snapshot.id,
             token=self._lease.token,
             after=0.0,
+            sure=sure,
             changes={
                 "status": snapshot.status,
                 "counts": snapshot.counts,

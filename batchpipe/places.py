@@ -3,23 +3,34 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
+import re
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any, BinaryIO, NamedTuple
 
 import msgspec
 import orjson
 
-from batchpipe.errors import Never, StorageTrouble
-from batchpipe.jobs import ENDED, JobRecord, ShardRecord
+from batchpipe.errors import InvalidInput, Never, StorageTrouble
+from batchpipe.jobs import ENDED, JobRecord, ShardRecord, State
 from batchpipe.labels import label_of
+from batchpipe.results import WORKING
 from batchpipe.settings import Settings
 from batchpipe.splitting import Prepared
-from batchpipe.storage import Folder
+from batchpipe.storage import Folder, place_name
 from batchpipe.views import EARLIER, ERROR_FILE, JOB_FILE, OUTPUT_FILE
 
 logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 WORKSPACES = "workspaces.jsonl"
+
+RESULT_FILES = (OUTPUT_FILE, ERROR_FILE)
+_OURS = (*RESULT_FILES, JOB_FILE)
+#: What a job.json may have before its shards.
+_HEAD_BYTES = 1 << 24
+_SHARDS_BEGIN = b'  "shards": [\n'
+_JOB_ID = re.compile(r"job_[0-9a-z]{19}")
 
 
 def manifest(job: JobRecord, done: list[ShardRecord], prepared: Prepared, redis: str) -> dict[str, Any]:
@@ -64,38 +75,175 @@ def note_workspace(settings: Settings, job: JobRecord, **more: Any) -> None:
         logger.warning("workspace not noted: %s", error, extra={"event": "workspace_not_noted", "job": job.id})
 
 
-def put_aside(job: JobRecord) -> str | None:
-    """Results of an earlier job in the same output are paid for: they are moved, not overwritten. Answers its id."""
-    output = Folder(job.output)
-    owner, _, _ = output_owner(output)
-    if owner is None or owner == job.id or not owner.isidentifier():  # it becomes a name, so it must be one of ours
-        return None
-    for name in (OUTPUT_FILE, ERROR_FILE, JOB_FILE):  # job.json last: until then this can be done again
-        output.move(name, f"{EARLIER}/{owner}/{name}")
-    return owner
+def copy_aside(output: Folder, owner: str) -> str:
+    """Results of an earlier job in the same output are paid for: they are moved, not overwritten. Answers where to."""
+    for name in _OURS:
+        output.copy(name, f"{EARLIER}/{owner}/{name}")
+    return output.path(f"{EARLIER}/{owner}")
 
 
-def output_owner(output: Folder) -> tuple[str | None, str, bool]:
-    """The id of the job that an output's job.json names, if there is one, its account, and whether it has ended."""
+def remove_copied(output: Folder, owner: str) -> None:
+    """The second half of the move; job.json, which says whose they are, goes last."""
+    for name in _OURS:
+        if output.is_copied(name, f"{EARLIER}/{owner}/{name}"):
+            output.remove(name)
+
+
+class Owner(NamedTuple):
+    """The job that a job.json is about."""
+
+    id: str
+    account: str
+    ended: bool
+    has_files: bool  #: it has written result files beside it
+
+
+def read_owner(output: Folder) -> Owner | None:
+    """Whose the job.json of an output is; None if there is none.
+
+    Raises InvalidInput (``output_foreign``) for one that is not ours or cannot be understood, for it is not nobody's;
+    (``output_unwritable``) for one that may not be read; StorageTrouble.
+    """
     try:
         with output.reader(JOB_FILE) as file:
-            view = orjson.loads(file.read(1 << 24))
-    except (StorageTrouble, orjson.JSONDecodeError):
-        return None, "", True
-    owner = view.get("id") if isinstance(view, dict) else None
-    if not isinstance(owner, str):
-        return None, "", True
-    return owner, str(view.get("account")), view.get("state") in {state.value for state in ENDED}
+            view = _head_of_view(file)
+    except StorageTrouble as error:
+        if error.code == "file_missing" or isinstance(error.__cause__, NotADirectoryError):
+            return None
+        if isinstance(error.__cause__, IsADirectoryError):
+            raise foreign(output, JOB_FILE) from error
+        if isinstance(error.__cause__, PermissionError):
+            message = f"{error}, so nobody can know whose results lie there; choose another output"
+            raise InvalidInput(message, field="output", code="output_unwritable") from error
+        raise
+    owner, state = view.get("id"), view.get("state")
+    if not isinstance(owner, str) or not owner.isidentifier():  # it becomes a name, so it must be one of ours
+        raise foreign(output, JOB_FILE)
+    if state not in {state.value for state in State} or not {"account", "output", "output_file", "rows"} <= view.keys():
+        raise foreign(output, JOB_FILE)
+    ended = state in {state.value for state in ENDED}
+    here = f"{str(view['output']).rstrip('/')}/{OUTPUT_FILE}"  # else they went to a place of its own
+    return Owner(owner, str(view["account"]), ended, view["output_file"] == here)
+
+
+def _head_of_view(file: BinaryIO) -> dict[str, Any]:
+    """A job.json without its shards, of which there may be tens of thousands; {} for what is no JSON object."""
+    lines: list[bytes] = []
+    left = _HEAD_BYTES
+    while line := file.readline(left + 1):
+        if line == _SHARDS_BEGIN:
+            lines = [*lines[:-1], lines[-1].rstrip().rstrip(b","), b"}"] if lines else []
+            break
+        lines.append(line)
+        left -= len(line)
+        if left < 0:
+            return {}
+    try:
+        view = orjson.loads(b"".join(lines))
+    except orjson.JSONDecodeError:
+        return {}
+    return view if isinstance(view, dict) else {}
+
+
+def foreign(output: Folder, name: str) -> InvalidInput:
+    return InvalidInput(
+        f"{output.path(name)} is there and batchpipe did not write it, or it is damaged: move it away or choose "
+        "another output",
+        field="output",
+        code="output_foreign",
+    )
+
+
+def check_no_results(output: Folder, *, but: Mapping[str, int] | None = None) -> None:
+    """Raises InvalidInput (``output_foreign``) if files of the names of results lie there.
+
+    ``but``: those of these sizes are the caller's own.
+    """
+    for name in RESULT_FILES:
+        if output.exists(name) and (but is None or output.size(name) != but[name]):
+            raise foreign(output, name)
+
+
+def check_output_here(output: str) -> None:
+    """What can be known of a local output before anything is submitted: raises InvalidInput (``output_foreign``).
+
+    Trouble with reading it is none: the caller may see less than the workers do.
+    """
+    folder = Folder(output)
+    if not folder.is_local:
+        return
+    try:
+        owner = read_owner(folder)
+        if owner is None or (owner.ended and not owner.has_files):
+            check_no_results(folder)
+    except StorageTrouble:
+        return
+    except InvalidInput as error:
+        if error.code == "output_foreign":
+            raise
+
+
+def check_apart(source: str, output: str) -> None:
+    """Raises InvalidInput if the results would overwrite the input."""
+    folder = place_name(output)
+    if place_name(source) in {f"{folder.rstrip('/')}/{name}" for name in _OURS}:
+        raise InvalidInput(f"{source}: would be overwritten by the results; choose another output", field="input")
+
+
+def check_no_workspace(output: str, job_id: str, workspaces: str | None) -> None:
+    """Raises InvalidInput for an output that is, or lies among, the working files of another job.
+
+    ``workspaces``: the folder of the WORKSPACE setting.
+    """
+    name, common = place_name(output), place_name(workspaces).rstrip("/") if workspaces else None
+    parts = name.split("/")
+    for at, part in enumerate(parts):
+        if part == job_id or not _JOB_ID.fullmatch(part):
+            continue
+        below, above = parts[at + 1 :], "/".join(parts[:at])
+        if above.endswith(f"/{EARLIER}") or (above == common and below[:1] in ([], *([name] for name in WORKING))):
+            message = f"{output} belongs to the working files of job {part}; choose another output"
+            raise InvalidInput(message, field="output", code="output_foreign")
+
+
+def own_place(job: JobRecord) -> str:
+    """Where a job's results go that must not go to its output."""
+    return Folder(job.workspace).path("results")
 
 
 def results_place(job: JobRecord) -> Folder:
-    """Where an ended job's results lie now. Raises Never if another job's have taken their place."""
-    output, earlier = Folder(job.output), Folder(f"{job.output.rstrip('/')}/{EARLIER}/{job.id}")
-    if output_owner(output)[0] in (None, job.id):
-        return output
-    if earlier.exists(OUTPUT_FILE):
-        return earlier
-    raise Never(f"the results of job {job.id} are no longer in {job.output}", code="results_gone")
+    """Where an ended job's results lie now. Raises Never (``no_results``, or ``results_gone``: others have taken
+    their place), StorageTrouble.
+
+    Redis may not know: a job of another Redis has moved them, or a link in their path leads elsewhere since.
+    """
+    if not job.results:
+        raise Never(f"job {job.id} has no result files", code="no_results")
+    unnamed: Folder | None = None
+    for place in dict.fromkeys(filter(None, (job.results, job.real))):
+        folder, owner = Folder(place), None
+        with suppress(InvalidInput):  # a damaged one names nobody else
+            owner = read_owner(folder)
+        there = folder.exists(OUTPUT_FILE)
+        if there and owner is not None and owner.id == job.id:
+            return folder
+        earlier = folder.child(f"{EARLIER}/{job.id}")
+        if earlier.exists(OUTPUT_FILE):
+            return earlier
+        if there and owner is None:
+            unnamed = unnamed or folder
+    if unnamed is None:
+        raise Never(f"the results of job {job.id} are no longer in {job.results}", code="results_gone")
+    return unnamed
+
+
+def located(job: JobRecord, *, remote: bool = False) -> JobRecord:
+    """A job's record with the place where its results lie now; that of a URL is looked at only if ``remote``."""
+    if not job.state.ended or not (remote or Folder(job.results).is_local):
+        return job
+    with suppress(Never, StorageTrouble):
+        return job.evolve(results=results_place(job).url)
+    return job
 
 
 def pretty(value: dict[str, Any]) -> bytes:

@@ -24,6 +24,8 @@ from batchpipe.rows import OutcomeState, strict_json
 from batchpipe.storage import Folder, read_lines
 
 OUTPUT, ERRORS, INDEX = "output.jsonl", "errors.jsonl", "results.idx"
+#: Folders of a workspace with large files, removed when all is well.
+WORKING = ("shards", "downloads", "collected")
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):

@@ -7,6 +7,7 @@ Answers are read leniently where it costs nothing, for their bodies are the prov
 from __future__ import annotations
 
 import json
+import re
 from contextlib import suppress
 from enum import StrEnum
 from typing import Any, Literal
@@ -14,23 +15,25 @@ from typing import Any, Literal
 import msgspec
 import orjson
 
+from batchpipe.bodies import Body, Failure, read_body
 from batchpipe.errors import InvalidInput
 
 #: Inputs that one batch of embeddings may hold, over all its rows.
 MAX_EMBEDDING_INPUTS = 50_000
 EMBEDDINGS = "/v1/embeddings"
+MODERATIONS = "/v1/moderations"
 
 #: Where the body may leave the model to the provider.
 _MODEL_OPTIONAL = ("/v1/moderations", "/v1/images/", "/v1/videos")
-#: No row has more; sums of what is told beyond it could not be recorded.
-_MOST_TOKENS = 10**10
+#: The first one that is no part of a text: in those a quote has a backslash.
+_ID_IN_LINE = re.compile(rb'(?<!\\)"custom_id"\s*:\s*("(?:[^"\\\x00-\x1f]|\\.)*")')
 _BOM = b"\xef\xbb\xbf"
 
 
 class OutcomeState(StrEnum):
     """What became of one row."""
 
-    OK = "ok"  #: no error and status 200
+    OK = "ok"  #: no error, status 200, and a body that is not known to be no answer (see ``bodies``)
     FAILED = "failed"  #: a line came, and it is not ok
     MISSING = "missing"  #: no line came
 
@@ -46,7 +49,9 @@ class Request(msgspec.Struct, frozen=True):
 class Answer(msgspec.Struct, frozen=True):
     """What batchpipe wants to know of one line of a provider's output or error file.
 
-    ``response`` and ``error`` are the provider's raw JSON, None where null or absent.
+    ``response`` and ``error`` are the provider's raw JSON, None where null or absent. ``failure``: why a body that
+    came with HTTP 200 is no answer. ``incomplete``: why an answer that is ok ended early. ``items``: the length of its
+    ``data``.
     """
 
     custom_id: str
@@ -55,6 +60,10 @@ class Answer(msgspec.Struct, frozen=True):
     error: bytes | None
     status_code: int | None
     usage: dict[str, int]
+    model: str | None = None
+    failure: Failure | None = None
+    incomplete: str | None = None
+    items: int | None = None
 
 
 class _Body(msgspec.Struct):
@@ -97,30 +106,11 @@ class _Response(msgspec.Struct):
     body: msgspec.Raw = msgspec.Raw(b"null")
 
 
-class _Usage(msgspec.Struct):
-    """Both spellings: chat and completions, responses; null and odd values are left out later."""
-
-    prompt_tokens: Any = None
-    completion_tokens: Any = None
-    input_tokens: Any = None
-    output_tokens: Any = None
-    total_tokens: Any = None
-    prompt_tokens_details: Any = None
-    completion_tokens_details: Any = None
-    input_tokens_details: Any = None
-    output_tokens_details: Any = None
-
-
-class _AnswerBody(msgspec.Struct):
-    usage: _Usage | None = None
-
-
 _decode_line = msgspec.json.Decoder(_Line).decode
 _decode_embedding = msgspec.json.Decoder(_EmbeddingLine).decode
 _decode_named = msgspec.json.Decoder(_Named).decode
 _decode_answer = msgspec.json.Decoder(_AnswerLine).decode
 _decode_response = msgspec.json.Decoder(_Response).decode
-_decode_body = msgspec.json.Decoder(_AnswerBody).decode
 
 
 def check_request(line: bytes, number: int, endpoint: str) -> Request:
@@ -148,6 +138,11 @@ def check_request(line: bytes, number: int, endpoint: str) -> Request:
 def custom_id(line: bytes) -> str:
     """The ``custom_id`` of a request line that has been checked."""
     return _decode_named(line).custom_id
+
+
+def embedding_inputs(line: bytes) -> int:
+    """The number of inputs of a checked line for ``/v1/embeddings``."""
+    return _count_inputs(_decode_embedding(line).body.input, 0)
 
 
 def _count_inputs(value: str | list[msgspec.Raw], number: int) -> int:
@@ -310,16 +305,32 @@ def read_answer(line: bytes) -> Answer:
             raise ValueError(f"not a line of a batch's result: {error}") from None
         return read_answer(lenient)
     response, error_ = bytes(found.response), bytes(found.error)
-    status, usage = _look_into(response)
-    ok = error_ == b"null" and status == 200
+    status, body = _look_into(response)
+    no_error = error_ == b"null"
+    answered = no_error and status == 200
+    ok = answered and body.failure is None
     return Answer(
-        custom_id=found.custom_id,
-        ok=ok,
-        response=None if response == b"null" else response,
-        error=None if error_ == b"null" else error_,
-        status_code=status,
-        usage=usage,
+        found.custom_id,
+        ok,
+        None if response == b"null" else response,
+        None if no_error else error_,
+        status,
+        body.usage,
+        body.model,
+        body.failure if answered else None,
+        body.incomplete if ok else None,
+        body.items if ok else None,
     )
+
+
+def readable_id(line: bytes) -> str | None:
+    """The ``custom_id`` of a line that is no whole JSON, if it stands in it."""
+    found = _ID_IN_LINE.search(line)
+    try:
+        name = json.loads(found[1]) if found else None
+    except ValueError:
+        return None
+    return name if isinstance(name, str) else None
 
 
 def is_object(line: bytes) -> bool:
@@ -345,33 +356,26 @@ def strict_json(line: bytes) -> bytes | None:
         return None
 
 
-def _look_into(response: bytes) -> tuple[int | None, dict[str, int]]:
-    """Status code and tokens of a raw ``response``; (None, {}) where it has none."""
+_NO_BODY = Body()
+
+
+def _look_into(response: bytes) -> tuple[int | None, Body]:
+    """Status code and body of a raw ``response``; None and nothing where it has none."""
     try:
         found = _decode_response(response)
     except (msgspec.DecodeError, UnicodeDecodeError):
-        return None, {}
-    status = found.status_code if type(found.status_code) is int else None
-    try:
-        body = _decode_body(found.body)
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        return status, {}
-    return status, _tokens(body.usage) if body.usage is not None else {}
+        return None, _NO_BODY
+    status = found.status_code
+    if type(status) is not int:
+        status = _as_status(status)
+    return status, read_body(found.body)
 
 
-def _tokens(usage: _Usage) -> dict[str, int]:
-    """In the newer spelling, only what is told and not zero."""
-    given, made = usage.input_tokens, usage.output_tokens
-    given_details = usage.input_tokens_details or usage.prompt_tokens_details
-    made_details = usage.output_tokens_details or usage.completion_tokens_details
-    found = {
-        "input_tokens": usage.prompt_tokens if given is None else given,
-        "output_tokens": usage.completion_tokens if made is None else made,
-        "total_tokens": usage.total_tokens,
-        "cached_tokens": given_details.get("cached_tokens") if isinstance(given_details, dict) else None,
-        "reasoning_tokens": made_details.get("reasoning_tokens") if isinstance(made_details, dict) else None,
-    }
-    return {name: count for name, count in found.items() if type(count) is int and 0 < count < _MOST_TOKENS}
+def _as_status(told: Any) -> int | None:
+    """Some gateways tell it as a text, or as 200.0."""
+    if isinstance(told, float) and told.is_integer():
+        return int(told)
+    return int(told) if isinstance(told, str) and len(told) == 3 and told.isascii() and told.isdigit() else None
 
 
 def add_usage(total: dict[str, int], usage: dict[str, int]) -> None:

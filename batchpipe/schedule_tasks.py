@@ -5,16 +5,28 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from celery import shared_task
+from celery.exceptions import SoftTimeLimitExceeded
 
 from batchpipe.client import default_client
+from batchpipe.errors import BatchpipeError
 from batchpipe.schedules import tick
 from batchpipe.tasks import PULSE
+
+logger = logging.getLogger(__name__)
 
 
 @shared_task(name="batchpipe.schedules", **PULSE)
 def schedules(**newer: Any) -> int:
     """Submit the scheduled jobs that are due."""
-    return len(tick(default_client()))
+    try:
+        return len(tick(default_client()))
+    except BatchpipeError as error:  # Redis is away, or the settings are wrong: one line, every few seconds
+        logger.error("schedules: %s", error, extra={"event": "schedules"})
+        return 0
+    except SoftTimeLimitExceeded:  # each run has its key: the next look goes on
+        logger.warning("schedules met the worker's soft time limit", extra={"event": "time_limit"})
+        return 0

@@ -13,6 +13,9 @@ site: Callable[[], Any] | None = None
 settings_here: Callable[[], Any] | None = None
 app_here: Callable[[], Any] | None = None
 
+#: What a worker's time limit raises in the middle of a task.
+out_of_time: tuple[type[Exception], ...] = ()
+
 #: Takes a function to call on commit, and answers False if there is no transaction to wait for.
 hold: Callable[[Callable[[], None]], bool] | None = None
 

@@ -69,7 +69,8 @@ class Account(BaseModel):
     echoes_metadata: bool = Field(True, description="the provider's list shows the metadata of batches")
     resend_unanswered: bool = Field(
         False,
-        description="where batches cannot be listed: repeat a create call without an answer; rows may be paid twice",
+        description="where batches cannot be listed: repeat a create call without an answer, up to three calls; "
+        "rows may be paid for each",
     )
     overdue_seconds: float | None = Field(
         None,
@@ -117,6 +118,12 @@ class Settings(BaseSettings):
     create_grace_seconds: float = Field(
         30, ge=0, description="how long an unanswered create is looked for before a second call"
     )
+    files_patience_seconds: float = Field(
+        21_600,
+        gt=0,
+        description="how long answers that a provider counts are waited for, where its files do not have them; "
+        "then those rows are missing, and not sent again",
+    )
     attempts: int = Field(3, ge=1, le=100, description="rounds a row may go through")
     max_rows: int = Field(50_000, ge=1, description="rows of a shard at most")
     max_bytes: int = Field(200_000_000, ge=1, description="bytes of a shard at most, newlines included")
@@ -126,9 +133,34 @@ class Settings(BaseSettings):
     job_ttl_days: float = Field(30, gt=0, description="how long an ended job's records stay in Redis")
     log_format: Literal["text", "json"] = Field("text", description="text or json")
     control_timeout_seconds: float = Field(30, gt=0, description="time-out of one control call to the provider")
-    transfer_timeout_seconds: float = Field(600, gt=0, description="time-out of one upload or download")
+    transfer_timeout_seconds: float = Field(
+        600, gt=0, description="how long the provider may take to answer an upload, or to begin a download"
+    )
+    transfer_bytes_per_second: float = Field(
+        1_000, gt=0, description="an upload or download that is slower for a minute is broken off"
+    )
     account_pause_seconds: float = Field(
         300, gt=0, description="how long an account rests after 401, 402, 403 or insufficient_quota"
+    )
+    refusal_wait_seconds: float = Field(
+        21_600,
+        ge=0,
+        description="how long a refusal that may pass is waited out: no room for another file, a file that is not "
+        "ready yet",
+    )
+    unseen_seconds: float = Field(
+        86_400,
+        ge=0,
+        description="how long a batch or file that the account's key does not see (404) is waited for at least; never "
+        "less than to the end of the batch's window",
+    )
+    cancelled_elsewhere: Literal["wait", "resend", "land"] = Field(
+        "wait",
+        description="what becomes of a job when a batch of it is cancelled, and not by batchpipe: it sends nothing "
+        "more and waits for you; or sends the rows again; or lands what is there",
+    )
+    hold_seconds: float = Field(
+        604_800, gt=0, description="how long such a job waits for you; then what is there is landed"
     )
     delete_files: Literal["none", "strays", "inputs", "all"] = Field(
         "strays",
@@ -419,6 +451,16 @@ def current_settings() -> Settings:
             install_settings((seams.site or load_settings)())
         assert _installed is not None
         return _installed
+
+
+#: What the HTTP client reads by itself; in small letters, too.
+_TRANSPORT = ("ALL_PROXY", "HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY", "SSL_CERT_FILE", "SSL_CERT_DIR")
+
+
+def transport_environment() -> dict[str, str]:
+    """The variables that the HTTP client reads by itself, spelled as they are set. Values may hold passwords."""
+    names = [spelled for name in _TRANSPORT for spelled in (name, name.lower())]
+    return {name: value for name in names if (value := os.environ.get(name))}
 
 
 def bare_environment() -> dict[str, str]:

@@ -17,10 +17,10 @@ from batchpipe import seams
 from batchpipe.errors import BatchpipeError, InvalidInput
 from batchpipe.jobs import JobRecord
 from batchpipe.option_checks import check_options, check_output, check_place, check_signature
+from batchpipe.places import check_apart, check_no_workspace, check_output_here
 from batchpipe.settings import Settings
-from batchpipe.storage import Folder, check_allowed, lines_of, local_path, stored_at
+from batchpipe.storage import Folder, check_allowed, lines_of, local_path, place_name, stored_at
 from batchpipe.store.store import new_task_ids
-from batchpipe.views import ERROR_FILE, JOB_FILE, OUTPUT_FILE
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +46,7 @@ def new_record(settings: Settings, job_id: str, *, output: str | Path | None, **
         epoch=1,
         task_ids=new_task_ids(1),
         output=place,
+        owns=[place_name(place)],
         workspace=below,
         name=options["name"],
         account=(options["account"] or "").lower(),
@@ -66,6 +67,8 @@ def new_record(settings: Settings, job_id: str, *, output: str | Path | None, **
     check_options(record)
     check_output(record.output)
     check_allowed(record.output, settings.roots(), "output")
+    check_no_workspace(record.output, job_id, settings.workspace)
+    check_output_here(record.output)
     return record
 
 
@@ -82,7 +85,7 @@ def with_input(record: JobRecord, source: Input, settings: Settings, *, may_come
         if not may_come_later:
             _check_is_there(str(source))
         check_allowed(absolute(source), settings.roots(), "input")
-        _check_apart(absolute(source), record.output)
+        check_apart(absolute(source), record.output)
         return record.evolve(input=absolute(source))
     folder, count = Folder(record.workspace, private=True), 0
     try:
@@ -98,15 +101,6 @@ def with_input(record: JobRecord, source: Input, settings: Settings, *, may_come
     return record.evolve(input=folder.path(SPOOLED_INPUT), spooled=True)
 
 
-def _check_apart(source: str, output: str) -> None:
-    """Raises InvalidInput if the results would overwrite the input."""
-    place = local_path(output)
-    if place is not None and os.path.realpath(source) in {
-        os.path.realpath(os.path.join(place, name)) for name in (OUTPUT_FILE, ERROR_FILE, JOB_FILE)
-    }:
-        raise InvalidInput(f"{source}: would be overwritten by the results; choose another output", field="input")
-
-
 def _check_is_there(place: str) -> None:
     """Raises InvalidInput for a missing file in a folder that this host has. A folder that it has not may be the
     worker's; and a relative path is always meant here.
@@ -117,8 +111,7 @@ def _check_is_there(place: str) -> None:
     path = os.path.expanduser(path)
     is_here = not os.path.isabs(path) or os.path.isdir(os.path.dirname(path))
     if is_here and not os.path.exists(path):
-        message = f"{os.path.abspath(path)}: no such file"
-        raise InvalidInput(message, field="input", code="input_missing")
+        raise InvalidInput(f"{os.path.abspath(path)}: no such file", field="input", code="input_missing")
 
 
 def hold_with(hold: Callable[[Callable[[], None]], bool] | None) -> None:

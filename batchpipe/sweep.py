@@ -12,6 +12,7 @@ from batchpipe.errors import BatchpipeError, Refused, StoreUnavailable, Unavaila
 from batchpipe.jobs import ShardRecord, Stage, Status
 from batchpipe.logs import about
 from batchpipe.openai_api import Api, Snapshot
+from batchpipe.store import Clock
 from batchpipe.turns import NO_QUOTA, Turns
 
 logger = logging.getLogger(__name__)
@@ -25,6 +26,9 @@ OVERLAP_SECONDS = 1_200.0
 #: How far back the first list is read, and how long after its last create call an account is looked after.
 LOOK_BACK_SECONDS = 26 * 3_600.0
 
+#: When Redis' clock was set back, of which this process has told last.
+_told_of = 0.0
+
 
 def sweep(turns: Turns, *, limit: int = PASS_LENGTH, listing: bool | None = None) -> int:
     """One pass. Answers how many records were published anew. Raises StoreUnavailable.
@@ -37,11 +41,21 @@ def sweep(turns: Turns, *, limit: int = PASS_LENGTH, listing: bool | None = None
             woken += 1
             logger.info("overdue, published anew", extra={"event": "swept", "job": job_id, "shard": index})
     if listing is not False:
-        for account in turns.store.creating_accounts(turns.store.now() - LOOK_BACK_SECONDS):
+        clock = turns.store.clock()
+        _tell_of_clock(clock)
+        for account in turns.store.creating_accounts(clock.now - LOOK_BACK_SECONDS):
             with about(account=account):
                 _look_after(turns, account, at_once=listing is True)
     _count(turns, woken)
     return woken
+
+
+def _tell_of_clock(clock: Clock) -> None:
+    """Say once that Redis' clock was set back: nothing else would, for everything goes on."""
+    global _told_of
+    if clock.ahead and clock.back_at and clock.back_at != _told_of:
+        _told_of = clock.back_at
+        logger.error("%s", clock.words(), extra={"event": "clock_back"})
 
 
 def _count(turns: Turns, woken: int) -> None:
@@ -53,7 +67,8 @@ def _count(turns: Turns, woken: int) -> None:
 
 def _look_after(turns: Turns, account: str, *, at_once: bool) -> None:
     """Read an account's recent batches: cancel strays, wake the shards of those that have ended."""
-    now = turns.store.now()
+    clock = turns.store.clock()
+    now = clock.now
     begun, done = turns.store.listings(account)
     if not at_once and abs(now - begun) < LIST_SECONDS:
         return
@@ -62,16 +77,22 @@ def _look_after(turns: Turns, account: str, *, at_once: bool) -> None:
         pause = turns.store.paused(account)
         if not turns.settings.account(account).lists_batches or (pause is not None and pause.code != NO_QUOTA):
             return
-        api, left = turns.apis(account), 0
-        batches = api.iter_batches(_since(now, done))
+        api, left, ours = turns.apis(account), 0, 0
+        batches = api.iter_batches(_since(now, done) - clock.slack)
         while page := list(islice(batches, 100)):
-            left += _judge(turns, api, page)
+            alive, known = _judge(turns, api, page)
+            left, ours = left + alive, ours + known
     except StoreUnavailable:
         raise
     except BatchpipeError as error:  # no key on this host, or the provider is down: the next sweep, or another's
         logger.warning("batches of account %r not listed: %s", account, error, extra={"event": "not_listed"})
         return
-    if not left:  # else the next look goes as far back as this one
+    except Exception:  # the other accounts, and what is overdue, must not wait for this one
+        logger.exception("batches of account %r not listed", account, extra={"event": "not_listed"})
+        return
+    # Else the next look goes as far back as this one. A list that shows none of ours is no proof that there is none:
+    # the key may be another project's for a while.
+    if not left and ours:
         turns.store.note_listing(account, done=now)
 
 
@@ -79,8 +100,8 @@ def _since(now: float, done: float) -> float:
     return max(done, now - LOOK_BACK_SECONDS) - OVERLAP_SECONDS
 
 
-def _judge(turns: Turns, api: Api, batches: list[Snapshot]) -> int:
-    """Answers how many strays could not be cancelled.
+def _judge(turns: Turns, api: Api, batches: list[Snapshot]) -> tuple[int, int]:
+    """Answers how many strays could not be cancelled, and how many of the batches are ours.
 
     The records are read after the list, so a batch that is not recorded by now was not recorded then.
     """
@@ -92,11 +113,16 @@ def _judge(turns: Turns, api: Api, batches: list[Snapshot]) -> int:
             continue  # of another Redis, or of one that has lost it: see recover
         if _is_stray(batch, shard):
             left += not _cancel_stray(turns, api, batch, shard)
-        elif batch.id == shard.batch_id and batch.status in Status.FINAL and shard.stage == Stage.CREATED:
+        elif batch.id == shard.batch_id and batch.status in Status.FINAL and _awaits_end(shard):
             seen = {"status": batch.status, "counts": batch.counts}
             if turns.store.observe(shard, batch.id, seen):
                 turns.wake(shard.job, shard.index, when="asleep")
-    return left
+    return left, sum(shard is not None for shard in shards)
+
+
+def _awaits_end(shard: ShardRecord) -> bool:
+    """One that knows of the end, and waits for files that lag, needs no waking."""
+    return shard.stage == Stage.CREATED and shard.late_at is None
 
 
 def _place(batch: Snapshot) -> tuple[str, int] | None:

@@ -15,6 +15,15 @@ class TaskRequest(Request):  # type: ignore[misc]  # Celery has no types
 
     _reason: str | None = None
 
+    @property
+    def time_limits(self) -> tuple[None, None]:
+        """None of the message's: whoever published it may have other settings. The task's own count."""
+        return None, None
+
+    @time_limits.setter
+    def time_limits(self, given: object) -> None:
+        pass
+
     def on_retry(self, exc_info: Any) -> None:
         reason = exc_info.exception
         while getattr(reason, "exc", None) is not None:  # ours, in Celery's Retry, in a wrapper of some pools

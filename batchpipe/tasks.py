@@ -14,31 +14,35 @@ from weakref import WeakKeyDictionary
 from amqp import AMQPError
 from celery import Celery, chain, current_app, shared_task, signature
 from celery.exceptions import OperationalError as CeleryOperationalError
+from celery.exceptions import SoftTimeLimitExceeded
 from kombu.exceptions import KombuError, OperationalError
 
 from batchpipe import seams
 from batchpipe.celery_app import make_app, queue_of
 from batchpipe.counters import Counters
-from batchpipe.errors import StoreUnavailable, TryLater
+from batchpipe.errors import BatchpipeError, SettingsError, StoreUnavailable, TryLater
 from batchpipe.job_turns import JobTurns, Unheard
 from batchpipe.jobs import JOB, JobRecord
+from batchpipe.limits import HARD_AFTER_SOFT_SECONDS, task_limit
 from batchpipe.masking import without_secrets
 from batchpipe.openai_api import Apis
 from batchpipe.pipeline import ShardTurns
 from batchpipe.settings import Settings, current_settings
 from batchpipe.store import Store
+from batchpipe.store.refusals import RedisAnswer, RedisTrouble, told
 from batchpipe.sweep import sweep as sweep_once
 from batchpipe.turns import Again, Message, Next, Stop, links_from
 
 logger = logging.getLogger(__name__)
+seams.out_of_time = (SoftTimeLimitExceeded,)
 
 #: Pause of a task that could not reach Redis at all.
 REDIS_PAUSE_SECONDS = 10.0
-#: Hard time limits (prefork): of tasks that call the provider for moments, and of those that read and write gigabytes.
-SHORT_TASK_SECONDS = 900
-LONG_TASK_SECONDS = 7 * 3_600
-#: What a broker that cannot be reached, or that refuses (a RabbitMQ: who we are, or the queue), makes of a call.
-_BROKER_TROUBLE = (KombuError, OperationalError, CeleryOperationalError, OSError, AMQPError)
+#: Pause of a task in a process whose settings are wrong: another worker may take it, or a person mends them.
+SETTINGS_PAUSE_SECONDS = 60.0
+#: What a broker that cannot be reached, or that refuses (a RabbitMQ: who we are, or the queue; a Redis that is full or
+#: read-only), makes of a call.
+_BROKER_TROUBLE = (KombuError, OperationalError, CeleryOperationalError, OSError, AMQPError, RedisTrouble)
 #: A blip is bridged; a broker that is down must not hold up who submits: the sweep publishes later.
 _PUBLISH_RETRY = {"max_retries": 2, "interval_start": 0.0, "interval_step": 0.5, "interval_max": 1.0}
 
@@ -119,8 +123,18 @@ def publish(message: Message) -> None:
         with app.producer_pool.acquire(block=True, timeout=10) as producer:
             _chain(app, message).apply_async(producer=producer, retry=True, retry_policy=_PUBLISH_RETRY)
     except _BROKER_TROUBLE as error:
-        said = f"the broker refused: {error}" if isinstance(error, AMQPError) else "the broker is not reachable"
-        raise TryLater(f"{said}: {type(error).__name__}", code="broker_unavailable") from error
+        raise TryLater(_told_of_broker(error), code="broker_unavailable") from error
+    except (KeyError, ValueError, ImportError) as error:  # kombu's words for a URL that it does not know
+        words = f"the broker's URL cannot be used (BATCHPIPE_BROKER_URL): {type(error).__name__}"
+        raise SettingsError(words) from error
+
+
+def _told_of_broker(error: Exception) -> str:
+    answer = next((it for it in (error, error.__cause__) if isinstance(it, RedisAnswer)), None)
+    if answer is not None:
+        return f"the broker refused: {told(answer)}"
+    said = f"the broker refused: {error}" if isinstance(error, AMQPError) else "the broker is not reachable"
+    return f"{said}: {type(error).__name__}"
 
 
 def _subject(job: str, index: int) -> str:
@@ -181,6 +195,33 @@ def workers_of_queue(queue: str) -> list[str] | None:
     return [name for name, queues in replies.items() if any(item.get("name") == queue for item in queues)]
 
 
+def broker_refusal() -> str | None:
+    """What a Redis broker refuses to workers of this user, in one line; None: nothing, or it is another broker.
+
+    It is asked what a worker asks at its start: to hear what all workers are told, and to send events.
+    """
+    try:
+        app = app_in_use()
+        with app.connection_for_write() as connection:
+            connection.ensure_connection(max_retries=1, timeout=5)
+            channel = connection.default_channel
+            if connection.transport.driver_type != "redis":
+                return None
+            with channel.client.pubsub() as heard:
+                heard.psubscribe(f"{channel.keyprefix_fanout}{app.conf.control_exchange}.pidbox")
+                heard.parse_response()
+            replies = f"batchpipe-check.reply.{app.conf.control_exchange}.pidbox"
+            for key in (
+                channel.keyprefix_queue % "batchpipe-check",
+                replies,
+            ):  # nothing is there, so nothing is written
+                channel.client.lpushx(f"{channel.global_keyprefix}{key}", "")
+            channel.client.publish(f"{channel.keyprefix_fanout}{app.conf.event_exchange}/batchpipe.check", "")
+    except _BROKER_TROUBLE as error:
+        return next((told(it) for it in (error, error.__cause__) if isinstance(it, RedisAnswer)), None)
+    return None
+
+
 def on_end(name: str, listener: Callable[[str], None] | None) -> None:
     """Call this with the id of each job that ends in this process, at least once each (None: no longer).
 
@@ -209,6 +250,8 @@ def tell(job: JobRecord) -> None:
             continue
         try:
             listener(job.id)
+        except SoftTimeLimitExceeded:  # the worker's limit, and no error of the receiver
+            raise
         except Exception as error:  # it is the site's code
             message = f"{name} failed: {type(error).__name__}: {without_secrets(str(error))}"
             if job.raised:
@@ -231,6 +274,28 @@ def _not_loaded(job: JobRecord, names: Sequence[str]) -> Unheard:
 
 # -- the tasks -----------------------------------------------------------------------------------------------------
 
+
+class _Limit:
+    """A task's time limit in seconds, by the settings in use: they may be there only once a site is loaded.
+
+    A site's own task_time_limit would end a long transfer again and again.
+    """
+
+    def __init__(self, name: str, *, hard: bool) -> None:
+        self._name, self._hard = name, hard
+
+    def __get__(self, instance: object, owner: type) -> int:
+        try:
+            settings = current_settings()
+        except SettingsError:  # said elsewhere, and by each task
+            settings = Settings.model_construct()
+        return task_limit(settings, self._name) + (HARD_AFTER_SOFT_SECONDS if self._hard else 0)
+
+
+def _limits(name: str) -> dict[str, Any]:
+    return {"time_limit": _Limit(name, hard=True), "soft_time_limit": _Limit(name, hard=False)}
+
+
 _OPTIONS: dict[str, Any] = {
     "bind": True,
     "Request": "batchpipe.task_request:TaskRequest",
@@ -242,18 +307,16 @@ _OPTIONS: dict[str, Any] = {
     "max_retries": None,  # Celery's default of 3 would end a poll at its fourth look
     "rate_limit": 0,  # none: a site's task_default_rate_limit is about its own
 }
-# A site's own task_time_limit would end a long transfer again and again.
-_SHORT = {**_OPTIONS, "time_limit": SHORT_TASK_SECONDS, "soft_time_limit": SHORT_TASK_SECONDS}
-_LONG = {**_OPTIONS, "time_limit": LONG_TASK_SECONDS, "soft_time_limit": LONG_TASK_SECONDS}
 #: Of the tasks that beat sends every few seconds: whoever watches tasks would drown in them.
 PULSE = {
-    **{name: _SHORT[name] for name in ("ignore_result", "serializer", "rate_limit", "time_limit", "soft_time_limit")},
+    **{name: _OPTIONS[name] for name in ("ignore_result", "serializer", "rate_limit")},
+    **_limits("sweep"),
     "acks_late": False,
     "send_events": False,
 }
 #: What the tasks of a job need, by name.
 OPTIONS = {
-    f"batchpipe.{name}": _LONG if name in ("prepare", "download", "merge") else _SHORT
+    f"batchpipe.{name}": {**_OPTIONS, **_limits(name)}
     for name in ("prepare", "upload", "create", "poll", "download", "merge")
 }
 
@@ -289,7 +352,12 @@ def _answer(task: Any, turn: Callable[[], Next]) -> str | None:
         runtime().shards.counters.wait("redis", REDIS_PAUSE_SECONDS)
         ids = {name: value for name, value in task.request.kwargs.items() if name in ("job", "shard")}
         logger.warning("%s: %s", task.name, error, extra={"event": "redis_away", **ids})
-        following = Again(REDIS_PAUSE_SECONDS, "Redis is not reachable")
+        following = Again(REDIS_PAUSE_SECONDS, str(error))
+    except SettingsError as error:  # of this process: where it looks for the record is not known, or wrong
+        logger.error("%s: %s", task.name, error, extra={"event": "settings"})
+        following = Again(SETTINGS_PAUSE_SECONDS, str(error))
+    except SoftTimeLimitExceeded:  # struck while the turn's end was written; its lease runs out by itself
+        following = Again(REDIS_PAUSE_SECONDS, "the worker's soft time limit was met")
     if isinstance(following, Again):
         raise _later(task, following)
     if isinstance(following, Stop):
@@ -340,4 +408,11 @@ def merge(self: Any, *, job: str, epoch: int, shard: int = JOB, **newer: Any) ->
 @shared_task(name="batchpipe.sweep", **PULSE)
 def sweep(**newer: Any) -> int:
     """Publish anew what is past due."""
-    return sweep_once(runtime().jobs)
+    try:
+        return sweep_once(runtime().jobs)
+    except BatchpipeError as error:  # Redis is away, or the settings are wrong: one line, every few seconds
+        logger.warning("not swept: %s", error, extra={"event": "not_swept"})
+        return 0
+    except SoftTimeLimitExceeded:
+        logger.warning("a sweep met the worker's soft time limit; the next one goes on", extra={"event": "time_limit"})
+        return 0

@@ -11,9 +11,11 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from batchpipe import seams
 from batchpipe.counters import Counters
-from batchpipe.errors import StoreUnavailable, TryLater
-from batchpipe.jobs import JOB, Stage, State
+from batchpipe.errors import OnHold, StoreUnavailable, TryLater
+from batchpipe.jobs import JOB, JobRecord, Problem, Stage, State
+from batchpipe.limits import REMEDIES
 from batchpipe.logs import log_event
 from batchpipe.masking import without_secrets
 from batchpipe.openai_api import Api
@@ -27,6 +29,8 @@ logger = logging.getLogger(__name__)
 MAX_TRIES = 5
 #: Vanished workers during one stage before the same. Machines may die for hours; that is no fault of the shard.
 MAX_LOST = 50
+#: Turns of prepare that met their deadlines, which grow, before its job is refused.
+MAX_OVERRUNS = 6
 #: No countdown is longer: it must stay far below the broker's visibility time-out.
 LONGEST_PAUSE = 600.0
 #: Code of a transfer that was broken off because its job is being cancelled: it comes back at once.
@@ -144,6 +148,14 @@ class Turns:
         except TryLater as error:
             self.counters.wait("broker", 0.0)
             logger.warning("not published, the sweep will: %s", error, extra=_ids(message.job, message.index))
+        except Exception as error:  # of the broker's libraries, or of the site's app: what is recorded must stand
+            self.counters.wait("broker", 0.0)
+            logger.error(
+                "not published, the sweep will: %s: %s",
+                type(error).__name__,
+                words(error),
+                extra=_ids(message.job, message.index),
+            )
 
     @staticmethod
     def gone(job_id: str) -> Stop:
@@ -166,6 +178,19 @@ class Turns:
         self.publish(Message(job_id, index, raised.epoch, raised.stage, ids, raised.queue, after))
         return raised.old_ids
 
+    def note_overrun(self, lease: Lease, link: str) -> None:
+        """Show that the turn before this one met its deadline, if it did. Raises LeaseLost, StoreUnavailable."""
+        if not lease.overran:
+            return
+        message = (
+            f"{link} did not get on and was ended; it begins anew, and may now stand still for {lease.deadline:.0f} s: "
+            f"it may need {REMEDIES[link]}"
+        )
+        self.store.save(lease, {"trouble": Problem(code="deadline", message=message)})
+        ids = {} if lease.shard is None else {"shard": lease.index}
+        fields = {"link": link, "seconds": lease.deadline, "message": message}
+        self.log(lease.job.id, [("deadline", fields)], level=logging.WARNING, **ids)
+
     def publish_merge(self, lease: Lease, epoch: int, ids: list[str]) -> None:
         self.publish(Message(lease.job.id, JOB, epoch, State.FINALIZING, ids, lease.job.queue))
 
@@ -180,20 +205,45 @@ class Turns:
             except StoreUnavailable as error:
                 logger.warning("event not recorded: %s", error, extra={"event": event, "job": job_id, **ids})
 
+    def held(self, job: JobRecord) -> JobRecord:
+        """The job; one that has waited for a person long enough sends nothing more from now on.
+
+        Raises OnHold while it waits.
+        """
+        if job.hold is None or job.hold_at is None or job.cancel or job.send_no_more:
+            return job
+        left = job.hold_at + self.settings.hold_seconds - self.store.now()
+        if left > 0:
+            raise OnHold(job.hold.message, code=job.hold.code, after=min(left, LONGEST_PAUSE))
+        if self.store.decide(job.id, "land")[0] == "ok":
+            self.log(job.id, [("hold_ended", {"message": job.hold.message})], level=logging.WARNING)
+        return job.evolve(hold=None, hold_at=None, send_no_more=True)
+
     # -- counting --------------------------------------------------------------------------------------------------
 
-    def counted(self, link: str, turn: Callable[[], Next]) -> Next:
-        """Take a turn and count how it ended. Raises what the turn raises."""
+    def counted(self, link: str, place: tuple[str, int], turn: Callable[[], Next]) -> Next:
+        """Take a turn and count how it ended; ``place``: job and index. Raises StoreUnavailable, and nothing else."""
         try:
             following = turn()
         except StoreUnavailable:
             self.counters.turn(link, "error")  # handed over with a later turn
             raise
+        except seams.out_of_time:
+            raise
+        except Exception as error:  # around a turn: it could not be claimed, or not ended
+            following = self._outside(error, *place)
         if isinstance(following, Again):
             self.counters.wait(following.reason, following.after)
         self.counters.turn(link, type(following).__name__.lower())
         self.flush()
         return following
+
+    def _outside(self, error: Exception, job_id: str, index: int) -> Next:
+        """Nobody holds the record, so nothing is counted: it is noted on it, for people, and tried again for ever."""
+        logger.error("turn failed", exc_info=error, extra={"event": "turn_failed", "job": job_id, "shard": index})
+        problem = Problem(code=getattr(error, "code", "internal_error"), message=words(error))
+        self.store.note_trouble(job_id, index, problem)
+        return Again(LONGEST_PAUSE, problem.message)
 
     def flush(self) -> None:
         """Hand over what was counted. Counts are no truth: a Redis that is away must not cost a turn."""
@@ -218,6 +268,14 @@ def check_cancel(lease: Lease) -> None:
     lease.check()
     if lease.news.cancel and not lease.job.cancel:
         raise TryLater("the job is being cancelled", code=CANCELLING)
+
+
+def foreseen(error: Exception, link: str) -> Exception:
+    """The same error; but the time limit of a worker is trouble of that worker, and no failure of the work."""
+    if not isinstance(error, seams.out_of_time):
+        return error
+    message = f"{link} met the time limit of its worker (task_soft_time_limit); it may need {REMEDIES[link]}"
+    return TryLater(message, code="time_limit")
 
 
 def words(error: BaseException) -> str:

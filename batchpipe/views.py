@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from batchpipe.jobs import MAX_TELLS, JobRecord, Problem, ShardRecord, Stage, State
+from batchpipe.jobs import MAX_TELLS, JobRecord, Problem, ShardRecord, Stage
 from batchpipe.masking import without_secrets
+from batchpipe.rows import add_usage
 
 #: Where a job's files lie below its output.
 OUTPUT_FILE, ERROR_FILE, JOB_FILE = "output.jsonl", "errors.jsonl", "job.json"
@@ -31,8 +32,10 @@ def job_view(job: JobRecord, shards: Iterable[ShardRecord] | None = None) -> dic
         "created_at": job.created_at or None,
         "ended_at": job.ended_at,
         "error": _problem(job.error),
+        "held": _problem(job.hold),
         "tags": job.tags,
         "rows": _rows(job, parts),
+        "incomplete": _incomplete(job, parts),
     }
     if parts is not None:
         view["shards"] = [shard_view(shard) for shard in parts]
@@ -49,6 +52,14 @@ def telling(job: JobRecord) -> str | None:
         return None
     tries = "1 try" if job.untold == 1 else f"{job.untold} tries"
     return f"receivers not told yet: {tries}, last: {job.trouble.message if job.trouble else 'not known'}"
+
+
+def ended_early(incomplete: Mapping[str, int]) -> str:
+    """For people: how many answers were cut, and why; empty if none was."""
+    if not incomplete:
+        return ""
+    reasons = ", ".join(f"{reason} {count:,}" for reason, count in sorted(incomplete.items()))
+    return f"{sum(incomplete.values()):,} ok rows are incomplete: {reasons}"
 
 
 def shard_view(shard: ShardRecord) -> dict[str, Any]:
@@ -71,14 +82,13 @@ def metrics_view(
     job: JobRecord,
     shards: Iterable[ShardRecord],
     now: float,
-    cost: Callable[[str | None, dict[str, int]], float | None],
     events: Iterable[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
     """Rows, tokens, cost, and seconds in each stage (the longest shard's; a stage that is under way up to now).
 
     ``events`` of the job's log tell of its waits; the same trouble again and again is one of them.
 
-    ``cost`` prices the tokens of a model in US dollars; None where it does not know, and then the sum is null, too.
+    The cost is of what is collected; null if that of one shard is not known.
     """
     parts = list(shards)
     marks = ("planned_at", "uploaded_at", "created_at", "ended_at", "collected_at")
@@ -93,11 +103,13 @@ def metrics_view(
     for shard in parts:
         for name, count in shard.usage.items():
             tokens[name] = tokens.get(name, 0) + count
-    costs = [cost(shard.model, shard.usage) for shard in parts]
+    costs = [shard.cost for shard in parts if shard.stage == Stage.COLLECTED]
     return {
         "rows": _rows(job, parts),
         "tokens": tokens,
-        "cost_usd": round(sum(known), 6) if len(known := [c for c in costs if c is not None]) == len(costs) else None,
+        "cost_usd": round(sum(known) / 10**12, 6)
+        if len(known := [c for c in costs if c is not None]) == len(costs)
+        else None,
         "shards": len(parts),
         "stages": dict(Counter(shard.stage for shard in parts)),
         "rounds": job.round,
@@ -128,14 +140,22 @@ def _rows(job: JobRecord, shards: list[ShardRecord] | None) -> dict[str, int | N
     return {"total": job.total, **sums}
 
 
+def _incomplete(job: JobRecord, shards: list[ShardRecord] | None) -> dict[str, int]:
+    """Rows that are ok and ended early, by reason; of a job that runs, those that its shards have brought so far."""
+    if job.ok is not None or not shards:
+        return job.incomplete
+    sums: dict[str, int] = {}
+    for shard in shards:
+        add_usage(sums, shard.incomplete)
+    return sums
+
+
 def _problem(problem: Problem | None) -> dict[str, str] | None:
     return {"code": problem.code, "message": problem.message} if problem is not None else None
 
 
 def _result_file(job: JobRecord, name: str) -> str | None:
-    """Where the result lies; null until the merge has written it."""
-    if job.state not in (State.SUCCEEDED, State.PARTIAL, State.FAILED, State.CANCELLED) or job.ok is None:
+    """Where the result lies; null until the merge has written it, and for a job that sent nothing."""
+    if not job.state.ended or not job.results:
         return None
-    if job.state is State.FAILED and not job.shards:  # refused before anything was sent: no files were written
-        return None
-    return f"{job.output.rstrip('/')}/{name}"
+    return f"{job.results.rstrip('/')}/{name}"

@@ -83,11 +83,12 @@ def run_worker(
         *extra,
     ]
     try:
-        app.worker_main(command)
+        code = app.worker_main(command)
     finally:
         ended.set()
     house = house_of(app)
-    if house.was_ready.is_set() and not house.stopping.is_set():  # else a supervisor would take this for its wish
+    if (house.was_ready.is_set() or code) and not house.stopping.is_set():
+        # with 0 a supervisor would take this for its wish
         logger.error("the worker ended though nobody asked it to")
         raise SystemExit(1)
     if ThreadPool.left_behind:

@@ -11,7 +11,7 @@ import click
 
 from batchpipe import seams
 from batchpipe.cli.house import emit_json, json_option, out, quiet_libraries, settings
-from batchpipe.errors import BatchpipeError, JobNotFound, Paused, SettingsError
+from batchpipe.errors import BatchpipeError, JobNotFound, Paused, SettingsError, StoreUnavailable
 from batchpipe.jobs import JOB, JobRecord, ShardRecord
 from batchpipe.views import telling
 
@@ -19,8 +19,12 @@ if TYPE_CHECKING:
     from batchpipe.client import Client
     from batchpipe.settings import Settings
 
+#: Clocks may differ by so much.
+CLOCK_SECONDS = 300.0
 #: How much of what is not done doctor reads, and how many jobs (and queues beside ours) it names.
 MOST_RECORDS, MOST_JOBS, MOST_SAID = 1_000, 200, 3
+#: Where it says what to do about a Redis that refuses.
+_AT_REDIS = "docs/operations.md, Redis refuses"
 
 
 @dataclass(frozen=True)
@@ -73,14 +77,27 @@ def _look(account: str) -> Iterator[Finding]:
         yield Finding("redis", "fail", str(error), fix)
         client = None
     if client is not None:
-        yield from _redis(client, private)
-        yield from _records(client)
-    yield from _account(client, account)
+        yield from _unless_refused("redis", _redis(client, private))
+        yield from _unless_refused("clock", _clock(client))
+        yield from _unless_refused("records", _records(client))
+    yield from _unless_refused("account", _account(client, account))
     yield from _site_app(chosen)
     if client is not None:
-        jobs = _open_jobs(client)
-        yield from _trouble(jobs)
-        yield from _workers(client, [found.job for found in jobs])
+        yield from _unless_refused("jobs", _jobs_and_workers(client))
+
+
+def _unless_refused(what: str, look: Iterator[Finding]) -> Iterator[Finding]:
+    """A look that Redis may refuse."""
+    try:
+        yield from look
+    except StoreUnavailable as error:
+        yield Finding(what, "fail", str(error), _AT_REDIS)
+
+
+def _jobs_and_workers(client: Client) -> Iterator[Finding]:
+    jobs = _open_jobs(client)
+    yield from _trouble(jobs)
+    yield from _workers(client, [found.job for found in jobs])
 
 
 def _site_app(chosen: Settings) -> Iterator[Finding]:
@@ -109,6 +126,10 @@ def _redis(client: Client, private: bool) -> Iterator[Finding]:
     yield Finding("redis", "ok", f"{kind}, version {version or 'not told'}")
     if version and int(version.split(".")[0]) < 6:
         yield Finding("redis", "fail", f"version {version} is too old", "upgrade to Redis 6.2 or newer, or Valkey")
+    try:
+        client.store.check_writing()
+    except StoreUnavailable as error:
+        yield Finding("redis", "fail", str(error), _AT_REDIS)
     if facts["appendonly"] == "no":
         fix = "CONFIG SET appendonly yes (and in redis.conf), with appendfsync everysec or always"
         yield Finding("redis", "warn", "no append-only file: a restart forgets what was paid for", fix)
@@ -120,6 +141,18 @@ def _redis(client: Client, private: bool) -> Iterator[Finding]:
     if policy and policy != "noeviction":
         fix = "CONFIG SET maxmemory-policy noeviction (and in redis.conf)"
         yield Finding("redis", "fail", f"maxmemory-policy {policy}: Redis may throw records away", fix)
+
+
+def _clock(client: Client) -> Iterator[Finding]:
+    """Whether Redis' clock was set back."""
+    clock = client.store.clock()
+    apart = clock.now - client.store.host_time()
+    if not clock.ahead and abs(apart) > CLOCK_SECONDS:
+        differ = f"Redis' clock is {abs(apart):.0f} s {'ahead of' if apart > 0 else 'behind'} the one of this host"
+        yield Finding("clock", "warn", differ, "set both by NTP: one of them is not the provider's time")
+    if told := clock.words():
+        fix = "nothing is lost; times that are shown, and runs of schedules, are ahead until its clock has caught up"
+        yield Finding("clock", "warn", told, fix)
 
 
 def _records(client: Client) -> Iterator[Finding]:
@@ -183,7 +216,8 @@ class _Open:
     def problem(self) -> str | None:
         """Why it does not get on just now, as `status` says it."""
         found = (record.trouble.message for record in self.records if record.trouble is not None)
-        return telling(self.job) or next(found, None)
+        held = self.job.hold.message if self.job.hold is not None else None
+        return telling(self.job) or held or next(found, None)
 
 
 def _open_jobs(client: Client) -> list[_Open]:
@@ -212,8 +246,11 @@ def _trouble(jobs: list[_Open]) -> Iterator[Finding]:
 def _workers(client: Client, jobs: list[JobRecord]) -> Iterator[Finding]:
     """Whether somebody listens on our queue, and on those of jobs that wait; a `run` brings a worker of its own."""
     from batchpipe.celery_site import site_app
-    from batchpipe.tasks import workers_of_queue
+    from batchpipe.tasks import broker_refusal, workers_of_queue
 
+    if (said := broker_refusal()) is not None:
+        yield Finding("broker", "fail", said, _AT_REDIS)
+        return
     app = site_app()
     if app is not None and not app.conf.worker_enable_remote_control:
         return  # nobody would answer; said with the app's settings

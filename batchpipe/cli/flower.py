@@ -29,7 +29,7 @@ def flower_command(
     from batchpipe.logs import configure_logging
     from batchpipe.worker import standalone_app
 
-    client = open_client()
+    client = open_client(patient=True)
     configure_logging(client.settings.log_format, loglevel)
     app = site_app() or standalone_app(client.settings)
     door = Door(address, port, auth=not no_auth)

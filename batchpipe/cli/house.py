@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from batchpipe.errors import InvalidInput, SettingsError, StorageTrouble
+from batchpipe.errors import InvalidInput, SettingsError, StorageTrouble, StoreUnavailable
 from batchpipe.jobs import State
 
 if TYPE_CHECKING:
@@ -55,13 +55,22 @@ def settings() -> Settings:
 _SAID: set[str] = set()
 
 
-def open_client() -> Client:
-    """The client; finds or starts the private Redis. Raises SettingsError, StoreUnavailable."""
+def open_client(*, patient: bool = False) -> Client:
+    """The client; finds or starts the private Redis. Raises SettingsError, StoreUnavailable.
+
+    ``patient``: of a process that stays. A Redis that will do so by itself may have to get ready first.
+    """
     from batchpipe.client import Client
+    from batchpipe.store.refusals import PASSING
 
     quiet_libraries()
     client = Client(settings())
-    client.store.ping()
+    try:
+        client.store.ping()
+    except StoreUnavailable as error:
+        if not patient or error.code not in PASSING:
+            raise
+        say(f"{error}; waiting for it")
     return client
 
 

@@ -25,7 +25,7 @@ from batchpipe.errors import Never
 from batchpipe.jobs import Stage, State
 from batchpipe.masking import without_secrets
 from batchpipe.settings import SANDBOX_ACCOUNT
-from batchpipe.views import telling
+from batchpipe.views import ended_early, telling
 
 if TYPE_CHECKING:
     from batchpipe.client import Client
@@ -69,18 +69,26 @@ def status_command(job_id: str, as_json: bool) -> None:
     out(f"account   {view['account']}{_pause_note(client, view)}")
     out(f"input     {view['input']}")
     out(f"output    {view['output']}")
+    if job.state.ended and job.record.results not in ("", view["output"]):
+        out(f"results   {job.record.results}")
     out(f"created   {clock(view['created_at'])}   ended {clock(view['ended_at'])}")
     parts = "   ".join(f"{name} {number(rows[name])}" for name in ("total", "ok", "failed", "missing"))
     out(f"rows      {parts}")
+    if early := ended_early(view["incomplete"]):
+        out(f"of these  {early}")
     if view["error"]:
         out(f"error     {view['error']['code']}: {view['error']['message']}")
-    if job.record.trouble and not job.state.ended:
+    if job.record.hold and not job.state.ended:
+        out(f"held      {job.record.hold.message}")
+    elif job.record.trouble and not job.state.ended:
         out(f"trouble   {job.record.trouble.message}")
     if untold := telling(job.record):
         out(f"telling   {untold}")
     shards = list(client.store.iter_shards(job.record))
     if nobody := _nobody_works(client, job.record, shards):
         out(f"workers   {nobody}")
+    if told := client.store.clock().words():
+        out(f"clock     {told}")
     _print_shards(shards)
     return None
 
@@ -119,7 +127,10 @@ def _print_shards(shards: list[ShardRecord]) -> None:
 @json_option
 def list_command(state: str | None, limit: int, as_json: bool) -> None:
     """List jobs, newest first."""
-    jobs = open_client().list_jobs(state=state, limit=limit)
+    client = open_client()
+    jobs = client.list_jobs(state=state, limit=limit)
+    if told := client.store.clock().words():
+        say(f"Warning: {told}")
     if as_json:
         return emit_json([job.to_dict(shards=False) for job in jobs])
     if not jobs:
@@ -132,6 +143,7 @@ def list_command(state: str | None, limit: int, as_json: bool) -> None:
             f"{job.id:<23}  {job.state.value:<11}  {clock(job.record.created_at)}  "
             f"{counts:>15}  {job.name or without_secrets(job.record.input)}"
             + (f"  ! {_brief(job.error)}" if job.error else "")
+            + (f"  ! held: {_brief(job.record.hold)}" if job.record.hold and not job.state.ended else "")
             + ("  ! receivers not told" if telling(job.record) else "")
         )
     return None
@@ -155,7 +167,8 @@ def results_command(job_id: str, errors: bool) -> None:
     if not job.state.ended:
         raise Never(f"job {job_id} has not ended: it is {job.state.value}; `batchpipe wait {job_id}` waits for it")
     if view["error_file" if errors else "output_file"] is None:
-        raise Never(f"job {job_id} has no result files: {view['error']['message'] if view['error'] else 'it failed'}")
+        why = view["error"]["message"] if view["error"] else "it was cancelled before anything was sent"
+        raise Never(f"job {job_id} has no result files: {why}")
     with results_place(job.record).reader("errors.jsonl" if errors else "output.jsonl") as file:
         shutil.copyfileobj(file, sys.stdout.buffer)
     sys.stdout.buffer.flush()
@@ -194,15 +207,34 @@ def retry_command(job_id: str, output: str | None) -> None:
     out(job.id)
 
 
-@click.command("resume")
-@click.argument("account", default="default")
-def resume_command(account: str) -> None:
-    """End the pause of an account, when its cause is mended. [default account: default]"""
+@click.command("land")
+@click.argument("job_id", metavar="JOB")
+def land_command(job_id: str) -> None:
+    """Take what is there. Of a job that is held because a batch was cancelled elsewhere, nothing more is sent, and what
+    has finished is landed. Of one that has ended, batches that were given up (the key did not see them, say) are read
+    anew, and what they bring is put to its results; nothing is sent again.
+    """
     client = open_client()
+    job = client.land(job_id)
+    say(f"{job.id} is {job.state.value}: batchpipe wait {job.id}")
+
+
+@click.command("resume")
+@click.argument("account", default="default", metavar="[ACCOUNT|JOB]")
+def resume_command(account: str) -> None:
+    """End the pause of an account, when its cause is mended, or the hold of a job whose batch was cancelled elsewhere:
+    its rows are sent again. [default account: default]
+    """
+    client = open_client()
+    if account.startswith("job_"):
+        goes_on = client.resume_job(account)
+        return say(f"{account} goes on: its rows are sent again" if goes_on else f"{account} is not held")
     paused, woken = client.resume(account)
     if paused:
         return say(f"account {account!r} goes on: {woken} shard(s) at once")
     known = account.lower() in {"default", SANDBOX_ACCOUNT, *client.settings.accounts}
+    if woken:
+        return say(f"account {account!r} is not paused; {woken} shard(s) that waited for a person look again at once")
     return say(f"account {account!r} is not paused" + ("" if known else ", and not in the settings of this host"))
 
 

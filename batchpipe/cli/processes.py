@@ -30,6 +30,13 @@ def sweep_command() -> None:
     say(f"{open_client().sweep(listing=True)} overdue")
 
 
+#: Why there is no such pool here.
+_GREEN = {
+    "gevent": "must be set up before anything is imported: start `celery -A batchpipe.worker worker -P gevent`",
+    "eventlet": "the provider cannot be called there; take threads, or `celery -A batchpipe.worker worker -P gevent`",
+}
+
+
 @click.command("worker", context_settings={"ignore_unknown_options": True})
 @click.option("--queues", metavar="NAMES", help="Comma-separated queues.  [default: the QUEUE setting]")
 @click.option("--pool", default="threads", show_default=True, help="Celery pool: threads, prefork or solo.")
@@ -51,7 +58,9 @@ def worker_command(
     from batchpipe.logs import configure_logging
     from batchpipe.worker import run_worker
 
-    client = open_client()
+    if pool in ("gevent", "eventlet"):
+        raise click.BadParameter(f"{pool}: {_GREEN[pool]}", param_hint="--pool")
+    client = open_client(patient=True)
     configure_logging(client.settings.log_format, loglevel)
     run_worker(
         client.settings,
@@ -76,7 +85,7 @@ def beat_command(loglevel: str, alive_file: Path | None) -> None:
     from batchpipe.logs import configure_logging
     from batchpipe.worker import run_beat
 
-    client = open_client()
+    client = open_client(patient=True)
     configure_logging(client.settings.log_format, loglevel)
     run_beat(client.settings, loglevel=loglevel, alive_file=alive_file)
 

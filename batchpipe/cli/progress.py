@@ -119,6 +119,9 @@ class _Plain(_Base):
 
     def _say_troubles(self, job: JobRecord, shards: list[ShardRecord]) -> None:
         """Each kind of trouble once: what is tried again may look like standing still."""
+        if job.hold is not None and job.hold.message not in self._troubles:
+            self._troubles.add(job.hold.message)
+            say(f"held: {job.hold.message}")
         for record in (job, *shards):
             trouble = record.trouble
             if trouble is not None and trouble.message not in self._troubles and len(self._troubles) < MAX_TROUBLES:
@@ -173,6 +176,8 @@ class _Live(_Base):
                 parts.append(Text(f"... and {len(shards) - MAX_LINES} more shards"))
         if pause is not None:
             parts.append(Text(pause_line(job, pause), style="red"))
+        elif job.hold is not None:
+            parts.append(Text(job.hold.message, style="red"))
         elif job.trouble is not None:
             parts.append(Text(job.trouble.message, style="yellow"))
         return Group(*parts)

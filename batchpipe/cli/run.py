@@ -228,15 +228,18 @@ def _say_goodbye(client: Client, job: Job) -> None:
 
 def _say_end(job: JobRecord) -> None:
     from batchpipe.places import results_place
+    from batchpipe.views import ended_early
 
     took = (job.ended_at or job.created_at) - job.created_at
     rows = (
         f"{number(job.ok)} of {number(job.total)} rows ok, {number(job.failed)} failed, {number(job.missing)} missing"
     )
     say(f"job {job.id} {job.state.value}: {rows}, in {took:.1f} s")
+    if early := ended_early(job.incomplete):
+        say(f"note: {early}")
     if job.error is not None:
         say(f"Error: {job.error.message}")
-    if job.state is State.FAILED and not job.shards:
+    if not job.results:
         return
     place = results_place(job).url
     say(f"results: {place}")

@@ -6,5 +6,6 @@ ours; its answers are read as raw JSON, for it validates nothing and a wrong obj
 
 from batchpipe.openai_api.answers import Snapshot, StoredFile, parse_batch
 from batchpipe.openai_api.api import Api, Apis, warm_up
+from batchpipe.openai_api.transfers import Resumable
 
-__all__ = ["Api", "Apis", "Snapshot", "StoredFile", "parse_batch", "warm_up"]
+__all__ = ["Api", "Apis", "Resumable", "Snapshot", "StoredFile", "parse_batch", "warm_up"]

@@ -47,12 +47,12 @@ def json_object(content: bytes) -> dict[str, Any]:
 
 
 def identified(value: dict[str, Any], what: str) -> dict[str, Any]:
-    if not isinstance(value.get("id"), str) or not _is_addressable(value["id"]):
+    if not isinstance(value.get("id"), str) or not is_addressable(value["id"]):
         raise Unavailable(f"the provider's {what} has no id that can be used", code="nonsense")
     return value
 
 
-def _is_addressable(name: str) -> bool:
+def is_addressable(name: str) -> bool:
     """Whether an id can stand in the path of a URL and stay what it is."""
     return bool(name.strip(".")) and len(name) <= 512 and "%2e" not in name.lower()
 
@@ -60,7 +60,7 @@ def _is_addressable(name: str) -> bool:
 def _file_id(value: Any) -> str | None:
     """A file's id, None where there is none ("" means that, too). Raises Unavailable for one that cannot be used."""
     name = text(value)
-    if name is not None and not _is_addressable(name):
+    if name is not None and not is_addressable(name):
         raise Unavailable("the provider names a file that cannot be asked for", code="nonsense")
     return name
 

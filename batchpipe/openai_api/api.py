@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property, partial
 from typing import IO, TYPE_CHECKING, Any, BinaryIO, cast
 
-from batchpipe.errors import Refused, SettingsError, Unanswered, Unavailable
+from batchpipe.errors import BatchpipeError, Gone, Paused, Refused, SettingsError, Unanswered, Unavailable
 from batchpipe.openai_api.answers import (
     Snapshot,
     StoredFile,
@@ -21,6 +20,8 @@ from batchpipe.openai_api.answers import (
     same,
     text,
 )
+from batchpipe.openai_api.created import Partly, Said, made, named
+from batchpipe.openai_api.transfers import SILENCE_SECONDS, WRONG, LeastRate, Resumable, Watched, range_headers, receive
 from batchpipe.openai_api.transport import Count, http_client, uncounted
 from batchpipe.openai_api.trouble import NO_ROUTE, translated
 from batchpipe.settings import Account, Settings
@@ -28,8 +29,6 @@ from batchpipe.settings import Account, Settings
 if TYPE_CHECKING:
     import openai
 
-#: A silence this long within a transfer means the connection is dead.
-_SILENCE_SECONDS = 60.0
 #: A list that is longer does not end.
 _MOST_PAGES = 10_000
 #: Calls for one page of a list.
@@ -45,6 +44,7 @@ class Api:
         *,
         control_seconds: float = 30.0,
         transfer_seconds: float = 600.0,
+        transfer_rate: float = 1_000.0,
         count: Count = uncounted,
         name: str = "default",
     ) -> None:
@@ -55,6 +55,7 @@ class Api:
         self._lists_batches = account.lists_batches
         self._expires = account.file_expires_seconds
         self._transfer = transfer_seconds
+        self._rate = transfer_rate
         self._control = control_seconds
 
     @cached_property
@@ -82,7 +83,7 @@ class Api:
         if expires:
             extra["expires_after"] = {"anchor": "created_at", "seconds": expires}
         handle.seek(0)
-        body = cast(IO[bytes], _Watched(handle, self._watch(check, "upload")))
+        body = cast(IO[bytes], Watched(handle, self._watch(check, "upload")))
         with translated(self._key):
             answer = self._client.files.with_raw_response.create(
                 file=(name, body, "application/jsonl"),
@@ -109,24 +110,66 @@ class Api:
             return None
         return size if isinstance(size, int) and not isinstance(size, bool) and size >= 0 else None
 
-    def download(self, file_id: str, sink: BinaryIO, check: Callable[[], None]) -> int:
-        """Stream a file into ``sink`` and answer the number of bytes. Raises Gone, Unavailable, Paused, Refused."""
-        watch, total = self._watch(check, "download"), 0
+    def file_status(self, file_id: str) -> str | None:
+        """How far the provider is with a file (``processed``, ``pending``), None where it does not tell.
+
+        Raises Gone where this key does not see the file; Unavailable, Paused.
+        """
+        try:
+            with translated(self._key):
+                answer = self._client.files.with_raw_response.retrieve(file_id)
+                return text(json_object(answer.http_response.content).get("status"))
+        except Gone:
+            raise
+        except Refused:  # some servers only give the content
+            return None
+        except Unavailable as error:
+            if error.code != NO_ROUTE and error.status != 501:
+                raise
+            return None
+
+    def download(self, file_id: str, sink: BinaryIO | Resumable, check: Callable[[], None]) -> int:
+        """Stream a file into ``sink`` and answer the number of bytes, with those that were there.
+
+        What a resumable sink has is not asked for again, if the provider continues files (``Range``).
+        Raises Gone, Unavailable, Paused, Refused.
+        """
+        wanted = range_headers(sink)
+        try:
+            return self._stream(file_id, sink, check, wanted)
+        except (Refused, Unavailable) as error:
+            # 416: what is there is no part of the file
+            if not wanted or not (error.status == 416 or error.code == WRONG):
+                raise
+        return self._stream(file_id, sink, check, {})
+
+    def _stream(
+        self, file_id: str, sink: BinaryIO | Resumable, check: Callable[[], None], wanted: dict[str, str]
+    ) -> int:
+        watch, follower = self._watch(check, "download"), self._follower
         with (
             _redirected(),
             translated(self._key),
-            self._follower.files.with_streaming_response.content(
+            follower.files.with_streaming_response.content(
                 file_id,
                 # sizes are compared, so the bytes must come as they are
-                extra_headers={"Accept-Encoding": "identity"},
-                timeout=self._transfer_timeout(answer=_SILENCE_SECONDS),
+                extra_headers={"Accept-Encoding": "identity", **wanted},
+                timeout=self._transfer_timeout(answer=SILENCE_SECONDS),
             ) as answer,
         ):
-            for block in answer.iter_bytes(1 << 16):
-                watch()
+            total = receive(sink, answer.status_code, answer.headers, ranged=bool(wanted))
+            for block in answer.iter_bytes():  # as they come: a block that must be filled first hides a drip
+                watch(len(block))
                 sink.write(block)
                 total += len(block)
         return total
+
+    def file_name(self, file_id: str) -> str | None:
+        """The name under which a file was uploaded, None where nobody tells. Raises Unavailable, Paused, Refused."""
+        with translated(self._key):
+            answer = self._client.files.with_raw_response.retrieve(file_id)
+            told = json_object(answer.http_response.content)
+            return text(told.get("filename")) if told.get("id", file_id) == file_id else None
 
     def delete_file(self, file_id: str) -> None:
         """Raises Gone, Unavailable, Paused, Refused."""
@@ -158,26 +201,59 @@ class Api:
         """The paid call: sent once. Raises Unanswered unless the answer is clear.
 
         A clear no is Unavailable (a 4xx that may pass, or code ``not_sent``: nothing left this host), Paused or
-        Refused.
+        Refused. Each has, as ``named``, the ids of batches that its answer names: they are to be read before
+        anybody calls again.
         """
+        said: list[Said] = []
         try:
             with translated(self._key):
-                answer = self._client.batches.with_raw_response.create(
-                    endpoint=cast(Any, endpoint),
-                    completion_window=cast(Any, completion_window),
-                    input_file_id=input_file_id,
-                    metadata=metadata,
-                    extra_body=extra or None,
-                )
-                snapshot = parse_batch(json_object(answer.http_response.content))
-            if snapshot.input_file_id not in (None, input_file_id):
-                raise Unavailable(f"the answer is about another batch, {snapshot.id}", code="nonsense")
-            return snapshot
-        except Unavailable as error:
-            refused = error.status is not None and 400 <= error.status < 500 and error.status != 408
-            if (refused and error.code != NO_ROUTE) or error.code == "not_sent":
-                raise
-            raise Unanswered(f"no clear answer to the create call: {error}") from error
+                said.append(self._create(endpoint, completion_window, input_file_id, metadata, extra, said))
+            batch = made(said[-1], metadata.get("batchpipe_key"))
+            if batch is None:
+                raise Unavailable(f"HTTP {said[-1].status}, and no batch in it", code="nonsense")
+            return batch
+        except (Unavailable, Paused, Refused) as error:
+            names = named(said[-1]) if said else {}
+            if not _is_clear_no(error):
+                about = f" (it names {', '.join(names)})" if names else ""
+                unanswered = Unanswered(f"no clear answer to the create call: {error}{about}")
+                unanswered.named = names
+                raise unanswered from error
+            error.named = names
+            raise
+
+    def _create(
+        self,
+        endpoint: str,
+        completion_window: str,
+        input_file_id: str,
+        metadata: dict[str, str],
+        extra: dict[str, Any],
+        said: list[Said],
+    ) -> Said:
+        """The answer. Where it is an error, or breaks off, what came of it is added to ``said`` first."""
+        import openai
+
+        try:
+            with self._client.batches.with_streaming_response.create(
+                endpoint=cast(Any, endpoint),
+                completion_window=cast(Any, completion_window),
+                input_file_id=input_file_id,
+                metadata=metadata,
+                extra_body=extra or None,
+            ) as answer:
+                status, location = answer.status_code, answer.headers.get("location", "")
+                body = Partly(self._control)
+                try:
+                    body.read(answer.iter_bytes())
+                except BaseException:
+                    said.append(Said(status, bytes(body.parts), location, whole=False))
+                    raise
+                return Said(status, bytes(body.parts), location)
+        except openai.APIStatusError as error:
+            response = error.response
+            said.append(Said(error.status_code, response.content, response.headers.get("location", "")))
+            raise
 
     def retrieve(self, batch_id: str) -> Snapshot:
         """Raises Gone, Unavailable (also when another object comes back), Paused, Refused."""
@@ -261,19 +337,11 @@ class Api:
     def _transfer_timeout(self, *, answer: float) -> Any:
         import httpx2
 
-        silence = min(_SILENCE_SECONDS, self._transfer)
+        silence = min(SILENCE_SECONDS, self._transfer)
         return httpx2.Timeout(silence, connect=min(10.0, self._control), read=min(answer, self._transfer))
 
-    def _watch(self, check: Callable[[], None], what: str) -> Callable[[], None]:
-        """Sockets time out by silence only; this ends a transfer that drips."""
-        ends = time.monotonic() + self._transfer
-
-        def watch() -> None:
-            check()
-            if time.monotonic() > ends:
-                raise Unavailable(f"the {what} took longer than {self._transfer:.0f} s", code="transfer_timeout")
-
-        return watch
+    def _watch(self, check: Callable[[], None], what: str) -> LeastRate:
+        return LeastRate(what, self._rate, check, window=min(SILENCE_SECONDS, self._transfer))
 
 
 #: The SDK imports itself in pieces, some at their first use. Several threads in the middle of that may wait for each
@@ -296,7 +364,8 @@ def warm_up() -> None:
         import httpx2
         import openai
 
-        with openai.OpenAI(api_key="none", base_url="http://127.0.0.1:9/v1", http_client=httpx2.Client()) as client:
+        http = httpx2.Client(trust_env=False, verify=False)  # the environment may be wrong
+        with openai.OpenAI(api_key="none", base_url="http://127.0.0.1:9/v1", http_client=http) as client:
             _touch(client)
 
 
@@ -316,7 +385,7 @@ class Apis:
         self._built: dict[tuple[int, str], Api] = {}
 
     def __call__(self, name: str) -> Api:
-        """Raises SettingsError where the account or its key is missing."""
+        """Raises SettingsError where the account or its key is missing, or no client can be made of them."""
         key = (os.getpid(), name)
         found = self._built.get(key)
         if found is not None:
@@ -324,32 +393,36 @@ class Apis:
         account = self._settings.account(name)
         with _first_use:
             if key not in self._built:
-                self._built[key] = Api(
-                    account,
-                    control_seconds=self._settings.control_timeout_seconds,
-                    transfer_seconds=self._settings.transfer_timeout_seconds,
-                    count=self._count,
-                    name=name,
-                )
+                self._built[key] = self._build(name, account)
             return self._built[key]
 
+    def _build(self, name: str, account: Account) -> Api:
+        try:
+            return Api(
+                account,
+                control_seconds=self._settings.control_timeout_seconds,
+                transfer_seconds=self._settings.transfer_timeout_seconds,
+                transfer_rate=self._settings.transfer_bytes_per_second,
+                count=self._count,
+                name=name,
+            )
+        except SettingsError:
+            raise
+        except Exception as error:  # whatever it is, a person must mend it, and must be told
+            secret = account.api_key.get_secret_value() if account.api_key else ""
+            words = str(error).replace(secret, "***") if secret else str(error)
+            message = f"account {name!r}: no client can be made: {type(error).__name__}: {words}"
+            raise SettingsError(message) from None
 
-class _Watched:
-    """A binary file whose reads are watched; the SDK streams from it and asks its length."""
 
-    def __init__(self, handle: IO[bytes], watch: Callable[[], None]) -> None:
-        self._handle = handle
-        self._watch = watch
-
-    def read(self, size: int = -1) -> bytes:
-        self._watch()
-        return self._handle.read(size)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._handle, name)
-
-    def __iter__(self) -> Iterator[bytes]:
-        return iter(lambda: self.read(1 << 16), b"")
+def _is_clear_no(error: BatchpipeError) -> bool:
+    """Nothing was made by this call. A conflict says only that something was: perhaps by us, behind a proxy's retry."""
+    if not isinstance(error, Unavailable):
+        return True
+    if error.code in ("not_sent", "token_limit_exceeded") and (error.status or 400) < 500:
+        return True
+    refused = error.status is not None and 400 <= error.status < 500 and error.status not in (408, 409)
+    return refused and error.code != NO_ROUTE
 
 
 def _is_past(page: Sequence[Snapshot | StoredFile], since: float) -> bool:

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import orjson
 
+from batchpipe import seams
 from batchpipe.errors import BatchpipeError, Gone, Paused, Refused, SettingsError, Unavailable
+from batchpipe.settings import transport_environment
 
 if TYPE_CHECKING:
     import openai
@@ -22,6 +24,10 @@ _TOKEN_LIMIT = ("token_limit_exceeded", "enqueued token limit")
 _QUOTA = ("insufficient_quota", "billing_hard_limit_reached", "billing_not_active")
 #: A 404 that is not the provider's: a proxy's page, or a server that does not know the route.
 NO_ROUTE = "http_404_page"
+
+
+def _is_of_tls(name: str) -> bool:
+    return name.upper().startswith("SSL_")
 
 
 @contextmanager
@@ -62,7 +68,11 @@ def _of_transport(cause: BaseException) -> BatchpipeError:
 
     if isinstance(cause, httpx2.UnsupportedProtocol | httpx2.InvalidURL | httpx2.LocalProtocolError):
         return SettingsError(f"the account's base_url or key is not usable: {cause}")
+    if isinstance(cause, seams.out_of_time):  # the SDK takes whatever is raised within a call for its connection's end
+        return Unavailable("the worker's time limit (task_soft_time_limit) ended the call", code="time_limit")
     text = f"{type(cause).__name__}: {cause}" if str(cause) else type(cause).__name__
+    if "CERTIFICATE_VERIFY_FAILED" in text and (names := [*filter(_is_of_tls, transport_environment())]):
+        text += f"; are the certificates right that {' and '.join(names)} name?"
     if isinstance(cause, httpx2.ConnectError | httpx2.ConnectTimeout | httpx2.PoolTimeout):
         return Unavailable(f"the provider cannot be reached: {text}", code="not_sent")
     return Unavailable(f"the provider did not answer: {text}")
@@ -73,6 +83,7 @@ def _of_status(error: openai.APIStatusError) -> BatchpipeError:
     body = error.body if isinstance(error.body, dict) else None
     code = _storable(str(error.code), 100) if error.code else None
     words = body.get("message") if body else None
+    param = _storable(str(error.param), 100) if error.param else None
     message = _storable(words if isinstance(words, str) else str(error), 500)
     lower = f"{code} {message}".lower()
     if status < 400:
@@ -90,9 +101,9 @@ def _of_status(error: openai.APIStatusError) -> BatchpipeError:
     if status == 404:
         # a proxy's page is no proof that a paid batch is gone; the provider answers in JSON
         if _is_json_object(error.response):
-            return Gone(message, code=code, status=status)
+            return Gone(message, code=code, status=status, param=param)
         return Unavailable(f"HTTP 404 without the provider's own words: {message[:200]}", code=NO_ROUTE, status=404)
-    return Refused(message, code=code or f"http_{status}", status=status)
+    return Refused(message, code=code or f"http_{status}", status=status, param=param)
 
 
 def _storable(text: str, length: int) -> str:

@@ -15,7 +15,7 @@ from batchpipe.openai_api import Snapshot
 from batchpipe.recover.accounts import AccountView
 from batchpipe.recover.traces import Trace
 from batchpipe.results import INDEX
-from batchpipe.storage import Folder
+from batchpipe.storage import Folder, place_name
 
 #: The provider's clock and the one that wrote the manifest may differ by so much.
 CLOCK_SLACK_SECONDS = 300.0
@@ -41,6 +41,7 @@ def read_records(manifest: dict[str, Any], trace: Trace) -> tuple[JobRecord, lis
         computed = {
             "workspace": trace.workspace,
             "output": trace.output,
+            "owns": [place_name(trace.output)],
             "round": current,
             "order_files": orders,
             "total": manifest.get("rows"),
@@ -71,7 +72,8 @@ def read_submitted(trace: Trace) -> JobRecord:
             raise TypeError
         plain = {name: value for name, value in trace.record.items() if name not in _STALE}
         job = msgspec.convert({**plain, "id": trace.job}, JobRecord, strict=False)
-        return job.evolve(workspace=trace.workspace, output=trace.output, cancel=trace.cancelled)
+        place = {"workspace": trace.workspace, "output": trace.output, "owns": [place_name(trace.output)]}
+        return job.evolve(**place, cancel=trace.cancelled)
     except (msgspec.ValidationError, TypeError):
         message = "it was submitted but not prepared, and no account that was read has a batch of it: submit it again"
         raise Never(message, code="not_prepared") from None

@@ -243,7 +243,9 @@ class _Recovery:
             if verdict == "known":
                 return self._leave(job.id, "known", "somebody else has just rebuilt it")
             if verdict == "output":
-                message = f"its output {job.output} belongs to job {owner}, which has not ended: cancel that one first"
+                message = (
+                    f"its output {job.output} belongs to job {owner}, which is not closed: wait for it, or cancel it"
+                )
                 raise Never(message, code="output_in_use")
             self._note_taken(job, lost.trace)
             self._turns.log(job.id, [("recovered", {"round": job.round, "shards": stages(shards)})])

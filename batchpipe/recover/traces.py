@@ -11,11 +11,10 @@ from typing import Any
 import orjson
 
 from batchpipe.errors import InvalidInput, StorageTrouble
-from batchpipe.jobs import ENDED
-from batchpipe.places import MANIFEST, WORKSPACES
+from batchpipe.places import MANIFEST, WORKSPACES, read_owner
 from batchpipe.settings import SANDBOX_ACCOUNT, Settings
 from batchpipe.storage import Folder, local_path
-from batchpipe.views import EARLIER, JOB_FILE
+from batchpipe.views import EARLIER
 
 #: No file that is read whole here is larger.
 _MOST_BYTES = 1 << 28
@@ -46,17 +45,18 @@ class Trace:
             return 0.0
 
     def has_ended(self) -> bool:
-        """Its job.json tells of its end, in its output or where a later job has moved it. Raises StorageTrouble."""
-        for place in (self.output, f"{self.output.rstrip('/')}/{EARLIER}/{self.job}"):
-            view = _json_object(place, JOB_FILE)
-            if view is not None and view.get("id") == self.job:
-                return view.get("state") in {state.value for state in ENDED}
+        """Its job.json tells of its end, in its output or where it or a later job has put it. Raises StorageTrouble."""
+        for place in (self.output, _join(self.output, f"{EARLIER}/{self.job}"), _join(self.workspace, "results")):
+            with suppress(InvalidInput):
+                owner = read_owner(Folder(place))
+                if owner is not None and owner.id == self.job and owner.ended:
+                    return True
         return False
 
     def output_owner(self) -> str | None:
-        """The job that the output's job.json names. Raises StorageTrouble."""
-        view = _json_object(self.output, JOB_FILE)
-        return str(view["id"]) if view is not None and view.get("id") else None
+        """The job that the output's job.json names. Raises InvalidInput for one that is not ours, StorageTrouble."""
+        owner = read_owner(Folder(self.output))
+        return owner.id if owner is not None else None
 
 
 def find_traces(settings: Settings, folders: Sequence[str]) -> list[Trace]:

@@ -60,7 +60,7 @@ class _Admin:
             {
                 "clock": {"now": world.clock.now(), "offset": world.clock.offset},
                 "data_dir": str(world.folder),
-                "files": [file.public() for file in world.files.all()],
+                "files": [file.public(world.clock.now()) for file in world.files.all()],
                 "batches": shown,
                 "faults": [active.as_json() for active in world.faults.active],
                 "calls": world.calls.counts,

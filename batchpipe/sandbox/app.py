@@ -78,20 +78,32 @@ class _Api:
     # Files
 
     async def upload(self, request: Request) -> Response:
-        part = self._world.files.new_part()
+        files, project = self._world.files, request.state.project
+        part = files.new_part()
         try:
             form = await receive_form(request, part, self._world.options.max_upload_bytes)
             keep = _check_form(form, self._world.options.max_upload_bytes)
-            record = self._world.files.adopt(
-                part, filename=form.filename or "upload", purpose=form.fields["purpose"], expires_after=keep
+            held = sum(file.project == project for file in files.all())
+            if (full := self._world.faults.for_upload("file_quota", held)) is not None:
+                message = full.message or f"The limit of {full.most} files is reached."
+                raise ApiError(full.status or 400, message, code=full.code or "quotaExceeded")
+            slow = self._world.faults.for_upload("file_not_ready", held)
+            record = files.adopt(
+                part,
+                filename=form.filename or "upload",
+                purpose=form.fields["purpose"],
+                expires_after=keep,
+                project=project,
+                ready_after=slow.seconds if slow is not None else 0.0,
             )
         finally:
             part.unlink(missing_ok=True)
-        return _Json(record.public())
+        return _Json(record.public(self._world.clock.now()))
 
     async def list_files(self, request: Request) -> Response:
         purpose = request.query_params.get("purpose")
         records = [file for file in self._world.files.all() if purpose in (None, file.purpose)]
+        records = [file for file in records if file.project == request.state.project]
         order = request.query_params.get("order", "desc")
         if order not in ("asc", "desc"):
             raise ApiError(400, f"Invalid value: '{order}'. Supported values are: 'asc' and 'desc'.", param="order")
@@ -102,19 +114,25 @@ class _Api:
             mark = self._world.files.get(after).seq
             records = [file for file in records if (file.seq < mark) == (order == "desc") and file.seq != mark]
         limit = _limit(request, default=10_000, most=10_000)
-        return _page([file.public() for file in records[:limit]], len(records) > limit)
+        now = self._world.clock.now()
+        return _page([file.public(now) for file in records[:limit]], len(records) > limit)
 
     async def get_file(self, request: Request) -> Response:
-        return _Json(self._world.files.get(request.path_params["id"]).public())
+        record = self._world.files.get(request.path_params["id"], request.state.project)
+        return _Json(record.public(self._world.clock.now()))
 
     async def delete_file(self, request: Request) -> Response:
         file_id = request.path_params["id"]
+        self._world.files.get(file_id, request.state.project)
         self._world.files.delete(file_id)
         return _Json({"id": file_id, "object": "file", "deleted": True})
 
     async def content(self, request: Request) -> Response:
-        record = self._world.files.get(request.path_params["id"])
+        record = self._world.files.get(request.path_params["id"], request.state.project)
         path = self._world.files.path(record.id)
+        if (size := record.size(self._world.clock.now())) < record.bytes:
+            with path.open("rb") as file:
+                return Response(file.read(size), media_type="application/octet-stream")
         return _Download(path, media_type="application/octet-stream", filename=record.filename)
 
     # Batches
@@ -128,7 +146,7 @@ class _Api:
         if keep is not None:
             keep = keep if isinstance(keep, dict) else {}
             keep = check_expiry(keep.get("anchor"), keep.get("seconds"), "output_expires_after")
-        self._check_input(body["input_file_id"])
+        self._check_input(body["input_file_id"], request.state.project)
         fault = self._world.faults.for_batch("token_limit", metadata or {}, "create")
         if fault is not None:
             message = fault.fault.message or "Enqueued token limit reached (token_limit_exceeded)."
@@ -139,6 +157,7 @@ class _Api:
             input_file_id=body["input_file_id"],
             metadata=metadata,
             output_expires_after=keep,
+            project=request.state.project,
         )
         hidden = self._world.faults.for_batch("hide_from_list", metadata or {})
         if hidden is not None:
@@ -147,11 +166,13 @@ class _Api:
         await run_in_threadpool(self._begin, batch)
         return _Json(created)
 
-    def _check_input(self, file_id: object) -> None:
+    def _check_input(self, file_id: object, project: str) -> None:
         record = self._world.files.find(file_id) if isinstance(file_id, str) else None
-        if record is None:
-            message = f"Cannot find file {file_id}, or project proj_sandbox does not have access to it."
+        if record is None or record.project != project:
+            message = f"Cannot find file {file_id}, or project {project} does not have access to it."
             raise ApiError(400, message, param="input_file_id")
+        if self._world.clock.now() < record.ready_at:
+            raise ApiError(400, f"The file {file_id} is not in the state processed.")
         if record.purpose != "batch":
             message = f"Invalid file purpose '{record.purpose}': a batch reads files of purpose 'batch'."
             raise ApiError(400, message, param="input_file_id")
@@ -170,19 +191,23 @@ class _Api:
 
     def _view(self, request: Request, batches: Sequence[Batch]) -> list[dict[str, Any]]:
         hide = self._world.faults.hides_metadata(request.state.route, f"{request.method} {request.url.path}")
+        now = self._world.clock.now()
         with self._world.batches.lock:
-            return [batch.public(with_metadata=not hide) for batch in batches]
+            return [
+                batch.public(with_metadata=not hide, with_files=batch.files_hidden_until <= now) for batch in batches
+            ]
 
     async def list_batches(self, request: Request) -> Response:
         limit = _limit(request, default=20, most=100)
-        page, more = self._world.batches.page(request.query_params.get("after"), limit)
+        page, more = self._world.batches.page(request.query_params.get("after"), limit, request.state.project)
         return _page(self._view(request, page), more)
 
     async def get_batch(self, request: Request) -> Response:
-        batch = self._world.batches.find(request.path_params["id"])
+        batch = self._world.batches.find(request.path_params["id"], request.state.project)
         return _Json(self._view(request, [batch])[0])
 
     async def cancel_batch(self, request: Request) -> Response:
+        self._world.batches.find(request.path_params["id"], request.state.project)
         batch = self._world.batches.cancel(request.path_params["id"])
         shown = self._view(request, [batch])[0]
         return _Json({**shown, "status": "cancelling"} if shown["status"] == "cancelled" else shown)

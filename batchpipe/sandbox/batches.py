@@ -76,7 +76,9 @@ class Batch:
     output_bytes: int = 0
     error_bytes: int = 0
     hidden_until: float = 0.0
+    files_hidden_until: float = 0.0  #: it has ended, but does not say yet where its files are
     paced_from: float | None = None  #: when its rows began to run; None: from now on
+    project: str = "proj_sandbox"
     forced: str | None = None  #: the end an admin or a fault has ordered
 
     @property
@@ -94,7 +96,7 @@ class Batch:
         """The batchpipe job, where the metadata names one."""
         return (self.metadata or {}).get("batchpipe_job", "")
 
-    def public(self, *, with_metadata: bool = True) -> dict[str, Any]:
+    def public(self, *, with_metadata: bool = True, with_files: bool = True) -> dict[str, Any]:
         """OpenAI's Batch object."""
         canonical = self.endpoint if self.endpoint.startswith("/v1/") else f"/v1{self.endpoint}"
         return {
@@ -106,8 +108,8 @@ class Batch:
             "input_file_id": self.input_file_id,
             "completion_window": "24h",
             "status": self.status,
-            "output_file_id": self.output_file_id,
-            "error_file_id": self.error_file_id,
+            "output_file_id": self.output_file_id if with_files else None,
+            "error_file_id": self.error_file_id if with_files else None,
             "created_at": int(self.created),
             "in_progress_at": self.times.get("in_progress"),
             "expires_at": int(self.expires),
@@ -169,11 +171,11 @@ class Batches:
             write_json(self.folder(batch.id) / "batch.json", asdict(batch))
         self._changed.notify_all()
 
-    def find(self, batch_id: str) -> Batch:
-        """The record, or a 404."""
+    def find(self, batch_id: str, project: str | None = None) -> Batch:
+        """The record, or a 404, also where it is not of this project."""
         with self.lock:
             batch = self._batches.get(batch_id)
-        if batch is None:
+        if batch is None or project not in (None, batch.project):
             raise ApiError(404, f"No batch found with id '{batch_id}'.")
         return batch
 
@@ -188,7 +190,7 @@ class Batches:
         with self.lock:
             return batch.public()
 
-    def page(self, after: str | None, limit: int) -> tuple[list[Batch], bool]:
+    def page(self, after: str | None, limit: int, project: str | None = None) -> tuple[list[Batch], bool]:
         """A page of the list, newest first, and whether there is more."""
         now = self._clock.now()
         below = self.find(after).seq if after else None
@@ -196,6 +198,8 @@ class Batches:
             page: list[Batch] = []
             for batch in reversed(self._batches.values()):
                 if (below is not None and batch.seq >= below) or batch.hidden_until > now:
+                    continue
+                if project not in (None, batch.project):
                     continue
                 if len(page) == limit:
                     return page, True

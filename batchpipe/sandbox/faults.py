@@ -25,15 +25,32 @@ HTTP_KINDS = frozenset(
         "malformed",
         "replace",
         "no_metadata",
+        "no_range",
+        "drip",
+        "slow_upload",
+        "other_project",
     }
 )
+#: Faults of uploads; hits are uploads.
+FILE_KINDS = frozenset({"file_quota", "file_not_ready"})
 #: Those that answer in place of the sandbox: at most one of them strikes a call.
 ANSWER_KINDS = frozenset({"status", "drop_before", "drop_after", "malformed", "replace"})
 #: Faults of a whole batch; hits are batches.
-BATCH_KINDS = frozenset({"hide_from_list", "unknown_status", "token_limit", "fail_batch", "expire", "stuck"})
+BATCH_KINDS = frozenset(
+    {
+        "hide_from_list",
+        "unknown_status",
+        "token_limit",
+        "fail_batch",
+        "expire",
+        "stuck",
+        "file_id_lags",
+        "file_lags",
+    }
+)
 #: Faults of single rows; hits are rows.
-ROW_KINDS = frozenset({"row_fails", "row_missing"})
-KINDS = HTTP_KINDS | BATCH_KINDS | ROW_KINDS
+ROW_KINDS = frozenset({"row_fails", "row_missing", "row_body"})
+KINDS = HTTP_KINDS | FILE_KINDS | BATCH_KINDS | ROW_KINDS
 
 
 _NUMBERS = (
@@ -45,6 +62,7 @@ _NUMBERS = (
     "retry_after",
     "seconds",
     "bytes",
+    "most",
     "fraction",
 )
 
@@ -63,15 +81,16 @@ class _Common:
     message: str | None = None
     retry_after: float | None = None
     body: str | None = None  #: raw body of a `status` answer, JSON or not
-    json: Any = None  #: the document of `replace`
+    json: Any = None  #: the document of `replace`; for `row_body`: fields of the answer's body, or the body
     processed: bool | None = None  #: `status`, `malformed`, `replace`: is the request carried out?
     seconds: float = 1.0
     mode: str = "short"  #: `truncate`: "short" breaks off, "clean" looks whole
-    bytes: int | None = None  #: `truncate`: how much is sent
-    fraction: float | None = None  #: share kept (`truncate`), hit (rows), or done before (`expire`)
+    bytes: int | None = None  #: `truncate`: how much is sent; `drip`, `slow_upload`: how much in `seconds`
+    most: int = 0  #: `file_quota`: files that a project may hold
+    fraction: float | None = None  #: share kept (`truncate`, `file_lags`), hit (rows), or done before (`expire`)
     shape: str = "validation"  #: `token_limit`: "validation" or "create"
     errors: list[dict[str, Any]] | None = None  #: `fail_batch`: its `errors.data`
-    billed: bool = False  #: `row_fails`, `row_missing`: was the row paid for all the same?
+    billed: bool = False  #: faults of rows: was the row paid for all the same?
 
 
 @dataclass(frozen=True)
@@ -182,7 +201,7 @@ class Faults:
         with self._lock:
             for active in self._active:
                 fault = active.fault
-                if fault.kind not in HTTP_KINDS or fault.kind == "no_metadata":
+                if fault.kind not in HTTP_KINDS or fault.kind in ("no_metadata", "other_project"):
                     continue
                 if (answered and fault.kind in ANSWER_KINDS) or not _route_matches(_route(fault), route, path):
                     continue
@@ -193,12 +212,27 @@ class Faults:
 
     def hides_metadata(self, route: str, path: str) -> bool:
         """Whether this call answers batches without their metadata."""
+        return self._strikes_call("no_metadata", route, path)
+
+    def changes_project(self, route: str, path: str) -> bool:
+        """Whether this call is answered as if its key were another project's."""
+        return self._strikes_call("other_project", route, path)
+
+    def _strikes_call(self, kind: str, route: str, path: str) -> bool:
         with self._lock:
             return any(
                 self._strike(active)
                 for active in self._active
-                if active.fault.kind == "no_metadata" and _route_matches(active.fault.route, route, path)
+                if active.fault.kind == kind and _route_matches(active.fault.route, route, path)
             )
+
+    def for_upload(self, kind: str, files: int) -> Fault | None:
+        """The first fault of this kind that strikes an upload to a project that holds so many files."""
+        with self._lock:
+            for active in self._active:
+                if active.fault.kind == kind and files >= active.fault.most and self._strike(active):
+                    return active.fault
+        return None
 
     def for_batch(self, kind: str, metadata: Mapping[str, str], shape: str | None = None) -> ActiveFault | None:
         """The first fault of this kind that strikes a batch."""
@@ -254,8 +288,10 @@ class Faults:
 
 
 def _route(fault: Fault) -> str:
-    # Only downloads are worth cutting, unless a route is named.
-    return "GET /v1/files/{id}/content" if fault.kind == "truncate" and fault.route == "*" else fault.route
+    """Only transfers are worth cutting or slowing down, unless a route is named."""
+    if fault.route == "*" and fault.kind in ("truncate", "no_range", "drip"):
+        return "GET /v1/files/{id}/content"
+    return "POST /v1/files" if fault.route == "*" and fault.kind == "slow_upload" else fault.route
 
 
 def _route_matches(pattern: str, route: str, path: str) -> bool:

@@ -30,12 +30,23 @@ class FileRecord:
     purpose: str
     expires_at: int | None
     seq: int
+    part: int = 0  #: so many bytes are there until `whole_at`
+    whole_at: float = 0.0
+    project: str = "proj_sandbox"
+    ready_at: float = 0.0  #: until then no batch may use it
 
-    def public(self) -> dict[str, Any]:
-        """OpenAI's File object."""
+    def size(self, now: float) -> int:
+        """How many bytes of it are there at this time of the sandbox clock."""
+        return self.bytes if now >= self.whole_at else self.part
+
+    def public(self, now: float | None = None) -> dict[str, Any]:
+        """OpenAI's File object, as it is seen `now` (None: when all of it is there)."""
         fields = asdict(self)
-        del fields["seq"]
-        return {"object": "file", **fields, "status": "processed", "status_details": None}
+        for name in ("seq", "part", "whole_at", "project", "ready_at"):
+            del fields[name]
+        fields["bytes"] = self.bytes if now is None else self.size(now)
+        status = "processed" if now is None or now >= self.ready_at else "pending"
+        return {"object": "file", **fields, "status": status, "status_details": None}
 
 
 class FileStore:
@@ -61,8 +72,22 @@ class FileStore:
         """A path for an upload under way."""
         return self._folder / f"{uuid.uuid4().hex}.part"
 
-    def adopt(self, source: Path, *, filename: str, purpose: str, expires_after: int | None) -> FileRecord:
-        """Make a finished file on disk into a stored one. The source is moved, not copied."""
+    def adopt(
+        self,
+        source: Path,
+        *,
+        filename: str,
+        purpose: str,
+        expires_after: int | None,
+        part: int = 0,
+        whole_at: float = 0.0,
+        project: str = "proj_sandbox",
+        ready_after: float = 0.0,
+    ) -> FileRecord:
+        """Make a finished file on disk into a stored one. The source is moved, not copied.
+
+        Until `whole_at` only its first `part` bytes are seen.
+        """
         now = int(self._clock.now())
         # Batch files live for 30 days unless told otherwise; others until they are deleted.
         keep = expires_after if expires_after is not None else MAX_EXPIRY if purpose.startswith("batch") else None
@@ -76,17 +101,21 @@ class FileStore:
                 purpose=purpose,
                 expires_at=None if keep is None else now + keep,
                 seq=self._seq,
+                part=part,
+                whole_at=whole_at,
+                project=project,
+                ready_at=self._clock.now() + ready_after if ready_after else 0.0,
             )
             os.replace(source, self._data(record.id))
             write_json(self._folder / f"{record.id}.json", asdict(record))
             self._files[record.id] = record
         return record
 
-    def get(self, file_id: str) -> FileRecord:
-        """The record, or a 404."""
+    def get(self, file_id: str, project: str | None = None) -> FileRecord:
+        """The record, or a 404, also where it is not of this project."""
         with self._lock:
             record = self._files.get(file_id)
-        if record is None or self._expired(record):
+        if record is None or self._expired(record) or project not in (None, record.project):
             raise ApiError(404, f"No such File object: {file_id}", param="id")
         return record
 

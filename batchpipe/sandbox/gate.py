@@ -51,9 +51,17 @@ class Gate:
         route = route_of(scope["method"], path)
         call = self._world.calls.start(scope["method"], scope["path"], route, self._world.clock.now())
         scope = {**scope, "path": path, "raw_path": path.encode()}
-        scope["state"] = {**scope.get("state", {}), "azure": azure, "route": route}
+        project = self._project(scope, route)
+        scope["state"] = {**scope.get("state", {}), "azure": azure, "route": route, "project": project}
         with contextlib.suppress(ClientDisconnect):  # gone in the middle of an upload
             await self._faulty(scope, receive, _Answer(send, call))
+
+    def _project(self, scope: Scope, route: str) -> str:
+        """Whose files and batches this call sees: those of the project that its header names, as OpenAI's SDK does."""
+        if self._world.faults.changes_project(route, f"{scope['method']} {scope['path']}"):
+            return "proj_other"
+        named = dict(scope["headers"]).get(b"openai-project", b"")
+        return str(named.decode("latin-1")) or "proj_sandbox"
 
     async def _faulty(self, scope: Scope, receive: Receive, answer: _Answer) -> None:
         faults = self._world.faults.for_call(scope["state"]["route"], f"{scope['method']} {scope['path']}")
@@ -69,8 +77,14 @@ class Gate:
         for fault in faults:
             if fault.kind == "delay_after":
                 send = _Late(send, fault.seconds)
+            elif fault.kind == "drip":
+                send = _Drip(send, fault, scope)
             elif fault.kind == "truncate":
                 send = cut = _Cut(send, fault, scope)
+            elif fault.kind == "slow_upload":
+                receive = _Slow(receive, fault)
+            elif fault.kind == "no_range":
+                scope = {**scope, "headers": [pair for pair in scope["headers"] if pair[0] != b"range"]}
         await self._carry_out(scope, receive, send)
         if cut is not None and cut.broken:
             await _until_gone(receive)
@@ -145,6 +159,41 @@ class _Late:
         if message["type"] == "http.response.start":
             await asyncio.sleep(self._seconds)
         await self._send(message)
+
+
+class _Drip:
+    """Sends a body `bytes` by `bytes`, each after `seconds`, as long as somebody listens."""
+
+    def __init__(self, send: Send, fault: Fault, scope: Scope) -> None:
+        self._send = send
+        self._fault = fault
+        self._scope = scope
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] != "http.response.body":
+            await self._send(message)
+            return
+        body, step = message.get("body", b""), self._fault.bytes or 1
+        for start in range(0, len(body), step):
+            if transport_of(self._scope).is_closing():
+                return
+            await asyncio.sleep(self._fault.seconds)
+            await self._send({**message, "body": body[start : start + step], "more_body": True})
+        await self._send({**message, "body": b""})
+
+
+class _Slow:
+    """Reads a request slowly: `bytes` of it in `seconds`."""
+
+    def __init__(self, receive: Receive, fault: Fault) -> None:
+        self._receive = receive
+        self._fault = fault
+
+    async def __call__(self) -> Message:
+        message = await self._receive()
+        if size := len(message.get("body", b"")):
+            await asyncio.sleep(self._fault.seconds * size / (self._fault.bytes or 1))
+        return message
 
 
 class _Cut:

@@ -262,8 +262,11 @@ class Lifecycle:
             yield from self._skip(batch, *_SKIPPED[ending])
         output = self._publish(batch, "output")
         error = self._publish(batch, "error")
+        late = self.faults.for_batch("file_id_lags", batch.metadata or {})
         with self.batches.lock:
             batch.output_file_id, batch.error_file_id = output, error
+            if late is not None:
+                batch.files_hidden_until = self.clock.now() + late.fault.seconds
             self._enter(batch, ending)
         self._tidy(batch)
 
@@ -283,8 +286,25 @@ class Lifecycle:
         if not path.exists() or path.stat().st_size == 0:
             return None
         filename = f"{batch.id}_{name}.jsonl"
-        keep = batch.output_expires_after
-        return self.files.adopt(path, filename=filename, purpose="batch_output", expires_after=keep).id
+        part, whole_at = self._lagging(batch, path)
+        return self.files.adopt(
+            path,
+            filename=filename,
+            purpose="batch_output",
+            expires_after=batch.output_expires_after,
+            part=part,
+            whole_at=whole_at,
+            project=batch.project,
+        ).id
+
+    def _lagging(self, batch: Batch, path: Path) -> tuple[int, float]:
+        """How many bytes of a result file, always whole lines, can be seen at first, and until when."""
+        late = self.faults.for_batch("file_lags", batch.metadata or {})
+        if late is None:
+            return 0, 0.0
+        data = path.read_bytes()
+        part = data.rfind(b"\n", 0, int(len(data) * (late.fault.fraction or 0.0))) + 1
+        return part, self.clock.now() + late.fault.seconds
 
     # The batch's folder
 

@@ -47,24 +47,15 @@ def run_row(batch: Batch, position: int, raw: bytes, faults: Faults, answerer: A
     fault = faults.for_row(batch.metadata or {}, custom_id)
     result = RowResult()
     status: int | None
+    if fault is not None and fault.kind == "row_body":
+        return _odd_body(batch, position, raw, row, fault, answerer)
     if fault is not None and not fault.billed:
         status, body, billed = _faulty(fault), None, False
     else:
         status, body = answerer(canonical(row["url"], batch.azure), row["body"])
         billed = status == 200
         result.usage = usage_of(body) if billed else Usage()
-    digest = hashlib.blake2b(raw.strip(), digest_size=16).hexdigest()
-    result.ledger = LedgerRow(
-        batch.id,
-        position,
-        batch.job,
-        custom_id,
-        digest,
-        status,
-        int(billed),
-        result.usage.input,
-        result.usage.output,
-    )
+    result.ledger = _ledger(batch, position, raw, custom_id, status, billed, result.usage)
     if fault is not None and fault.kind == "row_missing":
         result.completed = billed
     elif fault is not None:
@@ -74,6 +65,43 @@ def run_row(batch: Batch, position: int, raw: bytes, faults: Faults, answerer: A
         line = _line(batch, custom_id, status, body)
         result.output, result.error = (line, b"") if result.completed else (b"", line)
     return result
+
+
+def _odd_body(
+    batch: Batch, position: int, raw: bytes, row: dict[str, Any], fault: Fault, answerer: Answerer
+) -> RowResult:
+    """A row with status 200, counted as completed, whose body is another one than usual."""
+    custom_id: str = row["custom_id"]
+    url = canonical(row["url"], batch.azure)
+    _, usual = answerer(url, row["body"])
+    body = _changed(usual, fault, url)
+    if isinstance(body, dict) and not fault.billed and "usage" in body:
+        body["usage"] = None
+    result = RowResult(completed=True, usage=usage_of(body) if fault.billed else Usage())
+    status = 200 if fault.status is None else fault.status
+    result.output = _line(batch, custom_id, status, body)
+    result.ledger = _ledger(batch, position, raw, custom_id, status, fault.billed, result.usage)
+    return result
+
+
+def _changed(usual: object, fault: Fault, url: str) -> object:
+    """By default what such an endpoint gives for trouble of its own: a failed response, or an error for a body."""
+    if isinstance(fault.json, dict):
+        return {**usual, **fault.json} if isinstance(usual, dict) else fault.json
+    if fault.json is not None:
+        return fault.json
+    code = fault.code or "server_error"
+    error = {"code": code, "message": fault.message or "The sandbox was told to fail this row."}
+    if url == "/v1/responses" and isinstance(usual, dict):
+        return {**usual, "status": "failed", "error": error, "output": []}
+    return {"error": error}
+
+
+def _ledger(
+    batch: Batch, position: int, raw: bytes, custom_id: str, status: int | None, billed: bool, usage: Usage
+) -> LedgerRow:
+    digest = hashlib.blake2b(raw.strip(), digest_size=16).hexdigest()
+    return LedgerRow(batch.id, position, batch.job, custom_id, digest, status, int(billed), usage.input, usage.output)
 
 
 def skipped_line(batch: Batch, raw: bytes, code: str, message: str) -> bytes:

@@ -13,19 +13,21 @@ import msgspec
 from batchpipe.errors import BatchpipeError
 from batchpipe.jobs import JobRecord, ShardRecord
 from batchpipe.outcomes import OUTCOMES
-from batchpipe.results import ERRORS, INDEX, OUTPUT, ResultIndex, Round, iter_last
+from batchpipe.results import ERRORS, INDEX, OUTPUT, WORKING, ResultIndex, Round, iter_last
 from batchpipe.rows import OutcomeState, add_usage
 from batchpipe.storage import Draft, Folder, Pacer
 
 
 class Merged(msgspec.Struct, frozen=True, kw_only=True):
-    """The accounts of a job: ``total == ok + failed + missing``; ``usage`` in tokens, over all rounds."""
+    """The accounts of a job: ``total == ok + failed + missing``; ``usage`` in tokens, over all rounds;
+    ``incomplete``: rows that are ok and ended early, by reason."""
 
     total: int = 0
     ok: int = 0
     failed: int = 0
     missing: int = 0
     usage: dict[str, int] = {}
+    incomplete: dict[str, int] = {}
 
 
 def merge(
@@ -35,21 +37,26 @@ def merge(
     output: Folder,
     *,
     check: Callable[[], None],
+    settle: Callable[[int, int], None] = lambda output, errors: None,
 ) -> Merged:
     """Write the two files of results and, into the workspace, ``results.idx``.
 
-    ``shards`` are those of all rounds, collected; none for a job that was cancelled before it had any.
+    ``shards`` are those of all rounds, collected: without any, nothing is written. ``settle`` is called with the
+    bytes of the two files once all is written and before anything takes its name; what it raises ends the step.
     Raises StorageTrouble, BatchpipeError (``rows_lost``) if the numbers do not add up: then nothing is
     written.
     """
     known = list(shards)
+    if not known:
+        return Merged()
     with ExitStack() as stack:
         drafts = []
         for folder, name in _places(workspace, output):
             drafts.append(folder.draft(name))
             stack.callback(drafts[-1].discard)
-        counts = _write(_rounds(job, known), workspace, drafts, check) if known else dict.fromkeys(OutcomeState, 0)
+        counts, sizes = _write(_rounds(job, known), workspace, drafts, check)
         merged = _account(known, counts)
+        settle(*sizes)
         for draft in drafts:
             check()
             draft.commit()
@@ -74,11 +81,11 @@ def _rounds(job: JobRecord, shards: list[ShardRecord]) -> list[Round]:
 
 def _write(
     rounds: Sequence[Round], workspace: Folder, drafts: list[Draft], check: Callable[[], None]
-) -> dict[OutcomeState, int]:
-    """Returns the number of rows of each outcome."""
+) -> tuple[dict[OutcomeState, int], tuple[int, int]]:
+    """Returns the number of rows of each outcome, and the bytes of the files of ok and other ones."""
     output, errors, index = drafts
     runs = ResultIndex(index.file)
-    counts = dict.fromkeys(OutcomeState, 0)
+    counts, size, size_ok = dict.fromkeys(OutcomeState, 0), 0, 0
     pace = Pacer(check)
     with closing(iter_last(workspace, rounds)) as lines:
         for line in lines:
@@ -88,17 +95,21 @@ def _write(
             ok = outcome is OutcomeState.OK
             (output if ok else errors).write(line[1:])
             counts[outcome] += 1
+            size += len(line) - 1
+            size_ok += (len(line) - 1) * ok
             runs.note(ok)
             pace(line)
     runs.end()
-    return counts
+    return counts, (size_ok, size - size_ok)
 
 
 def _account(shards: list[ShardRecord], counts: dict[OutcomeState, int]) -> Merged:
     """Raises BatchpipeError, with the numbers, unless every row is there once."""
     usage: dict[str, int] = {}
+    incomplete: dict[str, int] = {}
     for shard in shards:
         add_usage(usage, shard.usage)
+        add_usage(incomplete, shard.incomplete)
     _check_rounds(shards)
     total = sum(shard.rows for shard in shards if shard.round == 1)
     again = sum(shard.rows for shard in shards if shard.round > 1)
@@ -110,6 +121,7 @@ def _account(shards: list[ShardRecord], counts: dict[OutcomeState, int]) -> Merg
         failed=counts[OutcomeState.FAILED],
         missing=counts[OutcomeState.MISSING],
         usage=usage,
+        incomplete=incomplete,
     )
     if (merged.ok, merged.failed + merged.missing) != (ok, not_ok) or ok + not_ok != total:
         told = f"{total} rows planned, {ok} ok, {not_ok} not ok"
@@ -131,7 +143,7 @@ def _check_rounds(shards: list[ShardRecord]) -> None:
 
 def clean_up(job: JobRecord, workspace: Folder) -> None:
     """Remove the large files of a job that has ended; ``results.idx`` and the manifest stay."""
-    for name in ("shards", "downloads", "collected"):
+    for name in WORKING:
         workspace.remove(name)
     for name in workspace.names():
         if name.startswith("order-") or name.endswith(".part"):

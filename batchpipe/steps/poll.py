@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import random
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -12,20 +11,27 @@ from typing import Any, Protocol
 import msgspec
 
 from batchpipe.errors import Gone, Refused, Unavailable
-from batchpipe.jobs import BatchError, Counts, JobRecord, Move, Problem, ShardRecord, Stage, Status
+from batchpipe.jobs import (
+    BatchError,
+    Counts,
+    JobRecord,
+    Move,
+    Problem,
+    ShardRecord,
+    Stage,
+    Status,
+    window_seconds,
+)
+from batchpipe.lateness import wait_for_files
+from batchpipe.refusals import believed_at, unseen
 
 logger = logging.getLogger(__name__)
 
-#: So often in a row a batch must be unknown to the provider before we believe it.
+#: So often in a row a batch must be unknown to the provider before we believe it; and not before its time has come.
 MAX_GONE = 3
-#: Nor is one believed gone that is younger: a read may lag behind the create.
-FRESH_SECONDS = 300.0
 
 #: No window is longer; a provider's word for its end that is none (seconds from now, milliseconds) is not believed.
 MOST_WINDOW_SECONDS = 30 * 86_400.0
-
-#: So often the files of an ended batch are waited for.
-MAX_LATE = 5
 
 #: A batch that was cancelled because it did not end, and does not end then either, is given up after so long.
 GIVE_UP_SECONDS = 86_400.0
@@ -80,31 +86,52 @@ def poll(
     pace: Pace,
     may_look: Callable[[], float],
     patience: float | None = None,
+    files_patience: float = 21_600.0,
+    unseen_seconds: float = 86_400.0,
 ) -> Move | Problem:
     """Look once. Answers where to go, or the Problem with which the batch is gone for good.
 
     ``may_look`` answers the seconds until this account may ask again (0: now); ``patience`` is how many seconds
-    after its completion window a batch is waited for (None: for ever).
+    after its completion window a batch is waited for (None: for ever), ``unseen_seconds`` how many at least one that
+    this key does not see; ``files_patience`` how many after its end its files are, if it counts answers and names none.
     Raises Unavailable, Paused, Refused.
     """
-    if shard.overdue_at is not None and now - shard.overdue_at > GIVE_UP_SECONDS:
+    if shard.unseen_at is None and shard.overdue_at is not None and now - shard.overdue_at > GIVE_UP_SECONDS:
         message = f"{shard.batch_id} did not end after its window, nor after it was cancelled; its rows may be paid"
         return Problem(code="batch_stuck", message=message)
     pause = pace.after(now - (shard.created_at or now))
     if not _must_end(job, shard) and _is_fresh(shard, now, pace):
-        return Move(stage=Stage.CREATED, after=pause)
+        return Move(stage=Stage.CREATED, after=pause, changes=_as_before(shard))
     wait = may_look()
     if wait > 0:
-        return Move(stage=Stage.CREATED, after=max(wait, random.uniform(0.2, 1.0) * min(pause, 12 * pace.shortest)))
+        after = max(wait, random.uniform(0.2, 1.0) * min(pause, 12 * pace.shortest))
+        return Move(stage=Stage.CREATED, after=after, changes=_as_before(shard))
     try:
         batch = _cancelled_or_read(job, shard, api)
     except Gone as error:
-        if shard.unfound + 1 < MAX_GONE or now - (shard.created_at or now) < FRESH_SECONDS:
-            return Move(stage=Stage.CREATED, after=pause, changes={"unfound": shard.unfound + 1})
-        return Problem(code="batch_gone", message=f"the provider no longer knows {shard.batch_id}: {error}")
+        if shard.landing:
+            return _gone(shard, error)
+        ends = believed_at(job, shard, shard.created_at, now=now, patience=unseen_seconds)
+        if shard.unfound + 1 < MAX_GONE or now < ends:
+            what = f"batch {shard.batch_id}, which runs on and is paid for"
+            return unseen(job, shard, Stage.CREATED, what, error, now=now, ends=ends)
+        return _gone(shard, error)
     if shard.overdue_at is None and batch.status not in Status.FINAL and _is_overdue(job, shard, batch, now, patience):
         return _overdue(shard, batch, now)
-    return _moved(job, shard, batch, now, pause)
+    return _moved(job, shard, batch, now, pause, files_patience)
+
+
+def _as_before(shard: ShardRecord) -> dict[str, Any]:
+    """Of a turn that did not look: what is wrong with the batch goes on."""
+    return {} if shard.unseen_at is None else {"unseen_at": shard.unseen_at, "trouble": shard.trouble}
+
+
+def _gone(shard: ShardRecord, error: Gone) -> Problem:
+    message = (
+        f"the provider does not know {shard.batch_id} ({error}); its rows may be paid. If another key sees it: "
+        f"batchpipe land {shard.job}"
+    )
+    return Problem(code="batch_gone", message=message)
 
 
 def _must_end(job: JobRecord, shard: ShardRecord) -> bool:
@@ -120,12 +147,6 @@ def _is_overdue(job: JobRecord, shard: ShardRecord, batch: Batch, now: float, pa
     if told is None or not born < told < born + MOST_WINDOW_SECONDS:
         told = born + window_seconds(job.completion_window)
     return now > told + patience
-
-
-def window_seconds(window: str) -> float:
-    """The seconds of a completion window such as 24h or 7d; a day for one that says nothing of it."""
-    found = re.fullmatch(r"(\d{1,4})([smhd])", window.strip().lower())
-    return int(found[1]) * {"s": 1.0, "m": 60.0, "h": 3_600.0, "d": 86_400.0}[found[2]] if found else 86_400.0
 
 
 def _overdue(shard: ShardRecord, batch: Batch, now: float) -> Move:
@@ -163,32 +184,52 @@ def _cancelled_or_read(job: JobRecord, shard: ShardRecord, api: BatchApi) -> Bat
     return api.retrieve(batch_id)
 
 
-def _moved(job: JobRecord, shard: ShardRecord, batch: Batch, now: float, pause: float) -> Move:
+def _moved(job: JobRecord, shard: ShardRecord, batch: Batch, now: float, pause: float, patience: float) -> Move:
     changes: dict[str, Any] = {
         "status": batch.status,
         "counts": batch.counts,
         "snapshot_at": now,
         "cancel_sent": _must_end(job, shard) and batch.status in {"cancelling", *Status.FINAL},
         "unfound": 0,
+        "unseen_at": None,
     }
     events = [("status", {"batch_id": shard.batch_id, "status": batch.status})] if batch.status != shard.status else []
+    hold = _cancelled_elsewhere(job, shard, batch)
     if batch.status not in Status.FINAL:
-        return Move(stage=Stage.CREATED, after=pause, changes=changes, events=events)
-    if batch.status == Status.FAILED and not job.cancel:
+        return Move(stage=Stage.CREATED, after=pause, changes=changes, events=events, hold=hold)
+    if batch.status == Status.FAILED and not (job.cancel or job.send_no_more) and not batch.counts.completed:
         if any(_is_token_limit(error) for error in batch.errors):
             return _create_again(shard, batch, events)
         if (quota := next((error for error in batch.errors if error.code in _QUOTA), None)) is not None:
             return _without_quota(_create_again(shard, batch, events), quota)
-    if _files_are_late(batch) and shard.fetches < MAX_LATE:
-        late = {"fetches": shard.fetches + 1}
-        return Move(stage=Stage.CREATED, after=pause, changes=changes | late, events=events)
+    if _files_are_late(batch):
+        what = f"{shard.batch_id} has ended with {_counted(batch)}, and names no file for them yet"
+        unpaid = not batch.counts.completed
+        late = wait_for_files(
+            job, shard, Stage.CREATED, what, now=now, patience=patience, changes=changes, unpaid=unpaid
+        )
+        if late is not None:
+            return msgspec.structs.replace(late, events=[*events, *late.events], hold=hold)
     changes |= {
         "fetches": 0,
         "output_file_id": batch.output_file_id,
         "error_file_id": batch.error_file_id,
         "errors": batch.errors,
     }
-    return Move(stage=Stage.ENDED, changes=changes, events=events)
+    return Move(stage=Stage.ENDED, changes=changes, events=events, hold=hold)
+
+
+def _cancelled_elsewhere(job: JobRecord, shard: ShardRecord, batch: Batch) -> Problem | None:
+    """Somebody has cancelled the batch, and it was not us: its rows must not be sent again unasked."""
+    ours = _must_end(job, shard) or shard.cancel_sent or shard.landing
+    if ours or shard.cancelled_elsewhere or batch.status not in ("cancelling", Status.CANCELLED, Status.CANCELED):
+        return None
+    message = (
+        f"{shard.batch_id} was cancelled at the provider, and not by batchpipe: nothing more is sent of this job. Send "
+        f"its rows again: batchpipe resume {job.id}; take what is there: batchpipe land {job.id}; end it: batchpipe "
+        f"cancel {job.id}"
+    )
+    return Problem(code="cancelled_elsewhere", message=message)
 
 
 def _without_quota(again: Move, error: BatchError) -> Move:
@@ -209,6 +250,10 @@ def _files_are_late(batch: Batch) -> bool:
     return lacks_output or (bool(batch.counts.failed) and not (batch.output_file_id or batch.error_file_id))
 
 
+def _counted(batch: Batch) -> str:
+    return f"{batch.counts.completed or 0} answers counted and {batch.counts.failed or 0} rows failed"
+
+
 def _create_again(shard: ShardRecord, batch: Batch, events: list[tuple[str, dict[str, Any]]]) -> Move:
     """The provider's queue was full and no row ran: a new batch from the same file, under a new key, later."""
     message = next((error.message for error in batch.errors if _is_token_limit(error)), None) or _TOKEN_LIMIT
@@ -223,6 +268,7 @@ def _create_again(shard: ShardRecord, batch: Batch, events: list[tuple[str, dict
             "calls": None,
             "empty_at": None,
             "overdue_at": None,
+            "late_at": None,
             "cancel_sent": False,
             "status": None,
             "counts": None,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol
 
 from batchpipe.errors import Refused, Unavailable
@@ -30,11 +30,18 @@ class FilesApi(Protocol):
     def delete_file(self, file_id: str) -> None: ...
 
 
-def tidy(job: JobRecord, shards: Iterable[ShardRecord], api: FilesApi, which: str) -> int:
+def tidy(
+    job: JobRecord,
+    shards: Iterable[ShardRecord],
+    api: FilesApi,
+    which: str,
+    *,
+    check: Callable[[], None] = lambda: None,
+) -> int:
     """Delete the job's files: ``strays`` (uploads that no batch used), ``inputs`` (all uploads) or ``all`` (the
     results, too), or ``none``. Answers how many were there. May be done again.
 
-    Raises Unavailable, Paused.
+    ``check`` is called before each deletion. Raises Unavailable, Paused, and what ``check`` raises.
     """
     if which == "none":
         return 0
@@ -45,6 +52,7 @@ def tidy(job: JobRecord, shards: Iterable[ShardRecord], api: FilesApi, which: st
         wanted |= _unknown_uploads(job, api) - (used if which == "strays" else set())
     deleted, trouble = 0, None
     for file_id in sorted(wanted):
+        check()
         try:
             deleted += _delete(api, file_id)
         except Unavailable as error:

@@ -11,21 +11,29 @@ from batchpipe.storage.drafts import Draft
 from batchpipe.storage.folder import Folder, Scratch, temporary
 from batchpipe.storage.given import lines_of, stored_at
 from batchpipe.storage.inputs import allowed, check_allowed, input_info, open_input
+from batchpipe.storage.names import place_name, real_place
+from batchpipe.storage.partial import Partial, forget, partial, prune
 from batchpipe.storage.repeats import RepeatFinder
 
 __all__ = [
     "Draft",
     "Folder",
     "Pacer",
+    "Partial",
     "RepeatFinder",
     "Scratch",
     "allowed",
     "check_allowed",
+    "forget",
     "input_info",
     "lines_of",
     "local_path",
     "open_input",
+    "partial",
+    "place_name",
+    "prune",
     "read_lines",
+    "real_place",
     "stored_at",
     "temporary",
 ]

@@ -72,7 +72,7 @@ class LocalDraft:
                 os.fsync(self.file.fileno())
                 self.file.close()
                 os.replace(self._draft, self._path)
-                _sync_folder(self._folder)
+                sync_folder(self._folder)
         except BaseException:
             self.discard()
             raise
@@ -131,7 +131,7 @@ class RemoteDraft:
                 self._file.closed = True
 
 
-def _sync_folder(path: str) -> None:
+def sync_folder(path: str) -> None:
     handle = os.open(path or ".", os.O_RDONLY)
     try:
         # Some network file systems cannot, and then the name is safe or not as they please.

@@ -9,7 +9,7 @@ import secrets
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from typing import Any, BinaryIO, cast
 
 from batchpipe.errors import BatchpipeError, InvalidInput, StorageTrouble
@@ -25,7 +25,7 @@ from batchpipe.storage.backends import (
     scheme,
     told,
 )
-from batchpipe.storage.drafts import Draft, LocalDraft, RemoteDraft
+from batchpipe.storage.drafts import Draft, LocalDraft, RemoteDraft, sync_folder
 
 #: What a person has to repair, not time.
 _UNWRITABLE = (
@@ -88,7 +88,7 @@ class Folder:
     def exists(self, name: str = "") -> bool:
         path = self.path(name)
         if self._local is not None:
-            return os.path.exists(path)
+            return os.path.lexists(path)  # a link that leads nowhere is somebody's, too
         with foreign(path):
             fs, remote = filesystem(path)
             return bool(fs.exists(remote))
@@ -114,16 +114,27 @@ class Folder:
             else:
                 os.unlink(path)
 
-    def move(self, name: str, to: str) -> None:
-        """Give a file another name in this folder; the folders that it needs are made. No error if it is not there."""
+    def copy(self, name: str, to: str) -> None:
+        """Give a file a second name in this folder, by a hard link where that can be; it takes the place of what has
+        that name. The folders that it needs are made. No error if the file is not there.
+        """
         source, target = self.path(name), self.path(to)
         with foreign(source), suppress(FileNotFoundError):
-            if self._local is not None:
-                _make_folders(os.path.dirname(target), 0o700 if self.private else 0o777)
-                os.replace(source, target)
-            elif self.exists(name):
-                fs, remote = filesystem(source)
-                fs.mv(remote, filesystem(target)[1])
+            if self._local is None:
+                if self.exists(name):
+                    fs, remote = filesystem(source)
+                    fs.cp_file(remote, filesystem(target)[1])
+                return
+            _make_folders(os.path.dirname(target), 0o700 if self.private else 0o777)
+            _copy_local(source, target)
+
+    def is_copied(self, name: str, to: str) -> bool:
+        """Whether ``copy`` has given this very file its second name: told by its identity, or else by its size."""
+        if not self.exists(name) or not self.exists(to):
+            return False
+        if self._local is not None and os.path.samefile(self.path(name), self.path(to)):
+            return True
+        return self.size(name) == self.size(to)
 
     def names(self, sub: str = "") -> list[str]:
         """The names in the folder, or in the folder ``sub`` of it, sorted; none if it is not there."""
@@ -255,6 +266,21 @@ class Scratch:
         self._unflushed = True
         self._file.write(data)
 
+    def flush(self) -> None:
+        """Hand over what is buffered; raises OSError."""
+        self._file.flush()
+        self._unflushed = False
+
+    def cut(self, size: int) -> None:
+        """Leave its first ``size`` bytes, and write on from there; raises OSError."""
+        self.flush()
+        self._file.truncate(size)
+        self._file.seek(size)
+
+    def clear(self) -> None:
+        """Empty it; raises OSError."""
+        self.cut(0)
+
     def lines(self) -> Iterator[bytes]:
         r"""Its lines, each with its ``\n``."""
         with told(self._where):
@@ -269,6 +295,27 @@ class Scratch:
                 self._file.flush()
                 self._unflushed = False
             return os.pread(self._file.fileno(), length, offset)
+
+
+def _copy_local(source: str, target: str) -> None:
+    """By a hard link, or by its bytes where the file system has none. Safe on disk when this returns."""
+    folder, name = os.path.split(target)
+    draft = os.path.join(folder, f".{name}.{os.getpid()}-{secrets.token_hex(4)}.part")
+    try:
+        os.link(source, draft)
+    except FileNotFoundError:
+        raise
+    except OSError:
+        with open(source, "rb") as file, ExitStack() as stack:
+            copy = LocalDraft(target, 0o666)
+            stack.callback(copy.discard)  # which does nothing to one that is committed
+            shutil.copyfileobj(file, copy.file)
+            copy.commit()
+        return
+    os.replace(draft, target)
+    with suppress(FileNotFoundError):  # the two are names of one file: then nothing was replaced
+        os.unlink(draft)
+    sync_folder(folder)
 
 
 def _unwritable(message: str) -> InvalidInput:

@@ -15,9 +15,12 @@ from batchpipe.storage.folder import Folder
 
 
 @contextmanager
-def local_reader(folder: Folder, name: str) -> Iterator[BinaryIO]:
-    """A seekable local handle of a file, wherever it lies: what an upload streams from. Raises StorageTrouble."""
-    with folder.local_copy(name) as path, told(path), open(path, "rb") as handle:
+def local_reader(folder: Folder, name: str, check: Callable[[], None] = lambda: None) -> Iterator[BinaryIO]:
+    """A seekable local handle of a file, wherever it lies: what an upload streams from. Raises StorageTrouble.
+
+    ``check`` is called as a remote file is copied; what it raises ends that.
+    """
+    with folder.local_copy(name, check) as path, told(path), open(path, "rb") as handle:
         yield handle
 
 

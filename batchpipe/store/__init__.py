@@ -7,8 +7,20 @@ that the client may repeat them after a lost answer.
 from __future__ import annotations
 
 from batchpipe.store.leases import Lease, Refused, Renewal, host_clock
-from batchpipe.store.reading import Pause
+from batchpipe.store.reading import Clock, Pause
 from batchpipe.store.schedules import LastRun
 from batchpipe.store.store import Raised, Settled, Store, When
 
-__all__ = ["LastRun", "Lease", "Pause", "Raised", "Refused", "Renewal", "Settled", "Store", "When", "host_clock"]
+__all__ = [
+    "Clock",
+    "LastRun",
+    "Lease",
+    "Pause",
+    "Raised",
+    "Refused",
+    "Renewal",
+    "Settled",
+    "Store",
+    "When",
+    "host_clock",
+]

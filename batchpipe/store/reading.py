@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Self, cast
 
@@ -14,11 +16,14 @@ from redis.retry import Retry
 from batchpipe.errors import JobNotFound, SettingsError, StoreUnavailable
 from batchpipe.jobs import JOB, JobRecord, Problem, ShardRecord, Stage, State
 from batchpipe.store.records import decode
+from batchpipe.store.refusals import REFUSALS, Kind, refusal, told
 from batchpipe.store.scripts import source
 
 #: Events kept per job; the oldest go first.
 LOG_LENGTH = 2_000
 _LOG_SECONDS = 60 * 86_400
+#: What another connection may mend. None of these answers has changed anything.
+_OF_THE_CONNECTION = (redis.ConnectionError, redis.exceptions.ReadOnlyError, redis.exceptions.MasterDownError)
 
 
 @dataclass(frozen=True)
@@ -31,6 +36,41 @@ class Pause:
 
 
 @dataclass(frozen=True)
+class Clock:
+    """Our time, and how it stands to Redis' clock. Seconds; 0 where there is nothing to tell.
+
+    When Redis' clock is set back, our time goes on from where it was, and slower by a twentieth until that clock has
+    caught up. A leap forward is noted only: it looks like a time in which nobody called.
+    """
+
+    now: float
+    ahead: float = 0.0  #: of Redis' clock, by so much
+    back_at: float = 0.0  #: when Redis' clock was last set back
+    back_by: float = 0.0
+    leap_at: float = 0.0  #: when time last leapt forward, in our time after it
+    leap_by: float = 0.0
+    host: float | None = None  #: the time of this host
+
+    @property
+    def slack(self) -> float:
+        """How much our time may be ahead of the provider's clock, which nobody can read, in seconds.
+
+        By what Redis' clock was set back, or how far it is ahead of this host's.
+        """
+        return max(self.ahead, self.now - self.host if self.host is not None else 0.0)
+
+    def words(self) -> str:
+        """What to say while it is ahead; else ""."""
+        if not self.ahead:
+            return ""
+        back = f" by {self.back_by:.0f} s" if self.back_by else ""
+        return (
+            f"Redis' clock was set back{back}: batchpipe's time goes on from where it was, {self.ahead:.0f} s ahead; "
+            "look after the clock (NTP) of the machine that Redis runs on"
+        )
+
+
+@dataclass(frozen=True)
 class Survey:
     """Numbers about all jobs; times in seconds of Redis' clock."""
 
@@ -40,6 +80,7 @@ class Survey:
     lag: float  #: how long past due the most overdue one is
     swept: float | None  #: when a sweep last came to its end
     jobs: dict[str, int]  #: by state; ended ones only as long as their records are kept
+    ahead: float  #: how much our time is ahead of Redis' clock, which was set back
 
 
 @dataclass(frozen=True)
@@ -71,6 +112,7 @@ class Records:
         self.lease_seconds = lease_seconds
         self.ttl_seconds = ttl_seconds
         self.skew = skew
+        self.host_time: Callable[[], float] = time.time
         self._url: str | None = None
         self._scripts: dict[str, Any] = {}
 
@@ -92,7 +134,8 @@ class Records:
                 health_check_interval=25,
                 # The scripts may be repeated, and a blip must not cost a turn. A Redis that hangs is asked once:
                 # redis-py has this policy in the connect within a command, too, and 16 times 10 s hold up a view.
-                retry=Retry(EqualJitterBackoff(base=0.05, cap=1.0), 3, supported_errors=(redis.ConnectionError,)),
+                # Each try is a new connection, and so asks again where a name leads to: after a failover, elsewhere.
+                retry=Retry(EqualJitterBackoff(base=0.05, cap=1.0), 3, supported_errors=_OF_THE_CONNECTION),
                 **options,
             )
         except ValueError as error:  # it may quote the URL, and so the password
@@ -123,16 +166,24 @@ class Records:
         if script is None:
             script = self._scripts[name] = self.client.register_script(source(name))
         try:
-            return cast(list[Any], script(keys=keys, args=[f"{self.skew():.6f}", *args]))
+            return cast(list[Any], script(keys=[*keys, self._clock_key], args=[f"{self.skew():.6f}", *args]))
         except redis.RedisError as error:
-            raise unavailable(error) from error
+            raise self._failed(error) from error
 
     # -- reading ---------------------------------------------------------------------------------------------------
 
+    @property
+    def _clock_key(self) -> str:
+        return f"{self.prefix}clock"
+
+    def clock(self) -> Clock:
+        """The time of all records, which never goes back though Redis' clock may; and what is known of that."""
+        now, ahead, back_at, back_by, leap_at, leap_by = map(float, self._run("now", []))
+        return Clock(now, ahead, back_at, back_by, leap_at, leap_by, self.host_time())
+
     def now(self) -> float:
-        """Redis' clock, unix seconds."""
-        seconds, micros = self._call(self.client.time)
-        return float(seconds) + float(micros) / 1e6 + self.skew()
+        """The time of all records: Redis' clock, unix seconds, but for what ``clock`` says."""
+        return self.clock().now
 
     def get_job(self, job_id: str) -> JobRecord:
         """The job with this id, or the one that its id stands for. Raises JobNotFound."""
@@ -181,7 +232,8 @@ class Records:
             if len(found) >= limit or len(ids) < 200:
                 break
         if expired:  # only now: taking them out while paging by rank would skip others
-            self._call(self.client.zrem, index, *expired)
+            with suppress(StoreUnavailable):  # a list can be read from a replica, too
+                self._call(self.client.zrem, index, *expired)
         return found[:limit]
 
     def due(self, limit: int = 1_000) -> list[tuple[str, int]]:
@@ -203,25 +255,33 @@ class Records:
             pipe.hgetall(self._key(job_id, index))
         return [decode(ShardRecord, fields) if fields else None for fields in self._call(pipe.execute)]
 
+    def shards_of_batches(self, account: str, batch_ids: Sequence[str]) -> dict[str, ShardRecord]:
+        """For each of these batches that a record of this account names, that shard; read in one go."""
+        pipe = self.client.pipeline(transaction=False)
+        for batch_id in batch_ids:
+            pipe.get(f"{self.prefix}batch:{batch_id}")
+        members = self._call(pipe.execute) if batch_ids else []
+        places = {name: parse_member(found) for name, found in zip(batch_ids, members, strict=True) if found}
+        pipe = self.client.pipeline(transaction=False)
+        for job_id, _ in places.values():
+            pipe.hget(self._job_key(job_id), "account")
+        accounts = self._call(pipe.execute) if places else []
+        shards = self.shards_of(list(places.values())) if places else []
+        return {
+            name: shard
+            for name, shard, of in zip(places, shards, accounts, strict=True)
+            if shard is not None and of == account and name in (shard.batch_id, *shard.spent)
+        }
+
     # -- accounts --------------------------------------------------------------------------------------------------
 
     def pause(self, account: str, seconds: float, problem: Problem) -> None:
         """Nobody uses this account for so long; everybody can read why."""
-        key = f"{self.prefix}pause:{account}"
-        pipe = self.client.pipeline()
-        pipe.hset(key, mapping={"code": problem.code, "message": problem.message})
-        pipe.pexpire(key, max(1, int(seconds * 1000)))
-        self._call(pipe.execute)
+        self._run("pause", [f"{self.prefix}pause:{account}"], seconds, problem.code, problem.message)
 
     def paused(self, account: str) -> Pause | None:
-        key = f"{self.prefix}pause:{account}"
-        pipe = self.client.pipeline()
-        pipe.hgetall(key)
-        pipe.pttl(key)
-        fields, left = self._call(pipe.execute)
-        if not fields or left <= 0:
-            return None
-        return Pause(left / 1000, fields.get("code", ""), fields.get("message", ""))
+        found = self._run("paused", [f"{self.prefix}pause:{account}"])
+        return Pause(float(found[0]), found[1], found[2]) if found else None
 
     def resume(self, account: str) -> bool:
         """End a pause. True if there was one."""
@@ -263,11 +323,12 @@ class Records:
 
     def note_sweep(self) -> None:
         """A sweep has come to its end."""
-        self._call(self.client.set, f"{self.prefix}swept", f"{self.now():.6f}")
+        self._run("swept", [f"{self.prefix}swept"])
 
     def survey(self) -> Survey:
         """A few numbers about all jobs, for the price of a few reads, however many there are."""
-        now = self.now()
+        clock = self.clock()
+        now = clock.now
         kept = f"{now - self.ttl_seconds:.6f}"  # the lists still name jobs whose records have expired
         pipe = self.client.pipeline(transaction=False)
         pipe.zcard(f"{self.prefix}due")
@@ -285,6 +346,7 @@ class Records:
             lag=max(now - first[0][1], 0.0) if first else 0.0,
             swept=float(swept) if swept else None,
             jobs={state.value: count for state, count in zip(states, jobs, strict=True)},
+            ahead=clock.ahead,
         )
 
     def census(self, *, chunk: int = 1_000, most: int = 100_000) -> Census:
@@ -341,21 +403,36 @@ class Records:
                 self._url, socket_timeout=5, socket_connect_timeout=5, retry=Retry(NoBackoff(), 0)
             ) as probe:
                 probe.ping()
+                with suppress(redis.ResponseError):  # a hosted Redis may forbid INFO
+                    if probe.info("cluster").get("cluster_enabled"):
+                        raise StoreUnavailable(REFUSALS["MOVED"].said, code=REFUSALS["MOVED"].code)
         except redis.RedisError as error:
             raise unavailable(error) from error
 
+    def check_writing(self) -> None:
+        """Ask for a write that changes nothing. Raises StoreUnavailable if Redis would refuse a record just now."""
+        self._call(self.client.lpushx, f"{self.prefix}check", "")
+
     def server_facts(self) -> dict[str, str]:
-        """version, appendonly, appendfsync, maxmemory_policy: "" where the server does not tell."""
-        facts = {"version": "", "appendonly": "", "appendfsync": "", "maxmemory-policy": ""}
-        try:
-            facts["version"] = str(self.client.info("server").get("redis_version", ""))
-            for name in ("appendonly", "appendfsync", "maxmemory-policy"):
-                facts[name] = str(self.client.config_get(name).get(name, ""))
-        except redis.ResponseError:
-            pass  # a hosted Redis often forbids INFO or CONFIG, and fakeredis has neither
-        except redis.RedisError as error:
-            raise unavailable(error) from error
+        """version, appendonly, appendfsync, maxmemory-policy, cluster ("1"): "" where the server does not tell."""
+        facts = {"version": "", "appendonly": "", "appendfsync": "", "maxmemory-policy": "", "cluster": ""}
+        # a hosted Redis often forbids INFO or CONFIG, and fakeredis has neither
+        facts["version"] = str(self._told(self.client.info, "server").get("redis_version", ""))
+        facts["cluster"] = str(self._told(self.client.info, "cluster").get("cluster_enabled", ""))
+        for name in ("appendonly", "appendfsync", "maxmemory-policy"):
+            facts[name] = str(self._told(self.client.config_get, name).get(name, ""))
         return facts
+
+    def _told(self, command: Callable[[str], Any], name: str) -> Any:
+        try:
+            return command(name)
+        except redis.ResponseError as error:
+            found = refusal(error)
+            if found is None or found.code == "redis_denied":
+                return {}
+            raise self._failed(error) from error
+        except redis.RedisError as error:
+            raise self._failed(error) from error
 
     def job_of_key(self, key: str) -> str | None:
         """The id of the job that was submitted under this idempotency key, if it is still known."""
@@ -366,12 +443,23 @@ class Records:
         try:
             return command(*args, **kwargs)
         except redis.RedisError as error:
-            raise unavailable(error) from error
+            raise self._failed(error) from error
+
+    def _failed(self, error: redis.RedisError) -> StoreUnavailable:
+        """What to raise. After a failover the other connections lead to the old primary, too: they are dropped.
+
+        Those that are in use meet the same answer, and drop themselves.
+        """
+        if (found := refusal(error)) is not None and found.kind is Kind.CONNECTION:
+            self.client.connection_pool.disconnect(inuse_connections=False)
+        return unavailable(error)
 
 
 def unavailable(error: redis.RedisError) -> StoreUnavailable:
     """Redis' own trouble in our words; the address stays out, for it may hold the password."""
-    return StoreUnavailable(f"Redis: {type(error).__name__}: {error}")
+    if (found := refusal(error)) is None:
+        return StoreUnavailable(f"Redis: {told(error)}")
+    return StoreUnavailable(told(error), code=found.code)
 
 
 def parse_member(member: str) -> tuple[str, int]:

@@ -10,6 +10,7 @@ from typing import Any, TypeVar, get_args, get_type_hints
 import msgspec
 import orjson
 
+from batchpipe.errors import BatchpipeError
 from batchpipe.jobs import JobRecord, Record, ShardRecord
 
 R = TypeVar("R", bound=Record)
@@ -60,15 +61,23 @@ def encode_record(record: Record) -> list[str]:
 
 
 def decode(kind: type[R], flat: Iterable[str] | Mapping[str, str]) -> R:
-    """A record from a hash, given as a mapping or flat. Unknown fields are ignored: newer workers write them."""
+    """A record from a hash, given as a mapping or flat. Unknown fields are ignored: newer workers write them.
+
+    Raises BatchpipeError (``record_unreadable``).
+    """
     if isinstance(flat, Mapping):
         fields: dict[str, Any] = dict(flat)
     else:
         parts = list(flat)
         fields = dict(zip(parts[::2], parts[1::2], strict=True))
-    for name in _json_fields(kind) & fields.keys():
-        fields[name] = orjson.loads(fields[name])
-    return msgspec.convert(fields, kind, strict=False)
+    try:
+        for name in _json_fields(kind) & fields.keys():
+            fields[name] = orjson.loads(fields[name])
+        return msgspec.convert(fields, kind, strict=False)
+    except (msgspec.ValidationError, orjson.JSONDecodeError) as error:
+        record = fields.get("id") or f"{fields.get('job')}, shard {fields.get('index')}"
+        message = f"the record of {record} in Redis cannot be read ({error}): made by hand, or by a newer version?"
+        raise BatchpipeError(message, code="record_unreadable") from error
 
 
 # msgspec learns a type at its first use, and ends the process if a second thread comes upon it half learnt (0.19 to

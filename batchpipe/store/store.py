@@ -10,7 +10,8 @@ from typing import Any, Literal
 import orjson
 
 from batchpipe.errors import JobNotFound, LeaseLost, OutputInUse
-from batchpipe.jobs import JOB, JobRecord, Move, ShardRecord, State
+from batchpipe.jobs import JOB, JobRecord, Move, Problem, ShardRecord, State
+from batchpipe.limits import LONGEST_GROWTH
 from batchpipe.store.leases import NO_NEWS, Lease, Refused, Renewal, host_clock
 from batchpipe.store.records import decode, encode_changes, encode_record
 from batchpipe.store.schedules import ScheduleRecords
@@ -25,6 +26,10 @@ ALIAS_SECONDS = 60 * 86_400
 GIVEN_UP_SECONDS = 86_400
 
 
+#: Ids that are kept of unclear answers to a shard's create calls.
+MOST_NAMED = 8
+
+
 @dataclass(frozen=True)
 class Raised:
     """A new epoch, under which the caller publishes; ``old_ids`` are the Celery ids of the void messages."""
@@ -37,7 +42,8 @@ class Raised:
 
 @dataclass(frozen=True)
 class Settled:
-    """What became of a batch id: ``ok``, ``late``, ``known``, or ``cancel``: the caller cancels the batch it made."""
+    """What became of a batch id: ``ok``, ``late``, ``known``, ``other`` (it is another shard's), or ``cancel``: the
+    caller cancels the batch it made."""
 
     verdict: str
     news: Renewal = NO_NEWS
@@ -58,22 +64,23 @@ class Store(ScheduleRecords):
 
         ``again``: "1" lets it take the key from any job, a job's id from that one only. ``alias``: somebody knows this
         id already; if the key is taken, it stands for the first job from now on.
-        Raises OutputInUse if another job that has not ended writes to the same output.
+        Raises OutputInUse if its output is that of another job that is not closed.
         """
         key = f"{self.prefix}key:{job.key}" if job.key else self._job_key(job.id)
-        verdict, job_id = self._run(
+        verdict, job_id, *stage = self._run(
             "submit",
-            [*self._keys(job.id, JOB), key, f"{self.prefix}output:{job.output.rstrip('/')}"],
+            [*self._keys(job.id, JOB), key],
             self.prefix,
             job.id,
             self._member(job.id, JOB),
             self.lease_seconds,
             again,
             self.ttl_seconds + ALIAS_SECONDS if alias else 0,
+            orjson.dumps(job.owns).decode(),
             *encode_record(job),
         )
         if verdict == "output":
-            raise OutputInUse(output_in_use(job.output, job_id))
+            raise OutputInUse(output_in_use(job.output, job_id, stage[0]))
         return job_id, verdict == "ok"
 
     def give_up(self, job_id: str) -> bool:
@@ -84,7 +91,7 @@ class Store(ScheduleRecords):
     def restore(self, job: JobRecord, shards: Sequence[ShardRecord]) -> tuple[str, str]:
         """Write the records of a running job that Redis has lost; its unfinished shards are due at once.
 
-        Answers ``ok``, ``known`` (nothing was written), or ``output`` and the other unfinished job that writes there.
+        Answers ``ok``, ``known`` (nothing was written), or ``output`` and the other job, not closed, whose it is.
         """
         key = f"{self.prefix}key:{job.key}" if job.key else self._job_key(job.id)
         fields = encode_record(job)
@@ -94,10 +101,11 @@ class Store(ScheduleRecords):
             args += (shard.index, len(fields), *fields)
         answer = self._run(
             "restore",
-            [*self._keys(job.id, JOB), key, f"{self.prefix}output:{job.output.rstrip('/')}"],
+            [*self._keys(job.id, JOB), key],
             self.prefix,
             job.id,
             uuid.uuid4().hex,
+            orjson.dumps(job.owns).decode(),
             *args,
         )
         return answer[0], answer[1] if len(answer) > 1 else ""
@@ -128,8 +136,25 @@ class Store(ScheduleRecords):
         """Fix the end state; the lease stays for telling. Answers what it became: the cancel flag wins."""
         return State(self._fenced("finish", lease, lease.token, state.value, *encode_changes(changes))[1])
 
+    def own(self, lease: Lease, names: Sequence[str]) -> None:
+        """Claim names of a job's output until it is closed. Raises OutputInUse (none is claimed), LeaseLost."""
+        owns = list(dict.fromkeys([*lease.job.owns, *names]))
+        args = (self.prefix, lease.job.id, lease.token, orjson.dumps(owns).decode())
+        verdict, *owner = self._run("own", self._keys(lease.job.id, JOB), *args)
+        if verdict == "lost":
+            raise LeaseLost
+        if verdict == "output":
+            raise OutputInUse(output_in_use(lease.job.output, *owner))
+        lease.job = lease.job.evolve(owns=owns)
+
+    def moved(self, job_id: str, results: str, real: str) -> None:
+        """The result files of a closed job lie there now (``real``: the same without links). Nothing happens if it is
+        not known here.
+        """
+        self._run("moved", self._keys(job_id, JOB), results, real)
+
     def told(self, lease: Lease) -> None:
-        """Nothing is left to do for an ended job: it leaves the due set and its records expire some day."""
+        """Nothing is left to do for an ended job: its output is free, it leaves the due set, its records expire."""
         self._fenced("told", lease, self._member(lease.job.id, JOB), lease.token, self.ttl_seconds)
 
     # -- turns -----------------------------------------------------------------------------------------------------
@@ -137,7 +162,11 @@ class Store(ScheduleRecords):
     def claim(
         self, job_id: str, index: int, epoch: int, stages: Sequence[str], *, deadline: float, enter: str = ""
     ) -> Lease | Refused:
-        """Take the lease on a record whose stage is one of ``stages``, for at most ``deadline`` seconds in all."""
+        """Take the lease on a record whose stage is one of ``stages``.
+
+        It ends after ``deadline`` seconds in which the turn did not get on (``Lease.check``), twice as many after each
+        turn that met this, ``LONGEST_GROWTH`` times at most.
+        """
         token, before = uuid.uuid4().hex, host_clock()
         answer = self._run(
             "claim",
@@ -150,13 +179,15 @@ class Store(ScheduleRecords):
             token,
             self.lease_seconds,
             deadline,
+            LONGEST_GROWTH * deadline,
             self._member(job_id, index),
         )
         if answer[0] != "ok":
             return Refused(answer[0], float(answer[1]) if len(answer) > 1 else 0.0)
         job = decode(JobRecord, answer[2])
         shard = decode(ShardRecord, answer[1]) if index != JOB else None
-        return Lease(self, job, shard, token, float(answer[3]), before, Renewal(cancel=job.cancel))
+        news = Renewal(cancel=job.cancel)
+        return Lease(self, job, shard, token, float(answer[3]), before, news, float(answer[4]), bool(int(answer[5])))
 
     def renew(self, lease: Lease) -> tuple[float, Renewal]:
         """Keep a lease. Answers the seconds it now lasts. Raises LeaseLost."""
@@ -166,6 +197,7 @@ class Store(ScheduleRecords):
             self._member(lease.job.id, lease.index),
             lease.token,
             self.lease_seconds,
+            lease.deadline if lease.has_got_on() else 0,
         )
         if answer[0] == "lost":
             raise LeaseLost
@@ -247,20 +279,79 @@ class Store(ScheduleRecords):
         args = (batch_id, *encode_changes(changes))
         return bool(self._run("observe", self._keys(shard.job, shard.index), *args)[0] == "ok")
 
+    def note_trouble(self, job_id: str, index: int, problem: Problem) -> None:
+        """Note why a record does not get on, though nobody holds it. Nothing for one that has ended."""
+        self._run("troubled", self._keys(job_id, index), *encode_changes({"trouble": problem}))
+
+    # -- jobs that wait for a person -------------------------------------------------------------------------------
+
+    def hold(self, shard: ShardRecord, mode: str, problem: Problem) -> bool:
+        """Note that a shard's batch was cancelled by somebody else; ``mode`` says what becomes of the job.
+
+        Needs no lease. Answers whether that is new.
+        """
+        reason = orjson.dumps({"code": problem.code, "message": problem.message}).decode()
+        return bool(self._run("hold", self._keys(shard.job, shard.index), mode, reason)[0] == "ok")
+
+    def decide(self, job_id: str, decision: Literal["resend", "land"]) -> tuple[str, int]:
+        """End a job's hold. Answers ok, none (it is not held) or ended, and the number of its shards.
+
+        Raises JobNotFound.
+        """
+        answer = self._run("decide", self._keys(job_id, JOB), decision)
+        if answer[0] == "gone":
+            raise JobNotFound(f"no job {job_id} is known here", job=job_id)
+        return answer[0], int(answer[1])
+
+    def land(self, job_id: str, shards: Mapping[int, list[str]]) -> tuple[str, list[int]]:
+        """Take up an ended job again to land these shards, given with new task ids; it is running then.
+
+        Answers ok and the epochs under which to publish polls, or why not: running, untold, output (another job
+        that has not ended writes there). Raises JobNotFound.
+        """
+        args: list[object] = []
+        for index, ids in shards.items():
+            args += (index, orjson.dumps(ids).decode())
+        token = uuid.uuid4().hex
+        answer = self._run(
+            "land", self._keys(job_id, JOB), self.prefix, job_id, token, self.lease_seconds, len(shards), *args
+        )
+        if answer[0] == "gone":
+            raise JobNotFound(f"no job {job_id} is known here", job=job_id)
+        return answer[0], [int(epoch) for epoch in answer[1:]]
+
     # -- the paid call ---------------------------------------------------------------------------------------------
 
     def intend(self, lease: Lease) -> Renewal:
-        """Record that a create call goes out under the shard's key. Raises LeaseLost."""
-        return _news_or_lost(self._run("intent", self._keys(lease.job.id, lease.index), self.prefix, lease.token))
+        """Record that a create call goes out under the shard's key; not if the job is held. Raises LeaseLost."""
+        keys = self._keys(lease.job.id, lease.index)
+        answer = self._run("intent", keys, self.prefix, lease.token, f"{self.host_time():.6f}")
+        news = _news_or_lost(answer)
+        return Renewal(wake=news.wake, cancel=news.cancel, held=answer[0] == "held")
 
     def withdraw(self, shard: ShardRecord, call: str) -> None:
         """A call was clearly refused or never made. Needs no lease."""
         self._run("withdraw", self._keys(shard.job, shard.index), shard.key, call)
 
+    def name(self, shard: ShardRecord, batch_ids: Mapping[str, bool]) -> None:
+        """Keep ids that an unclear answer to a create call named (True: was about). Needs no lease."""
+        named = orjson.dumps(dict(batch_ids)).decode()
+        self._run("named", self._keys(shard.job, shard.index), shard.key, MOST_NAMED, named)
+
     def settle(
-        self, shard: ShardRecord, batch_id: str, *, token: str | None, after: float, changes: Mapping[str, Any]
+        self,
+        shard: ShardRecord,
+        batch_id: str,
+        *,
+        token: str | None,
+        after: float,
+        changes: Mapping[str, Any],
+        sure: bool = False,
     ) -> Settled:
-        """Record the id of a batch made or found under the shard's current key. Needs no lease."""
+        """Record the id of a batch made or found under the shard's current key. Needs no lease.
+
+        ``sure``: the batch itself shows our key or file; else one that another record names is that shard's.
+        """
         answer = self._run(
             "settle",
             self._keys(shard.job, shard.index),
@@ -271,13 +362,19 @@ class Store(ScheduleRecords):
             batch_id,
             after,
             self.lease_seconds,
+            "1" if sure else "0",
             *encode_changes(changes),
         )
         return Settled(answer[0], _news(*answer[1:]) if len(answer) > 1 else Renewal())
 
 
-def output_in_use(output: str, owner: str) -> str:
-    """What to say of an output that another unfinished job owns."""
+def output_in_use(output: str, owner: str, stage: str) -> str:
+    """What to say of an output that is another job's, which stands at this stage and is not closed."""
+    if State(stage).ended:
+        return (
+            f"output {output} belongs to job {owner}, which has ended, but not everybody has been told: "
+            f"wait for that (batchpipe wait {owner}) or choose another output"
+        )
     return (
         f"output {output} belongs to job {owner}, which has not ended: follow it (batchpipe wait {owner}), "
         f"cancel it (batchpipe cancel {owner}) or choose another output"

@@ -8,11 +8,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import IO, Any, BinaryIO, TypeVar
 
+import msgspec
 import orjson
 
 from batchpipe.errors import Gone, Refused, Unavailable
 from batchpipe.jobs import BatchError, Counts, Status
-from batchpipe.openai_api import Snapshot, StoredFile
+from batchpipe.openai_api import Resumable, Snapshot, StoredFile
 
 #: How the provider answers one request: a dict (the body of a 200), an int (the status of a refusal), a str (the
 #: code of an error without a response, such as ``batch_expired``) or None (no line).
@@ -49,6 +50,8 @@ class FakeFile:
     data: bytes
     purpose: str = "batch_output"
     created_at: float = 0.0
+    status: str = "processed"
+    project: str = ""
 
 
 @dataclass
@@ -68,6 +71,7 @@ class FakeBatch:
     counts: Counts = field(default_factory=Counts)
     errors: list[BatchError] = field(default_factory=list)
     ran: list[str] = field(default_factory=list)
+    project: str = ""
 
     @property
     def is_final(self) -> bool:
@@ -91,7 +95,10 @@ class FakeOpenAI:
     def __init__(self, clock: Callable[[], float] = time.time, *, autofinish: bool = False) -> None:
         self.clock = clock
         self.autofinish = autofinish
+        self.project = ""  #: whose files and batches the key sees: what was made while it was another is not there
         self.echo_metadata = True  #: False: batches are told without their metadata, as some servers do
+        self.list_metadata = True  #: False: only its list is without them
+        self.rewrites_files = False  #: batches show another input_file_id than the upload gave, as some gateways do
         self.answer: Callable[[Mapping[str, Any]], Answer] = polite_answer
         self.files: dict[str, FakeFile] = {}
         self.batches: dict[str, FakeBatch] = {}  #: oldest first
@@ -199,14 +206,24 @@ class FakeOpenAI:
         except Refused:
             return None
 
-    def download(self, file_id: str, sink: BinaryIO, check: Callable[[], None]) -> int:
+    def file_status(self, file_id: str) -> str | None:
+        return self._called("file_status", file_id, lambda: self._file(file_id).status)
+
+    def download(self, file_id: str, sink: BinaryIO | Resumable, check: Callable[[], None]) -> int:
         def effect() -> int:
             data = self._file(file_id).data
+            have = 0
+            if isinstance(sink, Resumable) and 0 < sink.have < len(data):
+                have = sink.have
+                sink.resume()
             check()
-            sink.write(data)
+            sink.write(data[have:])
             return len(data)
 
         return self._called("download", file_id, effect)
+
+    def file_name(self, file_id: str) -> str | None:
+        return self._called("file_name", file_id, lambda: self._file(file_id).name)
 
     def delete_file(self, file_id: str) -> None:
         def effect() -> None:
@@ -217,7 +234,7 @@ class FakeOpenAI:
 
     def iter_files(self, since: float) -> Iterator[StoredFile]:
         newest = self._called("iter_files", "", lambda: list(reversed(self.files.items())))
-        shown = [(file_id, file) for file_id, file in newest if file.purpose == "batch"]
+        shown = [(file_id, file) for file_id, file in newest if (file.purpose, file.project) == ("batch", self.project)]
         for start in range(0, len(shown), _PAGE):
             page = shown[start : start + _PAGE]
             for file_id, file in page:
@@ -236,8 +253,10 @@ class FakeOpenAI:
     ) -> Snapshot:
         def effect() -> Snapshot:
             file = self.files.get(input_file_id)
-            if file is None:
+            if file is None or file.project != self.project:
                 raise Unavailable(f"Cannot find file {input_file_id}.", code="file_not_found", status=400)
+            if file.status != "processed":
+                raise Refused(f"File {input_file_id} is not in the state processed.", code="http_400", status=400)
             batch = FakeBatch(
                 id=f"batch_{len(self.batches) + 1:04d}",
                 input_file_id=input_file_id,
@@ -245,6 +264,7 @@ class FakeOpenAI:
                 metadata=dict(metadata),
                 arguments={"endpoint": endpoint, "completion_window": completion_window, **extra},
                 created_at=self.clock(),
+                project=self.project,
             )
             self.batches[batch.id] = batch
             return self._snapshot(batch)
@@ -273,10 +293,11 @@ class FakeOpenAI:
 
     def iter_batches(self, since: float) -> Iterator[Snapshot]:
         newest = self._called("iter_batches", "", lambda: list(reversed(self.batches.values())))
-        shown = [batch for batch in newest if not self._hide_all and batch.id not in self._hidden]
+        shown = [batch for batch in newest if self._shows(batch)]
         for start in range(0, len(shown), _PAGE):
             page = shown[start : start + _PAGE]
-            yield from map(self._snapshot, page)
+            for told in map(self._snapshot, page):
+                yield told if self.list_metadata else msgspec.structs.replace(told, metadata={})
             if page[-1].created_at < since:
                 return
 
@@ -298,22 +319,31 @@ class FakeOpenAI:
             effect()
         raise failure.error
 
+    def _shows(self, batch: FakeBatch) -> bool:
+        return batch.project == self.project and not self._hide_all and batch.id not in self._hidden
+
     def _file(self, file_id: str) -> FakeFile:
         try:
-            return self.files[file_id]
+            file = self.files[file_id]
         except KeyError:
             raise Gone(f"No such File object: {file_id}", status=404) from None
+        if file.project != self.project:
+            raise Gone(f"No such File object: {file_id}", status=404)
+        return file
 
     def _batch(self, batch_id: str) -> FakeBatch:
         try:
-            return self.batches[batch_id]
+            batch = self.batches[batch_id]
         except KeyError:
             raise Gone(f"No batch found with id '{batch_id}'.", status=404) from None
+        if batch.project != self.project:
+            raise Gone(f"No batch found with id '{batch_id}'.", status=404)
+        return batch
 
     def _add(self, name: str, data: bytes, purpose: str = "batch_output") -> str:
         self._made += 1
         file_id = f"file-{self._made:04d}"
-        self.files[file_id] = FakeFile(name, data, purpose, self.clock())
+        self.files[file_id] = FakeFile(name, data, purpose, self.clock(), project=self.project)
         return file_id
 
     def _add_lines(self, name: str, lines: list[bytes]) -> str | None:
@@ -331,7 +361,7 @@ class FakeOpenAI:
         return Snapshot(
             id=batch.id,
             status=batch.status,
-            input_file_id=batch.input_file_id,
+            input_file_id=f"gw-{batch.input_file_id}" if self.rewrites_files else batch.input_file_id,
             output_file_id=batch.output_file_id,
             error_file_id=batch.error_file_id,
             created_at=batch.created_at,

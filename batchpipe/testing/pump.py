@@ -16,8 +16,9 @@ from batchpipe.errors import StoreUnavailable
 from batchpipe.job_turns import JobTurns
 from batchpipe.jobs import JOB, JobRecord, ShardRecord, State, new_job_id
 from batchpipe.pipeline import ShardTurns
+from batchpipe.places import results_place
 from batchpipe.settings import Account, Settings
-from batchpipe.storage import Folder
+from batchpipe.storage import Folder, place_name
 from batchpipe.store import Store
 from batchpipe.store.store import new_task_ids
 from batchpipe.sweep import sweep
@@ -64,9 +65,11 @@ class Pump:
             **{"home": folder / "home", "accounts": {"default": Account(api_key=SecretStr("test"))}, **settings},
         )
         self.at = time.time()
+        self.redis_off = 0.0  #: how much Redis' clock differs from all others
         self.store = store or Store(fakeredis.FakeRedis(decode_responses=True))
         self.store.lease_seconds = self.settings.lease_seconds
-        self.store.skew = lambda: self.at - time.time()
+        self.store.skew = lambda: self.at + self.redis_off - time.time()
+        self.store.host_time = lambda: self.at
         self.api = api or FakeOpenAI(autofinish=True)
         self.api.clock = lambda: self.at
         self.copies: Callable[[Message], int] = lambda message: 1
@@ -94,6 +97,7 @@ class Pump:
                 "task_ids": new_task_ids(1),
                 "input": str(home / "input.jsonl"),
                 "output": str(home / "out"),
+                "owns": [place_name(str(fields.get("output", home / "out")))],
                 "workspace": str(home / "out" / ".batchpipe" / job_id),
                 "max_rows": self.settings.max_rows,
                 "attempts": self.settings.attempts,
@@ -118,7 +122,10 @@ class Pump:
 
     def outcomes(self, job_id: str) -> dict[str, str]:
         """custom_id -> ok, failed or missing, from the result files. Raises ValueError if one is there twice."""
-        output, found = Folder(self.job(job_id).output), dict[str, str]()
+        job, found = self.job(job_id), dict[str, str]()
+        if not job.results:
+            return found
+        output = results_place(job)
         for name in ("output.jsonl", "errors.jsonl"):
             with output.reader(name) as lines:
                 for row in map(orjson.loads, lines):
@@ -130,11 +137,8 @@ class Pump:
     # -- time ------------------------------------------------------------------------------------------------------
 
     def advance(self, seconds: float) -> None:
-        """Move the clock, and the ends of account pauses, which are times to live in Redis, with it."""
+        """Move the clock: the hosts', the provider's and Redis'."""
         self.at += seconds
-        for key in self.store.client.keys(f"{self.store.prefix}pause:*"):
-            left = self.store.client.pttl(key) - int(seconds * 1000)
-            self.store.client.pexpire(key, max(left, 0))
 
     def step(self) -> Delivery | None:
         """Deliver the next message that is due. Answers it, or None where none is."""

@@ -32,6 +32,10 @@ class Provider:
     def end(self, batch_id: str, status: str, errors: list[dict[str, Any]] | None = None) -> None:
         raise NotImplementedError
 
+    def change_project(self) -> None:
+        """From now on the key is of another project."""
+        raise NotImplementedError
+
     def upload(self, rows: list[dict[str, object]] | bytes, check: Callable[[], None] = nothing) -> str:
         data = rows if isinstance(rows, bytes) else b"".join(json.dumps(row).encode() + b"\n" for row in rows)
         file_id: str = self.api.upload(io.BytesIO(data), "batchpipe-job_x-0-1.jsonl", check)
@@ -59,6 +63,9 @@ class FakeProvider(Provider):
     def __init__(self) -> None:
         self.api = FakeOpenAI()
 
+    def change_project(self) -> None:
+        self.api.project = "another"
+
     def end(self, batch_id: str, status: str, errors: list[dict[str, Any]] | None = None) -> None:
         if status == Status.FAILED:
             self.api.fail(batch_id, errors or [])
@@ -71,6 +78,9 @@ class SdkProvider(Provider):
         self.api = Api(Account(api_key=SecretStr("sk-test"), base_url=sandbox.base_url))
         self._sandbox = sandbox
         self._stuck = sandbox.faults.add("stuck")
+
+    def change_project(self) -> None:
+        self._sandbox.faults.add("other_project")
 
     def end(self, batch_id: str, status: str, errors: list[dict[str, Any]] | None = None) -> None:
         if status == Status.COMPLETED:
@@ -138,6 +148,23 @@ def test_a_created_batch_is_told_with_its_input_and_metadata(provider: Provider,
         assert snapshot.metadata == {"batchpipe_key": "job_x:0:1", "team": "a"}
         assert snapshot.status not in Status.FINAL
         assert snapshot.created_at == created.created_at is not None
+
+
+def test_a_key_of_another_project_sees_neither_files_nor_batches(provider: Provider, rows: Rows) -> None:
+    """404 for both, and empty lists: what it answers is no proof of anything."""
+    file_id = provider.upload(rows(1))
+    batch = provider.create(file_id)
+    assert provider.api.file_status(file_id) == "processed"
+    provider.change_project()
+    for call in (provider.api.retrieve, provider.api.cancel_batch):
+        with pytest.raises(Gone):
+            call(batch.id)
+    with pytest.raises(Gone):
+        provider.api.file_status(file_id)
+    assert list(provider.api.iter_batches(0.0)) == list(provider.api.iter_files(0.0)) == []
+    with pytest.raises(Unavailable) as caught:
+        provider.create(file_id)
+    assert caught.value.code == "file_not_found"
 
 
 def test_an_unknown_input_file_may_only_be_late(provider: Provider) -> None:

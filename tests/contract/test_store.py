@@ -11,6 +11,7 @@ from batchpipe.errors import JobNotFound, LeaseLost, OutputInUse
 from batchpipe.jobs import JOB, Counts, JobRecord, Move, Problem, ShardRecord, Stage, State, new_job_id
 from batchpipe.store import Lease, Refused, Store
 from batchpipe.store.reading import LOG_LENGTH
+from batchpipe.store.store import MOST_NAMED
 
 LEASE = 60.0
 DEADLINE = 300.0
@@ -19,7 +20,9 @@ OK = Stage.UPLOADED
 
 def new_job(**fields: Any) -> JobRecord:
     job_id = new_job_id()
-    return JobRecord(id=job_id, **{"epoch": 1, "task_ids": ["prepare-1"], "output": f"/out/{job_id}", **fields})
+    output = fields.pop("output", f"/out/{job_id}")
+    defaults = {"epoch": 1, "task_ids": ["prepare-1"], "owns": [output.rstrip("/")]}
+    return JobRecord(id=job_id, output=output, **{**defaults, **fields})
 
 
 def claim(store: Store, job_id: str, index: int, *stages: str, epoch: int = 1, deadline: float = DEADLINE) -> Any:
@@ -110,11 +113,13 @@ def test_again_takes_the_key_over(store: Store, again: str, taken: bool) -> None
 
 
 def test_an_output_belongs_to_one_unfinished_job(store: Store) -> None:
-    """With or without a slash at its end."""
-    first = new_job(output="/out/x")
+    """Under each of its names."""
+    first = new_job(output="/out/x", owns=["/out/x", "/real/x"])
     store.submit(first)
-    with pytest.raises(OutputInUse, match=first.id):
-        store.submit(new_job(output="/out/x/"))
+    for names in (["/out/x"], ["/other", "/real/x"]):
+        with pytest.raises(OutputInUse, match=f"{first.id}, which has not ended"):
+            store.submit(new_job(owns=names))
+    assert store.submit(new_job(owns=["/other"]))[1]  # which the refused one has not taken
 
 
 def test_a_refused_output_does_not_take_the_key(store: Store) -> None:
@@ -235,7 +240,7 @@ def test_reset_forgives_lost_leases_and_a_new_stage_begins_at_nought(store: Stor
 def test_a_repeated_claim_is_the_same_claim(store: Store) -> None:
     """After a lost answer the client repeats it with its token: no try is counted twice, no lease stands in its way."""
     job_id = planned(store)
-    args = (store.prefix, job_id, 1, ",planned,", "", "token-1", LEASE, DEADLINE, f"{job_id}/0")
+    args = (store.prefix, job_id, 1, ",planned,", "", "token-1", LEASE, DEADLINE, DEADLINE, f"{job_id}/0")
     assert store._run("claim", store._keys(job_id, 0), *args)[0] == "ok"
     assert store._run("claim", store._keys(job_id, 0), *args)[0] == "ok"
     assert shard(store, job_id).tries == 1
@@ -643,6 +648,55 @@ def test_a_repeated_settle_of_the_holder_is_the_same(store: Store) -> None:
     assert shard(store, job_id).next_at == about(store.now() + 5)
 
 
+def test_a_batch_that_another_shard_has_is_not_settled_but_by_its_own_word(store: Store) -> None:
+    """An answer may name the wrong one; a server that counts its ids anew after a restart names the right one."""
+    job_id = uploaded(store, 2)
+    assert settle(store, job_id).verdict == "late"
+    record = shard(store, job_id, 1)
+    assert store.settle(record, "batch_1", token=None, after=0.0, changes={}).verdict == "other"
+    assert shard(store, job_id, 1).batch_id is None
+    assert store.settle(record, "batch_1", token=None, after=0.0, changes={}, sure=True).verdict == "late"
+
+
+def test_another_account_may_have_the_same_id(store: Store) -> None:
+    """Each server counts for itself."""
+    assert settle(store, uploaded(store)).verdict == "late"
+    other = uploaded(store, account="other")
+    assert store.shards_of_batches("other", ["batch_1"]) == {}
+    assert settle(store, other).verdict == "late"
+    assert [found.job for found in store.shards_of_batches("other", ["batch_1", "batch_9"]).values()] == [other]
+
+
+def test_ids_that_answers_named_are_kept_until_the_shard_has_its_batch(store: Store) -> None:
+    """Or until somebody calls again, having settled them; a few at most."""
+    job_id = uploaded(store)
+    lease = granted(claim(store, job_id, 0, Stage.UPLOADED))
+    store.intend(lease)
+    store.name(shard(store, job_id), {"batch_1": False, "batch_2": True})
+    store.name(shard(store, job_id), {"batch_1": True, "batch_2": False})
+    assert shard(store, job_id).named == {"batch_1": True, "batch_2": True}
+    store.name(shard(store, job_id), {f"batch_{n}": True for n in range(50)})
+    assert len(shard(store, job_id).named) == MOST_NAMED
+    store.name(shard(store, job_id).evolve(try_=9), {"batch_77": True})
+    store.intend(lease)
+    assert shard(store, job_id).named == {}
+    store.name(shard(store, job_id), {"batch_3": True})
+    settle(store, job_id, token=lease.token)
+    store.name(shard(store, job_id), {"batch_4": True})
+    assert shard(store, job_id).named == {}
+
+
+def test_calls_without_an_answer_do_not_pile_up(store: Store) -> None:
+    """A provider may be down for days; the intent stays."""
+    job_id = uploaded(store)
+    for number in range(30):
+        lease = granted(claim(store, job_id, 0, Stage.UPLOADED, epoch=shard(store, job_id).epoch))
+        store.intend(lease)
+        advance(store, lease, Stage.UPLOADED)
+        assert shard(store, job_id).calls[-1] == lease.token, number
+    assert len(shard(store, job_id).calls) == 20
+
+
 def test_settling_tells_the_holder_of_wake_and_cancel(store: Store) -> None:
     """It publishes the new chain itself."""
     job_id = uploaded(store)
@@ -772,14 +826,54 @@ def test_a_told_job_leaves_the_due_set_and_its_records_expire(store: Store) -> N
     assert store.submit(new_job(output="/out/told"))[1]
 
 
-def test_a_told_job_does_not_free_the_output_of_its_successor(store: Store) -> None:
-    """An ended job's output may be taken over before it was told."""
+def test_an_output_belongs_to_an_ended_job_until_it_is_told(store: Store) -> None:
+    """Its telling is repeated, and writes job.json there."""
     lease = merging(store, output="/out/same")
     store.finish(lease, State.SUCCEEDED, {})
-    store.submit(new_job(output="/out/same"))
-    store.told(lease)
-    with pytest.raises(OutputInUse):
+    with pytest.raises(OutputInUse, match=f"{lease.job.id}, which has ended, but"):
         store.submit(new_job(output="/out/same"))
+    store.told(lease)
+    assert store.submit(new_job(output="/out/same"))[1]
+
+
+def test_a_job_claims_the_names_that_its_worker_sees_for_its_output(store: Store) -> None:
+    """All or none, until it is closed; and no longer than its lease lasts."""
+    other = planned(store, owns=["/taken"])
+    lease = merging(store, owns=["/link"])
+    with pytest.raises(OutputInUse, match=other):
+        store.own(lease, ["/real", "/taken"])
+    store.own(lease, ["/real", "/link"])
+    assert store.get_job(lease.job.id).owns == lease.job.owns == ["/link", "/real"]
+    for name in ("/link", "/real"):
+        with pytest.raises(OutputInUse):
+            store.submit(new_job(owns=[name]))
+    store.finish(lease, State.SUCCEEDED, {})
+    store.told(lease)
+    with pytest.raises(LeaseLost):
+        store.own(lease, ["/late"])
+    assert store.submit(new_job(owns=["/link", "/real", "/late"]))[1]
+
+
+def test_a_closed_job_does_not_free_the_output_of_another(store: Store) -> None:
+    """A frozen worker may close it late."""
+    lease = merging(store, owns=["/out/a"])
+    store.client.set(f"{store.prefix}output:/out/a", "job_of_another")
+    store.finish(lease, State.SUCCEEDED, {})
+    store.told(lease)
+    assert store.client.get(f"{store.prefix}output:/out/a") == "job_of_another"
+
+
+def test_that_results_were_moved_is_noted_where_there_are_some(store: Store) -> None:
+    """A job that has none, or that this Redis does not know, gets no record by it."""
+    lease = merging(store, results="/out/a")
+    store.moved(lease.job.id, "/out/a/.batchpipe/x", "/real/a/.batchpipe/x")
+    assert store.get_job(lease.job.id).results == "/out/a/.batchpipe/x"
+    without = planned(store)
+    for job_id in (without, "job_unknown"):
+        store.moved(job_id, "/elsewhere", "/elsewhere")
+    assert store.get_job(without).results == ""
+    with pytest.raises(JobNotFound):
+        store.get_job("job_unknown")
 
 
 # -- lists, log, accounts ------------------------------------------------------------------------------------------
@@ -884,3 +978,39 @@ def test_fields_of_a_newer_version_are_ignored(store: Store) -> None:
     job_id = planned(store)
     store.client.hset(f"{store.prefix}job:{job_id}", "from_the_future", "[1")
     assert store.get_job(job_id).id == job_id
+
+
+def test_a_deadline_that_was_met_is_known_and_grows_up_to_a_bound(store: Store, clock: Any) -> None:
+    """Its holder lived, and did not get on. Who vanished before it is another matter."""
+    job_id, granted_for = planned(store), []
+    for _ in range(6):
+        lease = granted(claim(store, job_id, 0, Stage.PLANNED, deadline=100))
+        granted_for.append((round(lease.deadline), lease.overran))
+        for _ in range(60):
+            clock.advance(LEASE / 2)
+            try:
+                store.renew(lease)
+            except LeaseLost:
+                break
+    assert granted_for == [(100, False), (200, True), (400, True), (800, True), (800, True), (800, True)]
+    assert (shard(store, job_id).overran, shard(store, job_id).lost) == (5, 5)
+    granted(claim(store, job_id, 0, Stage.PLANNED, deadline=100))
+    clock.advance(LEASE + 1)
+    assert granted(claim(store, job_id, 0, Stage.PLANNED, deadline=100)).overran is False
+
+
+def test_who_gets_on_keeps_its_lease_beyond_the_deadline(store: Store, clock: Any) -> None:
+    """And no longer than a deadline after it has got on for the last time."""
+    job_id = planned(store)
+    lease = granted(claim(store, job_id, 0, Stage.PLANNED, deadline=100))
+    for _ in range(30):
+        clock.advance(LEASE / 2)
+        lease._got_on = True
+        store.renew(lease)
+    clock.advance(50)
+    assert store.renew(lease)[0] == about(50)
+    clock.advance(49)
+    assert store.renew(lease)[0] == about(1)
+    clock.advance(2)
+    with pytest.raises(LeaseLost):
+        store.renew(lease)

@@ -42,7 +42,8 @@ class _Store(Store):
     def _run(self, name: str, keys: Any, *args: Any) -> list[Any]:
         if name not in self._shas:
             self._shas[name] = self._ask("SCRIPT", "LOAD", self._text(name))
-        return cast(list[Any], self._ask("EVALSHA", self._shas[name], len(keys), *keys, f"{self.skew():.6f}", *args))
+        given = [*keys, self._clock_key, f"{self.skew():.6f}", *args]
+        return cast(list[Any], self._ask("EVALSHA", self._shas[name], len(keys) + 1, *given))
 
     def _ask(self, *command: Any) -> Any:
         self.connection.send_command(*command)

@@ -30,6 +30,7 @@ ACTORS = 4
 TO_THE_END = 1_000_000
 #: Odd fractions: no two times of the protocol are ever the same by accident.
 JUMPS = (0.53, 2.37, 9.71, LEASE / 3 + 0.17, LEASE / 2 + 1.13, LEASE + 3.19, 3 * LEASE + 5.23, 1_931.7)
+SHIFTS = (0.0, -3_611.3, 3_607.9, -61.7, 67.3, -3.1, 7_219.1)
 #: After the last fault everything must have ended within so many seconds and messages.
 QUIET_SECONDS, QUIET_STEPS = 8 * 3_600.0, 1_500
 
@@ -100,6 +101,7 @@ class Schedule:
             (1, self.wake),
             (2, self.sweep),
             (1, self.cancel),
+            (1, self.shift),
         ]
         self._actions = [action for times, action in often for _ in range(times)]
 
@@ -198,6 +200,11 @@ class Schedule:
             self.world.watch.facts["cancel"] += 1
             self._begin(self.world.cancel)
 
+    def shift(self) -> None:
+        """Redis' clock is set back or leaps forward, or is right again. Not in every schedule."""
+        if self.choices.pick(8) >= 6:
+            self.world.move_redis_clock(self.choices.one(SHIFTS))
+
     def _outlive(self, actor: Actor) -> None:
         actor.frozen = True
         for _ in range(self.choices.one((2, 5, 10, 20, 40))):
@@ -287,7 +294,8 @@ class Schedule:
     def _calmly(self) -> bool:
         """The next thing that happens by itself, without faults: a message or a sweep. False: nothing is left."""
         world = self.world
-        moments = [delivery.at for delivery in world.waiting] + list(world.watch.seen.due.values())
+        ahead = world.store.clock().now - world.at  # due times are Redis'
+        moments = [delivery.at for delivery in world.waiting] + [at - ahead for at in world.watch.seen.due.values()]
         if not moments:
             return False
         world.advance(max(min(moments) - world.at, 0.0) + 0.011)

@@ -24,6 +24,7 @@ SEED = int(os.environ.get("MODEL_SEED", "0"))
 MET = (
     "crash",
     "cancel",
+    "clock moved",
     "repeat",
     "away",
     "away after",

@@ -25,7 +25,7 @@ from batchpipe.openai_api import Snapshot
 from batchpipe.pipeline import ShardTurns
 from batchpipe.settings import Account, Settings
 from batchpipe.splitting import Prepared, ShardPlan
-from batchpipe.store import Lease, Store
+from batchpipe.store import Clock, Lease, Store
 from batchpipe.store import Refused as ClaimRefused
 from batchpipe.store.scripts import source
 from batchpipe.sweep import sweep
@@ -51,7 +51,7 @@ local function script()
 %s
 end
 local answer = script()
-local job = KEYS[#KEYS]
+local job = KEYS[#KEYS - 1]
 local prefix, id = string.match(job, '^(.-)job:(.*)$')
 local function read(key)
   local flat, fields = redis.call('HGETALL', key), {}
@@ -116,8 +116,13 @@ class ModelStore(Store):
 
     def __init__(self, client: redis.Redis, world: World, prefix: str, text: Source) -> None:
         super().__init__(
-            client, prefix=prefix, lease_seconds=LEASE, ttl_seconds=3600, skew=lambda: world.at - time.time()
+            client,
+            prefix=prefix,
+            lease_seconds=LEASE,
+            ttl_seconds=3600,
+            skew=lambda: world.at + world.redis_off - time.time(),
         )
+        self.host_time = lambda: world.at
         self.world = world
         self._text = text
         # past retries and pools, which the model does not need and which cost more than the script
@@ -126,8 +131,19 @@ class ModelStore(Store):
     def close(self) -> None:
         self.client.connection_pool.release(self._connection)
 
-    def now(self) -> float:
-        return self.world.at
+    def clock(self) -> Clock:
+        if not self.world.redis_moved:
+            return Clock(self.world.at)  # the same, and quicker
+        now, ahead, back_at, back_by, leap_at, leap_by = map(float, self._plain("now"))
+        return Clock(now, ahead, back_at, back_by, leap_at, leap_by, self.world.at)
+
+    def note_sweep(self) -> None:
+        self._plain("swept", f"{self.prefix}swept")
+
+    def _plain(self, name: str, *keys: str) -> Any:
+        """A script that is about no record."""
+        given = [*keys, self._clock_key, f"{self.skew():.6f}"]
+        return self._ask("EVAL", self._text(name), len(keys) + 1, *given)
 
     def account_of(self, job_id: str) -> str | None:
         return "default"
@@ -147,7 +163,9 @@ class ModelStore(Store):
         if isinstance(answer, ClaimRefused):
             self.world.watch.facts[f"refused: {answer.why}"] += 1
             return answer
-        lease = ModelLease(self, answer.job, answer.shard, answer.token, answer.seconds, before, answer.news)
+        lease = ModelLease(
+            self, answer.job, answer.shard, answer.token, answer.seconds, before, answer.news, answer.deadline
+        )
         lease.world = self.world
         self.world.leases[self.world.actor] = lease
         return lease
@@ -168,14 +186,14 @@ class ModelStore(Store):
 
     def _executed(self, name: str, keys: Sequence[str], args: Sequence[Any]) -> list[Any]:
         job = self._job_key(self.world.job_id)
-        given = [*keys, job, f"{self.skew():.6f}", *args]
-        answer, seen = self._ask("EVALSHA", self._sha(name), len(keys) + 1, *given)
+        given = [*keys, job, self._clock_key, f"{self.skew():.6f}", *args]
+        answer, seen = self._ask("EVALSHA", self._sha(name), len(keys) + 2, *given)
         self.world.tell(f"{name} {keys[0].rpartition(':')[2]} {args}")
         record = "job" if keys[0] == job else keys[0].rpartition(":")[2]
         after = orjson.loads(seen)
         records = Records(after["job"] or {}, after["shards"] or {}, _named(after["due"] or {}))
         self.world.tell(f"  -> {str(answer)[:80]}")
-        self.world.watch.script(name, record, args, answer, records, self.world.at)
+        self.world.watch.script(name, record, args, answer, records, self.clock().now)
         return cast(list[Any], answer)
 
     def _sha(self, name: str) -> str:
@@ -343,6 +361,8 @@ class World:
         self, client: redis.Redis, folder: Path, *, rounds: int = 1, shards: int = 1, text: Source = source
     ) -> None:
         self.at = time.time()
+        self.redis_off = 0.0  #: how much Redis' clock differs from all others
+        self.redis_moved = False
         self.actor: Actor | None = None
         self.watch = Watch()
         self.leases: dict[Actor | None, ModelLease] = {}
@@ -462,6 +482,10 @@ class World:
 
     def sweep(self) -> None:
         sweep(self.job_turns)
+
+    def move_redis_clock(self, to: float) -> None:
+        self.redis_off, self.redis_moved = to, True
+        self.watch.facts["clock moved"] += 1
 
     # -- time ------------------------------------------------------------------------------------------------------
 

@@ -162,6 +162,33 @@ def test_a_new_batch_can_be_hidden_from_the_list_for_a_while(api, client, sandbo
     assert [batch.id for batch in client.batches.list()] == [shown, hidden]
 
 
+def test_a_batch_that_has_ended_can_keep_its_file_ids_back_for_a_while(api, client, sandbox, rows):
+    """Its counts say already that all rows are answered."""
+    sandbox.faults.add("file_id_lags", seconds=40)
+    batch = api.create(rows(3))
+    sandbox.batches.wait(batch.id)
+
+    shown = client.batches.retrieve(batch.id)
+    assert (shown.status, shown.request_counts.completed, shown.output_file_id) == ("completed", 3, None)
+    assert client.batches.list().data[0].output_file_id is None
+    sandbox.clock.advance(41)
+    assert client.batches.retrieve(batch.id).output_file_id is not None
+
+
+def test_a_result_file_can_grow_for_a_while(api, client, sandbox, rows):
+    """Size and content agree, and each line is whole: only the number of lines tells."""
+    sandbox.faults.add("file_lags", seconds=40, fraction=0.5)
+    batch = api.create(rows(4))
+    file_id = sandbox.batches.wait(batch.id)["output_file_id"]
+
+    part = client.files.content(file_id).read()
+    assert len(part.splitlines()) in (1, 2)
+    assert (part[-1:], client.files.retrieve(file_id).bytes) == (b"\n", len(part))
+    sandbox.clock.advance(41)
+    assert len(client.files.content(file_id).read().splitlines()) == 4
+    assert client.files.retrieve(file_id).bytes > len(part)
+
+
 def test_metadata_can_be_kept_back(api, client, sandbox, rows):
     """Some providers do not echo it. Here only in the list."""
     batch = api.create(rows(1), metadata={"a": "b"})
@@ -321,6 +348,51 @@ def test_faults_can_be_for_some_batches_only(api, sandbox, rows):
     assert ends == ["completed", "failed"]
 
 
+def test_another_project_sees_nothing_of_the_first(api, client, sandbox, rows):
+    """By the header that the SDK sends for `project`, or by a fault for whoever asks."""
+    batch = api.run(rows(1))
+    other = client.with_options(project="proj_b")
+    sandbox.faults.add("other_project", times=1)
+    with pytest.raises(openai.NotFoundError):
+        client.batches.retrieve(batch.id)
+    assert client.batches.retrieve(batch.id).id == batch.id
+    for call, name in (
+        (other.batches.retrieve, batch.id),
+        (other.files.retrieve, batch.input_file_id),
+        (other.files.content, batch.output_file_id),
+        (other.files.delete, batch.input_file_id),
+        (other.batches.cancel, batch.id),
+    ):
+        with pytest.raises(openai.NotFoundError):
+            call(name)
+    assert other.batches.list().data == other.files.list().data == []
+    with pytest.raises(openai.BadRequestError, match="proj_b does not have access"):
+        other.batches.create(input_file_id=batch.input_file_id, endpoint=batch.endpoint, completion_window="24h")
+
+
+def test_a_file_quota_refuses_uploads_until_files_are_deleted(api, sandbox, client, rows):
+    """As many as `most` are taken."""
+    sandbox.faults.add("file_quota", most=1)
+    first = api.upload(rows(1))
+    with pytest.raises(openai.BadRequestError) as caught:
+        api.upload(rows(1))
+    assert caught.value.code == "quotaExceeded"
+    client.files.delete(first)
+    api.upload(rows(1))
+
+
+def test_a_new_file_may_need_seconds_before_a_batch_may_use_it(api, sandbox, client, rows):
+    """It says so itself."""
+    sandbox.faults.add("file_not_ready", seconds=30, times=1)
+    file_id = api.upload(rows(1))
+    assert client.files.retrieve(file_id).status == "pending"
+    with pytest.raises(openai.BadRequestError, match="not in the state processed"):
+        client.batches.create(input_file_id=file_id, endpoint="/v1/chat/completions", completion_window="24h")
+    sandbox.clock.advance(31)
+    assert client.files.retrieve(file_id).status == "processed"
+    client.batches.create(input_file_id=file_id, endpoint="/v1/chat/completions", completion_window="24h")
+
+
 def test_several_faults_work_together(api, client, sandbox, rows):
     """By pattern; of those that answer a call only the first strikes, the next one waits its turn."""
     sandbox.faults.add("delay", route="GET *", seconds=0.05)
@@ -356,3 +428,25 @@ def test_a_fault_that_makes_no_sense_is_refused(sandbox, arguments):
     """At once, not when it would strike."""
     with pytest.raises(ValueError, match="unknown"):
         sandbox.faults.add(arguments[0], **arguments[1])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "wanted"),
+    [
+        ({}, {"error": {"code": "server_error", "message": "The sandbox was told to fail this row."}}),
+        ({"code": "slow", "message": "no"}, {"error": {"code": "slow", "message": "no"}}),
+        ({"json": "words"}, "words"),
+        ({"json": {"choices": []}}, {"choices": []}),
+    ],
+)
+def test_a_row_can_have_a_body_that_is_no_answer(api, sandbox, rows, arguments, wanted):
+    """With HTTP 200, in the output file, counted as completed."""
+    sandbox.faults.add("row_body", custom_id="r1", **arguments)
+    batch = api.run(rows(3))
+
+    assert (batch.request_counts.completed, batch.request_counts.failed) == (3, 0)
+    line = next(line for line in api.lines(batch.output_file_id) if line["custom_id"] == "r1")
+    assert line["response"]["status_code"] == 200
+    body = line["response"]["body"]
+    assert body == wanted if not isinstance(wanted, dict) else wanted.items() <= body.items()
+    assert "r1" not in sandbox.ledger.billed

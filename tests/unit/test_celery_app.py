@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from kombu.transport import redis as transport
 
-from batchpipe.celery_app import outlive_redis
+from batchpipe.broker import outlive_redis
 from batchpipe.worker import end_in_time
 
 

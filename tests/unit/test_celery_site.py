@@ -17,8 +17,10 @@ from batchpipe import tasks
 from batchpipe.app_check import check_app
 from batchpipe.celery_site import is_set_up, load_app, setup, site_app
 from batchpipe.errors import SettingsError
-from batchpipe.settings import Settings, current_settings, install_site, load_settings
+from batchpipe.limits import LONG_TASK_SECONDS, LONG_TASKS, LONGEST_GROWTH, task_limit, turn_deadline
+from batchpipe.settings import Settings, current_settings, install_settings, install_site, load_settings
 from batchpipe.site_settings import SiteSettings
+from batchpipe.task_request import TaskRequest
 
 SETTINGS = Settings(_env_file=None)
 GOOD = {
@@ -54,6 +56,7 @@ def test_an_app_that_suits_is_reported_as_such() -> None:
         ({"worker_prefetch_multiplier": 0}, "app.conf.worker_prefetch_multiplier", False),
         ({"task_annotations": {"*": {"max_retries": 3}}}, "app.conf.task_annotations", False),
         ({"broker_url": "amqp://", "task_default_queue_type": "quorum"}, "app.conf.task_queues", False),
+        ({"worker_pool": "eventlet"}, "app.conf.worker_pool", True),
         ({"worker_enable_remote_control": False}, "app.conf.worker_enable_remote_control", False),
     ],
 )
@@ -297,6 +300,46 @@ def test_short_and_long_tasks_have_limits_of_their_own() -> None:
     names = ("poll", "sweep", "schedules", "download", "merge", "prepare")
     limits = {name: site.tasks[f"batchpipe.{name}"].time_limit for name in names}
 
-    assert {limits["poll"], limits["sweep"], limits["schedules"]} == {tasks.SHORT_TASK_SECONDS}
-    assert {limits["download"], limits["merge"], limits["prepare"]} == {tasks.LONG_TASK_SECONDS}
-    assert site.tasks["batchpipe.download"].soft_time_limit == tasks.LONG_TASK_SECONDS
+    assert {limits["poll"], limits["sweep"], limits["schedules"]} == {task_limit(SETTINGS, "poll") + 60}
+    assert {limits["download"], limits["merge"], limits["prepare"]} == {task_limit(SETTINGS, "merge") + 60}
+    assert site.tasks["batchpipe.download"].soft_time_limit == task_limit(SETTINGS, "download") >= LONG_TASK_SECONDS
+
+
+@pytest.mark.parametrize("seconds", [600, 10_000, 400_000])
+def test_limits_of_transfers_follow_the_settings(seconds: float) -> None:
+    """No task is ended while its turn may still go on, however long the settings let a transfer take."""
+    site = app()
+    setup(site)
+    site.finalize()
+    install_settings(Settings(_env_file=None, transfer_timeout_seconds=seconds))
+    try:
+        settings = current_settings()
+        for name in LONG_TASKS:
+            task = site.tasks[f"batchpipe.{name}"]
+            assert task.time_limit > task.soft_time_limit >= 2 * turn_deadline(settings, name) > 2 * 200
+        assert site.tasks["batchpipe.upload"].soft_time_limit > LONGEST_GROWTH * seconds
+        assert check_app(site, settings) == []
+    finally:
+        install_settings(None)
+
+
+def test_a_limit_that_a_message_brings_along_does_not_count() -> None:
+    """Who publishes may have other settings than the worker."""
+    site = app()
+    setup(site)
+    site.finalize()
+    headers = {"id": "x", "task": "batchpipe.upload", "timelimit": [5, 4], "kwargs": {}}
+    message = SimpleNamespace(headers=headers, body=((), {}, {}), delivery_info={}, properties={})
+    request = TaskRequest(message, app=site, headers=headers, task=site.tasks["batchpipe.upload"], decoded=True)
+    assert request.time_limits == (None, None)
+
+
+@pytest.mark.parametrize("name", ["time_limit", "soft_time_limit"])
+def test_a_limit_that_is_shorter_is_named_and_a_longer_one_is_none_of_our_business(name: str) -> None:
+    shorter, longer = ({"batchpipe.upload": {name: seconds}} for seconds in (900, 10**7))
+    [finding] = check_app(app(task_annotations=shorter), SETTINGS)
+    assert "task_annotations" in finding.name
+    assert f"{name} of batchpipe.upload" in finding.why
+    assert check_app(app(task_annotations=longer), SETTINGS) == []
+    [finding] = check_app(app(task_annotations={"*": {name: 0}}, **{f"task_{name}": 60}), SETTINGS)
+    assert name in finding.why

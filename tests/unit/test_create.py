@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -10,17 +11,28 @@ import pytest
 from batchpipe.errors import Gone, LeaseLost, Paused, Refused, Unanswered, Unavailable
 from batchpipe.jobs import JobRecord, Move, ShardRecord, Stage
 from batchpipe.settings import Account
-from batchpipe.steps.create import CANCELLED, MAX_UNFOUND, GiveUp, Over, create
+from batchpipe.steps.create import (
+    CANCELLED,
+    MAX_UPLOADS,
+    MOST_CALLS,
+    UNFOUND_SECONDS,
+    UNREAD_SECONDS,
+    GiveUp,
+    Over,
+    create,
+)
 from batchpipe.testing import FakeOpenAI
 
 JOB = JobRecord(id="job_x", metadata={"team": "a"}, extra={"output_expires_after": {"seconds": 1}})
-NOW = 1_000_000.0
+NOW, DAY = 1_000_000.0, 86_400.0
 
 
 class FakeTurn:
     """A record under a lease, as far as create may touch it."""
 
     grace_seconds = 30.0
+    lease_seconds = 60.0
+    unseen_seconds, refusal_seconds = DAY, 6 * 3_600.0
     provider = Account()
 
     def __init__(self, verdicts: dict[str, str] | None = None) -> None:
@@ -29,9 +41,16 @@ class FakeTurn:
         self.done: list[str] = []
         self.verdicts = verdicts or {}
         self.recorded: str | None = None
+        self.others: dict[str, ShardRecord] = {}  #: batches that records of other shards name
 
     def now(self) -> float:
         return self.at
+
+    def ahead(self) -> float:
+        return 0.0
+
+    def leapt(self, since: float) -> bool:
+        return False
 
     def intend(self) -> bool:
         if self.lost:
@@ -45,9 +64,17 @@ class FakeTurn:
     def too_late_to_call(self) -> bool:
         return self.late
 
-    def settle(self, batch: Any) -> str:
+    def name(self, batch_ids: Mapping[str, bool]) -> None:
+        self.done.append(f"name {' '.join(batch_ids)}")
+
+    def known(self, batch_ids: Sequence[str]) -> dict[str, ShardRecord]:
+        return {name: self.others[name] for name in batch_ids if name in self.others}
+
+    def settle(self, batch: Any, *, sure: bool = False) -> str:
         """The store's rule: the recorded id wins."""
         self.done.append(f"settle {batch.id}")
+        if batch.id in self.others and not sure:
+            return "other"
         if batch.id in self.verdicts:
             return self.verdicts[batch.id]
         if self.recorded is None:
@@ -266,7 +293,7 @@ def test_within_the_grace_period_it_looks_but_does_not_call(world: World) -> Non
 def test_after_the_second_empty_look_it_calls_again(world: World) -> None:
     """Under the same key, so that both could be found."""
     assert world.create(world.unanswered(empty_at=NOW - 30)) == Over(settled=True)
-    assert [call.method for call in world.api.calls] == ["iter_batches", "create_batch"]
+    assert [call.method for call in world.api.calls] == ["iter_batches", "file_status", "create_batch"]
 
 
 def test_what_turns_up_at_the_second_look_is_adopted(world: World) -> None:
@@ -311,7 +338,14 @@ def test_a_no_that_may_pass_withdraws_the_call(world: World, error: Exception) -
     assert world.turn.done == ["intend", "withdraw"]
 
 
-@pytest.mark.parametrize("error", [Refused("bad endpoint", code="invalid_value", status=400), Gone("?", status=404)])
+@pytest.mark.parametrize(
+    "error",
+    [
+        Refused("bad endpoint", code="invalid_value", status=400, param="endpoint"),
+        Refused("bad endpoint", code="invalid_value", status=400),
+        Refused("metadata.file says: it is not ready", status=400, param="metadata.file"),
+    ],
+)
 def test_a_final_no_gives_the_shard_up(world: World, error: Refused) -> None:
     """In the provider's own words."""
     world.api.fail_next("create_batch", error)
@@ -341,31 +375,109 @@ def test_the_older_call_is_looked_for_once_more_then_the_no_counts(world: World)
 
 def test_a_fresh_file_that_is_not_found_is_tried_again_with_growing_pauses(world: World) -> None:
     """A provider may know a file only after a moment; when it stays unknown, it is uploaded anew."""
-    shard, pauses = world.shard(file_id="file-lost"), []
-    for _ in range(MAX_UNFOUND - 1):
-        ending = world.create(shard)
-        assert ending.stage == Stage.UPLOADED
+    shard, pauses = world.shard(file_id="file-lost", uploads=1), []
+    while (ending := world.create(shard)).stage == Stage.UPLOADED:
         pauses.append(ending.after)
-        shard = shard.evolve(unfound=ending.changes["unfound"])
+        world.turn.at += ending.after
+        shard = shard.evolve(backoff=ending.changes["backoff"], refused_at=ending.changes["refused_at"])
     assert pauses == sorted(set(pauses))
-    ending = world.create(shard)
+    assert sum(pauses) >= UNFOUND_SECONDS
     assert ending.stage == Stage.PLANNED
-    assert (ending.changes["file_id"], ending.changes["try_"], ending.changes["unfound"]) == (None, 2, 0)
+    assert (ending.changes["file_id"], ending.changes["try_"], ending.changes["refused_at"]) == (None, 2, None)
 
 
-@pytest.mark.parametrize("echo", [True, False])
-def test_a_file_uploaded_anew_while_a_call_is_unanswered_hides_nothing(world: World, echo: bool) -> None:
-    """The key stays, and the old file is remembered: by either, the older call's batch is still found."""
-    world.api.echo_metadata = echo
-    shard = world.unanswered(file_id="file-lost", empty_at=NOW - 30, unfound=MAX_UNFOUND - 1)
-    move = world.create(shard)
-    assert (move.stage, move.changes["file_id"], move.changes["unused_files"]) == (Stage.PLANNED, None, ["file-lost"])
-    assert "try_" not in move.changes
-    again = shard.evolve(**move.changes).evolve(file_id=world.file_id)
-    late = world.add_batch(file_id=world.file_id)
-    world.api.batches[late].input_file_id = "file-lost"
-    assert world.create(again) == Over(settled=True)
-    assert world.turn.recorded == late
+def test_a_file_that_is_never_found_is_not_uploaded_for_ever(world: World) -> None:
+    """Its rows end with what was said."""
+    ending = world.create(world.shard(file_id="file-lost", uploads=MAX_UPLOADS, refused_at=NOW - 7 * 3_600))
+    assert isinstance(ending, GiveUp)
+    assert (ending.refused, ending.problem.code) == (True, "file_not_found")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        Refused("File file-1 is not in the state processed", code="http_400", status=400),
+        Refused("Please wait", code="fileNotReady", status=400),
+        Refused("no", code="invalid_value", status=400, param="input_file_id"),
+        Gone("{'detail': 'Not Found'}", status=404),
+        Unavailable("Cannot find file", code="file_not_found", status=400),
+    ],
+)
+def test_a_no_that_concerns_the_state_of_the_input_file_is_waited_out_for_hours(world: World, error: Exception) -> None:
+    """Said at the first; then its rows end with that reason and what to do."""
+    world.api.fail_next("create_batch", error, times=99)
+    shard, events = world.shard(), list[str]()
+    while isinstance(ending := world.create(shard), Move):
+        assert (ending.stage, ending.changes["trouble"].code) == (Stage.UPLOADED, "file_not_ready")
+        assert 0 < ending.after <= 600
+        events += [event for event, _ in ending.events]
+        world.turn.at += ending.after
+        shard = shard.evolve(backoff=ending.changes["backoff"], refused_at=ending.changes["refused_at"])
+    assert (isinstance(ending, GiveUp), events) == (True, ["refused_for_now"])
+    assert world.turn.at - NOW == pytest.approx(world.turn.refusal_seconds)
+    assert "batchpipe retry job_x" in ending.problem.message
+
+
+def test_a_file_that_the_provider_still_works_on_is_waited_for_whatever_the_refusal_says(world: World) -> None:
+    """Its status says it."""
+    world.api.files[world.file_id].status = "pending"
+    world.api.fail_next("create_batch", Refused("no", code="invalid_request", status=400))
+    assert world.create(world.shard()).changes["trouble"].code == "file_not_ready"
+    world.api.files[world.file_id].status = "processed"
+    assert world.create(world.shard()) == Over(settled=True)
+
+
+def test_an_account_that_is_full_is_waited_for(world: World) -> None:
+    """Room is made by batches that end, or by a person."""
+    world.api.fail_next("create_batch", Refused("too many batches", code="quotaExceeded", status=400))
+    move = world.create(world.shard())
+    assert (move.stage, move.changes["trouble"].code) == (Stage.UPLOADED, "account_full")
+
+
+# -- the key of another project ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fields", [{}, {"empty_at": NOW - 30}, {"empty_at": NOW - 30, "unfound": 9}])
+def test_an_empty_list_says_nothing_to_a_key_that_does_not_see_the_input_file(
+    world: World, fields: dict[str, Any]
+) -> None:
+    """It is of another project: what the unanswered call made is not there, and a second call would be paid twice."""
+    made = world.add_batch()
+    world.api.calls.clear()
+    world.api.project = "another"
+    move = world.create(world.unanswered(**fields))
+    assert (move.stage, move.changes["trouble"].code, move.changes["unseen_at"]) == (
+        Stage.UPLOADED,
+        "batch_unseen",
+        NOW,
+    )
+    assert "empty_at" not in move.changes
+    world.api.project = ""
+    assert world.create(world.unanswered(unseen_at=NOW, **fields)) == Over(settled=True)
+    assert (world.turn.recorded, world.api.count("create_batch")) == (made, 0)
+
+
+def test_who_never_sees_the_input_file_again_ends_without_a_second_call(world: World) -> None:
+    """After the window of the call and a day: its rows may be paid, and they say so."""
+    world.api.project = "another"
+    shard = world.unanswered(empty_at=NOW - 30, unseen_at=NOW, unfound=9)
+    world.turn.at = NOW + DAY - 11
+    assert isinstance(world.create(shard), Move)
+    world.turn.at = NOW + DAY
+    ending = world.create(shard)
+    assert isinstance(ending, GiveUp)
+    assert (ending.problem.code, ending.refused, world.api.count("create_batch")) == ("create_unknown", False, 0)
+    world.turn.at = NOW + 60
+    assert world.create(shard, CANCELLING).problem.code == "create_unknown"
+
+
+def test_a_file_that_is_not_found_while_a_call_is_unanswered_is_not_uploaded_anew(world: World) -> None:
+    """A new file would be seen by a key that sees nothing else."""
+    world.api.fail_next("create_batch", Refused("no such file", status=404))
+    world.api.fail_next("file_status", Gone("not found", status=404), times=2)
+    shard = world.unanswered(empty_at=NOW - 30, refused_at=NOW - 3_600)
+    assert world.create(shard).stage == Stage.UPLOADED
+    assert world.create(shard).stage == Stage.UPLOADED
 
 
 # -- cancelling ----------------------------------------------------------------------------------------------------
@@ -439,3 +551,117 @@ def test_where_the_list_shows_no_metadata_the_input_file_alone_tells(world: Worl
     made = world.add_batch(key="nonsense of a gateway")
     assert world.create(world.unanswered()) == Over(settled=True)
     assert world.turn.recorded == made
+
+
+# -- ids that answers name -----------------------------------------------------------------------------------------
+
+
+def unclear(**named: bool) -> Unanswered:
+    error = Unanswered("what was that")
+    error.named = named
+    return error
+
+
+def test_an_id_that_an_unclear_answer_named_is_recorded_before_anything_else(world: World) -> None:
+    """A crash must not forget it."""
+    world.api.fail_next("create_batch", unclear(batch_0001=True))
+    ending = world.create(world.shard())
+    assert (ending.stage, world.turn.done) == (Stage.UPLOADED, ["intend", "name batch_0001"])
+    assert world.api.count("retrieve") == 0
+
+
+def test_the_batch_that_an_answer_was_about_is_read_and_adopted_whatever_it_shows(world: World) -> None:
+    """A gateway rewrites input files and shows no metadata; the list is not even asked."""
+    made = world.add_batch()
+    world.api.rewrites_files, world.api.echo_metadata = True, False
+    assert world.create(world.unanswered(named={made: True})) == Over(settled=True)
+    assert (world.turn.recorded, world.api.count("iter_batches")) == (made, 0)
+
+
+@pytest.mark.parametrize("about", [True, False])
+def test_nobody_calls_while_a_named_batch_cannot_be_read(world: World, about: bool) -> None:
+    """The provider is down: that says nothing."""
+    world.api.fail_next("retrieve", Unavailable("down"), times=3)
+    for _ in range(3):
+        with pytest.raises(Unavailable):
+            world.create(world.unanswered(named={"batch_x1": about}, empty_at=NOW - 9_000))
+    assert world.api.count("create_batch") == 0
+
+
+def test_a_named_batch_that_the_provider_does_not_know_is_asked_for_longer_than_the_list(world: World) -> None:
+    """A read may lag behind a create."""
+    shard = world.unanswered(named={"batch_x1": True}, empty_at=NOW)
+    world.turn.at = NOW + UNREAD_SECONDS - 1
+    assert isinstance(world.create(shard), Move)
+    world.turn.at = NOW + UNREAD_SECONDS
+    assert world.create(shard) == Over(settled=True)
+
+
+def test_an_answer_with_another_shards_batch_is_no_answer(world: World) -> None:
+    """Neither adopted nor cancelled; ours is looked for in the list."""
+    other = world.add_batch("job_x:2:1")
+    world.turn.others[other] = ShardRecord(job="job_x", index=2, batch_id=other)
+    ours = world.add_batch()
+    assert world.create(world.unanswered(named={other: True})) == Over(settled=True)
+    assert (world.turn.recorded, status(world, other)) == (ours, "validating")
+
+
+def test_a_refusal_that_names_our_batch_is_no_refusal(world: World) -> None:
+    """A gateway has repeated the call, and was told that the batch exists."""
+    error = Refused("batch_0001 exists", status=400)
+    error.named = {"batch_0001": False}
+    world.api.fail_next("create_batch", error, processed=True)
+    assert world.create(world.shard()) == Over(settled=True)
+    assert "withdraw" not in world.turn.done
+
+
+def test_a_refusal_that_names_the_batch_of_others_is_one(world: World) -> None:
+    """By no word of its own is it ours."""
+    other = world.add_batch(None, world.api.upload(io.BytesIO(b"{}"), "f", lambda: None))
+    error = Refused(f"{other} is in the way", status=400)
+    error.named = {other: False}
+    world.api.fail_next("create_batch", error)
+    assert isinstance(world.create(world.shard()), GiveUp)
+
+
+def blind(world: World) -> str:
+    """A list without metadata and with other file ids, by a batch of ours in it that we know; and one we do not."""
+    known, world.api.list_metadata = world.add_batch("job_x:2:1"), False
+    world.turn.others[known] = ShardRecord(job="job_x", index=2, file_id=world.file_id, batch_id=known)
+    return world.add_batch()
+
+
+def test_what_a_list_does_not_show_is_read_one_by_one(world: World) -> None:
+    """The list keeps metadata back, the batch itself does not."""
+    ours = blind(world)
+    world.api.rewrites_files = True
+    assert world.create(world.unanswered(empty_at=NOW - 999)) == Over(settled=True)
+    assert world.turn.recorded == ours
+
+
+def test_a_list_that_shows_of_no_batch_whose_it_is_counts_as_none(world: World) -> None:
+    """Nobody calls again, for as long as it takes; a cancel ends it with rows that say why."""
+    blind(world)
+    world.api.rewrites_files, world.api.echo_metadata = True, False
+    for _ in range(5):
+        move = world.create(world.unanswered(empty_at=NOW - 999))
+        assert (move.stage, move.changes["trouble"].code) == (Stage.UPLOADED, "create_unknown")
+    given_up = world.create(world.unanswered(empty_at=NOW - 999), JOB.evolve(cancel=True))
+    assert (given_up.problem.code, given_up.refused) == ("create_unknown", False)
+    assert world.api.count("create_batch") == 2
+
+
+def test_a_list_without_any_batch_that_could_be_ours_is_an_empty_look(world: World) -> None:
+    """However little it shows of those that it has."""
+    known = world.add_batch("job_x:2:1")
+    world.turn.others[known] = ShardRecord(job="job_x", index=2, file_id=world.file_id, batch_id=known)
+    world.api.rewrites_files, world.api.echo_metadata = True, False
+    assert world.create(world.unanswered(empty_at=NOW - 999)) == Over(settled=True)
+
+
+def test_calls_are_repeated_a_few_times_at_most_where_nobody_can_look(world: World) -> None:
+    """RESEND_UNANSWERED allows rows to be paid twice, not without end."""
+    world.turn.provider = Account(lists_batches=False, resend_unanswered=True)
+    few, many = ["x"] * (MOST_CALLS - 1), ["x"] * MOST_CALLS
+    assert world.create(world.unanswered(calls=many, empty_at=NOW - 999)).changes["trouble"].code == "create_unknown"
+    assert world.create(world.unanswered(calls=few, empty_at=NOW - 999)) == Over(settled=True)

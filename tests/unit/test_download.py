@@ -12,12 +12,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from batchpipe.errors import BatchpipeError, Gone, LeaseLost, Unavailable
+from batchpipe.errors import BatchpipeError, Gone, LeaseLost
+from batchpipe.fetching import FETCHES_AT_ONCE
 from batchpipe.jobs import BatchError, Counts, JobRecord, Move, Problem, ShardRecord, Stage
-from batchpipe.steps.download import FETCHES_AT_ONCE, MAX_GONE, abandon, download
+from batchpipe.lateness import CANCELLED_SECONDS, UNPAID_SECONDS
+from batchpipe.openai_api import Snapshot
+from batchpipe.steps.download import GONE_SECONDS, abandon, download
 from batchpipe.storage import Folder
 
 JOB = JobRecord(id="job_x")
+NOW, DAY = 1_000_000.0, 86_400.0
+PATIENCE = 21_600.0
 
 
 def nothing() -> None:
@@ -31,6 +36,14 @@ class FilesFake:
         self.files = files
         self.told: dict[str, int | None] = {name: len(data) for name, data in files.items()}
         self.told.update(told or {})
+        self.batch = Snapshot(id="batch_1", status="completed")
+        self.sees_batch = True  #: False: the key is of another project
+        self.fetched: list[str] = []
+
+    def retrieve(self, batch_id: str) -> Snapshot:
+        if not self.sees_batch:
+            raise Gone(f"No batch found with id '{batch_id}'.", status=404)
+        return self.batch
 
     def file_bytes(self, file_id: str) -> int | None:
         if file_id not in self.told:
@@ -40,6 +53,7 @@ class FilesFake:
     def download(self, file_id: str, sink: BinaryIO, check: Callable[[], None]) -> int:
         if file_id not in self.files:
             raise Gone(f"No such File object: {file_id}", status=404)
+        self.fetched.append(file_id)
         data = self.files[file_id]
         for start in range(0, len(data), 100):
             check()
@@ -65,15 +79,43 @@ def lines(*rows: bytes) -> bytes:
 class Place:
     """A shard in a workspace."""
 
+    moves: list[Move]
+    waited: float
+
     def __init__(self, names: list[str], **changes: Any) -> None:
+        self.now = NOW
         self.workspace = Folder(f"memory://{uuid.uuid4().hex}")
         with self.workspace.writer("shards/00003-t.jsonl") as file:
             file.write(lines(*(json.dumps({"custom_id": name, "method": "POST"}).encode() for name in names)))
         self.shard = ShardRecord(job="job_x", index=3, rows=len(names), file="shards/00003-t.jsonl", **changes)
 
     def download(self, api: FilesFake, output: str | None = None, error: str | None = None, **changes: Any) -> Move:
-        shard = self.shard.evolve(output_file_id=output, error_file_id=error, **changes)
-        return download(JOB, shard, self.workspace, api, "tok", check=nothing)
+        job, now = changes.pop("job", JOB), changes.pop("now", self.now)
+        shard = self.shard.evolve(**{"output_file_id": output, "error_file_id": error, **changes})
+        return download(job, shard, self.workspace, api, "tok", now=now, files_patience=PATIENCE, check=nothing)
+
+    def through(self, api: FilesFake, output: str | None = None, error: str | None = None, **changes: Any) -> Move:
+        """Turn after turn until it is collected. ``waited`` is how long that took, ``moves`` what came before."""
+        self.moves, self.waited = [], 0.0
+        self.shard = self.shard.evolve(output_file_id=output, error_file_id=error, **changes)
+        while True:
+            move = download(
+                JOB,
+                self.shard,
+                self.workspace,
+                api,
+                "tok",
+                now=NOW + self.waited,
+                files_patience=PATIENCE,
+                check=nothing,
+            )
+            if move.stage == Stage.COLLECTED:
+                self.waited = round(self.waited, 2)
+                return move
+            assert move.after > 0
+            self.moves.append(move)
+            self.waited += move.after
+            self.shard = self.shard.evolve(**move.changes)
 
     def rows(self, move: Move) -> list[bytes]:
         assert move.stage == Stage.COLLECTED
@@ -161,10 +203,13 @@ def test_an_ok_answer_wins_over_another_with_the_same_id() -> None:
 )
 def test_a_cut_file_is_fetched_again(data: bytes, told: int | None) -> None:
     """It must not look like missing rows."""
-    place = Place(["a", "b"])
-    with pytest.raises(Unavailable, match="cut short"):
-        place.download(FilesFake({"out": told}, out=data), "out")
+    place, api = Place(["a", "b"]), FilesFake({"out": told}, out=data)
+    move = place.download(api, "out")
+    assert (move.stage, move.changes["late_at"]) == (Stage.ENDED, NOW)
+    assert "cut short" in move.changes["trouble"].message
     assert place.workspace.names() == ["shards"]
+    api.files["out"], api.told["out"] = lines(ok("a"), ok("b")), None
+    assert numbers(place.download(api, "out", **move.changes)) == (2, 0, 0)
 
 
 def test_a_file_that_is_longer_than_told_time_and_again_is_whole() -> None:
@@ -192,42 +237,146 @@ def test_a_line_that_is_no_strict_json_is_an_answer_all_the_same() -> None:
     assert json.loads(second[1:])["error"] == {"code": "batch_expired", "message": None}
 
 
-def test_a_line_of_a_whole_file_that_nobody_can_read_does_not_keep_the_others() -> None:
-    """It is fetched anew a few times; then the rows without an answer are missing for good, for one of them is paid."""
-    place, api = Place(["a", "b", "c"]), FilesFake(out=lines(ok("a"), b'{"custom_id": "b", "respo', ok("c")))
-    for fetches in range(3):
-        move = place.download(api, "out", fetches=fetches)
-        assert (move.stage, move.changes) == (Stage.ENDED, {"fetches": fetches + 1})
-    move = place.download(api, "out", fetches=3)
+@pytest.mark.parametrize("told", [None, 0, "true", 10_000])
+@pytest.mark.parametrize("counts", [Counts(), Counts(completed=3, failed=0)])
+def test_a_line_that_nobody_can_read_is_that_rows_outcome_once_two_fetches_gave_the_same(
+    told: Any, counts: Counts
+) -> None:
+    """Whatever size is told; the other rows are kept, and it is not sent again, for it is paid."""
+    place, data = Place(["a", "b", "c"]), lines(ok("a"), b'{"custom_id": "b", "respo', ok("c"))
+    size = len(data) if told == "true" else told
+    move = place.through(FilesFake({"out": size}, out=data), "out", counts=counts)
     assert (numbers(move), move.changes["resend"]) == ((2, 0, 1), 0)
-    assert move.changes["error"].code == "answer_unreadable"
-    with pytest.raises(Unavailable, match="cut short"):
-        place.download(FilesFake({"out": None}, out=api.files["out"]), "out", fetches=3)
+    assert json.loads(place.rows(move)[1][1:])["error"]["code"] == "answer_unreadable"
+    if size != 10_000 or counts.completed:
+        assert (len(place.moves), place.waited) == (1, 2.0)
+
+
+def test_an_unreadable_line_that_tells_its_row_condemns_no_other() -> None:
+    """The provider counts two answers, and they are here: the third row was not run."""
+    place = Place(["a", "b", "c"])
+    api = FilesFake({"out": None}, out=lines(ok("a"), b'{"custom_id": "b", "respo'))
+    move = place.through(api, "out", counts=Counts(completed=2, failed=0))
+    assert [row[:1] for row in place.rows(move)] == [b"+", b"M", b"m"]
+
+
+def test_an_unreadable_line_of_nobody_is_that_of_the_rows_that_the_provider_counts() -> None:
+    """One of them is paid, and nobody knows which."""
+    for counts, marks in ((Counts(completed=2, failed=0), b"MM"), (Counts(), b"MM"), (Counts(completed=1), b"mm")):
+        place = Place(["a", "b", "c"])
+        api = FilesFake({"out": None}, out=lines(ok("a"), b'{"id": "batch_req_1", "cus'))
+        move = place.through(api, "out", counts=counts)
+        assert b"".join(row[:1] for row in place.rows(move)) == b"+" + marks, counts
+
+
+def test_bytes_that_change_from_fetch_to_fetch_are_no_outcome() -> None:
+    """Until the patience is over."""
+    place = Place(["a", "b"])
+
+    class Torn(FilesFake):
+        def download(self, file_id: str, sink: BinaryIO, check: Callable[[], None]) -> int:
+            self.files["out"] = lines(ok("a"), b'{"custom_id": "b", %d' % len(self.fetched))
+            return super().download(file_id, sink, check)
+
+    move = place.through(Torn({"out": None}, out=b""), "out")
+    assert (place.waited, move.changes["missing"], move.changes["resend"]) == (PATIENCE, 1, 0)
+
+
+def test_an_error_page_in_place_of_a_file_is_waited_out() -> None:
+    """The same bytes each time, and no line of ours: a proxy that is broken for hours must not cost paid rows."""
+    place, api = Place(["a"]), FilesFake({"out": None}, out=b"<html>\n<h1>Bad gateway</h1>\n")
+    move = place.through(api, "out")
+    assert (place.waited, numbers(move), move.changes["resend"]) == (PATIENCE, (0, 0, 1), 0)
+    assert len(place.moves) < 70
 
 
 def test_answers_that_were_counted_and_never_named_a_file_are_not_sent_again() -> None:
     """They are paid; the provider's mistake must not cost them twice."""
     place = Place(["a", "b"])
-    move = place.download(FilesFake(err=lines(bad("b"))), None, "err", counts=Counts(completed=1, failed=1), fetches=3)
-    assert (numbers(move), move.changes["resend"]) == ((0, 1, 1), 1)
+    move = place.through(FilesFake(err=lines(bad("b"))), None, "err", counts=Counts(completed=1, failed=1))
+    assert (numbers(move), move.changes["resend"], place.waited) == ((0, 1, 1), 1, PATIENCE)
     assert json.loads(place.rows(move)[0][1:])["error"]["code"] == "output_file_missing"
+
+
+def test_a_file_that_grows_late_is_waited_for_and_its_rows_are_not_sent_again() -> None:
+    """The provider counts ten of ten; for minutes its file has fewer. What is waited for, since when, until when?"""
+    names = [f"r{number}" for number in range(10)]
+    place, whole = Place(names), lines(*map(ok, names))
+    api = FilesFake(out=lines(*map(ok, names[:4])))
+    counts = Counts(total=10, completed=10, failed=0)
+    api.batch = Snapshot(id="batch_1", status="completed", output_file_id="out", counts=counts)
+    first = place.download(api, "out", counts=counts)
+    trouble = first.changes["trouble"]
+    assert (trouble.code, first.events[0][0], first.after) == ("answers_late", "answers_late", 2.0)
+    assert "counts 10 answers, and its files have 4; waited for since 1970-01-12 13:46:40 UTC" in trouble.message
+    again = place.download(api, "out", now=NOW + 400, **first.changes)
+    assert (again.stage, again.after, api.fetched) == (Stage.ENDED, 100.0, ["out"])  # the same size: not fetched again
+    api.files["out"], api.told["out"] = whole, len(whole)
+    assert numbers(place.download(api, "out", now=NOW + 500, **again.changes)) == (10, 0, 0)
+
+
+def test_a_file_id_that_comes_late_is_read_anew() -> None:
+    """The error file was named after the output file."""
+    place, api = Place(["a", "b"]), FilesFake(out=lines(ok("a")), err=lines(bad("b", "invalid")))
+    counts = Counts(completed=1, failed=1)
+    first = place.download(api, "out", counts=counts)
+    assert first.stage == Stage.ENDED
+    api.batch = Snapshot(id="b", status="completed", output_file_id="out", error_file_id="err", counts=counts)
+    assert numbers(
+        place.download(
+            api,
+            "out",
+            now=NOW + 2,
+            **{**first.changes, "error_file_id": None},
+        )
+    ) == (1, 1, 0)
+
+
+def test_counts_that_are_wrong_for_ever_end_with_missing_rows_that_are_not_sent_again() -> None:
+    """After hours, with growing pauses."""
+    place, api = Place(["a", "b", "c"]), FilesFake(out=lines(ok("a")))
+    move = place.through(api, "out", counts=Counts(completed=2, failed=0))
+    assert (numbers(move), move.changes["resend"], place.waited) == ((1, 0, 2), 0, PATIENCE)
+    assert json.loads(place.rows(move)[1][1:])["error"]["code"] == "answers_missing"
+    pauses = [move.after for move in place.moves[:-1]]
+    assert pauses == sorted(pauses)
+    assert len(pauses) < 70
+    assert len(api.fetched) == 2  # whose size does not change
+
+
+def test_rows_that_are_only_counted_as_failed_are_waited_for_some_minutes() -> None:
+    """They are not paid."""
+    place, api = Place(["a", "b"]), FilesFake(out=lines(ok("a")))
+    move = place.through(api, "out", counts=Counts(completed=1, failed=1))
+    assert (numbers(move), move.changes["resend"], place.waited) == ((1, 0, 1), 1, UNPAID_SECONDS)
+
+
+def test_a_cancelled_job_waits_for_late_files_some_minutes_at_most() -> None:
+    """It must end; what comes meanwhile is landed."""
+    place, api = Place(["a", "b"]), FilesFake(out=lines(ok("a")))
+    counts, job = Counts(completed=2, failed=0), JOB.evolve(cancel=True)
+    first = place.download(api, "out", counts=counts, job=job)
+    assert "for the job is being cancelled" in first.changes["trouble"].message
+    late = place.download(api, "out", job=job, now=NOW + CANCELLED_SECONDS, **first.changes)
+    assert numbers(late) == (1, 0, 1)
+
+
+@pytest.mark.parametrize("told", [1, 10_000])
+def test_a_size_that_is_wrong_for_ever_ends(told: int) -> None:
+    """All rows are there: at once. Else what lacks is missing after the patience, and not sent again."""
+    assert numbers(Place(["a"]).download(FilesFake({"out": told}, out=ok("a")), "out")) == (1, 0, 0)
+    place = Place(["a", "b"])
+    counts = Counts(completed=1, failed=0)
+    assert numbers(place.through(FilesFake({"out": told}, out=ok("a")), "out", counts=counts)) == (1, 0, 1)
+    assert place.waited <= 2.0
+    move = place.through(FilesFake({"out": 10_000}, out=ok("a")), "out", counts=Counts())
+    assert (numbers(move), move.changes["resend"], place.waited) == ((1, 0, 1), 0, PATIENCE)
 
 
 def test_a_size_that_is_not_told_is_not_compared() -> None:
     """Null, or 0 for a file that is not empty."""
     for told in (None, 0):
         assert numbers(Place(["a"]).download(FilesFake({"out": told}, out=ok("a")), "out")) == (1, 0, 0)
-
-
-def test_fewer_lines_than_counted_are_not_believed_at_once() -> None:
-    """Three times the files are fetched anew, with growing pauses; then the rows are missing."""
-    place, api = Place(["a", "b", "c"]), FilesFake(out=ok("a"))
-    for fetches, pause in ((0, 2.0), (1, 4.0), (2, 8.0)):
-        move = place.download(api, "out", counts=Counts(completed=2, failed=1), fetches=fetches)
-        assert (Stage.ENDED, pause, {"fetches": fetches + 1}) == (move.stage, move.after, move.changes)
-    move = place.download(api, "out", counts=Counts(completed=2, failed=1), fetches=3)
-    assert numbers(move) == (1, 0, 2)
-    assert move.events == [("anomaly", {"lines": 1, "told": 3, "short": 2, "duplicates": 0, "unknown": 0})]
 
 
 @pytest.mark.parametrize("counts", [Counts(), Counts(total=9), Counts(completed=1), Counts(completed=0, failed=0)])
@@ -237,16 +386,33 @@ def test_counts_that_are_not_told_are_not_compared(counts: Counts) -> None:
 
 
 def test_rows_of_a_file_that_is_gone_are_missing_with_that_reason() -> None:
-    """They may have been paid: so they are final, and fetching anew is no use."""
-    place = Place(["a", "b"])
+    """They may have been paid: so they are final. One answer that it is gone may be a mistake, and so may an hour's."""
+    place, counts = Place(["a", "b"]), Counts(completed=1, failed=1)
     api = FilesFake(err=bad("b"))
-    for unfound in range(MAX_GONE - 1):  # one answer that it is gone may be a mistake, and the rows are paid
-        move = place.download(api, "out", "err", counts=Counts(completed=1, failed=1), unfound=unfound)
-        assert (move.stage, move.changes) == (Stage.ENDED, {"unfound": unfound + 1})
-    move = place.download(api, "out", "err", counts=Counts(completed=1, failed=1), unfound=MAX_GONE - 1)
+    first = place.download(api, "out", "err", counts=counts)
+    assert (first.stage, first.changes["unfound"], first.changes["unseen_at"]) == (Stage.ENDED, 1, NOW)
+    assert first.changes["trouble"].code == "batch_unseen"
+    seen = {"counts": counts, "unseen_at": NOW, "unfound": 99}
+    place.now = NOW + GONE_SECONDS - 1
+    assert place.download(api, "out", "err", **seen).stage == Stage.ENDED
+    place.now = NOW + GONE_SECONDS
+    move = place.download(api, "out", "err", **seen)
     assert numbers(move) == (0, 1, 1)
     assert json.loads(place.rows(move)[0][1:])["error"]["code"] == "file_gone"
     assert move.changes["error"].code == "file_gone"
+
+
+def test_a_key_that_sees_neither_file_nor_batch_is_of_another_project_and_a_day_is_given_to_mend_it() -> None:
+    """Nor is it believed before the end of the batch's window."""
+    place, api = Place(["a"], created_at=NOW), FilesFake()
+    api.sees_batch = False
+    for at, unseen_at in ((NOW, None), (NOW + DAY - 1, NOW), (NOW + 2 * DAY - 1, NOW + DAY)):
+        place.now = at
+        move = place.download(api, "out", unseen_at=unseen_at, unfound=9)
+        assert (move.stage, move.changes["trouble"].code) == (Stage.ENDED, "batch_unseen")
+        assert move.after <= 600
+    place.now = NOW + 2 * DAY
+    assert place.download(api, "out", unseen_at=NOW + DAY, unfound=9).changes["error"].code == "file_gone"
 
 
 def test_a_file_whose_size_cannot_be_asked_is_fetched_all_the_same() -> None:
@@ -283,7 +449,16 @@ def test_an_error_of_the_shard_is_that_of_its_rows() -> None:
     """A create that was refused has no batch at all."""
     place = Place(["a"])
     problem = Problem(code="billing_hard_limit_reached", message="no money")
-    move = download(JOB, place.shard.evolve(error=problem), place.workspace, FilesFake(), "tok", check=nothing)
+    move = download(
+        JOB,
+        place.shard.evolve(error=problem),
+        place.workspace,
+        FilesFake(),
+        "tok",
+        now=NOW,
+        files_patience=PATIENCE,
+        check=nothing,
+    )
     assert numbers(move) == (0, 1, 0)
     assert move.changes["error"] == problem
 
@@ -318,7 +493,14 @@ def test_a_lost_lease_ends_the_download() -> None:
 
     with pytest.raises(LeaseLost):
         download(
-            JOB, place.shard.evolve(output_file_id="out"), place.workspace, FilesFake(out=ok("a")), "t", check=check
+            JOB,
+            place.shard.evolve(output_file_id="out"),
+            place.workspace,
+            FilesFake(out=ok("a")),
+            "t",
+            now=NOW,
+            files_patience=PATIENCE,
+            check=check,
         )
     assert place.workspace.names() == ["shards"]
 
@@ -351,3 +533,43 @@ def test_a_whole_line_of_nobody_is_an_anomaly(line: bytes) -> None:
     move = Place(["a"]).download(FilesFake(out=lines(line, ok("a"))), "out")
     assert numbers(move) == (1, 0, 0)
     assert move.events[0][1]["unknown"] == 1
+
+
+def _embeddings(name: str, count: int) -> bytes:
+    body = {"object": "list", "data": [{"embedding": [0.5]}] * count, "model": "m", "usage": {"prompt_tokens": 9}}
+    return json.dumps({"custom_id": name, "response": {"status_code": 200, "body": body}}).encode()
+
+
+def test_a_row_with_fewer_embeddings_than_inputs_is_failed_and_its_tokens_count() -> None:
+    """For good, for they were paid; one with as many, or with one input, is ok."""
+    workspace = Folder(f"memory://{uuid.uuid4().hex}")
+    inputs: dict[str, Any] = {"a": ["x", "y"], "b": ["x", "y"], "c": "x", "d": [1, 2, 3]}
+    with workspace.writer("shards/x.jsonl") as file:
+        for name, value in inputs.items():
+            row = {"custom_id": name, "method": "POST", "url": "/v1/embeddings", "body": {"model": "m", "input": value}}
+            file.write(json.dumps(row).encode() + b"\n")
+    out = lines(_embeddings("a", 1), _embeddings("b", 2), _embeddings("c", 1), _embeddings("d", 1))
+    shard = ShardRecord(job="job_x", index=0, rows=4, file="shards/x.jsonl", output_file_id="out")
+    job = JobRecord(id="job_x", endpoint="/v1/embeddings")
+    move = download(job, shard, workspace, FilesFake(out=out), "tok", now=0.0, files_patience=0.0, check=nothing)
+    assert numbers(move) == (3, 1, 0)
+    assert (move.changes["resend"], move.changes["usage"]) == (0, {"input_tokens": 36})
+    with workspace.reader(move.changes["collected_file"]) as file:
+        first = file.readline()
+    assert first[:1] == b"F"
+    failed = json.loads(first[1:])
+    assert failed["response"] == json.loads(_embeddings("a", 1))["response"]
+    assert failed["error"] == {"code": "embeddings_missing", "message": "HTTP 200 with fewer embeddings than inputs"}
+
+
+def test_early_ends_are_counted_for_the_answers_that_are_kept() -> None:
+    """One that came twice counts once."""
+
+    def cut(name: str, reason: str) -> bytes:
+        body = {"object": "chat.completion", "choices": [{"finish_reason": reason}]}
+        return json.dumps({"custom_id": name, "response": {"status_code": 200, "body": body}}).encode()
+
+    place = Place(["a", "b", "c"])
+    out = lines(bad("a"), cut("a", "length"), cut("a", "length"), cut("b", "stop"), cut("c", "content_filter"))
+    move = place.download(FilesFake(out=out), "out")
+    assert move.changes["incomplete"] == {"length": 1, "content_filter": 1}

@@ -87,3 +87,42 @@ def test_near_its_deadline_a_lease_is_shorter() -> None:
     with lease(redis) as held:
         assert all(redis.asked.acquire(timeout=5) for _ in range(3))
         assert held.seconds == 0.05
+
+
+def test_a_check_renews_a_lease_that_nothing_else_renews() -> None:
+    """Green threads stand still while one of them reads a file: what it calls meanwhile keeps its lease."""
+    redis = Redis()
+    held = lease(redis, seconds=30)
+    held.check()
+    assert redis.asked.acquire(blocking=False) is False
+    held.confirmed = held._asked = host_clock() - 16
+    held.check()
+    held.check()
+    assert redis.asked.acquire(blocking=False) is True
+    assert redis.asked.acquire(blocking=False) is False
+    assert held.age() < 15
+
+
+def test_a_check_finds_out_that_the_lease_is_lost() -> None:
+    held = lease(Redis(LeaseLost()), seconds=30)
+    held.confirmed = held._asked = host_clock() - 16
+    with pytest.raises(LeaseLost):
+        held.check()
+
+
+def test_a_check_asks_a_silent_redis_now_and_then_only() -> None:
+    """Each question to it may take seconds."""
+    redis = Redis(StoreUnavailable("away"), StoreUnavailable("away"))
+    held = lease(redis, seconds=30)
+    held.confirmed = held._asked = host_clock() - 16
+    for _ in range(5):
+        held.check()
+    assert len(redis.answers) == 1
+    assert held.has_got_on() is True  # is said again
+
+
+def test_that_the_work_gets_on_is_said_once_for_each_renewal() -> None:
+    held = lease(Redis(), seconds=30)
+    assert held.has_got_on() is False
+    held.check()
+    assert [held.has_got_on(), held.has_got_on()] == [True, False]

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from batchpipe.errors import BatchpipeError, LeaseLost
+from batchpipe.errors import BatchpipeError, LeaseLost, OutputInUse
 from batchpipe.jobs import JobRecord, ShardRecord
 from batchpipe.outcomes import FAILED, MISSING
 from batchpipe.results import Outcome, iter_failed_lines, iter_failed_requests, iter_outcomes
@@ -139,12 +139,32 @@ def test_both_files_are_there_even_if_empty() -> None:
     assert read(place.output, "errors.jsonl") == b""
 
 
-def test_a_job_without_shards_has_empty_results() -> None:
-    """It was cancelled before its input was read."""
-    place = Place([])
+def test_a_job_without_shards_writes_no_results() -> None:
+    """It was cancelled before its input was read: what lies in its output is another's."""
+    place = Place(ROWS)
+    put(place.output, "output.jsonl", b"paid for\n")
     assert merge(place.job, [], place.workspace, place.output, check=nothing) == Merged()
-    assert place.output.names() == ["errors.jsonl", "output.jsonl"]
-    assert place.outcomes() == []
+    assert place.output.names() == ["output.jsonl"]
+    assert read(place.output, "output.jsonl") == b"paid for\n"
+
+
+def test_results_do_not_take_their_places_where_that_is_refused() -> None:
+    """Whose the output is, is looked at when all is written and nothing has its name yet."""
+    place = Place(ROWS)
+    put(place.output, "output.jsonl", b"another's\n")
+    told: list[tuple[int, ...]] = []
+
+    def settle(*sizes: int) -> None:
+        told.append(sizes)
+        raise OutputInUse("another's")
+
+    with pytest.raises(OutputInUse):
+        merge(place.job, place.shards, place.workspace, place.output, check=nothing, settle=settle)
+    assert place.output.names() == ["output.jsonl"]
+    assert read(place.output, "output.jsonl") == b"another's\n"
+    assert "results.idx" not in place.workspace.names()
+    place.merge()
+    assert told == [tuple(place.output.size(name) for name in ("output.jsonl", "errors.jsonl"))]
 
 
 def test_outcomes_are_read_back_in_the_order_of_the_input() -> None:
@@ -243,7 +263,7 @@ def test_a_lost_lease_ends_the_merge_without_results() -> None:
     assert place.output.names() == []
 
 
-@given(st.lists(st.tuples(st.integers(0, 5), st.sampled_from(OutcomeState)), max_size=60))
+@given(st.lists(st.tuples(st.integers(0, 5), st.sampled_from(OutcomeState)), min_size=1, max_size=60))
 @settings(max_examples=100, deadline=None)
 def test_every_mixture_comes_back_in_order(rows: list[tuple[int, OutcomeState]]) -> None:
     """Through merge, the two files and the index; and the failed requests with it."""

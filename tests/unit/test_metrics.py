@@ -149,7 +149,7 @@ def test_waits_are_counted_by_reason(pump: Pump, chat_rows: Rows) -> None:
 
 def _metrics_of(pump: Pump, job_id: str) -> dict[str, Any]:
     job, store = pump.job(job_id), pump.store
-    return metrics_view(job, store.iter_shards(job), store.now(), lambda *_: None, store.read_log(job_id))
+    return metrics_view(job, store.iter_shards(job), store.now(), store.read_log(job_id))
 
 
 def test_one_job_tells_the_same_of_itself(pump: Pump, chat_rows: Rows) -> None:

@@ -254,6 +254,7 @@ def test_an_address_that_cannot_work_is_a_matter_of_settings(make_api: Callable[
         pytest.param({"kind": "status", "status": 200, "body": ""}, id="empty"),
         pytest.param({"kind": "replace", "json": {"status": "validating"}}, id="no-id"),
         pytest.param({"kind": "replace", "json": {"id": "b", "input_file_id": "file-other"}}, id="another-batch"),
+        pytest.param({"kind": "status", "status": 409}, id="409"),
         pytest.param({"kind": "truncate", "route": CREATE, "bytes": 9}, id="cut-short"),
     ],
 )
@@ -268,11 +269,39 @@ def test_a_create_without_a_clear_answer_is_unanswered_and_sent_once(
     assert sandbox.calls.count(CREATE) == 1
 
 
+def test_a_batch_with_another_input_file_is_the_answer_to_the_call(api: Api, sandbox: Sandbox) -> None:
+    """Some gateways rewrite the ids of files; what a 200 to our call names is what it made."""
+    file_id = upload(api)
+    said = {"id": "batch_gw", "object": "batch", "status": "validating", "input_file_id": "file-other"}
+    sandbox.faults.add("replace", route=CREATE, json=said)
+    assert create(api, file_id).id == "batch_gw"
+
+
+@pytest.mark.parametrize(
+    ("fault", "named"),
+    [
+        pytest.param({"kind": "replace", "json": {"id": "b7"}}, {"b7": True}, id="only-an-id"),
+        pytest.param({"kind": "status", "status": 500, "body": '{"id":"b7","object":"batch"}'}, {"b7": True}, id="500"),
+        pytest.param({"kind": "status", "status": 200, "body": '{"id":"b7","obj'}, {"b7": True}, id="half"),
+        pytest.param({"kind": "status", "status": 409, "body": "batch_a1 exists"}, {"batch_a1": False}, id="409"),
+        pytest.param({"kind": "status", "status": 400, "body": '{"batch_id":"b7"}'}, {"b7": False}, id="400"),
+        pytest.param({"kind": "status", "status": 500, "body": '{"id":"req_1"}'}, {}, id="500-of-its-own"),
+        pytest.param({"kind": "status", "status": 400, "body": '{"code":"batch_expired"}'}, {}, id="code"),
+    ],
+)
+def test_an_id_that_an_unclear_answer_names_is_not_lost(
+    api: Api, sandbox: Sandbox, fault: dict[str, Any], named: dict[str, bool]
+) -> None:
+    """Nobody calls again before it is read."""
+    file_id = upload(api)
+    sandbox.faults.add(fault["kind"], **{"route": CREATE, **{k: v for k, v in fault.items() if k != "kind"}})
+    assert dict(refusal(lambda: create(api, file_id)).named) == named
+
+
 @pytest.mark.parametrize(
     ("fault", "kind"),
     [
         ({"status": 429, "retry_after": 3}, Unavailable),
-        ({"status": 409}, Unavailable),
         ({"status": 429, "code": "insufficient_quota"}, Paused),
         ({"status": 401}, Paused),
         ({"status": 400}, Refused),
@@ -331,7 +360,7 @@ def test_an_upload_is_streamed_and_exact(api: Api, sandbox: Sandbox) -> None:
     """Never the whole file in memory; name, purpose and expiry are told."""
     handle, checks = Counted(b"0123456789abcdef" * 65_536 * 3), list[int]()
     file_id = api.upload(handle, "batchpipe-job_x-0-1.jsonl", lambda: checks.append(1))
-    record = sandbox.files.get(file_id).public()
+    record = sandbox.files.get(file_id).public(0.0)
     assert sandbox.files.content(file_id) == handle.getvalue()
     assert (record["filename"], record["purpose"]) == ("batchpipe-job_x-0-1.jsonl", "batch")
     assert record["expires_at"] - record["created_at"] == 1_209_600
@@ -343,7 +372,7 @@ def test_an_account_may_keep_its_uploads(sandbox: Sandbox, make_api: Callable[..
     """Some servers do not know of expiry."""
     api = Api(Account(api_key=SecretStr(KEY), base_url=sandbox.base_url, file_expires_seconds=0))
     try:
-        record = sandbox.files.get(upload(api)).public()
+        record = sandbox.files.get(upload(api)).public(0.0)
         assert record["expires_at"] - record["created_at"] != Account().file_expires_seconds  # the provider's own
     finally:
         api._client.close()

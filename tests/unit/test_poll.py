@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 
 from batchpipe.errors import Gone, Unavailable
-from batchpipe.jobs import BatchError, Counts, JobRecord, Move, Problem, ShardRecord, Stage, Status
+from batchpipe.jobs import BatchError, Counts, JobRecord, Move, Problem, ShardRecord, Stage, Status, window_seconds
 from batchpipe.settings import Account
-from batchpipe.steps.poll import FRESH_SECONDS, MAX_GONE, MAX_LATE, Pace, poll, window_seconds
+from batchpipe.steps.poll import MAX_GONE, Pace, poll
 from batchpipe.testing import FakeOpenAI
 
 JOB = JobRecord(id="job_x")
-NOW = 1_000_000.0
+NOW, DAY = 1_000_000.0, 86_400.0
 PACE = Pace(5.0, 600.0)
 
 
@@ -139,17 +139,45 @@ def test_a_full_queue_of_a_cancelled_job_is_its_end(world: World) -> None:
     assert world.poll(JOB.evolve(cancel=True)).stage == Stage.ENDED
 
 
-def test_an_unknown_batch_is_believed_after_several_looks(world: World) -> None:
-    """A read may lag behind the create."""
-    for unfound in range(MAX_GONE - 1):
-        move = world.poll(batch_id="batch_unknown", unfound=unfound)
-        assert (move.stage, move.changes) == (Stage.CREATED, {"unfound": unfound + 1})
-        assert move.after >= 5
-    young = world.poll(batch_id="batch_unknown", unfound=MAX_GONE + 9, created_at=NOW - FRESH_SECONDS + 1)
-    assert isinstance(young, Move)
-    problem = world.poll(batch_id="batch_unknown", unfound=MAX_GONE - 1, created_at=NOW - FRESH_SECONDS)
+def test_a_batch_that_the_key_does_not_see_accuses_the_key_until_its_window_has_ended(world: World) -> None:
+    """Said at the first look; looked for with growing pauses, ten minutes at most; the shard is not given up."""
+    first = world.poll(batch_id="batch_unknown")
+    assert (first.stage, first.changes["unseen_at"], first.changes["unfound"]) == (Stage.CREATED, NOW, 1)
+    assert first.changes["trouble"].code == "batch_unseen"
+    assert "was the key, the project or the base_url changed?" in first.changes["trouble"].message
+    assert [event for event, _ in first.events] == ["batch_unseen"]
+    again = [world.poll(batch_id="batch_unknown", unseen_at=NOW - 60, unfound=n) for n in range(1, 20)]
+    assert [move.events for move in again] == [[]] * 19
+    assert [move.after for move in again] == sorted(move.after for move in again)
+    assert again[-1].after == 600
+    almost = world.poll(batch_id="batch_unknown", unseen_at=NOW - 2 * DAY, unfound=99, created_at=NOW - DAY + 1)
+    assert isinstance(almost, Move)
+
+
+def test_after_its_window_and_a_day_of_looks_an_unknown_batch_is_gone(world: World) -> None:
+    """Also one whose window ended while nobody looked: a person needs time to mend the key."""
+    old: dict[str, Any] = {"batch_id": "batch_unknown", "created_at": NOW - 9 * DAY}
+    assert isinstance(world.poll(**old), Move)
+    assert isinstance(world.poll(**old, unseen_at=NOW - DAY + 1, unfound=99), Move)
+    problem = world.poll(**old, unseen_at=NOW - DAY, unfound=MAX_GONE - 1)
     assert isinstance(problem, Problem)
-    assert "batch_unknown" in problem.message
+    assert problem.code == "batch_gone"
+    assert "batchpipe land job_x" in problem.message
+
+
+def test_a_job_that_is_cancelled_waits_an_hour_for_a_key_that_sees_its_batch(world: World) -> None:
+    """Somebody who wants its end gets it, and may still mend the key."""
+    job = JOB.evolve(cancel=True)
+    unknown: dict[str, Any] = {"batch_id": "batch_unknown", "unfound": 99}
+    assert isinstance(world.poll(job, **unknown, unseen_at=NOW - 3_599), Move)
+    assert isinstance(world.poll(job, **unknown, unseen_at=NOW - 3_600), Problem)
+
+
+def test_a_turn_that_may_not_look_leaves_the_trouble_as_it_is(world: World) -> None:
+    """Else the day would begin anew each time."""
+    trouble = Problem(code="batch_unseen", message="?")
+    move = world.poll(budget=3.0, unseen_at=NOW - 60, trouble=trouble)
+    assert move.changes == {"unseen_at": NOW - 60, "trouble": trouble}
 
 
 def test_a_batch_that_is_found_again_was_never_gone(world: World) -> None:
@@ -266,10 +294,14 @@ def test_an_output_file_that_is_named_late_is_waited_for_beside_its_error_file(w
     world.api.finish(world.batch_id, rows={"r0": 400})
     batch = world.api.batches[world.batch_id]
     batch.output_file_id, named = None, batch.output_file_id
-    for fetches in range(MAX_LATE):
-        assert world.poll(fetches=fetches).stage == Stage.CREATED
+    for late_at in (None, NOW - 21_599):
+        move = world.poll(late_at=late_at)
+        assert (move.stage, move.changes["trouble"].code) == (Stage.CREATED, "files_late")
+        assert move.after > 0
+    assert world.poll(late_at=NOW - 21_600).stage == Stage.ENDED
+    assert world.poll(CANCELLING, late_at=NOW - 600).stage == Stage.ENDED
     batch.output_file_id = named
-    assert world.poll(fetches=1).stage == Stage.ENDED
+    assert world.poll(late_at=NOW - 1).stage == Stage.ENDED
 
 
 def test_polls_without_budget_do_not_march_in_step(world: World) -> None:
@@ -313,3 +345,11 @@ def test_a_batch_that_does_not_end_even_when_cancelled_is_given_up_a_day_later(w
 def test_completion_windows_are_read_leniently(window: str, seconds: float) -> None:
     """They are passed on as they are; a day is meant by what says nothing."""
     assert window_seconds(window) == seconds
+
+
+def test_a_full_queue_after_rows_were_answered_is_no_reason_to_send_them_again(world: World) -> None:
+    """They are paid: what there is is landed."""
+    world.api.fail(world.batch_id, [BatchError(code="token_limit_exceeded", message="full")])
+    world.api.batches[world.batch_id].counts = Counts(total=2, completed=1, failed=0)
+    world.api.batches[world.batch_id].output_file_id = "file-1"
+    assert world.poll().stage == Stage.ENDED

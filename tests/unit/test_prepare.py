@@ -163,7 +163,7 @@ def test_a_hundred_models_in_turn_make_a_hundred_shards(tmp_path: Path) -> None:
     found = place.prepare()
     assert [shard.rows for shard in found.shards] == [10] * 100
     assert lines == place.in_order(found)
-    assert not before or len(os.listdir("/proc/self/fd")) == before
+    assert not before or len(os.listdir("/proc/self/fd")) <= before  # what is collected meanwhile is no leak
 
 
 def test_remote_shards_are_closed_for_good() -> None:

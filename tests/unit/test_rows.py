@@ -161,7 +161,7 @@ class TestReadAnswer:
             ({"response": {"status_code": 0, "body": None}}, 0),
             ({"response": {"status_code": 200, "body": {}}, "error": {"code": "x"}}, 200),
             ({"response": None}, None),
-            ({"response": {"status_code": "200"}}, None),
+            ({"response": {"status_code": "201"}}, 201),
             ({"response": {"status_code": True}}, None),
             ({"response": "200"}, None),
         ],

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from batchpipe.errors import Paused, Refused, Unavailable
+from batchpipe.errors import Gone, Paused, Refused, Unavailable
 from batchpipe.job_turns import MAX_TIDIES
-from batchpipe.jobs import State
-from batchpipe.steps.tidy import TRIES_AT_ONCE
+from batchpipe.jobs import JobRecord, ShardRecord, State
+from batchpipe.steps.tidy import TRIES_AT_ONCE, tidy
 from batchpipe.testing import FakeOpenAI, Pump
 
 Rows = Callable[..., list[dict[str, object]]]
@@ -59,7 +60,8 @@ def test_a_file_that_was_uploaded_anew_is_deleted(tmp_path: Path, chat_rows: Row
     """The provider could not find it when a batch was to be made of it."""
     pump = pump_of(tmp_path)
     lost = Unavailable("Cannot find file", code="file_not_found", status=400)
-    pump.api.fail_next("create_batch", lost, times=4)
+    pump.api.fail_next("create_batch", lost, times=7)
+    pump.api.fail_next("file_status", Gone("no such file", status=404), times=7)
     job_id = ended(pump, chat_rows(1))
     assert [name for name in names(pump) if name.startswith("batchpipe-")] == [f"batchpipe-{job_id}-0-2.jsonl"]
 
@@ -134,3 +136,12 @@ def test_a_provider_that_cannot_list_files_loses_only_unknown_strays(tmp_path: P
     job_id = ended(pump, chat_rows(1))
     assert pump.job(job_id).stage == State.SUCCEEDED
     assert len(pump.api.files) == 3
+
+
+def test_each_deletion_says_that_the_work_gets_on() -> None:
+    """Thousands of calls take longer than a lease may stand still."""
+    provider, checks = FakeOpenAI(), list[int]()
+    ids = [provider.upload(io.BytesIO(b"{}"), f"batchpipe-job_x-{number}-1.jsonl", lambda: None) for number in range(3)]
+    shards = [ShardRecord(job="job_x", index=n, file_id=file_id, uploads=1) for n, file_id in enumerate(ids)]
+    assert tidy(JobRecord(id="job_x"), shards, provider, "strays", check=lambda: checks.append(1)) == 3
+    assert len(checks) == 3

@@ -25,7 +25,7 @@ def _json(view: View) -> View:
     @never_cache
     @wraps(view)
     def answered(request: HttpRequest, **parts: str) -> JsonResponse:
-        from batchpipe.errors import InvalidInput, JobNotFound, SettingsError, StoreUnavailable
+        from batchpipe.errors import BatchpipeError, InvalidInput, JobNotFound
 
         if request.method not in ("GET", "HEAD"):
             return _error(405, "method_not_allowed", "only GET", Allow="GET, HEAD")
@@ -35,7 +35,7 @@ def _json(view: View) -> View:
             return _error(404, error.code, error.message)
         except InvalidInput as error:
             return _error(400, error.code, error.message)
-        except (StoreUnavailable, SettingsError) as error:
+        except BatchpipeError as error:
             return _error(503, error.code, "the jobs cannot be read just now")
 
     found: View = answered

@@ -43,7 +43,7 @@ def _json(view: View) -> View:
 
     @wraps(view)
     def answered(**parts: str) -> Response:
-        from batchpipe.errors import InvalidInput, JobNotFound, StoreUnavailable
+        from batchpipe.errors import BatchpipeError, InvalidInput, JobNotFound
 
         if request.method not in ("GET", "HEAD"):
             response = _error(405, "method_not_allowed", "only GET") if request.method not in ALLOWED else Response()
@@ -58,7 +58,7 @@ def _json(view: View) -> View:
         except WrongConfig as error:
             _say_once(logging.ERROR, f"batchpipe: {error}")
             response = _error(500, error.code, "the jobs cannot be shown: the log of this site says why")
-        except (StoreUnavailable, SettingsError) as error:
+        except BatchpipeError as error:
             response = _error(503, error.code, "the jobs cannot be read just now")
         response.cache_control.no_store = True
         return response

@@ -1,6 +1,6 @@
 -- Count unfinished shards by stage. Reads only. KEYS 1 due set. ARGV: skew, prefix, first rank, last rank
 -- -> {members read, age of the oldest shard, shards in trouble, stage, number, stage, number, ...}
-local now = clock(ARGV[1])
+local now = clock(ARGV[1], true)
 local members = redis.call('ZRANGE', KEYS[1], ARGV[3], ARGV[4])
 local oldest, troubled, stages = 0, 0, {}
 for _, member in ipairs(members) do

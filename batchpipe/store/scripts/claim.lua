@@ -1,9 +1,10 @@
 -- Take the lease on a record. ARGV: skew, prefix, id, epoch, ',stage,stage,', enter ('' or the stage to go to),
--- token, lease, deadline, member
--- -> {'ok', record, job, seconds} | {'gone'|'epoch'|'stage'} | {'lease'|'early', seconds}
+-- token, lease, deadline, most deadline, member
+-- -> {'ok', record, job, seconds, deadline, 1 if the turn before met its own} | {'gone'|'epoch'|'stage'} | {'lease'|'early', seconds}
 -- The order of the checks matters: a message of another epoch must not wait for somebody else's lease.
 local now = clock(ARGV[1])
-local token, lease, deadline = ARGV[7], tonumber(ARGV[8]), tonumber(ARGV[9])
+local token, lease = ARGV[7], tonumber(ARGV[8])
+local overran = 0
 local rec, job = KEYS[1], KEYS[2]
 if redis.call('EXISTS', rec) == 0 or redis.call('EXISTS', job) == 0 then return { 'gone' } end
 if get(rec, 'epoch') ~= ARGV[4] then return { 'epoch' } end
@@ -18,12 +19,18 @@ if get(rec, 'token') ~= token then -- else: our own claim, repeated by the clien
   if ARGV[6] ~= '' then set_state(rec, ARGV[2], ARGV[3], ARGV[6], now) end
   if vanished then
     redis.call('HINCRBY', rec, 'lost', 1) -- its holder vanished; that try was counted when it claimed
+    local last = tonumber(get(rec, 'lease_end') or 'inf')
+    if tonumber(get(rec, 'lease_until') or '0') >= last then -- or it lived, and did not get on
+      overran = 1
+      redis.call('HINCRBY', rec, 'overran', 1)
+    end
   else
     redis.call('HINCRBY', rec, 'tries', 1)
   end
 end
+local deadline = math.min(tonumber(ARGV[9]) * 2 ^ math.min(tonumber(get(rec, 'overran') or '0'), 20), tonumber(ARGV[10]))
 local ends = math.min(now + lease, now + deadline)
 redis.call('HSET', rec, 'token', token, 'lease_until', num(ends), 'lease_end', num(now + deadline), 'pubs', '0')
 redis.call('HDEL', rec, 'wake')
-redis.call('ZADD', KEYS[3], num(ends), ARGV[10])
-return { 'ok', redis.call('HGETALL', rec), redis.call('HGETALL', job), num(ends - now) }
+redis.call('ZADD', KEYS[3], num(ends), ARGV[11])
+return { 'ok', redis.call('HGETALL', rec), redis.call('HGETALL', job), num(ends - now), num(deadline), overran }

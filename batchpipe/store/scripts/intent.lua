@@ -1,13 +1,23 @@
--- Say, before the paid call, that it will be made. ARGV: skew, prefix, token   -> {'ok', wake, cancel} | {'lost'}
--- The time of the first intent under a key is never overwritten; a call clears the time of the empty look.
+-- Say, before the paid call, that it will be made. ARGV: skew, prefix, token, the caller's own time
+-- -> {'ok', wake, cancel} | {'lost'}
+--  | {'held', wake, cancel}: the job sends nothing more until somebody decides, or at all; no intent is recorded
+-- The time of the first intent under a key is never overwritten; a call clears the time of the empty look, and the
+-- ids that answers to earlier ones named: whoever calls has settled them. Of the calls only the last few are kept.
 local now = clock(ARGV[1])
 if not holds(KEYS[1], ARGV[3], now) then return { 'lost' } end
-redis.call('HSETNX', KEYS[1], 'intent_at', num(now))
-redis.call('HDEL', KEYS[1], 'empty_at')
+if (get(KEYS[2], 'hold_at') or flag(KEYS[2], 'send_no_more') == 1) and flag(KEYS[2], 'cancel') == 0 then
+  return { 'held', flag(KEYS[1], 'wake'), 0 }
+end
+if redis.call('HSETNX', KEYS[1], 'intent_at', num(now)) == 1 then
+  -- the list is read back to the earliest of the times that it may have been for the provider
+  redis.call('HSET', KEYS[1], 'intent_ahead', num(math.max(ahead, now - tonumber(ARGV[4]))))
+end
+redis.call('HDEL', KEYS[1], 'empty_at', 'named')
 local calls = cjson.decode(get(KEYS[1], 'calls') or '[]')
 local known = false
 for _, call in ipairs(calls) do known = known or call == ARGV[3] end
 if not known then table.insert(calls, ARGV[3]) end
+while #calls > 20 do table.remove(calls, 1) end
 redis.call('HSET', KEYS[1], 'calls', cjson.encode(calls))
 redis.call('ZADD', ARGV[2] .. 'accounts', num(now), get(KEYS[2], 'account') or 'default')
 return { 'ok', flag(KEYS[1], 'wake'), flag(KEYS[2], 'cancel') }

@@ -1,18 +1,14 @@
 -- Write the records of a running job that this Redis does not know (any more); its unfinished shards are due at once.
--- KEYS 1 job, 3 due; 4 the idempotency key's key (or the job's own), 5 the output's key.
--- ARGV: skew, prefix, id, token, number of job fields, job fields..., number of shards, then for each:
--- index, number of fields, fields...   -> {'ok'} | {'known'} | {'output', id of its other job}
+-- KEYS 1 job, 3 due; 4 the idempotency key's key (or the job's own).
+-- ARGV: skew, prefix, id, token, names of its output (JSON), number of job fields, job fields..., number of shards, then for each:
+-- index, number of fields, fields...   -> {'ok'} | {'known'} | {'output', id of its owner, the owner's stage}
 local now = clock(ARGV[1])
 local prefix, id, job, due = ARGV[2], ARGV[3], KEYS[1], KEYS[3]
 if redis.call('EXISTS', job) == 1 then
   return { get(job, 'last') == ARGV[4] and 'ok' or 'known' } -- ok: repeated by the client after a lost answer
 end
-local owner = redis.call('GET', KEYS[5])
-if owner and owner ~= id then
-  local state = get(prefix .. 'job:' .. owner, 'stage')
-  if state and not ENDED[state] then return { 'output', owner } end
-end
-redis.call('SET', KEYS[5], id)
+local owner, owner_stage = own(prefix, ARGV[5], id)
+if owner then return { 'output', owner, owner_stage } end
 if KEYS[4] ~= job then
   local first = redis.call('GET', KEYS[4])
   -- a job that was submitted under the same key meanwhile keeps it
@@ -25,7 +21,7 @@ local function fields(key, at)
   return at + count + 1
 end
 
-local at = fields(job, 5)
+local at = fields(job, 6)
 redis.call('HSET', job, 'last', ARGV[4])
 local count = tonumber(ARGV[at])
 at = at + 1

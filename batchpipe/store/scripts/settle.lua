@@ -1,10 +1,26 @@
 -- Record the id of a created batch. Needs no lease: the batch is a fact, and paid.
--- ARGV: skew, prefix, member, token ('' for none), key, batch id, wait, lease, fields...
+-- ARGV: skew, prefix, member, token ('' for none), key, batch id, wait, lease, sure, fields...
+-- sure: '1' if the batch itself shows our key or file; else one that a record names is that shard's
 -- -> {'ok', wake, cancel} from the live holder: the turn is over | {'late'} recorded for a shard that is due now
 --  | {'known'} nothing to do | {'cancel'} the caller cancels the batch it made
+--  | {'other'} it is the batch of another shard: whoever named it was wrong
+local function belongs_to_another(prefix, batch, member, account)
+  local owner = redis.call('GET', prefix .. 'batch:' .. batch)
+  if not owner or owner == member then return false end
+  local id, index = string.match(owner, '^(.*)/(%d+)$')
+  if not id or get(prefix .. 'job:' .. id, 'account') ~= account then return false end -- ids may repeat over accounts
+  local shard = prefix .. 'shard:' .. id .. ':' .. index
+  if get(shard, 'batch_id') == batch then return true end
+  for _, spent in ipairs(cjson.decode(get(shard, 'spent') or '[]')) do
+    if spent == batch then return true end
+  end
+  return false
+end
+
 local now = clock(ARGV[1])
 local rec, job, due = KEYS[1], KEYS[2], KEYS[3]
 local token, batch, lease = ARGV[4], ARGV[6], ARGV[8]
+if ARGV[9] ~= '1' and belongs_to_another(ARGV[2], batch, ARGV[3], get(job, 'account')) then return { 'other' } end
 if redis.call('EXISTS', rec) == 0 then return { 'cancel' } end
 for _, spent in ipairs(cjson.decode(get(rec, 'spent') or '[]')) do
   if spent == batch then return { 'known' } end
@@ -16,9 +32,9 @@ if recorded == batch then
 end
 local key = get(rec, 'job') .. ':' .. get(rec, 'index') .. ':' .. (get(rec, 'try') or '1')
 if key ~= ARGV[5] or recorded or get(rec, 'stage') ~= 'uploaded' then return { 'cancel' } end
-write(rec, 9)
+write(rec, 10)
 redis.call('HSET', rec, 'batch_id', batch)
-redis.call('HDEL', rec, 'calls', 'empty_at', 'trouble', 'refusal', 'unfound')
+redis.call('HDEL', rec, 'calls', 'empty_at', 'named', 'trouble', 'refusal', 'unfound', 'refused_at', 'unseen_at')
 redis.call('SET', ARGV[2] .. 'batch:' .. batch, ARGV[3])
 local live = token ~= '' and holds(rec, token, now)
 set_stage(rec, 'created', now)

@@ -1,7 +1,7 @@
--- Record a new job, unless its key is taken or its output is another unfinished job's.
--- KEYS 1 job, 3 due; 4 the idempotency key's key (or the job's own), 5 the output's key.
--- ARGV: skew, prefix, id, member, lease, again, seconds of an alias or 0, fields...
---   -> {'ok'|'exists'|'output'|'given up', id}
+-- Record a new job, unless its key is taken or its output is that of another job that is not closed.
+-- KEYS 1 job, 3 due; 4 the idempotency key's key (or the job's own).
+-- ARGV: skew, prefix, id, member, lease, again, seconds of an alias or 0, names of its output (JSON), fields...
+--   -> {'ok'|'exists'|'given up', id} | {'output', id of its owner, the owner's stage}
 local now = clock(ARGV[1])
 local prefix, id, again = ARGV[2], ARGV[3], ARGV[6]
 if redis.call('EXISTS', KEYS[1]) == 1 then return { 'ok', id } end -- repeated by the client after a lost answer
@@ -14,14 +14,10 @@ if KEYS[4] ~= KEYS[1] then
     return { 'exists', first }
   end
 end
-local owner = redis.call('GET', KEYS[5])
-if owner then
-  local state = get(prefix .. 'job:' .. owner, 'stage')
-  if state and not ENDED[state] then return { 'output', owner } end
-end
+local owner, owner_stage = own(prefix, ARGV[8], id)
+if owner then return { 'output', owner, owner_stage } end
 if KEYS[4] ~= KEYS[1] then redis.call('SET', KEYS[4], id) end
-redis.call('SET', KEYS[5], id)
-write(KEYS[1], 8)
+write(KEYS[1], 9)
 redis.call('HSET', KEYS[1], 'created_at', num(now))
 redis.call('ZADD', prefix .. 'jobs', num(now), id)
 redis.call('ZADD', prefix .. 'jobs:pending', num(now), id)

@@ -1,4 +1,4 @@
--- Nothing is left to do for an ended job: it leaves the due set, and its records expire.
+-- Nothing is left to do for an ended job: it is closed. It leaves the due set and its output, and its records expire.
 -- ARGV: skew, prefix, id, member, token, seconds to live   -> {'ok'} | {'lost'}
 local now = clock(ARGV[1])
 local prefix, id, ttl = ARGV[2], ARGV[3], ARGV[6]
@@ -10,8 +10,10 @@ redis.call('HDEL', KEYS[1], 'trouble')
 redis.call('ZREM', KEYS[3], ARGV[4])
 redis.call('EXPIRE', KEYS[1], ttl)
 redis.call('EXPIRE', prefix .. 'log:' .. id, ttl)
-local output = prefix .. 'output:' .. string.gsub(get(KEYS[1], 'output') or '', '/+$', '')
-if redis.call('GET', output) == id then redis.call('DEL', output) end
+for _, name in ipairs(cjson.decode(get(KEYS[1], 'owns') or '[]')) do
+  local output = prefix .. 'output:' .. name
+  if redis.call('GET', output) == id then redis.call('DEL', output) end
+end
 local key = get(KEYS[1], 'key')
 if key and redis.call('GET', prefix .. 'key:' .. key) == id then redis.call('EXPIRE', prefix .. 'key:' .. key, ttl) end
 for index = 0, tonumber(get(KEYS[1], 'shards') or '0') - 1 do

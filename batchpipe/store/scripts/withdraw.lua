@@ -10,6 +10,6 @@ end
 if #left > 0 then
   redis.call('HSET', KEYS[1], 'calls', cjson.encode(left))
 elseif found then
-  redis.call('HDEL', KEYS[1], 'calls', 'intent_at', 'empty_at')
+  redis.call('HDEL', KEYS[1], 'calls', 'intent_at', 'empty_at', 'named')
 end
 return { 'ok', #left }

@@ -1,0 +1,150 @@
+"""The files of one shard, fetched: what a broken connection has brought is kept, for this turn and for the next."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from hashlib import blake2b
+from types import TracebackType
+from typing import Any, Literal, Protocol, Self
+
+from batchpipe.errors import Gone, LeaseLost, StorageTrouble, Unavailable
+from batchpipe.storage import Folder, Partial, Scratch, forget, partial, prune
+
+#: Fetches of one file in a turn, without getting on. A turn that fails costs another look at the other file.
+FETCHES_AT_ONCE = 3
+#: A try that has brought so much more than was there has got on.
+PROGRESS_BYTES = 1 << 18
+#: Downloads in the making that one host keeps outside of workspaces.
+MOST_KEPT = 64
+#: No file is longer than this where its size is not told.
+MOST_BYTES = 64 << 30
+
+#: How much of a file came: all of it, less than its size says, or nobody knows, for its size is not told.
+Extent = Literal["whole", "short", "unknown"]
+
+
+class FilesApi(Protocol):
+    """What fetching needs of the provider."""
+
+    def file_bytes(self, file_id: str) -> int | None:
+        """The length of a file, None where the provider does not tell; raises Gone, Unavailable."""
+
+    def download(self, file_id: str, sink: Any, check: Callable[[], None]) -> int:
+        """Stream a file into ``sink``, which is an ``openai_api.Resumable``; returns the number of bytes.
+
+        Raises Gone, Unavailable.
+        """
+
+
+class Fetcher:
+    """Fetches the files of a shard, which live as long as the block.
+
+    If the block ends because a transfer failed, what has come stays in a local folder; with any other end it goes.
+    """
+
+    def __init__(
+        self,
+        api: FilesApi,
+        workspace: Folder,
+        name: str,
+        check: Callable[[], None],
+        *,
+        elsewhere: Folder | None = None,
+    ) -> None:
+        """``name``: the shard's own. ``elsewhere``: a local folder that takes the place of a remote workspace."""
+        self._api, self._check = api, check
+        self._folder = workspace.child("downloads") if workspace.is_local else elsewhere
+        self._shared = not workspace.is_local
+        self._name = name
+        self._names: list[str] = []
+        self._files: list[Partial] = []
+        self._broken = False
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Self:
+        if self._folder is not None and self._shared:
+            prune(self._folder, MOST_KEPT)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if not self._keeps(error) and self._folder is not None:
+                for name in self._names:
+                    forget(self._folder, name)  # before its lock ends: who comes next makes a new one
+        finally:
+            self._stack.close()
+
+    def _keeps(self, error: BaseException | None) -> bool:
+        """Make what has come safe for the next turn, if that can use it: bytes that came whole and mean nothing are
+        fetched anew, and a full disk needs the room.
+        """
+        lost = isinstance(error, LeaseLost) or not isinstance(error, Exception | None)
+        if isinstance(error, StorageTrouble) or not (lost or (error is not None and self._broken)):
+            return False
+        try:
+            for file in self._files:
+                file.save()
+        except StorageTrouble:
+            return False
+        return True
+
+    def fetch(self, file_id: str) -> tuple[Scratch, Extent]:
+        """A file, and how much of it came. Raises Gone; Unavailable if it cannot be had."""
+        name = f"{self._name}-{blake2b(file_id.encode(), digest_size=8).hexdigest()}.part"
+        file = self._stack.enter_context(partial(self._folder, name))
+        self._names.append(name)
+        self._files.append(file)
+        try:
+            return file.scratch, self._tried(file_id, file)
+        except Gone:
+            raise
+        except BaseException:
+            self._broken = True
+            raise
+
+    def _tried(self, file_id: str, file: Partial) -> Extent:
+        left = FETCHES_AT_ONCE
+        while True:
+            before = file.length
+            try:
+                return self._fetch(file_id, file, last=left == 1)
+            except Unavailable as error:
+                got_on = file.length - before >= PROGRESS_BYTES
+                left = FETCHES_AT_ONCE if got_on else left - 1
+                if not left or error.after is not None:
+                    raise self._said(error, file) from error
+
+    def _fetch(self, file_id: str, file: Partial, *, last: bool) -> Extent:
+        """How much of the file came. Raises Gone; Unavailable if it has another length than the provider says.
+
+        One that is shorter or longer, time and again, is what it is: some count characters, not bytes, and some lag.
+        """
+        try:
+            size = self._api.file_bytes(file_id)
+        except Gone:
+            size = None  # only if the content is gone too, paid rows are lost
+        file.next_try(most=4 * size + (1 << 20) if size else MOST_BYTES, size=size)
+        if not size or file.have != size:
+            self._api.download(file_id, file, self._check)
+        got = file.length
+        # Some tell 0 for a file that they have not measured; a file cannot be cut shorter than that.
+        if size and got != size and not last:
+            raise Unavailable(f"the downloaded file is cut short: {file_id} has {got} of {size} bytes")
+        if size and got < size:
+            return "short"
+        return "whole" if got == size else "unknown"
+
+    def _said(self, error: Unavailable, file: Partial) -> Unavailable:
+        if file.restarts > 1:
+            more = (
+                "; the provider does not continue a download (Range), so it begins anew each time: the line must hold "
+                "for a whole file; smaller shards (MAX_ROWS, MAX_BYTES) make smaller files"
+            )
+        elif file.length:
+            more = "; what has come is kept, and the next try goes on there"
+        else:
+            return error
+        return Unavailable(f"{error}{more}", code=error.code, after=error.after, status=error.status)

@@ -1,0 +1,51 @@
+"""Waiting for what a provider counts and does not show yet: the files of a batch lag its counts, for minutes at times.
+
+Rows that are counted as answered are paid, so they are not sent again; they are waited for, aloud, and not for ever.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from batchpipe.jobs import JobRecord, Move, Problem, ShardRecord, Stage
+
+#: A job that is being cancelled must end: it waits no longer than this.
+CANCELLED_SECONDS = 600.0
+#: Rows that are only counted as failed are not paid; a lagging error file is waited for as long.
+UNPAID_SECONDS = 600.0
+#: Between two looks: a quarter of the time that was waited, within these bounds.
+_SHORTEST, _LONGEST = 2.0, 600.0
+
+
+def wait_for_files(
+    job: JobRecord,
+    shard: ShardRecord,
+    stage: Stage,
+    what: str,
+    *,
+    now: float,
+    patience: float,
+    changes: dict[str, Any] | None = None,
+    code: str = "files_late",
+    unpaid: bool = False,
+) -> Move | None:
+    """Come back to this stage later; None where the patience (in seconds) is over.
+
+    ``what`` is waited for, in words; ``code`` is that of the trouble. ``unpaid``: only rows lack that count as failed.
+    """
+    patience = min(patience, UNPAID_SECONDS) if unpaid else patience
+    since = shard.late_at if shard.late_at is not None else now
+    ends = since + (min(patience, CANCELLED_SECONDS) if job.cancel else patience)
+    if ends - now < 0.001:
+        return None
+    why = ", for the job is being cancelled" if job.cancel else ""
+    message = f"{what}; waited for since {_utc(since)}, until {_utc(ends)} at most{why} (FILES_PATIENCE_SECONDS)"
+    pause = min(max((now - since) / 4, _SHORTEST), _LONGEST, ends - now)
+    told = {"late_at": since, "trouble": Problem(code=code, message=message)}
+    events = [(code, {"message": message})] if shard.late_at is None else []
+    return Move(stage=stage, after=pause, changes={**(changes or {}), **told}, events=events)
+
+
+def _utc(at: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(at))

@@ -1,0 +1,83 @@
+"""One name for each place, however it is written: whose a place is, is decided by it."""
+
+from __future__ import annotations
+
+import os
+import posixpath
+import unicodedata
+from collections.abc import Callable
+from contextlib import suppress
+
+from batchpipe.storage.backends import local_path
+
+#: Schemes that mean the same store.
+_SAME_STORE = {"s3a": "s3", "s3n": "s3", "gcs": "gs", "abfss": "abfs", "az": "abfs"}
+#: Chained in front of a URL, they change nothing of where the files lie.
+_CACHES = frozenset({"simplecache", "filecache", "blockcache"})
+#: How many entries of a folder are looked at for one that tells whether its file system folds case.
+_PROBED = 32
+
+Same = Callable[[str, str], bool]
+
+
+def same_file(one: str, other: str) -> bool:
+    """Whether two paths lead to one file; False if one of them leads nowhere."""
+    try:
+        return os.path.samefile(one, other)
+    except OSError:
+        return False
+
+
+def place_name(place: str, *, same: Same = same_file) -> str:
+    """The one name of a path or URL, as this host sees it; it need not be there yet.
+
+    A local one by its real path (links, ``..``, ``file://`` and slashes resolved), in one case where the file system
+    does not tell cases apart; a URL by its scheme without aliases and its path without doubled slashes and dots.
+    """
+    path = local_path(place)
+    return _remote_name(place) if path is None else _local_name(os.path.realpath(path), same)
+
+
+def real_place(place: str) -> str:
+    """A local place without the links in its path; "" for a URL, which has none."""
+    path = local_path(place)
+    return "" if path is None else os.path.realpath(path)
+
+
+def _local_name(path: str, same: Same) -> str:
+    name, at, folds, there = "", "/", False, True
+    for part in path.strip("/").split("/"):
+        here = os.path.join(at, part)
+        if there and os.path.lexists(here):
+            folds = _is_folded(at, part, same)
+        elif there:
+            there, folds = False, _folds(at, same)
+        name += "/" + (unicodedata.normalize("NFC", part).casefold() if folds else part)
+        at = here
+    return name
+
+
+def _is_folded(folder: str, entry: str, same: Same) -> bool:
+    """Whether an entry is also found by its name in the other case."""
+    other = entry.swapcase()
+    return other != entry and same(os.path.join(folder, entry), os.path.join(folder, other))
+
+
+def _folds(folder: str, same: Same) -> bool:
+    """Whether a folder does not tell cases apart: shown by an entry of it, else taken from its own name."""
+    entries: list[str] = []
+    with suppress(OSError), os.scandir(folder) as found:
+        entries += (entry.name for entry, _ in zip(found, range(_PROBED), strict=False))
+    for entry in entries:
+        if entry.swapcase() != entry:
+            return _is_folded(folder, entry, same)
+    above, own = os.path.split(folder.rstrip("/"))
+    return bool(own) and _is_folded(above, own, same)
+
+
+def _remote_name(url: str) -> str:
+    links = url.split("::")
+    chain = [link for link in links[:-1] if link.lower() not in _CACHES]
+    kind, _, path = links[-1].partition("://")
+    kind = _SAME_STORE.get(kind.lower(), kind.lower())
+    return "::".join([*chain, f"{kind}://{posixpath.normpath('/' + path).lstrip('/')}"])

@@ -1,0 +1,162 @@
+"""A download in the making that outlives its process: what has come is not asked for again."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+import orjson
+
+from batchpipe.errors import StorageTrouble, Unavailable
+from batchpipe.storage.backends import told
+from batchpipe.storage.folder import Folder, Scratch, temporary
+
+#: A process that is killed loses no more than this of what it has got.
+_SAVE_BYTES = 16 << 20
+
+
+class Partial:
+    """A local file that downloads fill, try by try. Each try begins it anew, unless ``resume`` is called first.
+
+    What is said to be there (``have``) is safe on disk, or was written by this process. Satisfies
+    ``openai_api.Resumable``.
+    """
+
+    def __init__(self, scratch: Scratch, handle: int, folder: Folder | None, name: str) -> None:
+        """``folder`` None: a nameless file, which nobody finds again."""
+        self.scratch = scratch
+        self._handle, self._folder, self._name = handle, folder, name
+        self._have = self._saved = 0
+        self._etag: str | None = None
+        self._resumable = True
+        self._begins = True
+        self._most: int | None = None
+        self.restarts = 0  #: how often what was there had to be thrown away
+        if folder is not None:
+            self._load(folder)
+
+    @property
+    def have(self) -> int:
+        return self._have if self._resumable else 0
+
+    @property
+    def length(self) -> int:
+        """Bytes that are there, also if the provider cannot be asked for what follows them."""
+        return self._have
+
+    @property
+    def etag(self) -> str | None:
+        return self._etag
+
+    def next_try(self, *, most: int, size: int | None = None) -> None:
+        """A try begins: what it writes is the whole file, unless it resumes.
+
+        ``most``: no file may be longer. ``size``: its bytes, if the provider tells them; what is longer is forgotten.
+        """
+        self._most, self._begins = most, True
+        if size is not None and self._have > size:
+            self.begin(None, resumable=True)
+            self._begins = True
+
+    def resume(self) -> None:
+        self._begins = False
+
+    def begin(self, etag: str | None, *, resumable: bool) -> None:
+        self.restarts += self._have > 0
+        with told(self._name):
+            self.scratch.clear()
+        self._have, self._etag, self._resumable, self._begins = 0, etag, resumable, False
+        if self._saved:
+            self._note()  # else what was noted of the old bytes would be believed of the new ones
+
+    def write(self, data: bytes) -> int:
+        """Raises StorageTrouble; Unavailable for more than there may be."""
+        if self._begins:
+            self.begin(None, resumable=True)
+        if self._most is not None and self._have + len(data) > self._most:
+            raise Unavailable(f"the provider sends a file that does not end: more than {self._most} bytes")
+        self.scratch.sink.write(data)
+        self._have += len(data)
+        if self._have - self._saved >= _SAVE_BYTES:
+            self.save()
+        return len(data)
+
+    def save(self) -> None:
+        """Make what is there safe on disk, and note how much that is. Raises StorageTrouble."""
+        if self._folder is None or not self._resumable:
+            return
+        with told(self._name):
+            self.scratch.flush()
+            os.fdatasync(self._handle)
+        self._note()
+
+    def _note(self) -> None:
+        self._saved = self.have
+        if self._folder is not None:
+            with self._folder.writer(f"{self._name}.json") as file:
+                file.write(orjson.dumps({"bytes": self._saved, "etag": self._etag}))
+
+    def _load(self, folder: Folder) -> None:
+        try:
+            with folder.reader(f"{self._name}.json") as file:
+                found = orjson.loads(file.read(10_000))
+            size, tag = found["bytes"], found["etag"]
+        except (StorageTrouble, ValueError, KeyError, TypeError):
+            return
+        if not isinstance(size, int) or not 0 < size <= os.fstat(self._handle).st_size:
+            return
+        with told(self._name):
+            self.scratch.cut(size)
+        self._have = self._saved = size
+        self._etag = tag if isinstance(tag, str) else None
+
+
+@contextmanager
+def partial(folder: Folder | None, name: str) -> Iterator[Partial]:
+    """The file of this name in a local folder, with what earlier tries have left; a nameless one if ``folder`` is
+    None, or while another process has it open. It stays until ``forget``. Raises StorageTrouble.
+    """
+    if folder is not None and folder.is_local:
+        handle = _locked(folder, name)
+        if handle is not None:
+            with os.fdopen(handle, "r+b") as file:  # its lock ends with it
+                yield Partial(Scratch(file, folder.path(name)), handle, folder, name)
+            return
+    with temporary(folder.url if folder is not None and folder.is_local else None) as scratch:
+        yield Partial(scratch, -1, None, name)
+
+
+def _locked(folder: Folder, name: str) -> int | None:
+    """A handle that nobody else has; None if somebody has: a worker that lost its lease, and does not know it yet."""
+    path = folder.path(name)
+    Folder(os.path.dirname(path), private=True).make()
+    with told(path):
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:  # or a file system without locks
+            os.close(handle)
+            return None
+        if os.fstat(handle).st_nlink == 0:  # forgotten between the two
+            os.close(handle)
+            return None
+        return handle
+
+
+def forget(folder: Folder, name: str) -> None:
+    """Remove such a file; raises nothing: what is left goes with the workspace."""
+    for one in (f"{name}.json", name):
+        with suppress(StorageTrouble):
+            folder.remove(one)
+
+
+def prune(folder: Folder, most: int) -> None:
+    """Leave so many files in a folder at most, the newest. Raises StorageTrouble."""
+    path = folder.path()
+    with told(path), suppress(FileNotFoundError):
+        found = sorted((entry for entry in os.scandir(path) if entry.is_file()), key=lambda one: one.stat().st_mtime)
+        for entry in found[: max(len(found) - most, 0)]:
+            with suppress(FileNotFoundError):
+                os.unlink(entry.path)

@@ -1,0 +1,144 @@
+"""What a Redis that answers with an error means: trouble of the connection, trouble that passes, or a setting to mend.
+
+Redis names its state in the first word of the answer; one that comes out of a Lua script may have it further inside.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from enum import StrEnum
+
+import redis
+from redis import exceptions
+
+
+class Kind(StrEnum):
+    """What helps."""
+
+    CONNECTION = "connection"  #: another connection: the name or virtual address may lead to another server by now
+    PASSES = "passes"  #: time
+    SETTING = "setting"  #: a person
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A state of Redis in which it refuses what it is asked. ``said`` is one line: what is wrong and what to do."""
+
+    kind: Kind
+    code: str
+    said: str
+
+
+_CLUSTER = Refusal(
+    Kind.SETTING,
+    "redis_cluster",
+    "Redis is a cluster, which is not supported: use a Redis or Valkey that is not (cluster-enabled no)",
+)
+_LOGIN = Refusal(
+    Kind.SETTING, "redis_login", "Redis refuses the user or password: mend those in the URL (redis://USER:PASSWORD@...)"
+)
+_BUSY = Refusal(
+    Kind.PASSES, "redis_busy", "Redis is busy with a Lua script: it answers once that has ended (or SCRIPT KILL)"
+)
+#: First word of the answer -> what it means.
+REFUSALS: dict[str, Refusal] = {
+    "READONLY": Refusal(
+        Kind.CONNECTION,
+        "redis_read_only",
+        "Redis is read-only: this one is a replica; once the address leads to the primary, all goes on by itself",
+    ),
+    "UNBLOCKED": Refusal(Kind.CONNECTION, "redis_read_only", "Redis has just become a replica"),
+    "MASTERDOWN": Refusal(
+        Kind.CONNECTION,
+        "redis_no_primary",
+        "Redis is a replica that has lost its primary: let the address lead to the primary",
+    ),
+    "LOADING": Refusal(Kind.PASSES, "redis_loading", "Redis is loading its data from disk: it answers once it is done"),
+    "BUSY": _BUSY,
+    "UNKILLABLE": _BUSY,
+    "NOREPLICAS": Refusal(
+        Kind.PASSES,
+        "redis_no_replicas",
+        "Redis refuses writes because too few replicas are connected: start them, or lower min-replicas-to-write",
+    ),
+    "MISCONF": Refusal(
+        Kind.PASSES,
+        "redis_disk",
+        "Redis cannot write to its disk and refuses writes: its log says why (disk full? rights of its folder?)",
+    ),
+    "NOSCRIPT": Refusal(Kind.PASSES, "redis_restarted", "Redis has forgotten our scripts: they are loaded again"),
+    "OOM": Refusal(
+        Kind.SETTING, "redis_full", "Redis is full: raise its maxmemory; what is there can be read meanwhile"
+    ),
+    "NOPERM": Refusal(
+        Kind.SETTING,
+        "redis_denied",
+        "Redis does not allow it to this user: docs/deploy.md has the ACL that is needed",
+    ),
+    "NOAUTH": _LOGIN,
+    "WRONGPASS": _LOGIN,
+    "DENIED": Refusal(
+        Kind.SETTING,
+        "redis_login",
+        "Redis is in protected mode and answers its own host only: set a password, or bind it to that address",
+    ),
+    "MAXCLIENTS": Refusal(Kind.PASSES, "redis_clients", "Redis has no connection left: raise its maxclients"),
+    **dict.fromkeys(("MOVED", "ASK", "CROSSSLOT", "CLUSTERDOWN", "TRYAGAIN"), _CLUSTER),
+}
+
+#: redis-py takes the first word away where it has a class of its own for it.
+_BY_CLASS: tuple[tuple[type[Exception], str], ...] = (
+    (exceptions.ReadOnlyError, "READONLY"),
+    (exceptions.MasterDownError, "MASTERDOWN"),  # before ClusterDownError, which it is, too
+    (exceptions.BusyLoadingError, "LOADING"),
+    (exceptions.NoScriptError, "NOSCRIPT"),
+    (exceptions.OutOfMemoryError, "OOM"),
+    (exceptions.NoPermissionError, "NOPERM"),
+    (exceptions.AuthenticationError, "NOAUTH"),
+    (exceptions.AuthenticationWrongNumberOfArgsError, "NOAUTH"),
+    (exceptions.MovedError, "MOVED"),
+    (exceptions.AskError, "ASK"),
+    (exceptions.ClusterDownError, "CLUSTERDOWN"),
+    (exceptions.TryAgainError, "TRYAGAIN"),
+    (exceptions.ClusterCrossSlotError, "CROSSSLOT"),
+)
+_WORD = re.compile(rf"(?:^|[\s:]-|^ERR )({'|'.join(REFUSALS)})\b")
+#: Answers that begin with a plain ERR, in the words of Redis 6.2 to 8 and Valkey.
+_BY_TEXT = (
+    ("user executing the script can't", "NOPERM"),
+    ("max number of clients reached", "MAXCLIENTS"),
+    ("without any password configured", "NOAUTH"),
+    ("script attempted to access a non local key", "MOVED"),
+)
+
+
+#: Any error that Redis itself answered.
+RedisAnswer = redis.ResponseError
+#: The same, or that no answer came.
+RedisTrouble = redis.RedisError
+#: Codes of what ends by itself: a process that starts meanwhile waits for it.
+PASSING = frozenset(found.code for found in REFUSALS.values() if found.kind is not Kind.SETTING)
+
+
+def refusal(error: BaseException) -> Refusal | None:
+    """The state that an error of redis-py tells of; None: no answer came, or another error."""
+    if not isinstance(error, redis.RedisError):
+        return None
+    text = str(error)
+    if (found := _WORD.search(text)) is not None:
+        return REFUSALS[found[1]]
+    by_text = next((word for part, word in _BY_TEXT if part in text.lower()), None)
+    by_class = next((word for kind, word in _BY_CLASS if isinstance(error, kind)), None)
+    word = by_class or by_text
+    return REFUSALS[word] if word else None
+
+
+def told(error: BaseException) -> str:
+    """One line for people; of what is denied, also what: Redis names the command, key or channel."""
+    found = refusal(error)
+    if found is None:
+        return f"{type(error).__name__}: {error}"
+    if found.code == "redis_denied" and "channel" in str(error).lower():
+        return f"Redis: the user lacks &channels ({error}): docs/deploy.md has the ACL that is needed"
+    return f"{found.said} ({error})" if found.code == "redis_denied" else found.said

@@ -1,0 +1,9 @@
+-- Claim names of a job's output under its lease: what the host that works on it sees. All or none.
+-- ARGV: skew, prefix, id, token, all names that the job then owns (JSON)
+-- -> {'ok'} | {'lost'} | {'output', id of its owner, the owner's stage}
+local now = clock(ARGV[1])
+if not holds(KEYS[1], ARGV[4], now) then return { 'lost' } end
+local owner, stage = own(ARGV[2], ARGV[5], ARGV[3])
+if owner then return { 'output', owner, stage } end
+redis.call('HSET', KEYS[1], 'owns', ARGV[5])
+return { 'ok' }

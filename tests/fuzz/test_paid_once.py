@@ -1,0 +1,149 @@
+"""The paid call against a gateway that answers it in every shape: no key has two batches, whatever comes.
+
+The real SDK over HTTP, the real pipeline and scripts; workers die between an answer and its record.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import fakeredis
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from batchpipe.jobs import ShardRecord
+from batchpipe.store import Store
+from batchpipe.testing import FakeOpenAI, Pump
+from batchpipe.testing.pump import Vanished
+from tests.fuzz.gateway import MADE, NOT_MADE, Gateway, Manner
+from tests.fuzz.shapes import fuzzed
+from tests.fuzz.test_fuzzed_jobs import MEMORY, PLAIN, Line, Results, rows_of
+from tests.size import SCALE
+
+pytestmark = [pytest.mark.scaled, pytest.mark.timeout(600)]
+
+shapes = st.sampled_from([*MADE, *(f"-{name}" for name in NOT_MADE)])
+manners = st.builds(
+    Manner,
+    list_metadata=st.booleans(),
+    read_metadata=st.booleans(),
+    own_files=st.booleans(),
+    file_names=st.booleans(),
+    lists=st.sampled_from([200, 200, 200, 404, 405]),
+    neighbours=st.sampled_from([0, 0, 1, 12]),
+)
+deaths = st.lists(st.sampled_from(["", "", "before", "after"]), max_size=6)
+
+
+@pytest.fixture(scope="module")
+def line() -> Iterator[Line]:
+    line = Line()
+    yield line
+    line.api.close()
+    line.wire.close()
+    assert line.wire.broken == []
+
+
+class DeadlyStore(Store):
+    """A worker dies before or after it records what an answer named."""
+
+    deaths: list[str]
+
+    def name(self, shard: ShardRecord, batch_ids: Mapping[str, bool]) -> None:
+        self._dying(lambda: super(DeadlyStore, self).name(shard, batch_ids))
+
+    def settle(self, *args: Any, **named: Any) -> Any:
+        return self._dying(lambda: super(DeadlyStore, self).settle(*args, **named))
+
+    def _dying(self, act: Any) -> Any:
+        death = self.deaths.pop(0) if self.deaths else ""
+        if death == "before":
+            raise Vanished
+        answer = act()
+        if death == "after":
+            raise Vanished
+        return answer
+
+
+class Job:
+    """One job from its beginning to its end. ``held``: it did not end before it was cancelled."""
+
+    def __init__(self, line: Line, manner: Manner, plan: list[str], dying: list[str], rows: int = 4, **account: Any):
+        self.gateway = Gateway(Results(PLAIN), manner, plan)
+        line.wire.answer = self.gateway
+        store = DeadlyStore(fakeredis.FakeRedis(decode_responses=True))
+        store.deaths = list(dying)
+        with tempfile.TemporaryDirectory(dir=MEMORY) as folder:
+            pump = Pump(Path(folder), api=cast(FakeOpenAI, line.api), store=store, max_rows=2, account_pause_seconds=30)
+            self.gateway.clock = lambda: pump.at
+            job_id, self.held = pump.submit(rows_of(rows), attempts=1), False
+            try:
+                pump.run_until_idle(max_seconds=7_200.0)
+            except TimeoutError:
+                self.held = True
+                self.trouble = {str(shard.trouble and shard.trouble.code) for shard in pump.shards(job_id)}
+                pump.cancel(job_id)
+                pump.run_until_idle(max_seconds=7_200.0)
+            self.ended = pump.job(job_id).state.ended
+            self.outcomes = Counter(pump.outcomes(job_id).values())
+
+
+def test_no_key_has_two_batches_whatever_answers_come(line: Line) -> None:
+    """Nor does a job hang: what nobody can tell ends with a cancel. What lists and batches tell is enough elsewhere."""
+    met: Counter[str] = Counter()
+    held = [0, 0]
+
+    @fuzzed(200)
+    @given(manners, st.lists(shapes, max_size=6), deaths)
+    def check(manner: Manner, plan: list[str], dying: list[str]) -> None:
+        job = Job(line, manner, plan, dying)
+        met.update(job.gateway.met)
+        held[job.held] += 1
+        assert max(job.gateway.made.values(), default=0) <= 1, "paid twice"
+        assert job.ended
+        if job.held:
+            assert "create_unknown" in job.trouble
+            hides = not (manner.list_metadata and manner.lists == 200)
+            assert hides or "the batch of others" in "".join(plan) or manner.neighbours
+
+    check()
+    assert len(met) > 0.8 * (len(MADE) + len(NOT_MADE)) * min(SCALE, 1)
+    assert held[False] > held[True]
+
+
+@pytest.mark.parametrize("shape", [*MADE])
+@pytest.mark.parametrize("neighbours", [0, 2])
+def test_a_batch_that_an_answer_named_is_the_batch(line: Line, shape: str, neighbours: int) -> None:
+    """Where the list shows what was sent, each shape of answer leads to the one batch, without a person."""
+    job = Job(line, Manner(neighbours=neighbours), ["200", shape], [])
+    assert (dict(job.outcomes), set(job.gateway.made.values()), job.held) == ({"ok": 4}, {1}, False)
+
+
+@pytest.mark.parametrize("shape", ["200", "201", "202", "201 without a body", "303", "only an id", "without a status"])
+@pytest.mark.parametrize("file_names", [True, False])
+def test_a_gateway_that_rewrites_files_and_hides_metadata_gets_one_batch_a_shard(
+    line: Line, shape: str, file_names: bool
+) -> None:
+    """Its answers name the batch; that they show another input file, and no metadata, says nothing against it."""
+    manner = Manner(list_metadata=False, read_metadata=False, own_files=False, file_names=file_names)
+    job = Job(line, manner, [shape] * 2, [])
+    assert (dict(job.outcomes), set(job.gateway.made.values()), job.held) == ({"ok": 4}, {1}, False)
+
+
+def test_what_a_blind_list_cannot_tell_waits_for_a_person(line: Line) -> None:
+    """A batch may have been made: nobody calls again, status says why, and a cancel ends it."""
+    manner = Manner(list_metadata=False, read_metadata=False, own_files=False, file_names=False)
+    job = Job(line, manner, ["200", "nothing"], [])
+    assert (dict(job.outcomes), set(job.gateway.made.values())) == ({"ok": 2, "missing": 2}, {1})
+    assert (job.held, "create_unknown" in job.trouble) == (True, True)
+
+
+def test_a_stranger_in_the_list_does_not_hold_a_shared_account(line: Line) -> None:
+    """The first calls of an account made nothing; another program's batch has no metadata, but a file of its own."""
+    job = Job(line, Manner(neighbours=1), ["-500", "-500"], [])
+    assert (dict(job.outcomes), job.held) == ({"ok": 4}, False)

@@ -1,0 +1,181 @@
+"""Turns that take long: those that get on are let, those that do not are ended, shown, and given longer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any
+
+import fakeredis
+import pytest
+
+from batchpipe import job_turns
+from batchpipe.errors import Unanswered
+from batchpipe.jobs import State
+from batchpipe.limits import JOB_DEADLINE_SECONDS, LONGEST_GROWTH
+from batchpipe.store import Lease, Store
+from batchpipe.testing import FakeOpenAI, Pump
+from batchpipe.turns import MAX_OVERRUNS
+
+Rows = Callable[..., list[dict[str, object]]]
+
+
+class Watched(Store):
+    """Knows the lease that was granted last."""
+
+    lease: Lease
+
+    def claim(self, *args: Any, **named: Any) -> Any:
+        answer = super().claim(*args, **named)
+        if isinstance(answer, Lease):
+            self.lease = answer
+        return answer
+
+
+class Slow:
+    """A pump whose time passes within turns; leases are renewed meanwhile, as their threads do."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, api: FakeOpenAI | None = None) -> None:
+        self.store = Watched(fakeredis.FakeRedis(decode_responses=True))
+        self.pump = Pump(folder, store=self.store, max_rows=2, api=api)
+        for module in ("leases", "store"):
+            monkeypatch.setattr(f"batchpipe.store.{module}.host_clock", lambda: self.pump.at)
+
+    def passes(self, seconds: float, *, getting_on: bool) -> None:
+        for _ in range(int(seconds / 45)):
+            self.pump.advance(45)
+            if getting_on:
+                self.store.lease.check()
+            elif not self.store.lease.lost:
+                self.store.lease._renew()
+
+    def events(self, job_id: str) -> list[str]:
+        return [event["event"] for event in self.store.read_log(job_id)]
+
+
+@pytest.fixture
+def slow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Slow:
+    return Slow(tmp_path, monkeypatch)
+
+
+def merging(slow: Slow, monkeypatch: pytest.MonkeyPatch, seconds: float, *, getting_on: bool) -> list[float]:
+    """Let each merge take so long. Answers the list of the times when one began."""
+    begun: list[float] = []
+    merge = vars(job_turns)["merge"]
+
+    def slowly(*args: Any, **named: Any) -> Any:
+        begun.append(slow.pump.at)
+        slow.passes(seconds, getting_on=getting_on)
+        named["check"]()
+        return merge(*args, **named)
+
+    monkeypatch.setattr(job_turns, "merge", slowly)
+    return begun
+
+
+def test_a_merge_that_gets_on_is_let_however_long_it_takes(
+    slow: Slow, monkeypatch: pytest.MonkeyPatch, chat_rows: Rows
+) -> None:
+    begun = merging(slow, monkeypatch, 10 * JOB_DEADLINE_SECONDS, getting_on=True)
+    job_id = slow.pump.submit(chat_rows(2))
+    slow.pump.run_until_idle()
+    assert (slow.pump.job(job_id).stage, len(begun)) == (State.SUCCEEDED, 1)
+
+
+def test_a_merge_that_stands_still_is_ended_shown_and_given_longer(
+    slow: Slow, monkeypatch: pytest.MonkeyPatch, chat_rows: Rows
+) -> None:
+    """It would start over for ever, and nobody would hear of it."""
+    begun = merging(slow, monkeypatch, 3 * JOB_DEADLINE_SECONDS, getting_on=False)
+    shown: list[str] = []
+    job_id = slow.pump.submit(chat_rows(2))
+    save = slow.store.save
+
+    def saved(lease: Lease, changes: Any) -> Any:
+        answer = save(lease, changes)
+        if (trouble := slow.pump.job(job_id).trouble) is not None:
+            shown.append(f"{trouble.code}: {trouble.message}")
+        return answer
+
+    slow.store.save = saved  # type: ignore[method-assign]
+    slow.pump.run_until_idle()
+    assert slow.pump.job(job_id).stage == State.SUCCEEDED
+    assert len(begun) == 3  # one, two and four times the first deadline
+    assert slow.events(job_id).count("deadline") == 2
+    assert shown[0].startswith("deadline: merge did not get on")
+
+
+def test_a_prepare_that_never_gets_on_is_refused_with_what_can_be_done(
+    slow: Slow, monkeypatch: pytest.MonkeyPatch, chat_rows: Rows
+) -> None:
+    """Nothing of it was paid."""
+
+    def hangs(*args: Any, **named: Any) -> Any:
+        slow.passes(2 * LONGEST_GROWTH * JOB_DEADLINE_SECONDS, getting_on=False)
+        named["check"]()
+
+    monkeypatch.setattr(job_turns, "prepare", hangs)
+    job_id = slow.pump.submit(chat_rows(2))
+    slow.pump.run_until_idle(max_seconds=10**8)
+    job = slow.pump.job(job_id)
+    assert job.stage == State.FAILED
+    assert job.error is not None
+    assert f"{MAX_OVERRUNS} times" in job.error.message
+    assert "it may need faster storage, or several smaller inputs" in job.error.message
+
+
+def test_a_look_for_an_unanswered_create_that_takes_long_gets_the_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chat_rows: Rows
+) -> None:
+    """A list of many pages, on a slow provider. The rows are paid for once."""
+
+    class Long(FakeOpenAI):
+        def iter_batches(self, since: float) -> Any:
+            if not sweeping[0]:
+                made.passes(1_000, getting_on=False)
+            return super().iter_batches(since)
+
+    sweeping = [False]
+    slow = made = Slow(tmp_path, monkeypatch, Long(autofinish=True))
+    sweep = slow.pump.sweep
+
+    def swept() -> int:
+        sweeping[0] = True
+        try:
+            return sweep()
+        finally:
+            sweeping[0] = False
+
+    slow.pump.sweep = swept  # type: ignore[method-assign]
+    job_id = slow.pump.submit(chat_rows(2))
+    slow.pump.api.fail_next("create_batch", Unanswered("no answer"))
+    slow.pump.run_until_idle()
+    assert slow.pump.job(job_id).stage == State.SUCCEEDED
+    assert slow.pump.api.billed == {"r0": 1, "r1": 1}
+    assert 0 < slow.events(job_id).count("deadline") <= 3
+    assert "CONTROL_TIMEOUT_SECONDS" in str(slow.store.read_log(job_id))
+
+
+@pytest.mark.parametrize("method", ["upload", "download"])
+def test_a_transfer_that_gets_on_is_not_cut_by_its_own_lease(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chat_rows: Rows, method: str
+) -> None:
+    """Ten hours over a slow line, in one turn."""
+
+    class Line(FakeOpenAI):
+        def upload(self, handle: IO[bytes], name: str, check: Callable[[], None]) -> str:
+            if method == "upload":
+                made.passes(36_000, getting_on=True)
+            return super().upload(handle, name, check)
+
+        def download(self, file_id: str, sink: Any, check: Callable[[], None]) -> int:
+            if method == "download":
+                made.passes(36_000, getting_on=True)
+            return super().download(file_id, sink, check)
+
+    slow = made = Slow(tmp_path, monkeypatch, Line(autofinish=True))
+    job_id = slow.pump.submit(chat_rows(2))
+    slow.pump.run_until_idle()
+    assert slow.pump.job(job_id).stage == State.SUCCEEDED
+    assert slow.pump.api.count(method) == 1
+    assert "deadline" not in slow.events(job_id)

@@ -1,0 +1,109 @@
+"""Files that lag what the provider counts: whole jobs wait for them, say so, and pay nothing twice."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from batchpipe.openai_api import Snapshot
+from batchpipe.testing import FakeOpenAI, Pump
+from batchpipe.testing.provider import FakeBatch, FakeFile
+
+BODY = {"model": "m", "messages": []}
+ROWS = [{"custom_id": f"r{n}", "method": "POST", "url": "/v1/chat/completions", "body": BODY} for n in range(10)]
+ALL = {row["custom_id"]: "ok" for row in ROWS}
+MINUTES = 20 * 60.0
+
+
+class Lagging(FakeOpenAI):
+    """Counts ten of ten at once; its output file has a name, and all of its lines, only after a while."""
+
+    def __init__(self, *, named: float = 0.0, whole: float = 0.0) -> None:
+        super().__init__(autofinish=True)
+        self.named, self.whole = named, whole
+        self.ended_at: float | None = None
+
+    def _snapshot(self, batch: FakeBatch) -> Snapshot:
+        if self.ended_at is None and batch.is_final:
+            self.ended_at = self.clock()
+        shown = super()._snapshot(batch)
+        return shown if self._is_past(self.named) else msgspec.structs.replace(shown, output_file_id=None)
+
+    def _file(self, file_id: str) -> FakeFile:
+        file = super()._file(file_id)
+        if file.purpose == "batch" or self._is_past(self.whole):
+            return file
+        lines = file.data.splitlines(keepends=True)
+        return FakeFile(file.name, b"".join(lines[: len(lines) // 2]), file.purpose, file.created_at)
+
+    def _is_past(self, seconds: float) -> bool:
+        return self.ended_at is not None and self.clock() - self.ended_at >= seconds
+
+
+@pytest.mark.parametrize(
+    "api",
+    [Lagging(named=40.0), Lagging(named=MINUTES), Lagging(whole=40.0), Lagging(named=60.0, whole=MINUTES)],
+    ids=["named after 40 s", "named after minutes", "whole after 40 s", "both after minutes"],
+)
+def test_rows_that_are_counted_as_answered_are_waited_for_and_not_sent_again(tmp_path: Path, api: Lagging) -> None:
+    """One batch, and every row of it is landed."""
+    pump = Pump(tmp_path, api=api)
+    job_id = pump.submit(ROWS)
+    pump.run_until_idle()
+    assert pump.outcomes(job_id) == ALL
+    assert (set(api.billed.values()), len(api.batches)) == ({1}, 1)
+
+
+def test_that_files_are_waited_for_is_said(tmp_path: Path) -> None:
+    """In the record, which status shows, and in the job's own log, once."""
+    api = Lagging(named=MINUTES)
+    pump = Pump(tmp_path, api=api)
+    job_id = pump.submit(ROWS)
+    with pytest.raises(TimeoutError):
+        pump.run_until_idle(300.0)
+    (shard,) = pump.shards(job_id)
+    assert shard.trouble is not None
+    assert shard.trouble.code == "files_late"
+    assert "10 answers counted" in shard.trouble.message
+    assert [event["event"] for event in pump.store.read_log(job_id)].count("files_late") == 1
+
+
+def test_files_that_never_come_end_as_missing_rows_that_are_not_sent_again(tmp_path: Path) -> None:
+    """After the patience of the settings."""
+    api = Lagging(named=9e9)
+    pump = Pump(tmp_path, api=api, files_patience_seconds=7_200)
+    begun, job_id = pump.at, pump.submit(ROWS)
+    pump.run_until_idle()
+    assert set(pump.outcomes(job_id).values()) == {"missing"}
+    assert (len(api.batches), 7_200 < pump.at - begun < 8_200) == (1, True)
+    (shard,) = pump.shards(job_id)
+    assert shard.error is not None
+    assert shard.error.code == "output_file_missing"
+
+
+def test_a_cancelled_job_lands_what_comes_and_ends(tmp_path: Path) -> None:
+    """Within minutes, though the patience is of hours."""
+    pump = Pump(tmp_path, api=Lagging(whole=9e9))
+    job_id = pump.submit(ROWS)
+    with pytest.raises(TimeoutError):
+        pump.run_until_idle(300.0)
+    begun = pump.at
+    pump.cancel(job_id)
+    pump.run_until_idle(1_200.0)
+    outcomes = list(pump.outcomes(job_id).values())
+    assert (outcomes.count("ok"), outcomes.count("missing"), pump.at - begun < 700) == (5, 5, True)
+
+
+def test_sweeps_do_not_wake_what_waits_for_late_files(tmp_path: Path) -> None:
+    """Each look into the list would else be a look at the batch, for hours."""
+    api = Lagging(named=3_600.0)
+    pump = Pump(tmp_path, api=api)
+    pump.submit(ROWS)
+    for _ in range(60):
+        pump.advance(30.0)
+        pump.sweep()
+        while pump.step() is not None:
+            pass
+    assert api.count("retrieve") < 40

@@ -1,0 +1,165 @@
+"""What a Redis that answers with an error means, and what then becomes of its connections."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+import pytest
+import redis
+from redis._parsers.base import BaseParser
+
+from batchpipe.broker import outlive_redis
+from batchpipe.errors import StoreUnavailable
+from batchpipe.logs import TroubleFilter
+from batchpipe.store import Store
+from batchpipe.store.refusals import PASSING, REFUSALS, Kind, refusal, told
+
+READ_ONLY = "READONLY You can't write against a read only replica."
+#: What servers say, of several versions, and the code under which it is told.
+ANSWERS = [
+    (READ_ONLY, "redis_read_only"),
+    (f"ERR Error running script (call to f_ab): @user_script:10: @user_script: 10: -{READ_ONLY}", "redis_read_only"),
+    (f"{READ_ONLY} script: ab, on @user_script:10.", "redis_read_only"),
+    ("UNBLOCKED force unblock from blocking operation, instance state changed", "redis_read_only"),
+    ("MASTERDOWN Link with MASTER is down and replica-serve-stale-data is set to 'no'.", "redis_no_primary"),
+    ("LOADING Redis is loading the dataset in memory", "redis_loading"),
+    ("BUSY Redis is busy running a script. You can only call SCRIPT KILL or SHUTDOWN NOSAVE.", "redis_busy"),
+    ("UNKILLABLE Sorry the script already executed write commands against the dataset.", "redis_busy"),
+    ("NOREPLICAS Not enough good replicas to write.", "redis_no_replicas"),
+    ("MISCONF Redis is configured to save RDB snapshots, but it's currently unable to persist to disk.", "redis_disk"),
+    ("NOSCRIPT No matching script. Please use EVAL.", "redis_restarted"),
+    ("OOM command not allowed when used memory > 'maxmemory'.", "redis_full"),
+    ("ERR Error running script (call to f_ab): @user_script:3: -OOM command not allowed when used", "redis_full"),
+    ("NOPERM this user has no permissions to run the 'evalsha' command", "redis_denied"),
+    ("ERR The user executing the script can't run this command or subcommand script: ab", "redis_denied"),
+    ("NOAUTH Authentication required.", "redis_login"),
+    ("WRONGPASS invalid username-password pair or user is disabled.", "redis_login"),
+    ("DENIED Redis is running in protected mode because protected mode is enabled.", "redis_login"),
+    ("ERR max number of clients reached", "redis_clients"),
+    ("MOVED 3999 127.0.0.1:6381", "redis_cluster"),
+    ("ASK 3999 127.0.0.1:6381", "redis_cluster"),
+    ("CROSSSLOT Keys in request don't hash to the same slot", "redis_cluster"),
+    ("CLUSTERDOWN Hash slot not served", "redis_cluster"),
+    ("TRYAGAIN Multiple keys request during rehashing of slot", "redis_cluster"),
+]
+
+
+@pytest.mark.parametrize(("answer", "code"), ANSWERS)
+def test_each_answer_of_a_redis_that_refuses_has_a_code_and_one_line(answer: str, code: str) -> None:
+    """Whichever class redis-py has for it, and out of a script, too."""
+    error = BaseParser.parse_error(answer)
+    found = refusal(error)
+    assert found is not None
+    assert found.code == code
+    assert "\n" not in told(error)
+    assert told(error).startswith("Redis")
+
+
+def test_other_errors_of_redis_are_none_of_its_states() -> None:
+    """They are told as they are."""
+    for error in (redis.ResponseError("WRONGTYPE Operation against a key"), redis.TimeoutError("x"), OSError("BUSY")):
+        assert refusal(error) is None
+        assert type(error).__name__ in told(error)
+
+
+def test_settings_are_told_from_what_passes_by_itself() -> None:
+    """A process that starts meanwhile waits for the latter only."""
+    assert {"redis_read_only", "redis_loading", "redis_no_replicas", "redis_busy", "redis_disk"} <= PASSING
+    assert PASSING.isdisjoint({"redis_login", "redis_denied", "redis_cluster", "redis_full"})
+    assert REFUSALS["READONLY"].kind is REFUSALS["MASTERDOWN"].kind is Kind.CONNECTION
+
+
+def test_a_denied_channel_is_called_so() -> None:
+    """It is the part of an ACL that is forgotten first."""
+    error = BaseParser.parse_error("NOPERM No permissions to access a channel")
+    assert "lacks &channels" in told(error)
+
+
+class Demoted:
+    """A server that answers each command with ``answer``, and counts connections."""
+
+    def __init__(self, answer: str) -> None:
+        self.answer, self.connections = answer, 0
+        self._server = socket.create_server(("127.0.0.1", 0))
+        self.port = self._server.getsockname()[1]
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def _serve(self) -> None:
+        with suppress(OSError):
+            while True:
+                connection, _ = self._server.accept()
+                self.connections += 1
+                threading.Thread(target=self._answer, args=(connection,), daemon=True).start()
+
+    def _answer(self, connection: socket.socket) -> None:
+        with suppress(OSError), connection:
+            while data := connection.recv(1 << 16):
+                for line in data.split(b"\r\n"):
+                    if line.upper() == b"PING":
+                        connection.sendall(b"+PONG\r\n")
+                    elif line.upper() in (b"HELLO", b"CLIENT", b"SELECT"):
+                        connection.sendall(b"+OK\r\n")
+                    elif line.upper() in (b"HGETALL", b"EVALSHA", b"SET"):
+                        connection.sendall(f"-{self.answer}\r\n".encode())
+
+    def close(self) -> None:
+        self._server.close()
+
+
+@contextmanager
+def demoted(answer: str) -> Iterator[Demoted]:
+    server = Demoted(answer)
+    try:
+        yield server
+    finally:
+        server.close()
+
+
+def test_no_connection_to_a_demoted_primary_is_kept() -> None:
+    """Each try is a new connection, and afterwards none waits in the pool: the next asks where the name leads to."""
+    with demoted(READ_ONLY) as server:
+        store = Store.connect(f"redis://127.0.0.1:{server.port}/0?protocol=2")
+        with pytest.raises(StoreUnavailable) as caught:
+            store.get_job("job_x")
+        assert caught.value.code == "redis_read_only"
+        assert server.connections == 4
+        pool = store.client.connection_pool
+        assert all(connection._sock is None for connection in pool._available_connections)
+
+
+def test_a_redis_that_is_full_keeps_its_connections() -> None:
+    """Another one would say the same."""
+    with demoted("OOM command not allowed when used memory > 'maxmemory'.") as server:
+        store = Store.connect(f"redis://127.0.0.1:{server.port}/0?protocol=2")
+        for _ in range(3):
+            with pytest.raises(StoreUnavailable, match="full"):
+                store.get_job("job_x")
+        assert server.connections == 1
+
+
+def test_any_error_that_redis_answers_is_one_of_the_connection_for_kombu() -> None:
+    """Celery then connects anew; else it ends its worker."""
+    from kombu.transport import redis as transport
+
+    outlive_redis()
+    assert issubclass(redis.exceptions.ReadOnlyError, transport.Transport.connection_errors)
+
+
+def _record(name: str, error: Exception) -> logging.LogRecord:
+    info = (type(error), error, None)
+    return logging.LogRecord(name, logging.ERROR, __file__, 1, "Message Error: %s\n%s", ("x", ["stack"]), info)
+
+
+def test_trouble_of_the_broker_is_one_line_of_the_log() -> None:
+    """Without a traceback; that of any other error stays."""
+    record = _record("celery.beat", redis.exceptions.ReadOnlyError("You can't write"))
+    assert TroubleFilter().filter(record)
+    assert (record.getMessage(), record.exc_info) == ("Message Error: ReadOnlyError: You can't write", None)
+    for name, error in (("celery.beat", ValueError("x")), ("shop", redis.ConnectionError("x"))):
+        other = _record(name, error)
+        assert TroubleFilter().filter(other)
+        assert other.exc_info is not None
