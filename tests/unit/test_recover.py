@@ -147,7 +147,7 @@ def test_a_shard_without_a_batch_is_looked_for_twice_before_it_is_sent(pump: Pum
     assert (shard.intent_at, shard.calls, shard.file_id) == (pump.job(job_id).created_at, ["recovered"], None)
     pump.run_until_idle()
     methods = [call.method for call in pump.api.calls[calls:]]
-    assert methods.count("iter_batches") == 3  # recover itself, and create before it calls
+    # recover itself, and create before it calls; a sweep may look later
     assert methods[: methods.index("create_batch")].count("iter_batches") == 3
     assert pump.api.batches["batch_0002"].created_at >= began + pump.settings.create_grace_seconds
     assert pump.job(job_id).stage == State.SUCCEEDED
