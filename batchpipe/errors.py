@@ -96,6 +96,12 @@ class StorageTrouble(TryLater):
     code = "storage_trouble"
 
 
+#: Code of a StorageTrouble for a file that is not where it was.
+FILE_MISSING = "file_missing"
+#: Code for rows, and for what waits, whose files in the workspace are gone.
+WORKSPACE_GONE = "workspace_gone"
+
+
 class StoreUnavailable(TryLater):
     """Redis did not answer."""
 

@@ -10,6 +10,9 @@ from typing import Any
 from batchpipe import seams
 from batchpipe.counters import Counters, reason_of
 from batchpipe.errors import (
+    FILE_MISSING,
+    WORKSPACE_GONE,
+    BatchpipeError,
     InvalidInput,
     LeaseLost,
     OutputInUse,
@@ -27,9 +30,10 @@ from batchpipe.outputs import Outputs
 from batchpipe.places import MANIFEST, manifest, note_workspace, own_place, pretty
 from batchpipe.settings import Settings
 from batchpipe.splitting import Prepared
-from batchpipe.steps.merge import Merged, clean_up, merge
+from batchpipe.steps.merge import Merged, clean_up, merge, merge_what_is_left
 from batchpipe.steps.prepare import prepare
 from batchpipe.steps.resend import resend
+from batchpipe.steps.salvage import salvage, salvaged_file
 from batchpipe.steps.tidy import tidy
 from batchpipe.storage import Folder, check_allowed
 from batchpipe.store import Lease, Refused, Store
@@ -236,13 +240,62 @@ class JobTurns(Turns):
             self._tell_all(lease, State(job.stage))
             return f"{job.stage}: told"
         shards = list(self.store.iter_shards(job))
-        workspace = Folder(job.workspace, private=True)
+        if any(shard.error is not None and shard.error.code == WORKSPACE_GONE for shard in shards):
+            return self._merge_left(lease, shards)
+        try:
+            return self._merge_all(lease, shards)
+        except StorageTrouble as error:
+            if error.code != FILE_MISSING:
+                raise
+            self.wait_for_files(lease, error)
+            return self._merge_left(lease, shards)
+        except BatchpipeError as error:
+            if error.code != "rows_lost" or not job.cancel or job.tries <= MAX_TRIES:
+                raise
+            return self._merge_left(lease, shards)  # a person has decided to take what there is
+
+    def _merge_left(self, lease: Lease, shards: list[ShardRecord]) -> str:
+        """Files of the workspace are gone for good: results of what is left, and of what the provider still has."""
+        job, workspace = lease.job, Folder(lease.job.workspace, private=True)
+        left = [self._left_of(lease, shard, workspace) for shard in shards]
+        self.log(job.id, [(WORKSPACE_GONE, {"workspace": job.workspace})], level=logging.ERROR)
+        merged = self._merge_shards(lease, left, workspace, merge_what_is_left)
+        message = (
+            f"files of the workspace {job.workspace} were gone: the results are in another order than the input, "
+            f"{merged.ok} ok, {merged.failed} failed, and {merged.missing} missing, which may not be named"
+        )
+        changes = {
+            **{name: getattr(merged, name) for name in ("total", "ok", "failed", "missing", "usage")},
+            "error": Problem(code=WORKSPACE_GONE, message=message),
+        }
+        return self._finish(lease, _state(merged), changes)
+
+    def _left_of(self, lease: Lease, shard: ShardRecord, workspace: Folder) -> ShardRecord:
+        """The shard with a file of its rows that can be read: its own, what the provider still has, or none."""
+        for name in (shard.collected_file, salvaged_file(shard)):
+            try:
+                if name:
+                    workspace.size(name)
+                    return shard.evolve(collected_file=name)
+            except StorageTrouble as error:
+                if error.code != FILE_MISSING:
+                    raise
+                if name == shard.collected_file:
+                    self.wait_for_files(lease, error)
+        if not (shard.output_file_id or shard.error_file_id):
+            return shard.evolve(collected_file=None)
+        problem = Problem(code=WORKSPACE_GONE, message="its collected rows were gone")
+        move = salvage(shard, workspace, self.apis(lease.job.account), problem, check=lease.check)
+        return shard.evolve(collected_file=move.changes["collected_file"])
+
+    def _merge_all(self, lease: Lease, shards: list[ShardRecord]) -> str:
+        job, workspace = lease.job, Folder(lease.job.workspace, private=True)
         if self._may_resend(job, shards) and not (job := self.held(job)).send_no_more:
             prepared = resend(job, _of_round(job, shards), workspace, lease.token, check=lambda: check_cancel(lease))
             lease.check()  # who was frozen meanwhile must not set the manifest back
             self._write_manifest(job, shards, prepared, workspace)
             return self._plan(lease, prepared)
-        merged = self._merge_shards(lease, shards, workspace)
+        merged = self._merge_shards(lease, shards, workspace, merge)
         changes = {
             "total": merged.total,
             "ok": merged.ok,
@@ -254,11 +307,13 @@ class JobTurns(Turns):
         }
         return self._finish(lease, _state(merged), changes)
 
-    def _merge_shards(self, lease: Lease, shards: list[ShardRecord], workspace: Folder) -> Merged:
+    def _merge_shards(
+        self, lease: Lease, shards: list[ShardRecord], workspace: Folder, step: Callable[..., Merged]
+    ) -> Merged:
         """Into the output; if that is not the job's own any more, into a place of its own, and says so."""
         place = self._outputs.place(lease)
         try:
-            return self._merge_into(lease, shards, workspace, place)
+            return self._merge_into(lease, shards, workspace, place, step)
         except (OutputInUse, InvalidInput) as error:
             if place != lease.job.output:
                 raise
@@ -266,12 +321,14 @@ class JobTurns(Turns):
             self.log(
                 lease.job.id, [("results_elsewhere", {"in": place, "message": error.message})], level=logging.WARNING
             )
-            return self._merge_into(lease, shards, workspace, place)
+            return self._merge_into(lease, shards, workspace, place, step)
 
-    def _merge_into(self, lease: Lease, shards: list[ShardRecord], workspace: Folder, place: str) -> Merged:
+    def _merge_into(
+        self, lease: Lease, shards: list[ShardRecord], workspace: Folder, place: str, step: Callable[..., Merged]
+    ) -> Merged:
         folder = Folder(place, private=place != lease.job.output)
         settle = partial(self._outputs.settle, lease, place)
-        return merge(lease.job, shards, workspace, folder, check=lease.check, settle=settle)
+        return step(lease.job, shards, workspace, folder, check=lease.check, settle=settle)
 
     @staticmethod
     def _may_resend(job: JobRecord, shards: list[ShardRecord]) -> bool:
@@ -304,11 +361,16 @@ class JobTurns(Turns):
         """Write job.json, clean up, tell the user: at least once, in an order that a crash may cut anywhere."""
         job = self.store.get_job(lease.job.id)
         if not job.notified:
-            self._write_job_file(lease, job)
-            if (workspace := Folder(job.workspace, private=True)).is_local:
-                workspace.remove("downloads")  # what was broken off and never gone on with
-            if state is State.SUCCEEDED and not self.settings.keep_workspace:
-                clean_up(job, workspace)
+            try:
+                self._write_job_file(lease, job)
+                if (workspace := Folder(job.workspace, private=True)).is_local:
+                    workspace.remove("downloads")  # what was broken off and never gone on with
+                if state is State.SUCCEEDED and not self.settings.keep_workspace:
+                    clean_up(job, workspace)
+            except StorageTrouble as error:  # the results are there; who waits for them must not wait for ever
+                if self.store.now() - (job.ended_at or 0.0) < self.settings.workspace_wait_seconds:
+                    raise
+                self.log(job.id, [("files_left", {"message": error.message})], level=logging.WARNING)
             self._tell_listeners(job, lease)
             self.store.save(lease, {"notified": True})
         self._tidy(job, lease)

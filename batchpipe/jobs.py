@@ -107,6 +107,8 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     pubs: int = 0  #: re-publications of this stage since the last claim
     task_ids: list[str] = []
     trouble: Problem | None = None  #: why it is not getting on just now; cleared when it does
+    gone_at: float | None = None  #: since when a file of its workspace is missing
+    gone_seen: float | None = None  #: when that was last found
 
     def evolve(self, **changes: Any) -> Self:
         """A copy with these fields changed."""

@@ -13,11 +13,14 @@ import msgspec
 from batchpipe.costs import Pricer, free, openai_prices, unknown
 from batchpipe.counters import reason_of
 from batchpipe.errors import (
+    FILE_MISSING,
+    WORKSPACE_GONE,
     LeaseLost,
     Never,
     OnHold,
     Paused,
     SettingsError,
+    StorageTrouble,
     StoreUnavailable,
     TryLater,
 )
@@ -29,6 +32,7 @@ from batchpipe.openai_api import Api, Snapshot
 from batchpipe.steps.create import GiveUp, Over, create
 from batchpipe.steps.download import abandon, download
 from batchpipe.steps.poll import Pace, poll
+from batchpipe.steps.salvage import lost, salvage
 from batchpipe.steps.upload import upload
 from batchpipe.storage import Folder
 from batchpipe.store import Lease, Refused
@@ -85,7 +89,10 @@ class ShardTurns(Turns):
             except StoreUnavailable:
                 raise
             except Exception as error:
-                ending = self._trouble(link, claim, error)
+                try:
+                    ending = self._trouble(link, claim, error)
+                except LeaseLost:
+                    return Stop()
             claim.stop()
             return self._end(claim, ending)
 
@@ -114,6 +121,8 @@ class ShardTurns(Turns):
         if pause is not None and (pause.code != NO_QUOTA or link in ("upload", "create")):
             raise Paused(pause.message, code=pause.code, after=pause.seconds)
         result: Move | Problem | GiveUp | Over
+        if link == "create" and not _is_committed(shard):
+            workspace.size(shard.file)  # nobody could tell whose the answers are: not worth paying for
         if link == "upload":
             self.store.save(lease, {"uploads": shard.uploads + 1})  # before it: a file may be left that nobody knows
             result = self._upload(lease, workspace, api)
@@ -188,6 +197,13 @@ class ShardTurns(Turns):
         """What an error of a step means for the shard."""
         assert lease.shard is not None
         error = foreseen(error, link)
+        if isinstance(error, StorageTrouble) and error.code == FILE_MISSING:
+            try:
+                return self._without_files(lease, error)
+            except (LeaseLost, StoreUnavailable):
+                raise
+            except Exception as other:
+                error = foreseen(other, link)
         problem = Problem(code=getattr(error, "code", "internal_error"), message=words(error))
         after = getattr(error, "after", None)
         if isinstance(error, Paused):
@@ -198,6 +214,26 @@ class ShardTurns(Turns):
             return self._give_up(lease, problem, refused=isinstance(error, ProviderRefused))
         logger.error("%s failed", link, exc_info=error, extra={"event": "turn_failed"})
         return self._unforeseen(lease, problem)
+
+    def _without_files(self, lease: Lease, error: StorageTrouble) -> Move:
+        """The shard's file is gone from the workspace. Raises StorageTrouble while it is waited for.
+
+        Then answers that the provider has are kept; the other rows are missing, and only counted.
+        """
+        self.wait_for_files(lease, error)
+        job, shard = lease.job, lease.shard
+        assert shard is not None
+        problem = Problem(code=WORKSPACE_GONE, message=f"{error}: the workspace of the job is gone, or a file of it")
+        self.log(job.id, [(WORKSPACE_GONE, {"message": str(error)})], level=logging.ERROR, shard=shard.index)
+        if shard.stage != Stage.ENDED or not (shard.output_file_id or shard.error_file_id):
+            return lost(shard, problem)
+        workspace = Folder(job.workspace, private=True)
+        try:
+            return salvage(shard, workspace, self.apis(job.account), problem, check=lease.check)
+        except StorageTrouble as trouble:
+            if trouble.code != FILE_MISSING:
+                raise
+            return lost(shard, problem)  # its whole storage is gone
 
     def _unforeseen(self, lease: Lease, problem: Problem) -> Move | _Failed:
         assert lease.shard is not None
@@ -211,6 +247,10 @@ class ShardTurns(Turns):
         workspace = Folder(lease.job.workspace, private=True)
         try:
             return self._abandon(lease, workspace, problem, refused=refused)
+        except StorageTrouble as error:
+            if error.code == FILE_MISSING:
+                return self._trouble("download", lease, error)
+            return self._put_off(lease, Problem(code=error.code, message=str(error)), None, reason_of(error))
         except (TryLater, OSError) as error:
             return self._put_off(lease, Problem(code="storage_trouble", message=words(error)), None, reason_of(error))
 
@@ -305,7 +345,7 @@ class ShardTurns(Turns):
                 stage=Stage(shard.stage), after=ending.after, changes=changes, events=[] if repeated else events
             )
             return move, "keep" if ending.counted else "refund"
-        changes = {"trouble": None, "backoff": 0, "unseen_at": None, **ending.changes}
+        changes = {"trouble": None, "backoff": 0, "unseen_at": None, "gone_at": None, **ending.changes}
         if ending.stage != shard.stage and ending.stage in (Stage.UPLOADED, Stage.CREATED, Stage.ENDED):
             changes.setdefault("unfound", 0)
             changes.setdefault("refused_at", None)

@@ -124,6 +124,9 @@ class Settings(BaseSettings):
         description="how long answers that a provider counts are waited for, where its files do not have them; "
         "then those rows are missing, and not sent again",
     )
+    workspace_wait_seconds: float = Field(
+        3_600, ge=0, description="how long a file that a job's workspace has lost is waited for: a mount may come back"
+    )
     attempts: int = Field(3, ge=1, le=100, description="rounds a row may go through")
     max_rows: int = Field(50_000, ge=1, description="rows of a shard at most")
     max_bytes: int = Field(200_000_000, ge=1, description="bytes of a shard at most, newlines included")

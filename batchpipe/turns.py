@@ -7,13 +7,14 @@ countdown) or Stop (drop the rest of the chain).
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from batchpipe import seams
 from batchpipe.counters import Counters
-from batchpipe.errors import OnHold, StoreUnavailable, TryLater
+from batchpipe.errors import WORKSPACE_GONE, OnHold, StorageTrouble, StoreUnavailable, TryLater
 from batchpipe.jobs import JOB, JobRecord, Problem, Stage, State
 from batchpipe.limits import REMEDIES
 from batchpipe.logs import log_event
@@ -35,6 +36,10 @@ MAX_OVERRUNS = 6
 LONGEST_PAUSE = 600.0
 #: Code of a transfer that was broken off because its job is being cancelled: it comes back at once.
 CANCELLING = "cancelling"
+#: How long the lost files of a cancelled job are waited for, at most.
+GONE_CANCELLED_SECONDS = 120.0
+#: A file that was not missed for so long was there in between.
+GONE_SEEN_SECONDS = 1_800.0
 #: Code of the pause of an account without money.
 NO_QUOTA = "insufficient_quota"
 #: What a pause after trouble begins with; doubled each time.
@@ -244,6 +249,28 @@ class Turns:
         problem = Problem(code=getattr(error, "code", "internal_error"), message=words(error))
         self.store.note_trouble(job_id, index, problem)
         return Again(LONGEST_PAUSE, problem.message)
+
+    def wait_for_files(self, lease: Lease, error: StorageTrouble) -> None:
+        """A file of the workspace is missing: return when it is to be given up.
+
+        Raises StorageTrouble (``workspace_gone``) while it may come back, as a mount does; says from when until when.
+        """
+        record, now = lease.shard or lease.job, self.store.now()
+        again = record.gone_at is not None and now - (record.gone_seen or 0.0) < GONE_SEEN_SECONDS
+        since = record.gone_at if again and record.gone_at is not None else now
+        self.store.save(lease, {"gone_at": since, "gone_seen": now})
+        patience = self.settings.workspace_wait_seconds
+        if lease.job.cancel:
+            patience = min(patience, GONE_CANCELLED_SECONDS)
+        if now - since >= patience:
+            return
+        begun, ends = (time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(at)) for at in (since, since + patience))
+        message = (
+            f"{error}: the job's workspace has lost it; waited for since {begun}, until {ends} "
+            "(BATCHPIPE_WORKSPACE_WAIT_SECONDS), then the job ends with what the provider still has"
+        )
+        # not above a minute: a mount that comes back is noticed then
+        raise StorageTrouble(message, code=WORKSPACE_GONE, after=min(30.0, since + patience - now + 0.1)) from error
 
     def flush(self) -> None:
         """Hand over what was counted. Counts are no truth: a Redis that is away must not cost a turn."""

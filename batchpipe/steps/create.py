@@ -537,7 +537,7 @@ def _after_empty_look(job: JobRecord, shard: ShardRecord, turn: Turn, *, unread:
         more = turn.lease_seconds if turn.leapt(shard.intent_at or 0.0) else 0.0
         return Move(stage=Stage.UPLOADED, after=more + grace, changes={"empty_at": now + more})
     left = shard.empty_at + (max(grace, UNREAD_SECONDS) if unread else grace) - now
-    if left > 0:
+    if left > 0.1:  # two readings of a clock
         return Move(stage=Stage.UPLOADED, after=min(left, max(grace, FIRST_LOOK_SECONDS)))
     if shard.refusal is not None:
         return GiveUp(shard.refusal, refused=True)

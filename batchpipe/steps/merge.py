@@ -5,14 +5,14 @@ Deterministic, so that it may be done again after a crash: the same shards give 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing
 
 import msgspec
 
 from batchpipe.errors import BatchpipeError
 from batchpipe.jobs import JobRecord, ShardRecord
-from batchpipe.outcomes import OUTCOMES
+from batchpipe.outcomes import FOR_NOW, OUTCOMES
 from batchpipe.results import ERRORS, INDEX, OUTPUT, WORKING, ResultIndex, Round, iter_last
 from batchpipe.rows import OutcomeState, add_usage
 from batchpipe.storage import Draft, Folder, Pacer
@@ -63,6 +63,57 @@ def merge(
     for folder, name in _places(workspace, output):
         folder.remove_drafts(name)
     return merged
+
+
+def merge_what_is_left(
+    job: JobRecord,
+    shards: Iterable[ShardRecord],
+    workspace: Folder,
+    output: Folder,
+    *,
+    check: Callable[[], None],
+    settle: Callable[[int, int], None] = lambda output, errors: None,
+) -> Merged:
+    """The same from the collected files that are still there, shard after shard: their order in the input is lost.
+
+    A shard without ``collected_file`` has none. Rows of which nothing is left are counted as missing, without a line.
+    Raises StorageTrouble.
+    """
+    known = sorted(shards, key=lambda shard: (shard.round, shard.index))
+    last, usage = max((shard.round for shard in known), default=0), dict[str, int]()
+    counts, sizes = dict.fromkeys(OutcomeState, 0), [0, 0]
+    with ExitStack() as stack:
+        drafts = []
+        for folder, name in _places(workspace, output):
+            drafts.append(folder.draft(name))
+            stack.callback(drafts[-1].discard)
+        runs, pace = ResultIndex(drafts[2].file), Pacer(check)
+        for shard in known:
+            add_usage(usage, shard.usage)
+            for line in _lines_left(shard, workspace):
+                pace(line)
+                outcome = OUTCOMES.get(line[:1])
+                if outcome is None or (line[:1] in FOR_NOW and shard.round < last):
+                    continue  # it was sent again, so its end is in a later round
+                place = 0 if outcome is OutcomeState.OK else 1
+                drafts[place].write(line[1:])
+                sizes[place] += len(line) - 1
+                counts[outcome] += 1
+                runs.note(outcome is OutcomeState.OK)
+        runs.end()
+        settle(*sizes)
+        for draft in drafts:
+            check()
+            draft.commit()
+    ok, failed = counts[OutcomeState.OK], counts[OutcomeState.FAILED]
+    missing = max(sum(shard.rows for shard in known if shard.round == 1) - ok - failed, counts[OutcomeState.MISSING])
+    return Merged(total=ok + failed + missing, ok=ok, failed=failed, missing=missing, usage=usage)
+
+
+def _lines_left(shard: ShardRecord, workspace: Folder) -> Iterator[bytes]:
+    if shard.collected_file:
+        with workspace.reader(shard.collected_file) as lines:
+            yield from lines
 
 
 def _places(workspace: Folder, output: Folder) -> list[tuple[Folder, str]]:
