@@ -21,7 +21,7 @@ test: $(INSTALLED)  ## run the tests
 slow: $(INSTALLED)  ## run the tests that are too slow for every day, and more made-up cases
 	TEST_SCALE=$${TEST_SCALE:-1} $(BIN)/pytest -n 2 --dist loadfile -m "slow or scaled"
 
-chaos: $(INSTALLED)  ## kill, freeze and lie for about 10 minutes; all rows must be there, none paid twice
+chaos: $(INSTALLED)  ## kill, freeze, lie and fill up for about 10 minutes; all rows must be there, none paid twice
 	$(BIN)/python -m tests.chaos $(CHAOS)
 
 check: $(INSTALLED)  ## check format, lint and types

@@ -1,6 +1,7 @@
 """``python -m tests.chaos``: the fault suite. Prints a table with the seed; ends with 1 if a zero is none.
 
 The storm (jobs, kills, freezes, faults at random) comes first, then every armed crash point alone, then random pairs.
+``--kinds`` and ``--without`` choose what goes wrong in the storm, so that a kind which fails can be looked at alone.
 """
 
 from __future__ import annotations
@@ -16,11 +17,13 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from tests.chaos.armed import SCENARIOS, Case, Range, all_cases, freezes, frozen_before_the_call, pairs
+from tests.chaos.faketime import FakeTime
 from tests.chaos.house import House, say
 from tests.chaos.points import Point
-from tests.chaos.storm import Plan, Report, storm, table
+from tests.chaos.storm import ALL_KINDS, UNMENDED, Plan, Report, storm, table
 from tests.chaos.verdict import Verdict
 
 #: The armed points of the short form: the paid call and its neighbours, and where the truth is written.
@@ -103,7 +106,8 @@ def armed(folder: Path, seed: int, *, short: bool, lanes: int, pair_count: int) 
 def _plan(options: argparse.Namespace) -> Plan:
     jobs = options.jobs
     if options.short:
-        return Plan(options.seed, jobs, options.seconds, kills=7, redis_kills=1, freezes=2, slow=0.2, calm=8.0)
+        amounts: dict[str, Any] = {"kills": 7, "redis_kills": 1, "freezes": 2, "slow": 0.2, "calm": 8.0}
+        return Plan(options.seed, jobs, options.seconds, kinds=_kinds(options), **amounts)
     return Plan(
         options.seed,
         jobs,
@@ -111,7 +115,21 @@ def _plan(options: argparse.Namespace) -> Plan:
         kills=max(1, round(jobs * 0.35)),
         redis_kills=max(1, jobs // 50),
         freezes=max(1, round(jobs / 13)),
+        kinds=_kinds(options),
     )
+
+
+def _kinds(options: argparse.Namespace) -> tuple[str, ...]:
+    """What goes wrong in the storm: all kinds, or those that are named, without those that are left out."""
+    chosen = options.kinds or [kind for kind in ALL_KINDS if kind not in UNMENDED]
+    return tuple(kind for kind in chosen if kind not in (options.without or ()))
+
+
+def _names(text: str) -> list[str]:
+    names = text.split(",")
+    if unknown := sorted(set(names) - set(ALL_KINDS)):
+        raise argparse.ArgumentTypeError(f"unknown: {', '.join(unknown)}; known: {', '.join(ALL_KINDS)}")
+    return names
 
 
 def main() -> int:
@@ -119,6 +137,8 @@ def main() -> int:
     options = _options()
     folder = Path(tempfile.mkdtemp(prefix="batchpipe-chaos-"))
     plan = _plan(options)
+    if "clock" in plan.kinds and not FakeTime.is_installed():
+        say("libfaketime is not installed (Debian: apt install faketime): Redis' clock is not moved")
     say(f"seed {plan.seed}, logs in {folder} (kept if it ends badly)")
     with ThreadPoolExecutor(2) as pool:
         # the short form is in a hurry: both at once
@@ -179,6 +199,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--pairs", type=int, default=100, help="random pairs of armed points")
     parser.add_argument("--lanes", type=int, default=6, help="armed cases at once")
     parser.add_argument("--only", choices=["storm", "armed"])
+    parser.add_argument("--kinds", type=_names, help=f"only these kinds of trouble in the storm: {','.join(ALL_KINDS)}")
+    parser.add_argument("--without", type=_names, help="all kinds but these")
     parser.add_argument("--short", action="store_true", help="the form that is part of the tests")
     parser.add_argument("--json", type=Path, help="write the table here, too")
     options = parser.parse_args()

@@ -16,6 +16,7 @@ from typing import Any
 from batchpipe.private_redis import find_server
 from batchpipe.sandbox import Sandbox
 from batchpipe.store import Store
+from tests.chaos.faketime import FakeTime
 from tests.chaos.nursery import STALL_SECONDS, Child, Nursery
 
 PREFIX = "{batchpipe}:"
@@ -46,12 +47,13 @@ class DurableRedis:
         options |= {"--save": "", "--appendonly": "yes", "--appendfsync": "always"}
         self._command = [found[1], *(str(part) for option in options.items() for part in option)]
         self._nursery, self._folder = nursery, folder
+        self._time = FakeTime.found(folder)
         self.start()
 
     def start(self) -> None:
         # by the nursery, which ends all that it has started when we are gone
-        log = self._folder / "redis.log"
-        self._process = self._nursery.start("program", self._folder, log, dict(os.environ), command=self._command)
+        log, env = self._folder / "redis.log", dict(os.environ) | (self._time.environment if self._time else {})
+        self._process = self._nursery.start("program", self._folder, log, env, command=self._command)
         until(self._answers, STALL_SECONDS, "Redis is up")
 
     def _answers(self) -> bool:
@@ -62,6 +64,23 @@ class DurableRedis:
 
     def kill(self) -> None:
         self._process.kill()
+
+    def command(self, words: str) -> None:
+        """What an operator types, as one line."""
+        with socket.create_connection(("127.0.0.1", self.port), STALL_SECONDS) as connection:
+            connection.sendall(f"{words}\r\n".encode())
+            answer = connection.recv(1024)
+        assert answer.startswith(b"+"), f"{words}: {answer!r}"
+
+    @property
+    def has_clock(self) -> bool:
+        """Whether its clock can be moved: libfaketime is there."""
+        return self._time is not None
+
+    def set_clock(self, seconds: float) -> None:
+        """From now on its clock is ahead of the real one by so much, or behind."""
+        assert self._time is not None
+        self._time.set(seconds)
 
     def url(self, database: int) -> str:
         return f"redis://127.0.0.1:{self.port}/{database}"
@@ -94,6 +113,10 @@ class Job:
     refused: set[str] = field(default_factory=set)  #: rows that the provider refuses for good
     cancelled: bool = False  #: somebody asked to cancel it
     refused_whole: bool = False  #: a batch of it is refused as a whole: its rows fail
+    shares: Job | None = None  #: its output is this earlier job's, maybe under another name
+    foreign: Path | None = None  #: a file in its output that is somebody else's, and must not be touched
+    gone: bool = False  #: its workspace was deleted while it ran
+    heard: Path | None = None  #: the receivers of its end leave its id in this folder
     id: str = ""
 
 
@@ -155,11 +178,14 @@ class Lane:
             **{f"BATCHPIPE_{name}": value for name, value in self.pace.items()},
         }
 
-    def start(self, role: str, *, chaos: dict[str, str] | None = None, **arguments: Any) -> Child:
-        """Start a child in this lane; ``chaos`` are the variables that arm it."""
+    def start(
+        self, role: str, *, chaos: dict[str, str] | None = None, more: dict[str, str] | None = None, **arguments: Any
+    ) -> Child:
+        """Start a child in this lane; ``chaos`` are the variables that arm it, ``more`` others."""
         self._number += 1
         log = self.folder / f"{role}{self._number}.log"
-        environment = self.environment | {f"CHAOS_{name}": value for name, value in (chaos or {}).items()}
+        armed = {f"CHAOS_{name}": value for name, value in (chaos or {}).items()}
+        environment = self.environment | armed | (more or {})
         child = self.house.nursery.start(role, self.folder, log, environment, **arguments)
         self._children.append(child)
         return child
@@ -178,6 +204,10 @@ class Lane:
     def start_submit(self, job: Job, *, chaos: dict[str, str] | None = None) -> Child:
         told = str(self.folder / f"{job.key}.id")
         return self.start("submit", chaos=chaos, key=job.key, told=told, **job.options)
+
+    def output_is_refused(self, job: Job) -> bool:
+        """Whether submit has said that what lies in the output is a stranger's."""
+        return (self.folder / f"{job.key}.id.refused").exists()
 
     def is_submitted(self, job: Job) -> bool:
         told = self.folder / f"{job.key}.id"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -23,11 +24,15 @@ def _client() -> Any:
     return client
 
 
-def worker(pool: str = "threads", concurrency: int = 4, sweep_every: float = 0.0) -> None:
-    """``batchpipe worker``. ``sweep_every`` lets it sweep at that pace, too: it heals sooner."""
+def worker(pool: str = "threads", concurrency: int = 4, sweep_every: float = 0.0, receivers: str = "") -> None:
+    """``batchpipe worker``. ``sweep_every`` lets it sweep at that pace, too: it heals sooner. ``receivers``: it has
+    loaded a site, whose receivers note in this folder of what they have heard.
+    """
     from batchpipe.worker import run_worker
 
     client = _client()
+    if receivers:
+        _load_site(Path(receivers))
     if sweep_every:
         threading.Thread(target=_sweep_on, args=(client, sweep_every), daemon=True).start()
     run_worker(client.settings, pool=pool, concurrency=concurrency)
@@ -41,6 +46,17 @@ def _sweep_on(client: Any, pause: float) -> None:
             client.sweep()
 
 
+def _load_site(folder: Path) -> None:
+    from batchpipe import seams
+
+    def receive(job_id: str) -> None:
+        if (folder / "fail").exists() and random.random() < 0.5:
+            raise RuntimeError("a receiver of the site fails")
+        (folder / job_id).touch()
+
+    seams.listeners[seams.DJANGO] = receive
+
+
 def beat() -> None:
     """``batchpipe beat``."""
     from batchpipe.worker import run_beat
@@ -48,14 +64,24 @@ def beat() -> None:
     run_beat(_client().settings)
 
 
-def submit(key: str, told: str, **options: Any) -> None:
-    """Submit a job under a key and write its id to the file ``told``. Redis may be away: ends with code 3."""
-    from batchpipe.errors import StoreUnavailable
+def submit(key: str, told: str, *, heard: bool = False, **options: Any) -> None:
+    """Submit a job under a key and write its id to the file ``told``. Redis may be away: ends with code 3; so it does
+    where the output is another's. ``heard``: from within a site, whose receivers are to hear of the job's end.
+    """
+    from batchpipe import seams
+    from batchpipe.errors import InvalidInput, OutputInUse, StoreUnavailable
 
+    if heard:
+        seams.listeners[seams.DJANGO] = lambda job_id: None
     try:
         job = _client().submit(key=key, **options)
-    except StoreUnavailable:
+    except (StoreUnavailable, OutputInUse):
         raise SystemExit(3) from None
+    except InvalidInput as error:
+        if error.code != "output_foreign":
+            raise
+        Path(f"{told}.refused").touch()
+        raise SystemExit(4) from None
     part = Path(f"{told}.part")
     part.write_text(job.id)
     os.replace(part, told)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +15,7 @@ import psutil
 
 from batchpipe.errors import StoreUnavailable
 from tests.chaos.house import House, Job, Lane, requests, say
+from tests.chaos.kinds import KINDS, Kind
 from tests.chaos.nursery import Child
 from tests.chaos.verdict import Verdict, judge
 
@@ -24,6 +25,13 @@ HIDDEN_SECONDS = 0.9
 #: How long the jobs may take to their end when nothing is killed any more and the provider is well again. No pause of
 #: ours is longer than a minute.
 WELL_SECONDS = 240.0
+#: How long to wait before an output that was another's, or a Redis that was away, is tried again.
+SUBMIT_PAUSE = 0.3
+#: What a storm consists of besides the jobs; each can be left out.
+OLD_KINDS = ("provider", "kills", "freezes", "redis_kills", "cancels")
+ALL_KINDS = (*OLD_KINDS, *KINDS)
+#: Those that are only tried where they are named: what they break is not mended yet.
+UNMENDED = ("workspaces",)
 
 
 @dataclass(frozen=True)
@@ -40,6 +48,7 @@ class Plan:
     faults: float = 0.2  #: share of all API calls that fail in one of the ways below
     calm: float = 60.0  #: seconds after the last kill in which the provider still misbehaves
     slow: float = 1.0  #: how much of what costs seconds each time: full token queues, further rounds
+    kinds: tuple[str, ...] = tuple(kind for kind in ALL_KINDS if kind not in UNMENDED)  #: what goes wrong
 
 
 @dataclass
@@ -105,14 +114,19 @@ class Storm:
         self.workers: list[Child] = []
         self.jobs: list[Job] = []
         self.open: set[str] = set()
+        self.kinds: list[Kind] = [kind(self) for name, kind in KINDS.items() if name in plan.kinds]
         self._submits: dict[int, tuple[Job, Child]] = {}
+        self._resubmits: list[tuple[float, Job]] = []
         self._thaws: list[tuple[float, Child]] = []
         self._cancels: list[tuple[float, Job]] = []
 
     def __call__(self) -> Report:
         began = time.monotonic()
-        add_faults(self.lane.sandbox, self.plan.faults, self.plan.slow)
-        self.workers = [self._new_worker() for _ in range(self.plan.workers)]
+        if "provider" in self.plan.kinds:
+            add_faults(self.lane.sandbox, self.plan.faults, self.plan.slow)
+        for kind in self.kinds:
+            kind.prepare()
+        self.workers = [self._new_worker(place) for place in range(self.plan.workers)]
         self.beat = self.lane.start("beat")
         self._rage(began)
         calm = time.monotonic()
@@ -141,17 +155,23 @@ class Storm:
             while time.monotonic() - began < at:
                 self._tend()
                 time.sleep(0.02)
-            getattr(self, f"_{what}")()
+            what()
             self._tend()
 
-    def _agenda(self) -> Iterator[tuple[float, str]]:
+    def _agenda(self) -> Iterator[tuple[float, Callable[[], None]]]:
         plan, dice = self.plan, self.dice
-        yield from ((dice.uniform(0, plan.seconds * 0.9), "submit") for _ in range(plan.jobs))
-        yield from ((dice.uniform(2, plan.seconds), "kill") for _ in range(plan.kills))
-        yield from ((dice.uniform(2, plan.seconds), "kill_in_pool") for _ in range(plan.kills // 4))
-        yield from ((dice.uniform(2, plan.seconds), "freeze") for _ in range(plan.freezes))
-        yield from ((dice.uniform(2, plan.seconds), "kill_redis") for _ in range(plan.redis_kills))
-        yield from ((dice.uniform(2, plan.seconds), "kill_beat") for _ in range(plan.redis_kills))
+        yield from ((dice.uniform(0, plan.seconds * 0.9), self._submit) for _ in range(plan.jobs))
+        deeds: list[tuple[str, int, Callable[[], None]]] = [
+            ("kills", plan.kills, self._kill),
+            ("kills", plan.kills // 4, self._kill_in_pool),
+            ("freezes", plan.freezes, self._freeze),
+            ("redis_kills", plan.redis_kills, self._kill_redis),
+            ("kills", plan.redis_kills, self._kill_beat),
+            *((kind.name, kind.strikes(), kind.strike) for kind in self.kinds),
+        ]
+        for name, times, deed in deeds:
+            if name in plan.kinds:
+                yield from ((dice.uniform(2, plan.seconds), deed) for _ in range(times))
 
     def _tend(self) -> None:
         """What follows from earlier deeds: thaws, repeated submits, cancels, workers that ended of themselves."""
@@ -163,10 +183,15 @@ class Storm:
         for item in [item for item in self._thaws if item[0] <= now]:
             self._thaws.remove(item)
             item[1].thaw()
+        for kind in self.kinds:
+            kind.tend(now)
         for number, (job, child) in list(self._submits.items()):
             if child.code is not None:
                 del self._submits[number]
-                self._submitted(job) if self.lane.is_submitted(job) else self._start_submit(job)
+                self._submitted(job)
+        for again in [again for again in self._resubmits if again[0] <= now]:
+            self._resubmits.remove(again)
+            self._start_submit(again[1])
         for cancel in [cancel for cancel in self._cancels if cancel[0] <= now and cancel[1].id]:
             self._cancels.remove(cancel)
             cancel[1].cancelled = True
@@ -183,7 +208,9 @@ class Storm:
         bad = {row["custom_id"] for row in rows if row["custom_id"].startswith("bad")}
         job = self.lane.new_job(rows, max_rows=dice.randint(2, 5), metadata=metadata, attempts=8)
         job.refused, job.refused_whole = bad, refused
-        if dice.random() < 0.1:
+        for kind in self.kinds:
+            kind.for_job(job)
+        if "cancels" in self.plan.kinds and dice.random() < 0.1:
             self._cancels.append((time.monotonic() + dice.uniform(0.0, 6.0), job))
         self.jobs.append(job)
         self._start_submit(job)
@@ -193,27 +220,37 @@ class Storm:
         self._submits[child.pid] = (job, child)
 
     def _submitted(self, job: Job) -> None:
-        self.open.add(job.id)
+        if self.lane.is_submitted(job):
+            self.open.add(job.id)
+        elif self.lane.output_is_refused(job):
+            self._cancels = [cancel for cancel in self._cancels if cancel[1] is not job]
+        else:
+            self._resubmits.append((time.monotonic() + SUBMIT_PAUSE, job))
 
-    def _new_worker(self) -> Child:
+    def _new_worker(self, place: int) -> Child:
         pool = "prefork" if self.dice.random() < 0.25 else "threads"
-        concurrency = 2 if pool == "prefork" else 4
-        return self.lane.start("worker", pool=pool, concurrency=concurrency, chaos={"PAYING": str(self.paying)})
+        arguments: dict[str, Any] = {"pool": pool, "concurrency": 2 if pool == "prefork" else 4}
+        more: dict[str, str] = {}
+        for kind in self.kinds:
+            arguments |= kind.for_worker(place)
+            more |= kind.environment(place)
+        return self.lane.start("worker", chaos={"PAYING": str(self.paying)}, more=more, **arguments)
 
     def _kill(self) -> None:
         """kill -9 of a worker's group, frozen or not."""
-        place = self.dice.randrange(len(self.workers))
-        victim = self.workers[place]
-        victim.kill()
-        self._replace(place)
+        self.restart(self.dice.randrange(len(self.workers)))
         self.report.done["worker kills"] += 1
+
+    def restart(self, place: int) -> None:
+        self.workers[place].kill()
+        self._replace(place)
 
     def _replace(self, place: int) -> None:
         """What a supervisor does when a worker is gone."""
         gone = self.workers[place]
         self._thaws = [item for item in self._thaws if item[1] is not gone]
         self._forget_paying(gone)
-        self.workers[place] = self._new_worker()
+        self.workers[place] = self._new_worker(place)
 
     def _kill_in_pool(self) -> None:
         """kill -9 of one process of a prefork pool, whose worker lives on."""
@@ -264,6 +301,8 @@ class Storm:
 
     def _calm(self) -> None:
         """Thaw all, kill no more, and wait for the end of all jobs. The provider's faults stay for a while."""
+        for kind in self.kinds:
+            kind.calm()
         for _, worker in self._thaws:
             worker.thaw()
         self._thaws.clear()
@@ -280,7 +319,7 @@ class Storm:
         while time.monotonic() < deadline:
             self._tend()
             self._count_down()
-            if not self.open and not self._submits and not self._cancels:
+            if not (self.open or self._submits or self._resubmits or self._cancels):
                 return True
             time.sleep(0.1)
         return False
@@ -306,6 +345,9 @@ def table(report: Report, plan: Plan) -> list[tuple[str, object]]:
         ("freezes beyond the lease", report.done["freezes"]),
         ("workers that ended of themselves", len(report.deaths)),
         ("jobs cancelled", report.done["cancels"]),
+        *((kind.done, report.done[kind.done]) for kind in KINDS.values() if kind.name != "lag"),
+        (KINDS["lag"].done, report.hits["file_id_lags"] + report.hits["file_lags"]),
+        ("jobs refused for their output", verdict.refused),
         ("jobs that waited for the provider to be well", report.done["jobs that waited for the provider to be well"]),
         ("API calls", report.calls),
         ("API faults", sum(report.hits.values())),

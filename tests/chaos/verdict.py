@@ -8,9 +8,11 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
-from batchpipe.errors import JobNotFound
+from batchpipe.errors import BatchpipeError, JobNotFound
+from batchpipe.handle import Job as Handle
 from batchpipe.jobs import JobRecord, ShardRecord
 from batchpipe.sandbox.batches import Batch
 from batchpipe.sandbox.rows import local_answer
@@ -34,6 +36,8 @@ class Verdict:
     ok: int = 0
     batches: int = 0
     losers: int = 0  #: batches made beside the recorded one, and cancelled before a row of them ran
+    refused: int = 0  #: jobs that were refused because what lies in their output is another's
+    given_up: int = 0  #: paid rows that are missing for a reason that is said: their workspace was deleted
 
     @property
     def zeros(self) -> dict[str, list[str]]:
@@ -52,7 +56,7 @@ class Verdict:
     def add(self, other: Verdict) -> None:
         for name, found in other.zeros.items():
             self.zeros[name].extend(found)
-        for name in ("jobs", "rows", "ok", "batches", "losers"):
+        for name in ("jobs", "rows", "ok", "batches", "losers", "refused", "given_up"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
 
     def __str__(self) -> str:
@@ -71,19 +75,23 @@ def judge(lane: Lane, jobs: Sequence[Job], *, rounds: bool = True, check_files: 
     recorded: Counter[str] = Counter()
     keys: dict[str, str] = {}
     for job in jobs:
+        _judge_foreign(verdict, job)
+        if not job.id and lane.output_is_refused(job):
+            verdict.refused += 1
+            continue
         try:
             record = lane.store.get_job(job.id)
         except JobNotFound:
             verdict.lost_jobs.append(f"{job.id}: no record")
             continue
         shards = list(lane.store.iter_shards(record))
-        _judge_end(verdict, record, shards)
+        _judge_end(verdict, job, record, shards)
         for shard in shards:
             for batch_id in filter(None, (shard.batch_id, *shard.spent)):
                 recorded[batch_id] += 1
                 keys[batch_id] = f"{job.id}/{shard.index}"
         if record.state.ended:
-            _judge_rows(verdict, job, record, billed[job.id], rounds=rounds)
+            _judge_rows(verdict, lane, job, record, billed[job.id], rounds=rounds)
     verdict.billed_twice += [str(row) for row in lane.sandbox.ledger.billed_twice()]
     _judge_batches(verdict, lane, recorded)
     if check_files:
@@ -97,7 +105,16 @@ def _wait_for_the_provider(lane: Lane) -> None:
         time.sleep(0.05)
 
 
-def _judge_end(verdict: Verdict, record: JobRecord, shards: list[ShardRecord]) -> None:
+def _judge_foreign(verdict: Verdict, job: Job) -> None:
+    if job.foreign is None or job.gone:
+        return
+    if not job.foreign.exists() or job.key not in job.foreign.read_text():
+        verdict.wrong_results.append(f"{job.id or job.key}: {job.foreign} was a stranger's, and is not what it was")
+
+
+def _judge_end(verdict: Verdict, job: Job, record: JobRecord, shards: list[ShardRecord]) -> None:
+    if record.told and job.heard is not None and not (job.heard / job.id).exists():
+        verdict.lost_jobs.append(f"{record.id}: {record.stage}, but its receivers have not heard")
     if not record.state.ended or not record.told:
         open_shards = [
             f"{shard.index}:{shard.stage} epoch {shard.epoch} next_at {shard.next_at:.1f} {shard.trouble or ''}"
@@ -108,8 +125,20 @@ def _judge_end(verdict: Verdict, record: JobRecord, shards: list[ShardRecord]) -
         verdict.lost_jobs.append(f"{record.id}: {record.stage}, told {record.told}, epoch {record.epoch}, {trouble}")
 
 
-def _judge_rows(verdict: Verdict, job: Job, record: JobRecord, billed: dict[str, int], *, rounds: bool) -> None:
-    ok, other = _read(job.output / "output.jsonl"), _read(job.output / "errors.jsonl")
+def _judge_rows(
+    verdict: Verdict, lane: Lane, job: Job, record: JobRecord, billed: dict[str, int], *, rounds: bool
+) -> None:
+    if _is_refused(job, record) and not billed:
+        verdict.refused += 1
+        return
+    if job.gone:
+        _judge_what_is_left(verdict, job, record, billed)
+        return
+    try:
+        ok, other = _results(lane, record)
+    except (BatchpipeError, OSError) as error:
+        verdict.lost_rows.append(f"{job.id}: its results cannot be read: {error!r}")
+        return
     verdict.rows += len(job.rows)
     verdict.ok += len(ok)
     ids = [row["custom_id"] for row in job.rows]
@@ -127,6 +156,41 @@ def _judge_rows(verdict: Verdict, job: Job, record: JobRecord, billed: dict[str,
     if counts != (len(ids), len(ok), len(other)):
         verdict.lost_rows.append(f"{job.id}: counted {counts}, files have {len(ok)} and {len(other)} of {len(ids)}")
     _judge_results(verdict, job, ok, other, billed, rounds=rounds)
+
+
+def _is_refused(job: Job, record: JobRecord) -> bool:
+    """Its output was another's, or a stranger's, when it was prepared."""
+    code = record.error.code if record.error else ""
+    return (code == "output_in_use" and job.shares is not None) or (code == "output_foreign" and bool(job.foreign))
+
+
+def _judge_what_is_left(verdict: Verdict, job: Job, record: JobRecord, billed: dict[str, int]) -> None:
+    """Its workspace was deleted: its rows are counted all the same, and what was paid for is there, or it is said
+    why not. Files may be gone with the folder.
+    """
+    verdict.rows += len(job.rows)
+    counts = (record.ok or 0, record.failed or 0, record.missing or 0)
+    if record.total not in (None, 0) and sum(counts) != len(job.rows):
+        verdict.lost_rows.append(f"{job.id}: counted {counts} of {len(job.rows)}")
+    if record.total in (None, 0) and billed:
+        verdict.lost_rows.append(f"{job.id}: {record.error}: no row is counted, but {sorted(billed)} were paid")
+    verdict.ok += counts[0]
+    paid = len(billed) - counts[0]
+    if paid > 0:
+        verdict.given_up += paid
+        if record.error is None:
+            verdict.wrong_results.append(f"{job.id}: {paid} rows were paid for and are not ok, and nothing says why")
+
+
+def _results(lane: Lane, record: JobRecord) -> tuple[list[Any], list[Any]]:
+    """The lines of a job's two files, from where the handle says that they are; they must be what it iterates over."""
+    handle = Handle(record, cast(Any, SimpleNamespace(store=lane.store)))
+    result = handle.result()
+    ok, other = (_read(Path(place)) if place else [] for place in (result.output_file, result.error_file))
+    told = Counter("ok" if outcome.state == "ok" else "other" for outcome in handle.results())
+    if (told["ok"], told["other"]) != (len(ok), len(other)):
+        raise BatchpipeError(f"results() has {dict(told)}, the files have {len(ok)} and {len(other)}")
+    return ok, other
 
 
 def _judge_results(
