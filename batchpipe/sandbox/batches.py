@@ -247,6 +247,13 @@ class Batches:
                 self._changed.wait(left)
             return batch.public()
 
+    def join_projects(self, project: str) -> None:
+        """All batches are of this project from now on."""
+        with self.lock:
+            for batch in self._batches.values():
+                batch.project = project
+                self.save(batch)
+
     def clear(self) -> None:
         """Forget all batches and remove their folders."""
         with self.lock:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import uuid
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -147,6 +147,11 @@ class FileStore:
         """Remove a file, or a 404. A batch that reads it goes on: it holds a link of its own."""
         self.get(file_id)
         self._remove(file_id)
+
+    def join_projects(self, project: str) -> None:
+        """All files are of this project from now on."""
+        with self._lock:
+            self._files = {file_id: replace(file, project=project) for file_id, file in self._files.items()}
 
     def clear(self) -> None:
         """Remove all files."""

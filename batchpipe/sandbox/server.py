@@ -102,6 +102,12 @@ class Sandbox:
     ) -> None:
         self.stop()
 
+    def join_projects(self, project: str = "proj_sandbox") -> None:
+        """Whoever sees this project sees all files and batches from now on, as a key of several projects would."""
+        world = self._running
+        world.files.join_projects(project)
+        world.batches.join_projects(project)
+
     def reset(self) -> None:
         """Forget files, batches, faults, calls and ledger, and set the clock right."""
         self._running.reset()

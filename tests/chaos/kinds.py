@@ -218,4 +218,35 @@ class Lag(Kind):
                 faults.add(kind, seconds=seconds, fraction=fraction, probability=self.share / 2)
 
 
-KINDS: dict[str, type[Kind]] = {kind.name: kind for kind in (Names, Workspaces, Clock, ReadOnly, Full, Lag, Receivers)}
+class Keys(Kind):
+    """A worker restarts with the key of another project for a while: it sees no batch and no file of ours, uploads and
+    creates in that project, and whoever comes after it does not see those. When the storm is over, one key sees both.
+    """
+
+    name, done, every, lasts = "keys", "restarts with another project's key", 40.0, (3.0, 8.0)
+    other: ClassVar[dict[str, str]] = {"OPENAI_API_KEY": "sk-of-another-project", "OPENAI_PROJECT_ID": "proj_other"}
+
+    def __init__(self, storm: Storm) -> None:
+        super().__init__(storm)
+        self._place: int | None = None
+
+    def begin(self) -> None:
+        self._place = self.dice.randrange(len(self.storm.workers))
+        self.storm.restart(self._place)
+
+    def end(self) -> None:
+        place, self._place = self._place, None
+        if place is not None:
+            self.storm.restart(place)
+
+    def calm(self) -> None:
+        super().calm()
+        self.storm.lane.sandbox.join_projects()
+
+    def environment(self, place: int) -> dict[str, str]:
+        return self.other if place == self._place else {}
+
+
+KINDS: dict[str, type[Kind]] = {
+    kind.name: kind for kind in (Names, Workspaces, Clock, ReadOnly, Full, Keys, Lag, Receivers)
+}

@@ -189,6 +189,17 @@ def test_a_result_file_can_grow_for_a_while(api, client, sandbox, rows):
     assert client.files.retrieve(file_id).bytes > len(part)
 
 
+def test_two_projects_can_become_one(api, client, sandbox, rows):
+    """What a person does whose key was another project's for a while: from then on one key sees both."""
+    batch = api.create(rows(1))
+    other = client.with_options(project="proj_other")
+    assert other.batches.list().data == []
+
+    sandbox.join_projects("proj_other")
+    assert [seen.id for seen in other.batches.list()] == [batch.id]
+    assert other.files.retrieve(batch.input_file_id).id == batch.input_file_id
+
+
 def test_metadata_can_be_kept_back(api, client, sandbox, rows):
     """Some providers do not echo it. Here only in the list."""
     batch = api.create(rows(1), metadata={"a": "b"})
