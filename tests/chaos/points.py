@@ -123,7 +123,7 @@ def _wrap_storage(passed: Callable[[str], None]) -> None:
     from batchpipe.storage.drafts import LocalDraft
 
     _wrap(LocalDraft, "commit", passed, lambda args: f"storage.commit.{_kind(args[0]._path)}")
-    for name in ("append_line", "move", "remove"):
+    for name in ("append_line", "copy", "remove"):
         _wrap(Folder, name, passed, _with_the_name(f"storage.{name}"))
 
 
