@@ -31,6 +31,8 @@ OUTCOMES: dict[bytes, OutcomeState] = {
 
 #: The provider's codes for a row that it did not run, or not to its end.
 _PASSING_CODES = frozenset({"batch_expired", "batch_cancelled", "request_timeout"})
+#: Of these, the codes of rows that were not run at all; providers count them neither as completed nor as failed.
+_NOT_RUN_CODES = frozenset({"batch_expired", "batch_cancelled"})
 #: The codes of a failure that came with HTTP 200, and that passes; a number is taken for an HTTP status.
 _PASSING_FAILURES = _PASSING_CODES | {"server_error", "rate_limit_exceeded", "insufficient_quota"}
 _PASSING_STATUSES = frozenset({0, 408, 409, 429})
@@ -50,6 +52,11 @@ def mark_of(answer: Answer) -> bytes:
     if answer.ok:
         return OK
     return FAILED_FOR_NOW if _passes(answer) else FAILED
+
+
+def was_not_run(answer: Answer) -> bool:
+    """Whether a line says that its row was not run: then it is no answer that the provider counts."""
+    return answer.response is None and (answer.error is None or _code(answer.error) in _NOT_RUN_CODES)
 
 
 def names_quota(answer: Answer) -> bool:

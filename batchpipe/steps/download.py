@@ -32,6 +32,7 @@ from batchpipe.outcomes import (
     REFUSED_WITH_OTHERS,
     mark_of,
     names_quota,
+    was_not_run,
 )
 from batchpipe.refusals import believed_at, unseen
 from batchpipe.rows import (
@@ -184,7 +185,9 @@ class _Waits:
         settled = all(shard.fetched.get(name) == seen for name, seen in answers.fetched.items())
         if answers.lacking(shard) > 0:
             code = _ANSWERS if answers.lacks_paid(shard) else _FAILURES
-            what = f"the provider counts {_told(shard)} answers, and its files have {answers.answered}"
+            what = (
+                f"the provider counts {_told(shard)} answers, and its files have {answers.answered - answers.not_run}"
+            )
         elif answers.suspect and not (settled and answers.is_counted(shard)):
             what = answers.suspect
         elif answers.unreadable and not settled:
@@ -309,6 +312,7 @@ class _Answers:
     ) -> None:
         self.lines = self.duplicates = self.unknown = 0
         self.answered = 0  #: rows that have an answer
+        self.not_run = 0  #: of these, rows whose line says that they were not run
         self.usage: dict[str, int] = {}
         self.cost: int | None = 0  #: pico-dollars; None once the price of a row is not known
         self.incomplete: dict[str, int] = {}  #: ok rows that ended early, by reason
@@ -318,7 +322,7 @@ class _Answers:
         self.suspect = ""  #: a file that has fewer bytes than the provider told, or nothing of ours
         self.quota: Problem | None = None  #: rows were refused because the account has used up its quota
         self._files: list[Scratch] = []
-        # Digests, for ids may be long; offset, length, file and ok packed, for tuples are large.
+        # Digests, for ids may be long; offset, length, not run, file and ok packed, for tuples are large.
         self._rows: dict[bytes, int] = {}
         self._wanted: dict[bytes, int] = {}  #: for rows with more than one embedding input: how many
         self._model, self._prices, self._endpoint = shard.model, prices, endpoint
@@ -375,7 +379,9 @@ class _Answers:
     def lacking(self, shard: ShardRecord) -> int:
         """Rows that the provider counts and of which no line came, not even one that nobody can read."""
         told = min(_told(shard), shard.rows)
-        return told - self.answered - self.unread - self._unread_alone()
+        # lines of rows that were not run (expired, cancelled) are none of those that are counted
+        lack = min(told - (self.answered - self.not_run), shard.rows - self.answered)
+        return lack - self.unread - self._unread_alone()
 
     def _unread_alone(self) -> int:
         """Rows of which an unreadable line is all that came."""
@@ -398,10 +404,11 @@ class _Answers:
                 message = f"the provider counted {shard.counts.completed} answers and named no output file"
                 return Problem(code="output_file_missing", message=message)
             message = (
-                f"the provider counts {_told(shard)} answers, and {self.answered} came: those that lack may be paid"
+                f"the provider counts {_told(shard)} answers, and {self.answered - self.not_run} came: "
+                "those that lack may be paid"
             )
             return Problem(code="answers_missing", message=message)
-        if self.unread and (not told or self.answered + self._unread_alone() < told):
+        if self.unread and (not told or self.answered - self.not_run + self._unread_alone() < told):
             return self.unreadable
         if self.suspect and not self.is_counted(shard):
             return Problem(code="file_damaged", message=f"{self.suspect}; what lacks may be paid")
@@ -430,15 +437,18 @@ class _Answers:
         if known is None:
             self.unknown += 1
             return
+        not_run = not answer.ok and was_not_run(answer)
         if known:
             self.duplicates += 1
             if known & 1 or not answer.ok:
                 return
+            self.not_run -= known >> 2 & 1
         else:
             self.answered += 1
+            self.not_run += not_run
         if self.quota is None and names_quota(answer):
             self.quota = Problem(code="insufficient_quota", message="rows were refused: the account's quota is used up")
-        self._rows[key] = offset << 34 | len(line) << 2 | file << 1 | answer.ok
+        self._rows[key] = offset << 35 | len(line) << 3 | not_run << 2 | file << 1 | answer.ok
         add_usage(self.usage, answer.usage)
         if answer.incomplete is not None:
             add_usage(self.incomplete, {answer.incomplete: 1})
@@ -471,7 +481,7 @@ class _Answers:
             if not place:
                 yield None
                 continue
-            line = self._files[place >> 1 & 1].at(place >> 34, place >> 2 & 0xFFFFFFFF)
+            line = self._files[place >> 1 & 1].at(place >> 35, place >> 3 & 0xFFFFFFFF)
             yield bool(place & 1), line.rstrip(b"\r\n")
 
 

@@ -14,7 +14,7 @@ from tests.acceptance.place import Finished, Place, read_rows, request, request_
 
 JOB_KEYS = {
     *("id", "name", "state", "account", "endpoint", "input", "output", "output_file", "error_file"),
-    *("created_at", "ended_at", "error", "held", "tags", "rows", "shards"),
+    *("created_at", "ended_at", "error", "held", "incomplete", "tags", "rows", "shards"),
 }
 SHARD_KEYS = {"index", "round", "stage", "batch_id", "status", "rows", "request_counts"}
 ROW_COUNTS = {"total", "ok", "failed", "missing"}

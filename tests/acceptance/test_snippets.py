@@ -52,7 +52,11 @@ ELSEWHERE: dict[str, list[Snippet]] = {
 }
 
 #: Drawings: there is nothing to run.
-PICTURES = [Snippet("README.md", "─▶ check, split"), Snippet("docs/architecture.md", "submit ─▶ prepare")]
+PICTURES = [
+    Snippet("README.md", "─▶ check, split"),
+    Snippet("docs/architecture.md", "submit ─▶ prepare"),
+    Snippet("docs/operations.md", "batchpipe land JOB"),  # tests/acceptance/test_undone_verdicts.py types these
+]
 
 
 def test_each_block_is_run_by_one_test() -> None:

@@ -253,7 +253,8 @@ def operations(house: House) -> None:
     terminal = house.terminal("operations")
     place = terminal.place
     job = place.submit(place.input(2))
-    terminal.run(Snippet("docs/operations.md", "batchpipe resume"))
+    terminal.run(Snippet("docs/operations.md", "batchpipe resume ACCOUNT"))
+    terminal.run(Snippet("docs/operations.md", "batchpipe files --delete"))
     left = place.home / "jobs" / "job_x" / ".batchpipe" / "job_x" / "input.jsonl"
     left.parent.mkdir(parents=True)
     left.touch()

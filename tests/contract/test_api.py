@@ -150,9 +150,9 @@ def test_a_created_batch_is_told_with_its_input_and_metadata(provider: Provider,
         assert snapshot.created_at == created.created_at is not None
 
 
-def test_a_key_of_another_project_sees_neither_files_nor_batches(provider: Provider, rows: Rows) -> None:
+def test_a_key_of_another_project_sees_neither_files_nor_batches(provider: Provider, chat_rows: Rows) -> None:
     """404 for both, and empty lists: what it answers is no proof of anything."""
-    file_id = provider.upload(rows(1))
+    file_id = provider.upload(chat_rows(1))
     batch = provider.create(file_id)
     assert provider.api.file_status(file_id) == "processed"
     provider.change_project()

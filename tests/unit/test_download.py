@@ -315,6 +315,31 @@ def test_a_file_that_grows_late_is_waited_for_and_its_rows_are_not_sent_again() 
     assert numbers(place.download(api, "out", now=NOW + 500, **again.changes)) == (10, 0, 0)
 
 
+@pytest.mark.parametrize(("status", "code"), [("expired", "batch_expired"), ("cancelled", "batch_cancelled")])
+def test_answers_of_a_batch_that_ended_early_are_waited_for_though_other_rows_have_lines(
+    status: str, code: str
+) -> None:
+    """Rows that were not run have lines, too, and are not counted: they must not stand for answers that lag."""
+    place, whole = Place(list("abcde")), lines(ok("a"), ok("b"))
+    api = FilesFake(out=b"", err=lines(*(bad(name, code) for name in "cde")))
+    counts = Counts(total=5, completed=2, failed=0)
+    api.batch = Snapshot(id="batch_1", status=status, output_file_id="out", error_file_id="err", counts=counts)
+    first = place.download(api, "out", "err", counts=counts, status=status)
+    assert (first.stage, first.changes["trouble"].code) == (Stage.ENDED, "answers_late")
+    api.files["out"], api.told["out"] = whole, len(whole)
+    move = place.download(api, "out", "err", now=NOW + 60, **{**first.changes, "status": status})
+    assert (numbers(move), move.changes["resend"]) == ((2, 3, 0), 3)
+
+
+def test_answers_of_an_expired_batch_that_never_come_are_missing_for_good() -> None:
+    """They are paid. Rows that were not run are sent again."""
+    place = Place(list("abcde"))
+    api = FilesFake(out=b"", err=lines(*(bad(name) for name in "cde")))
+    counts = Counts(total=5, completed=2, failed=0)
+    move = place.through(api, "out", "err", counts=counts, status="expired")
+    assert (numbers(move), move.changes["resend"], place.waited) == ((0, 3, 2), 3, PATIENCE)
+
+
 def test_a_file_id_that_comes_late_is_read_anew() -> None:
     """The error file was named after the output file."""
     place, api = Place(["a", "b"]), FilesFake(out=lines(ok("a")), err=lines(bad("b", "invalid")))
