@@ -317,6 +317,7 @@ class _Answers:
         self.cost: int | None = 0  #: pico-dollars; None once the price of a row is not known
         self.incomplete: dict[str, int] = {}  #: ok rows that ended early, by reason
         self.unreadable: Problem | None = None  #: the first line that does not parse
+        self.cut = 0  #: files that end within a line that does not parse
         self.unread = 0  #: lines that do not parse, and do not tell whose they are
         self.fetched: dict[str, str] = {}  #: length and digest of each file
         self.suspect = ""  #: a file that has fewer bytes than the provider told, or nothing of ours
@@ -351,7 +352,7 @@ class _Answers:
                     self._note(line, offset, number)
                 except ValueError as error:
                     like_json = like_json or line.startswith(b"{")
-                    self._note_unreadable(line, f"line {at} of {name} is {error}")
+                    self._note_unreadable(line, f"line {at} of {name} is {error}", whole=line.endswith(b"\n"))
             offset += len(line)
         self.fetched[name] = f"{offset}:{seen.hexdigest()}"
         if extent == "short":
@@ -362,7 +363,14 @@ class _Answers:
     def _mine(self) -> int:
         return self.answered + self.duplicates + len(self._unread)
 
-    def _note_unreadable(self, line: bytes, what: str) -> None:
+    def _note_unreadable(self, line: bytes, what: str, *, whole: bool) -> None:
+        """``whole``: it ends as lines end. One that does not is the end of a file that is cut, or still grows: it does not
+        count as an answer that came.
+        """
+        if not whole:
+            self.cut += 1
+            self.unreadable = self.unreadable or Problem(code="answer_unreadable", message=f"{what}, and ends there")
+            return
         name = readable_id(line)
         place = self._rows.get(_digest(name)) if name is not None else None
         if place:
@@ -408,7 +416,7 @@ class _Answers:
                 "those that lack may be paid"
             )
             return Problem(code="answers_missing", message=message)
-        if self.unread and (not told or self.answered - self.not_run + self._unread_alone() < told):
+        if (self.unread or self.cut) and (not told or self.answered - self.not_run + self._unread_alone() < told):
             return self.unreadable
         if self.suspect and not self.is_counted(shard):
             return Problem(code="file_damaged", message=f"{self.suspect}; what lacks may be paid")

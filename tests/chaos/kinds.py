@@ -191,7 +191,11 @@ class Receivers(Kind):
         self._fail.touch()
 
     def calm(self) -> None:
+        """A site's workers are all deployed by now, and nothing fails."""
         self._fail.unlink(missing_ok=True)
+        self.not_loaded = 0.0
+        for place in range(1, len(self.storm.workers)):
+            self.storm.restart(place)
 
     def for_job(self, job: Job) -> None:
         if self.dice.random() < self.share:

@@ -31,7 +31,7 @@ SUBMIT_PAUSE = 0.3
 OLD_KINDS = ("provider", "kills", "freezes", "redis_kills", "cancels")
 ALL_KINDS = (*OLD_KINDS, *KINDS)
 #: Those that are only tried where they are named: what they break is not mended yet.
-UNMENDED = ("workspaces",)
+UNMENDED: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -340,6 +340,21 @@ def test_answers_of_an_expired_batch_that_never_come_are_missing_for_good() -> N
     assert (numbers(move), move.changes["resend"], place.waited) == ((0, 3, 2), 3, PATIENCE)
 
 
+@pytest.mark.parametrize("told", [True, False])
+def test_a_file_that_ends_within_a_line_is_waited_for_though_two_fetches_gave_the_same(told: bool) -> None:
+    """It still grows, with the size that is told of it: its last line is not unreadable, it is not whole yet."""
+    place, whole = Place(["a", "b"]), lines(ok("a"), ok("b"))
+    api, counts = FilesFake(out=whole[:-30]), Counts(total=2, completed=2, failed=0)
+    api.batch = Snapshot(id="batch_1", status="completed", output_file_id="out", counts=counts)
+    if told:
+        api.told["out"] = len(whole) - 30
+    first = place.download(api, "out", counts=counts)
+    second = place.download(api, "out", now=NOW + 2, **first.changes)
+    assert (first.stage, second.stage) == (Stage.ENDED, Stage.ENDED)
+    api.files["out"], api.told["out"] = whole, len(whole)
+    assert numbers(place.download(api, "out", now=NOW + 60, **second.changes)) == (2, 0, 0)
+
+
 def test_a_file_id_that_comes_late_is_read_anew() -> None:
     """The error file was named after the output file."""
     place, api = Place(["a", "b"]), FilesFake(out=lines(ok("a")), err=lines(bad("b", "invalid")))
