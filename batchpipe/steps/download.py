@@ -364,8 +364,8 @@ class _Answers:
         return self.answered + self.duplicates + len(self._unread)
 
     def _note_unreadable(self, line: bytes, what: str, *, whole: bool) -> None:
-        """``whole``: it ends as lines end. One that does not is the end of a file that is cut, or still grows: it does not
-        count as an answer that came.
+        """``whole``: it ends as lines end. One that does not is the end of a file that is cut, or still grows, and no
+        answer that came.
         """
         if not whole:
             self.cut += 1

@@ -30,7 +30,7 @@ SUBMIT_PAUSE = 0.3
 #: What a storm consists of besides the jobs; each can be left out.
 OLD_KINDS = ("provider", "kills", "freezes", "redis_kills", "cancels")
 ALL_KINDS = (*OLD_KINDS, *KINDS)
-#: Those that are only tried where they are named: what they break is not mended yet.
+#: Kinds that are only tried where they are named.
 UNMENDED: tuple[str, ...] = ()
 
 
