@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import atexit
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
 from batchpipe import tasks
 from batchpipe.errors import InvalidInput, JobNotFound, Never, OutputInUse, SettingsError, StoreUnavailable
 from batchpipe.handle import Job
-from batchpipe.jobs import JOB, JobRecord, Stage, State, new_job_id
+from batchpipe.jobs import JOB, JobRecord, ShardRecord, Stage, State, new_job_id
 from batchpipe.masking import without_secrets
-from batchpipe.places import basics, note_workspace, results_place
+from batchpipe.places import basics, note_workspace, prune_workspaces, results_place
 from batchpipe.private_redis import acquire
 from batchpipe.recover import Report, recover
 from batchpipe.refusals import FOR_A_PERSON, LANDABLE
@@ -28,6 +30,10 @@ from batchpipe.sweep import sweep
 from batchpipe.turns import LINKS, Message
 from batchpipe.waiting import follow
 
+#: Shards that whoever cancels a job wakes himself, and waits for: a few milliseconds each.
+WOKEN_AT_ONCE = 20
+#: Shards of an ended job that one call of ``land`` takes up.
+MOST_LANDED = 1_000
 #: Private Redis servers of this process that forget everything when they stop: a second client must know it, too.
 _FORGETFUL: set[str] = set()
 
@@ -141,6 +147,7 @@ class Client:
         if created:
             note_workspace(self.settings, record, record=basics(record))
             turns = tasks.runtime(self.settings).jobs
+            prune_workspaces(self.settings, self.store.closed, record.created_at or time.time())
             turns.log(job_id, [("submitted", {"input": without_secrets(record.input), "queue": record.queue})])
             turns.publish(Message(job_id, JOB, record.epoch, State.PENDING, record.task_ids, record.queue))
         else:
@@ -196,7 +203,11 @@ class Client:
     def _failed_requests(self, job: JobRecord) -> Iterator[bytes]:
         """Request lines of the rows that are not ok, in input order, from the job's workspace."""
         workspace = Folder(job.workspace, private=True)
-        files = {shard.index: shard.file for shard in self.store.iter_shards(job) if shard.round == 1}
+        files = {
+            shard.index: shard.file
+            for shard in self.store.iter_shards(job, fields=("round", "file"))
+            if shard.round == 1
+        }
         with workspace.reader(job.order_files[0]) as order, workspace.reader(INDEX) as index:
             yield from iter_failed_requests(order, workspace, files, index)
 
@@ -217,12 +228,15 @@ class Client:
     # -- acting ----------------------------------------------------------------------------------------------------
 
     def cancel(self, job_id: str) -> Job:
-        """Cancel a job: the flag is the truth, revoking its tasks only speeds it up. No error if it has ended."""
+        """Cancel a job: the flag is the truth, revoking its tasks only speeds it up. No error if it has ended.
+
+        Takes no longer for a job of many shards: some are woken here, the others by the next sweeps.
+        """
         job_id = self.get_job(job_id).id  # it may be an alias
-        asked, shards = self.store.cancel(job_id)
+        asked, shards = self.store.cancel(job_id, waking=WOKEN_AT_ONCE)
         if asked:
             turns, void = tasks.runtime(self.settings).jobs, list[str]()
-            for index in (JOB, *range(shards)):
+            for index in (JOB, *range(min(shards, WOKEN_AT_ONCE))):
                 void += turns.wake(job_id, index) or []
             tasks.revoke(void)
             note_workspace(self.settings, self.store.get_job(job_id), cancel=True)
@@ -238,7 +252,8 @@ class Client:
 
     def land(self, job_id: str) -> Job:
         """Take what is there: of a job that is held, nothing more is sent; of one that has ended, batches that were
-        given up are read anew, and what they bring is merged into its results. It is running then. May be repeated.
+        given up are read anew, and what they bring is merged into its results. It is running then. May be repeated; of
+        more than 1,000 such batches each call takes the next.
 
         Raises JobNotFound, OutputInUse, Never (``not_ended``, ``nothing_to_land``, ``output_taken``).
         """
@@ -248,11 +263,12 @@ class Client:
                 message = f"job {job.id} has not ended, and nothing holds it: follow it with batchpipe wait {job.id}"
                 raise Never(message, code="not_ended")
             return self.get_job(job.id)
-        shards = {
-            shard.index: new_task_ids(len(LINKS))
-            for shard in self.store.iter_shards(job)
+        given_up = (
+            shard.index
+            for shard in self.store.iter_shards(job, fields=("batch_id", "error"))
             if shard.batch_id is not None and shard.error is not None and shard.error.code in LANDABLE
-        }
+        )
+        shards = {index: new_task_ids(len(LINKS)) for index in islice(given_up, MOST_LANDED)}
         if not shards:
             raise Never(f"job {job.id} has nothing to land: no batch of it was given up", code="nothing_to_land")
         if job.total and not Folder(job.workspace, private=True).exists(job.order_files[0]):
@@ -272,12 +288,12 @@ class Client:
         return self.get_job(job.id)
 
     def _decide(self, job: JobRecord, decision: Literal["resend", "land"]) -> bool:
-        verdict, shards = self.store.decide(job.id, decision)
+        verdict, shards = self.store.decide(job.id, decision, waking=WOKEN_AT_ONCE)
         if verdict != "ok":
             return False
         turns = tasks.runtime(self.settings).jobs
         turns.log(job.id, [("hold_ended", {"then": decision})])
-        for index in (JOB, *range(shards)):
+        for index in (JOB, *range(min(shards, WOKEN_AT_ONCE))):
             turns.wake(job.id, index, when="asleep")
         return True
 
@@ -302,10 +318,13 @@ class Client:
         paused, woken = self.store.resume(account), 0
         for state in (State.RUNNING, State.CANCELLING):
             for job in self.store.list_jobs(state=state, limit=10_000):
-                for shard in self.store.iter_shards(job) if job.account == account else ():
+                for shard in self._waiting(job) if job.account == account else ():
                     if paused or (shard.trouble is not None and shard.trouble.code in FOR_A_PERSON):
                         woken += tasks.runtime(self.settings).jobs.wake(job.id, shard.index, when="asleep") is not None
         return paused, woken
+
+    def _waiting(self, job: JobRecord) -> Iterator[ShardRecord]:
+        return self.store.iter_shards(job, fields=("trouble",), bad="show")
 
     def recover(
         self, folders: Sequence[str] = (), *, dry_run: bool = False, jobs: Sequence[str] = (), of: Sequence[str] = ()

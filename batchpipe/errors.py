@@ -14,6 +14,7 @@ BatchpipeError
 │   ├── Gone                 the provider does not know the batch or file (any more)
 │   ├── JobNotFound
 │   └── OutputInUse
+├── RecordUnreadable         a record that this version does not understand: lists go on without it
 ├── SettingsError            a human must fix the settings; says which and how
 └── LeaseLost                somebody else works on this now: stop, write nothing
 """
@@ -27,6 +28,8 @@ from batchpipe.masking import without_secrets
 
 #: A message is for a person, and is kept in records and logs.
 MOST_MESSAGE = 4_000
+#: Codes come from providers, too.
+MOST_CODE = 100
 
 
 def shortened(text: str, most: int) -> str:
@@ -44,7 +47,7 @@ class BatchpipeError(Exception):
     def __init__(self, message: str = "", *, code: str | None = None) -> None:
         super().__init__(shortened(without_secrets(message), MOST_MESSAGE) or (self.__doc__ or "").strip())
         if code:
-            self.code = code
+            self.code = shortened(code, MOST_CODE)
 
     @property
     def message(self) -> str:
@@ -143,7 +146,7 @@ class Refused(Never):
     ) -> None:
         super().__init__(message, code=code)
         self.status = status
-        self.param = param
+        self.param = shortened(param, MOST_CODE) if param else param
 
 
 class Gone(Refused):
@@ -172,6 +175,12 @@ class SettingsError(BatchpipeError):
     """A setting is missing or wrong."""
 
     code = "settings"
+
+
+class RecordUnreadable(BatchpipeError):
+    """A record in Redis that this version does not understand."""
+
+    code = "record_unreadable"
 
 
 class LeaseLost(BatchpipeError):

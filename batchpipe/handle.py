@@ -9,13 +9,13 @@ from typing import Any, ClassVar, Protocol
 import orjson
 
 from batchpipe.errors import JobNotFound, Never
-from batchpipe.jobs import JobRecord, Problem, State
+from batchpipe.jobs import JobRecord, Problem, ShardRecord, State
 from batchpipe.places import located, results_place
 from batchpipe.results import INDEX, BatchResult, Outcome, iter_outcomes
 from batchpipe.settings import Settings
 from batchpipe.storage import Folder
 from batchpipe.store import Store
-from batchpipe.views import job_view, metrics_view
+from batchpipe.views import MEASURED, SHOWN, job_view, json_of_job, metrics_view
 from batchpipe.waiting import follow, follow_log
 
 
@@ -120,7 +120,7 @@ class Job:
         return (row for row in self.results() if row.state != "ok")
 
     def logs(self) -> list[dict[str, Any]]:
-        """The job's events, oldest first: ``{"id", "at" (unix seconds), "event", ...}``."""
+        """The job's events, oldest first: ``{"id", "at" (unix seconds), "event", ...}``; the last 2,000 are kept."""
         return self._client.store.read_log(self._recorded())
 
     def iter_logs(self, *, follow: bool = False, after: str = "-") -> Iterator[dict[str, Any]]:
@@ -140,13 +140,21 @@ class Job:
         """
         store = self._client.store
         self.refresh()
-        return metrics_view(self.record, store.iter_shards(self.record), store.now(), store.read_log(self.id))
+        shards = store.iter_shards(self.record, fields=MEASURED, bad="show")
+        return metrics_view(self.record, shards, store.now(), store.read_log(self.id))
 
     def to_dict(self, *, shards: bool = True) -> dict[str, Any]:
         """What ``batchpipe status --json`` prints."""
         if not shards:  # of a list of jobs: no file is looked at
             return job_view(self.record)
-        return job_view(located(self.record), self._client.store.iter_shards(self.record))
+        return job_view(located(self.record), self._shards())
+
+    def _shards(self) -> Iterator[ShardRecord]:
+        return self._client.store.iter_shards(self.record, fields=SHOWN, bad="show")
+
+    def iter_json(self) -> Iterator[bytes]:
+        """The text of ``to_dict()`` as JSON, a part at a time, for jobs of very many shards."""
+        return json_of_job(located(self.record), self._shards)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Job:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -29,7 +29,7 @@ from batchpipe.openai_api import Api
 from batchpipe.outputs import Outputs
 from batchpipe.places import MANIFEST, manifest, note_workspace, own_place, pretty
 from batchpipe.settings import Settings
-from batchpipe.splitting import Prepared
+from batchpipe.splitting import Bounds, Prepared
 from batchpipe.steps.merge import Merged, clean_up, merge, merge_what_is_left
 from batchpipe.steps.prepare import prepare
 from batchpipe.steps.resend import resend
@@ -59,7 +59,7 @@ from batchpipe.turns import (
     refused,
     words,
 )
-from batchpipe.views import EARLIER, job_view
+from batchpipe.views import EARLIER, SHOWN, json_of_job
 
 logger = logging.getLogger(__name__)
 
@@ -153,7 +153,8 @@ class JobTurns(Turns):
             self._check_places(lease)
             workspace = Folder(job.workspace, private=True)
             note_workspace(self.settings, job)
-            prepared = prepare(job, workspace, lease.token, check=lambda: check_cancel(lease))
+            bounds = Bounds(self.settings.max_models, self.settings.max_shards)
+            prepared = prepare(job, workspace, lease.token, check=lambda: check_cancel(lease), bounds=bounds)
             self._announce(lease, workspace, prepared)
         except (InvalidInput, OutputInUse) as error:
             return self._refuse(lease, Problem(code=error.code, message=error.message))
@@ -190,29 +191,13 @@ class JobTurns(Turns):
 
     def _plan(self, lease: Lease, prepared: Prepared) -> str:
         """Answers what became of the job, in words; as `_refuse`, `_merge` and `_finish` do."""
-        lease.stop()
         job, ids = lease.job, new_task_ids(1)
-        shards = [
-            ShardRecord(
-                job=job.id,
-                index=plan.index,
-                epoch=1,
-                round=job.round + 1,
-                refused_once=plan.refused_once,
-                file=plan.file,
-                rows=plan.rows,
-                bytes=plan.bytes,
-                model=plan.model,
-                task_ids=new_task_ids(len(LINKS)),
-            )
-            for plan in prepared.shards
-        ]
         changes = {
             "round": job.round + 1,
             "total": prepared.rows if job.total is None else job.total,
             "order_files": [*job.order_files, prepared.order_file or ""],
         }
-        merge_epoch = self.store.plan(lease, changes, shards, ids)
+        count, merge_epoch = self.store.plan(lease, changes, _new_shards(job, prepared), ids)
         self._count_stages(job)
         if merge_epoch:
             self.publish_merge(lease, merge_epoch, ids)
@@ -220,10 +205,16 @@ class JobTurns(Turns):
         if job.round:
             self.counters.add("rounds")
             self.counters.add("rows_resent", prepared.rows)
-        self.log(job.id, [("planned", {"round": job.round + 1, "shards": len(shards), "rows": prepared.rows})])
-        for shard in shards:
-            self.publish(Message(job.id, shard.index, shard.epoch, Stage.PLANNED, shard.task_ids, job.queue))
-        return f"planned round {job.round + 1}, shards: {len(shards)}, rows: {prepared.rows}"
+        self.log(job.id, [("planned", {"round": job.round + 1, "shards": count, "rows": prepared.rows})])
+        self._publish_planned(job.id, job.round + 1)
+        return f"planned round {job.round + 1}, shards: {count}, rows: {prepared.rows}"
+
+    def _publish_planned(self, job_id: str, number: int) -> None:
+        """Read again, for there may be too many to keep in mind; what another has published anew is not sent."""
+        job = self.store.get_job(job_id)
+        for shard in self.store.iter_shards(job, fields=("round", "epoch", "task_ids"), bad="show"):
+            if shard.round == number and shard.epoch == 1 and shard.stage == Stage.PLANNED:
+                self.publish(Message(job_id, shard.index, shard.epoch, Stage.PLANNED, shard.task_ids, job.queue))
 
     def _refuse(self, lease: Lease, problem: Problem) -> str:
         """The job fails before anything was sent."""
@@ -374,7 +365,6 @@ class JobTurns(Turns):
             self._tell_listeners(job, lease)
             self.store.save(lease, {"notified": True})
         self._tidy(job, lease)
-        lease.stop()
         self.store.told(lease)
 
     def _tell_listeners(self, job: JobRecord, lease: Lease) -> None:
@@ -415,9 +405,12 @@ class JobTurns(Turns):
 
     def _write_job_file(self, lease: Lease, job: JobRecord) -> None:
         try:
-            self._outputs.describe(lease, job, pretty(job_view(job, self.store.iter_shards(job))))
+            self._outputs.describe(lease, job, lambda: json_of_job(job, self._shown(job)))
         except InvalidInput as error:  # the output cannot be written: Redis still knows the end
             logger.warning("job.json not written: %s", error, extra={"event": "job_file"})
+
+    def _shown(self, job: JobRecord) -> Callable[[], Iterator[ShardRecord]]:
+        return lambda: self.store.iter_shards(job, fields=SHOWN, bad="show")
 
     # -- trouble ---------------------------------------------------------------------------------------------------
 
@@ -445,6 +438,22 @@ class JobTurns(Turns):
             self.wake(lease.job.id, JOB)
             return Stop()
         return Again(after, problem.message, reason_of(error))
+
+
+def _new_shards(job: JobRecord, prepared: Prepared) -> Iterator[ShardRecord]:
+    for plan in prepared.shards:
+        yield ShardRecord(
+            job=job.id,
+            index=plan.index,
+            epoch=1,
+            round=job.round + 1,
+            refused_once=plan.refused_once,
+            file=plan.file,
+            rows=plan.rows,
+            bytes=plan.bytes,
+            model=plan.model,
+            task_ids=new_task_ids(len(LINKS)),
+        )
 
 
 def _of_round(job: JobRecord, shards: list[ShardRecord]) -> list[ShardRecord]:

@@ -80,8 +80,8 @@ class Counts(msgspec.Struct, frozen=True, kw_only=True):
     failed: int | None = None
 
 
-class BatchError(msgspec.Struct, frozen=True, kw_only=True):
-    """One entry of a batch's ``errors.data``."""
+class BatchError(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One entry of a batch's ``errors.data``. Of very many all lines are kept, and the texts of the first."""
 
     code: str | None = None
     message: str | None = None

@@ -7,7 +7,7 @@ another Redis: job.json says whose it is.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 
 from batchpipe.errors import InvalidInput, JobNotFound, OutputInUse
@@ -124,18 +124,18 @@ class Outputs:
             with output.writer(JOB_FILE) as file:
                 file.write(pretty(job_view(job, [])))
 
-    def describe(self, lease: Lease, job: JobRecord, text: bytes) -> None:
+    def describe(self, lease: Lease, job: JobRecord, text: Callable[[], Iterable[bytes]]) -> None:
         """Write job.json of an ended job where its results lie, and in its output if that is its own.
 
-        Raises InvalidInput where it cannot be written, StorageTrouble.
+        ``text`` answers its parts, each time anew. Raises InvalidInput where it cannot be written, StorageTrouble.
         """
         if job.results and job.results != job.output:
             place = Folder(job.results, private=job.results == own_place(job))
             with place.writer(JOB_FILE) as file:
-                file.write(text)
+                file.writelines(text())
         if self._may_describe(lease, job):
             with Folder(job.output).writer(JOB_FILE) as file:
-                file.write(text)
+                file.writelines(text())
 
     def _may_describe(self, lease: Lease, job: JobRecord) -> bool:
         try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, BinaryIO, NamedTuple
 
@@ -17,7 +17,7 @@ from batchpipe.labels import label_of
 from batchpipe.results import WORKING
 from batchpipe.settings import Settings
 from batchpipe.splitting import Prepared
-from batchpipe.storage import Folder, place_name
+from batchpipe.storage import Folder, LineFile, place_name
 from batchpipe.views import EARLIER, ERROR_FILE, JOB_FILE, OUTPUT_FILE
 
 logger = logging.getLogger(__name__)
@@ -30,6 +30,10 @@ _OURS = (*RESULT_FILES, JOB_FILE)
 #: What a job.json may have before its shards.
 _HEAD_BYTES = 1 << 24
 _SHARDS_BEGIN = b'  "shards": [\n'
+#: Bytes of the list of workspaces that are read, and from which on it is made shorter.
+_MOST_NOTED, PRUNED_BYTES = 1 << 28, 1 << 24
+#: How long a job that Redis does not know may still be recovered.
+_LOST_SECONDS = 30 * 86_400.0
 _JOB_ID = re.compile(r"job_[0-9a-z]{19}")
 
 
@@ -70,9 +74,50 @@ def note_workspace(settings: Settings, job: JobRecord, **more: Any) -> None:
     """
     line = {"job": job.id, "workspace": job.workspace, "output": job.output, "redis": label_of(settings), **more}
     try:
-        Folder(str(settings.home), private=True).append_line(WORKSPACES, orjson.dumps(line))
+        LineFile(settings.home / WORKSPACES).append(orjson.dumps(line))
     except (StorageTrouble, OSError) as error:  # a read-only home must not stop a job
         logger.warning("workspace not noted: %s", error, extra={"event": "workspace_not_noted", "job": job.id})
+
+
+def noted_workspaces(settings: Settings) -> Iterator[bytes]:
+    """The lines that ``note_workspace`` has written, the newest 256 MB of them. Raises StorageTrouble."""
+    return LineFile(settings.home / WORKSPACES).newest(_MOST_NOTED)
+
+
+def prune_workspaces(settings: Settings, closed: Callable[[Sequence[str]], Mapping[str, bool]], now: float) -> None:
+    """Forget jobs that need no ``recover`` any more, once their list is long.
+
+    ``closed`` answers of the jobs that Redis knows whether they are over. One that it does not know may be lost; after
+    a month it is over, too, for its batches are not listed any more.
+    """
+    oldest = now - max(settings.ttl_seconds, _LOST_SECONDS)
+
+    def keep(lines: Sequence[bytes]) -> list[bool]:
+        jobs = [_job_of(line) for line in lines]
+        known = closed([job for job in dict.fromkeys(jobs) if job])
+        return [bool(job) and not known.get(job, 0 < submitted_at(job) < oldest) for job in jobs]
+
+    try:
+        LineFile(settings.home / WORKSPACES).prune(keep, beyond=PRUNED_BYTES)
+    except (StorageTrouble, InvalidInput, OSError) as error:
+        logger.warning("%s not made shorter: %s", WORKSPACES, error, extra={"event": "workspaces_not_pruned"})
+
+
+def _job_of(line: bytes) -> str:
+    """The job that a line is about; "" for one that nobody can read."""
+    try:
+        job = orjson.loads(line)["job"]
+    except (orjson.JSONDecodeError, KeyError, TypeError):
+        return ""
+    return job if isinstance(job, str) else ""
+
+
+def submitted_at(job_id: str) -> float:
+    """When a job was submitted, from its id; 0 if that does not tell."""
+    try:
+        return int(job_id.removeprefix("job_")[:9], 36) / 1000 if len(job_id) == 23 else 0.0
+    except ValueError:
+        return 0.0
 
 
 def copy_aside(output: Folder, owner: str) -> str:

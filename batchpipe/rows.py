@@ -16,7 +16,7 @@ import msgspec
 import orjson
 
 from batchpipe.bodies import Body, Failure, read_body
-from batchpipe.errors import InvalidInput
+from batchpipe.errors import InvalidInput, shortened
 
 #: Inputs that one batch of embeddings may hold, over all its rows.
 MAX_EMBEDDING_INPUTS = 50_000
@@ -113,6 +113,10 @@ _decode_answer = msgspec.json.Decoder(_AnswerLine).decode
 _decode_response = msgspec.json.Decoder(_Response).decode
 
 
+#: Characters of a model's name.
+MAX_MODEL = 200
+
+
 def check_request(line: bytes, number: int, endpoint: str) -> Request:
     r"""Check one line of the input, with or without its ``\n``; ``number`` counts from 1.
 
@@ -130,6 +134,8 @@ def check_request(line: bytes, number: int, endpoint: str) -> Request:
     if type(model) is not str and not (model is None and endpoint.startswith(_MODEL_OPTIONAL)):
         raise _explain(line, number, endpoint, "")
     if not found.custom_id or found.url != endpoint or model == "" or body.stream is True:
+        raise _explain(line, number, endpoint, "")
+    if model is not None and len(model) > MAX_MODEL:
         raise _explain(line, number, endpoint, "")
     inputs = _count_inputs(body.input, number) if isinstance(body, _EmbeddingBody) else 1
     return Request(found.custom_id, model, inputs)
@@ -164,7 +170,7 @@ def _explain(line: bytes, number: int, endpoint: str, reason: str) -> InvalidInp
         _explain_fields(row, number, endpoint)
     except InvalidInput as error:
         return error
-    return InvalidInput(f"cannot be read: {reason}", line=number)
+    return InvalidInput(f"cannot be read: {shortened(reason, 300)}", line=number)
 
 
 def _parse(line: bytes, number: int) -> dict[str, Any]:
@@ -265,6 +271,8 @@ def _explain_body(body: dict[str, Any], endpoint: str, refuse: Any) -> None:
         refuse("body.model", "is missing; name the model")
     if model is not None and (not isinstance(model, str) or not model):
         refuse("body.model", f"is {_shown(body, 'model')}; it must name a model")
+    if isinstance(model, str) and len(model) > MAX_MODEL:
+        refuse("body.model", f"has {len(model)} characters; the name of a model has at most {MAX_MODEL}")
     if body.get("stream") is True:
         refuse("body.stream", "is true, and a batch cannot stream; remove it")
     if endpoint == EMBEDDINGS and not isinstance(body.get("input"), str | list):

@@ -130,6 +130,8 @@ class Settings(BaseSettings):
     attempts: int = Field(3, ge=1, le=100, description="rounds a row may go through")
     max_rows: int = Field(50_000, ge=1, description="rows of a shard at most")
     max_bytes: int = Field(200_000_000, ge=1, description="bytes of a shard at most, newlines included")
+    max_models: int = Field(100, ge=1, description="models that the rows of one job may name")
+    max_shards: int = Field(100_000, ge=1, description="shards that the input of one job may make")
     allowed_roots: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="comma-separated folders and URLs that inputs and outputs may lie under; unset: any"
     )

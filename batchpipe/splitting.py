@@ -8,16 +8,26 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import msgspec
 
-from batchpipe.errors import StorageTrouble
+from batchpipe.errors import InvalidInput, StorageTrouble, shortened
 from batchpipe.rows import EMBEDDINGS, MAX_EMBEDDING_INPUTS, Request
 from batchpipe.storage import Draft, Folder
 
 #: Shards, so models, that may be unfinished at once; beyond it the one that waits longest is finished as it is.
 MAX_UNFINISHED = 1024
+
+
+class Bounds(NamedTuple):
+    """What one job may have at most."""
+
+    models: int
+    shards: int
+
+
+NO_BOUNDS = Bounds(1 << 60, 1 << 60)
 
 
 class ShardPlan(msgspec.Struct, frozen=True):
@@ -164,8 +174,12 @@ class _Shard:
 class Planner:
     """Decides which shard a row goes to. ``first`` is the index of its first shard."""
 
-    def __init__(self, files: Files, endpoint: str, max_rows: int, max_bytes: int, first: int = 0) -> None:
+    def __init__(
+        self, files: Files, endpoint: str, max_rows: int, max_bytes: int, first: int = 0, bounds: Bounds | None = None
+    ) -> None:
         self._files = files
+        self._bounds, self._models = bounds or NO_BOUNDS, set[str | None]()
+        self._first = first
         self._max_inputs = MAX_EMBEDDING_INPUTS if endpoint == EMBEDDINGS else None
         self._max_rows = max_rows
         self._max_bytes = max_bytes
@@ -197,11 +211,29 @@ class Planner:
         if found is not None:
             self._open.move_to_end(kind)
             return found
+        self._check_bounds(kind[0])
         if len(self._open) >= self._files.max_open:
             self._finish(next(iter(self._open.values())))
         found = self._open[kind] = _Shard(self._next, kind)
         self._next += 1
         return found
+
+    def _check_bounds(self, model: str | None) -> None:
+        """Raises InvalidInput before a shard is begun that would be one too many."""
+        self._models.add(model)
+        if len(self._models) > self._bounds.models:
+            message = (
+                f"the input has rows for more than {self._bounds.models:,} models "
+                f"({shortened(str(model), 80)!r} is one too many), and each needs batches of its own; if that is "
+                "meant, set BATCHPIPE_MAX_MODELS"
+            )
+            raise InvalidInput(message, code="too_many_models")
+        if self._next - self._first >= self._bounds.shards:
+            message = (
+                f"the input makes more than {self._bounds.shards:,} shards; raise max_rows or max_bytes, split the "
+                "input, or set BATCHPIPE_MAX_SHARDS"
+            )
+            raise InvalidInput(message, code="too_many_shards")
 
     def _finish(self, shard: _Shard) -> None:
         self._note(shard)

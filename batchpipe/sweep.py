@@ -8,11 +8,12 @@ from __future__ import annotations
 import logging
 from itertools import islice
 
-from batchpipe.errors import BatchpipeError, Refused, StoreUnavailable, Unavailable
+from batchpipe.errors import BatchpipeError, RecordUnreadable, Refused, StoreUnavailable, Unavailable
 from batchpipe.jobs import ShardRecord, Stage, Status
 from batchpipe.logs import about
 from batchpipe.openai_api import Api, Snapshot
-from batchpipe.store import Clock
+from batchpipe.places import prune_workspaces
+from batchpipe.store import Clock, When, name_once
 from batchpipe.turns import NO_QUOTA, Turns
 
 logger = logging.getLogger(__name__)
@@ -37,9 +38,12 @@ def sweep(turns: Turns, *, limit: int = PASS_LENGTH, listing: bool | None = None
     """
     woken = 0
     for job_id, index in turns.store.due(limit):
-        if turns.wake(job_id, index, when="overdue") is not None:
+        if _wake(turns, job_id, index, "overdue"):
             woken += 1
             logger.info("overdue, published anew", extra={"event": "swept", "job": job_id, "shard": index})
+    _wake_rest(turns, limit)
+    turns.store.prune_lists()
+    prune_workspaces(turns.settings, turns.store.closed, turns.store.now())
     if listing is not False:
         clock = turns.store.clock()
         _tell_of_clock(clock)
@@ -48,6 +52,25 @@ def sweep(turns: Turns, *, limit: int = PASS_LENGTH, listing: bool | None = None
                 _look_after(turns, account, at_once=listing is True)
     _count(turns, woken)
     return woken
+
+
+def _wake(turns: Turns, job_id: str, index: int, when: When) -> bool:
+    """Answers whether it was published anew. A record that cannot be read is named and passed over."""
+    try:
+        return turns.wake(job_id, index, when=when) is not None
+    except RecordUnreadable as error:
+        name_once(error)
+        turns.store.set_aside(job_id, index)
+        return False
+
+
+def _wake_rest(turns: Turns, limit: int) -> None:
+    """Wake what a cancel or the end of a hold has left: a request must not wait for 100,000 messages."""
+    while limit > 0 and (found := turns.store.take_wakes(min(limit, 200))) is not None:
+        when: When = "asleep" if found.when == "asleep" else "always"
+        for index in range(found.first, found.last):
+            _wake(turns, found.job, index, when)
+        limit -= found.last - found.first
 
 
 def _tell_of_clock(clock: Clock) -> None:

@@ -9,12 +9,22 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 from batchpipe import seams
 from batchpipe.counters import Counters
-from batchpipe.errors import WORKSPACE_GONE, OnHold, StorageTrouble, StoreUnavailable, TryLater
+from batchpipe.errors import (
+    MOST_MESSAGE,
+    WORKSPACE_GONE,
+    OnHold,
+    RecordUnreadable,
+    StorageTrouble,
+    StoreUnavailable,
+    TryLater,
+    shortened,
+)
 from batchpipe.jobs import JOB, JobRecord, Problem, Stage, State
 from batchpipe.limits import REMEDIES
 from batchpipe.logs import log_event
@@ -247,7 +257,8 @@ class Turns:
         """Nobody holds the record, so nothing is counted: it is noted on it, for people, and tried again for ever."""
         logger.error("turn failed", exc_info=error, extra={"event": "turn_failed", "job": job_id, "shard": index})
         problem = Problem(code=getattr(error, "code", "internal_error"), message=words(error))
-        self.store.note_trouble(job_id, index, problem)
+        with suppress(RecordUnreadable):
+            self.store.note_trouble(job_id, index, problem)
         return Again(LONGEST_PAUSE, problem.message)
 
     def wait_for_files(self, lease: Lease, error: StorageTrouble) -> None:
@@ -307,7 +318,7 @@ def foreseen(error: Exception, link: str) -> Exception:
 
 def words(error: BaseException) -> str:
     """What a person reads of an error that may come from any library."""
-    return without_secrets(str(error)) or type(error).__name__
+    return shortened(without_secrets(str(error)), MOST_MESSAGE) or type(error).__name__
 
 
 def numbers(counts: dict[str, Any]) -> str:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 COMMANDS = {
     "run": ("run", "Submit and follow to the end; the same command again resumes."),
     "submit": ("jobs", "Enqueue a job and print its id."),
-    "status": ("jobs", "Show where a job stands."),
+    "status": ("status", "Show where a job stands."),
     "list": ("jobs", "List jobs, newest first."),
     "wait": ("run", "Wait until jobs have ended."),
     "results": ("jobs", "Print the output rows of an ended job."),

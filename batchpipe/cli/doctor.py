@@ -11,8 +11,15 @@ import click
 
 from batchpipe import seams
 from batchpipe.cli.house import emit_json, json_option, out, quiet_libraries, settings
-from batchpipe.errors import BatchpipeError, JobNotFound, Paused, SettingsError, StoreUnavailable
-from batchpipe.jobs import JOB, JobRecord, ShardRecord
+from batchpipe.errors import (
+    BatchpipeError,
+    JobNotFound,
+    Paused,
+    RecordUnreadable,
+    SettingsError,
+    StoreUnavailable,
+)
+from batchpipe.jobs import JOB, JobRecord, Problem, ShardRecord
 from batchpipe.views import telling
 
 if TYPE_CHECKING:
@@ -229,8 +236,13 @@ def _open_jobs(client: Client) -> list[_Open]:
     for job_id, open_ones in list(indexes.items())[:MOST_JOBS]:
         shards = client.store.shards_of([(job_id, index) for index in open_ones if index != JOB])
         with suppress(JobNotFound):
-            job = client.store.get_job(job_id)
-            itself = [job] if JOB in open_ones else []
+            try:
+                job = client.store.get_job(job_id)
+                itself = [job] if JOB in open_ones else []
+            except RecordUnreadable as error:
+                problem = Problem(code=error.code, message=error.message)
+                job = JobRecord(id=job_id, queue=client.settings.queue, trouble=problem)
+                itself = [job]
             found.append(_Open(job, [*itself, *(shard for shard in shards if shard is not None)]))
     return found
 

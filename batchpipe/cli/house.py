@@ -7,7 +7,7 @@ import json
 import logging
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -131,6 +131,13 @@ def emit_json(document: Any, *, indent: int | None = 2) -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(encoding="utf-8")
     click.echo(json.dumps(document, indent=indent, ensure_ascii=False))
+
+
+def emit_parts(parts: Iterable[bytes]) -> None:
+    """The same in parts: it may be long."""
+    sys.stdout.flush()
+    sys.stdout.buffer.writelines(parts)
+    sys.stdout.buffer.flush()
 
 
 def write_in_any_locale() -> None:

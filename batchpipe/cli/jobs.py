@@ -1,4 +1,4 @@
-"""Commands about jobs: submit, status, list, results, cancel, retry, resume, validate, logs."""
+"""Commands about jobs: submit, list, results, cancel, retry, resume, validate, logs."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from batchpipe.cli.house import (
     Place,
     clock,
     emit_json,
+    emit_parts,
     input_of,
     json_option,
     number,
@@ -22,17 +23,15 @@ from batchpipe.cli.house import (
     submit_options,
 )
 from batchpipe.errors import Never
-from batchpipe.jobs import Stage, State
+from batchpipe.jobs import State
 from batchpipe.masking import without_secrets
 from batchpipe.settings import SANDBOX_ACCOUNT
-from batchpipe.views import ended_early, telling
+from batchpipe.store.events import LOG_LENGTH
+from batchpipe.views import telling
 
 if TYPE_CHECKING:
-    from batchpipe.client import Client
-    from batchpipe.jobs import JobRecord, Problem, ShardRecord
+    from batchpipe.jobs import Problem
 
-#: Past its time by so much, work is late enough to look for its workers.
-LATE_SECONDS = 60.0
 #: Characters of an error in a list.
 MOST_OF_AN_ERROR = 100
 
@@ -54,73 +53,6 @@ def submit_command(input: str, metadata: Any, extra: Any, account: str | None, *
     out(job.id)
 
 
-@click.command("status")
-@click.argument("job_id", metavar="JOB")
-@json_option
-def status_command(job_id: str, as_json: bool) -> None:
-    """Show where a job stands."""
-    client = open_client()
-    job = client.get_job(job_id)
-    view = job.to_dict()
-    if as_json:
-        return emit_json(view)
-    rows = view["rows"]
-    out(f"{view['id']}  {view['state']}" + (f"  {view['name']}" if view["name"] else ""))
-    out(f"account   {view['account']}{_pause_note(client, view)}")
-    out(f"input     {view['input']}")
-    out(f"output    {view['output']}")
-    if job.state.ended and job.record.results not in ("", view["output"]):
-        out(f"results   {job.record.results}")
-    out(f"created   {clock(view['created_at'])}   ended {clock(view['ended_at'])}")
-    parts = "   ".join(f"{name} {number(rows[name])}" for name in ("total", "ok", "failed", "missing"))
-    out(f"rows      {parts}")
-    if early := ended_early(view["incomplete"]):
-        out(f"of these  {early}")
-    if view["error"]:
-        out(f"error     {view['error']['code']}: {view['error']['message']}")
-    if job.record.hold and not job.state.ended:
-        out(f"held      {job.record.hold.message}")
-    elif job.record.trouble and not job.state.ended:
-        out(f"trouble   {job.record.trouble.message}")
-    if untold := telling(job.record):
-        out(f"telling   {untold}")
-    shards = list(client.store.iter_shards(job.record))
-    if nobody := _nobody_works(client, job.record, shards):
-        out(f"workers   {nobody}")
-    if told := client.store.clock().words():
-        out(f"clock     {told}")
-    _print_shards(shards)
-    return None
-
-
-def _nobody_works(client: Client, job: JobRecord, shards: list[ShardRecord]) -> str:
-    """That no worker listens, where work of the job is late; only then the workers are asked, for about a second."""
-    from batchpipe.tasks import workers_of_queue
-
-    late = client.store.now() - LATE_SECONDS
-    waiting = [shard for shard in shards if shard.stage != Stage.COLLECTED] if job.stage == State.RUNNING else [job]
-    # a sweep from cron publishes anew, and so sets the time on, but takes nothing in hand
-    nobody_took = any(one.pubs or max(one.next_at, one.lease_until or 0.0) < late for one in waiting)
-    if job.told or not nobody_took or workers_of_queue(job.queue) != []:
-        return ""
-    return f"no worker listens on queue {job.queue}" + (f": batchpipe wait {job.id}" if job.input_here else "")
-
-
-def _pause_note(client: Any, view: dict[str, Any]) -> str:
-    pause = client.store.paused(view["account"]) if view["ended_at"] is None else None
-    hint = f" (mended? batchpipe resume {view['account']})"
-    return f"  paused for {pause.seconds:.0f} s: {pause.message}{hint}" if pause else ""
-
-
-def _print_shards(shards: list[ShardRecord]) -> None:
-    for shard in shards:
-        counts = f"{number(shard.counts.completed)}+{number(shard.counts.failed)}/{number(shard.rows)}"
-        trouble = f"  ! {shard.trouble.message}" if shard.trouble and shard.stage != "collected" else ""
-        place = f"shard {shard.index:<4} {shard.stage:<10} {shard.status or '-':<12} {shard.batch_id or '-'}"
-        again = f"  round {shard.round}" if shard.round > 1 else ""
-        out(f"{place}  {counts}{again}{trouble}")
-
-
 @click.command("list")
 @click.option("--state", type=click.Choice([state.value for state in State]), help="Only jobs in this state.")
 @click.option("--limit", type=click.IntRange(min=1), default=20, show_default=True, help="Jobs at most.")
@@ -140,13 +72,18 @@ def list_command(state: str | None, limit: int, as_json: bool) -> None:
         rows = job.to_dict(shards=False)["rows"]
         counts = f"{number(rows['ok'])}/{number(rows['total'])}"
         out(
-            f"{job.id:<23}  {job.state.value:<11}  {clock(job.record.created_at)}  "
+            f"{job.id:<23}  {_state(job):<11}  {clock(job.record.created_at)}  "
             f"{counts:>15}  {job.name or without_secrets(job.record.input)}"
             + (f"  ! {_brief(job.error)}" if job.error else "")
             + (f"  ! held: {_brief(job.record.hold)}" if job.record.hold and not job.state.ended else "")
             + ("  ! receivers not told" if telling(job.record) else "")
         )
     return None
+
+
+def _state(job: Any) -> str:
+    """A record that cannot be read is a job nevertheless."""
+    return "unreadable" if job.error is not None and job.error.code == "record_unreadable" else str(job.state.value)
 
 
 def _brief(problem: Problem) -> str:
@@ -188,7 +125,7 @@ def cancel_command(job_id: str, as_json: bool) -> None:
         if not job.refresh().state.ended:
             say(f"the provider is stopping its batches; `batchpipe wait {job.id}` lands the rows that finished")
     if as_json:
-        return emit_json(job.to_dict())
+        return emit_parts(job.iter_json())
     say(f"{job.id} is {job.state.value}")
     return None
 
@@ -247,11 +184,13 @@ def resume_command(account: str) -> None:
 def validate_command(input: str, endpoint: str, max_rows: int | None, max_bytes: int | None, as_json: bool) -> None:
     """Check an input without sending anything. Needs no Redis."""
     from batchpipe.sandbox.models import is_slip, nearest
+    from batchpipe.splitting import Bounds
     from batchpipe.steps.prepare import validate
 
     chosen = settings()
     with _as_path(input_of(input)) as path:
-        found = validate(path, endpoint, max_rows or chosen.max_rows, max_bytes or chosen.max_bytes)
+        bounds = Bounds(chosen.max_models, chosen.max_shards)
+        found = validate(path, endpoint, max_rows or chosen.max_rows, max_bytes or chosen.max_bytes, bounds=bounds)
     models = {model or "": rows for model, rows in found.models.items()}
     for model in models if chosen.is_openai("default") else ():
         if is_slip(model):
@@ -278,11 +217,18 @@ def _as_path(source: Any) -> Any:
 @click.option("--follow", is_flag=True, help="Print events as they come, until the job has ended and told.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document; with --follow one object a line.")
 def logs_command(job_id: str, follow: bool, as_json: bool) -> None:
-    """Print the event log of a job, oldest first."""
+    """Print the event log of a job, oldest first: its last 2,000 events."""
     job = open_client().get_job(job_id)
-    if as_json and not follow:
-        return emit_json(job.logs())
-    for event in job.iter_logs(follow=follow):
+    if not follow:
+        events = job.logs()
+        if len(events) >= LOG_LENGTH and events[0]["event"] not in ("submitted", "recovered"):
+            say(f"older events were dropped: the log of a job keeps its last {LOG_LENGTH:,}")
+        if as_json:
+            return emit_json(events)
+        for event in events:
+            out(_event_line(event))
+        return None
+    for event in job.iter_logs(follow=True):
         emit_json(event, indent=None) if as_json else out(_event_line(event))
     return None
 

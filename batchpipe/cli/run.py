@@ -19,6 +19,7 @@ from batchpipe.cli.house import (
     NOT_ENDED,
     Seconds,
     emit_json,
+    emit_parts,
     input_of,
     json_option,
     number,
@@ -153,7 +154,7 @@ def _follow(client: Client, job: Job, worker: OwnWorker | None, as_json: bool, t
         worker.job_is_done = record.told
     job = client.get_job(job.id)
     if as_json:
-        emit_json(job.to_dict())
+        emit_parts(job.iter_json())
     _say_end(record)
     return EXIT_CODES[record.state]
 
@@ -177,7 +178,7 @@ def carry_out_cancel(client: Client, job: Job) -> None:
 
 def _is_winding_down(client: Client, job: Job) -> bool:
     record = job.refresh().record
-    shards = list(client.store.iter_shards(record))
+    shards = list(client.store.iter_shards(record, fields=("cancel_sent",), bad="show"))
     stopped = all(shard.cancel_sent or shard.stage in (Stage.ENDED, Stage.COLLECTED) for shard in shards)
     return record.told or (bool(shards) and stopped and record.state is State.CANCELLING and not _nearly_done(shards))
 
@@ -185,6 +186,10 @@ def _is_winding_down(client: Client, job: Job) -> bool:
 def _nearly_done(shards: list[ShardRecord]) -> bool:
     """Only merging is left: that is worth waiting for."""
     return all(shard.stage == Stage.COLLECTED for shard in shards)
+
+
+#: The fields of shards that a display shows.
+_SEEN = ("round", "rows", "status", "counts", "resend", "trouble", "batch_id", "ok", "failed", "missing")
 
 
 class _Tick:
@@ -202,7 +207,7 @@ class _Tick:
                 self._client.sweep(listing=False)  # its worker lists
         if self._display.wants_update(job):
             pause = self._client.store.paused(job.account)
-            self._display.update(job, list(self._client.store.iter_shards(job)), pause)
+            self._display.update(job, list(self._client.store.iter_shards(job, fields=_SEEN, bad="show")), pause)
 
 
 @contextmanager
@@ -220,7 +225,9 @@ def _terminated_is_interrupted() -> Iterator[None]:
 
 
 def _say_goodbye(client: Client, job: Job) -> None:
-    running = any(shard.batch_id for shard in client.store.iter_shards(job.refresh().record))
+    running = any(
+        shard.batch_id for shard in client.store.iter_shards(job.refresh().record, fields=("batch_id",), bad="show")
+    )
     say(f"stopped following; job {job.id} " + ("goes on at the provider" if running else "is kept, nothing runs yet"))
     say(f"  follow it    batchpipe wait {job.id}   (or the same command again)")
     say(f"  cancel it    batchpipe cancel {job.id}")

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import Any
 
 import msgspec
 import orjson
 
-from batchpipe.errors import Unavailable
+from batchpipe.errors import MOST_CODE, Unavailable, shortened
 from batchpipe.jobs import BatchError, Counts
+
+#: Entries of a batch's errors that are kept, those of which the texts are, and their characters.
+MOST_ERRORS, MOST_ERROR_TEXTS, MOST_ERROR_TEXT = 10_000, 100, 500
+#: Characters of a status, and of an id of a file or batch; pairs of metadata (the provider takes 16), names of usage.
+MOST_STATUS, MOST_ID, MOST_PAIRS = 64, 512, 64
 
 
 class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
@@ -72,8 +78,8 @@ def parse_batch(value: dict[str, Any]) -> Snapshot:
     metadata = value.get("metadata")
     return Snapshot(
         id=value["id"],
-        status=(text(value.get("status")) or "").lower() or None,  # some shout
-        input_file_id=text(value.get("input_file_id")),
+        status=(short(value.get("status"), MOST_STATUS) or "").lower() or None,  # some shout
+        input_file_id=short(value.get("input_file_id"), MOST_ID),
         output_file_id=_file_id(value.get("output_file_id")),
         error_file_id=_file_id(value.get("error_file_id")),
         created_at=_number(value.get("created_at")),
@@ -82,7 +88,7 @@ def parse_batch(value: dict[str, Any]) -> Snapshot:
         if isinstance(counts, dict)
         else Counts(),
         errors=_errors(value.get("errors")),
-        metadata={k: v for k, v in metadata.items() if isinstance(v, str)} if isinstance(metadata, dict) else {},
+        metadata=_metadata(metadata),
         usage=_usage(value.get("usage")),
     )
 
@@ -92,7 +98,7 @@ def parse_file(value: dict[str, Any]) -> StoredFile:
     identified(value, "file")
     return StoredFile(
         id=value["id"],
-        name=text(value.get("filename")),
+        name=short(value.get("filename"), MOST_ID),
         bytes=_count(value.get("bytes")),
         created_at=_number(value.get("created_at")),
     )
@@ -102,22 +108,42 @@ def _errors(value: Any) -> list[BatchError]:
     data = value.get("data") if isinstance(value, dict) else value
     if not isinstance(data, list):
         return []
-    return [
-        BatchError(
-            code=text(item.get("code")),
-            message=text(item.get("message")),
-            line=_count(item.get("line")),
-            param=text(item.get("param")),
-        )
-        for item in data[:1_000]
-        if isinstance(item, dict)
-    ]
+    items = [item for item in data[:MOST_ERRORS] if isinstance(item, dict)]
+    return [_error(item, whole=at < MOST_ERROR_TEXTS) for at, item in enumerate(items)]
+
+
+def _error(item: dict[str, Any], *, whole: bool) -> BatchError:
+    """An entry of a batch's errors. Which row it is about is always kept, its texts only of some."""
+    line = _count(item.get("line"))
+    if not whole:
+        return BatchError(line=line)
+    return BatchError(
+        code=short(item.get("code"), MOST_CODE),
+        message=short(item.get("message"), MOST_ERROR_TEXT),
+        line=line,
+        param=short(item.get("param"), MOST_CODE),
+    )
+
+
+def short(value: Any, most: int) -> str | None:
+    """A text of at most so many characters; None for what is none."""
+    return shortened(value, most) if isinstance(value, str) and value else None
+
+
+def _metadata(value: Any) -> dict[str, str]:
+    """Ours stand among the first pairs or the last: all are looked at, and so many kept."""
+    if not isinstance(value, dict):
+        return {}
+    pairs = [(k, v) for k, v in value.items() if isinstance(v, str) and len(k) <= MOST_ID and len(v) <= MOST_ID]
+    ours = [pair for pair in pairs if pair[0].startswith("batchpipe_")]
+    return dict([*ours, *pairs][:MOST_PAIRS])
 
 
 def _usage(value: Any) -> dict[str, int]:
     if not isinstance(value, dict):
         return {}
-    return {k: v for k, v in value.items() if isinstance(v, int) and not isinstance(v, bool)}
+    some = islice(value.items(), MOST_PAIRS)
+    return {k: v for k, v in some if isinstance(v, int) and not isinstance(v, bool) and len(k) <= MOST_STATUS}
 
 
 def text(value: Any) -> str | None:

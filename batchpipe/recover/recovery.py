@@ -7,7 +7,16 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from batchpipe.errors import BatchpipeError, Gone, JobNotFound, Never, Refused, SettingsError, StoreUnavailable
+from batchpipe.errors import (
+    BatchpipeError,
+    Gone,
+    JobNotFound,
+    Never,
+    RecordUnreadable,
+    Refused,
+    SettingsError,
+    StoreUnavailable,
+)
 from batchpipe.jobs import JOB, JobRecord, ShardRecord, Stage, State, Status
 from batchpipe.openai_api import Snapshot
 from batchpipe.places import MANIFEST, note_workspace, pretty
@@ -285,7 +294,7 @@ class _Recovery:
             try:
                 job = self._store.get_job(job_id)
                 self._records[job_id] = job, list(self._store.iter_shards(job))
-            except JobNotFound:
+            except (JobNotFound, RecordUnreadable):
                 self._records[job_id] = None
         return self._records[job_id]
 
@@ -332,7 +341,9 @@ class _Recovery:
         """Batches of unfinished shards that the provider no longer knows."""
         for job in [*self._jobs(State.RUNNING), *self._jobs(State.CANCELLING)]:
             view = self._views.get(job.account.lower())
-            for shard in self._store.iter_shards(job) if view is not None and self._is_asked_for(job.id) else ():
+            for shard in (
+                self._store.iter_shards(job, bad="show") if view is not None and self._is_asked_for(job.id) else ()
+            ):
                 if shard.batch_id is None or shard.stage not in (Stage.CREATED, Stage.ENDED):
                     continue
                 if view is not None and shard.batch_id not in view.batches and self._is_gone(view, shard.batch_id):

@@ -11,7 +11,7 @@ from typing import Any
 import orjson
 
 from batchpipe.errors import InvalidInput, StorageTrouble
-from batchpipe.places import MANIFEST, WORKSPACES, read_owner
+from batchpipe.places import MANIFEST, noted_workspaces, read_owner, submitted_at
 from batchpipe.settings import SANDBOX_ACCOUNT, Settings
 from batchpipe.storage import Folder, local_path
 from batchpipe.views import EARLIER
@@ -39,10 +39,7 @@ class Trace:
     @property
     def submitted_at(self) -> float:
         """From the id, for a job of which nothing else is known; 0 if the id does not tell."""
-        try:
-            return int(self.job.removeprefix("job_")[:9], 36) / 1000 if len(self.job) == 23 else 0.0
-        except ValueError:
-            return 0.0
+        return submitted_at(self.job)
 
     def has_ended(self) -> bool:
         """Its job.json tells of its end, in its output or where it or a later job has put it. Raises StorageTrouble."""
@@ -106,12 +103,13 @@ def _together(known: Trace | None, noted: Trace) -> Trace:
 def _noted(settings: Settings) -> Iterator[Trace]:
     """From the list that each submit and prepare on this host has added to: a trace for each line."""
     try:
-        with Folder(str(settings.home), private=True).reader(WORKSPACES) as file:
-            lines = file.read(_MOST_BYTES).splitlines()
+        yield from _traces(noted_workspaces(settings))
     except StorageTrouble as error:
         if error.code != "file_missing":
             raise
-        return
+
+
+def _traces(lines: Iterable[bytes]) -> Iterator[Trace]:
     for line in lines:
         with suppress(orjson.JSONDecodeError, KeyError, TypeError):  # a crash may have cut a line
             noted = orjson.loads(line)

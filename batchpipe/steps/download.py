@@ -273,7 +273,7 @@ def _absent(shard: ShardRecord, lack: Problem | None, answers: _Answers) -> _Abs
             return _Absent(MISSING_FOR_NOW, None, by_line, answers.unreadable if by_line else None)
         return _Absent(MISSING, _raw(lack), by_line, lack)  # they may be paid
     problem = shard.error or _refusal(shard.errors)
-    named = {error.line: (FAILED, raw_error(error.code, error.message)) for error in shard.errors if error.line}
+    named = {error.line: (FAILED, _raw_of(error)) for error in shard.errors if error.line}
     by_line |= named
     if not named or not all(error.line for error in shard.errors):
         return _Absent(FAILED, _raw(problem), by_line, problem)
@@ -284,6 +284,16 @@ def _absent(shard: ShardRecord, lack: Problem | None, answers: _Answers) -> _Abs
 
 def _raw(problem: Problem | None) -> bytes | None:
     return raw_error(problem.code, problem.message) if problem is not None else None
+
+
+def _raw_of(error: BatchError) -> bytes:
+    if error.code is None and error.message is None:
+        return _REFUSED
+    return raw_error(error.code, error.message)
+
+
+#: Of a row that was refused among so many that not all texts are kept.
+_REFUSED = raw_error("row_refused", "the provider refused this row; of so many only the first reasons are kept")
 
 
 def _refusal(errors: list[BatchError]) -> Problem:

@@ -13,25 +13,28 @@ from typing import BinaryIO
 from batchpipe.errors import InvalidInput, StorageTrouble
 from batchpipe.jobs import JobRecord
 from batchpipe.rows import check_request
-from batchpipe.splitting import Files, NoFiles, Planner, Prepared, ShardFiles
+from batchpipe.splitting import NO_BOUNDS, Bounds, Files, NoFiles, Planner, Prepared, ShardFiles
 from batchpipe.storage import Folder, Pacer, RepeatFinder, input_info, open_input
 
 _NEWLINE = ord("\n")
 
 
-def prepare(job: JobRecord, workspace: Folder, token: str, *, check: Callable[[], None]) -> Prepared:
+def prepare(
+    job: JobRecord, workspace: Folder, token: str, *, check: Callable[[], None], bounds: Bounds = NO_BOUNDS
+) -> Prepared:
     """Check and split the input of a job; write its shard files and their order into the workspace.
 
     ``token`` becomes part of every name. ``check`` is called at least every 1,024 rows or MB; what it raises
-    ends the step. Raises InvalidInput for the first bad row, an id that is there twice, an empty input or an
-    output that cannot be written; StorageTrouble (``input_missing``, ``input_changed``, ...).
+    ends the step. ``bounds``: models and shards at most. Raises InvalidInput for the first bad row, an id that is
+    there twice, an empty or too varied input, or an output that cannot be written; StorageTrouble
+    (``input_missing``, ``input_changed``, ...).
     """
     if job.output:
         Folder(job.output).check_writable("output.jsonl", "errors.jsonl", "job.json")
     workspace.check_writable()
     files = ShardFiles(workspace, token)
     try:
-        found = _scan(job.input, job.endpoint, job.max_rows, job.max_bytes, files, check)
+        found = _scan(job.input, job.endpoint, job.max_rows, job.max_bytes, files, check, bounds)
         files.commit(check)
     except BaseException:
         files.discard()
@@ -46,13 +49,22 @@ def validate(
     max_bytes: int = 200_000_000,
     *,
     check: Callable[[], None] = lambda: None,
+    bounds: Bounds = NO_BOUNDS,
 ) -> Prepared:
     """Check an input as ``prepare`` does and tell the shards that it would make, without writing any."""
-    return _scan(url, endpoint, max_rows, max_bytes, NoFiles(), check)
+    return _scan(url, endpoint, max_rows, max_bytes, NoFiles(), check, bounds)
 
 
-def _scan(url: str, endpoint: str, max_rows: int, max_bytes: int, files: Files, check: Callable[[], None]) -> Prepared:
-    planner = Planner(files, endpoint, max_rows, max_bytes)
+def _scan(
+    url: str,
+    endpoint: str,
+    max_rows: int,
+    max_bytes: int,
+    files: Files,
+    check: Callable[[], None],
+    bounds: Bounds,
+) -> Prepared:
+    planner = Planner(files, endpoint, max_rows, max_bytes, bounds=bounds)
     before = input_info(url)
     try:
         rows = _scan_rows(url, endpoint, max_bytes, planner, check)

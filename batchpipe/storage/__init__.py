@@ -11,6 +11,7 @@ from batchpipe.storage.drafts import Draft
 from batchpipe.storage.folder import Folder, Scratch, temporary
 from batchpipe.storage.given import lines_of, stored_at
 from batchpipe.storage.inputs import allowed, check_allowed, input_info, open_input
+from batchpipe.storage.lines import LineFile
 from batchpipe.storage.names import place_name, real_place
 from batchpipe.storage.partial import Partial, forget, partial, prune
 from batchpipe.storage.repeats import RepeatFinder
@@ -18,6 +19,7 @@ from batchpipe.storage.repeats import RepeatFinder
 __all__ = [
     "Draft",
     "Folder",
+    "LineFile",
     "Pacer",
     "Partial",
     "RepeatFinder",

@@ -7,7 +7,7 @@ that the client may repeat them after a lost answer.
 from __future__ import annotations
 
 from batchpipe.store.leases import Lease, Refused, Renewal, host_clock
-from batchpipe.store.reading import Clock, Pause
+from batchpipe.store.reading import Clock, Pause, name_once
 from batchpipe.store.schedules import LastRun
 from batchpipe.store.store import Raised, Settled, Store, When
 
@@ -23,4 +23,5 @@ __all__ = [
     "Store",
     "When",
     "host_clock",
+    "name_once",
 ]

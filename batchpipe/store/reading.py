@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Self, cast
 
-import orjson
 import redis
 from redis.backoff import EqualJitterBackoff, NoBackoff
 from redis.retry import Retry
 
-from batchpipe.errors import JobNotFound, SettingsError, StoreUnavailable
-from batchpipe.jobs import JOB, JobRecord, Problem, ShardRecord, Stage, State
-from batchpipe.store.records import decode
+from batchpipe.errors import JobNotFound, RecordUnreadable, SettingsError, StoreUnavailable
+from batchpipe.jobs import JOB, JobRecord, Problem, Stage, State
+from batchpipe.store.records import R, bounded_problem, decode, unreadable
 from batchpipe.store.refusals import REFUSALS, Kind, refusal, told
 from batchpipe.store.scripts import source
 
-#: Events kept per job; the oldest go first.
-LOG_LENGTH = 2_000
-_LOG_SECONDS = 60 * 86_400
+logger = logging.getLogger(__name__)
+
 #: What another connection may mend. None of these answers has changed anything.
 _OF_THE_CONNECTION = (redis.ConnectionError, redis.exceptions.ReadOnlyError, redis.exceptions.MasterDownError)
 
@@ -129,6 +128,7 @@ class Records:
             client = redis.Redis.from_url(
                 url,
                 decode_responses=True,
+                encoding_errors="replace",  # one record that is no UTF-8 must not end the reading of all
                 socket_timeout=10,
                 socket_connect_timeout=5,
                 health_check_interval=25,
@@ -168,6 +168,8 @@ class Records:
         try:
             return cast(list[Any], script(keys=[*keys, self._clock_key], args=[f"{self.skew():.6f}", *args]))
         except redis.RedisError as error:
+            if is_of_record(error) and keys:
+                raise unreadable(keys[0].removeprefix(self.prefix), str(error)) from error
             raise self._failed(error) from error
 
     # -- reading ---------------------------------------------------------------------------------------------------
@@ -186,7 +188,7 @@ class Records:
         return self.clock().now
 
     def get_job(self, job_id: str) -> JobRecord:
-        """The job with this id, or the one that its id stands for. Raises JobNotFound."""
+        """The job with this id, or the one that its id stands for. Raises JobNotFound, RecordUnreadable."""
         fields = self._call(self.client.hgetall, self._job_key(job_id))
         if not fields and (first := self._call(self.client.get, f"{self.prefix}alias:{job_id}")):
             fields = self._call(self.client.hgetall, self._job_key(first))
@@ -198,86 +200,11 @@ class Records:
         """The name of the account a job uses, or None for an unknown job."""
         return cast("str | None", self._call(self.client.hget, self._job_key(job_id), "account"))
 
-    def job_of_batch(self, batch_id: str) -> tuple[str, int] | None:
-        """(job id, shard index) of a recorded batch."""
-        member = self._call(self.client.get, f"{self.prefix}batch:{batch_id}")
-        return parse_member(member) if member else None
-
-    def iter_shards(self, job: JobRecord) -> Iterator[ShardRecord]:
-        """All shards of a job in order of their index, read a few hundred at a time."""
-        for start in range(0, job.shards, 200):
-            pipe = self.client.pipeline(transaction=False)
-            for index in range(start, min(start + 200, job.shards)):
-                pipe.hgetall(self._key(job.id, index))
-            for fields in self._call(pipe.execute):
-                if fields:
-                    yield decode(ShardRecord, fields)
-
-    def list_jobs(self, *, state: State | None = None, limit: int = 100) -> list[JobRecord]:
-        """Newest first. ``cancelling`` lists the jobs that are being cancelled."""
-        stored = state if state not in (None, State.CANCELLING) else None
-        index = f"{self.prefix}jobs:{stored.value}" if stored else f"{self.prefix}jobs"
-        found: list[JobRecord] = []
-        expired: list[str] = []
-        for start in range(0, 1_000_000, 200):
-            ids = self._call(self.client.zrevrange, index, start, start + 199)
-            pipe = self.client.pipeline(transaction=False)
-            for job_id in ids:
-                pipe.hgetall(self._job_key(job_id))
-            for job_id, fields in zip(ids, self._call(pipe.execute), strict=True):
-                if not fields:
-                    expired.append(job_id)
-                elif (job := decode(JobRecord, fields)) and state in (None, job.state):
-                    found.append(job)
-            if len(found) >= limit or len(ids) < 200:
-                break
-        if expired:  # only now: taking them out while paging by rank would skip others
-            with suppress(StoreUnavailable):  # a list can be read from a replica, too
-                self._call(self.client.zrem, index, *expired)
-        return found[:limit]
-
-    def due(self, limit: int = 1_000) -> list[tuple[str, int]]:
-        """(job id, index) of what is past due, the longest overdue first."""
-        members = self._call(
-            self.client.zrangebyscore, f"{self.prefix}due", "-inf", f"{self.now():.6f}", start=0, num=limit
-        )
-        return [parse_member(member) for member in members]
-
-    def unfinished(self, limit: int = 1_000) -> list[tuple[str, int]]:
-        """(job id, index) of what is not done, also ended jobs that are untold; what is due first comes first."""
-        members = self._call(self.client.zrange, f"{self.prefix}due", 0, limit - 1)
-        return [parse_member(member) for member in members]
-
-    def shards_of(self, places: Sequence[tuple[str, int]]) -> list[ShardRecord | None]:
-        """The shards at these places (job id, index), None where there is none, read in one go."""
-        pipe = self.client.pipeline(transaction=False)
-        for job_id, index in places:
-            pipe.hgetall(self._key(job_id, index))
-        return [decode(ShardRecord, fields) if fields else None for fields in self._call(pipe.execute)]
-
-    def shards_of_batches(self, account: str, batch_ids: Sequence[str]) -> dict[str, ShardRecord]:
-        """For each of these batches that a record of this account names, that shard; read in one go."""
-        pipe = self.client.pipeline(transaction=False)
-        for batch_id in batch_ids:
-            pipe.get(f"{self.prefix}batch:{batch_id}")
-        members = self._call(pipe.execute) if batch_ids else []
-        places = {name: parse_member(found) for name, found in zip(batch_ids, members, strict=True) if found}
-        pipe = self.client.pipeline(transaction=False)
-        for job_id, _ in places.values():
-            pipe.hget(self._job_key(job_id), "account")
-        accounts = self._call(pipe.execute) if places else []
-        shards = self.shards_of(list(places.values())) if places else []
-        return {
-            name: shard
-            for name, shard, of in zip(places, shards, accounts, strict=True)
-            if shard is not None and of == account and name in (shard.batch_id, *shard.spent)
-        }
-
     # -- accounts --------------------------------------------------------------------------------------------------
 
     def pause(self, account: str, seconds: float, problem: Problem) -> None:
         """Nobody uses this account for so long; everybody can read why."""
-        self._run("pause", [f"{self.prefix}pause:{account}"], seconds, problem.code, problem.message)
+        self._run("pause", [f"{self.prefix}pause:{account}"], seconds, *bounded_problem(problem))
 
     def paused(self, account: str) -> Pause | None:
         found = self._run("paused", [f"{self.prefix}pause:{account}"])
@@ -319,7 +246,11 @@ class Records:
         self._call(pipe.execute)
 
     def read_counts(self) -> dict[str, float]:
-        return {name: float(value) for name, value in self._call(self.client.hgetall, f"{self.prefix}metrics").items()}
+        counts = dict[str, float]()
+        for name, value in self._call(self.client.hgetall, f"{self.prefix}metrics").items():
+            with suppress(ValueError):  # made by hand
+                counts[name] = float(value)
+        return counts
 
     def note_sweep(self) -> None:
         """A sweep has come to its end."""
@@ -366,30 +297,6 @@ class Records:
             if read < chunk:
                 break
         return Census(stages, oldest, troubled)
-
-    # -- the event log ---------------------------------------------------------------------------------------------
-
-    def log(self, job_id: str, event: str, **fields: Any) -> None:
-        """Append to the job's bounded event log."""
-        key = f"{self.prefix}log:{job_id}"
-        pipe = self.client.pipeline(transaction=False)
-        pipe.xadd(key, {"event": event, "data": orjson.dumps(fields)}, maxlen=LOG_LENGTH, approximate=True)
-        pipe.expire(key, _LOG_SECONDS)
-        self._call(pipe.execute)
-
-    def read_log(self, job_id: str, *, after: str = "-", limit: int = LOG_LENGTH) -> list[dict[str, Any]]:
-        """Events, oldest first: ``{id, at, event, ...}``; ``at`` in unix seconds. ``after``: an id already read."""
-        start = after if after == "-" else f"({after}"
-        entries = self._call(self.client.xrange, f"{self.prefix}log:{job_id}", min=start, count=limit)
-        return [
-            {
-                "id": entry,
-                "at": int(entry.split("-")[0]) / 1000,
-                "event": fields["event"],
-                **orjson.loads(fields["data"]),
-            }
-            for entry, fields in entries
-        ]
 
     # -- the server ------------------------------------------------------------------------------------------------
 
@@ -455,14 +362,35 @@ class Records:
         return unavailable(error)
 
 
+def is_of_record(error: redis.RedisError) -> bool:
+    """Whether it says that what lies at a key is no record, or one that a script cannot work with."""
+    text = str(error)
+    return isinstance(error, redis.ResponseError) and (
+        "WRONGTYPE" in text or (refusal(error) is None and ("user_script" in text or "Error running script" in text))
+    )
+
+
+def decoded(kind: type[R], found: Any, what: str) -> R | None:
+    """A record from its hash, None where there is none. Raises RecordUnreadable."""
+    if isinstance(found, redis.RedisError):
+        raise unreadable(what, str(found))
+    return decode(kind, found) if found else None
+
+
+#: Records of which this process has said that it cannot read them.
+_named: set[str] = set()
+
+
+def name_once(error: RecordUnreadable) -> str:
+    """Log that a record is passed over, once in this process; answers the message."""
+    if error.message not in _named and len(_named) < 10_000:
+        _named.add(error.message)
+        logger.warning("%s", error.message, extra={"event": "record_unreadable"})
+    return error.message
+
+
 def unavailable(error: redis.RedisError) -> StoreUnavailable:
     """Redis' own trouble in our words; the address stays out, for it may hold the password."""
     if (found := refusal(error)) is None:
         return StoreUnavailable(f"Redis: {told(error)}")
     return StoreUnavailable(told(error), code=found.code)
-
-
-def parse_member(member: str) -> tuple[str, int]:
-    """The job id and index of a member of the due set."""
-    job_id, _, index = member.rpartition("/")
-    return job_id, int(index)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from enum import StrEnum
 from functools import cache
 from types import UnionType
 from typing import Any, TypeVar, get_args, get_type_hints
@@ -10,8 +11,8 @@ from typing import Any, TypeVar, get_args, get_type_hints
 import msgspec
 import orjson
 
-from batchpipe.errors import BatchpipeError
-from batchpipe.jobs import JobRecord, Record, ShardRecord
+from batchpipe.errors import MOST_CODE, MOST_MESSAGE, RecordUnreadable, shortened
+from batchpipe.jobs import JobRecord, Problem, Record, ShardRecord, Stage, State
 
 R = TypeVar("R", bound=Record)
 
@@ -32,8 +33,16 @@ def _is_scalar(hint: Any) -> bool:
     return all(part in _SCALARS for part in (get_args(hint) if isinstance(hint, UnionType) else (hint,)))
 
 
+def bounded_problem(problem: Problem) -> tuple[str, str]:
+    """Its code and message as records hold them: they may be a provider's or a library's words."""
+    return shortened(problem.code, MOST_CODE), shortened(problem.message, MOST_MESSAGE)
+
+
 def encode_value(value: Any) -> str:
     """One field of a record, as the hash holds it. Enums are their values."""
+    if isinstance(value, Problem):
+        code, message = bounded_problem(value)
+        value = Problem(code=code, message=message)
     plain = msgspec.to_builtins(value)
     if plain is None:
         return NIL
@@ -60,10 +69,21 @@ def encode_record(record: Record) -> list[str]:
     return encode_changes(changes)
 
 
+#: Fields of a new shard that scripts read and that have no meaning when they are absent.
+_ALWAYS = frozenset({"v", "job", "index", "stage", "epoch", "round", "rows", "bytes", "try"})
+
+
+def encode_shard(shard: ShardRecord) -> list[str]:
+    """The fields of a shard that tell something: what is not there has its default, and there may be 100,000."""
+    plain = msgspec.to_builtins(shard)
+    told = {name: value for name, value in plain.items() if name in _ALWAYS or value != _NEW_SHARD.get(name)}
+    return encode_changes({name: value for name, value in told.items() if value is not None})
+
+
 def decode(kind: type[R], flat: Iterable[str] | Mapping[str, str]) -> R:
     """A record from a hash, given as a mapping or flat. Unknown fields are ignored: newer workers write them.
 
-    Raises BatchpipeError (``record_unreadable``).
+    Raises RecordUnreadable.
     """
     if isinstance(flat, Mapping):
         fields: dict[str, Any] = dict(flat)
@@ -73,14 +93,26 @@ def decode(kind: type[R], flat: Iterable[str] | Mapping[str, str]) -> R:
     try:
         for name in _json_fields(kind) & fields.keys():
             fields[name] = orjson.loads(fields[name])
-        return msgspec.convert(fields, kind, strict=False)
-    except (msgspec.ValidationError, orjson.JSONDecodeError) as error:
-        record = fields.get("id") or f"{fields.get('job')}, shard {fields.get('index')}"
-        message = f"the record of {record} in Redis cannot be read ({error}): made by hand, or by a newer version?"
-        raise BatchpipeError(message, code="record_unreadable") from error
+        record = msgspec.convert(fields, kind, strict=False)
+        _stages(kind)(record.stage)  # one that is not known here has no meaning here
+    except ValueError as error:  # also of msgspec and orjson
+        raise unreadable(fields.get("id") or f"{fields.get('job')}, shard {fields.get('index')}", str(error)) from error
+    return record
+
+
+def unreadable(what: str, why: str) -> RecordUnreadable:
+    """What to say of a record that this version does not understand."""
+    said = f"the record of {shortened(what, 100)} in Redis cannot be read ({shortened(why, 200)})"
+    return RecordUnreadable(f"{said}: made by hand, or by a newer version?")
+
+
+def _stages(kind: type[Record]) -> type[StrEnum]:
+    return State if issubclass(kind, JobRecord) else Stage
 
 
 # msgspec learns a type at its first use, and ends the process if a second thread comes upon it half learnt (0.19 to
 # 0.22). An import is alone.
 decode(JobRecord, {"id": ""})
 decode(ShardRecord, {"job": "", "index": "0"})
+
+_NEW_SHARD = msgspec.to_builtins(ShardRecord(job="", index=0))

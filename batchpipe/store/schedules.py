@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import orjson
 
 from batchpipe.jobs import Problem
-from batchpipe.store.reading import Records
+from batchpipe.store.events import Events
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Mark:
     last: LastRun | None
 
 
-class ScheduleRecords(Records):
+class ScheduleRecords(Events):
     """One hash for all schedules: ``NAME/FINGERPRINT`` is the mark, ``NAME//last`` the last run."""
 
     @property

@@ -13,8 +13,8 @@ from batchpipe.errors import JobNotFound, LeaseLost, OutputInUse
 from batchpipe.jobs import JOB, JobRecord, Move, Problem, ShardRecord, State
 from batchpipe.limits import LONGEST_GROWTH
 from batchpipe.store.leases import NO_NEWS, Lease, Refused, Renewal, host_clock
-from batchpipe.store.records import decode, encode_changes, encode_record
-from batchpipe.store.schedules import ScheduleRecords
+from batchpipe.store.many import ManyShards
+from batchpipe.store.records import decode, encode_changes, encode_record, encode_value
 
 #: Which messages a new epoch may void (see ``Store.raise_epoch``).
 When = Literal["overdue", "asleep", "always"]
@@ -54,7 +54,7 @@ def new_task_ids(count: int) -> list[str]:
     return [str(uuid.uuid4()) for _ in range(count)]
 
 
-class Store(ScheduleRecords):
+class Store(ManyShards):
     """The protocol of claim, advance, settle and raise, over all records under one prefix of one Redis."""
 
     # -- a job's beginning and end ---------------------------------------------------------------------------------
@@ -88,49 +88,16 @@ class Store(ScheduleRecords):
         args = (self.prefix, job_id, GIVEN_UP_SECONDS)
         return bool(self._run("give_up", [self._job_key(job_id)], *args)[0] == "ok")
 
-    def restore(self, job: JobRecord, shards: Sequence[ShardRecord]) -> tuple[str, str]:
-        """Write the records of a running job that Redis has lost; its unfinished shards are due at once.
+    def cancel(self, job_id: str, *, waking: int | None = None) -> tuple[bool, int]:
+        """Set the cancel flag. Answers (False if the job had ended, number of its shards). Raises JobNotFound.
 
-        Answers ``ok``, ``known`` (nothing was written), or ``output`` and the other job, not closed, whose it is.
+        ``waking``: the caller wakes so many shards, and the sweep the others; None: it wakes all.
         """
-        key = f"{self.prefix}key:{job.key}" if job.key else self._job_key(job.id)
-        fields = encode_record(job)
-        args: list[object] = [len(fields), *fields, len(shards)]
-        for shard in shards:
-            fields = encode_record(shard)
-            args += (shard.index, len(fields), *fields)
-        answer = self._run(
-            "restore",
-            [*self._keys(job.id, JOB), key],
-            self.prefix,
-            job.id,
-            uuid.uuid4().hex,
-            orjson.dumps(job.owns).decode(),
-            *args,
-        )
-        return answer[0], answer[1] if len(answer) > 1 else ""
-
-    def cancel(self, job_id: str) -> tuple[bool, int]:
-        """Set the cancel flag. Answers (False if the job had ended, number of its shards). Raises JobNotFound."""
-        answer = self._run("cancel", self._keys(job_id, JOB))
+        args = (self.prefix, job_id, _waking(waking))
+        answer = self._run("cancel", self._keys(job_id, JOB), *args)
         if answer[0] == "gone":
             raise JobNotFound(f"no job {job_id} is known here", job=job_id)
         return answer[0] == "ok", int(answer[1])
-
-    def plan(self, lease: Lease, changes: Mapping[str, Any], shards: Sequence[ShardRecord], ids: list[str]) -> int:
-        """Plan a round under the job's lease. Answers 0, or the epoch under which to publish merge: it is cancelled.
-
-        Raises LeaseLost.
-        """
-        fields = encode_changes(changes)
-        args: list[object] = [len(fields), *fields, len(shards)]
-        for shard in shards:
-            encoded = encode_record(shard)
-            args += (shard.index, len(encoded), *encoded)
-        answer = self._fenced(
-            "plan", lease, self._member(lease.job.id, JOB), lease.token, self.lease_seconds, ids, *args
-        )
-        return int(answer[1]) if answer[0] == "cancel" else 0
 
     def finish(self, lease: Lease, state: State, changes: Mapping[str, Any]) -> State:
         """Fix the end state; the lease stays for telling. Answers what it became: the cancel flag wins."""
@@ -152,10 +119,6 @@ class Store(ScheduleRecords):
         not known here.
         """
         self._run("moved", self._keys(job_id, JOB), results, real)
-
-    def told(self, lease: Lease) -> None:
-        """Nothing is left to do for an ended job: its output is free, it leaves the due set, its records expire."""
-        self._fenced("told", lease, self._member(lease.job.id, JOB), lease.token, self.ttl_seconds)
 
     # -- turns -----------------------------------------------------------------------------------------------------
 
@@ -245,13 +208,6 @@ class Store(ScheduleRecords):
         )
         return _news(answer[1], answer[2])
 
-    def _fenced(self, name: str, lease: Lease, *args: object) -> list[Any]:
-        flat = [orjson.dumps(arg).decode() if isinstance(arg, list) else arg for arg in args]
-        answer = self._run(name, self._keys(lease.job.id, lease.index), self.prefix, lease.job.id, *flat)
-        if answer[0] == "lost":
-            raise LeaseLost
-        return answer
-
     def raise_epoch(
         self, job_id: str, index: int, ids: list[str], *, when: When = "always", after: float = 0.0
     ) -> Raised | None:
@@ -270,6 +226,8 @@ class Store(ScheduleRecords):
             when,
             after,
         )
+        if answer[0] == "undue":
+            self.make_due(job_id)
         if answer[0] != "ok":
             return None
         return Raised(int(answer[1]), answer[2], answer[3], orjson.loads(answer[4]))
@@ -290,15 +248,16 @@ class Store(ScheduleRecords):
 
         Needs no lease. Answers whether that is new.
         """
-        reason = orjson.dumps({"code": problem.code, "message": problem.message}).decode()
+        reason = encode_value(problem)
         return bool(self._run("hold", self._keys(shard.job, shard.index), mode, reason)[0] == "ok")
 
-    def decide(self, job_id: str, decision: Literal["resend", "land"]) -> tuple[str, int]:
+    def decide(self, job_id: str, decision: Literal["resend", "land"], *, waking: int | None = None) -> tuple[str, int]:
         """End a job's hold. Answers ok, none (it is not held) or ended, and the number of its shards.
 
-        Raises JobNotFound.
+        ``waking``: as for ``cancel``. Raises JobNotFound.
         """
-        answer = self._run("decide", self._keys(job_id, JOB), decision)
+        args = (decision, self.prefix, job_id, _waking(waking))
+        answer = self._run("decide", self._keys(job_id, JOB), *args)
         if answer[0] == "gone":
             raise JobNotFound(f"no job {job_id} is known here", job=job_id)
         return answer[0], int(answer[1])
@@ -318,6 +277,7 @@ class Store(ScheduleRecords):
         )
         if answer[0] == "gone":
             raise JobNotFound(f"no job {job_id} is known here", job=job_id)
+        self.make_due(job_id)
         return answer[0], [int(epoch) for epoch in answer[1:]]
 
     # -- the paid call ---------------------------------------------------------------------------------------------
@@ -366,6 +326,10 @@ class Store(ScheduleRecords):
             *encode_changes(changes),
         )
         return Settled(answer[0], _news(*answer[1:]) if len(answer) > 1 else Renewal())
+
+
+def _waking(count: int | None) -> int:
+    return count if count is not None else 1_000_000_000
 
 
 def output_in_use(output: str, owner: str, stage: str) -> str:

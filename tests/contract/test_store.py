@@ -10,7 +10,7 @@ import pytest
 from batchpipe.errors import JobNotFound, LeaseLost, OutputInUse
 from batchpipe.jobs import JOB, Counts, JobRecord, Move, Problem, ShardRecord, Stage, State, new_job_id
 from batchpipe.store import Lease, Refused, Store
-from batchpipe.store.reading import LOG_LENGTH
+from batchpipe.store.events import LOG_LENGTH
 from batchpipe.store.store import MOST_NAMED
 
 LEASE = 60.0
@@ -48,7 +48,7 @@ def planned(store: Store, count: int = 1, **fields: Any) -> str:
         ShardRecord(job=job.id, index=index, epoch=1, rows=2, file="f", task_ids=["u", "c", "p", "d"])
         for index in range(count)
     ]
-    assert store.plan(lease, {"round": 1, "total": 2 * count}, shards, ["m"]) == 0
+    assert store.plan(lease, {"round": 1, "total": 2 * count}, shards, ["m"]) == (count, 0)
     return job.id
 
 
@@ -517,7 +517,7 @@ def test_planning_a_cancelled_job_sends_it_to_its_end(store: Store) -> None:
     store.submit(job)
     lease = claim_job(store, job.id)
     assert store.cancel(job.id) == (True, 0)
-    epoch = store.plan(lease, {"total": 2}, [ShardRecord(job=job.id, index=0, epoch=1)], ["merge-1"])
+    _, epoch = store.plan(lease, {"total": 2}, [ShardRecord(job=job.id, index=0, epoch=1)], ["merge-1"])
     found = store.get_job(job.id)
     assert (found.stage, found.state, found.epoch, found.shards) == (State.FINALIZING, State.CANCELLING, epoch, 0)
     assert list(store.iter_shards(found.evolve(shards=1))) == []
@@ -532,7 +532,7 @@ def test_a_repeated_plan_changes_nothing_more(store: Store) -> None:
     shards = [ShardRecord(job=job.id, index=0, epoch=1, rows=2)]
     store.plan(lease, {}, shards, ["m"])
     advance(store, claim(store, job.id, 0, Stage.PLANNED), Stage.UPLOADED)
-    assert store.plan(lease, {}, shards, ["m"]) == 0
+    assert store.plan(lease, {}, shards, ["m"]) == (1, 0)
     assert (shard(store, job.id).stage, store.get_job(job.id).shards) == (Stage.UPLOADED, 1)
 
 

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from pydantic import SecretStr
 
 from batchpipe.cli import cli
-from batchpipe.errors import SettingsError
+from batchpipe.errors import BatchpipeError, SettingsError
 from batchpipe.jobs import JOB, JobRecord, State, new_job_id
 from batchpipe.openai_api import Apis, warm_up
 from batchpipe.settings import Account, Settings
@@ -143,7 +143,7 @@ def test_a_record_that_cannot_be_read_is_said_in_one_line(
     store.client.hset(f"{prefix}job:{job.id}", "max_rows", "many")
     said = CliRunner().invoke(cli, ["status", job.id])
     assert f"the record of {job.id} in Redis cannot be read" in str(said.exception)
-    assert type(said.exception).__name__ == "BatchpipeError"  # which the command line prints as one line
+    assert isinstance(said.exception, BatchpipeError)  # which the command line prints as one line
 
 
 def test_what_keeps_a_record_from_being_claimed_is_noted_on_it(tmp_path: Path, chat_rows: Rows) -> None:

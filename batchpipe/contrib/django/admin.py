@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from django.contrib import admin, messages
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 JOBS_PER_PAGE = 50
 #: Shards and events that a job's page shows; the command line has them all.
 MOST_SHARDS, MOST_EVENTS = 200, 200
+#: Shards of a job that a page adds up.
+MOST_MEASURED = 5_000
 #: Downloads, and what the page calls them.
 FILES = {"output": "rows that are ok", "errors": "rows that are not"}
 
@@ -212,16 +215,16 @@ def _detail(job_id: str) -> dict[str, Any]:
 
     client = default_client()
     job = client.get_job(job_id)
-    shards = list(client.store.iter_shards(job.record))
+    shards = list(islice(client.store.iter_shards(job.record, bad="show"), MOST_SHARDS))
     pause = client.store.paused(job.record.account) if not job.state.ended else None
     events = [_event(event) for event in job.logs()[-MOST_EVENTS:]]
     return {
         "job": job_row(job),
-        "shards": shards[:MOST_SHARDS],
-        "hidden_shards": max(0, len(shards) - MOST_SHARDS),
+        "shards": shards,
+        "hidden_shards": max(0, job.record.shards - MOST_SHARDS),
         "events": events,
         "pause": pause,
-        "metrics": job.metrics() if job.state.ended and shards else None,
+        "metrics": job.metrics() if job.state.ended and 0 < job.record.shards <= MOST_MEASURED else None,
         "refresh": not job.record.told,
     }
 

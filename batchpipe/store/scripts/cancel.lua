@@ -1,6 +1,9 @@
--- Set the cancel flag of a job that has not ended. KEYS 1 job   -> {'gone'} | {'ok'|'ended', number of shards}
+-- Set the cancel flag of a job that has not ended. KEYS 1 job. ARGV: skew, prefix, id, shards that the caller wakes; the
+-- sweep wakes the rest   -> {'gone'} | {'ok'|'ended', number of shards}
 if redis.call('EXISTS', KEYS[1]) == 0 then return { 'gone' } end
 local shards = tonumber(get(KEYS[1], 'shards') or '0')
 if ENDED[get(KEYS[1], 'stage')] then return { 'ended', shards } end
 redis.call('HSET', KEYS[1], 'cancel', '1')
+redis.call('ZADD', ARGV[2] .. 'jobs:cancelling', get(KEYS[1], 'created_at') or '0', ARGV[3])
+wake_rest(ARGV[2], ARGV[3], 'always', tonumber(ARGV[4]), shards)
 return { 'ok', shards }

@@ -6,9 +6,9 @@ local oldest, troubled, stages = 0, 0, {}
 for _, member in ipairs(members) do
   local id, index = string.match(member, '^(.*)/(%d+)$') -- a job itself has the index -1
   if id then
-    local shard = redis.call('HMGET', ARGV[2] .. 'shard:' .. id .. ':' .. index, 'stage', 'planned_at', 'trouble')
+    local shard = redis.pcall('HMGET', ARGV[2] .. 'shard:' .. id .. ':' .. index, 'stage', 'planned_at', 'trouble')
     local stage, planned = shard[1], tonumber(shard[2] or '')
-    if stage and stage ~= 'collected' then
+    if stage and stage ~= 'collected' and not shard.err then
       stages[stage] = (stages[stage] or 0) + 1
       if planned then oldest = math.max(oldest, now - planned) end
       if shard[3] then troubled = troubled + 1 end

@@ -106,6 +106,7 @@ local function set_state(key, prefix, id, state, now)
   local created = get(key, 'created_at') or num(now)
   if old and old ~= state then redis.call('ZREM', prefix .. 'jobs:' .. old, id) end
   redis.call('ZADD', prefix .. 'jobs:' .. state, created, id)
+  if ENDED[state] then redis.call('ZREM', prefix .. 'jobs:cancelling', id) end
 end
 
 local function flag(key, field)
@@ -133,4 +134,9 @@ local function finalize(key, prefix, id, due, member, lease, now, task_ids)
   redis.call('HDEL', key, 'wake')
   set_due(key, due, member, lease, now, 0)
   return epoch
+end
+
+-- leave it to the sweep to wake a job's shards from an index on
+local function wake_rest(prefix, id, when, first, shards)
+  if shards > first then redis.call('ZADD', prefix .. 'waking', first, id .. '/' .. when) end
 end

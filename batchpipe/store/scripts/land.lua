@@ -27,15 +27,6 @@ if owner and owner ~= id then
 end
 redis.call('SET', prefix .. 'output:' .. place, id)
 
-for index = 0, tonumber(get(job, 'shards') or '0') - 1 do
-  local shard = prefix .. 'shard:' .. id .. ':' .. index
-  redis.call('PERSIST', shard)
-  local batch = get(shard, 'batch_id')
-  if batch then redis.call('PERSIST', prefix .. 'batch:' .. batch) end
-  for _, spent in ipairs(cjson.decode(get(shard, 'spent') or '[]')) do
-    redis.call('PERSIST', prefix .. 'batch:' .. spent)
-  end
-end
 for i = 1, count do
   local shard, member, task_ids = shard_of(i)
   redis.call('HDEL', shard, 'error', 'trouble', 'unseen_at', 'unfound', 'overdue_at', 'fetches', 'backoff', 'snapshot_at',
@@ -53,5 +44,7 @@ redis.call('HDEL', job, 'told', 'notified', 'untold', 'raised', 'untidied', 'end
 redis.call('HSET', job, 'last', token, 'open', count, 'send_no_more', '1')
 redis.call('HINCRBY', job, 'epoch', 1)
 set_state(job, prefix, id, 'running', now)
-redis.call('ZREM', due, id .. '/-1')
+-- `make_due` lets the records of all its shards live on
+redis.call('HSET', job, 'due_from', '0', 'due_now', '1')
+redis.call('ZADD', due, num(now + tonumber(lease)), id .. '/-1')
 return answer

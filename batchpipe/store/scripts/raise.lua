@@ -2,6 +2,7 @@
 -- ARGV: skew, member, lease, task ids, when, seconds until the new message is meant to run
 -- when: 'overdue' its message is lost; 'asleep' its message waits for its time; 'always' even if one is under way
 -- -> {'ok', epoch, stage, queue, old task ids} | {'lease'} a wake mark is left | {'later'|'ended'|'gone'}
+--  | {'undue'} not all of its shards are due yet: `make_due` goes on
 local now = clock(ARGV[1])
 local rec, due = KEYS[1], KEYS[3]
 if redis.call('EXISTS', rec) == 0 or redis.call('EXISTS', KEYS[2]) == 0 then
@@ -9,6 +10,7 @@ if redis.call('EXISTS', rec) == 0 or redis.call('EXISTS', KEYS[2]) == 0 then
   return { 'gone' }
 end
 local stage = get(rec, 'stage')
+if stage == 'running' and get(rec, 'due_from') then return { 'undue' } end
 if stage == 'collected' or stage == 'running' or get(rec, 'told') == '1' then
   redis.call('ZREM', due, ARGV[2])
   return { 'ended' }

@@ -1,4 +1,5 @@
--- Nothing is left to do for an ended job: it is closed. It leaves the due set and its output, and its records expire.
+-- Nothing is left to do for an ended job: it is closed. It leaves the due set and its output, and its record
+-- expires; those of its shards do already (`expire`).
 -- ARGV: skew, prefix, id, member, token, seconds to live   -> {'ok'} | {'lost'}
 local now = clock(ARGV[1])
 local prefix, id, ttl = ARGV[2], ARGV[3], ARGV[6]
@@ -16,13 +17,4 @@ for _, name in ipairs(cjson.decode(get(KEYS[1], 'owns') or '[]')) do
 end
 local key = get(KEYS[1], 'key')
 if key and redis.call('GET', prefix .. 'key:' .. key) == id then redis.call('EXPIRE', prefix .. 'key:' .. key, ttl) end
-for index = 0, tonumber(get(KEYS[1], 'shards') or '0') - 1 do
-  local shard = prefix .. 'shard:' .. id .. ':' .. index
-  local batch = get(shard, 'batch_id')
-  if batch then redis.call('EXPIRE', prefix .. 'batch:' .. batch, ttl) end
-  for _, spent in ipairs(cjson.decode(get(shard, 'spent') or '[]')) do
-    redis.call('EXPIRE', prefix .. 'batch:' .. spent, ttl)
-  end
-  redis.call('EXPIRE', shard, ttl)
-end
 return { 'ok' }

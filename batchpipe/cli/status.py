@@ -1,0 +1,138 @@
+"""The command status: where a job stands, on one screen, however many shards it has."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from batchpipe.cli.house import clock, emit_parts, json_option, number, open_client, out
+from batchpipe.jobs import Stage, State
+from batchpipe.places import located
+from batchpipe.views import SHOWN, Sums, ended_early, job_view, telling
+
+if TYPE_CHECKING:
+    from batchpipe.client import Client
+    from batchpipe.jobs import JobRecord, ShardRecord
+
+#: Past its time by so much, work is late enough to look for its workers.
+LATE_SECONDS = 60.0
+#: Shards that are shown one by one; of more, those in trouble come first, then those that are not done.
+MOST_LINES = 100
+_FIELDS = (*SHOWN, "trouble", "pubs", "next_at", "lease_until")
+
+
+@click.command("status")
+@click.argument("job_id", metavar="JOB")
+@json_option
+def status_command(job_id: str, as_json: bool) -> None:
+    """Show where a job stands. Of more than 100 shards, those in trouble or under way and sums; with --json all."""
+    client = open_client()
+    job = client.get_job(job_id)
+    if as_json:
+        return emit_parts(job.iter_json())
+    record = job.record
+    seen = _Seen(client.store.now() - LATE_SECONDS)
+    for shard in client.store.iter_shards(record, fields=_FIELDS, bad="show"):
+        seen.add(shard)
+    view = {**job_view(located(record)), "rows": seen.sums.rows(record), "incomplete": seen.sums.incomplete(record)}
+    _print_job(client, record, view)
+    if nobody := _nobody_works(client, record, seen):
+        out(f"workers   {nobody}")
+    if told := client.store.clock().words():
+        out(f"clock     {told}")
+    _print_shards(seen)
+    return None
+
+
+class _Seen:
+    """Shards looked at one by one: there may be 100,000."""
+
+    def __init__(self, late: float) -> None:
+        self.late_since = late
+        self.sums = Sums()
+        self.stages: Counter[str] = Counter()
+        self.troubled = 0
+        self.nobody_took = False
+        self._first: list[ShardRecord] = []
+        self._open: list[ShardRecord] = []
+        self._in_trouble: list[ShardRecord] = []
+
+    def add(self, shard: ShardRecord) -> None:
+        self.sums.add(shard)
+        self.stages[shard.stage] += 1
+        if len(self._first) <= MOST_LINES:
+            self._first.append(shard)
+        if shard.stage == Stage.COLLECTED:
+            return
+        self.nobody_took = self.nobody_took or _is_late(shard, self.late_since)
+        self.troubled += shard.trouble is not None
+        kind = self._in_trouble if shard.trouble is not None else self._open
+        if len(kind) < MOST_LINES:
+            kind.append(shard)
+
+    def lines(self) -> list[ShardRecord]:
+        if len(self._first) <= MOST_LINES:
+            return self._first
+        return [*self._in_trouble, *self._open][:MOST_LINES]
+
+
+def _is_late(record: JobRecord | ShardRecord, late: float) -> bool:
+    # a sweep from cron publishes anew, and so sets the time on, but takes nothing in hand
+    return bool(record.pubs) or max(record.next_at, record.lease_until or 0.0) < late
+
+
+def _print_job(client: Client, job: JobRecord, view: dict[str, Any]) -> None:
+    rows = view["rows"]
+    out(f"{view['id']}  {view['state']}" + (f"  {view['name']}" if view["name"] else ""))
+    out(f"account   {view['account']}{_pause_note(client, view)}")
+    out(f"input     {view['input']}")
+    out(f"output    {view['output']}")
+    if job.state.ended and job.results not in ("", view["output"]):
+        out(f"results   {job.results}")
+    out(f"created   {clock(view['created_at'])}   ended {clock(view['ended_at'])}")
+    parts = "   ".join(f"{name} {number(rows[name])}" for name in ("total", "ok", "failed", "missing"))
+    out(f"rows      {parts}")
+    if early := ended_early(view["incomplete"]):
+        out(f"of these  {early}")
+    if view["error"]:
+        out(f"error     {view['error']['code']}: {view['error']['message']}")
+    if job.hold and not job.state.ended:
+        out(f"held      {job.hold.message}")
+    elif job.trouble and not job.state.ended:
+        out(f"trouble   {job.trouble.message}")
+    if untold := telling(job):
+        out(f"telling   {untold}")
+
+
+def _nobody_works(client: Client, job: JobRecord, seen: _Seen) -> str:
+    """That no worker listens, where work of the job is late; only then the workers are asked, for about a second."""
+    from batchpipe.tasks import workers_of_queue
+
+    late = seen.nobody_took if job.stage == State.RUNNING else _is_late(job, seen.late_since)
+    if job.told or not late or workers_of_queue(job.queue) != []:
+        return ""
+    return f"no worker listens on queue {job.queue}" + (f": batchpipe wait {job.id}" if job.input_here else "")
+
+
+def _pause_note(client: Any, view: dict[str, Any]) -> str:
+    pause = client.store.paused(view["account"]) if view["ended_at"] is None else None
+    hint = f" (mended? batchpipe resume {view['account']})"
+    return f"  paused for {pause.seconds:.0f} s: {pause.message}{hint}" if pause else ""
+
+
+def _print_shards(seen: _Seen) -> None:
+    lines = seen.lines()
+    if hidden := seen.sums.count - len(lines):
+        stages = ", ".join(f"{number(count)} {stage}" for stage, count in sorted(seen.stages.items()))
+        troubled = f"; {number(seen.troubled)} in trouble" if seen.troubled else ""
+        out(f"shards    {number(seen.sums.count)}: {stages}{troubled}")
+    for shard in lines:
+        counts = f"{number(shard.counts.completed)}+{number(shard.counts.failed)}/{number(shard.rows)}"
+        trouble = f"  ! {shard.trouble.message}" if shard.trouble and shard.stage != "collected" else ""
+        place = f"shard {shard.index:<4} {shard.stage:<10} {shard.status or '-':<12} {shard.batch_id or '-'}"
+        again = f"  round {shard.round}" if shard.round > 1 else ""
+        out(f"{place}  {counts}{again}{trouble}")
+    if hidden:
+        out(f"and {number(hidden)} shards more: --json has them all")

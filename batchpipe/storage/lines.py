@@ -1,0 +1,80 @@
+"""A local file of lines that several processes add to, and that one of them makes shorter now and then."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+
+from batchpipe.storage.backends import told
+from batchpipe.storage.folder import Folder
+from batchpipe.storage.local import hold_lock
+
+#: Lines that are judged at once.
+_JUDGED_AT_ONCE = 1_000
+#: What the first line of a file that was made shorter begins with; then its size after that.
+_MARK = b'{"pruned":'
+
+
+class LineFile:
+    """``path`` is locked by a file beside it, for a line that is added while the file is replaced would be lost."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock = path.with_name(f".{path.name}.lock")
+
+    def append(self, line: bytes) -> None:
+        """Add one line. Raises StorageTrouble, OSError."""
+        with hold_lock(self._lock, wait=True):
+            Folder(str(self.path.parent), private=True).append_line(self.path.name, line)
+
+    def newest(self, most: int) -> Iterator[bytes]:
+        """The lines of its last ``most`` bytes, oldest first. Raises StorageTrouble (``file_missing``)."""
+        with told(str(self.path)), open(self.path, "rb") as file:
+            start = max(0, os.fstat(file.fileno()).st_size - most)
+            if start:
+                file.seek(start - 1)
+                file.readline(most)  # the rest of a line, or the end of the one before
+            for line in file:
+                if not line.startswith(_MARK):
+                    yield line
+
+    def prune(self, keep: Callable[[Sequence[bytes]], Iterable[bool]], *, beyond: int) -> bool:
+        """Drop the lines that are not to be kept, once the file has more than ``beyond`` bytes, and has doubled since
+        it was last done. Answers whether it was done. ``keep`` is asked for up to 1,000 lines at a time.
+        """
+        if self._size() <= max(beyond, 2 * self._kept()):
+            return False
+        with hold_lock(self._lock) as mine:
+            if not mine or self._size() <= max(beyond, 2 * self._kept()):
+                return False  # somebody is at it, or was
+            draft = self.path.with_name(f".{self.path.name}.new")
+            with told(str(draft)):
+                with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+                    file.write(_MARK + b"%20d}\n" % 0)
+                    lines = self.newest(1 << 62)
+                    while some := list(islice(lines, _JUDGED_AT_ONCE)):
+                        file.writelines(line for line, kept in zip(some, keep(some), strict=True) if kept)
+                    size = file.tell()
+                    file.seek(0)
+                    file.write(_MARK + b"%20d}\n" % size)
+                    file.flush()
+                    os.fsync(file.fileno())
+                os.replace(draft, self.path)
+        return True
+
+    def _size(self) -> int:
+        try:
+            return os.stat(self.path).st_size
+        except OSError:
+            return 0
+
+    def _kept(self) -> int:
+        """Its size when it was last made shorter."""
+        try:
+            with open(self.path, "rb") as file:
+                first = file.readline(64)
+            return int(first[len(_MARK) :].strip(b" }\n")) if first.startswith(_MARK) else 0
+        except (OSError, ValueError):
+            return 0

@@ -1,0 +1,64 @@
+"""The event log of each job: bounded in number, and each event in bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import islice
+from typing import Any
+
+import orjson
+
+from batchpipe.errors import MOST_CODE, shortened
+from batchpipe.store.listing import Lists
+
+#: Of a field of an event: characters of a text, entries of a list.
+MOST_TEXT, MOST_ENTRIES = 1_000, 100
+#: Events kept per job; the oldest go first.
+LOG_LENGTH = 2_000
+_LOG_SECONDS = 60 * 86_400
+
+
+class Events(Lists):
+    """What happened to a job, for people."""
+
+    def log(self, job_id: str, event: str, **fields: Any) -> None:
+        """Append to the job's bounded event log."""
+        key = f"{self.prefix}log:{job_id}"
+        data = orjson.dumps({name: bounded(value) for name, value in fields.items()})
+        pipe = self.client.pipeline(transaction=False)
+        pipe.xadd(key, {"event": shortened(event, 100), "data": data}, maxlen=LOG_LENGTH, approximate=True)
+        pipe.expire(key, _LOG_SECONDS)
+        self._call(pipe.execute)
+
+    def read_log(self, job_id: str, *, after: str = "-", limit: int = LOG_LENGTH) -> list[dict[str, Any]]:
+        """Events, oldest first: ``{id, at, event, ...}``; ``at`` in unix seconds.
+
+        ``after``: an id already read; without one the newest are read, if there are more than ``limit``.
+        """
+        key = f"{self.prefix}log:{job_id}"
+        if after == "-":
+            entries = self._call(self.client.xrevrange, key, count=limit)[::-1]
+        else:
+            entries = self._call(self.client.xrange, key, min=f"({after}", count=limit)
+        return [event for entry in entries if (event := _event(*entry))]
+
+
+def _event(entry: str, fields: Mapping[str, str]) -> dict[str, Any] | None:
+    """An event of a log; None for one that cannot be read."""
+    try:
+        data = orjson.loads(fields["data"])
+        return {"id": entry, "at": int(entry.split("-")[0]) / 1000, "event": fields["event"], **data}
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def bounded(value: Any, depth: int = 4) -> Any:
+    """A value of an event with its texts and lists cut: they may come from users and providers."""
+    if isinstance(value, str):
+        return shortened(value, MOST_TEXT)
+    if isinstance(value, Mapping):
+        some = islice(value.items(), MOST_ENTRIES)
+        return {shortened(str(name), MOST_CODE): bounded(one, depth - 1) for name, one in some} if depth else "..."
+    if isinstance(value, list | tuple):
+        return [bounded(one, depth - 1) for one in value[:MOST_ENTRIES]] if depth else "..."
+    return value

@@ -1,0 +1,204 @@
+"""Many records at once: lists of jobs, shards of a job, the due set. One that cannot be read does not end them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from typing import Any, Literal, cast
+
+import redis
+
+from batchpipe.errors import RecordUnreadable, StoreUnavailable
+from batchpipe.jobs import JobRecord, Problem, ShardRecord, State
+from batchpipe.store.reading import Records, decoded, is_of_record, name_once
+
+logger = logging.getLogger(__name__)
+
+#: Records that are read in one pipeline: of all shards of a job, and of a list of jobs.
+READ_AT_ONCE, LISTED_AT_ONCE = 1_000, 200
+#: How long a record that cannot be read is left alone.
+ASIDE_SECONDS = 1_800.0
+
+
+class Lists(Records):
+    """What is read of many records."""
+
+    def job_of_batch(self, batch_id: str) -> tuple[str, int] | None:
+        """(job id, shard index) of a recorded batch."""
+        member = self._call(self.client.get, f"{self.prefix}batch:{batch_id}")
+        return parse_member(member) if member else None
+
+    def iter_shards(
+        self, job: JobRecord, *, fields: Sequence[str] = (), bad: Literal["raise", "show"] = "raise"
+    ) -> Iterator[ShardRecord]:
+        """All shards of a job in order of their index, read several hundred at a time.
+
+        ``fields``: only these, as they are stored; all others have their defaults. ``bad``: one that cannot be read is
+        raised as RecordUnreadable, for a step must not go on without it; or shown, for lists, as a shard in trouble.
+        """
+        names = [*dict.fromkeys(("job", "index", "stage", *fields))] if fields else []
+        for start in range(0, job.shards, READ_AT_ONCE):
+            indexes = range(start, min(start + READ_AT_ONCE, job.shards))
+            for index, found in zip(indexes, self._hashes([self._key(job.id, i) for i in indexes], names), strict=True):
+                try:
+                    if shard := decoded(ShardRecord, found, f"{job.id}, shard {index}"):
+                        yield shard
+                except RecordUnreadable as error:
+                    if bad == "raise":
+                        raise
+                    problem = Problem(code=error.code, message=name_once(error))
+                    yield ShardRecord(job=job.id, index=index, stage="unreadable", trouble=problem)
+
+    def list_jobs(self, *, state: State | None = None, limit: int = 100) -> list[JobRecord]:
+        """Newest first. ``cancelling`` lists the jobs that are being cancelled.
+
+        A record that cannot be read is shown as a job with the error ``record_unreadable``.
+        """
+        index = f"{self.prefix}jobs:{state.value}" if state is not None else f"{self.prefix}jobs"
+        found: list[JobRecord] = []
+        expired: list[str] = []
+        for start in range(0, 1_000_000, LISTED_AT_ONCE):
+            ids = self._call(self.client.zrevrange, index, start, start + LISTED_AT_ONCE - 1)
+            for job_id, fields in zip(ids, self._hashes([self._job_key(job_id) for job_id in ids]), strict=True):
+                job = _shown(job_id, fields, state)
+                if job is None:
+                    expired.append(job_id)
+                elif state in (None, job.state):
+                    found.append(job)
+            if len(found) >= limit or len(ids) < LISTED_AT_ONCE:
+                break
+        if expired:  # only now: taking them out while paging by rank would skip others
+            with suppress(StoreUnavailable):  # a list can be read from a replica, too
+                self._call(self.client.zrem, index, *expired)
+        return found[:limit]
+
+    def _hashes(self, keys: Sequence[str], names: Sequence[str] = ()) -> list[Any]:
+        """These hashes, or these fields of them, read in one go; for what is no hash, Redis' answer to that."""
+        if not keys:
+            return []
+        pipe = self.client.pipeline(transaction=False)
+        for key in keys:
+            pipe.hmget(key, list(names)) if names else pipe.hgetall(key)
+        answers = self._call(pipe.execute, raise_on_error=False)
+        for answer in answers:
+            if isinstance(answer, redis.RedisError) and not is_of_record(answer):
+                raise self._failed(answer) from answer
+        if not names:
+            return cast("list[Any]", answers)
+        return [
+            {name: value for name, value in zip(names, answer, strict=True) if value is not None}
+            if isinstance(answer, list)
+            else answer
+            for answer in answers
+        ]
+
+    def closed(self, job_ids: Sequence[str]) -> dict[str, bool]:
+        """Of those of these jobs that are known here: whether nothing is left to do for them."""
+        found = self._hashes([self._job_key(job_id) for job_id in job_ids], ("id", "told"))
+        pairs = zip(job_ids, found, strict=True)
+        return {job_id: fields.get("told") == "1" for job_id, fields in pairs if fields and isinstance(fields, dict)}
+
+    def prune_lists(self, *, most: int = LISTED_AT_ONCE) -> int:
+        """Take out of each list the jobs whose records have expired, of the next ``most`` of those that are old enough.
+
+        Answers how many. Each call goes on where the one before it ended, and begins anew at the end.
+        """
+        before, gone = self.now() - self.ttl_seconds, 0
+        marks = f"{self.prefix}pruned"
+        for name in ("", *(f":{state.value}" for state in State)):
+            index = f"{self.prefix}jobs{name}"
+            at = int(self._call(self.client.hget, marks, name or "all") or 0)
+            ids = self._call(self.client.zrangebyscore, index, "-inf", f"{before:.6f}", start=at, num=most)
+            pipe = self.client.pipeline(transaction=False)
+            for job_id in ids:
+                pipe.exists(self._job_key(job_id))
+            there = self._call(pipe.execute) if ids else []
+            expired = [job_id for job_id, known in zip(ids, there, strict=True) if not known]
+            if expired:
+                self._call(self.client.zrem, index, *expired)
+            gone += len(expired)
+            on = at + len(ids) - len(expired) if len(ids) == most else 0
+            if on != at:
+                self._call(self.client.hset, marks, name or "all", on)
+        return gone
+
+    def due(self, limit: int = 1_000) -> list[tuple[str, int]]:
+        """(job id, index) of what is past due, the longest overdue first."""
+        members = self._call(
+            self.client.zrangebyscore, f"{self.prefix}due", "-inf", f"{self.now():.6f}", start=0, num=limit
+        )
+        return self._places(members)
+
+    def unfinished(self, limit: int = 1_000) -> list[tuple[str, int]]:
+        """(job id, index) of what is not done, also ended jobs that are untold; what is due first comes first."""
+        return self._places(self._call(self.client.zrange, f"{self.prefix}due", 0, limit - 1))
+
+    def _places(self, members: Sequence[str]) -> list[tuple[str, int]]:
+        """What these members of the due set name. One that names nothing is of no use to anybody: it is taken out."""
+        found = []
+        for member in members:
+            try:
+                found.append(parse_member(member))
+            except ValueError:
+                logger.warning(
+                    "not of ours, taken out of the due set: %.100r", member, extra={"event": "due_unreadable"}
+                )
+                with suppress(StoreUnavailable):
+                    self._call(self.client.zrem, f"{self.prefix}due", member)
+        return found
+
+    def set_aside(self, job_id: str, index: int) -> None:
+        """A record that cannot be read is looked at again later: at the head of the due set it would be in the way."""
+        later = self.now() + ASIDE_SECONDS
+        self._call(self.client.zadd, f"{self.prefix}due", {self._member(job_id, index): later}, xx=True)
+
+    def shards_of(self, places: Sequence[tuple[str, int]]) -> list[ShardRecord | None]:
+        """The shards at these places (job id, index), read in one go; None where there is none that can be read."""
+        found: list[ShardRecord | None] = []
+        keys = [self._key(job_id, index) for job_id, index in places]
+        for (job_id, index), fields in zip(places, self._hashes(keys), strict=True):
+            try:
+                found.append(decoded(ShardRecord, fields, f"{job_id}, shard {index}"))
+            except RecordUnreadable as error:
+                name_once(error)
+                found.append(None)
+        return found
+
+    def shards_of_batches(self, account: str, batch_ids: Sequence[str]) -> dict[str, ShardRecord]:
+        """For each of these batches that a record of this account names, that shard; read in one go."""
+        pipe = self.client.pipeline(transaction=False)
+        for batch_id in batch_ids:
+            pipe.get(f"{self.prefix}batch:{batch_id}")
+        members = self._call(pipe.execute) if batch_ids else []
+        places = {name: parse_member(found) for name, found in zip(batch_ids, members, strict=True) if found}
+        pipe = self.client.pipeline(transaction=False)
+        for job_id, _ in places.values():
+            pipe.hget(self._job_key(job_id), "account")
+        accounts = self._call(pipe.execute) if places else []
+        keys = [self._key(*place) for place in places.values()]  # none may be passed over: it might be the owner
+        shards = [decoded(ShardRecord, fields, key) for key, fields in zip(keys, self._hashes(keys), strict=True)]
+        return {
+            name: shard
+            for name, shard, of in zip(places, shards, accounts, strict=True)
+            if shard is not None and of == account and name in (shard.batch_id, *shard.spent)
+        }
+
+
+def _shown(job_id: str, found: Any, state: State | None) -> JobRecord | None:
+    try:
+        return decoded(JobRecord, found, job_id)
+    except RecordUnreadable as error:
+        stored = state or State.PENDING
+        if isinstance(found, Mapping) and found.get("stage") in [one.value for one in State]:
+            stored = State(found["stage"])
+        cancelling = stored is State.CANCELLING
+        problem = Problem(code=error.code, message=name_once(error))
+        stage = State.RUNNING if cancelling else stored
+        return JobRecord(id=job_id, stage=stage.value, cancel=cancelling, error=problem)
+
+
+def parse_member(member: str) -> tuple[str, int]:
+    """The job id and index of a member of the due set."""
+    job_id, _, index = member.rpartition("/")
+    return job_id, int(index)

@@ -1,0 +1,119 @@
+"""What concerns all shards of a job: a few hundred in each script, for nobody else is served while one runs."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
+from typing import Any, NamedTuple
+
+import orjson
+
+from batchpipe.errors import LeaseLost
+from batchpipe.jobs import JOB, JobRecord, ShardRecord
+from batchpipe.store.leases import Lease
+from batchpipe.store.records import encode_changes, encode_record, encode_shard
+from batchpipe.store.schedules import ScheduleRecords
+
+#: Shards that one script writes or looks at: a few milliseconds.
+CHUNK = 250
+
+
+class Wakes(NamedTuple):
+    """Shards of a job that are to be woken: from an index up to another, which is not among them."""
+
+    job: str
+    when: str
+    first: int
+    last: int
+
+
+class ManyShards(ScheduleRecords):
+    """Plan, restore, wake and expire shards, however many there are."""
+
+    def plan(
+        self, lease: Lease, changes: Mapping[str, Any], shards: Iterable[ShardRecord], ids: list[str]
+    ) -> tuple[int, int]:
+        """Plan a round under the job's lease. Answers the number of its shards, and 0 or the epoch under which to
+        publish merge: then the job is being cancelled, and nothing was planned.
+
+        The records are written first, where nobody sees them, then seen in one script, and then made due. Whoever
+        plans anew after a crash overwrites them. Ends the lease's renewals. Raises LeaseLost.
+        """
+        count, going = 0, True
+        for chunk in _chunks(shards):
+            if count:
+                lease.check()
+            count += len(chunk)
+            if going:
+                going = self._fenced("draft", lease, lease.token, *map(_draft, chunk))[0] != "cancel"
+        lease.stop()
+        member = self._member(lease.job.id, JOB)
+        fields = encode_changes(changes)
+        answer = self._fenced("plan", lease, member, lease.token, self.lease_seconds, ids, count, *fields)
+        if answer[0] == "cancel":
+            return 0, int(answer[1])
+        self.make_due(lease.job.id)
+        return count, 0
+
+    def make_due(self, job_id: str) -> None:
+        """Go on with what makes the shards of a running job due, if that is not done. Any process may, any time."""
+        args = (self.prefix, job_id, self.lease_seconds, CHUNK)
+        while int(self._run("make_due", self._keys(job_id, JOB), *args)[0]):
+            pass
+
+    def restore(self, job: JobRecord, shards: Iterable[ShardRecord]) -> tuple[str, str]:
+        """Write the records of a running job that Redis has lost; its unfinished shards are due at once.
+
+        Answers ``ok``, ``known`` (nothing was written), or ``output`` and the other job, not closed, whose it is.
+        """
+        token = uuid.uuid4().hex
+        for chunk in _chunks(shards):
+            args = (self.prefix, job.id, token, self.ttl_seconds, *map(_draft, chunk))
+            if self._run("restore_draft", self._keys(job.id, JOB), *args)[0] == "known":
+                return "known", ""
+        key = f"{self.prefix}key:{job.key}" if job.key else self._job_key(job.id)
+        owns = orjson.dumps(job.owns).decode()
+        answer = self._run(
+            "restore", [*self._keys(job.id, JOB), key], self.prefix, job.id, token, owns, *encode_record(job)
+        )
+        if answer[0] == "ok":
+            self.make_due(job.id)
+        return answer[0], answer[1] if len(answer) > 1 else ""
+
+    def told(self, lease: Lease) -> None:
+        """Nothing is left to do for an ended job: its output is free, it leaves the due set, its records expire.
+
+        Ends the lease's renewals. Raises LeaseLost.
+        """
+        first, count = 0, 1
+        while first < count:
+            if first:
+                lease.check()
+            answer = self._fenced("expire", lease, lease.token, self.ttl_seconds, first, CHUNK)
+            first, count = first + CHUNK, int(answer[1])
+        lease.stop()
+        self._fenced("told", lease, self._member(lease.job.id, JOB), lease.token, self.ttl_seconds)
+
+    def take_wakes(self, most: int) -> Wakes | None:
+        """The next shards, so many at most, that a cancel or the end of a hold has left to be woken."""
+        found = self._run("take_wakes", [f"{self.prefix}waking"], self.prefix, most)
+        return Wakes(found[0], found[1], int(found[2]), int(found[3])) if found else None
+
+    def _fenced(self, name: str, lease: Lease, *args: object) -> list[Any]:
+        flat = [orjson.dumps(arg).decode() if isinstance(arg, list) else arg for arg in args]
+        answer = self._run(name, self._keys(lease.job.id, lease.index), self.prefix, lease.job.id, *flat)
+        if answer[0] == "lost":
+            raise LeaseLost
+        return answer
+
+
+def _draft(shard: ShardRecord) -> str:
+    """A shard as one argument of a script: Redis bounds their number."""
+    return orjson.dumps([str(shard.index), *encode_shard(shard)]).decode()
+
+
+def _chunks(shards: Iterable[ShardRecord]) -> Iterator[list[ShardRecord]]:
+    found = iter(shards)
+    while chunk := list(islice(found, CHUNK)):
+        yield chunk

@@ -1,0 +1,39 @@
+-- Go on with what `plan`, `restore` and `land` begin: make the next shards of a running job due, a few hundred at a time.
+-- Any process may do it, more than once; what is due already, or collected, is left as it is. `due_now`: their records may
+-- have been about to expire, and they are past due at once.
+-- ARGV: skew, prefix, id, lease, shards at most   -> {number of shards that are left}
+local now = clock(ARGV[1])
+local prefix, id, lease, job, due = ARGV[2], ARGV[3], ARGV[4], KEYS[1], KEYS[3]
+local from = tonumber(get(job, 'due_from') or '')
+if not from then return { 0 } end
+if get(job, 'stage') ~= 'running' then -- it has gone on meanwhile
+  redis.call('HDEL', job, 'due_from', 'due_now')
+  return { 0 }
+end
+local shards, at_once = tonumber(get(job, 'shards') or '0'), flag(job, 'due_now') == 1
+local last = math.min(from + tonumber(ARGV[5]), shards)
+for index = from, last - 1 do
+  local key, member = prefix .. 'shard:' .. id .. ':' .. index, id .. '/' .. index
+  local shard = redis.call('HMGET', key, 'stage', 'batch_id', 'spent')
+  if at_once then
+    redis.call('PERSIST', key)
+    if shard[2] then redis.call('PERSIST', prefix .. 'batch:' .. shard[2]) end
+    for _, spent in ipairs(cjson.decode(shard[3] or '[]')) do redis.call('PERSIST', prefix .. 'batch:' .. spent) end
+  end
+  if shard[1] and shard[1] ~= 'collected' and not redis.call('ZSCORE', due, member) then
+    if at_once then
+      redis.call('HSET', key, 'next_at', num(now), 'wait', '0')
+      redis.call('ZADD', due, num(now), member)
+    else
+      set_due(key, due, member, lease, now, 0)
+    end
+  end
+end
+if last >= shards then
+  redis.call('HDEL', job, 'due_from', 'due_now')
+  redis.call('ZREM', due, id .. '/-1')
+  return { 0 }
+end
+redis.call('HSET', job, 'due_from', last)
+redis.call('ZADD', due, num(now + tonumber(lease)), id .. '/-1') -- if this process dies, the sweep goes on
+return { shards - last }

@@ -1,0 +1,270 @@
+"""Jobs of many shards: every script takes a few hundred, and a crash between any two of them harms nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, cast
+
+import pytest
+
+from batchpipe.errors import LeaseLost, RecordUnreadable
+from batchpipe.jobs import JOB, JobRecord, Move, ShardRecord, Stage, State, new_job_id
+from batchpipe.store import Lease, Store
+from batchpipe.store.many import CHUNK
+
+COUNT = 2 * CHUNK + 1
+
+
+class Killed(BaseException):
+    """The process ends here."""
+
+
+def new_job(**fields: Any) -> JobRecord:
+    job_id = new_job_id()
+    return JobRecord(id=job_id, epoch=1, task_ids=["p"], output=f"/out/{job_id}", owns=[f"/out/{job_id}"], **fields)
+
+
+def shards(job_id: str, count: int = COUNT, file: str = "f") -> Iterator[ShardRecord]:
+    for index in range(count):
+        yield ShardRecord(job=job_id, index=index, epoch=1, rows=1, file=file, task_ids=["u", "c", "p", "d"])
+
+
+def prepare(store: Store, job_id: str) -> Lease:
+    stages = [State.PENDING.value, State.PREPARING.value]
+    found = store.claim(job_id, JOB, 1, stages, deadline=9_999, enter=State.PREPARING.value)
+    assert isinstance(found, Lease), found
+    return found
+
+
+class Scripts:
+    """Counts the scripts that are run, and dies before one of them."""
+
+    def __init__(self, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.names: list[str] = []
+        self.most_args = 0
+        self.fatal: tuple[str, int] | None = None
+        run = store._run
+
+        def counted(name: str, keys: Any, *args: Any) -> Any:
+            if self.fatal == (name, self.names.count(name)):
+                raise Killed
+            self.names.append(name)
+            self.most_args = max(self.most_args, len(args))
+            return run(name, keys, *args)
+
+        monkeypatch.setattr(store, "_run", counted)
+
+
+def due(store: Store) -> set[str]:
+    return {member for member, _ in store.client.zscan_iter(f"{store.prefix}due")}
+
+
+def expected(job_id: str) -> set[str]:
+    return {f"{job_id}/{index}" for index in range(COUNT)}
+
+
+def test_no_script_is_given_more_than_a_few_hundred_shards(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Redis bounds the arguments, and serves nobody else while a script runs."""
+    job = new_job()
+    store.submit(job)
+    scripts = Scripts(store, monkeypatch)
+    assert store.plan(prepare(store, job.id), {"round": 1}, shards(job.id), ["m"]) == (COUNT, 0)
+    assert scripts.names.count("draft") == scripts.names.count("make_due") == 3
+    assert scripts.most_args < CHUNK + 10
+    found = store.get_job(job.id)
+    assert (found.stage, found.shards, found.open) == (State.RUNNING, COUNT, COUNT)
+    assert due(store) == expected(job.id)
+
+
+@pytest.mark.parametrize("at", [("draft", 0), ("draft", 2), ("plan", 0)])
+def test_a_plan_that_dies_before_it_is_seen_is_made_again(
+    store: Store, clock: Any, monkeypatch: pytest.MonkeyPatch, at: tuple[str, int]
+) -> None:
+    """Nobody sees what it wrote; the next one, of fewer shards, overwrites it."""
+    job = new_job()
+    store.submit(job)
+    scripts = Scripts(store, monkeypatch)
+    scripts.fatal = at
+    dead = prepare(store, job.id)
+    with pytest.raises(Killed):
+        store.plan(dead, {}, shards(job.id, COUNT + 5, "old"), ["m"])
+    found = store.get_job(job.id)
+    assert (found.stage, found.shards, due(store)) == (State.PREPARING, 0, {f"{job.id}/-1"})
+    scripts.fatal = None
+    clock.advance(61)
+    with pytest.raises(LeaseLost):
+        store.plan(dead, {}, shards(job.id, 3, "old"), ["m"])
+    assert store.plan(prepare(store, job.id), {}, shards(job.id, COUNT, "new"), ["m"]) == (COUNT, 0)
+    assert {shard.file for shard in store.iter_shards(store.get_job(job.id))} == {"new"}
+
+
+@pytest.mark.parametrize("at", [0, 1, 2])
+def test_a_plan_that_dies_before_all_is_due_is_gone_on_with_by_the_sweep(
+    store: Store, clock: Any, monkeypatch: pytest.MonkeyPatch, at: int
+) -> None:
+    """The job itself stays due until then."""
+    job = new_job()
+    store.submit(job)
+    scripts = Scripts(store, monkeypatch)
+    scripts.fatal = ("make_due", at)
+    with pytest.raises(Killed):
+        store.plan(prepare(store, job.id), {}, shards(job.id), ["m"])
+    scripts.fatal = None
+    claimed = store.claim(job.id, COUNT - 1, 1, [Stage.PLANNED], deadline=100)  # its message was published early
+    assert isinstance(claimed, Lease)
+    store.advance(claimed, Move(stage=Stage.COLLECTED), tries="reset", merge_ids=["m"])
+    clock.advance(61)
+    assert (job.id, JOB) in store.due()
+    assert store.raise_epoch(job.id, JOB, ["x"], when="overdue") is None
+    assert due(store) == expected(job.id) - {f"{job.id}/{COUNT - 1}"}
+
+
+def test_a_cancelled_job_drafts_nothing(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = new_job()
+    store.submit(job)
+    lease = prepare(store, job.id)
+    store.cancel(job.id)
+    count, epoch = store.plan(lease, {}, shards(job.id), ["m"])
+    assert (count, epoch) == (0, store.get_job(job.id).epoch)
+    assert not list(store.client.scan_iter(f"{store.prefix}shard:{job.id}:*".replace("{", "\\{")))
+
+
+def test_all_records_of_a_told_job_expire_also_those_that_nobody_saw(store: Store, clock: Any) -> None:
+    """A round that was drafted, and then cancelled, leaves nothing behind."""
+    job = new_job()
+    store.submit(job)
+    lease = prepare(store, job.id)
+    store._fenced("draft", lease, lease.token, f'["{COUNT}", "stage", "planned"]')
+    store.finish(lease, State.FAILED, {})
+    store.told(lease)
+    assert store.client.ttl(f"{store.prefix}shard:{job.id}:{COUNT}") == pytest.approx(store.ttl_seconds, abs=5)
+
+
+def test_a_restore_that_dies_leaves_records_that_expire(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = new_job().evolve(stage=State.RUNNING, shards=COUNT, open=COUNT, created_at=1.0, round=1)
+    scripts = Scripts(store, monkeypatch)
+    scripts.fatal = ("restore", 0)
+    with pytest.raises(Killed):
+        store.restore(job, shards(job.id))
+    assert store.client.ttl(f"{store.prefix}shard:{job.id}:0") > 0
+    scripts.fatal = ("make_due", 1)
+    with pytest.raises(Killed):
+        store.restore(job, shards(job.id))
+    scripts.fatal = None
+    assert store.restore(job, shards(job.id, 1, "other")) == ("known", "")
+    store.raise_epoch(job.id, JOB, ["x"], when="overdue")  # as the sweep does
+    assert due(store) == expected(job.id)
+    assert {store.client.ttl(f"{store.prefix}shard:{job.id}:{index}") for index in (0, CHUNK, COUNT - 1)} == {-1}
+
+
+def test_a_cancel_wakes_some_and_leaves_the_others_to_the_sweep(store: Store) -> None:
+    """A web request waits for a few, whatever the job's size; nobody is forgotten or taken twice."""
+    job = new_job()
+    store.submit(job)
+    store.plan(prepare(store, job.id), {}, shards(job.id), ["m"])
+    assert store.cancel(job.id, waking=20) == (True, COUNT)
+    taken = list(iter(lambda: store.take_wakes(200), None))
+    assert [(found.job, found.when) for found in taken] == [(job.id, "always")] * len(taken)
+    assert [index for found in taken for index in range(found.first, found.last)] == list(range(20, COUNT))
+
+
+def test_jobs_that_are_being_cancelled_are_listed_without_reading_all(store: Store) -> None:
+    jobs = [new_job() for _ in range(3)]
+    for job in jobs:
+        store.submit(job)
+    store.cancel(jobs[1].id)
+    assert [job.id for job in store.list_jobs(state=State.CANCELLING)] == [jobs[1].id]
+    assert store.client.zcard(f"{store.prefix}jobs:cancelling") == 1
+    lease = prepare(store, jobs[1].id)
+    store.finish(lease, State.FAILED, {})
+    assert store.list_jobs(state=State.CANCELLING) == []
+    assert store.client.zcard(f"{store.prefix}jobs:cancelling") == 0
+
+
+def test_lists_are_pruned_of_expired_jobs_though_living_ones_stand_before_them(store: Store, clock: Any) -> None:
+    """A few at a time, and all in the end."""
+    jobs = [new_job() for _ in range(30)]
+    for job in jobs:
+        store.submit(job)
+    for job in jobs[5:]:
+        store.client.delete(f"{store.prefix}job:{job.id}")
+    assert store.prune_lists(most=4) == 0  # their records may be on their way
+    clock.advance(store.ttl_seconds + 60)
+    for _ in range(20):
+        store.prune_lists(most=4)
+    assert store.client.zcard(f"{store.prefix}jobs") == store.client.zcard(f"{store.prefix}jobs:pending") == 5
+
+
+# -- records that cannot be read -----------------------------------------------------------------------------------
+
+BAD = ({"open": "many"}, {"stage": "archived"}, {"tags": "{"}, None)
+
+
+def spoil(store: Store, key: str, how: dict[str, str] | None) -> None:
+    if how is None:
+        store.client.delete(key)
+        store.client.set(key, "no hash")
+    else:
+        store.client.hset(key, mapping=cast(Any, how))
+
+
+@pytest.mark.parametrize("how", BAD)
+def test_a_job_that_cannot_be_read_is_listed_as_such_and_ends_no_list(
+    store: Store, how: dict[str, str] | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    good, bad = new_job(), new_job()
+    for job in (good, bad):
+        store.submit(job)
+    spoil(store, f"{store.prefix}job:{bad.id}", how)
+    for _ in range(2):
+        listed = {job.id: job.error and job.error.code for job in store.list_jobs()}
+        assert listed == {good.id: None, bad.id: "record_unreadable"}
+        assert bad.id in {job.id for job in store.list_jobs(state=State.PENDING)} or how == {"stage": "archived"}
+    assert len([record for record in caplog.records if bad.id in record.message]) == 1
+
+
+@pytest.mark.parametrize("how", [{"rows": "many"}, {"stage": "archived"}, {"counts": "{"}, None])
+def test_a_shard_that_cannot_be_read_is_shown_and_stops_only_its_own_steps(
+    store: Store, how: dict[str, str] | None
+) -> None:
+    """A merge without it would lose rows."""
+    job = new_job()
+    store.submit(job)
+    store.plan(prepare(store, job.id), {}, shards(job.id, 3), ["m"])
+    spoil(store, f"{store.prefix}shard:{job.id}:1", how)
+    found = store.get_job(job.id)
+    shown = list(store.iter_shards(found, bad="show"))
+    assert [(shard.index, shard.trouble and shard.trouble.code) for shard in shown] == [
+        (0, None),
+        (1, "record_unreadable"),
+        (2, None),
+    ]
+    with pytest.raises(RecordUnreadable):
+        list(store.iter_shards(found))
+    assert [shard is not None for shard in store.shards_of([(job.id, index) for index in range(3)])] == [1, 0, 1]
+    assert store.census().stages["planned"] >= 2
+
+
+def test_a_member_of_the_due_set_that_names_nothing_is_taken_out(store: Store) -> None:
+    store.client.zadd(f"{store.prefix}due", {"rubbish": 1, "a/b": 2, "job_x/3": 3})
+    assert store.due() == [("job_x", 3)]
+    assert due(store) == {"job_x/3"}
+
+
+# -- the event log -------------------------------------------------------------------------------------------------
+
+
+def test_a_log_shows_its_newest_events(store: Store) -> None:
+    """Its end is what a person looks for."""
+    for number in range(12):
+        store.log("job_x", "e", number=number)
+    assert [event["number"] for event in store.read_log("job_x", limit=5)] == [7, 8, 9, 10, 11]
+
+
+def test_an_event_is_bounded_whatever_is_in_it(store: Store) -> None:
+    store.log(
+        "job_x", "e" * 9_999, message="x" * 10_000_000, many=["y" * 5_000] * 5_000, deep={"a": {"b": {"c": [[1]]}}}
+    )
+    [entry] = cast(Any, store.client.xrange(f"{store.prefix}log:job_x"))
+    assert len(str(entry)) < 250_000
+    assert len(store.read_log("job_x")[0]["message"]) == 1_000
