@@ -104,23 +104,28 @@ class Lists(Records):
 
         Answers how many. Each call goes on where the one before it ended, and begins anew at the end.
         """
-        before, gone = self.now() - self.ttl_seconds, 0
-        marks = f"{self.prefix}pruned"
-        for name in ("", *(f":{state.value}" for state in State)):
-            index = f"{self.prefix}jobs{name}"
-            at = int(self._call(self.client.hget, marks, name or "all") or 0)
-            ids = self._call(self.client.zrangebyscore, index, "-inf", f"{before:.6f}", start=at, num=most)
-            pipe = self.client.pipeline(transaction=False)
-            for job_id in ids:
-                pipe.exists(self._job_key(job_id))
-            there = self._call(pipe.execute) if ids else []
-            expired = [job_id for job_id, known in zip(ids, there, strict=True) if not known]
+        before, marks = self.now() - self.ttl_seconds, f"{self.prefix}pruned"
+        names = ["jobs", *(f"jobs:{state.value}" for state in State)]
+        at = {name: int(mark) for name, mark in self._call(self.client.hgetall, marks).items() if mark.isdigit()}
+        pipe = self.client.pipeline(transaction=False)
+        for name in names:
+            pipe.zrangebyscore(self.prefix + name, "-inf", f"{before:.6f}", start=at.get(name, 0), num=most)
+        listed = dict(zip(names, self._call(pipe.execute), strict=True))
+        jobs = sorted({job_id for ids in listed.values() for job_id in ids})
+        for job_id in jobs:
+            pipe.exists(self._job_key(job_id))
+        there = dict(zip(jobs, self._call(pipe.execute), strict=True)) if jobs else {}
+        gone = 0
+        for name, ids in listed.items():
+            expired = [job_id for job_id in ids if not there[job_id]]
             if expired:
-                self._call(self.client.zrem, index, *expired)
+                pipe.zrem(self.prefix + name, *expired)
+            on = at.get(name, 0) + len(ids) - len(expired) if len(ids) == most else 0
+            if on != at.get(name, 0):
+                pipe.hset(marks, name, str(on))
             gone += len(expired)
-            on = at + len(ids) - len(expired) if len(ids) == most else 0
-            if on != at:
-                self._call(self.client.hset, marks, name or "all", on)
+        if len(pipe):
+            self._call(pipe.execute)
         return gone
 
     def due(self, limit: int = 1_000) -> list[tuple[str, int]]:
