@@ -8,8 +8,10 @@ from pathlib import Path
 import fakeredis
 import orjson
 import pytest
+from click.testing import CliRunner
 
 from batchpipe import tasks
+from batchpipe.cli import cli
 from batchpipe.cli.status import MOST_LINES, _print_shards, _Seen
 from batchpipe.client import WOKEN_AT_ONCE, Client
 from batchpipe.errors import InvalidInput, Refused
@@ -254,3 +256,26 @@ def test_a_cancel_of_many_shards_wakes_a_few_at_once_and_the_sweep_the_others(
 def many_planned(job_id: str, count: int) -> Iterator[ShardRecord]:
     for index in range(count):
         yield ShardRecord(job=job_id, index=index, epoch=1, rows=1, task_ids=["u", "c", "p", "d"])
+
+
+def test_list_shows_a_job_that_cannot_be_read_and_logs_say_what_was_dropped(
+    redis_url: str, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for key, text in {"REDIS_URL": redis_url, "PREFIX": prefix}.items():
+        monkeypatch.setenv(f"BATCHPIPE_{key}", text)
+    monkeypatch.setattr("batchpipe.cli.jobs.LOG_LENGTH", 3)
+    store = Store.connect(redis_url, prefix=prefix)
+    jobs = [JobRecord(id=new_job_id(), epoch=1, output=f"/o/{at}") for at in range(2)]
+    for job in jobs:
+        store.submit(job)
+    store.client.hset(f"{prefix}job:{jobs[0].id}", "stage", "archived")
+    for at in range(3):
+        store.log(jobs[1].id, "put_off", number=at)
+    listed = CliRunner().invoke(cli, ["list"])
+    assert f"{jobs[0].id}  unreadable" in listed.stdout
+    assert f"{jobs[1].id}  pending" in listed.stdout
+    logs = CliRunner().invoke(cli, ["logs", jobs[1].id])
+    assert "older events were dropped" in logs.stderr
+    assert "number=2" in logs.stdout
+    status = CliRunner().invoke(cli, ["status", jobs[1].id, "--json"])
+    assert orjson.loads(status.stdout)["shards"] == []
