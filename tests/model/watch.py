@@ -37,7 +37,7 @@ _NEXT_STATE = {
     *((State.FINALIZING, state) for state in ENDED),
 }
 #: Scripts that write under a lease only: their token is among their arguments.
-_FENCED = ("renew", "save", "advance", "intent", "plan", "finish", "told")
+_FENCED = ("renew", "save", "advance", "intent", "draft", "plan", "finish", "expire", "told")
 _ROUND_FIELDS = ("round", "total", "order_files", "order_file", "shards", "open")
 
 
@@ -65,10 +65,17 @@ class Records:
         return ["job", *self.shards]
 
     def unfinished(self) -> set[str]:
-        """What the sweep must know of: all but collected shards, and a job that is running or told."""
+        """What the sweep must know: all but collected shards, and a job, unless it is told or runs, and all its shards
+        were made due.
+        """
         open_shards = {name for name, shard in self.shards.items() if shard["stage"] != Stage.COLLECTED}
         stands = self.job.get("stage") not in (None, State.RUNNING) and self.job.get("told") != "1"
-        return open_shards | ({"job"} if stands else set())
+        return open_shards | ({"job"} if stands or (self.job.get("told") != "1" and self.to_be_made_due()) else set())
+
+    def to_be_made_due(self) -> set[str]:
+        """Shards of a planned round that may not be due yet: the job, which is, stands for them."""
+        first = self.job.get("due_from") if self.job.get("stage") == State.RUNNING else None
+        return {name for name in self.shards if int(name) >= int(first)} if first is not None else set()
 
 
 @dataclass
@@ -117,7 +124,7 @@ class Watch:
     def _leases(
         self, name: str, record: str, args: Sequence[Any], answer: Any, before: Records, after: Records, now: float
     ) -> None:
-        verdict = answer[0] if isinstance(answer, list) else answer
+        verdict = answer[0] if isinstance(answer, list) and answer else answer
         live, until = self._live.get(record, ("", 0.0))
         if name == "claim" and verdict == "ok":
             token = after.record(record)["token"]
@@ -204,8 +211,12 @@ class Watch:
     def _due(self, after: Records, now: float) -> None:
         if not after.job:
             return
-        wanted = after.unfinished()
-        hold(wanted == set(after.due), "the due set is not what is unfinished", wanted ^ set(after.due))
+        wanted, may_lack = after.unfinished(), after.to_be_made_due()
+        hold(
+            wanted - may_lack == set(after.due) - may_lack,
+            "the due set is not what is unfinished",
+            wanted ^ set(after.due),
+        )
         for name, score in after.due.items():
             hold(score < now + LONGEST_DUE, "due in a far future", name, score - now)
             until = after.record(name).get("lease_until")

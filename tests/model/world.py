@@ -191,7 +191,10 @@ class ModelStore(Store):
         self.world.tell(f"{name} {keys[0].rpartition(':')[2]} {args}")
         record = "job" if keys[0] == job else keys[0].rpartition(":")[2]
         after = orjson.loads(seen)
-        records = Records(after["job"] or {}, after["shards"] or {}, _named(after["due"] or {}))
+        job_fields = after["job"] or {}
+        planned = int(job_fields.get("shards", "0"))  # records beyond are drafts, which nobody sees
+        shards = {index: shard for index, shard in (after["shards"] or {}).items() if int(index) < planned}
+        records = Records(job_fields, shards, _named(after["due"] or {}))
         self.world.tell(f"  -> {str(answer)[:80]}")
         self.world.watch.script(name, record, args, answer, records, self.clock().now)
         return cast(list[Any], answer)
