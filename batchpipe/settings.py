@@ -171,6 +171,10 @@ class Settings(BaseSettings):
         "or the results, too",
     )
     keep_workspace: bool = Field(False, description="keep a job's shard files and downloads after it ended well")
+    sandbox: bool = Field(
+        False, description="try it without a key: the account `default` is a sandbox that a worker here starts"
+    )
+    sandbox_port: int = Field(8089, ge=1, le=65_535, description="port of that sandbox, on this machine")
     stop_seconds: float = Field(30, ge=0, description="how long a worker that is told to stop lets its tasks go on")
     flower_user: str = Field("batchpipe", description="user of `batchpipe flower`")
     flower_password: SecretStr | None = Field(
@@ -273,6 +277,9 @@ class Settings(BaseSettings):
         return found
 
     def _default_account(self, found: Account) -> Account:
+        if self.sandbox:
+            url = f"http://127.0.0.1:{self.sandbox_port}/v1"
+            return Account(base_url=url, api_key=SecretStr("sandbox"), sandbox=True, looks_per_second=100.0)
         fallbacks = {
             "api_key": self.openai_api_key,
             "organization": self.openai_org_id,
@@ -286,10 +293,13 @@ class Settings(BaseSettings):
     def is_sandbox(self, name: str) -> bool:
         """True if nothing that happens on this account costs money."""
         found = self.accounts.get(name.lower())
-        return name == SANDBOX_ACCOUNT or (found is not None and found.sandbox)
+        tried = self.sandbox and name.lower() == "default"
+        return tried or name == SANDBOX_ACCOUNT or (found is not None and found.sandbox)
 
     def is_openai(self, name: str) -> bool:
-        """True if this account is OpenAI itself: whose prices are known."""
+        """True if this account is OpenAI itself, so that its prices are known."""
+        if self.sandbox and name.lower() == "default":
+            return False
         found = self.accounts.get(name.lower(), Account())
         url = found.base_url or (self.openai_base_url if name.lower() == "default" else None)
         return found.kind == "openai" and (url is None or "//api.openai.com" in url)
@@ -470,6 +480,12 @@ def bare_environment() -> dict[str, str]:
     """What a helper process needs of the environment, and nothing that may be a secret."""
     wanted = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "VIRTUAL_ENV", "PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH")
     return {name: os.environ[name] for name in wanted if name in os.environ}
+
+
+def use_sandbox() -> None:
+    """Make the account ``default`` of this process, and of those that it starts, a sandbox: as if SANDBOX were set."""
+    os.environ[f"{PREFIX}SANDBOX"] = "true"
+    install_settings(None)
 
 
 def sandbox_upstream_key() -> str | None:

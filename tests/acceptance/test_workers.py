@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from batchpipe.sandbox import Sandbox
-from tests.acceptance.place import API_KEY, Finished, Place, read_rows
+from tests.acceptance.place import API_KEY, Finished, Place, free_port, read_rows
 
 NewPlace = Callable[..., Place]
 NOBODY = "redis://127.0.0.1:1/0"
@@ -131,3 +131,18 @@ def test_doctor_warns_if_no_worker_listens(stories: dict[str, Future[Any]]) -> N
         assert (code, found["verdict"]) == wanted
         assert "batchpipe worker" in found["fix"]
     assert found["detail"].endswith("and 1 job waits")
+
+
+def test_a_worker_with_a_sandbox_needs_no_key(new_place: NewPlace) -> None:
+    """`worker --sandbox`: the account `default` is a server in it, and a second worker uses the same one."""
+    place = new_place("worker-sandbox")
+    port = str(free_port())
+    env: dict[str, str | None] = {"BATCHPIPE_SANDBOX_PORT": port, "OPENAI_API_KEY": None, "OPENAI_BASE_URL": None}
+    first = place.start("worker", "--sandbox", "--concurrency", "2", env=env)
+    place.await_ready(first)
+    second = place.start("worker", "--sandbox", "--concurrency", "2", env=env)
+    place.await_ready(second)
+    assert f"sandbox on port {port}: no key, no cost" in first.err
+    assert "which runs already" in second.err
+    job = place.run("submit", place.input(3), "-o", "out", env=env).out.strip()
+    assert place.run("wait", job, "--timeout", "60", env=env).code == 0
