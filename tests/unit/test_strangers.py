@@ -1,0 +1,215 @@
+"""What a stranger can do through an input, a name, a folder, a request or a page: as little as possible.
+
+One section for each way in; docs/security.md names the tests.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+from pydantic import SecretStr
+
+from batchpipe.client import Client
+from batchpipe.errors import BatchpipeError, InvalidInput, Never, Paused, Refused, Unavailable
+from batchpipe.jobs import BatchError, JobRecord, Move, ShardRecord, Stage
+from batchpipe.openai_api import Api
+from batchpipe.outcomes import names_quota
+from batchpipe.refusals import is_about_input_file
+from batchpipe.rows import read_answer
+from batchpipe.sandbox import Sandbox
+from batchpipe.settings import Account, Settings
+from batchpipe.steps.poll import Pace, poll
+from batchpipe.steps.upload import upload
+from batchpipe.storage import Folder
+from batchpipe.testing import FakeOpenAI, Pump
+
+CREATE = "POST /v1/batches"
+
+# -- 7: words that an error quotes ---------------------------------------------------------------------------------
+
+#: What a tenant may write into its metadata, its model's name or a row, and a provider may repeat.
+QUOTED = [
+    "Invalid value 'insufficient_quota' for metadata.team",
+    "model 'billing_hard_limit_reached' does not exist",
+    "billing_not_active: no such model",
+    "Invalid metadata: 'Enqueued token limit reached for gpt-4o'",
+    "Invalid metadata: 'token_limit_exceeded'",
+    "Invalid metadata: 'Cannot find file file-1, or project'",
+]
+
+
+def refusal(api: Api) -> BatchpipeError:
+    with pytest.raises(BatchpipeError) as caught:
+        api.create_batch(
+            endpoint="/v1/embeddings", completion_window="24h", input_file_id="file-1", metadata={}, extra={}
+        )
+    return caught.value
+
+
+@pytest.fixture
+def api(sandbox: Sandbox) -> Any:
+    made = Api(Account(api_key=SecretStr("sk-x"), base_url=sandbox.base_url), control_seconds=5.0)
+    yield made
+    made._client.close()
+
+
+@pytest.mark.parametrize("words", QUOTED)
+def test_a_400_that_quotes_a_tenants_words_concerns_that_request_alone(api: Api, sandbox: Sandbox, words: str) -> None:
+    """The account goes on for everybody else, and the one job ends at once."""
+    sandbox.faults.add("status", route=CREATE, status=400, code="invalid_value", message=words)
+    error = refusal(api)
+    assert (type(error), error.code, str(error)) == (Refused, "invalid_value", words)
+
+
+@pytest.mark.parametrize("field", ["code", "type"])
+@pytest.mark.parametrize("status", [400, 429])
+def test_the_providers_own_field_still_pauses_the_account(api: Api, sandbox: Sandbox, status: int, field: str) -> None:
+    """Whatever its message says."""
+    body = orjson.dumps({"error": {field: "insufficient_quota", "message": "no"}}).decode()
+    sandbox.faults.add("status", route=CREATE, status=status, body=body)
+    error = refusal(api)
+    assert (type(error), error.code) == (Paused, "insufficient_quota")
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        ("Enqueued token limit reached for gpt-4o in organization org-1. Limit: 2,000,000", "token_limit_exceeded"),
+        ("Cannot find file file-1, or project p does not have access to it.", "file_not_found"),
+    ],
+)
+def test_what_a_provider_says_in_words_alone_is_known_by_how_it_begins(
+    api: Api, sandbox: Sandbox, words: str, code: str
+) -> None:
+    """It only lets the job wait."""
+    sandbox.faults.add("status", route=CREATE, status=400, message=words)
+    error = refusal(api)
+    assert (type(error), error.code) == (Unavailable, code)
+
+
+@pytest.mark.parametrize("words", QUOTED)
+def test_a_batch_that_failed_with_quoted_words_is_not_created_again(words: str) -> None:
+    """It would fail for ever, and each time for a new batch."""
+    now = 1_000_000.0
+    provider = FakeOpenAI(lambda: now)
+    file_id = provider.upload(io.BytesIO(b'{"custom_id":"r0"}\n'), "f", lambda: None)
+    batch_id = provider.create_batch(
+        endpoint="/v1/x", completion_window="24h", input_file_id=file_id, metadata={}, extra={}
+    ).id
+    provider.fail(batch_id, [BatchError(code="invalid_request", message=words)])
+    shard = ShardRecord(job="job_x", index=0, stage=Stage.CREATED.value, batch_id=batch_id, created_at=now)
+    move = poll(JobRecord(id="job_x"), shard, provider, now=now, pace=Pace(5, 600), may_look=lambda: 0.0)
+    assert isinstance(move, Move)
+    assert (move.stage, move.pause) == (Stage.ENDED, None)
+
+
+@pytest.mark.parametrize(
+    ("body", "named"),
+    [
+        ({"error": {"code": "insufficient_quota", "message": "x"}}, True),
+        ({"error": {"type": "insufficient_quota", "code": None}}, True),
+        ({"error": {"code": "invalid_prompt", "message": "you wrote: insufficient_quota"}}, False),
+        ({"error": {"code": "invalid_prompt", "param": "insufficient_quota"}}, False),
+        ({"echo": {"error": {"code": "insufficient_quota"}}}, False),
+        ({"error": "insufficient_quota"}, False),
+        ("insufficient_quota", False),
+    ],
+)
+def test_a_row_that_failed_tells_of_no_money_by_its_code_alone(body: Any, named: bool) -> None:
+    """Else one row pauses the account of all."""
+    line = {"custom_id": "r0", "response": {"status_code": 429, "body": body}, "error": None}
+    assert names_quota(read_answer(orjson.dumps(line))) is named
+    line = {"custom_id": "r0", "response": None, "error": {"code": "batch_expired", "message": str(body)}}
+    assert names_quota(read_answer(orjson.dumps(line))) is False
+
+
+def test_a_refusal_that_quotes_cannot_find_file_is_no_refusal_of_the_file() -> None:
+    """A job whose metadata says so ends at once, instead of after hours."""
+    quoted = Refused("Invalid metadata 'cannot find file'", code="invalid_value", status=400)
+    assert not is_about_input_file(quoted, "file-1")
+    assert is_about_input_file(Refused("Cannot find file file-2", status=400), "file-1")
+
+
+def test_a_refused_row_that_quotes_expires_after_does_not_end_the_expiry_of_files(sandbox: Sandbox) -> None:
+    """What is uploaded later by this process would stay at the provider for ever."""
+    made = Api(Account(api_key=SecretStr("sk-x"), base_url=sandbox.base_url), control_seconds=5.0)
+    assert made._expires
+    sandbox.faults.add("status", route="POST /v1/files", status=400, message="bad row: 'expires_after'", times=2)
+    with pytest.raises(Refused):
+        made.upload(io.BytesIO(b"{}\n"), "batchpipe-job_x-0-1.jsonl", lambda: None)
+    assert made._expires
+    made._client.close()
+
+
+# -- 20: what a provider says, whatever its shape ------------------------------------------------------------------
+
+PAGE = (
+    "<!DOCTYPE html><html><head><title>413 Request Entity Too Large</title><style>h1 {color: red}</style></head>"
+    "<body><h1>Too large</h1><script>alert(1)</script><p>nginx &amp; co</p></body></html>"
+)
+
+
+@pytest.mark.parametrize(
+    ("body", "shown"),
+    [
+        ('{"detail": "Purpose is wrong"}', "Purpose is wrong"),
+        ('{"detail": [{"loc": ["body", "purpose"], "msg": "field required"}]}', "body.purpose: field required"),
+        ('{"error": "no such endpoint"}', "no such endpoint"),
+        ('{"message": "not here"}', "not here"),
+        ('{"error": {"message": {"detail": "deep"}}}', "deep"),
+        ('{"errors": [{"message": "one"}, {"message": "two"}]}', "one; two"),
+        ('["one", "two"]', "one; two"),
+        ('"a text"', "a text"),
+        ("a plain text", "a plain text"),
+        ('{"answer": 42}', '{"answer": 42}'),
+        (PAGE, "413 Request Entity Too Large Too large nginx & co"),
+        ("1 < 2 and 3 > 2", "1 < 2 and 3 > 2"),
+        ("x" * 5_000, "x" * 300),
+        ("{}", "HTTP 422 without a word"),
+        ("", "HTTP 422 without a word"),
+        ('{"a":' * 900 + "1" + "}" * 900, ('{"a":' * 60)[:300]),
+    ],
+)
+def test_what_a_provider_says_is_shown_whatever_its_shape(api: Api, sandbox: Sandbox, body: str, shown: str) -> None:
+    """Not "Error code: 422"."""
+    sandbox.faults.add("status", route=CREATE, status=422, body=body)
+    assert str(refusal(api)) == shown
+
+
+def test_a_file_that_is_too_large_is_told_its_size_and_what_to_type(tmp_path: Path) -> None:
+    """A retry of that job with smaller shards."""
+    folder = Folder(str(tmp_path / "work"), private=True)
+    with folder.writer("shards/0.jsonl") as file:
+        file.write(b"x" * 1_000)
+    provider = FakeOpenAI()
+    provider.fail_next("upload", Refused("Request Entity Too Large", status=413))
+    shard = ShardRecord(job="job_x", index=0, file="shards/0.jsonl", bytes=1_000)
+    with pytest.raises(Refused, match=r"a file of 1000 bytes .* batchpipe retry job_x --max-bytes 500") as caught:
+        upload(shard, folder, provider, now=0.0, longest=60.0, check=lambda: None)
+    assert caught.value.status == 413
+
+
+def test_a_retry_takes_smaller_shards_and_is_still_one_retry(
+    redis_url: str, prefix: str, tmp_path: Path, chat_rows: Callable[..., list[dict[str, object]]]
+) -> None:
+    """Another size for the same rows would pay for them twice."""
+    client = Client(Settings(_env_file=None, redis_url=redis_url, prefix=prefix, home=tmp_path / "home"))
+    old = client.submit(chat_rows(4), output=tmp_path / "out", max_bytes=10_000)
+    pump = Pump(tmp_path / "pump", store=client.store)
+    pump.api.fail_next("upload", Refused("Request Entity Too Large", status=413))
+    pump.run_until_idle()
+    [shard] = client.store.iter_shards(old.refresh().record)
+    assert shard.error is not None
+    assert "--max-bytes" in shard.error.message
+    with pytest.raises(InvalidInput, match="max_rows"):
+        client.retry(old.id, max_rows=0)
+    new = client.retry(old.id, max_bytes=300, max_rows=2)
+    assert (new.record.max_bytes, new.record.max_rows) == (300, 2)
+    assert client.retry(old.id).id == client.retry(old.id, max_bytes=300).id == new.id
+    with pytest.raises(Never, match=rf"was retried as {new.id}, with max_bytes 300"):
+        client.retry(old.id, max_bytes=200)
