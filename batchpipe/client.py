@@ -97,7 +97,7 @@ class Client:
                 "no redis-server was found, and the built-in stand-in forgets what was paid for when it stops: install "
                 "redis-server (or valkey), or set BATCHPIPE_REDIS_URL; sandbox runs need neither"
             )
-        tasks.app_in_use()  # a broker's URL that cannot be used is said before anything is recorded
+        tasks.check_not_eager()  # nor with a broker's URL that cannot be used: said before anything is recorded
         record = new_record(
             self.settings,
             job_id,

@@ -115,10 +115,24 @@ def app_in_use() -> Celery:
     return app
 
 
+def check_not_eager(app: Celery | None = None) -> None:
+    """Raises SettingsError where Celery would run a job within the call that publishes it: it would call the provider
+    there, and each look at a batch would call the next one.
+    """
+    app = app or app_in_use()
+    if app.conf.task_always_eager:
+        name = f"{app.namespace}_TASK_ALWAYS_EAGER" if app.namespace else "app.conf.task_always_eager"
+        raise SettingsError(
+            f"{name} is on, so the whole job would run within this call: set {name} = False and start a worker; "
+            "tests run jobs with batchpipe.testing.Pump"
+        )
+
+
 def publish(message: Message) -> None:
     """Send one chain. Raises TryLater if the broker does not take it: the record's due time brings it back."""
     try:
         app = app_in_use()
+        check_not_eager(app)
         queue_of(app, message.queue)
         with app.producer_pool.acquire(block=True, timeout=10) as producer:
             _chain(app, message).apply_async(producer=producer, retry=True, retry_policy=_PUBLISH_RETRY)

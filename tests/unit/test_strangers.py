@@ -12,11 +12,13 @@ from typing import Any
 
 import orjson
 import pytest
+from celery import Celery
 from pydantic import SecretStr
 
+from batchpipe import tasks
 from batchpipe.client import Client
-from batchpipe.errors import BatchpipeError, InvalidInput, Never, Paused, Refused, Unavailable
-from batchpipe.jobs import BatchError, JobRecord, Move, ShardRecord, Stage
+from batchpipe.errors import BatchpipeError, InvalidInput, Never, Paused, Refused, SettingsError, Unavailable
+from batchpipe.jobs import JOB, BatchError, JobRecord, Move, ShardRecord, Stage, State
 from batchpipe.openai_api import Api
 from batchpipe.outcomes import names_quota
 from batchpipe.refusals import is_about_input_file
@@ -27,6 +29,7 @@ from batchpipe.steps.poll import Pace, poll
 from batchpipe.steps.upload import upload
 from batchpipe.storage import Folder
 from batchpipe.testing import FakeOpenAI, Pump
+from batchpipe.turns import Message
 
 CREATE = "POST /v1/batches"
 
@@ -213,3 +216,21 @@ def test_a_retry_takes_smaller_shards_and_is_still_one_retry(
     assert client.retry(old.id).id == client.retry(old.id, max_bytes=300).id == new.id
     with pytest.raises(Never, match=rf"was retried as {new.id}, with max_bytes 300"):
         client.retry(old.id, max_bytes=200)
+
+
+# -- 33: what a site's Celery settings do to our tasks -------------------------------------------------------------
+
+
+def test_where_tasks_are_eager_a_submit_is_refused_before_anything_is_recorded(
+    redis_url: str, prefix: str, tmp_path: Path, chat_rows: Callable[..., list[dict[str, object]]]
+) -> None:
+    """Else the provider is called within the request, and a poll calls the next poll until the stack ends."""
+    site = Celery("site", broker=redis_url, set_as_current=False)
+    site.conf.task_always_eager = True
+    tasks.install_app(site)
+    client = Client(Settings(_env_file=None, redis_url=redis_url, prefix=prefix, home=tmp_path / "home"))
+    with pytest.raises(SettingsError, match=r"^app\.conf\.task_always_eager is on.*start a worker"):
+        client.submit(chat_rows(2))
+    assert client.list_jobs() == []
+    with pytest.raises(SettingsError, match="task_always_eager"):
+        tasks.publish(Message("job_x", JOB, 1, State.PENDING, ["a", "b"], "batchpipe"))
