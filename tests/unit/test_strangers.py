@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import orjson
 import pytest
 from celery import Celery
@@ -234,3 +235,41 @@ def test_where_tasks_are_eager_a_submit_is_refused_before_anything_is_recorded(
     assert client.list_jobs() == []
     with pytest.raises(SettingsError, match="task_always_eager"):
         tasks.publish(Message("job_x", JOB, 1, State.PENDING, ["a", "b"], "batchpipe"))
+
+
+# -- 34: the sandbox's switches ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Host": "evil.example"},
+        {"Host": "evil.example:{port}"},
+        {"Host": "localhost.evil.example"},
+        {"Host": "127.0.0.1.evil.example:{port}"},
+        {"Host": "0.0.0.0:{port}"},
+        {"Host": "[::1"},
+        {"Host": ""},
+        {"Origin": "https://evil.example"},
+        {"Origin": "null"},
+        {"Origin": "http://localhost:1"},
+        {"Origin": "http://evil.example:{port}"},
+        {"X-Forwarded-For": "127.0.0.1"},
+        {"X-Forwarded-For": "10.1.2.3"},
+        {"X-Forwarded-Host": "localhost"},
+        {"Forwarded": "for=127.0.0.1"},
+        {"X-Real-IP": "127.0.0.1"},
+        {"Via": "1.1 proxy"},
+    ],
+)
+def test_the_switches_of_the_sandbox_answer_to_programs_of_this_machine_only(
+    sandbox: Sandbox, headers: dict[str, str]
+) -> None:
+    """Not to a page in a browser, by our address or by a name that leads here, and not to whom a proxy lets in."""
+    given = {name: value.format(port=sandbox.port) for name, value in headers.items()}
+    for method, route in (("GET", "/state"), ("POST", "/reset"), ("DELETE", "/faults")):
+        answer = httpx2.request(method, f"{sandbox.url}/sandbox{route}", headers=given)
+        assert answer.status_code == 403
+    own = {"Origin": f"http://127.0.0.1:{sandbox.port}"}
+    assert httpx2.get(f"{sandbox.url}/sandbox/state", headers=own).status_code == 200
+    assert httpx2.get(f"http://localhost:{sandbox.port}/sandbox/state").status_code == 200
