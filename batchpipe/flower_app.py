@@ -96,6 +96,7 @@ def _read_options(settings: Settings, door: Door, extra: tuple[str, ...], *, per
     options.persistent = persistent
     options.db = str(settings.home / "flower")
     options.state_save_interval = SAVE_SECONDS * 1_000
+    options.conf = os.devnull  # by itself Flower would run a flowerconfig.py of the current folder, whose ever that is
     for argument in extra:
         _check_option(argument)
     try:

@@ -366,13 +366,15 @@ def _below(folder: Path, schedules: Any) -> Any:
 _SECRETS_DIR = Path("/run/secrets")
 
 
-def load_settings(*, env_file: str | Path | None = ".env", given: SiteSettings | None = None) -> Settings:
-    """Read the environment, ``.env`` and secret files; what a site has ``given`` comes before them.
+def load_settings(*, env_file: str | Path | None = "", given: SiteSettings | None = None) -> Settings:
+    """Read the environment, a file of variables and secret files; what a site has ``given`` comes before them.
+
+    ``env_file``: "" is what ENV_FILE names, ``.env`` where it is not set, and none where it is set to nothing.
 
     Raises SettingsError: one line that names the variable, as it is spelled where it was set.
     """
     secrets = os.environ.get(f"{PREFIX}SECRETS_DIR") or (_SECRETS_DIR if _SECRETS_DIR.is_dir() else None)
-    site = given or SiteSettings({}, str)
+    site, env_file = given or SiteSettings({}, str), _env_file() if env_file == "" else env_file
     try:
         where: dict[str, Any] = {"_env_file": env_file, "_env_file_encoding": "utf-8", "_secrets_dir": secrets}
         settings = Settings(**where, **site.known(Settings.model_fields))
@@ -387,8 +389,16 @@ def load_settings(*, env_file: str | Path | None = ".env", given: SiteSettings |
     return settings
 
 
+def _env_file() -> str | None:
+    """Raises SettingsError for a file that is named and not there: something else would hold than was meant."""
+    named = os.environ.get(f"{PREFIX}ENV_FILE")
+    if named and not Path(named).expanduser().is_file():
+        raise SettingsError(f"{PREFIX}ENV_FILE: there is no file {named}")
+    return ".env" if named is None else str(Path(named).expanduser()) if named else None
+
+
 #: Variables that are read elsewhere, or that others set: Kubernetes for a service of this name.
-_ELSEWHERE = frozenset({"SECRETS_DIR", "SANDBOX_UPSTREAM_KEY"})
+_ELSEWHERE = frozenset({"ENV_FILE", "SECRETS_DIR", "SANDBOX_UPSTREAM_KEY"})
 _OF_KUBERNETES = re.compile(r"(\w+_)?(SERVICE_(HOST|PORT(_\w+)?)|PORT(_\d+_(TCP|UDP)(_\w+)?)?)")
 #: No more are named: the rest is seen when these are mended.
 _MOST_UNKNOWN = 10

@@ -316,8 +316,11 @@ def test_the_modules_of_a_site_are_found_in_the_current_folder(tmp_path: Path) -
     )
     (tmp_path / "stall_goods").mkdir()
     (tmp_path / "stall_goods/tasks.py").write_text("from stall_app import app\n@app.task\ndef told(job): ...\n")
-    script = "from batchpipe.celery_site import load_app; print(*load_app('stall_app').tasks)"
-    done = subprocess.run([sys.executable, "-P", "-c", script], capture_output=True, text=True, check=False)
+    script = (
+        "import sys; sys.path.pop(0)  # as in our command\n"
+        "from batchpipe.celery_site import load_app; print(*load_app('stall_app').tasks)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
 
     assert "stall_goods.tasks.told" in done.stdout, done.stderr
 

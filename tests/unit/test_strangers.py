@@ -6,6 +6,11 @@ One section for each way in; docs/security.md names the tests.
 from __future__ import annotations
 
 import io
+import os
+import re
+import shlex
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,7 +30,7 @@ from batchpipe.outcomes import names_quota
 from batchpipe.refusals import is_about_input_file
 from batchpipe.rows import read_answer
 from batchpipe.sandbox import Sandbox
-from batchpipe.settings import Account, Settings
+from batchpipe.settings import Account, Settings, load_settings
 from batchpipe.steps.poll import Pace, poll
 from batchpipe.steps.upload import upload
 from batchpipe.storage import Folder
@@ -273,3 +278,88 @@ def test_the_switches_of_the_sandbox_answer_to_programs_of_this_machine_only(
     own = {"Origin": f"http://127.0.0.1:{sandbox.port}"}
     assert httpx2.get(f"{sandbox.url}/sandbox/state", headers=own).status_code == 200
     assert httpx2.get(f"http://localhost:{sandbox.port}/sandbox/state").status_code == 200
+
+
+# -- 26: where data lie --------------------------------------------------------------------------------------------
+
+ROOT = Path(__file__).parents[2]
+IMAGE = (ROOT / "Dockerfile").read_text(encoding="utf-8")
+UNITS = sorted((ROOT / "examples" / "deploy").glob("*.service"))
+
+
+def image_environment() -> dict[str, str]:
+    lines = re.findall(r"^ENV (.+)$", IMAGE.replace("\\\n", " "), re.M)
+    pairs = (word.partition("=") for line in lines for word in shlex.split(line))
+    return {name: value for name, _, value in pairs if name not in ("PATH", "BATCHPIPE_HOME")}
+
+
+def unit_environment(path: Path) -> dict[str, str]:
+    lines = re.findall(r"^Environment=(.+)$", path.read_text(encoding="utf-8"), re.M)
+    pairs = (word.partition("=") for line in lines for word in line.split())
+    return {name: value for name, _, value in pairs if name not in ("BATCHPIPE_HOME", "REMAP_SIGTERM")}
+
+
+@pytest.fixture
+def dropped(tmp_path: Path) -> Path:
+    """A folder of inputs with what a stranger has put there; whatever of it is run leaves a mark."""
+    folder, mark = tmp_path / "data", tmp_path / "mark"
+    folder.mkdir()
+    for name in ("shop", "celery", "orjson", "tasks", "celeryconfig", "flowerconfig", "sitecustomize"):
+        (folder / f"{name}.py").write_text(f"open({str(mark)!r}, 'a').write({name!r})\napp = None\n")
+    url = "https://evil.example/v1"
+    (folder / ".env").write_text(f"OPENAI_BASE_URL={url}\nBATCHPIPE_APP=shop\nBATCHPIPE_REDIS_URL=redis://evil:1/0\n")
+    return folder
+
+
+@pytest.mark.parametrize("of", ["image", *(path.name for path in UNITS)])
+def test_a_service_takes_no_settings_and_no_code_from_the_folder_of_inputs(
+    dropped: Path, tmp_path: Path, of: str
+) -> None:
+    """Not even if it is started there; and it is not."""
+    ours = image_environment() if of == "image" else unit_environment(ROOT / "examples" / "deploy" / of)
+    code = "from batchpipe.settings import load_settings as s; x = s(); print(x.openai_base_url, x.app, x.redis_url)"
+    env = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "OPENAI_API_KEY": "sk-x", **ours}
+    asked = [
+        [sys.executable, "-c", code],
+        [str(Path(sys.executable).with_name("batchpipe")), "-A", "shop", "validate", "none.jsonl"],
+    ]
+    settings, command = (
+        subprocess.run(one, cwd=dropped, env=env, capture_output=True, text=True, check=False) for one in asked
+    )
+    assert settings.stdout.split() == ["None"] * 3, settings.stderr
+    assert "No module named 'shop'" in command.stderr
+    assert not (tmp_path / "mark").exists()
+
+
+def test_flower_runs_no_file_of_the_current_folder(dropped: Path, tmp_path: Path) -> None:
+    """By itself it takes its flowerconfig.py from there, and that is a program."""
+    code = (
+        "import sys; from batchpipe.flower_app import Door, _read_options; from batchpipe.settings import Settings; "
+        "_read_options(Settings(_env_file=None), Door(auth=True), (), persistent=False)"
+    )
+    done = subprocess.run([sys.executable, "-P", "-c", code], cwd=dropped, capture_output=True, text=True, check=False)
+    assert (done.returncode, (tmp_path / "mark").exists()) == (0, False), done.stderr
+
+
+def test_no_service_works_where_inputs_lie() -> None:
+    assert re.findall(r"^WORKDIR (.+)$", IMAGE, re.M)[-1] == "/app"
+    assert not re.search(r"-o batchpipe[^\n]* /app", IMAGE)
+    for path in UNITS:
+        assert re.findall(r"^WorkingDirectory=(.+)$", path.read_text(encoding="utf-8"), re.M) == ["/"]
+    for line in (ROOT / "Procfile").read_text(encoding="utf-8").splitlines():
+        assert "BATCHPIPE_ENV_FILE= PYTHONSAFEPATH=1" in line
+
+
+def test_a_file_of_variables_is_named_or_switched_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / ".env").write_text("BATCHPIPE_QUEUE=dropped\n")
+    (tmp_path / "mine.env").write_text("BATCHPIPE_QUEUE=mine\n")
+    found = []
+    for named in (None, "", "mine.env"):
+        if named is not None:
+            monkeypatch.setenv("BATCHPIPE_ENV_FILE", named)
+        found.append(load_settings().queue)
+    assert found == ["dropped", "batchpipe", "mine"]
+    assert load_settings().unknown == ()
+    monkeypatch.setenv("BATCHPIPE_ENV_FILE", "gone.env")
+    with pytest.raises(SettingsError, match="BATCHPIPE_ENV_FILE: there is no file"):
+        load_settings()
