@@ -24,7 +24,7 @@ from batchpipe.errors import BatchpipeError, SettingsError, StoreUnavailable, Tr
 from batchpipe.job_turns import JobTurns, Unheard
 from batchpipe.jobs import JOB, JobRecord
 from batchpipe.limits import HARD_AFTER_SOFT_SECONDS, task_limit
-from batchpipe.masking import without_secrets
+from batchpipe.masking import printable, without_secrets
 from batchpipe.openai_api import Apis
 from batchpipe.pipeline import ShardTurns
 from batchpipe.settings import Settings, current_settings
@@ -380,7 +380,7 @@ def _answer(task: Any, turn: Callable[[], Next]) -> str | None:
 
 
 def _line(text: str) -> str:
-    return without_secrets(" ".join(text.split()))[:300]
+    return printable(without_secrets(" ".join(text.split())))[:300]
 
 
 @shared_task(name="batchpipe.prepare", **OPTIONS["batchpipe.prepare"])

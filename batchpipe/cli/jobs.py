@@ -50,7 +50,7 @@ def submit_command(input: str, metadata: Any, extra: Any, account: str | None, *
     client = open_client()
     job = client.submit(source, account=account or "default", metadata=dict(metadata), extra=dict(extra), **options)
     if job.record.output != absolute(options["output"]):
-        say(f"this key is known: its job reads {job.record.input} and writes to {job.record.output}")
+        say(f"this key is known: its job reads {without_secrets(job.record.input)} and writes to {job.record.output}")
     out(job.id)
 
 

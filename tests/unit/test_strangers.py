@@ -6,6 +6,8 @@ One section for each way in; docs/security.md names the tests.
 from __future__ import annotations
 
 import io
+import json
+import logging
 import os
 import re
 import shlex
@@ -22,11 +24,15 @@ from celery import Celery
 from pydantic import SecretStr
 
 from batchpipe import tasks
+from batchpipe.cli.house import emit_json
 from batchpipe.client import Client
 from batchpipe.errors import BatchpipeError, InvalidInput, Never, Paused, Refused, SettingsError, Unavailable
 from batchpipe.jobs import JOB, BatchError, JobRecord, Move, ShardRecord, Stage, State
+from batchpipe.logs import JsonFormatter, TextFormatter
 from batchpipe.openai_api import Api
+from batchpipe.option_checks import check_output
 from batchpipe.outcomes import names_quota
+from batchpipe.private_redis import acquire
 from batchpipe.refusals import is_about_input_file
 from batchpipe.rows import read_answer
 from batchpipe.sandbox import Sandbox
@@ -34,8 +40,10 @@ from batchpipe.settings import Account, Settings, load_settings
 from batchpipe.steps.poll import Pace, poll
 from batchpipe.steps.upload import upload
 from batchpipe.storage import Folder
+from batchpipe.storage.local import keep_private
 from batchpipe.testing import FakeOpenAI, Pump
 from batchpipe.turns import Message
+from batchpipe.views import job_view
 
 CREATE = "POST /v1/batches"
 
@@ -363,3 +371,77 @@ def test_a_file_of_variables_is_named_or_switched_off(tmp_path: Path, monkeypatc
     monkeypatch.setenv("BATCHPIPE_ENV_FILE", "gone.env")
     with pytest.raises(SettingsError, match="BATCHPIPE_ENV_FILE: there is no file"):
         load_settings()
+
+
+# -- 35: names that talk to a terminal, secrets that are shown, files that others read -----------------------------
+
+FORGED = "a\x1b]0;title\x07\nb\u202ec\x9bd\u2028e"
+
+
+def test_no_control_character_of_a_message_reaches_a_log(capsys: pytest.CaptureFixture[str]) -> None:
+    """It could forge a line, or what stands before it."""
+    record = logging.LogRecord("x", logging.WARNING, "x", 1, "said %s", (FORGED,), None)
+    text = TextFormatter().format(record)
+    assert text.endswith(r"said a\x1b]0;title\x07\nb\u202ec\x9bd\u2028e")
+    line = JsonFormatter().format(record)
+    assert json.loads(line)["message"] == f"said {FORGED}"
+    assert line.isascii()
+    emit_json({"name": FORGED, "half": "\ud800"})
+    shown = capsys.readouterr().out
+    assert json.loads(shown)["name"] == FORGED
+    assert shown.isascii()
+
+
+def test_no_control_character_of_a_reason_reaches_celery_and_flower() -> None:
+    assert tasks._line(FORGED) == r"a\x1b]0;title\x07 b\u202ec\x9bd e"
+
+
+def test_an_output_with_a_secret_in_it_is_refused_and_never_shown() -> None:
+    """It stands in records, in job.json and on pages; inputs may be signed, and are masked."""
+    with pytest.raises(InvalidInput, match=r"output: s3://b/out\?token=\*\*\* has a secret in it"):
+        check_output("s3://b/out?token=abc")
+    check_output("s3://b/out?versionId=7")
+    view = job_view(JobRecord(id="job_x", input="https://h/in?sig=abc", output="s3://b/out?token=abc"))
+    assert "abc" not in json.dumps([view["input"], view["output"]])
+
+
+def test_what_flower_and_beat_keep_is_for_their_owner(tmp_path: Path) -> None:
+    """Their libraries make files that all may read; the history of tasks is among them."""
+    home = tmp_path / "home"
+    home.mkdir(mode=0o755)
+    (home / "flower").write_text("old")
+    (home / "flower").chmod(0o644)
+    before = os.umask(0o022)
+    try:
+        keep_private(home, "flower*")
+        (home / "flower.new").write_text("new")
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in home.iterdir()} == {0o600}
+
+
+@pytest.mark.parametrize("entry", ["the folder", "server.json", "keeper.log", "users.lock"])
+def test_a_redis_folder_with_links_in_it_is_refused(tmp_path: Path, entry: str) -> None:
+    """Server and keeper would read, follow and overwrite what a stranger has put there."""
+    home, theirs = tmp_path / "home", tmp_path / "theirs"
+    home.mkdir()
+    theirs.mkdir()
+    if entry == "the folder":
+        (home / "redis").symlink_to(theirs)
+    else:
+        (home / "redis").mkdir(mode=0o777)
+        (home / "redis" / entry).symlink_to(theirs / "file")
+    with pytest.raises(SettingsError, match=r"is a link.*BATCHPIPE_HOME"):
+        acquire(home, servers=[], timeout=5)
+    assert list(theirs.iterdir()) == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder away")
+@pytest.mark.parametrize("whose", ["folder", "file"])
+def test_a_redis_folder_of_another_user_is_refused(tmp_path: Path, whose: str) -> None:
+    folder = tmp_path / "home" / "redis"
+    folder.mkdir(parents=True)
+    (folder / "server.json").write_text('{"port": 1, "password": "x", "kind": "redis-server"}')
+    os.chown(folder if whose == "folder" else folder / "server.json", 12_345, 12_345)
+    with pytest.raises(SettingsError, match=r"belongs to another user.*BATCHPIPE_HOME"):
+        acquire(tmp_path / "home", servers=[], timeout=5)

@@ -19,6 +19,7 @@ from django.utils.html import format_html
 from batchpipe.contrib.django.models import Job
 from batchpipe.contrib.django.rows import job_row, moment
 from batchpipe.errors import BatchpipeError, InvalidInput, JobNotFound, SettingsError, StoreUnavailable
+from batchpipe.masking import printable
 
 if TYPE_CHECKING:
     from batchpipe import client
@@ -238,7 +239,8 @@ def _detail(job_id: str) -> dict[str, Any]:
 
 
 def _event(event: dict[str, Any]) -> dict[str, Any]:
-    rest = {name: value for name, value in event.items() if name not in ("id", "at", "event")}
+    shown = {name: printable(value) if isinstance(value, str) else value for name, value in event.items()}
+    rest = {name: value for name, value in shown.items() if name not in ("id", "at", "event")}
     return {"at": moment(event["at"]), "name": event["event"], "rest": rest}
 
 
