@@ -400,7 +400,7 @@ def test_an_output_with_a_secret_in_it_is_refused_and_never_shown() -> None:
     """It stands in records, in job.json and on pages; inputs may be signed, and are masked."""
     with pytest.raises(InvalidInput, match=r"output: s3://b/out\?token=\*\*\* has a secret in it"):
         check_output("s3://b/out?token=abc")
-    check_output("s3://b/out?versionId=7")
+    check_output("memory://b/out?page=7")
     view = job_view(JobRecord(id="job_x", input="https://h/in?sig=abc", output="s3://b/out?token=abc"))
     assert "abc" not in json.dumps([view["input"], view["output"]])
 
