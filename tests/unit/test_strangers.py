@@ -11,6 +11,7 @@ import logging
 import os
 import re
 import shlex
+import ssl
 import subprocess
 import sys
 from collections.abc import Callable
@@ -21,6 +22,7 @@ import httpx2
 import orjson
 import pytest
 from celery import Celery
+from kombu import Connection
 from pydantic import SecretStr
 
 from batchpipe import tasks
@@ -41,6 +43,7 @@ from batchpipe.steps.poll import Pace, poll
 from batchpipe.steps.upload import upload
 from batchpipe.storage import Folder
 from batchpipe.storage.local import keep_private
+from batchpipe.store import Store
 from batchpipe.testing import FakeOpenAI, Pump
 from batchpipe.turns import Message
 from batchpipe.views import job_view
@@ -445,3 +448,49 @@ def test_a_redis_folder_of_another_user_is_refused(tmp_path: Path, whose: str) -
     os.chown(folder if whose == "folder" else folder / "server.json", 12_345, 12_345)
     with pytest.raises(SettingsError, match=r"belongs to another user.*BATCHPIPE_HOME"):
         acquire(tmp_path / "home", servers=[], timeout=5)
+
+
+# -- 22, 23: how a Redis may be named ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("query", "wanted"),
+    [
+        ("", ssl.CERT_REQUIRED),
+        ("?ssl_cert_reqs=required", ssl.CERT_REQUIRED),
+        ("?ssl_cert_reqs=CERT_REQUIRED", ssl.CERT_REQUIRED),
+        ("?ssl_cert_reqs=Required", ssl.CERT_REQUIRED),
+        ("?ssl_cert_reqs=optional", ssl.CERT_OPTIONAL),
+        ("?ssl_cert_reqs=CERT_OPTIONAL", ssl.CERT_OPTIONAL),
+        ("?ssl_cert_reqs=none", ssl.CERT_NONE),
+        ("?ssl_cert_reqs=CERT_NONE&ssl_ca_certs=/etc/ca.pem", ssl.CERT_NONE),
+    ],
+)
+def test_tls_is_spelled_as_celery_and_redis_py_do_and_means_the_same_to_both(query: str, wanted: Any) -> None:
+    """One of them asks for nothing where nothing is said: messages went to whoever stood between."""
+    url = f"rediss://u:p%40ss@redis.example:6380/2{query}"
+    for settings in (Settings(_env_file=None, redis_url=url), Settings(_env_file=None, redis_url=url, broker_url=url)):
+        records: Any = Store.connect(settings.redis_address()).client.connection_pool.make_connection()
+        assert (records.cert_reqs, records.password, records.db) == (wanted, "p@ss", 2)
+        messages: Any = Connection(settings.broker_address())
+        assert (messages.ssl["ssl_cert_reqs"], messages.password, messages.virtual_host) == (wanted, "p@ss", "2")
+        assert messages.ssl.get("ssl_ca_certs") == records.ca_certs == ("/etc/ca.pem" if "ca_certs" in query else None)
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("sentinel://h:26379", "Sentinel is not supported"),
+        ("redis+sentinel://h:26379/mymaster", "Sentinel is not supported"),
+        ("sentinel://a:26379;sentinel://b:26379", "Sentinel is not supported"),
+        ("redis+cluster://h:6379", "Redis Cluster is not supported"),
+        ("rediss://h/0?ssl_cert_reqs=maybe", "ssl_cert_reqs is none of required, optional and none"),
+    ],
+)
+@pytest.mark.parametrize("name", ["REDIS_URL", "BROKER_URL"])
+def test_a_redis_that_cannot_be_used_is_refused_with_its_word(
+    name: str, url: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(f"BATCHPIPE_{name}", url)
+    with pytest.raises(SettingsError, match=f"^BATCHPIPE_{name}: {said}"):
+        load_settings()
