@@ -270,6 +270,22 @@ def test_what_the_readme_calls_not_built_is_not_built() -> None:
     assert [command for command in COMMANDS if f"`batchpipe {command}`" in missing] == []
 
 
+def test_each_way_in_of_strangers_has_a_test_that_is_there() -> None:
+    """Named with its file, or of the module about strangers."""
+    page = (ROOT / "docs" / "security.md").read_text(encoding="utf-8")
+    rows = [line for line in page.splitlines() if line.startswith("| ")][2:]
+    named = re.findall(r"`(?:(tests/[\w/]+\.py)::)?(test_\w+)`", page)
+    files = [path or "tests/unit/test_strangers.py" for path, _ in named]
+    missing = [
+        name
+        for path, (_, name) in zip(files, named, strict=True)
+        if not re.search(rf"def {name}\b", (ROOT / path).read_text())
+    ]
+
+    assert missing == []
+    assert [row[:60] for row in rows if "`test_" not in row and "::test_" not in row] == []
+
+
 def test_each_proof_that_the_guarantees_name_is_a_test() -> None:
     """And each promise of the first part names one."""
     page = (ROOT / "docs" / "guarantees.md").read_text()
