@@ -352,8 +352,8 @@ def _other_redis(url: str) -> str | None:
 def one_spelling(url: str) -> str:
     """A URL with TLS (``rediss://``) as redis-py and Celery's transport both read it.
 
-    They spell differently what is asked of the server's certificate, and where nothing is said, one asks for all and the
-    other for nothing: here it is ``required``. Raises ValueError for what neither knows.
+    They spell differently what is asked of the server's certificate. Where nothing is said, one asks for all and
+    the other for nothing; here it is ``required``. Raises ValueError for what neither knows.
     """
     address, _, query = url.partition("?")
     if not address.lower().startswith("rediss://"):
