@@ -97,7 +97,7 @@ class Client:
                 "no redis-server was found, and the built-in stand-in forgets what was paid for when it stops: install "
                 "redis-server (or valkey), or set BATCHPIPE_REDIS_URL; sandbox runs need neither"
             )
-        tasks.app_in_use()  # a broker's URL that cannot be used is said before anything is recorded
+        tasks.check_not_eager()  # nor with a broker's URL that cannot be used: said before anything is recorded
         record = new_record(
             self.settings,
             job_id,
@@ -166,14 +166,27 @@ class Client:
                     drop_spool(record)
             raise
 
-    def retry(self, job_id: str, *, output: str | Path | None = None, own_queue: bool = False) -> Job:
-        """Send the rows of an ended job that are not ok as a new job. Raises JobNotFound, Never."""
+    def retry(
+        self,
+        job_id: str,
+        *,
+        output: str | Path | None = None,
+        max_rows: int | None = None,
+        max_bytes: int | None = None,
+        own_queue: bool = False,
+    ) -> Job:
+        """Send the rows of an ended job that are not ok as a new job. ``max_rows``, ``max_bytes`` of a shard are the
+        old job's unless given. Asked for twice it answers with the first new job.
+
+        Raises JobNotFound, InvalidInput, Never (``not_ended``, ``nothing_to_retry``; ``retried``: the first new job has
+        other sizes than asked for now).
+        """
         old = self.store.get_job(job_id)
         if not old.state.ended:
             raise Never(f"job {job_id} has not ended; its rows may still come", code="not_ended")
         if not old.failed and not old.missing:
             raise Never(f"job {job_id} has no rows to retry", code="nothing_to_retry")
-        return self.submit(
+        new = self.submit(
             self._failed_requests(old),
             output=output or f"{old.output.rstrip('/')}/retry-{new_job_id().removeprefix('job_')}",
             endpoint=old.endpoint,
@@ -186,12 +199,20 @@ class Client:
             key=f"retry-{old.id}",  # asked for twice, they are paid for once
             queue=f"{self.settings.queue}.run.{new_job_id().removeprefix('job_')}" if own_queue else old.queue,
             on_done=old.on_done,
-            max_rows=old.max_rows,
-            max_bytes=old.max_bytes,
+            max_rows=old.max_rows if max_rows is None else max_rows,
+            max_bytes=old.max_bytes if max_bytes is None else max_bytes,
             attempts=old.attempts,
             own_queue=own_queue,
             hears=old.hears,
         )
+        for name, size in (("max_rows", max_rows), ("max_bytes", max_bytes)):
+            if size is not None and getattr(new.record, name) != size:
+                message = (
+                    f"job {old.id} was retried as {new.id}, with {name} {getattr(new.record, name)}: "
+                    f"when that has ended, retry it with the size you want"
+                )
+                raise Never(message, code="retried")
+        return new
 
     def _failed_requests(self, job: JobRecord) -> Iterator[bytes]:
         """Request lines of the rows that are not ok, in input order, from the job's workspace."""

@@ -1,7 +1,8 @@
 """What a refusal of the provider concerns: the request itself, or the moment or the account, and then it is waited out.
 
-Decided by the HTTP status, by the structured fields of the error, and by which call it was. Words decide only towards
-waiting: a tenant may write what it likes into a row or its metadata, and an error may quote it.
+Decided by the HTTP status, by the structured fields of the error, and by which call it was: a tenant may write what it
+likes into a row or its metadata, and an error may quote it. Words decide only towards letting the one job wait, where a
+provider sends them without a code: by how its whole message begins, which no quoted text can change.
 """
 
 from __future__ import annotations
@@ -50,6 +51,23 @@ _UNFINISHED = frozenset({"pending", "uploaded", "uploading", "notrunning", "runn
 _BODY = frozenset({413, 414, 415})
 
 
+#: The code of a queue that is full.
+TOKEN_LIMIT = "token_limit_exceeded"
+#: How the message begins of the two refusals that come as words alone.
+_TOKEN_LIMIT_WORDS = re.compile(r"enqueued token limit reached\b", re.IGNORECASE)
+_NO_FILE_WORDS = re.compile(r"cannot find file\b", re.IGNORECASE)
+
+
+def says_token_limit(message: str | None) -> bool:
+    """Whether a provider's message is the one of a full queue."""
+    return _TOKEN_LIMIT_WORDS.match(message or "") is not None
+
+
+def says_no_file(message: str | None) -> bool:
+    """Whether a provider's message is the one of a file that it does not find."""
+    return _NO_FILE_WORDS.match(message or "") is not None
+
+
 def _plain(code: str | None) -> str:
     return re.sub(r"[^a-z]", "", (code or "").lower())
 
@@ -78,8 +96,9 @@ def is_about_input_file(error: Refused, file_id: str | None) -> bool:
         return True
     if error.param:
         return False
-    lower = error.message.lower()
-    return bool(file_id and file_id in error.message) or "not in the state" in lower or "cannot find file" in lower
+    if says_no_file(error.message) or (file_id and file_id in error.message):
+        return True
+    return "not in the state" in error.message.lower()
 
 
 def is_unfinished(status: str | None) -> bool:

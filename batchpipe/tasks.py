@@ -24,7 +24,7 @@ from batchpipe.errors import BatchpipeError, SettingsError, StoreUnavailable, Tr
 from batchpipe.job_turns import JobTurns, Unheard
 from batchpipe.jobs import JOB, JobRecord
 from batchpipe.limits import HARD_AFTER_SOFT_SECONDS, task_limit
-from batchpipe.masking import without_secrets
+from batchpipe.masking import printable, without_secrets
 from batchpipe.openai_api import Apis
 from batchpipe.pipeline import ShardTurns
 from batchpipe.settings import Settings, current_settings
@@ -115,10 +115,24 @@ def app_in_use() -> Celery:
     return app
 
 
+def check_not_eager(app: Celery | None = None) -> None:
+    """Raises SettingsError where Celery would run a job within the call that publishes it: it would call the provider
+    there, and each look at a batch would call the next one.
+    """
+    app = app or app_in_use()
+    if app.conf.task_always_eager:
+        name = f"{app.namespace}_TASK_ALWAYS_EAGER" if app.namespace else "app.conf.task_always_eager"
+        raise SettingsError(
+            f"{name} is on, so the whole job would run within this call: set {name} = False and start a worker; "
+            "tests run jobs with batchpipe.testing.Pump"
+        )
+
+
 def publish(message: Message) -> None:
     """Send one chain. Raises TryLater if the broker does not take it: the record's due time brings it back."""
     try:
         app = app_in_use()
+        check_not_eager(app)
         queue_of(app, message.queue)
         with app.producer_pool.acquire(block=True, timeout=10) as producer:
             _chain(app, message).apply_async(producer=producer, retry=True, retry_policy=_PUBLISH_RETRY)
@@ -366,7 +380,7 @@ def _answer(task: Any, turn: Callable[[], Next]) -> str | None:
 
 
 def _line(text: str) -> str:
-    return without_secrets(" ".join(text.split()))[:300]
+    return printable(without_secrets(" ".join(text.split())))[:300]
 
 
 @shared_task(name="batchpipe.prepare", **OPTIONS["batchpipe.prepare"])

@@ -50,7 +50,7 @@ def submit_command(input: str, metadata: Any, extra: Any, account: str | None, *
     client = open_client()
     job = client.submit(source, account=account or "default", metadata=dict(metadata), extra=dict(extra), **options)
     if job.record.output != absolute(options["output"]):
-        say(f"this key is known: its job reads {job.record.input} and writes to {job.record.output}")
+        say(f"this key is known: its job reads {without_secrets(job.record.input)} and writes to {job.record.output}")
     out(job.id)
 
 
@@ -196,11 +196,13 @@ def cancel_command(job_id: str, as_json: bool) -> None:
 @click.command("retry")
 @click.argument("job_id", metavar="JOB")
 @click.option("-o", "--output", type=Place(), help="Folder or URL for the results.  [default: below the job's]")
-def retry_command(job_id: str, output: str | None) -> None:
+@click.option("--max-rows", type=click.IntRange(min=1), help="Rows per shard at most.  [default: the job's]")
+@click.option("--max-bytes", type=click.IntRange(min=1), help="Bytes per shard at most.  [default: the job's]")
+def retry_command(job_id: str, output: str | None, max_rows: int | None, max_bytes: int | None) -> None:
     """Send the rows of an ended job that are not ok as a new job, and print its id."""
     client = open_client()
     old = client.get_job(job_id)
-    job = client.retry(job_id, output=output, own_queue=old.record.input_here)
+    job = client.retry(job_id, output=output, max_rows=max_rows, max_bytes=max_bytes, own_queue=old.record.input_here)
     say(f"results will be in {job.record.output}")
     if job.record.input_here:
         say(f"follow it: batchpipe wait {job.id}")

@@ -75,8 +75,9 @@ class Api:
         except Refused as error:
             if not self._expires or "expires_after" not in str(error):
                 raise
-            self._expires = 0  # a compatible server that does not know it
-            return self._upload(handle, name, check, 0)
+            file_id = self._upload(handle, name, check, 0)
+            self._expires = 0  # a compatible server that does not know it: so it was that, and no quoted row
+            return file_id
 
     def _upload(self, handle: IO[bytes], name: str, check: Callable[[], None], expires: int) -> str:
         extra: dict[str, Any] = {}

@@ -80,6 +80,8 @@ class Sandbox:
                 lifespan="off",
                 log_config=None,
                 access_log=False,
+                proxy_headers=False,  # else who sends X-Forwarded-For may say who it is
+                server_header=False,
                 timeout_graceful_shutdown=1,
             )
             self._server = _Server(config)

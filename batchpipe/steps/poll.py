@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import msgspec
 
+from batchpipe.bodies import QUOTA_CODES
 from batchpipe.errors import Gone, Refused, Unavailable
 from batchpipe.jobs import (
     BatchError,
@@ -23,7 +24,7 @@ from batchpipe.jobs import (
     window_seconds,
 )
 from batchpipe.lateness import wait_for_files
-from batchpipe.refusals import believed_at, unseen
+from batchpipe.refusals import TOKEN_LIMIT, believed_at, says_token_limit, unseen
 
 logger = logging.getLogger(__name__)
 
@@ -35,9 +36,6 @@ MOST_WINDOW_SECONDS = 30 * 86_400.0
 
 #: A batch that was cancelled because it did not end, and does not end then either, is given up after so long.
 GIVE_UP_SECONDS = 86_400.0
-
-_TOKEN_LIMIT = "token_limit_exceeded"
-_QUOTA = ("insufficient_quota", "billing_hard_limit_reached", "billing_not_active")
 
 
 @dataclass(frozen=True)
@@ -200,7 +198,7 @@ def _moved(job: JobRecord, shard: ShardRecord, batch: Batch, now: float, pause: 
     if batch.status == Status.FAILED and not (job.cancel or job.send_no_more) and not batch.counts.completed:
         if any(_is_token_limit(error) for error in batch.errors):
             return _create_again(shard, batch, events)
-        if (quota := next((error for error in batch.errors if error.code in _QUOTA), None)) is not None:
+        if (quota := next((error for error in batch.errors if error.code in QUOTA_CODES), None)) is not None:
             return _without_quota(_create_again(shard, batch, events), quota)
     if _files_are_late(batch):
         what = f"{shard.batch_id} has ended with {_counted(batch)}, and names no file for them yet"
@@ -241,7 +239,7 @@ def _without_quota(again: Move, error: BatchError) -> Move:
 
 
 def _is_token_limit(error: BatchError) -> bool:
-    return error.code == _TOKEN_LIMIT or "enqueued token limit" in (error.message or "").lower()
+    return error.code == TOKEN_LIMIT or says_token_limit(error.message)
 
 
 def _files_are_late(batch: Batch) -> bool:
@@ -256,7 +254,7 @@ def _counted(batch: Batch) -> str:
 
 def _create_again(shard: ShardRecord, batch: Batch, events: list[tuple[str, dict[str, Any]]]) -> Move:
     """The provider's queue was full and no row ran: a new batch from the same file, under a new key, later."""
-    message = next((error.message for error in batch.errors if _is_token_limit(error)), None) or _TOKEN_LIMIT
+    message = next((error.message for error in batch.errors if _is_token_limit(error)), None) or TOKEN_LIMIT
     return Move(
         stage=Stage.UPLOADED,
         after=min(5.0 * 2 ** min(len(shard.spent), 10), 600.0),
@@ -273,7 +271,7 @@ def _create_again(shard: ShardRecord, batch: Batch, events: list[tuple[str, dict
             "status": None,
             "counts": None,
             "snapshot_at": None,
-            "trouble": Problem(code=_TOKEN_LIMIT, message=message),
+            "trouble": Problem(code=TOKEN_LIMIT, message=message),
         },
         events=[*events, ("token_limit", {"message": message})],
     )

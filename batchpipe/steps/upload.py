@@ -65,7 +65,10 @@ def upload(
 def _final(shard: ShardRecord, error: Refused) -> Refused:
     message = error.message
     if error.status == 413:
-        message = f"{message} (a file of {shard.bytes} bytes: smaller ones are made with the setting MAX_BYTES)"
+        message = (
+            f"{message} (a file of {shard.bytes} bytes was sent; with smaller ones: batchpipe retry {shard.job} "
+            f"--max-bytes {max(shard.bytes // 2, 1)}, and for later jobs --max-bytes or the setting MAX_BYTES)"
+        )
     return Refused(message, code=error.code, status=error.status, param=error.param)
 
 

@@ -46,6 +46,17 @@ def touch(path: Path) -> None:
         path.touch()
 
 
+def keep_private(folder: Path, pattern: str) -> None:
+    """What this process writes from now on, and the files of this name that are there, may be read by their owner only:
+    libraries that keep files for us ask nobody.
+    """
+    os.umask(0o077)
+    for path in folder.glob(pattern):
+        if path.is_file() and not path.is_symlink():
+            with suppress(PermissionError):  # another user's
+                path.chmod(0o600)
+
+
 def kept_secret(path: Path, make: Callable[[], str]) -> str:
     """The text of a private file, made at its first use; who comes second reads what the first has made."""
     with told(str(path)):

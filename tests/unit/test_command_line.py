@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from pydantic_core import SchemaError, SchemaValidator, core_schema
 
 from batchpipe.cli import cli, is_interrupt
-from batchpipe.cli.house import printable
+from batchpipe.masking import printable
 
 
 class Interrupted:
