@@ -26,6 +26,7 @@ from batchpipe.jobs import JobRecord, Move, Problem, ShardRecord, Stage
 from batchpipe.limits import turn_deadline
 from batchpipe.logs import about
 from batchpipe.openai_api import Api, Snapshot
+from batchpipe.places import workspace_of
 from batchpipe.steps.create import GiveUp, Over, create
 from batchpipe.steps.download import abandon, download
 from batchpipe.steps.poll import Pace, poll
@@ -101,7 +102,7 @@ class ShardTurns(Turns):
     def _step(self, link: str, lease: Lease, api: Api | Exception) -> Move | Over | _Failed:
         job, shard = lease.job, lease.shard
         assert shard is not None
-        workspace = Folder(job.workspace, private=True)
+        workspace = workspace_of(job, self.settings)
         if job.cancel and link in ("upload", "create") and not _is_committed(shard):
             return self._abandon(lease, workspace, Problem(code="cancelled", message="the job was cancelled"))
         if shard.lost >= MAX_LOST and not _is_committed(shard):
@@ -208,7 +209,7 @@ class ShardTurns(Turns):
         return _Failed(problem, LONGEST_PAUSE if spent else pause, counted=True)
 
     def _give_up(self, lease: Lease, problem: Problem, *, refused: bool = False) -> Move | _Failed:
-        workspace = Folder(lease.job.workspace, private=True)
+        workspace = workspace_of(lease.job, self.settings)
         try:
             return self._abandon(lease, workspace, problem, refused=refused)
         except (TryLater, OSError) as error:
