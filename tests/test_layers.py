@@ -16,12 +16,13 @@ PACKAGE = Path(__file__).parents[1] / "batchpipe"
 LAYERS: list[tuple[str, ...]] = [
     ("masking",),
     ("errors", "seams"),
-    ("bodies",),
+    ("bodies", "least_rate"),
     ("jobs", "rows", "timetable", "site_settings"),
     ("outcomes", "lateness", "refusals"),
     ("settings", "logs", "counters", "private_redis"),
     ("limits",),
     ("storage", "openai_api", "store"),
+    ("shard_files", "leftovers"),
     ("results", "views", "costs", "splitting", "labels", "fetching"),
     ("steps", "places"),
     ("turns", "outputs"),
@@ -74,6 +75,7 @@ DOORS: dict[str, tuple[str, ...]] = {
     "flower": ("flower_app",),
     "tornado": ("flower_app",),
     "fsspec": ("storage",),
+    "aiohttp": ("storage",),  # what fsspec reads the web with
     "prometheus_client": ("metrics",),
     "click": ("cli", "contrib"),
     "django": ("contrib.django",),

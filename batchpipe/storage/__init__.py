@@ -14,14 +14,19 @@ from batchpipe.storage.inputs import allowed, check_allowed, input_info, open_in
 from batchpipe.storage.names import place_name, real_place
 from batchpipe.storage.partial import Partial, forget, partial, prune
 from batchpipe.storage.repeats import RepeatFinder
+from batchpipe.storage.rules import ANY_INPUT, InputRules
+from batchpipe.storage.spill import Spill
 
 __all__ = [
+    "ANY_INPUT",
     "Draft",
     "Folder",
+    "InputRules",
     "Pacer",
     "Partial",
     "RepeatFinder",
     "Scratch",
+    "Spill",
     "allowed",
     "check_allowed",
     "forget",
