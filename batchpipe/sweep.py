@@ -12,13 +12,12 @@ from batchpipe.errors import BatchpipeError, Refused, StoreUnavailable, Unavaila
 from batchpipe.jobs import ShardRecord, Stage, Status
 from batchpipe.logs import about
 from batchpipe.openai_api import Api, Snapshot
+from batchpipe.overdue import PASS_LENGTH, publish_overdue
 from batchpipe.store import Clock
 from batchpipe.turns import NO_QUOTA, Turns
 
 logger = logging.getLogger(__name__)
 
-#: Records looked at in one pass; the longest overdue come first, the rest with the next pass.
-PASS_LENGTH = 1_000
 #: Pause between two looks into an account's list, over all sweeps.
 LIST_SECONDS = 30.0
 #: A list is read back to the last one and this much more: lists lag, and clocks differ.
@@ -35,11 +34,7 @@ def sweep(turns: Turns, *, limit: int = PASS_LENGTH, listing: bool | None = None
 
     ``listing``: look into the accounts' lists of batches now (True), not at all (False), or if it is time (None).
     """
-    woken = 0
-    for job_id, index in turns.store.due(limit):
-        if turns.wake(job_id, index, when="overdue") is not None:
-            woken += 1
-            logger.info("overdue, published anew", extra={"event": "swept", "job": job_id, "shard": index})
+    woken = publish_overdue(turns, limit)
     if listing is not False:
         clock = turns.store.clock()
         _tell_of_clock(clock)

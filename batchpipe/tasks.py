@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, cast
 from weakref import WeakKeyDictionary
 
-from amqp import AMQPError
+from amqp import AMQPError, ChannelError
 from celery import Celery, chain, current_app, shared_task, signature
 from celery.exceptions import OperationalError as CeleryOperationalError
 from celery.exceptions import SoftTimeLimitExceeded
@@ -61,7 +61,7 @@ class Runtime:
         counters = Counters()
         apis = Apis(settings, counters.call)
         self.shards = ShardTurns(settings, self.store, apis, publish, counters=counters)
-        self.jobs = JobTurns(settings, self.store, apis, publish, tell, counters=counters)
+        self.jobs = JobTurns(settings, self.store, apis, publish, tell, counters=counters, waiting_in=waiting_in)
 
 
 #: The last few, newest first: a process may hold several sites, each with settings of its own.
@@ -176,11 +176,28 @@ def revoke(task_ids: Sequence[str]) -> None:
 def forget_queue(queue: str) -> None:
     """Remove a queue that nobody will use again: that of a ``run`` which has ended."""
     try:
-        with app_in_use().connection_for_write() as connection:
+        app = app_in_use()
+        with app.connection_for_write() as connection:
             connection.ensure_connection(max_retries=1, timeout=5)
-            connection.default_channel.queue_delete(queue)
+            known = queue_of(app, queue).bind(connection.default_channel)
+            known.declare()  # over Redis, kombu deletes nothing of a queue that this connection does not know
+            known.delete()
     except _BROKER_TROUBLE as error:
         logger.debug("queue %s not removed: %s", queue, error)
+
+
+def waiting_in(queue: str) -> int | None:
+    """How many messages wait in a queue, those of lower priority too; None: this broker does not tell."""
+    try:
+        app = app_in_use()
+        with app.connection_for_write() as connection:
+            connection.ensure_connection(max_retries=1, timeout=5)
+            # a channel of its own: a broker that does not know the queue closes it
+            return int(connection.channel().queue_declare(queue, passive=True).message_count)
+    except ChannelError as error:
+        return 0 if str(error.reply_code) == "404" else None
+    except (*_BROKER_TROUBLE, SettingsError, KeyError, ValueError, TypeError, AttributeError, NotImplementedError):
+        return None
 
 
 def workers_of_queue(queue: str) -> list[str] | None:
