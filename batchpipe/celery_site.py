@@ -31,6 +31,7 @@ from batchpipe.logs import brief_trouble, quiet_pulse
 from batchpipe.openai_api import warm_up
 from batchpipe.settings import Settings, current_settings, install_site, load_settings
 from batchpipe.site_settings import SiteSettings
+from batchpipe.store import LISTENING_PACE
 from batchpipe.sweep import sweep
 
 logger = logging.getLogger(__name__)
@@ -155,9 +156,27 @@ class _House:
         self.stopping.clear()
         self.was_ready.set()
         threading.Thread(target=self._sweep_on, name="batchpipe-sweep", daemon=True).start()
+        listening = threading.Thread(target=self._say_where_it_listens, args=(sender,), name="batchpipe-listening")
+        listening.daemon = True
+        listening.start()
 
     def stop_sweeping(self, **_: Any) -> None:
         self.stopping.set()
+
+    def _say_where_it_listens(self, consumer: Any) -> None:
+        """Note in Redis on which queues this worker listens, again and again, and at its end that it does no more."""
+        worker, queues = str(getattr(consumer, "hostname", "worker")), list[str]()
+        while True:
+            with suppress(Exception):  # Redis is away, or the consumer is being made anew: the next time
+                if current := list(consumer.task_consumer.queues):
+                    names = [str(getattr(queue, "name", queue)) for queue in current]
+                    gone, queues = set(queues) - set(names), names
+                    tasks.runtime().store.forget_listening(worker, gone)
+                tasks.runtime().store.note_listening(worker, queues)
+            if self.stopping.wait(LISTENING_PACE):
+                break
+        with suppress(Exception):
+            tasks.runtime().store.forget_listening(worker, queues)
 
     def _sweep_on(self) -> None:
         pause = 60.0

@@ -59,6 +59,7 @@ def publish_overdue(turns: Turns, limit: int = PASS_LENGTH) -> int:
                 woken += 1
                 logger.info("overdue, published anew", extra={"event": "swept", "job": job_id, "shard": index})
         if waiting:
+            turns.counters.add("left_waiting", len(waiting))
             turns.store.look_later(list(waiting), min(LOOK_AGAIN_SECONDS, number * turns.settings.lease_seconds))
         if len(waiting) < limit:
             break

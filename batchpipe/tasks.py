@@ -200,8 +200,8 @@ def waiting_in(queue: str) -> int | None:
         return None
 
 
-def workers_of_queue(queue: str) -> list[str] | None:
-    """Names of the workers that listen on a queue; None if the broker does not answer."""
+def queues_of_workers() -> dict[str, list[str]] | None:
+    """Queue -> names of the workers that answer within a second; None if the broker does not answer."""
     try:
         app = app_in_use()
         with app.connection_for_write() as connection:
@@ -209,7 +209,11 @@ def workers_of_queue(queue: str) -> list[str] | None:
             replies = app.control.inspect(timeout=1.0, connection=connection).active_queues() or {}
     except _BROKER_TROUBLE:
         return None
-    return [name for name, queues in replies.items() if any(item.get("name") == queue for item in queues)]
+    found: dict[str, list[str]] = {}
+    for worker, queues in replies.items():
+        for item in queues:
+            found.setdefault(item.get("name"), []).append(worker)
+    return found
 
 
 def broker_refusal() -> str | None:

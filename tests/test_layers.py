@@ -31,7 +31,7 @@ LAYERS: list[tuple[str, ...]] = [
     ("recover",),
     ("celery_app", "task_request", "testing", "broker"),
     ("tasks",),
-    ("option_checks",),
+    ("listeners", "option_checks"),
     ("submission", "waiting"),
     ("handle",),
     ("client",),

@@ -191,7 +191,10 @@ class _Tick:
     """What is done each time the job is read: sweep, keep the worker alive, show the progress."""
 
     def __init__(self, client: Client, display: Display, worker: OwnWorker | None) -> None:
+        from batchpipe.listeners import Watch
+
         self._client, self._display, self._worker = client, display, worker
+        self._watch = Watch(client.store, client.settings, lambda line: say(f"Warning: {line}"))
         self._swept = time.monotonic()  # a sweep right after submit would find nothing
 
     def __call__(self, job: JobRecord) -> None:
@@ -200,6 +203,8 @@ class _Tick:
             if time.monotonic() - self._swept >= self._client.settings.sweep_seconds:
                 self._swept = time.monotonic()
                 self._client.sweep(listing=False)  # its worker lists
+        else:
+            self._watch(job)
         if self._display.wants_update(job):
             pause = self._client.store.paused(job.account)
             self._display.update(job, list(self._client.store.iter_shards(job)), pause)
