@@ -11,7 +11,7 @@ import click
 
 from batchpipe.cli.house import emit_json, json_option, out, quiet_libraries, settings
 from batchpipe.errors import BatchpipeError, JobNotFound, Paused, SettingsError, StoreUnavailable
-from batchpipe.jobs import JOB, JobRecord, ShardRecord
+from batchpipe.jobs import JOB, JobRecord, ShardRecord, Stage
 from batchpipe.views import telling
 
 if TYPE_CHECKING:
@@ -214,9 +214,11 @@ class _Open:
     @property
     def problem(self) -> str | None:
         """Why it does not get on just now, as `status` says it."""
+        if self.job.state.ended:  # what troubled it is over: only its receivers may not have heard
+            return telling(self.job)
         found = (record.trouble.message for record in self.records if record.trouble is not None)
         held = self.job.hold.message if self.job.hold is not None else None
-        return telling(self.job) or held or next(found, None)
+        return held or next(found, None)
 
 
 def _open_jobs(client: Client) -> list[_Open]:
@@ -229,8 +231,11 @@ def _open_jobs(client: Client) -> list[_Open]:
         shards = client.store.shards_of([(job_id, index) for index in open_ones if index != JOB])
         with suppress(JobNotFound):
             job = client.store.get_job(job_id)
+            if job.told:  # it ended between the two reads
+                continue
             itself = [job] if JOB in open_ones else []
-            found.append(_Open(job, [*itself, *(shard for shard in shards if shard is not None)]))
+            unfinished = (shard for shard in shards if shard is not None and shard.stage != Stage.COLLECTED)
+            found.append(_Open(job, [*itself, *unfinished]))
     return found
 
 

@@ -194,3 +194,25 @@ def test_a_retry_of_a_job_of_run_goes_where_a_worker_can_be(
     assert again.queue.startswith(queue)
     assert again.queue != old.record.queue
     assert again.input_here == (account == "sandbox")
+
+
+def test_doctor_forgets_the_trouble_of_jobs_that_have_ended(
+    client: Client, chat_rows: Rows, ask: Callable[..., tuple[str, str]]
+) -> None:
+    """One whose end is still being told may have had trouble before: that is over."""
+    trouble = '{"code": "x", "message": "the disk is full"}'
+    job, told = client.submit(chat_rows(1)), client.submit(chat_rows(1))
+    put(client, job.id, trouble=trouble)
+    put(client, told.id, trouble=trouble, stage="failed", told="1")
+
+    def said() -> list[str]:
+        return [one["detail"] for one in json.loads(ask("doctor", "--json")[0]) if one["what"] in ("jobs", "workers")]
+
+    assert said() == [
+        f"1 job in trouble: {job.id}: the disk is full",
+        "no worker listens on queue batchpipe, and 1 job waits",
+    ]
+    put(client, job.id, stage="succeeded")
+    assert said() == ["no worker listens on queue batchpipe, and 1 job waits"]
+    put(client, job.id, told="1")
+    assert said() == ["no worker listens on queue batchpipe"]
