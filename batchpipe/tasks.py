@@ -8,17 +8,18 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, cast
 from weakref import WeakKeyDictionary
 
 from amqp import AMQPError, ChannelError
-from celery import Celery, chain, current_app, shared_task, signature
+from celery import Celery, Task, chain, current_app, shared_task, signals, signature
 from celery.exceptions import OperationalError as CeleryOperationalError
 from celery.exceptions import SoftTimeLimitExceeded
 from kombu.exceptions import KombuError, OperationalError
 
 from batchpipe import seams
-from batchpipe.celery_app import make_app, queue_of
+from batchpipe.celery_app import make_app, pulse_expires, queue_of
 from batchpipe.counters import Counters
 from batchpipe.errors import BatchpipeError, SettingsError, StoreUnavailable, TryLater
 from batchpipe.job_turns import JobTurns, Unheard
@@ -27,6 +28,7 @@ from batchpipe.limits import HARD_AFTER_SOFT_SECONDS, task_limit
 from batchpipe.masking import without_secrets
 from batchpipe.openai_api import Apis
 from batchpipe.pipeline import ShardTurns
+from batchpipe.pulse import may_send
 from batchpipe.settings import Settings, current_settings
 from batchpipe.store import Store
 from batchpipe.store.refusals import RedisAnswer, RedisTrouble, told
@@ -328,13 +330,67 @@ _OPTIONS: dict[str, Any] = {
     "max_retries": None,  # Celery's default of 3 would end a poll at its fourth look
     "rate_limit": 0,  # none: a site's task_default_rate_limit is about its own
 }
-#: Of the tasks that beat sends every few seconds: whoever watches tasks would drown in them.
-PULSE = {
-    **{name: _OPTIONS[name] for name in ("ignore_result", "serializer", "rate_limit")},
-    **_limits("sweep"),
-    "acks_late": False,
-    "send_events": False,
-}
+
+
+class _Expires:
+    """After how many seconds a message of beat is void: of the task, for schedulers that keep entries in a database
+    drop what the entry says.
+    """
+
+    def __init__(self, pace: Callable[[Settings], float]) -> None:
+        self._pace = pace
+
+    def __get__(self, instance: object, owner: type) -> float | None:
+        try:
+            return pulse_expires(self._pace(current_settings()))
+        except SettingsError:  # said elsewhere
+            return None
+
+
+#: Whether this process runs beat: not each of its versions says so in its messages.
+_beats = threading.Event()
+for _signal in (signals.beat_init, signals.beat_embedded_init):
+    _signal.connect(lambda **_: _beats.set(), weak=False, dispatch_uid="batchpipe-beats")
+
+
+class Pulse(Task):  # type: ignore[misc]
+    """A task that beat sends every few seconds: it is not sent while one of them can only be waiting."""
+
+    def apply_async(self, args: Any = None, kwargs: Any = None, *more: Any, **options: Any) -> Any:
+        """As Celery's own; None where it is beat that sends it, and its last message still waits."""
+        of_beat = _beats.is_set() or (options.get("headers") or {}).get("celery_beat_task")
+        if of_beat and not self._may_send(options):
+            return None
+        return super().apply_async(args, kwargs, *more, **options)
+
+    def _may_send(self, options: dict[str, Any]) -> bool:
+        try:
+            queue = options.get("queue") or self.app.amqp.router.route(dict(options), self.name).get("queue")
+            return may_send(runtime().store, self.name, str(getattr(queue, "name", queue)), waiting_in)
+        except BatchpipeError:  # Redis is away, or the settings are wrong: as if nothing was known
+            return True
+
+    def before_start(self, task_id: str, args: Any, kwargs: Any) -> None:
+        """A worker has taken it, and so takes from its queue."""
+        with suppress(BatchpipeError):
+            store = runtime().store
+            store.note_pulse(self.name, taken=store.now())
+            if queue := (self.request.delivery_info or {}).get("routing_key"):
+                store.note_taken(queue)
+
+
+def pulse_options(pace: Callable[[Settings], float]) -> dict[str, Any]:
+    """Of a task that beat sends every few seconds: whoever watches tasks would drown in them."""
+    return {
+        **{name: _OPTIONS[name] for name in ("ignore_result", "serializer", "rate_limit")},
+        **_limits("sweep"),
+        "base": Pulse,
+        "acks_late": False,
+        "send_events": False,
+        "expires": _Expires(pace),
+    }
+
+
 #: What the tasks of a job need, by name.
 OPTIONS = {
     f"batchpipe.{name}": {**_OPTIONS, **_limits(name)}
@@ -426,7 +482,7 @@ def merge(self: Any, *, job: str, epoch: int, shard: int = JOB, **newer: Any) ->
     return _answer(self, lambda: runtime().jobs.merge(job, epoch))
 
 
-@shared_task(name="batchpipe.sweep", **PULSE)
+@shared_task(name="batchpipe.sweep", **pulse_options(lambda settings: settings.sweep_seconds))
 def sweep(**newer: Any) -> int:
     """Publish anew what is past due."""
     try:

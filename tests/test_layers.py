@@ -27,7 +27,7 @@ LAYERS: list[tuple[str, ...]] = [
     ("turns", "outputs"),
     ("pipeline",),
     ("job_turns", "overdue"),
-    ("sweep",),
+    ("sweep", "pulse"),
     ("recover",),
     ("celery_app", "task_request", "testing", "broker"),
     ("tasks",),

@@ -60,6 +60,11 @@ def worker_command(
 
     if pool in ("gevent", "eventlet"):
         raise click.BadParameter(f"{pool}: {_GREEN[pool]}", param_hint="--pool")
+    if pool != "prefork" and any(option.partition("=")[0] == "--autoscale" for option in celery_options):
+        why = (
+            f"a pool of {pool} does not grow or shrink: set --concurrency (idle threads cost little) or --pool prefork"
+        )
+        raise click.BadParameter(why, param_hint="--autoscale")
     client = open_client(patient=True)
     configure_logging(client.settings.log_format, loglevel)
     run_worker(

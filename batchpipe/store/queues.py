@@ -64,6 +64,16 @@ class QueueRecords(ScheduleRecords):
         """When a worker last took something of ours from this queue; 0: not within two days."""
         return float(self._call(self.client.zscore, f"{self.prefix}taken", queue) or 0.0)
 
+    def pulse(self, name: str) -> tuple[float, float]:
+        """When beat's message of this name was last sent, and when a worker last took one; 0: never."""
+        sent, taken = self._call(self.client.hmget, f"{self.prefix}pulses", f"{name}:sent", f"{name}:taken")
+        return float(sent or 0.0), float(taken or 0.0)
+
+    def note_pulse(self, name: str, **times: float) -> None:
+        """Note ``sent`` or ``taken``."""
+        fields = {f"{name}:{what}": f"{at:.6f}" for what, at in times.items()}
+        self._call(self.client.hset, f"{self.prefix}pulses", mapping=fields)
+
     def waiting(self, places: Sequence[tuple[str, int]]) -> list[Waiting | None]:
         """The messages of these records (job id, index), None where there is no such job or record."""
         pipe = self.client.pipeline(transaction=False)
