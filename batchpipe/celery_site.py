@@ -15,6 +15,7 @@ from typing import Any
 
 from celery import Celery, signals
 from celery.app.utils import find_app
+from celery.concurrency.thread import TaskPool
 from celery.local import Proxy
 
 from batchpipe import (
@@ -137,6 +138,9 @@ class _House:
     def report(self, *, instance: Any, **_: Any) -> None:
         if instance.app is not self.app:
             return
+        pool_class = getattr(instance, "pool_cls", None)
+        if isinstance(pool_class, type) and issubclass(pool_class, TaskPool):
+            tasks.bound_long_tasks(getattr(instance, "concurrency", None))
         try:
             found = check_app(self.app, current_settings())
             pool = pool_finding(getattr(instance, "pool_cls", ""))

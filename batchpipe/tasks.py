@@ -30,6 +30,7 @@ from batchpipe.openai_api import Apis
 from batchpipe.pipeline import ShardTurns
 from batchpipe.pulse import may_send
 from batchpipe.settings import Settings, current_settings
+from batchpipe.slots import SMALL_BYTES, SMALL_ROWS, Kind, Slots
 from batchpipe.store import Store
 from batchpipe.store.refusals import RedisAnswer, RedisTrouble, told
 from batchpipe.sweep import sweep as sweep_once
@@ -442,6 +443,36 @@ def _answer(task: Any, turn: Callable[[], Next]) -> str | None:
     return _line(following.why) or None
 
 
+#: The slots of this process; None: it is not bounded (each child of a pool of processes runs one task at a time).
+_slots: Slots | None = None
+
+
+def bound_long_tasks(threads: int | None) -> None:
+    """Leave some of the threads of this worker to short tasks. None, or fewer than two: no bounds."""
+    global _slots
+    _slots = Slots(threads) if threads is not None and threads > 1 else None
+
+
+def _bounded(kind: Kind, job: str, index: int, epoch: int, turn: Callable[[], Next]) -> Next:
+    """Take a turn that may be long, if this worker has a slot for it: else its message comes back later."""
+    if (slots := _slots) is None:
+        return turn()
+    with slots.take(kind) as taken:
+        if taken:
+            return turn()
+    after = slots.wait(kind)
+    if runtime().store.bounce(job, index, epoch, after, small=(SMALL_BYTES, SMALL_ROWS)) == "later":
+        return Again(after, "this worker is busy with others of its kind", "slots")
+    return turn()
+
+
+def _transfer(task: Any, link: str, job: str, shard: int, epoch: int) -> str | None:
+    def turn() -> Next:
+        return runtime().shards.run(link, job, shard, epoch)
+
+    return _answer(task, lambda: _bounded("transfer", job, shard, epoch, turn))
+
+
 def _line(text: str) -> str:
     return without_secrets(" ".join(text.split()))[:300]
 
@@ -449,13 +480,13 @@ def _line(text: str) -> str:
 @shared_task(name="batchpipe.prepare", **OPTIONS["batchpipe.prepare"])
 def prepare(self: Any, *, job: str, epoch: int, shard: int = JOB, **newer: Any) -> str | None:
     """Check and split a job's input, plan its shards."""
-    return _answer(self, lambda: runtime().jobs.prepare(job, epoch))
+    return _answer(self, lambda: _bounded("job", job, JOB, epoch, lambda: runtime().jobs.prepare(job, epoch)))
 
 
 @shared_task(name="batchpipe.upload", **OPTIONS["batchpipe.upload"])
 def upload(self: Any, *, job: str, shard: int, epoch: int, **newer: Any) -> str | None:
     """Upload a shard's file."""
-    return _answer(self, lambda: runtime().shards.run("upload", job, shard, epoch))
+    return _transfer(self, "upload", job, shard, epoch)
 
 
 @shared_task(name="batchpipe.create", **OPTIONS["batchpipe.create"])
@@ -473,13 +504,13 @@ def poll(self: Any, *, job: str, shard: int, epoch: int, **newer: Any) -> str | 
 @shared_task(name="batchpipe.download", **OPTIONS["batchpipe.download"])
 def download(self: Any, *, job: str, shard: int, epoch: int, **newer: Any) -> str | None:
     """Download a shard's results and account for its rows."""
-    return _answer(self, lambda: runtime().shards.run("download", job, shard, epoch))
+    return _transfer(self, "download", job, shard, epoch)
 
 
 @shared_task(name="batchpipe.merge", **OPTIONS["batchpipe.merge"])
 def merge(self: Any, *, job: str, epoch: int, shard: int = JOB, **newer: Any) -> str | None:
     """Merge a job's results, fix its end, tell."""
-    return _answer(self, lambda: runtime().jobs.merge(job, epoch))
+    return _answer(self, lambda: _bounded("job", job, JOB, epoch, lambda: runtime().jobs.merge(job, epoch)))
 
 
 @shared_task(name="batchpipe.sweep", **pulse_options(lambda settings: settings.sweep_seconds))

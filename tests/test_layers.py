@@ -19,7 +19,7 @@ LAYERS: list[tuple[str, ...]] = [
     ("bodies",),
     ("jobs", "rows", "timetable", "site_settings"),
     ("outcomes", "lateness", "refusals"),
-    ("settings", "logs", "counters", "private_redis"),
+    ("settings", "logs", "counters", "private_redis", "slots"),
     ("limits",),
     ("storage", "openai_api", "store"),
     ("results", "views", "costs", "splitting", "labels", "fetching"),

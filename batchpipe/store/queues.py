@@ -91,6 +91,15 @@ class QueueRecords(ScheduleRecords):
             found.append(Waiting(queue, float(next_at) - float(wait or 0), own == "1") if known else None)
         return found
 
+    def bounce(self, job_id: str, index: int, epoch: int, seconds: float, *, small: tuple[int, int]) -> str:
+        """What becomes of a message that finds no free slot in its worker and would come back after ``seconds``.
+
+        ``later``; ``small`` (``small``: bytes and rows of a shard at most): it needs none; ``claim``: that says more.
+        """
+        member = self._member(job_id, index)
+        args = (self.prefix, epoch, seconds, self.lease_seconds, member, *small)
+        return str(self._run("bounce", self._keys(job_id, index), *args)[0])
+
     def look_later(self, places: Sequence[tuple[str, int]], seconds: float) -> None:
         """Nothing of these overdue records is lost: they are looked at again after so long."""
         members = [self._member(job_id, index) for job_id, index in places]
