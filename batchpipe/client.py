@@ -13,13 +13,14 @@ from batchpipe import tasks
 from batchpipe.errors import InvalidInput, JobNotFound, Never, OutputInUse, SettingsError, StoreUnavailable
 from batchpipe.handle import Job
 from batchpipe.jobs import JOB, JobRecord, Stage, State, new_job_id
+from batchpipe.listeners import warn_of_submit
 from batchpipe.masking import without_secrets
 from batchpipe.places import basics, note_workspace, results_place, workspace_of
 from batchpipe.private_redis import acquire
 from batchpipe.recover import Report, recover
 from batchpipe.refusals import FOR_A_PERSON, LANDABLE
 from batchpipe.results import INDEX, BatchResult, Outcome, iter_failed_requests
-from batchpipe.settings import Settings, bare_environment, current_settings, install_settings
+from batchpipe.settings import SANDBOX_ACCOUNT, Settings, bare_environment, current_settings, install_settings
 from batchpipe.storage import Folder
 from batchpipe.store import Store
 from batchpipe.store.store import new_task_ids
@@ -173,15 +174,18 @@ class Client:
         output: str | Path | None = None,
         max_rows: int | None = None,
         max_bytes: int | None = None,
-        own_queue: bool = False,
     ) -> Job:
         """Send the rows of an ended job that are not ok as a new job. ``max_rows``, ``max_bytes`` of a shard are the
         old job's unless given. Asked for twice it answers with the first new job.
+
+        That of a ``run`` goes to the default queue, for its worker is gone; but of a sandbox, which came with that, to
+        a queue of its own: ``batchpipe wait`` brings both again.
 
         Raises JobNotFound, InvalidInput, Never (``not_ended``, ``nothing_to_retry``; ``retried``: the first new job has
         other sizes than asked for now).
         """
         old = self.store.get_job(job_id)
+        own_queue = old.input_here and old.account == SANDBOX_ACCOUNT
         if not old.state.ended:
             raise Never(f"job {job_id} has not ended; its rows may still come", code="not_ended")
         if not old.failed and not old.missing:
@@ -197,7 +201,7 @@ class Client:
             name=old.name,
             tags={**old.tags, "retry_of": old.id},
             key=f"retry-{old.id}",  # asked for twice, they are paid for once
-            queue=f"{self.settings.queue}.run.{new_job_id().removeprefix('job_')}" if own_queue else old.queue,
+            queue=_own_queue(self.settings) if own_queue else None if old.input_here else old.queue,
             on_done=old.on_done,
             max_rows=old.max_rows if max_rows is None else max_rows,
             max_bytes=old.max_bytes if max_bytes is None else max_bytes,
@@ -354,6 +358,10 @@ class Client:
         return follow(self.store, job_id, timeout=timeout, tick=tick, pause=pause)
 
 
+def _own_queue(settings: Settings) -> str:
+    return f"{settings.queue}.run.{new_job_id().removeprefix('job_')}"
+
+
 _default: Client | None = None
 _making = threading.Lock()
 
@@ -402,7 +410,8 @@ def submit(
     Raises InvalidInput, OutputInUse, SettingsError, StoreUnavailable (Redis did not answer: nothing was recorded
     for certain; with a ``key`` it is safe to call again).
     """
-    return default_client().submit(
+    client = default_client()
+    job = client.submit(
         input,
         output=output,
         endpoint=endpoint,
@@ -419,6 +428,8 @@ def submit(
         max_bytes=max_bytes,
         attempts=attempts,
     )
+    warn_of_submit(client.store, client.settings, job.record)
+    return job
 
 
 def get_job(job_id: str) -> Job:

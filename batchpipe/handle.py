@@ -10,6 +10,7 @@ import orjson
 
 from batchpipe.errors import JobNotFound, Never
 from batchpipe.jobs import JobRecord, Problem, State
+from batchpipe.listeners import Watch
 from batchpipe.places import located, results_place, workspace_of
 from batchpipe.results import INDEX, BatchResult, Outcome, iter_outcomes
 from batchpipe.settings import Settings
@@ -85,8 +86,12 @@ class Job:
         return self.refresh().id if self._held else self.id
 
     def wait(self, timeout: float | None = None) -> Job:
-        """Block until the job has ended. Raises TimeoutError after ``timeout`` seconds."""
-        self.record = follow(self._client.store, self.refresh().id, timeout=timeout)
+        """Block until the job has ended. Raises TimeoutError after ``timeout`` seconds.
+
+        Where no worker listens on its queue, a warning in Python's log says so, and what to start.
+        """
+        store = self._client.store
+        self.record = follow(store, self.refresh().id, timeout=timeout, tick=Watch(store, self._client.settings))
         return self
 
     def cancel(self) -> Job:

@@ -65,6 +65,7 @@ from batchpipe.turns import (
     Publish,
     Stop,
     Turns,
+    WaitingIn,
     check_cancel,
     foreseen,
     numbers,
@@ -114,8 +115,9 @@ class JobTurns(Turns):
         tell: Callable[[JobRecord], None],
         *,
         counters: Counters | None = None,
+        waiting_in: WaitingIn | None = None,
     ) -> None:
-        super().__init__(settings, store, apis, publish, counters=counters)
+        super().__init__(settings, store, apis, publish, counters=counters, waiting_in=waiting_in)
         self._tell = tell
         self._outputs = Outputs(settings, store)
 

@@ -110,6 +110,8 @@ def refused(claim: Refused) -> Again | Stop:
 
 Next = Go | Again | Stop
 Publish = Callable[[Message], None]
+#: How many messages wait in a queue of the broker; None: that cannot be told.
+WaitingIn = Callable[[str], int | None]
 
 #: The links of a shard's chain, each with the stage it expects and its own total deadline in seconds.
 LINKS: dict[str, Stage] = {
@@ -139,10 +141,12 @@ class Turns:
         publish: Publish,
         *,
         counters: Counters | None = None,
+        waiting_in: WaitingIn | None = None,
     ) -> None:
         self.settings = settings
         self.store = store
         self.apis = apis
+        self.waiting_in = waiting_in
         self.counters = counters if counters is not None else Counters()
         self._publish = publish
 

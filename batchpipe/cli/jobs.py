@@ -22,17 +22,14 @@ from batchpipe.cli.house import (
     submit_options,
 )
 from batchpipe.errors import Never
-from batchpipe.jobs import Stage, State
+from batchpipe.jobs import State
 from batchpipe.masking import without_secrets
 from batchpipe.settings import SANDBOX_ACCOUNT
 from batchpipe.views import ended_early, telling
 
 if TYPE_CHECKING:
-    from batchpipe.client import Client
     from batchpipe.jobs import JobRecord, Problem, ShardRecord
 
-#: Past its time by so much, work is late enough to look for its workers.
-LATE_SECONDS = 60.0
 #: Characters of an error in a list.
 MOST_OF_AN_ERROR = 100
 
@@ -41,6 +38,7 @@ MOST_OF_AN_ERROR = 100
 @submit_options
 def submit_command(input: str, metadata: Any, extra: Any, account: str | None, **options: Any) -> None:
     """Enqueue a job and print its id alone. A worker does the work: `batchpipe worker`."""
+    from batchpipe.listeners import missing_worker
     from batchpipe.settings import SANDBOX_ACCOUNT
     from batchpipe.submission import absolute
 
@@ -51,7 +49,13 @@ def submit_command(input: str, metadata: Any, extra: Any, account: str | None, *
     job = client.submit(source, account=account or "default", metadata=dict(metadata), extra=dict(extra), **options)
     if job.record.output != absolute(options["output"]):
         say(f"this key is known: its job reads {without_secrets(job.record.input)} and writes to {job.record.output}")
+    _warn_of(missing_worker(client.store, client.settings, job.record))
     out(job.id)
+
+
+def _warn_of(nobody: str) -> None:
+    if nobody:
+        say(f"Warning: {nobody}")
 
 
 @click.command("status")
@@ -59,10 +63,14 @@ def submit_command(input: str, metadata: Any, extra: Any, account: str | None, *
 @json_option
 def status_command(job_id: str, as_json: bool) -> None:
     """Show where a job stands."""
+    from batchpipe.listeners import missing_worker
+
     client = open_client()
     job = client.get_job(job_id)
     view = job.to_dict()
+    nobody = missing_worker(client.store, client.settings, job.record)
     if as_json:
+        _warn_of(nobody)
         return emit_json(view)
     rows = view["rows"]
     out(f"{view['id']}  {view['state']}" + (f"  {view['name']}" if view["name"] else ""))
@@ -85,25 +93,12 @@ def status_command(job_id: str, as_json: bool) -> None:
     if untold := telling(job.record):
         out(f"telling   {untold}")
     shards = list(client.store.iter_shards(job.record))
-    if nobody := _nobody_works(client, job.record, shards):
+    if nobody:
         out(f"workers   {nobody}")
     if told := client.store.clock().words():
         out(f"clock     {told}")
     _print_shards(shards)
     return None
-
-
-def _nobody_works(client: Client, job: JobRecord, shards: list[ShardRecord]) -> str:
-    """That no worker listens, where work of the job is late; only then the workers are asked, for about a second."""
-    from batchpipe.tasks import workers_of_queue
-
-    late = client.store.now() - LATE_SECONDS
-    waiting = [shard for shard in shards if shard.stage != Stage.COLLECTED] if job.stage == State.RUNNING else [job]
-    # a sweep from cron publishes anew, and so sets the time on, but takes nothing in hand
-    nobody_took = any(one.pubs or max(one.next_at, one.lease_until or 0.0) < late for one in waiting)
-    if job.told or not nobody_took or workers_of_queue(job.queue) != []:
-        return ""
-    return f"no worker listens on queue {job.queue}" + (f": batchpipe wait {job.id}" if job.input_here else "")
 
 
 def _pause_note(client: Any, view: dict[str, Any]) -> str:
@@ -127,6 +122,8 @@ def _print_shards(shards: list[ShardRecord]) -> None:
 @json_option
 def list_command(state: str | None, limit: int, as_json: bool) -> None:
     """List jobs, newest first."""
+    from batchpipe.listeners import deserted
+
     client = open_client()
     jobs = client.list_jobs(state=state, limit=limit)
     if told := client.store.clock().words():
@@ -136,6 +133,7 @@ def list_command(state: str | None, limit: int, as_json: bool) -> None:
     if not jobs:
         return say("no jobs" + (f" in state {state}" if state else ""))
     out(f"{'JOB':<23}  {'STATE':<11}  {'CREATED':<19}  {'ROWS OK':>15}  NAME")
+    silent = deserted(client.store, {job.record.queue for job in jobs if not job.record.told})
     for job in jobs:
         rows = job.to_dict(shards=False)["rows"]
         counts = f"{number(rows['ok'])}/{number(rows['total'])}"
@@ -145,8 +143,13 @@ def list_command(state: str | None, limit: int, as_json: bool) -> None:
             + (f"  ! {_brief(job.error)}" if job.error else "")
             + (f"  ! held: {_brief(job.record.hold)}" if job.record.hold and not job.state.ended else "")
             + ("  ! receivers not told" if telling(job.record) else "")
+            + (f"  ! no worker on queue {job.record.queue}" if _waits_in(silent, job.record) else "")
         )
     return None
+
+
+def _waits_in(queues: set[str], job: JobRecord) -> bool:
+    return not job.told and job.queue in queues
 
 
 def _brief(problem: Problem) -> str:
@@ -199,12 +202,14 @@ def cancel_command(job_id: str, as_json: bool) -> None:
 @click.option("--max-bytes", type=click.IntRange(min=1), help="Bytes per shard at most.  [default: the job's]")
 def retry_command(job_id: str, output: str | None, max_rows: int | None, max_bytes: int | None) -> None:
     """Send the rows of an ended job that are not ok as a new job, and print its id."""
+    from batchpipe.listeners import missing_worker
+
     client = open_client()
-    old = client.get_job(job_id)
-    job = client.retry(job_id, output=output, max_rows=max_rows, max_bytes=max_bytes, own_queue=old.record.input_here)
+    job = client.retry(job_id, output=output, max_rows=max_rows, max_bytes=max_bytes)
     say(f"results will be in {job.record.output}")
     if job.record.input_here:
         say(f"follow it: batchpipe wait {job.id}")
+    _warn_of(missing_worker(client.store, client.settings, job.record))
     out(job.id)
 
 

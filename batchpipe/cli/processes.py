@@ -69,6 +69,11 @@ def worker_command(
 
     if pool in ("gevent", "eventlet"):
         raise click.BadParameter(f"{pool}: {_GREEN[pool]}", param_hint="--pool")
+    if pool != "prefork" and any(option.partition("=")[0] == "--autoscale" for option in celery_options):
+        why = (
+            f"a pool of {pool} does not grow or shrink: set --concurrency (idle threads cost little) or --pool prefork"
+        )
+        raise click.BadParameter(why, param_hint="--autoscale")
     if sandbox:
         use_sandbox()
     client = open_client(patient=True)

@@ -13,8 +13,8 @@ from batchpipe.errors import JobNotFound, LeaseLost, OutputInUse
 from batchpipe.jobs import JOB, JobRecord, Move, Problem, ShardRecord, State
 from batchpipe.limits import LONGEST_GROWTH
 from batchpipe.store.leases import NO_NEWS, Lease, Refused, Renewal, host_clock
+from batchpipe.store.queues import QueueRecords
 from batchpipe.store.records import decode, encode_changes, encode_record
-from batchpipe.store.schedules import ScheduleRecords
 
 #: Which messages a new epoch may void (see ``Store.raise_epoch``).
 When = Literal["overdue", "asleep", "always"]
@@ -54,7 +54,7 @@ def new_task_ids(count: int) -> list[str]:
     return [str(uuid.uuid4()) for _ in range(count)]
 
 
-class Store(ScheduleRecords):
+class Store(QueueRecords):
     """The protocol of claim, advance, settle and raise, over all records under one prefix of one Redis."""
 
     # -- a job's beginning and end ---------------------------------------------------------------------------------

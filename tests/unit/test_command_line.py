@@ -52,6 +52,16 @@ def test_a_timeout_that_is_no_number_of_seconds_is_refused(seconds: str) -> None
     assert done.exit_code == 2
 
 
+@pytest.mark.parametrize("pool", ["threads", "solo"])
+@pytest.mark.parametrize("option", ["--autoscale=4,1", "--autoscale"])
+def test_a_pool_that_cannot_grow_is_not_autoscaled(pool: str, option: str) -> None:
+    """The worker died as soon as it had work."""
+    done = CliRunner().invoke(cli, ["worker", "--pool", pool, option, "4,1"])
+    assert done.exit_code == 2
+    assert f"a pool of {pool} does not grow or shrink: set --concurrency" in done.output
+    assert "Traceback" not in done.output
+
+
 def test_control_characters_are_written_out() -> None:
     """A name could forge a row of `list`, clear the screen or change the title of the terminal."""
     assert printable("a\x1b]0;title\x07\nb\u202ec\t") == "a\\x1b]0;title\\x07\\x0ab\\u202ec\t"
