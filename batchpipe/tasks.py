@@ -394,16 +394,18 @@ class Pulse(Task):  # type: ignore[misc]
                 store.note_taken(queue)
 
 
+#: What the tasks need that beat sends every few seconds: whoever watches tasks would drown in them.
+PULSE = {
+    **{name: _OPTIONS[name] for name in ("ignore_result", "serializer", "rate_limit")},
+    **_limits("sweep"),
+    "acks_late": False,
+    "send_events": False,
+}
+
+
 def pulse_options(pace: Callable[[Settings], float]) -> dict[str, Any]:
-    """Of a task that beat sends every few seconds: whoever watches tasks would drown in them."""
-    return {
-        **{name: _OPTIONS[name] for name in ("ignore_result", "serializer", "rate_limit")},
-        **_limits("sweep"),
-        "base": Pulse,
-        "acks_late": False,
-        "send_events": False,
-        "expires": _Expires(pace),
-    }
+    """Of a task that beat sends at this pace (seconds): its messages expire, whatever the entry of a beat says."""
+    return {**PULSE, "base": Pulse, "expires": _Expires(pace)}
 
 
 #: What the tasks of a job need, by name.
