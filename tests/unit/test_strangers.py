@@ -22,7 +22,7 @@ import httpx2
 import orjson
 import pytest
 from celery import Celery
-from kombu import Connection
+from kombu.connection import Connection
 from pydantic import SecretStr
 
 from batchpipe import tasks
