@@ -431,7 +431,7 @@ class JobTurns(Turns):
             clean_up(job, workspace)
             return
         shards = self.store.iter_shards(job) if job.shards else ()
-        names = {name for shard in shards for name in (shard.file, shard.collected_file) if name}
+        names = {name for shard in shards for name in (shard.file, shard.collected_file, salvaged_file(shard)) if name}
         remove_leftovers(workspace, {*job.order_files, *names}, lease.check)
 
     def _tell_listeners(self, job: JobRecord, lease: Lease) -> None:
