@@ -14,7 +14,7 @@ from batchpipe.errors import InvalidInput, JobNotFound, Never, OutputInUse, Sett
 from batchpipe.handle import Job
 from batchpipe.jobs import JOB, JobRecord, Stage, State, new_job_id
 from batchpipe.masking import without_secrets
-from batchpipe.places import basics, note_workspace, results_place
+from batchpipe.places import basics, note_workspace, results_place, workspace_of
 from batchpipe.private_redis import acquire
 from batchpipe.recover import Report, recover
 from batchpipe.refusals import FOR_A_PERSON, LANDABLE
@@ -195,7 +195,7 @@ class Client:
 
     def _failed_requests(self, job: JobRecord) -> Iterator[bytes]:
         """Request lines of the rows that are not ok, in input order, from the job's workspace."""
-        workspace = Folder(job.workspace, private=True)
+        workspace = workspace_of(job, self.settings)
         files = {shard.index: shard.file for shard in self.store.iter_shards(job) if shard.round == 1}
         with workspace.reader(job.order_files[0]) as order, workspace.reader(INDEX) as index:
             yield from iter_failed_requests(order, workspace, files, index)

@@ -91,9 +91,10 @@ class OnHold(TryLater):
 
 
 class StorageTrouble(TryLater):
-    """A file could not be read or written just now."""
+    """A file could not be read or written just now. Not ``passes``: it stays so until a person repairs something."""
 
     code = "storage_trouble"
+    passes = True
 
 
 #: Code of a StorageTrouble for a file that is not where it was.

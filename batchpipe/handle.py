@@ -10,7 +10,7 @@ import orjson
 
 from batchpipe.errors import JobNotFound, Never
 from batchpipe.jobs import JobRecord, Problem, State
-from batchpipe.places import located, results_place
+from batchpipe.places import located, results_place, workspace_of
 from batchpipe.results import INDEX, BatchResult, Outcome, iter_outcomes
 from batchpipe.settings import Settings
 from batchpipe.storage import Folder
@@ -105,7 +105,7 @@ class Job:
 
     def result(self) -> BatchResult:
         """The result files and row counts. Raises Never (``not_ended``) while the job runs."""
-        view = job_view(located(self._ended(), remote=True))
+        view = job_view(located(self._ended(), remote=True, roots=self._client.settings.roots()))
         rows = view["rows"]
         return BatchResult(
             view["output_file"], view["error_file"], rows["total"], rows["ok"], rows["failed"], rows["missing"]
@@ -113,7 +113,7 @@ class Job:
 
     def results(self) -> Iterator[Outcome]:
         """What became of each row, in input order, read lazily. Raises Never (``not_ended``) while the job runs."""
-        return _outcomes(self._ended())
+        return _outcomes(self._ended(), self._client.settings)
 
     def errors(self) -> Iterator[Outcome]:
         """The rows that are not ok, in input order, read lazily."""
@@ -146,7 +146,9 @@ class Job:
         """What ``batchpipe status --json`` prints."""
         if not shards:  # of a list of jobs: no file is looked at
             return job_view(self.record)
-        return job_view(located(self.record), self._client.store.iter_shards(self.record))
+        return job_view(
+            located(self.record, roots=self._client.settings.roots()), self._client.store.iter_shards(self.record)
+        )
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Job:
@@ -160,6 +162,10 @@ class Job:
     def from_json(cls, text: str | bytes) -> Job:
         return cls.from_dict(orjson.loads(text))
 
+    def results_folder(self) -> Folder:
+        """Where the results lie now, for who reads the files themselves. Raises as ``places.results_place``."""
+        return results_place(self.record, self._client.settings.roots())
+
     def _ended(self) -> JobRecord:
         if not self.state.ended:
             self.refresh()
@@ -168,10 +174,10 @@ class Job:
         return self.record
 
 
-def _outcomes(job: JobRecord) -> Iterator[Outcome]:
+def _outcomes(job: JobRecord, settings: Settings) -> Iterator[Outcome]:
     if not job.results:  # refused or cancelled before anything was sent: there are no rows, and no files
         return
-    workspace = Folder(job.workspace, private=True)
+    workspace = workspace_of(job, settings)
     with ExitStack() as stack:
         index = stack.enter_context(workspace.reader(INDEX)) if workspace.exists(INDEX) else None
-        yield from iter_outcomes(results_place(job), index)
+        yield from iter_outcomes(results_place(job, settings.roots()), index)

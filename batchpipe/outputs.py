@@ -41,6 +41,13 @@ class Outputs:
         self._settings = settings
         self._store = store
 
+    def folder(self, job: JobRecord, place: str) -> Folder:
+        """The folder of a place that results of the job may go to."""
+        return Folder(place, private=place == own_place(job), roots=self._settings.roots())
+
+    def _folder(self, place: str) -> Folder:
+        return Folder(place, roots=self._settings.roots())
+
     def check(self, lease: Lease) -> str | None:
         """Make sure that the output may be used. Answers the closed job whose results lie there, if there is one.
 
@@ -52,7 +59,7 @@ class Outputs:
             check_apart(job.input, job.output)
         check_no_workspace(job.output, job.id, self._settings.workspace)
         self._claim(lease)
-        output = Folder(job.output)
+        output = self._folder(job.output)
         owner = read_owner(output)
         if owner is None:
             check_no_results(output)
@@ -73,7 +80,7 @@ class Outputs:
             self._store.save(lease, aside)
             lease.job = lease.job.evolve(**aside)
             self.put_aside(lease)
-        with Folder(lease.job.output).writer(JOB_FILE) as file:
+        with self._folder(lease.job.output).writer(JOB_FILE) as file:
             file.write(pretty(job_view(lease.job.evolve(total=rows), [])))
         return owner
 
@@ -83,7 +90,7 @@ class Outputs:
         They are at both places before its record is told, and gone from the output after: whoever reads them finds them
         whole, and a turn that died in between takes nothing for theirs that was written since.
         """
-        job, output = lease.job, Folder(lease.job.output)
+        job, output = lease.job, self._folder(lease.job.output)
         with suppress(InvalidInput):  # somebody has written over it
             owner = read_owner(output)
             if owner is None or owner.id != job.aside:
@@ -110,7 +117,7 @@ class Outputs:
         lease.job = lease.job.evolve(**where)
 
     def _check_still_ours(self, lease: Lease, sizes: Sequence[int]) -> None:
-        job, output = lease.job, Folder(lease.job.output)
+        job, output = lease.job, self._folder(lease.job.output)
         check_allowed(job.output, self._settings.roots(), "output")
         self._claim(lease)
         owner = read_owner(output)
@@ -130,16 +137,16 @@ class Outputs:
         Raises InvalidInput where it cannot be written, StorageTrouble.
         """
         if job.results and job.results != job.output:
-            place = Folder(job.results, private=job.results == own_place(job))
+            place = self.folder(job, job.results)
             with place.writer(JOB_FILE) as file:
                 file.write(text)
         if self._may_describe(lease, job):
-            with Folder(job.output).writer(JOB_FILE) as file:
+            with self._folder(job.output).writer(JOB_FILE) as file:
                 file.write(text)
 
     def _may_describe(self, lease: Lease, job: JobRecord) -> bool:
         try:
-            output = Folder(job.output)
+            output = self._folder(job.output)
             owner = read_owner(output)
             if owner is not None:
                 return owner.id == job.id

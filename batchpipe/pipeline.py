@@ -29,6 +29,7 @@ from batchpipe.jobs import JobRecord, Move, Problem, ShardRecord, Stage
 from batchpipe.limits import turn_deadline
 from batchpipe.logs import about
 from batchpipe.openai_api import Api, Snapshot
+from batchpipe.places import workspace_of
 from batchpipe.steps.create import GiveUp, Over, create
 from batchpipe.steps.download import abandon, download
 from batchpipe.steps.poll import Pace, poll
@@ -108,7 +109,7 @@ class ShardTurns(Turns):
     def _step(self, link: str, lease: Lease, api: Api | Exception) -> Move | Over | _Failed:
         job, shard = lease.job, lease.shard
         assert shard is not None
-        workspace = Folder(job.workspace, private=True)
+        workspace = workspace_of(job, self.settings)
         if job.cancel and link in ("upload", "create") and not _is_committed(shard):
             return self._abandon(lease, workspace, Problem(code="cancelled", message="the job was cancelled"))
         if shard.lost >= MAX_LOST and not _is_committed(shard):
@@ -227,7 +228,7 @@ class ShardTurns(Turns):
         self.log(job.id, [(WORKSPACE_GONE, {"message": str(error)})], level=logging.ERROR, shard=shard.index)
         if shard.stage != Stage.ENDED or not (shard.output_file_id or shard.error_file_id):
             return lost(shard, problem)
-        workspace = Folder(job.workspace, private=True)
+        workspace = workspace_of(job, self.settings)
         try:
             return salvage(shard, workspace, self.apis(job.account), problem, check=lease.check)
         except StorageTrouble as trouble:
@@ -244,7 +245,7 @@ class ShardTurns(Turns):
         return _Failed(problem, LONGEST_PAUSE if spent else pause, counted=True)
 
     def _give_up(self, lease: Lease, problem: Problem, *, refused: bool = False) -> Move | _Failed:
-        workspace = Folder(lease.job.workspace, private=True)
+        workspace = workspace_of(lease.job, self.settings)
         try:
             return self._abandon(lease, workspace, problem, refused=refused)
         except StorageTrouble as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any, BinaryIO, NamedTuple
 
@@ -17,7 +17,7 @@ from batchpipe.labels import label_of
 from batchpipe.results import WORKING
 from batchpipe.settings import Settings
 from batchpipe.splitting import Prepared
-from batchpipe.storage import Folder, place_name
+from batchpipe.storage import Folder, InputRules, place_name
 from batchpipe.views import EARLIER, ERROR_FILE, JOB_FILE, OUTPUT_FILE
 
 logger = logging.getLogger(__name__)
@@ -73,6 +73,23 @@ def note_workspace(settings: Settings, job: JobRecord, **more: Any) -> None:
         Folder(str(settings.home), private=True).append_line(WORKSPACES, orjson.dumps(line))
     except (StorageTrouble, OSError) as error:  # a read-only home must not stop a job
         logger.warning("workspace not noted: %s", error, extra={"event": "workspace_not_noted", "job": job.id})
+
+
+def input_rules(settings: Settings) -> InputRules:
+    """What an input may be where these settings hold."""
+    return InputRules(
+        roots=settings.roots(),
+        private_addresses=settings.allow_private_addresses,
+        most_bytes=settings.max_input_bytes,
+        most_line=settings.max_line_bytes,
+        most_expansion=settings.max_expansion,
+        rate=settings.transfer_bytes_per_second,
+    )
+
+
+def workspace_of(job: JobRecord, settings: Settings) -> Folder:
+    """The folder of a job's working files; under allowed roots, wherever it leads it stays there."""
+    return Folder(job.workspace, private=True, roots=settings.roots())
 
 
 def copy_aside(output: Folder, owner: str) -> str:
@@ -211,17 +228,18 @@ def own_place(job: JobRecord) -> str:
     return Folder(job.workspace).path("results")
 
 
-def results_place(job: JobRecord) -> Folder:
+def results_place(job: JobRecord, roots: Sequence[str] = ()) -> Folder:
     """Where an ended job's results lie now. Raises Never (``no_results``, or ``results_gone``: others have taken
     their place), StorageTrouble.
 
-    Redis may not know: a job of another Redis has moved them, or a link in their path leads elsewhere since.
+    ``roots``: what they must lie under. Redis may not know: a job of another Redis has moved them, or a link in their
+    path leads elsewhere since.
     """
     if not job.results:
         raise Never(f"job {job.id} has no result files", code="no_results")
     unnamed: Folder | None = None
     for place in dict.fromkeys(filter(None, (job.results, job.real))):
-        folder, owner = Folder(place), None
+        folder, owner = Folder(place, roots=roots), None
         with suppress(InvalidInput):  # a damaged one names nobody else
             owner = read_owner(folder)
         there = folder.exists(OUTPUT_FILE)
@@ -237,12 +255,12 @@ def results_place(job: JobRecord) -> Folder:
     return unnamed
 
 
-def located(job: JobRecord, *, remote: bool = False) -> JobRecord:
+def located(job: JobRecord, *, remote: bool = False, roots: Sequence[str] = ()) -> JobRecord:
     """A job's record with the place where its results lie now; that of a URL is looked at only if ``remote``."""
     if not job.state.ended or not (remote or Folder(job.results).is_local):
         return job
     with suppress(Never, StorageTrouble):
-        return job.evolve(results=results_place(job).url)
+        return job.evolve(results=results_place(job, roots).url)
     return job
 
 

@@ -133,6 +133,18 @@ class Settings(BaseSettings):
     allowed_roots: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="comma-separated folders and URLs that inputs and outputs may lie under; unset: any"
     )
+    allow_private_addresses: bool = Field(
+        False, description="under ALLOWED_ROOTS, whether inputs may lie at addresses that are not public, too"
+    )
+    max_input_bytes: int = Field(
+        100_000_000_000, ge=0, description="bytes of an input at most, as they are read; 0: no limit"
+    )
+    max_line_bytes: int = Field(
+        64_000_000, ge=0, description="bytes of one row at most, its newline included; 0: as many as a shard"
+    )
+    max_expansion: float = Field(
+        100, ge=0, description="how many times its bytes an input may grow that a site sends compressed; 0: no limit"
+    )
     job_ttl_days: float = Field(30, gt=0, description="how long an ended job's records stay in Redis")
     log_format: Literal["text", "json"] = Field("text", description="text or json")
     control_timeout_seconds: float = Field(30, gt=0, description="time-out of one control call to the provider")

@@ -16,7 +16,7 @@ PACKAGE = Path(__file__).parents[1] / "batchpipe"
 LAYERS: list[tuple[str, ...]] = [
     ("masking",),
     ("errors", "seams"),
-    ("bodies",),
+    ("bodies", "least_rate"),
     ("jobs", "rows", "timetable", "site_settings"),
     ("outcomes", "lateness", "refusals"),
     ("settings", "logs", "counters", "private_redis"),
@@ -74,6 +74,7 @@ DOORS: dict[str, tuple[str, ...]] = {
     "flower": ("flower_app",),
     "tornado": ("flower_app",),
     "fsspec": ("storage",),
+    "aiohttp": ("storage",),  # what fsspec reads the web with
     "prometheus_client": ("metrics",),
     "click": ("cli", "contrib"),
     "django": ("contrib.django",),

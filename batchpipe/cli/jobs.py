@@ -160,7 +160,6 @@ def _brief(problem: Problem) -> str:
 @click.option("--errors", is_flag=True, help="Print the error rows instead.")
 def results_command(job_id: str, errors: bool) -> None:
     """Print the output rows of an ended job, as the provider wrote them, in input order."""
-    from batchpipe.places import results_place
 
     job = open_client().get_job(job_id)
     view = job.to_dict(shards=False)
@@ -169,7 +168,7 @@ def results_command(job_id: str, errors: bool) -> None:
     if view["error_file" if errors else "output_file"] is None:
         why = view["error"]["message"] if view["error"] else "it was cancelled before anything was sent"
         raise Never(f"job {job_id} has no result files: {why}")
-    with results_place(job.record).reader("errors.jsonl" if errors else "output.jsonl") as file:
+    with job.results_folder().reader("errors.jsonl" if errors else "output.jsonl") as file:
         shutil.copyfileobj(file, sys.stdout.buffer)
     sys.stdout.buffer.flush()
 
@@ -246,12 +245,16 @@ def resume_command(account: str) -> None:
 @json_option
 def validate_command(input: str, endpoint: str, max_rows: int | None, max_bytes: int | None, as_json: bool) -> None:
     """Check an input without sending anything. Needs no Redis."""
+    from dataclasses import replace
+
+    from batchpipe.places import input_rules
     from batchpipe.sandbox.models import is_slip, nearest
     from batchpipe.steps.prepare import validate
 
     chosen = settings()
     with _as_path(input_of(input)) as path:
-        found = validate(path, endpoint, max_rows or chosen.max_rows, max_bytes or chosen.max_bytes)
+        rules = replace(input_rules(chosen), roots=())  # a person's own file; and standard input lies in no root
+        found = validate(path, endpoint, max_rows or chosen.max_rows, max_bytes or chosen.max_bytes, rules=rules)
     models = {model or "": rows for model, rows in found.models.items()}
     for model in models if chosen.is_openai("default") else ():
         if is_slip(model):

@@ -10,6 +10,7 @@ from functools import cached_property, partial
 from typing import IO, TYPE_CHECKING, Any, BinaryIO, cast
 
 from batchpipe.errors import BatchpipeError, Gone, Paused, Refused, SettingsError, Unanswered, Unavailable
+from batchpipe.least_rate import SILENCE_SECONDS, LeastRate
 from batchpipe.openai_api.answers import (
     Snapshot,
     StoredFile,
@@ -21,7 +22,7 @@ from batchpipe.openai_api.answers import (
     text,
 )
 from batchpipe.openai_api.created import Partly, Said, made, named
-from batchpipe.openai_api.transfers import SILENCE_SECONDS, WRONG, LeastRate, Resumable, Watched, range_headers, receive
+from batchpipe.openai_api.transfers import WRONG, Resumable, Watched, range_headers, receive
 from batchpipe.openai_api.transport import Count, http_client, uncounted
 from batchpipe.openai_api.trouble import NO_ROUTE, translated
 from batchpipe.settings import Account, Settings

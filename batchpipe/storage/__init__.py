@@ -14,10 +14,13 @@ from batchpipe.storage.inputs import allowed, check_allowed, input_info, open_in
 from batchpipe.storage.names import place_name, real_place
 from batchpipe.storage.partial import Partial, forget, partial, prune
 from batchpipe.storage.repeats import RepeatFinder
+from batchpipe.storage.rules import ANY_INPUT, InputRules
 
 __all__ = [
+    "ANY_INPUT",
     "Draft",
     "Folder",
+    "InputRules",
     "Pacer",
     "Partial",
     "RepeatFinder",

@@ -8,20 +8,9 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, BinaryIO
+from typing import IO
 
 from batchpipe.storage.backends import told
-from batchpipe.storage.folder import Folder
-
-
-@contextmanager
-def local_reader(folder: Folder, name: str, check: Callable[[], None] = lambda: None) -> Iterator[BinaryIO]:
-    """A seekable local handle of a file, wherever it lies: what an upload streams from. Raises StorageTrouble.
-
-    ``check`` is called as a remote file is copied; what it raises ends that.
-    """
-    with folder.local_copy(name, check) as path, told(path), open(path, "rb") as handle:
-        yield handle
 
 
 @contextmanager

@@ -91,7 +91,6 @@ class JobAdmin(admin.ModelAdmin):
     def download_view(self, request: HttpRequest, object_id: str, kind: str) -> HttpResponse:
         """A result file, streamed from wherever it lies."""
         from batchpipe.client import get_job
-        from batchpipe.places import results_place
 
         if not self.has_view_permission(request):
             raise PermissionDenied
@@ -100,7 +99,7 @@ class JobAdmin(admin.ModelAdmin):
             job = get_job(job_id)
             if kind not in FILES or job.to_dict(shards=False)[f"{_FIELD[kind]}_file"] is None:
                 raise Http404(f"job {job_id} has no such file")
-            place, name = results_place(job.record), f"{kind}.jsonl"
+            place, name = job.results_folder(), f"{kind}.jsonl"
             size = place.size(name)
         except JobNotFound as error:
             raise Http404(str(error)) from None
