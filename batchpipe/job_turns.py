@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -24,11 +25,21 @@ from batchpipe.errors import (
 )
 from batchpipe.jobs import ENDED, JOB, MAX_TELLS, JobRecord, Problem, ShardRecord, Stage, State
 from batchpipe.labels import label_of
+from batchpipe.leftovers import remove_dead_turns, remove_leftovers, token_of
 from batchpipe.limits import REMEDIES, turn_deadline
 from batchpipe.logs import about
 from batchpipe.openai_api import Api
 from batchpipe.outputs import Outputs
-from batchpipe.places import MANIFEST, input_rules, manifest, note_workspace, own_place, pretty, workspace_of
+from batchpipe.places import (
+    MANIFEST,
+    input_rules,
+    manifest,
+    note_workspace,
+    own_place,
+    planned_orders,
+    pretty,
+    workspace_of,
+)
 from batchpipe.settings import Settings
 from batchpipe.splitting import Prepared
 from batchpipe.steps.merge import Merged, clean_up, merge, merge_what_is_left
@@ -160,6 +171,7 @@ class JobTurns(Turns):
             self._check_places(lease)
             workspace = workspace_of(job, self.settings)
             note_workspace(self.settings, job)
+            _forget_dead_turns(lease, workspace, planned_orders(workspace))
             prepared = prepare(
                 job,
                 workspace,
@@ -169,6 +181,7 @@ class JobTurns(Turns):
                 rules=input_rules(self.settings),
             )
             self._announce(lease, workspace, prepared)
+            _forget_dead_turns(lease, workspace, [])
         except (InvalidInput, OutputInUse) as error:
             return self._refuse(lease, Problem(code=error.code, message=error.message))
         except SettingsError as error:  # a package for its storage is missing on this host
@@ -315,9 +328,11 @@ class JobTurns(Turns):
     def _merge_all(self, lease: Lease, shards: list[ShardRecord]) -> str:
         job, workspace = lease.job, workspace_of(lease.job, self.settings)
         if self._may_resend(job, shards) and not (job := self.held(job)).send_no_more:
+            _forget_dead_turns(lease, workspace, planned_orders(workspace))
             prepared = resend(job, _of_round(job, shards), workspace, lease.token, check=lambda: check_cancel(lease))
             lease.check()  # who was frozen meanwhile must not set the manifest back
             self._write_manifest(job, shards, prepared, workspace)
+            _forget_dead_turns(lease, workspace, [])
             return self._plan(lease, prepared)
         merged = self._merge_shards(lease, shards, workspace, merge)
         changes = {
@@ -393,7 +408,7 @@ class JobTurns(Turns):
         if not job.notified:
             try:
                 self._write_job_file(lease, job)
-                self._clear(job, state)
+                self._clear(job, state, lease)
             except StorageTrouble as error:  # the results are there; who waits for them must not wait for ever
                 waited = self.store.now() - (job.ended_at or 0.0) >= self.settings.workspace_wait_seconds
                 if error.passes and not waited:
@@ -405,12 +420,16 @@ class JobTurns(Turns):
         lease.stop()
         self.store.told(lease)
 
-    def _clear(self, job: JobRecord, state: State) -> None:
+    def _clear(self, job: JobRecord, state: State, lease: Lease) -> None:
         workspace = workspace_of(job, self.settings)
         if workspace.is_local:
             workspace.remove("downloads")  # what was broken off and never gone on with
         if state is State.SUCCEEDED and not self.settings.keep_workspace:
             clean_up(job, workspace)
+            return
+        shards = self.store.iter_shards(job) if job.shards else ()
+        names = {name for shard in shards for name in (shard.file, shard.collected_file, salvaged_file(shard)) if name}
+        remove_leftovers(workspace, {*job.order_files, *names}, lease.check)
 
     def _tell_listeners(self, job: JobRecord, lease: Lease) -> None:
         """Raises TryLater; but receivers that always fail, or never come, do not keep the job for ever."""
@@ -482,6 +501,15 @@ class JobTurns(Turns):
             self.wake(lease.job.id, JOB)
             return Stop()
         return Again(after, problem.message, reason_of(error))
+
+
+def _forget_dead_turns(lease: Lease, workspace: Folder, orders: list[str]) -> None:
+    """Remove what earlier turns of this one left when they were killed; ``orders``: order files to be kept besides
+    those of the record, with their shards.
+    """
+    kept = {lease.token, *map(token_of, (*lease.job.order_files, *orders))}
+    with suppress(StorageTrouble):  # that is in the way of nothing
+        remove_dead_turns(workspace, kept, lease.check)
 
 
 def _of_round(job: JobRecord, shards: list[ShardRecord]) -> list[ShardRecord]:

@@ -75,6 +75,16 @@ def note_workspace(settings: Settings, job: JobRecord, **more: Any) -> None:
         logger.warning("workspace not noted: %s", error, extra={"event": "workspace_not_noted", "job": job.id})
 
 
+def planned_orders(workspace: Folder) -> list[str]:
+    """The order files that the manifest of a workspace names, if it has one: recover would look for them."""
+    try:
+        with workspace.reader(MANIFEST) as file:
+            names = _head_of_view(file).get("order_files")
+    except StorageTrouble:
+        return []
+    return [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
+
+
 def input_rules(settings: Settings) -> InputRules:
     """What an input may be where these settings hold."""
     return InputRules(

@@ -22,6 +22,7 @@ LAYERS: list[tuple[str, ...]] = [
     ("settings", "logs", "counters", "private_redis"),
     ("limits",),
     ("storage", "openai_api", "store"),
+    ("shard_files", "leftovers"),
     ("results", "views", "costs", "splitting", "labels", "fetching"),
     ("steps", "places"),
     ("turns", "outputs"),

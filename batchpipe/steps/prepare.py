@@ -13,7 +13,8 @@ from typing import BinaryIO
 from batchpipe.errors import InvalidInput, StorageTrouble
 from batchpipe.jobs import JobRecord
 from batchpipe.rows import check_request
-from batchpipe.splitting import Files, NoFiles, Planner, Prepared, ShardFiles
+from batchpipe.shard_files import ShardFiles
+from batchpipe.splitting import Files, NoFiles, Planner, Prepared
 from batchpipe.storage import ANY_INPUT, Folder, InputRules, Pacer, RepeatFinder, input_info, open_input
 
 _NEWLINE = ord("\n")

@@ -15,6 +15,7 @@ from batchpipe.storage.names import place_name, real_place
 from batchpipe.storage.partial import Partial, forget, partial, prune
 from batchpipe.storage.repeats import RepeatFinder
 from batchpipe.storage.rules import ANY_INPUT, InputRules
+from batchpipe.storage.spill import Spill
 
 __all__ = [
     "ANY_INPUT",
@@ -25,6 +26,7 @@ __all__ = [
     "Partial",
     "RepeatFinder",
     "Scratch",
+    "Spill",
     "allowed",
     "check_allowed",
     "forget",

@@ -27,7 +27,7 @@ from batchpipe.storage.backends import (
     told,
 )
 from batchpipe.storage.drafts import Draft, LocalDraft, RemoteDraft, sync_folder
-from batchpipe.storage.rooted import opened_folder
+from batchpipe.storage.rooted import open_rooted, opened_folder
 
 #: What a person has to repair, not time.
 _UNWRITABLE = (
@@ -182,6 +182,20 @@ class Folder:
         with closing(stream), told(path):
             yield stream
 
+    def read_at(self, name: str, offset: int, length: int) -> bytes:
+        """Up to ``length`` bytes of a file from ``offset``, in one go; nothing stays open."""
+        path = self.path(name)
+        with foreign(path):
+            if self._local is None:
+                fs, remote = filesystem(path)
+                return bytes(fs.cat_file(remote, start=offset, end=offset + length))
+            flags = os.O_RDONLY | os.O_CLOEXEC
+            handle = open_rooted(path, flags | os.O_NONBLOCK, self._roots) if self._roots else os.open(path, flags)
+            try:
+                return os.pread(handle, length, offset)
+            finally:
+                os.close(handle)
+
     def draft(self, name: str) -> Draft:
         """Begin a file; the folders that it needs are made. See ``Draft``."""
         path = self.path(name)
@@ -293,6 +307,13 @@ class Scratch:
         """Add to its end; raises OSError, where the ``sink`` raises StorageTrouble."""
         self._unflushed = True
         self._file.write(data)
+
+    def put(self, offset: int, data: bytes | bytearray) -> None:
+        """Write at a place of its own; not to be mixed with the ``sink``. Raises StorageTrouble."""
+        with told(self._where):
+            while data:
+                done = os.pwrite(self._file.fileno(), data, offset)
+                offset, data = offset + done, data[done:]
 
     def flush(self) -> None:
         """Hand over what is buffered; raises OSError."""
