@@ -55,10 +55,14 @@ from batchpipe.storage import Folder, Pacer, Scratch
 #: gone: its rows are paid.
 MAX_GONE = 4
 GONE_SECONDS = 3_600.0
+#: A batch that ended so has run rows, or may have.
+_MAY_HAVE_RUN = (Status.COMPLETED, Status.EXPIRED, Status.CANCELLED, Status.CANCELED)
 _TOO_FEW = Failure("embeddings_missing", "HTTP 200 with fewer embeddings than inputs")
 
-#: Codes of what is waited for: answers that are counted, rows that are counted as failed, a file that looks damaged.
-_ANSWERS, _FAILURES, _DAMAGED = "answers_late", "failures_late", "file_damaged"
+#: Codes of what is waited for: answers that are counted, or of which nothing is told at all; rows that are counted as
+#: failed; rows that a batch has left out which says that it has done all; a file that looks damaged.
+_ANSWERS, _FAILURES, _UNCOUNTED, _DAMAGED = "answers_late", "failures_late", "rows_uncounted", "file_damaged"
+_BY_COUNT = (_ANSWERS, _FAILURES, _UNCOUNTED)
 
 
 class Batch(Protocol):
@@ -165,7 +169,7 @@ class _Waits:
             before.error_file_id,
             before.counts,
         )
-        if not same or before.trouble is None or before.trouble.code not in (_ANSWERS, _FAILURES):
+        if not same or before.trouble is None or before.trouble.code not in _BY_COUNT:
             return None
         for file_id in filter(None, (shard.output_file_id, shard.error_file_id)):
             length = before.fetched.get(file_id, "").partition(":")[0]
@@ -188,6 +192,9 @@ class _Waits:
             what = (
                 f"the provider counts {_told(shard)} answers, and its files have {answers.answered - answers.not_run}"
             )
+        elif not self.job.cancel and answers.leaves_out(shard):
+            code = _ANSWERS if _tells_nothing(shard) else _UNCOUNTED
+            what = _left_out(shard, answers.answered)
         elif answers.suspect and not (settled and answers.is_counted(shard)):
             what = answers.suspect
         elif answers.unreadable and not settled:
@@ -213,7 +220,7 @@ class _Waits:
             patience=self.patience,
             changes=changes,
             code=code,
-            unpaid=code == _FAILURES,
+            unpaid=code in (_FAILURES, _UNCOUNTED),
         )
 
 
@@ -291,6 +298,16 @@ def _refusal(errors: list[BatchError]) -> Problem:
         return Problem(code="batch_failed", message="the provider refused the batch and did not say why")
     code = errors[0].code or "batch_failed"
     return Problem(code=code, message=errors[0].message or "the provider refused the batch")
+
+
+def _tells_nothing(shard: ShardRecord) -> bool:
+    """It says that all was done, and neither how much nor where: what was paid nobody can know."""
+    return shard.status == Status.COMPLETED and not (_told(shard) or shard.counts.total or shard.output_file_id)
+
+
+def _left_out(shard: ShardRecord, lines: int) -> str:
+    counted = "counts none" if shard.counts.completed is None else f"counts {_told(shard)}"
+    return f"{shard.batch_id} has ended as {shard.status} and {counted} of its {shard.rows} rows; {lines} have a line"
 
 
 def _told(shard: ShardRecord) -> int:
@@ -395,6 +412,15 @@ class _Answers:
         """Rows of which an unreadable line is all that came."""
         return sum(not self._rows[key] for key in self._unread)
 
+    def leaves_out(self, shard: ShardRecord) -> bool:
+        """Rows lack that the provider's word for the batch's end does not account for: counts and files may lag it."""
+        if self.answered + self.unread + self._unread_alone() >= shard.rows or shard.status not in _MAY_HAVE_RUN:
+            return False
+        if shard.counts.completed is None:
+            return True
+        none = not _told(shard) and not (shard.output_file_id or shard.error_file_id)
+        return shard.status == Status.COMPLETED and _told(shard) < shard.rows and (none or not shard.counts.total)
+
     def is_counted(self, shard: ShardRecord) -> bool:
         """The provider told how many answers there are, and they are here."""
         return _told(shard) > 0 and self.lacking(shard) <= 0
@@ -407,6 +433,11 @@ class _Answers:
     def lack(self, shard: ShardRecord) -> Problem | None:
         """Why rows without a line must not be sent again: some of them were answered, and nobody knows which."""
         told = min(_told(shard), shard.rows)
+        if _tells_nothing(shard) and self.answered != shard.rows:
+            message = (
+                f"{_left_out(shard, self.answered)}: its rows may be paid; what turns up: batchpipe land {shard.job}"
+            )
+            return Problem(code="output_file_missing", message=message)
         if self.lacks_paid(shard):
             if not shard.output_file_id:
                 message = f"the provider counted {shard.counts.completed} answers and named no output file"

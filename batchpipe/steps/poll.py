@@ -94,9 +94,6 @@ def poll(
     this key does not see; ``files_patience`` how many after its end its files are, if it counts answers and names none.
     Raises Unavailable, Paused, Refused.
     """
-    if shard.unseen_at is None and shard.overdue_at is not None and now - shard.overdue_at > GIVE_UP_SECONDS:
-        message = f"{shard.batch_id} did not end after its window, nor after it was cancelled; its rows may be paid"
-        return Problem(code="batch_stuck", message=message)
     pause = pace.after(now - (shard.created_at or now))
     if not _must_end(job, shard) and _is_fresh(shard, now, pace):
         return Move(stage=Stage.CREATED, after=pause, changes=_as_before(shard))
@@ -116,7 +113,17 @@ def poll(
         return _gone(shard, error)
     if shard.overdue_at is None and batch.status not in Status.FINAL and _is_overdue(job, shard, batch, now, patience):
         return _overdue(shard, batch, now)
+    if batch.status not in Status.FINAL and _is_stuck(shard):
+        message = f"{shard.batch_id} did not end after its window, nor after it was cancelled; its rows may be paid"
+        return Problem(code="batch_stuck", message=message)
     return _moved(job, shard, batch, now, pause, files_patience)
+
+
+def _is_stuck(shard: ShardRecord) -> bool:
+    """It was cancelled long ago, and the look before this one was after that time, too: workers may have been away."""
+    if shard.overdue_at is None or shard.snapshot_at is None:
+        return False
+    return shard.snapshot_at - shard.overdue_at > GIVE_UP_SECONDS
 
 
 def _as_before(shard: ShardRecord) -> dict[str, Any]:
@@ -191,11 +198,14 @@ def _moved(job: JobRecord, shard: ShardRecord, batch: Batch, now: float, pause: 
         "unfound": 0,
         "unseen_at": None,
     }
+    if changes["cancel_sent"] and not shard.cancel_sent and shard.overdue_at is not None:
+        changes["overdue_at"] = now  # whoever was to cancel it was away: it has its time from here on
     events = [("status", {"batch_id": shard.batch_id, "status": batch.status})] if batch.status != shard.status else []
     hold = _cancelled_elsewhere(job, shard, batch)
     if batch.status not in Status.FINAL:
         return Move(stage=Stage.CREATED, after=pause, changes=changes, events=events, hold=hold)
-    if batch.status == Status.FAILED and not (job.cancel or job.send_no_more) and not batch.counts.completed:
+    ran = batch.counts.completed or batch.output_file_id  # some count nothing, and name their answers
+    if batch.status == Status.FAILED and not (job.cancel or job.send_no_more or ran):
         if any(_is_token_limit(error) for error in batch.errors):
             return _create_again(shard, batch, events)
         if (quota := next((error for error in batch.errors if error.code in QUOTA_CODES), None)) is not None:
