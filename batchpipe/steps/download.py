@@ -199,7 +199,6 @@ class _Waits:
     def _longer(self, shard: ShardRecord, what: str, fetched: dict[str, str], code: str) -> Move | None:
         changes = {
             "fetched": fetched,
-            "fetches": shard.fetches + 1,
             "counts": shard.counts,
             "output_file_id": shard.output_file_id,
             "error_file_id": shard.error_file_id,

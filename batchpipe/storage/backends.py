@@ -16,7 +16,7 @@ from urllib.parse import unquote, urlsplit
 import fsspec
 from fsspec.registry import known_implementations, registry
 
-from batchpipe.errors import BatchpipeError, InvalidInput, SettingsError, StorageTrouble
+from batchpipe.errors import FILE_MISSING, BatchpipeError, InvalidInput, SettingsError, StorageTrouble
 from batchpipe.storage.rooted import open_rooted
 
 #: Bytes that a reader or writer of a local file holds back; 64 of them may be open at once.
@@ -241,7 +241,7 @@ _LASTING = frozenset(
 def trouble(error: BaseException, where: str) -> StorageTrouble:
     """Ours for a foreign error. Its ``passes`` tells whether another try can meet anything else."""
     if isinstance(error, FileNotFoundError):
-        return StorageTrouble(f"{where}: no such file", code="file_missing")
+        return StorageTrouble(f"{where}: no such file", code=FILE_MISSING)
     found = StorageTrouble(f"{where}: {reason(error)}")
     found.passes = not lasts(error)
     return found

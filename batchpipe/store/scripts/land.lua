@@ -32,7 +32,7 @@ for index = 0, tonumber(get(job, 'shards') or '0') - 1 do
 end
 for i = 1, count do
   local shard, member, task_ids = shard_of(i)
-  redis.call('HDEL', shard, 'error', 'trouble', 'unseen_at', 'unfound', 'overdue_at', 'fetches', 'backoff', 'snapshot_at',
+  redis.call('HDEL', shard, 'error', 'trouble', 'unseen_at', 'unfound', 'overdue_at', 'backoff', 'snapshot_at',
     'wake', 'cancel_sent', 'late_at', 'fetched')
   redis.call('HSET', shard, 'landing', '1', 'task_ids', task_ids)
   set_stage(shard, 'created', now)
