@@ -313,7 +313,7 @@ def _file_not_found(shard: ShardRecord, error: BatchpipeError, turn: Turn) -> En
     """
     now = turn.now()
     since = shard.refused_at if shard.refused_at is not None else now
-    longest = min(UNFOUND_SECONDS * 2 ** max(shard.uploads - 1, 0), turn.refusal_seconds)
+    longest = min(UNFOUND_SECONDS * 2 ** min(max(shard.uploads - 1, 0), 10), turn.refusal_seconds)
     message = f"the provider does not find the file {shard.file_id} that was uploaded: {error.message}"
     problem = Problem(code="file_not_found", message=message)
     if shard.calls or now - since < longest:
