@@ -180,6 +180,10 @@ class JobRecord(Record, frozen=True, kw_only=True):
         return State.CANCELLING if self.cancel and not stored.ended else stored
 
 
+#: The name of a shard's file at the provider: job, index, try. See ``ShardRecord.upload_name``.
+UPLOAD_NAME = re.compile(r"batchpipe-(\w+)-(\d+)-(\d+)\.jsonl")
+
+
 class ShardRecord(Record, frozen=True, kw_only=True):
     """A part of a job that fits into one batch of the provider."""
 

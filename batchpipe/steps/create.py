@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from batchpipe.errors import BatchpipeError, Gone, Paused, Refused, StoreUnavailable, Unanswered, Unavailable
+from batchpipe.errors import NO_ROUTE, BatchpipeError, Gone, Paused, Refused, StoreUnavailable, Unanswered, Unavailable
 from batchpipe.jobs import Counts, JobRecord, Move, Problem, ShardRecord, Stage, Status
 from batchpipe.refusals import (
     FIRST_FILE_PAUSE,
@@ -46,7 +46,7 @@ MOST_READ = 10
 MOST_CALLS = 3
 
 #: Answers to reading a batch that no later try mends.
-_NEVER_READ = ("nonsense", "http_404_page")
+_NEVER_READ = ("nonsense", NO_ROUTE)
 
 NOT_SENT = Problem(
     code="cancelled_elsewhere",
