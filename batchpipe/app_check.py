@@ -15,9 +15,9 @@ from celery.utils.quorum_queues import detect_quorum_queues
 
 from batchpipe import tasks
 from batchpipe.celery_app import queue_of
+from batchpipe.jobs import LONGEST_PAUSE
 from batchpipe.limits import task_limit, visibility_seconds
 from batchpipe.settings import Settings
-from batchpipe.turns import LONGEST_PAUSE
 
 #: kombu's default for Redis.
 KOMBU_VISIBILITY = 3_600

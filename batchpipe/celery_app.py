@@ -12,9 +12,9 @@ from celery import Celery
 from kombu.transport import TRANSPORT_ALIASES
 
 from batchpipe.errors import SettingsError
+from batchpipe.jobs import LONGEST_PAUSE
 from batchpipe.limits import visibility_seconds
 from batchpipe.settings import Settings
-from batchpipe.turns import LONGEST_PAUSE
 
 #: Apps that were made here. A site may call its own app batchpipe, too.
 _ours: WeakSet[Celery] = WeakSet()

@@ -97,6 +97,8 @@ class StorageTrouble(TryLater):
     passes = True
 
 
+#: A 404 that is not the provider's: a proxy's page, or a server that does not know the route.
+NO_ROUTE = "http_404_page"
 #: Code of a StorageTrouble for a file that is not where it was.
 FILE_MISSING = "file_missing"
 #: Code for rows, and for what waits, whose files in the workspace are gone.

@@ -23,7 +23,7 @@ from batchpipe.errors import (
     StoreUnavailable,
     TryLater,
 )
-from batchpipe.jobs import ENDED, JOB, MAX_TELLS, JobRecord, Problem, ShardRecord, Stage, State
+from batchpipe.jobs import ENDED, JOB, LONGEST_PAUSE, MAX_TELLS, JobRecord, Problem, ShardRecord, Stage, State
 from batchpipe.labels import label_of
 from batchpipe.leftovers import remove_dead_turns, remove_leftovers, token_of
 from batchpipe.limits import REMEDIES, turn_deadline
@@ -55,7 +55,6 @@ from batchpipe.turns import (
     FIRST_PAUSE,
     LINKS,
     LONGEST_BACKOFF,
-    LONGEST_PAUSE,
     MAX_LOST,
     MAX_OVERRUNS,
     MAX_TRIES,
@@ -286,7 +285,7 @@ class JobTurns(Turns):
         except StorageTrouble as error:
             if error.code != FILE_MISSING:
                 raise
-            self.wait_for_files(lease, error)
+            self.wait_for_workspace(lease, error)
             return self._merge_left(lease, shards)
         except BatchpipeError as error:
             if error.code != "rows_lost" or not job.cancel or job.tries <= MAX_TRIES:
@@ -320,7 +319,7 @@ class JobTurns(Turns):
                 if error.code != FILE_MISSING:
                     raise
                 if name == shard.collected_file:
-                    self.wait_for_files(lease, error)
+                    self.wait_for_workspace(lease, error)
         if not (shard.output_file_id or shard.error_file_id):
             return shard.evolve(collected_file=None)
         problem = Problem(code=WORKSPACE_GONE, message="its collected rows were gone")

@@ -19,6 +19,9 @@ VERSION = 1
 #: How often telling a site's receivers may be put off: about an hour of tries.
 MAX_TELLS = 60
 
+#: No countdown is longer, in seconds: it must stay far below the broker's visibility time-out.
+LONGEST_PAUSE = 600.0
+
 #: The index by which the job itself is claimed, published and made due, like a shard.
 JOB = -1
 
@@ -177,6 +180,10 @@ class JobRecord(Record, frozen=True, kw_only=True):
         return State.CANCELLING if self.cancel and not stored.ended else stored
 
 
+#: The name of a shard's file at the provider: job, index, try. See ``ShardRecord.upload_name``.
+UPLOAD_NAME = re.compile(r"batchpipe-(\w+)-(\d+)-(\d+)\.jsonl")
+
+
 class ShardRecord(Record, frozen=True, kw_only=True):
     """A part of a job that fits into one batch of the provider."""
 
@@ -216,7 +223,6 @@ class ShardRecord(Record, frozen=True, kw_only=True):
     output_file_id: str | None = None
     error_file_id: str | None = None
     errors: list[BatchError] = []
-    fetches: int = 0  #: downloads thrown away because of lines that nobody can read
     late_at: float | None = None  #: since when files are waited for that lag what the provider counts
     fetched: dict[str, str] = {}  #: result file -> length and digest of what came of it last, to know it again
     ok: int | None = None

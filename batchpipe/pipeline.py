@@ -25,7 +25,7 @@ from batchpipe.errors import (
     TryLater,
 )
 from batchpipe.errors import Refused as ProviderRefused
-from batchpipe.jobs import JobRecord, Move, Problem, ShardRecord, Stage
+from batchpipe.jobs import LONGEST_PAUSE, JobRecord, Move, Problem, ShardRecord, Stage
 from batchpipe.limits import turn_deadline
 from batchpipe.logs import about
 from batchpipe.openai_api import Api, Snapshot
@@ -43,7 +43,6 @@ from batchpipe.turns import (
     FIRST_PAUSE,
     LINKS,
     LONGEST_BACKOFF,
-    LONGEST_PAUSE,
     MAX_LOST,
     MAX_TRIES,
     NO_QUOTA,
@@ -221,7 +220,7 @@ class ShardTurns(Turns):
 
         Then answers that the provider has are kept; the other rows are missing, and only counted.
         """
-        self.wait_for_files(lease, error)
+        self.wait_for_workspace(lease, error)
         job, shard = lease.job, lease.shard
         assert shard is not None
         problem = Problem(code=WORKSPACE_GONE, message=f"{error}: the workspace of the job is gone, or a file of it")

@@ -11,7 +11,7 @@ from typing import Any, BinaryIO, NamedTuple
 import msgspec
 import orjson
 
-from batchpipe.errors import InvalidInput, Never, StorageTrouble
+from batchpipe.errors import FILE_MISSING, InvalidInput, Never, StorageTrouble
 from batchpipe.jobs import ENDED, JobRecord, ShardRecord, State
 from batchpipe.labels import label_of
 from batchpipe.results import WORKING
@@ -135,7 +135,7 @@ def read_owner(output: Folder) -> Owner | None:
         with output.reader(JOB_FILE) as file:
             view = _head_of_view(file)
     except StorageTrouble as error:
-        if error.code == "file_missing" or isinstance(error.__cause__, NotADirectoryError):
+        if error.code == FILE_MISSING or isinstance(error.__cause__, NotADirectoryError):
             return None
         if isinstance(error.__cause__, IsADirectoryError):
             raise foreign(output, JOB_FILE) from error

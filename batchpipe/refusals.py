@@ -11,10 +11,8 @@ import re
 from typing import Any
 
 from batchpipe.errors import Refused
-from batchpipe.jobs import JobRecord, Move, Problem, ShardRecord, Stage, window_seconds
+from batchpipe.jobs import LONGEST_PAUSE, JobRecord, Move, Problem, ShardRecord, Stage, window_seconds
 
-#: No pause between two tries is longer.
-LONGEST_PAUSE_SECONDS = 600.0
 #: A job that is being cancelled waits so long at most for a batch or file that its key does not see.
 CANCELLED_PATIENCE_SECONDS = 3_600.0
 #: Pauses between two looks for what is not seen begin with this.
@@ -118,7 +116,7 @@ def wait_out(
     if left <= 0:
         message = f"{problem.message} (waited for {in_words(longest)}; {advice}; then: batchpipe retry {shard.job})"
         raise Refused(message, code=problem.code)
-    after = min(first * 2 ** min(shard.backoff, 10), LONGEST_PAUSE_SECONDS, left)
+    after = min(first * 2 ** min(shard.backoff, 10), LONGEST_PAUSE, left)
     said = Problem(code=problem.code, message=f"{problem.message} (tried again for {in_words(left)} more; {advice})")
     changes: dict[str, Any] = {"refused_at": since, "backoff": shard.backoff + 1, "trouble": said}
     events = [] if shard.refused_at is not None else [("refused_for_now", {"message": said.message})]
@@ -141,7 +139,7 @@ def unseen(
 ) -> Move:
     """The account's key does not see ``what``: said at the first time, looked for with pauses that double."""
     since = shard.unseen_at if shard.unseen_at is not None else now
-    after = min(FIRST_UNSEEN_PAUSE * 2 ** min(shard.unfound, 10), LONGEST_PAUSE_SECONDS)
+    after = min(FIRST_UNSEEN_PAUSE * 2 ** min(shard.unfound, 10), LONGEST_PAUSE)
     message = (
         f"the key of account {job.account!r} does not see {what} ({error.message}): was the key, the project or the "
         f"base_url changed? Mend it, then: batchpipe resume {job.account}; it is looked for until it is seen, "

@@ -7,7 +7,6 @@ countdown) or Stop (drop the rest of the chain).
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,7 +14,8 @@ from typing import Any
 from batchpipe import seams
 from batchpipe.counters import Counters
 from batchpipe.errors import WORKSPACE_GONE, OnHold, StorageTrouble, StoreUnavailable, TryLater
-from batchpipe.jobs import JOB, JobRecord, Problem, Stage, State
+from batchpipe.jobs import JOB, LONGEST_PAUSE, JobRecord, Problem, Stage, State
+from batchpipe.lateness import utc
 from batchpipe.limits import REMEDIES
 from batchpipe.logs import log_event
 from batchpipe.masking import without_secrets
@@ -32,8 +32,6 @@ MAX_TRIES = 5
 MAX_LOST = 50
 #: Turns of prepare that met their deadlines, which grow, before its job is refused.
 MAX_OVERRUNS = 6
-#: No countdown is longer: it must stay far below the broker's visibility time-out.
-LONGEST_PAUSE = 600.0
 #: Code of a transfer that was broken off because its job is being cancelled: it comes back at once.
 CANCELLING = "cancelling"
 #: How long the lost files of a cancelled job are waited for, at most.
@@ -113,7 +111,7 @@ Publish = Callable[[Message], None]
 #: How many messages wait in a queue of the broker; None: that cannot be told.
 WaitingIn = Callable[[str], int | None]
 
-#: The links of a shard's chain, each with the stage it expects and its own total deadline in seconds.
+#: The links of a shard's chain, each with the stage that it expects; ``limits`` has their deadlines.
 LINKS: dict[str, Stage] = {
     "upload": Stage.PLANNED,
     "create": Stage.UPLOADED,
@@ -254,7 +252,7 @@ class Turns:
         self.store.note_trouble(job_id, index, problem)
         return Again(LONGEST_PAUSE, problem.message)
 
-    def wait_for_files(self, lease: Lease, error: StorageTrouble) -> None:
+    def wait_for_workspace(self, lease: Lease, error: StorageTrouble) -> None:
         """A file of the workspace is missing: return when it is to be given up.
 
         Raises StorageTrouble (``workspace_gone``) while it may come back, as a mount does; says from when until when.
@@ -268,9 +266,8 @@ class Turns:
             patience = min(patience, GONE_CANCELLED_SECONDS)
         if now - since >= patience:
             return
-        begun, ends = (time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(at)) for at in (since, since + patience))
         message = (
-            f"{error}: the job's workspace has lost it; waited for since {begun}, until {ends} "
+            f"{error}: the job's workspace has lost it; waited for since {utc(since)}, until {utc(since + patience)} "
             "(BATCHPIPE_WORKSPACE_WAIT_SECONDS), then the job ends with what the provider still has"
         )
         # not above a minute: a mount that comes back is noticed then

@@ -24,6 +24,7 @@ LAYERS: list[tuple[str, ...]] = [
     ("storage", "openai_api", "store"),
     ("shard_files", "leftovers"),
     ("results", "views", "costs", "splitting", "labels", "fetching"),
+    ("answer_index",),
     ("steps", "places"),
     ("turns", "outputs"),
     ("pipeline",),

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from functools import cached_property, partial
 from typing import IO, TYPE_CHECKING, Any, BinaryIO, cast
 
-from batchpipe.errors import BatchpipeError, Gone, Paused, Refused, SettingsError, Unanswered, Unavailable
+from batchpipe.errors import NO_ROUTE, BatchpipeError, Gone, Paused, Refused, SettingsError, Unanswered, Unavailable
 from batchpipe.least_rate import SILENCE_SECONDS, LeastRate
 from batchpipe.openai_api.answers import (
     Snapshot,
@@ -24,7 +24,7 @@ from batchpipe.openai_api.answers import (
 from batchpipe.openai_api.created import Partly, Said, made, named
 from batchpipe.openai_api.transfers import WRONG, Resumable, Watched, range_headers, receive
 from batchpipe.openai_api.transport import Count, http_client, uncounted
-from batchpipe.openai_api.trouble import NO_ROUTE, translated
+from batchpipe.openai_api.trouble import translated
 from batchpipe.settings import Account, Settings
 
 if TYPE_CHECKING:

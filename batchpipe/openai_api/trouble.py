@@ -14,16 +14,13 @@ import orjson
 
 from batchpipe import seams
 from batchpipe.bodies import QUOTA_CODES
-from batchpipe.errors import BatchpipeError, Gone, Paused, Refused, SettingsError, Unavailable
+from batchpipe.errors import NO_ROUTE, BatchpipeError, Gone, Paused, Refused, SettingsError, Unavailable
 from batchpipe.openai_api.said import Said, said
 from batchpipe.refusals import TOKEN_LIMIT, says_no_file, says_token_limit
 from batchpipe.settings import transport_environment
 
 if TYPE_CHECKING:
     import openai
-
-#: A 404 that is not the provider's: a proxy's page, or a server that does not know the route.
-NO_ROUTE = "http_404_page"
 
 
 def _is_of_tls(name: str) -> bool:

@@ -219,7 +219,6 @@ def _moved(job: JobRecord, shard: ShardRecord, batch: Batch, now: float, pause: 
         if late is not None:
             return msgspec.structs.replace(late, events=[*events, *late.events], hold=hold)
     changes |= {
-        "fetches": 0,
         "output_file_id": batch.output_file_id,
         "error_file_id": batch.error_file_id,
         "errors": batch.errors,
