@@ -139,6 +139,7 @@ class JobRecord(Record, frozen=True, kw_only=True):
     owns: list[str] = []  #: all names under which its output is its own until it is closed (``told``)
     results: str = ""  #: where its result files lie; "": there are none (yet)
     real: str = ""  #: that place without links, as the worker saw it: where they lie if a link is set anew
+    written: list[list[int]] = []  #: bytes of its two result files, each time that they were put in place
     aside: str = ""  #: the earlier job whose results it moves out of its output
     copied: bool = False  #: they are at their new place, whole
     workspace: str = ""

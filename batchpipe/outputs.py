@@ -32,6 +32,8 @@ from batchpipe.views import JOB_FILE, job_view
 
 #: A job that was refused for one of these has no output to write to.
 _NO_OUTPUT = ("output_in_use", "output_unwritable", "output_foreign", "not_allowed")
+#: So many ends of a job are remembered, by the sizes of their files.
+_MOST_WRITTEN = 8
 
 
 class Outputs:
@@ -112,7 +114,8 @@ class Outputs:
         """
         if place == lease.job.output:
             self._check_still_ours(lease, sizes)
-        where = {"results": place, "real": real_place(place)}
+        written = [*(known for known in lease.job.written if known != list(sizes)), list(sizes)]
+        where = {"results": place, "real": real_place(place), "written": written[-_MOST_WRITTEN:]}
         self._store.save(lease, where)
         lease.job = lease.job.evolve(**where)
 
@@ -125,8 +128,9 @@ class Outputs:
             raise OutputInUse(f"output {job.output} is that of job {owner.id} now")
         if owner is None or job.results != job.output:
             check_no_results(output)
-        else:  # a turn of ours that died has put some in place
-            check_no_results(output, but=dict(zip(RESULT_FILES, sizes, strict=True)))
+        else:  # a turn of ours that died has put some in place, or they are those of an end before it was landed
+            ours = zip(*job.written, sizes, strict=True)
+            check_no_results(output, but=dict(zip(RESULT_FILES, ours, strict=True)))
         if owner is None:
             with output.writer(JOB_FILE) as file:
                 file.write(pretty(job_view(job, [])))

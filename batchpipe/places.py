@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, BinaryIO, NamedTuple
 
@@ -181,13 +181,13 @@ def foreign(output: Folder, name: str) -> InvalidInput:
     )
 
 
-def check_no_results(output: Folder, *, but: Mapping[str, int] | None = None) -> None:
+def check_no_results(output: Folder, *, but: Mapping[str, Collection[int]] | None = None) -> None:
     """Raises InvalidInput (``output_foreign``) if files of the names of results lie there.
 
     ``but``: those of these sizes are the caller's own.
     """
     for name in RESULT_FILES:
-        if output.exists(name) and (but is None or output.size(name) != but[name]):
+        if output.exists(name) and (but is None or output.size(name) not in but[name]):
             raise foreign(output, name)
 
 

@@ -260,3 +260,14 @@ def test_an_output_that_an_unfinished_job_has_by_another_name_is_not_landed_into
     job_id, _ = given_up(pump, chat_rows(2), output=str(tmp_path / "link"))
     pump.submit(chat_rows(2, start=5), output=str(tmp_path / "real"))
     assert land(pump, job_id) == "output"
+
+
+def test_what_is_landed_later_takes_the_place_of_the_earlier_results(pump: Pump, chat_rows: Rows) -> None:
+    """They are the job's own, though longer than those that it had written at its first end."""
+    job_id, batch = given_up(pump, chat_rows(5))
+    pump.api.batches[batch].project = ""
+    pump.api.finish(batch)
+    land(pump, job_id)
+    pump.run_until_idle(HOUR)
+    job = pump.job(job_id)
+    assert (job.results, job.ok) == (job.output, 5)
