@@ -15,9 +15,9 @@ from celery.utils.quorum_queues import detect_quorum_queues
 
 from batchpipe import tasks
 from batchpipe.celery_app import queue_of
+from batchpipe.jobs import LONGEST_PAUSE
 from batchpipe.limits import task_limit, visibility_seconds
 from batchpipe.settings import Settings
-from batchpipe.turns import LONGEST_PAUSE
 
 #: kombu's default for Redis.
 KOMBU_VISIBILITY = 3_600
@@ -65,7 +65,9 @@ def _look_at_content(app: Celery, settings: Settings) -> Iterator[Finding]:
 def _look_at_eagerness(app: Celery, settings: Settings) -> Iterator[Finding]:
     if app.conf.task_always_eager:
         name = _setting(app, "task_always_eager")
-        yield Finding(name, "a job would run within the call that submits it", f"{name} = False", fatal=True)
+        yield Finding(
+            name, "a job would run within the call that submits it, so submit refuses", f"{name} = False", fatal=True
+        )
 
 
 def _look_at_visibility(app: Celery, settings: Settings) -> Iterator[Finding]:
@@ -148,21 +150,72 @@ def _look_at_control(app: Celery, settings: Settings) -> Iterator[Finding]:
         yield Finding(name, why, f"{name} = True")
 
 
-def _look_at_annotations(app: Celery, settings: Settings) -> Iterator[Finding]:
-    """Those for ``*`` reach our tasks, too."""
-    if not app.conf.task_annotations:
+def _look_at_tasks(app: Celery, settings: Settings) -> Iterator[Finding]:
+    """All that our tasks need against what they got: annotations for ``*`` and a base class reach them, too."""
+    if not app.conf.task_annotations and app.task_cls == _TASK_CLASS:
+        return  # nothing can have changed them, and they need not be made for that
+    changed: dict[str, Any] = {}
+    hit: list[str] = []
+    for task, wanted in _OURS.items():
+        if task in app.tasks and (found := _changed(app, task, wanted, settings)):
+            hit.append(task)
+            changed = {**found, **changed}
+    if not hit:
         return
-    for task, wanted in tasks.OPTIONS.items():
-        changed = [name for name in _NEEDED if getattr(app.tasks[task], name) != wanted[name]]
-        changed += _shorter(app, task, settings)
-        if changed:
-            name = _setting(app, "task_annotations")
-            why = f"changes {' and '.join(changed)} of {task}: a job waits or works for longer than that allows"
-            own = next((own for own in sorted(app.tasks) if not own.startswith(("batchpipe.", "celery."))), "proj.task")
-            values = {one: _plain(getattr(app.tasks[task], one)) for one in changed}
-            line = f'{name} = {{{_quoted(own)}: {_as_dict(values)}}}  # each task of yours by its name, and none as "*"'
-            yield Finding(name, why, line)
+    more = f" and {len(hit) - 1} more" if len(hit) > 1 else ""
+    harm = "; ".join(dict.fromkeys(_HARM.get(name, _LATE) for name in changed))
+    why = f"changes {' and '.join(changed)} of {hit[0]}{more}: {harm}"
+    fatal = "serializer" in changed and not _accepts(app, changed["serializer"])
+    if _RETRIED in changed or not app.conf.task_annotations:
+        yield Finding("task_cls", why, f"{', '.join(changed)} on the tasks of yours, not on their base class", fatal)
+        return
+    name = _setting(app, "task_annotations")
+    own = next((own for own in sorted(app.tasks) if not own.startswith(("batchpipe.", "celery."))), "proj.task")
+    values = {one: _plain(value) for one, value in changed.items()}
+    line = f'{name} = {{{_quoted(own)}: {_as_dict(values)}}}  # each task of yours by its name, and none as "*"'
+    yield Finding(name, why, line, fatal)
+
+
+def _changed(app: Celery, name: str, wanted: Mapping[str, Any], settings: Settings) -> dict[str, Any]:
+    """What the task got in place of what it needs."""
+    task = app.tasks[name]
+    needed = {one: wanted[one] for one in _NEEDED if one in wanted} | ({} if wanted is tasks.PULSE else _NONE)
+    found = {one: got for one, need in needed.items() if (got := getattr(task, one, None)) != need}
+    if hasattr(task, "_orig_run"):  # Celery has wrapped it
+        found[_RETRIED] = getattr(task, _RETRIED, None)
+    return found | {one: getattr(task, one) for one in _shorter(app, name, settings)}
+
+
+def _accepts(app: Celery, serializer: Any) -> bool:
+    accepted = app.conf.accept_content or ()
+    return serializer in accepted or f"application/{serializer}" in accepted
+
+
+def _look_at_routes(app: Celery, settings: Settings) -> Iterator[Finding]:
+    """A route may send our tasks to another queue, and that has a reason; but what it adds to their messages counts."""
+    if not app.conf.task_routes:
+        return
+    for task in _OURS:
+        try:
+            routed = app.amqp.router.route({"queue": settings.queue}, task, (), {})
+        except Exception as error:  # a function of the site's, or a queue that is not there
+            name = _setting(app, "task_routes")
+            why = f"cannot be asked for {task} ({type(error).__name__}: {error}), so nothing can be sent"
+            yield Finding(name, why, f"{name} = {{...}}  # routes that know each queue they name", fatal=True)
             return
+        if added := [one for one in _ROUTED if routed.get(one) not in (None, "json")]:
+            name = _setting(app, "task_routes")
+            why = f"adds {' and '.join(added)} to the messages of {task}: {_HARM[added[0]]}"
+            line = _route_line(app, name, {"batchpipe.*": {"queue": settings.queue}})
+            yield Finding(name, why, line, fatal=True)
+            return
+
+
+def _route_line(app: Celery, name: str, ours: dict[str, Any]) -> str:
+    """Ours before theirs, which may be one mapping or a list; ``setup`` has made a list of one and ours."""
+    routes = app.conf.task_routes
+    is_list = isinstance(routes, list | tuple) and not (ours in routes and len(routes) == 2)
+    return f"{name} = [{json.dumps(ours)}, {'*' if is_list else ''}{name}]"
 
 
 def _shorter(app: Celery, task: str, settings: Settings) -> list[str]:
@@ -217,7 +270,35 @@ def _plain(value: Any) -> Any:
 
 
 #: Attributes of our tasks without which jobs do not get on as they should.
-_NEEDED = ("max_retries", "acks_late")
+_NEEDED = (
+    *("max_retries", "acks_late", "reject_on_worker_lost", "acks_on_failure_or_timeout", "ignore_result"),
+    *("serializer", "rate_limit", "Request"),
+)
+#: Attributes that they must not have.
+_NONE = {"expires": None, "exchange": None, "routing_key": None}
+_RETRIED = "autoretry_for"
+#: What a route may add, and must not.
+_ROUTED = ("exchange", "routing_key", "expires", "serializer")
+#: Celery's own base of tasks.
+_TASK_CLASS = "celery.app.task:Task"
+#: Our tasks, and what they need.
+_OURS: dict[str, dict[str, Any]] = {
+    **tasks.OPTIONS,
+    "batchpipe.sweep": tasks.PULSE,
+    "batchpipe.schedules": tasks.PULSE,
+}
+_LATE = "a job waits or works for longer than that allows"
+_HARM = {
+    "rate_limit": "workers take few of them a minute, and each job needs hundreds",
+    "serializer": "a worker that does not accept that drops them",
+    "ignore_result": "what each of them answers stays in the result backend",
+    "expires": "workers drop what has waited for longer, though a poll waits for minutes",
+    "exchange": "they are sent where no worker of batchpipe listens",
+    "routing_key": "they are sent where no worker of batchpipe listens",
+    "acks_late": "what a killed worker had in hand is lost until the sweep finds it",
+    "reject_on_worker_lost": "what a killed worker had in hand is lost until the sweep finds it",
+    _RETRIED: "Celery repeats what batchpipe repeats itself",
+}
 _LIMITS = ("time_limit", "soft_time_limit")
 
 _LOOKS: tuple[Callable[[Celery, Settings], Iterator[Finding]], ...] = (
@@ -227,7 +308,8 @@ _LOOKS: tuple[Callable[[Celery, Settings], Iterator[Finding]], ...] = (
     _look_at_timeouts,
     _look_at_prefetch,
     _look_at_control,
-    _look_at_annotations,
+    _look_at_tasks,
+    _look_at_routes,
     _look_at_quorum,
     _look_at_names,
     _look_at_pool,

@@ -19,6 +19,10 @@ _REASONS = frozenset({"max_output_tokens", "length", "content_filter"})
 _CHAT = frozenset({"chat.completion", "text_completion"})
 
 
+#: What the field ``code`` or ``type`` of an error says where the account has no money.
+QUOTA_CODES = frozenset({"insufficient_quota", "billing_hard_limit_reached", "billing_not_active"})
+
+
 class Failure(msgspec.Struct, frozen=True):
     """Why a body that came with HTTP 200 is not an answer."""
 

@@ -12,9 +12,9 @@ from celery import Celery
 from kombu.transport import TRANSPORT_ALIASES
 
 from batchpipe.errors import SettingsError
+from batchpipe.jobs import LONGEST_PAUSE
 from batchpipe.limits import visibility_seconds
 from batchpipe.settings import Settings
-from batchpipe.turns import LONGEST_PAUSE
 
 #: Apps that were made here. A site may call its own app batchpipe, too.
 _ours: WeakSet[Celery] = WeakSet()
@@ -93,17 +93,22 @@ def _configuration(settings: Settings) -> dict[str, Any]:
     }
 
 
+def pulse_expires(pace: float) -> float:
+    """After how many seconds a message that beat sends every ``pace`` seconds is void."""
+    return 4 * pace
+
+
 def beat_schedule(settings: Settings) -> dict[str, Any]:
     """What beat sends: the sweep, and a look for due schedules where there are any.
 
-    Messages expire, so that they do not pile up while no worker is there.
+    Messages expire, on the brokers that drop what has; what keeps them from piling up everywhere is ``tasks.Pulse``.
     """
     paces = {"sweep": settings.sweep_seconds} | ({"schedules": settings.schedule_seconds} if settings.schedules else {})
     return {
         f"batchpipe-{name}": {
             "task": f"batchpipe.{name}",
             "schedule": pace,
-            "options": {"queue": settings.queue, "expires": 4 * pace},
+            "options": {"queue": settings.queue, "expires": pulse_expires(pace)},
         }
         for name, pace in paces.items()
     }

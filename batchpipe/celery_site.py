@@ -11,10 +11,12 @@ import sys
 import threading
 from collections.abc import Mapping
 from contextlib import suppress
+from importlib import import_module
 from typing import Any
 
 from celery import Celery, signals
 from celery.app.utils import find_app
+from celery.concurrency.thread import TaskPool
 from celery.local import Proxy
 
 from batchpipe import (
@@ -31,6 +33,7 @@ from batchpipe.logs import brief_trouble, quiet_pulse
 from batchpipe.openai_api import warm_up
 from batchpipe.settings import Settings, current_settings, install_site, load_settings
 from batchpipe.site_settings import SiteSettings
+from batchpipe.store import LISTENING_PACE
 from batchpipe.sweep import sweep
 
 logger = logging.getLogger(__name__)
@@ -136,6 +139,9 @@ class _House:
     def report(self, *, instance: Any, **_: Any) -> None:
         if instance.app is not self.app:
             return
+        pool_class = getattr(instance, "pool_cls", None)
+        if isinstance(pool_class, type) and issubclass(pool_class, TaskPool):
+            tasks.bound_long_tasks(getattr(instance, "concurrency", None))
         try:
             found = check_app(self.app, current_settings())
             pool = pool_finding(getattr(instance, "pool_cls", ""))
@@ -155,9 +161,27 @@ class _House:
         self.stopping.clear()
         self.was_ready.set()
         threading.Thread(target=self._sweep_on, name="batchpipe-sweep", daemon=True).start()
+        listening = threading.Thread(target=self._say_where_it_listens, args=(sender,), name="batchpipe-listening")
+        listening.daemon = True
+        listening.start()
 
     def stop_sweeping(self, **_: Any) -> None:
         self.stopping.set()
+
+    def _say_where_it_listens(self, consumer: Any) -> None:
+        """Note in Redis on which queues this worker listens, again and again, and at its end that it does no more."""
+        worker, queues = str(getattr(consumer, "hostname", "worker")), list[str]()
+        while True:
+            with suppress(Exception):  # Redis is away, or the consumer is being made anew: the next time
+                if current := list(consumer.task_consumer.queues):
+                    names = [str(getattr(queue, "name", queue)) for queue in current]
+                    gone, queues = set(queues) - set(names), names
+                    tasks.runtime().store.forget_listening(worker, gone)
+                tasks.runtime().store.note_listening(worker, queues)
+            if self.stopping.wait(LISTENING_PACE):
+                break
+        with suppress(Exception):
+            tasks.runtime().store.forget_listening(worker, queues)
 
     def _sweep_on(self) -> None:
         pause = 60.0
@@ -199,10 +223,11 @@ def _with_route(routes: Any, ours: dict[str, Any], instead_of: dict[str, Any]) -
 
 def load_app(name: str) -> Celery:
     """The site's app by its name, as ``celery -A`` takes it, with the site loaded. Raises SettingsError."""
-    if (here := os.getcwd()) not in sys.path:  # a site's modules lie beside each other, and are loaded one by one
+    trusted = not sys.flags.safe_path  # else a service works where others may put files
+    if trusted and (here := os.getcwd()) not in sys.path:  # a site's modules lie beside each other, loaded one by one
         sys.path.insert(0, here)
     try:
-        app = find_app(name)
+        app = find_app(name) if trusted else find_app(name, imp=import_module)
         if not isinstance(app, Celery):
             raise SettingsError(f"-A {name}: is a {type(app).__name__}, not a Celery app")
         app = _itself(app)

@@ -15,13 +15,14 @@ from batchpipe import tasks
 from batchpipe.errors import InvalidInput, JobNotFound, Never, OutputInUse, SettingsError, StoreUnavailable
 from batchpipe.handle import Job
 from batchpipe.jobs import JOB, JobRecord, ShardRecord, Stage, State, new_job_id
+from batchpipe.listeners import warn_of_submit
 from batchpipe.masking import without_secrets
-from batchpipe.places import basics, note_workspace, prune_workspaces, results_place
+from batchpipe.places import basics, note_workspace, prune_workspaces, results_place, workspace_of
 from batchpipe.private_redis import acquire
 from batchpipe.recover import Report, recover
 from batchpipe.refusals import FOR_A_PERSON, LANDABLE
 from batchpipe.results import INDEX, BatchResult, Outcome, iter_failed_requests
-from batchpipe.settings import Settings, bare_environment, current_settings, install_settings
+from batchpipe.settings import SANDBOX_ACCOUNT, Settings, bare_environment, current_settings, install_settings
 from batchpipe.storage import Folder
 from batchpipe.store import Store
 from batchpipe.store.store import new_task_ids
@@ -103,7 +104,7 @@ class Client:
                 "no redis-server was found, and the built-in stand-in forgets what was paid for when it stops: install "
                 "redis-server (or valkey), or set BATCHPIPE_REDIS_URL; sandbox runs need neither"
             )
-        tasks.app_in_use()  # a broker's URL that cannot be used is said before anything is recorded
+        tasks.check_not_eager()  # nor with a broker's URL that cannot be used: said before anything is recorded
         record = new_record(
             self.settings,
             job_id,
@@ -173,14 +174,30 @@ class Client:
                     drop_spool(record)
             raise
 
-    def retry(self, job_id: str, *, output: str | Path | None = None, own_queue: bool = False) -> Job:
-        """Send the rows of an ended job that are not ok as a new job. Raises JobNotFound, Never."""
+    def retry(
+        self,
+        job_id: str,
+        *,
+        output: str | Path | None = None,
+        max_rows: int | None = None,
+        max_bytes: int | None = None,
+    ) -> Job:
+        """Send the rows of an ended job that are not ok as a new job. ``max_rows``, ``max_bytes`` of a shard are the
+        old job's unless given. Asked for twice it answers with the first new job.
+
+        That of a ``run`` goes to the default queue, for its worker is gone; but of a sandbox, which came with that, to
+        a queue of its own: ``batchpipe wait`` brings both again.
+
+        Raises JobNotFound, InvalidInput, Never (``not_ended``, ``nothing_to_retry``; ``retried``: the first new job has
+        other sizes than asked for now).
+        """
         old = self.store.get_job(job_id)
+        own_queue = old.input_here and old.account == SANDBOX_ACCOUNT
         if not old.state.ended:
             raise Never(f"job {job_id} has not ended; its rows may still come", code="not_ended")
         if not old.failed and not old.missing:
             raise Never(f"job {job_id} has no rows to retry", code="nothing_to_retry")
-        return self.submit(
+        new = self.submit(
             self._failed_requests(old),
             output=output or f"{old.output.rstrip('/')}/retry-{new_job_id().removeprefix('job_')}",
             endpoint=old.endpoint,
@@ -191,18 +208,26 @@ class Client:
             name=old.name,
             tags={**old.tags, "retry_of": old.id},
             key=f"retry-{old.id}",  # asked for twice, they are paid for once
-            queue=f"{self.settings.queue}.run.{new_job_id().removeprefix('job_')}" if own_queue else old.queue,
+            queue=_own_queue(self.settings) if own_queue else None if old.input_here else old.queue,
             on_done=old.on_done,
-            max_rows=old.max_rows,
-            max_bytes=old.max_bytes,
+            max_rows=old.max_rows if max_rows is None else max_rows,
+            max_bytes=old.max_bytes if max_bytes is None else max_bytes,
             attempts=old.attempts,
             own_queue=own_queue,
             hears=old.hears,
         )
+        for name, size in (("max_rows", max_rows), ("max_bytes", max_bytes)):
+            if size is not None and getattr(new.record, name) != size:
+                message = (
+                    f"job {old.id} was retried as {new.id}, with {name} {getattr(new.record, name)}: "
+                    f"when that has ended, retry it with the size you want"
+                )
+                raise Never(message, code="retried")
+        return new
 
     def _failed_requests(self, job: JobRecord) -> Iterator[bytes]:
         """Request lines of the rows that are not ok, in input order, from the job's workspace."""
-        workspace = Folder(job.workspace, private=True)
+        workspace = workspace_of(job, self.settings)
         files = {
             shard.index: shard.file
             for shard in self.store.iter_shards(job, fields=("round", "file"))
@@ -352,6 +377,10 @@ class Client:
         return follow(self.store, job_id, timeout=timeout, tick=tick, pause=pause)
 
 
+def _own_queue(settings: Settings) -> str:
+    return f"{settings.queue}.run.{new_job_id().removeprefix('job_')}"
+
+
 _default: Client | None = None
 _making = threading.Lock()
 
@@ -400,7 +429,8 @@ def submit(
     Raises InvalidInput, OutputInUse, SettingsError, StoreUnavailable (Redis did not answer: nothing was recorded
     for certain; with a ``key`` it is safe to call again).
     """
-    return default_client().submit(
+    client = default_client()
+    job = client.submit(
         input,
         output=output,
         endpoint=endpoint,
@@ -417,6 +447,8 @@ def submit(
         max_bytes=max_bytes,
         attempts=attempts,
     )
+    warn_of_submit(client.store, client.settings, job.record)
+    return job
 
 
 def get_job(job_id: str) -> Job:

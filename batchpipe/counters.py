@@ -101,6 +101,7 @@ METRICS: dict[str, Metric] = {
     "account_pauses": Metric("How often an account was paused.", (ACCOUNT,)),
     "sweeps": Metric("Passes of the sweep."),
     "swept": Metric("Records that a sweep found overdue and published anew."),
+    "left_waiting": Metric("Overdue records that a sweep left: their messages wait in a queue that nobody takes from."),
     "strays_cancelled": Metric("Batches that a sweep cancelled because their shard has another."),
     "provider_calls": Metric("Calls to the provider, by route and HTTP status.", (ACCOUNT, "route", "status")),
     "provider_call_seconds": Metric(

@@ -94,11 +94,14 @@ class OnHold(TryLater):
 
 
 class StorageTrouble(TryLater):
-    """A file could not be read or written just now."""
+    """A file could not be read or written just now. Not ``passes``: it stays so until a person repairs something."""
 
     code = "storage_trouble"
+    passes = True
 
 
+#: A 404 that is not the provider's: a proxy's page, or a server that does not know the route.
+NO_ROUTE = "http_404_page"
 #: Code of a StorageTrouble for a file that is not where it was.
 FILE_MISSING = "file_missing"
 #: Code for rows, and for what waits, whose files in the workspace are gone.

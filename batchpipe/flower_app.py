@@ -24,7 +24,7 @@ from tornado.options import options
 from batchpipe.errors import BatchpipeError, SettingsError
 from batchpipe.settings import PREFIX, Settings
 from batchpipe.storage import Folder
-from batchpipe.storage.local import hold_lock, kept_secret
+from batchpipe.storage.local import hold_lock, keep_private, kept_secret
 from batchpipe.tasks import LAST_TIME
 
 logger = logging.getLogger(__name__)
@@ -78,6 +78,7 @@ def _history(settings: Settings) -> Iterator[bool]:
     with ExitStack() as stack:
         try:
             Folder(str(settings.home), private=True).make()
+            keep_private(settings.home, "flower*")
             alone = stack.enter_context(hold_lock(settings.home / "flower.lock"))
         except BatchpipeError as error:  # a home that cannot be written
             logger.warning("the history is not kept: %s", error)
@@ -96,6 +97,7 @@ def _read_options(settings: Settings, door: Door, extra: tuple[str, ...], *, per
     options.persistent = persistent
     options.db = str(settings.home / "flower")
     options.state_save_interval = SAVE_SECONDS * 1_000
+    options.conf = os.devnull  # by itself Flower would run a flowerconfig.py of the current folder, whose ever that is
     for argument in extra:
         _check_option(argument)
     try:

@@ -10,7 +10,8 @@ import orjson
 
 from batchpipe.errors import JobNotFound, Never
 from batchpipe.jobs import JobRecord, Problem, ShardRecord, State
-from batchpipe.places import located, results_place
+from batchpipe.listeners import Watch
+from batchpipe.places import located, results_place, workspace_of
 from batchpipe.results import INDEX, BatchResult, Outcome, iter_outcomes
 from batchpipe.settings import Settings
 from batchpipe.storage import Folder
@@ -85,8 +86,12 @@ class Job:
         return self.refresh().id if self._held else self.id
 
     def wait(self, timeout: float | None = None) -> Job:
-        """Block until the job has ended. Raises TimeoutError after ``timeout`` seconds."""
-        self.record = follow(self._client.store, self.refresh().id, timeout=timeout)
+        """Block until the job has ended. Raises TimeoutError after ``timeout`` seconds.
+
+        Where no worker listens on its queue, a warning in Python's log says so, and what to start.
+        """
+        store = self._client.store
+        self.record = follow(store, self.refresh().id, timeout=timeout, tick=Watch(store, self._client.settings))
         return self
 
     def cancel(self) -> Job:
@@ -105,7 +110,7 @@ class Job:
 
     def result(self) -> BatchResult:
         """The result files and row counts. Raises Never (``not_ended``) while the job runs."""
-        view = job_view(located(self._ended(), remote=True))
+        view = job_view(located(self._ended(), remote=True, roots=self._client.settings.roots()))
         rows = view["rows"]
         return BatchResult(
             view["output_file"], view["error_file"], rows["total"], rows["ok"], rows["failed"], rows["missing"]
@@ -113,7 +118,7 @@ class Job:
 
     def results(self) -> Iterator[Outcome]:
         """What became of each row, in input order, read lazily. Raises Never (``not_ended``) while the job runs."""
-        return _outcomes(self._ended())
+        return _outcomes(self._ended(), self._client.settings)
 
     def errors(self) -> Iterator[Outcome]:
         """The rows that are not ok, in input order, read lazily."""
@@ -147,14 +152,17 @@ class Job:
         """What ``batchpipe status --json`` prints."""
         if not shards:  # of a list of jobs: no file is looked at
             return job_view(self.record)
-        return job_view(located(self.record), self._shards())
+        return job_view(self._located(), self._shards())
+
+    def _located(self) -> JobRecord:
+        return located(self.record, roots=self._client.settings.roots())
 
     def _shards(self) -> Iterator[ShardRecord]:
         return self._client.store.iter_shards(self.record, fields=SHOWN, bad="show")
 
     def iter_json(self) -> Iterator[bytes]:
         """The text of ``to_dict()`` as JSON, a part at a time, for jobs of very many shards."""
-        return json_of_job(located(self.record), self._shards)
+        return json_of_job(self._located(), self._shards)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Job:
@@ -168,6 +176,10 @@ class Job:
     def from_json(cls, text: str | bytes) -> Job:
         return cls.from_dict(orjson.loads(text))
 
+    def results_folder(self) -> Folder:
+        """Where the results lie now, for who reads the files themselves. Raises as ``places.results_place``."""
+        return results_place(self.record, self._client.settings.roots())
+
     def _ended(self) -> JobRecord:
         if not self.state.ended:
             self.refresh()
@@ -176,10 +188,10 @@ class Job:
         return self.record
 
 
-def _outcomes(job: JobRecord) -> Iterator[Outcome]:
+def _outcomes(job: JobRecord, settings: Settings) -> Iterator[Outcome]:
     if not job.results:  # refused or cancelled before anything was sent: there are no rows, and no files
         return
-    workspace = Folder(job.workspace, private=True)
+    workspace = workspace_of(job, settings)
     with ExitStack() as stack:
         index = stack.enter_context(workspace.reader(INDEX)) if workspace.exists(INDEX) else None
-        yield from iter_outcomes(results_place(job), index)
+        yield from iter_outcomes(results_place(job, settings.roots()), index)

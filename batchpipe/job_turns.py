@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -16,18 +18,29 @@ from batchpipe.errors import (
     InvalidInput,
     LeaseLost,
     OutputInUse,
+    RecordUnreadable,
     SettingsError,
     StorageTrouble,
     StoreUnavailable,
     TryLater,
 )
-from batchpipe.jobs import ENDED, JOB, MAX_TELLS, JobRecord, Problem, ShardRecord, Stage, State
+from batchpipe.jobs import ENDED, JOB, LONGEST_PAUSE, MAX_TELLS, JobRecord, Problem, ShardRecord, Stage, State
 from batchpipe.labels import label_of
+from batchpipe.leftovers import remove_dead_turns, remove_leftovers, token_of
 from batchpipe.limits import REMEDIES, turn_deadline
 from batchpipe.logs import about
 from batchpipe.openai_api import Api
 from batchpipe.outputs import Outputs
-from batchpipe.places import MANIFEST, manifest, note_workspace, own_place, pretty
+from batchpipe.places import (
+    MANIFEST,
+    input_rules,
+    manifest,
+    note_workspace,
+    own_place,
+    planned_orders,
+    pretty,
+    workspace_of,
+)
 from batchpipe.settings import Settings
 from batchpipe.splitting import Bounds, Prepared
 from batchpipe.steps.merge import Merged, clean_up, merge, merge_what_is_left
@@ -43,7 +56,6 @@ from batchpipe.turns import (
     FIRST_PAUSE,
     LINKS,
     LONGEST_BACKOFF,
-    LONGEST_PAUSE,
     MAX_LOST,
     MAX_OVERRUNS,
     MAX_TRIES,
@@ -53,6 +65,7 @@ from batchpipe.turns import (
     Publish,
     Stop,
     Turns,
+    WaitingIn,
     check_cancel,
     foreseen,
     numbers,
@@ -63,8 +76,14 @@ from batchpipe.views import EARLIER, SHOWN, json_of_job
 
 logger = logging.getLogger(__name__)
 
-#: How long a job waits for a worker that has its input.
+#: How long a job waits for a worker that has its input, and for an input or folder that cannot be reached.
 INPUT_WAIT_SECONDS = 3_600.0
+
+#: How long results wait for an output that cannot be written to.
+OUTPUT_WAIT_SECONDS = 3_600.0
+
+#: Trouble of inputs, not of our own files.
+_OF_INPUT = ("input_missing", "input_unreachable", "input_changed", "transfer_timeout")
 
 #: How often deleting the job's files at the provider is put off before they are left to their expiry.
 MAX_TIDIES = 5
@@ -96,8 +115,9 @@ class JobTurns(Turns):
         tell: Callable[[JobRecord], None],
         *,
         counters: Counters | None = None,
+        waiting_in: WaitingIn | None = None,
     ) -> None:
-        super().__init__(settings, store, apis, publish, counters=counters)
+        super().__init__(settings, store, apis, publish, counters=counters, waiting_in=waiting_in)
         self._tell = tell
         self._outputs = Outputs(settings, store)
 
@@ -151,11 +171,20 @@ class JobTurns(Turns):
             return self._plan(lease, Prepared([], 0, None))
         try:
             self._check_places(lease)
-            workspace = Folder(job.workspace, private=True)
+            workspace = workspace_of(job, self.settings)
             note_workspace(self.settings, job)
-            bounds = Bounds(self.settings.max_models, self.settings.max_shards)
-            prepared = prepare(job, workspace, lease.token, check=lambda: check_cancel(lease), bounds=bounds)
+            _forget_dead_turns(lease, workspace, planned_orders(workspace))
+            prepared = prepare(
+                job,
+                workspace,
+                lease.token,
+                check=lambda: check_cancel(lease),
+                output=self._outputs.folder(job, job.output),
+                rules=input_rules(self.settings),
+                bounds=Bounds(self.settings.max_models, self.settings.max_shards),
+            )
             self._announce(lease, workspace, prepared)
+            _forget_dead_turns(lease, workspace, [])
         except (InvalidInput, OutputInUse) as error:
             return self._refuse(lease, Problem(code=error.code, message=error.message))
         except SettingsError as error:  # a package for its storage is missing on this host
@@ -163,8 +192,9 @@ class JobTurns(Turns):
                 return self._refuse(lease, Problem(code=error.code, message=error.message))
             raise
         except StorageTrouble as error:
-            if error.code == "input_missing" and self._waited_enough(job):
-                return self._refuse(lease, Problem(code="invalid_input", message=error.message))
+            if self._is_over(job, error):
+                code = "invalid_input" if error.code in _OF_INPUT else error.code
+                return self._refuse(lease, Problem(code=code, message=error.message))
             raise
         return self._plan(lease, prepared)
 
@@ -176,8 +206,17 @@ class JobTurns(Turns):
         check_allowed(job.output, roots, "output")
         self._outputs.check(lease)
 
-    def _waited_enough(self, job: JobRecord) -> bool:
-        return job.input_here or self.store.now() - job.created_at > INPUT_WAIT_SECONDS
+    def _is_over(self, job: JobRecord, error: StorageTrouble) -> bool:
+        """Whether trouble before anything was sent has been waited for long enough. A full disk is somebody's to mend:
+        that is waited for until the job is cancelled.
+        """
+        if not error.passes:
+            return True
+        if error.code == "input_missing":
+            return job.input_here or self.store.now() - job.created_at > INPUT_WAIT_SECONDS
+        full = getattr(error.__cause__, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+        begun = job.preparing_at if job.preparing_at is not None else job.created_at
+        return not full and self.store.now() - begun > INPUT_WAIT_SECONDS
 
     def _announce(self, lease: Lease, workspace: Folder, prepared: Prepared) -> None:
         """Say in the output whose it is, and in the workspace what a Redis that lost everything must know."""
@@ -220,7 +259,7 @@ class JobTurns(Turns):
         """The job fails before anything was sent."""
         self.log(lease.job.id, [("refused", {"code": problem.code, "message": problem.message})])
         if problem.code == "not_allowed" and lease.job.spooled:  # what must not be there does not stay there
-            Folder(lease.job.workspace, private=True).remove("")
+            workspace_of(lease.job, self.settings).remove("")
         return self._finish(lease, State.FAILED, {"error": problem, "ok": 0, "failed": 0, "missing": 0, "total": 0})
 
     # -- merge -----------------------------------------------------------------------------------------------------
@@ -238,7 +277,7 @@ class JobTurns(Turns):
         except StorageTrouble as error:
             if error.code != FILE_MISSING:
                 raise
-            self.wait_for_files(lease, error)
+            self.wait_for_workspace(lease, error)
             return self._merge_left(lease, shards)
         except BatchpipeError as error:
             if error.code != "rows_lost" or not job.cancel or job.tries <= MAX_TRIES:
@@ -247,7 +286,7 @@ class JobTurns(Turns):
 
     def _merge_left(self, lease: Lease, shards: list[ShardRecord]) -> str:
         """Files of the workspace are gone for good: results of what is left, and of what the provider still has."""
-        job, workspace = lease.job, Folder(lease.job.workspace, private=True)
+        job, workspace = lease.job, workspace_of(lease.job, self.settings)
         left = [self._left_of(lease, shard, workspace) for shard in shards]
         self.log(job.id, [(WORKSPACE_GONE, {"workspace": job.workspace})], level=logging.ERROR)
         merged = self._merge_shards(lease, left, workspace, merge_what_is_left)
@@ -272,7 +311,7 @@ class JobTurns(Turns):
                 if error.code != FILE_MISSING:
                     raise
                 if name == shard.collected_file:
-                    self.wait_for_files(lease, error)
+                    self.wait_for_workspace(lease, error)
         if not (shard.output_file_id or shard.error_file_id):
             return shard.evolve(collected_file=None)
         problem = Problem(code=WORKSPACE_GONE, message="its collected rows were gone")
@@ -280,11 +319,13 @@ class JobTurns(Turns):
         return shard.evolve(collected_file=move.changes["collected_file"])
 
     def _merge_all(self, lease: Lease, shards: list[ShardRecord]) -> str:
-        job, workspace = lease.job, Folder(lease.job.workspace, private=True)
+        job, workspace = lease.job, workspace_of(lease.job, self.settings)
         if self._may_resend(job, shards) and not (job := self.held(job)).send_no_more:
+            _forget_dead_turns(lease, workspace, planned_orders(workspace))
             prepared = resend(job, _of_round(job, shards), workspace, lease.token, check=lambda: check_cancel(lease))
             lease.check()  # who was frozen meanwhile must not set the manifest back
             self._write_manifest(job, shards, prepared, workspace)
+            _forget_dead_turns(lease, workspace, [])
             return self._plan(lease, prepared)
         merged = self._merge_shards(lease, shards, workspace, merge)
         changes = {
@@ -305,19 +346,26 @@ class JobTurns(Turns):
         place = self._outputs.place(lease)
         try:
             return self._merge_into(lease, shards, workspace, place, step)
-        except (OutputInUse, InvalidInput) as error:
+        except (OutputInUse, InvalidInput, StorageTrouble) as error:
             if place != lease.job.output:
                 raise
+            waits = isinstance(error, StorageTrouble) and error.passes and not self._late(lease.job.finalizing_at)
+            if waits or error.code == FILE_MISSING:  # which is one of the workspace
+                raise
             place = own_place(lease.job)
-            self.log(
-                lease.job.id, [("results_elsewhere", {"in": place, "message": error.message})], level=logging.WARNING
-            )
-            return self._merge_into(lease, shards, workspace, place, step)
+            merged = self._merge_into(lease, shards, workspace, place, step)
+            fields = {"in": place, "message": error.message}
+            self.log(lease.job.id, [("results_elsewhere", fields)], level=logging.WARNING)
+            return merged
+
+    def _late(self, since: float | None) -> bool:
+        """Whether an output has been waited for long enough."""
+        return since is not None and self.store.now() - since > OUTPUT_WAIT_SECONDS
 
     def _merge_into(
         self, lease: Lease, shards: list[ShardRecord], workspace: Folder, place: str, step: Callable[..., Merged]
     ) -> Merged:
-        folder = Folder(place, private=place != lease.job.output)
+        folder = self._outputs.folder(lease.job, place)
         settle = partial(self._outputs.settle, lease, place)
         return step(lease.job, shards, workspace, folder, check=lease.check, settle=settle)
 
@@ -354,18 +402,30 @@ class JobTurns(Turns):
         if not job.notified:
             try:
                 self._write_job_file(lease, job)
-                if (workspace := Folder(job.workspace, private=True)).is_local:
-                    workspace.remove("downloads")  # what was broken off and never gone on with
-                if state is State.SUCCEEDED and not self.settings.keep_workspace:
-                    clean_up(job, workspace)
+                self._clear(job, state, lease)
             except StorageTrouble as error:  # the results are there; who waits for them must not wait for ever
-                if self.store.now() - (job.ended_at or 0.0) < self.settings.workspace_wait_seconds:
+                if error.passes and not self._late(job.ended_at):
                     raise
+                logger.warning("files left in %s: %s", job.workspace, error, extra={"event": "workspace_left"})
                 self.log(job.id, [("files_left", {"message": error.message})], level=logging.WARNING)
             self._tell_listeners(job, lease)
             self.store.save(lease, {"notified": True})
         self._tidy(job, lease)
         self.store.told(lease)
+
+    def _clear(self, job: JobRecord, state: State, lease: Lease) -> None:
+        workspace = workspace_of(job, self.settings)
+        if workspace.is_local:
+            workspace.remove("downloads")  # what was broken off and never gone on with
+        if state is State.SUCCEEDED and not self.settings.keep_workspace:
+            clean_up(job, workspace)
+            return
+        shards = self.store.iter_shards(job) if job.shards else ()
+        try:
+            names = {name for one in shards for name in (one.file, one.collected_file, salvaged_file(one)) if name}
+        except RecordUnreadable:  # nobody can tell which files are its: all of them stay
+            return
+        remove_leftovers(workspace, {*job.order_files, *names}, lease.check)
 
     def _tell_listeners(self, job: JobRecord, lease: Lease) -> None:
         """Raises TryLater; but receivers that always fail, or never come, do not keep the job for ever."""
@@ -406,7 +466,9 @@ class JobTurns(Turns):
     def _write_job_file(self, lease: Lease, job: JobRecord) -> None:
         try:
             self._outputs.describe(lease, job, lambda: json_of_job(job, self._shown(job)))
-        except InvalidInput as error:  # the output cannot be written: Redis still knows the end
+        except (InvalidInput, StorageTrouble) as error:  # the output cannot be written: Redis still knows the end
+            if isinstance(error, StorageTrouble) and error.passes and not self._late(job.ended_at):
+                raise
             logger.warning("job.json not written: %s", error, extra={"event": "job_file"})
 
     def _shown(self, job: JobRecord) -> Callable[[], Iterator[ShardRecord]]:
@@ -454,6 +516,15 @@ def _new_shards(job: JobRecord, prepared: Prepared) -> Iterator[ShardRecord]:
             model=plan.model,
             task_ids=new_task_ids(len(LINKS)),
         )
+
+
+def _forget_dead_turns(lease: Lease, workspace: Folder, orders: list[str]) -> None:
+    """Remove what earlier turns of this one left when they were killed; ``orders``: order files to be kept besides
+    those of the record, with their shards.
+    """
+    kept = {lease.token, *map(token_of, (*lease.job.order_files, *orders))}
+    with suppress(StorageTrouble):  # that is in the way of nothing
+        remove_dead_turns(workspace, kept, lease.check)
 
 
 def _of_round(job: JobRecord, shards: list[ShardRecord]) -> list[ShardRecord]:

@@ -19,6 +19,9 @@ VERSION = 1
 #: How often telling a site's receivers may be put off: about an hour of tries.
 MAX_TELLS = 60
 
+#: No countdown is longer, in seconds: it must stay far below the broker's visibility time-out.
+LONGEST_PAUSE = 600.0
+
 #: The index by which the job itself is claimed, published and made due, like a shard.
 JOB = -1
 
@@ -136,6 +139,7 @@ class JobRecord(Record, frozen=True, kw_only=True):
     owns: list[str] = []  #: all names under which its output is its own until it is closed (``told``)
     results: str = ""  #: where its result files lie; "": there are none (yet)
     real: str = ""  #: that place without links, as the worker saw it: where they lie if a link is set anew
+    written: list[list[int]] = []  #: bytes of its two result files, each time that they were put in place
     aside: str = ""  #: the earlier job whose results it moves out of its output
     copied: bool = False  #: they are at their new place, whole
     workspace: str = ""
@@ -177,6 +181,10 @@ class JobRecord(Record, frozen=True, kw_only=True):
         return State.CANCELLING if self.cancel and not stored.ended else stored
 
 
+#: The name of a shard's file at the provider: job, index, try. See ``ShardRecord.upload_name``.
+UPLOAD_NAME = re.compile(r"batchpipe-(\w+)-(\d+)-(\d+)\.jsonl")
+
+
 class ShardRecord(Record, frozen=True, kw_only=True):
     """A part of a job that fits into one batch of the provider."""
 
@@ -216,7 +224,6 @@ class ShardRecord(Record, frozen=True, kw_only=True):
     output_file_id: str | None = None
     error_file_id: str | None = None
     errors: list[BatchError] = []
-    fetches: int = 0  #: downloads thrown away because of lines that nobody can read
     late_at: float | None = None  #: since when files are waited for that lag what the provider counts
     fetched: dict[str, str] = {}  #: result file -> length and digest of what came of it last, to know it again
     ok: int | None = None

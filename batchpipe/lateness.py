@@ -8,14 +8,14 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from batchpipe.jobs import JobRecord, Move, Problem, ShardRecord, Stage
+from batchpipe.jobs import LONGEST_PAUSE, JobRecord, Move, Problem, ShardRecord, Stage
 
 #: A job that is being cancelled must end: it waits no longer than this.
 CANCELLED_SECONDS = 600.0
 #: Rows that are only counted as failed are not paid; a lagging error file is waited for as long.
 UNPAID_SECONDS = 600.0
-#: Between two looks: a quarter of the time that was waited, within these bounds.
-_SHORTEST, _LONGEST = 2.0, 600.0
+#: Between two looks: a quarter of the time that was waited, but at least this.
+_SHORTEST_PAUSE = 2.0
 
 
 def wait_for_files(
@@ -40,12 +40,13 @@ def wait_for_files(
     if ends - now < 0.001:
         return None
     why = ", for the job is being cancelled" if job.cancel else ""
-    message = f"{what}; waited for since {_utc(since)}, until {_utc(ends)} at most{why} (FILES_PATIENCE_SECONDS)"
-    pause = min(max((now - since) / 4, _SHORTEST), _LONGEST, ends - now)
+    message = f"{what}; waited for since {utc(since)}, until {utc(ends)} at most{why} (FILES_PATIENCE_SECONDS)"
+    pause = min(max((now - since) / 4, _SHORTEST_PAUSE), LONGEST_PAUSE, ends - now)
     told = {"late_at": since, "trouble": Problem(code=code, message=message)}
     events = [(code, {"message": message})] if shard.late_at is None else []
     return Move(stage=stage, after=pause, changes={**(changes or {}), **told}, events=events)
 
 
-def _utc(at: float) -> str:
+def utc(at: float) -> str:
+    """A time as people read it in messages."""
     return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(at))

@@ -17,7 +17,7 @@ from typing import Any
 
 import orjson
 
-from batchpipe.masking import without_secrets
+from batchpipe.masking import printable, printable_json, without_secrets
 
 #: Tasks that beat sends every few seconds.
 PULSE_TASKS = frozenset({"batchpipe.sweep", "batchpipe.schedules"})
@@ -169,7 +169,8 @@ class TextFormatter(logging.Formatter):
         return " ".join([super().formatMessage(record), *pairs])
 
     def format(self, record: logging.LogRecord) -> str:
-        return without_secrets(super().format(record))
+        lines = without_secrets(super().format(record)).split("\n")
+        return "\n".join(printable(line) for line in lines)
 
 
 def _one_line(text: str) -> str:
@@ -212,7 +213,7 @@ def _safe(value: Any) -> Any:
 
 def _as_json(line: dict[str, Any]) -> str:
     try:
-        return orjson.dumps(line, default=str, option=orjson.OPT_NON_STR_KEYS).decode()
+        return printable_json(orjson.dumps(line, default=str, option=orjson.OPT_NON_STR_KEYS).decode())
     except TypeError:  # half a surrogate pair, or a number beyond 64 bits
         return json.dumps(line, default=str)
 

@@ -1,4 +1,5 @@
-"""Secrets in texts that people read: passwords, tokens and signatures within URLs are replaced by ``***``.
+"""Texts that people read: passwords, tokens and signatures within URLs are replaced by ``***``, control characters are
+written out.
 
 The texts come from users and providers, so everything here takes time in proportion to their length: they are split at
 single characters, and no regular expression looks for a URL.
@@ -22,6 +23,30 @@ _SECRET_NAMES = frozenset({"code", "jwt", "sas", "pass", "pin", "otp"})
 _NAMES_BEFORE_HOST = frozenset(
     {"abfs", "abfss", "az", "wasb", "wasbs", "sftp", "ssh", "ftp", "hdfs", "webhdfs", "smb", "git+ssh"}
 )
+
+
+#: What moves the cursor, changes the title or turns the direction of writing: names and messages come from strangers.
+_CONTROLS = {
+    code: f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"
+    for codes in (range(9), range(10, 32), range(127, 160), range(0x2028, 0x202F), range(0x2066, 0x206A))
+    for code in codes
+}
+#: What JSON leaves as it is; half a surrogate pair, which no encoding takes, with it.
+_JSON_CONTROLS = {
+    code: f"\\u{code:04x}"
+    for codes in (range(127, 160), range(0x2028, 0x202F), range(0x2066, 0x206A), range(0xD800, 0xE000))
+    for code in codes
+}
+
+
+def printable(text: str) -> str:
+    """A text with its control characters written out, so that it cannot forge what a terminal shows, nor a line."""
+    return text.translate(_CONTROLS)
+
+
+def printable_json(document: str) -> str:
+    """A JSON document that says the same, and does as little to a terminal."""
+    return document.translate(_JSON_CONTROLS)
 
 
 def without_secrets(text: str) -> str:

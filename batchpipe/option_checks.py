@@ -15,7 +15,7 @@ import orjson
 
 from batchpipe.errors import InvalidInput, shortened
 from batchpipe.jobs import JobRecord
-from batchpipe.masking import has_secret_before_host
+from batchpipe.masking import has_secret_before_host, without_secrets
 from batchpipe.storage import local_path
 from batchpipe.storage.backends import check_scheme, scheme
 
@@ -103,6 +103,9 @@ def check_output(place: str) -> None:
     if path is None:
         if scheme(place) in _READ_ONLY:
             message = f"{place}: {scheme(place)}:// can only be read; give a folder, or a bucket's URL"
+            raise InvalidInput(message, field="output")
+        if without_secrets(place) != place:  # it stands in records, in job.json and on pages
+            message = f"{place} has a secret in it; give that to the storage by its own settings or environment"
             raise InvalidInput(message, field="output")
         try:
             check_scheme(place)

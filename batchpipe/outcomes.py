@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from batchpipe.bodies import QUOTA_CODES
 from batchpipe.rows import Answer, OutcomeState
 
 OK = b"+"
@@ -34,17 +35,17 @@ _PASSING_CODES = frozenset({"batch_expired", "batch_cancelled", "request_timeout
 #: Of these, the codes of rows that were not run at all; providers count them neither as completed nor as failed.
 _NOT_RUN_CODES = frozenset({"batch_expired", "batch_cancelled"})
 #: The codes of a failure that came with HTTP 200, and that passes; a number is taken for an HTTP status.
-_PASSING_FAILURES = _PASSING_CODES | {"server_error", "rate_limit_exceeded", "insufficient_quota"}
+_PASSING_FAILURES = _PASSING_CODES | {"server_error", "rate_limit_exceeded"} | QUOTA_CODES
 _PASSING_STATUSES = frozenset({0, 408, 409, 429})
-#: The account has no money: every further row would be refused with it.
-_QUOTA = b"insufficient_quota"
 
 
 class _Coded(msgspec.Struct):
     code: Any = None
+    type: Any = None
 
 
 _decode_code = msgspec.json.Decoder(_Coded).decode
+_decode_object = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 
 def mark_of(answer: Answer) -> bytes:
@@ -60,10 +61,27 @@ def was_not_run(answer: Answer) -> bool:
 
 
 def names_quota(answer: Answer) -> bool:
-    """Whether a row was refused because the account has used up its quota."""
-    if answer.failure is not None:  # a failed response repeats the request's own text
-        return answer.failure.code == _QUOTA.decode()
-    return not answer.ok and any(_QUOTA in part for part in (answer.response, answer.error) if part)
+    """Whether a row was refused because the account has used up its quota: every further row would be refused with it.
+
+    By the error's own fields ``code`` and ``type``; words do not count, for an error may quote the row.
+    """
+    if answer.failure is not None:
+        return answer.failure.code in QUOTA_CODES
+    if answer.ok:
+        return False
+    errors = [answer.error, _error_within(answer.response)]
+    return any(not QUOTA_CODES.isdisjoint(_codes(error)) for error in errors if error)
+
+
+def _error_within(response: bytes | None) -> bytes | None:
+    """``body.error`` of a raw response."""
+    part = response
+    for name in ("body", "error"):
+        try:
+            part = bytes(_decode_object(part)[name]) if part else None
+        except (msgspec.DecodeError, UnicodeDecodeError, KeyError):
+            return None
+    return part
 
 
 def _passes(answer: Answer) -> bool:
@@ -88,3 +106,11 @@ def _code(error: bytes) -> str | None:
     except (msgspec.DecodeError, UnicodeDecodeError):
         return None
     return code if isinstance(code, str) else None
+
+
+def _codes(error: bytes) -> set[str]:
+    try:
+        found = _decode_code(error)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return set()
+    return {code for code in (found.code, found.type) if isinstance(code, str)}

@@ -32,6 +32,8 @@ from batchpipe.views import JOB_FILE, job_view
 
 #: A job that was refused for one of these has no output to write to.
 _NO_OUTPUT = ("output_in_use", "output_unwritable", "output_foreign", "not_allowed")
+#: So many ends of a job are remembered, by the sizes of their files.
+_MOST_WRITTEN = 8
 
 
 class Outputs:
@@ -40,6 +42,13 @@ class Outputs:
     def __init__(self, settings: Settings, store: Store) -> None:
         self._settings = settings
         self._store = store
+
+    def folder(self, job: JobRecord, place: str) -> Folder:
+        """The folder of a place that results of the job may go to."""
+        return Folder(place, private=place == own_place(job), roots=self._settings.roots())
+
+    def _folder(self, place: str) -> Folder:
+        return Folder(place, roots=self._settings.roots())
 
     def check(self, lease: Lease) -> str | None:
         """Make sure that the output may be used. Answers the closed job whose results lie there, if there is one.
@@ -52,7 +61,7 @@ class Outputs:
             check_apart(job.input, job.output)
         check_no_workspace(job.output, job.id, self._settings.workspace)
         self._claim(lease)
-        output = Folder(job.output)
+        output = self._folder(job.output)
         owner = read_owner(output)
         if owner is None:
             check_no_results(output)
@@ -73,7 +82,7 @@ class Outputs:
             self._store.save(lease, aside)
             lease.job = lease.job.evolve(**aside)
             self.put_aside(lease)
-        with Folder(lease.job.output).writer(JOB_FILE) as file:
+        with self._folder(lease.job.output).writer(JOB_FILE) as file:
             file.write(pretty(job_view(lease.job.evolve(total=rows), [])))
         return owner
 
@@ -83,7 +92,7 @@ class Outputs:
         They are at both places before its record is told, and gone from the output after: whoever reads them finds them
         whole, and a turn that died in between takes nothing for theirs that was written since.
         """
-        job, output = lease.job, Folder(lease.job.output)
+        job, output = lease.job, self._folder(lease.job.output)
         with suppress(InvalidInput):  # somebody has written over it
             owner = read_owner(output)
             if owner is None or owner.id != job.aside:
@@ -105,12 +114,13 @@ class Outputs:
         """
         if place == lease.job.output:
             self._check_still_ours(lease, sizes)
-        where = {"results": place, "real": real_place(place)}
+        written = [*(known for known in lease.job.written if known != list(sizes)), list(sizes)]
+        where = {"results": place, "real": real_place(place), "written": written[-_MOST_WRITTEN:]}
         self._store.save(lease, where)
         lease.job = lease.job.evolve(**where)
 
     def _check_still_ours(self, lease: Lease, sizes: Sequence[int]) -> None:
-        job, output = lease.job, Folder(lease.job.output)
+        job, output = lease.job, self._folder(lease.job.output)
         check_allowed(job.output, self._settings.roots(), "output")
         self._claim(lease)
         owner = read_owner(output)
@@ -118,8 +128,9 @@ class Outputs:
             raise OutputInUse(f"output {job.output} is that of job {owner.id} now")
         if owner is None or job.results != job.output:
             check_no_results(output)
-        else:  # a turn of ours that died has put some in place
-            check_no_results(output, but=dict(zip(RESULT_FILES, sizes, strict=True)))
+        else:  # a turn of ours that died has put some in place, or they are those of an end before it was landed
+            ours = zip(*job.written, sizes, strict=True)
+            check_no_results(output, but=dict(zip(RESULT_FILES, ours, strict=True)))
         if owner is None:
             with output.writer(JOB_FILE) as file:
                 file.write(pretty(job_view(job, [])))
@@ -130,16 +141,16 @@ class Outputs:
         ``text`` answers its parts, each time anew. Raises InvalidInput where it cannot be written, StorageTrouble.
         """
         if job.results and job.results != job.output:
-            place = Folder(job.results, private=job.results == own_place(job))
+            place = self.folder(job, job.results)
             with place.writer(JOB_FILE) as file:
                 file.writelines(text())
         if self._may_describe(lease, job):
-            with Folder(job.output).writer(JOB_FILE) as file:
+            with self._folder(job.output).writer(JOB_FILE) as file:
                 file.writelines(text())
 
     def _may_describe(self, lease: Lease, job: JobRecord) -> bool:
         try:
-            output = Folder(job.output)
+            output = self._folder(job.output)
             owner = read_owner(output)
             if owner is not None:
                 return owner.id == job.id

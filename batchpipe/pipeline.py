@@ -25,10 +25,11 @@ from batchpipe.errors import (
     TryLater,
 )
 from batchpipe.errors import Refused as ProviderRefused
-from batchpipe.jobs import JobRecord, Move, Problem, ShardRecord, Stage
+from batchpipe.jobs import LONGEST_PAUSE, JobRecord, Move, Problem, ShardRecord, Stage
 from batchpipe.limits import turn_deadline
 from batchpipe.logs import about
 from batchpipe.openai_api import Api, Snapshot
+from batchpipe.places import workspace_of
 from batchpipe.steps.create import GiveUp, Over, create
 from batchpipe.steps.download import abandon, download
 from batchpipe.steps.poll import Pace, poll
@@ -42,7 +43,6 @@ from batchpipe.turns import (
     FIRST_PAUSE,
     LINKS,
     LONGEST_BACKOFF,
-    LONGEST_PAUSE,
     MAX_LOST,
     MAX_TRIES,
     NO_QUOTA,
@@ -108,7 +108,7 @@ class ShardTurns(Turns):
     def _step(self, link: str, lease: Lease, api: Api | Exception) -> Move | Over | _Failed:
         job, shard = lease.job, lease.shard
         assert shard is not None
-        workspace = Folder(job.workspace, private=True)
+        workspace = workspace_of(job, self.settings)
         if job.cancel and link in ("upload", "create") and not _is_committed(shard):
             return self._abandon(lease, workspace, Problem(code="cancelled", message="the job was cancelled"))
         if shard.lost >= MAX_LOST and not _is_committed(shard):
@@ -220,14 +220,14 @@ class ShardTurns(Turns):
 
         Then answers that the provider has are kept; the other rows are missing, and only counted.
         """
-        self.wait_for_files(lease, error)
+        self.wait_for_workspace(lease, error)
         job, shard = lease.job, lease.shard
         assert shard is not None
         problem = Problem(code=WORKSPACE_GONE, message=f"{error}: the workspace of the job is gone, or a file of it")
         self.log(job.id, [(WORKSPACE_GONE, {"message": str(error)})], level=logging.ERROR, shard=shard.index)
         if shard.stage != Stage.ENDED or not (shard.output_file_id or shard.error_file_id):
             return lost(shard, problem)
-        workspace = Folder(job.workspace, private=True)
+        workspace = workspace_of(job, self.settings)
         try:
             return salvage(shard, workspace, self.apis(job.account), problem, check=lease.check)
         except StorageTrouble as trouble:
@@ -244,7 +244,7 @@ class ShardTurns(Turns):
         return _Failed(problem, LONGEST_PAUSE if spent else pause, counted=True)
 
     def _give_up(self, lease: Lease, problem: Problem, *, refused: bool = False) -> Move | _Failed:
-        workspace = Folder(lease.job.workspace, private=True)
+        workspace = workspace_of(lease.job, self.settings)
         try:
             return self._abandon(lease, workspace, problem, refused=refused)
         except StorageTrouble as error:

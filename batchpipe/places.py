@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, BinaryIO, NamedTuple
 
 import msgspec
 import orjson
 
-from batchpipe.errors import InvalidInput, Never, StorageTrouble
+from batchpipe.errors import FILE_MISSING, InvalidInput, Never, StorageTrouble
 from batchpipe.jobs import ENDED, JobRecord, ShardRecord, State
 from batchpipe.labels import label_of
 from batchpipe.results import WORKING
 from batchpipe.settings import Settings
 from batchpipe.splitting import Prepared
-from batchpipe.storage import Folder, LineFile, place_name
+from batchpipe.storage import Folder, InputRules, LineFile, place_name
 from batchpipe.views import EARLIER, ERROR_FILE, JOB_FILE, OUTPUT_FILE
 
 logger = logging.getLogger(__name__)
@@ -120,6 +120,33 @@ def submitted_at(job_id: str) -> float:
         return 0.0
 
 
+def planned_orders(workspace: Folder) -> list[str]:
+    """The order files that the manifest of a workspace names, if it has one: recover would look for them."""
+    try:
+        with workspace.reader(MANIFEST) as file:
+            names = _head_of_view(file).get("order_files")
+    except StorageTrouble:
+        return []
+    return [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
+
+
+def input_rules(settings: Settings) -> InputRules:
+    """What an input may be where these settings hold."""
+    return InputRules(
+        roots=settings.roots(),
+        private_addresses=settings.allow_private_addresses,
+        most_bytes=settings.max_input_bytes,
+        most_line=settings.max_line_bytes,
+        most_expansion=settings.max_expansion,
+        rate=settings.transfer_bytes_per_second,
+    )
+
+
+def workspace_of(job: JobRecord, settings: Settings) -> Folder:
+    """The folder of a job's working files; under allowed roots, wherever it leads it stays there."""
+    return Folder(job.workspace, private=True, roots=settings.roots())
+
+
 def copy_aside(output: Folder, owner: str) -> str:
     """Results of an earlier job in the same output are paid for: they are moved, not overwritten. Answers where to."""
     for name in _OURS:
@@ -153,7 +180,7 @@ def read_owner(output: Folder) -> Owner | None:
         with output.reader(JOB_FILE) as file:
             view = _head_of_view(file)
     except StorageTrouble as error:
-        if error.code == "file_missing" or isinstance(error.__cause__, NotADirectoryError):
+        if error.code == FILE_MISSING or isinstance(error.__cause__, NotADirectoryError):
             return None
         if isinstance(error.__cause__, IsADirectoryError):
             raise foreign(output, JOB_FILE) from error
@@ -199,13 +226,13 @@ def foreign(output: Folder, name: str) -> InvalidInput:
     )
 
 
-def check_no_results(output: Folder, *, but: Mapping[str, int] | None = None) -> None:
+def check_no_results(output: Folder, *, but: Mapping[str, Collection[int]] | None = None) -> None:
     """Raises InvalidInput (``output_foreign``) if files of the names of results lie there.
 
     ``but``: those of these sizes are the caller's own.
     """
     for name in RESULT_FILES:
-        if output.exists(name) and (but is None or output.size(name) != but[name]):
+        if output.exists(name) and (but is None or output.size(name) not in but[name]):
             raise foreign(output, name)
 
 
@@ -256,17 +283,18 @@ def own_place(job: JobRecord) -> str:
     return Folder(job.workspace).path("results")
 
 
-def results_place(job: JobRecord) -> Folder:
+def results_place(job: JobRecord, roots: Sequence[str] = ()) -> Folder:
     """Where an ended job's results lie now. Raises Never (``no_results``, or ``results_gone``: others have taken
     their place), StorageTrouble.
 
-    Redis may not know: a job of another Redis has moved them, or a link in their path leads elsewhere since.
+    ``roots``: what they must lie under. Redis may not know: a job of another Redis has moved them, or a link in their
+    path leads elsewhere since.
     """
     if not job.results:
         raise Never(f"job {job.id} has no result files", code="no_results")
     unnamed: Folder | None = None
     for place in dict.fromkeys(filter(None, (job.results, job.real))):
-        folder, owner = Folder(place), None
+        folder, owner = Folder(place, roots=roots), None
         with suppress(InvalidInput):  # a damaged one names nobody else
             owner = read_owner(folder)
         there = folder.exists(OUTPUT_FILE)
@@ -282,12 +310,12 @@ def results_place(job: JobRecord) -> Folder:
     return unnamed
 
 
-def located(job: JobRecord, *, remote: bool = False) -> JobRecord:
+def located(job: JobRecord, *, remote: bool = False, roots: Sequence[str] = ()) -> JobRecord:
     """A job's record with the place where its results lie now; that of a URL is looked at only if ``remote``."""
     if not job.state.ended or not (remote or Folder(job.results).is_local):
         return job
     with suppress(Never, StorageTrouble):
-        return job.evolve(results=results_place(job).url)
+        return job.evolve(results=results_place(job, roots).url)
     return job
 
 

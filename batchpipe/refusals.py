@@ -1,7 +1,8 @@
 """What a refusal of the provider concerns: the request itself, or the moment or the account, and then it is waited out.
 
-Decided by the HTTP status, by the structured fields of the error, and by which call it was. Words decide only towards
-waiting: a tenant may write what it likes into a row or its metadata, and an error may quote it.
+Decided by the HTTP status, by the structured fields of the error, and by which call it was: a tenant may write what it
+likes into a row or its metadata, and an error may quote it. Words decide only towards letting the one job wait, where a
+provider sends them without a code: by how its whole message begins, which no quoted text can change.
 """
 
 from __future__ import annotations
@@ -10,10 +11,8 @@ import re
 from typing import Any
 
 from batchpipe.errors import Refused
-from batchpipe.jobs import JobRecord, Move, Problem, ShardRecord, Stage, window_seconds
+from batchpipe.jobs import LONGEST_PAUSE, JobRecord, Move, Problem, ShardRecord, Stage, window_seconds
 
-#: No pause between two tries is longer.
-LONGEST_PAUSE_SECONDS = 600.0
 #: A job that is being cancelled waits so long at most for a batch or file that its key does not see.
 CANCELLED_PATIENCE_SECONDS = 3_600.0
 #: Pauses between two looks for what is not seen begin with this.
@@ -50,6 +49,23 @@ _UNFINISHED = frozenset({"pending", "uploaded", "uploading", "notrunning", "runn
 _BODY = frozenset({413, 414, 415})
 
 
+#: The code of a queue that is full.
+TOKEN_LIMIT = "token_limit_exceeded"
+#: How the message begins of the two refusals that come as words alone.
+_TOKEN_LIMIT_WORDS = re.compile(r"enqueued token limit reached\b", re.IGNORECASE)
+_NO_FILE_WORDS = re.compile(r"cannot find file\b", re.IGNORECASE)
+
+
+def says_token_limit(message: str | None) -> bool:
+    """Whether a provider's message is the one of a full queue."""
+    return _TOKEN_LIMIT_WORDS.match(message or "") is not None
+
+
+def says_no_file(message: str | None) -> bool:
+    """Whether a provider's message is the one of a file that it does not find."""
+    return _NO_FILE_WORDS.match(message or "") is not None
+
+
 def _plain(code: str | None) -> str:
     return re.sub(r"[^a-z]", "", (code or "").lower())
 
@@ -78,8 +94,9 @@ def is_about_input_file(error: Refused, file_id: str | None) -> bool:
         return True
     if error.param:
         return False
-    lower = error.message.lower()
-    return bool(file_id and file_id in error.message) or "not in the state" in lower or "cannot find file" in lower
+    if says_no_file(error.message) or (file_id and file_id in error.message):
+        return True
+    return "not in the state" in error.message.lower()
 
 
 def is_unfinished(status: str | None) -> bool:
@@ -99,7 +116,7 @@ def wait_out(
     if left <= 0:
         message = f"{problem.message} (waited for {in_words(longest)}; {advice}; then: batchpipe retry {shard.job})"
         raise Refused(message, code=problem.code)
-    after = min(first * 2 ** min(shard.backoff, 10), LONGEST_PAUSE_SECONDS, left)
+    after = min(first * 2 ** min(shard.backoff, 10), LONGEST_PAUSE, left)
     said = Problem(code=problem.code, message=f"{problem.message} (tried again for {in_words(left)} more; {advice})")
     changes: dict[str, Any] = {"refused_at": since, "backoff": shard.backoff + 1, "trouble": said}
     events = [] if shard.refused_at is not None else [("refused_for_now", {"message": said.message})]
@@ -122,7 +139,7 @@ def unseen(
 ) -> Move:
     """The account's key does not see ``what``: said at the first time, looked for with pauses that double."""
     since = shard.unseen_at if shard.unseen_at is not None else now
-    after = min(FIRST_UNSEEN_PAUSE * 2 ** min(shard.unfound, 10), LONGEST_PAUSE_SECONDS)
+    after = min(FIRST_UNSEEN_PAUSE * 2 ** min(shard.unfound, 10), LONGEST_PAUSE)
     message = (
         f"the key of account {job.account!r} does not see {what} ({error.message}): was the key, the project or the "
         f"base_url changed? Mend it, then: batchpipe resume {job.account}; it is looked for until it is seen, "

@@ -8,19 +8,21 @@ rows of the input are in ``output.jsonl``, the NOT_OK after them in ``errors.jso
 
 from __future__ import annotations
 
+import io
 from collections import OrderedDict
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from itertools import chain, repeat
-from typing import Any, BinaryIO, NamedTuple, Self, TypeVar
+from typing import Any, BinaryIO, NamedTuple, Self, TypeVar, cast
 
 import msgspec
 import orjson
 
-from batchpipe.errors import BatchpipeError
+from batchpipe.errors import BatchpipeError, StorageTrouble
 from batchpipe.outcomes import FOR_NOW
 from batchpipe.rows import OutcomeState, strict_json
+from batchpipe.shard_files import MAX_UNFINISHED
 from batchpipe.storage import Folder, read_lines
 
 OUTPUT, ERRORS, INDEX = "output.jsonl", "errors.jsonl", "results.idx"
@@ -87,42 +89,81 @@ _decode_error = msgspec.json.Decoder(_ErrorLine).decode
 _T = TypeVar("_T")
 
 
-class ShardReader:
-    """Reads the files of many shards by lines, each on from where it stopped; few are open at once."""
+#: Bytes that readers hold of their shards at once; a part of it for each of several readers.
+MOST_READ = 16 << 20
+_LEAST_BLOCK, _MOST_BLOCK = 1 << 14, 1 << 20
 
-    def __init__(self, workspace: Folder, files: Mapping[int, str], max_open: int | None = None) -> None:
+
+class ShardReader:
+    """Reads the files of many shards by lines, each on from where it stopped, in blocks: however their rows are mixed,
+    files are opened by the MB, not by the row. ``share``: one of how many readers at work.
+    """
+
+    def __init__(
+        self, workspace: Folder, files: Mapping[int, str], max_kept: int = MAX_UNFINISHED, *, share: int = 1
+    ) -> None:
         self._workspace = workspace
         self._files = files
-        self._max_open = max_open or workspace.max_open
-        self._open: OrderedDict[int, tuple[ExitStack, BinaryIO]] = OrderedDict()
+        self._max_kept = max_kept
+        at_once = max(1, min(len(files), max_kept))
+        self._block = min(max(MOST_READ // share // at_once, _LEAST_BLOCK), _MOST_BLOCK)
+        self._kept: OrderedDict[int, BinaryIO] = OrderedDict()
         self._offsets: dict[int, int] = {}
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        while self._open:
-            self._open.popitem()[1][0].close()
+        self._kept.clear()
 
     def stream(self, index: int) -> BinaryIO:
         """The file of a shard at its next line; valid until the next call. KeyError for an unknown shard."""
-        found = self._open.get(index)
+        found = self._kept.get(index)
         if found is not None:
-            self._open.move_to_end(index)
-            return found[1]
-        if len(self._open) >= self._max_open:
-            old, (stack, stream) = self._open.popitem(last=False)
+            self._kept.move_to_end(index)
+            return found
+        if len(self._kept) >= self._max_kept:
+            old, stream = self._kept.popitem(last=False)
             self._offsets[old] = stream.tell()
-            stack.close()
-        with ExitStack() as stack:
-            stream = stack.enter_context(self._workspace.reader(self._files[index]))
-            stream.seek(self._offsets.get(index, 0))
-            self._open[index] = (stack.pop_all(), stream)
-        return stream
+        raw = _Blocks(self._workspace, self._files[index], self._offsets.get(index, 0))
+        found = self._kept[index] = cast(BinaryIO, io.BufferedReader(raw, self._block))
+        return found
 
     def unread(self) -> list[int]:
         """The shards whose file has something left."""
         return [index for index in self._files if self.stream(index).read(1)]
+
+
+class _Blocks(io.RawIOBase):
+    """A file of a folder that is opened for each block of it that is read."""
+
+    def __init__(self, folder: Folder, name: str, at: int) -> None:
+        self._folder, self._name, self._at = folder, name, at
+        self._size = folder.size(name)
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        wanted = min(len(buffer), self._size - self._at)
+        if wanted <= 0:
+            return 0
+        data = self._folder.read_at(self._name, self._at, wanted)
+        if not data:
+            raise StorageTrouble(f"{self._folder.path(self._name)}: became shorter while it was read")
+        buffer[: len(data)] = data
+        self._at += len(data)
+        return len(data)
 
 
 def iter_in_order(order: BinaryIO, reader: ShardReader) -> Iterator[tuple[int, bytes]]:
@@ -157,13 +198,13 @@ def iter_last(workspace: Folder, rounds: Sequence[Round]) -> Generator[bytes, No
     Raises BatchpipeError (``rows_lost``) if orders, files and rounds do not fit each other.
     """
     with ExitStack() as stack:
-        yield from _last(workspace, list(rounds), max(1, workspace.max_open // len(rounds)), stack)
+        yield from _last(workspace, list(rounds), len(rounds), stack)
 
 
-def _last(workspace: Folder, rounds: list[Round], max_open: int, stack: ExitStack) -> Iterator[bytes]:
+def _last(workspace: Folder, rounds: list[Round], share: int, stack: ExitStack) -> Iterator[bytes]:
     order = stack.enter_context(workspace.reader(rounds[0].order_file))
-    reader = stack.enter_context(ShardReader(workspace, rounds[0].files, max_open))
-    later = _last(workspace, rounds[1:], max_open, stack) if rounds[1:] else None
+    reader = stack.enter_context(ShardReader(workspace, rounds[0].files, share=share))
+    later = _last(workspace, rounds[1:], share, stack) if rounds[1:] else None
     for _, line in iter_in_order(order, reader):
         if later is not None and line[:1] in FOR_NOW:
             again = next(later, None)

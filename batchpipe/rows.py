@@ -412,6 +412,12 @@ def error_line(
     )
 
 
+def failed_line(answer: Answer, attempts: int) -> bytes:
+    """The line of ``errors.jsonl`` for a row whose answer is not ok, without a newline."""
+    error = answer.error if answer.failure is None else raw_error(answer.failure.code, answer.failure.message)
+    return error_line(answer.custom_id, OutcomeState.FAILED, attempts, answer.response, error)
+
+
 def raw_error(code: str | None, message: str | None) -> bytes:
     """An ``error`` in the provider's shape, for ``error_line``."""
     return msgspec.json.encode({"code": code, "message": message})

@@ -14,12 +14,12 @@ from celery.exceptions import SoftTimeLimitExceeded
 from batchpipe.client import default_client
 from batchpipe.errors import BatchpipeError
 from batchpipe.schedules import tick
-from batchpipe.tasks import PULSE
+from batchpipe.tasks import pulse_options
 
 logger = logging.getLogger(__name__)
 
 
-@shared_task(name="batchpipe.schedules", **PULSE)
+@shared_task(name="batchpipe.schedules", **pulse_options(lambda settings: settings.schedule_seconds))
 def schedules(**newer: Any) -> int:
     """Submit the scheduled jobs that are due."""
     try:

@@ -14,6 +14,7 @@ from typing import Any
 from batchpipe.client import Client, Job
 from batchpipe.errors import BatchpipeError, JobNotFound, Never, SettingsError, StoreUnavailable
 from batchpipe.jobs import Problem
+from batchpipe.masking import without_secrets
 from batchpipe.store import LastRun
 from batchpipe.timetable import Schedule
 
@@ -147,8 +148,8 @@ def _view(client: Client, name: str, schedule: Schedule, now: datetime) -> dict[
         "crontab": schedule.crontab,
         "timezone": schedule.timezone,
         "missed": schedule.missed,
-        "input": schedule.input,
-        "output": schedule.output,
+        "input": without_secrets(schedule.input),
+        "output": without_secrets(schedule.output) if schedule.output is not None else None,
         "key": schedule.key,
         "next_run": following.timestamp() if following else None,
         "next_run_local": following.isoformat() if following else None,

@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlencode, urlsplit
 
 import platformdirs
 from dotenv import dotenv_values
@@ -135,6 +135,18 @@ class Settings(BaseSettings):
     allowed_roots: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="comma-separated folders and URLs that inputs and outputs may lie under; unset: any"
     )
+    allow_private_addresses: bool = Field(
+        False, description="under ALLOWED_ROOTS, whether inputs may lie at addresses that are not public, too"
+    )
+    max_input_bytes: int = Field(
+        100_000_000_000, ge=0, description="bytes of an input at most, as they are read; 0: no limit"
+    )
+    max_line_bytes: int = Field(
+        64_000_000, ge=0, description="bytes of one row at most, its newline included; 0: as many as a shard"
+    )
+    max_expansion: float = Field(
+        100, ge=0, description="how many times its bytes an input may grow that a site sends compressed; 0: no limit"
+    )
     job_ttl_days: float = Field(30, gt=0, description="how long an ended job's records stay in Redis")
     log_format: Literal["text", "json"] = Field("text", description="text or json")
     control_timeout_seconds: float = Field(30, gt=0, description="time-out of one control call to the provider")
@@ -173,6 +185,10 @@ class Settings(BaseSettings):
         "or the results, too",
     )
     keep_workspace: bool = Field(False, description="keep a job's shard files and downloads after it ended well")
+    sandbox: bool = Field(
+        False, description="try it without a key: the account `default` is a sandbox that a worker here starts"
+    )
+    sandbox_port: int = Field(8089, ge=1, le=65_535, description="port of that sandbox, on this machine")
     stop_seconds: float = Field(30, ge=0, description="how long a worker that is told to stop lets its tasks go on")
     flower_user: str = Field("batchpipe", description="user of `batchpipe flower`")
     flower_password: SecretStr | None = Field(
@@ -218,9 +234,24 @@ class Settings(BaseSettings):
     @classmethod
     def _is_redis(cls, value: SecretStr | None) -> SecretStr | None:
         """Said here, so that the checks of a site say it."""
-        if value is not None and not _is_redis_url(value.get_secret_value()):
+        if value is None:
+            return None
+        url = value.get_secret_value()
+        if (other := _other_redis(url)) is not None:
+            raise ValueError(other)
+        if not _is_redis_url(url):
             raise ValueError("is no Redis URL: write redis://HOST:PORT/DB, rediss://HOST:PORT/DB or unix://PATH")
-        return value
+        return SecretStr(one_spelling(url))
+
+    @field_validator("broker_url")
+    @classmethod
+    def _is_broker(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is None:
+            return None
+        url = value.get_secret_value()
+        if (other := _other_redis(url)) is not None:
+            raise ValueError(other)
+        return SecretStr(one_spelling(url))
 
     @field_validator("home")
     @classmethod
@@ -275,6 +306,9 @@ class Settings(BaseSettings):
         return found
 
     def _default_account(self, found: Account) -> Account:
+        if self.sandbox:
+            url = f"http://127.0.0.1:{self.sandbox_port}/v1"
+            return Account(base_url=url, api_key=SecretStr("sandbox"), sandbox=True, looks_per_second=100.0)
         fallbacks = {
             "api_key": self.openai_api_key,
             "organization": self.openai_org_id,
@@ -288,10 +322,13 @@ class Settings(BaseSettings):
     def is_sandbox(self, name: str) -> bool:
         """True if nothing that happens on this account costs money."""
         found = self.accounts.get(name.lower())
-        return name == SANDBOX_ACCOUNT or (found is not None and found.sandbox)
+        tried = self.sandbox and name.lower() == "default"
+        return tried or name == SANDBOX_ACCOUNT or (found is not None and found.sandbox)
 
     def is_openai(self, name: str) -> bool:
-        """True if this account is OpenAI itself: whose prices are known."""
+        """True if this account is OpenAI itself, so that its prices are known."""
+        if self.sandbox and name.lower() == "default":
+            return False
         found = self.accounts.get(name.lower(), Account())
         url = found.base_url or (self.openai_base_url if name.lower() == "default" else None)
         return found.kind == "openai" and (url is None or "//api.openai.com" in url)
@@ -319,6 +356,39 @@ class Settings(BaseSettings):
     def with_redis(self, url: str) -> Settings:
         """The same settings, with the private Redis filled in."""
         return self.model_copy(update={"redis_url": SecretStr(url)})
+
+
+#: What a client of Redis may be told of the server's certificate, as redis-py and Celery's transport both spell it.
+_CERT_REQS = ("required", "optional", "none")
+#: In place of a URL with its spelling: three roads to Redis that are not built.
+_OTHER_REDIS = {
+    "sentinel": "Sentinel is not supported: give a name or address that leads to the primary",
+    "cluster": "Redis Cluster is not supported: give a Redis or Valkey that is none",
+}
+
+
+def _other_redis(url: str) -> str | None:
+    """What to say of a URL for Sentinel or Cluster, in whichever spelling; None for others."""
+    scheme = url.partition("://")[0].lower()
+    return next((said for name, said in _OTHER_REDIS.items() if name in scheme), None)
+
+
+def one_spelling(url: str) -> str:
+    """A URL with TLS (``rediss://``) as redis-py and Celery's transport both read it.
+
+    They spell differently what is asked of the server's certificate. Where nothing is said, one asks for all and
+    the other for nothing; here it is ``required``. Raises ValueError for what neither knows.
+    """
+    address, _, query = url.partition("?")
+    if not address.lower().startswith("rediss://"):
+        return url
+    pairs = parse_qsl(query, keep_blank_values=True)
+    given = [value for name, value in pairs if name == "ssl_cert_reqs"]
+    wanted = given[-1].lower().removeprefix("cert_") if given else "required"
+    if wanted not in _CERT_REQS:
+        raise ValueError("ssl_cert_reqs is none of required, optional and none (or CERT_REQUIRED and so on)")
+    others = [(name, value) for name, value in pairs if name != "ssl_cert_reqs"]
+    return f"rediss://{address[9:]}?{urlencode([*others, ('ssl_cert_reqs', wanted)], safe='/:')}"
 
 
 def _is_redis_url(url: str) -> bool:
@@ -368,13 +438,15 @@ def _below(folder: Path, schedules: Any) -> Any:
 _SECRETS_DIR = Path("/run/secrets")
 
 
-def load_settings(*, env_file: str | Path | None = ".env", given: SiteSettings | None = None) -> Settings:
-    """Read the environment, ``.env`` and secret files; what a site has ``given`` comes before them.
+def load_settings(*, env_file: str | Path | None = "", given: SiteSettings | None = None) -> Settings:
+    """Read the environment, a file of variables and secret files; what a site has ``given`` comes before them.
+
+    ``env_file``: "" is what ENV_FILE names, ``.env`` where it is not set, and none where it is set to nothing.
 
     Raises SettingsError: one line that names the variable, as it is spelled where it was set.
     """
     secrets = os.environ.get(f"{PREFIX}SECRETS_DIR") or (_SECRETS_DIR if _SECRETS_DIR.is_dir() else None)
-    site = given or SiteSettings({}, str)
+    site, env_file = given or SiteSettings({}, str), _env_file() if env_file == "" else env_file
     try:
         where: dict[str, Any] = {"_env_file": env_file, "_env_file_encoding": "utf-8", "_secrets_dir": secrets}
         settings = Settings(**where, **site.known(Settings.model_fields))
@@ -389,8 +461,16 @@ def load_settings(*, env_file: str | Path | None = ".env", given: SiteSettings |
     return settings
 
 
+def _env_file() -> str | None:
+    """Raises SettingsError for a file that is named and not there: something else would hold than was meant."""
+    named = os.environ.get(f"{PREFIX}ENV_FILE")
+    if named and not Path(named).expanduser().is_file():
+        raise SettingsError(f"{PREFIX}ENV_FILE: there is no file {named}")
+    return ".env" if named is None else str(Path(named).expanduser()) if named else None
+
+
 #: Variables that are read elsewhere, or that others set: Kubernetes for a service of this name.
-_ELSEWHERE = frozenset({"SECRETS_DIR", "SANDBOX_UPSTREAM_KEY"})
+_ELSEWHERE = frozenset({"ENV_FILE", "SECRETS_DIR", "SANDBOX_UPSTREAM_KEY"})
 _OF_KUBERNETES = re.compile(r"(\w+_)?(SERVICE_(HOST|PORT(_\w+)?)|PORT(_\d+_(TCP|UDP)(_\w+)?)?)")
 #: No more are named: the rest is seen when these are mended.
 _MOST_UNKNOWN = 10
@@ -472,6 +552,12 @@ def bare_environment() -> dict[str, str]:
     """What a helper process needs of the environment, and nothing that may be a secret."""
     wanted = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "VIRTUAL_ENV", "PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH")
     return {name: os.environ[name] for name in wanted if name in os.environ}
+
+
+def use_sandbox() -> None:
+    """Make the account ``default`` of this process, and of those that it starts, a sandbox: as if SANDBOX were set."""
+    os.environ[f"{PREFIX}SANDBOX"] = "true"
+    install_settings(None)
 
 
 def sandbox_upstream_key() -> str | None:

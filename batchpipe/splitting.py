@@ -1,23 +1,15 @@
-"""Rows into shards: which one a row goes to, the files they are written to, and the order that leads back.
-
-Memory does not grow with the input: rows go straight to their shard files. Their names carry the token of the
-lease, so that whatever a step that was stopped leaves behind harms nobody.
-"""
+"""Rows into shards: which one a row goes to. Memory does not grow with the input: rows go straight to their files."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 import msgspec
 
-from batchpipe.errors import InvalidInput, StorageTrouble, shortened
+from batchpipe.errors import InvalidInput, shortened
 from batchpipe.rows import EMBEDDINGS, MAX_EMBEDDING_INPUTS, Request
-from batchpipe.storage import Draft, Folder
-
-#: Shards, so models, that may be unfinished at once; beyond it the one that waits longest is finished as it is.
-MAX_UNFINISHED = 1024
+from batchpipe.shard_files import MAX_UNFINISHED
 
 
 class Bounds(NamedTuple):
@@ -87,73 +79,6 @@ class NoFiles:
 
     def finish(self, index: int) -> None:
         pass
-
-
-class ShardFiles:
-    """The shard files being written, and the order of their rows; at most ``Folder.max_open`` are open."""
-
-    def __init__(self, workspace: Folder, token: str) -> None:
-        self.order_file: str | None = f"order-{token}"
-        # A local file can be closed and continued, so there many models can have one unfinished shard each.
-        self.max_open = MAX_UNFINISHED if workspace.is_local else workspace.max_open
-        self._workspace = workspace
-        self._token = token
-        self._drafts: dict[int, Draft] = {}
-        self._open: OrderedDict[int, Draft] = OrderedDict()
-        self._done: list[str] = []
-        self._order = workspace.draft(f"order-{token}")
-        self._run, self._count = -1, 0
-
-    def name(self, index: int) -> str:
-        return f"shards/{index:05d}-{self._token}.jsonl"
-
-    def write(self, index: int, line: bytes) -> None:
-        if index != self._run:
-            self._end_run()
-            self._run = index
-            self._make_room(index)
-        self._count += 1
-        self._open[index].write(line)
-
-    def _make_room(self, index: int) -> None:
-        if index in self._open:
-            self._open.move_to_end(index)
-            return
-        if len(self._open) >= self._workspace.max_open:
-            self._open.popitem(last=False)[1].pause()
-        if index not in self._drafts:
-            self._drafts[index] = self._workspace.draft(self.name(index))
-        self._open[index] = self._drafts[index]
-
-    def _end_run(self) -> None:
-        if self._count:
-            self._order.write(b"%d %d\n" % (self._run, self._count))
-        self._count = 0
-
-    def finish(self, index: int) -> None:
-        self._open.pop(index, None)
-        self._drafts.pop(index).commit()
-        self._done.append(self.name(index))
-        if index == self._run:
-            self._end_run()
-            self._run = -1
-
-    def commit(self, check: Callable[[], None]) -> None:
-        for index in list(self._drafts):
-            check()
-            self.finish(index)
-        self._end_run()
-        check()
-        self._order.commit()
-
-    def discard(self) -> None:
-        for draft in (*self._drafts.values(), self._order):
-            draft.discard()
-        for name in (*self._done, *filter(None, [self.order_file])):
-            try:
-                self._workspace.remove(name)
-            except StorageTrouble:
-                return  # what ended the step matters more; the token keeps what is left from harm
 
 
 #: What the rows of a shard have in common: the model, and whether they were refused with others before.

@@ -8,18 +8,18 @@ from __future__ import annotations
 import logging
 from itertools import islice
 
-from batchpipe.errors import BatchpipeError, RecordUnreadable, Refused, StoreUnavailable, Unavailable
+from batchpipe.errors import BatchpipeError, Refused, SettingsError, StoreUnavailable, Unavailable
 from batchpipe.jobs import ShardRecord, Stage, Status
 from batchpipe.logs import about
 from batchpipe.openai_api import Api, Snapshot
+from batchpipe.overdue import PASS_LENGTH, publish_overdue, wake_or_set_aside
 from batchpipe.places import prune_workspaces
-from batchpipe.store import Clock, When, name_once
+from batchpipe.settings import SANDBOX_ACCOUNT
+from batchpipe.store import Clock, When
 from batchpipe.turns import NO_QUOTA, Turns
 
 logger = logging.getLogger(__name__)
 
-#: Records looked at in one pass; the longest overdue come first, the rest with the next pass.
-PASS_LENGTH = 1_000
 #: Pause between two looks into an account's list, over all sweeps.
 LIST_SECONDS = 30.0
 #: A list is read back to the last one and this much more: lists lag, and clocks differ.
@@ -27,6 +27,9 @@ OVERLAP_SECONDS = 1_200.0
 #: How far back the first list is read, and how long after its last create call an account is looked after.
 LOOK_BACK_SECONDS = 26 * 3_600.0
 
+#: Accounts of which this process has said that it cannot look after them.
+_not_here: set[str] = set()
+_MOST_ACCOUNTS = 1_000
 #: When Redis' clock was set back, of which this process has told last.
 _told_of = 0.0
 
@@ -36,11 +39,7 @@ def sweep(turns: Turns, *, limit: int = PASS_LENGTH, listing: bool | None = None
 
     ``listing``: look into the accounts' lists of batches now (True), not at all (False), or if it is time (None).
     """
-    woken = 0
-    for job_id, index in turns.store.due(limit):
-        if _wake(turns, job_id, index, "overdue"):
-            woken += 1
-            logger.info("overdue, published anew", extra={"event": "swept", "job": job_id, "shard": index})
+    woken = publish_overdue(turns, limit)
     _wake_rest(turns, limit)
     turns.store.prune_lists()
     prune_workspaces(turns.settings, turns.store.closed, turns.store.now())
@@ -54,22 +53,12 @@ def sweep(turns: Turns, *, limit: int = PASS_LENGTH, listing: bool | None = None
     return woken
 
 
-def _wake(turns: Turns, job_id: str, index: int, when: When) -> bool:
-    """Answers whether it was published anew. A record that cannot be read is named and passed over."""
-    try:
-        return turns.wake(job_id, index, when=when) is not None
-    except RecordUnreadable as error:
-        name_once(error)
-        turns.store.set_aside(job_id, index)
-        return False
-
-
 def _wake_rest(turns: Turns, limit: int) -> None:
     """Wake what a cancel or the end of a hold has left: a request must not wait for 100,000 messages."""
     while limit > 0 and (found := turns.store.take_wakes(min(limit, 200))) is not None:
         when: When = "asleep" if found.when == "asleep" else "always"
         for index in range(found.first, found.last):
-            _wake(turns, found.job, index, when)
+            wake_or_set_aside(turns, found.job, index, when)
         limit -= found.last - found.first
 
 
@@ -96,9 +85,14 @@ def _look_after(turns: Turns, account: str, *, at_once: bool) -> None:
     if not at_once and abs(now - begun) < LIST_SECONDS:
         return
     try:
+        in_settings = turns.settings.account(account)
+    except SettingsError as error:  # before the look is noted: others, who have it, look instead
+        _tell_of_account(account, error)
+        return
+    try:
         turns.store.note_listing(account, begun=now)
         pause = turns.store.paused(account)
-        if not turns.settings.account(account).lists_batches or (pause is not None and pause.code != NO_QUOTA):
+        if not in_settings.lists_batches or (pause is not None and pause.code != NO_QUOTA):
             return
         api, left, ours = turns.apis(account), 0, 0
         batches = api.iter_batches(_since(now, done) - clock.slack)
@@ -117,6 +111,14 @@ def _look_after(turns: Turns, account: str, *, at_once: bool) -> None:
     # the key may be another project's for a while.
     if not left and ours:
         turns.store.note_listing(account, done=now)
+
+
+def _tell_of_account(account: str, error: SettingsError) -> None:
+    """Say once that an account cannot be looked after here. That of a sandbox goes with it, and is nobody's loss."""
+    level = logging.DEBUG if account == SANDBOX_ACCOUNT or account in _not_here else logging.WARNING
+    if len(_not_here) < _MOST_ACCOUNTS:
+        _not_here.add(account)
+    logger.log(level, "batches of account %r not listed: %s", account, error, extra={"event": "not_listed"})
 
 
 def _since(now: float, done: float) -> float:

@@ -8,26 +8,29 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, cast
 from weakref import WeakKeyDictionary
 
-from amqp import AMQPError
-from celery import Celery, chain, current_app, shared_task, signature
+from amqp import AMQPError, ChannelError
+from celery import Celery, Task, chain, current_app, shared_task, signals, signature
 from celery.exceptions import OperationalError as CeleryOperationalError
 from celery.exceptions import SoftTimeLimitExceeded
 from kombu.exceptions import KombuError, OperationalError
 
 from batchpipe import seams
-from batchpipe.celery_app import make_app, queue_of
+from batchpipe.celery_app import make_app, pulse_expires, queue_of
 from batchpipe.counters import Counters
-from batchpipe.errors import BatchpipeError, SettingsError, StoreUnavailable, TryLater
+from batchpipe.errors import BatchpipeError, RecordUnreadable, SettingsError, StoreUnavailable, TryLater
 from batchpipe.job_turns import JobTurns, Unheard
 from batchpipe.jobs import JOB, JobRecord
 from batchpipe.limits import HARD_AFTER_SOFT_SECONDS, task_limit
-from batchpipe.masking import without_secrets
+from batchpipe.masking import printable, without_secrets
 from batchpipe.openai_api import Apis
 from batchpipe.pipeline import ShardTurns
+from batchpipe.pulse import may_send
 from batchpipe.settings import Settings, current_settings
+from batchpipe.slots import SMALL_BYTES, SMALL_ROWS, Kind, Slots
 from batchpipe.store import Store
 from batchpipe.store.refusals import RedisAnswer, RedisTrouble, told
 from batchpipe.sweep import sweep as sweep_once
@@ -61,7 +64,7 @@ class Runtime:
         counters = Counters()
         apis = Apis(settings, counters.call)
         self.shards = ShardTurns(settings, self.store, apis, publish, counters=counters)
-        self.jobs = JobTurns(settings, self.store, apis, publish, tell, counters=counters)
+        self.jobs = JobTurns(settings, self.store, apis, publish, tell, counters=counters, waiting_in=waiting_in)
 
 
 #: The last few, newest first: a process may hold several sites, each with settings of its own.
@@ -115,10 +118,24 @@ def app_in_use() -> Celery:
     return app
 
 
+def check_not_eager(app: Celery | None = None) -> None:
+    """Raises SettingsError where Celery would run a job within the call that publishes it: it would call the provider
+    there, and each look at a batch would call the next one.
+    """
+    app = app or app_in_use()
+    if app.conf.task_always_eager:
+        name = f"{app.namespace}_TASK_ALWAYS_EAGER" if app.namespace else "app.conf.task_always_eager"
+        raise SettingsError(
+            f"{name} is on, so the whole job would run within this call: set {name} = False and start a worker; "
+            "tests run jobs with batchpipe.testing.Pump"
+        )
+
+
 def publish(message: Message) -> None:
     """Send one chain. Raises TryLater if the broker does not take it: the record's due time brings it back."""
     try:
         app = app_in_use()
+        check_not_eager(app)
         queue_of(app, message.queue)
         with app.producer_pool.acquire(block=True, timeout=10) as producer:
             _chain(app, message).apply_async(producer=producer, retry=True, retry_policy=_PUBLISH_RETRY)
@@ -176,15 +193,32 @@ def revoke(task_ids: Sequence[str]) -> None:
 def forget_queue(queue: str) -> None:
     """Remove a queue that nobody will use again: that of a ``run`` which has ended."""
     try:
-        with app_in_use().connection_for_write() as connection:
+        app = app_in_use()
+        with app.connection_for_write() as connection:
             connection.ensure_connection(max_retries=1, timeout=5)
-            connection.default_channel.queue_delete(queue)
+            known = queue_of(app, queue).bind(connection.default_channel)
+            known.declare()  # over Redis, kombu deletes nothing of a queue that this connection does not know
+            known.delete()
     except _BROKER_TROUBLE as error:
         logger.debug("queue %s not removed: %s", queue, error)
 
 
-def workers_of_queue(queue: str) -> list[str] | None:
-    """Names of the workers that listen on a queue; None if the broker does not answer."""
+def waiting_in(queue: str) -> int | None:
+    """How many messages wait in a queue, those of lower priority too; None: this broker does not tell."""
+    try:
+        app = app_in_use()
+        with app.connection_for_write() as connection:
+            connection.ensure_connection(max_retries=1, timeout=5)
+            # a channel of its own: a broker that does not know the queue closes it
+            return int(connection.channel().queue_declare(queue, passive=True).message_count)
+    except ChannelError as error:
+        return 0 if str(error.reply_code) == "404" else None
+    except (*_BROKER_TROUBLE, SettingsError, KeyError, ValueError, TypeError, AttributeError, NotImplementedError):
+        return None
+
+
+def queues_of_workers() -> dict[str, list[str]] | None:
+    """Queue -> names of the workers that answer within a second; None if the broker does not answer."""
     try:
         app = app_in_use()
         with app.connection_for_write() as connection:
@@ -192,7 +226,11 @@ def workers_of_queue(queue: str) -> list[str] | None:
             replies = app.control.inspect(timeout=1.0, connection=connection).active_queues() or {}
     except _BROKER_TROUBLE:
         return None
-    return [name for name, queues in replies.items() if any(item.get("name") == queue for item in queues)]
+    found: dict[str, list[str]] = {}
+    for worker, queues in replies.items():
+        for item in queues:
+            found.setdefault(item.get("name"), []).append(worker)
+    return found
 
 
 def broker_refusal() -> str | None:
@@ -307,13 +345,69 @@ _OPTIONS: dict[str, Any] = {
     "max_retries": None,  # Celery's default of 3 would end a poll at its fourth look
     "rate_limit": 0,  # none: a site's task_default_rate_limit is about its own
 }
-#: Of the tasks that beat sends every few seconds: whoever watches tasks would drown in them.
+
+
+class _Expires:
+    """After how many seconds a message of beat is void: of the task, for schedulers that keep entries in a database
+    drop what the entry says.
+    """
+
+    def __init__(self, pace: Callable[[Settings], float]) -> None:
+        self._pace = pace
+
+    def __get__(self, instance: object, owner: type) -> float | None:
+        try:
+            return pulse_expires(self._pace(current_settings()))
+        except SettingsError:  # said elsewhere
+            return None
+
+
+#: Whether this process runs beat: not each of its versions says so in its messages.
+_beats = threading.Event()
+for _signal in (signals.beat_init, signals.beat_embedded_init):
+    _signal.connect(lambda **_: _beats.set(), weak=False, dispatch_uid="batchpipe-beats")
+
+
+class Pulse(Task):  # type: ignore[misc]
+    """A task that beat sends every few seconds: it is not sent while one of them can only be waiting."""
+
+    def apply_async(self, args: Any = None, kwargs: Any = None, *more: Any, **options: Any) -> Any:
+        """As Celery's own; None where it is beat that sends it, and its last message still waits."""
+        of_beat = _beats.is_set() or (options.get("headers") or {}).get("celery_beat_task")
+        if of_beat and not self._may_send(options):
+            return None
+        return super().apply_async(args, kwargs, *more, **options)
+
+    def _may_send(self, options: dict[str, Any]) -> bool:
+        try:
+            queue = options.get("queue") or self.app.amqp.router.route(dict(options), self.name).get("queue")
+            return may_send(runtime().store, self.name, str(getattr(queue, "name", queue)), waiting_in)
+        except BatchpipeError:  # Redis is away, or the settings are wrong: as if nothing was known
+            return True
+
+    def before_start(self, task_id: str, args: Any, kwargs: Any) -> None:
+        """A worker has taken it, and so takes from its queue."""
+        with suppress(BatchpipeError):
+            store = runtime().store
+            store.note_pulse(self.name, taken=store.now())
+            if queue := (self.request.delivery_info or {}).get("routing_key"):
+                store.note_taken(queue)
+
+
+#: What the tasks need that beat sends every few seconds: whoever watches tasks would drown in them.
 PULSE = {
     **{name: _OPTIONS[name] for name in ("ignore_result", "serializer", "rate_limit")},
     **_limits("sweep"),
     "acks_late": False,
     "send_events": False,
 }
+
+
+def pulse_options(pace: Callable[[Settings], float]) -> dict[str, Any]:
+    """Of a task that beat sends at this pace (seconds): its messages expire, whatever the entry of a beat says."""
+    return {**PULSE, "base": Pulse, "expires": _Expires(pace)}
+
+
 #: What the tasks of a job need, by name.
 OPTIONS = {
     f"batchpipe.{name}": {**_OPTIONS, **_limits(name)}
@@ -365,20 +459,51 @@ def _answer(task: Any, turn: Callable[[], Next]) -> str | None:
     return _line(following.why) or None
 
 
+#: The slots of this process; None: it is not bounded (each child of a pool of processes runs one task at a time).
+_slots: Slots | None = None
+
+
+def bound_long_tasks(threads: int | None) -> None:
+    """Leave some of the threads of this worker to short tasks. None, or fewer than two: no bounds."""
+    global _slots
+    _slots = Slots(threads) if threads is not None and threads > 1 else None
+
+
+def _bounded(kind: Kind, job: str, index: int, epoch: int, turn: Callable[[], Next]) -> Next:
+    """Take a turn that may be long, if this worker has a slot for it: else its message comes back later."""
+    if (slots := _slots) is None:
+        return turn()
+    with slots.take(kind) as taken:
+        if taken:
+            return turn()
+    after = slots.wait(kind)
+    with suppress(RecordUnreadable):  # its turn notes that
+        if runtime().store.bounce(job, index, epoch, after, small=(SMALL_BYTES, SMALL_ROWS)) == "later":
+            return Again(after, "this worker is busy with others of its kind", "slots")
+    return turn()
+
+
+def _transfer(task: Any, link: str, job: str, shard: int, epoch: int) -> str | None:
+    def turn() -> Next:
+        return runtime().shards.run(link, job, shard, epoch)
+
+    return _answer(task, lambda: _bounded("transfer", job, shard, epoch, turn))
+
+
 def _line(text: str) -> str:
-    return without_secrets(" ".join(text.split()))[:300]
+    return printable(without_secrets(" ".join(text.split())))[:300]
 
 
 @shared_task(name="batchpipe.prepare", **OPTIONS["batchpipe.prepare"])
 def prepare(self: Any, *, job: str, epoch: int, shard: int = JOB, **newer: Any) -> str | None:
     """Check and split a job's input, plan its shards."""
-    return _answer(self, lambda: runtime().jobs.prepare(job, epoch))
+    return _answer(self, lambda: _bounded("job", job, JOB, epoch, lambda: runtime().jobs.prepare(job, epoch)))
 
 
 @shared_task(name="batchpipe.upload", **OPTIONS["batchpipe.upload"])
 def upload(self: Any, *, job: str, shard: int, epoch: int, **newer: Any) -> str | None:
     """Upload a shard's file."""
-    return _answer(self, lambda: runtime().shards.run("upload", job, shard, epoch))
+    return _transfer(self, "upload", job, shard, epoch)
 
 
 @shared_task(name="batchpipe.create", **OPTIONS["batchpipe.create"])
@@ -396,16 +521,16 @@ def poll(self: Any, *, job: str, shard: int, epoch: int, **newer: Any) -> str | 
 @shared_task(name="batchpipe.download", **OPTIONS["batchpipe.download"])
 def download(self: Any, *, job: str, shard: int, epoch: int, **newer: Any) -> str | None:
     """Download a shard's results and account for its rows."""
-    return _answer(self, lambda: runtime().shards.run("download", job, shard, epoch))
+    return _transfer(self, "download", job, shard, epoch)
 
 
 @shared_task(name="batchpipe.merge", **OPTIONS["batchpipe.merge"])
 def merge(self: Any, *, job: str, epoch: int, shard: int = JOB, **newer: Any) -> str | None:
     """Merge a job's results, fix its end, tell."""
-    return _answer(self, lambda: runtime().jobs.merge(job, epoch))
+    return _answer(self, lambda: _bounded("job", job, JOB, epoch, lambda: runtime().jobs.merge(job, epoch)))
 
 
-@shared_task(name="batchpipe.sweep", **PULSE)
+@shared_task(name="batchpipe.sweep", **pulse_options(lambda settings: settings.sweep_seconds))
 def sweep(**newer: Any) -> int:
     """Publish anew what is past due."""
     try:

@@ -7,7 +7,6 @@ countdown) or Stop (drop the rest of the chain).
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -25,7 +24,8 @@ from batchpipe.errors import (
     TryLater,
     shortened,
 )
-from batchpipe.jobs import JOB, JobRecord, Problem, Stage, State
+from batchpipe.jobs import JOB, LONGEST_PAUSE, JobRecord, Problem, Stage, State
+from batchpipe.lateness import utc
 from batchpipe.limits import REMEDIES
 from batchpipe.logs import log_event
 from batchpipe.masking import without_secrets
@@ -42,8 +42,6 @@ MAX_TRIES = 5
 MAX_LOST = 50
 #: Turns of prepare that met their deadlines, which grow, before its job is refused.
 MAX_OVERRUNS = 6
-#: No countdown is longer: it must stay far below the broker's visibility time-out.
-LONGEST_PAUSE = 600.0
 #: Code of a transfer that was broken off because its job is being cancelled: it comes back at once.
 CANCELLING = "cancelling"
 #: How long the lost files of a cancelled job are waited for, at most.
@@ -120,8 +118,10 @@ def refused(claim: Refused) -> Again | Stop:
 
 Next = Go | Again | Stop
 Publish = Callable[[Message], None]
+#: How many messages wait in a queue of the broker; None: that cannot be told.
+WaitingIn = Callable[[str], int | None]
 
-#: The links of a shard's chain, each with the stage it expects and its own total deadline in seconds.
+#: The links of a shard's chain, each with the stage that it expects; ``limits`` has their deadlines.
 LINKS: dict[str, Stage] = {
     "upload": Stage.PLANNED,
     "create": Stage.UPLOADED,
@@ -149,10 +149,12 @@ class Turns:
         publish: Publish,
         *,
         counters: Counters | None = None,
+        waiting_in: WaitingIn | None = None,
     ) -> None:
         self.settings = settings
         self.store = store
         self.apis = apis
+        self.waiting_in = waiting_in
         self.counters = counters if counters is not None else Counters()
         self._publish = publish
 
@@ -261,7 +263,7 @@ class Turns:
             self.store.note_trouble(job_id, index, problem)
         return Again(LONGEST_PAUSE, problem.message)
 
-    def wait_for_files(self, lease: Lease, error: StorageTrouble) -> None:
+    def wait_for_workspace(self, lease: Lease, error: StorageTrouble) -> None:
         """A file of the workspace is missing: return when it is to be given up.
 
         Raises StorageTrouble (``workspace_gone``) while it may come back, as a mount does; says from when until when.
@@ -275,9 +277,8 @@ class Turns:
             patience = min(patience, GONE_CANCELLED_SECONDS)
         if now - since >= patience:
             return
-        begun, ends = (time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(at)) for at in (since, since + patience))
         message = (
-            f"{error}: the job's workspace has lost it; waited for since {begun}, until {ends} "
+            f"{error}: the job's workspace has lost it; waited for since {utc(since)}, until {utc(since + patience)} "
             "(BATCHPIPE_WORKSPACE_WAIT_SECONDS), then the job ends with what the provider still has"
         )
         # not above a minute: a mount that comes back is noticed then

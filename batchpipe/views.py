@@ -91,7 +91,7 @@ def _head(job: JobRecord, sums: Sums) -> dict[str, Any]:
         "account": job.account,
         "endpoint": job.endpoint,
         "input": without_secrets(job.input),
-        "output": job.output,
+        "output": without_secrets(job.output),
         "output_file": _result_file(job, OUTPUT_FILE),
         "error_file": _result_file(job, ERROR_FILE),
         "created_at": job.created_at or None,

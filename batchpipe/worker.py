@@ -26,7 +26,7 @@ from batchpipe.celery_site import house_of, setup, site_app
 from batchpipe.private_redis import acquire
 from batchpipe.settings import Settings, bare_environment, current_settings, install_settings
 from batchpipe.storage import Folder
-from batchpipe.storage.local import touch
+from batchpipe.storage.local import keep_private, touch
 
 if TYPE_CHECKING:
     app: Celery
@@ -164,6 +164,7 @@ def run_beat(settings: Settings, *, loglevel: str = "INFO", alive_file: Path | N
     app.conf.worker_hijack_root_logger = False
     _show_life(alive_file, signals.after_task_publish)
     Folder(str(settings.home), private=True).make()
+    keep_private(settings.home, "beat-schedule*")
     app.start(["beat", "--schedule", str(settings.home / "beat-schedule"), "--pidfile=", "--loglevel", loglevel])
 
 

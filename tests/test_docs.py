@@ -135,7 +135,7 @@ def test_the_site_of_the_documentation_builds_without_a_warning(tmp_path: Path) 
 
 def test_every_setting_that_a_page_names_is_one() -> None:
     """With its prefix; what only the command of the sandbox or a framework reads has no field of its own."""
-    others = {"SANDBOX_UPSTREAM_KEY", "SECRETS_DIR", "VIEW_PERMISSION", "SCHEDULES", "ACCOUNTS"}
+    others = {"ENV_FILE", "SANDBOX_UPSTREAM_KEY", "SECRETS_DIR", "VIEW_PERMISSION", "SCHEDULES", "ACCOUNTS"}
     known = {name.upper() for name in Settings.model_fields} | {name.upper() for name in Account.model_fields} | others
     wrong = {
         f"{page.name}: {name}"
@@ -268,6 +268,22 @@ def test_what_the_readme_calls_not_built_is_not_built() -> None:
 
     assert "webhooks" in missing
     assert [command for command in COMMANDS if f"`batchpipe {command}`" in missing] == []
+
+
+def test_each_way_in_of_strangers_has_a_test_that_is_there() -> None:
+    """Named with its file, or of the module about strangers."""
+    page = (ROOT / "docs" / "security.md").read_text(encoding="utf-8")
+    rows = [line for line in page.splitlines() if line.startswith("| ")][2:]
+    named = re.findall(r"`(?:(tests/[\w/]+\.py)::)?(test_\w+)`", page)
+    files = [path or "tests/unit/test_strangers.py" for path, _ in named]
+    missing = [
+        name
+        for path, (_, name) in zip(files, named, strict=True)
+        if not re.search(rf"def {name}\b", (ROOT / path).read_text())
+    ]
+
+    assert missing == []
+    assert [row[:60] for row in rows if "`test_" not in row and "::test_" not in row] == []
 
 
 def test_each_proof_that_the_guarantees_name_is_a_test() -> None:

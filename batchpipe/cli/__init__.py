@@ -68,7 +68,7 @@ class LazyGroup(click.Group):
         if name not in COMMANDS and not name.startswith("-"):
             near = get_close_matches(name, COMMANDS, n=1)
             hint = f"did you mean {near[0]!r}?" if near else "`batchpipe --help` lists the commands."
-            raise click.UsageError(f"There is no command {name[:40]!r}: {hint}", ctx)
+            raise click.UsageError(f"No such command {name[:40]!r}: {hint}", ctx)
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 import click
 
-from batchpipe import seams
 from batchpipe.cli.house import emit_json, json_option, out, quiet_libraries, settings
 from batchpipe.errors import (
     BatchpipeError,
@@ -19,7 +18,7 @@ from batchpipe.errors import (
     SettingsError,
     StoreUnavailable,
 )
-from batchpipe.jobs import JOB, JobRecord, Problem, ShardRecord
+from batchpipe.jobs import JOB, JobRecord, Problem, ShardRecord, Stage
 from batchpipe.views import telling
 
 if TYPE_CHECKING:
@@ -222,9 +221,11 @@ class _Open:
     @property
     def problem(self) -> str | None:
         """Why it does not get on just now, as `status` says it."""
+        if self.job.state.ended:  # what troubled it is over: only its receivers may not have heard
+            return telling(self.job)
         found = (record.trouble.message for record in self.records if record.trouble is not None)
         held = self.job.hold.message if self.job.hold is not None else None
-        return telling(self.job) or held or next(found, None)
+        return held or next(found, None)
 
 
 def _open_jobs(client: Client) -> list[_Open]:
@@ -243,7 +244,10 @@ def _open_jobs(client: Client) -> list[_Open]:
                 problem = Problem(code=error.code, message=error.message)
                 job = JobRecord(id=job_id, queue=client.settings.queue, trouble=problem)
                 itself = [job]
-            found.append(_Open(job, [*itself, *(shard for shard in shards if shard is not None)]))
+            if job.told:  # it ended between the two reads
+                continue
+            unfinished = (shard for shard in shards if shard is not None and shard.stage != Stage.COLLECTED)
+            found.append(_Open(job, [*itself, *unfinished]))
     return found
 
 
@@ -257,47 +261,40 @@ def _trouble(jobs: list[_Open]) -> Iterator[Finding]:
 
 def _workers(client: Client, jobs: list[JobRecord]) -> Iterator[Finding]:
     """Whether somebody listens on our queue, and on those of jobs that wait; a `run` brings a worker of its own."""
-    from batchpipe.celery_site import site_app
-    from batchpipe.tasks import broker_refusal, workers_of_queue
+    from batchpipe.listeners import how_to_start
+    from batchpipe.tasks import broker_refusal, queues_of_workers
 
     if (said := broker_refusal()) is not None:
         yield Finding("broker", "fail", said, _AT_REDIS)
         return
-    app = site_app()
-    if app is not None and not app.conf.worker_enable_remote_control:
-        return  # nobody would answer; said with the app's settings
-    ours = client.settings.queue
-    others = sorted({job.queue for job in jobs if not job.input_here} - {ours})
+    ours, waiting = client.settings.queue, _by_queue(client, jobs)
+    others = [queue for queue in waiting if queue != ours]
+    listening, answers = client.store.listening(), None
     for queue in (ours, *others[:MOST_SAID]):
-        waiting = [job for job in jobs if job.queue == queue]
-        found = workers_of_queue(queue)
-        if found == [] and waiting:  # one that is busy may have missed the question
-            found = workers_of_queue(queue)
-        if found is None:
+        found = listening.get(queue)
+        if not found and answers is None and (answers := queues_of_workers()) is None:
             yield Finding("workers", "fail", "the broker does not answer", "check BATCHPIPE_BROKER_URL")
             return
-        if found:
+        if found := found or (answers or {}).get(queue):
             yield Finding("workers", "ok", f"{len(found)} on queue {queue}: {', '.join(sorted(found))}")
             continue
-        detail = f"no worker listens on queue {queue}"
-        if waiting:
-            detail += f", and {_jobs(len(waiting))} {'waits' if len(waiting) == 1 else 'wait'}"
-        yield Finding("workers", "fail" if waiting else "warn", detail, _how_to_start(queue, queue == ours, waiting))
+        detail, here = f"no worker listens on queue {queue}", waiting.get(queue, [])
+        if here:
+            detail += f", and {_jobs(len(here))} {'waits' if len(here) == 1 else 'wait'}"
+        yield Finding("workers", "fail" if here else "warn", detail, how_to_start(client.settings, queue, here))
+
+
+def _by_queue(client: Client, jobs: list[JobRecord]) -> dict[str, list[JobRecord]]:
+    """The jobs of each queue; but for those of a `run` whose worker may just be starting."""
+    from batchpipe.listeners import STARTING_SECONDS
+
+    began = client.store.now() - STARTING_SECONDS
+    found: dict[str, list[JobRecord]] = {}
+    for job in sorted(jobs, key=lambda job: (job.input_here, job.queue)):
+        if not (job.input_here and job.created_at > began):
+            found.setdefault(job.queue, []).append(job)
+    return found
 
 
 def _jobs(count: int) -> str:
     return "1 job" if count == 1 else f"{count} jobs"
-
-
-def _how_to_start(queue: str, ours: bool, jobs: list[JobRecord]) -> str:
-    """The command that starts a worker of this site, or of the one that the jobs are of."""
-    from batchpipe.celery_site import site_app
-
-    names = sorted({*seams.sites(), *(name for job in jobs for name in job.hears)})
-    there = "" if ours else f", each for this queue ({queue})"
-    if names:
-        plain = "a plain `batchpipe worker` does not run a site's receivers"
-        return f"start one: {seams.worker_of(names)}{there}; {plain}"
-    if (app := site_app()) is not None:
-        return f"start one: `celery -A ... worker` of the app {app.main}, or `batchpipe -A ... worker`{there}"
-    return f"start one: `batchpipe worker{'' if ours else f' --queues {queue}'}` (`batchpipe run` brings its own)"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING
 
 import click
@@ -16,7 +15,6 @@ if TYPE_CHECKING:
 
 #: Files that are looked at; the newest come first.
 MOST_FILES = 100_000
-_NAME = re.compile(r"batchpipe-(\w+)-\d+-\d+\.jsonl")
 
 
 @click.command("files")
@@ -31,13 +29,14 @@ def files_command(account: str, delete: bool, as_json: bool) -> None:
     """
     from itertools import islice
 
+    from batchpipe.jobs import UPLOAD_NAME
     from batchpipe.openai_api import Apis
 
     client = open_client()
     api, states = Apis(client.settings)(account), dict[str, str]()
     found: dict[str, list[StoredFile]] = {"ended": [], "running": [], "unknown": []}
     for file in islice(api.iter_files(0.0), MOST_FILES):
-        name = _NAME.fullmatch(file.name or "")
+        name = UPLOAD_NAME.fullmatch(file.name or "")
         if name is not None:
             found[states.setdefault(name[1], _state(client.store, name[1]))].append(file)
     deleted = 0

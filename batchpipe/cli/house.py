@@ -17,6 +17,7 @@ import click
 
 from batchpipe.errors import InvalidInput, SettingsError, StorageTrouble, StoreUnavailable
 from batchpipe.jobs import State
+from batchpipe.masking import printable, printable_json
 
 if TYPE_CHECKING:
     from batchpipe.client import Client
@@ -103,19 +104,6 @@ def quiet_libraries() -> None:
     logging.lastResort = None
 
 
-#: What moves the cursor, changes the title or turns the direction of writing: names and messages come from strangers.
-_CONTROLS = {
-    code: f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"
-    for codes in (range(9), range(10, 32), range(127, 160), range(0x202A, 0x202F), range(0x2066, 0x206A))
-    for code in codes
-}
-
-
-def printable(text: str) -> str:
-    """A text with its control characters written out, so that it cannot forge what a terminal shows, nor a line."""
-    return text.translate(_CONTROLS)
-
-
 def say(text: str) -> None:
     """Talk, to stderr."""
     click.echo(printable(text), err=True)
@@ -130,13 +118,13 @@ def emit_json(document: Any, *, indent: int | None = 2) -> None:
     """One JSON document, to stdout: in UTF-8, whatever the locale."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(encoding="utf-8")
-    click.echo(json.dumps(document, indent=indent, ensure_ascii=False))
+    click.echo(printable_json(json.dumps(document, indent=indent, ensure_ascii=False)))
 
 
 def emit_parts(parts: Iterable[bytes]) -> None:
     """The same in parts: it may be long."""
     sys.stdout.flush()
-    sys.stdout.buffer.writelines(parts)
+    sys.stdout.buffer.writelines(printable_json(part.decode()).encode() for part in parts)
     sys.stdout.buffer.flush()
 
 

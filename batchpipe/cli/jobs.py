@@ -30,7 +30,7 @@ from batchpipe.store.events import LOG_LENGTH
 from batchpipe.views import telling
 
 if TYPE_CHECKING:
-    from batchpipe.jobs import Problem
+    from batchpipe.jobs import JobRecord, Problem
 
 #: Characters of an error in a list.
 MOST_OF_AN_ERROR = 100
@@ -40,6 +40,7 @@ MOST_OF_AN_ERROR = 100
 @submit_options
 def submit_command(input: str, metadata: Any, extra: Any, account: str | None, **options: Any) -> None:
     """Enqueue a job and print its id alone. A worker does the work: `batchpipe worker`."""
+    from batchpipe.listeners import missing_worker
     from batchpipe.settings import SANDBOX_ACCOUNT
     from batchpipe.submission import absolute
 
@@ -49,8 +50,14 @@ def submit_command(input: str, metadata: Any, extra: Any, account: str | None, *
     client = open_client()
     job = client.submit(source, account=account or "default", metadata=dict(metadata), extra=dict(extra), **options)
     if job.record.output != absolute(options["output"]):
-        say(f"this key is known: its job reads {job.record.input} and writes to {job.record.output}")
+        say(f"this key is known: its job reads {without_secrets(job.record.input)} and writes to {job.record.output}")
+    _warn_of(missing_worker(client.store, client.settings, job.record))
     out(job.id)
+
+
+def _warn_of(nobody: str) -> None:
+    if nobody:
+        say(f"Warning: {nobody}")
 
 
 @click.command("list")
@@ -59,6 +66,8 @@ def submit_command(input: str, metadata: Any, extra: Any, account: str | None, *
 @json_option
 def list_command(state: str | None, limit: int, as_json: bool) -> None:
     """List jobs, newest first."""
+    from batchpipe.listeners import deserted
+
     client = open_client()
     jobs = client.list_jobs(state=state, limit=limit)
     if told := client.store.clock().words():
@@ -68,6 +77,7 @@ def list_command(state: str | None, limit: int, as_json: bool) -> None:
     if not jobs:
         return say("no jobs" + (f" in state {state}" if state else ""))
     out(f"{'JOB':<23}  {'STATE':<11}  {'CREATED':<19}  {'ROWS OK':>15}  NAME")
+    silent = deserted(client.store, {job.record.queue for job in jobs if job.record.queue and not job.record.told})
     for job in jobs:
         rows = job.to_dict(shards=False)["rows"]
         counts = f"{number(rows['ok'])}/{number(rows['total'])}"
@@ -77,6 +87,7 @@ def list_command(state: str | None, limit: int, as_json: bool) -> None:
             + (f"  ! {_brief(job.error)}" if job.error else "")
             + (f"  ! held: {_brief(job.record.hold)}" if job.record.hold and not job.state.ended else "")
             + ("  ! receivers not told" if telling(job.record) else "")
+            + (f"  ! no worker on queue {job.record.queue}" if _waits_in(silent, job.record) else "")
         )
     return None
 
@@ -84,6 +95,10 @@ def list_command(state: str | None, limit: int, as_json: bool) -> None:
 def _state(job: Any) -> str:
     """A record that cannot be read is a job nevertheless."""
     return "unreadable" if job.error is not None and job.error.code == "record_unreadable" else str(job.state.value)
+
+
+def _waits_in(queues: set[str], job: JobRecord) -> bool:
+    return not job.told and job.queue in queues
 
 
 def _brief(problem: Problem) -> str:
@@ -97,7 +112,6 @@ def _brief(problem: Problem) -> str:
 @click.option("--errors", is_flag=True, help="Print the error rows instead.")
 def results_command(job_id: str, errors: bool) -> None:
     """Print the output rows of an ended job, as the provider wrote them, in input order."""
-    from batchpipe.places import results_place
 
     job = open_client().get_job(job_id)
     view = job.to_dict(shards=False)
@@ -106,7 +120,7 @@ def results_command(job_id: str, errors: bool) -> None:
     if view["error_file" if errors else "output_file"] is None:
         why = view["error"]["message"] if view["error"] else "it was cancelled before anything was sent"
         raise Never(f"job {job_id} has no result files: {why}")
-    with results_place(job.record).reader("errors.jsonl" if errors else "output.jsonl") as file:
+    with job.results_folder().reader("errors.jsonl" if errors else "output.jsonl") as file:
         shutil.copyfileobj(file, sys.stdout.buffer)
     sys.stdout.buffer.flush()
 
@@ -133,14 +147,18 @@ def cancel_command(job_id: str, as_json: bool) -> None:
 @click.command("retry")
 @click.argument("job_id", metavar="JOB")
 @click.option("-o", "--output", type=Place(), help="Folder or URL for the results.  [default: below the job's]")
-def retry_command(job_id: str, output: str | None) -> None:
+@click.option("--max-rows", type=click.IntRange(min=1), help="Rows per shard at most.  [default: the job's]")
+@click.option("--max-bytes", type=click.IntRange(min=1), help="Bytes per shard at most.  [default: the job's]")
+def retry_command(job_id: str, output: str | None, max_rows: int | None, max_bytes: int | None) -> None:
     """Send the rows of an ended job that are not ok as a new job, and print its id."""
+    from batchpipe.listeners import missing_worker
+
     client = open_client()
-    old = client.get_job(job_id)
-    job = client.retry(job_id, output=output, own_queue=old.record.input_here)
+    job = client.retry(job_id, output=output, max_rows=max_rows, max_bytes=max_bytes)
     say(f"results will be in {job.record.output}")
     if job.record.input_here:
         say(f"follow it: batchpipe wait {job.id}")
+    _warn_of(missing_worker(client.store, client.settings, job.record))
     out(job.id)
 
 
@@ -183,6 +201,9 @@ def resume_command(account: str) -> None:
 @json_option
 def validate_command(input: str, endpoint: str, max_rows: int | None, max_bytes: int | None, as_json: bool) -> None:
     """Check an input without sending anything. Needs no Redis."""
+    from dataclasses import replace
+
+    from batchpipe.places import input_rules
     from batchpipe.sandbox.models import is_slip, nearest
     from batchpipe.splitting import Bounds
     from batchpipe.steps.prepare import validate
@@ -190,7 +211,9 @@ def validate_command(input: str, endpoint: str, max_rows: int | None, max_bytes:
     chosen = settings()
     with _as_path(input_of(input)) as path:
         bounds = Bounds(chosen.max_models, chosen.max_shards)
-        found = validate(path, endpoint, max_rows or chosen.max_rows, max_bytes or chosen.max_bytes, bounds=bounds)
+        rules = replace(input_rules(chosen), roots=())  # a person's own file; and standard input lies in no root
+        most = (max_rows or chosen.max_rows, max_bytes or chosen.max_bytes)
+        found = validate(path, endpoint, *most, bounds=bounds, rules=rules)
     models = {model or "": rows for model, rows in found.models.items()}
     for model in models if chosen.is_openai("default") else ():
         if is_slip(model):

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from batchpipe.cli.house import open_client, say
+
+if TYPE_CHECKING:
+    from batchpipe.settings import Settings
 
 loglevel_option = click.option(
     "--loglevel",
@@ -43,6 +49,7 @@ _GREEN = {
 @click.option("--concurrency", type=click.IntRange(min=1), default=8, show_default=True, help="Tasks at once.")
 @loglevel_option
 @alive_option
+@click.option("--sandbox", is_flag=True, help="Try it without a key: the account `default` is a local server.")
 @click.option("--with-parent", is_flag=True, hidden=True, help="Stop when standard input ends.")
 @click.argument("celery_options", nargs=-1, type=click.UNPROCESSED)
 def worker_command(
@@ -51,27 +58,65 @@ def worker_command(
     concurrency: int,
     loglevel: str,
     alive_file: Path | None,
+    sandbox: bool,
     with_parent: bool,
     celery_options: tuple[str, ...],
 ) -> None:
     """Run a Celery worker with the right settings. Further options go to Celery."""
     from batchpipe.logs import configure_logging
+    from batchpipe.settings import use_sandbox
     from batchpipe.worker import run_worker
 
     if pool in ("gevent", "eventlet"):
         raise click.BadParameter(f"{pool}: {_GREEN[pool]}", param_hint="--pool")
+    if pool != "prefork" and any(option.partition("=")[0] == "--autoscale" for option in celery_options):
+        why = (
+            f"a pool of {pool} does not grow or shrink: set --concurrency (idle threads cost little) or --pool prefork"
+        )
+        raise click.BadParameter(why, param_hint="--autoscale")
+    if sandbox:
+        use_sandbox()
     client = open_client(patient=True)
+    if sandbox and not client.settings.sandbox:
+        raise click.UsageError("the site had read its settings before: set BATCHPIPE_SANDBOX=true in the environment")
     configure_logging(client.settings.log_format, loglevel)
-    run_worker(
-        client.settings,
-        queues=queues,
-        pool=pool,
-        concurrency=concurrency,
-        loglevel=loglevel,
-        with_parent=with_parent,
-        alive_file=alive_file,
-        extra=celery_options,
-    )
+    with _sandbox_of(client.settings):
+        run_worker(
+            client.settings,
+            queues=queues,
+            pool=pool,
+            concurrency=concurrency,
+            loglevel=loglevel,
+            with_parent=with_parent,
+            alive_file=alive_file,
+            extra=celery_options,
+        )
+
+
+@contextmanager
+def _sandbox_of(settings: Settings) -> Iterator[None]:
+    """The sandbox of the setting SANDBOX, in this process; one that runs already serves this worker, too."""
+    if not settings.sandbox:
+        yield
+        return
+    from batchpipe.sandbox import Sandbox, answers
+
+    port = settings.sandbox_port
+    server = Sandbox(port=port, data_dir=settings.home / "sandbox" / "worker")
+    try:
+        server.start()
+    except OSError:
+        if not answers(port):
+            message = f"port {port} is in use by another program: set BATCHPIPE_SANDBOX_PORT"
+            raise click.ClickException(message) from None
+        say(f"the account `default` is the sandbox on port {port}, which runs already")
+        yield
+        return
+    say(f"the account `default` is a sandbox on port {port}: no key, no cost")
+    try:
+        yield
+    finally:
+        server.stop()
 
 
 @click.command("beat")

@@ -94,19 +94,20 @@ class _Plain(_Base):
         self._last: Any = None
         self._said = 0.0
         self._text = ""
-        self._paused = False
+        self._pause_said: float | None = None
         self._troubles: set[str] = set()
 
     def update(self, job: JobRecord, shards: list[ShardRecord], pause: Pause | None) -> None:
         self._rest(shards)
         self._say_troubles(job, shards)
-        if (pause is not None) != self._paused:
-            self._paused = pause is not None
-            if pause is not None:
-                say(pause_line(job, pause))
+        now = time.monotonic()
+        if pause is None:
+            self._pause_said = None
+        elif self._pause_said is None or now - self._pause_said >= PLAIN_SECONDS:
+            self._pause_said = now
+            say(pause_line(job, pause))
         if job.state.ended:
             return
-        now = time.monotonic()
         shape = (job.state, sorted((shard.stage, shard.status or "") for shard in shards))
         if shape == self._last and now - self._said < PLAIN_SECONDS:
             return
@@ -115,7 +116,8 @@ class _Plain(_Base):
         if text == self._text and now - self._said < PLAIN_SECONDS:
             return
         self._text, self._said = text, now
-        say(f"[{now - self._started:6.1f} s] {job.id} {text}")
+        still = "" if pause is not None else waits_for(job, shards)
+        say(f"[{now - self._started:6.1f} s] {job.id} {text}" + (f"; waits: {still}" if still else ""))
 
     def _say_troubles(self, job: JobRecord, shards: list[ShardRecord]) -> None:
         """Each kind of trouble once: what is tried again may look like standing still."""
@@ -129,8 +131,17 @@ class _Plain(_Base):
                 say(f"trouble, will try again: {trouble.message}")
 
 
+def waits_for(job: JobRecord, shards: list[ShardRecord]) -> str:
+    """Why it does not get on just now, in a few words: what was said once may have scrolled away."""
+    if job.hold is not None:
+        return job.hold.message
+    open_ones = (record for record in (job, *shards) if record.stage != Stage.COLLECTED)
+    return next((record.trouble.message[:200] for record in open_ones if record.trouble is not None), "")
+
+
 def pause_line(job: JobRecord, pause: Pause) -> str:
-    return f"account {job.account!r} is paused for {pause.seconds:.0f} s ({pause.code}): {pause.message}"
+    mended = f"mended? batchpipe resume {job.account}"
+    return f"account {job.account!r} is paused for {pause.seconds:.0f} s ({pause.code}): {pause.message} ({mended})"
 
 
 class _Live(_Base):

@@ -29,7 +29,7 @@ from batchpipe.cli.house import (
     submit_options,
 )
 from batchpipe.cli.progress import Display, make_display
-from batchpipe.errors import Never
+from batchpipe.errors import Never, SettingsError
 from batchpipe.jobs import JobRecord, ShardRecord, Stage, State
 
 #: How long ``cancel`` works itself to get the provider to stop.
@@ -37,6 +37,7 @@ CANCEL_SECONDS = 60.0
 
 if TYPE_CHECKING:
     from batchpipe.client import Client, Job
+    from batchpipe.store import Pause
 
 
 @click.command("run")
@@ -134,6 +135,7 @@ def _work_on(client: Client, job: Job, as_json: bool, timeout: float | None) -> 
     sandbox = job.record.account == SANDBOX_ACCOUNT
     with own_worker(client.settings, job.record.queue, job_key=run_id, sandbox=sandbox, only_if_free=True) as worker:
         if worker is not None:  # we have its lock, so nobody else works on it: what was under way is lost
+            client.store.resume(job.record.account)  # as with run: mended, or refused anew at once
             client.wake(job.id)
         return _follow(client, job, worker, as_json, timeout)
 
@@ -189,14 +191,17 @@ def _nearly_done(shards: list[ShardRecord]) -> bool:
 
 
 #: The fields of shards that a display shows.
-_SEEN = ("round", "rows", "status", "counts", "resend", "trouble", "batch_id", "ok", "failed", "missing")
+_SEEN = ("round", "rows", "status", "counts", "resend", "trouble", "batch_id", "calls", "ok", "failed", "missing")
 
 
 class _Tick:
     """What is done each time the job is read: sweep, keep the worker alive, show the progress."""
 
     def __init__(self, client: Client, display: Display, worker: OwnWorker | None) -> None:
+        from batchpipe.listeners import Watch
+
         self._client, self._display, self._worker = client, display, worker
+        self._watch = Watch(client.store, client.settings, lambda line: say(f"Warning: {line}"))
         self._swept = time.monotonic()  # a sweep right after submit would find nothing
 
     def __call__(self, job: JobRecord) -> None:
@@ -205,9 +210,41 @@ class _Tick:
             if time.monotonic() - self._swept >= self._client.settings.sweep_seconds:
                 self._swept = time.monotonic()
                 self._client.sweep(listing=False)  # its worker lists
+        else:
+            self._watch(job)
         if self._display.wants_update(job):
-            pause = self._client.store.paused(job.account)
-            self._display.update(job, list(self._client.store.iter_shards(job, fields=_SEEN, bad="show")), pause)
+            pause, shards = self._client.store.paused(job.account), self._shards(job)
+            if self._worker is not None and pause is not None:
+                _raise_if_refused(job, shards, pause)
+            self._display.update(job, shards, pause)
+
+    def _shards(self, job: JobRecord) -> list[ShardRecord]:
+        return list(self._client.store.iter_shards(job, fields=_SEEN, bad="show"))
+
+
+def _raise_if_refused(job: JobRecord, shards: list[ShardRecord], pause: Pause) -> None:
+    """Raises SettingsError where the provider refuses the account, and nothing of the job is there to be fetched.
+
+    Only a person can mend that, and he sits here. A quota may be raised elsewhere, so that is waited for.
+    """
+    from batchpipe.turns import NO_QUOTA
+
+    at_provider = any(_may_be_there(shard) for shard in shards)
+    if pause.code == NO_QUOTA or at_provider or job.state.ended:
+        return
+    also = "OPENAI_API_KEY or " if job.account == "default" else ""
+    raise SettingsError(
+        f"the provider refuses account {job.account!r} ({pause.code}): {pause.message}; check its key "
+        f"({also}BATCHPIPE_ACCOUNTS__{job.account.upper()}__API_KEY), organization and rights. "
+        f"Job {job.id} is kept: the same command goes on with it"
+    )
+
+
+def _may_be_there(shard: ShardRecord) -> bool:
+    """Whether the provider may have a batch of a shard that is not collected; of one that cannot be read, it may."""
+    if shard.stage == Stage.COLLECTED:
+        return False
+    return bool(shard.batch_id or shard.calls) or shard.stage == "unreadable"
 
 
 @contextmanager

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from batchpipe.cli.house import clock, emit_parts, json_option, number, open_client, out
-from batchpipe.jobs import Stage, State
+from batchpipe.cli.house import clock, emit_parts, json_option, number, open_client, out, say
+from batchpipe.jobs import Stage
 from batchpipe.places import located
 from batchpipe.views import SHOWN, Sums, ended_early, job_view, telling
 
@@ -16,11 +16,9 @@ if TYPE_CHECKING:
     from batchpipe.client import Client
     from batchpipe.jobs import JobRecord, ShardRecord
 
-#: Past its time by so much, work is late enough to look for its workers.
-LATE_SECONDS = 60.0
 #: Shards that are shown one by one; of more, those in trouble come first, then those that are not done.
 MOST_LINES = 100
-_FIELDS = (*SHOWN, "trouble", "pubs", "next_at", "lease_until")
+_FIELDS = (*SHOWN, "trouble")
 
 
 @click.command("status")
@@ -28,17 +26,23 @@ _FIELDS = (*SHOWN, "trouble", "pubs", "next_at", "lease_until")
 @json_option
 def status_command(job_id: str, as_json: bool) -> None:
     """Show where a job stands. Of more than 100 shards, those in trouble or under way and sums; with --json all."""
+    from batchpipe.listeners import missing_worker
+
     client = open_client()
     job = client.get_job(job_id)
+    nobody = missing_worker(client.store, client.settings, job.record)
     if as_json:
+        if nobody:
+            say(f"Warning: {nobody}")
         return emit_parts(job.iter_json())
     record = job.record
-    seen = _Seen(client.store.now() - LATE_SECONDS)
+    seen = _Seen()
     for shard in client.store.iter_shards(record, fields=_FIELDS, bad="show"):
         seen.add(shard)
-    view = {**job_view(located(record)), "rows": seen.sums.rows(record), "incomplete": seen.sums.incomplete(record)}
+    place = located(record, roots=client.settings.roots())
+    view = {**job_view(place), "rows": seen.sums.rows(record), "incomplete": seen.sums.incomplete(record)}
     _print_job(client, record, view)
-    if nobody := _nobody_works(client, record, seen):
+    if nobody:
         out(f"workers   {nobody}")
     if told := client.store.clock().words():
         out(f"clock     {told}")
@@ -49,12 +53,10 @@ def status_command(job_id: str, as_json: bool) -> None:
 class _Seen:
     """Shards looked at one by one: there may be 100,000."""
 
-    def __init__(self, late: float) -> None:
-        self.late_since = late
+    def __init__(self) -> None:
         self.sums = Sums()
         self.stages: Counter[str] = Counter()
         self.troubled = 0
-        self.nobody_took = False
         self._first: list[ShardRecord] = []
         self._open: list[ShardRecord] = []
         self._in_trouble: list[ShardRecord] = []
@@ -66,7 +68,6 @@ class _Seen:
             self._first.append(shard)
         if shard.stage == Stage.COLLECTED:
             return
-        self.nobody_took = self.nobody_took or _is_late(shard, self.late_since)
         self.troubled += shard.trouble is not None
         kind = self._in_trouble if shard.trouble is not None else self._open
         if len(kind) < MOST_LINES:
@@ -76,11 +77,6 @@ class _Seen:
         if len(self._first) <= MOST_LINES:
             return self._first
         return [*self._in_trouble, *self._open][:MOST_LINES]
-
-
-def _is_late(record: JobRecord | ShardRecord, late: float) -> bool:
-    # a sweep from cron publishes anew, and so sets the time on, but takes nothing in hand
-    return bool(record.pubs) or max(record.next_at, record.lease_until or 0.0) < late
 
 
 def _print_job(client: Client, job: JobRecord, view: dict[str, Any]) -> None:
@@ -104,16 +100,6 @@ def _print_job(client: Client, job: JobRecord, view: dict[str, Any]) -> None:
         out(f"trouble   {job.trouble.message}")
     if untold := telling(job):
         out(f"telling   {untold}")
-
-
-def _nobody_works(client: Client, job: JobRecord, seen: _Seen) -> str:
-    """That no worker listens, where work of the job is late; only then the workers are asked, for about a second."""
-    from batchpipe.tasks import workers_of_queue
-
-    late = seen.nobody_took if job.stage == State.RUNNING else _is_late(job, seen.late_since)
-    if job.told or not late or workers_of_queue(job.queue) != []:
-        return ""
-    return f"no worker listens on queue {job.queue}" + (f": batchpipe wait {job.id}" if job.input_here else "")
 
 
 def _pause_note(client: Any, view: dict[str, Any]) -> str:

@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from functools import cached_property, partial
 from typing import IO, TYPE_CHECKING, Any, BinaryIO, cast
 
-from batchpipe.errors import BatchpipeError, Gone, Paused, Refused, SettingsError, Unanswered, Unavailable
+from batchpipe.errors import NO_ROUTE, BatchpipeError, Gone, Paused, Refused, SettingsError, Unanswered, Unavailable
+from batchpipe.least_rate import SILENCE_SECONDS, LeastRate
 from batchpipe.openai_api.answers import (
     Snapshot,
     StoredFile,
@@ -21,9 +22,9 @@ from batchpipe.openai_api.answers import (
     text,
 )
 from batchpipe.openai_api.created import Partly, Said, made, named
-from batchpipe.openai_api.transfers import SILENCE_SECONDS, WRONG, LeastRate, Resumable, Watched, range_headers, receive
+from batchpipe.openai_api.transfers import WRONG, Resumable, Watched, range_headers, receive
 from batchpipe.openai_api.transport import Count, http_client, uncounted
-from batchpipe.openai_api.trouble import NO_ROUTE, translated
+from batchpipe.openai_api.trouble import translated
 from batchpipe.settings import Account, Settings
 
 if TYPE_CHECKING:
@@ -75,8 +76,9 @@ class Api:
         except Refused as error:
             if not self._expires or "expires_after" not in str(error):
                 raise
-            self._expires = 0  # a compatible server that does not know it
-            return self._upload(handle, name, check, 0)
+            file_id = self._upload(handle, name, check, 0)
+            self._expires = 0  # a compatible server that does not know it: so it was that, and no quoted row
+            return file_id
 
     def _upload(self, handle: IO[bytes], name: str, check: Callable[[], None], expires: int) -> str:
         extra: dict[str, Any] = {}

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import IO, Any, BinaryIO, Protocol, runtime_checkable
 
 from batchpipe.errors import Unavailable
 
-#: A silence this long within a transfer means the connection is dead; over so long the least rate is measured.
-SILENCE_SECONDS = 60.0
 #: What is read of an upload at once: a line that is slow takes no minute for it.
 _BLOCK = 1 << 14
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
@@ -35,39 +32,6 @@ class Resumable(Protocol):
         """What comes now is the whole file, of this version; ``resumable``: its bytes are counted as the file's."""
 
     def write(self, data: bytes) -> object: ...
-
-
-class LeastRate:
-    """Told of each block of a transfer, calls ``check`` and raises Unavailable (``transfer_timeout``) if, over a
-    minute, the bytes come slower than ``rate`` a second. Sockets time out by silence only.
-    """
-
-    def __init__(
-        self,
-        what: str,
-        rate: float,
-        check: Callable[[], None],
-        *,
-        window: float = SILENCE_SECONDS,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._what, self._rate, self._window = what, rate, window
-        self._check, self._clock = check, clock
-        self._begun, self._bytes = clock(), 0
-
-    def __call__(self, count: int) -> None:
-        self._check()
-        self._bytes += count
-        passed = self._clock() - self._begun
-        if passed < self._window:
-            return
-        if self._bytes < self._rate * passed:
-            message = (
-                f"the {self._what} brought {self._bytes:,} bytes in {passed:.0f} s: too slow to go on; a line that is "
-                f"no faster needs a lower TRANSFER_BYTES_PER_SECOND ({self._rate:g})"
-            )
-            raise Unavailable(message, code="transfer_timeout")
-        self._begun, self._bytes = self._clock(), 0
 
 
 class Watched:

@@ -13,17 +13,14 @@ import msgspec
 import orjson
 
 from batchpipe import seams
-from batchpipe.errors import BatchpipeError, Gone, Paused, Refused, SettingsError, Unavailable
+from batchpipe.bodies import QUOTA_CODES
+from batchpipe.errors import NO_ROUTE, BatchpipeError, Gone, Paused, Refused, SettingsError, Unavailable
+from batchpipe.openai_api.said import Said, said
+from batchpipe.refusals import TOKEN_LIMIT, says_no_file, says_token_limit
 from batchpipe.settings import transport_environment
 
 if TYPE_CHECKING:
     import openai
-
-#: The provider's own words that mean "wait, then the same again".
-_TOKEN_LIMIT = ("token_limit_exceeded", "enqueued token limit")
-_QUOTA = ("insufficient_quota", "billing_hard_limit_reached", "billing_not_active")
-#: A 404 that is not the provider's: a proxy's page, or a server that does not know the route.
-NO_ROUTE = "http_404_page"
 
 
 def _is_of_tls(name: str) -> bool:
@@ -80,21 +77,18 @@ def _of_transport(cause: BaseException) -> BatchpipeError:
 
 def _of_status(error: openai.APIStatusError) -> BatchpipeError:
     status, after = error.status_code, _retry_after(error.response.headers.get("retry-after"))
-    body = error.body if isinstance(error.body, dict) else None
-    code = _storable(str(error.code), 100) if error.code else None
-    words = body.get("message") if body else None
-    param = _storable(str(error.param), 100) if error.param else None
-    message = _storable(words if isinstance(words, str) else str(error), 500)
-    lower = f"{code} {message}".lower()
+    answer = _said(error)
+    code, param = answer.code, answer.param
+    message = answer.message or f"HTTP {status} without a word"
     if status < 400:
         return Unavailable(f"HTTP {status} is no answer", code=f"http_{status}", status=status)
-    if status < 500 and status != 408 and any(mark in lower for mark in _QUOTA):
+    if status < 500 and status != 408 and not QUOTA_CODES.isdisjoint(answer.codes):
         return Paused(message, code="insufficient_quota", after=after)
     if status in (401, 402, 403):
         return Paused(message, code=code or f"http_{status}", after=after)
-    if any(mark in lower for mark in _TOKEN_LIMIT):
-        return Unavailable(message, code="token_limit_exceeded", after=after, status=status)
-    if status == 400 and "cannot find file" in lower:
+    if TOKEN_LIMIT in answer.codes or (status in (400, 429) and says_token_limit(message)):
+        return Unavailable(message, code=TOKEN_LIMIT, after=after, status=status)
+    if status == 400 and says_no_file(message):
         return Unavailable(message, code="file_not_found", after=after, status=status)
     if status in (408, 409, 425, 429) or status >= 500:
         return Unavailable(f"HTTP {status}: {message}", code=code or f"http_{status}", after=after, status=status)
@@ -106,9 +100,11 @@ def _of_status(error: openai.APIStatusError) -> BatchpipeError:
     return Refused(message, code=code or f"http_{status}", status=status, param=param)
 
 
-def _storable(text: str, length: int) -> str:
-    """A text that Redis and JSON can hold: errors are read by a parser that takes half a surrogate pair."""
-    return text[:length].encode(errors="replace").decode()
+def _said(error: openai.APIStatusError) -> Said:
+    try:
+        return said(error.response.content)
+    except RuntimeError:  # the body was streamed and not read
+        return Said()
 
 
 def _is_json_object(response: Any) -> bool:

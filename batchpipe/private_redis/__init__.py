@@ -39,6 +39,7 @@ from batchpipe.private_redis.shared import (
     Record,
     is_held,
     last_line,
+    make_ours,
     open_lock,
     ping,
     read_record,
@@ -85,7 +86,7 @@ def acquire(
     deadline = time.monotonic() + timeout
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        folder.chmod(0o700)
+        make_ours(folder)
         with contextlib.ExitStack() as undo:
             users_fd = open_lock(folder / "users.lock")
             undo.callback(os.close, users_fd)

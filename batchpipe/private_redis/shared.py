@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
 import socket
+import stat
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from batchpipe.errors import SettingsError
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,33 @@ class Record:
     @property
     def server(self) -> PrivateRedis:
         return PrivateRedis(url=f"redis://:{self.password}@127.0.0.1:{self.port}/0", kind=self.kind)
+
+
+def make_ours(folder: Path) -> None:
+    """Let nobody else into the folder.
+
+    Raises SettingsError where somebody else may have put into it what our server and keeper would read or overwrite.
+    """
+    advice = "remove it, or set BATCHPIPE_HOME to another folder, or BATCHPIPE_REDIS_URL to a Redis of yours"
+    try:
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENOTDIR):
+            raise SettingsError(f"{folder} is a link or no folder: {advice}") from None
+        if folder.lstat().st_uid != os.geteuid():
+            raise SettingsError(f"{folder} belongs to another user: {advice}") from None
+        raise
+    try:
+        if os.fstat(handle).st_uid != os.geteuid():
+            raise SettingsError(f"{folder} belongs to another user: {advice}")
+        os.fchmod(handle, 0o700)  # from here on nobody else puts anything there
+        for name in os.listdir(handle):
+            with contextlib.suppress(FileNotFoundError):  # a keeper is at work
+                found = os.stat(name, dir_fd=handle, follow_symlinks=False)
+                if found.st_uid != os.geteuid() or not (stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)):
+                    raise SettingsError(f"{folder / name} is a link, or belongs to another user: {advice}")
+    finally:
+        os.close(handle)
 
 
 def open_lock(path: Path) -> int:

@@ -7,13 +7,12 @@ from collections import defaultdict
 from collections.abc import Iterator
 from typing import NamedTuple, Protocol
 
-from batchpipe.errors import BatchpipeError, Refused, Unavailable
+from batchpipe.errors import NO_ROUTE, BatchpipeError, Refused, Unavailable
+from batchpipe.jobs import UPLOAD_NAME
 from batchpipe.openai_api import Snapshot, StoredFile
-from batchpipe.openai_api.trouble import NO_ROUTE
 from batchpipe.settings import Account
 
 _KEY = re.compile(r"(\w+):(\d+):(\d+)")
-_FILE_NAME = re.compile(r"batchpipe-(\w+)-(\d+)-(\d+)\.jsonl")
 
 
 class Lists(Protocol):
@@ -114,5 +113,5 @@ def cannot_list(error: Exception) -> bool:
 
 
 def _tag_of_file(file: StoredFile) -> Tag | None:
-    found = _FILE_NAME.fullmatch(file.name or "")
+    found = UPLOAD_NAME.fullmatch(file.name or "")
     return Tag(found[1], int(found[2]), int(found[3])) if found else None

@@ -10,7 +10,7 @@ from typing import Any
 
 import orjson
 
-from batchpipe.errors import InvalidInput, StorageTrouble
+from batchpipe.errors import FILE_MISSING, InvalidInput, StorageTrouble
 from batchpipe.places import MANIFEST, noted_workspaces, read_owner, submitted_at
 from batchpipe.settings import SANDBOX_ACCOUNT, Settings
 from batchpipe.storage import Folder, local_path
@@ -105,7 +105,7 @@ def _noted(settings: Settings) -> Iterator[Trace]:
     try:
         yield from _traces(noted_workspaces(settings))
     except StorageTrouble as error:
-        if error.code != "file_missing":
+        if error.code != FILE_MISSING:
             raise
 
 
@@ -190,7 +190,7 @@ def _json_object(folder: str, name: str) -> dict[str, Any] | None:
         with Folder(folder).reader(name) as file:
             value = orjson.loads(file.read(_MOST_BYTES))
     except StorageTrouble as error:
-        if error.code != "file_missing" and not isinstance(error.__cause__, NotADirectoryError):
+        if error.code != FILE_MISSING and not isinstance(error.__cause__, NotADirectoryError):
             raise
         return None
     except orjson.JSONDecodeError:

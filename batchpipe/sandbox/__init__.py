@@ -4,6 +4,6 @@ It stands by itself: nothing of the pipeline is imported here.
 """
 
 from batchpipe.sandbox.faults import Fault
-from batchpipe.sandbox.server import Sandbox, serve
+from batchpipe.sandbox.server import Sandbox, answers, serve
 
-__all__ = ["Fault", "Sandbox", "serve"]
+__all__ = ["Fault", "Sandbox", "answers", "serve"]

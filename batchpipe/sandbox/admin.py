@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import asdict
 from ipaddress import ip_address
 from typing import Any
+from urllib.parse import urlsplit
 
 import orjson
 from starlette.concurrency import run_in_threadpool
@@ -21,13 +22,13 @@ Endpoint = Callable[[Request], Awaitable[Response]]
 
 
 def admin_routes(world: World) -> list[Route]:
-    """Routes under `/sandbox`: no key is asked, but only this machine may call them."""
+    """Routes under `/sandbox`: no key is asked, but only programs of this machine may call them."""
     admin = _Admin(world)
 
     def route(path: str, method: str, endpoint: Endpoint) -> Route:
         async def guarded(request: Request) -> Response:
-            if not _is_local(request):
-                raise ApiError(403, "The admin routes of the sandbox answer to this machine only.")
+            if (why := _refusal(request)) is not None:
+                raise ApiError(403, f"The admin routes of the sandbox answer to this machine only: {why}.")
             return await endpoint(request)
 
         return Route(path, guarded, methods=[method])
@@ -126,12 +127,43 @@ class _Admin:
         return _answer({"reset": True})
 
 
-def _is_local(request: Request) -> bool:
+#: What a proxy adds: whoever it speaks for, its own address says nothing.
+_PROXY_HEADERS = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-real-ip", "x-client-ip", "via")
+
+
+def _refusal(request: Request) -> str | None:
+    """Why a call is not from a program of this machine; None: it is.
+
+    A page of another site can make a browser call here, by our address or by a name of its own that leads here.
+    """
+    if request.client is None or not _is_loopback(request.client.host):
+        return "the call came from another one"
+    if any(name in request.headers for name in _PROXY_HEADERS):
+        return "the call came through a proxy"
+    host = request.headers.get("host", "")
+    if not _is_loopback(_host_of(f"//{host}")):
+        return f"{host[:100]!r} is not its name"
+    origin = request.headers.get("origin")
+    if origin is not None and origin != f"http://{host}":
+        return "the call came from a page of another origin"
+    return None
+
+
+def _host_of(url: str) -> str:
     try:
-        address = ip_address(request.client.host) if request.client else None
+        return urlsplit(url).hostname or ""
+    except ValueError:
+        return ""
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        address = ip_address(host)
     except ValueError:
         return False
-    return address is not None and (getattr(address, "ipv4_mapped", None) or address).is_loopback
+    return (getattr(address, "ipv4_mapped", None) or address).is_loopback
 
 
 async def _document(request: Request) -> dict[str, Any]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import socket
 import threading
+import urllib.request
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -34,6 +36,15 @@ class Protocol(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self.app_state = {**self.app_state, "transport": transport}
+
+
+def answers(port: int) -> bool:
+    """Whether a sandbox listens on this port of this machine."""
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/sandbox/clock", timeout=5) as answer:
+            return isinstance(json.loads(answer.read(10_000)), dict)
+    except (OSError, ValueError):
+        return False
 
 
 class Sandbox:
@@ -69,6 +80,8 @@ class Sandbox:
                 lifespan="off",
                 log_config=None,
                 access_log=False,
+                proxy_headers=False,  # else who sends X-Forwarded-For may say who it is
+                server_header=False,
                 timeout_graceful_shutdown=1,
             )
             self._server = _Server(config)

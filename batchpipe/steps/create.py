@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from batchpipe.errors import BatchpipeError, Gone, Paused, Refused, StoreUnavailable, Unanswered, Unavailable
+from batchpipe.errors import NO_ROUTE, BatchpipeError, Gone, Paused, Refused, StoreUnavailable, Unanswered, Unavailable
 from batchpipe.jobs import Counts, JobRecord, Move, Problem, ShardRecord, Stage, Status
 from batchpipe.refusals import (
     FIRST_FILE_PAUSE,
@@ -46,7 +46,7 @@ MOST_READ = 10
 MOST_CALLS = 3
 
 #: Answers to reading a batch that no later try mends.
-_NEVER_READ = ("nonsense", "http_404_page")
+_NEVER_READ = ("nonsense", NO_ROUTE)
 
 NOT_SENT = Problem(
     code="cancelled_elsewhere",
@@ -313,7 +313,7 @@ def _file_not_found(shard: ShardRecord, error: BatchpipeError, turn: Turn) -> En
     """
     now = turn.now()
     since = shard.refused_at if shard.refused_at is not None else now
-    longest = min(UNFOUND_SECONDS * 2 ** max(shard.uploads - 1, 0), turn.refusal_seconds)
+    longest = min(UNFOUND_SECONDS * 2 ** min(max(shard.uploads - 1, 0), 10), turn.refusal_seconds)
     message = f"the provider does not find the file {shard.file_id} that was uploaded: {error.message}"
     problem = Problem(code="file_not_found", message=message)
     if shard.calls or now - since < longest:

@@ -1,25 +1,24 @@
 """Download: fetch a batch's files and account for every row of its shard.
 
-The lines of the two files come in any order and stay on disk; memory holds one small entry per row of the
-shard. What comes out is one file with a line for each row, in the order of the requests: a mark (see
-``outcomes``), then the provider's line for a row that is ok, a line for ``errors.jsonl`` for every other row.
+``answer_index`` finds each row's line in the two files. What comes out is one file with a line for each row, in the
+order of the requests: a mark (see ``outcomes``), then the provider's line for a row that is ok, a line for
+``errors.jsonl`` for every other row.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
-from hashlib import blake2b
-from typing import Any, BinaryIO, Protocol
+from typing import Any, Protocol
 
 import msgspec
 
 from batchpipe import fetching
-from batchpipe.bodies import Failure
-from batchpipe.costs import MAX_COST, Pricer, unknown
+from batchpipe.answer_index import TOO_FEW, Answers, counted_answers, left_out, paced, tells_nothing
+from batchpipe.costs import Pricer, unknown
 from batchpipe.errors import BatchpipeError, Gone, Refused
-from batchpipe.fetching import Extent, Fetcher
+from batchpipe.fetching import Fetcher
 from batchpipe.jobs import BatchError, Counts, JobRecord, Move, Problem, ShardRecord, Stage, Status
 from batchpipe.lateness import wait_for_files
 from batchpipe.outcomes import (
@@ -31,34 +30,20 @@ from batchpipe.outcomes import (
     OUTCOMES,
     REFUSED_WITH_OTHERS,
     mark_of,
-    names_quota,
-    was_not_run,
 )
 from batchpipe.refusals import believed_at, unseen
-from batchpipe.rows import (
-    EMBEDDINGS,
-    MODERATIONS,
-    Answer,
-    OutcomeState,
-    add_usage,
-    custom_id,
-    embedding_inputs,
-    error_line,
-    is_object,
-    raw_error,
-    read_answer,
-    readable_id,
-)
-from batchpipe.storage import Folder, Pacer, Scratch
+from batchpipe.rows import OutcomeState, custom_id, error_line, failed_line, raw_error, read_answer
+from batchpipe.storage import Folder
 
 #: So often in a row, and so long, a file must be unknown to a key that sees its batch before we believe that it is
 #: gone: its rows are paid.
 MAX_GONE = 4
 GONE_SECONDS = 3_600.0
-_TOO_FEW = Failure("embeddings_missing", "HTTP 200 with fewer embeddings than inputs")
 
-#: Codes of what is waited for: answers that are counted, rows that are counted as failed, a file that looks damaged.
-_ANSWERS, _FAILURES, _DAMAGED = "answers_late", "failures_late", "file_damaged"
+#: Codes of what is waited for: answers that are counted, or of which nothing is told at all; rows that are counted as
+#: failed; rows that a batch has left out which says that it has done all; a file that looks damaged.
+_ANSWERS, _FAILURES, _UNCOUNTED, _DAMAGED = "answers_late", "failures_late", "rows_uncounted", "file_damaged"
+_BY_COUNT = (_ANSWERS, _FAILURES, _UNCOUNTED)
 
 
 class Batch(Protocol):
@@ -111,7 +96,7 @@ def download(
         if (idle := waits.for_news(shard, api)) is not None:
             return idle
     with Fetcher(api, workspace, f"{job.id}-{shard.index:05d}", check, elsewhere=elsewhere) as files:
-        answers = _Answers(workspace, shard, check, endpoint=job.endpoint, prices=prices)
+        answers = Answers(workspace, shard, check, endpoint=job.endpoint, prices=prices)
         gone: Gone | None = None
         lost: Problem | None = None
         lacks = ""
@@ -165,7 +150,7 @@ class _Waits:
             before.error_file_id,
             before.counts,
         )
-        if not same or before.trouble is None or before.trouble.code not in (_ANSWERS, _FAILURES):
+        if not same or before.trouble is None or before.trouble.code not in _BY_COUNT:
             return None
         for file_id in filter(None, (shard.output_file_id, shard.error_file_id)):
             length = before.fetched.get(file_id, "").partition(":")[0]
@@ -177,7 +162,7 @@ class _Waits:
         what = before.trouble.message.partition("; waited for")[0]
         return self._longer(shard, what, before.fetched, before.trouble.code)
 
-    def for_answers(self, shard: ShardRecord, answers: _Answers) -> Move | None:
+    def for_answers(self, shard: ShardRecord, answers: Answers) -> Move | None:
         """None: nothing lacks that may yet come, or the time is over."""
         if answers.answered == shard.rows:
             return None
@@ -185,9 +170,11 @@ class _Waits:
         settled = all(shard.fetched.get(name) == seen for name, seen in answers.fetched.items())
         if answers.lacking(shard) > 0:
             code = _ANSWERS if answers.lacks_paid(shard) else _FAILURES
-            what = (
-                f"the provider counts {_told(shard)} answers, and its files have {answers.answered - answers.not_run}"
-            )
+            came = answers.answered - answers.not_run
+            what = f"the provider counts {counted_answers(shard)} answers, and its files have {came}"
+        elif not self.job.cancel and answers.leaves_out(shard):
+            code = _ANSWERS if tells_nothing(shard) else _UNCOUNTED
+            what = left_out(shard, answers.answered)
         elif answers.suspect and not (settled and answers.is_counted(shard)):
             what = answers.suspect
         elif answers.unreadable and not settled:
@@ -199,7 +186,6 @@ class _Waits:
     def _longer(self, shard: ShardRecord, what: str, fetched: dict[str, str], code: str) -> Move | None:
         changes = {
             "fetched": fetched,
-            "fetches": shard.fetches + 1,
             "counts": shard.counts,
             "output_file_id": shard.output_file_id,
             "error_file_id": shard.error_file_id,
@@ -213,7 +199,7 @@ class _Waits:
             patience=self.patience,
             changes=changes,
             code=code,
-            unpaid=code == _FAILURES,
+            unpaid=code in (_FAILURES, _UNCOUNTED),
         )
 
 
@@ -236,7 +222,7 @@ def abandon(
     """
     mark = FAILED if refused else MISSING
     absent = _Absent(mark, raw_error(problem.code, problem.message), {}, problem)
-    return _collect(shard, workspace, token, _Answers(workspace, shard, check), absent, check)
+    return _collect(shard, workspace, token, Answers(workspace, shard, check), absent, check)
 
 
 def _lost(
@@ -265,7 +251,7 @@ class _Absent(msgspec.Struct, frozen=True):
     problem: Problem | None
 
 
-def _absent(shard: ShardRecord, lack: Problem | None, answers: _Answers) -> _Absent:
+def _absent(shard: ShardRecord, lack: Problem | None, answers: Answers) -> _Absent:
     by_line = dict.fromkeys(answers.unread_rows(), (MISSING, _raw(answers.unreadable)))
     paid = bool(shard.counts.completed) and lack is not None
     if shard.error is None and (shard.status != Status.FAILED or paid):
@@ -303,215 +289,11 @@ def _refusal(errors: list[BatchError]) -> Problem:
     return Problem(code=code, message=errors[0].message or "the provider refused the batch")
 
 
-def _told(shard: ShardRecord) -> int:
-    """How many answers the provider says there are, 0 where it does not say."""
-    return (shard.counts.completed or 0) + (shard.counts.failed or 0)
-
-
-class _Answers:
-    """Where the answer to each request is: an index of the files, in the order of the requests."""
-
-    def __init__(
-        self,
-        workspace: Folder,
-        shard: ShardRecord,
-        check: Callable[[], None],
-        *,
-        endpoint: str = "",
-        prices: Pricer = unknown,
-    ) -> None:
-        self.lines = self.duplicates = self.unknown = 0
-        self.answered = 0  #: rows that have an answer
-        self.not_run = 0  #: of these, rows whose line says that they were not run
-        self.usage: dict[str, int] = {}
-        self.cost: int | None = 0  #: pico-dollars; None once the price of a row is not known
-        self.incomplete: dict[str, int] = {}  #: ok rows that ended early, by reason
-        self.unreadable: Problem | None = None  #: the first line that does not parse
-        self.cut = 0  #: files that end within a line that does not parse
-        self.unread = 0  #: lines that do not parse, and do not tell whose they are
-        self.fetched: dict[str, str] = {}  #: length and digest of each file
-        self.suspect = ""  #: a file that has fewer bytes than the provider told, or nothing of ours
-        self.quota: Problem | None = None  #: rows were refused because the account has used up its quota
-        self._files: list[Scratch] = []
-        # Digests, for ids may be long; offset, length, not run, file and ok packed, for tuples are large.
-        self._rows: dict[bytes, int] = {}
-        self._wanted: dict[bytes, int] = {}  #: for rows with more than one embedding input: how many
-        self._model, self._prices, self._endpoint = shard.model, prices, endpoint
-        self._unread: set[bytes] = set()  #: rows whose own line does not parse
-        rows = 0
-        with workspace.reader(shard.file) as requests:
-            for line in _paced(requests, check):
-                key = _digest(custom_id(line))
-                self._rows[key] = 0
-                if endpoint == EMBEDDINGS and (inputs := embedding_inputs(line)) > 1:
-                    self._wanted[key] = inputs
-                rows += 1
-        if rows != shard.rows or len(self._rows) != rows:
-            numbers = f"{shard.rows} rows planned, {rows} in its file, {len(self._rows)} ids"
-            raise BatchpipeError(f"shard {shard.index} does not add up: {numbers}", code="rows_lost")
-
-    def read(self, file: Scratch, name: str, check: Callable[[], None], *, extent: Extent) -> None:
-        """Take the answers of a file in; an ok one wins over another, else the first."""
-        number, mine, lines = len(self._files), self._mine(), self.lines
-        self._files.append(file)
-        offset, seen, like_json = 0, blake2b(digest_size=16), False
-        for at, line in enumerate(_paced(file.lines(), check), 1):
-            seen.update(line)
-            if line.strip():
-                try:
-                    self._note(line, offset, number)
-                except ValueError as error:
-                    like_json = like_json or line.startswith(b"{")
-                    self._note_unreadable(line, f"line {at} of {name} is {error}", whole=line.endswith(b"\n"))
-            offset += len(line)
-        self.fetched[name] = f"{offset}:{seen.hexdigest()}"
-        if extent == "short":
-            self.suspect = self.suspect or f"{name} is cut short: {offset} bytes, fewer than the provider tells"
-        elif self.lines > lines and self._mine() == mine and not like_json:
-            self.suspect = self.suspect or f"{name} has no answer to any row: is it cut short, or an error's page?"
-
-    def _mine(self) -> int:
-        return self.answered + self.duplicates + len(self._unread)
-
-    def _note_unreadable(self, line: bytes, what: str, *, whole: bool) -> None:
-        """``whole``: it ends as lines end. One that does not is the end of a file that is cut, or still grows, and no
-        answer that came.
-        """
-        if not whole:
-            self.cut += 1
-            self.unreadable = self.unreadable or Problem(code="answer_unreadable", message=f"{what}, and ends there")
-            return
-        name = readable_id(line)
-        place = self._rows.get(_digest(name)) if name is not None else None
-        if place:
-            self.duplicates += 1
-            return
-        if name is not None and place == 0:
-            self._unread.add(_digest(name))
-            what += "; it is the answer to that row, and may be paid"
-        else:
-            self.unread += 1
-            what += "; whose answer it is, and so what is paid, nobody knows"
-        self.unreadable = self.unreadable or Problem(code="answer_unreadable", message=what)
-
-    def lacking(self, shard: ShardRecord) -> int:
-        """Rows that the provider counts and of which no line came, not even one that nobody can read."""
-        told = min(_told(shard), shard.rows)
-        # lines of rows that were not run (expired, cancelled) are none of those that are counted
-        lack = min(told - (self.answered - self.not_run), shard.rows - self.answered)
-        return lack - self.unread - self._unread_alone()
-
-    def _unread_alone(self) -> int:
-        """Rows of which an unreadable line is all that came."""
-        return sum(not self._rows[key] for key in self._unread)
-
-    def is_counted(self, shard: ShardRecord) -> bool:
-        """The provider told how many answers there are, and they are here."""
-        return _told(shard) > 0 and self.lacking(shard) <= 0
-
-    def lacks_paid(self, shard: ShardRecord) -> bool:
-        """Of the rows that lack some are counted as completed, not only as failed."""
-        ok = sum(place & 1 for place in self._rows.values())
-        return min(self.lacking(shard), (shard.counts.completed or 0) - ok) > 0
-
-    def lack(self, shard: ShardRecord) -> Problem | None:
-        """Why rows without a line must not be sent again: some of them were answered, and nobody knows which."""
-        told = min(_told(shard), shard.rows)
-        if self.lacks_paid(shard):
-            if not shard.output_file_id:
-                message = f"the provider counted {shard.counts.completed} answers and named no output file"
-                return Problem(code="output_file_missing", message=message)
-            message = (
-                f"the provider counts {_told(shard)} answers, and {self.answered - self.not_run} came: "
-                "those that lack may be paid"
-            )
-            return Problem(code="answers_missing", message=message)
-        if (self.unread or self.cut) and (not told or self.answered - self.not_run + self._unread_alone() < told):
-            return self.unreadable
-        if self.suspect and not self.is_counted(shard):
-            return Problem(code="file_damaged", message=f"{self.suspect}; what lacks may be paid")
-        return None
-
-    def unread_rows(self) -> list[int]:
-        """The numbers, from 1, of rows without an answer whose own line does not parse."""
-        if not self._unread:
-            return []
-        places = enumerate(self._rows.items(), 1)
-        return [number for number, (key, place) in places if not place and key in self._unread]
-
-    def _note(self, line: bytes, offset: int, file: int) -> None:
-        self.lines += 1
-        try:
-            answer = read_answer(line)
-        except ValueError:
-            if not is_object(line):
-                raise
-            self.unknown += 1  # whole, but nobody's: fetching it anew would give the same
-            return
-        key = _digest(answer.custom_id)
-        if self._wanted and answer.ok:
-            answer = self._whole(answer, key)
-        known = self._rows.get(key)
-        if known is None:
-            self.unknown += 1
-            return
-        not_run = not answer.ok and was_not_run(answer)
-        if known:
-            self.duplicates += 1
-            if known & 1 or not answer.ok:
-                return
-            self.not_run -= known >> 2 & 1
-        else:
-            self.answered += 1
-            self.not_run += not_run
-        if self.quota is None and names_quota(answer):
-            self.quota = Problem(code="insufficient_quota", message="rows were refused: the account's quota is used up")
-        self._rows[key] = offset << 35 | len(line) << 3 | not_run << 2 | file << 1 | answer.ok
-        add_usage(self.usage, answer.usage)
-        if answer.incomplete is not None:
-            add_usage(self.incomplete, {answer.incomplete: 1})
-        if self.cost is not None:
-            self._add_cost(answer)
-
-    def _add_cost(self, answer: Answer) -> None:
-        """What the row was billed for, by the model that answered; if that has no price, by the one that was asked."""
-        if answer.usage:
-            cost = self._prices(answer.model, answer.usage)
-            if cost is None and answer.model != self._model:
-                cost = self._prices(self._model, answer.usage)
-        elif answer.ok and self._endpoint != MODERATIONS:
-            cost = self._prices(None, {})  # it was paid for, and nothing says how much
-        else:
-            cost = 0
-        total = None if cost is None or self.cost is None else self.cost + cost
-        self.cost = total if total is not None and total <= MAX_COST else None
-
-    def _whole(self, answer: Answer, key: bytes) -> Answer:
-        """The same answer; failed if it has fewer embeddings than its row had inputs."""
-        wanted = self._wanted.get(key, 0)
-        if answer.items is None or answer.items >= wanted:
-            return answer
-        return msgspec.structs.replace(answer, ok=False, failure=_TOO_FEW)
-
-    def __iter__(self) -> Iterator[tuple[bool, bytes] | None]:
-        """For each request in turn whether it is ok and its line, None where there is no answer."""
-        for place in self._rows.values():
-            if not place:
-                yield None
-                continue
-            line = self._files[place >> 1 & 1].at(place >> 35, place >> 3 & 0xFFFFFFFF)
-            yield bool(place & 1), line.rstrip(b"\r\n")
-
-
-def _digest(name: str) -> bytes:
-    return blake2b(name.encode(), digest_size=16).digest()
-
-
 def _collect(
     shard: ShardRecord,
     workspace: Folder,
     token: str,
-    answers: _Answers,
+    answers: Answers,
     absent: _Absent,
     check: Callable[[], None],
     rounds: int = 0,
@@ -521,7 +303,7 @@ def _collect(
     with ExitStack() as stack:
         requests, out = stack.enter_context(workspace.reader(shard.file)), stack.enter_context(workspace.writer(name))
         before = iter(stack.enter_context(workspace.reader(shard.collected_file or ""))) if shard.landing else None
-        rows = zip(_paced(requests, check), answers, strict=True)
+        rows = zip(paced(requests, check), answers, strict=True)
         for number, (request, answer) in enumerate(rows, 1):
             mark, line = _row(shard, number, request, answer, absent)
             if before is not None:
@@ -552,7 +334,7 @@ def _collect(
     )
 
 
-def _spent(shard: ShardRecord, answers: _Answers, absent: _Absent) -> dict[str, Any]:
+def _spent(shard: ShardRecord, answers: Answers, absent: _Absent) -> dict[str, Any]:
     """Tokens, cost and early ends. Answers that were counted and did not come were paid for; nobody knows how much."""
     lost = (shard.counts.completed or 0) > answers.answered
     given_up = absent.mark == MISSING and shard.batch_id is not None and answers.answered < shard.rows
@@ -576,10 +358,8 @@ def _row(
         return OK, raw
     found = read_answer(raw)
     if found.ok:  # the line alone does not tell that it is not all
-        found = msgspec.structs.replace(found, ok=False, failure=_TOO_FEW)
-    error = found.error if found.failure is None else raw_error(found.failure.code, found.failure.message)
-    line = error_line(found.custom_id, OutcomeState.FAILED, shard.round, found.response, error)
-    return mark_of(found), line
+        found = msgspec.structs.replace(found, ok=False, failure=TOO_FEW)
+    return mark_of(found), failed_line(found, shard.round)
 
 
 def _landed(before: bytes, mark: bytes, line: bytes, *, again: bool) -> tuple[bytes, bytes]:
@@ -597,8 +377,8 @@ def _landed(before: bytes, mark: bytes, line: bytes, *, again: bool) -> tuple[by
     return (FAILED if OUTCOMES[old] is OutcomeState.FAILED else MISSING), old_line
 
 
-def _anomalies(shard: ShardRecord, answers: _Answers) -> list[tuple[str, dict[str, int]]]:
-    told = _told(shard)
+def _anomalies(shard: ShardRecord, answers: Answers) -> list[tuple[str, dict[str, int]]]:
+    told = counted_answers(shard)
     short = max(told - answers.lines, 0)
     if not (answers.duplicates or answers.unknown or short):
         return []
@@ -614,11 +394,3 @@ def _anomalies(shard: ShardRecord, answers: _Answers) -> list[tuple[str, dict[st
             },
         )
     ]
-
-
-def _paced(lines: Iterator[bytes] | BinaryIO, check: Callable[[], None]) -> Iterator[bytes]:
-    """The same lines, with a call of ``check`` now and then."""
-    pace = Pacer(check)
-    for line in lines:
-        pace(line)
-        yield line

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import msgspec
 
+from batchpipe.bodies import QUOTA_CODES
 from batchpipe.errors import Gone, Refused, Unavailable
 from batchpipe.jobs import (
     BatchError,
@@ -23,7 +24,7 @@ from batchpipe.jobs import (
     window_seconds,
 )
 from batchpipe.lateness import wait_for_files
-from batchpipe.refusals import believed_at, unseen
+from batchpipe.refusals import TOKEN_LIMIT, believed_at, says_token_limit, unseen
 
 logger = logging.getLogger(__name__)
 
@@ -35,9 +36,6 @@ MOST_WINDOW_SECONDS = 30 * 86_400.0
 
 #: A batch that was cancelled because it did not end, and does not end then either, is given up after so long.
 GIVE_UP_SECONDS = 86_400.0
-
-_TOKEN_LIMIT = "token_limit_exceeded"
-_QUOTA = ("insufficient_quota", "billing_hard_limit_reached", "billing_not_active")
 
 
 @dataclass(frozen=True)
@@ -96,9 +94,6 @@ def poll(
     this key does not see; ``files_patience`` how many after its end its files are, if it counts answers and names none.
     Raises Unavailable, Paused, Refused.
     """
-    if shard.unseen_at is None and shard.overdue_at is not None and now - shard.overdue_at > GIVE_UP_SECONDS:
-        message = f"{shard.batch_id} did not end after its window, nor after it was cancelled; its rows may be paid"
-        return Problem(code="batch_stuck", message=message)
     pause = pace.after(now - (shard.created_at or now))
     if not _must_end(job, shard) and _is_fresh(shard, now, pace):
         return Move(stage=Stage.CREATED, after=pause, changes=_as_before(shard))
@@ -118,7 +113,17 @@ def poll(
         return _gone(shard, error)
     if shard.overdue_at is None and batch.status not in Status.FINAL and _is_overdue(job, shard, batch, now, patience):
         return _overdue(shard, batch, now)
+    if batch.status not in Status.FINAL and _is_stuck(shard):
+        message = f"{shard.batch_id} did not end after its window, nor after it was cancelled; its rows may be paid"
+        return Problem(code="batch_stuck", message=message)
     return _moved(job, shard, batch, now, pause, files_patience)
+
+
+def _is_stuck(shard: ShardRecord) -> bool:
+    """It was cancelled long ago, and the look before this one was after that time, too: workers may have been away."""
+    if shard.overdue_at is None or shard.snapshot_at is None:
+        return False
+    return shard.snapshot_at - shard.overdue_at > GIVE_UP_SECONDS
 
 
 def _as_before(shard: ShardRecord) -> dict[str, Any]:
@@ -193,14 +198,17 @@ def _moved(job: JobRecord, shard: ShardRecord, batch: Batch, now: float, pause: 
         "unfound": 0,
         "unseen_at": None,
     }
+    if changes["cancel_sent"] and not shard.cancel_sent and shard.overdue_at is not None:
+        changes["overdue_at"] = now  # whoever was to cancel it was away: it has its time from here on
     events = [("status", {"batch_id": shard.batch_id, "status": batch.status})] if batch.status != shard.status else []
     hold = _cancelled_elsewhere(job, shard, batch)
     if batch.status not in Status.FINAL:
         return Move(stage=Stage.CREATED, after=pause, changes=changes, events=events, hold=hold)
-    if batch.status == Status.FAILED and not (job.cancel or job.send_no_more) and not batch.counts.completed:
+    ran = batch.counts.completed or batch.output_file_id  # some count nothing, and name their answers
+    if batch.status == Status.FAILED and not (job.cancel or job.send_no_more or ran):
         if any(_is_token_limit(error) for error in batch.errors):
             return _create_again(shard, batch, events)
-        if (quota := next((error for error in batch.errors if error.code in _QUOTA), None)) is not None:
+        if (quota := next((error for error in batch.errors if error.code in QUOTA_CODES), None)) is not None:
             return _without_quota(_create_again(shard, batch, events), quota)
     if _files_are_late(batch):
         what = f"{shard.batch_id} has ended with {_counted(batch)}, and names no file for them yet"
@@ -211,7 +219,6 @@ def _moved(job: JobRecord, shard: ShardRecord, batch: Batch, now: float, pause: 
         if late is not None:
             return msgspec.structs.replace(late, events=[*events, *late.events], hold=hold)
     changes |= {
-        "fetches": 0,
         "output_file_id": batch.output_file_id,
         "error_file_id": batch.error_file_id,
         "errors": batch.errors,
@@ -241,7 +248,7 @@ def _without_quota(again: Move, error: BatchError) -> Move:
 
 
 def _is_token_limit(error: BatchError) -> bool:
-    return error.code == _TOKEN_LIMIT or "enqueued token limit" in (error.message or "").lower()
+    return error.code == TOKEN_LIMIT or says_token_limit(error.message)
 
 
 def _files_are_late(batch: Batch) -> bool:
@@ -256,7 +263,7 @@ def _counted(batch: Batch) -> str:
 
 def _create_again(shard: ShardRecord, batch: Batch, events: list[tuple[str, dict[str, Any]]]) -> Move:
     """The provider's queue was full and no row ran: a new batch from the same file, under a new key, later."""
-    message = next((error.message for error in batch.errors if _is_token_limit(error)), None) or _TOKEN_LIMIT
+    message = next((error.message for error in batch.errors if _is_token_limit(error)), None) or TOKEN_LIMIT
     return Move(
         stage=Stage.UPLOADED,
         after=min(5.0 * 2 ** min(len(shard.spent), 10), 600.0),
@@ -273,7 +280,7 @@ def _create_again(shard: ShardRecord, batch: Batch, events: list[tuple[str, dict
             "status": None,
             "counts": None,
             "snapshot_at": None,
-            "trouble": Problem(code=_TOKEN_LIMIT, message=message),
+            "trouble": Problem(code=TOKEN_LIMIT, message=message),
         },
         events=[*events, ("token_limit", {"message": message})],
     )

@@ -9,7 +9,8 @@ from batchpipe.jobs import JobRecord, ShardRecord
 from batchpipe.outcomes import FOR_NOW, REFUSED_WITH_OTHERS
 from batchpipe.results import ShardReader, iter_in_order
 from batchpipe.rows import check_request
-from batchpipe.splitting import Planner, Prepared, ShardFiles
+from batchpipe.shard_files import ShardFiles
+from batchpipe.splitting import Planner, Prepared
 from batchpipe.storage import Folder, Pacer
 
 
@@ -36,11 +37,11 @@ def _scan(
 ) -> Prepared:
     planner = Planner(files, job.endpoint, job.max_rows, job.max_bytes, first=job.shards)
     refused_once = {shard.index for shard in shards if shard.refused_once}
-    half, rows, pace = max(1, workspace.max_open // 2), 0, Pacer(check)
+    rows, pace = 0, Pacer(check)
     with (
         workspace.reader(job.order_files[-1]) as order,
-        ShardReader(workspace, {shard.index: shard.collected_file or "" for shard in shards}, half) as collected,
-        ShardReader(workspace, {shard.index: shard.file for shard in shards}, half) as requests,
+        ShardReader(workspace, {shard.index: shard.collected_file or "" for shard in shards}, share=2) as collected,
+        ShardReader(workspace, {shard.index: shard.file for shard in shards}, share=2) as requests,
     ):
         for index, line in iter_in_order(order, collected):
             request = requests.stream(index).readline()

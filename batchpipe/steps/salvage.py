@@ -8,20 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from hashlib import blake2b
-from typing import Any, BinaryIO, Protocol
+from typing import Any
 
 from batchpipe.errors import Gone, Unavailable
+from batchpipe.fetching import FilesApi
 from batchpipe.jobs import Move, Problem, ShardRecord, Stage
 from batchpipe.outcomes import mark_of
-from batchpipe.rows import OutcomeState, add_usage, error_line, read_answer
+from batchpipe.rows import add_usage, failed_line, read_answer
 from batchpipe.storage import Folder, Pacer, Scratch, temporary
-
-
-class FilesApi(Protocol):
-    """What this step may do at the provider."""
-
-    def file_bytes(self, file_id: str) -> int | None: ...
-    def download(self, file_id: str, sink: BinaryIO, check: Callable[[], None]) -> int: ...
 
 
 def salvaged_file(shard: ShardRecord) -> str:
@@ -61,14 +55,11 @@ def salvage(
                 seen.add(name)
                 counts["ok" if answer.ok else "failed"] += 1
                 add_usage(usage, answer.usage)
-                out.write(b"%b%b\n" % (mark_of(answer), line.rstrip(b"\r\n") if answer.ok else _failed(shard, answer)))
+                kept = line.rstrip(b"\r\n") if answer.ok else failed_line(answer, shard.round)
+                out.write(b"%b%b\n" % (mark_of(answer), kept))
     changes: dict[str, Any] = {**counts, "missing": shard.rows - len(seen), "resend": 0, "usage": usage}
     changes |= {"collected_file": salvaged_file(shard), "error": problem}
     return Move(stage=Stage.COLLECTED, changes=changes, events=[("salvaged", {**counts, "rows": shard.rows})])
-
-
-def _failed(shard: ShardRecord, answer: Any) -> bytes:
-    return error_line(answer.custom_id, OutcomeState.FAILED, shard.round, answer.response, answer.error)
 
 
 def _lines(api: FilesApi, file_id: str, check: Callable[[], None]) -> Iterator[bytes]:
@@ -93,6 +84,3 @@ def _fetch(api: FilesApi, file_id: str, scratch: Scratch, check: Callable[[], No
     got = api.download(file_id, scratch.sink, check)
     if size and got < size:
         raise Unavailable(f"the downloaded file is cut short: {file_id} has {got} of {size} bytes")
-
-
-__all__ = ["lost", "salvage", "salvaged_file"]

@@ -10,7 +10,6 @@ from batchpipe.errors import BatchpipeError, Refused
 from batchpipe.jobs import Move, Problem, ShardRecord, Stage
 from batchpipe.refusals import FIRST_UPLOAD_PAUSE, is_no_room, upload_may_pass, wait_out
 from batchpipe.storage import Folder
-from batchpipe.storage.local import local_reader
 
 #: Of the account's files so many are looked at, to say what could make room.
 MOST_FILES = 10_000
@@ -46,7 +45,7 @@ def upload(
     Raises Unavailable, Paused, Refused, StorageTrouble, and what ``check`` raises.
     """
     try:
-        with local_reader(workspace, shard.file, check) as handle:
+        with workspace.local_handle(shard.file, check) as handle:
             file_id = api.upload(handle, shard.upload_name, check)
     except Refused as error:
         if not upload_may_pass(error):
@@ -65,7 +64,10 @@ def upload(
 def _final(shard: ShardRecord, error: Refused) -> Refused:
     message = error.message
     if error.status == 413:
-        message = f"{message} (a file of {shard.bytes} bytes: smaller ones are made with the setting MAX_BYTES)"
+        message = (
+            f"{message} (a file of {shard.bytes} bytes was sent; with smaller ones: batchpipe retry {shard.job} "
+            f"--max-bytes {max(shard.bytes // 2, 1)}, and for later jobs --max-bytes or the setting MAX_BYTES)"
+        )
     return Refused(message, code=error.code, status=error.status, param=error.param)
 
 

@@ -15,15 +15,20 @@ from batchpipe.storage.lines import LineFile
 from batchpipe.storage.names import place_name, real_place
 from batchpipe.storage.partial import Partial, forget, partial, prune
 from batchpipe.storage.repeats import RepeatFinder
+from batchpipe.storage.rules import ANY_INPUT, InputRules
+from batchpipe.storage.spill import Spill
 
 __all__ = [
+    "ANY_INPUT",
     "Draft",
     "Folder",
+    "InputRules",
     "LineFile",
     "Pacer",
     "Partial",
     "RepeatFinder",
     "Scratch",
+    "Spill",
     "allowed",
     "check_allowed",
     "forget",

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import io
+import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from importlib.util import find_spec
@@ -14,7 +16,8 @@ from urllib.parse import unquote, urlsplit
 import fsspec
 from fsspec.registry import known_implementations, registry
 
-from batchpipe.errors import BatchpipeError, InvalidInput, SettingsError, StorageTrouble
+from batchpipe.errors import FILE_MISSING, BatchpipeError, InvalidInput, SettingsError, StorageTrouble
+from batchpipe.storage.rooted import open_rooted
 
 #: Bytes that a reader or writer of a local file holds back; 64 of them may be open at once.
 LOCAL_BUFFER = 1 << 17
@@ -34,10 +37,18 @@ def local_path(url: str) -> str | None:
     """The path that a plain path or a ``file://`` URL means; None for a URL of another kind."""
     if not _URL.match(url):
         return url
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:  # brackets that are no address: whoever opens it will say so
+        return None
     if parts.scheme.lower() not in _LOCAL or parts.netloc not in ("", "localhost"):
         return None
     return unquote(parts.path)
+
+
+def local_roots(roots: Sequence[str]) -> tuple[str, ...]:
+    """Those of the allowed roots that are local paths."""
+    return tuple(path for root in roots if (path := local_path(root)) is not None)
 
 
 def read_lines(stream: BinaryIO, limit: int = -1) -> Iterator[bytes]:
@@ -110,18 +121,29 @@ def _install_hint(kind: str, module: str) -> str:
     return f'pip install "batchpipe[{extra}]"' if extra else f"pip install {module}"
 
 
-def open_file(url: str, buffer: int) -> BinaryIO:
-    """Open for reading; the caller closes it. Raises StorageTrouble with its cause."""
+def open_file(url: str, buffer: int, roots: Sequence[str] = ()) -> BinaryIO:
+    """Open for reading; the caller closes it. Raises StorageTrouble with its cause.
+
+    ``roots``: local paths; a local file is opened only if it lies under one of them, its links resolved: StorageTrouble
+    (``not_allowed``) if not.
+    """
     if (path := local_path(url)) is not None:
         with told(path):
+            if roots:
+                return os.fdopen(open_rooted(path, os.O_RDONLY | os.O_NONBLOCK, roots), "rb", buffer)
             return open(path, "rb", buffering=buffer)
     with foreign(url):
-        fs, remote = filesystem(url)
-        # From the web by a single GET (given a size it does not look first, which not every site allows);
-        # elsewhere by ranges of our own buffer's size, for theirs are up to 50 MB.
-        how = {"block_size": 0, "size": 1} if scheme(url) in ("http", "https") else {"cache_type": "none"}
-        file = fs.open(remote, "rb", **how)
-    return cast(BinaryIO, io.BufferedReader(_Reader(file, url), REMOTE_READ))
+        file = open_plain(url)
+    return cast(BinaryIO, io.BufferedReader(file, REMOTE_READ))
+
+
+def open_plain(url: str) -> io.RawIOBase:
+    """A remote file, unbuffered. Its reads raise StorageTrouble."""
+    fs, remote = filesystem(url)
+    # From the web by a single GET (given a size it does not look first, which not every site allows);
+    # elsewhere by ranges of our own buffer's size, for theirs are up to 50 MB.
+    how = {"block_size": 0, "size": 1} if scheme(url) in ("http", "https") else {"cache_type": "none"}
+    return _Reader(fs.open(remote, "rb", **how), url)
 
 
 class _Reader(io.RawIOBase):
@@ -207,10 +229,33 @@ def foreign(where: str) -> Iterator[None]:
         raise trouble(cause, where) from cause
 
 
+#: What a person has to repair, not time.
+_LASTING = frozenset(
+    {
+        *(errno.ENAMETOOLONG, errno.ELOOP, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.EINVAL, errno.EROFS),
+        *(errno.EACCES, errno.EPERM, errno.ENXIO, errno.ENODEV, errno.ENOTSUP, errno.EXDEV, errno.EILSEQ),
+    }
+)
+
+
 def trouble(error: BaseException, where: str) -> StorageTrouble:
+    """Ours for a foreign error. Its ``passes`` tells whether another try can meet anything else."""
     if isinstance(error, FileNotFoundError):
-        return StorageTrouble(f"{where}: no such file", code="file_missing")
-    return StorageTrouble(f"{where}: {reason(error)}")
+        return StorageTrouble(f"{where}: no such file", code=FILE_MISSING)
+    found = StorageTrouble(f"{where}: {reason(error)}")
+    found.passes = not lasts(error)
+    return found
+
+
+def lasts(error: BaseException) -> bool:
+    """Whether an error of a file system or storage stays until a person does something about it."""
+    if isinstance(error, OSError) and error.errno in _LASTING:
+        return True
+    if isinstance(error, PermissionError | IsADirectoryError | NotADirectoryError | NotImplementedError):
+        return True
+    # Of URLs that cannot be, and names with NUL bytes. An answer that is no JSON is a ValueError, too, and passes.
+    bad_url = any(kind.__name__ == "InvalidURL" for kind in type(error).__mro__)
+    return bad_url or type(error) is ValueError or isinstance(error, UnicodeEncodeError)
 
 
 def reason(error: BaseException) -> str:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import posixpath
 import secrets
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import BinaryIO, Protocol, cast
 
+from batchpipe.errors import StorageTrouble
 from batchpipe.storage.backends import (
     LOCAL_BUFFER,
     OBJECT_STORES,
@@ -19,6 +21,7 @@ from batchpipe.storage.backends import (
     told,
     trouble,
 )
+from batchpipe.storage.rooted import hold_folder
 
 
 class Draft(Protocol):
@@ -40,21 +43,40 @@ class Draft(Protocol):
 
 
 class LocalDraft:
-    """Written beside its place under a name of its own, then renamed."""
+    """Written beside its place under a name of its own, then renamed. Under ``roots`` (local paths) that is done
+    within the folder that was found there when it was begun, whatever has its name by then.
+    """
 
-    def __init__(self, path: str, mode: int) -> None:
+    def __init__(self, path: str, mode: int, roots: Sequence[str] = ()) -> None:
         folder, name = os.path.split(path)
-        self._path, self._folder = path, folder
+        self._path, self._folder, self._roots = path, folder, roots
         # Cut, for a name may already be as long as the file system lets it be.
-        self._draft = os.path.join(folder, f".{name[:200]}.{os.getpid()}-{secrets.token_hex(4)}.part")
+        self._name, self._draft_name = name, f".{name[:200]}.{os.getpid()}-{secrets.token_hex(4)}.part"
+        self._dir: int | None = None
         with told(path):
-            handle = os.open(self._draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
-            self.file: BinaryIO = os.fdopen(handle, "wb", LOCAL_BUFFER)
+            self.file = self._open(os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+
+    def _open(self, flags: int, mode: int = 0o666) -> BinaryIO:
+        self._dir = hold_folder(self._folder, self._roots) if self._roots else None
+        try:
+            handle = os.open(self._at(self._draft_name), flags | os.O_NOFOLLOW, mode, dir_fd=self._dir)
+        except BaseException:
+            self._let_go()
+            raise
+        return os.fdopen(handle, "wb", LOCAL_BUFFER)
+
+    def _at(self, name: str) -> str:
+        return name if self._dir is not None else os.path.join(self._folder, name)
+
+    def _let_go(self) -> None:
+        if self._dir is not None:
+            os.close(self._dir)
+        self._dir = None
 
     def write(self, data: bytes) -> None:
         try:
             if self.file.closed:
-                self.file = os.fdopen(os.open(self._draft, os.O_WRONLY | os.O_APPEND), "wb", LOCAL_BUFFER)
+                self.file = self._open(os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
             self.file.write(data)
         except OSError as error:
             raise trouble(error, self._path) from error
@@ -62,6 +84,7 @@ class LocalDraft:
     def pause(self) -> bool:
         with told(self._path):
             self.file.close()
+        self._let_go()
         return True
 
     def commit(self) -> None:
@@ -71,8 +94,10 @@ class LocalDraft:
                 self.file.flush()
                 os.fsync(self.file.fileno())
                 self.file.close()
-                os.replace(self._draft, self._path)
-                sync_folder(self._folder)
+                draft, name = self._at(self._draft_name), self._at(self._name)
+                os.replace(draft, name, src_dir_fd=self._dir, dst_dir_fd=self._dir)
+                sync_folder("." if self._dir is not None else self._folder, self._dir)
+            self._let_go()
         except BaseException:
             self.discard()
             raise
@@ -80,8 +105,11 @@ class LocalDraft:
     def discard(self) -> None:
         with suppress(OSError):
             self.file.close()
-        with suppress(OSError):
-            os.unlink(self._draft)
+        with suppress(OSError, StorageTrouble):
+            if self._roots and self._dir is None:
+                self._dir = hold_folder(self._folder, self._roots)
+            os.unlink(self._at(self._draft_name), dir_fd=self._dir)
+        self._let_go()
 
 
 class RemoteDraft:
@@ -131,8 +159,8 @@ class RemoteDraft:
                 self._file.closed = True
 
 
-def sync_folder(path: str) -> None:
-    handle = os.open(path or ".", os.O_RDONLY)
+def sync_folder(path: str, dir_fd: int | None = None) -> None:
+    handle = os.open(path or ".", os.O_RDONLY, dir_fd=dir_fd)
     try:
         # Some network file systems cannot, and then the name is safe or not as they please.
         with suppress(OSError):

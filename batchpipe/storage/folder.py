@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import posixpath
 import secrets
 import shutil
+import stat
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
 from typing import Any, BinaryIO, cast
 
 from batchpipe.errors import BatchpipeError, InvalidInput, StorageTrouble
@@ -21,11 +21,13 @@ from batchpipe.storage.backends import (
     filesystem,
     foreign,
     local_path,
+    local_roots,
     open_file,
     scheme,
     told,
 )
 from batchpipe.storage.drafts import Draft, LocalDraft, RemoteDraft, sync_folder
+from batchpipe.storage.rooted import open_rooted, opened_folder
 
 #: What a person has to repair, not time.
 _UNWRITABLE = (
@@ -44,12 +46,18 @@ class Folder:
     A ``private`` folder makes files that only their owner may read (0600, folders 0700); where the storage
     has its own rules, those hold. Names are relative, with ``/`` between their parts. Every method may raise
     StorageTrouble.
+
+    With ``roots`` (what folders may lie under) a local folder is used only where it really lies under one of them:
+    each file is opened, and each name given or taken, in the very folder that was found to do so. Else StorageTrouble
+    (``not_allowed``).
     """
 
-    def __init__(self, url: str, *, private: bool = False) -> None:
+    def __init__(self, url: str, *, private: bool = False, roots: Sequence[str] = ()) -> None:
         self.url = url
         self.private = private
         self._local = local_path(url)
+        self._given_roots = roots
+        self._roots = local_roots(roots) if self._local is not None else ()
 
     def __repr__(self) -> str:
         return f"Folder({self.url!r})"
@@ -65,7 +73,7 @@ class Folder:
 
     def child(self, name: str) -> Folder:
         """The folder of this name in this one, as private as this one."""
-        return Folder(self.path(name), private=self.private)
+        return Folder(self.path(name), private=self.private, roots=self._given_roots)
 
     def path(self, name: str = "") -> str:
         """The full path or URL of a name; raises ValueError for a name that leads out of the folder."""
@@ -80,10 +88,27 @@ class Folder:
         """Make the folder and those above it that are missing."""
         with foreign(self.url):
             if self._local is not None:
-                _make_folders(self._local, 0o700 if self.private else 0o777)
+                self._make(self._local)
             elif scheme(self.url) not in OBJECT_STORES:
                 fs, path = filesystem(self.url)
                 fs.makedirs(path, exist_ok=True)
+
+    def _make(self, path: str) -> None:
+        mode = 0o700 if self.private else 0o777
+        if not self._roots:
+            return _make_folders(path, mode)
+        with opened_folder(path, self._roots, make=mode):
+            return None
+
+    @contextmanager
+    def place(self, name: str) -> Iterator[tuple[str, int | None]]:
+        """What ``os`` calls take for a name in a local folder: path and ``dir_fd``."""
+        path = self.path(name)
+        if not self._roots:
+            yield path, None
+            return
+        with opened_folder(os.path.dirname(path.rstrip("/")), self._roots) as above:
+            yield os.path.basename(path.rstrip("/")), above
 
     def exists(self, name: str = "") -> bool:
         path = self.path(name)
@@ -109,10 +134,12 @@ class Folder:
             if self._local is None:
                 fs, remote = filesystem(path)
                 fs.rm(remote, recursive=True)
-            elif os.path.isdir(path) and not os.path.islink(path):
-                shutil.rmtree(path)
-            else:
-                os.unlink(path)
+                return
+            with self.place(name) as (here, above):
+                if stat.S_ISDIR(os.stat(here, dir_fd=above, follow_symlinks=False).st_mode):
+                    shutil.rmtree(here, dir_fd=above)
+                else:
+                    os.unlink(here, dir_fd=above)
 
     def copy(self, name: str, to: str) -> None:
         """Give a file a second name in this folder, by a hard link where that can be; it takes the place of what has
@@ -125,8 +152,9 @@ class Folder:
                     fs, remote = filesystem(source)
                     fs.cp_file(remote, filesystem(target)[1])
                 return
-            _make_folders(os.path.dirname(target), 0o700 if self.private else 0o777)
-            _copy_local(source, target)
+            self._make(os.path.dirname(target))
+            with self.place(name) as one, self.place(to) as other:
+                _copy_local(one, other)
 
     def is_copied(self, name: str, to: str) -> bool:
         """Whether ``copy`` has given this very file its second name: told by its identity, or else by its size."""
@@ -150,18 +178,32 @@ class Folder:
     def reader(self, name: str) -> Iterator[BinaryIO]:
         """Open a file for reading, buffered and seekable; raises StorageTrouble (``file_missing``)."""
         path = self.path(name)
-        stream = open_file(path, LOCAL_BUFFER)
+        stream = open_file(path, LOCAL_BUFFER, self._roots)
         with closing(stream), told(path):
             yield stream
+
+    def read_at(self, name: str, offset: int, length: int) -> bytes:
+        """Up to ``length`` bytes of a file from ``offset``, in one go; nothing stays open."""
+        path = self.path(name)
+        with foreign(path):
+            if self._local is None:
+                fs, remote = filesystem(path)
+                return bytes(fs.cat_file(remote, start=offset, end=offset + length))
+            flags = os.O_RDONLY | os.O_CLOEXEC
+            handle = open_rooted(path, flags | os.O_NONBLOCK, self._roots) if self._roots else os.open(path, flags)
+            try:
+                return os.pread(handle, length, offset)
+            finally:
+                os.close(handle)
 
     def draft(self, name: str) -> Draft:
         """Begin a file; the folders that it needs are made. See ``Draft``."""
         path = self.path(name)
         if self._local is None:
             return RemoteDraft(path)
-        parent = Folder(os.path.dirname(path), private=self.private)
-        parent.make()
-        return LocalDraft(path, 0o600 if self.private else 0o666)
+        with foreign(path):
+            self._make(os.path.dirname(path))
+        return LocalDraft(path, 0o600 if self.private else 0o666, self._roots)
 
     @contextmanager
     def writer(self, name: str) -> Iterator[BinaryIO]:
@@ -184,22 +226,23 @@ class Folder:
                 self.remove(posixpath.join(folder, other))
 
     @contextmanager
-    def local_copy(self, name: str, check: Callable[[], None] = lambda: None) -> Iterator[str]:
-        """The path of a local file with this content: itself, or a private copy for the length of the block.
+    def local_handle(self, name: str, check: Callable[[], None] = lambda: None) -> Iterator[BinaryIO]:
+        """A seekable local handle of a file: of itself, or of a nameless copy, which ends with the process.
 
         ``check`` is called about once a MB while copying; what it raises ends the copying.
         """
         path = self.path(name)
         if self._local is not None:
-            yield path
+            with closing(open_file(path, LOCAL_BUFFER, self._roots)) as file, told(path):
+                yield file
             return
-        with told(path), tempfile.NamedTemporaryFile(prefix="batchpipe-") as copy:
+        with told(path), tempfile.TemporaryFile() as copy:
             with closing(open_file(path, REMOTE_READ)) as source:
                 while block := source.read(REMOTE_READ):
                     copy.write(block)
                     check()
-            copy.flush()
-            yield copy.name
+            copy.seek(0)
+            yield cast(BinaryIO, copy)
 
     @contextmanager
     def scratch(self) -> Iterator[Scratch]:
@@ -235,8 +278,7 @@ class Folder:
                 file.write(b"\n")
             self.remove(probe)
         except StorageTrouble as error:
-            cause = error.__cause__
-            if isinstance(cause, _UNWRITABLE) or getattr(cause, "errno", None) == errno.EROFS:
+            if isinstance(error.__cause__, _UNWRITABLE) or not error.passes:
                 raise _unwritable(f"{error}; give a folder that can be written to") from error
             raise
         for name in names:
@@ -265,6 +307,13 @@ class Scratch:
         """Add to its end; raises OSError, where the ``sink`` raises StorageTrouble."""
         self._unflushed = True
         self._file.write(data)
+
+    def put(self, offset: int, data: bytes | bytearray) -> None:
+        """Write at a place of its own; not to be mixed with the ``sink``. Raises StorageTrouble."""
+        with told(self._where):
+            while data:
+                done = os.pwrite(self._file.fileno(), data, offset)
+                offset, data = offset + done, data[done:]
 
     def flush(self) -> None:
         """Hand over what is buffered; raises OSError."""
@@ -297,25 +346,40 @@ class Scratch:
             return os.pread(self._file.fileno(), length, offset)
 
 
-def _copy_local(source: str, target: str) -> None:
-    """By a hard link, or by its bytes where the file system has none. Safe on disk when this returns."""
-    folder, name = os.path.split(target)
-    draft = os.path.join(folder, f".{name}.{os.getpid()}-{secrets.token_hex(4)}.part")
+def _copy_local(source: tuple[str, int | None], target: tuple[str, int | None]) -> None:
+    """By a hard link, or by its bytes where the file system has none. Safe on disk when this returns. Each is a path
+    and the ``dir_fd`` that it belongs to.
+    """
+    (path, above), (to, into) = source, target
+    folder, name = os.path.split(to)
+    draft = os.path.join(folder, f".{name[:200]}.{os.getpid()}-{secrets.token_hex(4)}.part")
     try:
-        os.link(source, draft)
+        os.link(path, draft, src_dir_fd=above, dst_dir_fd=into, follow_symlinks=False)
     except FileNotFoundError:
         raise
     except OSError:
-        with open(source, "rb") as file, ExitStack() as stack:
-            copy = LocalDraft(target, 0o666)
-            stack.callback(copy.discard)  # which does nothing to one that is committed
-            shutil.copyfileobj(file, copy.file)
-            copy.commit()
-        return
-    os.replace(draft, target)
+        _copy_bytes(source, (draft, into))
+    os.replace(draft, to, src_dir_fd=into, dst_dir_fd=into)
     with suppress(FileNotFoundError):  # the two are names of one file: then nothing was replaced
-        os.unlink(draft)
-    sync_folder(folder)
+        os.unlink(draft, dir_fd=into)
+    sync_folder(folder, into)
+
+
+def _copy_bytes(source: tuple[str, int | None], target: tuple[str, int | None]) -> None:
+    (path, above), (draft, into) = source, target
+    begin = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    try:
+        with (
+            os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=above), "rb") as file,
+            os.fdopen(os.open(draft, begin, 0o666, dir_fd=into), "wb") as copy,
+        ):
+            shutil.copyfileobj(file, copy)
+            copy.flush()
+            os.fsync(copy.fileno())
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(draft, dir_fd=into)
+        raise
 
 
 def _unwritable(message: str) -> InvalidInput:

@@ -2,50 +2,158 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import stat
-from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
 from datetime import datetime
-from typing import BinaryIO
+from typing import Any, BinaryIO, cast
 from urllib.parse import unquote, urlsplit
 
 from batchpipe.errors import InvalidInput, StorageTrouble
-from batchpipe.storage.backends import REMOTE_READ, filesystem, foreign, local_path, open_file, reason, told
+from batchpipe.least_rate import LeastRate
+from batchpipe.storage.backends import (
+    REMOTE_READ,
+    filesystem,
+    foreign,
+    local_path,
+    local_roots,
+    open_plain,
+    reason,
+    scheme,
+    told,
+)
+from batchpipe.storage.patience import in_thread, wait
+from batchpipe.storage.rooted import open_rooted
+from batchpipe.storage.rules import ANY_INPUT, InputRules
 
 #: Where the storages of fsspec tell when a file was changed.
 _CHANGED = ("mtime", "LastModified", "last_modified", "updated")
 
 
+Check = Callable[[], None]
+
+
 @contextmanager
-def open_input(url: str) -> Iterator[BinaryIO]:
+def open_input(url: str, rules: InputRules = ANY_INPUT, check: Check = lambda: None) -> Iterator[BinaryIO]:
     """Open an input, a path or a URL, as one stream of bytes, read in blocks.
 
-    Raises StorageTrouble (``input_missing``, or it cannot be reached now), InvalidInput for what is no file
-    or may not be read, SettingsError where a package is missing.
+    ``check`` is called at least every second while a read of a remote one lasts; what it raises ends the read. What is
+    opened is what was found to be under the roots, whatever is swapped for a link meanwhile.
+    Raises StorageTrouble (``input_missing``, ``input_unreachable``: it cannot be reached now), InvalidInput for what
+    is no file, may not be read or is not as the rules say; SettingsError where a package is missing.
     """
     with _input_told(url):
-        if (path := local_path(url)) is not None:
-            _check_regular(path)
-        stream = open_file(url, REMOTE_READ)
-    with closing(stream), told(url):
+        raw = _open_local(url, rules) if local_path(url) is not None else _open_remote(url, rules, check)
+        stream = cast(BinaryIO, io.BufferedReader(raw, REMOTE_READ))
+    with closing(stream):
         yield stream
 
 
-def input_info(url: str) -> tuple[int | None, float | None]:
+def input_info(url: str, rules: InputRules = ANY_INPUT, check: Check = lambda: None) -> tuple[int | None, float | None]:
     """Bytes and time of last change (unix seconds) of an input, None where not told; raises as open_input."""
     with _input_told(url):
         if (path := local_path(url)) is not None:
-            found = _check_regular(path)
-            return found.st_size, found.st_mtime
-        with foreign(url):
-            fs, remote = filesystem(url)
-            info = fs.info(remote)
+            with told(path):
+                handle = _open_regular(path, rules)
+            found = os.fstat(handle)
+            os.close(handle)
+            told_of: tuple[int | None, float | None] = found.st_size, found.st_mtime
+        else:
+            told_of = _remote_info(url, rules, check)
+    if told_of[0] is not None:
+        _check_size(url, told_of[0], rules)
+    return told_of
+
+
+def _remote_info(url: str, rules: InputRules, check: Check) -> tuple[int | None, float | None]:
+    with foreign(url):
+        fs, remote = filesystem(url)
+        if scheme(url) in ("http", "https"):
+            from batchpipe.storage.web import web_size
+
+            return web_size(remote, fs, rules, lambda hop: allowed(hop, rules.roots), check), None
+        info = wait(in_thread(lambda: fs.info(remote)), check)
     changed = next((info[key] for key in _CHANGED if info.get(key)), None)
     if isinstance(changed, datetime):
         changed = changed.timestamp()
     return info.get("size"), changed if isinstance(changed, int | float) else None
+
+
+def _open_local(url: str, rules: InputRules) -> io.RawIOBase:
+    path = local_path(url) or ""
+    with told(path):
+        file = os.fdopen(_open_regular(path, rules), "rb", 0)
+    return _Input(url, lambda size, tick: file.read(size), file.close, rules, lambda: None)
+
+
+def _open_remote(url: str, rules: InputRules, check: Check) -> io.RawIOBase:
+    with foreign(url):
+        fs, remote = filesystem(url)
+        if scheme(url) in ("http", "https"):
+            from batchpipe.storage.web import open_web
+
+            page = open_web(remote, fs, rules, lambda hop: allowed(hop, rules.roots), check)
+            return _Input(url, page.read, page.close, rules, check)
+    with foreign(url):
+        file = wait(in_thread(lambda: open_plain(url)), check)
+
+    def read(size: int, tick: Check) -> bytes:
+        return wait(in_thread(lambda: file.read(size) or b""), tick)
+
+    return _Input(url, read, file.close, rules, check)
+
+
+class _Input(io.RawIOBase):
+    """An input as it is read: its size is bounded, and a remote one must come at a least rate. Raises ours only."""
+
+    def __init__(
+        self,
+        url: str,
+        read: Callable[[int, Check], bytes],
+        close: Callable[[], object],
+        rules: InputRules,
+        check: Check,
+    ) -> None:
+        self._url, self._read, self._close, self._rules = url, read, close, rules
+        self._came, self._waited, self._mark = 0, 0.0, 0.0
+        self._watch = LeastRate(
+            "input", rules.rate, check, window=rules.window, clock=lambda: self._waited, error=StorageTrouble
+        )
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        self._mark = time.monotonic()
+        with _input_told(self._url), foreign(self._url):
+            data = self._read(len(buffer), self._tick)
+        self._tick(len(data))
+        self._came += len(data)
+        _check_size(self._url, self._came, self._rules)
+        buffer[: len(data)] = data
+        return len(data)
+
+    def _tick(self, count: int = 0) -> None:
+        """Only what is waited for counts: whoever reads may take its time."""
+        now = time.monotonic()
+        self._waited, self._mark = self._waited + now - self._mark, now
+        self._watch(count)
+
+    def close(self) -> None:
+        if not self.closed:
+            with suppress(Exception):
+                self._close()
+        super().close()
+
+
+def _check_size(url: str, size: int, rules: InputRules) -> None:
+    if rules.most_bytes and size > rules.most_bytes:
+        message = f"{url}: is larger than {rules.most_bytes:,} bytes; see MAX_INPUT_BYTES"
+        raise InvalidInput(message, code="input_too_large")
 
 
 def allowed(url: str, roots: Sequence[str]) -> bool:
@@ -66,7 +174,10 @@ def _is_under(url: str, root: str) -> bool:
         return real == real_base or real.startswith(real_base.rstrip("/") + "/")
     if path is not None or base is not None or "::" in url:
         return False
-    one, other = urlsplit(url), urlsplit(root)
+    try:
+        one, other = urlsplit(url), urlsplit(root)
+    except ValueError:
+        return False
     if (one.scheme.lower(), one.netloc) != (other.scheme.lower(), other.netloc):
         return False
     # A server may decode before it resolves "..": so twice decoded, and refused rather than resolved.
@@ -76,26 +187,51 @@ def _is_under(url: str, root: str) -> bool:
     return one.path.rstrip("/") == top or one.path.startswith(top + "/")
 
 
-def _check_regular(path: str) -> os.stat_result:
-    with told(path):
-        found = os.stat(path)
+def _open_regular(path: str, rules: InputRules) -> int:
+    """A handle of a regular file. A pipe is not waited for, and what was opened is what is looked at."""
+    _check_regular(path, os.stat(path))  # some devices act when they are opened
+    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+    handle = open_rooted(path, flags, local_roots(rules.roots)) if rules.roots else os.open(path, flags)
+    try:
+        _check_regular(path, os.fstat(handle))
+    except BaseException:
+        os.close(handle)
+        raise
+    return handle
+
+
+def _check_regular(path: str, found: os.stat_result) -> None:
     if stat.S_ISDIR(found.st_mode):
         raise InvalidInput(f"{path}: is a directory; give a JSONL file", code="input_directory")
     if not stat.S_ISREG(found.st_mode):
         hint = "give a JSONL file, or pipe it in as -"
         raise InvalidInput(f"{path}: is not a regular file; {hint}", code="input_no_file")
-    return found
+
+
+#: Answers of the web that another try may change.
+_MAY_PASS = (404, 408, 409, 423, 425, 429)
 
 
 @contextmanager
 def _input_told(url: str) -> Iterator[None]:
-    """What failing to open means if the file is an input."""
+    """What trouble means if the file is an input: refused, or of a kind that is waited for, but not for ever."""
     try:
         yield
     except StorageTrouble as error:
         cause = error.__cause__
+        status = getattr(cause, "status", None)
+        if error.code == "not_allowed":
+            raise InvalidInput(error.message, field="input", code=error.code) from error
         if isinstance(cause, FileNotFoundError | NotADirectoryError):
             raise StorageTrouble(f"{url}: no such file", code="input_missing") from cause
-        if cause and (isinstance(cause, PermissionError) or getattr(cause, "status", None) in (401, 403)):
-            raise InvalidInput(f"{url}: may not be read ({reason(cause)})", code="input_denied") from cause
+        if isinstance(cause, PermissionError) or (isinstance(status, int) and _is_refused(status)):
+            raise InvalidInput(f"{url}: may not be read ({reason(cause or error)})", code="input_denied") from cause
+        if not error.passes:
+            raise InvalidInput(f"{url}: cannot be read ({reason(cause or error)})", code="input_unusable") from cause
+        if error.code == "storage_trouble":
+            raise StorageTrouble(error.message, code="input_unreachable") from cause
         raise
+
+
+def _is_refused(status: int) -> bool:
+    return 400 <= status < 500 and status not in _MAY_PASS

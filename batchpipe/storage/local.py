@@ -8,20 +8,9 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, BinaryIO
+from typing import IO
 
 from batchpipe.storage.backends import told
-from batchpipe.storage.folder import Folder
-
-
-@contextmanager
-def local_reader(folder: Folder, name: str, check: Callable[[], None] = lambda: None) -> Iterator[BinaryIO]:
-    """A seekable local handle of a file, wherever it lies: what an upload streams from. Raises StorageTrouble.
-
-    ``check`` is called as a remote file is copied; what it raises ends that.
-    """
-    with folder.local_copy(name, check) as path, told(path), open(path, "rb") as handle:
-        yield handle
 
 
 @contextmanager
@@ -44,6 +33,17 @@ def touch(path: Path) -> None:
     """Make a file, or its time now."""
     with told(str(path)):
         path.touch()
+
+
+def keep_private(folder: Path, pattern: str) -> None:
+    """What this process writes from now on, and the files of this name that are there, may be read by their owner only:
+    libraries that keep files for us ask nobody.
+    """
+    os.umask(0o077)
+    for path in folder.glob(pattern):
+        if path.is_file() and not path.is_symlink():
+            with suppress(PermissionError):  # another user's
+                path.chmod(0o600)
 
 
 def kept_secret(path: Path, make: Callable[[], str]) -> str:

@@ -130,10 +130,10 @@ def partial(folder: Folder | None, name: str) -> Iterator[Partial]:
 
 def _locked(folder: Folder, name: str) -> int | None:
     """A handle that nobody else has; None if somebody has: a worker that lost its lease, and does not know it yet."""
-    path = folder.path(name)
-    Folder(os.path.dirname(path), private=True).make()
-    with told(path):
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    folder.child(os.path.dirname(name)).make()
+    with told(folder.path(name)), folder.place(name) as (path, above):
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+        handle = os.open(path, flags, 0o600, dir_fd=above)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:  # or a file system without locks

@@ -7,11 +7,13 @@ that the client may repeat them after a lost answer.
 from __future__ import annotations
 
 from batchpipe.store.leases import Lease, Refused, Renewal, host_clock
+from batchpipe.store.queues import LISTENING_PACE, Waiting
 from batchpipe.store.reading import Clock, Pause, name_once
 from batchpipe.store.schedules import LastRun
 from batchpipe.store.store import Raised, Settled, Store, When
 
 __all__ = [
+    "LISTENING_PACE",
     "Clock",
     "LastRun",
     "Lease",
@@ -21,6 +23,7 @@ __all__ = [
     "Renewal",
     "Settled",
     "Store",
+    "Waiting",
     "When",
     "host_clock",
     "name_once",

@@ -12,8 +12,8 @@ import orjson
 from batchpipe.errors import LeaseLost
 from batchpipe.jobs import JOB, JobRecord, ShardRecord
 from batchpipe.store.leases import Lease
+from batchpipe.store.queues import QueueRecords
 from batchpipe.store.records import encode_changes, encode_record, encode_shard
-from batchpipe.store.schedules import ScheduleRecords
 
 #: Shards that one script writes or looks at: a few milliseconds.
 CHUNK = 250
@@ -28,7 +28,7 @@ class Wakes(NamedTuple):
     last: int
 
 
-class ManyShards(ScheduleRecords):
+class ManyShards(QueueRecords):
     """Plan, restore, wake and expire shards, however many there are."""
 
     def plan(

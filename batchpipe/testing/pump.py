@@ -73,6 +73,8 @@ class Pump:
         self.api = api or FakeOpenAI(autofinish=True)
         self.api.clock = lambda: self.at
         self.copies: Callable[[Message], int] = lambda message: 1
+        #: What the broker tells of a queue's length; None, as of brokers that do not tell.
+        self.waiting_in: Callable[[str], int | None] = lambda queue: None
         self.published: list[Message] = []
         self.waiting: list[Delivery] = []
         self.told: list[JobRecord] = []  #: jobs as they were told, tries that failed too
@@ -80,7 +82,9 @@ class Pump:
         self._tell_user = tell
         apis = cast(Any, lambda name: self.api)
         self.shard_turns = ShardTurns(self.settings, self.store, apis, self._publish)
-        self.job_turns = JobTurns(self.settings, self.store, apis, self._publish, self._tell)
+        self.job_turns = JobTurns(
+            self.settings, self.store, apis, self._publish, self._tell, waiting_in=self._waiting_in
+        )
 
     # -- what a user does ------------------------------------------------------------------------------------------
 
@@ -208,6 +212,9 @@ class Pump:
         self.published.append(message)
         first = links_from(message)[0]
         self.waiting += [Delivery(self.at + message.countdown, message, first)] * self.copies(message)
+
+    def _waiting_in(self, queue: str) -> int | None:
+        return self.waiting_in(queue)
 
     def _tell(self, job: JobRecord) -> None:
         self.told.append(job)

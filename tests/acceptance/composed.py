@@ -61,6 +61,14 @@ def seconds(text: str) -> float:
     return float(text[:-1])
 
 
+def image_environment() -> dict[str, str]:
+    """What the Dockerfile sets for who runs in the image, but for PATH."""
+    text = (ROOT / "Dockerfile").read_text().replace("\\\n", " ")
+    lines = re.findall(r"^ENV (.+)$", text, re.M)
+    pairs = (word.partition("=") for line in lines for word in shlex.split(line))
+    return {name: value for name, _, value in pairs if name != "PATH"}
+
+
 def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port: int = probe.getsockname()[1]
@@ -84,7 +92,7 @@ class Composed:
         self.services: dict[str, Any] = interpolated(compose_file()["services"], variables)
         self.ports = {name: free_port() for name in PORTS}
         self.data = folder / "data"
-        for part in ("data", "state", "sandbox", "redis", "bin", "var/tmp"):
+        for part in ("app", "data", "state", "sandbox", "redis", "bin", "var/tmp"):
             (folder / part).mkdir(parents=True)
         self._link_programs()
         self._running: dict[str, subprocess.Popen[bytes]] = {}
@@ -129,6 +137,7 @@ class Composed:
         return {
             "PATH": f"{self.folder / 'bin'}:/usr/local/bin:/usr/bin:/bin",
             "HOME": str(self.folder),
+            **image_environment(),
             **{name: self.here(service, str(value)) for name, value in given.items()},
         }
 
@@ -139,7 +148,7 @@ class Composed:
             self._running[service] = subprocess.Popen(
                 self.command(service),
                 env=self.environment(service),
-                cwd=self.data,
+                cwd=self.folder / "app",
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -182,7 +191,7 @@ class Composed:
         return subprocess.run(
             [self.here("worker", part) for part in command],
             env=self.environment("worker"),
-            cwd=self.data,
+            cwd=self.folder / "app",
             capture_output=True,
             text=True,
             timeout=90,

@@ -82,10 +82,11 @@ def frozen_and_thawed(new_place: NewPlace, new_sandbox: NewSandbox) -> dict[str,
 def with_a_wrong_key(new_place: NewPlace, new_sandbox: NewSandbox) -> dict[str, Any]:
     sandbox = new_sandbox(api_keys=("sk-another",))
     place = new_place("wrong", provider=sandbox)
-    process = place.start("run", place.input(4), "-o", "out")
-    until(lambda: "paused" in process.err or not process.running, 20, "the run says that the account is paused")
-    process.interrupt()
-    return {"done": process.finish(), "calls": sandbox.calls.counts}
+    source = place.input(4)
+    done, calls = place.run("run", source, "-o", "out"), dict(sandbox.calls.counts)
+    still_wrong = place.run("run", source, "-o", "out")
+    mended = place.run("run", source, "-o", "out", env={"OPENAI_API_KEY": "sk-another"})
+    return {"done": done, "calls": calls, "still wrong": still_wrong, "mended": mended, "jobs": place.json("list")}
 
 
 @pytest.fixture(scope="module")
@@ -138,14 +139,20 @@ def test_a_worker_that_freezes_and_thaws_does_no_harm(stories: dict[str, Future[
     assert dict.fromkeys(ROWS, 1) == told["place"].billed(told["job"])
 
 
-def test_a_wrong_key_is_said_while_the_run_waits(stories: dict[str, Future[Any]]) -> None:
-    """Nothing is burnt: the account rests, and the run can be left."""
+def test_a_wrong_key_ends_a_run_with_what_to_mend_and_the_same_command_goes_on(stories: dict[str, Future[Any]]) -> None:
+    """Nothing is burnt, and the job is kept; it waited for minutes without a word."""
     told = stories["wrong"].result()
-    assert told["done"].code == 130, told["done"].err
-    assert "paused" in told["done"].err
-    assert API_KEY not in told["done"].err
+    for done in (told["done"], told["still wrong"]):
+        assert done.code == 1, done.err
+        last = done.err.splitlines()[-1]
+        assert last.startswith("Error: the provider refuses account 'default' (invalid_api_key): ")
+        assert "OPENAI_API_KEY" in last
+        assert last.endswith("is kept: the same command goes on with it")
+        assert API_KEY not in done.err
     assert told["calls"].get("POST /v1/batches", 0) == 0
     assert sum(told["calls"].values()) <= 2
+    assert told["mended"].code == 0, told["mended"].err
+    assert [job["state"] for job in told["jobs"]] == ["succeeded"]
 
 
 def test_a_missing_key_is_said_before_anything_is_recorded(place: Place) -> None:

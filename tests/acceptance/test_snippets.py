@@ -49,6 +49,9 @@ ELSEWHERE: dict[str, list[Snippet]] = {
     "tests/acceptance/test_flask_app.py::test_a_table_is_sent_and_its_job_watched_in_a_browser": [
         Snippet("examples/flask_app/README.md", "start.py"),
     ],
+    "tests/acceptance/test_refusing_redis.py::test_the_documented_acl_is_all_that_is_needed": [
+        Snippet("docs/deploy.md", "ACL SETUSER batchpipe"),
+    ],
 }
 
 #: Drawings: there is nothing to run.

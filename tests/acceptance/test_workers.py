@@ -10,15 +10,15 @@ from typing import Any
 import pytest
 
 from batchpipe.sandbox import Sandbox
-from tests.acceptance.place import API_KEY, Finished, Place, read_rows
+from tests.acceptance.place import API_KEY, Finished, Place, free_port, read_rows
 
 NewPlace = Callable[..., Place]
 NOBODY = "redis://127.0.0.1:1/0"
 
 
-def job_of(pool: str, new_place: NewPlace) -> tuple[Place, Finished]:
-    place = new_place(pool)
-    worker = place.worker("--pool", pool, "--concurrency", "2")
+def job_of(pool: str, new_place: NewPlace, *options: str) -> tuple[Place, Finished]:
+    place = new_place("-".join((pool, *options)))
+    worker = place.worker("--pool", pool, *(options or ("--concurrency", "2")))
     done = place.run("wait", place.submit(place.input(6), "--max-rows", "2"), "--timeout", "30")
     worker.popen.terminate()
     assert worker.finish(15).code == 0, worker.err
@@ -63,6 +63,7 @@ def stories(at_once: ThreadPoolExecutor, new_place: NewPlace, new_sandbox: Calla
     place = new_place("doctor")
     return {
         "prefork": tell(job_of, "prefork", new_place),
+        "autoscale": tell(job_of, "prefork", new_place, "--autoscale", "3,1"),
         "beat": tell(lost_message, new_place),
         "healthy": tell(doctor_with_worker, new_place),
         "no key": tell(doctor, place, OPENAI_API_KEY=None),
@@ -73,6 +74,12 @@ def stories(at_once: ThreadPoolExecutor, new_place: NewPlace, new_sandbox: Calla
         "no worker": tell(doctor, place),
         "jobs wait": tell(doctor_with_a_job, new_place),
     }
+
+
+def test_a_worker_of_processes_grows_and_shrinks_with_its_work(stories: dict[str, Future[Any]]) -> None:
+    place, done = stories["autoscale"].result()
+    assert done.code == 0, done.err
+    assert place.json("list")[0]["state"] == "succeeded"
 
 
 def test_a_worker_of_processes_runs_a_job(stories: dict[str, Future[Any]]) -> None:
@@ -131,3 +138,18 @@ def test_doctor_warns_if_no_worker_listens(stories: dict[str, Future[Any]]) -> N
         assert (code, found["verdict"]) == wanted
         assert "batchpipe worker" in found["fix"]
     assert found["detail"].endswith("and 1 job waits")
+
+
+def test_a_worker_with_a_sandbox_needs_no_key(new_place: NewPlace) -> None:
+    """`worker --sandbox`: the account `default` is a server in it, and a second worker uses the same one."""
+    place = new_place("worker-sandbox")
+    port = str(free_port())
+    env: dict[str, str | None] = {"BATCHPIPE_SANDBOX_PORT": port, "OPENAI_API_KEY": None, "OPENAI_BASE_URL": None}
+    first = place.start("worker", "--sandbox", "--concurrency", "2", env=env)
+    place.await_ready(first)
+    second = place.start("worker", "--sandbox", "--concurrency", "2", env=env)
+    place.await_ready(second)
+    assert f"sandbox on port {port}: no key, no cost" in first.err
+    assert "which runs already" in second.err
+    job = place.run("submit", place.input(3), "-o", "out", env=env).out.strip()
+    assert place.run("wait", job, "--timeout", "60", env=env).code == 0

@@ -132,6 +132,7 @@ PACE = {
     "ACCOUNT_PAUSE_SECONDS": "1",
     "ACCOUNTS__DEFAULT__LOOKS_PER_SECOND": "200",
     "WORKSPACE_WAIT_SECONDS": "3",
+    "FILES_PATIENCE_SECONDS": "60",  # a shard of one row that is in no file is waited for so long
     "KEEP_WORKSPACE": "1",
 }
 

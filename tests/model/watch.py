@@ -70,12 +70,17 @@ class Records:
         """
         open_shards = {name for name, shard in self.shards.items() if shard["stage"] != Stage.COLLECTED}
         stands = self.job.get("stage") not in (None, State.RUNNING) and self.job.get("told") != "1"
-        return open_shards | ({"job"} if stands or (self.job.get("told") != "1" and self.to_be_made_due()) else set())
+        return open_shards | ({"job"} if stands or self.due_from() is not None else set())
+
+    def due_from(self) -> int | None:
+        """The first of the shards of a running job that may not be due yet; None: all of them are."""
+        first = self.job.get("due_from") if self.job.get("stage") == State.RUNNING else None
+        return int(first) if first is not None else None
 
     def to_be_made_due(self) -> set[str]:
-        """Shards of a planned round that may not be due yet: the job, which is, stands for them."""
-        first = self.job.get("due_from") if self.job.get("stage") == State.RUNNING else None
-        return {name for name in self.shards if int(name) >= int(first)} if first is not None else set()
+        """Shards that may not be due yet: the job, which is, stands for them."""
+        first = self.due_from()
+        return {name for name in self.shards if int(name) >= first} if first is not None else set()
 
 
 @dataclass
@@ -211,12 +216,8 @@ class Watch:
     def _due(self, after: Records, now: float) -> None:
         if not after.job:
             return
-        wanted, may_lack = after.unfinished(), after.to_be_made_due()
-        hold(
-            wanted - may_lack == set(after.due) - may_lack,
-            "the due set is not what is unfinished",
-            wanted ^ set(after.due),
-        )
+        wanted, due = after.unfinished(), set(after.due)
+        hold(wanted - after.to_be_made_due() <= due <= wanted, "the due set is not what is unfinished", wanted ^ due)
         for name, score in after.due.items():
             hold(score < now + LONGEST_DUE, "due in a far future", name, score - now)
             until = after.record(name).get("lease_until")

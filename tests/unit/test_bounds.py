@@ -188,7 +188,7 @@ def test_the_text_in_parts_is_that_of_the_view(count: int, ok: int | None) -> No
 
 
 def test_status_shows_what_is_in_trouble_and_sums_of_the_rest(capsys: pytest.CaptureFixture[str]) -> None:
-    seen = _Seen(0.0)
+    seen = _Seen()
     for shard in many(5_000):
         seen.add(shard)
     _print_shards(seen)

@@ -159,9 +159,9 @@ def test_a_cancel_of_our_own_holds_nothing(pump: Pump, chat_rows: Rows, why: str
 # -- landing later -------------------------------------------------------------------------------------------------
 
 
-def given_up(pump: Pump, rows: list[dict[str, object]]) -> tuple[str, str]:
+def given_up(pump: Pump, rows: list[dict[str, object]], **options: Any) -> tuple[str, str]:
     """A job whose first batch was given up, for the key was another project's for days; the others are ok."""
-    job_id = pump.submit(rows)
+    job_id = pump.submit(rows, **options)
     run_for(pump, 60)
     first, *others = pump.api.batches
     for batch in others:
@@ -249,3 +249,25 @@ def test_an_output_that_an_unfinished_job_writes_to_is_not_landed_into(pump: Pum
     pump.submit(chat_rows(2, start=5), output=output)
     assert land(pump, job_id) == "output"
     assert pump.job(job_id).state is State.FAILED
+
+
+def test_an_output_that_an_unfinished_job_has_by_another_name_is_not_landed_into(
+    pump: Pump, chat_rows: Rows, tmp_path: Path
+) -> None:
+    """Whose an output is, is decided by all of its names, here as in a submit."""
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    job_id, _ = given_up(pump, chat_rows(2), output=str(tmp_path / "link"))
+    pump.submit(chat_rows(2, start=5), output=str(tmp_path / "real"))
+    assert land(pump, job_id) == "output"
+
+
+def test_what_is_landed_later_takes_the_place_of_the_earlier_results(pump: Pump, chat_rows: Rows) -> None:
+    """They are the job's own, though longer than those that it had written at its first end."""
+    job_id, batch = given_up(pump, chat_rows(5))
+    pump.api.batches[batch].project = ""
+    pump.api.finish(batch)
+    land(pump, job_id)
+    pump.run_until_idle(HOUR)
+    job = pump.job(job_id)
+    assert (job.results, job.ok) == (job.output, 5)

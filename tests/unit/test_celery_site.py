@@ -10,7 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from celery import Celery, current_app, signals
+from celery import Celery, Task, current_app, signals
 from kombu.entity import Exchange, Queue
 
 from batchpipe import tasks
@@ -55,6 +55,17 @@ def test_an_app_that_suits_is_reported_as_such() -> None:
         ({"worker_prefetch_multiplier": 4}, "app.conf.worker_prefetch_multiplier", False),
         ({"worker_prefetch_multiplier": 0}, "app.conf.worker_prefetch_multiplier", False),
         ({"task_annotations": {"*": {"max_retries": 3}}}, "app.conf.task_annotations", False),
+        ({"task_annotations": {"*": {"rate_limit": "1/m"}}}, "app.conf.task_annotations", False),
+        ({"task_annotations": {"*": {"serializer": "pickle"}}}, "app.conf.task_annotations", True),
+        ({"task_annotations": {"*": {"expires": 60}}}, "app.conf.task_annotations", False),
+        ({"task_annotations": {"*": {"ignore_result": False}}}, "app.conf.task_annotations", False),
+        ({"task_annotations": {"*": {"acks_late": False}}}, "app.conf.task_annotations", False),
+        ({"task_annotations": {"*": {"reject_on_worker_lost": False}}}, "app.conf.task_annotations", False),
+        ({"task_annotations": {"*": {"routing_key": "low"}}}, "app.conf.task_annotations", False),
+        ({"task_annotations": {"batchpipe.sweep": {"rate_limit": "1/h"}}}, "app.conf.task_annotations", False),
+        ({"task_annotations": {"batchpipe.merge": {"time_limit": 60}}}, "app.conf.task_annotations", False),
+        ({"task_routes": {"*": {"exchange": "low", "routing_key": "low"}}}, "app.conf.task_routes", True),
+        ({"task_routes": {"batchpipe.*": {"expires": 60}}}, "app.conf.task_routes", True),
         ({"broker_url": "amqp://", "task_default_queue_type": "quorum"}, "app.conf.task_queues", False),
         ({"worker_pool": "eventlet"}, "app.conf.worker_pool", True),
         ({"worker_enable_remote_control": False}, "app.conf.worker_enable_remote_control", False),
@@ -71,6 +82,34 @@ def test_a_setting_that_does_harm_is_named_with_the_line_to_write(
     site = app(**configuration)
     exec(f"from kombu import Exchange, Queue\n{finding.line}", {"app": site})  # as it is pasted
     assert names(site) == []
+
+
+@pytest.mark.parametrize(
+    "configuration",
+    [
+        {"task_annotations": {"*": {"track_started": True}, "shop.pay": {"rate_limit": "1/m"}}},
+        {"task_routes": {"batchpipe.*": {"queue": "slow"}}, "task_create_missing_queues": True},
+        {"task_routes": [{"shop.*": {"exchange": "low", "routing_key": "low"}}]},
+        {"task_default_rate_limit": "1/m", "task_serializer": "pickle", "accept_content": ["json", "pickle"]},
+        {"task_acks_late": False, "task_ignore_result": False, "task_track_started": True},
+    ],
+)
+def test_a_setting_that_does_not_reach_our_tasks_or_does_no_harm_is_none_of_our_business(
+    configuration: dict[str, Any],
+) -> None:
+    assert names(app(**configuration)) == []
+
+
+def test_a_base_class_that_repeats_tasks_is_named() -> None:
+    """Celery wraps each task that is made from it."""
+
+    class Base(Task):  # type: ignore[misc]  # Celery has no types
+        autoretry_for = (Exception,)
+
+    site = Celery("shop", set_as_current=False, task_cls=Base)
+    site.conf.update(GOOD)
+    [finding] = check_app(site, SETTINGS)
+    assert (finding.name, "autoretry_for" in finding.why) == ("task_cls", True)
 
 
 def test_one_line_mends_all_of_a_setting_and_tells_no_secret() -> None:
@@ -277,8 +316,11 @@ def test_the_modules_of_a_site_are_found_in_the_current_folder(tmp_path: Path) -
     )
     (tmp_path / "stall_goods").mkdir()
     (tmp_path / "stall_goods/tasks.py").write_text("from stall_app import app\n@app.task\ndef told(job): ...\n")
-    script = "from batchpipe.celery_site import load_app; print(*load_app('stall_app').tasks)"
-    done = subprocess.run([sys.executable, "-P", "-c", script], capture_output=True, text=True, check=False)
+    script = (
+        "import sys; sys.path.pop(0)  # as in our command\n"
+        "from batchpipe.celery_site import load_app; print(*load_app('stall_app').tasks)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
 
     assert "stall_goods.tasks.told" in done.stdout, done.stderr
 

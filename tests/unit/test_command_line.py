@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from pydantic_core import SchemaError, SchemaValidator, core_schema
 
 from batchpipe.cli import cli, is_interrupt
-from batchpipe.cli.house import printable
+from batchpipe.masking import printable
 
 
 class Interrupted:
@@ -50,6 +50,16 @@ def test_a_mistyped_command_is_told_the_nearest_one(typed: str, says: str) -> No
 def test_a_timeout_that_is_no_number_of_seconds_is_refused(seconds: str) -> None:
     done = CliRunner().invoke(cli, ["wait", "job_x", "--timeout", seconds])
     assert done.exit_code == 2
+
+
+@pytest.mark.parametrize("pool", ["threads", "solo"])
+@pytest.mark.parametrize("option", ["--autoscale=4,1", "--autoscale"])
+def test_a_pool_that_cannot_grow_is_not_autoscaled(pool: str, option: str) -> None:
+    """The worker died as soon as it had work."""
+    done = CliRunner().invoke(cli, ["worker", "--pool", pool, option, "4,1"])
+    assert done.exit_code == 2
+    assert f"a pool of {pool} does not grow or shrink: set --concurrency" in done.output
+    assert "Traceback" not in done.output
 
 
 def test_control_characters_are_written_out() -> None:

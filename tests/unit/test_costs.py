@@ -155,7 +155,7 @@ def test_an_answer_without_usage_makes_the_cost_unknown_but_a_moderation_is_free
 
 def test_answers_that_were_counted_and_did_not_come_make_the_cost_unknown() -> None:
     rows = [{"model": "gpt-6-sol", "usage": {"input_tokens": 7}}]
-    found = collected(rows, openai_prices(DAY), counts=Counts(completed=2), fetches=100)
+    found = collected(rows, openai_prices(DAY), counts=Counts(completed=2))
     assert found.changes["cost"] is None
 
 

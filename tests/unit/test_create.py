@@ -393,6 +393,12 @@ def test_a_file_that_is_never_found_is_not_uploaded_for_ever(world: World) -> No
     assert (ending.refused, ending.problem.code) == (True, "file_not_found")
 
 
+def test_a_file_that_was_uploaded_a_thousand_times_can_be_not_found(world: World) -> None:
+    """Each upload that was cut or put off counts; the pause that doubles with them has an end."""
+    ending = world.create(world.shard(file_id="file-lost", uploads=2_000))
+    assert (ending.stage, ending.changes["trouble"].code) == (Stage.UPLOADED, "file_not_found")
+
+
 @pytest.mark.parametrize(
     "error",
     [

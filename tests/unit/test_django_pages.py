@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import os
+import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -64,7 +67,7 @@ def stranger() -> Any:
 
 def test_staff_see_where_jobs_stand() -> None:
     job = batchpipe.submit(requests(2), name="nightly")
-    browser = client(staff=True)
+    browser = client(staff=True, may=("view_job",))
 
     assert browser.get(f"/batchpipe/{job.id}/").json() == job.refresh().to_dict()
     answer = browser.get("/batchpipe/?state=pending&limit=5")
@@ -81,9 +84,13 @@ def test_staff_see_where_jobs_stand() -> None:
         (stranger, "/batchpipe/job_unknown/", 401, "not_logged_in"),
         (client, "/batchpipe/{job}/", 403, "forbidden"),
         (client, "/batchpipe/job_unknown/", 404, "job_not_found"),
-        (lambda: client(staff=True), "/batchpipe/job_unknown/", 404, "job_not_found"),
-        (lambda: client(staff=True), "/batchpipe/?state=happy", 400, "invalid_input"),
-        (lambda: client(staff=True), "/batchpipe/?limit=all", 400, "invalid_input"),
+        (lambda: client(staff=True), "/batchpipe/{job}/", 403, "forbidden"),
+        (lambda: client(staff=True), "/batchpipe/", 403, "forbidden"),
+        (lambda: client(may=("view_job",)), "/batchpipe/{job}/", 403, "forbidden"),
+        (client, "/batchpipe/", 403, "forbidden"),
+        (lambda: client(staff=True, may=("view_job",)), "/batchpipe/job_unknown/", 404, "job_not_found"),
+        (lambda: client(staff=True, may=("view_job",)), "/batchpipe/?state=happy", 400, "invalid_input"),
+        (lambda: client(staff=True, may=("view_job",)), "/batchpipe/?limit=all", 400, "invalid_input"),
     ],
 )
 def test_what_is_refused_is_json_too(who: Callable[[], Any], path: str, status: int, code: str) -> None:
@@ -124,7 +131,7 @@ def test_who_is_not_logged_in_sees_what_the_sites_own_rule_lets_him() -> None:
 
 @pytest.mark.usefixtures("away")
 def test_without_redis_the_answer_is_a_503_that_tells_nothing() -> None:
-    answer = client(staff=True).get("/batchpipe/job_x/")
+    answer = boss().get("/batchpipe/job_x/")
 
     assert answer.status_code == 503
     assert answer.json() == {"error": {"code": "redis_unavailable", "message": "the jobs cannot be read just now"}}
@@ -140,7 +147,7 @@ def test_nothing_can_be_changed_there() -> None:
 def test_an_empty_filter_is_none() -> None:
     """As a form sends it whose fields were left alone."""
     job = batchpipe.submit(requests(1))
-    answer = client(staff=True).get("/batchpipe/?state=&limit=")
+    answer = boss().get("/batchpipe/?state=&limit=")
 
     assert [one["id"] for one in answer.json()["jobs"]] == [job.id]
 
@@ -212,6 +219,59 @@ def test_results_are_downloaded_through_the_admin(tmp_path: Path) -> None:
         assert int(answer["Content-Length"]) == len(body)
     assert browser.get(f"{LIST}{job.id}/job.jsonl").status_code == 404
     assert browser.get(f"{LIST}job_x/output.jsonl").status_code == 404
+
+
+def test_a_download_under_asgi_takes_no_memory_of_its_own_either(tmp_path: Path) -> None:
+    """Django gathers a plain iterator there: a file of 500 MB took the server to 570."""
+    from django.core.asgi import get_asgi_application
+
+    job = batchpipe.submit(requests(1), output=tmp_path / "out")
+    land(tmp_path)
+    size = 64_000_000
+    os.truncate(tmp_path / "out" / "output.jsonl", size)
+    cookie = boss().cookies.output(attrs=[], header="", sep=";").strip()
+    path = f"{LIST}{job.id}/output.jsonl"
+    got: list[int] = []
+
+    async def receive() -> Any:
+        if not got:
+            got.append(0)
+            return {"type": "http.request", "body": b"", "more_body": False}
+        return await asyncio.Event().wait()
+
+    async def send(message: Any) -> None:
+        got.append(len(message.get("body", b"")) if message["type"] == "http.response.body" else -message["status"])
+
+    scope = {
+        "type": "http",
+        "method": "GET",
+        "path": path,
+        "query_string": b"",
+        "headers": [(b"host", b"testserver"), (b"cookie", cookie.encode())],
+        "asgi": {"version": "3.0"},
+        "http_version": "1.1",
+    }
+    tracemalloc.start()
+    try:
+        asyncio.run(get_asgi_application()(scope, receive, send))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert (got[1], sum(got[2:])) == (-200, size)
+    assert peak < size / 4
+
+
+@pytest.mark.parametrize(
+    "chosen",
+    [[""], ["", " "], ["a/b"], [".."], ["x" * 5_000], ["job_x\n"], ["\ud800".encode("utf-8", "surrogatepass")]],
+)
+@pytest.mark.parametrize("action", ["cancel", "retry"])
+def test_a_post_that_names_no_job_is_answered_like_any_other(action: str, chosen: list[Any]) -> None:
+    """An empty name has no address to go back to: it was a 500."""
+    browser = boss()
+    for more in ({}, {"here": "1"}):
+        answer = browser.post(LIST, {"action": action, "job": chosen, "sure": "1", **more}, follow=True)
+        assert answer.status_code in (200, 404)
 
 
 def test_results_that_are_gone_are_a_message(tmp_path: Path) -> None:

@@ -126,8 +126,8 @@ class TestInputs:
         [
             ("/nothing", StorageTrouble, "input_missing"),
             ("/forbidden", InvalidInput, "input_denied"),
-            ("/broken", StorageTrouble, "storage_trouble"),
-            ("/cut", StorageTrouble, "storage_trouble"),
+            ("/broken", StorageTrouble, "input_unreachable"),
+            ("/cut", StorageTrouble, "input_unreachable"),
         ],
     )
     def test_trouble_on_the_web_is_told_apart(

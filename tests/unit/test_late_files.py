@@ -7,6 +7,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from batchpipe.jobs import Counts
 from batchpipe.openai_api import Snapshot
 from batchpipe.testing import FakeOpenAI, Pump
 from batchpipe.testing.provider import FakeBatch, FakeFile
@@ -107,3 +108,49 @@ def test_sweeps_do_not_wake_what_waits_for_late_files(tmp_path: Path) -> None:
         while pump.step() is not None:
             pass
     assert api.count("retrieve") < 40
+
+
+class Silent(Lagging):
+    """As Lagging, and it counts nothing, for ever or until its files have names."""
+
+    def __init__(self, counts: Counts, *, named: float = 0.0, whole: float = 0.0, counted: bool = False) -> None:
+        super().__init__(named=named, whole=whole)
+        self.counts, self.counted = counts, counted
+
+    def _snapshot(self, batch: FakeBatch) -> Snapshot:
+        shown = super()._snapshot(batch)
+        told = self.counted and self._is_past(self.named)
+        return shown if told else msgspec.structs.replace(shown, counts=self.counts)
+
+
+@pytest.mark.parametrize(
+    "api",
+    [
+        Silent(Counts(), named=40.0),
+        Silent(Counts(), named=MINUTES),
+        Silent(Counts(), whole=40.0),
+        Silent(Counts(total=0, completed=0, failed=0), named=MINUTES, counted=True),
+        Silent(Counts(total=10, completed=0, failed=0), named=40.0, counted=True),
+    ],
+    ids=["no counts", "no counts for minutes", "no counts and half a file", "zeros for minutes", "zeros of ten"],
+)
+def test_a_batch_that_is_completed_and_counts_nothing_is_waited_for(tmp_path: Path, api: Silent) -> None:
+    """It says that all was done: rows without a line are not taken for rows that were not run."""
+    pump = Pump(tmp_path, api=api)
+    job_id = pump.submit(ROWS)
+    pump.run_until_idle()
+    assert pump.outcomes(job_id) == ALL
+    assert (set(api.billed.values()), len(api.batches)) == ({1}, 1)
+
+
+@pytest.mark.parametrize("counts", [Counts(), Counts(total=0, completed=0, failed=0)], ids=["none", "zeros"])
+def test_a_completed_batch_that_never_tells_anything_is_not_paid_for_again(tmp_path: Path, counts: Counts) -> None:
+    """Its rows end missing, with that reason, and can be landed."""
+    api = Silent(counts, named=9e9)
+    pump = Pump(tmp_path, api=api)
+    job_id = pump.submit(ROWS)
+    pump.run_until_idle()
+    (shard,) = pump.shards(job_id)
+    assert (len(api.batches), shard.missing, shard.resend) == (1, 10, 0)
+    assert shard.error is not None
+    assert (shard.error.code, "may be paid" in shard.error.message) == ("output_file_missing", True)

@@ -333,10 +333,34 @@ def test_an_overdue_batch_is_cancelled_and_what_it_has_is_landed(world: World) -
 
 def test_a_batch_that_does_not_end_even_when_cancelled_is_given_up_a_day_later(world: World) -> None:
     """Nobody can know what became of its rows: they are missing for good, for they may be paid."""
-    assert isinstance(overdue(world, 3 * DAY, overdue_at=NOW + 60 - DAY), Move)
-    problem = overdue(world, 3 * DAY, overdue_at=NOW + 59 - DAY)
+    seen: dict[str, Any] = {"cancel_sent": True, "status": "cancelling"}
+    assert isinstance(overdue(world, 3 * DAY, overdue_at=NOW + 60 - DAY, snapshot_at=NOW + 59, **seen), Move)
+    problem = overdue(world, 3 * DAY, overdue_at=NOW - DAY, snapshot_at=NOW + 1, **seen)
     assert isinstance(problem, Problem)
     assert problem.code == "batch_stuck"
+
+
+def test_workers_that_were_away_for_days_look_before_they_give_a_batch_up(world: World) -> None:
+    """It may have ended meanwhile; and if nobody was there to cancel it, its time begins with the cancel."""
+    world.api.batches[world.batch_id].status = "in_progress"
+    move = overdue(world, 5 * DAY, overdue_at=NOW - 2 * DAY, snapshot_at=NOW - 2 * DAY, status="in_progress")
+    assert isinstance(move, Move)
+    assert (move.changes["cancel_sent"], move.changes["overdue_at"] > NOW - 60) == (True, True)
+    world.api.finish(world.batch_id, Status.CANCELLED, after=1)
+    move = overdue(world, 5 * DAY, overdue_at=NOW - 2 * DAY, cancel_sent=True)
+    assert isinstance(move, Move)
+    assert move.stage == Stage.ENDED
+
+
+def test_a_batch_that_names_answers_is_not_made_anew_for_a_full_queue(world: World) -> None:
+    """Some providers count nothing: what it names was run."""
+    batch = world.api.batches[world.batch_id]
+    world.api.finish(world.batch_id, Status.FAILED)
+    batch.counts, batch.output_file_id = Counts(), "file_out"
+    batch.errors = [BatchError(code="token_limit_exceeded", message="x")]
+    assert world.poll().stage == Stage.ENDED
+    batch.output_file_id = None
+    assert world.poll().stage == Stage.UPLOADED
 
 
 @pytest.mark.parametrize(

@@ -166,12 +166,12 @@ def test_a_hundred_models_in_turn_make_a_hundred_shards(tmp_path: Path) -> None:
     assert not before or len(os.listdir("/proc/self/fd")) <= before  # what is collected meanwhile is no leak
 
 
-def test_remote_shards_are_closed_for_good() -> None:
-    """An object cannot be continued: so the model gets another shard, and no row is lost."""
+def test_remote_shards_are_as_many_as_local_ones() -> None:
+    """An object cannot be continued: so it is gathered locally, and written when it is whole."""
     lines = [row(str(i), model=f"m{i % 10}") + b"\n" for i in range(40)]
     place = Place(b"".join(lines))
     found = place.prepare()
-    assert sum(shard.rows for shard in found.shards) == 40
+    assert [shard.rows for shard in found.shards] == [4] * 10
     assert lines == place.in_order(found)
 
 

@@ -161,12 +161,13 @@ class TestFolder:
                 folder.path(name)
 
     def test_a_local_copy_has_the_content(self, folder: Folder) -> None:
-        """The file itself where it is local, else one that is gone afterwards."""
+        """The file itself where it is local, else one without a name: a process that is killed leaves nothing."""
         put(folder, "x", b"data" * 1_000_000)
-        with folder.local_copy("x") as path:
-            assert Path(path).read_bytes() == b"data" * 1_000_000
-            assert stat.S_IMODE(os.stat(path).st_mode) == 0o600
-        assert folder.is_local == os.path.exists(path)
+        with folder.local_handle("x") as handle:
+            assert handle.read() == b"data" * 1_000_000
+            handle.seek(4)
+            assert handle.read(4) == b"data"
+            assert folder.is_local == (os.fstat(handle.fileno()).st_nlink == 1)
 
     def test_a_draft_can_pause_where_the_storage_can_continue(self, folder: Folder) -> None:
         """What was written stays, and the next write goes on behind it."""

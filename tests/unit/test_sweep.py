@@ -11,6 +11,7 @@ import fakeredis
 import pytest
 from pydantic import SecretStr
 
+import batchpipe.sweep as sweep_module
 from batchpipe.errors import Gone, Paused, Refused, Unavailable
 from batchpipe.jobs import Problem, Stage, State
 from batchpipe.settings import Account
@@ -252,6 +253,35 @@ def test_accounts_that_must_or_can_not_be_asked_are_passed_over(tmp_path: Path, 
         pump.job_turns.settings = pump.settings.model_copy(update={"accounts": {"default": account}})
     assert sweep(pump.job_turns, listing=True) == 0
     assert pump.api.count("iter_batches") == 0
+
+
+@pytest.mark.parametrize(("account", "said"), [("default", 1), ("sandbox", 0)])
+def test_an_account_that_is_not_in_the_settings_is_warned_of_once_and_that_of_a_sandbox_not_at_all(
+    tmp_path: Path,
+    chat_rows: Rows,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    account: str,
+    said: int,
+) -> None:
+    """A worker warned every minute, for a day, of the account of a `run --sandbox` that had long ended."""
+    monkeypatch.setattr(sweep_module, "_not_here", set())
+    key = Account(api_key=SecretStr("k"))
+    pump = Pump(tmp_path, api=FakeOpenAI(), accounts={account: key})
+    created(pump, chat_rows(1), account=account)
+    here = pump.settings.model_copy(update={"accounts": {}, "openai_api_key": None})
+    elsewhere, pump.job_turns.settings = pump.job_turns.settings, here
+    for _ in range(5):
+        pump.advance(LIST_SECONDS + 1)
+        assert sweep(pump.job_turns) >= 0
+    warned = [
+        record for record in caplog.records if "not listed" in record.getMessage() and record.levelname != "DEBUG"
+    ]
+    assert len(warned) == said
+
+    pump.job_turns.settings = elsewhere  # a worker that has it looks at once: its turn was not taken
+    sweep(pump.job_turns)
+    assert pump.api.count("iter_batches") == 1
 
 
 @pytest.mark.parametrize("index", [-1, 0])

@@ -13,8 +13,8 @@ from pydantic import SecretStr
 
 from batchpipe.errors import LeaseLost, StorageTrouble, Unavailable
 from batchpipe.fetching import FETCHES_AT_ONCE, Fetcher
+from batchpipe.least_rate import LeastRate
 from batchpipe.openai_api import Api
-from batchpipe.openai_api.transfers import LeastRate
 from batchpipe.sandbox import Sandbox
 from batchpipe.settings import Account
 from batchpipe.storage import Folder, partial

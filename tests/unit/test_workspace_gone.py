@@ -177,3 +177,14 @@ def test_a_storage_that_is_down_is_waited_for_as_long_as_it_takes(
         assert pump.job(job_id).state is State.RUNNING
     pass_time(pump, 200.0)
     assert pump.job(job_id).state is State.SUCCEEDED
+
+
+def test_a_salvaged_row_says_why_it_failed(pump: Pump, chat_rows: Rows) -> None:
+    """Also where its answer came with HTTP 200, as in any other job."""
+    job_id = running(pump, chat_rows(2))
+    shutil.rmtree(pump.job(job_id).workspace)
+    body = {"object": "response", "status": "failed", "error": {"code": "invalid_prompt", "message": "no"}}
+    pump.api.finish(next(iter(pump.api.batches)), rows={"r0": body})
+    pass_time(pump, 4_200.0)
+    (line,) = (Path(pump.job(job_id).output) / "errors.jsonl").read_bytes().splitlines()
+    assert orjson.loads(line)["error"]["code"] == "invalid_prompt"

@@ -15,10 +15,12 @@ NAME = "BATCHPIPE_VIEW_PERMISSION"
 MaySee = Callable[[HttpRequest, Any], bool]
 
 
-def staff(request: HttpRequest, job: Any) -> bool:
-    """The default: staff see every job, nobody else sees any."""
+def staff(request: HttpRequest, job: Any = None) -> bool:
+    """The default: staff with the permission to view jobs see every job, as in the admin; nobody else sees any."""
     user = getattr(request, "user", None)
-    return bool(user is not None and user.is_active and user.is_staff)
+    if user is None or not user.is_active or not user.is_staff:
+        return False
+    return bool(user.has_perm("batchpipe.view_job") or user.has_perm("batchpipe.change_job"))
 
 
 def owner_or_staff(request: HttpRequest, job: Any) -> bool:
@@ -26,7 +28,7 @@ def owner_or_staff(request: HttpRequest, job: Any) -> bool:
     user = getattr(request, "user", None)
     if user is None or not user.is_authenticated or not user.is_active:
         return False
-    return user.is_staff or ("user" in job.tags and str(job.tags["user"]) == str(user.pk))
+    return staff(request) or ("user" in job.tags and str(job.tags["user"]) == str(user.pk))
 
 
 #: Rules under which who is not logged in sees nothing, whatever there is.

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Generator
+from contextlib import suppress
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
+from asgiref.sync import sync_to_async
 from django.contrib import admin, messages
 from django.contrib.admin.utils import quote, unquote
 from django.core.exceptions import PermissionDenied
+from django.core.handlers.asgi import ASGIRequest
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect, StreamingHttpResponse
 from django.template.response import TemplateResponse
 from django.urls import path, reverse
@@ -17,6 +20,7 @@ from django.utils.html import format_html
 from batchpipe.contrib.django.models import Job
 from batchpipe.contrib.django.rows import job_row, moment
 from batchpipe.errors import BatchpipeError, InvalidInput, JobNotFound, SettingsError, StoreUnavailable
+from batchpipe.masking import printable
 
 if TYPE_CHECKING:
     from batchpipe import client
@@ -26,6 +30,10 @@ JOBS_PER_PAGE = 50
 MOST_SHARDS, MOST_EVENTS = 200, 200
 #: Shards of a job that a page adds up.
 MOST_MEASURED = 5_000
+#: Bytes of a file that are sent at once.
+CHUNK = 1 << 18
+#: Characters of a job's id.
+MOST_OF_A_NAME = 100
 #: Downloads, and what the page calls them.
 FILES = {"output": "rows that are ok", "errors": "rows that are not"}
 
@@ -94,7 +102,6 @@ class JobAdmin(admin.ModelAdmin):
     def download_view(self, request: HttpRequest, object_id: str, kind: str) -> HttpResponse:
         """A result file, streamed from wherever it lies."""
         from batchpipe.client import get_job
-        from batchpipe.places import results_place
 
         if not self.has_view_permission(request):
             raise PermissionDenied
@@ -103,7 +110,7 @@ class JobAdmin(admin.ModelAdmin):
             job = get_job(job_id)
             if kind not in FILES or job.to_dict(shards=False)[f"{_FIELD[kind]}_file"] is None:
                 raise Http404(f"job {job_id} has no such file")
-            place, name = results_place(job.record), f"{kind}.jsonl"
+            place, name = job.results_folder(), f"{kind}.jsonl"
             size = place.size(name)
         except JobNotFound as error:
             raise Http404(str(error)) from None
@@ -111,14 +118,18 @@ class JobAdmin(admin.ModelAdmin):
             messages.error(request, str(error))
             return HttpResponseRedirect(self._url("change", job_id))
         headers = {"Content-Disposition": f'attachment; filename="{job.id}-{name}"', "Content-Length": str(size)}
-        return StreamingHttpResponse(_chunks(place, name), content_type="application/x-ndjson", headers=headers)
+        chunks = _async_chunks(place, name) if isinstance(request, ASGIRequest) else _chunks(place, name)
+        return StreamingHttpResponse(chunks, content_type="application/x-ndjson", headers=headers)
 
     # -- actions ---------------------------------------------------------------------------------------------------
 
     def _act(self, request: HttpRequest) -> HttpResponse:
         if not self.has_change_permission(request):
             raise PermissionDenied
-        action, chosen = request.POST.get("action"), request.POST.getlist("job")[:JOBS_PER_PAGE]
+        action = request.POST.get("action")
+        # a name that no job has leads nowhere: an empty one has no address to go back to
+        names = (name.strip() for name in request.POST.getlist("job")[:JOBS_PER_PAGE])
+        chosen = [name for name in names if 0 < len(name) <= MOST_OF_A_NAME]
         if not chosen or action not in ("cancel", "retry"):
             messages.warning(request, "Choose jobs, and what to do with them.")
         elif action == "cancel" and "sure" not in request.POST:
@@ -230,11 +241,24 @@ def _detail(job_id: str) -> dict[str, Any]:
 
 
 def _event(event: dict[str, Any]) -> dict[str, Any]:
-    rest = {name: value for name, value in event.items() if name not in ("id", "at", "event")}
+    shown = {name: printable(value) if isinstance(value, str) else value for name, value in event.items()}
+    rest = {name: value for name, value in shown.items() if name not in ("id", "at", "event")}
     return {"at": moment(event["at"]), "name": event["event"], "rest": rest}
 
 
-def _chunks(place: Any, name: str) -> Iterator[bytes]:
+def _chunks(place: Any, name: str) -> Generator[bytes, None, None]:
     with place.reader(name) as file:
-        while chunk := file.read(1 << 16):
+        while chunk := file.read(CHUNK):
             yield chunk
+
+
+async def _async_chunks(place: Any, name: str) -> AsyncIterator[bytes]:
+    """The same for ASGI, where Django would gather a plain iterator before it sends anything. Read in threads."""
+    chunks = _chunks(place, name)
+    step = sync_to_async(lambda: next(chunks, b""), thread_sensitive=False)
+    try:
+        while chunk := await step():
+            yield chunk
+    finally:
+        with suppress(ValueError):  # a thread is still reading for who has gone: the file is closed with it
+            await sync_to_async(chunks.close, thread_sensitive=False)()

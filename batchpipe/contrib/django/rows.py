@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 from django.conf import settings
 from django.utils import timezone
 
+from batchpipe.masking import printable
+
 if TYPE_CHECKING:
     from batchpipe.client import Job
     from batchpipe.jobs import JobRecord, ShardRecord
@@ -85,11 +87,11 @@ def job_row(job: Job) -> dict[str, Any]:
     trouble = record.trouble.message if record.trouble is not None and not job.state.ended else telling(record)
     return {
         **view,
-        "title": job.name or job.id,
+        "title": printable(job.name or job.id),
         "progress": progress_of(job),
         "created": moment(view["created_at"]),
         "ended": moment(view["ended_at"]),
-        "trouble": trouble,
+        "trouble": printable(trouble) if trouble else None,
         "may_cancel": not job.state.ended and not record.cancel,
         "may_retry": job.state.ended and bool((record.failed or 0) + (record.missing or 0)),
     }

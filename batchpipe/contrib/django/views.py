@@ -10,7 +10,7 @@ from django.http import HttpRequest, JsonResponse
 from django.views.decorators.cache import never_cache
 from django.views.decorators.csrf import csrf_exempt
 
-from batchpipe.contrib.django.access import FOR_USERS, may_see
+from batchpipe.contrib.django.access import FOR_USERS, may_see, staff
 
 #: Jobs of one answer, and how many of the newest are looked at for those that the caller may see.
 MOST, LOOKED_AT = 100, 1_000
@@ -54,6 +54,8 @@ def job_list(request: HttpRequest) -> JsonResponse:
     allowed = may_see()
     if allowed in FOR_USERS and not _is_known(request):  # else the rule says whom to let see: nothing may be all of it
         return _forbidden(request)
+    if allowed is staff and not staff(request):  # none of them, so it is not said that there are none
+        return _forbidden(request)
     jobs = [job for job in list_jobs(state=request.GET.get("state") or None, limit=LOOKED_AT) if allowed(request, job)]
     return JsonResponse({"jobs": [job.to_dict(shards=False) for job in jobs[:limit]]})
 
@@ -80,7 +82,7 @@ def _is_known(request: HttpRequest) -> bool:
 
 def _forbidden(request: HttpRequest) -> JsonResponse:
     if _is_known(request):
-        return _error(403, "forbidden", "you may not see this job")
+        return _error(403, "forbidden", "you may not see this: batchpipe.view_job is asked for")
     return _error(401, "not_logged_in", "log in to see this")
 
 

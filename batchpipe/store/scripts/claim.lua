@@ -7,6 +7,11 @@ local token, lease = ARGV[7], tonumber(ARGV[8])
 local overran = 0
 local rec, job = KEYS[1], KEYS[2]
 if redis.call('EXISTS', rec) == 0 or redis.call('EXISTS', job) == 0 then return { 'gone' } end
+local queue = get(job, 'queue')
+if queue and queue ~= '' then -- a message was taken from it, though it may be void: see the sweep
+  redis.call('ZADD', ARGV[2] .. 'taken', num(now), queue)
+  redis.call('ZREMRANGEBYSCORE', ARGV[2] .. 'taken', '-inf', num(now - 172800))
+end
 if get(rec, 'epoch') ~= ARGV[4] then return { 'epoch' } end
 local stage = get(rec, 'stage')
 if string.find(ARGV[5], ',' .. stage .. ',', 1, true) == nil or get(rec, 'told') == '1' then return { 'stage' } end

@@ -1,7 +1,7 @@
 -- Take up an ended job again, to land shards that were given up: their batches are read anew. Nothing is sent again.
 -- KEYS 1 job, 3 due. ARGV: skew, prefix, id, token, lease, number of shards, then for each: index, its task ids
 -- -> {'ok', epoch of each shard...} | {'gone'} | {'running'} it has not ended | {'untold'} its end is still being told
---  | {'output'} another job that has not ended writes to its output
+--  | {'output'} its output is that of another job that is not closed
 local now = clock(ARGV[1])
 local prefix, id, token, lease, job, due = ARGV[2], ARGV[3], ARGV[4], ARGV[5], KEYS[1], KEYS[3]
 local count = tonumber(ARGV[6])
@@ -19,17 +19,11 @@ if get(job, 'last') == token then -- repeated by the client after a lost answer
 end
 if not ENDED[get(job, 'stage')] then return { 'running' } end
 if flag(job, 'told') == 0 then return { 'untold' } end
-local place = string.gsub(get(job, 'output') or '', '/+$', '')
-local owner = redis.call('GET', prefix .. 'output:' .. place)
-if owner and owner ~= id then
-  local state = get(prefix .. 'job:' .. owner, 'stage')
-  if state and not (ENDED[state] and flag(prefix .. 'job:' .. owner, 'told') == 1) then return { 'output' } end
-end
-redis.call('SET', prefix .. 'output:' .. place, id)
+if own(prefix, get(job, 'owns') or '[]', id) then return { 'output' } end
 
 for i = 1, count do
   local shard, member, task_ids = shard_of(i)
-  redis.call('HDEL', shard, 'error', 'trouble', 'unseen_at', 'unfound', 'overdue_at', 'fetches', 'backoff', 'snapshot_at',
+  redis.call('HDEL', shard, 'error', 'trouble', 'unseen_at', 'unfound', 'overdue_at', 'backoff', 'snapshot_at',
     'wake', 'cancel_sent', 'late_at', 'fetched')
   redis.call('HSET', shard, 'landing', '1', 'task_ids', task_ids)
   set_stage(shard, 'created', now)

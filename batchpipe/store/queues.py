@@ -1,0 +1,118 @@
+"""What is known of queues: who listens on them, when something was last taken from them, and what waits in them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from batchpipe.jobs import State
+from batchpipe.store.schedules import ScheduleRecords
+
+#: A worker says so often on which queues it listens, and counts as gone if it has not for so long. Seconds.
+LISTENING_PACE, LISTENING_SECONDS = 10.0, 35.0
+#: Records that one call of a script puts off.
+_CHUNK = 500
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """The newest message of a record: its queue, and when it was published (in the time of the records)."""
+
+    queue: str
+    published: float
+    own_queue: bool = False  #: that of a ``run``, which brings its worker
+
+
+class QueueRecords(ScheduleRecords):
+    """Two sorted sets by time, pruned as they grow: ``taken`` of queues, ``listening`` of queue, newline, worker."""
+
+    # -- listening -------------------------------------------------------------------------------------------------
+
+    @property
+    def _listening(self) -> str:
+        return f"{self.prefix}listening"
+
+    def note_listening(self, worker: str, queues: Iterable[str]) -> None:
+        """This worker takes from these queues just now."""
+        now = self.now()
+        pipe = self.client.pipeline(transaction=False)
+        if found := {f"{queue}\n{worker}": now for queue in queues}:
+            pipe.zadd(self._listening, found)
+        pipe.zremrangebyscore(self._listening, "-inf", f"{now - LISTENING_SECONDS:.6f}")
+        self._call(pipe.execute)
+
+    def forget_listening(self, worker: str, queues: Iterable[str]) -> None:
+        """This worker takes no more from these queues."""
+        if members := [f"{queue}\n{worker}" for queue in queues]:
+            self._call(self.client.zrem, self._listening, *members)
+
+    def listening(self) -> dict[str, list[str]]:
+        """Queue -> names of the workers that listen on it, as they have said themselves."""
+        since = f"{self.now() - LISTENING_SECONDS:.6f}"
+        found: dict[str, list[str]] = {}
+        for member in self._call(self.client.zrangebyscore, self._listening, since, "+inf"):
+            queue, _, worker = member.partition("\n")
+            found.setdefault(queue, []).append(worker)
+        return found
+
+    # -- taking ----------------------------------------------------------------------------------------------------
+
+    def note_taken(self, queue: str) -> None:
+        """A worker has taken a message from this queue. Claims say so themselves."""
+        self._call(self.client.zadd, f"{self.prefix}taken", {queue: self.now()})
+
+    def last_taken(self, queue: str) -> float:
+        """When a worker last took something of ours from this queue; 0: not within two days."""
+        return float(self._call(self.client.zscore, f"{self.prefix}taken", queue) or 0.0)
+
+    def pulse(self, name: str) -> tuple[float, float]:
+        """When beat's message of this name was last sent, and when a worker last took one; 0: never."""
+        sent, taken = self._call(self.client.hmget, f"{self.prefix}pulses", f"{name}:sent", f"{name}:taken")
+        return float(sent or 0.0), float(taken or 0.0)
+
+    def note_pulse(self, name: str, **times: float) -> None:
+        """Note ``sent`` or ``taken``."""
+        fields = {f"{name}:{what}": f"{at:.6f}" for what, at in times.items()}
+        self._call(self.client.hset, f"{self.prefix}pulses", mapping=fields)
+
+    def waiting(self, places: Sequence[tuple[str, int]]) -> list[Waiting | None]:
+        """The messages of these records (job id, index), None where there is no such job or record, or none of its
+        kind: of a running job only the rest of its shards is to be made due, and that waits in no queue.
+        """
+        jobs = list(dict.fromkeys(job_id for job_id, _ in places))
+        records = self._hashes([self._key(job_id, index) for job_id, index in places], ("stage", "next_at", "wait"))
+        found = self._hashes([self._job_key(job_id) for job_id in jobs], ("queue", "input_here"))
+        queues = dict(zip(jobs, found, strict=True))
+        return [_waiting(record, queues[job_id]) for (job_id, _), record in zip(places, records, strict=True)]
+
+    def bounce(self, job_id: str, index: int, epoch: int, seconds: float, *, small: tuple[int, int]) -> str:
+        """What becomes of a message that finds no free slot in its worker and would come back after ``seconds``.
+
+        ``later``; ``small`` (``small``: bytes and rows of a shard at most): it needs none; ``claim``: that says more.
+        """
+        member = self._member(job_id, index)
+        args = (self.prefix, epoch, seconds, self.lease_seconds, member, *small)
+        return str(self._run("bounce", self._keys(job_id, index), *args)[0])
+
+    def look_later(self, places: Sequence[tuple[str, int]], seconds: float) -> None:
+        """Nothing of these overdue records is lost: they are looked at again after so long."""
+        members = [self._member(job_id, index) for job_id, index in places]
+        for start in range(0, len(members), _CHUNK):
+            self._run("look_later", [f"{self.prefix}due"], seconds, *members[start : start + _CHUNK])
+
+
+def _waiting(record: Any, job: Any) -> Waiting | None:
+    """The message of a record, from what was read of it and of its job: for what is no hash, Redis' answer to that."""
+    if not isinstance(record, dict) or not isinstance(job, dict) or not job.get("queue"):
+        return None
+    if record.get("stage") == State.RUNNING:
+        return None
+    try:
+        published = float(record["next_at"]) - float(record.get("wait", 0))
+    except (KeyError, ValueError):  # who tries to wake it says that it cannot be read
+        return None
+    return Waiting(job["queue"], published, job.get("input_here") == "1")
+
+
+__all__ = ["LISTENING_PACE", "LISTENING_SECONDS", "QueueRecords", "Waiting"]

@@ -1,0 +1,218 @@
+"""A job that waits for a queue without a worker says so, wherever somebody looks at it or waits for it."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+import batchpipe
+from batchpipe import listeners, tasks
+from batchpipe.celery_app import make_app
+from batchpipe.celery_site import house_of, setup
+from batchpipe.cli import cli
+from batchpipe.client import Client
+from batchpipe.errors import StoreUnavailable
+from batchpipe.jobs import JobRecord
+from batchpipe.listeners import LOOK_SECONDS, SAY_SECONDS, Watch
+from batchpipe.settings import Settings, install_settings
+from batchpipe.store import Store
+
+Rows = Callable[..., list[dict[str, object]]]
+NOBODY = "no worker listens on queue deep; start one: `batchpipe worker --queues deep` (`batchpipe run` brings its own)"
+
+
+@pytest.fixture
+def client(redis_url: str, prefix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Client:
+    monkeypatch.setattr(listeners, "_said", {})
+    made = Client(Settings(_env_file=None, redis_url=redis_url, prefix=prefix, home=tmp_path / "home"))
+    tasks.install_app(make_app(made.settings))
+    return made
+
+
+@pytest.fixture
+def ask(
+    client: Client, redis_url: str, prefix: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[str, str]]:
+    """What a command prints on stdout and stderr."""
+    monkeypatch.setenv("BATCHPIPE_REDIS_URL", redis_url)
+    monkeypatch.setenv("BATCHPIPE_PREFIX", prefix)
+
+    def run(*arguments: str) -> tuple[str, str]:
+        cli.main(list(arguments), standalone_mode=False)
+        said = capsys.readouterr()
+        return said.out, said.err
+
+    return run
+
+
+def put(client: Client, job_id: str, **fields: Any) -> None:
+    client.store.client.hset(f"{client.store.prefix}job:{job_id}", mapping=dict[Any, Any](fields))
+
+
+def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if "no worker listens" in record.getMessage()]
+
+
+def test_commands_say_at_once_that_no_worker_listens_where_a_job_waits(
+    client: Client, chat_rows: Rows, ask: Callable[..., tuple[str, str]], tmp_path: Path
+) -> None:
+    """In one line of stderr where stdout is data; `status` and `list` on the page; not of jobs that have ended."""
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps(row) + "\n" for row in chat_rows(1)))
+    ours = "no worker listens on queue batchpipe; start one: `batchpipe worker` (`batchpipe run` brings its own)"
+    out, err = ask("submit", str(rows), "-o", str(tmp_path / "out"))
+    assert err == f"Warning: {ours}\n"
+    put(client, out.strip(), stage="succeeded", told="1")
+
+    job_id = client.submit(chat_rows(1), queue="deep").id
+    assert f"workers   {NOBODY}\n" in ask("status", job_id)[0]
+    assert ask("status", job_id, "--json")[1] == f"Warning: {NOBODY}\n"
+    assert [line.partition("  ! ")[2] for line in ask("list")[0].splitlines() if job_id in line] == [
+        "no worker on queue deep"
+    ]
+    found = {one["detail"]: one["verdict"] for one in json.loads(ask("doctor", "--json")[0])}
+    assert found["no worker listens on queue deep, and 1 job waits"] == "fail"
+
+    client.store.note_listening("w1", ["deep"])
+    assert "no worker" not in ask("status", job_id)[0] + ask("list")[0]
+    found = {one["detail"]: one["verdict"] for one in json.loads(ask("doctor", "--json")[0])}
+    assert found["1 on queue deep: w1"] == "ok"
+
+    client.store.forget_listening("w1", ["deep"])
+    put(client, job_id, stage="succeeded", told="1")
+    assert "no worker" not in ask("status", job_id)[0] + ask("list")[0]
+
+
+def test_a_submit_of_a_program_logs_that_no_worker_listens(
+    client: Client, chat_rows: Rows, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Once a minute and queue; it asks nobody, for a web request must not wait."""
+    install_settings(client.settings)
+    job = batchpipe.submit(chat_rows(1), queue="deep")
+    batchpipe.submit(chat_rows(1), queue="deep")
+    assert warnings(caplog) == [f"job {job.id} waits: {NOBODY}"]
+
+    caplog.clear()
+    client.store.note_listening("w1", ["batchpipe"])
+    batchpipe.submit(chat_rows(1))
+    assert warnings(caplog) == []
+
+
+def test_waiting_for_a_job_without_a_worker_warns_with_what_to_start(
+    client: Client, chat_rows: Rows, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listeners, "FIRST_LOOK_SECONDS", 0.0)
+    job = client.submit(chat_rows(1), queue="deep")
+    with pytest.raises(TimeoutError):
+        job.wait(timeout=0.3)
+    assert warnings(caplog) == [f"job {job.id} waits: {NOBODY}"]
+    assert {record.levelno for record in caplog.records if "no worker" in record.getMessage()} == {logging.WARNING}
+
+
+def test_who_waits_is_told_again_each_minute_and_no_longer_once_a_worker_listens(
+    client: Client, chat_rows: Rows
+) -> None:
+    at, said = [0.0], list[str]()
+    job = client.submit(chat_rows(1), queue="deep").record
+    watch = Watch(client.store, client.settings, said.append, clock=lambda: at[0])
+    for _ in range(3):
+        at[0] += SAY_SECONDS
+        watch(job)
+        watch(job)
+    assert said == [f"job {job.id} waits: {NOBODY}"] * 3
+    client.store.note_listening("w1", ["deep"])
+    at[0] += SAY_SECONDS
+    watch(job)
+    client.store.forget_listening("w1", ["deep"])
+    at[0] += LOOK_SECONDS
+    watch(job.evolve(told=True))
+    assert len(said) == 3
+
+
+def test_a_job_of_a_run_names_wait_and_not_while_its_worker_starts(client: Client, chat_rows: Rows) -> None:
+    job = client.submit(chat_rows(1), queue="batchpipe.run.x", own_queue=True).record
+    assert listeners.missing_worker(client.store, client.settings, job) == ""
+    old = job.evolve(created_at=job.created_at - 60)
+    said = listeners.missing_worker(client.store, client.settings, old)
+    assert said == f"no worker listens on queue batchpipe.run.x; start one: `batchpipe wait {job.id}`"
+
+
+def test_a_redis_that_is_away_fails_no_submit_for_the_look(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Away(Store):
+        def listening(self) -> dict[str, list[str]]:
+            raise StoreUnavailable("away")
+
+    listeners.warn_of_submit(Away(client.store.client), client.settings, JobRecord(id="job_x", queue="deep"))
+
+
+def test_a_worker_says_where_it_listens_until_it_is_told_to_stop(client: Client) -> None:
+    """Of its consumer, so also what `celery control add_consumer` adds."""
+    install_settings(client.settings)
+    app = make_app(client.settings)
+    setup(app)
+    house, queues = house_of(app), [SimpleNamespace(name="a"), SimpleNamespace(name="b")]
+    consumer = SimpleNamespace(hostname="w1", task_consumer=SimpleNamespace(queues=queues))
+    told: list[dict[str, list[str]]] = []
+
+    class Stopping:
+        """Is asked between two notes: the second time it is over."""
+
+        def wait(self, seconds: float) -> bool:
+            told.append(client.store.listening())
+            queues.pop()
+            return len(told) == 2
+
+    house.stopping = Stopping()  # type: ignore[assignment]
+    house._say_where_it_listens(consumer)
+    assert told == [{"a": ["w1"], "b": ["w1"]}, {"a": ["w1"]}]
+    assert client.store.listening() == {}
+
+
+def test_a_worker_that_was_killed_is_forgotten(store: Store, clock: Any) -> None:
+    store.note_listening("w1", ["a"])
+    clock.advance(36)
+    assert store.listening() == {}
+    store.note_listening("w2", ["b"])
+    assert store.client.zcard(f"{store.prefix}listening") == 1
+
+
+@pytest.mark.parametrize(("account", "queue"), [("default", "batchpipe"), ("sandbox", "batchpipe.run.")])
+def test_a_retry_of_a_job_of_run_goes_where_a_worker_can_be(
+    client: Client, chat_rows: Rows, monkeypatch: pytest.MonkeyPatch, account: str, queue: str
+) -> None:
+    """To the default queue; but to one of its own where only `wait` brings the sandbox that it needs."""
+    old = client.submit(chat_rows(1), queue="batchpipe.run.x", own_queue=True, account=account)
+    put(client, old.id, stage="partial", told="1", failed="1")
+    monkeypatch.setattr(Client, "_failed_requests", lambda self, job: iter([b'{"custom_id": "r0"}\n']))
+    again = client.retry(old.id).record
+    assert again.queue.startswith(queue)
+    assert again.queue != old.record.queue
+    assert again.input_here == (account == "sandbox")
+
+
+def test_doctor_forgets_the_trouble_of_jobs_that_have_ended(
+    client: Client, chat_rows: Rows, ask: Callable[..., tuple[str, str]]
+) -> None:
+    """One whose end is still being told may have had trouble before: that is over."""
+    trouble = '{"code": "x", "message": "the disk is full"}'
+    job, told = client.submit(chat_rows(1)), client.submit(chat_rows(1))
+    put(client, job.id, trouble=trouble)
+    put(client, told.id, trouble=trouble, stage="failed", told="1")
+
+    def said() -> list[str]:
+        return [one["detail"] for one in json.loads(ask("doctor", "--json")[0]) if one["what"] in ("jobs", "workers")]
+
+    assert said() == [
+        f"1 job in trouble: {job.id}: the disk is full",
+        "no worker listens on queue batchpipe, and 1 job waits",
+    ]
+    put(client, job.id, stage="succeeded")
+    assert said() == ["no worker listens on queue batchpipe, and 1 job waits"]
+    put(client, job.id, told="1")
+    assert said() == ["no worker listens on queue batchpipe"]
