@@ -39,7 +39,7 @@ MUTATIONS = {
         "settle", "or recorded or get(rec, 'stage') ~= 'uploaded'", ""
     ),
     "a further call keeps the time of the empty look": Mutation(
-        "intent", "redis.call('HDEL', KEYS[1], 'empty_at')", ""
+        "intent", "redis.call('HDEL', KEYS[1], 'empty_at', 'named')", "redis.call('HDEL', KEYS[1], 'named')"
     ),
     "a cancelled job is given a further round": Mutation("plan", "if flag(job, 'cancel') == 1 then", "if false then"),
     "an intent does not tell of the cancel": Mutation(

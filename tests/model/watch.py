@@ -41,8 +41,8 @@ _FENCED = ("renew", "save", "advance", "intent", "draft", "plan", "finish", "exp
 _ROUND_FIELDS = ("round", "total", "order_files", "order_file", "shards", "open")
 
 
-class Broken(AssertionError):
-    """A promise of the protocol does not hold."""
+class Broken(BaseException):
+    """A promise of the protocol does not hold. No Exception: a turn takes any of these for its trouble, and goes on."""
 
 
 def hold(promise: bool, words: str, *facts: object) -> None:
