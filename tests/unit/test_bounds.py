@@ -12,6 +12,7 @@ from click.testing import CliRunner
 
 from batchpipe import tasks
 from batchpipe.cli import cli
+from batchpipe.cli.house import emit_parts
 from batchpipe.cli.status import MOST_LINES, _print_shards, _Seen
 from batchpipe.client import WOKEN_AT_ONCE, Client
 from batchpipe.errors import InvalidInput, Refused
@@ -185,6 +186,14 @@ def test_the_text_in_parts_is_that_of_the_view(count: int, ok: int | None) -> No
     job = JobRecord(id="job_x", ok=ok, round=1, name="日本 \n", shards=count)
     whole = pretty(job_view(job, many(count)))
     assert b"".join(json_of_job(job, lambda: many(count))) == whole
+
+
+def test_json_in_parts_has_its_control_characters_written_out(capfd: pytest.CaptureFixture[str]) -> None:
+    job = JobRecord(id="job_x", name="a\u202eb\x9b")
+    emit_parts(json_of_job(job, lambda: many(1)))
+    printed = capfd.readouterr().out
+    assert not {"\u202e", "\x9b"} & set(printed)
+    assert orjson.loads(printed)["name"] == job.name
 
 
 def test_status_shows_what_is_in_trouble_and_sums_of_the_rest(capsys: pytest.CaptureFixture[str]) -> None:
