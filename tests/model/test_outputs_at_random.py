@@ -145,9 +145,9 @@ class Outputs(RuleBasedStateMachine):
         self.stack.enter_context(mock.patch("os.replace", self._mortal(real)))
 
     def _mortal(self, function: Callable[..., None]) -> Callable[..., None]:
-        def call(*args: Any) -> None:
+        def call(*args: Any, **named: Any) -> None:
             self.mortal()
-            function(*args)
+            function(*args, **named)
 
         return call
 
