@@ -31,7 +31,7 @@ from batchpipe.client import default_client
 from batchpipe.errors import BatchpipeError, SettingsError
 from batchpipe.logs import brief_trouble, quiet_pulse
 from batchpipe.openai_api import warm_up
-from batchpipe.settings import Settings, current_settings, install_site, load_settings
+from batchpipe.settings import Settings, current_settings, install_site, is_path_safe, load_settings
 from batchpipe.site_settings import SiteSettings
 from batchpipe.store import LISTENING_PACE
 from batchpipe.sweep import sweep
@@ -223,7 +223,7 @@ def _with_route(routes: Any, ours: dict[str, Any], instead_of: dict[str, Any]) -
 
 def load_app(name: str) -> Celery:
     """The site's app by its name, as ``celery -A`` takes it, with the site loaded. Raises SettingsError."""
-    trusted = not sys.flags.safe_path  # else a service works where others may put files
+    trusted = not is_path_safe()  # else a service works where others may put files
     if trusted and (here := os.getcwd()) not in sys.path:  # a site's modules lie beside each other, loaded one by one
         sys.path.insert(0, here)
     try:

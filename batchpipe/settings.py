@@ -554,6 +554,13 @@ def bare_environment() -> dict[str, str]:
     return {name: os.environ[name] for name in wanted if name in os.environ}
 
 
+def is_path_safe() -> bool:
+    """Whether no module may be taken from the current folder. Our own ``-P``, for the worker of a ``run``, does not
+    mean that.
+    """
+    return bool(os.environ.get("PYTHONSAFEPATH"))
+
+
 def use_sandbox() -> None:
     """Make the account ``default`` of this process, and of those that it starts, a sandbox: as if SANDBOX were set."""
     os.environ[f"{PREFIX}SANDBOX"] = "true"

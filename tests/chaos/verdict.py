@@ -184,7 +184,8 @@ def _judge_what_is_left(verdict: Verdict, job: Job, record: JobRecord, billed: d
 
 def _results(lane: Lane, record: JobRecord) -> tuple[list[Any], list[Any]]:
     """The lines of a job's two files, from where the handle says that they are; they must be what it iterates over."""
-    handle = Handle(record, cast(Any, SimpleNamespace(store=lane.store)))
+    settings = SimpleNamespace(roots=lambda: ())  # places anywhere
+    handle = Handle(record, cast(Any, SimpleNamespace(store=lane.store, settings=settings)))
     result = handle.result()
     ok, other = (_read(Path(place)) if place else [] for place in (result.output_file, result.error_file))
     told = Counter("ok" if outcome.state == "ok" else "other" for outcome in handle.results())
