@@ -89,7 +89,7 @@ def _about(said: Said) -> Iterator[tuple[str, bool]]:
     for place in (value, value and value.get("batch"), value and value.get("data")):
         if isinstance(place, dict) and text(place.get("id")) and (fine or _is_batch(place)):
             yield place["id"], True
-    if said.location and (found := _LOCATION.search(unquote(urlsplit(said.location).path))):
+    if found := _LOCATION.search(_path(said.location)):
         yield found[1], True
     if value is None and fine and (first := _ID.search(said.content)):  # broken off
         yield first[1].decode(errors="replace"), True
@@ -99,6 +99,13 @@ def _mentioned(said: Said) -> Iterator[tuple[str, bool]]:
     for pattern in (_BATCH_ID, _IN_WORDS):
         for match in islice(pattern.finditer(said.content), MOST_NAMED):
             yield (match[1] if match.re.groups else match[0]).decode(errors="replace"), False
+
+
+def _path(url: str) -> str:
+    try:
+        return unquote(urlsplit(url).path)
+    except ValueError:  # brackets that are no address
+        return ""
 
 
 def _is_batch(value: dict[str, Any]) -> bool:

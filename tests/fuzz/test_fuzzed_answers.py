@@ -242,7 +242,7 @@ def is_clear_no(answer: Answer, error: BatchpipeError) -> bool:
     """A 4xx in the provider's name: neither a time-out nor a page of somebody on the way."""
     message = answer.message()
     status = int(message[9:12]) if message[:9] == b"HTTP/1.1 " and message[9:12].isdigit() else 0
-    return 400 <= status < 500 and status != 408 and (status != 404 or isinstance(error, Gone))
+    return 400 <= status < 500 and status != 408 and (status != 404 or isinstance(error, Gone | Paused))
 
 
 def test_every_answer_to_a_create_call_is_sound(provider: Provider) -> None:
@@ -311,6 +311,13 @@ def test_a_redirect_does_not_repeat_a_create_call(provider: Provider, status: in
 
 
 # -- shapes that had been mistakes ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("status", [200, 300, 400])
+def test_an_address_that_is_none_in_an_answer_to_a_create_call_names_no_batch(provider: Provider, status: int) -> None:
+    """``urlsplit`` raises for it."""
+    found = outcome(provider, create, Answer(status, ((b"Location", b"http://[::1"),), b"{}"))
+    assert type(found) is (Refused if status == 400 else Unanswered)
 
 
 @pytest.mark.parametrize("charset", [b"hex", b"rot13", b"undefined", b"idna", b"punycode", b"utf-16", b"zip"])
