@@ -122,6 +122,11 @@ class Answers:
             what += "; whose answer it is, and so what is paid, nobody knows"
         self.unreadable = self.unreadable or Problem(code="answer_unreadable", message=what)
 
+    @property
+    def has_unreadable(self) -> bool:
+        """A line is whole and does not parse: in a file that is shorter than told, it may be what was cut."""
+        return bool(self.unread or self._unread)
+
     def lacking(self, shard: ShardRecord) -> int:
         """Rows that the provider counts and of which no line came, not even one that nobody can read."""
         told = min(counted_answers(shard), shard.rows)

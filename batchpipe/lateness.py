@@ -16,6 +16,8 @@ CANCELLED_SECONDS = 600.0
 UNPAID_SECONDS = 600.0
 #: Between two looks: a quarter of the time that was waited, but at least this.
 _SHORTEST_PAUSE = 2.0
+#: A queue may keep a look waiting so long, or as long as it was put off, before that time counts as without a look.
+_SHORTEST_LAPSE = 10.0
 
 
 def wait_for_files(
@@ -45,6 +47,19 @@ def wait_for_files(
     told = {"late_at": since, "trouble": Problem(code=code, message=message)}
     events = [(code, {"message": message})] if shard.late_at is None else []
     return Move(stage=stage, after=pause, changes={**(changes or {}), **told}, events=events)
+
+
+def attended(shard: ShardRecord, now: float) -> ShardRecord:
+    """The shard, its waits begun later by the time in which it was due and nobody looked.
+
+    Workers may have been away, or Redis' clock leapt: neither gave the provider a chance to show what lacks, and the
+    verdict over paid rows hangs on these waits.
+    """
+    unattended = now - shard.next_at - max(shard.wait, _SHORTEST_LAPSE)
+    if unattended <= 0.0:
+        return shard
+    waits = {name: since for name in ("late_at", "unseen_at", "refused_at") if (since := getattr(shard, name))}
+    return shard.evolve(**{name: min(since + unattended, now) for name, since in waits.items()}) if waits else shard
 
 
 def utc(at: float) -> str:

@@ -26,6 +26,7 @@ from batchpipe.errors import (
 )
 from batchpipe.errors import Refused as ProviderRefused
 from batchpipe.jobs import LONGEST_PAUSE, JobRecord, Move, Problem, ShardRecord, Stage
+from batchpipe.lateness import attended
 from batchpipe.limits import turn_deadline
 from batchpipe.logs import about
 from batchpipe.openai_api import Api, Snapshot
@@ -106,8 +107,9 @@ class ShardTurns(Turns):
             return error
 
     def _step(self, link: str, lease: Lease, api: Api | Exception) -> Move | Over | _Failed:
-        job, shard = lease.job, lease.shard
-        assert shard is not None
+        assert lease.shard is not None
+        job, shard = lease.job, attended(lease.shard, self.store.now())
+        lease.shard = shard
         workspace = workspace_of(job, self.settings)
         if job.cancel and link in ("upload", "create") and not _is_committed(shard):
             return self._abandon(lease, workspace, Problem(code="cancelled", message="the job was cancelled"))

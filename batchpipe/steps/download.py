@@ -175,7 +175,7 @@ class _Waits:
         elif not self.job.cancel and answers.leaves_out(shard):
             code = _ANSWERS if tells_nothing(shard) else _UNCOUNTED
             what = left_out(shard, answers.answered)
-        elif answers.suspect and not (settled and answers.is_counted(shard)):
+        elif answers.suspect and (answers.has_unreadable or not (settled and answers.is_counted(shard))):
             what = answers.suspect
         elif answers.unreadable and not settled:
             what = f"{answers.unreadable.message}: the file may be cut short, and is fetched once more"

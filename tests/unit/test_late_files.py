@@ -71,6 +71,18 @@ def test_that_files_are_waited_for_is_said(tmp_path: Path) -> None:
     assert [event["event"] for event in pump.store.read_log(job_id)].count("files_late") == 1
 
 
+def test_time_in_which_nobody_looked_is_no_patience(tmp_path: Path) -> None:
+    """Redis' clock leaps by a day, or the workers are away for one: the files come some minutes later, and are landed."""
+    api = Lagging(named=90_000.0)
+    pump = Pump(tmp_path, api=api, files_patience_seconds=7_200)
+    job_id = pump.submit(ROWS)
+    with pytest.raises(TimeoutError):
+        pump.run_until_idle(300.0)
+    pump.at += 86_400.0
+    pump.run_until_idle()
+    assert (pump.outcomes(job_id), len(api.batches)) == (ALL, 1)
+
+
 def test_files_that_never_come_end_as_missing_rows_that_are_not_sent_again(tmp_path: Path) -> None:
     """After the patience of the settings."""
     api = Lagging(named=9e9)
