@@ -102,8 +102,8 @@ class _Api:
 
     async def list_files(self, request: Request) -> Response:
         purpose = request.query_params.get("purpose")
-        records = [file for file in self._world.files.all() if purpose in (None, file.purpose)]
-        records = [file for file in records if file.project == request.state.project]
+        records = self._world.files.of_project(request.state.project)
+        records = [file for file in records if purpose in (None, file.purpose)]
         order = request.query_params.get("order", "desc")
         if order not in ("asc", "desc"):
             raise ApiError(400, f"Invalid value: '{order}'. Supported values are: 'asc' and 'desc'.", param="order")

@@ -58,6 +58,8 @@ class FileStore:
         self._lock = threading.Lock()
         self._files: dict[str, FileRecord] = {}
         self._seq = 0
+        #: Files that a key of another project asked for, or did not find in its list.
+        self.hidden: set[str] = set()
         folder.mkdir(parents=True, exist_ok=True)
         self._load()
 
@@ -115,7 +117,10 @@ class FileStore:
         """The record, or a 404, also where it is not of this project."""
         with self._lock:
             record = self._files.get(file_id)
-        if record is None or self._expired(record) or project not in (None, record.project):
+        if record is None or self._expired(record):
+            raise ApiError(404, f"No such File object: {file_id}", param="id")
+        if project not in (None, record.project):
+            self.hidden.add(file_id)
             raise ApiError(404, f"No such File object: {file_id}", param="id")
         return record
 
@@ -143,6 +148,12 @@ class FileStore:
                 self._remove(record.id)
         return [record for record in records if not self._expired(record)]
 
+    def of_project(self, project: str) -> list[FileRecord]:
+        """The files that keys of this project see, oldest first."""
+        records = self.all()
+        self.hidden.update(record.id for record in records if record.project != project)
+        return [record for record in records if record.project == project]
+
     def delete(self, file_id: str) -> None:
         """Remove a file, or a 404. A batch that reads it goes on: it holds a link of its own."""
         self.get(file_id)
@@ -163,6 +174,7 @@ class FileStore:
     def _remove(self, file_id: str) -> None:
         with self._lock:
             self._files.pop(file_id, None)
+        self.hidden.discard(file_id)
         self._data(file_id).unlink(missing_ok=True)
         (self._folder / f"{file_id}.json").unlink(missing_ok=True)
 

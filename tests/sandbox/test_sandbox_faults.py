@@ -200,6 +200,17 @@ def test_two_projects_can_become_one(api, client, sandbox, rows):
     assert other.files.retrieve(batch.input_file_id).id == batch.input_file_id
 
 
+def test_it_knows_which_files_a_key_of_another_project_did_not_see(api, client, sandbox, rows):
+    """Such a key could not delete them."""
+    files = [api.create(rows(1)).input_file_id for _ in range(2)]
+    other = client.with_options(project="proj_other")
+    with pytest.raises(openai.NotFoundError):
+        other.files.delete(files[0])
+    assert sandbox.files.hidden == {files[0]}
+    assert other.files.list().data == []
+    assert sandbox.files.hidden == set(files)
+
+
 def test_metadata_can_be_kept_back(api, client, sandbox, rows):
     """Some providers do not echo it. Here only in the list."""
     batch = api.create(rows(1), metadata={"a": "b"})

@@ -72,7 +72,7 @@ def test_that_files_are_waited_for_is_said(tmp_path: Path) -> None:
 
 
 def test_time_in_which_nobody_looked_is_no_patience(tmp_path: Path) -> None:
-    """Redis' clock leaps by a day, or the workers are away for one: the files come some minutes later, and are landed."""
+    """Redis' clock leaps by a day, or the workers are away for one: files that come later are landed."""
     api = Lagging(named=90_000.0)
     pump = Pump(tmp_path, api=api, files_patience_seconds=7_200)
     job_id = pump.submit(ROWS)
