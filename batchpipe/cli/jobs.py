@@ -83,13 +83,18 @@ def list_command(state: str | None, limit: int, as_json: bool) -> None:
         counts = f"{number(rows['ok'])}/{number(rows['total'])}"
         out(
             f"{job.id:<23}  {_state(job):<11}  {clock(job.record.created_at)}  "
-            f"{counts:>15}  {job.name or without_secrets(job.record.input)}"
+            f"{counts:>15}  {name_of(job.record)}"
             + (f"  ! {_brief(job.error)}" if job.error else "")
             + (f"  ! held: {_brief(job.record.hold)}" if job.record.hold and not job.state.ended else "")
             + ("  ! receivers not told" if telling(job.record) else "")
             + (f"  ! no worker on queue {job.record.queue}" if _waits_in(silent, job.record) else "")
         )
     return None
+
+
+def name_of(job: JobRecord) -> str:
+    """What a person knows the job by. Of rows that a program gave, our copy of them says less than key or output."""
+    return job.name or ((job.key or job.output) if job.spooled else "") or without_secrets(job.input)
 
 
 def _state(job: Any) -> str:

@@ -20,7 +20,19 @@ def place(new_place: Callable[..., Place]) -> Place:
     [
         ({"BATCHPIPE_REDIS_URL": "foo"}, "BATCHPIPE_REDIS_URL"),
         ({"BATCHPIPE_REDIS_URL": "redis://h:secret-word/0"}, "BATCHPIPE_REDIS_URL"),
-        ({"BATCHPIPE_REDIS_URL": "redis://127.0.0.1:1/0"}, "Redis: ConnectionError"),
+        (
+            {"BATCHPIPE_REDIS_URL": "redis://127.0.0.1:1/0"},
+            "Redis at 127.0.0.1:1 cannot be reached: Connection refused; ",
+        ),
+        (
+            {"BATCHPIPE_REDIS_URL": "redis://:secret-word@127.0.0.1:1/0"},
+            "start it (redis-server), or set BATCHPIPE_REDIS_URL",
+        ),
+        ({"BATCHPIPE_REDIS_URL": "unix:///nowhere/redis.sock"}, "Redis at /nowhere/redis.sock cannot be reached: "),
+        (
+            {"BATCHPIPE_REDIS_URL": "redis://no-such-host.invalid/0"},
+            "Redis at no-such-host.invalid:6379 cannot be reached: ",
+        ),
         ({"BATCHPIPE_BROKER_URL": "foo://x"}, "BATCHPIPE_BROKER_URL"),
         ({"BATCHPIPE_LEASE_SECONDS": "inf"}, "BATCHPIPE_LEASE_SECONDS"),
     ],
