@@ -53,7 +53,7 @@ def test_a_mistyped_command_is_told_the_nearest_one(typed: str, says: str) -> No
     [
         (JobRecord(id="job_1", name="nightly", input="/in.jsonl", output="/out"), "nightly"),
         (JobRecord(id="job_1", input="/in.jsonl", output="/out", key="monday"), "/in.jsonl"),
-        (JobRecord(id="job_1", input="https://user:word@host/in.jsonl"), "https://***@host/in.jsonl"),
+        (JobRecord(id="job_1", input="https://user:word@host/in.jsonl"), "https://user:***@host/in.jsonl"),
         (JobRecord(id="job_1", input="/out/.batchpipe/job_1/input.jsonl", spooled=True, output="/out"), "/out"),
         (
             JobRecord(id="job_1", input="/out/.batchpipe/job_1/input.jsonl", spooled=True, output="/out", key="monday"),
