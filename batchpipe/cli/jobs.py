@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -48,11 +51,24 @@ def submit_command(input: str, metadata: Any, extra: Any, account: str | None, *
         raise click.UsageError(f"the account {account!r} exists only during `batchpipe run --sandbox`")
     source = input_of(input)
     client = open_client()
-    job = client.submit(source, account=account or "default", metadata=dict(metadata), extra=dict(extra), **options)
+    with _messages_told():
+        job = client.submit(source, account=account or "default", metadata=dict(metadata), extra=dict(extra), **options)
     if job.record.output != absolute(options["output"]):
         say(f"this key is known: its job reads {without_secrets(job.record.input)} and writes to {job.record.output}")
     _warn_of(missing_worker(client.store, client.settings, job.record))
     out(job.id)
+
+
+@contextmanager
+def _messages_told() -> Iterator[None]:
+    """Say what keeps messages from the broker: the job is recorded all the same, and a person should mend it."""
+    logger, handler = logging.getLogger("batchpipe.turns"), logging.Handler(logging.WARNING)
+    handler.emit = lambda record: say(f"Warning: {record.getMessage()}")  # type: ignore[method-assign]
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
 
 
 def _warn_of(nobody: str) -> None:

@@ -45,6 +45,19 @@ def test_a_setting_that_cannot_work_is_named(place: Place, settings: dict[str, s
     assert "secret-word" not in done.err
 
 
+def test_a_broker_that_is_not_there_is_said_by_a_submit_that_is_recorded(place: Place) -> None:
+    """A sweep sends its message later; a person should hear of it now."""
+    done = place.run(
+        "submit", place.input(1), "-o", "later", env={"BATCHPIPE_BROKER_URL": "redis://:word@127.0.0.1:1/0"}
+    )
+    assert done.code == 0
+    assert done.out.startswith("job_")
+    assert done.err == (
+        "Warning: not sent to the workers yet, a sweep will do that: the broker cannot be reached: 127.0.0.1:1. "
+        "Connection refused; start it, or mend BATCHPIPE_BROKER_URL (without it: BATCHPIPE_REDIS_URL)\n"
+    )
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
