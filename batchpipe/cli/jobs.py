@@ -14,6 +14,7 @@ import click
 from batchpipe.cli.house import (
     Place,
     clock,
+    counted,
     emit_json,
     emit_parts,
     input_of,
@@ -207,10 +208,11 @@ def resume_command(account: str) -> None:
         return say(f"{account} goes on: its rows are sent again" if goes_on else f"{account} is not held")
     paused, woken = client.resume(account)
     if paused:
-        return say(f"account {account!r} goes on: {woken} shard(s) at once")
+        return say(f"account {account!r} goes on: {counted(woken, 'shard')} at once")
     known = account.lower() in {"default", SANDBOX_ACCOUNT, *client.settings.accounts}
     if woken:
-        return say(f"account {account!r} is not paused; {woken} shard(s) that waited for a person look again at once")
+        shards = counted(woken, "shard")
+        return say(f"account {account!r} is not paused; what waited for a person goes on at once: {shards}")
     return say(f"account {account!r} is not paused" + ("" if known else ", and not in the settings of this host"))
 
 
@@ -243,7 +245,8 @@ def validate_command(input: str, endpoint: str, max_rows: int | None, max_bytes:
     if as_json:
         return emit_json({"rows": found.rows, "bytes": found.bytes, "shards": len(found.shards), "models": models})
     words = ", ".join(f"{model or 'no model'} ({number(rows)})" for model, rows in models.items())
-    say(f"ok: {number(found.rows)} rows, {number(found.bytes)} bytes, {len(found.shards)} shard(s); {words}")
+    parts = ((found.rows, "row"), (found.bytes, "byte"), (len(found.shards), "shard"))
+    say(f"ok: {', '.join(counted(*part) for part in parts)}; {words}")
     return None
 
 

@@ -102,15 +102,15 @@ def test_a_sandbox_asked_for_on_the_command_line_is_met_by_an_app_that_has_read_
     monkeypatch.setenv("BATCHPIPE_SANDBOX", "false")
     app, other = make_app("shop"), make_app("other")
     batch, elsewhere = BatchPipe(app), BatchPipe(other)
-    assert not current_settings().sandbox
+    assert not current_settings().is_sandbox("default")
     with app.app_context():
         use_sandbox()
         assert batch.settings.is_sandbox("default")
-        assert current_settings().sandbox
-    assert not elsewhere.settings.sandbox
+        assert current_settings().is_sandbox("default")
+    assert not elsewhere.settings.is_sandbox("default")
 
     use_sandbox()  # outside of any context: of the last one
-    assert elsewhere.settings.sandbox
+    assert elsewhere.settings.is_sandbox("default")
     assert current_settings() is elsewhere.settings
 
 
