@@ -89,6 +89,7 @@ def _configuration(settings: Settings) -> dict[str, Any]:
         "task_track_started": True,
         "worker_max_tasks_per_child": 1_000,
         "worker_hijack_root_logger": False,
+        "worker_redirect_stdouts_level": "INFO",  # what a task or receiver prints is no warning
         "beat_schedule": beat_schedule(settings),
     }
 

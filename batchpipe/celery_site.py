@@ -150,7 +150,9 @@ class _House:
             for finding in found:
                 logger.log(logging.ERROR if finding.fatal else logging.WARNING, "%s", finding)
             if lacking := _lacks_keys(current_settings()):
-                logger.warning("this worker cannot call the provider: %s", lacking)
+                logger.warning(
+                    "this worker cannot call the provider: %s; `batchpipe worker --sandbox` needs none", lacking
+                )
         except SettingsError as error:
             logger.error("batchpipe's tasks cannot run here: %s", error)
 

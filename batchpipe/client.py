@@ -102,7 +102,7 @@ class Client:
         if not self.durable and not self.settings.is_sandbox(account):
             raise SettingsError(
                 "no redis-server was found, and the built-in stand-in forgets what was paid for when it stops: install "
-                "redis-server (or valkey), or set BATCHPIPE_REDIS_URL; sandbox runs need neither"
+                "redis-server (or valkey), or set BATCHPIPE_REDIS_URL; a sandbox needs neither: BATCHPIPE_SANDBOX=true"
             )
         tasks.check_not_eager()  # nor with a broker's URL that cannot be used: said before anything is recorded
         record = new_record(

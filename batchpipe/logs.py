@@ -226,5 +226,5 @@ def configure_logging(log_format: str, level: str) -> None:
     handler.addFilter(TroubleFilter())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     logging.captureWarnings(True)  # what libraries warn of is a line like others
-    for chatty in ("httpx2", "httpcore2", "openai", "fsspec"):
+    for chatty in ("httpx2", "httpcore2", "openai", "fsspec", "uvicorn.error"):
         logging.getLogger(chatty).setLevel(logging.WARNING)

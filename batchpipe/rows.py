@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from contextlib import suppress
+from difflib import get_close_matches
 from enum import StrEnum
 from typing import Any, Literal
 
@@ -25,6 +26,8 @@ MODERATIONS = "/v1/moderations"
 
 #: Where the body may leave the model to the provider.
 _MODEL_OPTIONAL = ("/v1/moderations", "/v1/images/", "/v1/videos")
+#: How alike an address must be to be a slip; Azure's are ours without the /v1, and no slips.
+_SLIP = 0.93
 #: The first one that is no part of a text: in those a quote has a backslash.
 _ID_IN_LINE = re.compile(rb'(?<!\\)"custom_id"\s*:\s*("(?:[^"\\\x00-\x1f]|\\.)*")')
 _BOM = b"\xef\xbb\xbf"
@@ -190,9 +193,12 @@ def _parse(line: bytes, number: int) -> dict[str, Any]:
         row = json.loads(text, parse_constant=_no_constant)
         json.dumps(row, ensure_ascii=False).encode()
     except json.JSONDecodeError as error:
-        cut = error.pos >= len(text.rstrip()) or error.msg.startswith("Unterminated string")
-        hint = "; the row ends too early: is the file cut off here?" if cut else ""
-        raise InvalidInput(f"is not JSON: {error.msg} (column {error.colno}){hint}", line=number) from None
+        if error.pos >= len(text.rstrip()) or error.msg.startswith("Unterminated string"):
+            at = len(text.rstrip())
+            message = f"is truncated: the row ends within its JSON, after {at} characters; is the file cut off here?"
+        else:
+            message = f"is not JSON: {error.msg} (column {error.colno})"
+        raise InvalidInput(message, line=number) from None
     except UnicodeEncodeError:
         message = "has half of a surrogate pair (\\ud800 to \\udfff), which is not Unicode; remove it"
         raise InvalidInput(message, line=number) from None
@@ -242,6 +248,15 @@ def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is no JSON value; use null or a number")
 
 
+def _other_endpoint(url: Any, endpoint: str) -> str:
+    """What to do where a row has another address than the job: most likely a slip, or rows of another kind."""
+    if not isinstance(url, str) or not 0 < len(url) <= 100:
+        return ""
+    if get_close_matches(url, [endpoint], cutoff=_SLIP):
+        return "; did you mean that?"
+    return f"; correct the row, or give --endpoint {url}"
+
+
 def _explain_fields(row: dict[str, Any], number: int, endpoint: str) -> None:
     def refuse(field: str, message: str) -> None:
         raise InvalidInput(message, line=number, field=field)
@@ -257,8 +272,7 @@ def _explain_fields(row: dict[str, Any], number: int, endpoint: str) -> None:
         refuse("method", f'is {_shown(row, "method")}; it must be "POST"')
     if url != endpoint:
         message = f'is {_shown(row, "url")}, and the job\'s endpoint is "{endpoint}"'
-        hint = f"; correct the row, or give --endpoint {url}" if isinstance(url, str) and 0 < len(url) <= 100 else ""
-        refuse("url", message + hint)
+        refuse("url", message + _other_endpoint(url, endpoint))
     if not isinstance(body, dict):
         refuse("body", f"is {_shown(row, 'body')}; it must be an object")
     else:

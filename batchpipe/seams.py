@@ -13,6 +13,9 @@ site: Callable[[], Any] | None = None
 settings_here: Callable[[], Any] | None = None
 app_here: Callable[[], Any] | None = None
 
+#: Reads the settings of the site that calls anew, where it has read them at its start and kept them.
+read_again: Callable[[], None] | None = None
+
 #: What a worker's time limit raises in the middle of a task.
 out_of_time: tuple[type[Exception], ...] = ()
 

@@ -288,14 +288,15 @@ class Settings(BaseSettings):
             found = self._default_account(found or Account())
         if found is None:
             raise SettingsError(
-                f"account {name!r} is not in the settings: set {of_site}{PREFIX}ACCOUNTS__{name.upper()}__API_KEY",
+                f"account {name!r} is not in the settings{self._alike(name)}: "
+                f"set {of_site}{PREFIX}ACCOUNTS__{name.upper()}__API_KEY",
                 code="no_account",
             )
         if found.api_key is None or not found.api_key.get_secret_value():
             also = " (or OPENAI_API_KEY)" if name.lower() == "default" else ""
             raise SettingsError(
-                f"account {name!r} has no API key: set {of_site}{PREFIX}ACCOUNTS__{name.upper()}__API_KEY{also} "
-                "in the environment or in .env",
+                f"account {name!r} has no API key{self._alike(name)}: "
+                f"set {of_site}{PREFIX}ACCOUNTS__{name.upper()}__API_KEY{also} in the environment or in .env",
                 code="no_api_key",
             )
         if found.kind == "azure" and not (found.base_url or (found.azure_endpoint and found.api_version)):
@@ -304,6 +305,11 @@ class Settings(BaseSettings):
                 "and __API_VERSION"
             )
         return found
+
+    def _alike(self, name: str) -> str:
+        """An account that somebody may have meant by this name."""
+        near = get_close_matches(name.lower(), [other for other in self.accounts if other != name.lower()], n=1)
+        return f" (there is one named {near[0]!r})" if near else ""
 
     def _default_account(self, found: Account) -> Account:
         if self.sandbox:
@@ -498,6 +504,8 @@ def _explain(part: Mapping[str, Any], given: SiteSettings, names: Collection[str
             steps[-1], Account.model_fields if steps[0] == "accounts" else Schedule.model_fields, 1
         )
         message = f"there is no such setting{f'; did you mean {near[0]}?' if near else ''}"
+    if part["type"] == "missing":
+        message = "is missing"
     if steps and steps[0] in names:
         return f"{given.spell(steps[0].upper())}{''.join(f'[{step!r}]' for step in steps[1:])}: {message}"
     if steps[:1] == ["schedules"]:
@@ -565,6 +573,8 @@ def use_sandbox() -> None:
     """Make the account ``default`` of this process, and of those that it starts, a sandbox: as if SANDBOX were set."""
     os.environ[f"{PREFIX}SANDBOX"] = "true"
     install_settings(None)
+    if seams.read_again is not None:
+        seams.read_again()
 
 
 def sandbox_upstream_key() -> str | None:

@@ -6,6 +6,7 @@ They are shared tasks: a site's own app and workers run them; where there is no 
 from __future__ import annotations
 
 import logging
+import re
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -150,8 +151,12 @@ def _told_of_broker(error: Exception) -> str:
     answer = next((it for it in (error, error.__cause__) if isinstance(it, RedisAnswer)), None)
     if answer is not None:
         return f"the broker refused: {told(answer)}"
-    said = f"the broker refused: {error}" if isinstance(error, AMQPError) else "the broker is not reachable"
-    return f"{said}: {type(error).__name__}"
+    if isinstance(error, AMQPError):
+        return f"the broker refused: {error}: {type(error).__name__}"
+    why = re.sub(r"^(\[Errno -?\d+\] |Error \S+ connecting to )", "", str(error)).rstrip(".") or type(error).__name__
+    return (
+        f"the broker cannot be reached: {why}; start it, or mend BATCHPIPE_BROKER_URL (without it: BATCHPIPE_REDIS_URL)"
+    )
 
 
 def _subject(job: str, index: int) -> str:

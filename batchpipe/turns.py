@@ -164,11 +164,13 @@ class Turns:
             self._publish(message)
         except TryLater as error:
             self.counters.wait("broker", 0.0)
-            logger.warning("not published, the sweep will: %s", error, extra=_ids(message.job, message.index))
+            logger.warning(
+                "not sent to the workers yet, a sweep will do that: %s", error, extra=_ids(message.job, message.index)
+            )
         except Exception as error:  # of the broker's libraries, or of the site's app: what is recorded must stand
             self.counters.wait("broker", 0.0)
             logger.error(
-                "not published, the sweep will: %s: %s",
+                "not sent to the workers yet, a sweep will do that: %s: %s",
                 type(error).__name__,
                 words(error),
                 extra=_ids(message.job, message.index),

@@ -67,6 +67,7 @@ def run_worker(
     """
     app, ended = site_app() or standalone_app(settings), threading.Event()
     app.conf.worker_hijack_root_logger = False  # our command has set up the log, as LOG_FORMAT says
+    app.conf.worker_redirect_stdouts_level = "INFO"  # what a receiver prints is no warning
     _show_life(alive_file, signals.heartbeat_sent)
     if pool == "threads":
         app.conf.worker_pool = ThreadPool

@@ -42,7 +42,7 @@ def _unhook() -> None:
     install_app(None)
     hold_with(None)
     seams.listeners.clear()
-    seams.settings_here = seams.app_here = None
+    seams.settings_here = seams.app_here = seams.read_again = None
 
 
 # -- Redis ---------------------------------------------------------------------------------------------------------

@@ -32,6 +32,9 @@ MOST_RECORDS, MOST_JOBS, MOST_SAID = 1_000, 200, 3
 #: Where it says what to do about a Redis that refuses.
 _AT_REDIS = "docs/operations.md, Redis refuses"
 
+_NO_KEY = "a worker needs the key, a process that only submits does not; without one: `batchpipe worker --sandbox`"
+_NO_SANDBOX = "SANDBOX is set, and no sandbox runs: start `batchpipe worker --sandbox`, which brings one"
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -185,13 +188,14 @@ def _account(client: Client | None, name: str) -> Iterator[Finding]:
             yield Finding("account", "ok", f"{name}: its pause is lifted")
         yield from _capabilities(name)
     except SettingsError as error:
-        yield Finding("account", "fail", str(error), "a worker needs the key; a process that only submits does not")
+        yield Finding("account", "fail", str(error), _NO_KEY if error.code == "no_api_key" else "mend this setting")
     except Paused as error:
         yield Finding(
             "account", "fail", f"{name}: the provider refuses the key: {error}", "check key, organization and quota"
         )
     except BatchpipeError as error:
-        yield Finding("account", "fail", f"{name}: {error}", "check base_url and the network")
+        fix = _NO_SANDBOX if settings().sandbox and name == "default" else "check base_url and the network"
+        yield Finding("account", "fail", f"{name}: {error}", fix)
     if client is not None and (pause := client.store.paused(name)) is not None:
         detail = f"{name}: paused for {pause.seconds:.0f} s more ({pause.code}): {pause.message}"
         yield Finding("account", "warn", detail, f"mend the cause; then: batchpipe resume {name}")
@@ -256,7 +260,8 @@ def _trouble(jobs: list[_Open]) -> Iterator[Finding]:
     if said:
         more = f"; and {len(said) - MOST_SAID} more" if len(said) > MOST_SAID else ""
         detail = f"{_jobs(len(said))} in trouble: {'; '.join(said[:MOST_SAID])}{more}"
-        yield Finding("jobs", "warn", detail, "look closer: batchpipe status JOB")
+        job = next(found.job.id for found in jobs if found.problem)
+        yield Finding("jobs", "warn", detail, f"look closer: batchpipe status {job if len(said) == 1 else 'JOB'}")
 
 
 def _workers(client: Client, jobs: list[JobRecord]) -> Iterator[Finding]:

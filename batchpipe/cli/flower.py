@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 
 import click
@@ -31,6 +32,7 @@ def flower_command(
 
     client = open_client(patient=True)
     configure_logging(client.settings.log_format, loglevel)
+    logging.getLogger("flower.inspector").setLevel(logging.ERROR)  # it warns four times where no worker answers yet
     app = site_app() or standalone_app(client.settings)
     door = Door(address, port, auth=not no_auth)
     run_flower(app, client.settings, door, flower_options, say, private=sys.stderr.isatty())

@@ -144,6 +144,11 @@ def number(value: int | None) -> str:
     return f"{value:,}" if value is not None else "-"
 
 
+def counted(count: int, noun: str) -> str:
+    """`1 row`, `2,000 rows`."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 class Pair(click.ParamType[tuple[str, Any]]):
     """KEY=VALUE; with ``as_json`` the value is JSON."""
 

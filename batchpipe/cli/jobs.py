@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -11,6 +14,7 @@ import click
 from batchpipe.cli.house import (
     Place,
     clock,
+    counted,
     emit_json,
     emit_parts,
     input_of,
@@ -48,11 +52,24 @@ def submit_command(input: str, metadata: Any, extra: Any, account: str | None, *
         raise click.UsageError(f"the account {account!r} exists only during `batchpipe run --sandbox`")
     source = input_of(input)
     client = open_client()
-    job = client.submit(source, account=account or "default", metadata=dict(metadata), extra=dict(extra), **options)
+    with _messages_told():
+        job = client.submit(source, account=account or "default", metadata=dict(metadata), extra=dict(extra), **options)
     if job.record.output != absolute(options["output"]):
         say(f"this key is known: its job reads {without_secrets(job.record.input)} and writes to {job.record.output}")
     _warn_of(missing_worker(client.store, client.settings, job.record))
     out(job.id)
+
+
+@contextmanager
+def _messages_told() -> Iterator[None]:
+    """Say what keeps messages from the broker: the job is recorded all the same, and a person should mend it."""
+    logger, handler = logging.getLogger("batchpipe.turns"), logging.Handler(logging.WARNING)
+    handler.emit = lambda record: say(f"Warning: {record.getMessage()}")  # type: ignore[method-assign]
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
 
 
 def _warn_of(nobody: str) -> None:
@@ -83,13 +100,18 @@ def list_command(state: str | None, limit: int, as_json: bool) -> None:
         counts = f"{number(rows['ok'])}/{number(rows['total'])}"
         out(
             f"{job.id:<23}  {_state(job):<11}  {clock(job.record.created_at)}  "
-            f"{counts:>15}  {job.name or without_secrets(job.record.input)}"
+            f"{counts:>15}  {name_of(job.record)}"
             + (f"  ! {_brief(job.error)}" if job.error else "")
             + (f"  ! held: {_brief(job.record.hold)}" if job.record.hold and not job.state.ended else "")
             + ("  ! receivers not told" if telling(job.record) else "")
             + (f"  ! no worker on queue {job.record.queue}" if _waits_in(silent, job.record) else "")
         )
     return None
+
+
+def name_of(job: JobRecord) -> str:
+    """What a person knows the job by. Of rows that a program gave, our copy of them says less than key or output."""
+    return job.name or ((job.key or job.output) if job.spooled else "") or without_secrets(job.input)
 
 
 def _state(job: Any) -> str:
@@ -186,10 +208,11 @@ def resume_command(account: str) -> None:
         return say(f"{account} goes on: its rows are sent again" if goes_on else f"{account} is not held")
     paused, woken = client.resume(account)
     if paused:
-        return say(f"account {account!r} goes on: {woken} shard(s) at once")
+        return say(f"account {account!r} goes on: {counted(woken, 'shard')} at once")
     known = account.lower() in {"default", SANDBOX_ACCOUNT, *client.settings.accounts}
     if woken:
-        return say(f"account {account!r} is not paused; {woken} shard(s) that waited for a person look again at once")
+        shards = counted(woken, "shard")
+        return say(f"account {account!r} is not paused; what waited for a person goes on at once: {shards}")
     return say(f"account {account!r} is not paused" + ("" if known else ", and not in the settings of this host"))
 
 
@@ -222,7 +245,8 @@ def validate_command(input: str, endpoint: str, max_rows: int | None, max_bytes:
     if as_json:
         return emit_json({"rows": found.rows, "bytes": found.bytes, "shards": len(found.shards), "models": models})
     words = ", ".join(f"{model or 'no model'} ({number(rows)})" for model, rows in models.items())
-    say(f"ok: {number(found.rows)} rows, {number(found.bytes)} bytes, {len(found.shards)} shard(s); {words}")
+    parts = ((found.rows, "row"), (found.bytes, "byte"), (len(found.shards), "shard"))
+    say(f"ok: {', '.join(counted(*part) for part in parts)}; {words}")
     return None
 
 

@@ -78,7 +78,7 @@ def worker_command(
         use_sandbox()
     client = open_client(patient=True)
     if sandbox and not client.settings.sandbox:
-        raise click.UsageError("the site had read its settings before: set BATCHPIPE_SANDBOX=true in the environment")
+        raise click.UsageError("the settings of this site switch SANDBOX off: remove that line")
     configure_logging(client.settings.log_format, loglevel)
     with _sandbox_of(client.settings):
         run_worker(

@@ -56,13 +56,13 @@ def recover_command(
 
 
 def where_it_is(job_id: str) -> str:
-    """What else can be said of a job that is not known: nothing, or that this host has submitted it."""
+    """What else can be said of a job that is not known: where to look, or that this host has submitted it."""
     from batchpipe.labels import label_of
     from batchpipe.recover import find_noted
 
     noted = find_noted(settings()).get(job_id)
     if noted is None:
-        return ""
+        return "; `batchpipe list` shows those that are"
     if noted.redis not in (None, label_of(settings())):
         return f", but this host has submitted it to another Redis, '{noted.redis}'"
     return ", but this host has submitted it: if Redis lost it, `batchpipe recover --dry-run`"

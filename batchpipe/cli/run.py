@@ -68,13 +68,23 @@ def run_command(
     options |= {"metadata": dict(metadata), "extra": dict(extra)}
     source = input_of(input)
     if not sandbox:
-        settings().account(options["account"])  # whose key is missing learns it now, not in the worker's log
+        _check_account(options["account"])
     if options["key"] is None and input != "-":
         options["key"] = resume_key(input, options)
     client = open_client()
     if client.store.resume(options["account"]):  # whoever calls again has mended the cause, or learns it anew at once
         say(f"the pause of account {options['account']!r} is lifted")
     return _run(client, source, options, again=again, sandbox=sandbox, as_json=as_json)
+
+
+def _check_account(name: str) -> None:
+    """Whose key is missing learns it now, not in the worker's log. Raises SettingsError."""
+    try:
+        settings().account(name)
+    except SettingsError as error:
+        if error.code != "no_api_key":
+            raise
+        raise SettingsError(f"{error}; with --sandbox no key is needed", code=error.code) from None
 
 
 def _run(client: Client, source: Any, options: dict[str, Any], *, again: bool, sandbox: bool, as_json: bool) -> int:

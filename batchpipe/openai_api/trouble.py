@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import ssl
 import time
 from collections.abc import Iterator
@@ -21,6 +22,10 @@ from batchpipe.settings import transport_environment
 
 if TYPE_CHECKING:
     import openai
+
+
+#: How the operating system numbers its errors.
+_ERRNO = re.compile(r"^\[Errno -?\d+\] ")
 
 
 def _is_of_tls(name: str) -> bool:
@@ -67,12 +72,21 @@ def _of_transport(cause: BaseException) -> BatchpipeError:
         return SettingsError(f"the account's base_url or key is not usable: {cause}")
     if isinstance(cause, seams.out_of_time):  # the SDK takes whatever is raised within a call for its connection's end
         return Unavailable("the worker's time limit (task_soft_time_limit) ended the call", code="time_limit")
-    text = f"{type(cause).__name__}: {cause}" if str(cause) else type(cause).__name__
+    text = _ERRNO.sub("", str(cause)) or type(cause).__name__
     if "CERTIFICATE_VERIFY_FAILED" in text and (names := [*filter(_is_of_tls, transport_environment())]):
         text += f"; are the certificates right that {' and '.join(names)} name?"
     if isinstance(cause, httpx2.ConnectError | httpx2.ConnectTimeout | httpx2.PoolTimeout):
-        return Unavailable(f"the provider cannot be reached: {text}", code="not_sent")
+        return Unavailable(f"the provider cannot be reached{_where(cause)}: {text}", code="not_sent")
     return Unavailable(f"the provider did not answer: {text}")
+
+
+def _where(cause: BaseException) -> str:
+    """The host and port that was called, without what else an address may hold."""
+    try:
+        url = cause.request.url  # type: ignore[attr-defined]
+    except (AttributeError, RuntimeError):  # the call had none yet
+        return ""
+    return f" at {url.host}" + (f":{url.port}" if url.port else "")
 
 
 def _of_status(error: openai.APIStatusError) -> BatchpipeError:

@@ -392,5 +392,5 @@ def name_once(error: RecordUnreadable) -> str:
 def unavailable(error: redis.RedisError) -> StoreUnavailable:
     """Redis' own trouble in our words; the address stays out, for it may hold the password."""
     if (found := refusal(error)) is None:
-        return StoreUnavailable(f"Redis: {told(error)}")
+        return StoreUnavailable(told(error))
     return StoreUnavailable(told(error), code=found.code)

@@ -121,6 +121,21 @@ RedisTrouble = redis.RedisError
 PASSING = frozenset(found.code for found in REFUSALS.values() if found.kind is not Kind.SETTING)
 
 
+#: No answer came: whatever listens there is no Redis of ours, or nothing does.
+_NO_ANSWER = (exceptions.ConnectionError, exceptions.TimeoutError)
+#: How redis-py says where nobody is; the address is the host and port, or the path, without the password of the URL.
+_NOBODY = re.compile(r"Error \S+ connecting to (?P<where>.+?)\. (?P<why>.+?)\.?$", re.DOTALL)
+
+
+def _unanswered(error: BaseException) -> str:
+    """What to start or set. A site spells the setting in its own way."""
+    if (found := _NOBODY.match(str(error))) is not None:
+        what = f"Redis at {found['where']} cannot be reached: {found['why']}"
+    else:
+        what = f"Redis does not answer: {str(error).rstrip('.') or type(error).__name__}"
+    return f"{what}; start it (redis-server), or set BATCHPIPE_REDIS_URL (in a site: REDIS_URL) to one that runs"
+
+
 def refusal(error: BaseException) -> Refusal | None:
     """The state that an error of redis-py tells of; None: no answer came, or another error."""
     if not isinstance(error, redis.RedisError):
@@ -137,8 +152,10 @@ def refusal(error: BaseException) -> Refusal | None:
 def told(error: BaseException) -> str:
     """One line for people; of what is denied, also what: Redis names the command, key or channel."""
     found = refusal(error)
+    if found is None and isinstance(error, _NO_ANSWER):
+        return _unanswered(error)
     if found is None:
-        return f"{type(error).__name__}: {error}"
+        return f"{'Redis: ' if isinstance(error, redis.RedisError) else ''}{type(error).__name__}: {error}"
     if found.code == "redis_denied" and "channel" in str(error).lower():
         return f"Redis: the user lacks &channels ({error}): docs/deploy.md has the ACL that is needed"
     return f"{found.said} ({error})" if found.code == "redis_denied" else found.said

@@ -20,7 +20,19 @@ def place(new_place: Callable[..., Place]) -> Place:
     [
         ({"BATCHPIPE_REDIS_URL": "foo"}, "BATCHPIPE_REDIS_URL"),
         ({"BATCHPIPE_REDIS_URL": "redis://h:secret-word/0"}, "BATCHPIPE_REDIS_URL"),
-        ({"BATCHPIPE_REDIS_URL": "redis://127.0.0.1:1/0"}, "Redis: ConnectionError"),
+        (
+            {"BATCHPIPE_REDIS_URL": "redis://127.0.0.1:1/0"},
+            "Redis at 127.0.0.1:1 cannot be reached: Connection refused; ",
+        ),
+        (
+            {"BATCHPIPE_REDIS_URL": "redis://:secret-word@127.0.0.1:1/0"},
+            "start it (redis-server), or set BATCHPIPE_REDIS_URL",
+        ),
+        ({"BATCHPIPE_REDIS_URL": "unix:///nowhere/redis.sock"}, "Redis at /nowhere/redis.sock cannot be reached: "),
+        (
+            {"BATCHPIPE_REDIS_URL": "redis://no-such-host.invalid/0"},
+            "Redis at no-such-host.invalid:6379 cannot be reached: ",
+        ),
         ({"BATCHPIPE_BROKER_URL": "foo://x"}, "BATCHPIPE_BROKER_URL"),
         ({"BATCHPIPE_LEASE_SECONDS": "inf"}, "BATCHPIPE_LEASE_SECONDS"),
     ],
@@ -31,6 +43,19 @@ def test_a_setting_that_cannot_work_is_named(place: Place, settings: dict[str, s
     assert words in done.err
     assert len(done.err.strip().splitlines()) == 1
     assert "secret-word" not in done.err
+
+
+def test_a_broker_that_is_not_there_is_said_by_a_submit_that_is_recorded(place: Place) -> None:
+    """A sweep sends its message later; a person should hear of it now."""
+    done = place.run(
+        "submit", place.input(1), "-o", "later", env={"BATCHPIPE_BROKER_URL": "redis://:word@127.0.0.1:1/0"}
+    )
+    assert done.code == 0
+    assert done.out.startswith("job_")
+    assert done.err == (
+        "Warning: not sent to the workers yet, a sweep will do that: the broker cannot be reached: 127.0.0.1:1. "
+        "Connection refused; start it, or mend BATCHPIPE_BROKER_URL (without it: BATCHPIPE_REDIS_URL)\n"
+    )
 
 
 @pytest.mark.parametrize(

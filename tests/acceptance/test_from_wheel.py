@@ -70,6 +70,7 @@ class House:
         self.lines = 0
         assert place.sandbox is not None
         self.worker_only = {"OPENAI_BASE_URL": place.sandbox.base_url, "OPENAI_API_KEY": API_KEY}
+        self.environment: dict[str, str | None] = {"BATCHPIPE_SANDBOX_PORT": str(free_port())}
         for name in ("OPENAI_BASE_URL", "OPENAI_API_KEY", "BATCHPIPE_REDIS_URL"):  # as the README says, not as tests do
             place.environment.pop(name, None)
         place.environment["PYTHONPATH"] = ""
@@ -83,10 +84,17 @@ class House:
         path = self.place.folder / name
         path.write_text((path.read_text() if "at its end" in how else "") + code)
 
+    def commands(self) -> list[str]:
+        """What the README has its reader type in this section, in order."""
+        lines = "".join(re.findall(r"```sh\n(.*?)```", self.section, flags=re.DOTALL)).splitlines()
+        return [typed for line in lines if (typed := line.partition("#")[0].strip())]
+
     def start(self, *command: str, env: dict[str, str | None] | None = None) -> Process:
         number = len(list(self.place.folder.glob("site*.out")))
         out, err = self.place.folder / f"site{number}.out", self.place.folder / f"site{number}.err"
-        environment = {k: v for k, v in {**self.place.environment, **(env or {})}.items() if v is not None}
+        environment = {
+            k: v for k, v in {**self.place.environment, **(env or self.environment)}.items() if v is not None
+        }
         with out.open("wb") as out_file, err.open("wb") as err_file:
             popen = subprocess.Popen(
                 [str(self._python), *command],
@@ -101,8 +109,9 @@ class House:
         self.place.adopt(process)
         return process
 
-    def worker(self, *command: str) -> Process:
-        process = self.start(*command, env=dict(self.worker_only))
+    def worker(self, *command: str, key: bool = False) -> Process:
+        """``key``: one that has a provider's; else it has its own sandbox, as the README says."""
+        process = self.start(*command, env=dict(self.worker_only) if key else None)
         self.place.await_ready(process)
         return process
 
@@ -128,25 +137,47 @@ def new_django(new_place: Callable[..., Place], python: Path, name: str) -> Hous
     return house
 
 
-def submit_and_see(house: House, server: Process, port: int, worker: Process, method: str = "GET") -> None:
-    """A job from the page ends in the worker, and the receiver there has its results."""
-    path = "/describe/" if method == "GET" else "/describe"
-    job = ask(f"http://127.0.0.1:{port}{path}", server, method)["job"]
-    until(lambda: "paris" in worker.out + worker.err or not worker.running, what="the receiver prints the answer")
-    assert set(house.place.billed(job).values()) == {1}
+def submit_and_see(url: str, server: Process, worker: Process, method: str = "GET") -> str:
+    """A job from the page ends in the worker, and the receiver there prints its results: as news, no warning."""
+    job = ask(url, server, method)["job"]
+    assert isinstance(job, str)
+    until(lambda: "paris: " in worker.out + worker.err or not worker.running, what="the receiver prints the answer")
+    return job
 
 
 def test_a_new_django_project(new_place: Callable[..., Place], python: Path) -> None:
-    """startproject, the README's snippets, its commands."""
+    """The README's commands and snippets, as they are, without a key."""
     house = new_django(new_place, python, "django")
     assert house.lines <= MOST_LINES
+    assert house.commands() == [
+        "redis-server --daemonize yes --appendonly yes",
+        "django-admin startproject mysite .",
+        "python manage.py check",
+        "python manage.py batchpipe worker --sandbox",
+        "python manage.py migrate",
+        "python manage.py createsuperuser",
+        "python manage.py runserver",
+        "curl http://127.0.0.1:8000/describe/",
+    ]
     check = house.start("manage.py", "check").finish()
     assert check.code == 0, check.err
-    worker = house.worker("manage.py", "batchpipe", "worker")
+    assert "worker --sandbox" in check.err
+    worker = house.worker("manage.py", "batchpipe", "worker", "--sandbox")
+    assert house.start("manage.py", "migrate").finish().code == 0
+    who = {f"DJANGO_SUPERUSER_{name}": "ann@example.org" for name in ("USERNAME", "EMAIL", "PASSWORD")}
+    assert house.start("manage.py", "createsuperuser", "--noinput", env={**who}).finish().code == 0
     port = free_port()
     server = house.start("manage.py", "runserver", "--noreload", f"127.0.0.1:{port}")
 
-    submit_and_see(house, server, port, worker)
+    submit_and_see(f"http://127.0.0.1:{port}/describe/", server, worker)
+    assert_calm(worker)
+
+
+def assert_calm(worker: Process) -> None:
+    """Nothing in its log is a warning, but for what Celery says to a superuser; and no line seems to be an error."""
+    lines = [line for line in worker.err.splitlines() if "superuser" not in line and "SecurityWarning" not in line]
+    assert [line for line in lines if re.search(r"WARNING|ERROR|error", line)] == []
+    assert re.search(r"INFO +celery\.redirected: paris: \w", worker.err)
 
 
 def test_a_django_project_with_a_celery_app_of_its_own(new_place: Callable[..., Place], python: Path) -> None:
@@ -156,23 +187,30 @@ def test_a_django_project_with_a_celery_app_of_its_own(new_place: Callable[..., 
     (house.place.folder / "mysite" / "__init__.py").write_text("from mysite.celery import app as celery_app\n")
     with (house.place.folder / "mysite" / "settings.py").open("a") as settings:
         settings.write(f"CELERY_BROKER_URL = {house.place.redis_url!r}\n")
-    worker = house.worker("-m", "celery", "-A", "mysite", "worker", "--pool", "threads", "--loglevel", "INFO")
+    worker = house.worker("-m", "celery", "-A", "mysite", "worker", "--pool", "threads", "--loglevel", "INFO", key=True)
     port = free_port()
     server = house.start("manage.py", "runserver", "--noreload", f"127.0.0.1:{port}")
 
-    submit_and_see(house, server, port, worker)
+    job = submit_and_see(f"http://127.0.0.1:{port}/describe/", server, worker)
+    assert set(house.place.billed(job).values()) == {1}
 
 
 def test_a_new_flask_app(new_place: Callable[..., Place], python: Path) -> None:
-    """One file by hand, the README's commands."""
+    """One file by hand, the README's commands, without a key."""
     house = House(new_place("flask"), python, "In a Flask app")
     house.write("shop.py")
     assert house.lines <= MOST_LINES
-    worker = house.worker("-m", "flask", "--app", "shop", "batchpipe", "worker")
+    assert house.commands() == [
+        "flask --app shop batchpipe worker --sandbox",
+        "flask --app shop run",
+        "curl -X POST http://127.0.0.1:5000/describe",
+    ]
+    worker = house.worker("-m", "flask", "--app", "shop", "batchpipe", "worker", "--sandbox")
     port = free_port()
     server = house.start("-m", "flask", "--app", "shop", "run", "--port", str(port))
 
-    submit_and_see(house, server, port, worker, "POST")
+    submit_and_see(f"http://127.0.0.1:{port}/describe", server, worker, "POST")
+    assert_calm(worker)
 
 
 def test_the_wheel_has_all_that_is_no_python(python: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -19,6 +20,7 @@ COMMANDS = [
 ASKED = [
     "status SOME --json",
     "status STUCK --json",
+    "list",
     "list --json",
     "list --state partial --json",
     "list --state running --json",
@@ -118,6 +120,14 @@ def test_list_json_is_an_array_of_the_same_without_shards(ask: Ask, jobs: dict[s
     times = [job["created_at"] for job in listed]
     assert times == sorted(times, reverse=True)
     assert set(jobs.values()) <= {job["id"] for job in listed}
+
+
+def test_list_has_a_header_names_and_times(ask: Ask, jobs: dict[str, str]) -> None:
+    """One line a job: which, how it stands, since when, how many rows, what it is known by."""
+    header, *lines = ask("list").out.splitlines()
+    assert header.split() == ["JOB", "STATE", "CREATED", "ROWS", "OK", "NAME"]
+    [good] = [line for line in lines if jobs["good"] in line]
+    assert re.fullmatch(r"job_\w+ +succeeded +\d{4}-\d\d-\d\d \d\d:\d\d:\d\d +5/5  good one", good), good
 
 
 def test_list_can_be_narrowed_by_state_and_number(ask: Ask, jobs: dict[str, str], stuck: str) -> None:

@@ -273,7 +273,7 @@ def test_that_redis_has_lost_jobs_of_this_host_is_noticed(stories: dict[str, Fut
     expected = [
         f"{begin.format(lost)}, but this host has submitted it: if Redis lost it, `batchpipe recover --dry-run`\n",
         f"{begin.format(lives)}, but this host has submitted it to another Redis, 'localhost(",
-        f"{begin.format('job_x')}\n",
+        f"{begin.format('job_x')}; `batchpipe list` shows those that are\n",
     ]
     for done, text in zip(told["unknown"], expected, strict=True):
         assert (done.code, done.err.count("\n"), done.err[: len(text)]) == (1, 1, text)

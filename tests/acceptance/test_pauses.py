@@ -44,7 +44,7 @@ def test_a_pause_says_why_and_what_to_do(told: dict[str, Any]) -> None:
 
 def test_resume_ends_a_pause_at_once(told: dict[str, Any]) -> None:
     """The shards that wait for it go on, and the job ends well."""
-    assert (told["resume"].code, told["resume"].err) == (0, "account 'default' goes on: 1 shard(s) at once\n")
+    assert (told["resume"].code, told["resume"].err) == (0, "account 'default' goes on: 1 shard at once\n")
     assert told["wait"].code == 0, told["wait"].err
 
 

@@ -37,11 +37,16 @@ ELSEWHERE: dict[str, list[Snippet]] = {
         Snippet("README.md", "# mysite/views.py"),
         Snippet("README.md", "# mysite/tasks.py"),
         Snippet("README.md", "# mysite/urls.py"),
+        Snippet("README.md", "django-admin startproject"),
         Snippet("README.md", "python manage.py batchpipe worker"),
+        Snippet("README.md", "python manage.py createsuperuser"),
+        Snippet("README.md", "curl http://127.0.0.1:8000"),
     ],
     "tests/acceptance/test_from_wheel.py::test_a_new_flask_app": [
         Snippet("README.md", "# shop.py"),
+        Snippet("README.md", "flask --app shop batchpipe worker"),
         Snippet("README.md", "flask --app shop run"),
+        Snippet("README.md", "curl -X POST"),
     ],
     "tests/acceptance/test_django_site.py::test_products_get_their_descriptions": [
         Snippet("examples/django_site/README.md", "python start.py"),
@@ -82,7 +87,8 @@ def test_what_pip_is_to_install_is_there() -> None:
     """No block installs an extra that we do not have."""
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
     lines = [line for block in blocks() for line in block.text.splitlines() if line.startswith("pip install ")]
-    wanted = [re.fullmatch(r"pip install ['\"]?batchpipe(?:\[([\w,]+)\])?['\"]?( +#.*)?", line) for line in lines]
+    pattern = r"pip install (?:-e )?['\"]?(?:batchpipe|\.)(?:\[([\w,]+)\])?['\"]?( +#.*)?"
+    wanted = [re.fullmatch(pattern, line) for line in lines]
 
     assert [line for line, match in zip(lines, wanted, strict=True) if match is None] == []
     assert {name for match in wanted if match and match[1] for name in match[1].split(",")} <= extras.keys()
@@ -108,16 +114,22 @@ def readme(house: House) -> None:
     terminal.place.write("requests.jsonl", request_lines(2))
     terminal.run(Snippet("README.md", "-o results-openai"))
     assert len((terminal.place.folder / "results-openai" / "output.jsonl").read_bytes().splitlines()) == 2
-    terminal.run(Snippet("README.md", "pip install 'batchpipe[s3]'"))
+    terminal.run(Snippet("README.md", "python3 -m venv"), {" && . .venv/bin/activate": ""})  # and no pip of its own
+    terminal.run(Snippet("README.md", 'pip install ".[s3]"'))
+    terminal.environment["BATCHPIPE_SANDBOX_PORT"] = str(free_port())
+    terminal.up_and_down(
+        Snippet("README.md", "# no key, no cost; for real"), {"--sandbox ": "--sandbox --queues unused "}
+    )
     terminal.run(Snippet("README.md", "make chaos"), {"make ": f"make -C {ROOT} -n "})
     terminal.place.write("batchpipe.toml", Snippet("README.md", "[schedules.nightly]").text.encode())
     [nightly] = terminal.place.json("schedules", "list")
     assert (nightly["name"], nightly["timezone"]) == ("nightly", "Europe/Berlin")
+    job = terminal.run(Snippet("README.md", "schedules run nightly")).out.strip()
+    assert terminal.place.run("wait", job).code == 0
 
 
 def quickstart(house: House) -> None:
-    """With the private Redis that the page speaks of, and a sandbox and a worker of its own."""
-    port = str(free_port())
+    """With the private Redis that the page speaks of, and a worker with its sandbox."""
     terminal = house.terminal("quickstart", private=True)
     terminal.run(Snippet("docs/quickstart.md", "pip install"))
     checked = terminal.run(Snippet("docs/quickstart.md", "cat > requests.jsonl"))
@@ -126,8 +138,8 @@ def quickstart(house: House) -> None:
         terminal.place.environment.pop(name)
     answers = terminal.run(Snippet("docs/quickstart.md", "results --sandbox")).out
     assert [json.loads(line)["custom_id"] for line in answers.splitlines()] == ["paris", "rome"]
-    terminal.up(Snippet("docs/quickstart.md", "batchpipe sandbox"), {"8089": port})
-    terminal.up(Snippet("docs/quickstart.md", "batchpipe worker"), {"8089": port})
+    terminal.environment["BATCHPIPE_SANDBOX_PORT"] = str(free_port())
+    terminal.up(Snippet("docs/quickstart.md", "batchpipe worker --sandbox"))
     terminal.place.write("cities.py", Snippet("docs/quickstart.md", "# cities.py").text.encode())
     said = terminal.run(Snippet("docs/quickstart.md", "python cities.py")).out.splitlines()
     job, state = said[0].split()

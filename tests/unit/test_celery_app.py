@@ -10,6 +10,8 @@ import pytest
 from kombu.transport import redis as transport
 
 from batchpipe.broker import outlive_redis
+from batchpipe.celery_app import make_app
+from batchpipe.settings import load_settings
 from batchpipe.worker import end_in_time
 
 
@@ -38,6 +40,11 @@ def test_a_connection_that_redis_has_lost_is_closed_without_an_error(monkeypatch
     qos.ack(alive, "one")
     qos.reject(alive, "two", True)
     assert answered == ["one", ("two", True)]
+
+
+def test_what_a_receiver_prints_is_no_warning() -> None:
+    """Celery takes what is printed in a worker into its log, as warnings unless it is told otherwise."""
+    assert make_app(load_settings().with_redis("redis://127.0.0.1:1/0")).conf.worker_redirect_stdouts_level == "INFO"
 
 
 def test_a_worker_that_is_told_to_stop_ends_though_its_broker_hangs(caplog: pytest.LogCaptureFixture) -> None:

@@ -13,6 +13,8 @@ from click.testing import CliRunner
 from pydantic_core import SchemaError, SchemaValidator, core_schema
 
 from batchpipe.cli import cli, is_interrupt
+from batchpipe.cli.jobs import name_of
+from batchpipe.jobs import JobRecord
 from batchpipe.masking import printable
 
 
@@ -44,6 +46,24 @@ def test_a_mistyped_command_is_told_the_nearest_one(typed: str, says: str) -> No
     done = CliRunner().invoke(cli, [typed])
     assert done.exit_code == 2
     assert says in done.output
+
+
+@pytest.mark.parametrize(
+    ("record", "known_by"),
+    [
+        (JobRecord(id="job_1", name="nightly", input="/in.jsonl", output="/out"), "nightly"),
+        (JobRecord(id="job_1", input="/in.jsonl", output="/out", key="monday"), "/in.jsonl"),
+        (JobRecord(id="job_1", input="https://user:word@host/in.jsonl"), "https://user:***@host/in.jsonl"),
+        (JobRecord(id="job_1", input="/out/.batchpipe/job_1/input.jsonl", spooled=True, output="/out"), "/out"),
+        (
+            JobRecord(id="job_1", input="/out/.batchpipe/job_1/input.jsonl", spooled=True, output="/out", key="monday"),
+            "monday",
+        ),
+    ],
+)
+def test_a_list_names_a_job_by_what_a_person_gave(record: JobRecord, known_by: str) -> None:
+    """Not by the copy that we made of rows that a program or stdin gave."""
+    assert name_of(record) == known_by
 
 
 @pytest.mark.parametrize("seconds", ["nan", "inf", "-1"])

@@ -45,7 +45,11 @@ def test_it_has_the_commands_of_the_command_line(manage: Any) -> None:
 
 
 def test_exit_codes_and_errors_of_one_line_are_the_same(manage: Any) -> None:
-    assert manage("status", "job_x") == (1, "", "Error: no job job_x is known here\n")
+    assert manage("status", "job_x") == (
+        1,
+        "",
+        "Error: no job job_x is known here; `batchpipe list` shows those that are\n",
+    )
     assert manage("explode")[0] == 2
 
 

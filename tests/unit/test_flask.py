@@ -19,6 +19,7 @@ from batchpipe import seams
 from batchpipe.celery_site import is_set_up, site_app
 from batchpipe.contrib.flask import BatchPipe, blueprint, job_failed, job_succeeded
 from batchpipe.jobs import State
+from batchpipe.settings import current_settings, use_sandbox
 
 NOWHERE = "redis://127.0.0.1:1/0"
 ROW = {"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": {"model": "gpt-4o-mini"}}
@@ -92,6 +93,25 @@ def test_settings_come_from_the_config_then_the_extension_then_the_environment(m
     batch = BatchPipe(app, settings={"QUEUE": "code", "ATTEMPTS": 2})
 
     assert (batch.settings.queue, batch.settings.attempts, batch.settings.max_rows) == ("config", 2, 7)
+
+
+def test_a_sandbox_asked_for_on_the_command_line_is_met_by_an_app_that_has_read_its_settings(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """`flask --app shop batchpipe worker --sandbox` loads the app, which reads them, before it reads its options."""
+    monkeypatch.setenv("BATCHPIPE_SANDBOX", "false")
+    app, other = make_app("shop"), make_app("other")
+    batch, elsewhere = BatchPipe(app), BatchPipe(other)
+    assert not current_settings().is_sandbox("default")
+    with app.app_context():
+        use_sandbox()
+        assert batch.settings.is_sandbox("default")
+        assert current_settings().is_sandbox("default")
+    assert not elsewhere.settings.is_sandbox("default")
+
+    use_sandbox()  # outside of any context: of the last one
+    assert elsewhere.settings.is_sandbox("default")
+    assert current_settings() is elsewhere.settings
 
 
 def test_a_wrong_name_given_to_the_extension_is_named_as_it_stands_there() -> None:

@@ -224,10 +224,12 @@ def test_a_refused_connection_sent_nothing(make_api: Callable[..., Api]) -> None
     """So even a create is clear: not sent."""
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
-        api = make_api(f"http://127.0.0.1:{closed.getsockname()[1]}/v1")
+        port = closed.getsockname()[1]
+        api = make_api(f"http://user:secret-word@127.0.0.1:{port}/v1")
         for call in (lambda: api.retrieve("batch_1"), lambda: create(api, "file-1"), lambda: upload(api)):
             error = refusal(call)
             assert (type(error), error.code) == (Unavailable, "not_sent")
+            assert str(error) == f"the provider cannot be reached at 127.0.0.1:{port}: Connection refused"
 
 
 @pytest.mark.parametrize("url", ["ftp://127.0.0.1/v1", "127.0.0.1:1/v1", "http://[::1/v1"])

@@ -61,9 +61,33 @@ def test_each_answer_of_a_redis_that_refuses_has_a_code_and_one_line(answer: str
 
 def test_other_errors_of_redis_are_none_of_its_states() -> None:
     """They are told as they are."""
-    for error in (redis.ResponseError("WRONGTYPE Operation against a key"), redis.TimeoutError("x"), OSError("BUSY")):
+    for error in (redis.ResponseError("WRONGTYPE Operation against a key"), redis.DataError("x"), OSError("BUSY")):
         assert refusal(error) is None
         assert type(error).__name__ in told(error)
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (
+            redis.ConnectionError("Error 111 connecting to localhost:6379. Connection refused."),
+            "Redis at localhost:6379 cannot be reached: Connection refused; ",
+        ),
+        (
+            redis.ConnectionError("Error -2 connecting to no.such.host:6379. Name or service not known."),
+            "Redis at no.such.host:6379 cannot be reached: Name or service not known; ",
+        ),
+        (redis.ConnectionError("Connection closed by server."), "Redis does not answer: Connection closed by server; "),
+        (redis.TimeoutError("Timeout reading from socket"), "Redis does not answer: Timeout reading from socket; "),
+        (redis.TimeoutError(), "Redis does not answer: TimeoutError; "),
+    ],
+)
+def test_of_a_redis_that_is_not_there_it_is_said_what_to_start_or_set(error: redis.RedisError, says: str) -> None:
+    """No raw exception: where nobody answered, why, and what to do."""
+    assert told(error).startswith(says)
+    assert told(error).endswith(
+        "start it (redis-server), or set BATCHPIPE_REDIS_URL (in a site: REDIS_URL) to one that runs"
+    )
 
 
 def test_settings_are_told_from_what_passes_by_itself() -> None:

@@ -71,6 +71,17 @@ def test_a_missing_key_names_the_variable_to_set(name: str, code: str, variable:
     assert variable in str(caught.value)
 
 
+def test_a_name_of_an_account_that_is_a_slip_is_held_beside_the_one_that_is_there(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("BATCHPIPE_ACCOUNTS__DEFALT__API_KEY", "sk-x")
+    for name in ("default", "defalut"):
+        with pytest.raises(SettingsError, match=r"\(there is one named 'defalt'\): set "):
+            load_settings().account(name)
+    with pytest.raises(SettingsError, match=r"'research' is not in the settings: set "):
+        load_settings().account("research")
+
+
 def test_a_wrong_value_is_named_and_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     """It might be a secret in the wrong place."""
     monkeypatch.setenv("BATCHPIPE_LEASE_SECONDS", SECRET)

@@ -163,7 +163,7 @@ def test_a_wrong_schedule_is_refused_in_one_line_that_names_it(fields: dict[str,
     ("text", "complaint"),
     [
         ("redis_url = 'redis://x'", "redis_url: only [schedules.NAME] tables belong here"),
-        ("[schedules.x]\ninput = 'x'\n", "schedules.x.crontab: Field required"),
+        ("[schedules.x]\ninput = 'x'\n", "schedules.x.crontab: is missing"),
         ("[schedules.'a b']\ncrontab='@daily'\ninput='x'", "schedules: 'a b' is no name"),
         ("[schedules", "batchpipe.toml: cannot be read: "),
         ("schedules = 3", "schedules: Input should be a valid dictionary"),

@@ -128,7 +128,7 @@ def _keys(settings: Settings) -> Iterator[CheckMessage]:
         try:
             settings.account(name)
         except SettingsError as error:
-            hint = "Only workers need it: silence this where none runs."
+            hint = "Only workers need it, and `manage.py batchpipe worker --sandbox` needs none: silence this there."
             yield Warning(str(error), hint=hint, id="batchpipe.W003")
 
 

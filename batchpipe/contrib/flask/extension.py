@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -28,14 +27,6 @@ if TYPE_CHECKING:
 NAME = "batchpipe"
 
 
-@dataclass(frozen=True)
-class _Site:
-    """An app with its settings. The last of a process lives as long as the process."""
-
-    app: Flask
-    settings: Settings
-
-
 class BatchPipe:
     """``BatchPipe(app)``, or ``init_app(app)`` in an application factory.
 
@@ -48,7 +39,7 @@ class BatchPipe:
     def __init__(self, app: Flask | None = None, *, settings: Mapping[str, Any] | None = None) -> None:
         self._defaults = dict(settings or {})
         self._settings: WeakKeyDictionary[Flask, Settings] = WeakKeyDictionary()
-        self._last: _Site | None = None
+        self._last: Flask | None = None
         if app is not None:
             self.init_app(app)
 
@@ -58,12 +49,14 @@ class BatchPipe:
             raise RuntimeError(
                 "batchpipe is registered on this Flask app already: call BatchPipe(app) or init_app(app), and only once"
             )
-        site = _Site(app, read_settings(app, self._defaults))
-        self._settings[app] = site.settings
-        self._last = site
+        self._read(app)
+        self._last = app
         app.extensions[NAME] = self
         app.cli.add_command(command)
-        _hang_in(site)
+        _hang_in(self, app)
+
+    def _read(self, app: Flask) -> None:
+        self._settings[app] = read_settings(app, self._defaults)
 
     # -- jobs --------------------------------------------------------------------------------------------------------
 
@@ -112,25 +105,27 @@ class BatchPipe:
             raise RuntimeError(f"batchpipe is not registered on the Flask app {app.name!r}: call init_app(app)")
         if self._last is None:
             raise RuntimeError("batchpipe is registered on no Flask app: call init_app(app)")
-        return self._last.app
+        return self._last
 
 
 # -- what batchpipe asks for ---------------------------------------------------------------------------------------
 
 
-_last: _Site | None = None
+#: Lives as long as the process.
+_last: Flask | None = None
 
 
-def _hang_in(site: _Site) -> None:
+def _hang_in(extension: BatchPipe, app: Flask) -> None:
     """Settings are read, the Celery app is found and ends are told the way of Flask from now on."""
     from celery import signals
 
     from batchpipe.settings import install_site
 
     global _last
-    _last = site
-    install_site(lambda: site.settings)
+    _last = app
+    install_site(lambda: extension._settings[app])
     seams.settings_here = _settings_here
+    seams.read_again = _read_again
     seams.app_here = _celery_here
     seams.listeners[seams.FLASK] = _tell
     signals.import_modules.connect(_move_in, dispatch_uid="batchpipe-flask", weak=False)
@@ -150,9 +145,15 @@ def _settings_here() -> Settings | None:
     return here[0]._settings.get(here[1]) if here is not None else None
 
 
+def _read_again() -> None:
+    app = _app_here()
+    assert app is not None
+    app.extensions[NAME]._read(app)
+
+
 def _app_here() -> Flask | None:
     here = _extension_here()
-    return here[1] if here is not None else _last.app if _last is not None else None
+    return here[1] if here is not None else _last
 
 
 def _celery_here() -> Celery | None:
