@@ -1,9 +1,9 @@
 """docker-compose.yml in containers: with Docker where it works, else with podman and what Debian has.
 
-Podman here needs no registry and no daemon. `debootstrap` makes the base that the Dockerfile names, podman (with buildah
-inside it) builds the image on that, and podman-compose reads the compose file. What differs from Docker and the real
-images: Debian's Python in place of the base's, Debian's Redis under the names of Valkey, and health checks that
-are made when a test asks, for no systemd is there to make them.
+Podman here needs no registry and no daemon. `debootstrap` makes the base that the Dockerfile names, podman (with
+buildah inside it) builds the image on that, and podman-compose reads the compose file. What differs from Docker and the
+real images: Debian's Python in place of the base's, Debian's Redis under the names of Valkey, health checks that are
+made when a test asks (for no systemd is there to make them), and a /var/tmp in memory where the file has none.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def find_engine(folder: Path) -> Engine:
     for name, text in files.items():
         (folder / name).write_text(text.format(folder=folder))
     environment = {**os.environ, **{name: str(folder / name) for name in files}}
-    compose = (sys.executable, "-m", "podman_compose", "--in-pod", "false")
+    compose = (sys.executable, "-m", "podman_compose", "--in-pod=false")
     return Engine("podman", compose, environment)
 
 
@@ -123,7 +123,9 @@ def make_redis(engine: Engine, folder: Path, base: str, name: str) -> None:
     (folder / "Redis").write_text(STAND_IN_FOR_VALKEY.format(base=base))
     empty = folder / "empty"
     empty.mkdir()
-    engine.run("build", "--isolation", "chroot", "--tag", f"docker.io/{name}", "--file", str(folder / "Redis"), str(empty))
+    engine.run(
+        "build", "--isolation", "chroot", "--tag", f"docker.io/{name}", "--file", str(folder / "Redis"), str(empty)
+    )
 
 
 def pip_mounts(folder: Path) -> list[str]:
@@ -181,7 +183,9 @@ class Composed:
             lines.append(f"  {name}: {{image: {json.dumps(image)}, ports: {ports}}}")
         return "\n".join(lines) + "\n"
 
-    def compose(self, *arguments: str, check: bool = True, options: Sequence[str] = ()) -> subprocess.CompletedProcess[str]:
+    def compose(
+        self, *arguments: str, check: bool = True, options: Sequence[str] = ()
+    ) -> subprocess.CompletedProcess[str]:
         command = (*self.engine.compose, *options, "--project-name", self.project, "--profile", "sandbox", *arguments)
         return call(*command, cwd=self.home, env=self.engine.environment, check=check)
 
@@ -194,8 +198,8 @@ class Composed:
         arguments = ["--isolation=chroot", *pip_mounts(self._folder)]
         self.compose("build", "worker", options=["--podman-build-args", " ".join(arguments)])
 
-    def up(self, service: str) -> None:
-        self.compose("up", "--detach", "--no-build", "--no-deps", service)
+    def up(self, *services: str) -> None:
+        self.compose("up", "--detach", "--no-build", "--no-deps", *services)
 
     def stop(self, service: str) -> int:
         """By its signal and within its grace period; the exit code, 137 if it had to be killed."""
@@ -236,8 +240,8 @@ class Composed:
 
     def close(self) -> None:
         """Nothing of it stays: no container, volume, network, image, mount or file."""
-        self.compose("down", "--volumes", "--timeout", "1", check=False)
         if self.engine.is_docker:
+            self.compose("down", "--volumes", "--timeout", "1", check=False)
             self.engine.run("image", "rm", "--force", self.project, check=False)
         else:
             self.engine.run("rm", "--all", "--force", "--time", "0", check=False)
