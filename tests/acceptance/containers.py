@@ -240,14 +240,16 @@ class Composed:
 
     def close(self) -> None:
         """Nothing of it stays: no container, volume, network, image, mount or file."""
-        if self.engine.is_docker:
-            self.compose("down", "--volumes", "--timeout", "1", check=False)
-            self.engine.run("image", "rm", "--force", self.project, check=False)
-        else:
-            self.engine.run("rm", "--all", "--force", "--time", "0", check=False)
-            self.engine.run("network", "prune", "--force", check=False)
+        try:
+            if self.engine.is_docker:
+                self.compose("down", "--volumes", "--timeout", "1", check=False)
+                self.engine.run("image", "rm", "--force", self.project, check=False)
+            else:
+                self.engine.run("rm", "--all", "--force", "--time", "0", check=False)
+                self.engine.run("network", "prune", "--force", check=False)
+        finally:
             unmount(self._folder)
-        shutil.rmtree(self._folder, ignore_errors=True)
+            shutil.rmtree(self._folder, ignore_errors=True)
 
 
 def unmount(folder: Path) -> None:
