@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -37,12 +38,12 @@ PACE = {
 FAST = {"validating_seconds": 0.05, "finalizing_seconds": 0.02, "cancelling_seconds": 0.05}
 
 
-def until(condition: Callable[[], Any], seconds: float = 45.0, what: str = "this") -> Any:
-    """Poll until something is true; returns it."""
+def until(condition: Callable[[], Any], seconds: float = 45.0, what: str = "this", every: float = 0.03) -> Any:
+    """Poll until something is true; returns it. ``every`` is longer where a look costs more."""
     deadline = time.monotonic() + seconds
     while not (value := condition()):
         assert time.monotonic() < deadline, f"{what} did not come true within {seconds:g} s"
-        time.sleep(0.03)
+        time.sleep(every)
     return value
 
 
@@ -50,6 +51,15 @@ def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port: int = server.getsockname()[1]
         return port
+
+
+def need(program: str) -> str:
+    """The path of a program. Where there is none the test is skipped, but fails where CI is set."""
+    if found := shutil.which(program):
+        return found
+    if os.environ.get("CI"):
+        pytest.fail(f"{program} is not installed")
+    pytest.skip(f"{program} is not installed")
 
 
 class Finished(NamedTuple):

@@ -1,204 +1,58 @@
-"""docker-compose.yml: valid, and its very commands carry a job through while each of them is told to stop in turn."""
+"""docker-compose.yml and its kin, as they are written; tests/acceptance/test_containers.py runs them."""
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shlex
 import shutil
 import subprocess
 import sys
-import urllib.error
-import urllib.request
-from collections.abc import Iterator
+from collections.abc import Mapping
 from configparser import ConfigParser
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
+from ruamel.yaml import YAML
 
 from batchpipe.settings import Settings
-from tests.acceptance.composed import COMPOSE, ROOT, SIGNALS, Composed, compose_file, interpolated
-from tests.acceptance.place import API_KEY, PACE, read_rows, request_lines, until
 
-ROWS, SHARDS = 1_000, 10
-REDIS_PASSWORD = "c0ffee0redis"
-FLOWER_PASSWORD = "c0ffee0flower"
-#: What a person writes into .env to try it out, and short times.
-VARIABLES = {
-    **PACE,
-    "REDIS_PASSWORD": REDIS_PASSWORD,
-    "BATCHPIPE_FLOWER_PASSWORD": FLOWER_PASSWORD,
-    "OPENAI_API_KEY": API_KEY,
-    "OPENAI_BASE_URL": "http://sandbox:8089/v1",
-    "BATCHPIPE_ACCOUNTS__DEFAULT__SANDBOX": "true",
-    "BATCHPIPE_ACCOUNTS__DEFAULT__LOOKS_PER_SECOND": "50",
-    "BATCHPIPE_POLL_MAX_SECONDS": "1",
-    "BATCHPIPE_STOP_SECONDS": "3",
-}
+ROOT = Path(__file__).parents[2]
+COMPOSE = ROOT / "docker-compose.yml"
 SERVICES = ["redis", "sandbox", "worker", "beat", "flower", "metrics"]
 
 
-@dataclass
-class Told:
-    """What happened to one job."""
-
-    house: Composed
-    before: dict[str, bool] = field(default_factory=dict)  #: service -> healthy before it was started
-    after: dict[str, bool] = field(default_factory=dict)  #: ... and after it was stopped
-    codes: list[tuple[str, int]] = field(default_factory=list)  #: each stop during the job, with its exit code
-    arguments: list[list[str]] = field(default_factory=list)
-    door: int = 0  #: what Flower answers to somebody without its password
-    job: str = ""
-    wait: Any = None
-    ledger: dict[str, Any] = field(default_factory=dict)
-    batches: list[dict[str, Any]] = field(default_factory=list)
-
-    def sandbox(self, route: str, document: dict[str, Any] | None = None) -> Any:
-        url = f"http://127.0.0.1:{self.house.ports['sandbox']}/sandbox/{route}"
-        body = json.dumps(document).encode() if document is not None else None
-        with urllib.request.urlopen(urllib.request.Request(url, data=body), timeout=10) as answer:
-            return json.loads(answer.read())
-
-    def hold(self, route: str, seconds: float) -> None:
-        """Answers to these calls come late, so that they are under way when a signal comes."""
-        self.sandbox("faults", {"kind": "delay", "route": route, "seconds": seconds})
-
-    def held(self, route: str) -> int:
-        hits: int = self.sandbox("state")["calls"].get(route, 0)
-        return hits
-
-    def all_fetched(self) -> bool:
-        """The job was quicker than we."""
-        return (self.house.data / "results" / "output.jsonl").exists()
-
-    def restart(self, service: str) -> None:
-        self.codes.append((service, self.house.restart(service)))
-        self.await_health(service)
-
-    def await_health(self, service: str) -> None:
-        until(lambda: self.house.healthy(service), what=f"{service} is healthy")
+def compose_file() -> dict[str, Any]:
+    document: dict[str, Any] = YAML(typ="safe", pure=True).load(COMPOSE)
+    return document
 
 
-@pytest.fixture(scope="module")
-def told(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Told]:
-    told = Told(Composed(tmp_path_factory.mktemp("compose"), VARIABLES))
-    try:
-        start(told)
-        run_a_job(told)
-        for service in reversed(SERVICES):
-            told.codes.append((service, told.house.stop(service)))
-        told.after = {service: told.house.healthy(service) for service in ("redis", "flower", "metrics", "sandbox")}
-        yield told
-    finally:
-        told.house.close()
+def interpolated(value: Any, variables: Mapping[str, str]) -> Any:
+    """What Compose makes of ${NAME:-default}, ${NAME:?why} and $$."""
+    if isinstance(value, dict):
+        return {key: interpolated(part, variables) for key, part in value.items()}
+    if isinstance(value, list):
+        return [interpolated(part, variables) for part in value]
+    if not isinstance(value, str):
+        return value
 
+    def filled(match: re.Match[str]) -> str:
+        if match[0] == "$$":
+            return "$"
+        name, sign, other = match[1], match[2], match[3]
+        if sign == ":?" and not variables.get(name):
+            raise LookupError(f"{name}: {other}")
+        return variables.get(name) or (other if sign == ":-" else "") or ""
 
-def start(told: Told) -> None:
-    house = told.house
-    told.before = {service: house.healthy(service) for service in SERVICES}
-    for service in SERVICES:
-        for needed in house.services[service].get("depends_on", {}):
-            told.await_health(needed)
-        house.start(service)
-    for service in SERVICES:
-        told.await_health(service)
-    for service in SERVICES:
-        parent = psutil.Process(house.pid(service))
-        told.arguments += [process.cmdline() for process in (parent, *parent.children(recursive=True))]
-    try:
-        urllib.request.urlopen(f"http://127.0.0.1:{house.ports['flower']}/", timeout=10).close()
-    except urllib.error.HTTPError as refusal:
-        told.door = refusal.code
-
-
-def run_a_job(told: Told) -> None:
-    house = told.house
-    (house.data / "requests.jsonl").write_bytes(request_lines(ROWS))
-    told.sandbox("faults", {"kind": "stuck"})
-    told.hold("POST /v1/files", 1.5)
-    command = f"batchpipe submit /data/requests.jsonl -o /data/results --max-rows {ROWS // SHARDS}"
-    done = house.run(*command.split())
-    assert done.returncode == 0, done.stderr
-    told.job = done.stdout.strip()
-
-    until(lambda: told.held("POST /v1/files"), what="an upload is under way")
-    told.restart("worker")
-    until(lambda: len(told.sandbox("state")["batches"]) == SHARDS, what="all batches are created")
-    for service in ("redis", "beat", "flower", "metrics"):
-        told.restart(service)
-    told.restart("sandbox")  # its faults end with it: the batches get on
-    told.hold("GET /v1/files/{id}/content", 1.0)
-    until(lambda: told.held("GET /v1/files/{id}/content") or told.all_fetched(), what="a download is under way")
-    told.restart("worker")
-    told.wait = house.run("batchpipe", "wait", told.job, "--timeout", "60")
-    told.ledger, told.batches = told.sandbox("ledger"), told.sandbox("state")["batches"]
-
-
-@pytest.mark.slow
-def test_a_job_succeeds_though_each_process_is_told_to_stop_during_it(told: Told) -> None:
-    assert told.wait.returncode == 0, told.wait.stderr + told.house.log("worker")[-3000:]
-    document = json.loads((told.house.data / "results/job.json").read_bytes())
-    assert document["state"] == "succeeded"
-    rows = read_rows(told.house.data / "results/output.jsonl")
-    assert [row["custom_id"] for row in rows] == [f"r{number}" for number in range(ROWS)]
-
-
-@pytest.mark.slow
-def test_nothing_is_paid_twice_though_each_process_is_told_to_stop(told: Told) -> None:
-    assert told.ledger["billed_twice"] == []
-    assert told.ledger["total"] == ROWS
-    assert len(told.batches) == SHARDS
-
-
-@pytest.mark.slow
-def test_each_process_ends_within_its_grace_period_and_says_that_all_is_well(told: Told) -> None:
-    """The helper fails where the time is over; here are the codes."""
-    assert {service for service, _ in told.codes} == set(SERVICES)
-    assert [found for found in told.codes if found[1] != 0] == []
-
-
-@pytest.mark.slow
-def test_health_checks_tell_what_is_up_from_what_is_not(told: Told) -> None:
-    """That all were healthy was waited for at the start, and after each restart."""
-    assert told.before == dict.fromkeys(SERVICES, False)
-    assert told.after == dict.fromkeys(told.after, False)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("service", ["worker", "beat"])
-def test_a_process_that_has_gone_silent_is_not_healthy(told: Told, service: str) -> None:
-    file = told.house.folder / f"tmp-{service}" / "alive"
-    assert told.house.healthy(service)  # it was told to stop a moment ago
-    os.utime(file, (file.stat().st_atime, file.stat().st_mtime - 60))
-    assert not told.house.healthy(service)
-
-
-@pytest.mark.slow
-def test_no_secret_stands_in_the_arguments_of_a_process(told: Told) -> None:
-    text = json.dumps(told.arguments)
-    assert "valkey-server" in text or "redis-server" in text
-    assert "batchpipe" in text
-    for secret in (REDIS_PASSWORD, FLOWER_PASSWORD, API_KEY):
-        assert secret not in text
-
-
-@pytest.mark.slow
-def test_redis_asks_for_the_password_and_so_does_flower(told: Told) -> None:
-    assert told.door == 401
-    assert "requirepass" in str(told.house.services["redis"]["command"])
-    log = told.house.log("redis")
-    assert "ready to accept connections" in log.lower()
+    return re.sub(r"\$\$|\$\{(\w+)(?:(:[?-])([^}]*))?\}", filled, value)
 
 
 # -- the file --------------------------------------------------------------------------------------------------------
 
 
 def services() -> dict[str, Any]:
-    found: dict[str, Any] = interpolated(compose_file()["services"], VARIABLES)
+    found: dict[str, Any] = interpolated(compose_file()["services"], {"REDIS_PASSWORD": "c0ffee"})
     return found
 
 
@@ -228,7 +82,7 @@ def test_each_service_is_locked_down_and_comes_back(service: str) -> None:
     assert about["restart"] == "unless-stopped"
     assert about["logging"]["options"]["max-size"]
     assert {"test", "interval", "timeout"} <= set(about["healthcheck"])
-    assert about["stop_signal"] in SIGNALS
+    assert about["stop_signal"] == "SIGTERM"
     for port in about.get("ports", []):
         assert port.startswith("127.0.0.1:"), "what is published for the world is asked by the world"
 

@@ -22,8 +22,7 @@ from cronsim import CronSim
 from batchpipe.sandbox import Sandbox
 from batchpipe.settings import load_settings
 from batchpipe.site_settings import SiteSettings
-from tests.acceptance.composed import need
-from tests.acceptance.place import RedisServer, free_port, request_lines
+from tests.acceptance.place import RedisServer, free_port, need, request_lines
 from tests.acceptance.snippets import ROOT, House, Snippet, Story, Telling, Terminal, asked_for, blocks, claims
 
 #: Blocks that other tests run, with the name of the test.
