@@ -203,7 +203,7 @@ _HOUSES: dict[int, _House] = {}
 
 def _at_once(worker: Any) -> int:
     """How many tasks a worker runs at once, at most: one that can grow does so while tasks find no process."""
-    if issubclass(worker.pool_cls, SoloPool):
+    if issubclass(getattr(worker, "pool_cls", SoloPool), SoloPool):
         return 1
     return int(worker.max_concurrency or worker.concurrency or 1)
 

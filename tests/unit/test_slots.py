@@ -101,7 +101,7 @@ def bounded(redis_url: str, prefix: str, tmp_path: Path) -> Iterator[Pump]:
     install_settings(Settings(_env_file=None, redis_url=url, prefix=prefix, home=tmp_path))
     tasks.bound_long_tasks(4)
     yield Pump(tmp_path, store=Store(tasks.runtime().store.client, prefix=prefix))
-    tasks.bound_long_tasks(None)
+    tasks.bound_long_tasks(1)
 
 
 def test_a_transfer_without_a_slot_comes_back_and_claims_nothing(bounded: Pump, chat_rows: Rows) -> None:
