@@ -21,10 +21,13 @@ Kind = Literal["transfer", "job"]
 SMALL_BYTES, SMALL_ROWS = 262_144, 200
 #: How often a second those that wait ask again, all together: twice for each slot that becomes free, within these.
 FEWEST_TRIES, MOST_TRIES = 2.0, 50.0
+#: They ask no sooner than this, in seconds.
+SHORTEST_WAIT_SECONDS = 1.0
 #: The longest pause between two tries of one.
 LONGEST_WAIT_SECONDS = 600.0
-#: When the last of those that wait asks, and for how many seconds a slot was held of late.
-_PACE = struct.Struct("dd")
+#: When the last of those that wait asks, for how many seconds a slot was held of late, and when one was last taken or
+#: given back.
+_PACE = struct.Struct("ddd")
 
 
 def is_small(size: int, rows: int) -> bool:
@@ -47,9 +50,7 @@ class Slots:
         jobs = max(1, at_once // 4)
         self._all: dict[Kind, range] = {"job": range(jobs), "transfer": range(jobs, at_once - 1) or range(jobs)}
         self._handle, self._clock = handle, clock
-        self._paces = mmap.mmap(-1, at_once * _PACE.size)  # shared with forked children
-        for slots in self._all.values():
-            _PACE.pack_into(self._paces, slots.start * _PACE.size, 0.0, 1.0)
+        self._paces = mmap.mmap(-1, at_once * _PACE.size)  # zeros, shared with forked children
         self._mine: set[int] = set()
         self._lock = threading.Lock()
         self._writing = at_once  # the byte that is locked while a pace is changed
@@ -59,19 +60,23 @@ class Slots:
         """Hold a slot for the block, if there is a free one: says whether."""
         slot, began = self._take(kind), self._clock()
         try:
+            if slot is not None:
+                self._note(kind)
             yield slot is not None
         finally:
             if slot is not None:
                 self._give_back(slot)
-                self._note_held(kind, self._clock() - began)
+                self._note(kind, self._clock() - began)
 
     def wait(self, kind: Kind) -> float:
-        """After how many seconds one that found none is to ask again: who waits longest asks first."""
+        """After how many seconds one that found none is to ask again: who waits longest asks first.
+
+        The pace is that of slots which become free; where none does, it falls.
+        """
         with self._changed_pace(kind) as pace:
-            last, held = pace
-            freed = len(self._all[kind]) / max(held, 0.001)
-            now = self._clock()
-            at = max(now + 1.0, last + 1.0 / min(max(2.0 * freed, FEWEST_TRIES), MOST_TRIES))
+            now, (last, held, moved) = self._clock(), pace
+            seldom = max(held / len(self._all[kind]), now - moved)
+            at = max(now + SHORTEST_WAIT_SECONDS, last + min(max(seldom / 2, 1 / MOST_TRIES), 1 / FEWEST_TRIES))
             pace[0] = at = min(at, now + LONGEST_WAIT_SECONDS)
             return at - now
 
@@ -95,13 +100,16 @@ class Slots:
             fcntl.lockf(self._handle, fcntl.LOCK_UN, 1, slot)
             self._mine.discard(slot)
 
-    def _note_held(self, kind: Kind, seconds: float) -> None:
+    def _note(self, kind: Kind, held: float | None = None) -> None:
+        """A slot was taken, or given back after so many seconds."""
         with self._changed_pace(kind) as pace:
-            pace[1] = 0.8 * pace[1] + 0.2 * seconds
+            pace[2] = self._clock()
+            if held is not None:
+                pace[1] = 0.8 * pace[1] + 0.2 * held
 
     @contextmanager
     def _changed_pace(self, kind: Kind) -> Iterator[list[float]]:
-        """The two numbers of ``_PACE`` for slots of this kind, the same in all processes; what is changed is kept."""
+        """The numbers of ``_PACE`` for slots of this kind, the same in all processes; what is changed is kept."""
         at = self._all[kind].start * _PACE.size
         with self._lock:
             fcntl.lockf(self._handle, fcntl.LOCK_EX, 1, self._writing)

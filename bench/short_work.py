@@ -43,7 +43,8 @@ def make_requests(path: Path, rows: int, size: int) -> Path:
 @contextmanager
 def worker(folder: Path, options: argparse.Namespace) -> Iterator[None]:
     concurrency = () if options.concurrency is None else ("--concurrency", str(options.concurrency))
-    command = [sys.executable, "-m", "batchpipe", "worker", "--pool", options.pool, *concurrency]
+    ours = ("batchpipe", "worker") if options.pool != "gevent" else ("celery", "-A", "batchpipe.worker", "worker")
+    command = [sys.executable, "-m", *ours, "--pool", options.pool, *concurrency]
     with (folder / "worker.log").open("wb") as log:
         process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log)
     try:
