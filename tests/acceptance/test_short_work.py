@@ -49,13 +49,13 @@ def celery_worker(module: str, *options: str) -> Callable[[Place], Process]:
 
 
 def behind_uploads(
-    new_place: NewPlace, new_sandbox: NewSandbox, seconds: float, lease: str
+    new_place: NewPlace, new_sandbox: NewSandbox, *, seconds: float, lease: str, uploads: int = UPLOADS
 ) -> tuple[Place, Sandbox, str]:
     """A place with a job whose uploads, of so many seconds each, are more than any worker here does at once."""
     sandbox = new_sandbox()
     sandbox.faults.add("slow_upload", bytes=LARGE, seconds=seconds)
     place = new_place("short", provider=sandbox, BATCHPIPE_LEASE_SECONDS=lease)
-    place.write("large.jsonl", b"".join(large_row(f"r{number}") for number in range(UPLOADS)))
+    place.write("large.jsonl", b"".join(large_row(f"r{number}") for number in range(uploads)))
     return place, sandbox, place.submit(place.folder / "large.jsonl", "--max-rows", "1", output="large")
 
 
@@ -119,7 +119,7 @@ def test_a_job_of_one_row_is_done_while_sixty_uploads_wait(
 @pytest.mark.slow
 def test_what_a_killed_child_held_is_free_again(new_place: NewPlace, new_sandbox: NewSandbox) -> None:
     """Of two children one may upload. Else nothing would be uploaded any more."""
-    place, sandbox, large = behind_uploads(new_place, new_sandbox, seconds=60.0, lease="3")
+    place, sandbox, large = behind_uploads(new_place, new_sandbox, seconds=60.0, lease="3", uploads=6)
     worker = place.worker("--pool", "prefork", "--concurrency", "2")
     for begun in (1, 2, 3):
         until(lambda begun=begun: under_way(sandbox) == begun, what=f"upload {begun} has begun")

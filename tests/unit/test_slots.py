@@ -10,12 +10,14 @@ from base64 import b64decode
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from celery.concurrency import get_implementation
 from pydantic import SecretStr
 
-from batchpipe import tasks
+from batchpipe import celery_site, tasks
 from batchpipe.celery_app import make_app
 from batchpipe.jobs import JOB, Stage, State
 from batchpipe.settings import Settings, current_settings, install_settings
@@ -92,6 +94,16 @@ with slots.take("transfer") as second, slots.take("transfer") as third:
     first, first_wait, second, third, second_wait, fourth = json.loads(done.stdout)
     assert [first, second, third, fourth] == [True, True, False, True]
     assert 1.0 == first_wait < second_wait
+
+
+@pytest.mark.parametrize(
+    ("pool", "most", "at_once"),
+    [("solo", None, 1), ("threads", None, 6), ("prefork", None, 6), ("prefork", 9, 9)],
+)
+def test_a_worker_is_bounded_by_what_its_pool_runs_at_once(pool: str, most: int | None, at_once: int) -> None:
+    """One that can grow (--autoscale) does so before the last of its processes is taken. Solo runs one."""
+    worker = SimpleNamespace(pool_cls=get_implementation(pool), concurrency=6, max_concurrency=most)
+    assert celery_site._at_once(worker) == at_once
 
 
 def test_who_waits_for_a_slot_asks_in_turn_and_not_too_often() -> None:
