@@ -72,6 +72,10 @@ def under_way(sandbox: Sandbox) -> int:
     return sum(call.route == "POST /v1/files" and call.status is None for call in sandbox.calls)
 
 
+def await_uploads(sandbox: Sandbox, number: int) -> None:
+    until(lambda: under_way(sandbox) == number, what=f"{number} uploads have begun")
+
+
 def finish_small(place: Place, number: int = 1) -> None:
     small = place.submit(place.input(1, f"small{number}.jsonl"), output=f"small{number}")
     assert place.run("wait", small, "--timeout", "30").code == 0
@@ -103,7 +107,7 @@ def test_a_job_of_one_row_is_done_while_sixty_uploads_wait(
     """It waited for all of them, and behind six hundred for the better part of an hour."""
     place, sandbox, large = behind_uploads(new_place, new_sandbox, seconds=8.0, lease="30")
     start(place)
-    until(lambda: under_way(sandbox) == most, what=f"{most} uploads are under way")
+    await_uploads(sandbox, most)
 
     finish_small(place)
 
@@ -122,7 +126,7 @@ def test_what_a_killed_child_held_is_free_again(new_place: NewPlace, new_sandbox
     place, sandbox, large = behind_uploads(new_place, new_sandbox, seconds=60.0, lease="3", uploads=6)
     worker = place.worker("--pool", "prefork", "--concurrency", "2")
     for begun in (1, 2, 3):
-        until(lambda begun=begun: under_way(sandbox) == begun, what=f"upload {begun} has begun")
+        await_uploads(sandbox, begun)
         finish_small(place, begun)
         assert under_way(sandbox) == begun
         for child in children(worker):
