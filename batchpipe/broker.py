@@ -2,6 +2,7 @@
 
 Celery and kombu (5.5 to 5.7) know a broker that is gone. One that answers with an error (a replica after a failover, a
 Redis that is full or lacks its disk, an ACL without a channel) is none of their connection errors, and ends the worker.
+And a worker of green threads that has as much as it may take sleeps for two seconds, whatever it has done meanwhile.
 What is mended here is theirs, and so in one place; it belongs into kombu's transport/redis.py and Celery's consumer.
 """
 
@@ -27,6 +28,8 @@ _KEPT_HERE: Any = virtual.QoS
 FIRST_PAUSE, LONGEST_PAUSE = 2.0, 10.0
 #: After so many seconds without a refusal the pauses begin anew.
 FORGOTTEN_AFTER = 120.0
+#: How long a worker of green threads that has all that it may take waits before it looks whether it may take more.
+ROOM_SECONDS = 0.1
 #: How often a worker that pauses looks whether it is told to stop.
 _LOOK_SECONDS = 0.5
 
@@ -37,6 +40,7 @@ def outlive_redis() -> None:
         return
     _outlive_lost_connections()
     _outlive_refusals()
+    _notice_room()
 
 
 def _outlive_lost_connections() -> None:
@@ -103,6 +107,18 @@ def _outlive_refusals() -> None:
     pauses = _Pauses()
     for name in ("on_connection_error_before_connected", "on_connection_error_after_connected"):
         setattr(Consumer, name, _then_pause(getattr(Consumer, name), pauses))
+
+
+def _notice_room() -> None:
+    """Of green threads, kombu does not see that a task has ended while it waits for a message that it may not take."""
+    poller: Any = transport.MultiChannelPoller
+    get = poller.get
+
+    def get_or_look_again(self: Any, callback: Any, timeout: float | None = None) -> Any:
+        full = any(channel.active_queues and not channel.qos.can_consume() for channel in self._channels)
+        return get(self, callback, ROOM_SECONDS if full and (timeout or ROOM_SECONDS) >= ROOM_SECONDS else timeout)
+
+    poller.get = get_or_look_again
 
 
 def _then_pause(close: Callable[[Any, Exception], None], pauses: _Pauses) -> Callable[[Any, Exception], None]:

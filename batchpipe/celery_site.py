@@ -16,7 +16,7 @@ from typing import Any
 
 from celery import Celery, signals
 from celery.app.utils import find_app
-from celery.concurrency.thread import TaskPool
+from celery.concurrency.solo import TaskPool as SoloPool
 from celery.local import Proxy
 
 from batchpipe import (
@@ -139,9 +139,10 @@ class _House:
     def report(self, *, instance: Any, **_: Any) -> None:
         if instance.app is not self.app:
             return
-        pool_class = getattr(instance, "pool_cls", None)
-        if isinstance(pool_class, type) and issubclass(pool_class, TaskPool):
-            tasks.bound_long_tasks(getattr(instance, "concurrency", None))
+        try:
+            tasks.bound_long_tasks(_at_once(instance))
+        except BatchpipeError as error:
+            logger.warning("long tasks of this worker are not bounded: %s", error)
         try:
             found = check_app(self.app, current_settings())
             pool = pool_finding(getattr(instance, "pool_cls", ""))
@@ -200,6 +201,13 @@ class _House:
 
 
 _HOUSES: dict[int, _House] = {}
+
+
+def _at_once(worker: Any) -> int:
+    """How many tasks a worker runs at once, at most: one that can grow does so while tasks find no process."""
+    if issubclass(getattr(worker, "pool_cls", SoloPool), SoloPool):
+        return 1
+    return int(worker.max_concurrency or worker.concurrency or 1)
 
 
 def _lacks_keys(settings: Settings) -> str:

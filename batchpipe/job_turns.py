@@ -42,6 +42,7 @@ from batchpipe.places import (
     workspace_of,
 )
 from batchpipe.settings import Settings
+from batchpipe.slots import is_small
 from batchpipe.splitting import Bounds, Prepared
 from batchpipe.steps.merge import Merged, clean_up, merge, merge_what_is_left
 from batchpipe.steps.prepare import prepare
@@ -99,6 +100,8 @@ class Unheard(TryLater):
         self.raised = raised
 
 
+#: What is read of shards that were just planned.
+_OF_PLANNED = ("round", "epoch", "task_ids", "bytes", "rows")
 _BEGINNING = (State.PENDING.value, State.PREPARING.value)
 _END = (State.FINALIZING.value, *(state.value for state in ENDED))
 
@@ -251,9 +254,13 @@ class JobTurns(Turns):
     def _publish_planned(self, job_id: str, number: int) -> None:
         """Read again, for there may be too many to keep in mind; what another has published anew is not sent."""
         job = self.store.get_job(job_id)
-        for shard in self.store.iter_shards(job, fields=("round", "epoch", "task_ids"), bad="show"):
+        for shard in self.store.iter_shards(job, fields=_OF_PLANNED, bad="show"):
             if shard.round == number and shard.epoch == 1 and shard.stage == Stage.PLANNED:
-                self.publish(Message(job_id, shard.index, shard.epoch, Stage.PLANNED, shard.task_ids, job.queue))
+                large = not is_small(shard.bytes, shard.rows)
+                message = Message(
+                    job_id, shard.index, shard.epoch, Stage.PLANNED, shard.task_ids, job.queue, large=large
+                )
+                self.publish(message)
 
     def _refuse(self, lease: Lease, problem: Problem) -> str:
         """The job fails before anything was sent."""

@@ -133,6 +133,7 @@ class JobRecord(Record, frozen=True, kw_only=True):
     key: str | None = None
     queue: str = "batchpipe"
     input: str = ""  #: path or URL of the JSONL
+    bytes: int | None = None  #: of the input, where its submit could tell
     spooled: bool = False  #: the input is our own copy of an iterator or stdin
     input_here: bool = False  #: only this host works on the job (``run``): a missing input is bad input
     output: str = ""

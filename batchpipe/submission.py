@@ -86,19 +86,28 @@ def with_input(record: JobRecord, source: Input, settings: Settings, *, may_come
             _check_is_there(str(source))
         check_allowed(absolute(source), settings.roots(), "input")
         check_apart(absolute(source), record.output)
-        return record.evolve(input=absolute(source))
-    folder, count = Folder(record.workspace, private=True), 0
+        return record.evolve(input=absolute(source), bytes=_size_here(absolute(source)))
+    folder, count, size = Folder(record.workspace, private=True), 0, 0
     try:
         with folder.writer(SPOOLED_INPUT) as file:
             for line in dump_rows(source):
                 file.write(line)
-                count += 1
+                count, size = count + 1, size + len(line)
             if not count:
                 raise InvalidInput("the input has no rows", code="input_empty")
     except BaseException:  # the iterator is the user's: it may raise anything, and Ctrl-C may strike
         drop_spool(record.evolve(spooled=True))
         raise
-    return record.evolve(input=folder.path(SPOOLED_INPUT), spooled=True)
+    return record.evolve(input=folder.path(SPOOLED_INPUT), bytes=size, spooled=True)
+
+
+def _size_here(place: str) -> int | None:
+    """Bytes of a file that this host has: nobody is asked over a network."""
+    path = local_path(place)
+    try:
+        return os.path.getsize(path) if path is not None and os.path.isfile(path) else None
+    except OSError:
+        return None
 
 
 def _check_is_there(place: str) -> None:

@@ -32,6 +32,7 @@ from batchpipe.pipeline import ShardTurns
 from batchpipe.pulse import may_send
 from batchpipe.settings import Settings, current_settings
 from batchpipe.slots import SMALL_BYTES, SMALL_ROWS, Kind, Slots
+from batchpipe.storage.local import nameless_file
 from batchpipe.store import Store
 from batchpipe.store.refusals import RedisAnswer, RedisTrouble, told
 from batchpipe.sweep import sweep as sweep_once
@@ -49,6 +50,11 @@ SETTINGS_PAUSE_SECONDS = 60.0
 _BROKER_TROUBLE = (KombuError, OperationalError, CeleryOperationalError, OSError, AMQPError, RedisTrouble)
 #: A blip is bridged; a broker that is down must not hold up who submits: the sweep publishes later.
 _PUBLISH_RETRY = {"max_retries": 2, "interval_start": 0.0, "interval_step": 0.5, "interval_max": 1.0}
+#: Links of a shard that carry its file.
+_TRANSFERS = ("upload", "download")
+#: Of a transfer that needs a slot: it is taken when nothing short waits. Over Redis the highest number comes last;
+#: other brokers count the other way round, or not at all.
+_BEHIND: dict[str, Any] = {"priority": 9}
 
 
 class Runtime:
@@ -139,7 +145,9 @@ def publish(message: Message) -> None:
         check_not_eager(app)
         queue_of(app, message.queue)
         with app.producer_pool.acquire(block=True, timeout=10) as producer:
-            _chain(app, message).apply_async(producer=producer, retry=True, retry_policy=_PUBLISH_RETRY)
+            over_redis = producer.connection.transport.driver_type == "redis"
+            made = _chain(app, message, _BEHIND if message.large and over_redis else {})
+            made.apply_async(producer=producer, retry=True, retry_policy=_PUBLISH_RETRY)
     except _BROKER_TROUBLE as error:
         raise TryLater(_told_of_broker(error), code="broker_unavailable") from error
     except (KeyError, ValueError, ImportError) as error:  # kombu's words for a URL that it does not know
@@ -164,7 +172,7 @@ def _subject(job: str, index: int) -> str:
     return job if index == JOB else f"{job} shard {index}"
 
 
-def _chain(app: Celery, message: Message) -> Any:
+def _chain(app: Celery, message: Message, of_transfers: dict[str, Any]) -> Any:
     names = links_from(message)
     shown = {"argsrepr": _subject(message.job, message.index), "kwargsrepr": ""}
     ids = message.task_ids[-len(names) :]
@@ -178,7 +186,13 @@ def _chain(app: Celery, message: Message) -> Any:
                 kwargs=arguments,
                 immutable=True,
                 app=app,
-                options={"task_id": task_id, "queue": message.queue, **shown, **(later if task_id == ids[0] else {})},
+                options={
+                    "task_id": task_id,
+                    "queue": message.queue,
+                    **shown,
+                    **(later if task_id == ids[0] else {}),
+                    **(of_transfers if name in _TRANSFERS else {}),
+                },
             )
             for name, task_id in zip(names, ids, strict=True)
         )
@@ -464,14 +478,16 @@ def _answer(task: Any, turn: Callable[[], Next]) -> str | None:
     return _line(following.why) or None
 
 
-#: The slots of this process; None: it is not bounded (each child of a pool of processes runs one task at a time).
+#: The slots of the worker that this process is, or is a child of; None: it is not bounded.
 _slots: Slots | None = None
 
 
-def bound_long_tasks(threads: int | None) -> None:
-    """Leave some of the threads of this worker to short tasks. None, or fewer than two: no bounds."""
+def bound_long_tasks(at_once: int) -> None:
+    """Leave some of what this worker runs at once to short tasks; call it before its pool forks. One at once: nothing
+    can be left. Raises StorageTrouble without a folder for temporary files.
+    """
     global _slots
-    _slots = Slots(threads) if threads is not None and threads > 1 else None
+    _slots = Slots(at_once, nameless_file()) if at_once > 1 else None
 
 
 def _bounded(kind: Kind, job: str, index: int, epoch: int, turn: Callable[[], Next]) -> Next:

@@ -22,6 +22,12 @@ def spooled(lines: Iterable[bytes]) -> Iterator[str]:
         yield file.name
 
 
+def nameless_file() -> int:
+    """A handle of an empty file of our own, which has no name and is gone with the last process that has it."""
+    with told(tempfile.gettempdir()), tempfile.TemporaryFile() as file:
+        return os.dup(file.fileno())
+
+
 def open_log(path: Path) -> IO[bytes]:
     """A private log file, for appending; the folders that it needs are made."""
     with told(str(path)):

@@ -89,7 +89,7 @@ class QueueRecords(ScheduleRecords):
     def bounce(self, job_id: str, index: int, epoch: int, seconds: float, *, small: tuple[int, int]) -> str:
         """What becomes of a message that finds no free slot in its worker and would come back after ``seconds``.
 
-        ``later``; ``small`` (``small``: bytes and rows of a shard at most): it needs none; ``claim``: that says more.
+        ``later``; ``small`` (``small``: bytes and rows at most): it needs none; ``claim``: that says more.
         """
         member = self._member(job_id, index)
         args = (self.prefix, epoch, seconds, self.lease_seconds, member, *small)

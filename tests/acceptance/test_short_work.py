@@ -5,44 +5,136 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable
+from importlib.util import find_spec
 
+import psutil
 import pytest
 import redis
 
 from batchpipe.sandbox import Sandbox
-from tests.acceptance.place import Place, request, until
+from tests.acceptance.place import Place, Process, request, until
 
+NewPlace = Callable[..., Place]
+NewSandbox = Callable[..., Sandbox]
 #: Of one row: too much for a small shard (``slots.SMALL_BYTES``).
 LARGE = 300_000
+UPLOADS = 60
+#: What a team has.
+SITE = """
+import os
+import batchpipe
+from celery import Celery
+
+app = Celery("shop", broker=os.environ["BATCHPIPE_REDIS_URL"])
+app.conf.broker_connection_retry_on_startup = True
+app.conf.worker_prefetch_multiplier = 1
+batchpipe.setup(app)
+"""
 
 
-@pytest.mark.parametrize("options", [(), ("--concurrency", "4")])
-def test_a_job_of_one_row_is_done_while_sixty_uploads_wait(
-    new_place: Callable[..., Place], new_sandbox: Callable[..., Sandbox], options: tuple[str, ...]
-) -> None:
-    """It waited for all of them, and behind six hundred for the better part of an hour."""
+def our_worker(*options: str) -> Callable[[Place], Process]:
+    return lambda place: place.worker(*options)
+
+
+def celery_worker(module: str, *options: str) -> Callable[[Place], Process]:
+    """Celery's own command, in a folder that has the module of a site."""
+
+    def start(place: Place) -> Process:
+        (place.folder / "shop.py").write_text(SITE)
+        worker = place.start_python("-m", "celery", "-A", module, "worker", "--loglevel", "INFO", *options)
+        place.await_ready(worker)
+        return worker
+
+    return start
+
+
+def behind_uploads(
+    new_place: NewPlace, new_sandbox: NewSandbox, *, seconds: float, lease: str, uploads: int = UPLOADS
+) -> tuple[Place, Sandbox, str]:
+    """A place with a job whose uploads, of so many seconds each, are more than any worker here does at once."""
     sandbox = new_sandbox()
-    sandbox.faults.add("slow_upload", bytes=LARGE // 4, seconds=1.0)
-    place = new_place("short-" + "".join(options).strip("-"), provider=sandbox)
-    place.write("large.jsonl", b"".join(large_row(f"r{number}") for number in range(60)))
-    large = place.submit(place.folder / "large.jsonl", "--max-rows", "1", output="large")
-    place.worker(*options)
-    until(
-        lambda: stages(place, large)["planned"] == 60 or stages(place, large)["uploaded"], what="uploads are under way"
-    )
+    sandbox.faults.add("slow_upload", bytes=LARGE, seconds=seconds)
+    place = new_place("short", provider=sandbox, BATCHPIPE_LEASE_SECONDS=lease)
+    place.write("large.jsonl", b"".join(large_row(f"r{number}") for number in range(uploads)))
+    return place, sandbox, place.submit(place.folder / "large.jsonl", "--max-rows", "1", output="large")
 
-    small = place.submit(place.input(1, "small.jsonl"), output="small")
-    assert place.run("wait", small, "--timeout", "40").code == 0
-    found = stages(place, large)
-    assert found["planned"] >= 40, found
-    assert place.redis_url is not None
-    with redis.Redis.from_url(place.redis_url) as server:
-        assert server.llen("batchpipe") <= 60  # the sweep has published none of those that wait anew
+
+def large_row(custom_id: str) -> bytes:
+    return json.dumps(request(custom_id, messages=[{"role": "user", "content": "x" * LARGE}])).encode() + b"\n"
 
 
 def stages(place: Place, job_id: str) -> Counter[str]:
     return Counter(shard["stage"] for shard in place.json("status", job_id)["shards"])
 
 
-def large_row(custom_id: str) -> bytes:
-    return json.dumps(request(custom_id, messages=[{"role": "user", "content": "x" * LARGE}])).encode() + b"\n"
+def under_way(sandbox: Sandbox) -> int:
+    """Uploads that the provider has not answered, those of killed processes among them."""
+    return sum(call.route == "POST /v1/files" and call.status is None for call in sandbox.calls)
+
+
+def await_uploads(sandbox: Sandbox, number: int) -> None:
+    until(lambda: under_way(sandbox) == number, what=f"{number} uploads have begun")
+
+
+def finish_small(place: Place, number: int = 1) -> None:
+    small = place.submit(place.input(1, f"small{number}.jsonl"), output=f"small{number}")
+    assert place.run("wait", small, "--timeout", "30").code == 0
+
+
+@pytest.mark.parametrize(
+    ("start", "most"),
+    [
+        pytest.param(our_worker(), 5, id="threads"),
+        pytest.param(our_worker("--concurrency", "2"), 1, id="two threads", marks=pytest.mark.slow),
+        pytest.param(our_worker("--pool", "prefork", "--concurrency", "4"), 2, id="prefork", marks=pytest.mark.slow),
+        pytest.param(
+            celery_worker("shop", "--pool", "prefork", "--concurrency", "2"), 1, id="site", marks=pytest.mark.slow
+        ),
+        pytest.param(
+            celery_worker("batchpipe.worker", "--pool", "gevent", "--concurrency", "10"),
+            *(7,),
+            id="gevent",
+            marks=[
+                pytest.mark.slow,
+                pytest.mark.skipif(find_spec("gevent") is None, reason="gevent is not installed"),
+            ],
+        ),
+    ],
+)
+def test_a_job_of_one_row_is_done_while_sixty_uploads_wait(
+    new_place: NewPlace, new_sandbox: NewSandbox, start: Callable[[Place], Process], most: int
+) -> None:
+    """It waited for all of them, and behind six hundred for the better part of an hour."""
+    place, sandbox, large = behind_uploads(new_place, new_sandbox, seconds=8.0, lease="30")
+    start(place)
+    await_uploads(sandbox, most)
+
+    finish_small(place)
+
+    found = stages(place, large)
+    assert found["planned"] >= UPLOADS - 4 * most, found
+    assert under_way(sandbox) <= most
+    assert place.redis_url is not None
+    with redis.Redis.from_url(place.redis_url) as server:
+        waiting = sum(server.llen(key) for key in server.scan_iter("batchpipe*", _type="list"))
+        assert waiting <= UPLOADS  # the sweep has published none of those that wait anew
+
+
+@pytest.mark.slow
+def test_what_a_killed_child_held_is_free_again(new_place: NewPlace, new_sandbox: NewSandbox) -> None:
+    """Of two children one may upload. Else nothing would be uploaded any more."""
+    place, sandbox, large = behind_uploads(new_place, new_sandbox, seconds=60.0, lease="3", uploads=4)
+    worker = place.worker("--pool", "prefork", "--concurrency", "2")
+    for begun in (1, 2):
+        await_uploads(sandbox, begun)
+        finish_small(place, begun)
+        assert under_way(sandbox) == begun
+        for child in children(worker):
+            child.kill()
+    sandbox.faults.clear()
+    until(lambda: not stages(place, large)["planned"], what="all uploads have ended")
+
+
+def children(worker: Process) -> list[psutil.Process]:
+    """The processes of its pool."""
+    return [child for child in worker.children() if child.ppid() == worker.pid]

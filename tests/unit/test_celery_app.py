@@ -7,6 +7,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from kombu.connection import Connection
+from kombu.entity import Exchange, Queue
+from kombu.messaging import Consumer, Producer
 from kombu.transport import redis as transport
 
 from batchpipe.broker import outlive_redis
@@ -45,6 +48,26 @@ def test_a_connection_that_redis_has_lost_is_closed_without_an_error(monkeypatch
 def test_what_a_receiver_prints_is_no_warning() -> None:
     """Celery takes what is printed in a worker into its log, as warnings unless it is told otherwise."""
     assert make_app(load_settings().with_redis("redis://127.0.0.1:1/0")).conf.worker_redirect_stdouts_level == "INFO"
+
+
+def test_a_consumer_that_has_all_it_may_take_sees_that_it_may_take_more(redis_url: str, prefix: str) -> None:
+    """Celery's loop of green threads calls it so, and kombu slept for the whole two seconds."""
+    outlive_redis()
+    queue = Queue(f"{prefix}queue", Exchange(f"{prefix}queue"), f"{prefix}queue")
+    taken: list[Any] = []
+    with Connection(redis_url) as connection, connection.channel() as channel:
+        producer = Producer(channel, exchange=queue.exchange, routing_key=queue.routing_key)
+        with Consumer(channel, [queue], callbacks=[lambda body, message: taken.append(message)], prefetch_count=1):
+            for number in range(2):
+                producer.publish(number)
+            connection.drain_events(timeout=2.0)
+            later = threading.Timer(0.3, taken[0].ack)
+            later.start()
+            connection.drain_events(timeout=2.0)
+            later.join()
+        taken[1].ack()
+        queue.bind(channel).delete()
+    assert len(taken) == 2
 
 
 def test_a_worker_that_is_told_to_stop_ends_though_its_broker_hangs(caplog: pytest.LogCaptureFixture) -> None:

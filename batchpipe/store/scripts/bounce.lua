@@ -1,5 +1,5 @@
 -- A message that finds no free slot in its worker, and comes back later: its record is not overdue until then.
--- ARGV: skew, prefix, epoch, seconds, lease, member, bytes and rows of a small shard
+-- ARGV: skew, prefix, epoch, seconds, lease, member, bytes and rows of what is small
 -- -> {'small'} it needs no slot | {'later'} | {'claim'} it is void, or another holds the record: claim tells
 local now = clock(ARGV[1])
 local rec, job = KEYS[1], KEYS[2]
@@ -7,7 +7,9 @@ if redis.call('EXISTS', rec) == 0 or redis.call('EXISTS', job) == 0 then return 
 local queue = get(job, 'queue')
 if queue and queue ~= '' then redis.call('ZADD', ARGV[2] .. 'taken', num(now), queue) end
 if get(rec, 'epoch') ~= ARGV[3] or leased(rec, now) then return { 'claim' } end
-local bytes, rows = tonumber(get(rec, 'bytes') or 'inf'), tonumber(get(rec, 'rows') or 'inf')
+if get(rec, 'stage') == 'planned' and flag(job, 'cancel') == 1 then return { 'small' } end -- nothing is sent of it any more
+-- of a job before it is prepared only the bytes are known, if its input lies at hand
+local bytes, rows = tonumber(get(rec, 'bytes') or 'inf'), tonumber(get(rec, 'rows') or get(rec, 'total') or '0')
 if bytes <= tonumber(ARGV[7]) and rows <= tonumber(ARGV[8]) then return { 'small' } end
 local due, score = now + tonumber(ARGV[4]) + tonumber(ARGV[5]), redis.call('ZSCORE', KEYS[3], ARGV[6])
 if score and tonumber(score) < due then redis.call('ZADD', KEYS[3], num(due), ARGV[6]) end
