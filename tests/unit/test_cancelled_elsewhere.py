@@ -112,7 +112,10 @@ def test_a_setting_decides_beforehand(tmp_path: Path, chat_rows: Rows, mode: str
         pump.api.finish(batch.id)
     pump.run_until_idle(DAY)
     assert (len(pump.api.batches), pump.job(job_id).ok, once(pump)) == (batches, ok, True)
-    assert events(pump, job_id, "cancelled_elsewhere") == 1
+    [said] = [event["message"] for event in pump.store.read_log(job_id) if event["event"] == "cancelled_elsewhere"]
+    follows = {"resend": "its rows that were not run are sent again", "land": "nothing more is sent of this job"}
+    assert follows[mode] in said
+    assert (follows["land"] in said) == (mode == "land")
 
 
 def test_no_shard_of_a_held_job_gets_a_batch_and_those_that_run_are_collected(pump: Pump, chat_rows: Rows) -> None:
