@@ -184,12 +184,15 @@ def resume_command(account: str) -> None:
     if account.startswith("job_"):
         goes_on = client.resume_job(account)
         return say(f"{account} goes on: its rows are sent again" if goes_on else f"{account} is not held")
-    paused, woken = client.resume(account)
+    paused, woken, left = client.resume(account)
     if paused:
-        return say(f"account {account!r} goes on: {woken} shard(s) at once")
+        others = f"; those of {number(left)} job(s) follow with the next sweeps" if left else ""
+        return say(f"account {account!r} goes on: {woken} shard(s) at once{others}")
     known = account.lower() in {"default", SANDBOX_ACCOUNT, *client.settings.accounts}
-    if woken:
-        return say(f"account {account!r} is not paused; {woken} shard(s) that waited for a person look again at once")
+    if woken or left:
+        who = f"{woken} shard(s) that waited for a person look again at once"
+        more = f"; the next sweeps look for more in {number(left)} job(s)" if left else ""
+        return say(f"account {account!r} is not paused; {who}{more}")
     return say(f"account {account!r} is not paused" + ("" if known else ", and not in the settings of this host"))
 
 

@@ -93,6 +93,27 @@ class Lists(Records):
             for answer in answers
         ]
 
+    def open_jobs(self, account: str) -> Iterator[dict[str, int]]:
+        """Ids of an account's jobs that may have shards to do, each with their number, a page at a time.
+
+        A job whose state changes meanwhile may come twice, and none is passed over.
+        """
+        index, cursor = f"{self.prefix}jobs:{State.RUNNING.value}", 0
+        while True:
+            cursor, found = self._call(self.client.zscan, index, cursor, count=LISTED_AT_ONCE)
+            ids = [job_id for job_id, _ in found]
+            hashes = self._hashes([self._job_key(job_id) for job_id in ids], ("account", "shards"))
+            yield {
+                job_id: int(fields["shards"])
+                for job_id, fields in zip(ids, hashes, strict=True)
+                if isinstance(fields, dict)
+                and fields.get("account", "default") == account
+                and fields.get("shards", "0").isdigit()
+                and int(fields.get("shards", "0"))
+            }
+            if not cursor:
+                return
+
     def closed(self, job_ids: Sequence[str]) -> dict[str, bool]:
         """Of those of these jobs that are known here: whether nothing is left to do for them."""
         found = self._hashes([self._job_key(job_id) for job_id in job_ids], ("id", "told"))

@@ -95,8 +95,14 @@ class ManyShards(QueueRecords):
         lease.stop()
         self._fenced("told", lease, self._member(lease.job.id, JOB), lease.token, self.ttl_seconds)
 
+    def leave_wakes(self, first: Mapping[str, int], when: str) -> None:
+        """Leave it to the sweeps to wake shards of these jobs, each from an index on; ``person``: those that wait for
+        a person, else as ``raise_epoch`` has it.
+        """
+        self._call(self.client.zadd, f"{self.prefix}waking", {f"{job_id}/{when}": at for job_id, at in first.items()})
+
     def take_wakes(self, most: int) -> Wakes | None:
-        """The next shards, so many at most, that a cancel or the end of a hold has left to be woken."""
+        """The next shards, so many at most, that a cancel, a resume or the end of a hold has left to be woken."""
         found = self._run("take_wakes", [f"{self.prefix}waking"], self.prefix, most)
         return Wakes(found[0], found[1], int(found[2]), int(found[3])) if found else None
 
