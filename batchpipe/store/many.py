@@ -5,15 +5,17 @@ from __future__ import annotations
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import orjson
 
-from batchpipe.errors import LeaseLost
+from batchpipe.errors import JobNotFound, LeaseLost
 from batchpipe.jobs import JOB, JobRecord, ShardRecord
 from batchpipe.store.leases import Lease
 from batchpipe.store.queues import QueueRecords
 from batchpipe.store.records import encode_changes, encode_record, encode_shard
+
+T = TypeVar("T")
 
 #: Shards that one script writes or looks at: a few milliseconds.
 CHUNK = 250
@@ -29,7 +31,7 @@ class Wakes(NamedTuple):
 
 
 class ManyShards(QueueRecords):
-    """Plan, restore, wake and expire shards, however many there are."""
+    """Plan, restore, land, wake and expire shards, however many there are."""
 
     def plan(
         self, lease: Lease, changes: Mapping[str, Any], shards: Iterable[ShardRecord], ids: list[str]
@@ -81,6 +83,25 @@ class ManyShards(QueueRecords):
             self.make_due(job.id)
         return answer[0], answer[1] if len(answer) > 1 else ""
 
+    def land(self, job_id: str, indexes: Iterable[int]) -> str:
+        """Take up an ended job again to land these shards, which are due at once; it is running then.
+
+        They are marked first, which changes nothing, then one script makes it running, and `make_due` takes them up.
+        Answers ok, or why not: running, untold, none, output (another job that has not ended writes there).
+        Raises JobNotFound.
+        """
+        keys, verdict = self._keys(job_id, JOB), "ok"
+        for chunk in _chunks(indexes):
+            verdict = self._run("land_mark", keys, self.prefix, job_id, *chunk)[0]
+            if verdict != "ok":
+                break
+        else:
+            verdict = self._run("land", keys, self.prefix, job_id, uuid.uuid4().hex, self.lease_seconds)[0]
+        if verdict == "gone":
+            raise JobNotFound(f"no job {job_id} is known here", job=job_id)
+        self.make_due(job_id)
+        return verdict
+
     def told(self, lease: Lease) -> None:
         """Nothing is left to do for an ended job: its output is free, it leaves the due set, its records expire.
 
@@ -119,7 +140,7 @@ def _draft(shard: ShardRecord) -> str:
     return orjson.dumps([str(shard.index), *encode_shard(shard)]).decode()
 
 
-def _chunks(shards: Iterable[ShardRecord]) -> Iterator[list[ShardRecord]]:
-    found = iter(shards)
+def _chunks(many: Iterable[T]) -> Iterator[list[T]]:
+    found = iter(many)
     while chunk := list(islice(found, CHUNK)):
         yield chunk

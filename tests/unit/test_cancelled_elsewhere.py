@@ -9,9 +9,7 @@ from typing import Any
 import pytest
 
 from batchpipe.jobs import JobRecord, Stage, State, Status
-from batchpipe.store.store import new_task_ids
 from batchpipe.testing import FakeOpenAI, Pump
-from batchpipe.turns import LINKS, Message
 from tests.unit.test_verdicts import DAY, HOUR, events, once, run_for
 
 Rows = Callable[..., list[dict[str, object]]]
@@ -34,12 +32,8 @@ def decide(pump: Pump, job_id: str, decision: Any) -> None:
 
 
 def land(pump: Pump, job_id: str) -> str:
-    """As ``client.land`` of a job that has ended."""
-    shards = {shard.index: new_task_ids(len(LINKS)) for shard in pump.shards(job_id) if shard.error is not None}
-    verdict, epochs = pump.store.land(job_id, shards)
-    for (index, ids), epoch in zip(shards.items(), epochs, strict=False):
-        pump.job_turns.publish(Message(job_id, index, epoch, Stage.CREATED, ids, "batchpipe"))
-    return verdict
+    """As ``client.land`` of a job that has ended; the sweep finds what is due."""
+    return pump.store.land(job_id, [shard.index for shard in pump.shards(job_id) if shard.error is not None])
 
 
 def cancelled_in_the_dashboard(pump: Pump, rows: list[dict[str, object]], *, done: int = 1) -> tuple[str, str]:
