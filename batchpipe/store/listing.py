@@ -30,16 +30,22 @@ class Lists(Records):
         return parse_member(member) if member else None
 
     def iter_shards(
-        self, job: JobRecord, *, fields: Sequence[str] = (), bad: Literal["raise", "show"] = "raise"
+        self,
+        job: JobRecord,
+        *,
+        fields: Sequence[str] = (),
+        bad: Literal["raise", "show"] = "raise",
+        within: range | None = None,
     ) -> Iterator[ShardRecord]:
-        """All shards of a job in order of their index, read several hundred at a time.
+        """All shards of a job, or those ``within`` some indexes, in their order, read several hundred at a time.
 
         ``fields``: only these, as they are stored; all others have their defaults. ``bad``: one that cannot be read is
         raised as RecordUnreadable, for a step must not go on without it; or shown, for lists, as a shard in trouble.
         """
         names = [*dict.fromkeys(("job", "index", "stage", *fields))] if fields else []
-        for start in range(0, job.shards, READ_AT_ONCE):
-            indexes = range(start, min(start + READ_AT_ONCE, job.shards))
+        wanted = range(job.shards) if within is None else within[: max(job.shards - within.start, 0)]
+        for start in range(0, len(wanted), READ_AT_ONCE):
+            indexes = wanted[start : start + READ_AT_ONCE]
             for index, found in zip(indexes, self._hashes([self._key(job.id, i) for i in indexes], names), strict=True):
                 try:
                     if shard := decoded(ShardRecord, found, f"{job.id}, shard {index}"):

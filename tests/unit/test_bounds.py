@@ -343,6 +343,22 @@ def test_a_job_whose_worker_is_gone_is_woken_a_few_at_once_and_then_by_the_sweep
     assert sorted(waiting.sent) == [(job, index) for index in range(450)]
 
 
+def test_a_page_of_the_web_shows_a_thousand_shards_and_where_to_go_on(waiting: Waiting) -> None:
+    """Whatever the job's size; it says how many there are in all."""
+    job = waiting.client.get_job(waiting.job(2_300))
+    first, indexes = job.to_page(), list[int]()
+    assert (first["shards_in_all"], first["next"], first["rows"]["ok"]) == (2_300, 1_000, None)
+    page = first
+    while page["next"] is not None:
+        indexes += [shard["index"] for shard in page["shards"]]
+        page = job.to_page(page["next"], 10_000)
+    assert indexes + [shard["index"] for shard in page["shards"]] == list(range(2_300))
+    assert len(job.to_page(2_299, 5)["shards"]) == len(job.to_page(5, -1)["shards"]) == 1
+    assert job.to_page(10**20)["shards"] == []
+    few = waiting.client.get_job(waiting.job(3))
+    assert few.to_page() == {**few.to_dict(), "shards_in_all": 3, "next": None}
+
+
 def many_planned(job_id: str, count: int) -> Iterator[ShardRecord]:
     for index in range(count):
         yield ShardRecord(job=job_id, index=index, epoch=1, rows=1, task_ids=["u", "c", "p", "d"])
