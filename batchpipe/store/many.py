@@ -18,7 +18,7 @@ from batchpipe.store.records import encode_changes, encode_record, encode_shard
 T = TypeVar("T")
 
 #: Shards that one script writes or looks at: a few milliseconds.
-CHUNK = 250
+CHUNK = 100
 
 
 class Wakes(NamedTuple):
