@@ -36,9 +36,9 @@ STEP_SECONDS, SHARDS = 300.0, 200
 #: What stays of an ended job in its workspace.
 STAYS = {"results.idx", "manifest.json"}
 KILLED_IN = ("prepare", "download", "merge")
-#: Messages for each waiting shard and kind of pulse of a queue that a worker listens on and takes nothing from: one an
-#: hour (STUCK_SECONDS) at most.
-MOST_STUCK_PER_DAY = 24
+#: A queue that a worker listens on and takes nothing from gets a message anew, for each shard and pulse, with pauses
+#: that grow to a day: so many within the first day.
+MOST_ON_FIRST_DAY = 10
 
 
 def queue(url: str, folder: Path, name: str, days: int, *, listened: bool) -> Iterator[dict[str, Any]]:
@@ -159,7 +159,7 @@ def main() -> int:
             days = list(queue(handle.server.url, folder, kind, options.days, listened=listened))
             print(f"queue {kind}:", *(json.dumps(row) for row in days if row["day"] in shown), sep="\n  ", flush=True)
             grown = days[-1]["messages"] - days[0]["messages"]
-            most = MOST_STUCK_PER_DAY * options.days * (SHARDS + 2) if listened else 0
+            most = (MOST_ON_FIRST_DAY + options.days) * (SHARDS + 2) if listened else 0
             bad += [f"queue {kind}"] if grown > most else []
         listed = workspaces(folder / "list", options.jobs)
         print("workspaces.jsonl:", json.dumps(listed), flush=True)
