@@ -92,11 +92,11 @@ class ManyShards(QueueRecords):
         """
         keys, verdict = self._keys(job_id, JOB), "ok"
         for chunk in _chunks(indexes):
-            verdict = self._run("land_mark", keys, self.prefix, job_id, *chunk)[0]
+            verdict = str(self._run("land_mark", keys, self.prefix, job_id, *chunk)[0])
             if verdict != "ok":
                 break
         else:
-            verdict = self._run("land", keys, self.prefix, job_id, uuid.uuid4().hex, self.lease_seconds)[0]
+            verdict = str(self._run("land", keys, self.prefix, job_id, uuid.uuid4().hex, self.lease_seconds)[0])
         if verdict == "gone":
             raise JobNotFound(f"no job {job_id} is known here", job=job_id)
         self.make_due(job_id)
