@@ -397,7 +397,12 @@ def test_creates_answered_for_ever_with_anothers_batch_come_less_often_and_end(w
     world.turn.others[other] = ShardRecord(job="job_y", index=0, batch_id=other)
     answered = world.api.batches[other]
     calls, shard = list[float](), world.shard()
-    cast(Any, world.api).create_batch = lambda **_: calls.append(world.turn.at) or answered
+
+    def cached(**_: Any) -> Any:
+        calls.append(world.turn.at)
+        return answered
+
+    cast(Any, world.api).create_batch = cached
     while isinstance(ending := world.create(shard), Move):
         assert 0 < ending.after <= 600
         assert len(calls) < 100
