@@ -14,27 +14,23 @@ from typing import Any, Literal
 from batchpipe import tasks
 from batchpipe.errors import InvalidInput, JobNotFound, Never, OutputInUse, SettingsError, StoreUnavailable
 from batchpipe.handle import Job
-from batchpipe.jobs import JOB, JobRecord, ShardRecord, Stage, State, new_job_id
+from batchpipe.jobs import JOB, JobRecord, State, new_job_id
 from batchpipe.listeners import warn_of_submit
 from batchpipe.masking import without_secrets
 from batchpipe.places import basics, note_workspace, prune_workspaces, results_place, workspace_of
 from batchpipe.private_redis import acquire
 from batchpipe.recover import Report, recover
-from batchpipe.refusals import FOR_A_PERSON, LANDABLE
+from batchpipe.refusals import LANDABLE
 from batchpipe.results import INDEX, BatchResult, Outcome, iter_failed_requests
 from batchpipe.settings import SANDBOX_ACCOUNT, Settings, bare_environment, current_settings, install_settings
 from batchpipe.storage import Folder
 from batchpipe.store import Store
-from batchpipe.store.store import new_task_ids
 from batchpipe.submission import HeldSpool, Input, as_text, drop_spool, held_back, new_record, with_input
 from batchpipe.sweep import sweep
-from batchpipe.turns import LINKS, Message
+from batchpipe.turns import Message
 from batchpipe.waiting import follow
+from batchpipe.waking import WOKEN_AT_ONCE, Resumed, resume_account, wake_first, wake_job
 
-#: Shards that whoever cancels a job wakes himself, and waits for: a few milliseconds each.
-WOKEN_AT_ONCE = 20
-#: Shards of an ended job that one call of ``land`` takes up.
-MOST_LANDED = 1_000
 #: Private Redis servers of this process that forget everything when they stop: a second client must know it, too.
 _FORGETFUL: set[str] = set()
 
@@ -260,10 +256,8 @@ class Client:
         job_id = self.get_job(job_id).id  # it may be an alias
         asked, shards = self.store.cancel(job_id, waking=WOKEN_AT_ONCE)
         if asked:
-            turns, void = tasks.runtime(self.settings).jobs, list[str]()
-            for index in (JOB, *range(min(shards, WOKEN_AT_ONCE))):
-                void += turns.wake(job_id, index) or []
-            tasks.revoke(void)
+            turns = tasks.runtime(self.settings).jobs
+            tasks.revoke(wake_first(turns, job_id, shards, "always"))
             note_workspace(self.settings, self.store.get_job(job_id), cancel=True)
             turns.log(job_id, [("cancel_asked", {})])
         return self.get_job(job_id)
@@ -277,8 +271,7 @@ class Client:
 
     def land(self, job_id: str) -> Job:
         """Take what is there: of a job that is held, nothing more is sent; of one that has ended, batches that were
-        given up are read anew, and what they bring is merged into its results. It is running then. May be repeated; of
-        more than 1,000 such batches each call takes the next.
+        given up are read anew, and what they bring is merged into its results. It is running then. May be repeated.
 
         Raises JobNotFound, OutputInUse, Never (``not_ended``, ``nothing_to_land``, ``output_taken``).
         """
@@ -288,29 +281,29 @@ class Client:
                 message = f"job {job.id} has not ended, and nothing holds it: follow it with batchpipe wait {job.id}"
                 raise Never(message, code="not_ended")
             return self.get_job(job.id)
-        given_up = (
-            shard.index
-            for shard in self.store.iter_shards(job, fields=("batch_id", "error"))
-            if shard.batch_id is not None and shard.error is not None and shard.error.code in LANDABLE
-        )
-        shards = {index: new_task_ids(len(LINKS)) for index in islice(given_up, MOST_LANDED)}
-        if not shards:
+        if not (first := list(islice(self._given_up(job), WOKEN_AT_ONCE))):
             raise Never(f"job {job.id} has nothing to land: no batch of it was given up", code="nothing_to_land")
         if job.total and not Folder(job.workspace, private=True).exists(job.order_files[0]):
             raise Never(f"the workspace of job {job.id} is no longer there: {job.workspace}", code="no_workspace")
         if results_place(job).url != Folder(job.output).url:
             raise Never(f"the output of job {job.id} is another job's now: {job.output}", code="output_taken")
-        verdict, epochs = self.store.land(job.id, shards)
+        verdict = self.store.land(job.id, self._given_up(job))
         if verdict == "output":
             raise OutputInUse(f"another job that has not ended writes to the output of job {job.id}: {job.output}")
         if verdict == "untold":
             raise Never(f"the end of job {job.id} is still being told; try again in a minute", code="not_told")
-        turns = tasks.runtime(self.settings).jobs
-        for (index, ids), epoch in zip(shards.items(), epochs, strict=False):
-            turns.publish(Message(job.id, index, epoch, Stage.CREATED, ids, job.queue))
         if verdict == "ok":  # else somebody else has just asked for it
-            turns.log(job.id, [("landing", {"shards": len(shards)})])
+            turns = tasks.runtime(self.settings).jobs
+            turns.log(job.id, [("landing", {"shards": self.store.get_job(job.id).open})])
+            for index in first:  # the sweeps find the others
+                turns.wake(job.id, index, when="overdue")
         return self.get_job(job.id)
+
+    def _given_up(self, job: JobRecord) -> Iterator[int]:
+        """Indexes of the shards of an ended job whose batches may have more than came of them."""
+        for shard in self.store.iter_shards(job, fields=("batch_id", "error")):
+            if shard.batch_id is not None and shard.error is not None and shard.error.code in LANDABLE:
+                yield shard.index
 
     def _decide(self, job: JobRecord, decision: Literal["resend", "land"]) -> bool:
         verdict, shards = self.store.decide(job.id, decision, waking=WOKEN_AT_ONCE)
@@ -318,15 +311,14 @@ class Client:
             return False
         turns = tasks.runtime(self.settings).jobs
         turns.log(job.id, [("hold_ended", {"then": decision})])
-        for index in (JOB, *range(min(shards, WOKEN_AT_ONCE))):
-            turns.wake(job.id, index, when="asleep")
+        wake_first(turns, job.id, shards, "asleep")
         return True
 
     def wake(self, job_id: str) -> None:
-        """Publish all open work of a job anew at once, for who knows that its worker is gone. Raises JobNotFound."""
-        job = self.store.get_job(job_id)
-        for index in (JOB, *range(job.shards)):
-            tasks.runtime(self.settings).jobs.wake(job.id, index)
+        """Publish all open work of a job anew, for who knows that its worker is gone: some of it at once, the rest of
+        a large job with the next sweeps. Raises JobNotFound.
+        """
+        wake_job(tasks.runtime(self.settings).jobs, job_id)
 
     def sweep(self, *, listing: bool | None = None) -> int:
         """One pass of the safety net. Answers how many records were published anew.
@@ -335,21 +327,12 @@ class Client:
         """
         return sweep(tasks.runtime(self.settings).jobs, listing=listing)
 
-    def resume(self, account: str) -> tuple[bool, int]:
-        """End an account's pause. Answers whether there was one, and how many shards go on at once: with it all that
-        wait, without one those that wait for a person.
-        """
-        account = account.lower()
-        paused, woken = self.store.resume(account), 0
-        for state in (State.RUNNING, State.CANCELLING):
-            for job in self.store.list_jobs(state=state, limit=10_000):
-                for shard in self._waiting(job) if job.account == account else ():
-                    if paused or (shard.trouble is not None and shard.trouble.code in FOR_A_PERSON):
-                        woken += tasks.runtime(self.settings).jobs.wake(job.id, shard.index, when="asleep") is not None
-        return paused, woken
+    def resume(self, account: str) -> Resumed:
+        """End an account's pause: with it all shards that wait go on, without one those that wait for a person.
 
-    def _waiting(self, job: JobRecord) -> Iterator[ShardRecord]:
-        return self.store.iter_shards(job, fields=("trouble",), bad="show")
+        Takes no longer where very many wait: some are woken here, the others by the next sweeps.
+        """
+        return resume_account(tasks.runtime(self.settings).jobs, account.lower())
 
     def recover(
         self, folders: Sequence[str] = (), *, dry_run: bool = False, jobs: Sequence[str] = (), of: Sequence[str] = ()

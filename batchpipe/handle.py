@@ -16,8 +16,11 @@ from batchpipe.results import INDEX, BatchResult, Outcome, iter_outcomes
 from batchpipe.settings import Settings
 from batchpipe.storage import Folder
 from batchpipe.store import Store
-from batchpipe.views import MEASURED, SHOWN, job_view, json_of_job, metrics_view
+from batchpipe.views import MEASURED, SHOWN, job_view, json_of_job, metrics_view, page_view
 from batchpipe.waiting import follow, follow_log
+
+#: Shards of a page.
+MOST_SHOWN = 1_000
 
 
 class Door(Protocol):
@@ -153,6 +156,15 @@ class Job:
         if not shards:  # of a list of jobs: no file is looked at
             return job_view(self.record)
         return job_view(self._located(), self._shards())
+
+    def to_page(self, first: int = 0, most: int = MOST_SHOWN) -> dict[str, Any]:
+        """``to_dict()`` with so many shards at most, from an index on; ``shards_in_all``, and ``next``: the index to go
+        on from, or None. For web pages: a job may have 100,000 shards.
+        """
+        first, most = max(first, 0), min(max(most, 1), MOST_SHOWN)
+        within = range(first, first + most)
+        shards = self._client.store.iter_shards(self.record, fields=SHOWN, bad="show", within=within)
+        return page_view(self._located(), first, shards)
 
     def _located(self) -> JobRecord:
         return located(self.record, roots=self._client.settings.roots())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -38,15 +38,14 @@ from batchpipe.places import (
     note_workspace,
     own_place,
     planned_orders,
-    pretty,
     workspace_of,
 )
 from batchpipe.settings import Settings
 from batchpipe.slots import is_small
 from batchpipe.splitting import Bounds, Prepared
-from batchpipe.steps.merge import Merged, clean_up, merge, merge_what_is_left
+from batchpipe.steps.merge import LOOKED_AT, MERGED, Merged, Overview, clean_up, merge, merge_what_is_left
 from batchpipe.steps.prepare import prepare
-from batchpipe.steps.resend import resend
+from batchpipe.steps.resend import SENT, resend
 from batchpipe.steps.salvage import salvage, salvaged_file
 from batchpipe.steps.tidy import tidy
 from batchpipe.storage import Folder, check_allowed
@@ -76,6 +75,9 @@ from batchpipe.turns import (
 from batchpipe.views import EARLIER, SHOWN, json_of_job
 
 logger = logging.getLogger(__name__)
+
+#: Reads the shards of a job, each time anew.
+Shards = Callable[[], Iterable[ShardRecord]]
 
 #: How long a job waits for a worker that has its input, and for an input or folder that cannot be reached.
 INPUT_WAIT_SECONDS = 3_600.0
@@ -227,9 +229,11 @@ class JobTurns(Turns):
             self.log(lease.job.id, [("earlier_results_kept", {"of": owner, "in": f"{EARLIER}/{owner}"})])
         self._write_manifest(lease.job, [], prepared, workspace)
 
-    def _write_manifest(self, job: JobRecord, done: list[ShardRecord], prepared: Prepared, workspace: Folder) -> None:
+    def _write_manifest(
+        self, job: JobRecord, done: Iterable[ShardRecord], prepared: Prepared, workspace: Folder
+    ) -> None:
         with workspace.writer(MANIFEST) as file:
-            file.write(pretty(manifest(job, done, prepared, label_of(self.settings))))
+            file.writelines(manifest(job, done, prepared, label_of(self.settings)))
 
     def _plan(self, lease: Lease, prepared: Prepared) -> str:
         """Answers what became of the job, in words; as `_refuse`, `_merge` and `_finish` do."""
@@ -276,26 +280,35 @@ class JobTurns(Turns):
         if State(job.stage).ended:
             self._tell_all(lease, State(job.stage))
             return f"{job.stage}: told"
-        shards = list(self.store.iter_shards(job))
-        if any(shard.error is not None and shard.error.code == WORKSPACE_GONE for shard in shards):
-            return self._merge_left(lease, shards)
+        seen = Overview(job, self._collected(lease, LOOKED_AT))
+        if seen.gone:
+            return self._merge_left(lease)
         try:
-            return self._merge_all(lease, shards)
+            return self._merge_all(lease, seen)
         except StorageTrouble as error:
             if error.code != FILE_MISSING:
                 raise
             self.wait_for_workspace(lease, error)
-            return self._merge_left(lease, shards)
+            return self._merge_left(lease)
         except BatchpipeError as error:
             if error.code != "rows_lost" or not job.cancel or job.tries <= MAX_TRIES:
                 raise
-            return self._merge_left(lease, shards)  # a person has decided to take what there is
+            return self._merge_left(lease)  # a person has decided to take what there is
 
-    def _merge_left(self, lease: Lease, shards: list[ShardRecord]) -> str:
+    def _collected(self, lease: Lease, fields: Sequence[str] = ()) -> Iterator[ShardRecord]:
+        """The shards of all rounds, never all of them in memory: each time they are needed they are read again."""
+        for number, shard in enumerate(self.store.iter_shards(lease.job, fields=fields)):
+            if number % 1_000 == 0:
+                lease.check()
+            yield shard
+
+    def _merge_left(self, lease: Lease) -> str:
         """Files of the workspace are gone for good: results of what is left, and of what the provider still has."""
         job, workspace = lease.job, workspace_of(lease.job, self.settings)
-        left = [self._left_of(lease, shard, workspace) for shard in shards]
+        for shard in self._collected(lease):
+            self._left_of(lease, shard, workspace)  # what is still to be fetched is fetched before anything is written
         self.log(job.id, [(WORKSPACE_GONE, {"workspace": job.workspace})], level=logging.ERROR)
+        left = lambda: (self._left_of(lease, shard, workspace) for shard in self._collected(lease))  # noqa: E731
         merged = self._merge_shards(lease, left, workspace, merge_what_is_left)
         message = (
             f"files of the workspace {job.workspace} were gone: the results are in another order than the input, "
@@ -325,16 +338,17 @@ class JobTurns(Turns):
         move = salvage(shard, workspace, self.apis(lease.job.account), problem, check=lease.check)
         return shard.evolve(collected_file=move.changes["collected_file"])
 
-    def _merge_all(self, lease: Lease, shards: list[ShardRecord]) -> str:
+    def _merge_all(self, lease: Lease, seen: Overview) -> str:
         job, workspace = lease.job, workspace_of(lease.job, self.settings)
-        if self._may_resend(job, shards) and not (job := self.held(job)).send_no_more:
+        if self._may_resend(job, seen) and not (job := self.held(job)).send_no_more:
             _forget_dead_turns(lease, workspace, planned_orders(workspace))
-            prepared = resend(job, _of_round(job, shards), workspace, lease.token, check=lambda: check_cancel(lease))
+            shards = (shard for shard in self._collected(lease, SENT) if shard.round == job.round)
+            prepared = resend(job, shards, workspace, lease.token, check=lambda: check_cancel(lease))
             lease.check()  # who was frozen meanwhile must not set the manifest back
-            self._write_manifest(job, shards, prepared, workspace)
+            self._write_manifest(job, self._collected(lease), prepared, workspace)
             _forget_dead_turns(lease, workspace, [])
             return self._plan(lease, prepared)
-        merged = self._merge_shards(lease, shards, workspace, merge)
+        merged = self._merge_shards(lease, lambda: self._collected(lease, MERGED), workspace, merge)
         changes = {
             "total": merged.total,
             "ok": merged.ok,
@@ -342,13 +356,11 @@ class JobTurns(Turns):
             "missing": merged.missing,
             "usage": merged.usage,
             "incomplete": merged.incomplete,
-            "error": None if job.cancel else _job_error(merged, shards),
+            "error": None if job.cancel else _job_error(merged, seen),
         }
         return self._finish(lease, _state(merged), changes)
 
-    def _merge_shards(
-        self, lease: Lease, shards: list[ShardRecord], workspace: Folder, step: Callable[..., Merged]
-    ) -> Merged:
+    def _merge_shards(self, lease: Lease, shards: Shards, workspace: Folder, step: Callable[..., Merged]) -> Merged:
         """Into the output; if that is not the job's own any more, into a place of its own, and says so."""
         place = self._outputs.place(lease)
         try:
@@ -370,19 +382,15 @@ class JobTurns(Turns):
         return since is not None and self.store.now() - since > OUTPUT_WAIT_SECONDS
 
     def _merge_into(
-        self, lease: Lease, shards: list[ShardRecord], workspace: Folder, place: str, step: Callable[..., Merged]
+        self, lease: Lease, shards: Shards, workspace: Folder, place: str, step: Callable[..., Merged]
     ) -> Merged:
         folder = self._outputs.folder(lease.job, place)
         settle = partial(self._outputs.settle, lease, place)
-        return step(lease.job, shards, workspace, folder, check=lease.check, settle=settle)
+        return step(lease.job, shards(), workspace, folder, check=lease.check, settle=settle)
 
     @staticmethod
-    def _may_resend(job: JobRecord, shards: list[ShardRecord]) -> bool:
-        return (
-            not (job.cancel or job.send_no_more)
-            and job.round < job.attempts
-            and any(shard.resend for shard in _of_round(job, shards))
-        )
+    def _may_resend(job: JobRecord, seen: Overview) -> bool:
+        return not (job.cancel or job.send_no_more) and job.round < job.attempts and seen.resend
 
     def _finish(self, lease: Lease, state: State, changes: dict[str, Any]) -> str:
         final = self.store.finish(lease, state, changes)
@@ -534,26 +542,20 @@ def _forget_dead_turns(lease: Lease, workspace: Folder, orders: list[str]) -> No
         remove_dead_turns(workspace, kept, lease.check)
 
 
-def _of_round(job: JobRecord, shards: list[ShardRecord]) -> list[ShardRecord]:
-    """The shards of the job's last round."""
-    return [shard for shard in shards if shard.round == job.round]
-
-
 def _state(merged: Merged) -> State:
     if merged.ok == merged.total:
         return State.SUCCEEDED if merged.total else State.FAILED
     return State.PARTIAL if merged.ok else State.FAILED
 
 
-def _job_error(merged: Merged, shards: list[ShardRecord]) -> Problem | None:
+def _job_error(merged: Merged, seen: Overview) -> Problem | None:
     """What a person should read first: a shard's own error, else that no row is ok."""
     if merged.ok == merged.total and merged.total:
         return None  # what was refused was sent again
-    for shard in shards:
-        if shard.error is not None:
-            return shard.error
-    if (ended := next((shard for shard in shards if shard.cancelled_elsewhere), None)) is not None:
-        message = f"{ended.batch_id} was cancelled at the provider, and not by batchpipe; not all of its rows were run"
+    if seen.error is not None:
+        return seen.error
+    if seen.cancelled is not None:
+        message = f"{seen.cancelled} was cancelled at the provider, and not by batchpipe; not all of its rows were run"
         return Problem(code="cancelled_elsewhere", message=message)
     if merged.total and not merged.ok:
         message = f"no row is ok: {merged.failed} failed, {merged.missing} without an answer; see errors.jsonl"

@@ -212,6 +212,7 @@ class ShardRecord(Record, frozen=True, kw_only=True):
     empty_at: float | None = None  #: first look after the latest call that found no batch
     #: ids that unclear answers to those calls named (True: were about), to be read before anybody calls again
     named: dict[str, bool] = {}
+    other_at: float | None = None  #: since when create calls are answered with batches of other shards
     refusal: Problem | None = None  #: a clear no while an older call is still unanswered
     batch_id: str | None = None
     spent: list[str] = []  #: ids of batches that were given up on purpose; never adopted

@@ -24,7 +24,8 @@ MOST_PASSES = 20
 #: When what waits so is looked at again, in seconds, at most: after a lease, if it is not too much.
 LOOK_AGAIN_SECONDS = 300.0
 #: Where a worker listens and takes nothing for so long, its queue may hold other people's messages, and ours be lost.
-STUCK_SECONDS = 3_600.0
+#: Twice as long with each message that was sent for that, a day at most: each leaves a void one behind.
+STUCK_SECONDS, LONGEST_STUCK_SECONDS = 3_600.0, 86_400.0
 #: What was taken so shortly after a message was published is no sign: clocks are read one after the other.
 MOMENT_SECONDS = 1.0
 #: How often a process says that nobody works on a queue, in seconds; and of how many queues it remembers that.
@@ -46,7 +47,8 @@ class _Queue:
         """Whether a message is surely still there, unless the broker has lost it alone."""
         if self.is_empty or self.taken > waiting.published + MOMENT_SECONDS:
             return False
-        return not self.listened or now - waiting.published < STUCK_SECONDS
+        stuck = min(STUCK_SECONDS * 2 ** min(waiting.times, 10), LONGEST_STUCK_SECONDS)
+        return not self.listened or now - waiting.published < stuck
 
 
 def publish_overdue(turns: Turns, limit: int = PASS_LENGTH) -> int:

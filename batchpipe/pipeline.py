@@ -321,9 +321,10 @@ class ShardTurns(Turns):
     def _hold(self, lease: Lease, problem: Problem) -> None:
         """Before the turn is ended: a crash in between says it once more, and the script knows it then."""
         assert lease.shard is not None
-        mode = self.settings.cancelled_elsewhere
-        if self.store.hold(lease.shard, mode, problem):
-            fields = {"batch_id": lease.shard.batch_id, "then": mode, "message": problem.message}
+        mode = "land" if lease.job.send_no_more else self.settings.cancelled_elsewhere
+        said = Problem(code=problem.code, message=f"{problem.message}: {_what_follows(mode, lease.job.id)}")
+        if self.store.hold(lease.shard, mode, said):
+            fields = {"batch_id": lease.shard.batch_id, "then": mode, "message": said.message}
             self.log(lease.job.id, [("cancelled_elsewhere", fields)], level=logging.WARNING, shard=lease.index)
 
     def _count_move(self, account: str, shard: ShardRecord, move: Move) -> None:
@@ -362,6 +363,21 @@ class _Failed:
     after: float
     counted: bool
     reason: str = "failure"  #: for the counters
+
+
+def _what_follows(mode: str, job_id: str) -> str:
+    """What becomes of a job when a batch of it was cancelled elsewhere, and what a person can do."""
+    if mode == "resend":
+        return (
+            "its rows that were not run are sent again, as long as the job's attempts last "
+            f"(CANCELLED_ELSEWHERE=resend); end the job: batchpipe cancel {job_id}"
+        )
+    if mode == "land":
+        return "nothing more is sent of this job; what has finished is landed"
+    return (
+        f"nothing more is sent of this job. Send its rows again: batchpipe resume {job_id}; take what is there: "
+        f"batchpipe land {job_id}; end it: batchpipe cancel {job_id}"
+    )
 
 
 def _put_off_fields(failed: _Failed) -> dict[str, Any]:

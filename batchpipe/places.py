@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, BinaryIO, NamedTuple
 
@@ -37,23 +37,29 @@ _LOST_SECONDS = 30 * 86_400.0
 _JOB_ID = re.compile(r"job_[0-9a-z]{19}")
 
 
-def manifest(job: JobRecord, done: list[ShardRecord], prepared: Prepared, redis: str) -> dict[str, Any]:
-    """What recover needs to know of a job whose next round begins: nothing of it is secret.
+def manifest(job: JobRecord, done: Iterable[ShardRecord], prepared: Prepared, redis: str) -> Iterator[bytes]:
+    """What recover needs to know of a job whose next round begins, as the text of a JSON object, a part at a time:
+    there may be 100,000 shards. Nothing of it is secret.
 
     ``done`` are the shards of the rounds before, whole; of the new ones only what the provider cannot tell. ``redis``
     is the label of the Redis whose the job is.
     """
-    return {
+    head = {
         **basics(job),
         "redis": redis,
         "round": job.round + 1,
         "order_files": [*job.order_files, prepared.order_file],
         "rows": prepared.rows if job.total is None else job.total,
-        "shards": [
-            *(msgspec.to_builtins(shard) for shard in done),
-            *({"round": job.round + 1, **msgspec.to_builtins(plan)} for plan in prepared.shards),
-        ],
     }
+    yield orjson.dumps(head, option=orjson.OPT_INDENT_2).removesuffix(b"\n}") + b',\n  "shards": ['
+    between = b"\n    "
+    for shard in done:
+        yield between + msgspec.json.encode(shard)
+        between = b",\n    "
+    for plan in prepared.shards:
+        yield between + orjson.dumps({"round": job.round + 1, **msgspec.to_builtins(plan)})
+        between = b",\n    "
+    yield b"\n  ]\n}\n" if between[:1] == b"," else b"]\n}\n"
 
 
 def basics(job: JobRecord) -> dict[str, Any]:

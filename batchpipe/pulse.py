@@ -11,18 +11,20 @@ from batchpipe.turns import WaitingIn
 
 #: Of a queue that moves, but slowly, so many seconds lie between two messages.
 MOVING_SECONDS = 60.0
-#: And of one that a worker listens on, but of which it takes nothing of ours: the message may have expired unseen.
-LISTENED_SECONDS = 600.0
+#: And of one that a worker listens on, but of which it takes nothing of ours: the message may have expired unseen. Then
+#: as long as none was taken by then, a day at most: a queue of which nothing is taken for a week must not fill.
+LISTENED_SECONDS, LONGEST_SECONDS = 600.0, 86_400.0
 
 
 def may_send(store: Store, name: str, queue: str, waiting_in: WaitingIn) -> bool:
     """Whether the message of this name is to be sent now; that it is sent is noted. Raises StoreUnavailable."""
-    now = store.now()
-    sent, taken = store.pulse(name)
-    if taken <= sent and waiting_in(queue):
-        moves = now - sent >= MOVING_SECONDS and store.last_taken(queue) > sent
-        listened = now - sent >= LISTENED_SECONDS and queue in store.listening()
-        if sent and not moves and not listened:
+    now, last = store.now(), store.pulse(name)
+    waits = last.taken <= last.sent and bool(waiting_in(queue))
+    if waits and last.sent:
+        pause = min(max(LISTENED_SECONDS, last.sent - last.since), LONGEST_SECONDS)
+        moves = now - last.sent >= MOVING_SECONDS and store.last_taken(queue) > last.sent
+        listened = now - last.sent >= pause and queue in store.listening()
+        if not moves and not listened:
             return False
-    store.note_pulse(name, sent=now)
+    store.note_pulse(name, sent=now, since=last.since if last.taken <= last.since and last.since else now)
     return True

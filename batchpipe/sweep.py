@@ -12,11 +12,12 @@ from batchpipe.errors import BatchpipeError, Refused, SettingsError, StoreUnavai
 from batchpipe.jobs import ShardRecord, Stage, Status
 from batchpipe.logs import about
 from batchpipe.openai_api import Api, Snapshot
-from batchpipe.overdue import PASS_LENGTH, publish_overdue, wake_or_set_aside
+from batchpipe.overdue import PASS_LENGTH, publish_overdue
 from batchpipe.places import prune_workspaces
 from batchpipe.settings import SANDBOX_ACCOUNT
-from batchpipe.store import Clock, When
+from batchpipe.store import Clock
 from batchpipe.turns import NO_QUOTA, Turns
+from batchpipe.waking import wake_rest
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +41,7 @@ def sweep(turns: Turns, *, limit: int = PASS_LENGTH, listing: bool | None = None
     ``listing``: look into the accounts' lists of batches now (True), not at all (False), or if it is time (None).
     """
     woken = publish_overdue(turns, limit)
-    _wake_rest(turns, limit)
+    wake_rest(turns, limit)
     turns.store.prune_lists()
     prune_workspaces(turns.settings, turns.store.closed, turns.store.now())
     if listing is not False:
@@ -51,15 +52,6 @@ def sweep(turns: Turns, *, limit: int = PASS_LENGTH, listing: bool | None = None
                 _look_after(turns, account, at_once=listing is True)
     _count(turns, woken)
     return woken
-
-
-def _wake_rest(turns: Turns, limit: int) -> None:
-    """Wake what a cancel or the end of a hold has left: a request must not wait for 100,000 messages."""
-    while limit > 0 and (found := turns.store.take_wakes(min(limit, 200))) is not None:
-        when: When = "asleep" if found.when == "asleep" else "always"
-        for index in range(found.first, found.last):
-            wake_or_set_aside(turns, found.job, index, when)
-        limit -= found.last - found.first
 
 
 def _tell_of_clock(clock: Clock) -> None:

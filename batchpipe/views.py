@@ -66,6 +66,19 @@ def job_view(job: JobRecord, shards: Iterable[ShardRecord] | None = None) -> dic
     return view
 
 
+def page_view(job: JobRecord, first: int, shards: Iterable[ShardRecord]) -> dict[str, Any]:
+    """A job as a JSON object with some of its shards, from an index on: ``shards_in_all``, and ``next``, the index to
+    go on from, or null.
+
+    Numbers of rows that are sums over all shards are there if these are all of them; else the job's own, at its end.
+    """
+    parts = list(shards)
+    whole = first == 0 and len(parts) >= job.shards
+    view = job_view(job, parts) if whole else {**job_view(job), "shards": [shard_view(shard) for shard in parts]}
+    on = parts[-1].index + 1 if parts else job.shards
+    return {**view, "shards_in_all": job.shards, "next": on if on < job.shards else None}
+
+
 def json_of_job(job: JobRecord, read: Callable[[], Iterable[ShardRecord]]) -> Iterator[bytes]:
     """The same with all shards as a text of JSON, a part at a time: memory does not grow with their number.
 

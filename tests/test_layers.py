@@ -29,6 +29,7 @@ LAYERS: list[tuple[str, ...]] = [
     ("turns", "outputs"),
     ("pipeline",),
     ("job_turns", "overdue"),
+    ("waking",),
     ("sweep", "pulse"),
     ("recover",),
     ("celery_app", "task_request", "testing", "broker"),

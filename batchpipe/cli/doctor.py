@@ -184,7 +184,7 @@ def _account(client: Client | None, name: str) -> Iterator[Finding]:
         api.ping()
         yield Finding("account", "ok", f"{name}: the provider answers and takes the key of this process")
         pause = client.store.paused(name) if client is not None else None
-        if client is not None and pause is not None and pause.code != NO_QUOTA and client.resume(name)[0]:
+        if client is not None and pause is not None and pause.code != NO_QUOTA and client.resume(name).paused:
             yield Finding("account", "ok", f"{name}: its pause is lifted")
         yield from _capabilities(name)
     except SettingsError as error:

@@ -181,9 +181,12 @@ def carry_out_cancel(client: Client, job: Job) -> None:
         if worker is None:
             return  # the run itself still lives and does it
         client.wake(job.id)
-        ends = time.monotonic() + CANCEL_SECONDS
+        ends, swept = time.monotonic() + CANCEL_SECONDS, 0.0
         while time.monotonic() < ends and not _is_winding_down(client, job):
             worker.ensure()
+            if time.monotonic() - swept >= client.settings.sweep_seconds:  # wakes the shards of a large job by and by
+                swept = time.monotonic()
+                client.sweep(listing=False)
             time.sleep(0.2)
         worker.job_is_done = job.record.told
 

@@ -14,10 +14,11 @@ from typing import Any, Protocol
 import msgspec
 
 from batchpipe.errors import NO_ROUTE, BatchpipeError, Gone, Paused, Refused, StoreUnavailable, Unanswered, Unavailable
-from batchpipe.jobs import Counts, JobRecord, Move, Problem, ShardRecord, Stage, Status
+from batchpipe.jobs import LONGEST_PAUSE, Counts, JobRecord, Move, Problem, ShardRecord, Stage, Status
 from batchpipe.refusals import (
     FIRST_FILE_PAUSE,
     believed_at,
+    in_words,
     is_about_input_file,
     is_no_room,
     is_unfinished,
@@ -44,6 +45,8 @@ UNREAD_SECONDS = 300.0
 MOST_READ = 10
 #: Create calls of one key without a clear answer, where no list tells what became of them (RESEND_UNANSWERED).
 MOST_CALLS = 3
+#: Code of the end of a shard whose create calls are answered with batches of other rows, again and again.
+OTHERS_BATCH = "answered_with_other_batch"
 
 #: Answers to reading a batch that no later try mends.
 _NEVER_READ = ("nonsense", NO_ROUTE)
@@ -235,8 +238,8 @@ def _call(job: JobRecord, shard: ShardRecord, api: BatchesApi, turn: Turn) -> En
             return _waits_for_file(shard, error, api, turn) or Move(stage=Stage.UPLOADED)
         raise
     if batch.id in shard.spent:
-        return _of_another(batch, turn)
-    return _settle(batch, api, turn)
+        return _of_another(batch, shard, turn)
+    return _settle(batch, shard, api, turn)
 
 
 def _made_in_spite_of(error: BatchpipeError, shard: ShardRecord, api: BatchesApi, turn: Turn) -> Batch | None:
@@ -248,10 +251,27 @@ def _made_in_spite_of(error: BatchpipeError, shard: ShardRecord, api: BatchesApi
     return None
 
 
-def _of_another(batch: Batch, turn: Turn) -> Move:
-    """The answer names a batch that is another shard's, or an earlier try's: that one is read, then looked for ours."""
+def _of_another(batch: Batch, shard: ShardRecord, turn: Turn) -> Move:
+    """The answer names a batch that is another shard's, or an earlier try's: that one is read, then looked for ours.
+
+    What answers so once may do so for ever (a cache, a gateway that mixes up answers): in the end that counts as a no,
+    which is believed, as any, once two more looks have found no batch of ours.
+    """
     turn.name({batch.id: True})
-    return _unanswered(Unanswered(f"the create call was answered with {batch.id}, which is the batch of other rows"))
+    now = turn.now()
+    since = shard.other_at if shard.other_at is not None else now
+    left = since + turn.refusal_seconds - now
+    what = f"the create call was answered with {batch.id}, which is the batch of other rows"
+    advice = "does a proxy, cache or gateway between batchpipe and the provider repeat or mix up answers?"
+    if left > 0:
+        answer = _unanswered(Unanswered(f"{what}; {advice}", code=OTHERS_BATCH))
+        return msgspec.structs.replace(answer, changes={**answer.changes, "other_at": since})
+    message = (
+        f"{what}, as those of the {in_words(now - since)} before, and no batch of these rows was found: {advice} "
+        f"Mend it, then: batchpipe retry {shard.job}"
+    )
+    answer = _unanswered(Unanswered(message, code=OTHERS_BATCH))
+    return msgspec.structs.replace(answer, changes={**answer.changes, "refusal": answer.changes["trouble"]})
 
 
 def _unanswered(error: Unanswered) -> Move:
@@ -313,12 +333,13 @@ def _file_not_found(shard: ShardRecord, error: BatchpipeError, turn: Turn) -> En
     """
     now = turn.now()
     since = shard.refused_at if shard.refused_at is not None else now
-    longest = min(UNFOUND_SECONDS * 2 ** min(max(shard.uploads - 1, 0), 10), turn.refusal_seconds)
+    uploaded = len(shard.unused_files) + 1  # `uploads` has the refused ones, too
+    longest = min(UNFOUND_SECONDS * 2 ** min(uploaded - 1, 10), turn.refusal_seconds)
     message = f"the provider does not find the file {shard.file_id} that was uploaded: {error.message}"
     problem = Problem(code="file_not_found", message=message)
     if shard.calls or now - since < longest:
         return _wait_out(shard, problem, turn, "was the key or project of the account changed?")
-    if shard.uploads >= MAX_UPLOADS:
+    if uploaded >= MAX_UPLOADS:
         return _refused(shard, Refused(message, code="file_not_found"))
     changes: dict[str, Any] = {
         "refused_at": None,
@@ -498,11 +519,11 @@ def _adopt(found: list[Batch], shard: ShardRecord, api: BatchesApi, turn: Turn) 
         words = "%d batches were found for the same rows: all but one are cancelled"
         logger.error(words, len(found), extra={"event": "stray"})
     # each is settled: whichever is recorded, perhaps by somebody else meanwhile, must not be cancelled
-    endings = [_settle(batch, api, turn, sure=_is_ours(batch, shard, turn.provider)) for batch in found]
+    endings = [_settle(batch, shard, api, turn, sure=_is_ours(batch, shard, turn.provider)) for batch in found]
     return endings[0]
 
 
-def _settle(batch: Batch, api: BatchesApi, turn: Turn, *, sure: bool = False) -> Ending:
+def _settle(batch: Batch, shard: ShardRecord, api: BatchesApi, turn: Turn, *, sure: bool = False) -> Ending:
     try:
         verdict = turn.settle(batch, sure=sure)
     except StoreUnavailable:
@@ -511,7 +532,7 @@ def _settle(batch: Batch, api: BatchesApi, turn: Turn, *, sure: bool = False) ->
         )
         raise
     if verdict == "other":
-        return _of_another(batch, turn)
+        return _of_another(batch, shard, turn)
     if verdict == "cancel":
         logger.error("batch %s is cancelled: its shard has another", batch.id, extra={"event": "stray"})
         _cancel(batch, api)
@@ -532,15 +553,20 @@ def _cancel(batch: Batch, api: BatchesApi) -> None:
 def _after_empty_look(job: JobRecord, shard: ShardRecord, turn: Turn, *, unread: bool) -> Ending | None:
     """Nothing was found: wait for the grace period, and only after a second empty look call again (None)."""
     now, grace = turn.now(), turn.grace_seconds
+    said = {"trouble": shard.trouble} if shard.other_at is not None else {}
     if shard.empty_at is None or turn.leapt(shard.empty_at):
         # whose lease ended by a leap of the clock may still be within its call
         more = turn.lease_seconds if turn.leapt(shard.intent_at or 0.0) else 0.0
-        return Move(stage=Stage.UPLOADED, after=more + grace, changes={"empty_at": now + more})
+        return Move(stage=Stage.UPLOADED, after=more + grace, changes={"empty_at": now + more, **said})
     left = shard.empty_at + (max(grace, UNREAD_SECONDS) if unread else grace) - now
     if left > 0.1:  # two readings of a clock
-        return Move(stage=Stage.UPLOADED, after=min(left, max(grace, FIRST_LOOK_SECONDS)))
+        return Move(stage=Stage.UPLOADED, after=min(left, max(grace, FIRST_LOOK_SECONDS)), changes=said)
     if shard.refusal is not None:
         return GiveUp(shard.refusal, refused=True)
     if job.cancel or job.send_no_more:
         return GiveUp(CANCELLED if job.cancel else NOT_SENT)
+    if shard.other_at is not None:  # each pause as long as it has gone on by then, so that they double
+        until = shard.empty_at + min(shard.empty_at - shard.other_at, LONGEST_PAUSE)
+        if (left := min(until, shard.other_at + turn.refusal_seconds) - now) > 0.1:
+            return Move(stage=Stage.UPLOADED, after=left, changes=said)
     return None

@@ -5,17 +5,38 @@ Deterministic, so that it may be done again after a crash: the same shards give 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing
 
 import msgspec
 
-from batchpipe.errors import BatchpipeError
-from batchpipe.jobs import JobRecord, ShardRecord
+from batchpipe.errors import WORKSPACE_GONE, BatchpipeError
+from batchpipe.jobs import JobRecord, Problem, ShardRecord
 from batchpipe.outcomes import FOR_NOW, OUTCOMES
 from batchpipe.results import ERRORS, INDEX, OUTPUT, WORKING, ResultIndex, Round, iter_last
 from batchpipe.rows import OutcomeState, add_usage
 from batchpipe.storage import Draft, Folder, Pacer
+
+#: The fields of shards that a merge needs, as they are stored, and those that ``Overview`` looks at.
+MERGED = ("round", "rows", "ok", "failed", "missing", "resend", "usage", "incomplete", "collected_file")
+LOOKED_AT = ("round", "resend", "error", "batch_id", "cancelled_elsewhere")
+
+
+class Overview:
+    """What decides how a job goes on, seen shard by shard: there may be 100,000."""
+
+    def __init__(self, job: JobRecord, shards: Iterable[ShardRecord]) -> None:
+        self.gone = False  #: of one the files of the workspace were gone
+        self.resend = False  #: rows of the last round are worth sending again
+        self.error: Problem | None = None  #: the first one of a shard
+        self.cancelled: str | None = None  #: the first batch that somebody else has cancelled
+        for shard in shards:
+            self.gone = self.gone or (shard.error is not None and shard.error.code == WORKSPACE_GONE)
+            self.resend = self.resend or (shard.round == job.round and shard.resend > 0)
+            self.error = self.error or shard.error
+            if shard.cancelled_elsewhere and self.cancelled is None:
+                self.cancelled = shard.batch_id
 
 
 class Merged(msgspec.Struct, frozen=True, kw_only=True):
@@ -41,21 +62,23 @@ def merge(
 ) -> Merged:
     """Write the two files of results and, into the workspace, ``results.idx``.
 
-    ``shards`` are those of all rounds, collected: without any, nothing is written. ``settle`` is called with the
-    bytes of the two files once all is written and before anything takes its name; what it raises ends the step.
-    Raises StorageTrouble, BatchpipeError (``rows_lost``) if the numbers do not add up: then nothing is
+    ``shards`` are those of all rounds, collected, and read once: without any, nothing is written. ``settle`` is
+    called with the bytes of the two files once all is written and before anything takes its name; what it raises ends
+    the step. Raises StorageTrouble, BatchpipeError (``rows_lost``) if the numbers do not add up: then nothing is
     written.
     """
-    known = list(shards)
-    if not known:
+    known = _Known()
+    for shard in shards:
+        known.add(shard)
+    if not known.files:
         return Merged()
     with ExitStack() as stack:
         drafts = []
         for folder, name in _places(workspace, output):
             drafts.append(folder.draft(name))
             stack.callback(drafts[-1].discard)
-        counts, sizes = _write(_rounds(job, known), workspace, drafts, check)
-        merged = _account(known, counts)
+        counts, sizes = _write(known.rounds(job), workspace, drafts, check)
+        merged = known.account(counts)
         settle(*sizes)
         for draft in drafts:
             check()
@@ -76,11 +99,11 @@ def merge_what_is_left(
 ) -> Merged:
     """The same from the collected files that are still there, shard after shard: their order in the input is lost.
 
-    A shard without ``collected_file`` has none. Rows of which nothing is left are counted as missing, without a line.
+    ``shards`` are read once, in the order of their indexes: those of a further round come after all earlier ones.
+    One without ``collected_file`` has none. Rows of which nothing is left are counted as missing, without a line.
     Raises StorageTrouble.
     """
-    known = sorted(shards, key=lambda shard: (shard.round, shard.index))
-    last, usage = max((shard.round for shard in known), default=0), dict[str, int]()
+    last, planned, usage = len(job.order_files), 0, dict[str, int]()
     counts, sizes = dict.fromkeys(OutcomeState, 0), [0, 0]
     with ExitStack() as stack:
         drafts = []
@@ -88,7 +111,8 @@ def merge_what_is_left(
             drafts.append(folder.draft(name))
             stack.callback(drafts[-1].discard)
         runs, pace = ResultIndex(drafts[2].file), Pacer(check)
-        for shard in known:
+        for shard in shards:
+            planned += shard.rows if shard.round == 1 else 0
             add_usage(usage, shard.usage)
             for line in _lines_left(shard, workspace):
                 pace(line)
@@ -106,7 +130,7 @@ def merge_what_is_left(
             check()
             draft.commit()
     ok, failed = counts[OutcomeState.OK], counts[OutcomeState.FAILED]
-    missing = max(sum(shard.rows for shard in known if shard.round == 1) - ok - failed, counts[OutcomeState.MISSING])
+    missing = max(planned - ok - failed, counts[OutcomeState.MISSING])
     return Merged(total=ok + failed + missing, ok=ok, failed=failed, missing=missing, usage=usage)
 
 
@@ -118,16 +142,6 @@ def _lines_left(shard: ShardRecord, workspace: Folder) -> Iterator[bytes]:
 
 def _places(workspace: Folder, output: Folder) -> list[tuple[Folder, str]]:
     return [(output, OUTPUT), (output, ERRORS), (workspace, INDEX)]
-
-
-def _rounds(job: JobRecord, shards: list[ShardRecord]) -> list[Round]:
-    last = max(shard.round for shard in shards)
-    if len(job.order_files) != last:
-        raise BatchpipeError(f"{last} rounds, and {len(job.order_files)} order files", code="rows_lost")
-    return [
-        Round(order, {shard.index: shard.collected_file or "" for shard in shards if shard.round == number})
-        for number, order in enumerate(job.order_files, 1)
-    ]
 
 
 def _write(
@@ -154,42 +168,57 @@ def _write(
     return counts, (size_ok, size - size_ok)
 
 
-def _account(shards: list[ShardRecord], counts: dict[OutcomeState, int]) -> Merged:
-    """Raises BatchpipeError, with the numbers, unless every row is there once."""
-    usage: dict[str, int] = {}
-    incomplete: dict[str, int] = {}
-    for shard in shards:
-        add_usage(usage, shard.usage)
-        add_usage(incomplete, shard.incomplete)
-    _check_rounds(shards)
-    total = sum(shard.rows for shard in shards if shard.round == 1)
-    again = sum(shard.rows for shard in shards if shard.round > 1)
-    ok = sum(shard.ok or 0 for shard in shards)
-    not_ok = sum((shard.failed or 0) + (shard.missing or 0) for shard in shards) - again
-    merged = Merged(
-        total=total,
-        ok=counts[OutcomeState.OK],
-        failed=counts[OutcomeState.FAILED],
-        missing=counts[OutcomeState.MISSING],
-        usage=usage,
-        incomplete=incomplete,
-    )
-    if (merged.ok, merged.failed + merged.missing) != (ok, not_ok) or ok + not_ok != total:
-        told = f"{total} rows planned, {ok} ok, {not_ok} not ok"
-        found = f"merged {merged.ok} ok, {merged.failed} failed, {merged.missing} missing"
-        raise BatchpipeError(f"the rows do not add up: {told}; {found}", code="rows_lost")
-    return merged
+class _Known:
+    """What a merge knows of all shards, added up one by one; of each it keeps the name of its file."""
 
+    def __init__(self) -> None:
+        self.files: dict[int, dict[int, str]] = {}
+        self._rows, self._resend = Counter[int](), Counter[int]()
+        self._ok = self._not_ok = 0
+        self._usage: dict[str, int] = {}
+        self._incomplete: dict[str, int] = {}
 
-def _check_rounds(shards: list[ShardRecord]) -> None:
-    """What was worth sending again in a round is what the next one sent, if there was one."""
-    last = max((shard.round for shard in shards), default=0)
-    for number in range(1, last):
-        wanted = sum(shard.resend for shard in shards if shard.round == number)
-        sent = sum(shard.rows for shard in shards if shard.round == number + 1)
-        if wanted != sent:
-            message = f"round {number} left {wanted} rows to send again, round {number + 1} has {sent}"
-            raise BatchpipeError(message, code="rows_lost")
+    def add(self, shard: ShardRecord) -> None:
+        self.files.setdefault(shard.round, {})[shard.index] = shard.collected_file or ""
+        self._rows[shard.round] += shard.rows
+        self._resend[shard.round] += shard.resend
+        self._ok += shard.ok or 0
+        self._not_ok += (shard.failed or 0) + (shard.missing or 0)
+        add_usage(self._usage, shard.usage)
+        add_usage(self._incomplete, shard.incomplete)
+
+    def rounds(self, job: JobRecord) -> list[Round]:
+        last = max(self.files)
+        if len(job.order_files) != last:
+            raise BatchpipeError(f"{last} rounds, and {len(job.order_files)} order files", code="rows_lost")
+        return [Round(order, self.files.get(number, {})) for number, order in enumerate(job.order_files, 1)]
+
+    def account(self, counts: dict[OutcomeState, int]) -> Merged:
+        """Raises BatchpipeError, with the numbers, unless every row is there once."""
+        self._check_rounds()
+        total, again = self._rows[1], self._rows.total() - self._rows[1]
+        merged = Merged(
+            total=total,
+            ok=counts[OutcomeState.OK],
+            failed=counts[OutcomeState.FAILED],
+            missing=counts[OutcomeState.MISSING],
+            usage=self._usage,
+            incomplete=self._incomplete,
+        )
+        ok, not_ok = self._ok, self._not_ok - again
+        if (merged.ok, merged.failed + merged.missing) != (ok, not_ok) or ok + not_ok != total:
+            told = f"{total} rows planned, {ok} ok, {not_ok} not ok"
+            found = f"merged {merged.ok} ok, {merged.failed} failed, {merged.missing} missing"
+            raise BatchpipeError(f"the rows do not add up: {told}; {found}", code="rows_lost")
+        return merged
+
+    def _check_rounds(self) -> None:
+        """What was worth sending again in a round is what the next one sent, if there was one."""
+        for number in range(1, max(self.files)):
+            wanted, sent = self._resend[number], self._rows[number + 1]
+            if wanted != sent:
+                message = f"round {number} left {wanted} rows to send again, round {number + 1} has {sent}"
+                raise BatchpipeError(message, code="rows_lost")
 
 
 def clean_up(job: JobRecord, workspace: Folder) -> None:

@@ -231,11 +231,7 @@ def _cancelled_elsewhere(job: JobRecord, shard: ShardRecord, batch: Batch) -> Pr
     ours = _must_end(job, shard) or shard.cancel_sent or shard.landing
     if ours or shard.cancelled_elsewhere or batch.status not in ("cancelling", Status.CANCELLED, Status.CANCELED):
         return None
-    message = (
-        f"{shard.batch_id} was cancelled at the provider, and not by batchpipe: nothing more is sent of this job. Send "
-        f"its rows again: batchpipe resume {job.id}; take what is there: batchpipe land {job.id}; end it: batchpipe "
-        f"cancel {job.id}"
-    )
+    message = f"{shard.batch_id} was cancelled at the provider, and not by batchpipe"
     return Problem(code="cancelled_elsewhere", message=message)
 
 

@@ -30,16 +30,22 @@ class Lists(Records):
         return parse_member(member) if member else None
 
     def iter_shards(
-        self, job: JobRecord, *, fields: Sequence[str] = (), bad: Literal["raise", "show"] = "raise"
+        self,
+        job: JobRecord,
+        *,
+        fields: Sequence[str] = (),
+        bad: Literal["raise", "show"] = "raise",
+        within: range | None = None,
     ) -> Iterator[ShardRecord]:
-        """All shards of a job in order of their index, read several hundred at a time.
+        """All shards of a job, or those ``within`` some indexes, in their order, read several hundred at a time.
 
         ``fields``: only these, as they are stored; all others have their defaults. ``bad``: one that cannot be read is
         raised as RecordUnreadable, for a step must not go on without it; or shown, for lists, as a shard in trouble.
         """
         names = [*dict.fromkeys(("job", "index", "stage", *fields))] if fields else []
-        for start in range(0, job.shards, READ_AT_ONCE):
-            indexes = range(start, min(start + READ_AT_ONCE, job.shards))
+        wanted = range(job.shards) if within is None else within[: max(job.shards - within.start, 0)]
+        for start in range(0, len(wanted), READ_AT_ONCE):
+            indexes = wanted[start : start + READ_AT_ONCE]
             for index, found in zip(indexes, self._hashes([self._key(job.id, i) for i in indexes], names), strict=True):
                 try:
                     if shard := decoded(ShardRecord, found, f"{job.id}, shard {index}"):
@@ -92,6 +98,27 @@ class Lists(Records):
             else answer
             for answer in answers
         ]
+
+    def open_jobs(self, account: str) -> Iterator[dict[str, int]]:
+        """Ids of an account's jobs that may have shards to do, each with their number, a page at a time.
+
+        A job whose state changes meanwhile may come twice, and none is passed over.
+        """
+        index, cursor = f"{self.prefix}jobs:{State.RUNNING.value}", 0
+        while True:
+            cursor, found = self._call(self.client.zscan, index, cursor, count=LISTED_AT_ONCE)
+            ids = [job_id for job_id, _ in found]
+            hashes = self._hashes([self._job_key(job_id) for job_id in ids], ("account", "shards"))
+            yield {
+                job_id: int(fields["shards"])
+                for job_id, fields in zip(ids, hashes, strict=True)
+                if isinstance(fields, dict)
+                and fields.get("account", "default") == account
+                and fields.get("shards", "0").isdigit()
+                and int(fields.get("shards", "0"))
+            }
+            if not cursor:
+                return
 
     def closed(self, job_ids: Sequence[str]) -> dict[str, bool]:
         """Of those of these jobs that are known here: whether nothing is left to do for them."""

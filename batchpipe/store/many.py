@@ -5,18 +5,20 @@ from __future__ import annotations
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import orjson
 
-from batchpipe.errors import LeaseLost
+from batchpipe.errors import JobNotFound, LeaseLost
 from batchpipe.jobs import JOB, JobRecord, ShardRecord
 from batchpipe.store.leases import Lease
 from batchpipe.store.queues import QueueRecords
 from batchpipe.store.records import encode_changes, encode_record, encode_shard
 
+T = TypeVar("T")
+
 #: Shards that one script writes or looks at: a few milliseconds.
-CHUNK = 250
+CHUNK = 100
 
 
 class Wakes(NamedTuple):
@@ -29,7 +31,7 @@ class Wakes(NamedTuple):
 
 
 class ManyShards(QueueRecords):
-    """Plan, restore, wake and expire shards, however many there are."""
+    """Plan, restore, land, wake and expire shards, however many there are."""
 
     def plan(
         self, lease: Lease, changes: Mapping[str, Any], shards: Iterable[ShardRecord], ids: list[str]
@@ -81,6 +83,25 @@ class ManyShards(QueueRecords):
             self.make_due(job.id)
         return answer[0], answer[1] if len(answer) > 1 else ""
 
+    def land(self, job_id: str, indexes: Iterable[int]) -> str:
+        """Take up an ended job again to land these shards, which are due at once; it is running then.
+
+        They are marked first, which changes nothing, then one script makes it running, and `make_due` takes them up.
+        Answers ok, or why not: running, untold, none, output (another job that has not ended writes there).
+        Raises JobNotFound.
+        """
+        keys, verdict = self._keys(job_id, JOB), "ok"
+        for chunk in _chunks(indexes):
+            verdict = str(self._run("land_mark", keys, self.prefix, job_id, *chunk)[0])
+            if verdict != "ok":
+                break
+        else:
+            verdict = str(self._run("land", keys, self.prefix, job_id, uuid.uuid4().hex, self.lease_seconds)[0])
+        if verdict == "gone":
+            raise JobNotFound(f"no job {job_id} is known here", job=job_id)
+        self.make_due(job_id)
+        return verdict
+
     def told(self, lease: Lease) -> None:
         """Nothing is left to do for an ended job: its output is free, it leaves the due set, its records expire.
 
@@ -95,8 +116,14 @@ class ManyShards(QueueRecords):
         lease.stop()
         self._fenced("told", lease, self._member(lease.job.id, JOB), lease.token, self.ttl_seconds)
 
+    def leave_wakes(self, first: Mapping[str, int], when: str) -> None:
+        """Leave it to the sweeps to wake shards of these jobs, each from an index on; ``person``: those that wait for
+        a person, else as ``raise_epoch`` has it.
+        """
+        self._call(self.client.zadd, f"{self.prefix}waking", {f"{job_id}/{when}": at for job_id, at in first.items()})
+
     def take_wakes(self, most: int) -> Wakes | None:
-        """The next shards, so many at most, that a cancel or the end of a hold has left to be woken."""
+        """The next shards, so many at most, that a cancel, a resume or the end of a hold has left to be woken."""
         found = self._run("take_wakes", [f"{self.prefix}waking"], self.prefix, most)
         return Wakes(found[0], found[1], int(found[2]), int(found[3])) if found else None
 
@@ -113,7 +140,7 @@ def _draft(shard: ShardRecord) -> str:
     return orjson.dumps([str(shard.index), *encode_shard(shard)]).decode()
 
 
-def _chunks(shards: Iterable[ShardRecord]) -> Iterator[list[ShardRecord]]:
-    found = iter(shards)
+def _chunks(many: Iterable[T]) -> Iterator[list[T]]:
+    found = iter(many)
     while chunk := list(islice(found, CHUNK)):
         yield chunk

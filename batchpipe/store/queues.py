@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from batchpipe.jobs import State
 from batchpipe.store.schedules import ScheduleRecords
@@ -22,6 +22,15 @@ class Waiting:
     queue: str
     published: float
     own_queue: bool = False  #: that of a ``run``, which brings its worker
+    times: int = 0  #: how often it was published anew, and nothing came of it
+
+
+class Pulses(NamedTuple):
+    """Times of beat's messages of one name; 0: never."""
+
+    sent: float  #: the last one
+    taken: float  #: the last one that a worker took
+    since: float  #: the first one that was sent after that
 
 
 class QueueRecords(ScheduleRecords):
@@ -66,13 +75,13 @@ class QueueRecords(ScheduleRecords):
         """When a worker last took something of ours from this queue; 0: not within two days."""
         return float(self._call(self.client.zscore, f"{self.prefix}taken", queue) or 0.0)
 
-    def pulse(self, name: str) -> tuple[float, float]:
-        """When beat's message of this name was last sent, and when a worker last took one; 0: never."""
-        sent, taken = self._call(self.client.hmget, f"{self.prefix}pulses", f"{name}:sent", f"{name}:taken")
-        return float(sent or 0.0), float(taken or 0.0)
+    def pulse(self, name: str) -> Pulses:
+        """When beat's messages of this name were sent and taken."""
+        fields = [f"{name}:{what}" for what in Pulses._fields]
+        return Pulses(*(float(at or 0.0) for at in self._call(self.client.hmget, f"{self.prefix}pulses", *fields)))
 
     def note_pulse(self, name: str, **times: float) -> None:
-        """Note ``sent`` or ``taken``."""
+        """Note ``sent``, ``taken`` or ``since``."""
         fields = {f"{name}:{what}": f"{at:.6f}" for what, at in times.items()}
         self._call(self.client.hset, f"{self.prefix}pulses", mapping=fields)
 
@@ -81,7 +90,9 @@ class QueueRecords(ScheduleRecords):
         kind: of a running job only the rest of its shards is to be made due, and that waits in no queue.
         """
         jobs = list(dict.fromkeys(job_id for job_id, _ in places))
-        records = self._hashes([self._key(job_id, index) for job_id, index in places], ("stage", "next_at", "wait"))
+        records = self._hashes(
+            [self._key(job_id, index) for job_id, index in places], ("stage", "next_at", "wait", "pubs")
+        )
         found = self._hashes([self._job_key(job_id) for job_id in jobs], ("queue", "input_here"))
         queues = dict(zip(jobs, found, strict=True))
         return [_waiting(record, queues[job_id]) for (job_id, _), record in zip(places, records, strict=True)]
@@ -112,7 +123,8 @@ def _waiting(record: Any, job: Any) -> Waiting | None:
         published = float(record["next_at"]) - float(record.get("wait", 0))
     except (KeyError, ValueError):  # who tries to wake it says that it cannot be read
         return None
-    return Waiting(job["queue"], published, job.get("input_here") == "1")
+    times = record.get("pubs", "0")
+    return Waiting(job["queue"], published, job.get("input_here") == "1", int(times) if times.isdigit() else 0)
 
 
 __all__ = ["LISTENING_PACE", "LISTENING_SECONDS", "QueueRecords", "Waiting"]

@@ -280,10 +280,10 @@ class Records:
             ahead=clock.ahead,
         )
 
-    def census(self, *, chunk: int = 1_000, most: int = 100_000) -> Census:
+    def census(self, *, chunk: int = 500, most: int = 100_000) -> Census:
         """Count the unfinished shards by stage: all in Redis, a chunk at a time, so that nobody waits long for it.
 
-        About 2 ms a chunk. Others work on between two chunks, so a few may be missed or counted twice.
+        About 1 ms a chunk. Others work on between two chunks, so a few may be missed or counted twice.
         """
         stages: dict[str, int] = {stage.value: 0 for stage in Stage if stage is not Stage.COLLECTED}
         oldest, troubled = 0.0, 0

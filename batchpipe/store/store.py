@@ -262,24 +262,6 @@ class Store(ManyShards):
             raise JobNotFound(f"no job {job_id} is known here", job=job_id)
         return answer[0], int(answer[1])
 
-    def land(self, job_id: str, shards: Mapping[int, list[str]]) -> tuple[str, list[int]]:
-        """Take up an ended job again to land these shards, given with new task ids; it is running then.
-
-        Answers ok and the epochs under which to publish polls, or why not: running, untold, output (another job
-        that has not ended writes there). Raises JobNotFound.
-        """
-        args: list[object] = []
-        for index, ids in shards.items():
-            args += (index, orjson.dumps(ids).decode())
-        token = uuid.uuid4().hex
-        answer = self._run(
-            "land", self._keys(job_id, JOB), self.prefix, job_id, token, self.lease_seconds, len(shards), *args
-        )
-        if answer[0] == "gone":
-            raise JobNotFound(f"no job {job_id} is known here", job=job_id)
-        self.make_due(job_id)
-        return answer[0], [int(epoch) for epoch in answer[1:]]
-
     # -- the paid call ---------------------------------------------------------------------------------------------
 
     def intend(self, lease: Lease) -> Renewal:

@@ -157,6 +157,75 @@ def test_a_restore_that_dies_leaves_records_that_expire(store: Store, monkeypatc
     assert {store.client.ttl(f"{store.prefix}shard:{job.id}:{index}") for index in (0, CHUNK, COUNT - 1)} == {-1}
 
 
+def given_up(store: Store, indexes: range) -> str:
+    """An ended job of which everybody was told, with these shards given up."""
+    job = new_job()
+    store.submit(job)
+    store.plan(prepare(store, job.id), {}, shards(job.id), ["m"])
+    key, pipe = f"{store.prefix}job:{job.id}", store.client.pipeline(transaction=False)
+    for index in range(COUNT):
+        fields = {"stage": "collected"} | ({"batch_id": f"b{index}", "error": "{}"} if index in indexes else {})
+        pipe.hset(f"{store.prefix}shard:{job.id}:{index}", mapping=cast(Any, fields))
+        pipe.zrem(f"{store.prefix}due", f"{job.id}/{index}")
+    pipe.hset(key, mapping={"stage": "finalizing", "epoch": "9", "open": "0"})
+    pipe.execute()
+    lease = store.claim(job.id, JOB, 9, ["finalizing"], deadline=9_999)
+    assert isinstance(lease, Lease)
+    store.finish(lease, State.PARTIAL, {})
+    store.told(lease)
+    return job.id
+
+
+def landed(store: Store, job_id: str) -> list[int]:
+    """Shards that are taken up again; all of them are due, and no record expires."""
+    found = [shard.index for shard in store.iter_shards(store.get_job(job_id)) if shard.landing]
+    assert due(store) == {f"{job_id}/{index}" for index in found}
+    assert store.client.ttl(f"{store.prefix}shard:{job_id}:{COUNT - 1}") == -1
+    return found
+
+
+def test_all_that_was_given_up_is_landed_in_one_call(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many there are; a few hundred in each script."""
+    job_id, wanted = given_up(store, range(1, COUNT)), list(range(1, COUNT))
+    scripts = Scripts(store, monkeypatch)
+    assert store.land(job_id, wanted) == "ok"
+    assert scripts.most_args < CHUNK + 10
+    job = store.get_job(job_id)
+    assert (job.stage, job.open, job.ended_at, landed(store, job_id)) == (State.RUNNING, COUNT - 1, None, wanted)
+    assert store.land(job_id, wanted) == "running"
+    shard = store.claim(job_id, 1, 2, [Stage.CREATED], deadline=9)
+    assert isinstance(shard, Lease)
+    assert shard.shard is not None
+    assert (shard.shard.error, shard.shard.batch_id) == (None, "b1")
+
+
+@pytest.mark.parametrize("at", [("land_mark", 1), ("land", 0), ("make_due", 0), ("make_due", 1)])
+def test_a_landing_that_dies_is_gone_on_with(
+    store: Store, clock: Any, monkeypatch: pytest.MonkeyPatch, at: tuple[str, int]
+) -> None:
+    """By the next call, or, once the job runs, by the sweep; no shard is forgotten or counted twice."""
+    job_id, wanted = given_up(store, range(COUNT)), list(range(COUNT))
+    scripts = Scripts(store, monkeypatch)
+    scripts.fatal = at
+    with pytest.raises(Killed):
+        store.land(job_id, wanted)
+    scripts.fatal = None
+    if at[0] == "make_due":
+        clock.advance(61)
+        store.raise_epoch(job_id, JOB, ["x"], when="overdue")  # as the sweep does
+    else:
+        assert store.get_job(job_id).stage == State.PARTIAL
+        assert store.land(job_id, wanted) == "ok"
+    assert (store.get_job(job_id).open, landed(store, job_id)) == (COUNT, wanted)
+
+
+def test_a_job_that_has_not_ended_or_has_nothing_marked_is_not_landed(store: Store) -> None:
+    job = new_job()
+    store.submit(job)
+    assert store.land(job.id, [0]) == "running"
+    assert store.land(given_up(store, range(0)), []) == "none"
+
+
 def test_a_cancel_wakes_some_and_leaves_the_others_to_the_sweep(store: Store) -> None:
     """A web request waits for a few, whatever the job's size; nobody is forgotten or taken twice."""
     job = new_job()

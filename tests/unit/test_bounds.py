@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import fakeredis
 import orjson
@@ -14,7 +15,7 @@ from batchpipe import tasks
 from batchpipe.cli import cli
 from batchpipe.cli.house import emit_parts
 from batchpipe.cli.status import MOST_LINES, _print_shards, _Seen
-from batchpipe.client import WOKEN_AT_ONCE, Client
+from batchpipe.client import Client
 from batchpipe.errors import InvalidInput, Refused
 from batchpipe.jobs import JobRecord, Problem, ShardRecord, Stage, State, new_job_id
 from batchpipe.openai_api.answers import MOST_ERROR_TEXTS, parse_batch
@@ -29,6 +30,7 @@ from batchpipe.sweep import sweep
 from batchpipe.testing import FakeOpenAI, Pump
 from batchpipe.turns import words
 from batchpipe.views import job_view, json_of_job
+from batchpipe.waking import WOKEN_AT_ONCE
 
 ENDPOINT = "/v1/chat/completions"
 Rows = Callable[..., list[dict[str, object]]]
@@ -260,6 +262,101 @@ def test_a_cancel_of_many_shards_wakes_a_few_at_once_and_the_sweep_the_others(
     assert sorted(sent) == list(range(WOKEN_AT_ONCE))
     sweep(turns, listing=False)
     assert sorted(sent) == list(range(count))
+
+
+@pytest.fixture
+def waiting(tmp_path: Path, redis_url: str, prefix: str, monkeypatch: pytest.MonkeyPatch) -> Waiting:
+    return Waiting(Client(Settings(_env_file=None, redis_url=redis_url, prefix=prefix, home=tmp_path)), monkeypatch)
+
+
+class Waiting:
+    """A client, jobs whose shards sleep until a pause ends, and what is sent of them."""
+
+    def __init__(self, client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.client, self.turns = client, tasks.runtime(client.settings).jobs
+        self.sent: list[tuple[str, int]] = []
+        self.calls = 0
+        run = self.client.store._run
+
+        def counted(*args: Any) -> Any:
+            self.calls += 1
+            return run(*args)
+
+        monkeypatch.setattr(self.client.store, "_run", counted)
+        note = lambda message: self.sent.append((message.job, message.index))  # noqa: E731
+        monkeypatch.setattr(self.turns, "_publish", note)
+
+    def job(self, count: int, *, account: str = "default", troubled: Sequence[int] = ()) -> str:
+        store = self.client.store
+        job = JobRecord(id=new_job_id(), epoch=1, output=f"/o/{new_job_id()}", task_ids=["p"], account=account)
+        store.submit(job)
+        lease = store.claim(job.id, -1, 1, [State.PENDING.value], deadline=99, enter=State.PREPARING.value)
+        assert isinstance(lease, Lease)
+        store.plan(lease, {}, many_planned(job.id, count), ["m"])
+        pipe = store.client.pipeline(transaction=False)
+        for index in range(count):
+            pipe.hset(f"{store.prefix}shard:{job.id}:{index}", "next_at", str(store.host_time() + 600))
+        for index in troubled:
+            full = encode_value(Problem(code="account_full", message="full"))
+            pipe.hset(f"{store.prefix}shard:{job.id}:{index}", "trouble", full)
+        pipe.execute()
+        self.calls = 0
+        return job.id
+
+    def sweep_all(self) -> None:
+        while self.client.store.client.exists(f"{self.client.store.prefix}waking"):
+            sweep(self.turns, listing=False)
+
+
+@pytest.mark.parametrize("count", [10, 1_000, pytest.param(10_000, marks=pytest.mark.slow)])
+def test_the_end_of_a_pause_wakes_a_few_at_once_and_the_sweeps_the_others(waiting: Waiting, count: int) -> None:
+    """A command and a request of the web take as long for 10,000 shards that wait as for 20."""
+    large, others = waiting.job(count), [waiting.job(1) for _ in range(30)]
+    waiting.job(3, account="other")
+    waiting.client.store.pause("default", 600, Problem(code="insufficient_quota", message="no money"))
+    waiting.calls = 0
+    found = waiting.client.resume("DEFAULT")
+    assert (found.paused, found.woken, len(waiting.sent)) == (True, WOKEN_AT_ONCE, WOKEN_AT_ONCE)
+    assert waiting.calls < 3 * WOKEN_AT_ONCE
+    waiting.sweep_all()
+    assert len(waiting.sent) == len(set(waiting.sent))
+    assert set(waiting.sent) == {(large, index) for index in range(count)} | {(job, 0) for job in others}
+
+
+def test_what_waits_for_a_person_is_found_by_the_sweeps_where_there_is_much(waiting: Waiting) -> None:
+    """The account is not paused: only those shards look again, wherever they stand."""
+    wait = [3, 700, 1_234]
+    job = waiting.job(1_300, troubled=wait)
+    found = waiting.client.resume("default")
+    assert (found, waiting.sent) == ((False, 1, 1), [(job, 3)])
+    waiting.sweep_all()
+    assert waiting.sent == [(job, index) for index in wait]
+    assert waiting.client.resume("nobody") == (False, 0, 0)
+
+
+def test_a_job_whose_worker_is_gone_is_woken_a_few_at_once_and_then_by_the_sweeps(waiting: Waiting) -> None:
+    """As ``run`` and ``wait`` do that go on with it."""
+    job = waiting.job(450)
+    waiting.client.wake(job)
+    assert sorted(waiting.sent) == [(job, index) for index in range(WOKEN_AT_ONCE)]
+    waiting.sweep_all()
+    assert sorted(waiting.sent) == [(job, index) for index in range(450)]
+
+
+def test_a_page_of_the_web_shows_a_thousand_shards_and_where_to_go_on(waiting: Waiting) -> None:
+    """Whatever the job's size; it says how many there are in all."""
+    job = waiting.client.get_job(waiting.job(2_300))
+    first, indexes = job.to_page(), list[int]()
+    assert (first["shards_in_all"], first["next"], first["rows"]["ok"]) == (2_300, 1_000, None)
+    page = first
+    while page["next"] is not None:
+        indexes += [shard["index"] for shard in page["shards"]]
+        page = job.to_page(page["next"], 10_000)
+    assert indexes + [shard["index"] for shard in page["shards"]] == list(range(2_300))
+    assert len(job.to_page(2_299, 5)["shards"]) == len(job.to_page(5, -1)["shards"]) == 1
+    assert job.to_page(10**20)["shards"] == []
+    few = waiting.client.get_job(waiting.job(3))
+    assert few.to_page() == {**few.to_dict(), "shards_in_all": 3, "next": None}
 
 
 def many_planned(job_id: str, count: int) -> Iterator[ShardRecord]:

@@ -9,9 +9,7 @@ from typing import Any
 import pytest
 
 from batchpipe.jobs import JobRecord, Stage, State, Status
-from batchpipe.store.store import new_task_ids
 from batchpipe.testing import FakeOpenAI, Pump
-from batchpipe.turns import LINKS, Message
 from tests.unit.test_verdicts import DAY, HOUR, events, once, run_for
 
 Rows = Callable[..., list[dict[str, object]]]
@@ -34,12 +32,8 @@ def decide(pump: Pump, job_id: str, decision: Any) -> None:
 
 
 def land(pump: Pump, job_id: str) -> str:
-    """As ``client.land`` of a job that has ended."""
-    shards = {shard.index: new_task_ids(len(LINKS)) for shard in pump.shards(job_id) if shard.error is not None}
-    verdict, epochs = pump.store.land(job_id, shards)
-    for (index, ids), epoch in zip(shards.items(), epochs, strict=False):
-        pump.job_turns.publish(Message(job_id, index, epoch, Stage.CREATED, ids, "batchpipe"))
-    return verdict
+    """As ``client.land`` of a job that has ended; the sweep finds what is due."""
+    return pump.store.land(job_id, [shard.index for shard in pump.shards(job_id) if shard.error is not None])
 
 
 def cancelled_in_the_dashboard(pump: Pump, rows: list[dict[str, object]], *, done: int = 1) -> tuple[str, str]:
@@ -112,7 +106,10 @@ def test_a_setting_decides_beforehand(tmp_path: Path, chat_rows: Rows, mode: str
         pump.api.finish(batch.id)
     pump.run_until_idle(DAY)
     assert (len(pump.api.batches), pump.job(job_id).ok, once(pump)) == (batches, ok, True)
-    assert events(pump, job_id, "cancelled_elsewhere") == 1
+    [said] = [event["message"] for event in pump.store.read_log(job_id) if event["event"] == "cancelled_elsewhere"]
+    follows = {"resend": "its rows that were not run are sent again", "land": "nothing more is sent of this job"}
+    assert follows[mode] in said
+    assert (follows["land"] in said) == (mode == "land")
 
 
 def test_no_shard_of_a_held_job_gets_a_batch_and_those_that_run_are_collected(pump: Pump, chat_rows: Rows) -> None:

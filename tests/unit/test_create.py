@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
-from typing import Any
+from itertools import pairwise
+from typing import Any, cast
 
 import pytest
 
@@ -374,28 +375,62 @@ def test_the_older_call_is_looked_for_once_more_then_the_no_counts(world: World)
 
 
 def test_a_fresh_file_that_is_not_found_is_tried_again_with_growing_pauses(world: World) -> None:
-    """A provider may know a file only after a moment; when it stays unknown, it is uploaded anew."""
-    shard, pauses = world.shard(file_id="file-lost", uploads=1), []
+    """A provider may know a file only after a moment; when it stays unknown, it is uploaded anew. Uploads that were
+    refused, hundreds while the account was full, are none of those that nobody found.
+    """
+    shard, pauses = world.shard(file_id="file-lost", uploads=200), []
     while (ending := world.create(shard)).stage == Stage.UPLOADED:
         pauses.append(ending.after)
         world.turn.at += ending.after
         shard = shard.evolve(backoff=ending.changes["backoff"], refused_at=ending.changes["refused_at"])
     assert pauses == sorted(set(pauses))
-    assert sum(pauses) >= UNFOUND_SECONDS
+    assert UNFOUND_SECONDS <= sum(pauses) < 2 * UNFOUND_SECONDS
     assert ending.stage == Stage.PLANNED
     assert (ending.changes["file_id"], ending.changes["try_"], ending.changes["refused_at"]) == (None, 2, None)
 
 
+def test_creates_answered_for_ever_with_anothers_batch_come_less_often_and_end(world: World) -> None:
+    """A cache before the provider that repeats an answer: each call is looked for twice, the pauses between calls grow
+    to ten minutes, and after hours the rows end with a reason that names what to look at.
+    """
+    other = world.add_batch(key="job_y:0:1", file_id=world.api.upload(io.BytesIO(b"{}\n"), "other", lambda: None))
+    world.turn.others[other] = ShardRecord(job="job_y", index=0, batch_id=other)
+    answered = world.api.batches[other]
+    calls, shard = list[float](), world.shard()
+
+    def cached(**_: Any) -> Any:
+        calls.append(world.turn.at)
+        return answered
+
+    cast(Any, world.api).create_batch = cached
+    while isinstance(ending := world.create(shard), Move):
+        assert 0 < ending.after <= 600
+        assert len(calls) < 100
+        changes = {"trouble": None, **ending.changes}  # as the turn does it
+        assert changes["trouble"].code == "answered_with_other_batch"
+        called = world.turn.at in calls
+        shard = shard.evolve(**changes, **({"intent_at": NOW, "calls": ["c"], "empty_at": None} if called else {}))
+        world.turn.at += ending.after
+    pauses = [after - before for before, after in pairwise(calls)]
+    assert pauses[:-1] == sorted(pauses[:-1])
+    assert (pauses[0] < 60, 600 <= pauses[-2] < 700, len(calls) < 50) == (True, True, True)
+    assert 6 * 3_600 <= calls[-1] - calls[0] < 7 * 3_600
+    assert isinstance(ending, GiveUp)
+    assert (ending.refused, ending.problem.code) == (True, "answered_with_other_batch")
+    assert all(word in ending.problem.message for word in (other, "gateway", "batchpipe retry job_x"))
+
+
 def test_a_file_that_is_never_found_is_not_uploaded_for_ever(world: World) -> None:
     """Its rows end with what was said."""
-    ending = world.create(world.shard(file_id="file-lost", uploads=MAX_UPLOADS, refused_at=NOW - 7 * 3_600))
+    lost = [f"file-{number}" for number in range(1, MAX_UPLOADS)]
+    ending = world.create(world.shard(file_id="file-lost", unused_files=lost, refused_at=NOW - 7 * 3_600))
     assert isinstance(ending, GiveUp)
     assert (ending.refused, ending.problem.code) == (True, "file_not_found")
 
 
 def test_a_file_that_was_uploaded_a_thousand_times_can_be_not_found(world: World) -> None:
-    """Each upload that was cut or put off counts; the pause that doubles with them has an end."""
-    ending = world.create(world.shard(file_id="file-lost", uploads=2_000))
+    """The pause that doubles with them has an end."""
+    ending = world.create(world.shard(file_id="file-lost", uploads=2_000, unused_files=["file-x"] * 2_000))
     assert (ending.stage, ending.changes["trouble"].code) == (Stage.UPLOADED, "file_not_found")
 
 

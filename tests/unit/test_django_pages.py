@@ -69,7 +69,9 @@ def test_staff_see_where_jobs_stand() -> None:
     job = batchpipe.submit(requests(2), name="nightly")
     browser = client(staff=True, may=("view_job",))
 
-    assert browser.get(f"/batchpipe/{job.id}/").json() == job.refresh().to_dict()
+    assert browser.get(f"/batchpipe/{job.id}/").json() == {**job.refresh().to_dict(), "shards_in_all": 0, "next": None}
+    assert browser.get(f"/batchpipe/{job.id}/?from=2&limit=9").json()["shards"] == []
+    assert browser.get(f"/batchpipe/{job.id}/?from=b").json()["error"]["message"] == "from: must be a number"
     answer = browser.get("/batchpipe/?state=pending&limit=5")
     assert answer.json() == {"jobs": [job.to_dict(shards=False)]}
     assert "no-store" in answer["Cache-Control"]

@@ -262,7 +262,10 @@ def test_each_sees_what_the_rule_lets_him_see(new_app: NewApp, rule: Any) -> Non
     seen = client.get(f"/batchpipe/{ours.id}/", headers=ann)
 
     assert [job["id"] for job in listed.get_json()["jobs"]] == [ours.id]
-    assert seen.get_json() == ours.to_dict()
+    assert seen.get_json() == {**ours.to_dict(), "shards_in_all": 0, "next": None}
+    assert client.get(f"/batchpipe/{ours.id}/?from=2&limit=9", headers=ann).get_json()["shards"] == []
+    wrong = client.get(f"/batchpipe/{ours.id}/?from=b", headers=ann).get_json()
+    assert wrong["error"]["message"] == "from: must be a number"
     assert seen.headers["Cache-Control"] == "no-store"
     assert client.get(f"/batchpipe/{other.id}/", headers=ann).status_code == 403
     assert client.get("/batchpipe/job_unknown/", headers=ann).get_json()["error"]["code"] == "job_not_found"

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import random
+import sys
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,9 +17,12 @@ from hypothesis import strategies as st
 from batchpipe.errors import BatchpipeError, LeaseLost, OutputInUse
 from batchpipe.jobs import JobRecord, ShardRecord
 from batchpipe.outcomes import FAILED, MISSING
+from batchpipe.places import manifest
 from batchpipe.results import Outcome, iter_failed_lines, iter_failed_requests, iter_outcomes
 from batchpipe.rows import OutcomeState, error_line
-from batchpipe.steps.merge import Merged, clean_up, merge
+from batchpipe.splitting import Prepared
+from batchpipe.steps.merge import Merged, Overview, clean_up, merge, merge_what_is_left
+from batchpipe.steps.resend import resend
 from batchpipe.storage import Folder
 
 MARKS = {OutcomeState.FAILED: FAILED, OutcomeState.MISSING: MISSING}
@@ -98,6 +104,30 @@ ROWS = [
     (1, OutcomeState.OK),
     (1, OutcomeState.OK),
 ]
+
+
+def read_and_forgotten(shards: list[ShardRecord]) -> Iterator[ShardRecord]:
+    """The same shards as from the store; whoever takes the next one has let go of all before the last."""
+    before: list[ShardRecord] = []
+    for shard in shards:
+        before.append(msgspec.structs.replace(shard))
+        yield before[-1]
+        if len(before) == 2:
+            assert sys.getrefcount(before.pop(0)) == sys.getrefcount(object())
+
+
+def test_no_merge_holds_all_shards_of_its_job() -> None:
+    """There may be 100,000, read from Redis by the thousand."""
+    place = Place([(number, OutcomeState.OK) for number in range(5)])
+    shards = place.shards
+    assert merge(place.job, read_and_forgotten(shards), place.workspace, place.output, check=nothing).ok == 5
+    left = merge_what_is_left(place.job, read_and_forgotten(shards), place.workspace, place.output, check=nothing)
+    assert left.ok == 5
+    assert not Overview(place.job, read_and_forgotten(shards)).gone
+    assert resend(place.job, read_and_forgotten(shards), place.workspace, "t", check=nothing).rows == 0
+    plans = Prepared([], 0, "order-t")
+    told = json.loads(b"".join(manifest(place.job, read_and_forgotten(shards), plans, "here")))
+    assert [shard["collected_file"] for shard in told["shards"]] == [shard.collected_file for shard in shards]
 
 
 def test_results_come_in_the_order_of_the_input() -> None:

@@ -118,6 +118,22 @@ def test_a_queue_that_moves_or_is_listened_on_gets_it_now_and_then(store: Store,
     assert not may_send(store, NAME, QUEUE, lambda queue: 7)
 
 
+def test_a_queue_of_which_nothing_is_taken_for_a_month_gets_it_less_and_less_often(store: Store, clock: Any) -> None:
+    """A worker that hangs still says that it listens: it was one message more every ten minutes."""
+    sent = 0
+    for _ in range(30 * 144):
+        store.note_listening("w", [QUEUE])
+        sent += may_send(store, NAME, QUEUE, lambda queue: 7)
+        clock.advance(600)
+    assert 30 <= sent <= 45
+    store.note_taken(QUEUE)
+    store.note_pulse(NAME, taken=store.now())
+    assert may_send(store, NAME, QUEUE, lambda queue: 1)
+    clock.advance(LISTENED_SECONDS + 1)
+    store.note_listening("w", [QUEUE])
+    assert may_send(store, NAME, QUEUE, lambda queue: 1)  # as often as at first
+
+
 @pytest.mark.parametrize("count", [None, 0])
 def test_where_nothing_waits_or_nobody_can_tell_it_is_sent(store: Store, count: int | None) -> None:
     assert [may_send(store, NAME, QUEUE, lambda queue: count) for _ in range(3)] == [True] * 3
@@ -132,7 +148,7 @@ def test_a_worker_notes_that_it_has_taken_it(app: Celery, settings: Settings) ->
     finally:
         task.pop_request()
     store = tasks.runtime(settings).store
-    assert store.pulse(NAME)[1] > 0
+    assert store.pulse(NAME).taken > 0
     assert store.last_taken(settings.queue) > 0
 
 

@@ -47,10 +47,7 @@ def job_list(request: HttpRequest) -> JsonResponse:
     """``{"jobs": [...]}``, newest first, without shards. ``?state=running&limit=20``."""
     from batchpipe.client import list_jobs
 
-    try:
-        limit = min(max(int(request.GET.get("limit") or MOST), 1), MOST)
-    except ValueError:
-        return _error(400, "invalid_input", "limit: must be a number")
+    limit = min(max(_number(request, "limit", MOST), 1), MOST)
     allowed = may_see()
     if allowed in FOR_USERS and not _is_known(request):  # else the rule says whom to let see: nothing may be all of it
         return _forbidden(request)
@@ -62,17 +59,31 @@ def job_list(request: HttpRequest) -> JsonResponse:
 
 @_json
 def job_detail(request: HttpRequest, job_id: str) -> JsonResponse:
-    """One job with its shards."""
+    """One job with its shards: ``?from=1000&limit=500`` are those from an index on, 1,000 at most. It says how many
+    there are (``shards_in_all``) and the index to go on ``from`` (``next``, or null).
+    """
     from batchpipe.client import get_job
     from batchpipe.errors import JobNotFound
+    from batchpipe.handle import MOST_SHOWN
 
+    first, limit = _number(request, "from", 0), _number(request, "limit", MOST_SHOWN)
     try:
         job = get_job(job_id)
     except JobNotFound:
         if not _is_known(request):  # strangers do not learn which jobs there are
             return _forbidden(request)
         raise
-    return JsonResponse(job.to_dict()) if may_see()(request, job) else _forbidden(request)
+    return JsonResponse(job.to_page(first, limit)) if may_see()(request, job) else _forbidden(request)
+
+
+def _number(request: HttpRequest, name: str, default: int) -> int:
+    """A number of the query. Raises InvalidInput."""
+    from batchpipe.errors import InvalidInput
+
+    try:
+        return int(request.GET.get(name) or default)
+    except ValueError:
+        raise InvalidInput("must be a number", field=name) from None
 
 
 def _is_known(request: HttpRequest) -> bool:

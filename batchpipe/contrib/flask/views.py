@@ -70,10 +70,7 @@ def _json(view: View) -> View:
 @_json
 def job_list() -> Response:
     """``{"jobs": [...]}``, newest first, without shards. ``?state=running&limit=20``."""
-    try:
-        limit = min(max(int(request.args.get("limit") or MOST), 1), MOST)
-    except ValueError:
-        return _error(400, "invalid_input", "limit: must be a number")
+    limit = min(max(_number("limit", MOST), 1), MOST)
     allowed = _may_see()
     if allowed is None:
         return _forbidden()
@@ -85,12 +82,27 @@ def job_list() -> Response:
 @blueprint.route("/<job_id>/", endpoint="detail", methods=_METHODS)
 @_json
 def job_detail(job_id: str) -> Response:
-    """One job with its shards."""
+    """One job with its shards: ``?from=1000&limit=500`` are those from an index on, 1,000 at most. It says how many
+    there are (``shards_in_all``) and the index to go on ``from`` (``next``, or null).
+    """
+    from batchpipe.handle import MOST_SHOWN
+
+    first, limit = _number("from", 0), _number("limit", MOST_SHOWN)
     allowed = _may_see()
     if allowed is None:  # strangers do not learn which jobs there are
         return _forbidden()
     job = _extension().get_job(job_id)
-    return jsonify(job.to_dict()) if allowed(request, job) else _forbidden()
+    return jsonify(job.to_page(first, limit)) if allowed(request, job) else _forbidden()
+
+
+def _number(name: str, default: int) -> int:
+    """A number of the query. Raises InvalidInput."""
+    from batchpipe.errors import InvalidInput
+
+    try:
+        return int(request.args.get(name) or default)
+    except ValueError:
+        raise InvalidInput("must be a number", field=name) from None
 
 
 def _extension() -> BatchPipe:

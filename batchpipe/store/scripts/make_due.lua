@@ -10,15 +10,27 @@ if get(job, 'stage') ~= 'running' then -- it has gone on meanwhile
   redis.call('HDEL', job, 'due_from', 'due_now')
   return { 0 }
 end
+local function take_up(shard)
+  redis.call('HDEL', shard, 'to_land', 'error', 'trouble', 'unseen_at', 'unfound', 'overdue_at', 'backoff', 'snapshot_at',
+    'wake', 'cancel_sent', 'late_at', 'fetched')
+  redis.call('HSET', shard, 'landing', '1')
+  redis.call('HINCRBY', shard, 'epoch', 1)
+  set_stage(shard, 'created', now)
+end
+
 local shards, at_once = tonumber(get(job, 'shards') or '0'), flag(job, 'due_now') == 1
 local last = math.min(from + tonumber(ARGV[5]), shards)
 for index = from, last - 1 do
   local key, member = prefix .. 'shard:' .. id .. ':' .. index, id .. '/' .. index
-  local shard = redis.call('HMGET', key, 'stage', 'batch_id', 'spent')
+  local shard = redis.call('HMGET', key, 'stage', 'batch_id', 'spent', 'to_land')
   if at_once then
     redis.call('PERSIST', key)
     if shard[2] then redis.call('PERSIST', prefix .. 'batch:' .. shard[2]) end
     for _, spent in ipairs(cjson.decode(shard[3] or '[]')) do redis.call('PERSIST', prefix .. 'batch:' .. spent) end
+  end
+  if at_once and shard[4] then
+    take_up(key)
+    shard[1] = 'created'
   end
   if shard[1] and shard[1] ~= 'collected' and not redis.call('ZSCORE', due, member) then
     if at_once then
