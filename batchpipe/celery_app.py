@@ -5,6 +5,7 @@ A Django or Flask site runs our tasks in its own app; nothing here is needed the
 
 from __future__ import annotations
 
+import math
 from typing import Any
 from urllib.parse import parse_qsl, quote, urlencode
 from weakref import WeakSet
@@ -63,6 +64,12 @@ def transport_options(broker_url: str, visibility: int) -> dict[str, Any]:
         "socket_keepalive": True,
         "health_check_interval": 25,
     }
+
+
+def countdown_of(app: Celery, seconds: float) -> float:
+    """As the app's broker can keep it: RabbitMQ's quorum queues delay by whole seconds, and Celery fails for 0.5."""
+    is_amqp = "amqp" in str(app.conf.broker_write_url or app.conf.broker_url or "").partition("://")[0]
+    return math.ceil(seconds) if is_amqp else seconds
 
 
 def _as_kombu_reads_it(broker: str) -> str:

@@ -1,4 +1,4 @@
-"""What the matrix needs beside the tests' own environment: made once, kept in ``.matrix/``, and no part of the machine."""
+"""What the matrix needs beside the tests' own environment: made once and kept in ``.matrix/``, not installed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,10 @@ PIP = ("install", "--quiet", "--disable-pip-version-check", "--prefer-binary")
 
 
 def once(folder: Path, make: Callable[[Path], None]) -> Path:
-    """The folder, made by the first who asks, whole or not at all. What cannot be made skips the test that wants it."""
+    """The folder, made by the first who asks, whole or not at all. What cannot be had skips the test that wants it.
+
+    In CI a failing pip fails it: without PyPI nothing else would have come so far.
+    """
     folder.parent.mkdir(parents=True, exist_ok=True)
     with Path(f"{folder}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -32,8 +35,9 @@ def once(folder: Path, make: Callable[[Path], None]) -> Path:
             try:
                 make(folder)
             except (FileNotFoundError, subprocess.SubprocessError) as error:
-                said = getattr(error, "stderr", None) or error
-                pytest.skip(f"{folder.name} cannot be had here: {str(said).strip()[-300:]}")
+                said = str(getattr(error, "stderr", None) or error).strip()[-300:]
+                missing = isinstance(error, FileNotFoundError) or not os.environ.get("CI")
+                (pytest.skip if missing else pytest.fail)(f"{folder.name} cannot be had here: {said}")
             done.touch()
     return folder
 

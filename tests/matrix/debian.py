@@ -1,7 +1,7 @@
 """Programs of other releases of Debian, unpacked beside the system and not installed.
 
-apt fetches them with lists of its own, and they run with the C library of their release: nothing of the machine changes,
-and nobody needs to be root.
+apt fetches them with lists of its own, and they run with the C library of their release: nothing of the machine
+changes, and nobody needs to be root.
 """
 
 from __future__ import annotations
@@ -88,10 +88,14 @@ def _at_home(root: Path) -> None:
     loader = next(path for path in (root / LOADER, root / "usr" / LOADER) if path.exists())
     for program in _programs(root):
         run(patchelf, "--set-interpreter", loader, "--force-rpath", "--set-rpath", libraries, program)
+    for script in [*root.glob("usr/lib/erlang/bin/*"), *root.glob("usr/lib/erlang/erts-*/bin/*")]:
+        if script.read_bytes().startswith(b"#!"):
+            script.write_text(script.read_text().replace("/usr/lib/erlang", f"{root}/usr/lib/erlang"))
 
 
 def _programs(root: Path) -> Iterator[Path]:
-    for path in [*(root / "usr/bin").iterdir(), *root.glob("usr/lib/erlang/erts-*/bin/*")]:
+    erlang = (root / "usr/lib/erlang").glob
+    for path in [*(root / "usr/bin").iterdir(), *erlang("erts-*/bin/*"), *erlang("lib/*/priv/bin/*")]:
         if path.is_file() and not path.is_symlink():
             with path.open("rb") as file:
                 if file.read(4) == b"\x7fELF":

@@ -11,7 +11,7 @@ from kombu.transport import redis as transport
 from pydantic import SecretStr
 
 from batchpipe.broker import outlive_redis
-from batchpipe.celery_app import make_app
+from batchpipe.celery_app import countdown_of, make_app
 from batchpipe.settings import Settings
 from batchpipe.worker import end_in_time
 
@@ -79,3 +79,10 @@ def test_a_worker_that_has_ended_does_not_take_its_process_along() -> None:
 def test_messages_go_to_the_database_of_the_records(address: str, wanted: str) -> None:
     """redis-py and kombu name the database of a socket, and its password, differently."""
     assert make_app(Settings(_env_file=None, redis_url=SecretStr(address))).conf.broker_url == wanted
+
+
+@pytest.mark.parametrize(("broker", "seconds"), [("redis://h", 0.5), ("amqp://h//", 1), ("pyamqp://h//", 1)])
+def test_a_pause_is_one_that_the_broker_can_keep(broker: str, seconds: float) -> None:
+    """Celery hands RabbitMQ's quorum queues the whole seconds of a delay, and fails where there is none."""
+    app = make_app(Settings(_env_file=None, redis_url=SecretStr("redis://h"), broker_url=SecretStr(broker)))
+    assert countdown_of(app, 0.5) == seconds
