@@ -7,8 +7,6 @@ import os
 import shutil
 import subprocess
 import sys
-import sysconfig
-import venv
 from collections.abc import Callable
 from pathlib import Path
 
@@ -59,18 +57,27 @@ def of_package(name: str, version: str = "") -> Path:
     return once(made, lambda folder: run(sys.executable, "-m", "pip", *PIP, "--no-deps", "-t", folder, name + version))
 
 
-def environment(name: str, *packages: str) -> Path:
-    """The Python of an environment with these packages above the tests' own, and this source tree."""
-    return once(CACHE / f"env-{name}", lambda folder: _layered(folder, packages)) / "bin" / "python"
+def environment(name: str, *packages: str, python: Path | None = None) -> Path:
+    """The Python of an environment with these packages above another's (else the tests'), and this source tree."""
+    return once(CACHE / f"env-{name}", lambda folder: _layered(folder, packages, python)) / "bin" / "python"
 
 
-def _layered(folder: Path, packages: tuple[str, ...]) -> None:
-    venv.create(folder, with_pip=False)
+def _layered(folder: Path, packages: tuple[str, ...], python: Path | None) -> None:
+    python = python or Path(sys.executable)
+    run(python, "-m", "venv", "--without-pip", folder)
     site = next(folder.glob("lib/python*/site-packages"))
-    (site / "below.pth").write_text(f"{sysconfig.get_path('purelib')}\n{ROOT}\n")
-    run(sys.executable, "-m", "pip", "--python", folder / "bin" / "python", *PIP, *packages)
+    below = output(python, "import sysconfig; print(sysconfig.get_path('purelib'))")
+    (site / "below.pth").write_text(f"{below}\n{ROOT}\n")
+    pip_into(folder / "bin" / "python", *packages)
+
+
+def pip_into(python: Path, *packages: str) -> None:
+    run(python, of_package("pip") / "pip", *PIP, *packages)
+
+
+def output(python: Path, code: str) -> str:
+    return subprocess.run([python, "-c", code], check=True, capture_output=True, text=True).stdout.strip()
 
 
 def version_of(python: Path, package: str) -> str:
-    code = f"import importlib.metadata as m; print(m.version({package!r}))"
-    return subprocess.run([python, "-c", code], check=True, capture_output=True, text=True).stdout.strip()
+    return output(python, f"import importlib.metadata as m; print(m.version({package!r}))")
