@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
 from typing import Any
 
 from tests.acceptance.place import Place, Process
@@ -17,6 +19,7 @@ app.conf.broker_connection_retry_on_startup = True
 app.conf.worker_prefetch_multiplier = 1
 app.conf.worker_soft_shutdown_timeout = 5
 app.conf.update({more})
+{code}
 batchpipe.setup(app)
 
 @app.task(name="shop.told")
@@ -28,16 +31,17 @@ def told(job):
 class Shop:
     """A place with a site in it."""
 
-    def __init__(self, place: Place, broker: str, **more: Any) -> None:
-        self.place = place
+    def __init__(self, place: Place, broker: str, python: Path | None = None, code: str = "", **more: Any) -> None:
+        """Of ``more`` settings, and with ``code`` before batchpipe's line, run by this ``python``."""
+        self.place, self.python = place, python or Path(sys.executable)
         package = place.folder / "shop"
         package.mkdir()
         (package / "__init__.py").touch()
-        (package / "celery.py").write_text(SITE.replace("{more}", repr(more)))
+        (package / "celery.py").write_text(SITE.replace("{more}", repr(more)).replace("{code}", code))
         place.environment |= {"SHOP_BROKER": broker, "BATCHPIPE_APP": "shop.celery"}
 
     def celery(self, *arguments: str) -> Process:
-        return self.place.start_python("-m", "celery", "-A", "shop.celery", *arguments)
+        return self.place.start_program(self.python, "-m", "celery", "-A", "shop.celery", *arguments)
 
     def worker(self, *options: str) -> Process:
         process = self.celery("worker", "--pool", "threads", "--concurrency", "4", "--loglevel", "INFO", *options)

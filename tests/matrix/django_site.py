@@ -236,7 +236,8 @@ FILES = {
 class Site:
     """The site in a place, run by a Python that has some Django."""
 
-    def __init__(self, place: Place, python: Path) -> None:
+    def __init__(self, place: Place, python: Path, more: str = "") -> None:
+        """With ``more`` at the end of its settings."""
         self.place, self.python = place, python
         assert place.redis_url is not None
         place.environment |= {"SITE_REDIS": place.redis_url, "PYTHONWARNINGS": "ignore"}
@@ -244,7 +245,7 @@ class Site:
         for name, text in FILES.items():
             path = place.folder / name
             path.parent.mkdir(exist_ok=True)
-            path.write_text(text)
+            path.write_text(text + more if path.name == "settings.py" else text)
         for command in (("makemigrations", "shop"), ("migrate",), ("migrate", "--database", "archive")):
             done = self.start("manage.py", *command).finish()
             assert done.code == 0, done.err

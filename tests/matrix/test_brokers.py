@@ -68,10 +68,7 @@ def test_a_job_ends_through_classic_queues(new_place: NewPlace, rabbitmq: str) -
 def test_a_job_ends_through_quorum_queues(new_place: NewPlace, rabbitmq: str) -> None:
     """With the queues that a worker proposes; it has nothing to say of them."""
     place = new_place("quorum")
-    shop = Shop(place, rabbitmq)
-    site = place.folder / "shop" / "celery.py"
-    site.write_text(site.read_text().replace("batchpipe.setup(app)", QUORUM + "batchpipe.setup(app)"))
-    said = check_story(place, shop)
+    said = check_story(place, Shop(place, rabbitmq, code=QUORUM))
 
     assert "Traceback" not in said
     assert "is a quorum queue" not in said
