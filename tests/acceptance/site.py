@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +32,8 @@ class Shop:
 
     def __init__(self, place: Place, broker: str, python: Path | None = None, code: str = "", **more: Any) -> None:
         """Of ``more`` settings, and with ``code`` before batchpipe's line, run by this ``python``."""
-        self.place, self.python = place, python or Path(sys.executable)
+        self.place = place
+        place.python = python or place.python
         package = place.folder / "shop"
         package.mkdir()
         (package / "__init__.py").touch()
@@ -41,7 +41,7 @@ class Shop:
         place.environment |= {"SHOP_BROKER": broker, "BATCHPIPE_APP": "shop.celery"}
 
     def celery(self, *arguments: str) -> Process:
-        return self.place.start_program(self.python, "-m", "celery", "-A", "shop.celery", *arguments)
+        return self.place.start_python("-m", "celery", "-A", "shop.celery", *arguments)
 
     def worker(self, *options: str) -> Process:
         process = self.celery("worker", "--pool", "threads", "--concurrency", "4", "--loglevel", "INFO", *options)

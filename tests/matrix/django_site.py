@@ -238,7 +238,8 @@ class Site:
 
     def __init__(self, place: Place, python: Path, more: str = "") -> None:
         """With ``more`` at the end of its settings."""
-        self.place, self.python = place, python
+        self.place = place
+        place.python = python
         assert place.redis_url is not None
         place.environment |= {"SITE_REDIS": place.redis_url, "PYTHONWARNINGS": "ignore"}
         del place.environment["BATCHPIPE_REDIS_URL"]
@@ -250,8 +251,8 @@ class Site:
             done = self.start("manage.py", *command).finish()
             assert done.code == 0, done.err
 
-    def start(self, *arguments: str, **env: str) -> Process:
-        return self.place.start_program(self.python, *arguments, env={**env})
+    def start(self, *arguments: str) -> Process:
+        return self.place.start_python(*arguments)
 
     def worker(self, *command: str) -> Process:
         process = self.start(*(command or ("manage.py", "batchpipe", "worker", "--concurrency", "2")))

@@ -14,9 +14,10 @@ NewPlace = Callable[..., Place]
 
 
 def start(place: Place, pool: str, *options: str) -> Process:
-    python = environment("eventlet", "eventlet") if pool == "eventlet" else None
+    if pool == "eventlet":
+        place.python = environment("eventlet", "eventlet")
     command = ("-m", "celery", "-A", "batchpipe.worker", "worker", "-P", pool, "--loglevel", "INFO", *options)
-    worker = place.start_program(python, *command) if python else place.start_python(*command)
+    worker = place.start_python(*command)
     place.await_ready(worker)
     return worker
 

@@ -27,14 +27,13 @@ def interpreter(request: pytest.FixtureRequest) -> Path:
 def test_a_job_ends_with_this_python(interpreter: Path, pool: str, new_place: Callable[..., Place]) -> None:
     """Commands and worker; nothing of what is imported warns of the version."""
     place = new_place(f"python-{pool}")
-    started = place.start_program(interpreter, "-m", "batchpipe", "worker", "--pool", pool, "--concurrency", "2")
-    place.await_ready(started)
-    submit = ("submit", place.input(6), "-o", place.folder / "out", "--max-rows", "2")
-    job = place.start_program(interpreter, "-m", "batchpipe", *submit).finish().out.strip()
-    done = place.start_program(interpreter, "-m", "batchpipe", "wait", job, "--timeout", "60", "--json").finish(70)
+    place.python = interpreter
+    worker = place.worker("--pool", pool, "--concurrency", "2")
+    job = place.submit(place.input(6), "--max-rows", "2")
+    done = place.run("wait", job, "--timeout", "60", "--json")
 
-    assert done.code == 0, done.err + started.err
+    assert done.code == 0, done.err + worker.err
     assert json.loads(done.out)["rows"]["ok"] == 6
     assert [row["custom_id"] for row in read_rows(place.folder / "out/output.jsonl")] == [f"r{n}" for n in range(6)]
     assert set(place.billed(job).values()) == {1}
-    assert "Traceback" not in started.err
+    assert "Traceback" not in worker.err
