@@ -25,7 +25,7 @@ chaos: $(INSTALLED)  ## kill, freeze, lie and fill up for about 10 minutes; all 
 	$(BIN)/python -m tests.chaos $(CHAOS)
 
 matrix: $(INSTALLED)  ## try the versions and neighbours of docs/compatibility.md; PART=ci: those that CI tries
-	$(BIN)/pytest -n 2 --dist loadfile -m "matrix$(if $(PART), and $(PART))" tests/matrix
+	$(BIN)/pytest -v -n 2 --dist loadfile -m "matrix$(if $(PART), and $(PART))" tests/matrix
 
 check: $(INSTALLED)  ## check format, lint and types
 	$(BIN)/ruff format --check .

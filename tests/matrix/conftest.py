@@ -21,3 +21,10 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     wanted = "matrix" in (config.option.markexpr or "")
     named = any(Path(argument.partition("::")[0]).resolve().is_relative_to(HERE) for argument in config.args)
     return None if wanted or named else True
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The first who asks for an environment waits until it is made."""
+    for item in items:
+        if item.path.is_relative_to(HERE):
+            item.add_marker(pytest.mark.timeout(900))

@@ -13,7 +13,7 @@ from tests.matrix.pythons import django
 
 pytestmark = pytest.mark.matrix
 NewPlace = Callable[..., Place]
-VERSIONS = ("4.2", "5.2", "6.0")
+VERSIONS = ("4.2", "5.2", "6.0", "6.1")
 SERVERS = {
     "gunicorn --preload": ("-m", "gunicorn", "proj.wsgi", "--preload", "-w", "2", "-b", "127.0.0.1:PORT"),
     "gunicorn -k gevent": ("-m", "gunicorn", "proj.wsgi", "-k", "gevent", "-w", "2", "-b", "127.0.0.1:PORT"),
