@@ -30,10 +30,10 @@ def told(job):
 class Shop:
     """A place with a site in it."""
 
-    def __init__(self, place: Place, broker: str, python: Path | None = None, code: str = "", **more: Any) -> None:
+    def __init__(self, place: Place, broker: str, python: Path | None = None, code: str = "", /, **more: Any) -> None:
         """Of ``more`` settings, and with ``code`` before batchpipe's line, run by this ``python``."""
         self.place = place
-        place.python = python or place.python
+        place.interpreter = python or place.interpreter
         package = place.folder / "shop"
         package.mkdir()
         (package / "__init__.py").touch()

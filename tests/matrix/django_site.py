@@ -239,7 +239,7 @@ class Site:
     def __init__(self, place: Place, python: Path, more: str = "") -> None:
         """With ``more`` at the end of its settings."""
         self.place = place
-        place.python = python
+        place.interpreter = python
         assert place.redis_url is not None
         place.environment |= {"SITE_REDIS": place.redis_url, "PYTHONWARNINGS": "ignore"}
         del place.environment["BATCHPIPE_REDIS_URL"]

@@ -76,7 +76,7 @@ def test_a_job_ends_through_classic_queues(new_place: NewPlace, rabbitmq: str) -
 def test_a_job_ends_through_quorum_queues(new_place: NewPlace, rabbitmq: str) -> None:
     """With the queues that a worker proposes; it has nothing to say of them."""
     place = new_place("quorum")
-    said = check_story(place, Shop(place, rabbitmq, code=QUORUM))
+    said = check_story(place, Shop(place, rabbitmq, None, QUORUM))
 
     assert "Traceback" not in said
     assert "is a quorum queue" not in said

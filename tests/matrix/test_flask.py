@@ -79,7 +79,7 @@ def python(request: pytest.FixtureRequest) -> Path:
 def new_site(new_place: NewPlace, python: Path, name: str) -> Place:
     place = new_place(name)
     assert place.redis_url is not None
-    place.python = python
+    place.interpreter = python
     place.environment["SITE_REDIS"] = place.redis_url
     del place.environment["BATCHPIPE_REDIS_URL"]
     place.write("shop.py", SHOP.encode())

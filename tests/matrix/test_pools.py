@@ -15,7 +15,7 @@ NewPlace = Callable[..., Place]
 
 def start(place: Place, pool: str, *options: str) -> Process:
     if pool == "eventlet":
-        place.python = environment("eventlet", "eventlet")
+        place.interpreter = environment("eventlet", "eventlet")
     command = ("-m", "celery", "-A", "batchpipe.worker", "worker", "-P", pool, "--loglevel", "INFO", *options)
     worker = place.start_python(*command)
     place.await_ready(worker)

@@ -27,7 +27,7 @@ def interpreter(request: pytest.FixtureRequest) -> Path:
 def test_a_job_ends_with_this_python(interpreter: Path, pool: str, new_place: Callable[..., Place]) -> None:
     """Commands and worker; nothing of what is imported warns of the version."""
     place = new_place(f"python-{pool}")
-    place.python = interpreter
+    place.interpreter = interpreter
     worker = place.worker("--pool", pool, "--concurrency", "2")
     job = place.submit(place.input(6), "--max-rows", "2")
     done = place.run("wait", job, "--timeout", "60", "--json")
