@@ -16,8 +16,9 @@ from tests.acceptance.site import Shop
 from tests.matrix.cache import environment
 from tests.matrix.django_site import Site
 
-pytestmark = [pytest.mark.matrix, pytest.mark.ci]
+pytestmark = pytest.mark.matrix
 NewPlace = Callable[..., Place]
+POOLS = ["threads", pytest.param("prefork", marks=pytest.mark.ci)]
 #: A task of the site's own that fails, and one that answers.
 OWN_TASKS = """
 @app.task(name="shop.fails")
@@ -45,6 +46,7 @@ def check_job(place: Place, job: str) -> None:
 # -- schedulers ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.ci
 def test_redbeat_sends_the_sweep(new_place: NewPlace) -> None:
     """It keeps its entries in Redis, ours among them; and a job beside it ends."""
     python = environment("redbeat", "celery-redbeat")
@@ -85,6 +87,7 @@ def wait(site: Site, job: str) -> None:
     assert set(site.place.billed(job).values()) == {1}
 
 
+@pytest.mark.ci
 def test_django_celery_beat_sends_the_sweep(new_place: NewPlace, django_python: Path) -> None:
     """Its scheduler writes our entry into its table. A job whose message is lost comes back by that."""
     site = new_site(new_place, django_python, "dcb", 'INSTALLED_APPS += ["django_celery_beat"]\n')
@@ -103,6 +106,7 @@ def test_django_celery_beat_sends_the_sweep(new_place: NewPlace, django_python: 
 # -- results -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.ci
 def test_django_celery_results_keeps_those_of_the_site_and_none_of_ours(
     new_place: NewPlace, django_python: Path
 ) -> None:
@@ -169,7 +173,7 @@ def recorder() -> Iterator[Recorder]:
     made.server.server_close()
 
 
-@pytest.mark.parametrize("pool", ["threads", "prefork"])
+@pytest.mark.parametrize("pool", POOLS)
 def test_sentry_hears_of_the_sites_errors_and_of_none_of_ours(
     new_place: NewPlace, recorder: Recorder, pool: str
 ) -> None:
@@ -201,7 +205,7 @@ sentry_sdk.init(
     assert "Tell me about r1" not in told
 
 
-@pytest.mark.parametrize("pool", ["threads", "prefork"])
+@pytest.mark.parametrize("pool", POOLS)
 def test_opentelemetry_has_a_span_for_each_of_our_tasks(new_place: NewPlace, pool: str) -> None:
     """None of them is an error."""
     python = environment("otel", "opentelemetry-sdk", "opentelemetry-instrumentation-celery")
