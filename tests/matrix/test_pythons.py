@@ -16,7 +16,7 @@ pytestmark = pytest.mark.matrix
 VERSIONS = ("3.11", "3.12", "3.13", "3.14")
 
 
-@pytest.fixture(params=VERSIONS)
+@pytest.fixture(params=[pytest.param(it, marks=[pytest.mark.ci] * (it == "3.13")) for it in VERSIONS])
 def interpreter(request: pytest.FixtureRequest) -> Path:
     found = python(request.param)
     assert output(found, "import sys; print('%d.%d' % sys.version_info[:2])") == request.param
