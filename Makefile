@@ -3,7 +3,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 CODE := $(wildcard batchpipe tests examples bench)
 
-.PHONY: help dev demo test slow chaos check format docs bench clean
+.PHONY: help dev demo test slow chaos matrix check format docs bench clean
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -24,6 +24,9 @@ slow: $(INSTALLED)  ## run the tests that are too slow for every day, and more m
 chaos: $(INSTALLED)  ## kill, freeze, lie and fill up for about 10 minutes; all rows must be there, none paid twice
 	$(BIN)/python -m tests.chaos $(CHAOS)
 
+matrix: $(INSTALLED)  ## try the versions and neighbours of docs/compatibility.md; PART=ci: those that CI tries
+	$(BIN)/pytest -v -n 2 --dist loadfile -m "matrix$(if $(PART), and $(PART))" tests/matrix
+
 check: $(INSTALLED)  ## check format, lint and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -42,8 +45,8 @@ bench: $(INSTALLED)  ## run the benchmarks
 		echo "== $$script"; $(BIN)/python "$$script"; \
 	done
 
-clean:  ## remove .venv, caches, builds and the demo's output
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage build dist demo-output site
+clean:  ## remove .venv, .matrix, caches, builds and the demo's output
+	rm -rf .venv .matrix .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage build dist demo-output site
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(INSTALLED): pyproject.toml constraints.txt

@@ -5,7 +5,9 @@ A Django or Flask site runs our tasks in its own app; nothing here is needed the
 
 from __future__ import annotations
 
+import math
 from typing import Any
+from urllib.parse import parse_qsl, quote, urlencode
 from weakref import WeakSet
 
 from celery import Celery
@@ -64,10 +66,30 @@ def transport_options(broker_url: str, visibility: int) -> dict[str, Any]:
     }
 
 
+def countdown_of(app: Celery, seconds: float) -> float:
+    """As the app's broker can keep it: RabbitMQ's quorum queues delay by whole seconds, and Celery fails for 0.5."""
+    is_amqp = "amqp" in str(app.conf.broker_write_url or app.conf.broker_url or "").partition("://")[0]
+    return math.ceil(seconds) if is_amqp else seconds
+
+
+def _as_kombu_reads_it(broker: str) -> str:
+    """A socket's address is redis-py's (``unix://PATH?db=3``); kombu has other names for both."""
+    if not broker.startswith("unix://"):
+        return broker
+    address, _, query = broker.removeprefix("unix://").partition("?")
+    given = dict(parse_qsl(query))
+    user, password = quote(given.pop("username", ""), safe=""), quote(given.pop("password", ""), safe="")
+    if (user or password) and address.startswith("/"):
+        address = f"{user}:{password}@{address}"
+    if "db" in given:
+        given["virtual_host"] = given.pop("db")
+    return f"redis+socket://{address}{'?' if given else ''}{urlencode(given, safe='/:')}"
+
+
 def _configuration(settings: Settings) -> dict[str, Any]:
     broker = settings.broker_address()
     return {
-        "broker_url": broker.replace("unix://", "redis+socket://", 1) if broker.startswith("unix://") else broker,
+        "broker_url": _as_kombu_reads_it(broker),
         "task_serializer": "json",
         "result_serializer": "json",
         "accept_content": ["json"],

@@ -20,7 +20,7 @@ from celery.exceptions import SoftTimeLimitExceeded
 from kombu.exceptions import KombuError, OperationalError
 
 from batchpipe import seams
-from batchpipe.celery_app import make_app, pulse_expires, queue_of
+from batchpipe.celery_app import countdown_of, make_app, pulse_expires, queue_of
 from batchpipe.counters import Counters
 from batchpipe.errors import BatchpipeError, RecordUnreadable, SettingsError, StoreUnavailable, TryLater
 from batchpipe.job_turns import JobTurns, Unheard
@@ -176,7 +176,7 @@ def _chain(app: Celery, message: Message, of_transfers: dict[str, Any]) -> Any:
     names = links_from(message)
     shown = {"argsrepr": _subject(message.job, message.index), "kwargsrepr": ""}
     ids = message.task_ids[-len(names) :]
-    later = {"countdown": message.countdown} if message.countdown else {}
+    later = {"countdown": countdown_of(app, message.countdown)} if message.countdown else {}
     arguments = {"job": message.job, "shard": message.index, "epoch": message.epoch}
     # immutable: no link is handed the result of the one before it
     return chain(
@@ -449,7 +449,7 @@ def _later(task: Any, again: Again) -> BaseException:
     """Let Celery bring the task back. ``task.retry`` keeps its id and the rest of its chain, but not what it shows."""
     about, why = task.request.kwargs or {}, _line(again.why) or "its turn is still to come"
     retry: BaseException = task.retry(
-        countdown=again.after,
+        countdown=countdown_of(task.app, again.after),
         exc=Waiting(why),
         argsrepr=_subject(about.get("job", ""), about.get("shard", JOB)),
         kwargsrepr=f"{LAST_TIME}{why}; again after {again.after:.0f} s",

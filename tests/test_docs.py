@@ -296,6 +296,56 @@ def test_each_proof_that_the_guarantees_name_is_a_test() -> None:
     assert [text[:60] for text in re.split(r"\n\n(?=\*\*)", promises)[1:] if "*Proof:*" not in text] == []
 
 
+# -- the page of compatibility -------------------------------------------------------------------------------------
+
+#: A row: what, its version, the tests, who runs them.
+Tried = tuple[str, str, list[str], str]
+
+
+def _compatibility() -> list[Tried]:
+    page = (DOCS / "compatibility.md").read_text(encoding="utf-8")
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in page.splitlines() if line.startswith("|")]
+    rows = [row for row in rows if row[0] != "what" and set(row[0]) != {"-", " "} and set(row[0]) != {"-"}]
+    return [(what, version, re.findall(r"`(tests/[^`]+::[^`]+)`", test), by) for what, version, test, by in rows]
+
+
+def _collected(*arguments: str) -> set[str]:
+    """The ids of the tests that these arguments of pytest select; also those without what is in brackets."""
+    lines = python("-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider", *arguments, cwd=ROOT).stdout
+    found = {line for line in lines.splitlines() if "::" in line}
+    return found | {name.partition("[")[0] for name in found}
+
+
+def test_each_row_about_compatibility_has_a_version_and_a_test_that_is_there_or_says_untried() -> None:
+    """Down to the brackets of its id; and no test of the matrix is left out of the page."""
+    rows = _compatibility()
+    page = (DOCS / "compatibility.md").read_text(encoding="utf-8")
+    cited = {name for _, _, names, _ in rows for name in names}
+    files = sorted({name.partition("::")[0] for name in cited})
+    there = _collected(*files)
+
+    assert len(rows) > 40
+    assert sorted(cited - there) == []
+    honest = [bool(version and names and by) or not (version or names or by) for _, version, names, by in rows]
+    assert [row[0] for row, is_honest in zip(rows, honest, strict=True) if not is_honest] == []
+    assert page.count("| untried | |") == sum(not names for _, _, names, _ in rows)
+    tested = {name.partition("[")[0] for name in _collected("tests/matrix")}
+    assert tested - {name.partition("[")[0] for name in cited} == set()
+
+
+def test_the_page_about_compatibility_says_what_ci_runs() -> None:
+    """Of the matrix a part; of the other tests all."""
+    in_ci = _collected("-m", "matrix and ci", "tests/matrix")
+    wrong = []
+    for what, _, names, by in _compatibility():
+        of_matrix = [name for name in names if name.startswith("tests/matrix/")]
+        every = all(name in in_ci for name in of_matrix)
+        if names and by != ("CI" if every else "`make matrix`"):
+            wrong.append(what)
+
+    assert wrong == []
+
+
 @pytest.fixture
 def environment(tmp_path: Path) -> dict[str, str]:
     """A user's: this batchpipe on PATH, a home of its own, nobody's keys, and quick polls."""

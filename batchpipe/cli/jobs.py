@@ -213,9 +213,8 @@ def resume_command(account: str) -> None:
     known = account.lower() in {"default", SANDBOX_ACCOUNT, *client.settings.accounts}
     if woken or left:
         more = f"; the next sweeps look for more in {counted(left, 'job')}" if left else ""
-        return say(
-            f"account {account!r} is not paused; what waited for a person goes on at once: {counted(woken, 'shard')}{more}"
-        )
+        shards = f"{counted(woken, 'shard')}{more}"
+        return say(f"account {account!r} is not paused; what waited for a person goes on at once: {shards}")
     return say(f"account {account!r} is not paused" + ("" if known else ", and not in the settings of this host"))
 
 

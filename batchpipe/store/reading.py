@@ -311,8 +311,7 @@ class Records:
             ) as probe:
                 probe.ping()
                 with suppress(redis.ResponseError):  # a hosted Redis may forbid INFO
-                    if probe.info("cluster").get("cluster_enabled"):
-                        raise StoreUnavailable(REFUSALS["MOVED"].said, code=REFUSALS["MOVED"].code)
+                    _refuse_others(probe)
         except redis.RedisError as error:
             raise unavailable(error) from error
 
@@ -387,6 +386,13 @@ def name_once(error: RecordUnreadable) -> str:
         _named.add(error.message)
         logger.warning("%s", error.message, extra={"event": "record_unreadable"})
     return error.message
+
+
+def _refuse_others(probe: redis.Redis) -> None:
+    """Raises StoreUnavailable for a Cluster and a Sentinel, which answer PING, too."""
+    for section, mark, word in (("cluster", "cluster_enabled", "MOVED"), ("sentinel", "sentinel_masters", "SENTINEL")):
+        if probe.info(section).get(mark):
+            raise StoreUnavailable(REFUSALS[word].said, code=REFUSALS[word].code)
 
 
 def unavailable(error: redis.RedisError) -> StoreUnavailable:

@@ -84,6 +84,11 @@ REFUSALS: dict[str, Refusal] = {
         "Redis is in protected mode and answers its own host only: set a password, or bind it to that address",
     ),
     "MAXCLIENTS": Refusal(Kind.PASSES, "redis_clients", "Redis has no connection left: raise its maxclients"),
+    "SENTINEL": Refusal(
+        Kind.SETTING,
+        "redis_sentinel",
+        "Redis is a Sentinel there, or a proxy that runs no scripts: give the address of the Redis itself",
+    ),
     **dict.fromkeys(("MOVED", "ASK", "CROSSSLOT", "CLUSTERDOWN", "TRYAGAIN"), _CLUSTER),
 }
 
@@ -110,6 +115,8 @@ _BY_TEXT = (
     ("max number of clients reached", "MAXCLIENTS"),
     ("without any password configured", "NOAUTH"),
     ("script attempted to access a non local key", "MOVED"),
+    ("unknown command 'evalsha'", "SENTINEL"),
+    ("unknown command 'script'", "SENTINEL"),
 )
 
 

@@ -121,6 +121,7 @@ class Place:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.sandbox, self.redis_url = folder, sandbox, redis_url
         self.home = folder / "home"
+        self.interpreter = Path(sys.executable)  #: what its commands are run with
         self._processes: list[Process] = []
         self._numbers = count()
         self.environment = {
@@ -146,7 +147,7 @@ class Place:
     def start_python(
         self, *arguments: str | Path, stdin: bytes | None = None, env: Mapping[str, str | None] | None = None
     ) -> Process:
-        return self.start_program(sys.executable, *arguments, stdin=stdin, env=env)
+        return self.start_program(self.interpreter, *arguments, stdin=stdin, env=env)
 
     def start_program(
         self,

@@ -18,8 +18,8 @@ from tests.acceptance.place import free_port, until
 class LoneRedis:
     """A Redis of one's own, whose state may be changed."""
 
-    def __init__(self, folder: Path, **options: object) -> None:
-        found = find_server()
+    def __init__(self, folder: Path, program: Path | str | None = None, /, **options: object) -> None:
+        found = ("", str(program)) if program else find_server()
         assert found is not None
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.port = folder, free_port()

@@ -3,62 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import socket
-import subprocess
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
 
 import pytest
 
 from batchpipe.sandbox import Sandbox
-from tests.acceptance.place import Place, Process, free_port, until
-
-#: What a team has: an app of its own, with a task and a queue of its own.
-SITE = """
-import os
-import batchpipe
-from celery import Celery
-
-app = Celery("shop", broker=os.environ["SHOP_BROKER"])
-app.conf.broker_connection_retry_on_startup = True
-app.conf.worker_prefetch_multiplier = 1
-app.conf.worker_soft_shutdown_timeout = 5
-app.conf.update({more})
-batchpipe.setup(app)
-
-@app.task(name="shop.told")
-def told(job):
-    open("told", "a").write(job + " " + batchpipe.get_job(job).state + "\\n")
-"""
-
-
-class Shop:
-    """A place with a site in it."""
-
-    def __init__(self, place: Place, broker: str, **more: Any) -> None:
-        self.place = place
-        package = place.folder / "shop"
-        package.mkdir()
-        (package / "__init__.py").touch()
-        (package / "celery.py").write_text(SITE.replace("{more}", repr(more)))
-        place.environment |= {"SHOP_BROKER": broker, "BATCHPIPE_APP": "shop.celery"}
-
-    def celery(self, *arguments: str) -> Process:
-        return self.place.start_python("-m", "celery", "-A", "shop.celery", *arguments)
-
-    def worker(self, *options: str) -> Process:
-        process = self.celery("worker", "--pool", "threads", "--concurrency", "4", "--loglevel", "INFO", *options)
-        self.place.await_ready(process)
-        return process
-
-    def submit(self, *options: str, rows: int = 12, output: str = "out") -> str:
-        return self.place.submit(self.place.input(rows=rows), *options, output=output)
-
-    def state(self, job: str) -> str:
-        return str(self.place.json("status", job)["state"])
+from tests.acceptance.place import Place, Process, until
+from tests.acceptance.rabbit import running_rabbitmq
+from tests.acceptance.site import Shop
 
 
 @pytest.fixture(scope="module")
@@ -192,49 +144,9 @@ def test_the_sites_beat_sweeps(new_place: Callable[..., Place]) -> None:
 
 @pytest.fixture(scope="module")
 def rabbitmq(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A RabbitMQ of our own on free ports. None on this machine: skipped; it is not among what CI must have."""
-    server = "/usr/lib/rabbitmq/bin/rabbitmq-server"  # Debian's on PATH gives up our user for its own
-    if not Path(server).exists():
-        found = shutil.which("rabbitmq-server")
-        server = found or pytest.skip("no rabbitmq-server here")
-    folder = tmp_path_factory.mktemp("rabbitmq")
-    port, distribution, names = free_port(), free_port(), free_port()
-    environment = {
-        "PATH": os.environ["PATH"],
-        "HOME": str(folder),
-        "ERL_EPMD_PORT": str(names),
-        "RABBITMQ_NODENAME": f"batchpipe{port}@localhost",
-        "RABBITMQ_NODE_IP_ADDRESS": "127.0.0.1",
-        "RABBITMQ_NODE_PORT": str(port),
-        "RABBITMQ_DIST_PORT": str(distribution),
-        "RABBITMQ_MNESIA_BASE": str(folder / "data"),
-        "RABBITMQ_LOG_BASE": str(folder / "log"),
-        "RABBITMQ_ENABLED_PLUGINS_FILE": str(folder / "plugins"),
-        "RABBITMQ_CONFIG_FILE": str(folder / "none"),
-        "RABBITMQ_PID_FILE": str(folder / "pid"),
-    }
-    with (folder / "out").open("wb") as out:
-        process = subprocess.Popen([server], env=environment, stdout=out, stderr=out, start_new_session=True)
-    try:
-        until(lambda: answers(port) or process.poll() is not None, 60, "RabbitMQ listens")
-        if process.poll() is not None:
-            pytest.skip(f"rabbitmq-server does not start here: {(folder / 'out').read_text()[-300:]}")
-        yield f"amqp://guest:guest@127.0.0.1:{port}//"
-    finally:
-        process.kill() if process.poll() is None else None
-        subprocess.run(["pkill", "-9", "-f", str(folder)], check=False)  # the Erlang machine under the script
-        process.wait()
-
-
-def answers(port: int) -> bool:
-    """True once the broker speaks: it shakes hands, which comes a while after it listens."""
-    try:
-        with socket.create_connection(("127.0.0.1", port), 1) as connection:
-            connection.settimeout(2)
-            connection.sendall(b"AMQP\x00\x00\x09\x01")
-            return bool(connection.recv(1))
-    except OSError:
-        return False
+    """A RabbitMQ of our own. None on this machine: skipped; it is not among what CI must have."""
+    with running_rabbitmq(tmp_path_factory.mktemp("rabbitmq")) as url:
+        yield url
 
 
 @pytest.mark.slow

@@ -11,10 +11,11 @@ from kombu.connection import Connection
 from kombu.entity import Exchange, Queue
 from kombu.messaging import Consumer, Producer
 from kombu.transport import redis as transport
+from pydantic import SecretStr
 
 from batchpipe.broker import outlive_redis
-from batchpipe.celery_app import make_app
-from batchpipe.settings import load_settings
+from batchpipe.celery_app import countdown_of, make_app
+from batchpipe.settings import Settings, load_settings
 from batchpipe.worker import end_in_time
 
 
@@ -91,3 +92,25 @@ def test_a_worker_that_has_ended_does_not_take_its_process_along() -> None:
     end_in_time(stopping, ended, 60.0, left.append)
 
     assert left == []
+
+
+@pytest.mark.parametrize(
+    ("address", "wanted"),
+    [
+        ("unix:///run/redis.sock", "redis+socket:///run/redis.sock"),
+        ("unix:///run/redis.sock?db=3", "redis+socket:///run/redis.sock?virtual_host=3"),
+        ("unix://me:w%40rd@/run/redis.sock?db=3", "redis+socket://me:w%40rd@/run/redis.sock?virtual_host=3"),
+        ("unix:///run/redis.sock?db=3&password=w%40rd", "redis+socket://:w%40rd@/run/redis.sock?virtual_host=3"),
+        ("redis://me:w%40rd@h:1/3", "redis://me:w%40rd@h:1/3"),
+    ],
+)
+def test_messages_go_to_the_database_of_the_records(address: str, wanted: str) -> None:
+    """redis-py and kombu name the database of a socket, and its password, differently."""
+    assert make_app(Settings(_env_file=None, redis_url=SecretStr(address))).conf.broker_url == wanted
+
+
+@pytest.mark.parametrize(("broker", "seconds"), [("redis://h", 0.5), ("amqp://h//", 1), ("pyamqp://h//", 1)])
+def test_a_pause_is_one_that_the_broker_can_keep(broker: str, seconds: float) -> None:
+    """Celery hands RabbitMQ's quorum queues the whole seconds of a delay, and fails where there is none."""
+    app = make_app(Settings(_env_file=None, redis_url=SecretStr("redis://h"), broker_url=SecretStr(broker)))
+    assert countdown_of(app, 0.5) == seconds

@@ -45,6 +45,7 @@ ANSWERS = [
     ("CROSSSLOT Keys in request don't hash to the same slot", "redis_cluster"),
     ("CLUSTERDOWN Hash slot not served", "redis_cluster"),
     ("TRYAGAIN Multiple keys request during rehashing of slot", "redis_cluster"),
+    ("ERR unknown command 'EVALSHA', with args beginning with: '133a' '5' 'key'", "redis_sentinel"),
 ]
 
 

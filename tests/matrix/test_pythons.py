@@ -1,0 +1,39 @@
+"""Python in each version, with the newest of what batchpipe needs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.acceptance.place import Place, read_rows
+from tests.matrix.cache import output
+from tests.matrix.pythons import python
+
+pytestmark = pytest.mark.matrix
+VERSIONS = ("3.11", "3.12", "3.13", "3.14")
+
+
+@pytest.fixture(params=[pytest.param(it, marks=[pytest.mark.ci] * (it == "3.13")) for it in VERSIONS])
+def interpreter(request: pytest.FixtureRequest) -> Path:
+    found = python(request.param)
+    assert output(found, "import sys; print('%d.%d' % sys.version_info[:2])") == request.param
+    return found
+
+
+@pytest.mark.parametrize("pool", ["threads", "prefork"])
+def test_a_job_ends_with_this_python(interpreter: Path, pool: str, new_place: Callable[..., Place]) -> None:
+    """Commands and worker; nothing of what is imported warns of the version."""
+    place = new_place(f"python-{pool}")
+    place.interpreter = interpreter
+    worker = place.worker("--pool", pool, "--concurrency", "2")
+    job = place.submit(place.input(6), "--max-rows", "2")
+    done = place.run("wait", job, "--timeout", "60", "--json")
+
+    assert done.code == 0, done.err + worker.err
+    assert json.loads(done.out)["rows"]["ok"] == 6
+    assert [row["custom_id"] for row in read_rows(place.folder / "out/output.jsonl")] == [f"r{n}" for n in range(6)]
+    assert set(place.billed(job).values()) == {1}
+    assert "Traceback" not in worker.err
