@@ -124,7 +124,7 @@ class Answers:
 
     @property
     def has_unreadable(self) -> bool:
-        """A line is whole and does not parse: in a file that is shorter than told, it may be what was cut."""
+        """Whether a whole line does not parse. In a file that is shorter than told, it may lack what was cut."""
         return bool(self.unread or self._unread)
 
     def lacking(self, shard: ShardRecord) -> int:

@@ -152,7 +152,7 @@ class _House:
                 logger.log(logging.ERROR if finding.fatal else logging.WARNING, "%s", finding)
             if lacking := _lacks_keys(current_settings()):
                 logger.warning(
-                    "this worker cannot call the provider: %s; `batchpipe worker --sandbox` needs none", lacking
+                    "this worker cannot call the provider: %s; `batchpipe worker --sandbox` needs no key", lacking
                 )
         except SettingsError as error:
             logger.error("batchpipe's tasks cannot run here: %s", error)

@@ -308,7 +308,10 @@ class JobTurns(Turns):
         for shard in self._collected(lease):
             self._left_of(lease, shard, workspace)  # what is still to be fetched is fetched before anything is written
         self.log(job.id, [(WORKSPACE_GONE, {"workspace": job.workspace})], level=logging.ERROR)
-        left = lambda: (self._left_of(lease, shard, workspace) for shard in self._collected(lease))  # noqa: E731
+
+        def left() -> Iterator[ShardRecord]:
+            return (self._left_of(lease, shard, workspace) for shard in self._collected(lease))
+
         merged = self._merge_shards(lease, left, workspace, merge_what_is_left)
         message = (
             f"files of the workspace {job.workspace} were gone: the results are in another order than the input, "

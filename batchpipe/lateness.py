@@ -16,7 +16,7 @@ CANCELLED_SECONDS = 600.0
 UNPAID_SECONDS = 600.0
 #: Between two looks: a quarter of the time that was waited, but at least this.
 _SHORTEST_PAUSE = 2.0
-#: A queue may keep a look waiting so long, or as long as it was put off, before that time counts as without a look.
+#: A look is in time, for queues keep it waiting, if it is late by no more than this or by the pause before it.
 _SHORTEST_LAPSE = 10.0
 
 

@@ -11,8 +11,8 @@ from batchpipe.turns import WaitingIn
 
 #: Of a queue that moves, but slowly, so many seconds lie between two messages.
 MOVING_SECONDS = 60.0
-#: And of one that a worker listens on, but of which it takes nothing of ours: the message may have expired unseen. Then
-#: as long as none was taken by then, a day at most: a queue of which nothing is taken for a week must not fill.
+#: And of one that a worker listens on, but of which it takes nothing of ours: the message may have expired unseen. Each
+#: further pause is as long as nothing has been taken by then, a day at most, so that the queue does not fill.
 LISTENED_SECONDS, LONGEST_SECONDS = 600.0, 86_400.0
 
 

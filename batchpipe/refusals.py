@@ -26,7 +26,12 @@ FOR_A_PERSON = frozenset({"batch_unseen", "file_quota", "account_full", "file_no
 #: Codes with which a shard is given up though its batch may have results.
 LANDABLE = frozenset(
     {
-        *("batch_gone", "batch_stuck", "file_gone", "output_file_missing", "answers_missing", "file_damaged"),
+        "batch_gone",
+        "batch_stuck",
+        "file_gone",
+        "output_file_missing",
+        "answers_missing",
+        "file_damaged",
         "answer_unreadable",
     }
 )

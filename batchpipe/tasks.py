@@ -34,7 +34,7 @@ from batchpipe.settings import Settings, current_settings
 from batchpipe.slots import SMALL_BYTES, SMALL_ROWS, Kind, Slots
 from batchpipe.storage.local import nameless_file
 from batchpipe.store import Store
-from batchpipe.store.refusals import RedisAnswer, RedisTrouble, told
+from batchpipe.store.refusals import RedisAnswer, RedisTrouble, told, unreachable
 from batchpipe.sweep import sweep as sweep_once
 from batchpipe.turns import Again, Message, Next, Stop, links_from
 
@@ -161,9 +161,10 @@ def _told_of_broker(error: Exception) -> str:
         return f"the broker refused: {told(answer)}"
     if isinstance(error, AMQPError):
         return f"the broker refused: {error}: {type(error).__name__}"
-    why = re.sub(r"^(\[Errno -?\d+\] |Error \S+ connecting to )", "", str(error)).rstrip(".") or type(error).__name__
+    why = re.sub(r"^\[Errno -?\d+\] ", "", str(error)).rstrip(".") or type(error).__name__
     return (
-        f"the broker cannot be reached: {why}; start it, or mend BATCHPIPE_BROKER_URL (without it: BATCHPIPE_REDIS_URL)"
+        f"the broker {unreachable(error) or f'cannot be reached: {why}'}; start it, or correct its address: "
+        "BATCHPIPE_BROKER_URL, else BATCHPIPE_REDIS_URL"
     )
 
 

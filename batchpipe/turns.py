@@ -67,7 +67,7 @@ class Message:
     task_ids: list[str]
     queue: str
     countdown: float = 0.0  #: seconds until the first link runs
-    large: bool = False  #: its transfers need slots, and come after short work; of one that is overdue that is not said
+    large: bool = False  #: its transfers need slots, and come after short work; False where it is sent anew
 
 
 @dataclass(frozen=True)

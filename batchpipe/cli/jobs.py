@@ -60,11 +60,17 @@ def submit_command(input: str, metadata: Any, extra: Any, account: str | None, *
     out(job.id)
 
 
+class _Said(logging.Handler):
+    """Says what is logged to whoever typed the command."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        say(f"Warning: {record.getMessage()}")
+
+
 @contextmanager
 def _messages_told() -> Iterator[None]:
     """Say what keeps messages from the broker: the job is recorded all the same, and a person should mend it."""
-    logger, handler = logging.getLogger("batchpipe.turns"), logging.Handler(logging.WARNING)
-    handler.emit = lambda record: say(f"Warning: {record.getMessage()}")  # type: ignore[method-assign]
+    logger, handler = logging.getLogger("batchpipe.turns"), _Said(logging.WARNING)
     logger.addHandler(handler)
     try:
         yield

@@ -254,8 +254,8 @@ def _made_in_spite_of(error: BatchpipeError, shard: ShardRecord, api: BatchesApi
 def _of_another(batch: Batch, shard: ShardRecord, turn: Turn) -> Move:
     """The answer names a batch that is another shard's, or an earlier try's: that one is read, then looked for ours.
 
-    What answers so once may do so for ever (a cache, a gateway that mixes up answers): in the end that counts as a no,
-    which is believed, as any, once two more looks have found no batch of ours.
+    A cache, or a gateway that mixes up answers, may answer so for ever. In the end that counts as a no, and as any no
+    it is believed once two more looks have found no batch of ours.
     """
     turn.name({batch.id: True})
     now = turn.now()
@@ -267,8 +267,8 @@ def _of_another(batch: Batch, shard: ShardRecord, turn: Turn) -> Move:
         answer = _unanswered(Unanswered(f"{what}; {advice}", code=OTHERS_BATCH))
         return msgspec.structs.replace(answer, changes={**answer.changes, "other_at": since})
     message = (
-        f"{what}, as those of the {in_words(now - since)} before, and no batch of these rows was found: {advice} "
-        f"Mend it, then: batchpipe retry {shard.job}"
+        f"for {in_words(now - since)} create calls were answered with batches of other rows (at last {batch.id}), "
+        f"and no batch of these rows was found: {advice} Mend that, then: batchpipe retry {shard.job}"
     )
     answer = _unanswered(Unanswered(message, code=OTHERS_BATCH))
     return msgspec.structs.replace(answer, changes={**answer.changes, "refusal": answer.changes["trouble"]})

@@ -27,7 +27,7 @@ class Overview:
     """What decides how a job goes on, seen shard by shard: there may be 100,000."""
 
     def __init__(self, job: JobRecord, shards: Iterable[ShardRecord]) -> None:
-        self.gone = False  #: of one the files of the workspace were gone
+        self.gone = False  #: files of a shard were gone from the workspace
         self.resend = False  #: rows of the last round are worth sending again
         self.error: Problem | None = None  #: the first one of a shard
         self.cancelled: str | None = None  #: the first batch that somebody else has cancelled

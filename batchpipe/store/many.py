@@ -1,4 +1,4 @@
-"""What concerns all shards of a job: a few hundred in each script, for nobody else is served while one runs."""
+"""What concerns all shards of a job: a hundred in each script, for nobody else is served while one runs."""
 
 from __future__ import annotations
 

@@ -87,7 +87,7 @@ REFUSALS: dict[str, Refusal] = {
     "SENTINEL": Refusal(
         Kind.SETTING,
         "redis_sentinel",
-        "Redis is a Sentinel there, or a proxy that runs no scripts: give the address of the Redis itself",
+        "Redis does not answer there, but a Sentinel or a proxy that runs no scripts: give the address of the Redis itself",
     ),
     **dict.fromkeys(("MOVED", "ASK", "CROSSSLOT", "CLUSTERDOWN", "TRYAGAIN"), _CLUSTER),
 }
@@ -134,13 +134,16 @@ _NO_ANSWER = (exceptions.ConnectionError, exceptions.TimeoutError)
 _NOBODY = re.compile(r"Error \S+ connecting to (?P<where>.+?)\. (?P<why>.+?)\.?$", re.DOTALL)
 
 
+def unreachable(error: BaseException) -> str | None:
+    """Where nobody is, and why: `at HOST:PORT cannot be reached: Connection refused`. None: the error is another."""
+    found = _NOBODY.match(str(error))
+    return f"at {found['where']} cannot be reached: {found['why']}" if found is not None else None
+
+
 def _unanswered(error: BaseException) -> str:
     """What to start or set. A site spells the setting in its own way."""
-    if (found := _NOBODY.match(str(error))) is not None:
-        what = f"Redis at {found['where']} cannot be reached: {found['why']}"
-    else:
-        what = f"Redis does not answer: {str(error).rstrip('.') or type(error).__name__}"
-    return f"{what}; start it (redis-server), or set BATCHPIPE_REDIS_URL (in a site: REDIS_URL) to one that runs"
+    what = unreachable(error) or f"does not answer: {str(error).rstrip('.') or type(error).__name__}"
+    return f"Redis {what}; start it (redis-server), or set BATCHPIPE_REDIS_URL (in a site: REDIS_URL) to one that runs"
 
 
 def refusal(error: BaseException) -> Refusal | None:

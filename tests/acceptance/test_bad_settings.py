@@ -53,8 +53,8 @@ def test_a_broker_that_is_not_there_is_said_by_a_submit_that_is_recorded(place: 
     assert done.code == 0
     assert done.out.startswith("job_")
     assert done.err == (
-        "Warning: not sent to the workers yet, a sweep will do that: the broker cannot be reached: 127.0.0.1:1. "
-        "Connection refused; start it, or mend BATCHPIPE_BROKER_URL (without it: BATCHPIPE_REDIS_URL)\n"
+        "Warning: not sent to the workers yet, a sweep will do that: the broker at 127.0.0.1:1 cannot be reached: "
+        "Connection refused; start it, or correct its address: BATCHPIPE_BROKER_URL, else BATCHPIPE_REDIS_URL\n"
     )
 
 

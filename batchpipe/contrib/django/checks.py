@@ -128,7 +128,9 @@ def _keys(settings: Settings) -> Iterator[CheckMessage]:
         try:
             settings.account(name)
         except SettingsError as error:
-            hint = "Only workers need it, and `manage.py batchpipe worker --sandbox` needs none: silence this there."
+            hint = (
+                "Only workers need it (`manage.py batchpipe worker --sandbox` does not): silence this where none runs."
+            )
             yield Warning(str(error), hint=hint, id="batchpipe.W003")
 
 

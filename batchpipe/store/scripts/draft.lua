@@ -1,4 +1,4 @@
--- Write records of shards that a round is about to have, a few hundred at a time, under the job's lease. Nobody sees them
+-- Write records of shards that a round is about to have, a chunk at a time, under the job's lease. Nobody sees them
 -- before `plan`: their indexes are beyond the job's `shards`. Whoever prepares again overwrites them; `drafted` is how far
 -- they go, so that the records of a job that ends without them expire, too.
 -- ARGV: skew, prefix, id, token, then for each shard a JSON list: index, field, value, ...

@@ -1,4 +1,4 @@
--- Let the records of an ended job's shards expire, a few hundred at a time, before `told` closes it.
+-- Let the records of an ended job's shards expire, a chunk at a time, before `told` closes it.
 -- ARGV: skew, prefix, id, token, seconds to live, first index, shards at most   -> {'ok', number of records} | {'lost'}
 local now = clock(ARGV[1])
 local prefix, id, ttl, first = ARGV[2], ARGV[3], ARGV[5], tonumber(ARGV[6])

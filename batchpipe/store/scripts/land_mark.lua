@@ -1,4 +1,4 @@
--- Mark shards of an ended job that were given up, for `land` to take up: a few hundred at a time. Marks change nothing, and
+-- Mark shards of an ended job that were given up, for `land` to take up: a chunk at a time. Marks change nothing, and
 -- marking twice is marking once. KEYS 1 job. ARGV: skew, prefix, id, index, index ...
 -- -> {'ok'} | {'gone'} | {'running'} it has not ended | {'untold'} its end is still being told
 local prefix, id, job = ARGV[2], ARGV[3], KEYS[1]

@@ -1,4 +1,4 @@
--- Go on with what `plan`, `restore` and `land` begin: make the next shards of a running job due, a few hundred at a time.
+-- Go on with what `plan`, `restore` and `land` begin: make the next shards of a running job due, a chunk at a time.
 -- Any process may do it, more than once; what is due already, or collected, is left as it is. `due_now`: their records may
 -- have been about to expire, and they are past due at once.
 -- ARGV: skew, prefix, id, lease, shards at most   -> {number of shards that are left}

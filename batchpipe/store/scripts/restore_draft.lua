@@ -1,4 +1,4 @@
--- Write the records of shards of a job that this Redis does not know, a few hundred at a time, before `restore` writes the
+-- Write the records of shards of a job that this Redis does not know, a chunk at a time, before `restore` writes the
 -- job's. Until that they expire, for whoever writes them may die.
 -- ARGV: skew, prefix, id, token, seconds to live, then for each shard a JSON list: index, field, value, ...
 -- -> {'ok'} | {'known'}
