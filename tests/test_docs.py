@@ -305,7 +305,7 @@ Tried = tuple[str, str, list[str], str]
 def _compatibility() -> list[Tried]:
     page = (DOCS / "compatibility.md").read_text(encoding="utf-8")
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in page.splitlines() if line.startswith("|")]
-    rows = [row for row in rows if row[0] != "what" and set(row[0]) != {"-", " "} and set(row[0]) != {"-"}]
+    rows = [row for row in rows if row[0] != "what" and row[0].strip("-")]
     return [(what, version, re.findall(r"`(tests/[^`]+::[^`]+)`", test), by) for what, version, test, by in rows]
 
 

@@ -58,9 +58,8 @@ class Told:
     house: Composed
     codes: list[tuple[str, int]] = field(default_factory=list)  #: each stop, with its exit code
     after: dict[str, bool] = field(default_factory=dict)  #: service -> healthy after its last stop
-    silent: dict[str, bool] = field(
-        default_factory=dict
-    )  #: service -> healthy when its processes had hung for a minute
+    #: service -> healthy when its processes had hung for a minute
+    silent: dict[str, bool] = field(default_factory=dict)
     looks: dict[str, str] = field(default_factory=dict)
     arguments: dict[str, str] = field(default_factory=dict)
     doors: dict[str, Any] = field(default_factory=dict)  #: what they answer to somebody without a password
@@ -86,7 +85,7 @@ class Told:
         return len(self.sandbox("state")["batches"])
 
     def all_fetched(self) -> bool:
-        """The job was quicker than we."""
+        """The job has ended before its download was held up."""
         return (self.house.data / "results" / "output.jsonl").exists()
 
     def stop(self, service: str) -> None:

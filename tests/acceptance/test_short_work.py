@@ -13,35 +13,36 @@ import redis
 
 from batchpipe.sandbox import Sandbox
 from tests.acceptance.place import Place, Process, request, until
+from tests.acceptance.site import Shop
 
 NewPlace = Callable[..., Place]
 NewSandbox = Callable[..., Sandbox]
 #: Of one row: too much for a small shard (``slots.SMALL_BYTES``).
 LARGE = 300_000
 UPLOADS = 60
-#: What a team has.
-SITE = """
-import os
-import batchpipe
-from celery import Celery
-
-app = Celery("shop", broker=os.environ["BATCHPIPE_REDIS_URL"])
-app.conf.broker_connection_retry_on_startup = True
-app.conf.worker_prefetch_multiplier = 1
-batchpipe.setup(app)
-"""
 
 
 def our_worker(*options: str) -> Callable[[Place], Process]:
     return lambda place: place.worker(*options)
 
 
-def celery_worker(module: str, *options: str) -> Callable[[Place], Process]:
-    """Celery's own command, in a folder that has the module of a site."""
+def celery_worker(*options: str) -> Callable[[Place], Process]:
+    """Celery's own command, with batchpipe's app."""
 
     def start(place: Place) -> Process:
-        (place.folder / "shop.py").write_text(SITE)
-        worker = place.start_python("-m", "celery", "-A", module, "worker", "--loglevel", "INFO", *options)
+        worker = place.start_python("-m", "celery", "-A", "batchpipe.worker", "worker", "--loglevel", "INFO", *options)
+        place.await_ready(worker)
+        return worker
+
+    return start
+
+
+def worker_of_site(*options: str) -> Callable[[Place], Process]:
+    """The same with the app of a site."""
+
+    def start(place: Place) -> Process:
+        assert place.redis_url is not None
+        worker = Shop(place, place.redis_url).celery("worker", "--loglevel", "INFO", *options)
         place.await_ready(worker)
         return worker
 
@@ -87,12 +88,10 @@ def finish_small(place: Place, number: int = 1) -> None:
         pytest.param(our_worker(), 5, id="threads"),
         pytest.param(our_worker("--concurrency", "2"), 1, id="two threads", marks=pytest.mark.slow),
         pytest.param(our_worker("--pool", "prefork", "--concurrency", "4"), 2, id="prefork", marks=pytest.mark.slow),
+        pytest.param(worker_of_site("--pool", "prefork", "--concurrency", "2"), 1, id="site", marks=pytest.mark.slow),
         pytest.param(
-            celery_worker("shop", "--pool", "prefork", "--concurrency", "2"), 1, id="site", marks=pytest.mark.slow
-        ),
-        pytest.param(
-            celery_worker("batchpipe.worker", "--pool", "gevent", "--concurrency", "10"),
-            *(7,),
+            celery_worker("--pool", "gevent", "--concurrency", "10"),
+            7,
             id="gevent",
             marks=[
                 pytest.mark.slow,

@@ -185,7 +185,7 @@ def landed(store: Store, job_id: str) -> list[int]:
 
 
 def test_all_that_was_given_up_is_landed_in_one_call(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """However many there are; a few hundred in each script."""
+    """However many there are; a chunk in each script."""
     job_id, wanted = given_up(store, range(1, COUNT)), list(range(1, COUNT))
     scripts = Scripts(store, monkeypatch)
     assert store.land(job_id, wanted) == "ok"

@@ -1,4 +1,4 @@
-"""Flask in each version: a factory under the reloader and under gunicorn, and several apps in one process."""
+"""Flask in each version: a factory under the reloader, and several apps of one process under gunicorn."""
 
 from __future__ import annotations
 

@@ -89,7 +89,7 @@ def wait(site: Site, job: str) -> None:
 
 @pytest.mark.ci
 def test_django_celery_beat_sends_the_sweep(new_place: NewPlace, django_python: Path) -> None:
-    """Its scheduler writes our entry into its table. A job whose message is lost comes back by that."""
+    """Its scheduler writes our entry into its table; and a job beside it ends."""
     site = new_site(new_place, django_python, "dcb", 'INSTALLED_APPS += ["django_celery_beat"]\n')
     site.worker("-m", "celery", "-A", "proj", "worker", "--pool", "threads", "--loglevel", "INFO")
     scheduler = ("-S", "django_celery_beat.schedulers:DatabaseScheduler", "--max-interval", "1")

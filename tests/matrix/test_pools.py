@@ -1,4 +1,4 @@
-"""Celery's pools, as a worker of our own app and as one of a site's."""
+"""Celery's pools, under Celery's own command."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def start(place: Place, pool: str, *options: str) -> Process:
 @pytest.mark.ci
 @pytest.mark.parametrize("pool", ["prefork", "threads", "solo", "gevent"])
 def test_a_job_ends_in_this_pool(pool: str, new_place: NewPlace) -> None:
-    """Of Celery's own command; a poll that waits holds nobody, and the worker ends when it is told to."""
+    """And the worker ends when it is told to."""
     place = new_place(pool)
     worker = start(place, pool, *(() if pool == "solo" else ("--concurrency", "2")))
     job = place.submit(place.input(9), "--max-rows", "3")

@@ -25,7 +25,7 @@ def interpreter(request: pytest.FixtureRequest) -> Path:
 
 @pytest.mark.parametrize("pool", ["threads", "prefork"])
 def test_a_job_ends_with_this_python(interpreter: Path, pool: str, new_place: Callable[..., Place]) -> None:
-    """Commands and worker; nothing of what is imported warns of the version."""
+    """Commands and worker."""
     place = new_place(f"python-{pool}")
     place.interpreter = interpreter
     worker = place.worker("--pool", pool, "--concurrency", "2")

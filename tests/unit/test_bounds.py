@@ -28,7 +28,7 @@ from batchpipe.store import Lease, Store
 from batchpipe.store.records import encode_value
 from batchpipe.sweep import sweep
 from batchpipe.testing import FakeOpenAI, Pump
-from batchpipe.turns import words
+from batchpipe.turns import Message, words
 from batchpipe.views import job_view, json_of_job
 from batchpipe.waking import WOKEN_AT_ONCE
 
@@ -282,8 +282,10 @@ class Waiting:
             self.calls += 1
             return run(*args)
 
+        def note(message: Message) -> None:
+            self.sent.append((message.job, message.index))
+
         monkeypatch.setattr(self.client.store, "_run", counted)
-        note = lambda message: self.sent.append((message.job, message.index))  # noqa: E731
         monkeypatch.setattr(self.turns, "_publish", note)
 
     def job(self, count: int, *, account: str = "default", troubled: Sequence[int] = ()) -> str:
