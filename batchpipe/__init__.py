@@ -9,8 +9,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from batchpipe.celery_site import setup
-    from batchpipe.client import BatchResult, Job, cancel, get_job, list_jobs, submit
+    from batchpipe.client.client import cancel, get_job, list_jobs, submit
+    from batchpipe.client.job import Job
     from batchpipe.errors import (
         BatchpipeError,
         InvalidInput,
@@ -21,24 +21,25 @@ if TYPE_CHECKING:
         StoreUnavailable,
         TryLater,
     )
-    from batchpipe.jobs import State
-    from batchpipe.results import Outcome
+    from batchpipe.model.records import State
+    from batchpipe.pipeline.results import BatchResult, Outcome
+    from batchpipe.worker.setup import setup
 
 __version__ = "0.1.0"
 
 _HOME = {
     # Jobs
-    "submit": "client",
-    "get_job": "client",
-    "list_jobs": "client",
-    "cancel": "client",
-    "Job": "client",
-    "State": "jobs",
+    "submit": "client.client",
+    "get_job": "client.client",
+    "list_jobs": "client.client",
+    "cancel": "client.client",
+    "Job": "client.job",
+    "State": "model.records",
     # A site's own Celery app
-    "setup": "celery_site",
+    "setup": "worker.setup",
     # Results
-    "BatchResult": "client",
-    "Outcome": "results",
+    "BatchResult": "pipeline.results",
+    "Outcome": "pipeline.results",
     # Errors
     "BatchpipeError": "errors",
     "TryLater": "errors",

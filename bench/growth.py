@@ -28,17 +28,17 @@ from click.testing import CliRunner
 
 from batchpipe.cli import cli
 from batchpipe.cli.doctor import _jobs_and_workers
-from batchpipe.client import Client
-from batchpipe.job_turns import JobTurns
-from batchpipe.jobs import JOB, JobRecord, Move, Problem, ShardRecord, Stage, State, new_job_id
-from batchpipe.private_redis import acquire
-from batchpipe.settings import Settings
+from batchpipe.client.client import Client
+from batchpipe.config.settings import Settings
+from batchpipe.local_redis import acquire
+from batchpipe.model.records import JOB, JobRecord, Move, Problem, ShardRecord, Stage, State, new_job_id
+from batchpipe.model.views import SHOWN, json_of_job
+from batchpipe.pipeline.job_runner import JobTurns
+from batchpipe.pipeline.sweep import sweep
+from batchpipe.pipeline.waking import WOKEN_AT_ONCE, resume_account, wake_first
 from batchpipe.store import Lease, Store
 from batchpipe.store.scripts import source
-from batchpipe.sweep import sweep
 from batchpipe.testing import FakeOpenAI, Pump
-from batchpipe.views import SHOWN, json_of_job
-from batchpipe.waking import WOKEN_AT_ONCE, resume_account, wake_first
 
 MOST_SCRIPT_SECONDS = 0.05
 #: The last day of a month may use so much more than its third.

@@ -21,16 +21,16 @@ from itertools import count
 from pathlib import Path
 from typing import Any, cast
 
-from batchpipe import tasks
-from batchpipe.client import Client
-from batchpipe.jobs import JOB, JobRecord, ShardRecord, State, new_job_id
-from batchpipe.places import PRUNED_BYTES, WORKSPACES, basics, note_workspace, prune_workspaces
-from batchpipe.private_redis import acquire
-from batchpipe.schedule_tasks import schedules
-from batchpipe.settings import Settings
+from batchpipe.client.client import Client
+from batchpipe.config.settings import Settings
+from batchpipe.local_redis import acquire
+from batchpipe.model.records import JOB, JobRecord, ShardRecord, State, new_job_id
+from batchpipe.pipeline.manifest import PRUNED_BYTES, WORKSPACES, basics, note_workspace, prune_workspaces
+from batchpipe.pipeline.sweep import sweep
 from batchpipe.store import Lease, Store
-from batchpipe.sweep import sweep
+from batchpipe.tasks import chain as tasks
 from batchpipe.testing import FakeOpenAI, Pump
+from batchpipe.worker.schedule_tasks import schedules
 
 STEP_SECONDS, SHARDS = 1_800.0, 100
 #: What stays of an ended job in its workspace.
@@ -75,7 +75,7 @@ def workspaces(folder: Path, jobs: int) -> dict[str, int]:
     path, submitted, most = folder / WORKSPACES, list[str](), 0
     pruned, size = 0, 0
     for _ in range(jobs):
-        place = f"/srv/batchpipe/results/{len(submitted):08d}"
+        place = f"/srv/batchpipe/pipeline/results/{len(submitted):08d}"
         job = JobRecord(id=new_job_id(), output=place, input=f"{place}.jsonl", workspace=f"{place}/.batchpipe/x")
         submitted.append(job.id)
         note_workspace(settings, job, record=basics(job))

@@ -85,10 +85,10 @@ def count_lines(path: Path) -> int:
 
 def run_step(step: str, folder: Path) -> None:
     """Run one step; its result stays in ``folder`` for the next."""
-    from batchpipe.jobs import Counts, JobRecord, ShardRecord
-    from batchpipe.steps.download import download
-    from batchpipe.steps.merge import merge
-    from batchpipe.steps.prepare import prepare, validate
+    from batchpipe.model.records import Counts, JobRecord, ShardRecord
+    from batchpipe.pipeline.steps.download import download
+    from batchpipe.pipeline.steps.merge import merge
+    from batchpipe.pipeline.steps.prepare import prepare, validate
     from batchpipe.storage import Folder
 
     workspace = Folder(str(folder / "workspace"), private=True)
@@ -115,9 +115,9 @@ def measure(step: str, folder: Path) -> dict[str, float]:
     import celery  # noqa: F401
     import openai  # noqa: F401
 
-    import batchpipe.steps.download
-    import batchpipe.steps.merge
-    import batchpipe.steps.prepare  # noqa: F401
+    import batchpipe.pipeline.steps.download
+    import batchpipe.pipeline.steps.merge
+    import batchpipe.pipeline.steps.prepare  # noqa: F401
 
     process, stop = psutil.Process(), threading.Event()
     idle = peak = process.memory_info().rss

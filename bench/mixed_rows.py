@@ -17,10 +17,10 @@ from typing import Any
 import fsspec
 import orjson
 
-from batchpipe.jobs import JobRecord
-from batchpipe.results import Round, iter_last
-from batchpipe.shard_files import ShardFiles
-from batchpipe.steps.prepare import prepare
+from batchpipe.model.records import JobRecord
+from batchpipe.pipeline.results import Round, iter_last
+from batchpipe.pipeline.shard_files import ShardFiles
+from batchpipe.pipeline.steps.prepare import prepare
 from batchpipe.storage import Folder
 
 CHAT, MODELS, ROUNDS = "/v1/chat/completions", 9, 3

@@ -17,7 +17,7 @@ from typing import Any
 
 import redis
 
-from batchpipe.private_redis import acquire
+from batchpipe.local_redis import acquire
 from batchpipe.store import Store
 from batchpipe.testing import FakeOpenAI, Pump
 

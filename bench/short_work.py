@@ -22,10 +22,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from batchpipe.client import Client
-from batchpipe.jobs import State
+from batchpipe.client.client import Client
+from batchpipe.config.settings import load_settings
+from batchpipe.model.records import State
 from batchpipe.sandbox import Sandbox
-from batchpipe.settings import load_settings
 
 FACTOR, MORE_SECONDS = 3.0, 3.0
 #: Jobs of one row that are measured.

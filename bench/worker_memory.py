@@ -23,9 +23,9 @@ from pathlib import Path
 
 import psutil
 
-from batchpipe.client import Client
-from batchpipe.jobs import JobRecord, Stage, State
-from batchpipe.settings import load_settings
+from batchpipe.client.client import Client
+from batchpipe.config.settings import load_settings
+from batchpipe.model.records import JobRecord, Stage, State
 
 LIMIT_MB = 64
 TEXT = "A line of plain text that goes on for a while, as prompts and answers do. "

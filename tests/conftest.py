@@ -14,13 +14,13 @@ import fakeredis
 import pytest
 import redis
 
-from batchpipe import seams
-from batchpipe.private_redis import find_server
+from batchpipe.client.submission import hold_with
+from batchpipe.config import seams
+from batchpipe.config.settings import install_site
+from batchpipe.local_redis import find_server
 from batchpipe.sandbox import Sandbox
-from batchpipe.settings import install_site
 from batchpipe.store import Store
-from batchpipe.submission import hold_with
-from batchpipe.tasks import install_app
+from batchpipe.tasks.chain import install_app
 
 
 @pytest.fixture(autouse=True)

@@ -99,8 +99,8 @@ def requests(count: int) -> Iterator[dict[str, Any]]:
 
 def land(folder: Path, *refused: str) -> None:
     """Run all jobs to their end and tell; the provider refuses these rows."""
-    from batchpipe import tasks
-    from batchpipe.client import default_client
+    from batchpipe.client.client import default_client
+    from batchpipe.tasks import chain as tasks
     from batchpipe.testing import FakeOpenAI, Pump
     from batchpipe.testing.provider import polite_answer
 

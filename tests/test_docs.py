@@ -19,8 +19,8 @@ from typing import Any
 import pytest
 
 import batchpipe
+from batchpipe.config.settings import Account, Settings
 from batchpipe.sandbox import Sandbox
-from batchpipe.settings import Account, Settings
 from tests.test_layers import LAYERS
 
 ROOT = Path(__file__).parents[1]

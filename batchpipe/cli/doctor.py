@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from batchpipe.cli.house import emit_json, json_option, out, quiet_libraries, settings
+from batchpipe.cli.common import emit_json, json_option, out, quiet_libraries, settings
 from batchpipe.errors import (
     BatchpipeError,
     JobNotFound,
@@ -18,12 +18,12 @@ from batchpipe.errors import (
     SettingsError,
     StoreUnavailable,
 )
-from batchpipe.jobs import JOB, JobRecord, Problem, ShardRecord, Stage
-from batchpipe.views import telling
+from batchpipe.model.records import JOB, JobRecord, Problem, ShardRecord, Stage
+from batchpipe.model.views import telling
 
 if TYPE_CHECKING:
-    from batchpipe.client import Client
-    from batchpipe.settings import Settings
+    from batchpipe.client.client import Client
+    from batchpipe.config.settings import Settings
 
 #: Clocks may differ by so much.
 CLOCK_SECONDS = 300.0
@@ -64,7 +64,7 @@ def doctor_command(account: str, as_json: bool) -> int:
 
 
 def _look(account: str) -> Iterator[Finding]:
-    from batchpipe.client import Client
+    from batchpipe.client.client import Client
 
     quiet_libraries()
     try:
@@ -111,8 +111,8 @@ def _jobs_and_workers(client: Client) -> Iterator[Finding]:
 
 def _site_app(chosen: Settings) -> Iterator[Finding]:
     """The site's own Celery app, where this command publishes through one."""
-    from batchpipe.app_check import check_app
-    from batchpipe.celery_site import site_app
+    from batchpipe.worker.checks import check_app
+    from batchpipe.worker.setup import site_app
 
     app = site_app()
     if app is None:
@@ -176,8 +176,8 @@ def _records(client: Client) -> Iterator[Finding]:
 
 
 def _account(client: Client | None, name: str) -> Iterator[Finding]:
-    from batchpipe.openai_api import Apis
-    from batchpipe.turns import NO_QUOTA
+    from batchpipe.pipeline.runner import NO_QUOTA
+    from batchpipe.provider import Apis
 
     try:
         api = Apis(settings())(name)
@@ -266,8 +266,8 @@ def _trouble(jobs: list[_Open]) -> Iterator[Finding]:
 
 def _workers(client: Client, jobs: list[JobRecord]) -> Iterator[Finding]:
     """Whether somebody listens on our queue, and on those of jobs that wait; a `run` brings a worker of its own."""
-    from batchpipe.listeners import how_to_start
-    from batchpipe.tasks import broker_refusal, queues_of_workers
+    from batchpipe.client.listeners import how_to_start
+    from batchpipe.tasks.chain import broker_refusal, queues_of_workers
 
     if (said := broker_refusal()) is not None:
         yield Finding("broker", "fail", said, _AT_REDIS)
@@ -291,7 +291,7 @@ def _workers(client: Client, jobs: list[JobRecord]) -> Iterator[Finding]:
 
 def _by_queue(client: Client, jobs: list[JobRecord]) -> dict[str, list[JobRecord]]:
     """The jobs of each queue; but for those of a `run` whose worker may just be starting."""
-    from batchpipe.listeners import STARTING_SECONDS
+    from batchpipe.client.listeners import STARTING_SECONDS
 
     began = client.store.now() - STARTING_SECONDS
     found: dict[str, list[JobRecord]] = {}

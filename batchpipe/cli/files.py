@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from batchpipe.cli.house import emit_json, json_option, number, open_client, say
+from batchpipe.cli.common import emit_json, json_option, number, open_client, say
 from batchpipe.errors import Gone, JobNotFound
 
 if TYPE_CHECKING:
-    from batchpipe.openai_api import StoredFile
+    from batchpipe.provider import StoredFile
     from batchpipe.store import Store
 
 #: Files that are looked at; the newest come first.
@@ -29,8 +29,8 @@ def files_command(account: str, delete: bool, as_json: bool) -> None:
     """
     from itertools import islice
 
-    from batchpipe.jobs import UPLOAD_NAME
-    from batchpipe.openai_api import Apis
+    from batchpipe.model.records import UPLOAD_NAME
+    from batchpipe.provider import Apis
 
     client = open_client()
     api, states = Apis(client.settings)(account), dict[str, str]()

@@ -7,7 +7,7 @@ import sys
 
 import click
 
-from batchpipe.cli.house import open_client, say
+from batchpipe.cli.common import open_client, say
 from batchpipe.cli.processes import loglevel_option
 
 
@@ -25,10 +25,10 @@ def flower_command(
     It asks for the user and password of the settings FLOWER_USER and FLOWER_PASSWORD. Where no password is set, one is
     made and kept in the home folder. See docs/flower.md.
     """
-    from batchpipe.celery_site import site_app
-    from batchpipe.flower_app import Door, run_flower
-    from batchpipe.logs import configure_logging
-    from batchpipe.worker import standalone_app
+    from batchpipe.monitoring.flower import Door, run_flower
+    from batchpipe.telemetry.logs import configure_logging
+    from batchpipe.worker.process import standalone_app
+    from batchpipe.worker.setup import site_app
 
     client = open_client(patient=True)
     configure_logging(client.settings.log_format, loglevel)

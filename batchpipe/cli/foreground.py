@@ -11,11 +11,11 @@ from typing import IO, TYPE_CHECKING
 
 import click
 
-from batchpipe.cli.house import Front
+from batchpipe.cli.common import Front
 from batchpipe.errors import BatchpipeError
 
 if TYPE_CHECKING:
-    from batchpipe.settings import Settings
+    from batchpipe.config.settings import Settings
 
 #: Deaths in a row, each within seconds of its start, after which a worker is not started again.
 MAX_QUICK_DEATHS = 3
@@ -37,7 +37,7 @@ class OwnWorker:
         self._process = self._start()
 
     def _start(self) -> subprocess.Popen[bytes]:
-        from batchpipe.settings import child_environment
+        from batchpipe.config.settings import child_environment
 
         self._started = time.monotonic()
         with self._open_log() as log:
@@ -101,7 +101,7 @@ def own_worker(
 def _tidy(settings: Settings, queue: str, job_key: str) -> None:
     """A run that is done leaves its log and nothing else."""
     from batchpipe.storage import Folder
-    from batchpipe.tasks import forget_queue
+    from batchpipe.tasks.chain import forget_queue
 
     forget_queue(queue)
     home = Folder(str(settings.home), private=True)
@@ -112,8 +112,8 @@ def _tidy(settings: Settings, queue: str, job_key: str) -> None:
 @contextmanager
 def _sandbox(settings: Settings, folder: Path) -> Iterator[dict[str, str]]:
     """A sandbox server in this process, and the settings by which a worker finds it."""
+    from batchpipe.config.settings import SANDBOX_ACCOUNT
     from batchpipe.sandbox import Sandbox
-    from batchpipe.settings import SANDBOX_ACCOUNT
 
     with Sandbox(data_dir=folder) as server:
         account = f"ACCOUNTS__{SANDBOX_ACCOUNT.upper()}__"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from batchpipe.cli.house import (
+from batchpipe.cli.common import (
     Place,
     clock,
     counted,
@@ -26,15 +26,15 @@ from batchpipe.cli.house import (
     settings,
     submit_options,
 )
+from batchpipe.config.settings import SANDBOX_ACCOUNT
 from batchpipe.errors import Never
-from batchpipe.jobs import State
 from batchpipe.masking import without_secrets
-from batchpipe.settings import SANDBOX_ACCOUNT
+from batchpipe.model.records import State
+from batchpipe.model.views import telling
 from batchpipe.store.events import LOG_LENGTH
-from batchpipe.views import telling
 
 if TYPE_CHECKING:
-    from batchpipe.jobs import JobRecord, Problem
+    from batchpipe.model.records import JobRecord, Problem
 
 #: Characters of an error in a list.
 MOST_OF_AN_ERROR = 100
@@ -44,9 +44,9 @@ MOST_OF_AN_ERROR = 100
 @submit_options
 def submit_command(input: str, metadata: Any, extra: Any, account: str | None, **options: Any) -> None:
     """Enqueue a job and print its id alone. A worker does the work: `batchpipe worker`."""
-    from batchpipe.listeners import missing_worker
-    from batchpipe.settings import SANDBOX_ACCOUNT
-    from batchpipe.submission import absolute
+    from batchpipe.client.listeners import missing_worker
+    from batchpipe.client.submission import absolute
+    from batchpipe.config.settings import SANDBOX_ACCOUNT
 
     if account == SANDBOX_ACCOUNT and account not in settings().accounts:
         raise click.UsageError(f"the account {account!r} exists only during `batchpipe run --sandbox`")
@@ -70,7 +70,7 @@ class _Said(logging.Handler):
 @contextmanager
 def _messages_told() -> Iterator[None]:
     """Say what keeps messages from the broker: the job is recorded all the same, and a person should mend it."""
-    logger, handler = logging.getLogger("batchpipe.turns"), _Said(logging.WARNING)
+    logger, handler = logging.getLogger("batchpipe.pipeline.runner"), _Said(logging.WARNING)
     logger.addHandler(handler)
     try:
         yield
@@ -89,7 +89,7 @@ def _warn_of(nobody: str) -> None:
 @json_option
 def list_command(state: str | None, limit: int, as_json: bool) -> None:
     """List jobs, newest first."""
-    from batchpipe.listeners import deserted
+    from batchpipe.client.listeners import deserted
 
     client = open_client()
     jobs = client.list_jobs(state=state, limit=limit)
@@ -179,7 +179,7 @@ def cancel_command(job_id: str, as_json: bool) -> None:
 @click.option("--max-bytes", type=click.IntRange(min=1), help="Bytes per shard at most.  [default: the job's]")
 def retry_command(job_id: str, output: str | None, max_rows: int | None, max_bytes: int | None) -> None:
     """Send the rows of an ended job that are not ok as a new job, and print its id."""
-    from batchpipe.listeners import missing_worker
+    from batchpipe.client.listeners import missing_worker
 
     client = open_client()
     job = client.retry(job_id, output=output, max_rows=max_rows, max_bytes=max_bytes)
@@ -234,10 +234,10 @@ def validate_command(input: str, endpoint: str, max_rows: int | None, max_bytes:
     """Check an input without sending anything. Needs no Redis."""
     from dataclasses import replace
 
-    from batchpipe.places import input_rules
+    from batchpipe.pipeline.manifest import input_rules
+    from batchpipe.pipeline.sharding import Bounds
+    from batchpipe.pipeline.steps.prepare import validate
     from batchpipe.sandbox.models import is_slip, nearest
-    from batchpipe.splitting import Bounds
-    from batchpipe.steps.prepare import validate
 
     chosen = settings()
     with _as_path(input_of(input)) as path:

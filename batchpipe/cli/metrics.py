@@ -7,7 +7,7 @@ import threading
 
 import click
 
-from batchpipe.cli.house import quiet_libraries, say, settings
+from batchpipe.cli.common import quiet_libraries, say, settings
 
 
 @click.command("metrics")
@@ -15,8 +15,8 @@ from batchpipe.cli.house import quiet_libraries, say, settings
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; it has no password.")
 def metrics_command(port: int, host: str) -> None:
     """Serve metrics for Prometheus at /metrics until told to stop. While Redis is away, batchpipe_up is 0."""
-    from batchpipe.client import Client
-    from batchpipe.metrics import serve
+    from batchpipe.client.client import Client
+    from batchpipe.monitoring.prometheus import serve
 
     quiet_libraries()
     client = Client(settings())  # not asked whether Redis answers: a scrape will tell

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from batchpipe.cli.house import open_client, say
+from batchpipe.cli.common import open_client, say
 
 if TYPE_CHECKING:
-    from batchpipe.settings import Settings
+    from batchpipe.config.settings import Settings
 
 loglevel_option = click.option(
     "--loglevel",
@@ -63,9 +63,9 @@ def worker_command(
     celery_options: tuple[str, ...],
 ) -> None:
     """Run a Celery worker with the right settings. Further options go to Celery."""
-    from batchpipe.logs import configure_logging
-    from batchpipe.settings import use_sandbox
-    from batchpipe.worker import run_worker
+    from batchpipe.config.settings import use_sandbox
+    from batchpipe.telemetry.logs import configure_logging
+    from batchpipe.worker.process import run_worker
 
     if pool in ("gevent", "eventlet"):
         raise click.BadParameter(f"{pool}: {_GREEN[pool]}", param_hint="--pool")
@@ -127,8 +127,8 @@ def beat_command(loglevel: str, alive_file: Path | None) -> None:
 
     One is enough; two do no harm. Workers and beat read the same batchpipe.toml.
     """
-    from batchpipe.logs import configure_logging
-    from batchpipe.worker import run_beat
+    from batchpipe.telemetry.logs import configure_logging
+    from batchpipe.worker.process import run_beat
 
     client = open_client(patient=True)
     configure_logging(client.settings.log_format, loglevel)
@@ -160,8 +160,8 @@ def sandbox_command(
 
     The key for --upstream is read from BATCHPIPE_SANDBOX_UPSTREAM_KEY.
     """
+    from batchpipe.config.settings import sandbox_upstream_key
     from batchpipe.sandbox import serve
-    from batchpipe.settings import sandbox_upstream_key
 
     logging.basicConfig(level=logging.WARNING)
     try:

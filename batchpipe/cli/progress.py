@@ -7,8 +7,8 @@ import time
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
-from batchpipe.cli.house import number, say
-from batchpipe.jobs import JobRecord, ShardRecord, Stage, State
+from batchpipe.cli.common import number, say
+from batchpipe.model.records import JobRecord, ShardRecord, Stage, State
 
 if TYPE_CHECKING:
     from batchpipe.store import Pause

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from batchpipe.cli.house import Place, emit_json, json_option, open_client, out, settings
+from batchpipe.cli.common import Place, emit_json, json_option, open_client, out, settings
 
 if TYPE_CHECKING:
     from batchpipe.recover import Report
@@ -43,7 +43,7 @@ def recover_command(
 
     Exits with 1 if an unfinished job could not be rebuilt, unless it belongs to another Redis that is there.
     """
-    from batchpipe.submission import absolute
+    from batchpipe.client.submission import absolute
 
     places = [absolute(place) for place in (os.getcwd(), *folders)]
     report = open_client().recover(places, dry_run=dry_run, jobs=jobs, of=of)
@@ -57,8 +57,8 @@ def recover_command(
 
 def where_it_is(job_id: str) -> str:
     """What else can be said of a job that is not known: where to look, or that this host has submitted it."""
-    from batchpipe.labels import label_of
     from batchpipe.recover import find_noted
+    from batchpipe.store.redis_label import label_of
 
     noted = find_noted(settings()).get(job_id)
     if noted is None:

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from batchpipe.cli.foreground import OwnWorker, own_worker
-from batchpipe.cli.house import (
+from batchpipe.cli.common import (
     EXIT_CODES,
     INTERRUPTED,
     NOT_ENDED,
@@ -28,15 +27,16 @@ from batchpipe.cli.house import (
     settings,
     submit_options,
 )
+from batchpipe.cli.foreground import OwnWorker, own_worker
 from batchpipe.cli.progress import Display, make_display
 from batchpipe.errors import Never, SettingsError
-from batchpipe.jobs import JobRecord, ShardRecord, Stage, State
+from batchpipe.model.records import JobRecord, ShardRecord, Stage, State
 
 #: How long ``cancel`` works itself to get the provider to stop.
 CANCEL_SECONDS = 60.0
 
 if TYPE_CHECKING:
-    from batchpipe.client import Client, Job
+    from batchpipe.client.client import Client, Job
     from batchpipe.store import Pause
 
 
@@ -60,7 +60,7 @@ def run_command(
     INPUT is a JSONL file of requests, a URL to one, or - for stdin (which never resumes). DIR gets output.jsonl,
     errors.jsonl and job.json. Ctrl-C stops following; the job goes on at the provider.
     """
-    from batchpipe.settings import SANDBOX_ACCOUNT
+    from batchpipe.config.settings import SANDBOX_ACCOUNT
 
     if sandbox and account not in (None, SANDBOX_ACCOUNT):
         raise click.UsageError("--sandbox brings its own account: leave --account away")
@@ -94,7 +94,7 @@ def _run(client: Client, source: Any, options: dict[str, Any], *, again: bool, s
         if not _never_sent(old.record):
             return _resume(client, old, as_json)
         replace = old.id  # it failed before anything was sent: there is nothing to resume
-    from batchpipe.jobs import new_job_id
+    from batchpipe.model.records import new_job_id
 
     run_id = new_job_id().removeprefix("job_")
     queue = f"{client.settings.queue}.run.{run_id}"
@@ -125,7 +125,7 @@ def _resume(client: Client, job: Job, as_json: bool) -> int:
 
 
 def _results_are_gone(job: Job) -> bool:
-    from batchpipe.places import results_place
+    from batchpipe.pipeline.manifest import results_place
 
     if not job.record.told or job.to_dict(shards=False)["output_file"] is None:
         return False
@@ -139,7 +139,7 @@ def _work_on(client: Client, job: Job, as_json: bool, timeout: float | None) -> 
     """Follow a job; one that belongs to a ``run`` is worked on here, unless another process does."""
     if job.record.told or not job.record.input_here:
         return _follow(client, job, None, as_json, timeout)
-    from batchpipe.settings import SANDBOX_ACCOUNT
+    from batchpipe.config.settings import SANDBOX_ACCOUNT
 
     run_id = job.record.queue.rpartition(".")[2]
     sandbox = job.record.account == SANDBOX_ACCOUNT
@@ -173,7 +173,7 @@ def _follow(client: Client, job: Job, worker: OwnWorker | None, as_json: bool, t
 
 def carry_out_cancel(client: Client, job: Job) -> None:
     """Tell the provider to stop the batches of a ``run`` whose worker is gone; its ``wait`` lands what finished."""
-    from batchpipe.settings import SANDBOX_ACCOUNT
+    from batchpipe.config.settings import SANDBOX_ACCOUNT
 
     queue, sandbox = job.record.queue, job.record.account == SANDBOX_ACCOUNT
     run_id = queue.rpartition(".")[2]
@@ -211,7 +211,7 @@ class _Tick:
     """What is done each time the job is read: sweep, keep the worker alive, show the progress."""
 
     def __init__(self, client: Client, display: Display, worker: OwnWorker | None) -> None:
-        from batchpipe.listeners import Watch
+        from batchpipe.client.listeners import Watch
 
         self._client, self._display, self._worker = client, display, worker
         self._watch = Watch(client.store, client.settings, lambda line: say(f"Warning: {line}"))
@@ -240,7 +240,7 @@ def _raise_if_refused(job: JobRecord, shards: list[ShardRecord], pause: Pause) -
 
     Only a person can mend that, and he sits here. A quota may be raised elsewhere, so that is waited for.
     """
-    from batchpipe.turns import NO_QUOTA
+    from batchpipe.pipeline.runner import NO_QUOTA
 
     at_provider = any(_may_be_there(shard) for shard in shards)
     if pause.code == NO_QUOTA or at_provider or job.state.ended:
@@ -284,8 +284,8 @@ def _say_goodbye(client: Client, job: Job) -> None:
 
 
 def _say_end(job: JobRecord) -> None:
-    from batchpipe.places import results_place
-    from batchpipe.views import ended_early
+    from batchpipe.model.views import ended_early
+    from batchpipe.pipeline.manifest import results_place
 
     took = (job.ended_at or job.created_at) - job.created_at
     rows = (
@@ -306,8 +306,8 @@ def _say_end(job: JobRecord) -> None:
 
 def resume_key(source: str, options: dict[str, Any]) -> str:
     """The key of a run: the same input (place, size, time), options and output mean the same job."""
+    from batchpipe.client.submission import absolute
     from batchpipe.storage import input_info
-    from batchpipe.submission import absolute
 
     parts = [absolute(source), *input_info(source), {**options, "output": absolute(options["output"])}]
     return "run-" + hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:32]

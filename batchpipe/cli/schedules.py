@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from batchpipe.cli.house import emit_json, json_option, open_client, out, say
+from batchpipe.cli.common import emit_json, json_option, open_client, out, say
 
 
 @click.group("schedules", context_settings={"help_option_names": ["-h", "--help"]})
@@ -19,7 +19,7 @@ def schedules_command() -> None:
 @json_option
 def list_schedules(as_json: bool) -> None:
     """List the schedules: when they run, what became of the last run."""
-    from batchpipe.schedules import overview
+    from batchpipe.client.schedules import overview
 
     client = open_client()
     views = overview(client)
@@ -77,7 +77,7 @@ class Moment(click.ParamType[datetime]):
 @click.option("--at", type=Moment(), help="As if it were this time, in the schedule's zone if it names none.  [now]")
 def run_schedule(name: str, at: datetime | None) -> None:
     """Submit a schedule now, as beat would, and print the job's id alone. The same key returns the first job."""
-    from batchpipe.schedules import run_now
+    from batchpipe.client.schedules import run_now
 
     client = open_client()
     before = client.store.now()

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from batchpipe.cli.house import clock, emit_parts, json_option, number, open_client, out, say
-from batchpipe.jobs import Stage
-from batchpipe.places import located
-from batchpipe.views import SHOWN, Sums, ended_early, job_view, telling
+from batchpipe.cli.common import clock, emit_parts, json_option, number, open_client, out, say
+from batchpipe.model.records import Stage
+from batchpipe.model.views import SHOWN, Sums, ended_early, job_view, telling
+from batchpipe.pipeline.manifest import located
 
 if TYPE_CHECKING:
-    from batchpipe.client import Client
-    from batchpipe.jobs import JobRecord, ShardRecord
+    from batchpipe.client.client import Client
+    from batchpipe.model.records import JobRecord, ShardRecord
 
 #: Shards that are shown one by one; of more, those in trouble come first, then those that are not done.
 MOST_LINES = 100
@@ -26,7 +26,7 @@ _FIELDS = (*SHOWN, "trouble")
 @json_option
 def status_command(job_id: str, as_json: bool) -> None:
     """Show where a job stands. Of more than 100 shards, those in trouble or under way and sums; with --json all."""
-    from batchpipe.listeners import missing_worker
+    from batchpipe.client.listeners import missing_worker
 
     client = open_client()
     job = client.get_job(job_id)

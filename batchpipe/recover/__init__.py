@@ -1,8 +1,8 @@
 """``batchpipe recover``: records that Redis has lost, rebuilt from the workspaces and the provider's lists."""
 
+from batchpipe.recover.discovery import find_noted
 from batchpipe.recover.loss import lost_jobs
 from batchpipe.recover.recovery import recover
 from batchpipe.recover.report import FINE, FOREIGN, Left, Report
-from batchpipe.recover.traces import find_noted
 
 __all__ = ["FINE", "FOREIGN", "Left", "Report", "find_noted", "lost_jobs", "recover"]

@@ -7,10 +7,10 @@ from collections import defaultdict
 from collections.abc import Iterator
 from typing import NamedTuple, Protocol
 
+from batchpipe.config.settings import Account
 from batchpipe.errors import NO_ROUTE, BatchpipeError, Refused, Unavailable
-from batchpipe.jobs import UPLOAD_NAME
-from batchpipe.openai_api import Snapshot, StoredFile
-from batchpipe.settings import Account
+from batchpipe.model.records import UPLOAD_NAME
+from batchpipe.provider import Snapshot, StoredFile
 
 _KEY = re.compile(r"(\w+):(\d+):(\d+)")
 

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from contextlib import suppress
 from itertools import islice
 
+from batchpipe.config.settings import Settings
 from batchpipe.errors import StorageTrouble
-from batchpipe.labels import label_of
-from batchpipe.recover.traces import Trace, find_noted, is_of_a_sandbox
-from batchpipe.settings import Settings
+from batchpipe.recover.discovery import Trace, find_noted, is_of_a_sandbox
 from batchpipe.store import Store
+from batchpipe.store.redis_label import label_of
 
 #: How many of the newest jobs are compared, and how many unknown ones are looked at in their folders.
 _COMPARED, _READ = 1_000, 200

@@ -10,11 +10,11 @@ from typing import Any
 import msgspec
 
 from batchpipe.errors import Never
-from batchpipe.jobs import JobRecord, Record, ShardRecord, Stage, State, Status
-from batchpipe.openai_api import Snapshot
+from batchpipe.model.records import JobRecord, Record, ShardRecord, Stage, State, Status
+from batchpipe.pipeline.results import INDEX
+from batchpipe.provider import Snapshot
 from batchpipe.recover.accounts import AccountView
-from batchpipe.recover.traces import Trace
-from batchpipe.results import INDEX
+from batchpipe.recover.discovery import Trace
 from batchpipe.storage import Folder, place_name
 
 #: The provider's clock and the one that wrote the manifest may differ by so much.

@@ -17,18 +17,18 @@ from batchpipe.errors import (
     SettingsError,
     StoreUnavailable,
 )
-from batchpipe.jobs import JOB, JobRecord, ShardRecord, Stage, State, Status
-from batchpipe.openai_api import Snapshot
-from batchpipe.places import MANIFEST, note_workspace, pretty
+from batchpipe.model.records import JOB, JobRecord, ShardRecord, Stage, State, Status
+from batchpipe.pipeline.manifest import MANIFEST, note_workspace, pretty
+from batchpipe.pipeline.results import INDEX
+from batchpipe.pipeline.runner import Message, Turns
+from batchpipe.provider import Snapshot
 from batchpipe.recover.accounts import AccountView, Tag, cannot_list, look_into
+from batchpipe.recover.discovery import Trace, check_folders, find_traces, is_of_a_sandbox, redis_of
+from batchpipe.recover.ownership import Owners
 from batchpipe.recover.rebuild import CLOCK_SLACK_SECONDS, check_files, read_records, read_submitted, rebuild, stages
 from batchpipe.recover.report import GoneBatch, Left, Orphan, Rebuilt, Report, StrayFile, Unread
-from batchpipe.recover.traces import Trace, check_folders, find_traces, is_of_a_sandbox, redis_of
-from batchpipe.recover.whose import Owners
-from batchpipe.results import INDEX
 from batchpipe.storage import Folder, check_allowed
 from batchpipe.store.store import new_task_ids
-from batchpipe.turns import Message, Turns
 
 logger = logging.getLogger(__name__)
 

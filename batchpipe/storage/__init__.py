@@ -6,17 +6,17 @@ Foreign trouble becomes ours: what may pass is ``StorageTrouble``, the user's mi
 
 from __future__ import annotations
 
+from batchpipe.storage.atomic import Draft
 from batchpipe.storage.backends import Pacer, local_path, read_lines
-from batchpipe.storage.drafts import Draft
+from batchpipe.storage.duplicates import RepeatFinder
 from batchpipe.storage.folder import Folder, Scratch, temporary
-from batchpipe.storage.given import lines_of, stored_at
 from batchpipe.storage.inputs import allowed, check_allowed, input_info, open_input
 from batchpipe.storage.lines import LineFile
 from batchpipe.storage.names import place_name, real_place
 from batchpipe.storage.partial import Partial, forget, partial, prune
-from batchpipe.storage.repeats import RepeatFinder
 from batchpipe.storage.rules import ANY_INPUT, InputRules
 from batchpipe.storage.spill import Spill
+from batchpipe.storage.uploads import lines_of, stored_at
 
 __all__ = [
     "ANY_INPUT",

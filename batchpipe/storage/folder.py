@@ -13,6 +13,7 @@ from contextlib import closing, contextmanager, suppress
 from typing import Any, BinaryIO, cast
 
 from batchpipe.errors import BatchpipeError, InvalidInput, StorageTrouble
+from batchpipe.storage.atomic import Draft, LocalDraft, RemoteDraft, sync_folder
 from batchpipe.storage.backends import (
     LOCAL_BUFFER,
     OBJECT_STORES,
@@ -26,7 +27,6 @@ from batchpipe.storage.backends import (
     scheme,
     told,
 )
-from batchpipe.storage.drafts import Draft, LocalDraft, RemoteDraft, sync_folder
 from batchpipe.storage.rooted import open_rooted, opened_folder
 
 #: What a person has to repair, not time.

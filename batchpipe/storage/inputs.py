@@ -14,7 +14,7 @@ from typing import Any, BinaryIO, cast
 from urllib.parse import unquote, urlsplit
 
 from batchpipe.errors import InvalidInput, StorageTrouble
-from batchpipe.least_rate import LeastRate
+from batchpipe.model.least_rate import LeastRate
 from batchpipe.storage.backends import (
     REMOTE_READ,
     filesystem,

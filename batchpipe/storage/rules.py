@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from batchpipe.least_rate import SILENCE_SECONDS
+from batchpipe.model.least_rate import SILENCE_SECONDS
 
 
 @dataclass(frozen=True)

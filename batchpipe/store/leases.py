@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Protocol, Self
 
 from batchpipe.errors import LeaseLost, StoreUnavailable
-from batchpipe.jobs import JobRecord, ShardRecord
+from batchpipe.model.records import JobRecord, ShardRecord
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from typing import Any, Literal, cast
 import redis
 
 from batchpipe.errors import RecordUnreadable, StoreUnavailable
-from batchpipe.jobs import JobRecord, Problem, ShardRecord, State
+from batchpipe.model.records import JobRecord, Problem, ShardRecord, State
 from batchpipe.store.reading import Records, decoded, is_of_record, name_once
 
 logger = logging.getLogger(__name__)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 import orjson
 
 from batchpipe.errors import JobNotFound, LeaseLost
-from batchpipe.jobs import JOB, JobRecord, ShardRecord
+from batchpipe.model.records import JOB, JobRecord, ShardRecord
 from batchpipe.store.leases import Lease
 from batchpipe.store.queues import QueueRecords
 from batchpipe.store.records import encode_changes, encode_record, encode_shard

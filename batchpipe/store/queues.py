@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from batchpipe.jobs import State
+from batchpipe.model.records import State
 from batchpipe.store.schedules import ScheduleRecords
 
 #: A worker says so often on which queues it listens, and counts as gone if it has not for so long. Seconds.

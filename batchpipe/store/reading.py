@@ -14,7 +14,7 @@ from redis.backoff import EqualJitterBackoff, NoBackoff
 from redis.retry import Retry
 
 from batchpipe.errors import JobNotFound, RecordUnreadable, SettingsError, StoreUnavailable
-from batchpipe.jobs import JOB, JobRecord, Problem, Stage, State
+from batchpipe.model.records import JOB, JobRecord, Problem, Stage, State
 from batchpipe.store.records import R, bounded_problem, decode, unreadable
 from batchpipe.store.refusals import REFUSALS, Kind, refusal, told
 from batchpipe.store.scripts import source

@@ -12,7 +12,7 @@ import msgspec
 import orjson
 
 from batchpipe.errors import MOST_CODE, MOST_MESSAGE, RecordUnreadable, shortened
-from batchpipe.jobs import JobRecord, Problem, Record, ShardRecord, Stage, State
+from batchpipe.model.records import JobRecord, Problem, Record, ShardRecord, Stage, State
 
 R = TypeVar("R", bound=Record)
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import orjson
 
-from batchpipe.jobs import Problem
+from batchpipe.model.records import Problem
 from batchpipe.store.events import Events
 
 

@@ -9,9 +9,9 @@ from typing import Any, Literal
 
 import orjson
 
+from batchpipe.config.limits import LONGEST_GROWTH
 from batchpipe.errors import JobNotFound, LeaseLost, OutputInUse
-from batchpipe.jobs import JOB, JobRecord, Move, Problem, ShardRecord, State
-from batchpipe.limits import LONGEST_GROWTH
+from batchpipe.model.records import JOB, JobRecord, Move, Problem, ShardRecord, State
 from batchpipe.store.leases import NO_NEWS, Lease, Refused, Renewal, host_clock
 from batchpipe.store.many import ManyShards
 from batchpipe.store.records import decode, encode_changes, encode_record, encode_value

@@ -12,8 +12,8 @@ import msgspec
 import orjson
 
 from batchpipe.errors import Gone, Refused, Unavailable
-from batchpipe.jobs import BatchError, Counts, Status
-from batchpipe.openai_api import Resumable, Snapshot, StoredFile
+from batchpipe.model.records import BatchError, Counts, Status
+from batchpipe.provider import Resumable, Snapshot, StoredFile
 
 #: How the provider answers one request: a dict (the body of a 200), an int (the status of a refusal), a str (the
 #: code of an error without a response, such as ``batch_expired``) or None (no line).

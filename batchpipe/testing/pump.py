@@ -12,18 +12,18 @@ import fakeredis
 import orjson
 from pydantic import SecretStr
 
+from batchpipe.config.settings import Account, Settings
 from batchpipe.errors import StoreUnavailable
-from batchpipe.job_turns import JobTurns
-from batchpipe.jobs import JOB, JobRecord, ShardRecord, State, new_job_id
-from batchpipe.pipeline import ShardTurns
-from batchpipe.places import results_place
-from batchpipe.settings import Account, Settings
+from batchpipe.model.records import JOB, JobRecord, ShardRecord, State, new_job_id
+from batchpipe.pipeline.job_runner import JobTurns
+from batchpipe.pipeline.manifest import results_place
+from batchpipe.pipeline.runner import Again, Go, Message, Next, links_from
+from batchpipe.pipeline.shard_runner import ShardTurns
+from batchpipe.pipeline.sweep import sweep
 from batchpipe.storage import Folder, place_name
 from batchpipe.store import Store
 from batchpipe.store.store import new_task_ids
-from batchpipe.sweep import sweep
 from batchpipe.testing.provider import FakeOpenAI
-from batchpipe.turns import Again, Go, Message, Next, links_from
 
 #: Pause of a message whose turn could not reach Redis, as in the Celery tasks.
 REDIS_PAUSE_SECONDS = 10.0

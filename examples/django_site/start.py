@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
-from batchpipe.private_redis import acquire
+from batchpipe.local_redis import acquire
 from batchpipe.sandbox import Sandbox
 
 HERE = Path(__file__).resolve().parent

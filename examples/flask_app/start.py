@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from batchpipe.private_redis import acquire
+from batchpipe.local_redis import acquire
 from batchpipe.sandbox import Sandbox
 
 HERE = Path(__file__).resolve().parent

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import psutil
 import pytest
 
-from batchpipe.private_redis import find_server
+from batchpipe.local_redis import find_server
 from batchpipe.sandbox import Sandbox
 from batchpipe.sandbox.batches import Batch
 

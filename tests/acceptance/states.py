@@ -11,7 +11,7 @@ from typing import Any
 
 import redis
 
-from batchpipe.private_redis import find_server
+from batchpipe.local_redis import find_server
 from tests.acceptance.place import free_port, until
 
 

@@ -19,9 +19,9 @@ from zoneinfo import ZoneInfo
 import pytest
 from cronsim import CronSim
 
+from batchpipe.config.settings import load_settings
+from batchpipe.config.site_values import SiteSettings
 from batchpipe.sandbox import Sandbox
-from batchpipe.settings import load_settings
-from batchpipe.site_settings import SiteSettings
 from tests.acceptance.place import RedisServer, free_port, need, request_lines
 from tests.acceptance.snippets import ROOT, House, Snippet, Story, Telling, Terminal, asked_for, blocks, claims
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import redis
 
-from batchpipe.private_redis import find_server
+from batchpipe.local_redis import find_server
 from batchpipe.sandbox import Sandbox
 from tests.acceptance.place import Place, RedisServer, free_port, request_lines, until
 from tests.acceptance.snippets import ROOT, House, Snippet, Story, Telling, Terminal, asked_for

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from batchpipe.private_redis import find_server
+from batchpipe.local_redis import find_server
 from batchpipe.sandbox import Sandbox
 from batchpipe.store import Store
 from tests.chaos.faketime import FakeTime

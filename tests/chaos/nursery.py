@@ -38,7 +38,7 @@ _NEEDED = (
     "celery.worker.consumer",
     "kombu.transport.redis",
     "batchpipe.client",
-    "batchpipe.logs",
+    "batchpipe.telemetry.logs",
     "batchpipe.worker",
     "tests.chaos.roles",
 )
@@ -182,7 +182,7 @@ def main() -> None:
 def _import_everything() -> None:
     for name in _NEEDED:
         import_module(name)
-    from batchpipe.openai_api import warm_up
+    from batchpipe.provider import warm_up
 
     warm_up()
 

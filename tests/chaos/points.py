@@ -103,7 +103,7 @@ def _wrap_all(passed: Callable[[str], None]) -> None:
 
 
 def _wrap_provider(passed: Callable[[str], None]) -> None:
-    from batchpipe.openai_api import Api
+    from batchpipe.provider import Api
 
     for name, method in list(vars(Api).items()):
         if inspect.isfunction(method) and not name.startswith("_") and name != "close":
@@ -120,7 +120,7 @@ def _wrap_store(passed: Callable[[str], None]) -> None:
 
 def _wrap_storage(passed: Callable[[str], None]) -> None:
     from batchpipe.storage import Folder
-    from batchpipe.storage.drafts import LocalDraft
+    from batchpipe.storage.atomic import LocalDraft
 
     _wrap(LocalDraft, "commit", passed, lambda args: f"storage.commit.{_kind(args[0]._path)}")
     for name in ("append_line", "copy", "remove"):
@@ -131,7 +131,7 @@ def _wrap_celery(passed: Callable[[str], None]) -> None:
     from celery import signals
     from celery.worker.request import Request
 
-    from batchpipe import tasks
+    from batchpipe.tasks import chain as tasks
 
     for name in ("publish", "tell", "revoke"):
         _wrap(tasks, name, passed, _always(f"tasks.{name}"))
@@ -193,8 +193,8 @@ def _note_the_paid_call(folder: Path) -> None:
     """Keep a file in ``folder``, named after the process group, from the last look at the clock until the paid call
     has returned: whoever freezes processes at random must not freeze this one there (that moment is tried on its own).
     """
-    from batchpipe.openai_api import Api
-    from batchpipe.pipeline import _Turn
+    from batchpipe.pipeline.shard_runner import _Turn
+    from batchpipe.provider import Api
 
     looked, called = _Turn.too_late_to_call, Api.create_batch
 

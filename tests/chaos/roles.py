@@ -15,9 +15,9 @@ from tests.chaos import points
 
 def _client() -> Any:
     points.install_from_environment()
-    from batchpipe.client import Client
-    from batchpipe.logs import configure_logging
-    from batchpipe.settings import load_settings
+    from batchpipe.client.client import Client
+    from batchpipe.config.settings import load_settings
+    from batchpipe.telemetry.logs import configure_logging
 
     client = Client(load_settings(env_file=None))
     configure_logging("text", "INFO")
@@ -28,7 +28,7 @@ def worker(pool: str = "threads", concurrency: int = 4, sweep_every: float = 0.0
     """``batchpipe worker``. ``sweep_every`` lets it sweep at that pace, too: it heals sooner. ``receivers``: it has
     loaded a site, whose receivers note in this folder of what they have heard.
     """
-    from batchpipe.worker import run_worker
+    from batchpipe.worker.process import run_worker
 
     client = _client()
     if receivers:
@@ -47,7 +47,7 @@ def _sweep_on(client: Any, pause: float) -> None:
 
 
 def _load_site(folder: Path) -> None:
-    from batchpipe import seams
+    from batchpipe.config import seams
 
     def receive(job_id: str) -> None:
         if (folder / "fail").exists() and random.random() < 0.5:
@@ -59,7 +59,7 @@ def _load_site(folder: Path) -> None:
 
 def beat() -> None:
     """``batchpipe beat``."""
-    from batchpipe.worker import run_beat
+    from batchpipe.worker.process import run_beat
 
     run_beat(_client().settings)
 
@@ -68,7 +68,7 @@ def submit(key: str, told: str, *, heard: bool = False, **options: Any) -> None:
     """Submit a job under a key and write its id to the file ``told``. Redis may be away: ends with code 3; so it does
     where the output is another's. ``heard``: from within a site, whose receivers are to hear of the job's end.
     """
-    from batchpipe import seams
+    from batchpipe.config import seams
     from batchpipe.errors import InvalidInput, OutputInUse, StoreUnavailable
 
     if heard:

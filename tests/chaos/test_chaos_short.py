@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from batchpipe.private_redis import find_server
+from batchpipe.local_redis import find_server
 from tests.chaos.faketime import FakeTime
 from tests.chaos.verdict import Verdict
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from batchpipe.private_redis import find_server
+from batchpipe.local_redis import find_server
 from tests.chaos.armed import PACE
 from tests.chaos.house import House, Lane, requests, until
 from tests.chaos.verdict import judge

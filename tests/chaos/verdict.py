@@ -11,9 +11,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+from batchpipe.client.job import Job as Handle
 from batchpipe.errors import BatchpipeError, JobNotFound
-from batchpipe.handle import Job as Handle
-from batchpipe.jobs import JobRecord, ShardRecord
+from batchpipe.model.records import JobRecord, ShardRecord
 from batchpipe.sandbox.batches import Batch
 from batchpipe.sandbox.rows import local_answer
 from tests.chaos.house import Job, Lane

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
+from batchpipe.config.settings import Account
 from batchpipe.errors import Gone, LeaseLost, Refused, Unavailable
-from batchpipe.jobs import BatchError, Counts, Status
-from batchpipe.openai_api import Api, Snapshot
+from batchpipe.model.records import BatchError, Counts, Status
+from batchpipe.provider import Api, Snapshot
 from batchpipe.sandbox import Sandbox
-from batchpipe.settings import Account
 from batchpipe.testing import FakeOpenAI
 
 Rows = Callable[..., list[dict[str, object]]]

@@ -8,7 +8,7 @@ from typing import Any, cast
 import pytest
 
 from batchpipe.errors import LeaseLost, RecordUnreadable
-from batchpipe.jobs import JOB, JobRecord, Move, ShardRecord, Stage, State, new_job_id
+from batchpipe.model.records import JOB, JobRecord, Move, ShardRecord, Stage, State, new_job_id
 from batchpipe.store import Lease, Store
 from batchpipe.store.many import CHUNK
 

@@ -17,16 +17,16 @@ import pytest
 from celery import Celery
 from pydantic import SecretStr
 
-from batchpipe import tasks
-from batchpipe.celery_app import make_app
-from batchpipe.celery_site import setup
 from batchpipe.cli.schedules import print_schedule
-from batchpipe.client import Client, Job
+from batchpipe.client.client import Client, Job
+from batchpipe.client.schedules import MOST_MISSED, overview, run_now, tick
+from batchpipe.config.settings import Settings
 from batchpipe.errors import SettingsError, StoreUnavailable, TryLater
-from batchpipe.schedules import MOST_MISSED, overview, run_now, tick
-from batchpipe.settings import Settings
+from batchpipe.model.schedule import Schedule
 from batchpipe.store import LastRun, Store
-from batchpipe.timetable import Schedule
+from batchpipe.tasks import chain as tasks
+from batchpipe.tasks.app import make_app
+from batchpipe.worker.setup import setup
 
 #: A moment at which nothing is due.
 NOON = datetime(2026, 5, 12, 12, 0, 30, tzinfo=UTC)
@@ -287,9 +287,9 @@ def test_many_looks_at_once_make_one_job_of_each_run(house: House) -> None:
 
 DYING = """
 import os, signal, sys
-from batchpipe import tasks
-from batchpipe.client import default_client
-from batchpipe.schedules import tick
+from batchpipe.tasks import chain as tasks
+from batchpipe.client.client import default_client
+from batchpipe.client.schedules import tick
 
 client = default_client()
 client.store.skew = lambda: float(sys.argv[1])

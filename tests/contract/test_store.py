@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from batchpipe.errors import JobNotFound, LeaseLost, OutputInUse
-from batchpipe.jobs import JOB, Counts, JobRecord, Move, Problem, ShardRecord, Stage, State, new_job_id
+from batchpipe.model.records import JOB, Counts, JobRecord, Move, Problem, ShardRecord, Stage, State, new_job_id
 from batchpipe.store import Lease, Refused, Store
 from batchpipe.store.events import LOG_LENGTH
 from batchpipe.store.store import MOST_NAMED

@@ -18,10 +18,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import SecretStr
 
+from batchpipe.config.settings import Account
 from batchpipe.errors import BatchpipeError, Gone, Paused, Refused, Unanswered, Unavailable
-from batchpipe.jobs import Problem, ShardRecord
-from batchpipe.openai_api import Api, Snapshot
-from batchpipe.settings import Account
+from batchpipe.model.records import Problem, ShardRecord
+from batchpipe.provider import Api, Snapshot
 from batchpipe.store.records import decode, encode_changes, encode_record
 from tests.fuzz.shapes import BATCH, DELETED, FILE, LIST, answers, broken, encoded, fuzzed
 from tests.fuzz.wire import Answer, Request, Wire

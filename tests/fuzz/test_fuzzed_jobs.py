@@ -21,10 +21,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import SecretStr
 
+from batchpipe.config.settings import Account
 from batchpipe.errors import BatchpipeError
-from batchpipe.jobs import State
-from batchpipe.openai_api import Api
-from batchpipe.settings import Account
+from batchpipe.model.records import State
+from batchpipe.provider import Api
 from batchpipe.storage import Folder
 from batchpipe.testing import FakeOpenAI, Pump
 from tests.fuzz.house import Files, House

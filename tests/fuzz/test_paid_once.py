@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batchpipe.jobs import ShardRecord
+from batchpipe.model.records import ShardRecord
 from batchpipe.store import Store
 from batchpipe.testing import FakeOpenAI, Pump
 from batchpipe.testing.pump import Vanished

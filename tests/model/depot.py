@@ -13,12 +13,12 @@ from typing import Any, cast
 
 import redis
 
-from batchpipe.jobs import JOB, JobRecord, Move, ShardRecord, Stage, State
-from batchpipe.settings import Settings
+from batchpipe.config.settings import Settings
+from batchpipe.model.records import JOB, JobRecord, Move, ShardRecord, Stage, State
+from batchpipe.pipeline.runner import Message, Turns
+from batchpipe.pipeline.sweep import sweep
 from batchpipe.store import Lease, Refused, Store
 from batchpipe.store.scripts import source
-from batchpipe.sweep import sweep
-from batchpipe.turns import Message, Turns
 
 DOWNLOAD_SECONDS = 0.5
 #: What a worker needs to find out that a message is void.

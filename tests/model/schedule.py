@@ -17,7 +17,7 @@ from typing import TypeVar
 import redis
 
 from batchpipe.errors import StoreUnavailable
-from batchpipe.jobs import JOB, Status
+from batchpipe.model.records import JOB, Status
 from batchpipe.store import When
 from batchpipe.store.scripts import source
 from batchpipe.testing import Delivery

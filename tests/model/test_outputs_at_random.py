@@ -21,10 +21,10 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
+from batchpipe.client.job import Job
 from batchpipe.errors import InvalidInput, OutputInUse, TryLater
-from batchpipe.handle import Job
-from batchpipe.jobs import JobRecord, new_job_id
-from batchpipe.places import check_output_here
+from batchpipe.model.records import JobRecord, new_job_id
+from batchpipe.pipeline.manifest import check_output_here
 from batchpipe.storage import Folder, place_name
 from batchpipe.store import Store
 from batchpipe.testing import FakeOpenAI, Pump, Vanished

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import redis
 
-from batchpipe.jobs import Status
+from batchpipe.model.records import Status
 from tests.model.schedule import Cast, Choices, Schedule
 from tests.model.world import World
 

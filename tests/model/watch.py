@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from batchpipe.jobs import ENDED, Stage, State, Status
+from batchpipe.model.records import ENDED, Stage, State, Status
 
 Fields = dict[str, str]
 

@@ -18,20 +18,20 @@ import orjson
 import redis
 from pydantic import SecretStr
 
+from batchpipe.config.settings import Account, Settings
 from batchpipe.errors import LeaseLost, Refused, StorageTrouble, StoreUnavailable, TryLater, Unanswered, Unavailable
-from batchpipe.job_turns import JobTurns
-from batchpipe.jobs import JOB, BatchError, JobRecord, Move, Problem, Stage, State, Status
-from batchpipe.openai_api import Snapshot
-from batchpipe.pipeline import ShardTurns
-from batchpipe.settings import Account, Settings
-from batchpipe.splitting import Prepared, ShardPlan
+from batchpipe.model.records import JOB, BatchError, JobRecord, Move, Problem, Stage, State, Status
+from batchpipe.pipeline.job_runner import JobTurns
+from batchpipe.pipeline.runner import Again, Go, Message, Next, links_from
+from batchpipe.pipeline.shard_runner import ShardTurns
+from batchpipe.pipeline.sharding import Prepared, ShardPlan
+from batchpipe.pipeline.sweep import sweep
+from batchpipe.provider import Snapshot
 from batchpipe.store import Clock, Lease, Store
 from batchpipe.store import Refused as ClaimRefused
 from batchpipe.store.scripts import source
-from batchpipe.sweep import sweep
 from batchpipe.testing import Delivery, FakeBatch, FakeOpenAI
 from batchpipe.testing.pump import REDIS_PAUSE_SECONDS
-from batchpipe.turns import Again, Go, Message, Next, links_from
 from tests.model.baton import Actor
 from tests.model.watch import Broken, Records, Watch
 

@@ -12,10 +12,10 @@ from click.testing import CliRunner
 from pydantic import SecretStr
 
 from batchpipe.cli import cli
+from batchpipe.config.settings import Account, Settings
 from batchpipe.errors import BatchpipeError, SettingsError
-from batchpipe.jobs import JOB, JobRecord, State, new_job_id
-from batchpipe.openai_api import Apis, warm_up
-from batchpipe.settings import Account, Settings
+from batchpipe.model.records import JOB, JobRecord, State, new_job_id
+from batchpipe.provider import Apis, warm_up
 from batchpipe.store import Store
 from batchpipe.testing import Pump
 

@@ -11,26 +11,26 @@ import orjson
 import pytest
 from click.testing import CliRunner
 
-from batchpipe import tasks
 from batchpipe.cli import cli
-from batchpipe.cli.house import emit_parts
+from batchpipe.cli.common import emit_parts
 from batchpipe.cli.status import MOST_LINES, _print_shards, _Seen
-from batchpipe.client import Client
+from batchpipe.client.client import Client
+from batchpipe.config.settings import Settings
 from batchpipe.errors import InvalidInput, Refused
-from batchpipe.jobs import JobRecord, Problem, ShardRecord, Stage, State, new_job_id
-from batchpipe.openai_api.answers import MOST_ERROR_TEXTS, parse_batch
-from batchpipe.places import noted_workspaces, pretty, prune_workspaces
-from batchpipe.rows import MAX_MODEL, check_request
-from batchpipe.settings import Settings
-from batchpipe.splitting import Bounds, NoFiles, Planner
+from batchpipe.model.records import JobRecord, Problem, ShardRecord, Stage, State, new_job_id
+from batchpipe.model.rows import MAX_MODEL, check_request
+from batchpipe.model.views import job_view, json_of_job
+from batchpipe.pipeline.manifest import noted_workspaces, pretty, prune_workspaces
+from batchpipe.pipeline.runner import Message, words
+from batchpipe.pipeline.sharding import Bounds, NoFiles, Planner
+from batchpipe.pipeline.sweep import sweep
+from batchpipe.pipeline.waking import WOKEN_AT_ONCE
+from batchpipe.provider.answers import MOST_ERROR_TEXTS, parse_batch
 from batchpipe.storage import LineFile
 from batchpipe.store import Lease, Store
 from batchpipe.store.records import encode_value
-from batchpipe.sweep import sweep
+from batchpipe.tasks import chain as tasks
 from batchpipe.testing import FakeOpenAI, Pump
-from batchpipe.turns import Message, words
-from batchpipe.views import job_view, json_of_job
-from batchpipe.waking import WOKEN_AT_ONCE
 
 ENDPOINT = "/v1/chat/completions"
 Rows = Callable[..., list[dict[str, object]]]
@@ -155,7 +155,7 @@ def test_the_newest_lines_of_a_long_list_are_read(tmp_path: Path) -> None:
 def test_the_list_of_workspaces_forgets_jobs_that_are_over_and_no_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("batchpipe.places.PRUNED_BYTES", 1_000)
+    monkeypatch.setattr("batchpipe.pipeline.manifest.PRUNED_BYTES", 1_000)
     settings = Settings(_env_file=None, home=tmp_path)
     file = LineFile(tmp_path / "workspaces.jsonl")
     running, over, lost, old = new_job_id(), new_job_id(), new_job_id(), "job_000000001aaaaaaaaaa"

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from batchpipe.jobs import JobRecord, Stage, State, Status
+from batchpipe.model.records import JobRecord, Stage, State, Status
 from batchpipe.testing import FakeOpenAI, Pump
 from tests.unit.test_verdicts import DAY, HOUR, events, once, run_for
 

@@ -13,10 +13,10 @@ from kombu.messaging import Consumer, Producer
 from kombu.transport import redis as transport
 from pydantic import SecretStr
 
-from batchpipe.broker import outlive_redis
-from batchpipe.celery_app import countdown_of, make_app
-from batchpipe.settings import Settings, load_settings
-from batchpipe.worker import end_in_time
+from batchpipe.config.settings import Settings, load_settings
+from batchpipe.tasks.app import countdown_of, make_app
+from batchpipe.tasks.broker import outlive_redis
+from batchpipe.worker.process import end_in_time
 
 
 def test_a_connection_that_redis_has_lost_is_closed_without_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,14 +13,14 @@ import pytest
 from celery import Celery, Task, current_app, signals
 from kombu.entity import Exchange, Queue
 
-from batchpipe import tasks
-from batchpipe.app_check import check_app
-from batchpipe.celery_site import is_set_up, load_app, setup, site_app
+from batchpipe.config.limits import LONG_TASK_SECONDS, LONG_TASKS, LONGEST_GROWTH, task_limit, turn_deadline
+from batchpipe.config.settings import Settings, current_settings, install_settings, install_site, load_settings
+from batchpipe.config.site_values import SiteSettings
 from batchpipe.errors import SettingsError
-from batchpipe.limits import LONG_TASK_SECONDS, LONG_TASKS, LONGEST_GROWTH, task_limit, turn_deadline
-from batchpipe.settings import Settings, current_settings, install_settings, install_site, load_settings
-from batchpipe.site_settings import SiteSettings
-from batchpipe.task_request import TaskRequest
+from batchpipe.tasks import chain as tasks
+from batchpipe.tasks.request import TaskRequest
+from batchpipe.worker.checks import check_app
+from batchpipe.worker.setup import is_set_up, load_app, setup, site_app
 
 SETTINGS = Settings(_env_file=None)
 GOOD = {
@@ -318,7 +318,7 @@ def test_the_modules_of_a_site_are_found_in_the_current_folder(tmp_path: Path) -
     (tmp_path / "stall_goods/tasks.py").write_text("from stall_app import app\n@app.task\ndef told(job): ...\n")
     script = (
         "import sys; sys.path.pop(0)  # as in our command\n"
-        "from batchpipe.celery_site import load_app; print(*load_app('stall_app').tasks)"
+        "from batchpipe.worker.setup import load_app; print(*load_app('stall_app').tasks)"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
 

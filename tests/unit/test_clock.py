@@ -14,8 +14,8 @@ from click.testing import CliRunner
 
 from batchpipe.cli import cli
 from batchpipe.errors import Unanswered
-from batchpipe.jobs import JOB, JobRecord, Problem, Stage, State, new_job_id
-from batchpipe.openai_api import Snapshot
+from batchpipe.model.records import JOB, JobRecord, Problem, Stage, State, new_job_id
+from batchpipe.provider import Snapshot
 from batchpipe.store import Store
 from batchpipe.testing import FakeOpenAI, Pump, Vanished
 

@@ -14,8 +14,8 @@ from pydantic_core import SchemaError, SchemaValidator, core_schema
 
 from batchpipe.cli import cli, is_interrupt
 from batchpipe.cli.jobs import name_of
-from batchpipe.jobs import JobRecord
 from batchpipe.masking import printable
+from batchpipe.model.records import JobRecord
 
 
 class Interrupted:

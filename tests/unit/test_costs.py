@@ -15,11 +15,11 @@ from genai_prices import Usage, calc_price
 from genai_prices.data_snapshot import get_snapshot
 from genai_prices.types import ModelInfo
 
-from batchpipe.costs import MAX_COST, PICO_PER_DOLLAR, Pricer, free, openai_prices, unknown
-from batchpipe.jobs import Counts, JobRecord, Move, ShardRecord
-from batchpipe.steps.download import download
+from batchpipe.model.records import Counts, JobRecord, Move, ShardRecord
+from batchpipe.model.views import metrics_view
+from batchpipe.pipeline.steps.download import download
 from batchpipe.storage import Folder
-from batchpipe.views import metrics_view
+from batchpipe.telemetry.prices import MAX_COST, PICO_PER_DOLLAR, Pricer, free, openai_prices, unknown
 from tests.unit.test_download import FilesFake, nothing
 
 DAY = date(2026, 11, 20)

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from pydantic import SecretStr
 
-from batchpipe.counters import METRICS, MOST_ACCOUNTS, OTHER, Counters, field_of, key_of, reason_of
+from batchpipe.config.settings import Account
 from batchpipe.errors import (
     Gone,
     LeaseLost,
@@ -22,10 +22,10 @@ from batchpipe.errors import (
     TryLater,
     Unavailable,
 )
-from batchpipe.openai_api import Api
+from batchpipe.provider import Api
 from batchpipe.sandbox import Sandbox
-from batchpipe.settings import Account
 from batchpipe.store import Store
+from batchpipe.telemetry.counters import METRICS, MOST_ACCOUNTS, OTHER, Counters, field_of, key_of, reason_of
 
 
 def taken(counters: Counters) -> dict[tuple[str, ...], float]:
@@ -127,7 +127,7 @@ def test_why_a_turn_waits_is_one_of_a_few_words(error: Exception, reason: str) -
 
 FORKING = """
 import os, sys
-from batchpipe.counters import Counters
+from batchpipe.telemetry.counters import Counters
 from batchpipe.store import Store
 store, counters = Store.connect(sys.argv[1], prefix=sys.argv[2]), Counters()
 counters.add("rows_resent", 3)

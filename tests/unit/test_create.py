@@ -9,10 +9,10 @@ from typing import Any, cast
 
 import pytest
 
+from batchpipe.config.settings import Account
 from batchpipe.errors import Gone, LeaseLost, Paused, Refused, Unanswered, Unavailable
-from batchpipe.jobs import JobRecord, Move, ShardRecord, Stage
-from batchpipe.settings import Account
-from batchpipe.steps.create import (
+from batchpipe.model.records import JobRecord, Move, ShardRecord, Stage
+from batchpipe.pipeline.steps.create import (
     CANCELLED,
     MAX_UPLOADS,
     MOST_CALLS,

@@ -9,13 +9,13 @@ from typing import IO, Any
 import fakeredis
 import pytest
 
-from batchpipe import job_turns
+from batchpipe.config.limits import JOB_DEADLINE_SECONDS, LONGEST_GROWTH
 from batchpipe.errors import Unanswered
-from batchpipe.jobs import State
-from batchpipe.limits import JOB_DEADLINE_SECONDS, LONGEST_GROWTH
+from batchpipe.model.records import State
+from batchpipe.pipeline import job_runner as job_turns
+from batchpipe.pipeline.runner import MAX_OVERRUNS
 from batchpipe.store import Lease, Store
 from batchpipe.testing import FakeOpenAI, Pump
-from batchpipe.turns import MAX_OVERRUNS
 
 Rows = Callable[..., list[dict[str, object]]]
 

@@ -13,7 +13,7 @@ import pytest
 from celery import Celery
 
 import batchpipe
-from batchpipe.tasks import install_app
+from batchpipe.tasks.chain import install_app
 from tests import django_house
 
 
@@ -183,7 +183,7 @@ def test_with_deploy_redis_and_the_sweep_are_looked_at(redis_url: str, prefix: s
     from django.core.checks import run_checks
     from django.test import override_settings
 
-    from batchpipe.client import default_client
+    from batchpipe.client.client import default_client
 
     def deployed(url: str) -> list[str]:
         with override_settings(BATCHPIPE={**GOOD, "REDIS_URL": url, "PREFIX": prefix}):

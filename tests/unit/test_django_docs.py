@@ -35,7 +35,9 @@ def test_every_check_is_in_the_table() -> None:
     assert set(re.findall(r"^\| `batchpipe\.(\w+)` \|", PAGE, flags=re.MULTILINE)) == ids | {"W019"}
 
 
-@pytest.mark.parametrize("name", ["batchpipe.contrib.django.access.owner_or_staff", "batchpipe.metrics.render"])
+@pytest.mark.parametrize(
+    "name", ["batchpipe.contrib.django.access.owner_or_staff", "batchpipe.monitoring.prometheus.render"]
+)
 def test_dotted_names_lead_somewhere(name: str) -> None:
     module, _, attribute = name.rpartition(".")
 

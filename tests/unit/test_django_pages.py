@@ -178,7 +178,7 @@ def test_the_admin_lists_jobs_and_shows_one(tmp_path: Path) -> None:
 
 def test_the_admin_says_that_receivers_have_not_heard(tmp_path: Path) -> None:
     """The job has ended all the same, and its page goes on looking."""
-    from batchpipe.client import default_client
+    from batchpipe.client.client import default_client
 
     job, store = batchpipe.submit(requests(1)), default_client().store
     fields: Any = {"stage": "succeeded", "untold": 2, "trouble": '{"code": "unheard", "message": "KeyError: 7"}'}

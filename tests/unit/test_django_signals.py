@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import batchpipe
-from batchpipe.client import default_client
+from batchpipe.client.client import default_client
 from tests import django_house
 from tests.django_house import land, requests
 

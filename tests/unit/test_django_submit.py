@@ -19,8 +19,8 @@ import orjson
 import pytest
 
 import batchpipe
-from batchpipe import seams
-from batchpipe.client import default_client
+from batchpipe.client.client import default_client
+from batchpipe.config import seams
 from tests import django_house
 from tests.django_house import requests, submit_at_once
 
@@ -173,7 +173,7 @@ def test_trouble_at_the_commit_is_told_to_who_commits() -> None:
     from django.db import transaction
     from django.test import override_settings
 
-    from batchpipe.settings import current_settings
+    from batchpipe.config.settings import current_settings
     from tests.django_models import Note
 
     @transaction.atomic

@@ -13,11 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from batchpipe.errors import BatchpipeError, Gone, LeaseLost
-from batchpipe.fetching import FETCHES_AT_ONCE
-from batchpipe.jobs import BatchError, Counts, JobRecord, Move, Problem, ShardRecord, Stage
-from batchpipe.lateness import CANCELLED_SECONDS, UNPAID_SECONDS
-from batchpipe.openai_api import Snapshot
-from batchpipe.steps.download import GONE_SECONDS, abandon, download
+from batchpipe.model.lateness import CANCELLED_SECONDS, UNPAID_SECONDS
+from batchpipe.model.records import BatchError, Counts, JobRecord, Move, Problem, ShardRecord, Stage
+from batchpipe.pipeline.fetching import FETCHES_AT_ONCE
+from batchpipe.pipeline.steps.download import GONE_SECONDS, abandon, download
+from batchpipe.provider import Snapshot
 from batchpipe.storage import Folder
 
 JOB = JobRecord(id="job_x")

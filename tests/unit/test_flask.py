@@ -15,11 +15,11 @@ from celery import Celery
 from flask import Flask, current_app, g, request
 
 import batchpipe
-from batchpipe import seams
-from batchpipe.celery_site import is_set_up, site_app
+from batchpipe.config import seams
+from batchpipe.config.settings import current_settings, use_sandbox
 from batchpipe.contrib.flask import BatchPipe, blueprint, job_failed, job_succeeded
-from batchpipe.jobs import State
-from batchpipe.settings import current_settings, use_sandbox
+from batchpipe.model.records import State
+from batchpipe.worker.setup import is_set_up, site_app
 
 NOWHERE = "redis://127.0.0.1:1/0"
 ROW = {"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": {"model": "gpt-4o-mini"}}

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from batchpipe.errors import Unavailable
-from batchpipe.flower_app import Event, as_seen
+from batchpipe.monitoring.flower import Event, as_seen
+from batchpipe.pipeline.runner import Again, Stop
 from batchpipe.storage.local import kept_secret
-from batchpipe.tasks import LAST_TIME, Waiting
+from batchpipe.tasks.chain import LAST_TIME, Waiting
 from batchpipe.testing import Pump
-from batchpipe.turns import Again, Stop
 
 
 def test_a_message_that_waits_for_its_time_is_told_as_waiting() -> None:

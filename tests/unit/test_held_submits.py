@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-from batchpipe.client import Client, Job
+from batchpipe.client.client import Client, Job
+from batchpipe.client.submission import hold_with
+from batchpipe.config.settings import Settings
 from batchpipe.errors import InvalidInput, JobNotFound, OutputInUse, StoreUnavailable
-from batchpipe.settings import Settings
 from batchpipe.store import Store
-from batchpipe.submission import hold_with
-from batchpipe.tasks import install_app
+from batchpipe.tasks.chain import install_app
 
 ROW = {"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": {"model": "gpt-4o-mini"}}
 

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-from batchpipe.labels import answers, label_of
-from batchpipe.private_redis import acquire
-from batchpipe.settings import Settings, child_environment, load_settings
+from batchpipe.config.settings import Settings, child_environment, load_settings
+from batchpipe.local_redis import acquire
+from batchpipe.store.redis_label import answers, label_of
 
 HERE = socket.gethostname()
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from batchpipe.jobs import Counts
-from batchpipe.openai_api import Snapshot
+from batchpipe.model.records import Counts
+from batchpipe.provider import Snapshot
 from batchpipe.testing import FakeOpenAI, Pump
 from batchpipe.testing.provider import FakeBatch, FakeFile
 

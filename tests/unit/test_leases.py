@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from batchpipe.errors import LeaseLost, StoreUnavailable
-from batchpipe.jobs import JobRecord
+from batchpipe.model.records import JobRecord
 from batchpipe.store import Lease, Renewal, host_clock
 
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from batchpipe.errors import LeaseLost
-from batchpipe.jobs import State
-from batchpipe.leftovers import remove_dead_turns, remove_leftovers
-from batchpipe.places import planned_orders
-from batchpipe.shard_files import ShardFiles
+from batchpipe.model.records import State
+from batchpipe.pipeline.leftovers import remove_dead_turns, remove_leftovers
+from batchpipe.pipeline.manifest import planned_orders
+from batchpipe.pipeline.shard_files import ShardFiles
 from batchpipe.storage import Folder
 from batchpipe.testing import FakeOpenAI, Pump, Vanished
 

@@ -12,16 +12,17 @@ from typing import Any
 import pytest
 
 import batchpipe
-from batchpipe import listeners, tasks
-from batchpipe.celery_app import make_app
-from batchpipe.celery_site import house_of, setup
 from batchpipe.cli import cli
-from batchpipe.client import Client
+from batchpipe.client import listeners
+from batchpipe.client.client import Client
+from batchpipe.client.listeners import LOOK_SECONDS, SAY_SECONDS, Watch
+from batchpipe.config.settings import Settings, install_settings
 from batchpipe.errors import StoreUnavailable
-from batchpipe.jobs import JobRecord
-from batchpipe.listeners import LOOK_SECONDS, SAY_SECONDS, Watch
-from batchpipe.settings import Settings, install_settings
+from batchpipe.model.records import JobRecord
 from batchpipe.store import Store
+from batchpipe.tasks import chain as tasks
+from batchpipe.tasks.app import make_app
+from batchpipe.worker.setup import house_of, setup
 
 Rows = Callable[..., list[dict[str, object]]]
 NOBODY = "no worker listens on queue deep; start one: `batchpipe worker --queues deep` (`batchpipe run` brings its own)"

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from batchpipe.errors import Paused, Unavailable
-from batchpipe.logs import ContextFilter, JsonFormatter, PulseFilter, TextFormatter, about, quiet_pulse
+from batchpipe.telemetry.logs import ContextFilter, JsonFormatter, PulseFilter, TextFormatter, about, quiet_pulse
 from batchpipe.testing import Pump
 
 Rows = Callable[..., list[dict[str, object]]]

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from batchpipe.errors import MOST_MESSAGE, BatchpipeError
-from batchpipe.logs import ContextFilter, JsonFormatter, TextFormatter
 from batchpipe.masking import MOST_SCANNED, has_secret_before_host, without_secrets
+from batchpipe.telemetry.logs import ContextFilter, JsonFormatter, TextFormatter
 
 #: Texts that a pattern which looks ahead or back from every place takes minutes or hours for.
 HOSTILE = [

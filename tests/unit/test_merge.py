@@ -15,14 +15,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from batchpipe.errors import BatchpipeError, LeaseLost, OutputInUse
-from batchpipe.jobs import JobRecord, ShardRecord
-from batchpipe.outcomes import FAILED, MISSING
-from batchpipe.places import manifest
-from batchpipe.results import Outcome, iter_failed_lines, iter_failed_requests, iter_outcomes
-from batchpipe.rows import OutcomeState, error_line
-from batchpipe.splitting import Prepared
-from batchpipe.steps.merge import Merged, Overview, clean_up, merge, merge_what_is_left
-from batchpipe.steps.resend import resend
+from batchpipe.model.outcomes import FAILED, MISSING
+from batchpipe.model.records import JobRecord, ShardRecord
+from batchpipe.model.rows import OutcomeState, error_line
+from batchpipe.pipeline.manifest import manifest
+from batchpipe.pipeline.results import Outcome, iter_failed_lines, iter_failed_requests, iter_outcomes
+from batchpipe.pipeline.sharding import Prepared
+from batchpipe.pipeline.steps.merge import Merged, Overview, clean_up, merge, merge_what_is_left
+from batchpipe.pipeline.steps.next_round import resend
 from batchpipe.storage import Folder
 
 MARKS = {OutcomeState.FAILED: FAILED, OutcomeState.MISSING: MISSING}

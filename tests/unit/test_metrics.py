@@ -18,17 +18,17 @@ from prometheus_client.openmetrics.exposition import generate_latest as generate
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 
-from batchpipe import metrics
-from batchpipe.client import Client
-from batchpipe.counters import METRICS, REASONS
+from batchpipe.client.client import Client
+from batchpipe.client.waiting import follow_log
+from batchpipe.config.settings import Settings
 from batchpipe.errors import Paused, StoreUnavailable, Unavailable
-from batchpipe.jobs import Stage
-from batchpipe.metrics import CENSUS_SECONDS, GAUGES, PREFIX, StoreCollector
-from batchpipe.settings import Settings
+from batchpipe.model.records import Stage
+from batchpipe.model.views import metrics_view
+from batchpipe.monitoring import prometheus as metrics
+from batchpipe.monitoring.prometheus import CENSUS_SECONDS, GAUGES, PREFIX, StoreCollector
 from batchpipe.store import Store
+from batchpipe.telemetry.counters import METRICS, REASONS
 from batchpipe.testing import FakeOpenAI, Pump
-from batchpipe.views import metrics_view
-from batchpipe.waiting import follow_log
 
 MONITORING = Path(__file__).parents[2] / "examples" / "monitoring"
 Rows = Callable[..., list[dict[str, object]]]

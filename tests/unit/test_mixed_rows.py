@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from batchpipe.jobs import JobRecord
-from batchpipe.results import Round, ShardReader, iter_last
-from batchpipe.shard_files import ShardFiles
-from batchpipe.steps.prepare import prepare
+from batchpipe.model.records import JobRecord
+from batchpipe.pipeline.results import Round, ShardReader, iter_last
+from batchpipe.pipeline.shard_files import ShardFiles
+from batchpipe.pipeline.steps.prepare import prepare
 from batchpipe.storage import Draft, Folder, Spill
 from batchpipe.storage.spill import BLOCK
 
@@ -89,7 +89,7 @@ def test_more_shards_than_are_kept_are_read_on_from_where_they_were(folder: Coun
 
 def test_rows_are_gathered_within_a_bound(folder: CountingFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     """And what is handed over early is whole and in order."""
-    monkeypatch.setattr("batchpipe.shard_files.MOST_PENDING", 500)
+    monkeypatch.setattr("batchpipe.pipeline.shard_files.MOST_PENDING", 500)
     files = ShardFiles(folder, "t")
     want: dict[int, bytes] = {}
     for row in range(2_000):

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
+from batchpipe.config.settings import Account, Settings
 from batchpipe.errors import BatchpipeError, Gone, Paused, Refused, SettingsError, Unanswered, Unavailable
-from batchpipe.openai_api import Api, Apis, Snapshot, parse_batch
+from batchpipe.provider import Api, Apis, Snapshot, parse_batch
 from batchpipe.sandbox import Sandbox
-from batchpipe.settings import Account, Settings
 
 KEY = "sk-secret-0123456789abcdef"
 CREATE = "POST /v1/batches"

@@ -13,14 +13,21 @@ import fakeredis
 import orjson
 import pytest
 
+from batchpipe.client.job import Job
 from batchpipe.errors import InvalidInput, OutputInUse, StorageTrouble, TryLater
-from batchpipe.handle import Job
-from batchpipe.jobs import JobRecord, Problem, State
-from batchpipe.places import Owner, check_apart, check_no_workspace, check_output_here, read_owner, results_place
+from batchpipe.model.records import JobRecord, Problem, State
+from batchpipe.model.views import job_view
+from batchpipe.pipeline.manifest import (
+    Owner,
+    check_apart,
+    check_no_workspace,
+    check_output_here,
+    read_owner,
+    results_place,
+)
 from batchpipe.storage import Folder, place_name
 from batchpipe.store import Store
 from batchpipe.testing import FakeOpenAI, Pump, Vanished
-from batchpipe.views import job_view
 
 Rows = Callable[..., list[dict[str, object]]]
 

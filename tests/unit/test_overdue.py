@@ -10,12 +10,13 @@ import pytest
 import redis
 from pydantic import SecretStr
 
-from batchpipe import overdue, tasks
-from batchpipe.celery_app import make_app
-from batchpipe.jobs import JOB, State
-from batchpipe.settings import Settings
+from batchpipe.config.settings import Settings
+from batchpipe.model.records import JOB, State
+from batchpipe.pipeline import overdue
+from batchpipe.pipeline.runner import Message
+from batchpipe.tasks import chain as tasks
+from batchpipe.tasks.app import make_app
 from batchpipe.testing import Pump
-from batchpipe.turns import Message
 
 Rows = Callable[..., list[dict[str, object]]]
 DAY = 86_400

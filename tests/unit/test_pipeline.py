@@ -14,14 +14,14 @@ import orjson
 import pytest
 
 from batchpipe.errors import Never, Paused, Refused, StoreUnavailable, TryLater, Unanswered, Unavailable
-from batchpipe.jobs import JOB, JobRecord, Problem, Stage, State, Status
-from batchpipe.openai_api import Snapshot
-from batchpipe.places import read_owner, results_place
+from batchpipe.model.records import JOB, JobRecord, Problem, Stage, State, Status
+from batchpipe.model.views import job_view
+from batchpipe.pipeline.manifest import read_owner, results_place
+from batchpipe.pipeline.runner import MAX_LOST, MAX_TRIES, Message
+from batchpipe.provider import Snapshot
 from batchpipe.storage import Folder
 from batchpipe.store import Store
 from batchpipe.testing import Delivery, FakeOpenAI, Pump, Vanished
-from batchpipe.turns import MAX_LOST, MAX_TRIES, Message
-from batchpipe.views import job_view
 
 Rows = Callable[..., list[dict[str, object]]]
 

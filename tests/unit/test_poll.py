@@ -7,10 +7,20 @@ from typing import Any
 
 import pytest
 
+from batchpipe.config.settings import Account
 from batchpipe.errors import Gone, Unavailable
-from batchpipe.jobs import BatchError, Counts, JobRecord, Move, Problem, ShardRecord, Stage, Status, window_seconds
-from batchpipe.settings import Account
-from batchpipe.steps.poll import MAX_GONE, Pace, poll
+from batchpipe.model.records import (
+    BatchError,
+    Counts,
+    JobRecord,
+    Move,
+    Problem,
+    ShardRecord,
+    Stage,
+    Status,
+    window_seconds,
+)
+from batchpipe.pipeline.steps.poll import MAX_GONE, Pace, poll
 from batchpipe.testing import FakeOpenAI
 
 JOB = JobRecord(id="job_x")

@@ -15,10 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from batchpipe.errors import InvalidInput, LeaseLost, StorageTrouble
-from batchpipe.jobs import JobRecord
-from batchpipe.results import ShardReader, iter_in_order
-from batchpipe.splitting import Prepared
-from batchpipe.steps.prepare import prepare, validate
+from batchpipe.model.records import JobRecord
+from batchpipe.pipeline.results import ShardReader, iter_in_order
+from batchpipe.pipeline.sharding import Prepared
+from batchpipe.pipeline.steps.prepare import prepare, validate
 from batchpipe.storage import Folder
 
 CHAT, EMBEDDINGS = "/v1/chat/completions", "/v1/embeddings"

@@ -6,7 +6,7 @@ import pytest
 
 from batchpipe.cli import progress
 from batchpipe.cli.progress import make_display
-from batchpipe.jobs import JobRecord, Problem, ShardRecord, State
+from batchpipe.model.records import JobRecord, Problem, ShardRecord, State
 from batchpipe.store import Pause
 
 JOB = JobRecord(id="job_x", stage=State.RUNNING, account="default")

@@ -16,14 +16,12 @@ import redis
 from celery import Celery
 from celery.beat import Scheduler
 
-from batchpipe import (
-    schedule_tasks,  # noqa: F401 - its task is known once it is imported
-    tasks,
-)
-from batchpipe.celery_app import make_app
-from batchpipe.pulse import LISTENED_SECONDS, MOVING_SECONDS, may_send
-from batchpipe.settings import Settings, install_settings
+from batchpipe.config.settings import Settings, install_settings
+from batchpipe.pipeline.pulse import LISTENED_SECONDS, MOVING_SECONDS, may_send
 from batchpipe.store import Store
+from batchpipe.tasks import chain as tasks
+from batchpipe.tasks.app import make_app
+from batchpipe.worker import schedule_tasks  # noqa: F401 - its task is known once it is imported
 
 NAME, QUEUE = "batchpipe.sweep", "q"
 
@@ -162,8 +160,8 @@ DATABASE_BEAT = """
     django.setup()
     from django.core.management import call_command
     call_command("migrate", verbosity=0)
-    from batchpipe.settings import current_settings
-    from batchpipe.worker import standalone_app
+    from batchpipe.config.settings import current_settings
+    from batchpipe.worker.process import standalone_app
     from django_celery_beat.schedulers import DatabaseScheduler
     app = standalone_app(current_settings())
     app.loader.import_default_modules()

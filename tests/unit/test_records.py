@@ -9,7 +9,7 @@ import sys
 SCRIPT = """
 import sys, threading
 sys.setswitchinterval(1e-6)
-from batchpipe.jobs import JobRecord, ShardRecord
+from batchpipe.model.records import JobRecord, ShardRecord
 from batchpipe.store.records import decode
 
 start = threading.Barrier(32)

@@ -12,13 +12,13 @@ import orjson
 import pytest
 from pydantic import SecretStr
 
+from batchpipe.config.settings import Account
 from batchpipe.errors import Gone, InvalidInput, Refused, Unanswered, Unavailable
-from batchpipe.jobs import BatchError, JobRecord, ShardRecord, Stage, State
-from batchpipe.openai_api import Api, Snapshot
-from batchpipe.places import basics, note_workspace
+from batchpipe.model.records import BatchError, JobRecord, ShardRecord, Stage, State
+from batchpipe.pipeline.manifest import basics, note_workspace
+from batchpipe.provider import Api, Snapshot
 from batchpipe.recover import Report, recover
 from batchpipe.sandbox import Sandbox
-from batchpipe.settings import Account
 from batchpipe.storage import Folder
 from batchpipe.testing import FakeOpenAI, Pump
 

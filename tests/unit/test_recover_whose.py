@@ -16,11 +16,11 @@ import redis
 from pydantic import SecretStr
 
 from batchpipe.errors import Unavailable
-from batchpipe.jobs import Stage, State
-from batchpipe.labels import label_of
-from batchpipe.places import basics, note_workspace
+from batchpipe.model.records import Stage, State
+from batchpipe.pipeline.manifest import basics, note_workspace
 from batchpipe.recover import Left, Report, lost_jobs, recover
 from batchpipe.store import Store
+from batchpipe.store.redis_label import label_of
 from batchpipe.testing import FakeOpenAI, Pump
 
 Rows = Callable[..., list[dict[str, object]]]

@@ -12,11 +12,11 @@ import pytest
 import redis
 from redis._parsers.base import BaseParser
 
-from batchpipe.broker import outlive_redis
 from batchpipe.errors import StoreUnavailable
-from batchpipe.logs import TroubleFilter
 from batchpipe.store import Store
 from batchpipe.store.refusals import PASSING, REFUSALS, Kind, refusal, told
+from batchpipe.tasks.broker import outlive_redis
+from batchpipe.telemetry.logs import TroubleFilter
 
 READ_ONLY = "READONLY You can't write against a read only replica."
 #: What servers say, of several versions, and the code under which it is told.

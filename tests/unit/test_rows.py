@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from batchpipe.errors import InvalidInput
-from batchpipe.rows import OutcomeState, Request, add_usage, check_request, custom_id, error_line, read_answer
+from batchpipe.model.rows import OutcomeState, Request, add_usage, check_request, custom_id, error_line, read_answer
 
 CHAT = "/v1/chat/completions"
 

@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 
-from batchpipe.errors import SettingsError
-from batchpipe.settings import (
+from batchpipe.config.settings import (
     Settings,
     child_environment,
     current_settings,
@@ -17,7 +16,8 @@ from batchpipe.settings import (
     install_site,
     load_settings,
 )
-from batchpipe.site_settings import SiteSettings
+from batchpipe.config.site_values import SiteSettings
+from batchpipe.errors import SettingsError
 
 SECRET = "sk-very-secret"
 

@@ -17,16 +17,17 @@ import pytest
 from celery.concurrency import get_implementation
 from pydantic import SecretStr
 
-from batchpipe import celery_site, tasks
-from batchpipe.celery_app import make_app
-from batchpipe.jobs import JOB, Stage, State
-from batchpipe.settings import Settings, current_settings, install_settings
-from batchpipe.slots import FEWEST_TRIES, LONGEST_WAIT_SECONDS, MOST_TRIES, SHORTEST_WAIT_SECONDS, Kind, Slots
+from batchpipe.config.settings import Settings, current_settings, install_settings
+from batchpipe.model.records import JOB, Stage, State
+from batchpipe.pipeline.runner import Again, Go, Message, Next
+from batchpipe.pipeline.slots import FEWEST_TRIES, LONGEST_WAIT_SECONDS, MOST_TRIES, SHORTEST_WAIT_SECONDS, Kind, Slots
 from batchpipe.storage.local import nameless_file
 from batchpipe.store import Store
 from batchpipe.store.store import new_task_ids
+from batchpipe.tasks import chain as tasks
+from batchpipe.tasks.app import make_app
 from batchpipe.testing import Pump
-from batchpipe.turns import Again, Go, Message, Next
+from batchpipe.worker import setup as celery_site
 
 Rows = Callable[..., list[dict[str, object]]]
 SMALL = (1_000, 10)
@@ -73,7 +74,7 @@ def test_children_share_the_slots_and_a_killed_one_holds_none() -> None:
     """What a child has in hand counts for its siblings, and so does who waits."""
     script = """
 import json, os, signal
-from batchpipe.slots import Slots
+from batchpipe.pipeline.slots import Slots
 from batchpipe.storage.local import nameless_file
 
 slots, (read, write) = Slots(4, nameless_file(), lambda: 1_000.0), os.pipe()

@@ -25,28 +25,28 @@ from celery import Celery
 from kombu.connection import Connection
 from pydantic import SecretStr
 
-from batchpipe import tasks
-from batchpipe.cli.house import emit_json
-from batchpipe.client import Client
+from batchpipe.cli.common import emit_json
+from batchpipe.client.client import Client
+from batchpipe.client.option_checks import check_output
+from batchpipe.config.settings import Account, Settings, load_settings
 from batchpipe.errors import BatchpipeError, InvalidInput, Never, Paused, Refused, SettingsError, Unavailable
-from batchpipe.jobs import JOB, BatchError, JobRecord, Move, ShardRecord, Stage, State
-from batchpipe.logs import JsonFormatter, TextFormatter
-from batchpipe.openai_api import Api
-from batchpipe.option_checks import check_output
-from batchpipe.outcomes import names_quota
-from batchpipe.private_redis import acquire
-from batchpipe.refusals import is_about_input_file
-from batchpipe.rows import read_answer
+from batchpipe.local_redis import acquire
+from batchpipe.model.outcomes import names_quota
+from batchpipe.model.records import JOB, BatchError, JobRecord, Move, ShardRecord, Stage, State
+from batchpipe.model.refusals import is_about_input_file
+from batchpipe.model.rows import read_answer
+from batchpipe.model.views import job_view
+from batchpipe.pipeline.runner import Message
+from batchpipe.pipeline.steps.poll import Pace, poll
+from batchpipe.pipeline.steps.upload import upload
+from batchpipe.provider import Api
 from batchpipe.sandbox import Sandbox
-from batchpipe.settings import Account, Settings, load_settings
-from batchpipe.steps.poll import Pace, poll
-from batchpipe.steps.upload import upload
 from batchpipe.storage import Folder
 from batchpipe.storage.local import keep_private
 from batchpipe.store import Store
+from batchpipe.tasks import chain as tasks
+from batchpipe.telemetry.logs import JsonFormatter, TextFormatter
 from batchpipe.testing import FakeOpenAI, Pump
-from batchpipe.turns import Message
-from batchpipe.views import job_view
 
 CREATE = "POST /v1/batches"
 
@@ -328,7 +328,10 @@ def test_a_service_takes_no_settings_and_no_code_from_the_folder_of_inputs(
 ) -> None:
     """Not even if it is started there; and it is not."""
     ours = image_environment() if of == "image" else unit_environment(ROOT / "examples" / "deploy" / of)
-    code = "from batchpipe.settings import load_settings as s; x = s(); print(x.openai_base_url, x.app, x.redis_url)"
+    code = (
+        "from batchpipe.config.settings import load_settings as s; x = s(); "
+        "print(x.openai_base_url, x.app, x.redis_url)"
+    )
     env = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "OPENAI_API_KEY": "sk-x", **ours}
     asked = [
         [sys.executable, "-c", code],
@@ -345,7 +348,8 @@ def test_a_service_takes_no_settings_and_no_code_from_the_folder_of_inputs(
 def test_flower_runs_no_file_of_the_current_folder(dropped: Path, tmp_path: Path) -> None:
     """By itself it takes its flowerconfig.py from there, and that is a program."""
     code = (
-        "import sys; from batchpipe.flower_app import Door, _read_options; from batchpipe.settings import Settings; "
+        "import sys; from batchpipe.monitoring.flower import Door, _read_options; "
+        "from batchpipe.config.settings import Settings; "
         "_read_options(Settings(_env_file=None), Door(auth=True), (), persistent=False)"
     )
     done = subprocess.run([sys.executable, "-P", "-c", code], cwd=dropped, capture_output=True, text=True, check=False)

@@ -15,10 +15,10 @@ from typing import Any, cast
 
 import pytest
 
+from batchpipe.client.job import Job
 from batchpipe.errors import InvalidInput, LeaseLost, StorageTrouble
-from batchpipe.handle import Job
-from batchpipe.jobs import State
-from batchpipe.steps.prepare import validate
+from batchpipe.model.records import State
+from batchpipe.pipeline.steps.prepare import validate
 from batchpipe.storage import Folder, InputRules, input_info, open_input
 from batchpipe.storage.addresses import is_public
 from batchpipe.testing import FakeOpenAI, Pump

@@ -10,14 +10,14 @@ import msgspec
 import pydantic
 import pytest
 
-from batchpipe.client import submit
+from batchpipe.client.client import submit
+from batchpipe.client.option_checks import check_options
+from batchpipe.client.submission import dump_rows, new_record, with_input
+from batchpipe.config.settings import Settings
 from batchpipe.errors import BatchpipeError, InvalidInput
-from batchpipe.jobs import JobRecord
 from batchpipe.masking import without_secrets
-from batchpipe.option_checks import check_options
-from batchpipe.settings import Settings
-from batchpipe.submission import dump_rows, new_record, with_input
-from batchpipe.views import job_view
+from batchpipe.model.records import JobRecord
+from batchpipe.model.views import job_view
 
 
 def job(**fields: Any) -> JobRecord:

@@ -11,12 +11,12 @@ import fakeredis
 import pytest
 from pydantic import SecretStr
 
-import batchpipe.sweep as sweep_module
+import batchpipe.pipeline.sweep as sweep_module
+from batchpipe.config.settings import Account
 from batchpipe.errors import Gone, Paused, Refused, Unavailable
-from batchpipe.jobs import Problem, Stage, State
-from batchpipe.settings import Account
+from batchpipe.model.records import Problem, Stage, State
+from batchpipe.pipeline.sweep import LIST_SECONDS, sweep
 from batchpipe.store import Store
-from batchpipe.sweep import LIST_SECONDS, sweep
 from batchpipe.testing import FakeOpenAI, Pump
 
 Rows = Callable[..., list[dict[str, object]]]

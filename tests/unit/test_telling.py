@@ -12,14 +12,15 @@ import pytest
 import redis
 from celery import Celery, signature
 
-from batchpipe import seams, tasks
-from batchpipe.celery_app import make_app
 from batchpipe.cli import cli
-from batchpipe.client import Client
-from batchpipe.jobs import MAX_TELLS, JobRecord, Problem, State
-from batchpipe.settings import Settings
+from batchpipe.client.client import Client
+from batchpipe.config import seams
+from batchpipe.config.settings import Settings
+from batchpipe.model.records import MAX_TELLS, JobRecord, Problem, State
+from batchpipe.model.views import telling
+from batchpipe.tasks import chain as tasks
+from batchpipe.tasks.app import make_app
 from batchpipe.testing import Pump
-from batchpipe.views import telling
 
 Rows = Callable[..., list[dict[str, object]]]
 UNTOLD = "receivers not told yet: "

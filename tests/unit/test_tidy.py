@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from batchpipe.errors import Gone, Paused, Refused, Unavailable
-from batchpipe.job_turns import MAX_TIDIES
-from batchpipe.jobs import JobRecord, ShardRecord, State
-from batchpipe.steps.tidy import TRIES_AT_ONCE, tidy
+from batchpipe.model.records import JobRecord, ShardRecord, State
+from batchpipe.pipeline.job_runner import MAX_TIDIES
+from batchpipe.pipeline.steps.cleanup import TRIES_AT_ONCE, tidy
 from batchpipe.testing import FakeOpenAI, Pump
 
 Rows = Callable[..., list[dict[str, object]]]

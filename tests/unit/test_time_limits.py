@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 from celery.exceptions import SoftTimeLimitExceeded
 
-from batchpipe import seams, tasks
+from batchpipe.config import seams
 from batchpipe.errors import Unavailable
-from batchpipe.jobs import State
-from batchpipe.openai_api.trouble import translated
+from batchpipe.model.records import State
+from batchpipe.pipeline.runner import MAX_TRIES
+from batchpipe.provider.trouble import translated
+from batchpipe.tasks import chain as tasks
 from batchpipe.testing import Pump
-from batchpipe.turns import MAX_TRIES
 
 Rows = Callable[..., list[dict[str, object]]]
 OFTEN = 3 * MAX_TRIES

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from batchpipe.celery_app import beat_schedule
+from batchpipe.config.settings import Settings, load_settings
+from batchpipe.config.site_values import SiteSettings
 from batchpipe.errors import SettingsError
-from batchpipe.settings import Settings, load_settings
-from batchpipe.site_settings import SiteSettings
-from batchpipe.timetable import ALIASES, PLACEHOLDERS, Schedule
+from batchpipe.model.schedule import ALIASES, PLACEHOLDERS, Schedule
+from batchpipe.tasks.app import beat_schedule
 
 BERLIN, NEW_YORK = "Europe/Berlin", "America/New_York"
 #: The nights in which the clock goes forward and back.

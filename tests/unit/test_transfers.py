@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
+from batchpipe.config.settings import Account
 from batchpipe.errors import LeaseLost, StorageTrouble, Unavailable
-from batchpipe.fetching import FETCHES_AT_ONCE, Fetcher
-from batchpipe.least_rate import LeastRate
-from batchpipe.openai_api import Api
+from batchpipe.model.least_rate import LeastRate
+from batchpipe.pipeline.fetching import FETCHES_AT_ONCE, Fetcher
+from batchpipe.provider import Api
 from batchpipe.sandbox import Sandbox
-from batchpipe.settings import Account
 from batchpipe.storage import Folder, partial
 
 MB = 1 << 20

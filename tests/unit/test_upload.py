@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from batchpipe.errors import LeaseLost, Refused, StorageTrouble, Unavailable
-from batchpipe.jobs import ShardRecord, Stage
-from batchpipe.steps.upload import upload
+from batchpipe.model.records import ShardRecord, Stage
+from batchpipe.pipeline.steps.upload import upload
 from batchpipe.storage import Folder
 from batchpipe.testing import FakeOpenAI
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from batchpipe.errors import Refused, Unanswered
-from batchpipe.jobs import Stage, State
+from batchpipe.model.records import Stage, State
 from batchpipe.testing import FakeOpenAI, Pump
 
 Rows = Callable[..., list[dict[str, object]]]

@@ -11,7 +11,7 @@ import orjson
 import pytest
 
 from batchpipe.errors import StorageTrouble
-from batchpipe.jobs import JobRecord, Stage, State
+from batchpipe.model.records import JobRecord, Stage, State
 from batchpipe.testing import FakeOpenAI, Pump
 
 Rows = Callable[..., list[dict[str, object]]]

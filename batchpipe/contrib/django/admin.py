@@ -23,7 +23,7 @@ from batchpipe.errors import BatchpipeError, InvalidInput, JobNotFound, Settings
 from batchpipe.masking import printable
 
 if TYPE_CHECKING:
-    from batchpipe import client
+    from batchpipe.client import client
 
 JOBS_PER_PAGE = 50
 #: Shards and events that a job's page shows; the command line has them all.
@@ -101,7 +101,7 @@ class JobAdmin(admin.ModelAdmin):
 
     def download_view(self, request: HttpRequest, object_id: str, kind: str) -> HttpResponse:
         """A result file, streamed from wherever it lies."""
-        from batchpipe.client import get_job
+        from batchpipe.client.client import get_job
 
         if not self.has_view_permission(request):
             raise PermissionDenied
@@ -151,7 +151,7 @@ class JobAdmin(admin.ModelAdmin):
                 messages.error(request, f"J{said[1:]}" if said.startswith(f"job {job_id}") else f"Job {job_id}: {said}")
 
     def _do_one(self, request: HttpRequest, action: str, job_id: str) -> None:
-        from batchpipe.client import default_client
+        from batchpipe.client.client import default_client
 
         client = default_client()
         if action == "retry" and (job := client.retry(job_id)).state.ended:
@@ -209,7 +209,7 @@ def _page_number(request: HttpRequest) -> int:
 
 def _list(state: str | None, number: int) -> dict[str, Any]:
     """One page of the jobs, newest first. Raises BatchpipeError."""
-    from batchpipe.client import default_client
+    from batchpipe.client.client import default_client
 
     client = default_client()
     upto = number * JOBS_PER_PAGE
@@ -222,7 +222,7 @@ def _list(state: str | None, number: int) -> dict[str, Any]:
 
 def _detail(job_id: str) -> dict[str, Any]:
     """Everything of one job. Raises BatchpipeError."""
-    from batchpipe.client import default_client
+    from batchpipe.client.client import default_client
 
     client = default_client()
     job = client.get_job(job_id)

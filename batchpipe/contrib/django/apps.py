@@ -9,7 +9,7 @@ from django.apps import AppConfig
 from django.core import checks
 from django.core.signals import setting_changed
 
-from batchpipe import seams
+from batchpipe.config import seams
 from batchpipe.contrib.django import conf, telling, transactions
 from batchpipe.contrib.django.checks import check_deployment, check_site
 
@@ -36,5 +36,5 @@ class BatchpipeConfig(AppConfig):
 
 def _reread(*, setting: str, **_: Any) -> None:
     """Tests override settings: those of batchpipe are read anew at their next use."""
-    if setting == conf.NAME and "batchpipe.settings" in sys.modules:
+    if setting == conf.NAME and "batchpipe.config.settings" in sys.modules:
         conf.forget_settings()

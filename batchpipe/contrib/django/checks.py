@@ -20,7 +20,7 @@ from batchpipe.errors import BatchpipeError, SettingsError
 if TYPE_CHECKING:
     from celery import Celery
 
-    from batchpipe.settings import Settings
+    from batchpipe.config.settings import Settings
 
 #: Numbers of warnings about settings of the Celery app, by the end of their names; 19 stands for all others.
 APP_NUMBERS = {
@@ -103,19 +103,19 @@ def _app() -> Celery | None:
     """The site's Celery app, if the site has made one; else Celery need not be loaded now."""
     if "celery" not in sys.modules:
         return None
-    from batchpipe.celery_site import site_app
+    from batchpipe.worker.setup import site_app
 
     return site_app()
 
 
 def _is_set_up(app: Celery) -> bool:
-    from batchpipe.celery_site import is_set_up
+    from batchpipe.worker.setup import is_set_up
 
     return is_set_up(app)
 
 
 def _findings(app: Celery, settings: Settings) -> Iterator[CheckMessage]:
-    from batchpipe.app_check import check_app
+    from batchpipe.worker.checks import check_app
 
     for finding in check_app(app, settings):
         ends = [number for end, number in APP_NUMBERS.items() if finding.name.lower().endswith(end)]
@@ -136,7 +136,7 @@ def _keys(settings: Settings) -> Iterator[CheckMessage]:
 
 def check_deployment(**_: Any) -> list[CheckMessage]:
     """With ``--deploy``: does Redis answer, and does anybody sweep?"""
-    from batchpipe.client import default_client
+    from batchpipe.client.client import default_client
 
     try:
         if conf.read_settings().redis_url is None:

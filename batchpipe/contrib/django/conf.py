@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from django.conf import settings
 
 if TYPE_CHECKING:
-    from batchpipe.settings import Settings
+    from batchpipe.config.settings import Settings
 
 NAME = "BATCHPIPE"
 
@@ -21,9 +21,9 @@ def spell(name: str) -> str:
 
 def read_settings() -> Settings:
     """The settings of this site; what it does not say may stand in the environment. Raises SettingsError."""
+    from batchpipe.config.settings import load_settings
+    from batchpipe.config.site_values import SiteSettings
     from batchpipe.errors import SettingsError
-    from batchpipe.settings import load_settings
-    from batchpipe.site_settings import SiteSettings
 
     if not isinstance(getattr(settings, NAME, None), Mapping | None):
         raise SettingsError(f"{NAME} is a {type(getattr(settings, NAME)).__name__}; it must be a dict of settings")
@@ -32,5 +32,5 @@ def read_settings() -> Settings:
 
 def forget_settings() -> None:
     """Read them again at their next use."""
-    if (loaded := sys.modules.get("batchpipe.settings")) is not None:
+    if (loaded := sys.modules.get("batchpipe.config.settings")) is not None:
         loaded.install_settings(None)

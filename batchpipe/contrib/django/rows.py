@@ -13,8 +13,8 @@ from django.utils import timezone
 from batchpipe.masking import printable
 
 if TYPE_CHECKING:
-    from batchpipe.client import Job
-    from batchpipe.jobs import JobRecord, ShardRecord
+    from batchpipe.client.client import Job
+    from batchpipe.model.records import JobRecord, ShardRecord
 
 #: Of a job with more shards, a list page does not read each.
 FEW_SHARDS = 200
@@ -53,7 +53,7 @@ _ANSWERED = ("round", "rows", "counts")
 
 def progress_of(job: Job) -> Progress:
     """How far a job is, for a page of your own; its shards are read if they are few. Raises StoreUnavailable."""
-    from batchpipe.client import default_client
+    from batchpipe.client.client import default_client
 
     few = not job.state.ended and 0 < job.record.shards <= FEW_SHARDS
     return progress(
@@ -81,7 +81,7 @@ def moment(seconds: float | None) -> datetime | None:
 
 def job_row(job: Job) -> dict[str, Any]:
     """One job for a list or a page of its own. Raises StoreUnavailable."""
-    from batchpipe.views import telling
+    from batchpipe.model.views import telling
 
     record, view = job.record, job.to_dict(shards=False)
     trouble = record.trouble.message if record.trouble is not None and not job.state.ended else telling(record)

@@ -17,7 +17,7 @@ _said: ContextVar[list[logging.LogRecord] | None] = ContextVar("batchpipe_said",
 
 def tell(job_id: str) -> None:
     """Send the signal of a job's end to all receivers. Raises what the first of those that failed has raised."""
-    from batchpipe.client import Job, get_job
+    from batchpipe.client.client import Job, get_job
 
     job = get_job(job_id)
     signal = {

@@ -45,7 +45,7 @@ def _json(view: View) -> View:
 @_json
 def job_list(request: HttpRequest) -> JsonResponse:
     """``{"jobs": [...]}``, newest first, without shards. ``?state=running&limit=20``."""
-    from batchpipe.client import list_jobs
+    from batchpipe.client.client import list_jobs
 
     limit = min(max(_number(request, "limit", MOST), 1), MOST)
     allowed = may_see()
@@ -62,9 +62,9 @@ def job_detail(request: HttpRequest, job_id: str) -> JsonResponse:
     """One job with its shards: ``?from=1000&limit=500`` are those from an index on, 1,000 at most. It says how many
     there are (``shards_in_all``) and the index to go on ``from`` (``next``, or null).
     """
-    from batchpipe.client import get_job
+    from batchpipe.client.client import get_job
+    from batchpipe.client.job import MOST_SHOWN
     from batchpipe.errors import JobNotFound
-    from batchpipe.handle import MOST_SHOWN
 
     first, limit = _number(request, "from", 0), _number(request, "limit", MOST_SHOWN)
     try:

@@ -23,7 +23,7 @@ class _HandedOn(click.Command):
 def command(ctx: click.Context) -> Any:
     """The commands of ``batchpipe``; exit codes and messages are the same."""
     from batchpipe.cli import main
-    from batchpipe.cli.house import Front
+    from batchpipe.cli.common import Front
 
     main(ctx.args, prog=ctx.command_path, front=Front(command=_again(ctx), in_site=True))
 

@@ -11,8 +11,8 @@ from flask import Flask
 from batchpipe.errors import SettingsError
 
 if TYPE_CHECKING:
-    from batchpipe.settings import Settings
-    from batchpipe.site_settings import SiteSettings
+    from batchpipe.config.settings import Settings
+    from batchpipe.config.site_values import SiteSettings
 
 PREFIX = "BATCHPIPE_"
 #: Who may see a job through the JSON views: a function (request, job) -> bool, or where it can be imported from.
@@ -40,7 +40,7 @@ def read_settings(app: Flask, defaults: Mapping[str, Any]) -> Settings:
 
     ``defaults``: for what ``app.config`` does not say, names without their prefix.
     """
-    from batchpipe.settings import load_settings
+    from batchpipe.config.settings import load_settings
 
     try:
         settings = load_settings(given=_given(app, defaults))
@@ -55,7 +55,7 @@ def read_settings(app: Flask, defaults: Mapping[str, Any]) -> Settings:
 
 
 def _given(app: Flask, defaults: Mapping[str, Any]) -> SiteSettings:
-    from batchpipe.site_settings import SiteSettings
+    from batchpipe.config.site_values import SiteSettings
 
     said = {
         name.removeprefix(PREFIX): value

@@ -13,7 +13,7 @@ from weakref import WeakKeyDictionary
 
 from flask import Flask, current_app, has_app_context
 
-from batchpipe import seams
+from batchpipe.config import seams
 from batchpipe.contrib.flask.command import command
 from batchpipe.contrib.flask.config import read_settings
 from batchpipe.contrib.flask.signals import send
@@ -21,8 +21,8 @@ from batchpipe.contrib.flask.signals import send
 if TYPE_CHECKING:
     from celery import Celery
 
-    from batchpipe.client import Client, Job
-    from batchpipe.settings import Settings
+    from batchpipe.client.client import Client, Job
+    from batchpipe.config.settings import Settings
 
 NAME = "batchpipe"
 
@@ -83,7 +83,7 @@ class BatchPipe:
     @property
     def client(self) -> Client:
         """The door to the Redis of the current app; outside of any app's context, of the last one registered here."""
-        from batchpipe.client import default_client
+        from batchpipe.client.client import default_client
 
         with self._context():
             return default_client()
@@ -119,7 +119,7 @@ def _hang_in(extension: BatchPipe, app: Flask) -> None:
     """Settings are read, the Celery app is found and ends are told the way of Flask from now on."""
     from celery import signals
 
-    from batchpipe.settings import install_site
+    from batchpipe.config.settings import install_site
 
     global _last
     _last = app
@@ -164,7 +164,7 @@ def _celery_here() -> Celery | None:
 
 def _move_in(sender: Any, **_: Any) -> None:
     """A worker or beat begins, and its site is loaded: its Celery app may have been made after ``init_app``."""
-    from batchpipe.celery_site import house_of, is_set_up, setup
+    from batchpipe.worker.setup import house_of, is_set_up, setup
 
     if sender is _celery_here() and not is_set_up(sender):
         setup(sender)

@@ -85,7 +85,7 @@ def job_detail(job_id: str) -> Response:
     """One job with its shards: ``?from=1000&limit=500`` are those from an index on, 1,000 at most. It says how many
     there are (``shards_in_all``) and the index to go on ``from`` (``next``, or null).
     """
-    from batchpipe.handle import MOST_SHOWN
+    from batchpipe.client.job import MOST_SHOWN
 
     first, limit = _number("from", 0), _number("limit", MOST_SHOWN)
     allowed = _may_see()

@@ -66,7 +66,7 @@ def split_options(args: list[str]) -> tuple[list[str], dict[str, str]]:
 def call(args: list[str], *, program: str, djangos: dict[str, str]) -> None:
     """Ends the process with the exit code of the command."""
     from batchpipe.cli import cli, main
-    from batchpipe.cli.house import Front
+    from batchpipe.cli.common import Front
 
     if args[:1] == ["worker"]:
         autodiscover_modules("tasks")  # receivers and callbacks, also where the site has no Celery app to find them

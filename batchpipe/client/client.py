@@ -1,0 +1,454 @@
+"""submit, get_job, list_jobs, cancel: what a program calls, from any process."""
+
+from __future__ import annotations
+
+import atexit
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+from batchpipe.client.job import Job
+from batchpipe.client.listeners import warn_of_submit
+from batchpipe.client.submission import HeldSpool, Input, as_text, drop_spool, held_back, new_record, with_input
+from batchpipe.client.waiting import follow
+from batchpipe.config.settings import SANDBOX_ACCOUNT, Settings, bare_environment, current_settings, install_settings
+from batchpipe.errors import InvalidInput, JobNotFound, Never, OutputInUse, SettingsError, StoreUnavailable
+from batchpipe.local_redis import acquire
+from batchpipe.masking import without_secrets
+from batchpipe.model.records import JOB, JobRecord, State, new_job_id
+from batchpipe.model.refusals import LANDABLE
+from batchpipe.pipeline.manifest import basics, note_workspace, prune_workspaces, results_place, workspace_of
+from batchpipe.pipeline.results import INDEX, BatchResult, Outcome, iter_failed_requests
+from batchpipe.pipeline.runner import Message
+from batchpipe.pipeline.sweep import sweep
+from batchpipe.pipeline.waking import WOKEN_AT_ONCE, Resumed, resume_account, wake_first, wake_job
+from batchpipe.recover import Report, recover
+from batchpipe.storage import Folder
+from batchpipe.store import Store
+from batchpipe.tasks import chain as tasks
+
+#: Private Redis servers of this process that forget everything when they stop: a second client must know it, too.
+_FORGETFUL: set[str] = set()
+
+
+class Client:
+    """The door to one Redis. Programs use the functions of this module; commands make one with their own settings."""
+
+    def __init__(self, settings: Settings | None = None) -> None:
+        """Without REDIS_URL the private Redis is found or started, for as long as this process lives.
+
+        Raises SettingsError.
+        """
+        in_use = None if settings is not None else current_settings()
+        settings = settings or in_use
+        assert settings is not None
+        if settings.redis_url is None:
+            handle = acquire(settings.home, environment=bare_environment())
+            atexit.register(handle.close)
+            settings = settings.with_redis(handle.server.url)
+            if not handle.server.durable:
+                _FORGETFUL.add(handle.server.url)
+        self.durable = settings.redis_address() not in _FORGETFUL
+        if settings is not in_use:
+            install_settings(settings)
+        self.settings = settings
+
+    @property
+    def store(self) -> Store:
+        return tasks.runtime(self.settings).store
+
+    # -- submitting ------------------------------------------------------------------------------------------------
+
+    def submit(
+        self,
+        input: Input,
+        *,
+        output: str | Path | None = None,
+        endpoint: str = "/v1/chat/completions",
+        completion_window: str = "24h",
+        metadata: Mapping[str, str] | None = None,
+        extra: Mapping[str, Any] | None = None,
+        account: str = "default",
+        name: str | None = None,
+        key: str | None = None,
+        tags: Mapping[str, Any] | None = None,
+        queue: str | None = None,
+        on_done: Any = None,
+        max_rows: int | None = None,
+        max_bytes: int | None = None,
+        attempts: int | None = None,
+        own_queue: bool = False,
+        again: str = "",
+        hears: Sequence[str] = (),
+        may_come_later: bool = False,
+    ) -> Job:
+        """Record a job and enqueue it. See ``batchpipe.submit``; the last four options are for commands, retries and
+        schedules.
+
+        ``hears``: names of the listeners that wait for its end, in place of those of this process.
+        ``may_come_later``: an input that is not there yet is waited for.
+        """
+        job_id, key = new_job_id(), as_text(key, "key")
+        if key is not None and not again and (first := self.store.job_of_key(key)) is not None:
+            return self.get_job(first)
+        if not self.durable and not self.settings.is_sandbox(account):
+            raise SettingsError(
+                "no redis-server was found, and the built-in stand-in forgets what was paid for when it stops: install "
+                "redis-server (or valkey), or set BATCHPIPE_REDIS_URL; a sandbox needs neither: BATCHPIPE_SANDBOX=true"
+            )
+        tasks.check_not_eager()  # nor with a broker's URL that cannot be used: said before anything is recorded
+        record = new_record(
+            self.settings,
+            job_id,
+            output=output,
+            name=name,
+            account=account,
+            endpoint=endpoint,
+            completion_window=completion_window,
+            metadata=metadata,
+            extra=extra,
+            tags=tags,
+            key=key,
+            queue=queue,
+            input_here=own_queue,
+            max_rows=max_rows,
+            max_bytes=max_bytes,
+            attempts=attempts,
+            on_done=on_done,
+            hears=list(hears),
+        )
+        record = with_input(record, input, self.settings, may_come_later=may_come_later)
+        if not again and self._record_later(record):
+            return Job(record, self, held=True)
+        return self._record(record, again)
+
+    def _record_later(self, record: JobRecord) -> bool:
+        """Where a framework's transaction is open, let its commit record the job: answers whether one is."""
+        spool = HeldSpool(record)
+
+        def commit() -> None:
+            spool.hand_over()
+            self._record(record, "", alias=True)
+
+        if held_back(commit):
+            return True
+        spool.hand_over()
+        return False
+
+    def _record(self, record: JobRecord, again: str, *, alias: bool = False) -> Job:
+        job_id, created = self._record_or_drop(record, again, alias)
+        if created:
+            note_workspace(self.settings, record, record=basics(record))
+            turns = tasks.runtime(self.settings).jobs
+            prune_workspaces(self.settings, self.store.closed, record.created_at or time.time())
+            turns.log(job_id, [("submitted", {"input": without_secrets(record.input), "queue": record.queue})])
+            turns.publish(Message(job_id, JOB, record.epoch, State.PENDING, record.task_ids, record.queue))
+        else:
+            drop_spool(record)
+        return self.get_job(job_id)
+
+    def _record_or_drop(self, record: JobRecord, again: str, alias: bool) -> tuple[str, bool]:
+        """Record it; what was copied for a job that is not recorded goes again."""
+        if record.spooled:
+            try:
+                self.store.now()  # a Redis that is away has been told nothing yet
+            except BaseException:
+                drop_spool(record)
+                raise
+        try:
+            return self.store.submit(record, again=again, alias=alias)
+        except Never:
+            drop_spool(record)
+            raise
+        except StoreUnavailable:  # it may have been recorded all the same
+            with suppress(StoreUnavailable):
+                if record.spooled and self.store.give_up(record.id):
+                    drop_spool(record)
+            raise
+
+    def retry(
+        self,
+        job_id: str,
+        *,
+        output: str | Path | None = None,
+        max_rows: int | None = None,
+        max_bytes: int | None = None,
+    ) -> Job:
+        """Send the rows of an ended job that are not ok as a new job. ``max_rows``, ``max_bytes`` of a shard are the
+        old job's unless given. Asked for twice it answers with the first new job.
+
+        That of a ``run`` goes to the default queue, for its worker is gone; but of a sandbox, which came with that, to
+        a queue of its own: ``batchpipe wait`` brings both again.
+
+        Raises JobNotFound, InvalidInput, Never (``not_ended``, ``nothing_to_retry``; ``retried``: the first new job has
+        other sizes than asked for now).
+        """
+        old = self.store.get_job(job_id)
+        own_queue = old.input_here and old.account == SANDBOX_ACCOUNT
+        if not old.state.ended:
+            raise Never(f"job {job_id} has not ended; its rows may still come", code="not_ended")
+        if not old.failed and not old.missing:
+            raise Never(f"job {job_id} has no rows to retry", code="nothing_to_retry")
+        new = self.submit(
+            self._failed_requests(old),
+            output=output or f"{old.output.rstrip('/')}/retry-{new_job_id().removeprefix('job_')}",
+            endpoint=old.endpoint,
+            completion_window=old.completion_window,
+            metadata=old.metadata,
+            extra=old.extra,
+            account=old.account,
+            name=old.name,
+            tags={**old.tags, "retry_of": old.id},
+            key=f"retry-{old.id}",  # asked for twice, they are paid for once
+            queue=_own_queue(self.settings) if own_queue else None if old.input_here else old.queue,
+            on_done=old.on_done,
+            max_rows=old.max_rows if max_rows is None else max_rows,
+            max_bytes=old.max_bytes if max_bytes is None else max_bytes,
+            attempts=old.attempts,
+            own_queue=own_queue,
+            hears=old.hears,
+        )
+        for name, size in (("max_rows", max_rows), ("max_bytes", max_bytes)):
+            if size is not None and getattr(new.record, name) != size:
+                message = (
+                    f"job {old.id} was retried as {new.id}, with {name} {getattr(new.record, name)}: "
+                    f"when that has ended, retry it with the size you want"
+                )
+                raise Never(message, code="retried")
+        return new
+
+    def _failed_requests(self, job: JobRecord) -> Iterator[bytes]:
+        """Request lines of the rows that are not ok, in input order, from the job's workspace."""
+        workspace = workspace_of(job, self.settings)
+        files = {
+            shard.index: shard.file
+            for shard in self.store.iter_shards(job, fields=("round", "file"))
+            if shard.round == 1
+        }
+        with workspace.reader(job.order_files[0]) as order, workspace.reader(INDEX) as index:
+            yield from iter_failed_requests(order, workspace, files, index)
+
+    # -- finding ---------------------------------------------------------------------------------------------------
+
+    def get_job(self, job_id: str) -> Job:
+        """Raises JobNotFound."""
+        return Job(self.store.get_job(job_id), self)
+
+    def list_jobs(self, *, state: State | str | None = None, limit: int = 100) -> list[Job]:
+        """Newest first."""
+        try:
+            wanted = State(state) if state is not None else None
+        except ValueError:
+            raise InvalidInput(f"{state!r} is no state of a job", field="state") from None
+        return [Job(record, self) for record in self.store.list_jobs(state=wanted, limit=limit)]
+
+    # -- acting ----------------------------------------------------------------------------------------------------
+
+    def cancel(self, job_id: str) -> Job:
+        """Cancel a job: the flag is the truth, revoking its tasks only speeds it up. No error if it has ended.
+
+        Takes no longer for a job of many shards: some are woken here, the others by the next sweeps.
+        """
+        job_id = self.get_job(job_id).id  # it may be an alias
+        asked, shards = self.store.cancel(job_id, waking=WOKEN_AT_ONCE)
+        if asked:
+            turns = tasks.runtime(self.settings).jobs
+            tasks.revoke(wake_first(turns, job_id, shards, "always"))
+            note_workspace(self.settings, self.store.get_job(job_id), cancel=True)
+            turns.log(job_id, [("cancel_asked", {})])
+        return self.get_job(job_id)
+
+    def resume_job(self, job_id: str) -> bool:
+        """Send on what a job holds back because a batch of it was cancelled elsewhere. Answers whether it did.
+
+        Raises JobNotFound.
+        """
+        return self._decide(self.get_job(job_id).record, "resend")
+
+    def land(self, job_id: str) -> Job:
+        """Take what is there: of a job that is held, nothing more is sent; of one that has ended, batches that were
+        given up are read anew, and what they bring is merged into its results. It is running then. May be repeated.
+
+        Raises JobNotFound, OutputInUse, Never (``not_ended``, ``nothing_to_land``, ``output_taken``).
+        """
+        job = self.get_job(job_id).record
+        if not job.state.ended:
+            if not self._decide(job, "land") and not job.send_no_more:
+                message = f"job {job.id} has not ended, and nothing holds it: follow it with batchpipe wait {job.id}"
+                raise Never(message, code="not_ended")
+            return self.get_job(job.id)
+        if not (first := list(islice(self._given_up(job), WOKEN_AT_ONCE))):
+            raise Never(f"job {job.id} has nothing to land: no batch of it was given up", code="nothing_to_land")
+        if job.total and not Folder(job.workspace, private=True).exists(job.order_files[0]):
+            raise Never(f"the workspace of job {job.id} is no longer there: {job.workspace}", code="no_workspace")
+        if results_place(job).url != Folder(job.output).url:
+            raise Never(f"the output of job {job.id} is another job's now: {job.output}", code="output_taken")
+        verdict = self.store.land(job.id, self._given_up(job))
+        if verdict == "output":
+            raise OutputInUse(f"another job that has not ended writes to the output of job {job.id}: {job.output}")
+        if verdict == "untold":
+            raise Never(f"the end of job {job.id} is still being told; try again in a minute", code="not_told")
+        if verdict == "ok":  # else somebody else has just asked for it
+            turns = tasks.runtime(self.settings).jobs
+            turns.log(job.id, [("landing", {"shards": self.store.get_job(job.id).open})])
+            for index in first:  # the sweeps find the others
+                turns.wake(job.id, index, when="overdue")
+        return self.get_job(job.id)
+
+    def _given_up(self, job: JobRecord) -> Iterator[int]:
+        """Indexes of the shards of an ended job whose batches may have more than came of them."""
+        for shard in self.store.iter_shards(job, fields=("batch_id", "error")):
+            if shard.batch_id is not None and shard.error is not None and shard.error.code in LANDABLE:
+                yield shard.index
+
+    def _decide(self, job: JobRecord, decision: Literal["resend", "land"]) -> bool:
+        verdict, shards = self.store.decide(job.id, decision, waking=WOKEN_AT_ONCE)
+        if verdict != "ok":
+            return False
+        turns = tasks.runtime(self.settings).jobs
+        turns.log(job.id, [("hold_ended", {"then": decision})])
+        wake_first(turns, job.id, shards, "asleep")
+        return True
+
+    def wake(self, job_id: str) -> None:
+        """Publish all open work of a job anew, for who knows that its worker is gone: some of it at once, the rest of
+        a large job with the next sweeps. Raises JobNotFound.
+        """
+        wake_job(tasks.runtime(self.settings).jobs, job_id)
+
+    def sweep(self, *, listing: bool | None = None) -> int:
+        """One pass of the safety net. Answers how many records were published anew.
+
+        ``listing``: read the accounts' lists of batches now (True), not at all (False), or if it is time (None).
+        """
+        return sweep(tasks.runtime(self.settings).jobs, listing=listing)
+
+    def resume(self, account: str) -> Resumed:
+        """End an account's pause: with it all shards that wait go on, without one those that wait for a person.
+
+        Takes no longer where very many wait: some are woken here, the others by the next sweeps.
+        """
+        return resume_account(tasks.runtime(self.settings).jobs, account.lower())
+
+    def recover(
+        self, folders: Sequence[str] = (), *, dry_run: bool = False, jobs: Sequence[str] = (), of: Sequence[str] = ()
+    ) -> Report:
+        """Rebuild records that Redis has lost, or with ``dry_run`` only report: see ``recover``.
+
+        Raises InvalidInput, SettingsError.
+        """
+        if not self.durable and not dry_run:
+            raise SettingsError(
+                "no redis-server was found, and the built-in stand-in would forget the records again: install "
+                "redis-server (or valkey), or set BATCHPIPE_REDIS_URL"
+            )
+        return recover(tasks.runtime(self.settings).jobs, folders, dry_run=dry_run, jobs=jobs, of=of)
+
+    def follow(
+        self,
+        job_id: str,
+        *,
+        timeout: float | None = None,
+        tick: Callable[[JobRecord], None] = lambda job: None,
+        pause: float = 0.2,
+    ) -> JobRecord:
+        """Read a job again and again until it has ended and told (see ``waiting.follow``)."""
+        return follow(self.store, job_id, timeout=timeout, tick=tick, pause=pause)
+
+
+def _own_queue(settings: Settings) -> str:
+    return f"{settings.queue}.run.{new_job_id().removeprefix('job_')}"
+
+
+_default: Client | None = None
+_making = threading.Lock()
+
+
+def default_client() -> Client:
+    """The client of this process's settings. Raises SettingsError."""
+    global _default
+    with _making:
+        if _default is None or _default.settings is not current_settings():
+            _default = Client()
+        return _default
+
+
+def submit(
+    input: Input,
+    *,
+    output: str | Path | None = None,
+    endpoint: str = "/v1/chat/completions",
+    completion_window: str = "24h",
+    metadata: Mapping[str, str] | None = None,
+    extra: Mapping[str, Any] | None = None,
+    account: str = "default",
+    name: str | None = None,
+    key: str | None = None,
+    tags: Mapping[str, Any] | None = None,
+    queue: str | None = None,
+    on_done: Any = None,
+    max_rows: int | None = None,
+    max_bytes: int | None = None,
+    attempts: int | None = None,
+) -> Job:
+    """Enqueue a batch job and return at once; a worker does the rest.
+
+    ``input``: a path or URL of a JSONL file, read by the worker; or any iterable of requests, as dicts or as
+    pydantic, msgspec or dataclass objects, which is written to the workspace first, a line at a time.
+    ``output``: a folder or URL for ``output.jsonl``, ``errors.jsonl`` and ``job.json``; without it, a folder of its
+    own under the workspace setting or the user's data.
+    ``metadata``: at most 13 pairs for the provider's batches; ``extra``: further arguments of ``batches.create``.
+    ``key``: a second submit with the same key returns the first job. ``tags`` (user, tenant) stay with us.
+    ``on_done``: a Celery signature, sent with the job id when the job has ended, whatever its end, at least once.
+    ``max_rows``, ``max_bytes`` (newlines included): of a shard at most; ``attempts``: rounds a row may go through.
+
+    Within a transaction of Django (``batchpipe.contrib.django``) the job is recorded and sent when that commits, and
+    not at all if it rolls back; if its ``key`` is taken by then, its id stands for the first job from then on.
+
+    Raises InvalidInput, OutputInUse, SettingsError, StoreUnavailable (Redis did not answer: nothing was recorded
+    for certain; with a ``key`` it is safe to call again).
+    """
+    client = default_client()
+    job = client.submit(
+        input,
+        output=output,
+        endpoint=endpoint,
+        completion_window=completion_window,
+        metadata=metadata,
+        extra=extra,
+        account=account,
+        name=name,
+        key=key,
+        tags=tags,
+        queue=queue,
+        on_done=on_done,
+        max_rows=max_rows,
+        max_bytes=max_bytes,
+        attempts=attempts,
+    )
+    warn_of_submit(client.store, client.settings, job.record)
+    return job
+
+
+def get_job(job_id: str) -> Job:
+    """The job with this id. Raises JobNotFound, StoreUnavailable."""
+    return default_client().get_job(job_id)
+
+
+def list_jobs(*, state: State | str | None = None, limit: int = 100) -> list[Job]:
+    """Jobs, newest first. Raises StoreUnavailable."""
+    return default_client().list_jobs(state=state, limit=limit)
+
+
+def cancel(job_id: str) -> Job:
+    """Cancel a job; finished rows are kept. Raises JobNotFound, StoreUnavailable."""
+    return default_client().cancel(job_id)
+
+
+Job._find = get_job
+
+__all__ = ["BatchResult", "Client", "Job", "JobNotFound", "Outcome", "cancel", "get_job", "list_jobs", "submit"]

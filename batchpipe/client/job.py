@@ -1,0 +1,209 @@
+"""The handle of one job: what a program holds of it after ``submit`` or ``get_job``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from typing import Any, ClassVar, Protocol
+
+import orjson
+
+from batchpipe.client.listeners import Watch
+from batchpipe.client.waiting import follow, follow_log
+from batchpipe.config.settings import Settings
+from batchpipe.errors import JobNotFound, Never
+from batchpipe.model.records import JobRecord, Problem, ShardRecord, State
+from batchpipe.model.views import MEASURED, SHOWN, job_view, json_of_job, metrics_view, page_view
+from batchpipe.pipeline.manifest import located, results_place, workspace_of
+from batchpipe.pipeline.results import INDEX, BatchResult, Outcome, iter_outcomes
+from batchpipe.storage import Folder
+from batchpipe.store import Store
+
+#: Shards of a page.
+MOST_SHOWN = 1_000
+
+
+class Door(Protocol):
+    """What a handle needs of the client that it came from."""
+
+    @property
+    def settings(self) -> Settings: ...
+
+    @property
+    def store(self) -> Store: ...
+
+    def cancel(self, job_id: str) -> Job: ...
+
+    def land(self, job_id: str) -> Job: ...
+
+
+class Job:
+    """One job, as last read. Its data do not change until ``refresh()``."""
+
+    #: Finds a job by its id alone, with the settings of this process; ``client`` knows how.
+    _find: ClassVar[Callable[[str], Job]]
+
+    def __init__(self, record: JobRecord, client: Door, *, held: bool = False) -> None:
+        """``held``: it is recorded when the caller's transaction commits, and until then known only here."""
+        self.record = record
+        self._client = client
+        self._held = held
+
+    def __repr__(self) -> str:
+        return f"<Job {self.id} {self.state.value}>"
+
+    @property
+    def id(self) -> str:
+        return self.record.id
+
+    @property
+    def state(self) -> State:
+        return self.record.state
+
+    @property
+    def name(self) -> str | None:
+        return self.record.name
+
+    @property
+    def tags(self) -> dict[str, Any]:
+        return self.record.tags
+
+    @property
+    def error(self) -> Problem | None:
+        return self.record.error
+
+    def refresh(self) -> Job:
+        """Read it again. Raises JobNotFound."""
+        try:
+            self.record = self._client.store.get_job(self.id)
+        except JobNotFound:
+            if self._held:
+                message = f"job {self.id} is submitted when the transaction around it commits, and not if it rolls back"
+                raise JobNotFound(message) from None
+            raise
+        self._held = False
+        return self
+
+    def _recorded(self) -> str:
+        """Its id in Redis: one that was given out within a transaction may since stand for another job."""
+        return self.refresh().id if self._held else self.id
+
+    def wait(self, timeout: float | None = None) -> Job:
+        """Block until the job has ended. Raises TimeoutError after ``timeout`` seconds.
+
+        Where no worker listens on its queue, a warning in Python's log says so, and what to start.
+        """
+        store = self._client.store
+        self.record = follow(store, self.refresh().id, timeout=timeout, tick=Watch(store, self._client.settings))
+        return self
+
+    def cancel(self) -> Job:
+        """Ask for its end; finished rows are kept. No error if it has ended or was cancelled before."""
+        self.record = self._client.cancel(self._recorded()).record
+        return self
+
+    def land(self) -> Job:
+        """Take what is there: of a job that is held because a batch was cancelled elsewhere, nothing more is sent; of
+        one that has ended, batches that were given up are read anew, and what they bring is put to its results.
+
+        Raises Never (``not_ended``, ``nothing_to_land``).
+        """
+        self.record = self._client.land(self._recorded()).record
+        return self
+
+    def result(self) -> BatchResult:
+        """The result files and row counts. Raises Never (``not_ended``) while the job runs."""
+        view = job_view(located(self._ended(), remote=True, roots=self._client.settings.roots()))
+        rows = view["rows"]
+        return BatchResult(
+            view["output_file"], view["error_file"], rows["total"], rows["ok"], rows["failed"], rows["missing"]
+        )
+
+    def results(self) -> Iterator[Outcome]:
+        """What became of each row, in input order, read lazily. Raises Never (``not_ended``) while the job runs."""
+        return _outcomes(self._ended(), self._client.settings)
+
+    def errors(self) -> Iterator[Outcome]:
+        """The rows that are not ok, in input order, read lazily."""
+        return (row for row in self.results() if row.state != "ok")
+
+    def logs(self) -> list[dict[str, Any]]:
+        """The job's events, oldest first: ``{"id", "at" (unix seconds), "event", ...}``; the last 2,000 are kept."""
+        return self._client.store.read_log(self._recorded())
+
+    def iter_logs(self, *, follow: bool = False, after: str = "-") -> Iterator[dict[str, Any]]:
+        """The job's events, oldest first; with ``follow`` further ones as they come, until it has told its end.
+
+        ``after``: the ``id`` of the last event that is known already.
+        """
+        store, job_id = self._client.store, self._recorded()
+        return follow_log(store, job_id, after=after) if follow else iter(store.read_log(job_id, after=after))
+
+    def metrics(self) -> dict[str, Any]:
+        """Rows, tokens, calls that were meant, waits, seconds in each stage, and ``cost_usd``: an estimate at
+        OpenAI's batch list prices.
+
+        The cost is of what has been collected, each row at the price for its own length; null for other providers
+        and for models without a known batch price.
+        """
+        store = self._client.store
+        self.refresh()
+        shards = store.iter_shards(self.record, fields=MEASURED, bad="show")
+        return metrics_view(self.record, shards, store.now(), store.read_log(self.id))
+
+    def to_dict(self, *, shards: bool = True) -> dict[str, Any]:
+        """What ``batchpipe status --json`` prints."""
+        if not shards:  # of a list of jobs: no file is looked at
+            return job_view(self.record)
+        return job_view(self._located(), self._shards())
+
+    def to_page(self, first: int = 0, most: int = MOST_SHOWN) -> dict[str, Any]:
+        """``to_dict()`` with so many shards at most, from an index on; ``shards_in_all``, and ``next``: the index to go
+        on from, or None. For web pages: a job may have 100,000 shards.
+        """
+        first, most = max(first, 0), min(max(most, 1), MOST_SHOWN)
+        within = range(first, first + most)
+        shards = self._client.store.iter_shards(self.record, fields=SHOWN, bad="show", within=within)
+        return page_view(self._located(), first, shards)
+
+    def _located(self) -> JobRecord:
+        return located(self.record, roots=self._client.settings.roots())
+
+    def _shards(self) -> Iterator[ShardRecord]:
+        return self._client.store.iter_shards(self.record, fields=SHOWN, bad="show")
+
+    def iter_json(self) -> Iterator[bytes]:
+        """The text of ``to_dict()`` as JSON, a part at a time, for jobs of very many shards."""
+        return json_of_job(self._located(), self._shards)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Job:
+        """The handle of a job that ``to_dict`` described, read anew. Raises JobNotFound."""
+        return cls._find(str(data["id"]))
+
+    def to_json(self) -> str:
+        return orjson.dumps(self.to_dict()).decode()
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Job:
+        return cls.from_dict(orjson.loads(text))
+
+    def results_folder(self) -> Folder:
+        """Where the results lie now, for who reads the files themselves. Raises as ``places.results_place``."""
+        return results_place(self.record, self._client.settings.roots())
+
+    def _ended(self) -> JobRecord:
+        if not self.state.ended:
+            self.refresh()
+        if not self.state.ended:
+            raise Never(f"job {self.id} has not ended: it is {self.state.value}", code="not_ended")
+        return self.record
+
+
+def _outcomes(job: JobRecord, settings: Settings) -> Iterator[Outcome]:
+    if not job.results:  # refused or cancelled before anything was sent: there are no rows, and no files
+        return
+    workspace = workspace_of(job, settings)
+    with ExitStack() as stack:
+        index = stack.enter_context(workspace.reader(INDEX)) if workspace.exists(INDEX) else None
+        yield from iter_outcomes(results_place(job, settings.roots()), index)

@@ -1,0 +1,112 @@
+"""Who listens on the queues that jobs wait in, and what to say where nobody does.
+
+Workers say in Redis on which queues they listen (``celery_site``); only where none has, all are asked by broadcast.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
+
+from batchpipe.config import seams
+from batchpipe.config.settings import Settings
+from batchpipe.errors import StoreUnavailable
+from batchpipe.model.records import JobRecord
+from batchpipe.store import Store
+from batchpipe.tasks import chain as tasks
+from batchpipe.tasks.app import is_ours
+
+logger = logging.getLogger(__name__)
+
+#: The worker of a ``run`` needs so long to start; before, nothing is said of its queue. Seconds.
+STARTING_SECONDS = 10.0
+#: Who waits for a job looks first after so long, and then so often, and says again so often what is missing. Seconds.
+FIRST_LOOK_SECONDS, LOOK_SECONDS, SAY_SECONDS = 2.0, 10.0, 60.0
+#: Queues of which a process remembers that it has said so.
+_MOST_SAID = 1_000
+
+#: Queue -> when a submit of this process has last said (by the host's clock) that nobody listens on it.
+_said: dict[str, float] = {}
+
+
+def deserted(store: Store, queues: Collection[str], *, ask: bool = True) -> set[str]:
+    """Those of these queues on which no worker listens; none of which that cannot be told. Raises StoreUnavailable.
+
+    A few reads; where there are such queues, also a question to all workers, which takes a second (``ask``).
+    """
+    if not queues:
+        return set()
+    listening = store.listening()
+    silent = {queue for queue in queues if queue not in listening}
+    if not silent or not ask:
+        return silent
+    answers = tasks.queues_of_workers()
+    return silent - set(answers) if answers is not None else set()
+
+
+def missing_worker(store: Store, settings: Settings, job: JobRecord, *, ask: bool = True) -> str:
+    """One line that says that nobody listens where this job waits, and what to start; else "".
+
+    Raises StoreUnavailable.
+    """
+    if job.told or (job.input_here and store.now() - job.created_at < STARTING_SECONDS):
+        return ""
+    if not deserted(store, [job.queue], ask=ask):
+        return ""
+    return f"no worker listens on queue {job.queue}; {how_to_start(settings, job.queue, [job])}"
+
+
+def how_to_start(settings: Settings, queue: str, jobs: Sequence[JobRecord]) -> str:
+    """The command that starts a worker of this site, or of the one that the jobs are of."""
+    if own := next((job for job in jobs if job.input_here), None):
+        return f"start one: `batchpipe wait {own.id}`"
+    names = sorted({*seams.sites(), *(name for job in jobs for name in job.hears)})
+    ours = queue == settings.queue
+    there = "" if ours else f", each for this queue ({queue})"
+    if names:
+        plain = "a plain `batchpipe worker` does not run a site's receivers"
+        return f"start one: {seams.worker_of(names)}{there}; {plain}"
+    app = tasks.current_site_app()
+    if app is not None and not is_ours(app):
+        return f"start one: `celery -A ... worker` of the app {app.main}, or `batchpipe -A ... worker`{there}"
+    return f"start one: `batchpipe worker{'' if ours else f' --queues {queue}'}` (`batchpipe run` brings its own)"
+
+
+def warn_of_submit(store: Store, settings: Settings, job: JobRecord) -> None:
+    """Log that nobody listens where this new job waits: at once, for a read, and once a minute and queue."""
+    if time.monotonic() - _said.get(job.queue, float("-inf")) < SAY_SECONDS:
+        return
+    with suppress(StoreUnavailable):  # it is recorded: its submit must not fail for this
+        if line := missing_worker(store, settings, job, ask=False):
+            if len(_said) >= _MOST_SAID:
+                _said.clear()
+            _said[job.queue] = time.monotonic()
+            logger.warning("job %s waits: %s", job.id, line, extra={"event": "no_worker", "job": job.id})
+
+
+class Watch:
+    """Called with a job again and again while somebody waits for it: says if nobody listens on its queue."""
+
+    def __init__(
+        self,
+        store: Store,
+        settings: Settings,
+        say: Callable[[str], object] | None = None,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """``say``: what to do with the line; by default it is logged as a warning."""
+        self._store, self._settings, self._clock = store, settings, clock
+        self._say = say or (lambda line: logger.warning("%s", line, extra={"event": "no_worker"}))
+        self._next = clock() + FIRST_LOOK_SECONDS
+
+    def __call__(self, job: JobRecord) -> None:
+        """Raises StoreUnavailable."""
+        if self._clock() < self._next or job.told:
+            return
+        self._next = self._clock() + LOOK_SECONDS
+        if line := missing_worker(self._store, self._settings, job):
+            self._next = self._clock() + SAY_SECONDS
+            self._say(f"job {job.id} waits: {line}")

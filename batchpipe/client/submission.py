@@ -1,0 +1,267 @@
+"""What a user submits becomes a job record: options checked, places made absolute, iterators written to a file."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import orjson
+
+from batchpipe.client.option_checks import check_options, check_output, check_place, check_signature
+from batchpipe.config import seams
+from batchpipe.config.settings import Settings
+from batchpipe.errors import BatchpipeError, InvalidInput
+from batchpipe.model.records import JobRecord
+from batchpipe.pipeline.manifest import check_apart, check_no_workspace, check_output_here
+from batchpipe.storage import Folder, check_allowed, lines_of, local_path, place_name, stored_at
+from batchpipe.store.store import new_task_ids
+
+logger = logging.getLogger(__name__)
+
+#: What ``submit`` takes: a path or URL of a JSONL file, an open one or an upload of a web framework, or requests as
+#: dicts or as objects that dump to dicts.
+Input = str | Path | Iterable[Any]
+
+#: An iterator's file in the workspace.
+SPOOLED_INPUT = "input.jsonl"
+
+
+def new_record(settings: Settings, job_id: str, *, output: str | Path | None, **options: Any) -> JobRecord:
+    """The record of a new job, without its input. Raises InvalidInput that names the option."""
+    for field in ("name", "key", "account", "endpoint", "completion_window", "queue"):
+        options[field] = as_text(options[field], field)
+    if output is not None:
+        check_place(str(output), "output")
+    folder = absolute(settings.workspace or settings.home / "jobs").rstrip("/")
+    place = absolute(output) if output is not None else f"{folder}/{job_id}"
+    below = f"{folder}/{job_id}" if settings.workspace else f"{place.rstrip('/')}/.batchpipe/{job_id}"
+    record = JobRecord(
+        id=job_id,
+        epoch=1,
+        task_ids=new_task_ids(1),
+        output=place,
+        owns=[place_name(place)],
+        workspace=below,
+        name=options["name"],
+        account=(options["account"] or "").lower(),
+        endpoint=options["endpoint"],
+        completion_window=options["completion_window"],
+        metadata=_mapping(options["metadata"], "metadata"),
+        extra=_mapping(options["extra"], "extra"),
+        tags=_mapping(options["tags"], "tags"),
+        key=options["key"],
+        queue=options["queue"] or settings.queue,
+        input_here=options["input_here"],
+        max_rows=_number(options["max_rows"], settings.max_rows, "max_rows"),
+        max_bytes=_number(options["max_bytes"], settings.max_bytes, "max_bytes"),
+        attempts=_number(options["attempts"], settings.attempts, "attempts"),
+        on_done=_signature(options["on_done"]),
+        hears=options.get("hears") or seams.sites(),
+    )
+    check_options(record)
+    check_output(record.output)
+    check_allowed(record.output, settings.roots(), "output")
+    check_no_workspace(record.output, job_id, settings.workspace)
+    check_output_here(record.output)
+    return record
+
+
+def with_input(record: JobRecord, source: Input, settings: Settings, *, may_come_later: bool = False) -> JobRecord:
+    """The record with its input: a place as it is, an iterator written to the workspace a line at a time.
+
+    Raises InvalidInput, also if the iterator is empty, or if a path that is local to the caller has no file (unless it
+    ``may_come_later``, as that of a schedule); what the iterator raises goes through.
+    """
+    if (stored := stored_at(source)) is not None:
+        source = stored
+    if isinstance(source, str | Path):
+        check_place(str(source), "input")
+        if not may_come_later:
+            _check_is_there(str(source))
+        check_allowed(absolute(source), settings.roots(), "input")
+        check_apart(absolute(source), record.output)
+        return record.evolve(input=absolute(source), bytes=_size_here(absolute(source)))
+    folder, count, size = Folder(record.workspace, private=True), 0, 0
+    try:
+        with folder.writer(SPOOLED_INPUT) as file:
+            for line in dump_rows(source):
+                file.write(line)
+                count, size = count + 1, size + len(line)
+            if not count:
+                raise InvalidInput("the input has no rows", code="input_empty")
+    except BaseException:  # the iterator is the user's: it may raise anything, and Ctrl-C may strike
+        drop_spool(record.evolve(spooled=True))
+        raise
+    return record.evolve(input=folder.path(SPOOLED_INPUT), bytes=size, spooled=True)
+
+
+def _size_here(place: str) -> int | None:
+    """Bytes of a file that this host has: nobody is asked over a network."""
+    path = local_path(place)
+    try:
+        return os.path.getsize(path) if path is not None and os.path.isfile(path) else None
+    except OSError:
+        return None
+
+
+def _check_is_there(place: str) -> None:
+    """Raises InvalidInput for a missing file in a folder that this host has. A folder that it has not may be the
+    worker's; and a relative path is always meant here.
+    """
+    path = local_path(place)
+    if path is None:
+        return
+    path = os.path.expanduser(path)
+    is_here = not os.path.isabs(path) or os.path.isdir(os.path.dirname(path))
+    if is_here and not os.path.exists(path):
+        raise InvalidInput(f"{os.path.abspath(path)}: no such file", field="input", code="input_missing")
+
+
+def hold_with(hold: Callable[[Callable[[], None]], bool] | None) -> None:
+    """Let a framework hold back submits until its transaction commits (None: no longer)."""
+    seams.hold = hold
+
+
+def held_back(commit: Callable[[], None]) -> bool:
+    """True if ``commit`` will be called when the caller's transaction commits, and never if it rolls back."""
+    return seams.hold is not None and seams.hold(commit)
+
+
+class HeldSpool:
+    """Keeps what ``with_input`` wrote for as long as this object lives, or for good once it is handed over.
+
+    A framework throws away the function that holds it when the transaction rolls back, and tells nobody.
+    """
+
+    def __init__(self, record: JobRecord) -> None:
+        self._finalizer = weakref.finalize(self, drop_spool, record)
+
+    def hand_over(self) -> None:
+        self._finalizer.detach()
+
+
+def drop_spool(record: JobRecord) -> None:
+    """Remove what ``with_input`` wrote for a job that was not recorded, and the folder that was made for it alone.
+
+    Raises nothing: the caller has an error to tell already.
+    """
+    if not record.spooled:
+        return
+    try:
+        Folder(record.workspace, private=True).remove("")
+        if record.output.rstrip("/").endswith(f"/{record.id}"):
+            Folder(record.output, private=True).remove("")
+    except (BatchpipeError, OSError) as error:
+        logger.warning("the copied input of job %s is left in %s: %s", record.id, record.workspace, error)
+
+
+def absolute(place: str | Path) -> str:
+    """URLs stay, local paths become absolute: the worker has another current folder."""
+    text = str(place)
+    path = local_path(text)
+    if path is None:
+        return text
+    return os.path.abspath(os.path.expanduser(path))  # unlike pathlib, it lets "~x.jsonl" be a name
+
+
+def as_text(value: Any, field: str) -> str | None:
+    """Plain ``str``: templates of Django make other texts, which no record can hold. Raises InvalidInput."""
+    if value is None:
+        return None
+    if not isinstance(value, str) and field not in ("name", "key"):
+        raise InvalidInput(f"must be text, not {type(value).__name__}", field=field)
+    text = str.__str__(str(value))  # the number of an order, a date, a translation are good names and keys
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise InvalidInput("is not Unicode text", field=field) from None
+    return text
+
+
+def _number(value: Any, otherwise: int, field: str) -> int:
+    if value is None:
+        return otherwise
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise InvalidInput(f"must be a number, not {type(value).__name__}", field=field)
+    return value
+
+
+def _mapping(value: Mapping[str, Any] | None, field: str) -> dict[str, Any]:
+    """As the record will hold it: JSON. Raises InvalidInput."""
+    if value is not None and not isinstance(value, Mapping):
+        raise InvalidInput(f"must be a mapping, not {type(value).__name__}", field=field)
+    try:
+        plain: dict[str, Any] = orjson.loads(orjson.dumps(dict(value or {})))
+    except (TypeError, ValueError) as error:
+        raise InvalidInput(f"is not JSON: {error}", field=field) from None
+    return plain
+
+
+def _signature(on_done: Any) -> dict[str, Any] | None:
+    """A Celery signature, a task or a task's name, as JSON."""
+    if on_done is None:
+        return None
+    if isinstance(on_done, str):
+        on_done = {"task": on_done, "args": [], "kwargs": {}, "options": {}, "subtask_type": None, "immutable": False}
+    if not isinstance(on_done, Mapping) and hasattr(on_done, "s"):
+        on_done = on_done.s()
+    try:
+        plain: dict[str, Any] = orjson.loads(orjson.dumps(dict(on_done)))
+    except (TypeError, ValueError):
+        raise InvalidInput("is not a Celery signature with JSON arguments", field="on_done") from None
+    check_signature(plain)
+    return plain
+
+
+def dump_rows(rows: Iterable[Any]) -> Iterator[bytes]:
+    """Requests as JSON lines with their newline. Bytes are lines already. Raises InvalidInput with the row's number."""
+    try:
+        iterator = lines_of(rows) or iter(rows)
+    except TypeError:
+        raise InvalidInput(f"is a {type(rows).__name__}: give a path, a URL or an iterable", field="input") from None
+    for number, row in enumerate(iterator, start=1):
+        line = row if isinstance(row, bytes) else _dump(row, number)
+        yield line if line.endswith(b"\n") else line + b"\n"
+
+
+def _dump(row: Any, number: int) -> bytes:
+    try:
+        plain = _as_dict(row)
+        if plain is None:
+            raise InvalidInput(f"a {type(row).__name__} is no request: give dicts or typed objects", line=number)
+        line = orjson.dumps(plain)
+    except (TypeError, ValueError) as error:
+        raise InvalidInput(f"cannot be written as JSON: {error}", line=number) from None
+    if b"null" in line and _has_nan(plain):  # orjson writes NaN as null, silently
+        raise InvalidInput("NaN and Infinity are no JSON", line=number)
+    return line
+
+
+def _as_dict(row: Any) -> Mapping[str, Any] | None:
+    if isinstance(row, Mapping):
+        return dict(row)
+    if hasattr(row, "model_dump"):
+        dumped: dict[str, Any] = row.model_dump(mode="json", exclude_none=True)
+        return dumped
+    if dataclasses.is_dataclass(row) and not isinstance(row, type):
+        return dataclasses.asdict(row)
+    if isinstance(row, msgspec.Struct):
+        built: dict[str, Any] = msgspec.to_builtins(row)
+        return built
+    return None
+
+
+def _has_nan(value: Any) -> bool:
+    if isinstance(value, float):
+        return value != value or value in (float("inf"), float("-inf"))
+    if isinstance(value, Mapping):
+        return any(_has_nan(item) for item in value.values())
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return any(_has_nan(getattr(value, part.name)) for part in dataclasses.fields(value))
+    return isinstance(value, list | tuple) and any(_has_nan(item) for item in value)

@@ -1,0 +1,57 @@
+"""How long things may take: a turn that does not get on, and a Celery task in all. Both follow the settings."""
+
+from __future__ import annotations
+
+from batchpipe.config.settings import Settings
+
+#: A turn that met its deadline gets twice as long the next time, up to so many times the first.
+LONGEST_GROWTH = 8
+#: How long preparing and merging, which stream the whole input, may go without getting on.
+JOB_DEADLINE_SECONDS = 3_600.0
+#: Limits of tasks are no shorter, whatever the settings say.
+SHORT_TASK_SECONDS, LONG_TASK_SECONDS = 900, 86_400
+#: A soft limit is an error in the task, which then writes down what it was; the hard one ends the process.
+HARD_AFTER_SOFT_SECONDS = 60
+#: How long a message may be unacknowledged in Redis before it is delivered again, at least.
+VISIBILITY_SECONDS = 1_800
+
+#: Tasks whose turns may be long: a lease ends those that do not get on. All others call the provider for moments.
+LONG_TASKS = ("prepare", "upload", "create", "download", "merge")
+
+#: What a person can change where a turn, or a task, always takes too long.
+REMEDIES = {
+    "prepare": "faster storage, or several smaller inputs",
+    "upload": "smaller shards (MAX_ROWS, MAX_BYTES), or a higher TRANSFER_TIMEOUT_SECONDS",
+    "create": "a higher CONTROL_TIMEOUT_SECONDS",
+    "poll": "a higher CONTROL_TIMEOUT_SECONDS",
+    "download": "smaller shards (MAX_ROWS, MAX_BYTES), or a higher TRANSFER_TIMEOUT_SECONDS",
+    "merge": "faster storage, or several smaller inputs",
+}
+
+
+def turn_deadline(settings: Settings, link: str) -> float:
+    """Seconds that a turn may go without getting on, the first time that it is tried."""
+    control, transfer = settings.control_timeout_seconds, settings.transfer_timeout_seconds
+    return {
+        "prepare": JOB_DEADLINE_SECONDS,
+        "upload": transfer + 2 * control,
+        "create": 10 * control,
+        "poll": 4 * control,
+        "download": 3 * transfer,
+        "merge": JOB_DEADLINE_SECONDS,
+    }[link]
+
+
+def task_limit(settings: Settings, name: str) -> int:
+    """Seconds after which Celery ends a task of ours, softly. ``name`` without its ``batchpipe.``."""
+    links = LONG_TASKS if name in LONG_TASKS else ("poll",)
+    grown = LONGEST_GROWTH * max(turn_deadline(settings, link) for link in links)
+    if name not in LONG_TASKS:
+        return max(SHORT_TASK_SECONDS, int(grown + settings.control_timeout_seconds))
+    slowest = settings.max_bytes / settings.transfer_bytes_per_second
+    return max(LONG_TASK_SECONDS, int(2 * grown), int(2 * slowest))
+
+
+def visibility_seconds(settings: Settings, longest_countdown: float) -> int:
+    """How long a message may be unacknowledged: its countdown, and a task that is not long."""
+    return max(VISIBILITY_SECONDS, int(longest_countdown) + task_limit(settings, "poll") + 2 * HARD_AFTER_SOFT_SECONDS)

@@ -1,0 +1,1 @@
+"""What everything is about: records, rows, outcomes, refusals, timetables and views. Pure."""

@@ -1,0 +1,67 @@
+"""Waiting for what a provider counts and does not show yet: the files of a batch lag its counts, for minutes at times.
+
+Rows that are counted as answered are paid, so they are not sent again; they are waited for, aloud, and not for ever.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from batchpipe.model.records import LONGEST_PAUSE, JobRecord, Move, Problem, ShardRecord, Stage
+
+#: A job that is being cancelled must end: it waits no longer than this.
+CANCELLED_SECONDS = 600.0
+#: Rows that are only counted as failed are not paid; a lagging error file is waited for as long.
+UNPAID_SECONDS = 600.0
+#: Between two looks: a quarter of the time that was waited, but at least this.
+_SHORTEST_PAUSE = 2.0
+#: A look is in time, for queues keep it waiting, if it is late by no more than this or by the pause before it.
+_SHORTEST_LAPSE = 10.0
+
+
+def wait_for_files(
+    job: JobRecord,
+    shard: ShardRecord,
+    stage: Stage,
+    what: str,
+    *,
+    now: float,
+    patience: float,
+    changes: dict[str, Any] | None = None,
+    code: str = "files_late",
+    unpaid: bool = False,
+) -> Move | None:
+    """Come back to this stage later; None where the patience (in seconds) is over.
+
+    ``what`` is waited for, in words; ``code`` is that of the trouble. ``unpaid``: only rows lack that count as failed.
+    """
+    patience = min(patience, UNPAID_SECONDS) if unpaid else patience
+    since = shard.late_at if shard.late_at is not None else now
+    ends = since + (min(patience, CANCELLED_SECONDS) if job.cancel else patience)
+    if ends - now < 0.001:
+        return None
+    why = ", for the job is being cancelled" if job.cancel else ""
+    message = f"{what}; waited for since {utc(since)}, until {utc(ends)} at most{why} (FILES_PATIENCE_SECONDS)"
+    pause = min(max((now - since) / 4, _SHORTEST_PAUSE), LONGEST_PAUSE, ends - now)
+    told = {"late_at": since, "trouble": Problem(code=code, message=message)}
+    events = [(code, {"message": message})] if shard.late_at is None else []
+    return Move(stage=stage, after=pause, changes={**(changes or {}), **told}, events=events)
+
+
+def attended(shard: ShardRecord, now: float) -> ShardRecord:
+    """The shard, its waits begun later by the time in which it was due and nobody looked.
+
+    Workers may have been away, or Redis' clock leapt: neither gave the provider a chance to show what lacks, and the
+    verdict over paid rows hangs on these waits.
+    """
+    unattended = now - shard.next_at - max(shard.wait, _SHORTEST_LAPSE)
+    if unattended <= 0.0:
+        return shard
+    waits = {name: since for name in ("late_at", "unseen_at", "refused_at") if (since := getattr(shard, name))}
+    return shard.evolve(**{name: min(since + unattended, now) for name, since in waits.items()}) if waits else shard
+
+
+def utc(at: float) -> str:
+    """A time as people read it in messages."""
+    return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(at))

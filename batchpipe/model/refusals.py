@@ -1,0 +1,167 @@
+"""What a refusal of the provider concerns: the request itself, or the moment or the account, and then it is waited out.
+
+Decided by the HTTP status, by the structured fields of the error, and by which call it was: a tenant may write what it
+likes into a row or its metadata, and an error may quote it. Words decide only towards letting the one job wait, where a
+provider sends them without a code: by how its whole message begins, which no quoted text can change.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from batchpipe.errors import Refused
+from batchpipe.model.records import LONGEST_PAUSE, JobRecord, Move, Problem, ShardRecord, Stage, window_seconds
+
+#: A job that is being cancelled waits so long at most for a batch or file that its key does not see.
+CANCELLED_PATIENCE_SECONDS = 3_600.0
+#: Pauses between two looks for what is not seen begin with this.
+FIRST_UNSEEN_PAUSE = 5.0
+#: Pauses begin with this: a file that was just uploaded may need seconds; one that is refused is sent whole each time.
+FIRST_FILE_PAUSE, FIRST_UPLOAD_PAUSE = 2.0, 30.0
+
+#: Codes of trouble that a person can end: when it is mended, `batchpipe resume ACCOUNT` looks again at once.
+FOR_A_PERSON = frozenset({"batch_unseen", "file_quota", "account_full", "file_not_ready", "file_not_found"})
+
+#: Codes with which a shard is given up though its batch may have results.
+LANDABLE = frozenset(
+    {
+        "batch_gone",
+        "batch_stuck",
+        "file_gone",
+        "output_file_missing",
+        "answers_missing",
+        "file_damaged",
+        "answer_unreadable",
+    }
+)
+
+#: Codes, spelled without case and signs, by which providers say that the account has no room.
+_NO_ROOM = frozenset(
+    {
+        *("quotaexceeded", "filequotaexceeded", "storagequotaexceeded", "resourcequotaexceeded", "resourceexhausted"),
+        *("toomanyfiles", "filelimitexceeded", "filelimitreached", "filecountexceeded", "maxfilesreached"),
+        *("storagelimitexceeded", "storagelimitreached", "storagefull", "insufficientstorage", "limitexceeded"),
+    }
+)
+#: Codes by which they say that the input file cannot be used yet, or is not seen.
+_FILE_STATE = frozenset(
+    {
+        *("filenotfound", "inputfilenotfound", "filenotready", "filenotprocessed", "filenotinprocessedstate"),
+        *("invalidfilestate", "invalidfilestatus", "fileprocessing", "filepending", "gone"),
+    }
+)
+#: A file in one of these states will be another minute.
+_UNFINISHED = frozenset({"pending", "uploaded", "uploading", "notrunning", "running", "processing", "importing"})
+#: Statuses that concern the body of an upload, whoever sends it: too large, of a kind that is not taken.
+_BODY = frozenset({413, 414, 415})
+
+
+#: The code of a queue that is full.
+TOKEN_LIMIT = "token_limit_exceeded"
+#: How the message begins of the two refusals that come as words alone.
+_TOKEN_LIMIT_WORDS = re.compile(r"enqueued token limit reached\b", re.IGNORECASE)
+_NO_FILE_WORDS = re.compile(r"cannot find file\b", re.IGNORECASE)
+
+
+def says_token_limit(message: str | None) -> bool:
+    """Whether a provider's message is the one of a full queue."""
+    return _TOKEN_LIMIT_WORDS.match(message or "") is not None
+
+
+def says_no_file(message: str | None) -> bool:
+    """Whether a provider's message is the one of a file that it does not find."""
+    return _NO_FILE_WORDS.match(message or "") is not None
+
+
+def _plain(code: str | None) -> str:
+    return re.sub(r"[^a-z]", "", (code or "").lower())
+
+
+def is_no_room(error: Refused) -> bool:
+    """The account may not hold another file, batch or byte just now."""
+    return _plain(error.code) in _NO_ROOM or error.status == 507
+
+
+def upload_may_pass(error: Refused) -> bool:
+    """Whether a refused upload concerns the account or the moment: nothing of the rows was looked at by then.
+
+    Final is what names the body: its size or kind, or the parameter that it came in.
+    """
+    if is_no_room(error):
+        return True
+    return error.status not in _BODY and error.param in (None, "", "id")
+
+
+def is_about_input_file(error: Refused, file_id: str | None) -> bool:
+    """Whether a refused create concerns the state of its input file, which passes, and not the request.
+
+    A create names nothing in its path, so a 404 can only be about the file.
+    """
+    if error.status == 404 or error.param == "input_file_id" or _plain(error.code) in _FILE_STATE:
+        return True
+    if error.param:
+        return False
+    if says_no_file(error.message) or (file_id and file_id in error.message):
+        return True
+    return "not in the state" in error.message.lower()
+
+
+def is_unfinished(status: str | None) -> bool:
+    """Whether the provider still works on a file with this status."""
+    return _plain(status) in _UNFINISHED
+
+
+def wait_out(
+    shard: ShardRecord, stage: Stage, problem: Problem, *, now: float, longest: float, first: float, advice: str
+) -> Move:
+    """Come back later, with pauses that double; ``longest`` seconds after the first refusal it is over.
+
+    Raises Refused then, with the same code and what to do.
+    """
+    since = shard.refused_at if shard.refused_at is not None else now
+    left = since + longest - now
+    if left <= 0:
+        message = f"{problem.message} (waited for {in_words(longest)}; {advice}; then: batchpipe retry {shard.job})"
+        raise Refused(message, code=problem.code)
+    after = min(first * 2 ** min(shard.backoff, 10), LONGEST_PAUSE, left)
+    said = Problem(code=problem.code, message=f"{problem.message} (tried again for {in_words(left)} more; {advice})")
+    changes: dict[str, Any] = {"refused_at": since, "backoff": shard.backoff + 1, "trouble": said}
+    events = [] if shard.refused_at is not None else [("refused_for_now", {"message": said.message})]
+    return Move(stage=stage, after=after, changes=changes, events=events)
+
+
+def believed_at(job: JobRecord, shard: ShardRecord, born: float | None, *, now: float, patience: float) -> float:
+    """When a 404 about what was made at ``born`` may be believed: until then it accuses the key, for keys change.
+
+    Not before the end of the window, nor ``patience`` seconds after the first one. Who has cancelled waits an hour.
+    """
+    since = shard.unseen_at if shard.unseen_at is not None else now
+    if job.cancel:
+        return since + min(patience, CANCELLED_PATIENCE_SECONDS)
+    return max((born or since) + window_seconds(job.completion_window), since + patience)
+
+
+def unseen(
+    job: JobRecord, shard: ShardRecord, stage: Stage, what: str, error: Refused, *, now: float, ends: float
+) -> Move:
+    """The account's key does not see ``what``: said at the first time, looked for with pauses that double."""
+    since = shard.unseen_at if shard.unseen_at is not None else now
+    after = min(FIRST_UNSEEN_PAUSE * 2 ** min(shard.unfound, 10), LONGEST_PAUSE)
+    message = (
+        f"the key of account {job.account!r} does not see {what} ({error.message}): was the key, the project or the "
+        f"base_url changed? Mend it, then: batchpipe resume {job.account}; it is looked for until it is seen, "
+        f"for {in_words(max(ends - now, 0.0))} at least"
+    )
+    problem = Problem(code="batch_unseen", message=message)
+    changes: dict[str, Any] = {"unseen_at": since, "unfound": shard.unfound + 1, "trouble": problem}
+    events = [] if shard.unseen_at is not None else [("batch_unseen", {"message": message})]
+    return Move(stage=stage, after=after, changes=changes, events=events)
+
+
+def in_words(seconds: float) -> str:
+    """A span of time for people: 40 s, 12 min, 6 h, 3 d."""
+    for unit, size in (("d", 86_400.0), ("h", 3_600.0), ("min", 60.0)):
+        if seconds >= 2 * size or seconds == size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s"

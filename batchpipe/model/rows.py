@@ -1,0 +1,437 @@
+"""One request or response line: parse, check, classify. Pure.
+
+Requests are checked the way a strict server would: what passes here is not refused there for its form.
+Answers are read leniently where it costs nothing, for their bodies are the provider's business.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from contextlib import suppress
+from difflib import get_close_matches
+from enum import StrEnum
+from typing import Any, Literal
+
+import msgspec
+import orjson
+
+from batchpipe.errors import InvalidInput, shortened
+from batchpipe.model.bodies import Body, Failure, read_body
+
+#: Inputs that one batch of embeddings may hold, over all its rows.
+MAX_EMBEDDING_INPUTS = 50_000
+EMBEDDINGS = "/v1/embeddings"
+MODERATIONS = "/v1/moderations"
+
+#: Where the body may leave the model to the provider.
+_MODEL_OPTIONAL = ("/v1/moderations", "/v1/images/", "/v1/videos")
+#: How alike an address must be to be a slip; Azure's are ours without the /v1, and no slips.
+_SLIP = 0.93
+#: The first one that is no part of a text: in those a quote has a backslash.
+_ID_IN_LINE = re.compile(rb'(?<!\\)"custom_id"\s*:\s*("(?:[^"\\\x00-\x1f]|\\.)*")')
+_BOM = b"\xef\xbb\xbf"
+
+
+class OutcomeState(StrEnum):
+    """What became of one row."""
+
+    OK = "ok"  #: no error, status 200, and a body that is not known to be no answer (see ``bodies``)
+    FAILED = "failed"  #: a line came, and it is not ok
+    MISSING = "missing"  #: no line came
+
+
+class Request(msgspec.Struct, frozen=True):
+    """What batchpipe wants to know of one request. ``inputs``: embedding inputs, 1 elsewhere."""
+
+    custom_id: str
+    model: str | None
+    inputs: int
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """What batchpipe wants to know of one line of a provider's output or error file.
+
+    ``response`` and ``error`` are the provider's raw JSON, None where null or absent. ``failure``: why a body that
+    came with HTTP 200 is no answer. ``incomplete``: why an answer that is ok ended early. ``items``: the length of its
+    ``data``.
+    """
+
+    custom_id: str
+    ok: bool
+    response: bytes | None
+    error: bytes | None
+    status_code: int | None
+    usage: dict[str, int]
+    model: str | None = None
+    failure: Failure | None = None
+    incomplete: str | None = None
+    items: int | None = None
+
+
+class _Body(msgspec.Struct):
+    model: Any = None
+    stream: Any = None
+
+
+class _Line(msgspec.Struct):
+    custom_id: str
+    method: Literal["POST"]
+    url: str
+    body: _Body
+
+
+class _EmbeddingBody(msgspec.Struct):
+    input: str | list[msgspec.Raw]
+    model: Any = None
+    stream: Any = None
+
+
+class _EmbeddingLine(msgspec.Struct):
+    custom_id: str
+    method: Literal["POST"]
+    url: str
+    body: _EmbeddingBody
+
+
+class _Named(msgspec.Struct):
+    custom_id: str
+
+
+class _AnswerLine(msgspec.Struct):
+    custom_id: str
+    response: msgspec.Raw = msgspec.Raw(b"null")
+    error: msgspec.Raw = msgspec.Raw(b"null")
+
+
+class _Response(msgspec.Struct):
+    status_code: Any = None
+    body: msgspec.Raw = msgspec.Raw(b"null")
+
+
+_decode_line = msgspec.json.Decoder(_Line).decode
+_decode_embedding = msgspec.json.Decoder(_EmbeddingLine).decode
+_decode_named = msgspec.json.Decoder(_Named).decode
+_decode_answer = msgspec.json.Decoder(_AnswerLine).decode
+_decode_response = msgspec.json.Decoder(_Response).decode
+
+
+#: Characters of a model's name.
+MAX_MODEL = 200
+
+
+def check_request(line: bytes, number: int, endpoint: str) -> Request:
+    r"""Check one line of the input, with or without its ``\n``; ``number`` counts from 1.
+
+    Raises InvalidInput, which says the line, the field, what is wrong and what to do.
+    """
+    try:
+        if not line.isascii():
+            str(line, "utf-8")  # msgspec does not look into the values that it skips
+        found: _Line | _EmbeddingLine
+        found = _decode_embedding(line) if endpoint == EMBEDDINGS else _decode_line(line)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise _explain(line, number, endpoint, str(error)) from None
+    body = found.body
+    model = body.model
+    if type(model) is not str and not (model is None and endpoint.startswith(_MODEL_OPTIONAL)):
+        raise _explain(line, number, endpoint, "")
+    if not found.custom_id or found.url != endpoint or model == "" or body.stream is True:
+        raise _explain(line, number, endpoint, "")
+    if model is not None and len(model) > MAX_MODEL:
+        raise _explain(line, number, endpoint, "")
+    inputs = _count_inputs(body.input, number) if isinstance(body, _EmbeddingBody) else 1
+    return Request(found.custom_id, model, inputs)
+
+
+def custom_id(line: bytes) -> str:
+    """The ``custom_id`` of a request line that has been checked."""
+    return _decode_named(line).custom_id
+
+
+def embedding_inputs(line: bytes) -> int:
+    """The number of inputs of a checked line for ``/v1/embeddings``."""
+    return _count_inputs(_decode_embedding(line).body.input, 0)
+
+
+def _count_inputs(value: str | list[msgspec.Raw], number: int) -> int:
+    if isinstance(value, str):
+        return 1
+    if not value:
+        raise InvalidInput("is an empty list; give at least one text", line=number, field="body.input")
+    first = bytes(value[0])[:1]
+    if len(value) > MAX_EMBEDDING_INPUTS and first in (b'"', b"["):
+        message = f"has {len(value)} inputs, and one batch takes {MAX_EMBEDDING_INPUTS}; split the row"
+        raise InvalidInput(message, line=number, field="body.input")
+    return len(value) if first in (b'"', b"[") else 1
+
+
+def _explain(line: bytes, number: int, endpoint: str, reason: str) -> InvalidInput:
+    """Why a line was refused, in words; slow, for it happens once."""
+    try:
+        row = _parse(line, number)
+        _explain_fields(row, number, endpoint)
+    except InvalidInput as error:
+        return error
+    return InvalidInput(f"cannot be read: {shortened(reason, 300)}", line=number)
+
+
+def _parse(line: bytes, number: int) -> dict[str, Any]:
+    if number == 1:
+        if line.startswith(_BOM):
+            raise InvalidInput("starts with a byte order mark; save the file as UTF-8 without BOM", line=number)
+        if (looks := _looks_like(line)) is not None:
+            raise InvalidInput(looks, line=number, code="input_format")
+    if not line.strip():
+        raise InvalidInput("is blank; remove it", line=number)
+    try:
+        text = str(line, "utf-8")
+    except UnicodeDecodeError as error:
+        message = f"is not valid UTF-8 (byte {error.start + 1}); save the file as UTF-8"
+        raise InvalidInput(message, line=number) from None
+    try:
+        row = json.loads(text, parse_constant=_no_constant)
+        json.dumps(row, ensure_ascii=False).encode()
+    except json.JSONDecodeError as error:
+        if error.pos >= len(text.rstrip()) or error.msg.startswith("Unterminated string"):
+            at = len(text.rstrip())
+            message = f"is truncated: the row ends within its JSON, after {at} characters; is the file cut off here?"
+        else:
+            message = f"is not JSON: {error.msg} (column {error.colno})"
+        raise InvalidInput(message, line=number) from None
+    except UnicodeEncodeError:
+        message = "has half of a surrogate pair (\\ud800 to \\udfff), which is not Unicode; remove it"
+        raise InvalidInput(message, line=number) from None
+    except RecursionError:
+        raise InvalidInput("is nested too deeply", line=number) from None
+    except ValueError as error:
+        raise InvalidInput(f"is not JSON: {error}", line=number) from None
+    if not isinstance(row, dict):
+        message = f"is {_kind(row)}, not an object; give one request per line, as a JSON object"
+        raise InvalidInput(message, line=number)
+    return row
+
+
+#: How files begin that are no JSONL, and what to do about it.
+_BEGINNINGS: tuple[tuple[bytes, str], ...] = (
+    (b"\x1f\x8b", "this file is gzip: unpack it first (gunzip)"),
+    (b"\x28\xb5\x2f\xfd", "this file is zstd: unpack it first (unzstd)"),
+    (b"BZh", "this file is bzip2: unpack it first (bunzip2)"),
+    (b"\xfd7zXZ", "this file is xz: unpack it first (unxz)"),
+    (b"PK\x03\x04", "this file is a zip archive or an Excel sheet; give JSONL, one request per line"),
+    (b"PAR1", "this file is Parquet; give JSONL, one request per line"),
+    (b"ARROW1", "this file is Arrow; give JSONL, one request per line"),
+    (b"\xff\xfe", "this file is UTF-16; save it as UTF-8"),
+    (b"\xfe\xff", "this file is UTF-16; save it as UTF-8"),
+    (b"[", "this file is a JSON array; give JSONL, one request per line, without brackets and commas around them"),
+    (b"<", "this file is XML or HTML; give JSONL, one request per line"),
+)
+
+
+def _looks_like(line: bytes) -> str | None:
+    """What a file is by its first line, if it is something else than JSONL, and what to do about it."""
+    for beginning, says in _BEGINNINGS:
+        if line.lstrip().startswith(beginning):
+            return says
+    if line.strip() == b"{":
+        return "this file has a JSON object over several lines; give JSONL, each request on a line of its own"
+    head = line[:2_000].strip()
+    if head[:1] in (b"{", b"") or b"\0" in head:
+        return None
+    for mark, name in ((b"\t", "TSV"), (b",", "CSV"), (b";", "CSV with semicolons")):
+        if mark in head:
+            return f"this file looks like {name}; give JSONL, one request per line, as a JSON object"
+    return None
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON value; use null or a number")
+
+
+def _other_endpoint(url: Any, endpoint: str) -> str:
+    """What to do where a row has another address than the job: most likely a slip, or rows of another kind."""
+    if not isinstance(url, str) or not 0 < len(url) <= 100:
+        return ""
+    if get_close_matches(url, [endpoint], cutoff=_SLIP):
+        return "; did you mean that?"
+    return f"; correct the row, or give --endpoint {url}"
+
+
+def _explain_fields(row: dict[str, Any], number: int, endpoint: str) -> None:
+    def refuse(field: str, message: str) -> None:
+        raise InvalidInput(message, line=number, field=field)
+
+    name, url, body = row.get("custom_id"), row.get("url"), row.get("body")
+    if "custom_id" not in row:
+        refuse("custom_id", "is missing; give each row a string of its own")
+    if not isinstance(name, str):
+        refuse("custom_id", f"is {_kind(name)}; it must be a string")
+    if not name:
+        refuse("custom_id", "is empty; give each row a string of its own")
+    if row.get("method") != "POST":
+        refuse("method", f'is {_shown(row, "method")}; it must be "POST"')
+    if url != endpoint:
+        message = f'is {_shown(row, "url")}, and the job\'s endpoint is "{endpoint}"'
+        refuse("url", message + _other_endpoint(url, endpoint))
+    if not isinstance(body, dict):
+        refuse("body", f"is {_shown(row, 'body')}; it must be an object")
+    else:
+        _explain_body(body, endpoint, refuse)
+
+
+def _explain_body(body: dict[str, Any], endpoint: str, refuse: Any) -> None:
+    model = body.get("model")
+    if model is None and not endpoint.startswith(_MODEL_OPTIONAL):
+        refuse("body.model", "is missing; name the model")
+    if model is not None and (not isinstance(model, str) or not model):
+        refuse("body.model", f"is {_shown(body, 'model')}; it must name a model")
+    if isinstance(model, str) and len(model) > MAX_MODEL:
+        refuse("body.model", f"has {len(model)} characters; the name of a model has at most {MAX_MODEL}")
+    if body.get("stream") is True:
+        refuse("body.stream", "is true, and a batch cannot stream; remove it")
+    if endpoint == EMBEDDINGS and not isinstance(body.get("input"), str | list):
+        refuse("body.input", f"is {_shown(body, 'input')}; it must be a text or a list")
+
+
+def _shown(row: dict[str, Any], field: str) -> str:
+    """A wrong value as a message can show it: short, and without what may be private text."""
+    if field not in row:
+        return "missing"
+    value = row[field]
+    if isinstance(value, str):
+        return json.dumps(value if len(value) <= 60 else value[:60] + "...", ensure_ascii=False)
+    return _kind(value)
+
+
+def _kind(value: Any) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    names: dict[type, str] = {dict: "an object", list: "a list", str: "a string"}
+    return names.get(type(value), "a number")
+
+
+def read_answer(line: bytes) -> Answer:
+    """Read one line of a provider's output or error file.
+
+    Raises ValueError if it is not a JSON object with a string ``custom_id``: then the file is damaged.
+    """
+    try:
+        if not line.isascii():
+            str(line, "utf-8")
+        found = _decode_answer(line)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        lenient = strict_json(line)
+        if lenient is None:
+            raise ValueError(f"not a line of a batch's result: {error}") from None
+        return read_answer(lenient)
+    response, error_ = bytes(found.response), bytes(found.error)
+    status, body = _look_into(response)
+    no_error = error_ == b"null"
+    answered = no_error and status == 200
+    ok = answered and body.failure is None
+    return Answer(
+        found.custom_id,
+        ok,
+        None if response == b"null" else response,
+        None if no_error else error_,
+        status,
+        body.usage,
+        body.model,
+        body.failure if answered else None,
+        body.incomplete if ok else None,
+        body.items if ok else None,
+    )
+
+
+def readable_id(line: bytes) -> str | None:
+    """The ``custom_id`` of a line that is no whole JSON, if it stands in it."""
+    found = _ID_IN_LINE.search(line)
+    try:
+        name = json.loads(found[1]) if found else None
+    except ValueError:
+        return None
+    return name if isinstance(name, str) else None
+
+
+def is_object(line: bytes) -> bool:
+    """Whether a line is a whole JSON object, of whatever kind."""
+    try:
+        return isinstance(msgspec.json.decode(line), dict)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return strict_json(line) is not None
+
+
+def strict_json(line: bytes) -> bytes | None:
+    """What Python servers write for JSON, with NaN, Infinity or half a surrogate pair in it, as JSON: with null and
+    ``?`` in their places. None for what is JSON already, and for what is not whole or no object.
+    """
+    with suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        msgspec.json.decode(line)
+        return None
+    try:
+        whole = json.dumps(json.loads(line), ensure_ascii=False).encode(errors="replace")
+        value = json.loads(whole)
+        return orjson.dumps(value) if isinstance(value, dict) else None
+    except (ValueError, TypeError, RecursionError):
+        return None
+
+
+_NO_BODY = Body()
+
+
+def _look_into(response: bytes) -> tuple[int | None, Body]:
+    """Status code and body of a raw ``response``; None and nothing where it has none."""
+    try:
+        found = _decode_response(response)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None, _NO_BODY
+    status = found.status_code
+    if type(status) is not int:
+        status = _as_status(status)
+    return status, read_body(found.body)
+
+
+def _as_status(told: Any) -> int | None:
+    """Some gateways tell it as a text, or as 200.0."""
+    if isinstance(told, float) and told.is_integer():
+        return int(told)
+    return int(told) if isinstance(told, str) and len(told) == 3 and told.isascii() and told.isdigit() else None
+
+
+def add_usage(total: dict[str, int], usage: dict[str, int]) -> None:
+    """Add the tokens of one row, or of many, to a sum."""
+    for name, count in usage.items():
+        total[name] = total.get(name, 0) + count
+
+
+def error_line(
+    custom_id: str,
+    outcome: OutcomeState,
+    attempts: int,
+    response: bytes | None = None,
+    error: bytes | None = None,
+) -> bytes:
+    """The line of ``errors.jsonl`` for a row that is not ok, without a newline.
+
+    ``response`` and ``error`` are raw JSON, the provider's own where a line came; null where None.
+    """
+    return b'{"custom_id":%s,"outcome":"%s","attempts":%d,"response":%s,"error":%s}' % (
+        msgspec.json.encode(custom_id),
+        outcome.value.encode(),
+        attempts,
+        response or b"null",
+        error or b"null",
+    )
+
+
+def failed_line(answer: Answer, attempts: int) -> bytes:
+    """The line of ``errors.jsonl`` for a row whose answer is not ok, without a newline."""
+    error = answer.error if answer.failure is None else raw_error(answer.failure.code, answer.failure.message)
+    return error_line(answer.custom_id, OutcomeState.FAILED, attempts, answer.response, error)
+
+
+def raw_error(code: str | None, message: str | None) -> bytes:
+    """An ``error`` in the provider's shape, for ``error_line``."""
+    return msgspec.json.encode({"code": code, "message": message})

@@ -1,0 +1,241 @@
+"""The JSON that users and other programs see: ``status --json``, ``job.json``, ``Job.to_dict()``. A contract."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import orjson
+
+from batchpipe.masking import without_secrets
+from batchpipe.model.records import MAX_TELLS, JobRecord, Problem, ShardRecord, Stage
+from batchpipe.model.rows import add_usage
+
+#: Where a job's files lie below its output.
+OUTPUT_FILE, ERROR_FILE, JOB_FILE = "output.jsonl", "errors.jsonl", "job.json"
+#: Where results of an earlier job go when another one begins to write to the same output: beside its workspace.
+EARLIER = ".batchpipe"
+
+
+#: The fields of shards that a view of a job needs, as they are stored.
+SHOWN = ("round", "batch_id", "status", "rows", "counts", "ok", "failed", "missing", "incomplete")
+#: Those that ``metrics_view`` needs, too.
+MEASURED = (
+    *("round", "batch_id", "rows", "ok", "failed", "missing", "usage", "cost", "uploads", "spent"),
+    *("planned_at", "uploaded_at", "created_at", "ended_at", "collected_at"),
+)
+
+
+class Sums:
+    """What the shards of a job have brought so far, added up one by one: there may be 100,000."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._rows = {"ok": 0, "failed": 0, "missing": 0}
+        self._all_known = True
+        self._incomplete: dict[str, int] = {}
+
+    def add(self, shard: ShardRecord) -> None:
+        self.count += 1
+        self._all_known = self._all_known and shard.ok is not None
+        for name in self._rows:
+            self._rows[name] += getattr(shard, name) or 0
+        add_usage(self._incomplete, shard.incomplete)
+
+    def rows(self, job: JobRecord) -> dict[str, int | None]:
+        """The job's own numbers; while it runs, what its collected shards have brought so far, if all have."""
+        if job.ok is not None or not self.count or job.round > 1 or not self._all_known:
+            return {"total": job.total, "ok": job.ok, "failed": job.failed, "missing": job.missing}
+        return {"total": job.total, **self._rows}
+
+    def incomplete(self, job: JobRecord) -> dict[str, int]:
+        """Rows that are ok and ended early, by reason; of a job that runs, those of its shards so far."""
+        return job.incomplete if job.ok is not None or not self.count else self._incomplete
+
+
+def job_view(job: JobRecord, shards: Iterable[ShardRecord] | None = None) -> dict[str, Any]:
+    """A job as a JSON object; times are unix seconds or null; with ``shards`` if they are given."""
+    sums, parts = Sums(), list[dict[str, Any]]()
+    for shard in shards or ():
+        sums.add(shard)
+        parts.append(shard_view(shard))
+    view = _head(job, sums)
+    if shards is not None:
+        view["shards"] = parts
+    return view
+
+
+def page_view(job: JobRecord, first: int, shards: Iterable[ShardRecord]) -> dict[str, Any]:
+    """A job as a JSON object with some of its shards, from an index on: ``shards_in_all``, and ``next``, the index to
+    go on from, or null.
+
+    Numbers of rows that are sums over all shards are there if these are all of them; else the job's own, at its end.
+    """
+    parts = list(shards)
+    whole = first == 0 and len(parts) >= job.shards
+    view = job_view(job, parts) if whole else {**job_view(job), "shards": [shard_view(shard) for shard in parts]}
+    on = parts[-1].index + 1 if parts else job.shards
+    return {**view, "shards_in_all": job.shards, "next": on if on < job.shards else None}
+
+
+def json_of_job(job: JobRecord, read: Callable[[], Iterable[ShardRecord]]) -> Iterator[bytes]:
+    """The same with all shards as a text of JSON, a part at a time: memory does not grow with their number.
+
+    ``read`` reads the shards; of a job that runs, twice.
+    """
+    sums = Sums()
+    for shard in read() if job.ok is None else ():
+        sums.add(shard)
+    head = orjson.dumps(_head(job, sums), option=orjson.OPT_INDENT_2)
+    yield head.removesuffix(b"\n}") + b',\n  "shards": ['
+    between = b"\n"
+    for shard in read():
+        yield between + b"    " + orjson.dumps(shard_view(shard), option=orjson.OPT_INDENT_2).replace(b"\n", b"\n    ")
+        between = b",\n"
+    yield (b"\n  ]" if between == b",\n" else b"]") + b"\n}\n"
+
+
+def _head(job: JobRecord, sums: Sums) -> dict[str, Any]:
+    return {
+        "id": job.id,
+        "name": job.name,
+        "state": job.state.value,
+        "account": job.account,
+        "endpoint": job.endpoint,
+        "input": without_secrets(job.input),
+        "output": without_secrets(job.output),
+        "output_file": _result_file(job, OUTPUT_FILE),
+        "error_file": _result_file(job, ERROR_FILE),
+        "created_at": job.created_at or None,
+        "ended_at": job.ended_at,
+        "error": _problem(job.error),
+        "held": _problem(job.hold),
+        "tags": job.tags,
+        "rows": sums.rows(job),
+        "incomplete": sums.incomplete(job),
+    }
+
+
+def telling(job: JobRecord) -> str | None:
+    """For people: that a site's receivers have not heard of the job's end. None where they have, or are about to."""
+    if not job.state.ended or not job.untold:
+        return None
+    if job.untold > MAX_TELLS:
+        return f"receivers were never told: given up after {job.untold} tries; see its log"
+    if job.notified:
+        return None
+    tries = "1 try" if job.untold == 1 else f"{job.untold} tries"
+    return f"receivers not told yet: {tries}, last: {job.trouble.message if job.trouble else 'not known'}"
+
+
+def ended_early(incomplete: Mapping[str, int]) -> str:
+    """For people: how many answers were cut, and why; empty if none was."""
+    if not incomplete:
+        return ""
+    reasons = ", ".join(f"{reason} {count:,}" for reason, count in sorted(incomplete.items()))
+    return f"{sum(incomplete.values()):,} ok rows are incomplete: {reasons}"
+
+
+def shard_view(shard: ShardRecord) -> dict[str, Any]:
+    return {
+        "index": shard.index,
+        "round": shard.round,
+        "stage": shard.stage,
+        "batch_id": shard.batch_id,
+        "status": shard.status,
+        "rows": shard.rows,
+        "request_counts": {
+            "total": shard.counts.total,
+            "completed": shard.counts.completed,
+            "failed": shard.counts.failed,
+        },
+    }
+
+
+def metrics_view(
+    job: JobRecord,
+    shards: Iterable[ShardRecord],
+    now: float,
+    events: Iterable[Mapping[str, Any]] = (),
+) -> dict[str, Any]:
+    """Rows, tokens, cost, and seconds in each stage (the longest shard's; a stage that is under way up to now).
+
+    ``events`` of the job's log tell of its waits; the same trouble again and again is one of them.
+
+    The cost is of what is collected; null if that of one shard is not known.
+    """
+    seen = _Measures(now)
+    for shard in shards:
+        seen.add(shard)
+    return {
+        "rows": seen.sums.rows(job),
+        "tokens": seen.tokens,
+        "cost_usd": round(seen.cost / 10**12, 6) if seen.cost is not None else None,
+        "shards": seen.sums.count,
+        "stages": dict(seen.stages),
+        "rounds": job.round,
+        "uploads": seen.uploads,
+        "batches": seen.batches,
+        "rows_resent": seen.rows_resent,
+        "waits": dict(Counter(event.get("reason", "failure") for event in events if event["event"] == "put_off")),
+        "seconds": {
+            "prepare": _span(job.created_at, seen.planned_at if seen.sums.count else job.ended_at, now),
+            **seen.seconds,
+            "merge": _span(job.finalizing_at, job.ended_at, now),
+            "total": _span(job.created_at, job.ended_at, now),
+        },
+    }
+
+
+class _Measures:
+    """Shards measured one by one."""
+
+    def __init__(self, now: float) -> None:
+        self._now = now
+        self.sums = Sums()
+        self.seconds: dict[str, float] = {}
+        self.tokens: dict[str, int] = {}
+        self.cost: int | None = 0
+        self.stages: Counter[str] = Counter()
+        self.uploads = self.batches = self.rows_resent = 0
+        self.planned_at: float | None = None
+
+    def add(self, shard: ShardRecord) -> None:
+        if not self.sums.count:
+            self.planned_at = shard.planned_at
+        self.sums.add(shard)
+        self.stages[shard.stage] += 1
+        self.uploads += shard.uploads
+        self.batches += len(shard.spent) + (shard.batch_id is not None)
+        self.rows_resent += shard.rows if shard.round > 1 else 0
+        for name, count in shard.usage.items():
+            self.tokens[name] = self.tokens.get(name, 0) + count
+        if shard.stage == Stage.COLLECTED:
+            self.cost = self.cost + shard.cost if self.cost is not None and shard.cost is not None else None
+        self._time(shard)
+
+    def _time(self, shard: ShardRecord) -> None:
+        marks = ("planned_at", "uploaded_at", "created_at", "ended_at", "collected_at")
+        times = [getattr(shard, mark) for mark in marks]
+        for name, start, end in zip(("upload", "create", "wait", "download"), times, times[1:], strict=False):
+            if start is not None:
+                ended = end if end is not None else (self._now if shard.stage != Stage.COLLECTED else start)
+                self.seconds[name] = max(self.seconds.get(name, 0.0), round(ended - start, 3))
+
+
+def _span(start: float | None, end: float | None, now: float) -> float | None:
+    if start is None:
+        return None
+    return round(max(0.0, (now if end is None else end) - start), 3)
+
+
+def _problem(problem: Problem | None) -> dict[str, str] | None:
+    return {"code": problem.code, "message": problem.message} if problem is not None else None
+
+
+def _result_file(job: JobRecord, name: str) -> str | None:
+    """Where the result lies; null until the merge has written it, and for a job that sent nothing."""
+    if not job.state.ended or not job.results:
+        return None
+    return f"{job.results.rstrip('/')}/{name}"

@@ -1,0 +1,225 @@
+"""Metrics for Prometheus: ``batchpipe metrics``, or mounted into a site's own server with ``wsgi_app()``.
+
+A scrape reads a few numbers and one hash of counts from Redis; the shards in flight are counted in Redis, and that is
+kept for some seconds. While Redis is away a scrape is answered all the same, with ``batchpipe_up 0`` and nothing else.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from itertools import product
+from typing import TYPE_CHECKING, Any
+from wsgiref.types import WSGIApplication
+
+from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest, make_wsgi_app
+from prometheus_client.registry import Collector
+
+from batchpipe.client.client import Client, default_client
+from batchpipe.errors import StoreUnavailable
+from batchpipe.store import Store
+from batchpipe.store.reading import Census
+from batchpipe.telemetry.counters import ACCOUNT, INFINITE, METRICS, NO_ANSWER, VALUES, key_of
+from batchpipe.telemetry.counters import Metric as Counted
+
+if TYPE_CHECKING:
+    from wsgiref.simple_server import WSGIServer
+
+PREFIX = "batchpipe_"
+#: How long the count of the shards in flight is kept: many scrapers cost no more than one.
+CENSUS_SECONDS = 10.0
+#: Accounts on which batches were created within this time are told of, though this host may not have their keys.
+RECENT_SECONDS = 7 * 86_400.0
+
+UP = "Whether Redis, and so the rest of these numbers, could be read."
+#: name -> help, label. In the order of the output.
+GAUGES: dict[str, tuple[str, str]] = {
+    "jobs": ("Jobs, by state; those that ended as long as their records are kept.", "state"),
+    "shards": ("Unfinished shards, by stage.", "stage"),
+    "shards_in_trouble": ("Unfinished shards that do not get on just now; `batchpipe status` says why.", ""),
+    "oldest_shard_seconds": ("Age of the oldest unfinished shard, since it was planned.", ""),
+    "unfinished_records": ("Shards and jobs that something is still to be done for.", ""),
+    "overdue_records": ("Of these, those whose message is lost or whose worker is late.", ""),
+    "sweep_lag_seconds": ("How long past due the most overdue record is.", ""),
+    "sweep_age_seconds": ("Seconds since a sweep last came to its end; +Inf: there was none.", ""),
+    "clock_ahead_seconds": (
+        "How far our time is ahead of Redis' clock, which was set back; 0: it was not.",
+        "",
+    ),
+    "account_paused_seconds": ("How much longer an account rests; 0: it is in use.", ACCOUNT),
+}
+
+
+class StoreCollector(Collector):
+    """Reads the store at each scrape. ``clock`` counts seconds, for what is kept between scrapes."""
+
+    def __init__(
+        self,
+        store: Callable[[], Store],
+        accounts: Callable[[], Iterable[str]] = tuple,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._store = store
+        self._accounts = accounts
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._counted: tuple[Store, float, Census] | None = None
+
+    def describe(self) -> list[Metric]:
+        """The names alone, for who asks for some of them: nothing is read when the collector is registered."""
+        counted = (
+            (HistogramMetricFamily if metric.buckets else CounterMetricFamily)(PREFIX + name, metric.help)
+            for name, metric in METRICS.items()
+        )
+        gauges = (GaugeMetricFamily(PREFIX + name, words) for name, (words, _) in GAUGES.items())
+        return [GaugeMetricFamily(f"{PREFIX}up", UP), *gauges, *counted]
+
+    def collect(self) -> Iterator[Metric]:
+        try:
+            found = list(self._read(self._store()))
+            up = 1
+        except StoreUnavailable:
+            found, up = [], 0
+        yield GaugeMetricFamily(f"{PREFIX}up", UP, up)
+        yield from found
+
+    def _read(self, store: Store) -> Iterator[Metric]:
+        store.ping()  # one short try: a Redis that hangs must not hang the scrape, which Prometheus would give up
+        survey, census = store.survey(), self._census(store)
+        accounts = sorted({"default", *self._accounts(), *store.creating_accounts(survey.now - RECENT_SECONDS)})
+        values: dict[str, float | dict[str, float]] = {
+            "jobs": dict(survey.jobs),
+            "shards": dict(census.stages),
+            "shards_in_trouble": census.troubled,
+            "oldest_shard_seconds": census.oldest,
+            "unfinished_records": survey.unfinished,
+            "overdue_records": survey.overdue,
+            "sweep_lag_seconds": survey.lag,
+            "sweep_age_seconds": max(survey.now - survey.swept, 0.0) if survey.swept is not None else math.inf,
+            "clock_ahead_seconds": survey.ahead,
+            "account_paused_seconds": {name: _paused(store, name) for name in accounts},
+        }
+        for name, (words, label) in GAUGES.items():
+            yield _gauge(name, words, label, values[name])
+        yield from _counters(store.read_counts(), accounts)
+
+    def _census(self, store: Store) -> Census:
+        with self._lock:  # whoever comes while it is counted waits for the same answer
+            now = self._clock()
+            if self._counted is not None and self._counted[0] is store:
+                _, at, census = self._counted
+                if 0 <= now - at < CENSUS_SECONDS:
+                    return census
+            self._counted = store, now, store.census()
+            return self._counted[2]
+
+
+def _paused(store: Store, account: str) -> float:
+    pause = store.paused(account)
+    return pause.seconds if pause is not None else 0.0
+
+
+def _gauge(name: str, words: str, label: str, value: float | dict[str, float]) -> Metric:
+    family = GaugeMetricFamily(PREFIX + name, words, labels=[label] if label else [])
+    for key, number in value.items() if isinstance(value, dict) else [("", value)]:
+        family.add_metric([key] if label else [], number)
+    return family
+
+
+@dataclass(frozen=True)
+class _Counts:
+    """The hash of counts: (name, values of the labels...) -> number."""
+
+    numbers: dict[tuple[str, ...], float]
+
+    @classmethod
+    def of(cls, fields: dict[str, float]) -> _Counts:
+        numbers = {}
+        for field, number in fields.items():
+            try:
+                numbers[key_of(field)] = number
+            except ValueError:  # of a newer version
+                continue
+        return cls(numbers)
+
+    def of_name(self, name: str, labels: int) -> dict[tuple[str, ...], float]:
+        return {key[1:]: n for key, n in self.numbers.items() if key[0] == name and len(key) == labels + 1}
+
+
+def _counters(fields: dict[str, float], accounts: list[str]) -> Iterator[Metric]:
+    counts = _Counts.of(fields)
+    for name, metric in METRICS.items():
+        series = dict.fromkeys(_known_series(metric, accounts), 0.0)
+        if metric.buckets:
+            yield _histogram(name, metric, counts, series)
+            continue
+        family = CounterMetricFamily(PREFIX + name, metric.help, labels=metric.labels)
+        for values, number in sorted({**series, **counts.of_name(name, len(metric.labels))}.items()):
+            family.add_metric(values, number)
+        yield family
+
+
+def _known_series(metric: Counted, accounts: list[str]) -> Iterator[tuple[str, ...]]:
+    """Series that are there from the beginning: what is born with its first count, rate() and increase() overlook.
+    A status has too many values for all of them."""
+    values = {**VALUES, "status": ("200", NO_ANSWER), ACCOUNT: tuple(accounts)}
+    return product(*(values[label] for label in metric.labels))
+
+
+def _histogram(name: str, metric: Counted, counts: _Counts, series: dict[tuple[str, ...], float]) -> Metric:
+    family = HistogramMetricFamily(PREFIX + name, metric.help, labels=metric.labels)
+    found = counts.of_name(f"{name}_bucket", len(metric.labels) + 1)
+    sums = {**series, **counts.of_name(f"{name}_sum", len(metric.labels))}
+    for values, total in sorted(sums.items()):
+        buckets, running = [], 0.0
+        for bound in (*(str(float(bound)) for bound in metric.buckets), INFINITE):
+            running += found.get((*values, bound), 0.0)
+            buckets.append((bound, running))
+        family.add_metric(values, buckets, total)
+    return family
+
+
+# -- ways to it --------------------------------------------------------------------------------------------------------
+
+
+def collector(client: Client | None = None) -> StoreCollector:
+    """For a site that has a registry of its own: ``prometheus_client.REGISTRY.register(collector())``.
+
+    By default of this process's settings, which are read at the first scrape.
+    """
+
+    def chosen() -> Client:
+        return client or default_client()
+
+    return StoreCollector(lambda: chosen().store, lambda: chosen().settings.accounts)
+
+
+@cache
+def _registry(client: Client | None) -> CollectorRegistry:
+    """Of batchpipe's metrics alone; the same one each time, for it keeps what is dear to count."""
+    made = CollectorRegistry(auto_describe=False)
+    made.register(collector(client))
+    return made
+
+
+def wsgi_app(client: Client | None = None) -> WSGIApplication:
+    """A WSGI app that answers with the metrics, to be mounted where only your Prometheus can reach it."""
+    app: WSGIApplication = make_wsgi_app(_registry(client))
+    return app
+
+
+def render(client: Client | None = None) -> tuple[bytes, str]:
+    """The metrics as text, and its content type: for a view of any framework."""
+    return generate_latest(_registry(client)), CONTENT_TYPE_LATEST
+
+
+def serve(client: Client, host: str, port: int) -> tuple[WSGIServer, Any]:
+    """Answer scrapes in a thread of this process. Raises OSError where the port is taken."""
+    return start_http_server(port, host, _registry(client))

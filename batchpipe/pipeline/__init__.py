@@ -1,0 +1,1 @@
+"""What becomes of a job: the turns of shards and jobs, the sweep, the files of a workspace, and the steps."""

@@ -1,0 +1,129 @@
+"""What is past due is published anew: unless its message can only be waiting, in a queue that nobody works on.
+
+A message that is published anew makes the one before it void, but does not remove it. So into a queue that is not
+empty, and from which nothing was taken since, nothing more is sent: there would be another void message for each time.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass
+
+from batchpipe.errors import RecordUnreadable
+from batchpipe.masking import without_secrets
+from batchpipe.pipeline.runner import Turns
+from batchpipe.store import Waiting, When, name_once
+
+logger = logging.getLogger(__name__)
+
+#: Records looked at in one go; the longest overdue come first.
+PASS_LENGTH = 1_000
+#: So many times, while all that was found waits in queues where nothing goes on: others must not wait behind it.
+MOST_PASSES = 20
+#: When what waits so is looked at again, in seconds, at most: after a lease, if it is not too much.
+LOOK_AGAIN_SECONDS = 300.0
+#: Where a worker listens and takes nothing for so long, its queue may hold other people's messages, and ours be lost.
+#: Twice as long with each message that was sent for that, a day at most: each leaves a void one behind.
+STUCK_SECONDS, LONGEST_STUCK_SECONDS = 3_600.0, 86_400.0
+#: What was taken so shortly after a message was published is no sign: clocks are read one after the other.
+MOMENT_SECONDS = 1.0
+#: How often a process says that nobody works on a queue, in seconds; and of how many queues it remembers that.
+SAY_SECONDS, _MOST_SAID = 3_600.0, 1_000
+
+#: Queue -> when this process has last said (by the host's clock) that nobody works on it.
+_said: dict[str, float] = {}
+
+
+@dataclass(frozen=True)
+class _Queue:
+    """What a pass has found of a queue."""
+
+    is_empty: bool  #: or nobody can tell
+    taken: float  #: when a worker last took something from it
+    listened: bool  #: a worker listens on it
+
+    def still_has(self, waiting: Waiting, now: float) -> bool:
+        """Whether a message is surely still there, unless the broker has lost it alone."""
+        if self.is_empty or self.taken > waiting.published + MOMENT_SECONDS:
+            return False
+        stuck = min(STUCK_SECONDS * 2 ** min(waiting.times, 10), LONGEST_STUCK_SECONDS)
+        return not self.listened or now - waiting.published < stuck
+
+
+def publish_overdue(turns: Turns, limit: int = PASS_LENGTH) -> int:
+    """Answers how many records were published anew. Raises StoreUnavailable."""
+    woken, queues = 0, _Queues(turns)
+    for number in range(1, MOST_PASSES + 1):
+        places = turns.store.due(limit)
+        waiting = queues.that_have(places)
+        for job_id, index in places:
+            if (job_id, index) not in waiting and wake_or_set_aside(turns, job_id, index, "overdue"):
+                woken += 1
+                logger.info("overdue, published anew", extra={"event": "swept", "job": job_id, "shard": index})
+        if waiting:
+            turns.counters.add("left_waiting", len(waiting))
+            turns.store.look_later(list(waiting), min(LOOK_AGAIN_SECONDS, number * turns.settings.lease_seconds))
+        if len(waiting) < limit:
+            break
+    queues.tell()
+    return woken
+
+
+def wake_or_set_aside(turns: Turns, job_id: str, index: int, when: When) -> bool:
+    """Answers whether it was published anew. A record that cannot be read is named and passed over."""
+    try:
+        return turns.wake(job_id, index, when=when) is not None
+    except RecordUnreadable as error:
+        name_once(error)
+        turns.store.set_aside(job_id, index)
+        return False
+
+
+class _Queues:
+    """The queues of what is overdue, each asked about once in a pass."""
+
+    def __init__(self, turns: Turns) -> None:
+        self._turns = turns
+        self._known: dict[str, _Queue] = {}
+        self._listening: dict[str, list[str]] | None = None
+        self._dead: dict[str, int] = {}
+
+    def that_have(self, places: list[tuple[str, int]]) -> dict[tuple[str, int], Waiting]:
+        """Those of these overdue records whose messages still wait in their queues."""
+        if self._turns.waiting_in is None or not places:
+            return {}
+        now, found = self._turns.store.now(), {}
+        for place, waiting in zip(places, self._turns.store.waiting(places), strict=True):
+            if waiting is None or not (queue := self._look(waiting.queue)).still_has(waiting, now):
+                continue
+            found[place] = waiting
+            if not queue.listened and not waiting.own_queue:
+                self._dead[waiting.queue] = self._dead.get(waiting.queue, 0) + 1
+        return found
+
+    def _look(self, name: str) -> _Queue:
+        if (known := self._known.get(name)) is not None:
+            return known
+        store, count = self._turns.store, self._turns.waiting_in
+        if self._listening is None:
+            self._listening = store.listening()
+        # what was taken is read first: a message that is taken between the two reads then counts as waiting once more
+        taken, messages = store.last_taken(name), count(name) if count is not None else None
+        self._known[name] = found = _Queue(not messages, taken, name in self._listening)
+        return found
+
+    def tell(self) -> None:
+        """Say now and then that work waits for a worker."""
+        for name, records in self._dead.items():
+            if name in _said and time.monotonic() - _said[name] < SAY_SECONDS:
+                continue
+            if len(_said) >= _MOST_SAID:
+                _said.clear()
+            _said[name] = time.monotonic()
+            logger.warning(
+                "%d pieces of work wait in queue %s, and no worker listens on it: "
+                "start one (batchpipe worker --queues %s)",
+                *(records, without_secrets(name), without_secrets(name)),
+                extra={"event": "no_worker"},
+            )

@@ -1,0 +1,30 @@
+"""When beat sends its next message, which says only "look": not while one of them can only be waiting.
+
+Redis drops no message because it has expired, and nobody takes any while no worker is there: at one every few seconds
+a queue would grow by 17,280 a day.
+"""
+
+from __future__ import annotations
+
+from batchpipe.pipeline.runner import WaitingIn
+from batchpipe.store import Store
+
+#: Of a queue that moves, but slowly, so many seconds lie between two messages.
+MOVING_SECONDS = 60.0
+#: And of one that a worker listens on, but of which it takes nothing of ours: the message may have expired unseen. Each
+#: further pause is as long as nothing has been taken by then, a day at most, so that the queue does not fill.
+LISTENED_SECONDS, LONGEST_SECONDS = 600.0, 86_400.0
+
+
+def may_send(store: Store, name: str, queue: str, waiting_in: WaitingIn) -> bool:
+    """Whether the message of this name is to be sent now; that it is sent is noted. Raises StoreUnavailable."""
+    now, last = store.now(), store.pulse(name)
+    waits = last.taken <= last.sent and bool(waiting_in(queue))
+    if waits and last.sent:
+        pause = min(max(LISTENED_SECONDS, last.sent - last.since), LONGEST_SECONDS)
+        moves = now - last.sent >= MOVING_SECONDS and store.last_taken(queue) > last.sent
+        listened = now - last.sent >= pause and queue in store.listening()
+        if not moves and not listened:
+            return False
+    store.note_pulse(name, sent=now, since=last.since if last.taken <= last.since and last.since else now)
+    return True

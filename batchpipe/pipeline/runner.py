@@ -1,0 +1,335 @@
+"""What shard turns and job turns share: the messages and their answers, and what may be done with a record.
+
+They know no Celery: they are given ``publish``, and answer each message with Go (on with the chain), Again (by
+countdown) or Stop (drop the rest of the chain).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+from batchpipe.config import seams
+from batchpipe.config.limits import REMEDIES
+from batchpipe.config.settings import Settings
+from batchpipe.errors import (
+    MOST_MESSAGE,
+    WORKSPACE_GONE,
+    OnHold,
+    RecordUnreadable,
+    StorageTrouble,
+    StoreUnavailable,
+    TryLater,
+    shortened,
+)
+from batchpipe.masking import without_secrets
+from batchpipe.model.lateness import utc
+from batchpipe.model.records import JOB, LONGEST_PAUSE, JobRecord, Problem, Stage, State
+from batchpipe.provider import Api
+from batchpipe.store import Lease, Refused, Store, When
+from batchpipe.store.store import new_task_ids
+from batchpipe.telemetry.counters import Counters
+from batchpipe.telemetry.logs import log_event
+
+logger = logging.getLogger(__name__)
+
+#: Unforeseen failures of one stage before its shard is given up (never once it has a batch or an open intent).
+MAX_TRIES = 5
+#: Vanished workers during one stage before the same. Machines may die for hours; that is no fault of the shard.
+MAX_LOST = 50
+#: Turns of prepare that met their deadlines, which grow, before its job is refused.
+MAX_OVERRUNS = 6
+#: Code of a transfer that was broken off because its job is being cancelled: it comes back at once.
+CANCELLING = "cancelling"
+#: How long the lost files of a cancelled job are waited for, at most.
+GONE_CANCELLED_SECONDS = 120.0
+#: A file that was not missed for so long was there in between.
+GONE_SEEN_SECONDS = 1_800.0
+#: Code of the pause of an account without money.
+NO_QUOTA = "insufficient_quota"
+#: What a pause after trouble begins with; doubled each time.
+FIRST_PAUSE = 1.0
+#: Where the doubling ends for trouble that passes: a provider that is down for a minute must not cost ten.
+LONGEST_BACKOFF = 60.0
+
+
+@dataclass(frozen=True)
+class Message:
+    """One chain to publish: from the stage on, for this epoch, with these Celery task ids."""
+
+    job: str
+    index: int
+    epoch: int
+    stage: str
+    task_ids: list[str]
+    queue: str
+    countdown: float = 0.0  #: seconds until the first link runs
+    large: bool = False  #: its transfers need slots, and come after short work; False where it is sent anew
+
+
+@dataclass(frozen=True)
+class Go:
+    """On with the next link of the chain."""
+
+    why: str = field(default="", compare=False)  #: for people who watch the tasks
+
+
+@dataclass(frozen=True)
+class Again:
+    """The same task once more, after so many seconds."""
+
+    after: float
+    why: str = field(default="", compare=False)  #: for people who watch the tasks
+    reason: str = field(default="failure", compare=False)  #: for the counters
+
+
+@dataclass(frozen=True)
+class Stop:
+    """End here and drop the rest of the chain."""
+
+    why: str = field(default="", compare=False)  #: for people who watch the tasks
+
+
+#: What a message that was not granted its turn says.
+_REFUSED = {
+    "lease": "another worker is at it",
+    "early": "too early: another message will do it",
+    "stage": "nothing to do: it is at another step",
+    "epoch": "void: a newer message does it",
+    "gone": "the job is gone",
+}
+
+#: Jobs of which this process has said that they are unknown.
+_missed: set[str] = set()
+_MISSED_AT_MOST = 10_000
+_MISSED = (
+    "job %s is unknown to this Redis: if Redis lost it, `batchpipe recover --dry-run`; if another installation shares "
+    "this broker, give each a queue of its own (BATCHPIPE_QUEUE)"
+)
+
+
+def refused(claim: Refused) -> Again | Stop:
+    """The answer to a message whose claim was not granted."""
+    why = _REFUSED.get(claim.why, claim.why)
+    return Again(claim.after + 0.1, why, "lease") if claim.why == "lease" else Stop(why)
+
+
+Next = Go | Again | Stop
+Publish = Callable[[Message], None]
+#: How many messages wait in a queue of the broker; None: that cannot be told.
+WaitingIn = Callable[[str], int | None]
+
+#: The links of a shard's chain, each with the stage that it expects; ``limits`` has their deadlines.
+LINKS: dict[str, Stage] = {
+    "upload": Stage.PLANNED,
+    "create": Stage.UPLOADED,
+    "poll": Stage.CREATED,
+    "download": Stage.ENDED,
+}
+
+
+def links_from(message: Message) -> Sequence[str]:
+    """The names of the tasks that lead from a stage to the end of its chain."""
+    if message.index == JOB:
+        return ["prepare"] if message.stage in (State.PENDING, State.PREPARING) else ["merge"]
+    names = list(LINKS)
+    return names[[stage.value for stage in LINKS.values()].index(Stage(message.stage).value) :]
+
+
+class Turns:
+    """What shard turns and job turns share: the records, the provider, and how a message is published."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        store: Store,
+        apis: Callable[[str], Api],
+        publish: Publish,
+        *,
+        counters: Counters | None = None,
+        waiting_in: WaitingIn | None = None,
+    ) -> None:
+        self.settings = settings
+        self.store = store
+        self.apis = apis
+        self.waiting_in = waiting_in
+        self.counters = counters if counters is not None else Counters()
+        self._publish = publish
+
+    def publish(self, message: Message) -> None:
+        """Send a message. If the broker does not take it, the record's due time brings it back."""
+        try:
+            self._publish(message)
+        except TryLater as error:
+            self.counters.wait("broker", 0.0)
+            logger.warning(
+                "not sent to the workers yet, a sweep will do that: %s", error, extra=_ids(message.job, message.index)
+            )
+        except Exception as error:  # of the broker's libraries, or of the site's app: what is recorded must stand
+            self.counters.wait("broker", 0.0)
+            logger.error(
+                "not sent to the workers yet, a sweep will do that: %s: %s",
+                type(error).__name__,
+                words(error),
+                extra=_ids(message.job, message.index),
+            )
+
+    @staticmethod
+    def gone(job_id: str) -> Stop:
+        """The answer to a message of a job that this Redis does not know. Said aloud, once: nobody else notices."""
+        if job_id not in _missed:
+            if len(_missed) >= _MISSED_AT_MOST:
+                _missed.clear()
+            _missed.add(job_id)
+            logger.warning(_MISSED, job_id, extra={"event": "job_unknown", "job": job_id})
+        return Stop(_REFUSED["gone"])
+
+    def wake(self, job_id: str, index: int, *, when: When = "always", after: float = 0.0) -> list[str] | None:
+        """Publish a record's work anew under a new epoch, to run after ``after`` seconds. Answers the void task ids,
+        or None if it is not to be.
+        """
+        ids = new_task_ids(1 if index == JOB else len(LINKS))
+        raised = self.store.raise_epoch(job_id, index, ids, when=when, after=after)
+        if raised is None:
+            return None
+        self.publish(Message(job_id, index, raised.epoch, raised.stage, ids, raised.queue, after))
+        return raised.old_ids
+
+    def note_overrun(self, lease: Lease, link: str) -> None:
+        """Show that the turn before this one met its deadline, if it did. Raises LeaseLost, StoreUnavailable."""
+        if not lease.overran:
+            return
+        message = (
+            f"{link} did not get on and was ended; it begins anew, and may now stand still for {lease.deadline:.0f} s: "
+            f"it may need {REMEDIES[link]}"
+        )
+        self.store.save(lease, {"trouble": Problem(code="deadline", message=message)})
+        ids = {} if lease.shard is None else {"shard": lease.index}
+        fields = {"link": link, "seconds": lease.deadline, "message": message}
+        self.log(lease.job.id, [("deadline", fields)], level=logging.WARNING, **ids)
+
+    def publish_merge(self, lease: Lease, epoch: int, ids: list[str]) -> None:
+        self.publish(Message(lease.job.id, JOB, epoch, State.FINALIZING, ids, lease.job.queue))
+
+    def log(
+        self, job_id: str, events: Iterable[tuple[str, dict[str, Any]]], *, level: int = logging.INFO, **ids: Any
+    ) -> None:
+        """Write events to the job's log and ours. The log is no truth: losing an event must not cost a turn."""
+        for event, fields in events:
+            log_event(logger, event, fields, level=level, job=job_id, **ids)
+            try:
+                self.store.log(job_id, event, **ids, **fields)
+            except StoreUnavailable as error:
+                logger.warning("event not recorded: %s", error, extra={"event": event, "job": job_id, **ids})
+
+    def held(self, job: JobRecord) -> JobRecord:
+        """The job; one that has waited for a person long enough sends nothing more from now on.
+
+        Raises OnHold while it waits.
+        """
+        if job.hold is None or job.hold_at is None or job.cancel or job.send_no_more:
+            return job
+        left = job.hold_at + self.settings.hold_seconds - self.store.now()
+        if left > 0:
+            raise OnHold(job.hold.message, code=job.hold.code, after=min(left, LONGEST_PAUSE))
+        if self.store.decide(job.id, "land")[0] == "ok":
+            self.log(job.id, [("hold_ended", {"message": job.hold.message})], level=logging.WARNING)
+        return job.evolve(hold=None, hold_at=None, send_no_more=True)
+
+    # -- counting --------------------------------------------------------------------------------------------------
+
+    def counted(self, link: str, place: tuple[str, int], turn: Callable[[], Next]) -> Next:
+        """Take a turn and count how it ended; ``place``: job and index. Raises StoreUnavailable, and nothing else."""
+        try:
+            following = turn()
+        except StoreUnavailable:
+            self.counters.turn(link, "error")  # handed over with a later turn
+            raise
+        except seams.out_of_time:
+            raise
+        except Exception as error:  # around a turn: it could not be claimed, or not ended
+            following = self._outside(error, *place)
+        if isinstance(following, Again):
+            self.counters.wait(following.reason, following.after)
+        self.counters.turn(link, type(following).__name__.lower())
+        self.flush()
+        return following
+
+    def _outside(self, error: Exception, job_id: str, index: int) -> Next:
+        """Nobody holds the record, so nothing is counted: it is noted on it, for people, and tried again for ever."""
+        logger.error("turn failed", exc_info=error, extra={"event": "turn_failed", "job": job_id, "shard": index})
+        problem = Problem(code=getattr(error, "code", "internal_error"), message=words(error))
+        with suppress(RecordUnreadable):
+            self.store.note_trouble(job_id, index, problem)
+        return Again(LONGEST_PAUSE, problem.message)
+
+    def wait_for_workspace(self, lease: Lease, error: StorageTrouble) -> None:
+        """A file of the workspace is missing: return when it is to be given up.
+
+        Raises StorageTrouble (``workspace_gone``) while it may come back, as a mount does; says from when until when.
+        """
+        record, now = lease.shard or lease.job, self.store.now()
+        again = record.gone_at is not None and now - (record.gone_seen or 0.0) < GONE_SEEN_SECONDS
+        since = record.gone_at if again and record.gone_at is not None else now
+        self.store.save(lease, {"gone_at": since, "gone_seen": now})
+        patience = self.settings.workspace_wait_seconds
+        if lease.job.cancel:
+            patience = min(patience, GONE_CANCELLED_SECONDS)
+        if now - since >= patience:
+            return
+        message = (
+            f"{error}: the job's workspace has lost it; waited for since {utc(since)}, until {utc(since + patience)} "
+            "(BATCHPIPE_WORKSPACE_WAIT_SECONDS), then the job ends with what the provider still has"
+        )
+        # not above a minute: a mount that comes back is noticed then
+        raise StorageTrouble(message, code=WORKSPACE_GONE, after=min(30.0, since + patience - now + 0.1)) from error
+
+    def flush(self) -> None:
+        """Hand over what was counted. Counts are no truth: a Redis that is away must not cost a turn."""
+        taken = self.counters.take()
+        try:
+            self.store.add_counts(taken)
+        except StoreUnavailable:
+            self.counters.put_back(taken)
+
+    def count_stage(self, stage: str, entered: float | None) -> None:
+        """A stage was left: count the seconds since it was entered."""
+        if entered is None:
+            return
+        try:
+            self.counters.add("stage_seconds", max(self.store.now() - entered, 0.0), stage=stage)
+        except StoreUnavailable:
+            logger.debug("seconds in stage %s not counted", stage)
+
+
+def check_cancel(lease: Lease) -> None:
+    """Of a transfer that may be broken off: a cancelled job needs it no more."""
+    lease.check()
+    if lease.news.cancel and not lease.job.cancel:
+        raise TryLater("the job is being cancelled", code=CANCELLING)
+
+
+def foreseen(error: Exception, link: str) -> Exception:
+    """The same error; but the time limit of a worker is trouble of that worker, and no failure of the work."""
+    if not isinstance(error, seams.out_of_time):
+        return error
+    message = f"{link} met the time limit of its worker (task_soft_time_limit); it may need {REMEDIES[link]}"
+    return TryLater(message, code="time_limit")
+
+
+def words(error: BaseException) -> str:
+    """What a person reads of an error that may come from any library."""
+    return shortened(without_secrets(str(error)), MOST_MESSAGE) or type(error).__name__
+
+
+def numbers(counts: dict[str, Any]) -> str:
+    """Rows by outcome, in words."""
+    found = [f"{counts[name]} {name}" for name in ("ok", "failed", "missing") if counts.get(name)]
+    return ", ".join(found) or "no rows"
+
+
+def _ids(job_id: str, index: int) -> dict[str, Any]:
+    return {"event": "not_published", "job": job_id, "shard": index}

@@ -1,0 +1,479 @@
+"""Turns of shards: a turn claims the record, gives one step only what it may touch, and ends with what follows."""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from batchpipe.config.limits import turn_deadline
+from batchpipe.errors import (
+    FILE_MISSING,
+    WORKSPACE_GONE,
+    LeaseLost,
+    Never,
+    OnHold,
+    Paused,
+    SettingsError,
+    StorageTrouble,
+    StoreUnavailable,
+    TryLater,
+)
+from batchpipe.errors import Refused as ProviderRefused
+from batchpipe.model.lateness import attended
+from batchpipe.model.records import LONGEST_PAUSE, JobRecord, Move, Problem, ShardRecord, Stage
+from batchpipe.pipeline.manifest import workspace_of
+from batchpipe.pipeline.runner import (
+    CANCELLING,
+    FIRST_PAUSE,
+    LINKS,
+    LONGEST_BACKOFF,
+    MAX_LOST,
+    MAX_TRIES,
+    NO_QUOTA,
+    Again,
+    Go,
+    Next,
+    Stop,
+    Turns,
+    check_cancel,
+    foreseen,
+    numbers,
+    refused,
+    words,
+)
+from batchpipe.pipeline.steps.create import GiveUp, Over, create
+from batchpipe.pipeline.steps.download import abandon, download
+from batchpipe.pipeline.steps.poll import Pace, poll
+from batchpipe.pipeline.steps.salvage import lost, salvage
+from batchpipe.pipeline.steps.upload import upload
+from batchpipe.provider import Api, Snapshot
+from batchpipe.storage import Folder
+from batchpipe.store import Lease, Refused
+from batchpipe.store.store import new_task_ids
+from batchpipe.telemetry.counters import reason_of
+from batchpipe.telemetry.logs import about
+from batchpipe.telemetry.prices import Pricer, free, openai_prices, unknown
+
+logger = logging.getLogger(__name__)
+
+#: Why a shard in this stage comes back by countdown though nothing is wrong.
+_WAITS = {Stage.CREATED.value: "poll", Stage.UPLOADED.value: "create", Stage.ENDED.value: "files"}
+
+
+class ShardTurns(Turns):
+    """Turns of shards: the four links of the chain."""
+
+    def run(self, link: str, job_id: str, index: int, epoch: int) -> Next:
+        """Answer one message. Raises nothing but StoreUnavailable (Redis is away: come back later)."""
+        with about(job=job_id, shard=index):
+            return self.counted(link, (job_id, index), lambda: self._run(link, job_id, index, epoch))
+
+    def _run(self, link: str, job_id: str, index: int, epoch: int) -> Next:
+        account = self.store.account_of(job_id)
+        if account is None:
+            return self.gone(job_id)
+        api = self._api_or_trouble(account)  # built before the claim: its 20 ms are not the lease's
+        claim = self.store.claim(job_id, index, epoch, [LINKS[link]], deadline=turn_deadline(self.settings, link))
+        if isinstance(claim, Refused):
+            return refused(claim)
+        with claim, about(account=account, batch=claim.shard.batch_id if claim.shard else None):
+            try:
+                self.note_overrun(claim, link)
+                ending = self._step(link, claim, api)
+            except LeaseLost:
+                return Stop()
+            except StoreUnavailable:
+                raise
+            except Exception as error:
+                try:
+                    ending = self._trouble(link, claim, error)
+                except LeaseLost:
+                    return Stop()
+            claim.stop()
+            return self._end(claim, ending)
+
+    def _api_or_trouble(self, account: str) -> Api | Exception:
+        """What goes wrong here is trouble of the shard: it is raised once that is claimed."""
+        try:
+            return self.apis(account)
+        except StoreUnavailable:
+            raise
+        except Exception as error:
+            return error
+
+    def _step(self, link: str, lease: Lease, api: Api | Exception) -> Move | Over | _Failed:
+        assert lease.shard is not None
+        job, shard = lease.job, attended(lease.shard, self.store.now())
+        lease.shard = shard
+        workspace = workspace_of(job, self.settings)
+        if job.cancel and link in ("upload", "create") and not _is_committed(shard):
+            return self._abandon(lease, workspace, Problem(code="cancelled", message="the job was cancelled"))
+        if shard.lost >= MAX_LOST and not _is_committed(shard):
+            message = f"its worker vanished {shard.lost} times during {link}"
+            return self._abandon(lease, workspace, Problem(code="worker_lost", message=message))
+        if isinstance(api, Exception):
+            raise api
+        pause = self.store.paused(job.account)
+        # reading, cancelling and fetching need no quota, and what runs on is billed
+        if pause is not None and (pause.code != NO_QUOTA or link in ("upload", "create")):
+            raise Paused(pause.message, code=pause.code, after=pause.seconds)
+        result: Move | Problem | GiveUp | Over
+        if link == "create" and not _is_committed(shard):
+            workspace.size(shard.file)  # nobody could tell whose the answers are: not worth paying for
+        if link == "upload":
+            self.store.save(lease, {"uploads": shard.uploads + 1})  # before it: a file may be left that nobody knows
+            result = self._upload(lease, workspace, api)
+        elif link == "create":
+            if not shard.calls:  # else what an unanswered call made is looked for first
+                job = self.held(job)
+            result = create(job, shard, api, _Turn(self, lease, api))
+        elif link == "poll":
+            result = self._poll(job, shard, api)
+        else:
+            kept = Folder(str(self.settings.home / "downloads"), private=True)
+            result = download(
+                job,
+                shard,
+                workspace,
+                api,
+                lease.token,
+                now=self.store.now(),
+                files_patience=self.settings.files_patience_seconds,
+                unseen_seconds=self.settings.unseen_seconds,
+                prices=self._prices(job.account),
+                check=lease.check,
+                elsewhere=kept,
+            )
+        if isinstance(result, Problem) and shard.landing:  # nothing new: what was collected before stays
+            return Move(stage=Stage.COLLECTED, changes={"landing": False, "error": result})
+        if isinstance(result, GiveUp | Problem):
+            problem = result.problem if isinstance(result, GiveUp) else result
+            return self._abandon(lease, workspace, problem, refused=isinstance(result, GiveUp) and result.refused)
+        return result
+
+    def _prices(self, account: str) -> Pricer:
+        if self.settings.is_sandbox(account):
+            return free
+        return openai_prices() if self.settings.is_openai(account) else unknown
+
+    def _upload(self, lease: Lease, workspace: Folder, api: Api) -> Move:
+        assert lease.shard is not None
+        return upload(
+            lease.shard,
+            workspace,
+            api,
+            now=self.store.now(),
+            longest=self.settings.refusal_wait_seconds,
+            check=lambda: check_cancel(lease),
+        )
+
+    def _poll(self, job: JobRecord, shard: ShardRecord, api: Api) -> Move | Problem:
+        account, clock = self.settings.account(job.account), self.store.clock()
+        rate, patience = account.looks_per_second, account.patience_seconds
+        return poll(
+            job,
+            shard,
+            api,
+            now=clock.now,
+            pace=Pace(self.settings.poll_min_seconds, self.settings.poll_max_seconds),
+            may_look=lambda: self.store.may_look(job.account, per_second=rate, burst=max(1.0, 2 * rate)),
+            patience=patience + clock.slack if patience is not None else None,  # the provider's clock may be behind
+            files_patience=self.settings.files_patience_seconds,
+            unseen_seconds=self.settings.unseen_seconds,
+        )
+
+    def _abandon(self, lease: Lease, workspace: Folder, problem: Problem, *, refused: bool = False) -> Move:
+        """Account for the rows of a shard that has no files: failed if the provider refused it, else missing."""
+        job, shard = lease.job, lease.shard
+        assert shard is not None
+        return abandon(job, shard, workspace, lease.token, problem, refused=refused, check=lease.check)
+
+    # -- trouble ---------------------------------------------------------------------------------------------------
+
+    def _trouble(self, link: str, lease: Lease, error: Exception) -> Move | _Failed:
+        """What an error of a step means for the shard."""
+        assert lease.shard is not None
+        error = foreseen(error, link)
+        if isinstance(error, StorageTrouble) and error.code == FILE_MISSING:
+            try:
+                return self._without_files(lease, error)
+            except (LeaseLost, StoreUnavailable):
+                raise
+            except Exception as other:
+                error = foreseen(other, link)
+        problem = Problem(code=getattr(error, "code", "internal_error"), message=words(error))
+        after = getattr(error, "after", None)
+        if isinstance(error, Paused):
+            after = self._pause(lease, problem, after)
+        if isinstance(error, TryLater | SettingsError | OSError):
+            return self._put_off(lease, problem, after, reason_of(error))
+        if isinstance(error, Never) and not _is_committed(lease.shard):
+            return self._give_up(lease, problem, refused=isinstance(error, ProviderRefused))
+        logger.error("%s failed", link, exc_info=error, extra={"event": "turn_failed"})
+        return self._unforeseen(lease, problem)
+
+    def _without_files(self, lease: Lease, error: StorageTrouble) -> Move:
+        """The shard's file is gone from the workspace. Raises StorageTrouble while it is waited for.
+
+        Then answers that the provider has are kept; the other rows are missing, and only counted.
+        """
+        self.wait_for_workspace(lease, error)
+        job, shard = lease.job, lease.shard
+        assert shard is not None
+        problem = Problem(code=WORKSPACE_GONE, message=f"{error}: the workspace of the job is gone, or a file of it")
+        self.log(job.id, [(WORKSPACE_GONE, {"message": str(error)})], level=logging.ERROR, shard=shard.index)
+        if shard.stage != Stage.ENDED or not (shard.output_file_id or shard.error_file_id):
+            return lost(shard, problem)
+        workspace = workspace_of(job, self.settings)
+        try:
+            return salvage(shard, workspace, self.apis(job.account), problem, check=lease.check)
+        except StorageTrouble as trouble:
+            if trouble.code != FILE_MISSING:
+                raise
+            return lost(shard, problem)  # its whole storage is gone
+
+    def _unforeseen(self, lease: Lease, problem: Problem) -> Move | _Failed:
+        assert lease.shard is not None
+        spent = lease.shard.tries >= MAX_TRIES
+        if spent and not _is_committed(lease.shard):
+            return self._give_up(lease, problem)
+        pause = min(FIRST_PAUSE * 2 ** min(lease.shard.tries, 10), LONGEST_PAUSE)
+        return _Failed(problem, LONGEST_PAUSE if spent else pause, counted=True)
+
+    def _give_up(self, lease: Lease, problem: Problem, *, refused: bool = False) -> Move | _Failed:
+        workspace = workspace_of(lease.job, self.settings)
+        try:
+            return self._abandon(lease, workspace, problem, refused=refused)
+        except StorageTrouble as error:
+            if error.code == FILE_MISSING:
+                return self._trouble("download", lease, error)
+            return self._put_off(lease, Problem(code=error.code, message=str(error)), None, reason_of(error))
+        except (TryLater, OSError) as error:
+            return self._put_off(lease, Problem(code="storage_trouble", message=words(error)), None, reason_of(error))
+
+    def _put_off(self, lease: Lease, problem: Problem, after: float | None, reason: str) -> _Failed:
+        """Foreseen trouble: no try is counted, and the pause doubles."""
+        assert lease.shard is not None
+        pause = min(FIRST_PAUSE * 2 ** min(lease.shard.backoff, 10), LONGEST_BACKOFF) * random.uniform(0.8, 1.2)
+        # a pause that was named is kept, and spread so that not everybody comes back in the same second
+        named = after * random.uniform(1.0, 1.1) if after is not None else 0.0
+        if problem.code == CANCELLING:
+            pause = 0.0
+        return _Failed(problem, min(max(named, pause), LONGEST_PAUSE), counted=False, reason=reason)
+
+    def _pause(self, lease: Lease, problem: Problem, after: float | None) -> float:
+        """Stop using the account: every further call would be refused, too. Answers the seconds until its end."""
+        if (pause := self.store.paused(lease.job.account)) is not None:
+            return pause.seconds
+        seconds = max(after if after is not None else self.settings.account_pause_seconds, 1.0)
+        self.store.pause(lease.job.account, seconds, problem)
+        self.counters.add("account_pauses", account=lease.job.account)
+        fields = {"account": lease.job.account, "seconds": seconds, "message": problem.message}
+        self.log(lease.job.id, [("account_paused", fields)], level=logging.ERROR, shard=lease.index)
+        return seconds
+
+    # -- the end of a turn -----------------------------------------------------------------------------------------
+
+    def _end(self, lease: Lease, ending: Move | Over | _Failed) -> Next:
+        assert lease.shard is not None
+        if isinstance(ending, Over):
+            if ending.settled:
+                self.count_stage(lease.shard.stage, lease.shard.uploaded_at)
+            return Go("created") if ending.settled else Stop()
+        if isinstance(ending, Move) and ending.hold is not None:
+            self._hold(lease, ending.hold)
+        try:
+            move, tries = self._as_move(lease.shard, ending)
+            ids = new_task_ids(1)
+            news, merge_epoch = self.store.advance(lease, move, tries=tries, merge_ids=ids)
+        except LeaseLost:
+            return Stop()
+        self._count_move(lease.job.account, lease.shard, move)
+        paused = isinstance(ending, _Failed) and ending.reason == "paused"  # said once, for the account
+        self.log(lease.job.id, move.events, level=logging.DEBUG if paused else logging.INFO, shard=lease.index)
+        if move.pause is not None:
+            self._pause(lease, move.pause, None)
+        if move.stage == Stage.COLLECTED:
+            counts = {name: move.changes.get(name) for name in ("ok", "failed", "missing")}
+            early = move.changes.get("incomplete")
+            told = counts | ({"incomplete": early} if early else {})
+            self.log(lease.job.id, [("collected", told)], shard=lease.index)
+            if merge_epoch:
+                self.publish_merge(lease, merge_epoch, ids)
+            return Stop(f"collected: {numbers(counts)}")
+        if news.wake:
+            self.wake(lease.job.id, lease.index)
+            return Stop("published anew")
+        if move.stage == lease.shard.stage:
+            reason = ending.reason if isinstance(ending, _Failed) else _WAITS.get(lease.shard.stage, "failure")
+            return Again(move.after, _why(lease.shard, move), reason)
+        if _follows(lease.shard.stage, move.stage):
+            return Go(_why(lease.shard, move))
+        # back to an earlier stage: the chain begins anew there
+        self.wake(lease.job.id, lease.index, after=move.after)
+        return Stop(f"back to {move.stage.value}: {_why(lease.shard, move)}")
+
+    def _hold(self, lease: Lease, problem: Problem) -> None:
+        """Before the turn is ended: a crash in between says it once more, and the script knows it then."""
+        assert lease.shard is not None
+        mode = "land" if lease.job.send_no_more else self.settings.cancelled_elsewhere
+        said = Problem(code=problem.code, message=f"{problem.message}: {_what_follows(mode, lease.job.id)}")
+        if self.store.hold(lease.shard, mode, said):
+            fields = {"batch_id": lease.shard.batch_id, "then": mode, "message": said.message}
+            self.log(lease.job.id, [("cancelled_elsewhere", fields)], level=logging.WARNING, shard=lease.index)
+
+    def _count_move(self, account: str, shard: ShardRecord, move: Move) -> None:
+        if move.stage == shard.stage:
+            return
+        self.count_stage(shard.stage, getattr(shard, f"{shard.stage}_at"))
+        if move.stage == Stage.COLLECTED:
+            self.counters.rows("rows_collected", account, move.changes)
+            self.counters.tokens(account, move.changes.get("usage") or {})
+        if (shard.stage, move.stage) == (Stage.CREATED, Stage.UPLOADED):
+            self.counters.add("batches_resent")
+            self.counters.wait("token_limit" if move.pause is None else "paused", move.after)
+
+    @staticmethod
+    def _as_move(shard: ShardRecord, ending: Move | _Failed) -> tuple[Move, str]:
+        if isinstance(ending, _Failed):
+            changes = {"trouble": ending.problem, "backoff": shard.backoff + 1}
+            events = [("put_off", _put_off_fields(ending))]
+            repeated = shard.trouble is not None and shard.trouble.message == ending.problem.message
+            move = Move(
+                stage=Stage(shard.stage), after=ending.after, changes=changes, events=[] if repeated else events
+            )
+            return move, "keep" if ending.counted else "refund"
+        changes = {"trouble": None, "backoff": 0, "unseen_at": None, "gone_at": None, **ending.changes}
+        if ending.stage != shard.stage and ending.stage in (Stage.UPLOADED, Stage.CREATED, Stage.ENDED):
+            changes.setdefault("unfound", 0)
+            changes.setdefault("refused_at", None)
+        return msgspec.structs.replace(ending, changes=changes), "reset"
+
+
+@dataclass(frozen=True)
+class _Failed:
+    """A turn that came to nothing: why, and how long to wait."""
+
+    problem: Problem
+    after: float
+    counted: bool
+    reason: str = "failure"  #: for the counters
+
+
+def _what_follows(mode: str, job_id: str) -> str:
+    """What becomes of a job when a batch of it was cancelled elsewhere, and what a person can do."""
+    if mode == "resend":
+        return (
+            "its rows that were not run are sent again, as long as the job's attempts last "
+            f"(CANCELLED_ELSEWHERE=resend); end the job: batchpipe cancel {job_id}"
+        )
+    if mode == "land":
+        return "nothing more is sent of this job; what has finished is landed"
+    return (
+        f"nothing more is sent of this job. Send its rows again: batchpipe resume {job_id}; take what is there: "
+        f"batchpipe land {job_id}; end it: batchpipe cancel {job_id}"
+    )
+
+
+def _put_off_fields(failed: _Failed) -> dict[str, Any]:
+    return {"message": failed.problem.message, "seconds": round(failed.after, 1), "reason": failed.reason}
+
+
+class _Turn:
+    """What the create step may do with its shard's record."""
+
+    def __init__(self, turns: ShardTurns, lease: Lease, api: Api) -> None:
+        assert lease.shard is not None
+        self._turns, self._lease, self._api, self._shard = turns, lease, api, lease.shard
+        self.grace_seconds = turns.settings.create_grace_seconds
+        self.lease_seconds = turns.settings.lease_seconds
+        self._slack: float | None = None
+        self.unseen_seconds = turns.settings.unseen_seconds
+        self.refusal_seconds = turns.settings.refusal_wait_seconds
+        self.provider = turns.settings.account(lease.job.account)
+
+    def now(self) -> float:
+        return self._turns.store.now()
+
+    def ahead(self) -> float:
+        if self._slack is None:  # asked for each batch of a list
+            self._slack = self._turns.store.clock().slack
+        return self._slack
+
+    def leapt(self, since: float) -> bool:
+        clock = self._turns.store.clock()
+        # who waits for a grace period, or sleeps between two sweeps, is no leap
+        return clock.leap_at > since and clock.leap_by > max(2 * self.lease_seconds, 2 * self.grace_seconds)
+
+    def intend(self) -> bool:
+        news = self._turns.store.intend(self._lease)
+        if news.held:
+            self._turns.held(self._lease.job)
+            raise OnHold("the job sends nothing more: a batch of it was cancelled at the provider", after=1.0)
+        cancel = news.cancel
+        # whatever goes wrong from here on: there may be a batch
+        self._lease.shard = self._shard.evolve(intent_at=self._shard.intent_at or self.now())
+        return cancel
+
+    def withdraw(self) -> None:
+        self._turns.store.withdraw(self._shard, self._lease.token)
+        self._lease.shard = self._shard
+
+    def too_late_to_call(self) -> bool:
+        return self._lease.too_late_to_call()
+
+    def name(self, batch_ids: Mapping[str, bool]) -> None:
+        self._turns.store.name(self._shard, batch_ids)
+
+    def known(self, batch_ids: Sequence[str]) -> dict[str, ShardRecord]:
+        return self._turns.store.shards_of_batches(self._lease.job.account, batch_ids)
+
+    def settle(self, batch: Any, *, sure: bool = False) -> str:
+        snapshot: Snapshot = batch
+        self._lease.stop()
+        settled = self._turns.store.settle(
+            self._shard,
+            snapshot.id,
+            token=self._lease.token,
+            after=0.0,
+            sure=sure,
+            changes={
+                "status": snapshot.status,
+                "counts": snapshot.counts,
+                "snapshot_at": self._turns.store.now(),
+                "backoff": 0,
+            },
+        )
+        if settled.verdict in ("ok", "late"):
+            event = ("created", {"batch_id": snapshot.id, "status": snapshot.status})
+            self._turns.log(self._shard.job, [event], shard=self._shard.index)
+        if settled.news.wake:
+            self._turns.wake(self._shard.job, self._shard.index)
+            return "known"  # the new chain goes on
+        return settled.verdict
+
+
+def _is_committed(shard: ShardRecord) -> bool:
+    """It has a batch, or may have one: it must never be given up for trouble on our side."""
+    return shard.batch_id is not None or shard.intent_at is not None
+
+
+def _follows(before: str, after: str) -> bool:
+    stages = [stage.value for stage in LINKS.values()]
+    return before in stages and after in stages and stages.index(after) == stages.index(before) + 1
+
+
+def _why(shard: ShardRecord, move: Move) -> str:
+    """How a shard stands after a turn, in words."""
+    trouble, status, counts = (move.changes.get(name, getattr(shard, name)) for name in ("trouble", "status", "counts"))
+    if trouble is not None:
+        return str(trouble.message)
+    parts = [status, f"({shard.batch_id})"] if shard.batch_id else [move.stage.value]
+    if counts is not None and counts.total:
+        parts.insert(1, f"{(counts.completed or 0) + (counts.failed or 0)} of {counts.total} rows")
+    return " ".join(part for part in parts if part)

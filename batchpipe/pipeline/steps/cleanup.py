@@ -1,0 +1,100 @@
+"""Tidy: files at the provider that a job which has ended needs no more are deleted there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Protocol
+
+from batchpipe.errors import Refused, Unavailable
+from batchpipe.model.records import JobRecord, ShardRecord
+
+#: The provider's clock and Redis' may differ by so much.
+CLOCK_SLACK_SECONDS = 300.0
+#: Calls for one file within a turn.
+TRIES_AT_ONCE = 3
+
+
+class StoredFile(Protocol):
+    """What this step reads of a file in the provider's list."""
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def name(self) -> str | None: ...
+
+
+class FilesApi(Protocol):
+    """What this step may do at the provider."""
+
+    def iter_files(self, since: float) -> Iterator[StoredFile]: ...
+    def delete_file(self, file_id: str) -> None: ...
+
+
+def tidy(
+    job: JobRecord,
+    shards: Iterable[ShardRecord],
+    api: FilesApi,
+    which: str,
+    *,
+    check: Callable[[], None] = lambda: None,
+) -> int:
+    """Delete the job's files: ``strays`` (uploads that no batch used), ``inputs`` (all uploads) or ``all`` (the
+    results, too), or ``none``. Answers how many were there. May be done again.
+
+    ``check`` is called before each deletion. Raises Unavailable, Paused, and what ``check`` raises.
+    """
+    if which == "none":
+        return 0
+    parts = list(shards)
+    wanted = {file_id for shard in parts for file_id in _wanted(shard, which)}
+    if any(shard.uploads > _known_uploads(shard) for shard in parts):
+        used = {shard.file_id for shard in parts if shard.batch_id is not None and shard.file_id}
+        wanted |= _unknown_uploads(job, api) - (used if which == "strays" else set())
+    deleted, trouble = 0, None
+    for file_id in sorted(wanted):
+        check()
+        try:
+            deleted += _delete(api, file_id)
+        except Unavailable as error:
+            trouble = error  # the others first
+    if trouble is not None:
+        raise trouble
+    return deleted
+
+
+def _wanted(shard: ShardRecord, which: str) -> Iterator[str]:
+    yield from shard.unused_files
+    if shard.file_id and (which != "strays" or (shard.batch_id is None and not shard.spent)):
+        yield shard.file_id
+    if which == "all":
+        yield from filter(None, (shard.output_file_id, shard.error_file_id))
+
+
+def _known_uploads(shard: ShardRecord) -> int:
+    return len(shard.unused_files) + (shard.file_id is not None)
+
+
+def _unknown_uploads(job: JobRecord, api: FilesApi) -> set[str]:
+    """All uploads of the job, by their names: the answer to some was lost, or its worker died before it was written."""
+    prefix = f"batchpipe-{job.id}-"
+    try:
+        return {file.id for file in api.iter_files(job.created_at - CLOCK_SLACK_SECONDS) if _has(file, prefix)}
+    except Refused:  # the provider cannot list files; they expire
+        return set()
+
+
+def _has(file: StoredFile, prefix: str) -> bool:
+    return file.name is not None and file.name.startswith(prefix)
+
+
+def _delete(api: FilesApi, file_id: str) -> bool:
+    for left in reversed(range(TRIES_AT_ONCE)):
+        try:
+            api.delete_file(file_id)
+            return True
+        except Refused:  # gone already, or nobody may delete it
+            return False
+        except Unavailable:
+            if not left:
+                raise
+    raise AssertionError("unreachable")

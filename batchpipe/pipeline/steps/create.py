@@ -1,0 +1,572 @@
+"""The create step: the only call that costs money, made once.
+
+``POST /v1/batches`` knows no idempotency key, so the intent is recorded first, and whenever a call got no clear
+answer nobody calls again before the provider's list has been looked through, twice, a grace period apart.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
+from typing import Any, Protocol
+
+import msgspec
+
+from batchpipe.errors import NO_ROUTE, BatchpipeError, Gone, Paused, Refused, StoreUnavailable, Unanswered, Unavailable
+from batchpipe.model.records import LONGEST_PAUSE, Counts, JobRecord, Move, Problem, ShardRecord, Stage, Status
+from batchpipe.model.refusals import (
+    FIRST_FILE_PAUSE,
+    believed_at,
+    in_words,
+    is_about_input_file,
+    is_no_room,
+    is_unfinished,
+    unseen,
+    wait_out,
+)
+
+logger = logging.getLogger(__name__)
+
+#: The provider's clock and Redis' may differ by so much.
+CLOCK_SLACK_SECONDS = 300.0
+
+#: Pause before the first look for a batch whose create call got no clear answer.
+FIRST_LOOK_SECONDS = 2.0
+
+#: So many seconds a fresh file may be "not found" before it is uploaded anew; twice as many with each upload.
+UNFOUND_SECONDS = 120.0
+#: Files that nobody finds again are uploaded anew so often.
+MAX_UPLOADS = 6
+
+#: So long an id that an answer named is asked for, where the provider does not know it: a read may lag.
+UNREAD_SECONDS = 300.0
+#: So many batches that a list shows without a sign of whose they are, are read one by one.
+MOST_READ = 10
+#: Create calls of one key without a clear answer, where no list tells what became of them (RESEND_UNANSWERED).
+MOST_CALLS = 3
+#: Code of the end of a shard whose create calls are answered with batches of other rows, again and again.
+OTHERS_BATCH = "answered_with_other_batch"
+
+#: Answers to reading a batch that no later try mends.
+_NEVER_READ = ("nonsense", NO_ROUTE)
+
+NOT_SENT = Problem(
+    code="cancelled_elsewhere",
+    message="not sent: a batch of this job was cancelled at the provider, and nothing more was to be sent",
+)
+CANCELLED = Problem(code="cancelled", message="the job was cancelled before a batch was created")
+
+
+class Batch(Protocol):
+    """What this step reads of the provider's batch object."""
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def status(self) -> str | None: ...
+    @property
+    def created_at(self) -> float | None: ...
+    @property
+    def input_file_id(self) -> str | None: ...
+    @property
+    def metadata(self) -> dict[str, str]: ...
+    @property
+    def counts(self) -> Counts: ...
+
+
+class BatchesApi(Protocol):
+    """What this step may do at the provider."""
+
+    def create_batch(
+        self,
+        *,
+        endpoint: str,
+        completion_window: str,
+        input_file_id: str,
+        metadata: dict[str, str],
+        extra: dict[str, Any],
+    ) -> Batch: ...
+    def file_status(self, file_id: str) -> str | None: ...
+    def iter_batches(self, since: float) -> Iterator[Batch]: ...
+    def retrieve(self, batch_id: str) -> Batch: ...
+    def file_name(self, file_id: str) -> str | None: ...
+    def cancel_batch(self, batch_id: str) -> object: ...
+
+
+class Provider(Protocol):
+    """What an account's provider can do, as its settings declare."""
+
+    @property
+    def lists_batches(self) -> bool: ...
+    @property
+    def echoes_metadata(self) -> bool: ...
+    @property
+    def resend_unanswered(self) -> bool: ...
+
+
+class Turn(Protocol):
+    """What this step may do with the shard's record, under its lease."""
+
+    grace_seconds: float
+    lease_seconds: float
+    unseen_seconds: float  #: how long at least what the key does not see is waited for
+    refusal_seconds: float  #: how long a refusal that may pass is waited out
+
+    @property
+    def provider(self) -> Provider: ...
+
+    def now(self) -> float:
+        """Redis' clock."""
+
+    def ahead(self) -> float:
+        """How much that may be ahead of the provider's clock, in seconds."""
+
+    def leapt(self, since: float) -> bool:
+        """Whether Redis' clock leapt forward since: how much time has really passed is not known then."""
+
+    def intend(self) -> bool:
+        """Record the intent. Answers whether the job is being cancelled. Raises LeaseLost."""
+
+    def withdraw(self) -> None:
+        """The call was clearly refused, or never made."""
+
+    def too_late_to_call(self) -> bool:
+        """More than half of the lease is gone."""
+
+    def name(self, batch_ids: Mapping[str, bool]) -> None:
+        """Record ids that an unclear answer named (True: was about), before anything else is done."""
+
+    def known(self, batch_ids: Sequence[str]) -> Mapping[str, ShardRecord]:
+        """Those of them that a record names, with its shard."""
+
+    def settle(self, batch: Batch, *, sure: bool = False) -> str:
+        """Record the id: ok (this turn is over), late, known, other (another shard's), or cancel (it must not live).
+
+        ``sure``: the batch itself shows our key or file.
+        """
+
+
+class GiveUp(msgspec.Struct, frozen=True):
+    """No batch will come of this shard: account for its rows with this reason."""
+
+    problem: Problem
+    refused: bool = False  #: the provider said no; else no answer came of these rows
+
+
+class Over(msgspec.Struct, frozen=True):
+    """The turn is over: ``settled`` by ourselves, else somebody else goes on with the shard."""
+
+    settled: bool
+
+
+Ending = Move | GiveUp | Over
+
+
+def create(job: JobRecord, shard: ShardRecord, api: BatchesApi, turn: Turn) -> Ending:
+    """Create the shard's batch, or adopt the one that an unanswered call made.
+
+    Raises Unavailable, Paused (a clear no that may pass; the intent is withdrawn), LeaseLost, StoreUnavailable.
+    """
+    if shard.intent_at is not None:
+        seen = _look(job, shard, api, turn)
+        if seen.found:
+            return _adopt(seen.found, shard, api, turn)
+        if seen.doubt and not (turn.provider.resend_unanswered and len(shard.calls) < MOST_CALLS):
+            return _cannot_tell(job, shard, seen.doubt)
+        blind = _cannot_see(job, shard, api, turn)
+        if blind is not None:
+            return blind
+        waiting = _after_empty_look(job, shard, turn, unread=seen.unread)
+        if waiting is not None:
+            return waiting
+    elif job.cancel or job.send_no_more:
+        return GiveUp(CANCELLED if job.cancel else NOT_SENT)
+    return _call(job, shard, api, turn)
+
+
+def _cannot_see(job: JobRecord, shard: ShardRecord, api: BatchesApi, turn: Turn) -> Ending | None:
+    """A list in which a batch lacks says something only to a key that sees where the calls were made: their input file.
+
+    The key of another project sees neither, and a second call would be paid twice. None: it sees.
+    """
+    try:
+        api.file_status(shard.file_id or "")
+        return None
+    except Gone as error:
+        now = turn.now()
+        ends = believed_at(job, shard, shard.intent_at, now=now, patience=turn.unseen_seconds)
+        what = f"the input file {shard.file_id}, so it could not see the batch that an unanswered create call made"
+        if now < ends and not job.cancel:
+            return unseen(job, shard, Stage.UPLOADED, what, error, now=now, ends=ends)
+        message = f"a create call got no clear answer, and the key does not see {what}; its rows may be paid"
+        return GiveUp(Problem(code="create_unknown", message=message))
+
+
+def batch_metadata(job: JobRecord, shard: ShardRecord) -> dict[str, str]:
+    """The user's pairs and ours, by which a batch is found again."""
+    ours = {"batchpipe_job": job.id, "batchpipe_shard": str(shard.index), "batchpipe_key": shard.key}
+    return {**job.metadata, **ours}
+
+
+def _call(job: JobRecord, shard: ShardRecord, api: BatchesApi, turn: Turn) -> Ending:
+    if turn.intend():
+        turn.withdraw()
+        return GiveUp(CANCELLED) if not shard.calls else Move(stage=Stage.UPLOADED)
+    if turn.too_late_to_call():  # a worker that was frozen must not call: somebody else may be at it
+        turn.withdraw()
+        return Move(stage=Stage.UPLOADED, after=0.5, events=[("create_too_late", {})])
+    try:
+        batch = api.create_batch(
+            endpoint=job.endpoint,
+            completion_window=job.completion_window,
+            input_file_id=shard.file_id or "",
+            metadata=batch_metadata(job, shard),
+            extra=job.extra,
+        )
+    except Unanswered as error:
+        if error.named:
+            turn.name(error.named)
+        return _unanswered(error)
+    except (Unavailable, Paused, Refused) as error:
+        if error.named and (made := _made_in_spite_of(error, shard, api, turn)) is not None:
+            return _adopt([made], shard, api, turn)
+        turn.withdraw()
+        if isinstance(error, Refused):
+            return _refused_for_now(shard, error, api, turn) or _refused(shard, error)
+        if error.code == "file_not_found":
+            return _waits_for_file(shard, error, api, turn) or Move(stage=Stage.UPLOADED)
+        raise
+    if batch.id in shard.spent:
+        return _of_another(batch, shard, turn)
+    return _settle(batch, shard, api, turn)
+
+
+def _made_in_spite_of(error: BatchpipeError, shard: ShardRecord, api: BatchesApi, turn: Turn) -> Batch | None:
+    """The batch that a refusal names, if it is ours by its own word (a gateway that repeats calls is told "exists")."""
+    for name in error.named:
+        batch = _read(name, api)
+        if batch is not None and name not in shard.spent and _is_ours(batch, shard, turn.provider):
+            return batch
+    return None
+
+
+def _of_another(batch: Batch, shard: ShardRecord, turn: Turn) -> Move:
+    """The answer names a batch that is another shard's, or an earlier try's: that one is read, then looked for ours.
+
+    A cache, or a gateway that mixes up answers, may answer so for ever. In the end that counts as a no, and as any no
+    it is believed once two more looks have found no batch of ours.
+    """
+    turn.name({batch.id: True})
+    now = turn.now()
+    since = shard.other_at if shard.other_at is not None else now
+    left = since + turn.refusal_seconds - now
+    what = f"the create call was answered with {batch.id}, which is the batch of other rows"
+    advice = "does a proxy, cache or gateway between batchpipe and the provider repeat or mix up answers?"
+    if left > 0:
+        answer = _unanswered(Unanswered(f"{what}; {advice}", code=OTHERS_BATCH))
+        return msgspec.structs.replace(answer, changes={**answer.changes, "other_at": since})
+    message = (
+        f"for {in_words(now - since)} create calls were answered with batches of other rows (at last {batch.id}), "
+        f"and no batch of these rows was found: {advice} Mend that, then: batchpipe retry {shard.job}"
+    )
+    answer = _unanswered(Unanswered(message, code=OTHERS_BATCH))
+    return msgspec.structs.replace(answer, changes={**answer.changes, "refusal": answer.changes["trouble"]})
+
+
+def _unanswered(error: Unanswered) -> Move:
+    logger.warning("create got no clear answer: %s", error, extra={"event": "create_unanswered"})
+    return Move(
+        stage=Stage.UPLOADED,
+        after=FIRST_LOOK_SECONDS,
+        changes={"trouble": Problem(code=error.code, message=error.message)},
+        events=[("create_unanswered", {"message": error.message})],
+    )
+
+
+def _refused_for_now(shard: ShardRecord, error: Refused, api: BatchesApi, turn: Turn) -> Ending | None:
+    """Where the refusal concerns the moment or the account; None: it concerns the request."""
+    if is_no_room(error):
+        problem = Problem(code="account_full", message=f"the provider takes no further batch now: {error.message}")
+        return _wait_out(shard, problem, turn, "the account's limits say what must end or be deleted there first")
+    if is_about_input_file(error, shard.file_id):
+        return _waits_for_file(shard, error, api, turn)
+    if error.param:  # it names a part of the request that is not the file
+        return None
+    return _waits_for_file(shard, error, api, turn, sure=False)
+
+
+def _waits_for_file(
+    shard: ShardRecord, error: BatchpipeError, api: BatchesApi, turn: Turn, *, sure: bool = True
+) -> Ending | None:
+    """A fresh file may be unknown or unready for a while. ``sure``: it is the file; else None unless it says so."""
+    try:
+        status = api.file_status(shard.file_id or "")
+    except Gone:
+        return _file_not_found(shard, error, turn)
+    if not sure and not is_unfinished(status):
+        return None
+    words = f" (its status is {status})" if status else ""
+    message = f"the input file {shard.file_id} cannot be used yet{words}: {error.message}"
+    return _wait_out(shard, Problem(code="file_not_ready", message=message), turn, "look at the file at the provider")
+
+
+def _wait_out(shard: ShardRecord, problem: Problem, turn: Turn, advice: str) -> Ending:
+    try:
+        return wait_out(
+            shard,
+            Stage.UPLOADED,
+            problem,
+            now=turn.now(),
+            longest=turn.refusal_seconds,
+            first=FIRST_FILE_PAUSE,
+            advice=advice,
+        )
+    except Refused as error:
+        return _refused(shard, error)
+
+
+def _file_not_found(shard: ShardRecord, error: BatchpipeError, turn: Turn) -> Ending:
+    """The file is not known, neither to the create nor when it is asked for; when it stays so, it is uploaded anew.
+
+    Not while an older call is unanswered: that its file cannot be seen says that its batch could not be either.
+    """
+    now = turn.now()
+    since = shard.refused_at if shard.refused_at is not None else now
+    uploaded = len(shard.unused_files) + 1  # `uploads` has the refused ones, too
+    longest = min(UNFOUND_SECONDS * 2 ** min(uploaded - 1, 10), turn.refusal_seconds)
+    message = f"the provider does not find the file {shard.file_id} that was uploaded: {error.message}"
+    problem = Problem(code="file_not_found", message=message)
+    if shard.calls or now - since < longest:
+        return _wait_out(shard, problem, turn, "was the key or project of the account changed?")
+    if uploaded >= MAX_UPLOADS:
+        return _refused(shard, Refused(message, code="file_not_found"))
+    changes: dict[str, Any] = {
+        "refused_at": None,
+        "file_id": None,
+        "unused_files": [*shard.unused_files, shard.file_id],
+        "try_": shard.try_ + 1,
+        "trouble": problem,
+    }
+    return Move(stage=Stage.PLANNED, changes=changes, events=[("upload_again", {"message": message})])
+
+
+def _refused(shard: ShardRecord, error: Refused) -> Ending:
+    problem = Problem(code=error.code, message=error.message)
+    if not shard.calls:
+        return GiveUp(problem, refused=True)
+    # an older call is still unanswered: its batch may yet turn up and must be looked for before giving up
+    return Move(stage=Stage.UPLOADED, after=FIRST_LOOK_SECONDS, changes={"refusal": problem})
+
+
+class _Seen(msgspec.Struct):
+    """What was found of earlier calls under a shard's key."""
+
+    found: list[Batch] = []  #: batches made under it, the one to keep first
+    strangers: list[Batch] = []  #: batches that could be, by the time they were made
+    doubt: str = ""  #: why nobody can know whether there is one
+    unread: bool = False  #: an id was named that the provider does not know (yet)
+
+
+def _look(job: JobRecord, shard: ShardRecord, api: BatchesApi, turn: Turn) -> _Seen:
+    """Read the ids that answers named; then look through the list. Raises Unavailable, Paused."""
+    seen = _look_at_named(job, shard, api, turn)
+    if seen.found:
+        return seen
+    try:
+        if not turn.provider.lists_batches:
+            raise Refused("so its settings say")
+        listed = _look_through_list(seen.strangers, shard, api, turn)
+    except Refused as error:
+        listed = _Seen(doubt=f"the provider cannot list batches ({error})")
+    listed.doubt, listed.unread = seen.doubt or listed.doubt, seen.unread
+    dead = (Status.FAILED, Status.EXPIRED, Status.CANCELLED, Status.CANCELED, "cancelling")
+    listed.found.sort(key=lambda batch: (batch.status in dead, batch.created_at or 0.0, batch.id))
+    return listed
+
+
+def _look_at_named(job: JobRecord, shard: ShardRecord, api: BatchesApi, turn: Turn) -> _Seen:
+    """The batch that an answer to our call is about is ours, unless it can be told that it is another's.
+
+    One that it only mentions is ours by its own word; without a word it is a stranger like those of the list.
+    """
+    seen = _Seen()
+    known = turn.known(list(shard.named))
+    for name, about in shard.named.items():
+        if name in shard.spent:
+            continue
+        try:
+            batch = _read(name, api)
+        except Unavailable as error:
+            if error.code not in _NEVER_READ:
+                raise
+            seen.doubt = f"its answer named {name}, which cannot be read ({error})"
+            continue
+        if batch is None:
+            seen.unread = True
+            continue
+        key = batch.metadata.get("batchpipe_key")
+        if _is_ours(batch, shard, turn.provider):
+            return _Seen(found=[batch])
+        if name in known or (key or "").startswith(f"{job.id}:"):
+            continue
+        if key is None and about and not _is_older(batch, shard, turn):
+            return _Seen(found=[batch])
+        if key is None:
+            seen.strangers.append(batch)
+        elif about:
+            seen.doubt = f"its answer named {name}, which shows the key of other rows ({key})"
+    return seen
+
+
+def _read(name: str, api: BatchesApi) -> Batch | None:
+    """None for what the provider does not know as a batch. Raises Unavailable, Paused."""
+    try:
+        return api.retrieve(name)
+    except Refused:
+        return None
+
+
+def _is_older(batch: Batch, shard: ShardRecord, turn: Turn) -> bool:
+    """It was there before our first call."""
+    return batch.created_at is not None and batch.created_at < _since(shard, turn)
+
+
+def _since(shard: ShardRecord, turn: Turn) -> float:
+    """The first intent, on the provider's clock at the earliest: which clock is right nobody knows."""
+    return (shard.intent_at or 0.0) - max(shard.intent_ahead, turn.ahead()) - CLOCK_SLACK_SECONDS
+
+
+def _look_through_list(strangers: list[Batch], shard: ShardRecord, api: BatchesApi, turn: Turn) -> _Seen:
+    """Batches made under this shard's key. In doubt where the list shows some that could be, and no sign of whose.
+
+    That a list shows signs (our metadata, or input files) is known by the batches in it that are ours for sure.
+    Raises Refused where the provider has no list.
+    """
+    found: dict[str, Batch] = {}
+    others = {batch.id: batch for batch in strangers}
+    tells = hides = False
+    batches = api.iter_batches(_since(shard, turn))
+    while page := list(islice(batches, 100)):
+        found |= {b.id: b for b in page if b.id not in shard.spent and _is_ours(b, shard, turn.provider)}
+        tells = tells or any("batchpipe_key" in batch.metadata for batch in page)
+        unsigned = [b for b in page if b.id not in found and "batchpipe_key" not in b.metadata]
+        known = turn.known([batch.id for batch in unsigned])
+        for batch in unsigned:
+            owner = known.get(batch.id)
+            if owner is None:
+                others |= {} if _is_older(batch, shard, turn) or len(others) > MOST_READ else {batch.id: batch}
+            elif batch.input_file_id in (owner.file_id, *owner.unused_files):
+                tells = True
+            else:
+                hides = True
+    if found or not others or (tells and not hides):
+        return _Seen(found=list(found.values()))
+    return _read_one_by_one(list(others.values()), shard, api, turn)
+
+
+def _read_one_by_one(strangers: list[Batch], shard: ShardRecord, api: BatchesApi, turn: Turn) -> _Seen:
+    """A list may keep back what a batch shows when it is read, and whose it is may stand in the name of its file."""
+    left: list[str] = []
+    for stranger in strangers[:MOST_READ]:
+        batch = _read(stranger.id, api)
+        if batch is None or ("batchpipe_key" in batch.metadata and not _is_ours(batch, shard, turn.provider)):
+            continue
+        name = _name_of_input(batch, api)
+        if _is_ours(batch, shard, turn.provider) or name == shard.upload_name:
+            return _Seen(found=[batch])
+        if name is None:
+            left.append(batch.id)
+    left += [batch.id for batch in strangers[MOST_READ:]]
+    if not left:
+        return _Seen()
+    return _Seen(doubt=f"the provider's list does not show whose batches are: it may be {' or '.join(left[:3])}")
+
+
+def _name_of_input(batch: Batch, api: BatchesApi) -> str | None:
+    """None where nobody tells. Raises Unavailable, Paused."""
+    try:
+        return api.file_name(batch.input_file_id) if batch.input_file_id else None
+    except Refused:
+        return None
+
+
+def _cannot_tell(job: JobRecord, shard: ShardRecord, why: str) -> Ending:
+    """Nobody can know whether a call made a batch: another might pay twice, so there is none until a human decides."""
+    calls = f"{len(shard.calls)} create calls" if len(shard.calls) > 1 else "a create call"
+    message = (
+        f"{calls} got no clear answer, and {why}: a batch may exist there. Look there; then cancel the job, or let "
+        f"the call be repeated ({MOST_CALLS} calls at most) with the account's RESEND_UNANSWERED"
+    )
+    problem = Problem(code="create_unknown", message=message)
+    if job.cancel:
+        return GiveUp(problem)
+    return Move(stage=Stage.UPLOADED, after=60.0, changes={"trouble": problem})
+
+
+def _is_ours(batch: Batch, shard: ShardRecord, provider: Provider) -> bool:
+    """By its own word: our key, or, where it tells no key, our input file."""
+    key = batch.metadata.get("batchpipe_key")
+    if key == shard.key:
+        return True
+    if key is not None and provider.echoes_metadata:
+        return False
+    return batch.input_file_id is not None and batch.input_file_id in (shard.file_id, *shard.unused_files)
+
+
+def _adopt(found: list[Batch], shard: ShardRecord, api: BatchesApi, turn: Turn) -> Ending:
+    if len(found) > 1:
+        words = "%d batches were found for the same rows: all but one are cancelled"
+        logger.error(words, len(found), extra={"event": "stray"})
+    # each is settled: whichever is recorded, perhaps by somebody else meanwhile, must not be cancelled
+    endings = [_settle(batch, shard, api, turn, sure=_is_ours(batch, shard, turn.provider)) for batch in found]
+    return endings[0]
+
+
+def _settle(batch: Batch, shard: ShardRecord, api: BatchesApi, turn: Turn, *, sure: bool = False) -> Ending:
+    try:
+        verdict = turn.settle(batch, sure=sure)
+    except StoreUnavailable:
+        logger.error(
+            "batch %s was created and is not recorded yet: Redis is away", batch.id, extra={"event": "unsettled"}
+        )
+        raise
+    if verdict == "other":
+        return _of_another(batch, shard, turn)
+    if verdict == "cancel":
+        logger.error("batch %s is cancelled: its shard has another", batch.id, extra={"event": "stray"})
+        _cancel(batch, api)
+    return Over(settled=verdict == "ok")
+
+
+def _cancel(batch: Batch, api: BatchesApi) -> None:
+    if batch.status in Status.FINAL:
+        return
+    try:
+        api.cancel_batch(batch.id)
+    except Refused:
+        pass  # it has ended
+    except BatchpipeError as error:
+        logger.error("batch %s could not be cancelled: %s", batch.id, error, extra={"event": "stray"})
+
+
+def _after_empty_look(job: JobRecord, shard: ShardRecord, turn: Turn, *, unread: bool) -> Ending | None:
+    """Nothing was found: wait for the grace period, and only after a second empty look call again (None)."""
+    now, grace = turn.now(), turn.grace_seconds
+    said = {"trouble": shard.trouble} if shard.other_at is not None else {}
+    if shard.empty_at is None or turn.leapt(shard.empty_at):
+        # whose lease ended by a leap of the clock may still be within its call
+        more = turn.lease_seconds if turn.leapt(shard.intent_at or 0.0) else 0.0
+        return Move(stage=Stage.UPLOADED, after=more + grace, changes={"empty_at": now + more, **said})
+    left = shard.empty_at + (max(grace, UNREAD_SECONDS) if unread else grace) - now
+    if left > 0.1:  # two readings of a clock
+        return Move(stage=Stage.UPLOADED, after=min(left, max(grace, FIRST_LOOK_SECONDS)), changes=said)
+    if shard.refusal is not None:
+        return GiveUp(shard.refusal, refused=True)
+    if job.cancel or job.send_no_more:
+        return GiveUp(CANCELLED if job.cancel else NOT_SENT)
+    if shard.other_at is not None:  # each pause as long as it has gone on by then, so that they double
+        until = shard.empty_at + min(shard.empty_at - shard.other_at, LONGEST_PAUSE)
+        if (left := min(until, shard.other_at + turn.refusal_seconds) - now) > 0.1:
+            return Move(stage=Stage.UPLOADED, after=left, changes=said)
+    return None

@@ -1,0 +1,282 @@
+"""The poll step: one look at a batch. It holds no worker while it waits; the task comes back by countdown."""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import msgspec
+
+from batchpipe.errors import Gone, Refused, Unavailable
+from batchpipe.model.bodies import QUOTA_CODES
+from batchpipe.model.lateness import wait_for_files
+from batchpipe.model.records import (
+    BatchError,
+    Counts,
+    JobRecord,
+    Move,
+    Problem,
+    ShardRecord,
+    Stage,
+    Status,
+    window_seconds,
+)
+from batchpipe.model.refusals import TOKEN_LIMIT, believed_at, says_token_limit, unseen
+
+logger = logging.getLogger(__name__)
+
+#: So often in a row a batch must be unknown to the provider before we believe it; and not before its time has come.
+MAX_GONE = 3
+
+#: No window is longer; a provider's word for its end that is none (seconds from now, milliseconds) is not believed.
+MOST_WINDOW_SECONDS = 30 * 86_400.0
+
+#: A batch that was cancelled because it did not end, and does not end then either, is given up after so long.
+GIVE_UP_SECONDS = 86_400.0
+
+
+@dataclass(frozen=True)
+class Pace:
+    """Bounds of the pause between two looks, in seconds."""
+
+    shortest: float
+    longest: float
+
+    def after(self, age: float) -> float:
+        """A tenth of the batch's age, within the bounds, with a tenth of jitter: many shards must not march in step."""
+        pause = min(max(age / 10, self.shortest), self.longest)
+        return min(pause * random.uniform(1.0, 1.1), self.longest)
+
+
+class Batch(Protocol):
+    """What this step reads of the provider's batch object."""
+
+    @property
+    def status(self) -> str | None: ...
+    @property
+    def output_file_id(self) -> str | None: ...
+    @property
+    def error_file_id(self) -> str | None: ...
+    @property
+    def counts(self) -> Counts: ...
+    @property
+    def errors(self) -> list[BatchError]: ...
+    @property
+    def expires_at(self) -> float | None: ...
+
+
+class BatchApi(Protocol):
+    """What this step may do at the provider."""
+
+    def retrieve(self, batch_id: str) -> Batch: ...
+    def cancel_batch(self, batch_id: str) -> Batch: ...
+
+
+def poll(
+    job: JobRecord,
+    shard: ShardRecord,
+    api: BatchApi,
+    *,
+    now: float,
+    pace: Pace,
+    may_look: Callable[[], float],
+    patience: float | None = None,
+    files_patience: float = 21_600.0,
+    unseen_seconds: float = 86_400.0,
+) -> Move | Problem:
+    """Look once. Answers where to go, or the Problem with which the batch is gone for good.
+
+    ``may_look`` answers the seconds until this account may ask again (0: now); ``patience`` is how many seconds
+    after its completion window a batch is waited for (None: for ever), ``unseen_seconds`` how many at least one that
+    this key does not see; ``files_patience`` how many after its end its files are, if it counts answers and names none.
+    Raises Unavailable, Paused, Refused.
+    """
+    pause = pace.after(now - (shard.created_at or now))
+    if not _must_end(job, shard) and _is_fresh(shard, now, pace):
+        return Move(stage=Stage.CREATED, after=pause, changes=_as_before(shard))
+    wait = may_look()
+    if wait > 0:
+        after = max(wait, random.uniform(0.2, 1.0) * min(pause, 12 * pace.shortest))
+        return Move(stage=Stage.CREATED, after=after, changes=_as_before(shard))
+    try:
+        batch = _cancelled_or_read(job, shard, api)
+    except Gone as error:
+        if shard.landing:
+            return _gone(shard, error)
+        ends = believed_at(job, shard, shard.created_at, now=now, patience=unseen_seconds)
+        if shard.unfound + 1 < MAX_GONE or now < ends:
+            what = f"batch {shard.batch_id}, which runs on and is paid for"
+            return unseen(job, shard, Stage.CREATED, what, error, now=now, ends=ends)
+        return _gone(shard, error)
+    if shard.overdue_at is None and batch.status not in Status.FINAL and _is_overdue(job, shard, batch, now, patience):
+        return _overdue(shard, batch, now)
+    if batch.status not in Status.FINAL and _is_stuck(shard):
+        message = f"{shard.batch_id} did not end after its window, nor after it was cancelled; its rows may be paid"
+        return Problem(code="batch_stuck", message=message)
+    return _moved(job, shard, batch, now, pause, files_patience)
+
+
+def _is_stuck(shard: ShardRecord) -> bool:
+    """It was cancelled long ago, and the look before this one was after that time, too: workers may have been away."""
+    if shard.overdue_at is None or shard.snapshot_at is None:
+        return False
+    return shard.snapshot_at - shard.overdue_at > GIVE_UP_SECONDS
+
+
+def _as_before(shard: ShardRecord) -> dict[str, Any]:
+    """Of a turn that did not look: what is wrong with the batch goes on."""
+    return {} if shard.unseen_at is None else {"unseen_at": shard.unseen_at, "trouble": shard.trouble}
+
+
+def _gone(shard: ShardRecord, error: Gone) -> Problem:
+    message = (
+        f"the provider does not know {shard.batch_id} ({error}); its rows may be paid. If another key sees it: "
+        f"batchpipe land {shard.job}"
+    )
+    return Problem(code="batch_gone", message=message)
+
+
+def _must_end(job: JobRecord, shard: ShardRecord) -> bool:
+    """The batch is to be cancelled, or has been."""
+    return job.cancel or shard.overdue_at is not None
+
+
+def _is_overdue(job: JobRecord, shard: ShardRecord, batch: Batch, now: float, patience: float | None) -> bool:
+    """By the provider's own word for the end of its window, where it gives one."""
+    if patience is None or shard.created_at is None:
+        return False
+    told, born = batch.expires_at, shard.created_at
+    if told is None or not born < told < born + MOST_WINDOW_SECONDS:
+        told = born + window_seconds(job.completion_window)
+    return now > told + patience
+
+
+def _overdue(shard: ShardRecord, batch: Batch, now: float) -> Move:
+    """It is cancelled with the next look; what has finished is landed, the rest sent again."""
+    message = f"{shard.batch_id} has not ended after its completion window: it is cancelled, and what it has is landed"
+    logger.error("%s", message, extra={"event": "overdue"})
+    problem = Problem(code="batch_overdue", message=message)
+    changes = {
+        "overdue_at": now,
+        "status": batch.status,
+        "counts": batch.counts,
+        "snapshot_at": now,
+        "trouble": problem,
+    }
+    return Move(stage=Stage.CREATED, changes=changes, events=[("overdue", {"batch_id": shard.batch_id})])
+
+
+def _is_fresh(shard: ShardRecord, now: float, pace: Pace) -> bool:
+    """Somebody (create) has just read the status: no need to ask again."""
+    return (
+        shard.snapshot_at is not None
+        and shard.status not in Status.FINAL
+        and now - shard.snapshot_at < pace.shortest / 2
+    )
+
+
+def _cancelled_or_read(job: JobRecord, shard: ShardRecord, api: BatchApi) -> Batch:
+    batch_id = shard.batch_id or ""
+    if _must_end(job, shard) and not shard.cancel_sent:
+        try:
+            return api.cancel_batch(batch_id)
+        except (Refused, Unavailable) as error:
+            # it may have ended, or the provider cannot cancel: only reading it tells, and only that can say it is gone
+            logger.info("batch %s could not be cancelled: %s", batch_id, error, extra={"event": "not_cancelled"})
+    return api.retrieve(batch_id)
+
+
+def _moved(job: JobRecord, shard: ShardRecord, batch: Batch, now: float, pause: float, patience: float) -> Move:
+    changes: dict[str, Any] = {
+        "status": batch.status,
+        "counts": batch.counts,
+        "snapshot_at": now,
+        "cancel_sent": _must_end(job, shard) and batch.status in {"cancelling", *Status.FINAL},
+        "unfound": 0,
+        "unseen_at": None,
+    }
+    if changes["cancel_sent"] and not shard.cancel_sent and shard.overdue_at is not None:
+        changes["overdue_at"] = now  # whoever was to cancel it was away: it has its time from here on
+    events = [("status", {"batch_id": shard.batch_id, "status": batch.status})] if batch.status != shard.status else []
+    hold = _cancelled_elsewhere(job, shard, batch)
+    if batch.status not in Status.FINAL:
+        return Move(stage=Stage.CREATED, after=pause, changes=changes, events=events, hold=hold)
+    ran = batch.counts.completed or batch.output_file_id  # some count nothing, and name their answers
+    if batch.status == Status.FAILED and not (job.cancel or job.send_no_more or ran):
+        if any(_is_token_limit(error) for error in batch.errors):
+            return _create_again(shard, batch, events)
+        if (quota := next((error for error in batch.errors if error.code in QUOTA_CODES), None)) is not None:
+            return _without_quota(_create_again(shard, batch, events), quota)
+    if _files_are_late(batch):
+        what = f"{shard.batch_id} has ended with {_counted(batch)}, and names no file for them yet"
+        unpaid = not batch.counts.completed
+        late = wait_for_files(
+            job, shard, Stage.CREATED, what, now=now, patience=patience, changes=changes, unpaid=unpaid
+        )
+        if late is not None:
+            return msgspec.structs.replace(late, events=[*events, *late.events], hold=hold)
+    changes |= {
+        "output_file_id": batch.output_file_id,
+        "error_file_id": batch.error_file_id,
+        "errors": batch.errors,
+    }
+    return Move(stage=Stage.ENDED, changes=changes, events=events, hold=hold)
+
+
+def _cancelled_elsewhere(job: JobRecord, shard: ShardRecord, batch: Batch) -> Problem | None:
+    """Somebody has cancelled the batch, and it was not us: its rows must not be sent again unasked."""
+    ours = _must_end(job, shard) or shard.cancel_sent or shard.landing
+    if ours or shard.cancelled_elsewhere or batch.status not in ("cancelling", Status.CANCELLED, Status.CANCELED):
+        return None
+    message = f"{shard.batch_id} was cancelled at the provider, and not by batchpipe"
+    return Problem(code="cancelled_elsewhere", message=message)
+
+
+def _without_quota(again: Move, error: BatchError) -> Move:
+    """The account has no money and no row ran: the same as with a full queue, but the account rests."""
+    problem = Problem(code="insufficient_quota", message=error.message or str(error.code))
+    return msgspec.structs.replace(
+        again, pause=problem, changes={**again.changes, "trouble": problem}, events=again.events[:-1]
+    )
+
+
+def _is_token_limit(error: BatchError) -> bool:
+    return error.code == TOKEN_LIMIT or says_token_limit(error.message)
+
+
+def _files_are_late(batch: Batch) -> bool:
+    """Rows were counted, but no file is named for them: seen right after the end of a batch, for a minute or so."""
+    lacks_output = bool(batch.counts.completed) and not batch.output_file_id
+    return lacks_output or (bool(batch.counts.failed) and not (batch.output_file_id or batch.error_file_id))
+
+
+def _counted(batch: Batch) -> str:
+    return f"{batch.counts.completed or 0} answers counted and {batch.counts.failed or 0} rows failed"
+
+
+def _create_again(shard: ShardRecord, batch: Batch, events: list[tuple[str, dict[str, Any]]]) -> Move:
+    """The provider's queue was full and no row ran: a new batch from the same file, under a new key, later."""
+    message = next((error.message for error in batch.errors if _is_token_limit(error)), None) or TOKEN_LIMIT
+    return Move(
+        stage=Stage.UPLOADED,
+        after=min(5.0 * 2 ** min(len(shard.spent), 10), 600.0),
+        changes={
+            "try_": shard.try_ + 1,
+            "spent": [*shard.spent, shard.batch_id],
+            "batch_id": None,
+            "intent_at": None,
+            "calls": None,
+            "empty_at": None,
+            "overdue_at": None,
+            "late_at": None,
+            "cancel_sent": False,
+            "status": None,
+            "counts": None,
+            "snapshot_at": None,
+            "trouble": Problem(code=TOKEN_LIMIT, message=message),
+        },
+        events=[*events, ("token_limit", {"message": message})],
+    )

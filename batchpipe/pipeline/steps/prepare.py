@@ -1,0 +1,151 @@
+"""Prepare: stream the input once, check every row, split it into shards, remember the order.
+
+Memory does not grow with the input: rows go straight to their shard files, and of their ids only hashes are
+kept, most of them in a temporary file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from typing import BinaryIO
+
+from batchpipe.errors import InvalidInput, StorageTrouble
+from batchpipe.model.records import JobRecord
+from batchpipe.model.rows import check_request
+from batchpipe.pipeline.shard_files import ShardFiles
+from batchpipe.pipeline.sharding import NO_BOUNDS, Bounds, Files, NoFiles, Planner, Prepared
+from batchpipe.storage import ANY_INPUT, Folder, InputRules, Pacer, RepeatFinder, input_info, open_input
+
+_NEWLINE = ord("\n")
+
+
+def prepare(
+    job: JobRecord,
+    workspace: Folder,
+    token: str,
+    *,
+    check: Callable[[], None],
+    output: Folder | None = None,
+    rules: InputRules = ANY_INPUT,
+    bounds: Bounds = NO_BOUNDS,
+) -> Prepared:
+    """Check and split the input of a job; write its shard files and their order into the workspace.
+
+    ``token`` becomes part of every name. ``check`` is called at least every 1,024 rows or MB, and every second in
+    which nothing comes; what it raises ends the step. ``output``: the folder of its output, where it is not to be
+    opened by name. ``bounds``: models and shards at most. Raises InvalidInput for the first bad row, an id that is
+    there twice, an empty or too varied input, or an output that cannot be written; StorageTrouble
+    (``input_missing``, ``input_changed``, ...).
+    """
+    if job.output:
+        (output or Folder(job.output)).check_writable("output.jsonl", "errors.jsonl", "job.json")
+    workspace.check_writable()
+    files = ShardFiles(workspace, token)
+    try:
+        found = _scan(job.input, job.endpoint, job.max_rows, job.max_bytes, files, check, rules, bounds)
+        files.commit(check)
+    except BaseException:
+        files.discard()
+        raise
+    return found
+
+
+def validate(
+    url: str,
+    endpoint: str,
+    max_rows: int = 50_000,
+    max_bytes: int = 200_000_000,
+    *,
+    check: Callable[[], None] = lambda: None,
+    rules: InputRules = ANY_INPUT,
+    bounds: Bounds = NO_BOUNDS,
+) -> Prepared:
+    """Check an input as ``prepare`` does and tell the shards that it would make, without writing any."""
+    return _scan(url, endpoint, max_rows, max_bytes, NoFiles(), check, rules, bounds)
+
+
+def _scan(
+    url: str,
+    endpoint: str,
+    max_rows: int,
+    max_bytes: int,
+    files: Files,
+    check: Callable[[], None],
+    rules: InputRules,
+    bounds: Bounds,
+) -> Prepared:
+    planner = Planner(files, endpoint, max_rows, max_bytes, bounds=bounds)
+    before = input_info(url, rules, check)
+    try:
+        rows = _scan_rows(url, endpoint, max_bytes, planner, check, rules)
+    except InvalidInput:
+        if input_info(url, rules, check) != before:
+            raise _changed(url) from None  # what looks wrong may be half of a row that is being written
+        raise
+    if input_info(url, rules, check) != before:
+        raise _changed(url)
+    return Prepared(planner.all(), rows, files.order_file)
+
+
+def _scan_rows(
+    url: str, endpoint: str, max_bytes: int, planner: Planner, check: Callable[[], None], rules: InputRules
+) -> int:
+    """Check and place every row; returns how many there are."""
+    number = 0
+    with RepeatFinder() as ids:
+        with open_input(url, rules, check) as stream:
+            for number, line in _numbered_lines(stream, max_bytes, check, rules):
+                request = check_request(line, number, endpoint)
+                ids.note(request.custom_id)
+                planner.place(request, line)
+        if not number:
+            raise InvalidInput("the input has no rows", code="input_empty")
+        check()
+        suspects = ids.suspects(check)
+    if suspects:
+        with open_input(url, rules, check) as stream:
+            _refuse_repeats(_numbered_lines(stream, max_bytes, check, rules), endpoint, suspects)
+    return number
+
+
+def _numbered_lines(
+    stream: BinaryIO, max_bytes: int, check: Callable[[], None], rules: InputRules
+) -> Iterator[tuple[int, bytes]]:
+    """Each line with its number from 1 and its newline, which the last one gets if it has none. Blank lines at the end,
+    which editors and scripts leave, are no rows.
+    """
+    pace, blank = Pacer(check), 0
+    most = min(max_bytes, rules.most_line or max_bytes)
+    for number, line in enumerate(iter(partial(stream.readline, most + 1), b""), 1):
+        if line.isspace():
+            blank = blank or number
+            pace(line)
+            continue
+        if blank:
+            raise InvalidInput("is blank; remove it", line=blank)
+        whole = line if line[-1] == _NEWLINE else line + b"\n"
+        if len(whole) > max_bytes:
+            raise InvalidInput(f"is longer than the {max_bytes} bytes that a batch file may have", line=number)
+        if len(whole) > most:
+            raise InvalidInput(f"is longer than {most} bytes; see the setting MAX_LINE_BYTES", line=number)
+        pace(whole)
+        yield number, whole
+
+
+def _refuse_repeats(lines: Iterable[tuple[int, bytes]], endpoint: str, suspects: set[int]) -> None:
+    """Look at the input again for ids that are there twice; their hashes may also be equal by chance."""
+    seen: dict[str, int] = {}
+    for number, line in lines:
+        name = check_request(line, number, endpoint).custom_id
+        if hash(name) not in suspects:
+            continue
+        if name in seen:
+            shown = name if len(name) <= 100 else name[:100] + "..."
+            message = f'"{shown}" was used on line {seen[name]} already; give each row an id of its own'
+            raise InvalidInput(message, line=number, field="custom_id", code="custom_id_repeated")
+        seen[name] = number
+
+
+def _changed(url: str) -> StorageTrouble:
+    return StorageTrouble(f"{url}: the input changed while it was read", code="input_changed")

@@ -1,0 +1,86 @@
+"""Salvage: what a batch has brought, though the requests of its shard are gone from the workspace.
+
+The answers name their rows, so none that was paid for is lost. Their order, and which rows have no answer, only the
+requests could tell.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from hashlib import blake2b
+from typing import Any
+
+from batchpipe.errors import Gone, Unavailable
+from batchpipe.model.outcomes import mark_of
+from batchpipe.model.records import Move, Problem, ShardRecord, Stage
+from batchpipe.model.rows import add_usage, failed_line, read_answer
+from batchpipe.pipeline.fetching import FilesApi
+from batchpipe.storage import Folder, Pacer, Scratch, temporary
+
+
+def salvaged_file(shard: ShardRecord) -> str:
+    """Where the answers of a shard are kept that was salvaged, relative to the workspace."""
+    return f"collected/{shard.index:05d}-{shard.try_}-salvaged.rows"
+
+
+def lost(shard: ShardRecord, problem: Problem) -> Move:
+    """Collect a shard of which nothing is left but the number of its rows."""
+    counts = {"ok": 0, "failed": 0, "missing": shard.rows}
+    return Move(stage=Stage.COLLECTED, changes={**counts, "resend": 0, "collected_file": None, "error": problem})
+
+
+def salvage(
+    shard: ShardRecord,
+    workspace: Folder,
+    api: FilesApi,
+    problem: Problem,
+    *,
+    check: Callable[[], None],
+) -> Move:
+    """Collect the answers of an ended batch without its requests, in the order in which they come.
+
+    Rows without an answer are counted as missing; nothing knows their names. Raises Unavailable, StorageTrouble.
+    """
+    counts, usage, seen = {"ok": 0, "failed": 0}, dict[str, int](), set[bytes]()
+    with workspace.writer(salvaged_file(shard)) as out:
+        for file_id in (shard.output_file_id, shard.error_file_id):
+            for line in _lines(api, file_id, check) if file_id else ():
+                try:
+                    answer = read_answer(line)
+                except ValueError:
+                    continue  # nobody can tell whose it is
+                name = blake2b(answer.custom_id.encode(), digest_size=16).digest()
+                if name in seen or len(seen) == shard.rows:
+                    continue
+                seen.add(name)
+                counts["ok" if answer.ok else "failed"] += 1
+                add_usage(usage, answer.usage)
+                kept = line.rstrip(b"\r\n") if answer.ok else failed_line(answer, shard.round)
+                out.write(b"%b%b\n" % (mark_of(answer), kept))
+    changes: dict[str, Any] = {**counts, "missing": shard.rows - len(seen), "resend": 0, "usage": usage}
+    changes |= {"collected_file": salvaged_file(shard), "error": problem}
+    return Move(stage=Stage.COLLECTED, changes=changes, events=[("salvaged", {**counts, "rows": shard.rows})])
+
+
+def _lines(api: FilesApi, file_id: str, check: Callable[[], None]) -> Iterator[bytes]:
+    """The lines of a provider's file; none of one that is gone there, too."""
+    pace = Pacer(check)
+    with temporary() as scratch:
+        try:
+            _fetch(api, file_id, scratch, check)
+        except Gone:
+            return
+        for line in scratch.lines():
+            pace(line)
+            if line.strip():
+                yield line
+
+
+def _fetch(api: FilesApi, file_id: str, scratch: Scratch, check: Callable[[], None]) -> None:
+    try:
+        size = api.file_bytes(file_id)
+    except Gone:
+        size = None
+    got = api.download(file_id, scratch.sink, check)
+    if size and got < size:
+        raise Unavailable(f"the downloaded file is cut short: {file_id} has {got} of {size} bytes")

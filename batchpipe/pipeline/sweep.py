@@ -1,0 +1,175 @@
+"""The safety net: what is past due is published anew, and batches that must not live are cancelled.
+
+Any number of sweeps at once do no harm.
+"""
+
+from __future__ import annotations
+
+import logging
+from itertools import islice
+
+from batchpipe.config.settings import SANDBOX_ACCOUNT
+from batchpipe.errors import BatchpipeError, Refused, SettingsError, StoreUnavailable, Unavailable
+from batchpipe.model.records import ShardRecord, Stage, Status
+from batchpipe.pipeline.manifest import prune_workspaces
+from batchpipe.pipeline.overdue import PASS_LENGTH, publish_overdue
+from batchpipe.pipeline.runner import NO_QUOTA, Turns
+from batchpipe.pipeline.waking import wake_rest
+from batchpipe.provider import Api, Snapshot
+from batchpipe.store import Clock
+from batchpipe.telemetry.logs import about
+
+logger = logging.getLogger(__name__)
+
+#: Pause between two looks into an account's list, over all sweeps.
+LIST_SECONDS = 30.0
+#: A list is read back to the last one and this much more: lists lag, and clocks differ.
+OVERLAP_SECONDS = 1_200.0
+#: How far back the first list is read, and how long after its last create call an account is looked after.
+LOOK_BACK_SECONDS = 26 * 3_600.0
+
+#: Accounts of which this process has said that it cannot look after them.
+_not_here: set[str] = set()
+_MOST_ACCOUNTS = 1_000
+#: When Redis' clock was set back, of which this process has told last.
+_told_of = 0.0
+
+
+def sweep(turns: Turns, *, limit: int = PASS_LENGTH, listing: bool | None = None) -> int:
+    """One pass. Answers how many records were published anew. Raises StoreUnavailable.
+
+    ``listing``: look into the accounts' lists of batches now (True), not at all (False), or if it is time (None).
+    """
+    woken = publish_overdue(turns, limit)
+    wake_rest(turns, limit)
+    turns.store.prune_lists()
+    prune_workspaces(turns.settings, turns.store.closed, turns.store.now())
+    if listing is not False:
+        clock = turns.store.clock()
+        _tell_of_clock(clock)
+        for account in turns.store.creating_accounts(clock.now - LOOK_BACK_SECONDS):
+            with about(account=account):
+                _look_after(turns, account, at_once=listing is True)
+    _count(turns, woken)
+    return woken
+
+
+def _tell_of_clock(clock: Clock) -> None:
+    """Say once that Redis' clock was set back: nothing else would, for everything goes on."""
+    global _told_of
+    if clock.ahead and clock.back_at and clock.back_at != _told_of:
+        _told_of = clock.back_at
+        logger.error("%s", clock.words(), extra={"event": "clock_back"})
+
+
+def _count(turns: Turns, woken: int) -> None:
+    turns.counters.add("sweeps")
+    turns.counters.add("swept", woken)
+    turns.flush()
+    turns.store.note_sweep()
+
+
+def _look_after(turns: Turns, account: str, *, at_once: bool) -> None:
+    """Read an account's recent batches: cancel strays, wake the shards of those that have ended."""
+    clock = turns.store.clock()
+    now = clock.now
+    begun, done = turns.store.listings(account)
+    if not at_once and abs(now - begun) < LIST_SECONDS:
+        return
+    try:
+        in_settings = turns.settings.account(account)
+    except SettingsError as error:  # before the look is noted: others, who have it, look instead
+        _tell_of_account(account, error)
+        return
+    try:
+        turns.store.note_listing(account, begun=now)
+        pause = turns.store.paused(account)
+        if not in_settings.lists_batches or (pause is not None and pause.code != NO_QUOTA):
+            return
+        api, left, ours = turns.apis(account), 0, 0
+        batches = api.iter_batches(_since(now, done) - clock.slack)
+        while page := list(islice(batches, 100)):
+            alive, known = _judge(turns, api, page)
+            left, ours = left + alive, ours + known
+    except StoreUnavailable:
+        raise
+    except BatchpipeError as error:  # no key on this host, or the provider is down: the next sweep, or another's
+        logger.warning("batches of account %r not listed: %s", account, error, extra={"event": "not_listed"})
+        return
+    except Exception:  # the other accounts, and what is overdue, must not wait for this one
+        logger.exception("batches of account %r not listed", account, extra={"event": "not_listed"})
+        return
+    # Else the next look goes as far back as this one. A list that shows none of ours is no proof that there is none:
+    # the key may be another project's for a while.
+    if not left and ours:
+        turns.store.note_listing(account, done=now)
+
+
+def _tell_of_account(account: str, error: SettingsError) -> None:
+    """Say once that an account cannot be looked after here. That of a sandbox goes with it, and is nobody's loss."""
+    level = logging.DEBUG if account == SANDBOX_ACCOUNT or account in _not_here else logging.WARNING
+    if len(_not_here) < _MOST_ACCOUNTS:
+        _not_here.add(account)
+    logger.log(level, "batches of account %r not listed: %s", account, error, extra={"event": "not_listed"})
+
+
+def _since(now: float, done: float) -> float:
+    return max(done, now - LOOK_BACK_SECONDS) - OVERLAP_SECONDS
+
+
+def _judge(turns: Turns, api: Api, batches: list[Snapshot]) -> tuple[int, int]:
+    """Answers how many strays could not be cancelled, and how many of the batches are ours.
+
+    The records are read after the list, so a batch that is not recorded by now was not recorded then.
+    """
+    left = 0
+    ours = [(batch, place) for batch in batches if (place := _place(batch)) is not None]
+    shards = turns.store.shards_of([place for _, place in ours])
+    for (batch, _), shard in zip(ours, shards, strict=True):
+        if shard is None:
+            continue  # of another Redis, or of one that has lost it: see recover
+        if _is_stray(batch, shard):
+            left += not _cancel_stray(turns, api, batch, shard)
+        elif batch.id == shard.batch_id and batch.status in Status.FINAL and _awaits_end(shard):
+            seen = {"status": batch.status, "counts": batch.counts}
+            if turns.store.observe(shard, batch.id, seen):
+                turns.wake(shard.job, shard.index, when="asleep")
+    return left, sum(shard is not None for shard in shards)
+
+
+def _awaits_end(shard: ShardRecord) -> bool:
+    """One that knows of the end, and waits for files that lag, needs no waking."""
+    return shard.stage == Stage.CREATED and shard.late_at is None
+
+
+def _place(batch: Snapshot) -> tuple[str, int] | None:
+    """The job and shard that a batch names, if it is one of ours."""
+    job, index = batch.metadata.get("batchpipe_job"), batch.metadata.get("batchpipe_shard", "")
+    return (job, int(index)) if job and index.isascii() and index.isdigit() and len(index) < 10 else None
+
+
+def _is_stray(batch: Snapshot, shard: ShardRecord) -> bool:
+    """It lives, and its shard has another batch or none to come. While that is open, it may yet be adopted."""
+    if batch.status in Status.FINAL or batch.status == "cancelling":
+        return False
+    if batch.id == shard.batch_id or batch.id in shard.spent:
+        return False
+    if batch.metadata.get("batchpipe_key", shard.key) != shard.key:
+        return True  # of an earlier try: it can never be adopted, and tries only grow
+    return shard.batch_id is not None or shard.stage == Stage.COLLECTED
+
+
+def _cancel_stray(turns: Turns, api: Api, batch: Snapshot, shard: ShardRecord) -> bool:
+    """Answers whether it is over with it."""
+    ids = {"job": shard.job, "shard": shard.index, "batch": batch.id}
+    logger.error("a stray batch is cancelled: its shard has another", extra={"event": "stray", **ids})
+    try:
+        api.cancel_batch(batch.id)
+    except Refused:
+        return True  # it has ended meanwhile
+    except Unavailable as error:  # this one alone must not hold up the others
+        logger.error("a stray batch could not be cancelled: %s", error, extra={"event": "stray", **ids})
+        return False
+    turns.counters.add("strays_cancelled")
+    turns.log(shard.job, [("stray_cancelled", {"batch_id": batch.id})], shard=shard.index)
+    return True

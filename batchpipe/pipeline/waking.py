@@ -1,0 +1,85 @@
+"""Waking many shards: whoever asks wakes a few, and waits for them; the others are left to the sweeps, by the page.
+
+A job may have 100,000 shards and an account 10,000 jobs that wait, and whoever wakes them may be a request of the web.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from batchpipe.model.records import JOB
+from batchpipe.model.refusals import FOR_A_PERSON
+from batchpipe.pipeline.overdue import wake_or_set_aside
+from batchpipe.pipeline.runner import Turns
+from batchpipe.store import When
+
+#: Shards that whoever asks wakes himself, and waits for: a few milliseconds each.
+WOKEN_AT_ONCE = 20
+#: Shards that he looks at for some that wait for a person.
+LOOKED_AT_ONCE = 250
+#: Shards that a sweep wakes in one go.
+_PAGE = 200
+
+
+class Resumed(NamedTuple):
+    """What became of an account that was resumed."""
+
+    paused: bool  #: it was paused
+    woken: int  #: shards that go on at once
+    left: int  #: jobs of which the sweeps wake the others
+
+
+def wake_first(turns: Turns, job_id: str, shards: int, when: When) -> list[str]:
+    """The job itself and its first shards. Answers the void task ids."""
+    void = list[str]()
+    for index in (JOB, *range(min(shards, WOKEN_AT_ONCE))):
+        void += turns.wake(job_id, index, when=when) or []
+    return void
+
+
+def wake_job(turns: Turns, job_id: str) -> None:
+    """Publish all open work of a job anew, for who knows that its worker is gone. Raises JobNotFound."""
+    job = turns.store.get_job(job_id)
+    if job.shards > WOKEN_AT_ONCE:  # before anything is woken: whoever is killed meanwhile has left the others
+        turns.store.leave_wakes({job.id: WOKEN_AT_ONCE}, "always")
+    wake_first(turns, job.id, job.shards, "always")
+
+
+def resume_account(turns: Turns, account: str) -> Resumed:
+    """End an account's pause: with it all of its shards that wait go on, without one those that wait for a person."""
+    paused, woken, looked, left = turns.store.resume(account), 0, 0, 0
+    for page in turns.store.open_jobs(account):
+        rest = dict[str, int]()
+        for job_id, shards in page.items():
+            first = 0
+            while first < shards and looked < LOOKED_AT_ONCE and woken < WOKEN_AT_ONCE:
+                last = min(shards, first + WOKEN_AT_ONCE - woken, first + LOOKED_AT_ONCE - looked)
+                woken += _wake_waiting(turns, job_id, range(first, last), anything=paused)
+                looked, first = looked + last - first, last
+            if first < shards:
+                rest[job_id] = first
+        if rest:
+            turns.store.leave_wakes(rest, "asleep" if paused else "person")
+        left += len(rest)
+    return Resumed(paused, woken, left)
+
+
+def wake_rest(turns: Turns, limit: int) -> None:
+    """Wake what a cancel, a resume or the end of a hold has left, so many shards at most."""
+    while limit > 0 and (found := turns.store.take_wakes(min(limit, _PAGE))) is not None:
+        indexes = range(found.first, found.last)
+        if found.when == "person":
+            _wake_waiting(turns, found.job, indexes, anything=False)
+        else:
+            for index in indexes:
+                wake_or_set_aside(turns, found.job, index, "asleep" if found.when == "asleep" else "always")
+        limit -= len(indexes)
+
+
+def _wake_waiting(turns: Turns, job_id: str, indexes: range, *, anything: bool) -> int:
+    """Wake those of these shards that wait for their time; only what waits for a person unless ``anything`` does."""
+    woken = 0
+    for shard in turns.store.shards_of([(job_id, index) for index in indexes]):
+        if shard is not None and (anything or (shard.trouble is not None and shard.trouble.code in FOR_A_PERSON)):
+            woken += wake_or_set_aside(turns, job_id, shard.index, "asleep")
+    return woken

@@ -1,0 +1,11 @@
+"""The provider: files and batches, over the real SDK. The only importer of openai.
+
+The SDK's own retries are off (Celery owns retrying, and a repeated create would pay twice); its errors become
+ours; its answers are read as raw JSON, for it validates nothing and a wrong object would pass.
+"""
+
+from batchpipe.provider.answers import Snapshot, StoredFile, parse_batch
+from batchpipe.provider.api import Api, Apis, warm_up
+from batchpipe.provider.transfers import Resumable
+
+__all__ = ["Api", "Apis", "Resumable", "Snapshot", "StoredFile", "parse_batch", "warm_up"]

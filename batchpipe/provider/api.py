@@ -1,0 +1,475 @@
+"""One account's Files and Batches, and the one client of this process for each account."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property, partial
+from typing import IO, TYPE_CHECKING, Any, BinaryIO, cast
+
+from batchpipe.config.settings import Account, Settings
+from batchpipe.errors import NO_ROUTE, BatchpipeError, Gone, Paused, Refused, SettingsError, Unanswered, Unavailable
+from batchpipe.model.least_rate import SILENCE_SECONDS, LeastRate
+from batchpipe.provider.answers import (
+    Snapshot,
+    StoredFile,
+    identified,
+    json_object,
+    parse_batch,
+    parse_file,
+    same,
+    text,
+)
+from batchpipe.provider.created import Partly, Said, made, named
+from batchpipe.provider.transfers import WRONG, Resumable, Watched, range_headers, receive
+from batchpipe.provider.transport import Count, http_client, uncounted
+from batchpipe.provider.trouble import translated
+
+if TYPE_CHECKING:
+    import openai
+
+#: A list that is longer does not end.
+_MOST_PAGES = 10_000
+#: Calls for one page of a list.
+_PAGE_TRIES = 3
+
+
+class Api:
+    """One account's Files and Batches. Safe between threads; never to be used across a fork (see ``api_for``)."""
+
+    def __init__(
+        self,
+        account: Account,
+        *,
+        control_seconds: float = 30.0,
+        transfer_seconds: float = 600.0,
+        transfer_rate: float = 1_000.0,
+        count: Count = uncounted,
+        name: str = "default",
+    ) -> None:
+        """``count`` is told of each call: the account's ``name``, route, HTTP status or ``error``, seconds."""
+        self._count = partial(count, name)
+        self._client = _client(account, control_seconds, http_client(self, self._count, follow_redirects=False))
+        self._key = account.api_key.get_secret_value() if account.api_key else ""
+        self._lists_batches = account.lists_batches
+        self._expires = account.file_expires_seconds
+        self._transfer = transfer_seconds
+        self._rate = transfer_rate
+        self._control = control_seconds
+
+    @cached_property
+    def _follower(self) -> openai.OpenAI:
+        """For downloads, which some providers redirect to a store. No other call follows: it might be made twice."""
+        return self._client.with_options(http_client=http_client(self, self._count, follow_redirects=True))
+
+    # -- files -----------------------------------------------------------------------------------------------------
+
+    def upload(self, handle: IO[bytes], name: str, check: Callable[[], None]) -> str:
+        """Stream a file to the provider and answer its id. ``check`` is called as it goes.
+
+        Raises Unavailable, Paused, Refused.
+        """
+        try:
+            return self._upload(handle, name, check, self._expires)
+        except Refused as error:
+            if not self._expires or "expires_after" not in str(error):
+                raise
+            file_id = self._upload(handle, name, check, 0)
+            self._expires = 0  # a compatible server that does not know it: so it was that, and no quoted row
+            return file_id
+
+    def _upload(self, handle: IO[bytes], name: str, check: Callable[[], None], expires: int) -> str:
+        extra: dict[str, Any] = {}
+        if expires:
+            extra["expires_after"] = {"anchor": "created_at", "seconds": expires}
+        handle.seek(0)
+        body = cast(IO[bytes], Watched(handle, self._watch(check, "upload")))
+        with translated(self._key):
+            answer = self._client.files.with_raw_response.create(
+                file=(name, body, "application/jsonl"),
+                purpose="batch",
+                timeout=self._transfer_timeout(answer=self._transfer),
+                **extra,
+            )
+            return identified(json_object(answer.http_response.content), "file")["id"]  # type: ignore[no-any-return]
+
+    def file_bytes(self, file_id: str) -> int | None:
+        """The size the provider tells, None where it tells none. Raises Unavailable, Paused."""
+        try:
+            with translated(self._key):
+                answer = self._client.files.with_raw_response.retrieve(file_id)
+                told = json_object(answer.http_response.content)
+                if told.get("id", file_id) != file_id or ("id" not in told and "bytes" not in told):
+                    raise Unavailable(f"asked for file {file_id}, the provider answered about another", code="nonsense")
+                size = told.get("bytes")
+        except Refused:  # some servers only give the content
+            return None
+        except Unavailable as error:
+            if error.code != NO_ROUTE and error.status != 501:
+                raise
+            return None
+        return size if isinstance(size, int) and not isinstance(size, bool) and size >= 0 else None
+
+    def file_status(self, file_id: str) -> str | None:
+        """How far the provider is with a file (``processed``, ``pending``), None where it does not tell.
+
+        Raises Gone where this key does not see the file; Unavailable, Paused.
+        """
+        try:
+            with translated(self._key):
+                answer = self._client.files.with_raw_response.retrieve(file_id)
+                return text(json_object(answer.http_response.content).get("status"))
+        except Gone:
+            raise
+        except Refused:  # some servers only give the content
+            return None
+        except Unavailable as error:
+            if error.code != NO_ROUTE and error.status != 501:
+                raise
+            return None
+
+    def download(self, file_id: str, sink: BinaryIO | Resumable, check: Callable[[], None]) -> int:
+        """Stream a file into ``sink`` and answer the number of bytes, with those that were there.
+
+        What a resumable sink has is not asked for again, if the provider continues files (``Range``).
+        Raises Gone, Unavailable, Paused, Refused.
+        """
+        wanted = range_headers(sink)
+        try:
+            return self._stream(file_id, sink, check, wanted)
+        except (Refused, Unavailable) as error:
+            # 416: what is there is no part of the file
+            if not wanted or not (error.status == 416 or error.code == WRONG):
+                raise
+        return self._stream(file_id, sink, check, {})
+
+    def _stream(
+        self, file_id: str, sink: BinaryIO | Resumable, check: Callable[[], None], wanted: dict[str, str]
+    ) -> int:
+        watch, follower = self._watch(check, "download"), self._follower
+        with (
+            _redirected(),
+            translated(self._key),
+            follower.files.with_streaming_response.content(
+                file_id,
+                # sizes are compared, so the bytes must come as they are
+                extra_headers={"Accept-Encoding": "identity", **wanted},
+                timeout=self._transfer_timeout(answer=SILENCE_SECONDS),
+            ) as answer,
+        ):
+            total = receive(sink, answer.status_code, answer.headers, ranged=bool(wanted))
+            for block in answer.iter_bytes():  # as they come: a block that must be filled first hides a drip
+                watch(len(block))
+                sink.write(block)
+                total += len(block)
+        return total
+
+    def file_name(self, file_id: str) -> str | None:
+        """The name under which a file was uploaded, None where nobody tells. Raises Unavailable, Paused, Refused."""
+        with translated(self._key):
+            answer = self._client.files.with_raw_response.retrieve(file_id)
+            told = json_object(answer.http_response.content)
+            return text(told.get("filename")) if told.get("id", file_id) == file_id else None
+
+    def delete_file(self, file_id: str) -> None:
+        """Raises Gone, Unavailable, Paused, Refused."""
+        with translated(self._key):
+            self._client.files.with_raw_response.delete(file_id)
+
+    def iter_files(self, since: float) -> Iterator[StoredFile]:
+        """The account's files for batches, newest first, until one is older than ``since`` (the provider's clock).
+
+        Raises Gone or Refused where the provider cannot list; Unavailable, Paused.
+        """
+        for page in self._pages(self._client.files.with_raw_response.list, "files", limit=1_000, purpose="batch"):
+            found = [parse_file(item) for item in page]
+            yield from found
+            if _is_past(found, since):
+                return
+
+    # -- batches ---------------------------------------------------------------------------------------------------
+
+    def create_batch(
+        self,
+        *,
+        endpoint: str,
+        completion_window: str,
+        input_file_id: str,
+        metadata: dict[str, str],
+        extra: dict[str, Any],
+    ) -> Snapshot:
+        """The paid call: sent once. Raises Unanswered unless the answer is clear.
+
+        A clear no is Unavailable (a 4xx that may pass, or code ``not_sent``: nothing left this host), Paused or
+        Refused. Each has, as ``named``, the ids of batches that its answer names: they are to be read before
+        anybody calls again.
+        """
+        said: list[Said] = []
+        try:
+            with translated(self._key):
+                said.append(self._create(endpoint, completion_window, input_file_id, metadata, extra, said))
+            batch = made(said[-1], metadata.get("batchpipe_key"))
+            if batch is None:
+                raise Unavailable(f"HTTP {said[-1].status}, and no batch in it", code="nonsense")
+            return batch
+        except (Unavailable, Paused, Refused) as error:
+            names = named(said[-1]) if said else {}
+            if not _is_clear_no(error):
+                about = f" (it names {', '.join(names)})" if names else ""
+                unanswered = Unanswered(f"no clear answer to the create call: {error}{about}")
+                unanswered.named = names
+                raise unanswered from error
+            error.named = names
+            raise
+
+    def _create(
+        self,
+        endpoint: str,
+        completion_window: str,
+        input_file_id: str,
+        metadata: dict[str, str],
+        extra: dict[str, Any],
+        said: list[Said],
+    ) -> Said:
+        """The answer. Where it is an error, or breaks off, what came of it is added to ``said`` first."""
+        import openai
+
+        try:
+            with self._client.batches.with_streaming_response.create(
+                endpoint=cast(Any, endpoint),
+                completion_window=cast(Any, completion_window),
+                input_file_id=input_file_id,
+                metadata=metadata,
+                extra_body=extra or None,
+            ) as answer:
+                status, location = answer.status_code, answer.headers.get("location", "")
+                body = Partly(self._control)
+                try:
+                    body.read(answer.iter_bytes())
+                except BaseException:
+                    said.append(Said(status, bytes(body.parts), location, whole=False))
+                    raise
+                return Said(status, bytes(body.parts), location)
+        except openai.APIStatusError as error:
+            response = error.response
+            said.append(Said(error.status_code, response.content, response.headers.get("location", "")))
+            raise
+
+    def retrieve(self, batch_id: str) -> Snapshot:
+        """Raises Gone, Unavailable (also when another object comes back), Paused, Refused."""
+        with translated(self._key):
+            answer = self._client.batches.with_raw_response.retrieve(batch_id)
+            return same(parse_batch(json_object(answer.http_response.content)), batch_id)
+
+    def cancel_batch(self, batch_id: str) -> Snapshot:
+        """Raises Refused where the batch has ended already (read it again), Gone, Unavailable, Paused."""
+        try:
+            with translated(self._key):
+                answer = self._client.batches.with_raw_response.cancel(batch_id)
+                return same(parse_batch(json_object(answer.http_response.content)), batch_id)
+        except Unavailable as error:
+            if error.status != 409:
+                raise
+            raise Refused(error.message, code=error.code, status=409) from error
+
+    def iter_batches(self, since: float) -> Iterator[Snapshot]:
+        """The account's batches, newest first, until one is older than ``since`` (the provider's clock).
+
+        Raises Gone or Refused where the provider cannot list; Unavailable, Paused.
+        """
+        for page in self._pages(self._client.batches.with_raw_response.list, "batches", limit=100):
+            found = [parse_batch(item) for item in page]
+            yield from found
+            if _is_past(found, since):
+                return
+
+    def _pages(self, call: Callable[..., Any], what: str, **options: Any) -> Iterator[list[dict[str, Any]]]:
+        """The pages of a list, none of them empty.
+
+        Raises Unavailable unless it can be read whole: half a list must not look like one in which something lacks.
+        """
+        after: str | None = None
+        seen: set[str] = set()
+        while len(seen) < _MOST_PAGES:
+            page = self._page(call, what, **options, **({"after": after} if after else {}))
+            data: list[dict[str, Any]] = page["data"]
+            if data:
+                yield data
+            if not page.get("has_more", len(data) >= options["limit"]):
+                return
+            after = data[-1]["id"] if data else None
+            if after is None or after in seen:
+                raise Unavailable(f"the provider's list of {what} does not advance", code="nonsense")
+            seen.add(after)
+        raise Unavailable(f"the provider's list of {what} does not end", code="nonsense")
+
+    def _page(self, call: Callable[..., Any], what: str, **options: Any) -> dict[str, Any]:
+        """One page, whose ``data`` are objects with an id. Asked for a few times: with it all pages before are lost."""
+        for left in reversed(range(_PAGE_TRIES)):
+            try:
+                with translated(self._key):
+                    page = json_object(call(**options).http_response.content)
+                data = page.get("data")
+                if not isinstance(data, list):
+                    raise Unavailable(f"the provider's list of {what} has no `data`", code="nonsense")
+                if not all(isinstance(item, dict) and text(item.get("id")) for item in data):
+                    raise Unavailable(f"the provider's list of {what} has entries without an id", code="nonsense")
+                return page
+            except Unavailable as error:
+                if not left or error.after is not None or error.status == 429:
+                    raise
+        raise AssertionError("unreachable")
+
+    def close(self) -> None:
+        """Close the connections; they open again at the next call."""
+        self._client.close()
+        if "_follower" in self.__dict__:
+            self._follower.close()
+
+    def ping(self) -> None:
+        """One cheap authorised call, for doctor. Raises Paused, Unavailable, Refused."""
+        listed = self._client.batches if self._lists_batches else self._client.files
+        with translated(self._key):
+            listed.with_raw_response.list(limit=1)
+
+    # -- time-outs -------------------------------------------------------------------------------------------------
+
+    def _transfer_timeout(self, *, answer: float) -> Any:
+        import httpx2
+
+        silence = min(SILENCE_SECONDS, self._transfer)
+        return httpx2.Timeout(silence, connect=min(10.0, self._control), read=min(answer, self._transfer))
+
+    def _watch(self, check: Callable[[], None], what: str) -> LeastRate:
+        return LeastRate(what, self._rate, check, window=min(SILENCE_SECONDS, self._transfer))
+
+
+#: The SDK imports itself in pieces, some at their first use. Several threads in the middle of that may wait for each
+#: other for ever, so whoever comes first does all of it alone.
+_first_use = threading.Lock()
+
+
+def _forget_lock() -> None:
+    global _first_use
+    _first_use = threading.Lock()  # it may have been held by a thread that the child does not have
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_lock)
+
+
+def warm_up() -> None:
+    """Import the SDK now, in a process that has no other threads yet: half a second the first upload need not wait."""
+    with _first_use:
+        import httpx2
+        import openai
+
+        http = httpx2.Client(trust_env=False, verify=False)  # the environment may be wrong
+        with openai.OpenAI(api_key="none", base_url="http://127.0.0.1:9/v1", http_client=http) as client:
+            _touch(client)
+
+
+def _touch(client: openai.OpenAI) -> None:
+    """Make the parts that the SDK imports at their first use."""
+    for part in (client.files, client.batches):
+        _ = part.with_raw_response, part.with_streaming_response
+
+
+class Apis:
+    """The Api of each account, by name: one per process, for connections must not cross a fork, and a client
+    costs 20 ms to build."""
+
+    def __init__(self, settings: Settings, count: Count = uncounted) -> None:
+        self._settings = settings
+        self._count = count
+        self._built: dict[tuple[int, str], Api] = {}
+
+    def __call__(self, name: str) -> Api:
+        """Raises SettingsError where the account or its key is missing, or no client can be made of them."""
+        key = (os.getpid(), name)
+        found = self._built.get(key)
+        if found is not None:
+            return found
+        account = self._settings.account(name)
+        with _first_use:
+            if key not in self._built:
+                self._built[key] = self._build(name, account)
+            return self._built[key]
+
+    def _build(self, name: str, account: Account) -> Api:
+        try:
+            return Api(
+                account,
+                control_seconds=self._settings.control_timeout_seconds,
+                transfer_seconds=self._settings.transfer_timeout_seconds,
+                transfer_rate=self._settings.transfer_bytes_per_second,
+                count=self._count,
+                name=name,
+            )
+        except SettingsError:
+            raise
+        except Exception as error:  # whatever it is, a person must mend it, and must be told
+            secret = account.api_key.get_secret_value() if account.api_key else ""
+            words = str(error).replace(secret, "***") if secret else str(error)
+            message = f"account {name!r}: no client can be made: {type(error).__name__}: {words}"
+            raise SettingsError(message) from None
+
+
+def _is_clear_no(error: BatchpipeError) -> bool:
+    """Nothing was made by this call. A conflict says only that something was: perhaps by us, behind a proxy's retry."""
+    if not isinstance(error, Unavailable):
+        return True
+    if error.code in ("not_sent", "token_limit_exceeded") and (error.status or 400) < 500:
+        return True
+    refused = error.status is not None and 400 <= error.status < 500 and error.status not in (408, 409)
+    return refused and error.code != NO_ROUTE
+
+
+def _is_past(page: Sequence[Snapshot | StoredFile], since: float) -> bool:
+    """Whether a list, which is newest first, has come to what is older; one that is oldest first is read to its end."""
+    first, last = page[0].created_at, page[-1].created_at
+    return first is not None and last is not None and last < since and first >= last
+
+
+@contextmanager
+def _redirected() -> Iterator[None]:
+    """What is said of an address is said of the one that we were sent to, not of the settings."""
+    try:
+        yield
+    except SettingsError as error:
+        raise Unavailable(
+            f"the provider redirects to where nothing can be fetched: {error}", code="nonsense"
+        ) from error
+
+
+def _client(account: Account, control_seconds: float, http: Any) -> openai.OpenAI:
+    import httpx2
+    import openai
+
+    key = account.api_key.get_secret_value() if account.api_key else ""
+    if not (key.isascii() and key.isprintable()):
+        raise SettingsError("the account's API key has characters that no key has: is it cut from somewhere else?")
+    timeout = httpx2.Timeout(control_seconds, connect=min(10.0, control_seconds))
+    client: openai.OpenAI
+    try:
+        if account.kind == "azure" and not account.base_url:
+            client = openai.AzureOpenAI(
+                api_key=key,
+                azure_endpoint=account.azure_endpoint or "",
+                api_version=account.api_version,
+                max_retries=0,
+                timeout=timeout,
+                http_client=http,
+            )
+        else:
+            url = account.base_url or "https://api.openai.com/v1"
+            client = openai.OpenAI(api_key=key, base_url=url, max_retries=0, timeout=timeout, http_client=http)
+    except (openai.OpenAIError, ValueError, httpx2.InvalidURL) as error:
+        raise SettingsError(f"the provider's address is not usable: {error}") from None
+    # the SDK would fill these from the environment, which belongs to the account `default` alone
+    client.organization = account.organization
+    client.project = account.project
+    _touch(client)
+    return client

@@ -1,0 +1,142 @@
+"""Everything that the SDK and its transport raise, turned into our errors: split by what the caller does next."""
+
+from __future__ import annotations
+
+import re
+import ssl
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from email.utils import parsedate_to_datetime
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import orjson
+
+from batchpipe.config import seams
+from batchpipe.config.settings import transport_environment
+from batchpipe.errors import NO_ROUTE, BatchpipeError, Gone, Paused, Refused, SettingsError, Unavailable
+from batchpipe.model.bodies import QUOTA_CODES
+from batchpipe.model.refusals import TOKEN_LIMIT, says_no_file, says_token_limit
+from batchpipe.provider.said import Said, said
+
+if TYPE_CHECKING:
+    import openai
+
+
+#: How the operating system numbers its errors.
+_ERRNO = re.compile(r"^\[Errno -?\d+\] ")
+
+
+def _is_of_tls(name: str) -> bool:
+    return name.upper().startswith("SSL_")
+
+
+@contextmanager
+def translated(secret: str = "") -> Iterator[None]:
+    """Turn everything the SDK and its transport raise into our errors, without the account's key.
+
+    Providers mask a key that they echo; gateways in front of them often do not.
+    """
+    try:
+        with _translated():
+            yield
+    except BatchpipeError as error:
+        if secret and any(secret in str(part) for part in (error, error.__cause__)):
+            error.args = (str(error).replace(secret, "***"),)
+            raise error from None  # the cause has it, too
+        raise
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    import httpx2
+    import openai
+
+    try:
+        yield
+    except openai.APIStatusError as error:
+        raise _of_status(error) from error
+    except openai.APIConnectionError as error:
+        raise _of_transport(error.__cause__ or error) from error
+    except (httpx2.HTTPError, httpx2.StreamError, ConnectionError, TimeoutError, ssl.SSLError) as error:
+        raise _of_transport(error) from error
+    except (openai.OpenAIError, msgspec.MsgspecError, httpx2.InvalidURL, ValueError) as error:
+        raise Unavailable(f"the provider's answer makes no sense: {error}", code="nonsense") from error
+
+
+def _of_transport(cause: BaseException) -> BatchpipeError:
+    import httpx2
+
+    if isinstance(cause, httpx2.UnsupportedProtocol | httpx2.InvalidURL | httpx2.LocalProtocolError):
+        return SettingsError(f"the account's base_url or key is not usable: {cause}")
+    if isinstance(cause, seams.out_of_time):  # the SDK takes whatever is raised within a call for its connection's end
+        return Unavailable("the worker's time limit (task_soft_time_limit) ended the call", code="time_limit")
+    text = _ERRNO.sub("", str(cause)) or type(cause).__name__
+    if "CERTIFICATE_VERIFY_FAILED" in text and (names := [*filter(_is_of_tls, transport_environment())]):
+        text += f"; are the certificates right that {' and '.join(names)} name?"
+    if isinstance(cause, httpx2.ConnectError | httpx2.ConnectTimeout | httpx2.PoolTimeout):
+        return Unavailable(f"the provider cannot be reached{_where(cause)}: {text}", code="not_sent")
+    return Unavailable(f"the provider did not answer: {text}")
+
+
+def _where(cause: BaseException) -> str:
+    """The host and port that was called, without what else an address may hold."""
+    try:
+        url = cause.request.url  # type: ignore[attr-defined]
+    except (AttributeError, RuntimeError):  # the call had none yet
+        return ""
+    return f" at {url.host}" + (f":{url.port}" if url.port else "")
+
+
+def _of_status(error: openai.APIStatusError) -> BatchpipeError:
+    status, after = error.status_code, _retry_after(error.response.headers.get("retry-after"))
+    answer = _said(error)
+    code, param = answer.code, answer.param
+    message = answer.message or f"HTTP {status} without a word"
+    if status < 400:
+        return Unavailable(f"HTTP {status} is no answer", code=f"http_{status}", status=status)
+    if status < 500 and status != 408 and not QUOTA_CODES.isdisjoint(answer.codes):
+        return Paused(message, code="insufficient_quota", after=after)
+    if status in (401, 402, 403):
+        return Paused(message, code=code or f"http_{status}", after=after)
+    if TOKEN_LIMIT in answer.codes or (status in (400, 429) and says_token_limit(message)):
+        return Unavailable(message, code=TOKEN_LIMIT, after=after, status=status)
+    if status == 400 and says_no_file(message):
+        return Unavailable(message, code="file_not_found", after=after, status=status)
+    if status in (408, 409, 425, 429) or status >= 500:
+        return Unavailable(f"HTTP {status}: {message}", code=code or f"http_{status}", after=after, status=status)
+    if status == 404:
+        # a proxy's page is no proof that a paid batch is gone; the provider answers in JSON
+        if _is_json_object(error.response):
+            return Gone(message, code=code, status=status, param=param)
+        return Unavailable(f"HTTP 404 without the provider's own words: {message[:200]}", code=NO_ROUTE, status=404)
+    return Refused(message, code=code or f"http_{status}", status=status, param=param)
+
+
+def _said(error: openai.APIStatusError) -> Said:
+    try:
+        return said(error.response.content)
+    except RuntimeError:  # the body was streamed and not read
+        return Said()
+
+
+def _is_json_object(response: Any) -> bool:
+    try:
+        return isinstance(orjson.loads(response.content), dict)
+    except (orjson.JSONDecodeError, RuntimeError):  # RuntimeError: the body was streamed and not read
+        return False
+
+
+def _retry_after(value: str | None) -> float | None:
+    """Seconds from a Retry-After header, in either of its two forms."""
+    if not value:
+        return None
+    try:
+        seconds = float(value)
+    except ValueError:
+        try:
+            seconds = parsedate_to_datetime(value).timestamp() - time.time()
+        except (ValueError, TypeError, OverflowError):
+            return None
+    return min(max(seconds, 0.0), 86_400.0) if seconds == seconds else None

@@ -1,0 +1,198 @@
+"""What jobs have left behind in files: who was submitted, where its workspace lies, whether it has ended."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any
+
+import orjson
+
+from batchpipe.config.settings import SANDBOX_ACCOUNT, Settings
+from batchpipe.errors import FILE_MISSING, InvalidInput, StorageTrouble
+from batchpipe.model.views import EARLIER
+from batchpipe.pipeline.manifest import MANIFEST, noted_workspaces, read_owner, submitted_at
+from batchpipe.storage import Folder, local_path
+
+#: No file that is read whole here is larger.
+_MOST_BYTES = 1 << 28
+
+
+@dataclass(frozen=True)
+class Trace:
+    """A job that was submitted once, and where its files lie."""
+
+    job: str
+    workspace: str
+    output: str
+    record: dict[str, Any] | None = None  #: what was submitted, of a job that was not prepared on this host
+    cancelled: bool = False  #: somebody on this host has asked for its end
+    redis: str | None = None  #: label of the Redis whose it is, as far as this trace tells
+    taken: tuple[str, ...] = ()  #: labels of those from which recover has taken it over
+
+    def manifest(self) -> dict[str, Any] | None:
+        """What prepare wrote down of the job; None if it did not come so far. Raises StorageTrouble."""
+        return _manifest(self.workspace, self.job)
+
+    @property
+    def submitted_at(self) -> float:
+        """From the id, for a job of which nothing else is known; 0 if the id does not tell."""
+        return submitted_at(self.job)
+
+    def has_ended(self) -> bool:
+        """Its job.json tells of its end, in its output or where it or a later job has put it. Raises StorageTrouble."""
+        for place in (self.output, _join(self.output, f"{EARLIER}/{self.job}"), _join(self.workspace, "results")):
+            with suppress(InvalidInput):
+                owner = read_owner(Folder(place))
+                if owner is not None and owner.id == self.job and owner.ended:
+                    return True
+        return False
+
+    def output_owner(self) -> str | None:
+        """The job that the output's job.json names. Raises InvalidInput for one that is not ours, StorageTrouble."""
+        owner = read_owner(Folder(self.output))
+        return owner.id if owner is not None else None
+
+
+def find_traces(settings: Settings, folders: Sequence[str]) -> list[Trace]:
+    """All jobs of which something is found: in our home, under WORKSPACE and in ``folders``; each job once.
+
+    Raises InvalidInput for a folder that is not there.
+    """
+    found = find_noted(settings)
+    places = [*_below(settings.workspace)] if settings.workspace else []
+    for folder in (str(settings.home / "jobs"), *folders):
+        places += _workspaces_in(folder)
+    for place in dict.fromkeys(places):
+        with suppress(StorageTrouble):  # other people's folders lie there, too
+            if (trace := _trace_at(place)) is not None:
+                known = found.get(trace.job, trace)
+                redis, taken = trace.redis or known.redis, trace.taken or known.taken
+                found[trace.job] = replace(trace, cancelled=known.cancelled, redis=redis, taken=taken)
+    return [found[job] for job in sorted(found)]
+
+
+def check_folders(folders: Iterable[str]) -> None:
+    """Raises InvalidInput for a local folder that is not there."""
+    for folder in folders:
+        path = local_path(folder)
+        if path is not None and not os.path.isdir(path):
+            raise InvalidInput(f"{folder}: no such folder", field="DIR", code="folder_missing")
+
+
+def find_noted(settings: Settings) -> dict[str, Trace]:
+    """The jobs that were submitted or prepared on this host, each once."""
+    found: dict[str, Trace] = {}
+    for noted in _noted(settings):
+        found[noted.job] = _together(found.get(noted.job), noted)
+    return found
+
+
+def _together(known: Trace | None, noted: Trace) -> Trace:
+    """What the lines of one job tell: the later one counts."""
+    if known is None:
+        return noted
+    # a later line without a record is that of its prepare
+    record = known.record if noted.cancelled or noted.taken else None
+    cancelled, taken = known.cancelled or noted.cancelled, known.taken + noted.taken
+    return replace(noted, record=record, cancelled=cancelled, redis=noted.redis or known.redis, taken=taken)
+
+
+def _noted(settings: Settings) -> Iterator[Trace]:
+    """From the list that each submit and prepare on this host has added to: a trace for each line."""
+    try:
+        yield from _traces(noted_workspaces(settings))
+    except StorageTrouble as error:
+        if error.code != FILE_MISSING:
+            raise
+
+
+def _traces(lines: Iterable[bytes]) -> Iterator[Trace]:
+    for line in lines:
+        with suppress(orjson.JSONDecodeError, KeyError, TypeError):  # a crash may have cut a line
+            noted = orjson.loads(line)
+            if _is_id(noted["job"]):
+                record = noted.get("record")
+                yield Trace(
+                    noted["job"],
+                    str(noted["workspace"]),
+                    str(noted["output"]),
+                    record if isinstance(record, dict) else None,
+                    noted.get("cancel") is True,
+                    **_whose(noted),
+                )
+
+
+def _workspaces_in(folder: str) -> list[str]:
+    """Where workspaces may lie in a folder: itself, an output's, and the same one level deeper."""
+    deeper = [*_below(folder)]
+    return [folder, *_below(_join(folder, EARLIER)), *deeper, *(p for d in deeper for p in _below(_join(d, EARLIER)))]
+
+
+def _below(folder: str) -> list[str]:
+    try:
+        return [_join(folder, name) for name in Folder(folder).names()]
+    except StorageTrouble:  # a file, or a folder that we may not read
+        return []
+
+
+def _join(folder: str, name: str) -> str:
+    return Folder(folder).path(name)
+
+
+def _trace_at(place: str) -> Trace | None:
+    """The job whose workspace lies here. Where the whole output was moved, its new place counts."""
+    manifest = _manifest(place)
+    if manifest is None:
+        return None
+    job, stated, output = manifest["id"], str(manifest.get("workspace")), str(manifest.get("output"))
+    if stated.rstrip("/") != place.rstrip("/") and _manifest(stated, job) is None:
+        if stated.rstrip("/") == f"{output.rstrip('/')}/{EARLIER}/{job}":
+            output = place.rstrip("/").removesuffix(f"/{EARLIER}/{job}")
+        return Trace(job, place, output, **_whose(manifest))
+    return Trace(job, stated, output, **_whose(manifest))
+
+
+def redis_of(manifest: dict[str, Any]) -> str | None:
+    """The label of the Redis whose worker wrote a manifest; None: it is of a time before there were labels."""
+    label = manifest.get("redis")
+    return label if isinstance(label, str) and label else None
+
+
+def is_of_a_sandbox(settings: Settings, found: dict[str, Any] | None) -> bool:
+    """Whether a manifest or record is of the account that exists only during ``run --sandbox``."""
+    return found is not None and found.get("account") == SANDBOX_ACCOUNT and SANDBOX_ACCOUNT not in settings.accounts
+
+
+def _whose(found: dict[str, Any]) -> dict[str, Any]:
+    taken = found.get("taken")
+    labels = taken if isinstance(taken, list) else []
+    return {"redis": redis_of(found), "taken": tuple(label for label in labels if isinstance(label, str))}
+
+
+def _manifest(workspace: str, job: str | None = None) -> dict[str, Any] | None:
+    """A manifest of ours: many programs call a file so."""
+    found = _json_object(workspace, MANIFEST)
+    if found is None or not _is_id(found.get("id")) or not isinstance(found.get("shards"), list):
+        return None
+    return found if job in (None, found["id"]) else None
+
+
+def _is_id(value: Any) -> bool:
+    return isinstance(value, str) and value.isidentifier()  # it becomes part of names and keys
+
+
+def _json_object(folder: str, name: str) -> dict[str, Any] | None:
+    """A JSON file; None if it is not there or holds something else. Raises StorageTrouble if it cannot be read."""
+    try:
+        with Folder(folder).reader(name) as file:
+            value = orjson.loads(file.read(_MOST_BYTES))
+    except StorageTrouble as error:
+        if error.code != FILE_MISSING and not isinstance(error.__cause__, NotADirectoryError):
+            raise
+        return None
+    except orjson.JSONDecodeError:
+        return None
+    return value if isinstance(value, dict) else None

@@ -1,0 +1,5 @@
+"""The Celery tasks, the app, and how messages are published. Who imports this package has the tasks."""
+
+from batchpipe.tasks.chain import create, download, merge, poll, prepare, sweep, tell, upload
+
+__all__ = ["create", "download", "merge", "poll", "prepare", "sweep", "tell", "upload"]

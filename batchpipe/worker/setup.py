@@ -1,0 +1,258 @@
+"""At home in a Celery app: what ``setup`` adds to a site's app. What it leaves alone is in ``app_check``.
+
+The standalone worker goes through here, too: a site's worker does for batchpipe what ours does.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import threading
+from collections.abc import Mapping
+from contextlib import suppress
+from importlib import import_module
+from typing import Any
+
+from celery import Celery, signals
+from celery.app.utils import find_app
+from celery.concurrency.solo import TaskPool as SoloPool
+from celery.local import Proxy
+
+from batchpipe.client.client import default_client
+from batchpipe.config import seams
+from batchpipe.config.settings import Settings, current_settings, install_site, is_path_safe, load_settings
+from batchpipe.config.site_values import SiteSettings
+from batchpipe.errors import BatchpipeError, SettingsError
+from batchpipe.pipeline.sweep import sweep
+from batchpipe.provider import warm_up
+from batchpipe.store import LISTENING_PACE
+from batchpipe.tasks import chain as tasks
+from batchpipe.tasks.app import beat_schedule, is_ours, queue_of
+from batchpipe.tasks.broker import outlive_redis
+from batchpipe.telemetry.logs import brief_trouble, quiet_pulse
+from batchpipe.worker import schedule_tasks  # noqa: F401 - its task is known once it is imported
+from batchpipe.worker.checks import check_app, pool_finding
+
+logger = logging.getLogger(__name__)
+
+
+def setup(app: Celery, settings: Mapping[str, Any] | None = None) -> None:
+    """Make batchpipe at home in a Celery app. Call it once, where the app is made; twice does no harm.
+
+    It adds to the app: our tasks, their queue (which a worker without ``-Q`` then takes beside its own) and route, the
+    beat entry of the sweep and of the schedules. Workers of the app sweep at their start and once a lease. Settings of
+    the app are checked when a worker starts, and never changed. Celery's log lines of sweeps that do nothing are DEBUG.
+
+    ``settings``: names of our settings without their prefix, before those of the environment. A Django or Flask site
+    has them in its own settings instead (``batchpipe.contrib``).
+    """
+    if settings is not None:
+        given = SiteSettings(dict(settings), lambda name: f"batchpipe.setup(app, settings={{{name!r}: ...}})")
+        install_site(lambda: load_settings(given=given))
+    app = _itself(app)
+    if is_set_up(app):
+        return tasks.install_app(app)
+    quiet_pulse()
+    brief_trouble()
+    house = _House(app)
+    own: dict[str, Any] = {"weak": False}
+    app.on_after_configure.connect(house.furnish_early, **own)
+    if app.configured:
+        house.furnish_early()
+    # The site's own settings can be read for certain only once it is loaded: a worker and beat send this signal then.
+    signals.import_modules.connect(house.furnish, sender=app, dispatch_uid=f"batchpipe-furnish-{id(app)}", **own)
+    signals.celeryd_init.connect(house.move_in, dispatch_uid=f"batchpipe-queue-{id(app)}", **own)
+    signals.celeryd_after_setup.connect(house.report, dispatch_uid=f"batchpipe-report-{id(app)}", **own)
+    signals.worker_ready.connect(house.start_sweeping, dispatch_uid=f"batchpipe-sweep-{id(app)}", **own)
+    signals.worker_shutting_down.connect(house.stop_sweeping, dispatch_uid=f"batchpipe-stop-{id(app)}", **own)
+    _HOUSES[id(app)] = house
+    return tasks.install_app(app)
+
+
+def is_set_up(app: Celery) -> bool:
+    """True if ``setup`` was called for this app in this process."""
+    return id(_itself(app)) in _HOUSES
+
+
+def house_of(app: Celery) -> _House:
+    """The house of an app that was set up: tells whether its worker was ready, and whether it was told to stop."""
+    return _HOUSES[id(_itself(app))]
+
+
+def _itself(app: Celery) -> Celery:
+    """The app behind ``celery.current_app``: signals tell of that one."""
+    return app._get_current_object() if isinstance(app, Proxy) else app
+
+
+class _House:
+    """What an app's signals call."""
+
+    def __init__(self, app: Celery) -> None:
+        self.app = app
+        self.stopping = threading.Event()
+        self.was_ready = threading.Event()
+        self._entries: dict[str, Any] = {}
+        self._route: dict[str, Any] = {}
+
+    def furnish_early(self, **_: Any) -> None:
+        """The app has read its own configuration: who looks at it sees what is ours, if that can be told by now."""
+        with suppress(Exception):  # settings that are not there yet, or wrong: said when the site is loaded
+            here = seams.settings_here() if seams.settings_here is not None else None
+            self._add(here or (seams.site or load_settings)())  # not kept: they may change until they are used
+
+    def furnish(self, **_: Any) -> None:
+        """The site is loaded, and so its settings: beat and routes need them."""
+        try:
+            settings = current_settings()
+        except SettingsError as error:  # reported when the worker is up; the site's own tasks must run
+            logger.error("batchpipe is not set up: %s", error)
+            return
+        self._add(settings)
+        if not self.app.conf.task_create_missing_queues:  # beat, too, would not know it
+            queue_of(self.app, settings.queue)
+
+    def _add(self, settings: Settings) -> None:
+        """Beat entries and route, in place of those that were added before."""
+        conf, entries = self.app.conf, beat_schedule(settings)
+        theirs = {name: it for name, it in (conf.beat_schedule or {}).items() if self._entries.get(name) is not it}
+        conf.beat_schedule = {**entries, **theirs}  # the site's own dict stays as it is
+        route = {"batchpipe.*": {"queue": settings.queue}}
+        conf.task_routes = _with_route(conf.task_routes, route, instead_of=self._route)
+        self._entries, self._route = entries, route
+
+    def move_in(self, *, instance: Any, **_: Any) -> None:
+        """A worker of this app begins: it takes our queue, too, unless -Q or -X say otherwise later on."""
+        if instance.app is not self.app:
+            return
+        tasks.install_app(self.app)  # of several that were set up, its tasks publish through the one that runs them
+        warm_up()  # before there are threads or forked children
+        outlive_redis()
+        try:
+            queue = default_client().settings.queue  # without REDIS_URL this finds or starts the private Redis
+            self.app.amqp.queues.select_add(queue_of(self.app, queue))
+        except BatchpipeError as error:
+            logger.error("batchpipe's tasks cannot run here: %s", error)
+
+    def report(self, *, instance: Any, **_: Any) -> None:
+        if instance.app is not self.app:
+            return
+        try:
+            tasks.bound_long_tasks(_at_once(instance))
+        except BatchpipeError as error:
+            logger.warning("long tasks of this worker are not bounded: %s", error)
+        try:
+            found = check_app(self.app, current_settings())
+            pool = pool_finding(getattr(instance, "pool_cls", ""))
+            if pool is not None and pool.why not in {finding.why for finding in found}:
+                found.append(pool)
+            for finding in found:
+                logger.log(logging.ERROR if finding.fatal else logging.WARNING, "%s", finding)
+            if lacking := _lacks_keys(current_settings()):
+                logger.warning(
+                    "this worker cannot call the provider: %s; `batchpipe worker --sandbox` needs no key", lacking
+                )
+        except SettingsError as error:
+            logger.error("batchpipe's tasks cannot run here: %s", error)
+
+    def start_sweeping(self, *, sender: Any, **_: Any) -> None:
+        """Sweep at worker start and at the pace of a lease: without beat, this repairs what was lost."""
+        if getattr(sender, "app", self.app) is not self.app:
+            return
+        self.stopping.clear()
+        self.was_ready.set()
+        threading.Thread(target=self._sweep_on, name="batchpipe-sweep", daemon=True).start()
+        listening = threading.Thread(target=self._say_where_it_listens, args=(sender,), name="batchpipe-listening")
+        listening.daemon = True
+        listening.start()
+
+    def stop_sweeping(self, **_: Any) -> None:
+        self.stopping.set()
+
+    def _say_where_it_listens(self, consumer: Any) -> None:
+        """Note in Redis on which queues this worker listens, again and again, and at its end that it does no more."""
+        worker, queues = str(getattr(consumer, "hostname", "worker")), list[str]()
+        while True:
+            with suppress(Exception):  # Redis is away, or the consumer is being made anew: the next time
+                if current := list(consumer.task_consumer.queues):
+                    names = [str(getattr(queue, "name", queue)) for queue in current]
+                    gone, queues = set(queues) - set(names), names
+                    tasks.runtime().store.forget_listening(worker, gone)
+                tasks.runtime().store.note_listening(worker, queues)
+            if self.stopping.wait(LISTENING_PACE):
+                break
+        with suppress(Exception):
+            tasks.runtime().store.forget_listening(worker, queues)
+
+    def _sweep_on(self) -> None:
+        pause = 60.0
+        while True:
+            try:
+                pause = current_settings().lease_seconds
+                sweep(tasks.runtime().jobs)
+            except BatchpipeError as error:
+                logger.warning("sweep failed: %s", error)
+            except Exception:  # without beat this thread is the whole safety net
+                logger.exception("sweep failed")
+            if self.stopping.wait(pause):
+                return
+
+
+_HOUSES: dict[int, _House] = {}
+
+
+def _at_once(worker: Any) -> int:
+    """How many tasks a worker runs at once, at most: one that can grow does so while tasks find no process."""
+    if issubclass(getattr(worker, "pool_cls", SoloPool), SoloPool):
+        return 1
+    return int(worker.max_concurrency or worker.concurrency or 1)
+
+
+def _lacks_keys(settings: Settings) -> str:
+    """What to set, where no account has a key on this host."""
+    lacking = ""
+    for name in ("default", *settings.accounts):
+        try:
+            settings.account(name)
+            return ""
+        except SettingsError as error:
+            lacking = lacking or str(error)
+    return lacking
+
+
+def _with_route(routes: Any, ours: dict[str, Any], instead_of: dict[str, Any]) -> list[Any]:
+    """The site's routes come first: who routes our tasks elsewhere has a reason."""
+    theirs = list(routes) if isinstance(routes, list | tuple) else [routes] if routes else []
+    return [*(route for route in theirs if route not in (ours, instead_of)), ours]
+
+
+# -- the command line's -A -----------------------------------------------------------------------------------------
+
+
+def load_app(name: str) -> Celery:
+    """The site's app by its name, as ``celery -A`` takes it, with the site loaded. Raises SettingsError."""
+    trusted = not is_path_safe()  # else a service works where others may put files
+    if trusted and (here := os.getcwd()) not in sys.path:  # a site's modules lie beside each other, loaded one by one
+        sys.path.insert(0, here)
+    try:
+        app = find_app(name) if trusted else find_app(name, imp=import_module)
+        if not isinstance(app, Celery):
+            raise SettingsError(f"-A {name}: is a {type(app).__name__}, not a Celery app")
+        app = _itself(app)
+        app.set_default()
+        app.set_current()
+        tasks.install_app(app)
+        app.loader.import_default_modules()
+    except BatchpipeError:
+        raise
+    except (Exception, SystemExit) as error:  # the site's own code runs here
+        raise SettingsError(f"-A {name}: cannot be loaded: {type(error).__name__}: {error}") from error
+    if not is_set_up(app):
+        setup(app)
+    return app
+
+
+def site_app() -> Celery | None:
+    """The site's Celery app, if this process has one."""
+    app = tasks.current_site_app()
+    return app if app is not None and not is_ours(app) else None
