@@ -1,22 +1,22 @@
 """Everything that can go wrong, split by what the caller does next.
 
 BatchpipeError
-├── TryLater                 foreseen trouble that passes: come back by countdown, no try is counted
-│   ├── Unavailable          the provider did not answer, or answered 5xx, 429 or nonsense
-│   ├── Paused               the account must not be used now (401, 403, no quota): says why
-│   ├── OnHold               the job sends nothing more until a person decides
-│   ├── StorageTrouble       disk full, remote storage down, an input that is not on this host
-│   └── StoreUnavailable     Redis did not answer
-├── Unanswered               a paid call went out and no clear answer came: never call again, look first
-├── Never                    trying again cannot help
-│   ├── InvalidInput         the user's rows: says line, field and what to do
-│   ├── Refused              the provider said no, in its own words
-│   ├── Gone                 the provider does not know the batch or file (any more)
+├── TransientError         foreseen trouble that passes: come back by countdown, no try is counted
+│   ├── Unavailable        the provider did not answer, or answered 5xx, 429 or nonsense
+│   ├── Paused             the account must not be used now (401, 403, no quota): says why
+│   ├── OnHold             the job sends nothing more until a person decides
+│   ├── StorageTrouble     disk full, remote storage down, an input that is not on this host
+│   └── StoreUnavailable   Redis did not answer
+├── AmbiguousResult        a paid call went out and no clear answer came: never call again, look first
+├── PermanentError         trying again cannot help
+│   ├── InvalidInput       the user's rows: says line, field and what to do
+│   ├── Refused            the provider said no, in its own words
+│   ├── Gone               the provider does not know the batch or file (any more)
 │   ├── JobNotFound
 │   └── OutputInUse
-├── RecordUnreadable         a record that this version does not understand: lists go on without it
-├── SettingsError            a human must fix the settings; says which and how
-└── LeaseLost                somebody else works on this now: stop, write nothing
+├── RecordUnreadable       a record that this version does not understand: lists go on without it
+├── SettingsError          a human must fix the settings; says which and how
+└── LeaseLost              somebody else works on this now: stop, write nothing
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class BatchpipeError(Exception):
         return str(self)
 
 
-class TryLater(BatchpipeError):
+class TransientError(BatchpipeError):
     """Foreseen trouble that passes by itself. ``after`` is the wished pause in seconds, if somebody named one."""
 
     code = "try_later"
@@ -64,7 +64,7 @@ class TryLater(BatchpipeError):
         self.after = after
 
 
-class Unavailable(TryLater):
+class Unavailable(TransientError):
     """The provider did not answer properly; ``status`` is its HTTP status, if there was one."""
 
     code = "provider_unavailable"
@@ -81,19 +81,19 @@ class Unavailable(TryLater):
         self.status = status
 
 
-class Paused(TryLater):
+class Paused(TransientError):
     """The account is not to be used now."""
 
     code = "account_paused"
 
 
-class OnHold(TryLater):
+class OnHold(TransientError):
     """The job sends nothing more until a person decides."""
 
     code = "on_hold"
 
 
-class StorageTrouble(TryLater):
+class StorageTrouble(TransientError):
     """A file could not be read or written just now. Not ``passes``: it stays so until a person repairs something."""
 
     code = "storage_trouble"
@@ -108,25 +108,25 @@ FILE_MISSING = "file_missing"
 WORKSPACE_GONE = "workspace_gone"
 
 
-class StoreUnavailable(TryLater):
+class StoreUnavailable(TransientError):
     """Redis did not answer."""
 
     code = "redis_unavailable"
 
 
-class Unanswered(BatchpipeError):
+class AmbiguousResult(BatchpipeError):
     """A batch may or may not have been created: no clear answer came."""
 
     code = "unanswered"
 
 
-class Never(BatchpipeError):
+class PermanentError(BatchpipeError):
     """Trying again cannot help."""
 
     code = "refused"
 
 
-class InvalidInput(Never):
+class InvalidInput(PermanentError):
     """The input is not what the provider takes. ``line`` counts from 1."""
 
     code = "invalid_input"
@@ -141,7 +141,7 @@ class InvalidInput(Never):
         self.field = field
 
 
-class Refused(Never):
+class Refused(PermanentError):
     """The provider said no. ``status`` is the HTTP status; ``code`` and ``param`` are the provider's own."""
 
     def __init__(
@@ -158,7 +158,7 @@ class Gone(Refused):
     code = "gone"
 
 
-class JobNotFound(Never):
+class JobNotFound(PermanentError):
     """No job with this id (``job``) is known here."""
 
     code = "job_not_found"
@@ -168,7 +168,7 @@ class JobNotFound(Never):
         self.job = job
 
 
-class OutputInUse(Never):
+class OutputInUse(PermanentError):
     """The output belongs to another job that has not ended."""
 
     code = "output_in_use"

@@ -33,7 +33,7 @@ from batchpipe.config.settings import Settings
 from batchpipe.local_redis import acquire
 from batchpipe.model.records import JOB, JobRecord, Move, Problem, ShardRecord, Stage, State, new_job_id
 from batchpipe.model.views import SHOWN, json_of_job
-from batchpipe.pipeline.job_runner import JobTurns
+from batchpipe.pipeline.job_runner import JobRunner
 from batchpipe.pipeline.sweep import sweep
 from batchpipe.pipeline.waking import WOKEN_AT_ONCE, resume_account, wake_first
 from batchpipe.store import Lease, Store
@@ -81,7 +81,7 @@ class Bench:
         settings = Settings(_env_file=None, redis_url=url, prefix="{growth}:", home=home)
         self.client = Client(settings)
         api = cast(Any, lambda name: FakeOpenAI())
-        self.turns = JobTurns(settings, self.store, api, lambda message: None, lambda job: None)
+        self.turns = JobRunner(settings, self.store, api, lambda message: None, lambda job: None)
 
     def one_job(self, count: int) -> dict[str, Any]:
         """A job of so many shards from its beginning to its end, and once more: bytes in Redis, and what takes time."""
@@ -95,8 +95,8 @@ class Bench:
         running = store.get_job(job.id)
         full = used(store)
         timed(took, "settle", lambda: self.settle(job.id))
-        timed(took, "census", store.census)
-        timed(took, "survey", store.survey)
+        timed(took, "count_open_shards", store.count_open_shards)
+        timed(took, "stats", store.stats)
         timed(took, "status", lambda: self.command("status", job.id))
         timed(took, "list", lambda: self.command("list"))
         timed(took, "doctor", lambda: list(_jobs_and_workers(self.client)))

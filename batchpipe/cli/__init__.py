@@ -20,7 +20,7 @@ from batchpipe import __version__
 from batchpipe.errors import BatchpipeError, JobNotFound
 
 if TYPE_CHECKING:
-    from batchpipe.cli.common import Front
+    from batchpipe.cli.common import Invocation
 
 #: command -> (module, one line of help); the order is the order of ``--help``.
 COMMANDS = {
@@ -94,9 +94,9 @@ def cli(ctx: click.Context, app: str | None) -> None:
     Exit codes: 0 done as asked; 1 failed; 2 usage; 3 ended with some rows not ok;
     4 cancelled; 5 not ended within --timeout; 130 interrupted.
     """
-    from batchpipe.cli.common import Front, has_site_app, use_app
+    from batchpipe.cli.common import Invocation, has_site_app, use_app
 
-    front = ctx.ensure_object(Front)
+    front = ctx.ensure_object(Invocation)
     if app is None and front.in_site and has_site_app():
         return
     if name := use_app(app):
@@ -145,7 +145,7 @@ def is_interrupt(error: Exception) -> bool:
     return type(error).__name__ == "SchemaError" and "KeyboardInterrupt" in str(error)
 
 
-def main(args: list[str] | None = None, *, prog: str = "batchpipe", front: Front | None = None) -> Any:
+def main(args: list[str] | None = None, *, prog: str = "batchpipe", front: Invocation | None = None) -> Any:
     """The entry point, also of a site's own command line (``front``). Expected errors are one line on stderr."""
     from batchpipe.cli.common import say, write_in_any_locale
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Front:
+class Invocation:
     """How these commands were called, and so how a process of theirs (the worker of a ``run``) is started."""
 
     command: tuple[str, ...] = (sys.executable, "-P", "-m", "batchpipe")

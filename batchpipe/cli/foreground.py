@@ -11,7 +11,7 @@ from typing import IO, TYPE_CHECKING
 
 import click
 
-from batchpipe.cli.common import Front
+from batchpipe.cli.common import Invocation
 from batchpipe.errors import BatchpipeError
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ class OwnWorker:
 
     def __init__(self, settings: Settings, queue: str, log: Path, extra_environment: dict[str, str]) -> None:
         self._settings, self._queue, self.log = settings, queue, log
-        self._command = click.get_current_context().ensure_object(Front).command
+        self._command = click.get_current_context().ensure_object(Invocation).command
         self._extra = extra_environment
         self._quick_deaths = 0
         self.job_is_done = False  #: set by who follows the job: nothing of it is needed any more

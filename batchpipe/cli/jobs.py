@@ -27,7 +27,7 @@ from batchpipe.cli.common import (
     submit_options,
 )
 from batchpipe.config.settings import SANDBOX_ACCOUNT
-from batchpipe.errors import Never
+from batchpipe.errors import PermanentError
 from batchpipe.masking import without_secrets
 from batchpipe.model.records import State
 from batchpipe.model.views import telling
@@ -144,10 +144,12 @@ def results_command(job_id: str, errors: bool) -> None:
     job = open_client().get_job(job_id)
     view = job.to_dict(shards=False)
     if not job.state.ended:
-        raise Never(f"job {job_id} has not ended: it is {job.state.value}; `batchpipe wait {job_id}` waits for it")
+        raise PermanentError(
+            f"job {job_id} has not ended: it is {job.state.value}; `batchpipe wait {job_id}` waits for it"
+        )
     if view["error_file" if errors else "output_file"] is None:
         why = view["error"]["message"] if view["error"] else "it was cancelled before anything was sent"
-        raise Never(f"job {job_id} has no result files: {why}")
+        raise PermanentError(f"job {job_id} has no result files: {why}")
     with job.results_folder().reader("errors.jsonl" if errors else "output.jsonl") as file:
         shutil.copyfileobj(file, sys.stdout.buffer)
     sys.stdout.buffer.flush()

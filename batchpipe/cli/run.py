@@ -29,7 +29,7 @@ from batchpipe.cli.common import (
 )
 from batchpipe.cli.foreground import OwnWorker, own_worker
 from batchpipe.cli.progress import Display, make_display
-from batchpipe.errors import Never, SettingsError
+from batchpipe.errors import PermanentError, SettingsError
 from batchpipe.model.records import JobRecord, ShardRecord, Stage, State
 
 #: How long ``cancel`` works itself to get the provider to stop.
@@ -120,7 +120,9 @@ def _resume(client: Client, job: Job, as_json: bool) -> int:
     else:
         say(f"job {job.id} has ended already; nothing is sent again (--again starts afresh)")
     if _results_are_gone(job):
-        raise Never(f"job {job.id} ended {job.state.value}, but its results are gone; --again sends the rows anew")
+        raise PermanentError(
+            f"job {job.id} ended {job.state.value}, but its results are gone; --again sends the rows anew"
+        )
     return _work_on(client, job, as_json, None)
 
 
@@ -131,7 +133,7 @@ def _results_are_gone(job: Job) -> bool:
         return False
     try:
         return not results_place(job.record).exists("output.jsonl")
-    except Never:
+    except PermanentError:
         return True
 
 

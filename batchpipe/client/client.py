@@ -16,7 +16,7 @@ from batchpipe.client.listeners import warn_of_submit
 from batchpipe.client.submission import HeldSpool, Input, as_text, drop_spool, held_back, new_record, with_input
 from batchpipe.client.waiting import follow
 from batchpipe.config.settings import SANDBOX_ACCOUNT, Settings, bare_environment, current_settings, install_settings
-from batchpipe.errors import InvalidInput, JobNotFound, Never, OutputInUse, SettingsError, StoreUnavailable
+from batchpipe.errors import InvalidInput, JobNotFound, OutputInUse, PermanentError, SettingsError, StoreUnavailable
 from batchpipe.local_redis import acquire
 from batchpipe.masking import without_secrets
 from batchpipe.model.records import JOB, JobRecord, State, new_job_id
@@ -161,7 +161,7 @@ class Client:
                 raise
         try:
             return self.store.submit(record, again=again, alias=alias)
-        except Never:
+        except PermanentError:
             drop_spool(record)
             raise
         except StoreUnavailable:  # it may have been recorded all the same
@@ -184,15 +184,15 @@ class Client:
         That of a ``run`` goes to the default queue, for its worker is gone; but of a sandbox, which came with that, to
         a queue of its own: ``batchpipe wait`` brings both again.
 
-        Raises JobNotFound, InvalidInput, Never (``not_ended``, ``nothing_to_retry``; ``retried``: the first new job has
-        other sizes than asked for now).
+        Raises JobNotFound, InvalidInput, PermanentError (``not_ended``, ``nothing_to_retry``; ``retried``: the first
+        new job has other sizes than asked for now).
         """
         old = self.store.get_job(job_id)
         own_queue = old.input_here and old.account == SANDBOX_ACCOUNT
         if not old.state.ended:
-            raise Never(f"job {job_id} has not ended; its rows may still come", code="not_ended")
+            raise PermanentError(f"job {job_id} has not ended; its rows may still come", code="not_ended")
         if not old.failed and not old.missing:
-            raise Never(f"job {job_id} has no rows to retry", code="nothing_to_retry")
+            raise PermanentError(f"job {job_id} has no rows to retry", code="nothing_to_retry")
         new = self.submit(
             self._failed_requests(old),
             output=output or f"{old.output.rstrip('/')}/retry-{new_job_id().removeprefix('job_')}",
@@ -218,7 +218,7 @@ class Client:
                     f"job {old.id} was retried as {new.id}, with {name} {getattr(new.record, name)}: "
                     f"when that has ended, retry it with the size you want"
                 )
-                raise Never(message, code="retried")
+                raise PermanentError(message, code="retried")
         return new
 
     def _failed_requests(self, job: JobRecord) -> Iterator[bytes]:
@@ -273,25 +273,29 @@ class Client:
         """Take what is there: of a job that is held, nothing more is sent; of one that has ended, batches that were
         given up are read anew, and what they bring is merged into its results. It is running then. May be repeated.
 
-        Raises JobNotFound, OutputInUse, Never (``not_ended``, ``nothing_to_land``, ``output_taken``).
+        Raises JobNotFound, OutputInUse, PermanentError (``not_ended``, ``nothing_to_land``, ``output_taken``).
         """
         job = self.get_job(job_id).record
         if not job.state.ended:
             if not self._decide(job, "land") and not job.send_no_more:
                 message = f"job {job.id} has not ended, and nothing holds it: follow it with batchpipe wait {job.id}"
-                raise Never(message, code="not_ended")
+                raise PermanentError(message, code="not_ended")
             return self.get_job(job.id)
         if not (first := list(islice(self._given_up(job), WOKEN_AT_ONCE))):
-            raise Never(f"job {job.id} has nothing to land: no batch of it was given up", code="nothing_to_land")
+            raise PermanentError(
+                f"job {job.id} has nothing to land: no batch of it was given up", code="nothing_to_land"
+            )
         if job.total and not Folder(job.workspace, private=True).exists(job.order_files[0]):
-            raise Never(f"the workspace of job {job.id} is no longer there: {job.workspace}", code="no_workspace")
+            raise PermanentError(
+                f"the workspace of job {job.id} is no longer there: {job.workspace}", code="no_workspace"
+            )
         if results_place(job).url != Folder(job.output).url:
-            raise Never(f"the output of job {job.id} is another job's now: {job.output}", code="output_taken")
+            raise PermanentError(f"the output of job {job.id} is another job's now: {job.output}", code="output_taken")
         verdict = self.store.land(job.id, self._given_up(job))
         if verdict == "output":
             raise OutputInUse(f"another job that has not ended writes to the output of job {job.id}: {job.output}")
         if verdict == "untold":
-            raise Never(f"the end of job {job.id} is still being told; try again in a minute", code="not_told")
+            raise PermanentError(f"the end of job {job.id} is still being told; try again in a minute", code="not_told")
         if verdict == "ok":  # else somebody else has just asked for it
             turns = tasks.runtime(self.settings).jobs
             turns.log(job.id, [("landing", {"shards": self.store.get_job(job.id).open})])

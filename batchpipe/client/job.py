@@ -11,7 +11,7 @@ import orjson
 from batchpipe.client.listeners import Watch
 from batchpipe.client.waiting import follow, follow_log
 from batchpipe.config.settings import Settings
-from batchpipe.errors import JobNotFound, Never
+from batchpipe.errors import JobNotFound, PermanentError
 from batchpipe.model.records import JobRecord, Problem, ShardRecord, State
 from batchpipe.model.views import MEASURED, SHOWN, job_view, json_of_job, metrics_view, page_view
 from batchpipe.pipeline.manifest import located, results_place, workspace_of
@@ -106,13 +106,13 @@ class Job:
         """Take what is there: of a job that is held because a batch was cancelled elsewhere, nothing more is sent; of
         one that has ended, batches that were given up are read anew, and what they bring is put to its results.
 
-        Raises Never (``not_ended``, ``nothing_to_land``).
+        Raises PermanentError (``not_ended``, ``nothing_to_land``).
         """
         self.record = self._client.land(self._recorded()).record
         return self
 
     def result(self) -> BatchResult:
-        """The result files and row counts. Raises Never (``not_ended``) while the job runs."""
+        """The result files and row counts. Raises PermanentError (``not_ended``) while the job runs."""
         view = job_view(located(self._ended(), remote=True, roots=self._client.settings.roots()))
         rows = view["rows"]
         return BatchResult(
@@ -120,7 +120,7 @@ class Job:
         )
 
     def results(self) -> Iterator[Outcome]:
-        """What became of each row, in input order, read lazily. Raises Never (``not_ended``) while the job runs."""
+        """What became of each row, in input order, read lazily. Raises PermanentError (``not_ended``)."""
         return _outcomes(self._ended(), self._client.settings)
 
     def errors(self) -> Iterator[Outcome]:
@@ -196,7 +196,7 @@ class Job:
         if not self.state.ended:
             self.refresh()
         if not self.state.ended:
-            raise Never(f"job {self.id} has not ended: it is {self.state.value}", code="not_ended")
+            raise PermanentError(f"job {self.id} has not ended: it is {self.state.value}", code="not_ended")
         return self.record
 
 

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from batchpipe.client.client import Client, Job
-from batchpipe.errors import BatchpipeError, JobNotFound, Never, SettingsError, StoreUnavailable
+from batchpipe.errors import BatchpipeError, JobNotFound, PermanentError, SettingsError, StoreUnavailable
 from batchpipe.masking import without_secrets
 from batchpipe.model.records import Problem
 from batchpipe.model.schedule import Schedule
@@ -73,7 +73,7 @@ def _run(client: Client, name: str, schedule: Schedule, at: datetime) -> Job | N
     fingerprint, when = schedule.fingerprint, at.timestamp()
     try:
         job = submit_run(client, name, schedule, at)
-    except Never as error:
+    except PermanentError as error:
         logger.error("schedule %s: the run of %s was refused: %s", name, at.isoformat(), error)
         client.store.schedule_handled(name, fingerprint, when, LastRun(when, error=_problem(error)))
         return None

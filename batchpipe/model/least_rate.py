@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from batchpipe.errors import TryLater, Unavailable
+from batchpipe.errors import TransientError, Unavailable
 
 #: A silence this long within a transfer means the connection is dead; over so long the least rate is measured.
 SILENCE_SECONDS = 60.0
@@ -24,7 +24,7 @@ class LeastRate:
         *,
         window: float = SILENCE_SECONDS,
         clock: Callable[[], float] = time.monotonic,
-        error: type[TryLater] = Unavailable,
+        error: type[TransientError] = Unavailable,
     ) -> None:
         self._what, self._rate, self._window = what, rate, window
         self._check, self._clock, self._error = check, clock, error

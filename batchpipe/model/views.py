@@ -178,7 +178,7 @@ def metrics_view(
         "uploads": seen.uploads,
         "batches": seen.batches,
         "rows_resent": seen.rows_resent,
-        "waits": dict(Counter(event.get("reason", "failure") for event in events if event["event"] == "put_off")),
+        "waits": dict(Counter(event.get("reason", "failure") for event in events if event["event"] == "deferred")),
         "seconds": {
             "prepare": _span(job.created_at, seen.planned_at if seen.sums.count else job.ended_at, now),
             **seen.seconds,

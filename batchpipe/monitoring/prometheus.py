@@ -92,32 +92,32 @@ class StoreCollector(Collector):
 
     def _read(self, store: Store) -> Iterator[Metric]:
         store.ping()  # one short try: a Redis that hangs must not hang the scrape, which Prometheus would give up
-        survey, census = store.survey(), self._census(store)
-        accounts = sorted({"default", *self._accounts(), *store.creating_accounts(survey.now - RECENT_SECONDS)})
+        stats, count_open_shards = store.stats(), self._count_open_shards(store)
+        accounts = sorted({"default", *self._accounts(), *store.creating_accounts(stats.now - RECENT_SECONDS)})
         values: dict[str, float | dict[str, float]] = {
-            "jobs": dict(survey.jobs),
-            "shards": dict(census.stages),
-            "shards_in_trouble": census.troubled,
-            "oldest_shard_seconds": census.oldest,
-            "unfinished_records": survey.unfinished,
-            "overdue_records": survey.overdue,
-            "sweep_lag_seconds": survey.lag,
-            "sweep_age_seconds": max(survey.now - survey.swept, 0.0) if survey.swept is not None else math.inf,
-            "clock_ahead_seconds": survey.ahead,
+            "jobs": dict(stats.jobs),
+            "shards": dict(count_open_shards.stages),
+            "shards_in_trouble": count_open_shards.troubled,
+            "oldest_shard_seconds": count_open_shards.oldest,
+            "unfinished_records": stats.unfinished,
+            "overdue_records": stats.overdue,
+            "sweep_lag_seconds": stats.lag,
+            "sweep_age_seconds": max(stats.now - stats.swept, 0.0) if stats.swept is not None else math.inf,
+            "clock_ahead_seconds": stats.ahead,
             "account_paused_seconds": {name: _paused(store, name) for name in accounts},
         }
         for name, (words, label) in GAUGES.items():
             yield _gauge(name, words, label, values[name])
         yield from _counters(store.read_counts(), accounts)
 
-    def _census(self, store: Store) -> Census:
+    def _count_open_shards(self, store: Store) -> Census:
         with self._lock:  # whoever comes while it is counted waits for the same answer
             now = self._clock()
             if self._counted is not None and self._counted[0] is store:
-                _, at, census = self._counted
+                _, at, count_open_shards = self._counted
                 if 0 <= now - at < CENSUS_SECONDS:
-                    return census
-            self._counted = store, now, store.census()
+                    return count_open_shards
+            self._counted = store, now, store.count_open_shards()
             return self._counted[2]
 
 

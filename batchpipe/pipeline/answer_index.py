@@ -27,7 +27,7 @@ from batchpipe.model.rows import (
     readable_id,
 )
 from batchpipe.pipeline.fetching import Extent
-from batchpipe.storage import Folder, Pacer, Scratch
+from batchpipe.storage import Checkpoint, Folder, Scratch
 from batchpipe.telemetry.prices import MAX_COST, Pricer, unknown
 
 #: Why an answer with fewer embeddings than its row had inputs is none.
@@ -274,7 +274,7 @@ def counted_answers(shard: ShardRecord) -> int:
 
 def paced(lines: Iterator[bytes] | BinaryIO, check: Callable[[], None]) -> Iterator[bytes]:
     """The same lines, with a call of ``check`` now and then."""
-    pace = Pacer(check)
+    pace = Checkpoint(check)
     for line in lines:
         pace(line)
         yield line

@@ -23,7 +23,7 @@ from batchpipe.errors import (
     SettingsError,
     StorageTrouble,
     StoreUnavailable,
-    TryLater,
+    TransientError,
 )
 from batchpipe.model.records import ENDED, JOB, LONGEST_PAUSE, MAX_TELLS, JobRecord, Problem, ShardRecord, Stage, State
 from batchpipe.model.views import EARLIER, SHOWN, json_of_job
@@ -46,12 +46,12 @@ from batchpipe.pipeline.runner import (
     MAX_LOST,
     MAX_OVERRUNS,
     MAX_TRIES,
-    Again,
     Message,
     Next,
     Publish,
+    Retry,
+    Runner,
     Stop,
-    Turns,
     WaitingIn,
     check_cancel,
     foreseen,
@@ -92,7 +92,7 @@ _OF_INPUT = ("input_missing", "input_unreachable", "input_changed", "transfer_ti
 MAX_TIDIES = 5
 
 
-class Unheard(TryLater):
+class NotDelivered(TransientError):
     """A site's receiver ``raised``; or this process has not loaded it."""
 
     code = "unheard"
@@ -108,7 +108,7 @@ _BEGINNING = (State.PENDING.value, State.PREPARING.value)
 _END = (State.FINALIZING.value, *(state.value for state in ENDED))
 
 
-class JobTurns(Turns):
+class JobRunner(Runner):
     """Turns of jobs. ``tell`` sends a job's ``on_done`` and signals, at least once."""
 
     def __init__(
@@ -446,10 +446,10 @@ class JobTurns(Turns):
         remove_leftovers(workspace, {*job.order_files, *names}, lease.check)
 
     def _tell_listeners(self, job: JobRecord, lease: Lease) -> None:
-        """Raises TryLater; but receivers that always fail, or never come, do not keep the job for ever."""
+        """Raises TransientError; but receivers that always fail, or never come, do not keep the job for ever."""
         try:
             self._tell(job)
-        except Unheard as error:
+        except NotDelivered as error:
             self.store.save(lease, {"untold": job.untold + 1, "raised": job.raised + error.raised})
             if job.untold < MAX_TELLS:
                 raise
@@ -458,7 +458,7 @@ class JobTurns(Turns):
             self.log(job.id, [("not_told", {"message": error.message})])
 
     def _tidy(self, job: JobRecord, lease: Lease) -> None:
-        """Delete files at the provider that are needed no more. Raises TryLater, but not for ever: they expire."""
+        """Delete files at the provider that are needed no more. Raises TransientError, a limited number of times."""
         if not job.shards:
             return
         try:
@@ -466,7 +466,7 @@ class JobTurns(Turns):
             deleted = tidy(job, shards, self.apis(job.account), which, check=lease.check)
         except StoreUnavailable:
             raise
-        except TryLater as error:
+        except TransientError as error:
             if job.untidied < MAX_TIDIES:
                 self.store.save(lease, {"untidied": job.untidied + 1})
                 raise
@@ -496,7 +496,7 @@ class JobTurns(Turns):
 
     def _trouble(self, lease: Lease, error: Exception) -> Next:
         lease.stop()
-        passes = isinstance(error, TryLater | OSError)
+        passes = isinstance(error, TransientError | OSError)
         if not passes and not isinstance(error, SettingsError):
             logger.error("turn failed", exc_info=error, extra={"event": "turn_failed"})
         problem = Problem(code=getattr(error, "code", "internal_error"), message=words(error))
@@ -507,17 +507,17 @@ class JobTurns(Turns):
         after = 0.0 if problem.code == CANCELLING else min(max(named or 0.0, pause), LONGEST_PAUSE)
         repeated = lease.job.trouble is not None and lease.job.trouble.message == problem.message
         try:
-            news = self.store.put_off(lease, after, {"trouble": problem}, tries="refund" if passes else "keep")
+            news = self.store.defer(lease, after, {"trouble": problem}, tries="refund" if passes else "keep")
         except LeaseLost:
             return Stop()
         if not repeated:
             fields = {"message": problem.message, "seconds": after, "reason": reason_of(error)}
             waits = problem.code == "input_missing"  # for an hour: a person should know by then
-            self.log(lease.job.id, [("put_off", fields)], level=logging.WARNING if waits else logging.INFO)
+            self.log(lease.job.id, [("deferred", fields)], level=logging.WARNING if waits else logging.INFO)
         if news.wake:
             self.wake(lease.job.id, JOB)
             return Stop()
-        return Again(after, problem.message, reason_of(error))
+        return Retry(after, problem.message, reason_of(error))
 
 
 def _new_shards(job: JobRecord, prepared: Prepared) -> Iterator[ShardRecord]:

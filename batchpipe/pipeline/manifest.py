@@ -12,7 +12,7 @@ import msgspec
 import orjson
 
 from batchpipe.config.settings import Settings
-from batchpipe.errors import FILE_MISSING, InvalidInput, Never, StorageTrouble
+from batchpipe.errors import FILE_MISSING, InvalidInput, PermanentError, StorageTrouble
 from batchpipe.model.records import ENDED, JobRecord, ShardRecord, State
 from batchpipe.model.views import EARLIER, ERROR_FILE, JOB_FILE, OUTPUT_FILE
 from batchpipe.pipeline.results import WORKING
@@ -290,14 +290,14 @@ def own_place(job: JobRecord) -> str:
 
 
 def results_place(job: JobRecord, roots: Sequence[str] = ()) -> Folder:
-    """Where an ended job's results lie now. Raises Never (``no_results``, or ``results_gone``: others have taken
-    their place), StorageTrouble.
+    """Where an ended job's results lie now. Raises PermanentError (``no_results``, or ``results_gone``: others
+    have taken their place), StorageTrouble.
 
     ``roots``: what they must lie under. Redis may not know: a job of another Redis has moved them, or a link in their
     path leads elsewhere since.
     """
     if not job.results:
-        raise Never(f"job {job.id} has no result files", code="no_results")
+        raise PermanentError(f"job {job.id} has no result files", code="no_results")
     unnamed: Folder | None = None
     for place in dict.fromkeys(filter(None, (job.results, job.real))):
         folder, owner = Folder(place, roots=roots), None
@@ -312,7 +312,7 @@ def results_place(job: JobRecord, roots: Sequence[str] = ()) -> Folder:
         if there and owner is None:
             unnamed = unnamed or folder
     if unnamed is None:
-        raise Never(f"the results of job {job.id} are no longer in {job.results}", code="results_gone")
+        raise PermanentError(f"the results of job {job.id} are no longer in {job.results}", code="results_gone")
     return unnamed
 
 
@@ -320,7 +320,7 @@ def located(job: JobRecord, *, remote: bool = False, roots: Sequence[str] = ()) 
     """A job's record with the place where its results lie now; that of a URL is looked at only if ``remote``."""
     if not job.state.ended or not (remote or Folder(job.results).is_local):
         return job
-    with suppress(Never, StorageTrouble):
+    with suppress(PermanentError, StorageTrouble):
         return job.evolve(results=results_place(job, roots).url)
     return job
 

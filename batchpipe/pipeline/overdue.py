@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from batchpipe.errors import RecordUnreadable
 from batchpipe.masking import without_secrets
-from batchpipe.pipeline.runner import Turns
+from batchpipe.pipeline.runner import Runner
 from batchpipe.store import Waiting, When, name_once
 
 logger = logging.getLogger(__name__)
@@ -51,7 +51,7 @@ class _Queue:
         return not self.listened or now - waiting.published < stuck
 
 
-def publish_overdue(turns: Turns, limit: int = PASS_LENGTH) -> int:
+def publish_overdue(turns: Runner, limit: int = PASS_LENGTH) -> int:
     """Answers how many records were published anew. Raises StoreUnavailable."""
     woken, queues = 0, _Queues(turns)
     for number in range(1, MOST_PASSES + 1):
@@ -70,7 +70,7 @@ def publish_overdue(turns: Turns, limit: int = PASS_LENGTH) -> int:
     return woken
 
 
-def wake_or_set_aside(turns: Turns, job_id: str, index: int, when: When) -> bool:
+def wake_or_set_aside(turns: Runner, job_id: str, index: int, when: When) -> bool:
     """Answers whether it was published anew. A record that cannot be read is named and passed over."""
     try:
         return turns.wake(job_id, index, when=when) is not None
@@ -83,7 +83,7 @@ def wake_or_set_aside(turns: Turns, job_id: str, index: int, when: When) -> bool
 class _Queues:
     """The queues of what is overdue, each asked about once in a pass."""
 
-    def __init__(self, turns: Turns) -> None:
+    def __init__(self, turns: Runner) -> None:
         self._turns = turns
         self._known: dict[str, _Queue] = {}
         self._listening: dict[str, list[str]] | None = None

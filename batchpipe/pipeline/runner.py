@@ -22,7 +22,7 @@ from batchpipe.errors import (
     RecordUnreadable,
     StorageTrouble,
     StoreUnavailable,
-    TryLater,
+    TransientError,
     shortened,
 )
 from batchpipe.masking import without_secrets
@@ -78,7 +78,7 @@ class Go:
 
 
 @dataclass(frozen=True)
-class Again:
+class Retry:
     """The same task once more, after so many seconds."""
 
     after: float
@@ -111,13 +111,13 @@ _MISSED = (
 )
 
 
-def refused(claim: Refused) -> Again | Stop:
+def refused(claim: Refused) -> Retry | Stop:
     """The answer to a message whose claim was not granted."""
     why = _REFUSED.get(claim.why, claim.why)
-    return Again(claim.after + 0.1, why, "lease") if claim.why == "lease" else Stop(why)
+    return Retry(claim.after + 0.1, why, "lease") if claim.why == "lease" else Stop(why)
 
 
-Next = Go | Again | Stop
+Next = Go | Retry | Stop
 Publish = Callable[[Message], None]
 #: How many messages wait in a queue of the broker; None: that cannot be told.
 WaitingIn = Callable[[str], int | None]
@@ -139,7 +139,7 @@ def links_from(message: Message) -> Sequence[str]:
     return names[[stage.value for stage in LINKS.values()].index(Stage(message.stage).value) :]
 
 
-class Turns:
+class Runner:
     """What shard turns and job turns share: the records, the provider, and how a message is published."""
 
     def __init__(
@@ -163,7 +163,7 @@ class Turns:
         """Send a message. If the broker does not take it, the record's due time brings it back."""
         try:
             self._publish(message)
-        except TryLater as error:
+        except TransientError as error:
             self.counters.wait("broker", 0.0)
             logger.warning(
                 "not sent to the workers yet, a sweep will do that: %s", error, extra=_ids(message.job, message.index)
@@ -192,7 +192,7 @@ class Turns:
         or None if it is not to be.
         """
         ids = new_task_ids(1 if index == JOB else len(LINKS))
-        raised = self.store.raise_epoch(job_id, index, ids, when=when, after=after)
+        raised = self.store.bump_epoch(job_id, index, ids, when=when, after=after)
         if raised is None:
             return None
         self.publish(Message(job_id, index, raised.epoch, raised.stage, ids, raised.queue, after))
@@ -252,7 +252,7 @@ class Turns:
             raise
         except Exception as error:  # around a turn: it could not be claimed, or not ended
             following = self._outside(error, *place)
-        if isinstance(following, Again):
+        if isinstance(following, Retry):
             self.counters.wait(following.reason, following.after)
         self.counters.turn(link, type(following).__name__.lower())
         self.flush()
@@ -264,7 +264,7 @@ class Turns:
         problem = Problem(code=getattr(error, "code", "internal_error"), message=words(error))
         with suppress(RecordUnreadable):
             self.store.note_trouble(job_id, index, problem)
-        return Again(LONGEST_PAUSE, problem.message)
+        return Retry(LONGEST_PAUSE, problem.message)
 
     def wait_for_workspace(self, lease: Lease, error: StorageTrouble) -> None:
         """A file of the workspace is missing: return when it is to be given up.
@@ -309,7 +309,7 @@ def check_cancel(lease: Lease) -> None:
     """Of a transfer that may be broken off: a cancelled job needs it no more."""
     lease.check()
     if lease.news.cancel and not lease.job.cancel:
-        raise TryLater("the job is being cancelled", code=CANCELLING)
+        raise TransientError("the job is being cancelled", code=CANCELLING)
 
 
 def foreseen(error: Exception, link: str) -> Exception:
@@ -317,7 +317,7 @@ def foreseen(error: Exception, link: str) -> Exception:
     if not isinstance(error, seams.out_of_time):
         return error
     message = f"{link} met the time limit of its worker (task_soft_time_limit); it may need {REMEDIES[link]}"
-    return TryLater(message, code="time_limit")
+    return TransientError(message, code="time_limit")
 
 
 def words(error: BaseException) -> str:

@@ -15,13 +15,13 @@ from batchpipe.errors import (
     FILE_MISSING,
     WORKSPACE_GONE,
     LeaseLost,
-    Never,
     OnHold,
     Paused,
+    PermanentError,
     SettingsError,
     StorageTrouble,
     StoreUnavailable,
-    TryLater,
+    TransientError,
 )
 from batchpipe.errors import Refused as ProviderRefused
 from batchpipe.model.lateness import attended
@@ -35,11 +35,11 @@ from batchpipe.pipeline.runner import (
     MAX_LOST,
     MAX_TRIES,
     NO_QUOTA,
-    Again,
     Go,
     Next,
+    Retry,
+    Runner,
     Stop,
-    Turns,
     check_cancel,
     foreseen,
     numbers,
@@ -65,7 +65,7 @@ logger = logging.getLogger(__name__)
 _WAITS = {Stage.CREATED.value: "poll", Stage.UPLOADED.value: "create", Stage.ENDED.value: "files"}
 
 
-class ShardTurns(Turns):
+class ShardRunner(Runner):
     """Turns of shards: the four links of the chain."""
 
     def run(self, link: str, job_id: str, index: int, epoch: int) -> Next:
@@ -131,7 +131,7 @@ class ShardTurns(Turns):
         elif link == "create":
             if not shard.calls:  # else what an unanswered call made is looked for first
                 job = self.held(job)
-            result = create(job, shard, api, _Turn(self, lease, api))
+            result = create(job, shard, api, CreateContext(self, lease, api))
         elif link == "poll":
             result = self._poll(job, shard, api)
         else:
@@ -181,7 +181,7 @@ class ShardTurns(Turns):
             api,
             now=clock.now,
             pace=Pace(self.settings.poll_min_seconds, self.settings.poll_max_seconds),
-            may_look=lambda: self.store.may_look(job.account, per_second=rate, burst=max(1.0, 2 * rate)),
+            take_rate_token=lambda: self.store.take_rate_token(job.account, per_second=rate, burst=max(1.0, 2 * rate)),
             patience=patience + clock.slack if patience is not None else None,  # the provider's clock may be behind
             files_patience=self.settings.files_patience_seconds,
             unseen_seconds=self.settings.unseen_seconds,
@@ -210,9 +210,9 @@ class ShardTurns(Turns):
         after = getattr(error, "after", None)
         if isinstance(error, Paused):
             after = self._pause(lease, problem, after)
-        if isinstance(error, TryLater | SettingsError | OSError):
-            return self._put_off(lease, problem, after, reason_of(error))
-        if isinstance(error, Never) and not _is_committed(lease.shard):
+        if isinstance(error, TransientError | SettingsError | OSError):
+            return self._defer(lease, problem, after, reason_of(error))
+        if isinstance(error, PermanentError) and not _is_committed(lease.shard):
             return self._give_up(lease, problem, refused=isinstance(error, ProviderRefused))
         logger.error("%s failed", link, exc_info=error, extra={"event": "turn_failed"})
         return self._unforeseen(lease, problem)
@@ -252,11 +252,11 @@ class ShardTurns(Turns):
         except StorageTrouble as error:
             if error.code == FILE_MISSING:
                 return self._trouble("download", lease, error)
-            return self._put_off(lease, Problem(code=error.code, message=str(error)), None, reason_of(error))
-        except (TryLater, OSError) as error:
-            return self._put_off(lease, Problem(code="storage_trouble", message=words(error)), None, reason_of(error))
+            return self._defer(lease, Problem(code=error.code, message=str(error)), None, reason_of(error))
+        except (TransientError, OSError) as error:
+            return self._defer(lease, Problem(code="storage_trouble", message=words(error)), None, reason_of(error))
 
-    def _put_off(self, lease: Lease, problem: Problem, after: float | None, reason: str) -> _Failed:
+    def _defer(self, lease: Lease, problem: Problem, after: float | None, reason: str) -> _Failed:
         """Foreseen trouble: no try is counted, and the pause doubles."""
         assert lease.shard is not None
         pause = min(FIRST_PAUSE * 2 ** min(lease.shard.backoff, 10), LONGEST_BACKOFF) * random.uniform(0.8, 1.2)
@@ -311,7 +311,7 @@ class ShardTurns(Turns):
             return Stop("published anew")
         if move.stage == lease.shard.stage:
             reason = ending.reason if isinstance(ending, _Failed) else _WAITS.get(lease.shard.stage, "failure")
-            return Again(move.after, _why(lease.shard, move), reason)
+            return Retry(move.after, _why(lease.shard, move), reason)
         if _follows(lease.shard.stage, move.stage):
             return Go(_why(lease.shard, move))
         # back to an earlier stage: the chain begins anew there
@@ -342,7 +342,7 @@ class ShardTurns(Turns):
     def _as_move(shard: ShardRecord, ending: Move | _Failed) -> tuple[Move, str]:
         if isinstance(ending, _Failed):
             changes = {"trouble": ending.problem, "backoff": shard.backoff + 1}
-            events = [("put_off", _put_off_fields(ending))]
+            events = [("deferred", _deferred_fields(ending))]
             repeated = shard.trouble is not None and shard.trouble.message == ending.problem.message
             move = Move(
                 stage=Stage(shard.stage), after=ending.after, changes=changes, events=[] if repeated else events
@@ -380,14 +380,14 @@ def _what_follows(mode: str, job_id: str) -> str:
     )
 
 
-def _put_off_fields(failed: _Failed) -> dict[str, Any]:
+def _deferred_fields(failed: _Failed) -> dict[str, Any]:
     return {"message": failed.problem.message, "seconds": round(failed.after, 1), "reason": failed.reason}
 
 
-class _Turn:
+class CreateContext:
     """What the create step may do with its shard's record."""
 
-    def __init__(self, turns: ShardTurns, lease: Lease, api: Api) -> None:
+    def __init__(self, turns: ShardRunner, lease: Lease, api: Api) -> None:
         assert lease.shard is not None
         self._turns, self._lease, self._api, self._shard = turns, lease, api, lease.shard
         self.grace_seconds = turns.settings.create_grace_seconds

@@ -13,7 +13,7 @@ from batchpipe.errors import BatchpipeError, Refused, SettingsError, StoreUnavai
 from batchpipe.model.records import ShardRecord, Stage, Status
 from batchpipe.pipeline.manifest import prune_workspaces
 from batchpipe.pipeline.overdue import PASS_LENGTH, publish_overdue
-from batchpipe.pipeline.runner import NO_QUOTA, Turns
+from batchpipe.pipeline.runner import NO_QUOTA, Runner
 from batchpipe.pipeline.waking import wake_rest
 from batchpipe.provider import Api, Snapshot
 from batchpipe.store import Clock
@@ -35,7 +35,7 @@ _MOST_ACCOUNTS = 1_000
 _told_of = 0.0
 
 
-def sweep(turns: Turns, *, limit: int = PASS_LENGTH, listing: bool | None = None) -> int:
+def sweep(turns: Runner, *, limit: int = PASS_LENGTH, listing: bool | None = None) -> int:
     """One pass. Answers how many records were published anew. Raises StoreUnavailable.
 
     ``listing``: look into the accounts' lists of batches now (True), not at all (False), or if it is time (None).
@@ -62,14 +62,14 @@ def _tell_of_clock(clock: Clock) -> None:
         logger.error("%s", clock.words(), extra={"event": "clock_back"})
 
 
-def _count(turns: Turns, woken: int) -> None:
+def _count(turns: Runner, woken: int) -> None:
     turns.counters.add("sweeps")
     turns.counters.add("swept", woken)
     turns.flush()
     turns.store.note_sweep()
 
 
-def _look_after(turns: Turns, account: str, *, at_once: bool) -> None:
+def _look_after(turns: Runner, account: str, *, at_once: bool) -> None:
     """Read an account's recent batches: cancel strays, wake the shards of those that have ended."""
     clock = turns.store.clock()
     now = clock.now
@@ -117,7 +117,7 @@ def _since(now: float, done: float) -> float:
     return max(done, now - LOOK_BACK_SECONDS) - OVERLAP_SECONDS
 
 
-def _judge(turns: Turns, api: Api, batches: list[Snapshot]) -> tuple[int, int]:
+def _judge(turns: Runner, api: Api, batches: list[Snapshot]) -> tuple[int, int]:
     """Answers how many strays could not be cancelled, and how many of the batches are ours.
 
     The records are read after the list, so a batch that is not recorded by now was not recorded then.
@@ -159,7 +159,7 @@ def _is_stray(batch: Snapshot, shard: ShardRecord) -> bool:
     return shard.batch_id is not None or shard.stage == Stage.COLLECTED
 
 
-def _cancel_stray(turns: Turns, api: Api, batch: Snapshot, shard: ShardRecord) -> bool:
+def _cancel_stray(turns: Runner, api: Api, batch: Snapshot, shard: ShardRecord) -> bool:
     """Answers whether it is over with it."""
     ids = {"job": shard.job, "shard": shard.index, "batch": batch.id}
     logger.error("a stray batch is cancelled: its shard has another", extra={"event": "stray", **ids})

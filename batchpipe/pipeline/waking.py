@@ -10,7 +10,7 @@ from typing import NamedTuple
 from batchpipe.model.records import JOB
 from batchpipe.model.refusals import FOR_A_PERSON
 from batchpipe.pipeline.overdue import wake_or_set_aside
-from batchpipe.pipeline.runner import Turns
+from batchpipe.pipeline.runner import Runner
 from batchpipe.store import When
 
 #: Shards that whoever asks wakes himself, and waits for: a few milliseconds each.
@@ -29,7 +29,7 @@ class Resumed(NamedTuple):
     left: int  #: jobs of which the sweeps wake the others
 
 
-def wake_first(turns: Turns, job_id: str, shards: int, when: When) -> list[str]:
+def wake_first(turns: Runner, job_id: str, shards: int, when: When) -> list[str]:
     """The job itself and its first shards. Answers the void task ids."""
     void = list[str]()
     for index in (JOB, *range(min(shards, WOKEN_AT_ONCE))):
@@ -37,7 +37,7 @@ def wake_first(turns: Turns, job_id: str, shards: int, when: When) -> list[str]:
     return void
 
 
-def wake_job(turns: Turns, job_id: str) -> None:
+def wake_job(turns: Runner, job_id: str) -> None:
     """Publish all open work of a job anew, for who knows that its worker is gone. Raises JobNotFound."""
     job = turns.store.get_job(job_id)
     if job.shards > WOKEN_AT_ONCE:  # before anything is woken: whoever is killed meanwhile has left the others
@@ -45,7 +45,7 @@ def wake_job(turns: Turns, job_id: str) -> None:
     wake_first(turns, job.id, job.shards, "always")
 
 
-def resume_account(turns: Turns, account: str) -> Resumed:
+def resume_account(turns: Runner, account: str) -> Resumed:
     """End an account's pause: with it all of its shards that wait go on, without one those that wait for a person."""
     paused, woken, looked, left = turns.store.resume(account), 0, 0, 0
     for page in turns.store.open_jobs(account):
@@ -64,7 +64,7 @@ def resume_account(turns: Turns, account: str) -> Resumed:
     return Resumed(paused, woken, left)
 
 
-def wake_rest(turns: Turns, limit: int) -> None:
+def wake_rest(turns: Runner, limit: int) -> None:
     """Wake what a cancel, a resume or the end of a hold has left, so many shards at most."""
     while limit > 0 and (found := turns.store.take_wakes(min(limit, _PAGE))) is not None:
         indexes = range(found.first, found.last)
@@ -76,7 +76,7 @@ def wake_rest(turns: Turns, limit: int) -> None:
         limit -= len(indexes)
 
 
-def _wake_waiting(turns: Turns, job_id: str, indexes: range, *, anything: bool) -> int:
+def _wake_waiting(turns: Runner, job_id: str, indexes: range, *, anything: bool) -> int:
     """Wake those of these shards that wait for their time; only what waits for a person unless ``anything`` does."""
     woken = 0
     for shard in turns.store.shards_of([(job_id, index) for index in indexes]):

@@ -10,7 +10,16 @@ from functools import cached_property, partial
 from typing import IO, TYPE_CHECKING, Any, BinaryIO, cast
 
 from batchpipe.config.settings import Account, Settings
-from batchpipe.errors import NO_ROUTE, BatchpipeError, Gone, Paused, Refused, SettingsError, Unanswered, Unavailable
+from batchpipe.errors import (
+    NO_ROUTE,
+    AmbiguousResult,
+    BatchpipeError,
+    Gone,
+    Paused,
+    Refused,
+    SettingsError,
+    Unavailable,
+)
 from batchpipe.model.least_rate import SILENCE_SECONDS, LeastRate
 from batchpipe.provider.answers import (
     Snapshot,
@@ -200,7 +209,7 @@ class Api:
         metadata: dict[str, str],
         extra: dict[str, Any],
     ) -> Snapshot:
-        """The paid call: sent once. Raises Unanswered unless the answer is clear.
+        """The paid call: sent once. Raises AmbiguousResult unless the answer is clear.
 
         A clear no is Unavailable (a 4xx that may pass, or code ``not_sent``: nothing left this host), Paused or
         Refused. Each has, as ``named``, the ids of batches that its answer names: they are to be read before
@@ -218,7 +227,7 @@ class Api:
             names = named(said[-1]) if said else {}
             if not _is_clear_no(error):
                 about = f" (it names {', '.join(names)})" if names else ""
-                unanswered = Unanswered(f"no clear answer to the create call: {error}{about}")
+                unanswered = AmbiguousResult(f"no clear answer to the create call: {error}{about}")
                 unanswered.named = names
                 raise unanswered from error
             error.named = names

@@ -3,6 +3,6 @@
 from batchpipe.recover.discovery import find_noted
 from batchpipe.recover.loss import lost_jobs
 from batchpipe.recover.recovery import recover
-from batchpipe.recover.report import FINE, FOREIGN, Left, Report
+from batchpipe.recover.report import FINE, FOREIGN, Report, Skipped
 
-__all__ = ["FINE", "FOREIGN", "Left", "Report", "find_noted", "lost_jobs", "recover"]
+__all__ = ["FINE", "FOREIGN", "Report", "Skipped", "find_noted", "lost_jobs", "recover"]

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from batchpipe.errors import Never
+from batchpipe.errors import PermanentError
 from batchpipe.model.records import JobRecord, Record, ShardRecord, Stage, State, Status
 from batchpipe.pipeline.results import INDEX
 from batchpipe.provider import Snapshot
@@ -30,7 +30,7 @@ _TOKEN_LIMIT = "token_limit_exceeded"
 def read_records(manifest: dict[str, Any], trace: Trace) -> tuple[JobRecord, list[ShardRecord]]:
     """The records as the manifest has them: shards of earlier rounds whole, those of its round without a batch.
 
-    Raises Never (``manifest_damaged``).
+    Raises PermanentError (``manifest_damaged``).
     """
     try:
         shards = [_shard(entry, trace.job) for entry in manifest["shards"]]
@@ -65,7 +65,7 @@ def read_records(manifest: dict[str, Any], trace: Trace) -> tuple[JobRecord, lis
 def read_submitted(trace: Trace) -> JobRecord:
     """The record of a job that was submitted and not prepared, ready to be submitted again under its id.
 
-    Raises Never (``not_prepared``) where it was not noted.
+    Raises PermanentError (``not_prepared``) where it was not noted.
     """
     try:
         if trace.record is None:
@@ -76,7 +76,7 @@ def read_submitted(trace: Trace) -> JobRecord:
         return job.evolve(**place, cancel=trace.cancelled)
     except (msgspec.ValidationError, TypeError):
         message = "it was submitted but not prepared, and no account that was read has a batch of it: submit it again"
-        raise Never(message, code="not_prepared") from None
+        raise PermanentError(message, code="not_prepared") from None
 
 
 def _shard(entry: dict[str, Any], job: str) -> ShardRecord:
@@ -84,12 +84,12 @@ def _shard(entry: dict[str, Any], job: str) -> ShardRecord:
     return msgspec.convert({**plain, "job": job}, ShardRecord, strict=False)
 
 
-def _damaged(trace: Trace, why: str) -> Never:
-    return Never(f"its manifest in {trace.workspace} cannot be used: {why}", code="manifest_damaged")
+def _damaged(trace: Trace, why: str) -> PermanentError:
+    return PermanentError(f"its manifest in {trace.workspace} cannot be used: {why}", code="manifest_damaged")
 
 
 def check_files(job: JobRecord, shards: Sequence[ShardRecord]) -> None:
-    """Raises Never if files of the workspace are missing (``finished`` if it was tidied up), StorageTrouble."""
+    """Raises PermanentError if files of the workspace are missing (``finished``: it was tidied up), StorageTrouble."""
     wanted = [*job.order_files, *(_needed(shard) for shard in shards)]
     workspace = Folder(job.workspace, private=True)
     there: dict[str, set[str]] = {}
@@ -103,9 +103,9 @@ def check_files(job: JobRecord, shards: Sequence[ShardRecord]) -> None:
     if not missing:
         return
     if INDEX in workspace.names():
-        raise Never("it has ended: its results were written and its workspace is tidied up", code="finished")
+        raise PermanentError("it has ended: its results were written and its workspace is tidied up", code="finished")
     more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-    raise Never(
+    raise PermanentError(
         f"its workspace {job.workspace} lacks {missing[0]}{more}: bring the files back, or fetch what its batches "
         "have brought from the provider by hand",
         code="files_missing",
@@ -126,7 +126,7 @@ def _names(workspace: Folder, folder: str) -> list[str]:
 def rebuild(
     job: JobRecord, shards: Iterable[ShardRecord], view: AccountView, now: float
 ) -> tuple[JobRecord, list[ShardRecord]]:
-    """The records with what the provider knows. Raises Never (``cannot_match``)."""
+    """The records with what the provider knows. Raises PermanentError (``cannot_match``)."""
     _check_knowable(job, view)
     epoch = int(now)
     restored = [
@@ -142,7 +142,7 @@ def _check_knowable(job: JobRecord, view: AccountView) -> None:
     since = job.created_at - CLOCK_SLACK_SECONDS
     unknown = sum(batch.created_at is None or batch.created_at >= since for batch in view.batches.values())
     if view.is_mute and not view.names_files and unknown:
-        raise Never(
+        raise PermanentError(
             f"the provider tells neither the metadata nor the input files of its {unknown} batches since then, so "
             "nobody can know which are paid for; look there by hand before you submit it again",
             code="cannot_match",

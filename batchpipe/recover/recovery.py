@@ -11,7 +11,7 @@ from batchpipe.errors import (
     BatchpipeError,
     Gone,
     JobNotFound,
-    Never,
+    PermanentError,
     RecordUnreadable,
     Refused,
     SettingsError,
@@ -20,13 +20,13 @@ from batchpipe.errors import (
 from batchpipe.model.records import JOB, JobRecord, ShardRecord, Stage, State, Status
 from batchpipe.pipeline.manifest import MANIFEST, note_workspace, pretty
 from batchpipe.pipeline.results import INDEX
-from batchpipe.pipeline.runner import Message, Turns
+from batchpipe.pipeline.runner import Message, Runner
 from batchpipe.provider import Snapshot
 from batchpipe.recover.accounts import AccountView, Tag, cannot_list, look_into
 from batchpipe.recover.discovery import Trace, check_folders, find_traces, is_of_a_sandbox, redis_of
 from batchpipe.recover.ownership import Owners
 from batchpipe.recover.rebuild import CLOCK_SLACK_SECONDS, check_files, read_records, read_submitted, rebuild, stages
-from batchpipe.recover.report import GoneBatch, Left, Orphan, Rebuilt, Report, StrayFile, Unread
+from batchpipe.recover.report import GoneBatch, Orphan, Rebuilt, Report, Skipped, StrayFile, Unread
 from batchpipe.storage import Folder, check_allowed
 from batchpipe.store.store import new_task_ids
 
@@ -44,7 +44,7 @@ Records = tuple[JobRecord, list[ShardRecord]]
 
 
 def recover(
-    turns: Turns,
+    turns: Runner,
     folders: Sequence[str] = (),
     *,
     dry_run: bool = False,
@@ -77,7 +77,7 @@ class _Pending:
 class _Recovery:
     """One call of ``recover``."""
 
-    def __init__(self, turns: Turns, dry_run: bool, jobs: Collection[str], owners: Owners) -> None:
+    def __init__(self, turns: Runner, dry_run: bool, jobs: Collection[str], owners: Owners) -> None:
         self._turns, self._owners = turns, owners
         self._only = frozenset(jobs)
         self._foreign: set[str] = set()  #: jobs that are left to another Redis
@@ -116,7 +116,7 @@ class _Recovery:
             self._leave(job, error.code, error.message)
 
     def _leave(self, job: str, code: str, why: str, redis: str | None = None) -> None:
-        self._report.left.append(Left(job, code, why, redis))
+        self._report.left.append(Skipped(job, code, why, redis))
 
     # -- what was lost ---------------------------------------------------------------------------------------------
 
@@ -159,7 +159,7 @@ class _Recovery:
         check_allowed(job.output, roots, "output")
         check_allowed(job.workspace, roots, "workspace")
         if (owner := trace.output_owner()) not in (None, job.id):
-            raise Never(f"its output {job.output} is that of job {owner} now", code="output_taken")
+            raise PermanentError(f"its output {job.output} is that of job {owner} now", code="output_taken")
         if trace.output_owner() is None and INDEX in Folder(job.workspace, private=True).names():
             # merge writes it last of all: that output was taken away since
             return self._leave(job.id, "finished", "it has ended: its results were written")
@@ -175,13 +175,13 @@ class _Recovery:
                 f"its workspace {trace.workspace} has no manifest, but the provider has {batches} batch(es) of it: "
                 "bring the workspace back, and call `batchpipe recover DIR` with its place"
             )
-            raise Never(message, code="no_workspace")
+            raise PermanentError(message, code="no_workspace")
         job = read_submitted(trace)
         if job.spooled and not Folder(job.workspace, private=True).exists():
-            raise Never("its input, which was in its workspace, is gone: submit it again", code="not_prepared")
+            raise PermanentError("its input, which was in its workspace, is gone: submit it again", code="not_prepared")
         if not self._view_of(job).knows_nothing_of(job.id):
             message = "it was submitted, and it is not certain that nothing of it was sent: look at the provider"
-            raise Never(message, code="maybe_sent")
+            raise PermanentError(message, code="maybe_sent")
         job = job.evolve(epoch=int(self._store.now()), task_ids=new_task_ids(1))
         if not self._report.dry_run:
             job_id, created = self._store.submit(job)
@@ -223,7 +223,7 @@ class _Recovery:
         return sorted(names)
 
     def _view_of(self, job: JobRecord) -> AccountView:
-        """Raises Never, in the words of what is to be done, if its account could not be looked into."""
+        """Raises PermanentError, in the words of what is to be done, if its account could not be looked into."""
         name = job.account.lower()
         if name in self._views:
             return self._views[name]
@@ -235,9 +235,9 @@ class _Recovery:
                 f"the provider of account {job.account!r} cannot list batches ({error}), so nobody can know what was "
                 "paid for: look there by hand before you submit it again"
             )
-            raise Never(message, code="cannot_list")
+            raise PermanentError(message, code="cannot_list")
         message = f"account {job.account!r} could not be looked into: {error}; call recover again later"
-        raise Never(message, code="account_unread")
+        raise PermanentError(message, code="account_unread")
 
     # -- records ---------------------------------------------------------------------------------------------------
 
@@ -255,7 +255,7 @@ class _Recovery:
                 message = (
                     f"its output {job.output} belongs to job {owner}, which is not closed: wait for it, or cancel it"
                 )
-                raise Never(message, code="output_in_use")
+                raise PermanentError(message, code="output_in_use")
             self._note_taken(job, lost.trace)
             self._turns.log(job.id, [("recovered", {"round": job.round, "shards": stages(shards)})])
             self._publish(job, shards)
@@ -276,11 +276,11 @@ class _Recovery:
             note_workspace(self._settings, job, taken=[trace.redis])
 
     def _check_age(self, job: JobRecord, shards: Sequence[ShardRecord]) -> None:
-        """Raises Never for an old job with a shard of which no batch is listed: providers list batches for a while."""
+        """Raises PermanentError for an old job of which a shard has no batch in the list: old batches leave it."""
         old = self._store.now() - job.created_at > LISTED_SECONDS
         if old and any(shard.batch_id is None and shard.stage != Stage.COLLECTED for shard in shards):
             message = "it is so old that the provider may no longer list all its batches: its rows may be paid for"
-            raise Never(message, code="too_old")
+            raise PermanentError(message, code="too_old")
 
     def _publish(self, job: JobRecord, shards: Sequence[ShardRecord]) -> None:
         """Everything is due already: whatever is not published here, the sweep finds."""

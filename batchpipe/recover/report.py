@@ -23,7 +23,7 @@ class Rebuilt:
 
 
 @dataclass(frozen=True)
-class Left:
+class Skipped:
     """A job that was found and not rebuilt; ``code`` is for programs, ``why`` for people."""
 
     job: str
@@ -78,7 +78,7 @@ class Report:
 
     dry_run: bool = False
     rebuilt: list[Rebuilt] = field(default_factory=list)
-    left: list[Left] = field(default_factory=list)
+    left: list[Skipped] = field(default_factory=list)
     orphans: list[Orphan] = field(default_factory=list)
     foreign_batches: list[Orphan] = field(default_factory=list)  #: of jobs that belong to another Redis: left alone
     gone: list[GoneBatch] = field(default_factory=list)
@@ -87,6 +87,6 @@ class Report:
     unread: list[Unread] = field(default_factory=list)
 
     @property
-    def lost(self) -> list[Left]:
+    def lost(self) -> list[Skipped]:
         """Unfinished jobs that could not be rebuilt."""
         return [left for left in self.left if left.code not in FINE]

@@ -7,7 +7,7 @@ Foreign trouble becomes ours: what may pass is ``StorageTrouble``, the user's mi
 from __future__ import annotations
 
 from batchpipe.storage.atomic import Draft
-from batchpipe.storage.backends import Pacer, local_path, read_lines
+from batchpipe.storage.backends import Checkpoint, local_path, read_lines
 from batchpipe.storage.duplicates import RepeatFinder
 from batchpipe.storage.folder import Folder, Scratch, temporary
 from batchpipe.storage.inputs import allowed, check_allowed, input_info, open_input
@@ -20,11 +20,11 @@ from batchpipe.storage.uploads import lines_of, stored_at
 
 __all__ = [
     "ANY_INPUT",
+    "Checkpoint",
     "Draft",
     "Folder",
     "InputRules",
     "LineFile",
-    "Pacer",
     "Partial",
     "RepeatFinder",
     "Scratch",

@@ -62,7 +62,7 @@ def read_lines(stream: BinaryIO, limit: int = -1) -> Iterator[bytes]:
         yield line[:-1] if line.endswith(b"\n") else line
 
 
-class Pacer:
+class Checkpoint:
     """Calls ``check`` now and then while lines go by: about every MB, and at least every 1,024 lines."""
 
     def __init__(self, check: Callable[[], None]) -> None:

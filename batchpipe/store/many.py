@@ -118,7 +118,7 @@ class ManyShards(QueueRecords):
 
     def leave_wakes(self, first: Mapping[str, int], when: str) -> None:
         """Leave it to the sweeps to wake shards of these jobs, each from an index on; ``person``: those that wait for
-        a person, else as ``raise_epoch`` has it.
+        a person, else as ``bump_epoch`` has it.
         """
         self._call(self.client.zadd, f"{self.prefix}waking", {f"{job_id}/{when}": at for job_id, at in first.items()})
 

@@ -230,7 +230,7 @@ class Records:
         fields = {name: f"{at:.6f}" for name, at in times.items()}
         self._call(self.client.hset, f"{self.prefix}listed:{account}", mapping=fields)
 
-    def may_look(self, account: str, *, per_second: float, burst: float) -> float:
+    def take_rate_token(self, account: str, *, per_second: float, burst: float) -> float:
         """Take one look at the provider from the account's budget. Answers 0, or the seconds until there is one."""
         return float(cast(Any, self._run("look", [f"{self.prefix}looks:{account}"], per_second, burst)))
 
@@ -256,7 +256,7 @@ class Records:
         """A sweep has come to its end."""
         self._run("swept", [f"{self.prefix}swept"])
 
-    def survey(self) -> Survey:
+    def stats(self) -> Survey:
         """A few numbers about all jobs, for the price of a few reads, however many there are."""
         clock = self.clock()
         now = clock.now
@@ -280,7 +280,7 @@ class Records:
             ahead=clock.ahead,
         )
 
-    def census(self, *, chunk: int = 500, most: int = 100_000) -> Census:
+    def count_open_shards(self, *, chunk: int = 500, most: int = 100_000) -> Census:
         """Count the unfinished shards by stage: all in Redis, a chunk at a time, so that nobody waits long for it.
 
         About 1 ms a chunk. Others work on between two chunks, so a few may be missed or counted twice.
@@ -288,7 +288,7 @@ class Records:
         stages: dict[str, int] = {stage.value: 0 for stage in Stage if stage is not Stage.COLLECTED}
         oldest, troubled = 0.0, 0
         for start in range(0, most, chunk):
-            answer = self._run("census", [f"{self.prefix}due"], self.prefix, start, start + chunk - 1)
+            answer = self._run("count_open_shards", [f"{self.prefix}due"], self.prefix, start, start + chunk - 1)
             read, age, trouble = int(answer[0]), float(answer[1]), int(answer[2])
             oldest, troubled = max(oldest, age), troubled + trouble
             for name, count in zip(answer[3::2], answer[4::2], strict=True):

@@ -16,7 +16,7 @@ from batchpipe.store.leases import NO_NEWS, Lease, Refused, Renewal, host_clock
 from batchpipe.store.many import ManyShards
 from batchpipe.store.records import decode, encode_changes, encode_record, encode_value
 
-#: Which messages a new epoch may void (see ``Store.raise_epoch``).
+#: Which messages a new epoch may void (see ``Store.bump_epoch``).
 When = Literal["overdue", "asleep", "always"]
 
 
@@ -191,7 +191,7 @@ class Store(ManyShards):
         )
         return _news(answer[1], answer[2]), int(answer[3])
 
-    def put_off(self, lease: Lease, after: float, changes: Mapping[str, Any], *, tries: str) -> Renewal:
+    def defer(self, lease: Lease, after: float, changes: Mapping[str, Any], *, tries: str) -> Renewal:
         """End a turn of the job itself without a new stage: come back after ``after`` seconds."""
         answer = self._fenced(
             "advance",
@@ -208,7 +208,7 @@ class Store(ManyShards):
         )
         return _news(answer[1], answer[2])
 
-    def raise_epoch(
+    def bump_epoch(
         self, job_id: str, index: int, ids: list[str], *, when: When = "always", after: float = 0.0
     ) -> Raised | None:
         """Void a record's messages and take a new epoch for new ones, which run after ``after`` seconds, with their

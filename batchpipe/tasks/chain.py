@@ -22,13 +22,13 @@ from kombu.exceptions import KombuError, OperationalError
 from batchpipe.config import seams
 from batchpipe.config.limits import HARD_AFTER_SOFT_SECONDS, task_limit
 from batchpipe.config.settings import Settings, current_settings
-from batchpipe.errors import BatchpipeError, RecordUnreadable, SettingsError, StoreUnavailable, TryLater
+from batchpipe.errors import BatchpipeError, RecordUnreadable, SettingsError, StoreUnavailable, TransientError
 from batchpipe.masking import printable, without_secrets
 from batchpipe.model.records import JOB, JobRecord
-from batchpipe.pipeline.job_runner import JobTurns, Unheard
+from batchpipe.pipeline.job_runner import JobRunner, NotDelivered
 from batchpipe.pipeline.pulse import may_send
-from batchpipe.pipeline.runner import Again, Message, Next, Stop, links_from
-from batchpipe.pipeline.shard_runner import ShardTurns
+from batchpipe.pipeline.runner import Message, Next, Retry, Stop, links_from
+from batchpipe.pipeline.shard_runner import ShardRunner
 from batchpipe.pipeline.slots import SMALL_BYTES, SMALL_ROWS, Kind, Slots
 from batchpipe.pipeline.sweep import sweep as sweep_once
 from batchpipe.provider import Apis
@@ -70,8 +70,8 @@ class Runtime:
         )
         counters = Counters()
         apis = Apis(settings, counters.call)
-        self.shards = ShardTurns(settings, self.store, apis, publish, counters=counters)
-        self.jobs = JobTurns(settings, self.store, apis, publish, tell, counters=counters, waiting_in=waiting_in)
+        self.shards = ShardRunner(settings, self.store, apis, publish, counters=counters)
+        self.jobs = JobRunner(settings, self.store, apis, publish, tell, counters=counters, waiting_in=waiting_in)
 
 
 #: The last few, newest first: a process may hold several sites, each with settings of its own.
@@ -139,7 +139,7 @@ def check_not_eager(app: Celery | None = None) -> None:
 
 
 def publish(message: Message) -> None:
-    """Send one chain. Raises TryLater if the broker does not take it: the record's due time brings it back."""
+    """Send one chain. Raises TransientError if the broker does not take it: the record's due time brings it back."""
     try:
         app = app_in_use()
         check_not_eager(app)
@@ -149,7 +149,7 @@ def publish(message: Message) -> None:
             made = _chain(app, message, _BEHIND if message.large and over_redis else {})
             made.apply_async(producer=producer, retry=True, retry_policy=_PUBLISH_RETRY)
     except _BROKER_TROUBLE as error:
-        raise TryLater(_told_of_broker(error), code="broker_unavailable") from error
+        raise TransientError(_told_of_broker(error), code="broker_unavailable") from error
     except (KeyError, ValueError, ImportError) as error:  # kombu's words for a URL that it does not know
         words = f"the broker's URL cannot be used (BATCHPIPE_BROKER_URL): {type(error).__name__}"
         raise SettingsError(words) from error
@@ -292,7 +292,7 @@ def on_end(name: str, listener: Callable[[str], None] | None) -> None:
 
 
 def tell(job: JobRecord) -> None:
-    """Send the job's ``on_done`` under a fixed task id, and call the listeners; at least once. Raises TryLater.
+    """Send the job's ``on_done`` under a fixed task id, and call the listeners; at least once. Raises TransientError.
 
     A job of a site is told to that site's listeners, not to those of another; where they do not hang, to nobody.
     """
@@ -300,7 +300,7 @@ def tell(job: JobRecord) -> None:
         try:
             signature(job.on_done, app=app_in_use()).apply_async(args=(job.id,), task_id=f"{job.id}-done", retry=True)
         except _BROKER_TROUBLE as error:
-            raise TryLater(f"on_done not sent: {type(error).__name__}", code="broker_unavailable") from error
+            raise TransientError(f"on_done not sent: {type(error).__name__}", code="broker_unavailable") from error
     if missing := [name for name in job.hears if name not in seams.listeners]:
         raise _not_loaded(job, missing)
     for name, listener in list(seams.listeners.items()):
@@ -316,10 +316,10 @@ def tell(job: JobRecord) -> None:
                 logger.warning("%s", _line(message), extra={"event": "unheard", "job": job.id})
             else:
                 logger.exception("%s failed for job %s", name, job.id, extra={"event": "unheard"})
-            raise Unheard(message, raised=True) from error
+            raise NotDelivered(message, raised=True) from error
 
 
-def _not_loaded(job: JobRecord, names: Sequence[str]) -> Unheard:
+def _not_loaded(job: JobRecord, names: Sequence[str]) -> NotDelivered:
     frameworks = ", ".join(seams.SITES[name][0] if name in seams.SITES else name for name in names)
     message = (
         f"this worker has not loaded the site whose receivers wait for it ({frameworks}): "
@@ -327,7 +327,7 @@ def _not_loaded(job: JobRecord, names: Sequence[str]) -> Unheard:
     )
     if job.untold == job.raised:  # once, for the tries after it say the same
         logger.warning("job %s has ended: %s", job.id, message, extra={"event": "unheard"})
-    return Unheard(message, raised=False)
+    return NotDelivered(message, raised=False)
 
 
 # -- the tasks -----------------------------------------------------------------------------------------------------
@@ -446,7 +446,7 @@ class Waiting(Exception):
         return str(self)
 
 
-def _later(task: Any, again: Again) -> BaseException:
+def _later(task: Any, again: Retry) -> BaseException:
     """Let Celery bring the task back. ``task.retry`` keeps its id and the rest of its chain, but not what it shows."""
     about, why = task.request.kwargs or {}, _line(again.why) or "its turn is still to come"
     retry: BaseException = task.retry(
@@ -466,13 +466,13 @@ def _answer(task: Any, turn: Callable[[], Next]) -> str | None:
         runtime().shards.counters.wait("redis", REDIS_PAUSE_SECONDS)
         ids = {name: value for name, value in task.request.kwargs.items() if name in ("job", "shard")}
         logger.warning("%s: %s", task.name, error, extra={"event": "redis_away", **ids})
-        following = Again(REDIS_PAUSE_SECONDS, str(error))
+        following = Retry(REDIS_PAUSE_SECONDS, str(error))
     except SettingsError as error:  # of this process: where it looks for the record is not known, or wrong
         logger.error("%s: %s", task.name, error, extra={"event": "settings"})
-        following = Again(SETTINGS_PAUSE_SECONDS, str(error))
+        following = Retry(SETTINGS_PAUSE_SECONDS, str(error))
     except SoftTimeLimitExceeded:  # struck while the turn's end was written; its lease runs out by itself
-        following = Again(REDIS_PAUSE_SECONDS, "the worker's soft time limit was met")
-    if isinstance(following, Again):
+        following = Retry(REDIS_PAUSE_SECONDS, "the worker's soft time limit was met")
+    if isinstance(following, Retry):
         raise _later(task, following)
     if isinstance(following, Stop):
         task.request.chain = None  # else Celery publishes the next link
@@ -501,7 +501,7 @@ def _bounded(kind: Kind, job: str, index: int, epoch: int, turn: Callable[[], Ne
     after = slots.wait(kind)
     with suppress(RecordUnreadable):  # its turn notes that
         if runtime().store.bounce(job, index, epoch, after, small=(SMALL_BYTES, SMALL_ROWS)) == "later":
-            return Again(after, "this worker is busy with others of its kind", "slots")
+            return Retry(after, "this worker is busy with others of its kind", "slots")
     return turn()
 
 

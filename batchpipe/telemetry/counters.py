@@ -15,7 +15,7 @@ from http import HTTPStatus
 
 import orjson
 
-from batchpipe.errors import Paused, SettingsError, StorageTrouble, TryLater, Unavailable
+from batchpipe.errors import Paused, SettingsError, StorageTrouble, TransientError, Unavailable
 from batchpipe.model.records import ENDED, Stage, State
 
 #: What a label says whose value is none of those below: so that nobody else's words can make series without end.
@@ -220,7 +220,7 @@ def reason_of(error: BaseException) -> str:
             if error.code == "token_limit_exceeded":
                 return "token_limit"
             return "rate_limit" if error.status == 429 else "provider"
-        case TryLater():
+        case TransientError():
             words = {"cancelling": "cancelling", "broker_unavailable": "broker", "unheard": "receivers"}
             return words.get(error.code, "failure")
     return "failure"

@@ -3,7 +3,7 @@
 ``FakeOpenAI`` stands in for one account at the provider, in this process and without HTTP::
 
     fake = FakeOpenAI(autofinish=True)
-    fake.fail_next("create_batch", Unanswered("dropped"), processed=True)
+    fake.fail_next("create_batch", AmbiguousResult("dropped"), processed=True)
 
 ``Pump`` runs whole jobs on it with the real pipeline and the real scripts (on fakeredis), but without Celery,
 threads or waiting: it delivers the messages itself and moves the clock to the next one::

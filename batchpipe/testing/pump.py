@@ -15,10 +15,10 @@ from pydantic import SecretStr
 from batchpipe.config.settings import Account, Settings
 from batchpipe.errors import StoreUnavailable
 from batchpipe.model.records import JOB, JobRecord, ShardRecord, State, new_job_id
-from batchpipe.pipeline.job_runner import JobTurns
+from batchpipe.pipeline.job_runner import JobRunner
 from batchpipe.pipeline.manifest import results_place
-from batchpipe.pipeline.runner import Again, Go, Message, Next, links_from
-from batchpipe.pipeline.shard_runner import ShardTurns
+from batchpipe.pipeline.runner import Go, Message, Next, Retry, links_from
+from batchpipe.pipeline.shard_runner import ShardRunner
 from batchpipe.pipeline.sweep import sweep
 from batchpipe.storage import Folder, place_name
 from batchpipe.store import Store
@@ -81,8 +81,8 @@ class Pump:
         self.vanished = 0  #: turns that ended in ``Vanished``
         self._tell_user = tell
         apis = cast(Any, lambda name: self.api)
-        self.shard_turns = ShardTurns(self.settings, self.store, apis, self._publish)
-        self.job_turns = JobTurns(
+        self.shard_turns = ShardRunner(self.settings, self.store, apis, self._publish)
+        self.job_turns = JobRunner(
             self.settings, self.store, apis, self._publish, self._tell, waiting_in=self._waiting_in
         )
 
@@ -157,8 +157,8 @@ class Pump:
             self.vanished += 1
             return delivery
         except StoreUnavailable:
-            following = Again(REDIS_PAUSE_SECONDS)
-        if isinstance(following, Again):
+            following = Retry(REDIS_PAUSE_SECONDS)
+        if isinstance(following, Retry):
             self.waiting.append(Delivery(self.at + following.after, delivery.message, delivery.link))
         elif isinstance(following, Go):
             links = links_from(delivery.message)

@@ -57,7 +57,7 @@ again = batchpipe.submit([], key="dicts")
 told["same_key"] = again.id
 try:
     told["too_early"] = str(job.result())
-except batchpipe.Never as error:
+except batchpipe.PermanentError as error:
     told["too_early"] = error.code
 told["wait_is_self"] = job.wait(timeout=30) is job
 told["state"], told["is_state"] = job.state, isinstance(job.state, batchpipe.State)

@@ -193,10 +193,10 @@ def _note_the_paid_call(folder: Path) -> None:
     """Keep a file in ``folder``, named after the process group, from the last look at the clock until the paid call
     has returned: whoever freezes processes at random must not freeze this one there (that moment is tried on its own).
     """
-    from batchpipe.pipeline.shard_runner import _Turn
+    from batchpipe.pipeline.shard_runner import CreateContext
     from batchpipe.provider import Api
 
-    looked, called = _Turn.too_late_to_call, Api.create_batch
+    looked, called = CreateContext.too_late_to_call, Api.create_batch
 
     def note() -> Path:
         return folder / f"{os.getpgrp()}-{os.getpid()}-{threading.get_ident()}"
@@ -216,5 +216,5 @@ def _note_the_paid_call(folder: Path) -> None:
         finally:
             note().unlink(missing_ok=True)
 
-    _Turn.too_late_to_call = too_late_to_call  # type: ignore[method-assign]
+    CreateContext.too_late_to_call = too_late_to_call  # type: ignore[method-assign]
     Api.create_batch = create_batch  # type: ignore[method-assign]

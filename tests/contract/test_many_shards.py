@@ -115,7 +115,7 @@ def test_a_plan_that_dies_before_all_is_due_is_gone_on_with_by_the_sweep(
     store.advance(claimed, Move(stage=Stage.COLLECTED), tries="reset", merge_ids=["m"])
     clock.advance(61)
     assert (job.id, JOB) in store.due()
-    assert store.raise_epoch(job.id, JOB, ["x"], when="overdue") is None
+    assert store.bump_epoch(job.id, JOB, ["x"], when="overdue") is None
     assert due(store) == expected(job.id) - {f"{job.id}/{COUNT - 1}"}
 
 
@@ -152,7 +152,7 @@ def test_a_restore_that_dies_leaves_records_that_expire(store: Store, monkeypatc
         store.restore(job, shards(job.id))
     scripts.fatal = None
     assert store.restore(job, shards(job.id, 1, "other")) == ("known", "")
-    store.raise_epoch(job.id, JOB, ["x"], when="overdue")  # as the sweep does
+    store.bump_epoch(job.id, JOB, ["x"], when="overdue")  # as the sweep does
     assert due(store) == expected(job.id)
     assert {store.client.ttl(f"{store.prefix}shard:{job.id}:{index}") for index in (0, CHUNK, COUNT - 1)} == {-1}
 
@@ -212,7 +212,7 @@ def test_a_landing_that_dies_is_gone_on_with(
     scripts.fatal = None
     if at[0] == "make_due":
         clock.advance(61)
-        store.raise_epoch(job_id, JOB, ["x"], when="overdue")  # as the sweep does
+        store.bump_epoch(job_id, JOB, ["x"], when="overdue")  # as the sweep does
     else:
         assert store.get_job(job_id).stage == State.PARTIAL
         assert store.land(job_id, wanted) == "ok"
@@ -311,7 +311,7 @@ def test_a_shard_that_cannot_be_read_is_shown_and_stops_only_its_own_steps(
     with pytest.raises(RecordUnreadable):
         list(store.iter_shards(found))
     assert [shard is not None for shard in store.shards_of([(job.id, index) for index in range(3)])] == [1, 0, 1]
-    assert store.census().stages["planned"] >= 2
+    assert store.count_open_shards().stages["planned"] >= 2
 
 
 def test_a_member_of_the_due_set_that_names_nothing_is_taken_out(store: Store) -> None:

@@ -21,7 +21,7 @@ from batchpipe.cli.schedules import print_schedule
 from batchpipe.client.client import Client, Job
 from batchpipe.client.schedules import MOST_MISSED, overview, run_now, tick
 from batchpipe.config.settings import Settings
-from batchpipe.errors import SettingsError, StoreUnavailable, TryLater
+from batchpipe.errors import SettingsError, StoreUnavailable, TransientError
 from batchpipe.model.schedule import Schedule
 from batchpipe.store import LastRun, Store
 from batchpipe.tasks import chain as tasks
@@ -199,7 +199,7 @@ class Troubled(Client):
 
 
 @pytest.mark.parametrize(
-    "error", [TryLater("the disk is full"), StoreUnavailable("gone"), SettingsError("no"), RuntimeError("a bug")]
+    "error", [TransientError("the disk is full"), StoreUnavailable("gone"), SettingsError("no"), RuntimeError("a bug")]
 )
 def test_trouble_that_may_pass_brings_the_run_back_with_the_next_look(house: House, error: Exception) -> None:
     """And it does not stop the other schedules."""

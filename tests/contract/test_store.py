@@ -315,7 +315,7 @@ def test_who_lost_the_lease_cannot_write(store: Store, clock: Any, late: bool) -
     assert shard(store, job_id) == before
 
 
-def test_who_lost_the_job_cannot_plan_finish_tell_or_put_off(store: Store, clock: Any) -> None:
+def test_who_lost_the_job_cannot_plan_finish_tell_or_defer(store: Store, clock: Any) -> None:
     """A prepare or merge that thaws late changes nothing."""
     job = new_job()
     store.submit(job)
@@ -325,7 +325,7 @@ def test_who_lost_the_job_cannot_plan_finish_tell_or_put_off(store: Store, clock
         lambda: store.plan(lease, {}, [], ["m"]),
         lambda: store.finish(lease, State.SUCCEEDED, {}),
         lambda: store.told(lease),
-        lambda: store.put_off(lease, 1.0, {}, tries="keep"),
+        lambda: store.defer(lease, 1.0, {}, tries="keep"),
     ]
     for write in writes:
         with pytest.raises(LeaseLost):
@@ -385,7 +385,7 @@ def test_raising_voids_the_epoch_and_answers_the_old_ids(store: Store) -> None:
     """next_at is now, the new ids are stored, and the old message ends at its claim."""
     job_id = planned(store)
     advance(store, claim(store, job_id, 0, Stage.PLANNED), Stage.PLANNED, after=500)
-    raised = store.raise_epoch(job_id, 0, ["new"])
+    raised = store.bump_epoch(job_id, 0, ["new"])
     assert raised is not None
     assert (raised.epoch, raised.stage, raised.queue) == (2, Stage.PLANNED, "batchpipe")
     assert raised.old_ids == ["u", "c", "p", "d"]
@@ -398,14 +398,14 @@ def test_raising_during_a_lease_leaves_a_wake_mark(store: Store) -> None:
     """The holder learns of it from each write, and from its end; the record is then due now."""
     job_id = planned(store)
     lease = granted(claim(store, job_id, 0, Stage.PLANNED))
-    assert store.raise_epoch(job_id, 0, ["new"]) is None
+    assert store.bump_epoch(job_id, 0, ["new"]) is None
     assert shard(store, job_id).epoch == 1
     assert store.renew(lease)[1].wake
     assert store.save(lease, {}).wake
     news, _ = advance(store, lease, Stage.UPLOADED, after=500)
     assert news.wake
     assert shard(store, job_id).next_at == about(store.now())
-    assert store.raise_epoch(job_id, 0, ["new"]) is not None
+    assert store.bump_epoch(job_id, 0, ["new"]) is not None
     assert not shard(store, job_id).wake
 
 
@@ -413,7 +413,7 @@ def test_a_claim_clears_an_old_wake_mark(store: Store, clock: Any) -> None:
     """What it was meant for is being done."""
     job_id = planned(store)
     claim(store, job_id, 0, Stage.PLANNED)
-    store.raise_epoch(job_id, 0, ["new"])
+    store.bump_epoch(job_id, 0, ["new"])
     clock.advance(LEASE + 1)
     lease = granted(claim(store, job_id, 0, Stage.PLANNED))
     assert not advance(store, lease, Stage.UPLOADED)[0].wake
@@ -424,7 +424,7 @@ def test_an_ended_lease_does_not_stop_a_raise(store: Store, clock: Any) -> None:
     job_id = planned(store)
     claim(store, job_id, 0, Stage.PLANNED)
     clock.advance(LEASE + 1)
-    assert store.raise_epoch(job_id, 0, ["new"]) is not None
+    assert store.bump_epoch(job_id, 0, ["new"]) is not None
 
 
 def test_the_margin_doubles_with_each_publication_up_to_half_an_hour(store: Store) -> None:
@@ -432,7 +432,7 @@ def test_the_margin_doubles_with_each_publication_up_to_half_an_hour(store: Stor
     job_id = planned(store)
     margins = []
     for _ in range(7):
-        store.raise_epoch(job_id, 0, ["new"])
+        store.bump_epoch(job_id, 0, ["new"])
         margins.append(due_in(store, job_id, 0))
     assert margins == [about(seconds) for seconds in (120, 240, 480, 960, 1800, 1800, 1800)]
     advance(store, claim(store, job_id, 0, Stage.PLANNED, epoch=8), Stage.PLANNED)
@@ -442,11 +442,11 @@ def test_the_margin_doubles_with_each_publication_up_to_half_an_hour(store: Stor
 def test_if_due_leaves_alone_what_is_under_way(store: Store, clock: Any) -> None:
     """Two sweeps at once: the second finds it published."""
     job_id = planned(store)
-    assert store.raise_epoch(job_id, 0, ["new"], when="overdue") is None
+    assert store.bump_epoch(job_id, 0, ["new"], when="overdue") is None
     clock.advance(LEASE + 1)
     assert store.due() == [(job_id, 0)]
-    assert store.raise_epoch(job_id, 0, ["new"], when="overdue") is not None
-    assert store.raise_epoch(job_id, 0, ["newer"], when="overdue") is None
+    assert store.bump_epoch(job_id, 0, ["new"], when="overdue") is not None
+    assert store.bump_epoch(job_id, 0, ["newer"], when="overdue") is None
     assert store.due() == []
 
 
@@ -454,13 +454,13 @@ def test_a_wake_reaches_what_sleeps_and_not_what_is_under_way(store: Store, cloc
     """Else wakes that come faster than workers work would void each message before it is read."""
     job_id = planned(store)
     advance(store, claim(store, job_id, 0, Stage.PLANNED), Stage.PLANNED, after=500)
-    assert store.raise_epoch(job_id, 0, ["new"], when="asleep") is not None
-    assert store.raise_epoch(job_id, 0, ["newer"], when="asleep") is None
+    assert store.bump_epoch(job_id, 0, ["new"], when="asleep") is not None
+    assert store.bump_epoch(job_id, 0, ["newer"], when="asleep") is None
     assert shard(store, job_id).task_ids == ["new"]
     clock.advance(2 * LEASE + 1)
-    assert store.raise_epoch(job_id, 0, ["newest"], when="asleep") is not None
+    assert store.bump_epoch(job_id, 0, ["newest"], when="asleep") is not None
     claim(store, job_id, 0, Stage.PLANNED, epoch=3)
-    assert store.raise_epoch(job_id, 0, ["x"], when="asleep") is None
+    assert store.bump_epoch(job_id, 0, ["x"], when="asleep") is None
     assert shard(store, job_id).wake
 
 
@@ -504,7 +504,7 @@ def test_what_has_ended_or_is_unknown_leaves_the_due_set(store: Store) -> None:
     advance(store, claim(store, job_id, 0, Stage.PLANNED), Stage.COLLECTED)
     store.client.zadd(f"{store.prefix}due", {f"{job_id}/0": 1.0, "job_no/3": 1.0, f"{job_id}/-1": 1.0})
     for name, index in [(job_id, 0), ("job_no", 3), (job_id, JOB)]:
-        assert store.raise_epoch(name, index, ["new"]) is None
+        assert store.bump_epoch(name, index, ["new"]) is None
         assert due_in(store, name, index) is None
 
 
@@ -702,7 +702,7 @@ def test_settling_tells_the_holder_of_wake_and_cancel(store: Store) -> None:
     job_id = uploaded(store)
     lease = granted(claim(store, job_id, 0, Stage.UPLOADED))
     store.cancel(job_id)
-    store.raise_epoch(job_id, 0, ["new"])
+    store.bump_epoch(job_id, 0, ["new"])
     news = settle(store, job_id, token=lease.token).news
     assert (news.wake, news.cancel) == (True, True)
     assert shard(store, job_id).next_at == about(store.now())
@@ -797,7 +797,7 @@ def test_an_ended_but_untold_job_can_be_claimed(store: Store, clock: Any) -> Non
     lease = merging(store)
     store.finish(lease, State.SUCCEEDED, {})
     clock.advance(LEASE + 1)
-    raised = store.raise_epoch(lease.job.id, JOB, ["new"], when="overdue")
+    raised = store.bump_epoch(lease.job.id, JOB, ["new"], when="overdue")
     assert raised is not None
     assert isinstance(claim(store, lease.job.id, JOB, State.SUCCEEDED, epoch=raised.epoch), Lease)
 
@@ -806,7 +806,7 @@ def test_putting_off_an_ended_job_leaves_its_end(store: Store) -> None:
     """Telling may fail for a while; the state that users have seen stays."""
     lease = merging(store)
     store.finish(lease, State.SUCCEEDED, {"ok": 2})
-    store.put_off(lease, 10.0, {"trouble": Problem(code="x", message="y")}, tries="refund")
+    store.defer(lease, 10.0, {"trouble": Problem(code="x", message="y")}, tries="refund")
     assert store.get_job(lease.job.id).stage == State.SUCCEEDED
 
 
@@ -961,11 +961,11 @@ def test_the_budget_of_looks_is_spent_and_refilled(store: Store, clock: Any) -> 
     """A burst first, then so many in a second, over all workers."""
 
     def look() -> float:
-        return store.may_look("default", per_second=0.5, burst=2)
+        return store.take_rate_token("default", per_second=0.5, burst=2)
 
     assert [look(), look()] == [0, 0]
     assert look() == pytest.approx(2, abs=0.5)
-    assert store.may_look("other", per_second=0.5, burst=2) == 0
+    assert store.take_rate_token("other", per_second=0.5, burst=2) == 0
     clock.advance(2)
     assert look() == 0
     assert look() > 0

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from pydantic import SecretStr
 
 from batchpipe.config.settings import Account
-from batchpipe.errors import BatchpipeError, Gone, Paused, Refused, Unanswered, Unavailable
+from batchpipe.errors import AmbiguousResult, BatchpipeError, Gone, Paused, Refused, Unavailable
 from batchpipe.model.records import Problem, ShardRecord
 from batchpipe.provider import Api, Snapshot
 from batchpipe.store.records import decode, encode_changes, encode_record
@@ -258,7 +258,7 @@ def test_every_answer_to_a_create_call_is_sound(provider: Provider) -> None:
             assert_sound_snapshot(found)
             assert found.input_file_id in (None, "file-1")
         else:
-            assert type(found) in (Unanswered, Unavailable, Paused, Refused, Gone)
+            assert type(found) in (AmbiguousResult, Unavailable, Paused, Refused, Gone)
 
     check()
     assert cases[0] >= wanted * SCALE
@@ -273,7 +273,7 @@ def test_only_a_4xx_of_the_provider_says_that_no_batch_was_made(provider: Provid
     def check(answer: Answer) -> None:
         cases[0] += 1
         found = outcome(provider, create, answer)
-        if not isinstance(found, Snapshot | Unanswered):
+        if not isinstance(found, Snapshot | AmbiguousResult):
             assert is_clear_no(answer, found)
         assert [request.method for request in provider.asked].count("POST") == 1
 
@@ -300,14 +300,14 @@ _QUOTA = encoded({"error": {"code": "insufficient_quota"}})
 )
 def test_what_is_no_clear_answer_to_a_create_call(provider: Provider, answer: Answer) -> None:
     """The batch may have been made: the call must not be withdrawn."""
-    assert type(outcome(provider, create, answer)) is Unanswered
+    assert type(outcome(provider, create, answer)) is AmbiguousResult
 
 
 @pytest.mark.parametrize("status", [307, 308])
 def test_a_redirect_does_not_repeat_a_create_call(provider: Provider, status: int) -> None:
     """It is sent once: what stands between may have passed it on."""
     found = outcome(provider, create, Answer(status, ((b"Location", b"/v1/batches"),)))
-    assert (type(found), len(provider.asked)) == (Unanswered, 1)
+    assert (type(found), len(provider.asked)) == (AmbiguousResult, 1)
 
 
 # -- shapes that had been mistakes ---------------------------------------------------------------------------------
@@ -317,7 +317,7 @@ def test_a_redirect_does_not_repeat_a_create_call(provider: Provider, status: in
 def test_an_address_that_is_none_in_an_answer_to_a_create_call_names_no_batch(provider: Provider, status: int) -> None:
     """``urlsplit`` raises for it."""
     found = outcome(provider, create, Answer(status, ((b"Location", b"http://[::1"),), b"{}"))
-    assert type(found) is (Refused if status == 400 else Unanswered)
+    assert type(found) is (Refused if status == 400 else AmbiguousResult)
 
 
 @pytest.mark.parametrize("charset", [b"hex", b"rot13", b"undefined", b"idna", b"punycode", b"utf-16", b"zip"])
@@ -365,7 +365,7 @@ def test_a_cookie_does_not_spoil_the_calls_to_come() -> None:
 @pytest.mark.parametrize("name", [".", "..", "x" * 70_000, "%2e"])
 def test_an_id_that_no_address_can_hold_is_no_id(provider: Provider, name: str) -> None:
     """A batch that cannot be asked for again is as good as unanswered."""
-    assert type(outcome(provider, create, Answer(body=encoded({**BATCH, "id": name})))) is Unanswered
+    assert type(outcome(provider, create, Answer(body=encoded({**BATCH, "id": name})))) is AmbiguousResult
     assert type(outcome(provider, upload, Answer(body=encoded({**FILE, "id": name})))) is Unavailable
 
 

@@ -15,7 +15,7 @@ import redis
 
 from batchpipe.config.settings import Settings
 from batchpipe.model.records import JOB, JobRecord, Move, ShardRecord, Stage, State
-from batchpipe.pipeline.runner import Message, Turns
+from batchpipe.pipeline.runner import Message, Runner
 from batchpipe.pipeline.sweep import sweep
 from batchpipe.store import Lease, Refused, Store
 from batchpipe.store.scripts import source
@@ -93,7 +93,7 @@ class Depot:
         self.result = Drained()
         self._started = 0
         settings = Settings(_env_file=None, home=folder)
-        self.turns = Turns(settings, self.store, cast(Any, None), self._publish)
+        self.turns = Runner(settings, self.store, cast(Any, None), self._publish)
         self.workers, self.shards = workers, jobs * shards
         for number in range(jobs):
             self._plan(f"job_{number}", shards)

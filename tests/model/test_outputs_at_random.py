@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
 from batchpipe.client.job import Job
-from batchpipe.errors import InvalidInput, OutputInUse, TryLater
+from batchpipe.errors import InvalidInput, OutputInUse, TransientError
 from batchpipe.model.records import JobRecord, new_job_id
 from batchpipe.pipeline.manifest import check_output_here
 from batchpipe.storage import Folder, place_name
@@ -82,7 +82,7 @@ class Site:
 
     def _tell(self, job: JobRecord) -> None:
         if not self.hears:
-            raise TryLater("the receivers are down")
+            raise TransientError("the receivers are down")
 
     def go(self, turns: int) -> None:
         """Deliver so many messages; sweep where none is left."""

@@ -1,6 +1,6 @@
 """One job, its workers, its provider and its Redis, on one clock: the shipped turns and scripts, each step apart.
 
-Real are: the scripts, Store, ShardTurns with the steps upload, create and poll, JobTurns' frame and planning, sweep.
+Real are: the scripts, Store, ShardRunner with the steps upload, create and poll, JobRunner' frame and planning, sweep.
 Stand-ins are what reads and writes large files (prepare, download, merge, job.json), for the protocol does not depend
 on it, and renewal, which here follows the model's clock instead of a thread.
 """
@@ -19,11 +19,19 @@ import redis
 from pydantic import SecretStr
 
 from batchpipe.config.settings import Account, Settings
-from batchpipe.errors import LeaseLost, Refused, StorageTrouble, StoreUnavailable, TryLater, Unanswered, Unavailable
+from batchpipe.errors import (
+    AmbiguousResult,
+    LeaseLost,
+    Refused,
+    StorageTrouble,
+    StoreUnavailable,
+    TransientError,
+    Unavailable,
+)
 from batchpipe.model.records import JOB, BatchError, JobRecord, Move, Problem, Stage, State, Status
-from batchpipe.pipeline.job_runner import JobTurns
-from batchpipe.pipeline.runner import Again, Go, Message, Next, links_from
-from batchpipe.pipeline.shard_runner import ShardTurns
+from batchpipe.pipeline.job_runner import JobRunner
+from batchpipe.pipeline.runner import Go, Message, Next, Retry, links_from
+from batchpipe.pipeline.shard_runner import ShardRunner
 from batchpipe.pipeline.sharding import Prepared, ShardPlan
 from batchpipe.pipeline.sweep import sweep
 from batchpipe.provider import Snapshot
@@ -151,7 +159,7 @@ class ModelStore(Store):
     def paused(self, account: str) -> None:
         return None
 
-    def may_look(self, account: str, *, per_second: float, burst: float) -> float:
+    def take_rate_token(self, account: str, *, per_second: float, burst: float) -> float:
         return 0.0
 
     def log(self, job_id: str, event: str, **fields: Any) -> None:
@@ -245,7 +253,7 @@ class ModelOpenAI(FakeOpenAI):
         if fault:
             self.world.watch.facts[fault] += 1
         if fault == "dropped":
-            raise Unanswered("dropped before it arrived")
+            raise AmbiguousResult("dropped before it arrived")
         if fault == "refused":
             raise Refused("no", code="invalid_request", status=400)
         if fault == "unsent":
@@ -260,7 +268,7 @@ class ModelOpenAI(FakeOpenAI):
         self.world.watch.called(batch.id, arguments["metadata"]["batchpipe_key"], lease.token, late)
         self.world.point()
         if fault == "unanswered":
-            raise Unanswered("dropped")
+            raise AmbiguousResult("dropped")
         return batch
 
     def cancel_batch(self, batch_id: str) -> Snapshot:
@@ -298,7 +306,7 @@ class ModelOpenAI(FakeOpenAI):
             batch.status = Status.CANCELLED
 
 
-class ModelShardTurns(ShardTurns):
+class ModelShardTurns(ShardRunner):
     """The shipped turns of shards, but for the files of download."""
 
     world: World
@@ -320,7 +328,7 @@ class ModelShardTurns(ShardTurns):
         return Move(stage=Stage.COLLECTED, changes={"missing": lease.shard.rows, "error": problem})
 
 
-class ModelJobTurns(JobTurns):
+class ModelJobTurns(JobRunner):
     """The shipped turns of the job, but for the files of prepare, merge and job.json; every round but the last leads
     to a further one."""
 
@@ -342,7 +350,7 @@ class ModelJobTurns(JobTurns):
         return self._finish(lease, State.SUCCEEDED, {"ok": 1})
 
     def _trouble(self, lease: Lease, error: Exception) -> Next:
-        if not isinstance(error, TryLater):
+        if not isinstance(error, TransientError):
             raise error
         return super()._trouble(lease, error)
 
@@ -458,11 +466,11 @@ class World:
             turn = self.job_turns.prepare if delivery.link == "prepare" else self.job_turns.merge
             return turn(message.job, message.epoch)
         except StoreUnavailable:
-            return Again(REDIS_PAUSE_SECONDS)
+            return Retry(REDIS_PAUSE_SECONDS)
 
     def follow(self, delivery: Delivery, following: Next | None) -> None:
         """What Celery does when a turn is over."""
-        if isinstance(following, Again):
+        if isinstance(following, Retry):
             self.waiting.append(Delivery(self.at + following.after, delivery.message, delivery.link))
         elif isinstance(following, Go):
             links = links_from(delivery.message)

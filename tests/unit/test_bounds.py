@@ -378,7 +378,7 @@ def test_list_shows_a_job_that_cannot_be_read_and_logs_say_what_was_dropped(
         store.submit(job)
     store.client.hset(f"{prefix}job:{jobs[0].id}", "stage", "archived")
     for at in range(3):
-        store.log(jobs[1].id, "put_off", number=at)
+        store.log(jobs[1].id, "deferred", number=at)
     listed = CliRunner().invoke(cli, ["list"])
     assert f"{jobs[0].id}  unreadable" in listed.stdout
     assert f"{jobs[1].id}  pending" in listed.stdout

@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 from batchpipe.cli import cli
-from batchpipe.errors import Unanswered
+from batchpipe.errors import AmbiguousResult
 from batchpipe.model.records import JOB, JobRecord, Problem, Stage, State, new_job_id
 from batchpipe.provider import Snapshot
 from batchpipe.store import Store
@@ -88,12 +88,12 @@ def test_the_pause_of_an_account_ends_in_time_though_the_clock_is_set_back(pump:
 
 def test_polls_of_an_account_are_granted_though_the_clock_is_set_back(pump: Pump) -> None:
     """The budget fills again."""
-    while not pump.store.may_look("default", per_second=1.0, burst=2.0):
+    while not pump.store.take_rate_token("default", per_second=1.0, burst=2.0):
         pass
     pump.redis_off = -HOUR
     pump.store.note_sweep()
     pump.advance(3.0)
-    assert pump.store.may_look("default", per_second=1.0, burst=2.0) == 0
+    assert pump.store.take_rate_token("default", per_second=1.0, burst=2.0) == 0
 
 
 def test_that_the_clock_was_set_back_is_logged_once(pump: Pump, caplog: pytest.LogCaptureFixture) -> None:
@@ -110,7 +110,7 @@ def test_a_batch_is_found_though_the_clock_was_an_hour_ahead_when_it_was_made(pu
     """The provider's clock was right: the list must be read back to what was then, not to what Redis took for it."""
     pump.redis_off = HOUR
     job_id = pump.submit(chat_rows(2))
-    pump.api.fail_next("create_batch", Unanswered("the answer is lost"), processed=True)
+    pump.api.fail_next("create_batch", AmbiguousResult("the answer is lost"), processed=True)
     pass_time(pump, 1.0)
     assert pump.shards(job_id)[0].calls
     pump.redis_off = 0.0
@@ -146,7 +146,7 @@ def test_whatever_the_clock_does_each_row_is_paid_for_once(tmp_path: Path, chat_
         if maker.random() < 0.3:
             pump.redis_off = maker.choice([-2 * HOUR, -HOUR, -61.0, -3.0, 0.0, 3.0, 61.0, HOUR, 2 * HOUR])
         if maker.random() < 0.2:
-            pump.api.fail_next("create_batch", maker.choice([Vanished(), Unanswered("lost")]), processed=True)
+            pump.api.fail_next("create_batch", maker.choice([Vanished(), AmbiguousResult("lost")]), processed=True)
         if pump.waiting:
             pump.advance(max(min(delivery.at for delivery in pump.waiting) - pump.at, 0.0) + 0.01)
             pump.step()

@@ -19,7 +19,7 @@ from batchpipe.errors import (
     SettingsError,
     StorageTrouble,
     StoreUnavailable,
-    TryLater,
+    TransientError,
     Unavailable,
 )
 from batchpipe.provider import Api
@@ -111,9 +111,9 @@ def test_every_metric_has_words_and_known_labels(name: str) -> None:
         (StorageTrouble("disk full"), "storage"),
         (OSError(28, "no space"), "storage"),
         (SettingsError("no key"), "settings"),
-        (TryLater("gone on", code="broker_unavailable"), "broker"),
-        (TryLater("stop", code="cancelling"), "cancelling"),
-        (TryLater("nobody heard", code="unheard"), "receivers"),
+        (TransientError("gone on", code="broker_unavailable"), "broker"),
+        (TransientError("stop", code="cancelling"), "cancelling"),
+        (TransientError("nobody heard", code="unheard"), "receivers"),
         (Gone("unknown"), "failure"),
         (RuntimeError("bug"), "failure"),
         (LeaseLost(), "failure"),
@@ -169,7 +169,7 @@ def seen_calls(base_url: str, do: Callable[[Api], object], **options: float) -> 
     calls: list[tuple[str, str, str]] = []
     account = Account(api_key=SecretStr("sk-test"), base_url=base_url)
     api = Api(account, count=lambda *call: calls.append(call[:3]), name="mine", **options)
-    with pytest.raises(TryLater) if "127.0.0.1:1/" in base_url else pytest.MonkeyPatch.context():
+    with pytest.raises(TransientError) if "127.0.0.1:1/" in base_url else pytest.MonkeyPatch.context():
         do(api)
     api.close()
     return calls

@@ -10,7 +10,7 @@ from typing import Any, cast
 import pytest
 
 from batchpipe.config.settings import Account
-from batchpipe.errors import Gone, LeaseLost, Paused, Refused, Unanswered, Unavailable
+from batchpipe.errors import AmbiguousResult, Gone, LeaseLost, Paused, Refused, Unavailable
 from batchpipe.model.records import JobRecord, Move, ShardRecord, Stage
 from batchpipe.pipeline.steps.create import (
     CANCELLED,
@@ -193,7 +193,7 @@ def test_trouble_with_cancelling_a_surplus_batch_does_not_cost_the_turn(world: W
 @pytest.mark.parametrize("processed", [True, False])
 def test_an_unanswered_call_is_looked_for_soon_and_not_repeated(world: World, processed: bool) -> None:
     """The intent stays: nobody knows whether a batch was made."""
-    world.api.fail_next("create_batch", Unanswered("dropped"), processed=processed)
+    world.api.fail_next("create_batch", AmbiguousResult("dropped"), processed=processed)
     ending = world.create(world.shard())
     assert (ending.stage, ending.changes["trouble"].code) == (Stage.UPLOADED, "unanswered")
     assert 0 < ending.after <= 5
@@ -597,8 +597,8 @@ def test_where_the_list_shows_no_metadata_the_input_file_alone_tells(world: Worl
 # -- ids that answers name -----------------------------------------------------------------------------------------
 
 
-def unclear(**named: bool) -> Unanswered:
-    error = Unanswered("what was that")
+def unclear(**named: bool) -> AmbiguousResult:
+    error = AmbiguousResult("what was that")
     error.named = named
     return error
 

@@ -10,7 +10,7 @@ import fakeredis
 import pytest
 
 from batchpipe.config.limits import JOB_DEADLINE_SECONDS, LONGEST_GROWTH
-from batchpipe.errors import Unanswered
+from batchpipe.errors import AmbiguousResult
 from batchpipe.model.records import State
 from batchpipe.pipeline import job_runner as job_turns
 from batchpipe.pipeline.runner import MAX_OVERRUNS
@@ -148,7 +148,7 @@ def test_a_look_for_an_unanswered_create_that_takes_long_gets_the_time(
 
     slow.pump.sweep = swept  # type: ignore[method-assign]
     job_id = slow.pump.submit(chat_rows(2))
-    slow.pump.api.fail_next("create_batch", Unanswered("no answer"))
+    slow.pump.api.fail_next("create_batch", AmbiguousResult("no answer"))
     slow.pump.run_until_idle()
     assert slow.pump.job(job_id).stage == State.SUCCEEDED
     assert slow.pump.api.billed == {"r0": 1, "r1": 1}

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from batchpipe.storage import (
-    Pacer,
+    Checkpoint,
     RepeatFinder,
     read_lines,
 )
@@ -34,7 +34,7 @@ class TestReadLines:
 def test_the_pacer_calls_now_and_then() -> None:
     """For small lines at least every 1,024, for large ones about each MB."""
     calls: list[int] = []
-    pace = Pacer(lambda: calls.append(1))
+    pace = Checkpoint(lambda: calls.append(1))
     for _ in range(2049):
         pace(b"")
     assert len(calls) == 2

@@ -68,15 +68,15 @@ def test_every_line_of_a_turn_says_what_it_is_about(tmp_path: Path, chat_rows: R
     assert not [line for line in lines if "\n" in line]
     assert [event for event in events if event.get("job") != job_id or not event.get("event")] == []
     by_name = {event["event"]: event for event in events}
-    assert {"planned", "created", "status", "put_off", "turn_failed", "collected", "ended"} <= by_name.keys()
-    for name in ("created", "status", "put_off", "turn_failed", "collected"):
+    assert {"planned", "created", "status", "deferred", "turn_failed", "collected", "ended"} <= by_name.keys()
+    for name in ("created", "status", "deferred", "turn_failed", "collected"):
         event = by_name[name]
         assert event["shard"] == 0
         assert event["batch"].startswith("batch_")
         assert event["account"] == "default"
     assert by_name["collected"]["ok"] == 2
     assert by_name["turn_failed"]["exception"].endswith("RuntimeError: a bug")
-    assert next(event for event in events if event["event"] == "put_off")["reason"] == "provider"
+    assert next(event for event in events if event["event"] == "deferred")["reason"] == "provider"
 
 
 def test_an_account_that_is_paused_is_one_line(tmp_path: Path, chat_rows: Rows, listen: Listen) -> None:
@@ -89,7 +89,7 @@ def test_an_account_that_is_paused_is_one_line(tmp_path: Path, chat_rows: Rows, 
     (line,) = (line for line in lines if "no such key" in line)
     assert line.startswith("ERROR account paused: 401: no such key seconds=300")
     assert line.endswith(f"event=account_paused job={job_id} shard=0 account=default")
-    assert "put_off" in [event["event"] for event in pump.store.read_log(job_id)]
+    assert "deferred" in [event["event"] for event in pump.store.read_log(job_id)]
 
 
 def test_an_input_that_is_not_there_yet_is_warned_of_once(tmp_path: Path, chat_rows: Rows, listen: Listen) -> None:
@@ -101,7 +101,7 @@ def test_an_input_that_is_not_there_yet_is_warned_of_once(tmp_path: Path, chat_r
     (line,) = (line for line in lines if line.startswith("WARNING"))
     assert "put off: " in line
     assert "export.jsonl" in line
-    assert f"event=put_off job={job_id}" in line
+    assert f"event=deferred job={job_id}" in line
     error = pump.job(job_id).error
     assert error is not None
     assert "export.jsonl" in error.message
@@ -114,7 +114,7 @@ def test_a_line_for_people_ends_with_what_it_is_about(tmp_path: Path, chat_rows:
     (line,) = (line for line in lines if "503" in line)
     assert line.count("\n") == 0
     assert "put off: HTTP 503:\\nupstream is" in line
-    assert f"event=put_off job={job_id} shard=0 batch=batch_" in line
+    assert f"event=deferred job={job_id} shard=0 batch=batch_" in line
     assert line.endswith(" account=default")
 
 

@@ -121,9 +121,9 @@ def test_many_shards_are_counted_a_chunk_at_a_time(pump: Pump, chat_rows: Rows) 
     """Across the borders of chunks, and not beyond the bound."""
     pump.submit(chat_rows(14))
     pump.step()
-    assert pump.store.census(chunk=3).stages[Stage.PLANNED] == 7
-    assert pump.store.census(chunk=7).stages[Stage.PLANNED] == 7
-    assert pump.store.census(chunk=2, most=4).stages[Stage.PLANNED] == 4
+    assert pump.store.count_open_shards(chunk=3).stages[Stage.PLANNED] == 7
+    assert pump.store.count_open_shards(chunk=7).stages[Stage.PLANNED] == 7
+    assert pump.store.count_open_shards(chunk=2, most=4).stages[Stage.PLANNED] == 4
 
 
 def test_waits_are_counted_by_reason(pump: Pump, chat_rows: Rows) -> None:

@@ -13,7 +13,7 @@ import pytest
 from pydantic import SecretStr
 
 from batchpipe.config.settings import Account, Settings
-from batchpipe.errors import BatchpipeError, Gone, Paused, Refused, SettingsError, Unanswered, Unavailable
+from batchpipe.errors import AmbiguousResult, BatchpipeError, Gone, Paused, Refused, SettingsError, Unavailable
 from batchpipe.provider import Api, Apis, Snapshot, parse_batch
 from batchpipe.sandbox import Sandbox
 
@@ -267,7 +267,7 @@ def test_a_create_without_a_clear_answer_is_unanswered_and_sent_once(
     api = make_api(sandbox.base_url, control_seconds=0.3)
     file_id = upload(api)
     sandbox.faults.add(fault["kind"], **{"route": CREATE, **{k: v for k, v in fault.items() if k != "kind"}})
-    assert isinstance(refusal(lambda: create(api, file_id)), Unanswered)
+    assert isinstance(refusal(lambda: create(api, file_id)), AmbiguousResult)
     assert sandbox.calls.count(CREATE) == 1
 
 

@@ -14,7 +14,7 @@ import orjson
 import pytest
 
 from batchpipe.client.job import Job
-from batchpipe.errors import InvalidInput, OutputInUse, StorageTrouble, TryLater
+from batchpipe.errors import InvalidInput, OutputInUse, StorageTrouble, TransientError
 from batchpipe.model.records import JobRecord, Problem, State
 from batchpipe.model.views import job_view
 from batchpipe.pipeline.manifest import (
@@ -140,7 +140,7 @@ def test_an_ended_job_keeps_its_output_until_it_has_told(chat_rows: Rows, tmp_pa
 
     def tell(job: JobRecord) -> None:
         if not hears:
-            raise TryLater("the receiver is down")
+            raise TransientError("the receiver is down")
 
     pump = Pump(tmp_path, max_rows=2, tell=tell)
     place = str(tmp_path / "shared")
@@ -172,7 +172,7 @@ def test_late_telling_never_takes_job_json_back(pump: Pump, chat_rows: Rows, tmp
             told.append(job.id)
             (place / "job.json").write_bytes(orjson.dumps({**OURS, "id": "job_newer"}))
             (place / "output.jsonl").write_bytes(b"the newer one's\n")
-            raise TryLater("once more")
+            raise TransientError("once more")
 
     pump = Pump(tmp_path / "one", tell=replaced)
     pump.submit(chat_rows(2), output=str(place))

@@ -13,7 +13,15 @@ import fakeredis
 import orjson
 import pytest
 
-from batchpipe.errors import Never, Paused, Refused, StoreUnavailable, TryLater, Unanswered, Unavailable
+from batchpipe.errors import (
+    AmbiguousResult,
+    Paused,
+    PermanentError,
+    Refused,
+    StoreUnavailable,
+    TransientError,
+    Unavailable,
+)
 from batchpipe.model.records import JOB, JobRecord, Problem, Stage, State, Status
 from batchpipe.model.views import job_view
 from batchpipe.pipeline.manifest import read_owner, results_place
@@ -244,7 +252,7 @@ def test_a_broker_that_is_down_costs_only_time(pump: Pump, chat_rows: Rows) -> N
 
     def copies(message: Message) -> int:
         if next(failures, False):
-            raise TryLater("the broker is not reachable")
+            raise TransientError("the broker is not reachable")
         return 1
 
     pump.copies = copies
@@ -346,7 +354,7 @@ def test_a_worker_frozen_in_its_create_call_makes_no_second_batch(pump: Pump, ch
 def test_an_unanswered_create_is_adopted_or_repeated(pump: Pump, chat_rows: Rows, processed: bool, echo: bool) -> None:
     """By key, or by the shard's own file."""
     pump.api.echo_metadata = echo
-    pump.api.fail_next("create_batch", Unanswered("dropped"), times=2, processed=processed)
+    pump.api.fail_next("create_batch", AmbiguousResult("dropped"), times=2, processed=processed)
     job_id = pump.submit(chat_rows(3))
     pump.run_until_idle()
     assert_done(pump, job_id, 3)
@@ -356,7 +364,7 @@ def test_an_unanswered_create_is_adopted_or_repeated(pump: Pump, chat_rows: Rows
 def test_a_batch_that_is_listed_late_is_adopted_at_the_second_look(pump: Pump, chat_rows: Rows) -> None:
     """The grace period is for that."""
     pump.api.hide_from_list(True)
-    pump.api.fail_next("create_batch", Unanswered("dropped"), processed=True)
+    pump.api.fail_next("create_batch", AmbiguousResult("dropped"), processed=True)
     job_id = pump.submit(chat_rows(2))
     while pump.api.count("iter_batches") < 1:
         go(pump, 1)
@@ -368,7 +376,7 @@ def test_a_batch_that_is_listed_late_is_adopted_at_the_second_look(pump: Pump, c
 
 def test_a_list_that_is_down_holds_the_second_call_back(pump: Pump, chat_rows: Rows) -> None:
     """However long it takes."""
-    pump.api.fail_next("create_batch", Unanswered("dropped"), processed=True)
+    pump.api.fail_next("create_batch", AmbiguousResult("dropped"), processed=True)
     pump.api.fail_next("iter_batches", Unavailable("down"), times=20)
     job_id = pump.submit(chat_rows(2))
     pump.run_until_idle()
@@ -516,7 +524,7 @@ def test_a_shard_with_a_batch_is_never_given_up(pump: Pump, chat_rows: Rows, met
 
 def test_an_open_intent_is_never_given_up_either(pump: Pump, chat_rows: Rows) -> None:
     """A batch may stand behind it."""
-    pump.api.fail_next("create_batch", Unanswered("dropped"), processed=True)
+    pump.api.fail_next("create_batch", AmbiguousResult("dropped"), processed=True)
     pump.api.fail_next("iter_batches", RuntimeError("bug"), times=4 * MAX_TRIES)
     job_id = pump.submit(chat_rows(2))
     pump.run_until_idle()
@@ -550,7 +558,7 @@ def test_a_file_that_the_provider_forgets_is_uploaded_anew(pump: Pump, chat_rows
 
 def test_a_user_is_told_at_least_once_also_if_it_fails_first(tmp_path: Path, chat_rows: Rows) -> None:
     """The end that was fixed stays; only the telling is repeated."""
-    failures = iter([TryLater("broker down"), RuntimeError("bug in a signal")])
+    failures = iter([TransientError("broker down"), RuntimeError("bug in a signal")])
 
     def tell(job: JobRecord) -> None:
         if (error := next(failures, None)) is not None:
@@ -656,7 +664,7 @@ def test_a_cancelled_job_looks_for_the_batch_of_an_unanswered_call(
     pump: Pump, chat_rows: Rows, processed: bool
 ) -> None:
     """And cancels it; it never calls again."""
-    pump.api.fail_next("create_batch", Unanswered("dropped"), processed=processed)
+    pump.api.fail_next("create_batch", AmbiguousResult("dropped"), processed=processed)
     job_id = pump.submit(chat_rows(2))
     while not pump.api.count("create_batch"):
         go(pump, 1)
@@ -686,7 +694,7 @@ def test_a_disk_that_stays_full_is_not_tried_in_a_hot_loop(tmp_path: Path, chat_
     def tell(job: JobRecord) -> None:
         failures.append(world.at)
         if len(failures) < 20:
-            raise TryLater("disk full", code="storage_trouble")
+            raise TransientError("disk full", code="storage_trouble")
 
     world = Pump(tmp_path, tell=tell)
     job_id = world.submit(chat_rows(1))
@@ -721,7 +729,7 @@ def test_results_of_an_earlier_job_in_the_same_output_are_kept(pump: Pump, chat_
     assert results_place(pump.job(new[0])).url == place
     assert results_place(pump.job(old[0])).url == f"{place}/.batchpipe/{old[0]}"
     Folder(place).remove(f".batchpipe/{old[0]}")
-    with pytest.raises(Never, match="no longer in"):
+    with pytest.raises(PermanentError, match="no longer in"):
         results_place(pump.job(old[0]))
 
 
@@ -736,5 +744,5 @@ def test_a_refused_job_leaves_earlier_results_as_they_are(pump: Pump, chat_rows:
     owner = read_owner(Folder(place))
     assert owner is not None
     assert owner.id == job_id
-    with pytest.raises(Never, match="no result files"):
+    with pytest.raises(PermanentError, match="no result files"):
         results_place(pump.job(refused))

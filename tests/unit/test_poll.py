@@ -45,7 +45,7 @@ class World:
         return ShardRecord(**{**base, "created_at": NOW - 100, **fields})
 
     def poll(self, job: JobRecord = JOB, budget: float = 0.0, **fields: Any) -> Any:
-        return poll(job, self.shard(**fields), self.api, now=NOW, pace=PACE, may_look=lambda: budget)
+        return poll(job, self.shard(**fields), self.api, now=NOW, pace=PACE, take_rate_token=lambda: budget)
 
 
 @pytest.fixture
@@ -262,7 +262,7 @@ DAY = 86_400.0
 def overdue(world: World, age: float, patience: float | None = 7_200.0, **fields: Any) -> Any:
     job, now = fields.pop("job", JOB), NOW + 60
     shard = world.shard(**{"created_at": now - age, **fields})
-    return poll(job, shard, world.api, now=now, pace=PACE, may_look=lambda: 0.0, patience=patience)
+    return poll(job, shard, world.api, now=now, pace=PACE, take_rate_token=lambda: 0.0, patience=patience)
 
 
 def test_a_batch_is_waited_for_beyond_its_window_for_a_while(world: World) -> None:

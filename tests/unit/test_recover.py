@@ -13,7 +13,7 @@ import pytest
 from pydantic import SecretStr
 
 from batchpipe.config.settings import Account
-from batchpipe.errors import Gone, InvalidInput, Refused, Unanswered, Unavailable
+from batchpipe.errors import AmbiguousResult, Gone, InvalidInput, Refused, Unavailable
 from batchpipe.model.records import BatchError, JobRecord, ShardRecord, Stage, State
 from batchpipe.pipeline.manifest import basics, note_workspace
 from batchpipe.provider import Api, Snapshot
@@ -120,7 +120,7 @@ def test_a_job_is_rebuilt_after_any_of_its_turns(tmp_path: Path, chat_rows: Rows
 def test_a_call_that_was_under_way_is_adopted(pump: Pump, chat_rows: Rows, echo: bool, seen: bool) -> None:
     """Its answer is lost with the worker; the list shows it before or after recover has looked."""
     pump.api.echo_metadata = echo
-    pump.api.fail_next("create_batch", Unanswered("time-out"), processed=True)
+    pump.api.fail_next("create_batch", AmbiguousResult("time-out"), processed=True)
     job_id = pump.submit(chat_rows(2))
     while not pump.api.batches:
         go(pump, 1)
@@ -224,7 +224,7 @@ def test_a_second_try_that_was_under_way_is_looked_for(pump: Pump, chat_rows: Ro
     """Redis died while the create call after a full queue had no answer yet."""
     job_id = created(pump, chat_rows(2))
     pump.api.fail("batch_0001", [BatchError(code="token_limit_exceeded", message="full")])
-    pump.api.fail_next("create_batch", Unanswered("time-out"), processed=True)
+    pump.api.fail_next("create_batch", AmbiguousResult("time-out"), processed=True)
     while len(pump.api.batches) < 2:
         go(pump, 1)
     pump.api.hide_from_list("batch_0002")

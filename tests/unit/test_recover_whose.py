@@ -18,7 +18,7 @@ from pydantic import SecretStr
 from batchpipe.errors import Unavailable
 from batchpipe.model.records import Stage, State
 from batchpipe.pipeline.manifest import basics, note_workspace
-from batchpipe.recover import Left, Report, lost_jobs, recover
+from batchpipe.recover import Report, Skipped, lost_jobs, recover
 from batchpipe.store import Store
 from batchpipe.store.redis_label import label_of
 from batchpipe.testing import FakeOpenAI, Pump
@@ -244,7 +244,7 @@ def test_only_the_jobs_that_are_named_are_rebuilt(host: Host, chat_rows: Rows, p
     forget(site)
     report = again(site, dry_run=True, jobs=[jobs[0], "job_x"])
     assert [job.job for job in report.rebuilt] == jobs[:1]
-    assert report.left == [Left("job_x", "no_trace", "nothing of it was found: name the folder of its output")]
+    assert report.left == [Skipped("job_x", "no_trace", "nothing of it was found: name the folder of its output")]
     assert (report.orphans, report.stray_files) == ([], [])
     assert [job.job for job in again(site, jobs=jobs[1:]).rebuilt] == jobs[1:]
     assert left(again(site, jobs=jobs[1:])) == {jobs[1]: "known"}

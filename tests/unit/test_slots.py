@@ -19,7 +19,7 @@ from pydantic import SecretStr
 
 from batchpipe.config.settings import Settings, current_settings, install_settings
 from batchpipe.model.records import JOB, Stage, State
-from batchpipe.pipeline.runner import Again, Go, Message, Next
+from batchpipe.pipeline.runner import Go, Message, Next, Retry
 from batchpipe.pipeline.slots import FEWEST_TRIES, LONGEST_WAIT_SECONDS, MOST_TRIES, SHORTEST_WAIT_SECONDS, Kind, Slots
 from batchpipe.storage.local import nameless_file
 from batchpipe.store import Store
@@ -246,7 +246,7 @@ def test_a_transfer_without_a_slot_comes_back_and_claims_nothing(bounded: Pump, 
         for _ in range(2):
             held.enter_context(slots.take("transfer"))
         found = take()
-        assert isinstance(found, Again)
+        assert isinstance(found, Retry)
         assert found.after >= 1.0
         assert take("job") == Go()
     assert take() == Go()

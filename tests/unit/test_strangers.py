@@ -29,7 +29,7 @@ from batchpipe.cli.common import emit_json
 from batchpipe.client.client import Client
 from batchpipe.client.option_checks import check_output
 from batchpipe.config.settings import Account, Settings, load_settings
-from batchpipe.errors import BatchpipeError, InvalidInput, Never, Paused, Refused, SettingsError, Unavailable
+from batchpipe.errors import BatchpipeError, InvalidInput, Paused, PermanentError, Refused, SettingsError, Unavailable
 from batchpipe.local_redis import acquire
 from batchpipe.model.outcomes import names_quota
 from batchpipe.model.records import JOB, BatchError, JobRecord, Move, ShardRecord, Stage, State
@@ -123,7 +123,7 @@ def test_a_batch_that_failed_with_quoted_words_is_not_created_again(words: str) 
     ).id
     provider.fail(batch_id, [BatchError(code="invalid_request", message=words)])
     shard = ShardRecord(job="job_x", index=0, stage=Stage.CREATED.value, batch_id=batch_id, created_at=now)
-    move = poll(JobRecord(id="job_x"), shard, provider, now=now, pace=Pace(5, 600), may_look=lambda: 0.0)
+    move = poll(JobRecord(id="job_x"), shard, provider, now=now, pace=Pace(5, 600), take_rate_token=lambda: 0.0)
     assert isinstance(move, Move)
     assert (move.stage, move.pause) == (Stage.ENDED, None)
 
@@ -231,7 +231,7 @@ def test_a_retry_takes_smaller_shards_and_is_still_one_retry(
     new = client.retry(old.id, max_bytes=300, max_rows=2)
     assert (new.record.max_bytes, new.record.max_rows) == (300, 2)
     assert client.retry(old.id).id == client.retry(old.id, max_bytes=300).id == new.id
-    with pytest.raises(Never, match=rf"was retried as {new.id}, with max_bytes 300"):
+    with pytest.raises(PermanentError, match=rf"was retried as {new.id}, with max_bytes 300"):
         client.retry(old.id, max_bytes=200)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from batchpipe.errors import Refused, Unanswered
+from batchpipe.errors import AmbiguousResult, Refused
 from batchpipe.model.records import Stage, State
 from batchpipe.testing import FakeOpenAI, Pump
 
@@ -86,7 +86,7 @@ def test_a_key_of_another_project_while_results_are_fetched_costs_time_only(pump
 
 def test_an_unanswered_create_is_not_repeated_by_a_key_of_another_project(pump: Pump, chat_rows: Rows) -> None:
     """Its list is empty, and says nothing: the batch that the call made is adopted when the right key is back."""
-    pump.api.fail_next("create_batch", Unanswered("lost"), processed=True)
+    pump.api.fail_next("create_batch", AmbiguousResult("lost"), processed=True)
     job_id = pump.submit(chat_rows(2))
     while not pump.api.batches:
         assert pump.step() is not None

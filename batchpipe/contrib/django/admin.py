@@ -215,7 +215,7 @@ def _list(state: str | None, number: int) -> dict[str, Any]:
     upto = number * JOBS_PER_PAGE
     jobs = client.list_jobs(state=state, limit=upto + 1)
     rows = [job_row(job) for job in jobs[upto - JOBS_PER_PAGE : upto]]
-    counts = client.store.survey().jobs
+    counts = client.store.stats().jobs
     states = [{"name": name, "count": count} for name, count in counts.items() if count or name == state]
     return {"rows": rows, "states": states, "more": len(jobs) > upto}
 

@@ -23,9 +23,9 @@ class _HandedOn(click.Command):
 def command(ctx: click.Context) -> Any:
     """The commands of ``batchpipe``; exit codes and messages are the same."""
     from batchpipe.cli import main
-    from batchpipe.cli.common import Front
+    from batchpipe.cli.common import Invocation
 
-    main(ctx.args, prog=ctx.command_path, front=Front(command=_again(ctx), in_site=True))
+    main(ctx.args, prog=ctx.command_path, front=Invocation(command=_again(ctx), in_site=True))
 
 
 def _again(ctx: click.Context) -> tuple[str, ...]:

@@ -13,7 +13,16 @@ from typing import Any, Protocol
 
 import msgspec
 
-from batchpipe.errors import NO_ROUTE, BatchpipeError, Gone, Paused, Refused, StoreUnavailable, Unanswered, Unavailable
+from batchpipe.errors import (
+    NO_ROUTE,
+    AmbiguousResult,
+    BatchpipeError,
+    Gone,
+    Paused,
+    Refused,
+    StoreUnavailable,
+    Unavailable,
+)
 from batchpipe.model.records import LONGEST_PAUSE, Counts, JobRecord, Move, Problem, ShardRecord, Stage, Status
 from batchpipe.model.refusals import (
     FIRST_FILE_PAUSE,
@@ -224,7 +233,7 @@ def _call(job: JobRecord, shard: ShardRecord, api: BatchesApi, turn: Turn) -> En
             metadata=batch_metadata(job, shard),
             extra=job.extra,
         )
-    except Unanswered as error:
+    except AmbiguousResult as error:
         if error.named:
             turn.name(error.named)
         return _unanswered(error)
@@ -264,17 +273,17 @@ def _of_another(batch: Batch, shard: ShardRecord, turn: Turn) -> Move:
     what = f"the create call was answered with {batch.id}, which is the batch of other rows"
     advice = "does a proxy, cache or gateway between batchpipe and the provider repeat or mix up answers?"
     if left > 0:
-        answer = _unanswered(Unanswered(f"{what}; {advice}", code=OTHERS_BATCH))
+        answer = _unanswered(AmbiguousResult(f"{what}; {advice}", code=OTHERS_BATCH))
         return msgspec.structs.replace(answer, changes={**answer.changes, "other_at": since})
     message = (
         f"for {in_words(now - since)} create calls were answered with batches of other rows (at last {batch.id}), "
         f"and no batch of these rows was found: {advice} Mend that, then: batchpipe retry {shard.job}"
     )
-    answer = _unanswered(Unanswered(message, code=OTHERS_BATCH))
+    answer = _unanswered(AmbiguousResult(message, code=OTHERS_BATCH))
     return msgspec.structs.replace(answer, changes={**answer.changes, "refusal": answer.changes["trouble"]})
 
 
-def _unanswered(error: Unanswered) -> Move:
+def _unanswered(error: AmbiguousResult) -> Move:
     logger.warning("create got no clear answer: %s", error, extra={"event": "create_unanswered"})
     return Move(
         stage=Stage.UPLOADED,

@@ -16,7 +16,7 @@ from batchpipe.model.outcomes import FOR_NOW, OUTCOMES
 from batchpipe.model.records import JobRecord, Problem, ShardRecord
 from batchpipe.model.rows import OutcomeState, add_usage
 from batchpipe.pipeline.results import ERRORS, INDEX, OUTPUT, WORKING, ResultIndex, Round, iter_last
-from batchpipe.storage import Draft, Folder, Pacer
+from batchpipe.storage import Checkpoint, Draft, Folder
 
 #: The fields of shards that a merge needs, as they are stored, and those that ``Overview`` looks at.
 MERGED = ("round", "rows", "ok", "failed", "missing", "resend", "usage", "incomplete", "collected_file")
@@ -110,7 +110,7 @@ def merge_what_is_left(
         for folder, name in _places(workspace, output):
             drafts.append(folder.draft(name))
             stack.callback(drafts[-1].discard)
-        runs, pace = ResultIndex(drafts[2].file), Pacer(check)
+        runs, pace = ResultIndex(drafts[2].file), Checkpoint(check)
         for shard in shards:
             planned += shard.rows if shard.round == 1 else 0
             add_usage(usage, shard.usage)
@@ -151,7 +151,7 @@ def _write(
     output, errors, index = drafts
     runs = ResultIndex(index.file)
     counts, size, size_ok = dict.fromkeys(OutcomeState, 0), 0, 0
-    pace = Pacer(check)
+    pace = Checkpoint(check)
     with closing(iter_last(workspace, rounds)) as lines:
         for line in lines:
             outcome = OUTCOMES.get(line[:1])

@@ -11,7 +11,7 @@ from batchpipe.model.rows import check_request
 from batchpipe.pipeline.results import ShardReader, iter_in_order
 from batchpipe.pipeline.shard_files import ShardFiles
 from batchpipe.pipeline.sharding import Planner, Prepared
-from batchpipe.storage import Folder, Pacer
+from batchpipe.storage import Checkpoint, Folder
 
 #: The fields of shards that this step needs, as they are stored.
 SENT = ("round", "refused_once", "collected_file", "file", "resend")
@@ -44,7 +44,7 @@ def _scan(
         answers[shard.index], requested[shard.index] = shard.collected_file or "", shard.file
         refused_once |= {shard.index} if shard.refused_once else set()
         wanted += shard.resend
-    rows, pace = 0, Pacer(check)
+    rows, pace = 0, Checkpoint(check)
     with (
         workspace.reader(job.order_files[-1]) as order,
         ShardReader(workspace, answers, share=2) as collected,

@@ -82,14 +82,14 @@ def poll(
     *,
     now: float,
     pace: Pace,
-    may_look: Callable[[], float],
+    take_rate_token: Callable[[], float],
     patience: float | None = None,
     files_patience: float = 21_600.0,
     unseen_seconds: float = 86_400.0,
 ) -> Move | Problem:
     """Look once. Answers where to go, or the Problem with which the batch is gone for good.
 
-    ``may_look`` answers the seconds until this account may ask again (0: now); ``patience`` is how many seconds
+    ``take_rate_token`` answers the seconds until this account may ask again (0: now); ``patience`` is how many seconds
     after its completion window a batch is waited for (None: for ever), ``unseen_seconds`` how many at least one that
     this key does not see; ``files_patience`` how many after its end its files are, if it counts answers and names none.
     Raises Unavailable, Paused, Refused.
@@ -97,7 +97,7 @@ def poll(
     pause = pace.after(now - (shard.created_at or now))
     if not _must_end(job, shard) and _is_fresh(shard, now, pace):
         return Move(stage=Stage.CREATED, after=pause, changes=_as_before(shard))
-    wait = may_look()
+    wait = take_rate_token()
     if wait > 0:
         after = max(wait, random.uniform(0.2, 1.0) * min(pause, 12 * pace.shortest))
         return Move(stage=Stage.CREATED, after=after, changes=_as_before(shard))

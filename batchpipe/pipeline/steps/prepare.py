@@ -15,7 +15,7 @@ from batchpipe.model.records import JobRecord
 from batchpipe.model.rows import check_request
 from batchpipe.pipeline.shard_files import ShardFiles
 from batchpipe.pipeline.sharding import NO_BOUNDS, Bounds, Files, NoFiles, Planner, Prepared
-from batchpipe.storage import ANY_INPUT, Folder, InputRules, Pacer, RepeatFinder, input_info, open_input
+from batchpipe.storage import ANY_INPUT, Checkpoint, Folder, InputRules, RepeatFinder, input_info, open_input
 
 _NEWLINE = ord("\n")
 
@@ -115,7 +115,7 @@ def _numbered_lines(
     """Each line with its number from 1 and its newline, which the last one gets if it has none. Blank lines at the end,
     which editors and scripts leave, are no rows.
     """
-    pace, blank = Pacer(check), 0
+    pace, blank = Checkpoint(check), 0
     most = min(max_bytes, rules.most_line or max_bytes)
     for number, line in enumerate(iter(partial(stream.readline, most + 1), b""), 1):
         if line.isspace():

@@ -15,7 +15,7 @@ from batchpipe.model.outcomes import mark_of
 from batchpipe.model.records import Move, Problem, ShardRecord, Stage
 from batchpipe.model.rows import add_usage, failed_line, read_answer
 from batchpipe.pipeline.fetching import FilesApi
-from batchpipe.storage import Folder, Pacer, Scratch, temporary
+from batchpipe.storage import Checkpoint, Folder, Scratch, temporary
 
 
 def salvaged_file(shard: ShardRecord) -> str:
@@ -64,7 +64,7 @@ def salvage(
 
 def _lines(api: FilesApi, file_id: str, check: Callable[[], None]) -> Iterator[bytes]:
     """The lines of a provider's file; none of one that is gone there, too."""
-    pace = Pacer(check)
+    pace = Checkpoint(check)
     with temporary() as scratch:
         try:
             _fetch(api, file_id, scratch, check)

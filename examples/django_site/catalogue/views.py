@@ -26,7 +26,7 @@ def _latest() -> dict[str, object]:
         return {"job": job, "progress": progress_of(job), "going": not job.record.told}
     except batchpipe.JobNotFound:
         return {}
-    except batchpipe.TryLater:
+    except batchpipe.TransientError:
         return {"trouble": "Redis is away; jobs cannot be shown just now."}
 
 

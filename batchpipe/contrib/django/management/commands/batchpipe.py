@@ -66,11 +66,11 @@ def split_options(args: list[str]) -> tuple[list[str], dict[str, str]]:
 def call(args: list[str], *, program: str, djangos: dict[str, str]) -> None:
     """Ends the process with the exit code of the command."""
     from batchpipe.cli import cli, main
-    from batchpipe.cli.common import Front
+    from batchpipe.cli.common import Invocation
 
     if args[:1] == ["worker"]:
         autodiscover_modules("tasks")  # receivers and callbacks, also where the site has no Celery app to find them
-    front = Front(own_command(program, djangos), in_site=True)
+    front = Invocation(own_command(program, djangos), in_site=True)
     name = f"{os.path.basename(program)} batchpipe"
     if "--traceback" in djangos:
         sys.exit(cli.main(args=args, prog_name=name, standalone_mode=False, obj=front) or 0)
