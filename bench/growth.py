@@ -155,7 +155,7 @@ class Bench:
         lease = claim(store, job_id, JOB, epoch, ["finalizing"])
         store.finish(lease, State.CANCELLED, {"ok": 0})
         store.ttl_seconds = ttl
-        timed(took, "told", lambda: store.told(lease))
+        timed(took, "close_job", lambda: store.close_job(lease))
 
     def give_up(self, job_id: str, count: int) -> None:
         """As if the batch of each shard had been given up."""

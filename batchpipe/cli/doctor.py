@@ -248,7 +248,7 @@ def _open_jobs(client: Client) -> list[_Open]:
                 problem = Problem(code=error.code, message=error.message)
                 job = JobRecord(id=job_id, queue=client.settings.queue, trouble=problem)
                 itself = [job]
-            if job.told:  # it ended between the two reads
+            if job.closed:  # it ended between the two reads
                 continue
             unfinished = (shard for shard in shards if shard is not None and shard.stage != Stage.COLLECTED)
             found.append(_Open(job, [*itself, *unfinished]))

@@ -65,4 +65,4 @@ def _state(store: Store, job_id: str) -> str:
         job = store.get_job(job_id)
     except JobNotFound:
         return "unknown"
-    return "ended" if job.told and job.id == job_id else "running"
+    return "ended" if job.closed and job.id == job_id else "running"

@@ -100,7 +100,7 @@ def list_command(state: str | None, limit: int, as_json: bool) -> None:
     if not jobs:
         return say("no jobs" + (f" in state {state}" if state else ""))
     out(f"{'JOB':<23}  {'STATE':<11}  {'CREATED':<19}  {'ROWS OK':>15}  NAME")
-    silent = deserted(client.store, {job.record.queue for job in jobs if job.record.queue and not job.record.told})
+    silent = deserted(client.store, {job.record.queue for job in jobs if job.record.queue and not job.record.closed})
     for job in jobs:
         rows = job.to_dict(shards=False)["rows"]
         counts = f"{number(rows['ok'])}/{number(rows['total'])}"
@@ -126,7 +126,7 @@ def _state(job: Any) -> str:
 
 
 def _waits_in(queues: set[str], job: JobRecord) -> bool:
-    return not job.told and job.queue in queues
+    return not job.closed and job.queue in queues
 
 
 def _brief(problem: Problem) -> str:
@@ -162,7 +162,7 @@ def cancel_command(job_id: str, as_json: bool) -> None:
     """Cancel a job; finished rows are kept. No error if it has ended or was cancelled before."""
     client = open_client()
     job = client.cancel(job_id)
-    if job.record.input_here and not job.record.told:  # its worker was that of a `run`, which may be gone
+    if job.record.input_here and not job.record.closed:  # its worker was that of a `run`, which may be gone
         from batchpipe.cli.run import carry_out_cancel
 
         carry_out_cancel(client, job)

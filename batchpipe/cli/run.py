@@ -129,7 +129,7 @@ def _resume(client: Client, job: Job, as_json: bool) -> int:
 def _results_are_gone(job: Job) -> bool:
     from batchpipe.pipeline.manifest import results_place
 
-    if not job.record.told or job.to_dict(shards=False)["output_file"] is None:
+    if not job.record.closed or job.to_dict(shards=False)["output_file"] is None:
         return False
     try:
         return not results_place(job.record).exists("output.jsonl")
@@ -139,7 +139,7 @@ def _results_are_gone(job: Job) -> bool:
 
 def _work_on(client: Client, job: Job, as_json: bool, timeout: float | None) -> int:
     """Follow a job; one that belongs to a ``run`` is worked on here, unless another process does."""
-    if job.record.told or not job.record.input_here:
+    if job.record.closed or not job.record.input_here:
         return _follow(client, job, None, as_json, timeout)
     from batchpipe.config.settings import SANDBOX_ACCOUNT
 
@@ -165,7 +165,7 @@ def _follow(client: Client, job: Job, worker: OwnWorker | None, as_json: bool, t
             _say_goodbye(client, job)
             return INTERRUPTED
     if worker is not None:
-        worker.job_is_done = record.told
+        worker.job_is_done = record.closed
     job = client.get_job(job.id)
     if as_json:
         emit_parts(job.iter_json())
@@ -190,14 +190,14 @@ def carry_out_cancel(client: Client, job: Job) -> None:
                 swept = time.monotonic()
                 client.sweep(listing=False)
             time.sleep(0.2)
-        worker.job_is_done = job.record.told
+        worker.job_is_done = job.record.closed
 
 
 def _is_winding_down(client: Client, job: Job) -> bool:
     record = job.refresh().record
     shards = list(client.store.iter_shards(record, fields=("cancel_sent",), bad="show"))
     stopped = all(shard.cancel_sent or shard.stage in (Stage.ENDED, Stage.COLLECTED) for shard in shards)
-    return record.told or (bool(shards) and stopped and record.state is State.CANCELLING and not _nearly_done(shards))
+    return record.closed or (bool(shards) and stopped and record.state is State.CANCELLING and not _nearly_done(shards))
 
 
 def _nearly_done(shards: list[ShardRecord]) -> bool:

@@ -83,13 +83,13 @@ class Client:
         attempts: int | None = None,
         own_queue: bool = False,
         again: str = "",
-        hears: Sequence[str] = (),
+        notify_sites: Sequence[str] = (),
         may_come_later: bool = False,
     ) -> Job:
         """Record a job and enqueue it. See ``batchpipe.submit``; the last four options are for commands, retries and
         schedules.
 
-        ``hears``: names of the listeners that wait for its end, in place of those of this process.
+        ``notify_sites``: names of the listeners that wait for its end, in place of those of this process.
         ``may_come_later``: an input that is not there yet is waited for.
         """
         job_id, key = new_job_id(), as_text(key, "key")
@@ -119,7 +119,7 @@ class Client:
             max_bytes=max_bytes,
             attempts=attempts,
             on_done=on_done,
-            hears=list(hears),
+            notify_sites=list(notify_sites),
         )
         record = with_input(record, input, self.settings, may_come_later=may_come_later)
         if not again and self._record_later(record):
@@ -210,7 +210,7 @@ class Client:
             max_bytes=old.max_bytes if max_bytes is None else max_bytes,
             attempts=old.attempts,
             own_queue=own_queue,
-            hears=old.hears,
+            notify_sites=old.notify_sites,
         )
         for name, size in (("max_rows", max_rows), ("max_bytes", max_bytes)):
             if size is not None and getattr(new.record, name) != size:
@@ -294,7 +294,7 @@ class Client:
         verdict = self.store.land(job.id, self._given_up(job))
         if verdict == "output":
             raise OutputInUse(f"another job that has not ended writes to the output of job {job.id}: {job.output}")
-        if verdict == "untold":
+        if verdict == "not_closed":
             raise PermanentError(f"the end of job {job.id} is still being told; try again in a minute", code="not_told")
         if verdict == "ok":  # else somebody else has just asked for it
             turns = tasks.runtime(self.settings).jobs

@@ -51,7 +51,7 @@ def missing_worker(store: Store, settings: Settings, job: JobRecord, *, ask: boo
 
     Raises StoreUnavailable.
     """
-    if job.told or (job.input_here and store.now() - job.created_at < STARTING_SECONDS):
+    if job.closed or (job.input_here and store.now() - job.created_at < STARTING_SECONDS):
         return ""
     if not deserted(store, [job.queue], ask=ask):
         return ""
@@ -62,7 +62,7 @@ def how_to_start(settings: Settings, queue: str, jobs: Sequence[JobRecord]) -> s
     """The command that starts a worker of this site, or of the one that the jobs are of."""
     if own := next((job for job in jobs if job.input_here), None):
         return f"start one: `batchpipe wait {own.id}`"
-    names = sorted({*seams.sites(), *(name for job in jobs for name in job.hears)})
+    names = sorted({*seams.sites(), *(name for job in jobs for name in job.notify_sites)})
     ours = queue == settings.queue
     there = "" if ours else f", each for this queue ({queue})"
     if names:
@@ -104,7 +104,7 @@ class Watch:
 
     def __call__(self, job: JobRecord) -> None:
         """Raises StoreUnavailable."""
-        if self._clock() < self._next or job.told:
+        if self._clock() < self._next or job.closed:
             return
         self._next = self._clock() + LOOK_SECONDS
         if line := missing_worker(self._store, self._settings, job):

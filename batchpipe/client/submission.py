@@ -62,7 +62,7 @@ def new_record(settings: Settings, job_id: str, *, output: str | Path | None, **
         max_bytes=_number(options["max_bytes"], settings.max_bytes, "max_bytes"),
         attempts=_number(options["attempts"], settings.attempts, "attempts"),
         on_done=_signature(options["on_done"]),
-        hears=options.get("hears") or seams.sites(),
+        notify_sites=options.get("notify_sites") or seams.sites(),
     )
     check_options(record)
     check_output(record.output)

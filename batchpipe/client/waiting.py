@@ -45,7 +45,7 @@ def follow(
                 raise TimeoutError(f"job {job_id} has not ended after {timeout:g} s") from None
             time.sleep(min(1.0, timeout or 1.0))
             continue
-        if job.told or (job.state.ended and ended and now - ended > TELL_SECONDS):
+        if job.closed or (job.state.ended and ended and now - ended > TELL_SECONDS):
             return job
         if job.state.ended and not ended:
             ended = now
@@ -64,7 +64,7 @@ def follow_log(
     away = 0.0
     while True:
         try:
-            over = store.get_job(job_id).told  # read before the log: what comes after the end is not missed
+            over = store.get_job(job_id).closed  # read before the log: what comes after the end is not missed
             events, away = store.read_log(job_id, after=after), 0.0
         except StoreUnavailable:
             away = away or time.monotonic()

@@ -137,7 +137,7 @@ class JobRecord(Record, frozen=True, kw_only=True):
     spooled: bool = False  #: the input is our own copy of an iterator or stdin
     input_here: bool = False  #: only this host works on the job (``run``): a missing input is bad input
     output: str = ""
-    owns: list[str] = []  #: all names under which its output is its own until it is closed (``told``)
+    owns: list[str] = []  #: all names under which its output is its own until it is closed (``closed``)
     results: str = ""  #: where its result files lie; "": there are none (yet)
     real: str = ""  #: that place without links, as the worker saw it: where they lie if a link is set anew
     written: list[list[int]] = []  #: bytes of its two result files, each time that they were put in place
@@ -149,16 +149,20 @@ class JobRecord(Record, frozen=True, kw_only=True):
     max_bytes: int = 200_000_000
     attempts: int = 3
     on_done: dict[str, Any] | None = None
-    hears: list[str] = []  #: listeners that wait for its end: those of the site that submitted it; none: any that hang
+    notify_sites: list[
+        str
+    ] = []  #: listeners that wait for its end: those of the site that submitted it; none: any that hang
     cancel: bool = False
     hold: Problem | None = None  #: why nothing more is sent of it until a person decides
     hold_at: float | None = None  #: since when
     send_no_more: bool = False  #: no further batch is made of it: what is there is landed
     notified: bool = False  #: job.json is written, on_done is sent
-    untold: int = 0  #: how often telling a site's receivers of its end was put off; beyond ``MAX_TELLS``: given up
-    raised: int = 0  #: of these, how often a receiver raised
-    untidied: int = 0  #: how often deleting its files at the provider was put off
-    told: bool = False  #: notified and tidied up: nothing is left to do
+    notify_attempts: int = (
+        0  #: how often telling a site's receivers of its end was put off; beyond ``MAX_TELLS``: given up
+    )
+    receiver_errors: int = 0  #: of these, how often a receiver raised
+    cleanup_attempts: int = 0  #: how often deleting its files at the provider was put off
+    closed: bool = False  #: notified and tidied up: nothing is left to do
     round: int = 0
     shards: int = 0  #: number of shards planned so far; the next index
     open: int = 0  #: shards of this round that are not collected

@@ -119,13 +119,13 @@ def _head(job: JobRecord, sums: Sums) -> dict[str, Any]:
 
 def telling(job: JobRecord) -> str | None:
     """For people: that a site's receivers have not heard of the job's end. None where they have, or are about to."""
-    if not job.state.ended or not job.untold:
+    if not job.state.ended or not job.notify_attempts:
         return None
-    if job.untold > MAX_TELLS:
-        return f"receivers were never told: given up after {job.untold} tries; see its log"
+    if job.notify_attempts > MAX_TELLS:
+        return f"receivers were never told: given up after {job.notify_attempts} tries; see its log"
     if job.notified:
         return None
-    tries = "1 try" if job.untold == 1 else f"{job.untold} tries"
+    tries = "1 try" if job.notify_attempts == 1 else f"{job.notify_attempts} tries"
     return f"receivers not told yet: {tries}, last: {job.trouble.message if job.trouble else 'not known'}"
 
 

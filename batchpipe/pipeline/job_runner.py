@@ -429,7 +429,7 @@ class JobRunner(Runner):
             self._tell_listeners(job, lease)
             self.store.save(lease, {"notified": True})
         self._tidy(job, lease)
-        self.store.told(lease)
+        self.store.close_job(lease)
 
     def _clear(self, job: JobRecord, state: State, lease: Lease) -> None:
         workspace = workspace_of(job, self.settings)
@@ -450,8 +450,11 @@ class JobRunner(Runner):
         try:
             self._tell(job)
         except NotDelivered as error:
-            self.store.save(lease, {"untold": job.untold + 1, "raised": job.raised + error.raised})
-            if job.untold < MAX_TELLS:
+            self.store.save(
+                lease,
+                {"notify_attempts": job.notify_attempts + 1, "receiver_errors": job.receiver_errors + error.raised},
+            )
+            if job.notify_attempts < MAX_TELLS:
                 raise
             level = logging.ERROR if error.raised else logging.WARNING
             logger.log(level, "nobody is told of the end of job %s: %s", job.id, error, extra={"event": "not_told"})
@@ -467,8 +470,8 @@ class JobRunner(Runner):
         except StoreUnavailable:
             raise
         except TransientError as error:
-            if job.untidied < MAX_TIDIES:
-                self.store.save(lease, {"untidied": job.untidied + 1})
+            if job.cleanup_attempts < MAX_TIDIES:
+                self.store.save(lease, {"cleanup_attempts": job.cleanup_attempts + 1})
                 raise
             self.log(job.id, [("files_left", {"message": error.message})])
         except LeaseLost:

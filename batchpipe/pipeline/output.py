@@ -182,6 +182,6 @@ class Outputs:
                 f"output {job.output} has a job.json of job {owner.id}, which had not ended and is unknown here: "
                 "its rows may be paid for; choose another output, or move job.json away if that job is given up"
             ) from None
-        if not other.told:
+        if not other.closed:
             raise OutputInUse(output_in_use(job.output, owner.id, other.stage))
         return place_name(job.output) in {place_name(place) for place in (other.results, other.real) if place}

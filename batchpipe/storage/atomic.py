@@ -17,8 +17,8 @@ from batchpipe.storage.backends import (
     Sink,
     filesystem,
     foreign,
+    os_errors,
     scheme,
-    told,
     trouble,
 )
 from batchpipe.storage.rooted import hold_folder
@@ -53,7 +53,7 @@ class LocalDraft:
         # Cut, for a name may already be as long as the file system lets it be.
         self._name, self._draft_name = name, f".{name[:200]}.{os.getpid()}-{secrets.token_hex(4)}.part"
         self._dir: int | None = None
-        with told(path):
+        with os_errors(path):
             self.file = self._open(os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
 
     def _open(self, flags: int, mode: int = 0o666) -> BinaryIO:
@@ -82,7 +82,7 @@ class LocalDraft:
             raise trouble(error, self._path) from error
 
     def pause(self) -> bool:
-        with told(self._path):
+        with os_errors(self._path):
             self.file.close()
         self._let_go()
         return True
@@ -90,7 +90,7 @@ class LocalDraft:
     def commit(self) -> None:
         try:
             self.write(b"")
-            with told(self._path):
+            with os_errors(self._path):
                 self.file.flush()
                 os.fsync(self.file.fileno())
                 self.file.close()

@@ -128,7 +128,7 @@ def open_file(url: str, buffer: int, roots: Sequence[str] = ()) -> BinaryIO:
     (``not_allowed``) if not.
     """
     if (path := local_path(url)) is not None:
-        with told(path):
+        with os_errors(path):
             if roots:
                 return os.fdopen(open_rooted(path, os.O_RDONLY | os.O_NONBLOCK, roots), "rb", buffer)
             return open(path, "rb", buffering=buffer)
@@ -205,7 +205,7 @@ class Sink(io.RawIOBase):
 
 
 @contextmanager
-def told(where: str) -> Iterator[None]:
+def os_errors(where: str) -> Iterator[None]:
     """Around what uses local files: an OSError becomes StorageTrouble."""
     try:
         yield

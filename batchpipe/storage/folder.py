@@ -24,8 +24,8 @@ from batchpipe.storage.backends import (
     local_path,
     local_roots,
     open_file,
+    os_errors,
     scheme,
-    told,
 )
 from batchpipe.storage.rooted import open_rooted, opened_folder
 
@@ -179,7 +179,7 @@ class Folder:
         """Open a file for reading, buffered and seekable; raises StorageTrouble (``file_missing``)."""
         path = self.path(name)
         stream = open_file(path, LOCAL_BUFFER, self._roots)
-        with closing(stream), told(path):
+        with closing(stream), os_errors(path):
             yield stream
 
     def read_at(self, name: str, offset: int, length: int) -> bytes:
@@ -210,7 +210,7 @@ class Folder:
         """Write a file that appears, whole, when the block ends, and not at all if the block raises."""
         draft = self.draft(name)
         try:
-            with told(self.path(name)):
+            with os_errors(self.path(name)):
                 yield draft.file
         except BaseException:
             draft.discard()
@@ -233,10 +233,10 @@ class Folder:
         """
         path = self.path(name)
         if self._local is not None:
-            with closing(open_file(path, LOCAL_BUFFER, self._roots)) as file, told(path):
+            with closing(open_file(path, LOCAL_BUFFER, self._roots)) as file, os_errors(path):
                 yield file
             return
-        with told(path), tempfile.TemporaryFile() as copy:
+        with os_errors(path), tempfile.TemporaryFile() as copy:
             with closing(open_file(path, REMOTE_READ)) as source:
                 while block := source.read(REMOTE_READ):
                     copy.write(block)
@@ -258,7 +258,7 @@ class Folder:
         if self._local is None:
             raise BatchpipeError(f"{path}: lines can be appended to local files only")
         Folder(os.path.dirname(path), private=self.private).make()
-        with told(path):
+        with os_errors(path):
             handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600 if self.private else 0o666)
             with os.fdopen(handle, "r+b", 0) as file:
                 end = os.fstat(handle).st_size
@@ -290,7 +290,7 @@ class Folder:
 def temporary(folder: str | None = None) -> Iterator[Scratch]:
     """A nameless file in a local folder, else where temporary files live; gone with the block or process."""
     where = folder or tempfile.gettempdir()
-    with told(where), tempfile.TemporaryFile(dir=where) as file:
+    with os_errors(where), tempfile.TemporaryFile(dir=where) as file:
         yield Scratch(file, where)
 
 
@@ -310,7 +310,7 @@ class Scratch:
 
     def put(self, offset: int, data: bytes | bytearray) -> None:
         """Write at a place of its own; not to be mixed with the ``sink``. Raises StorageTrouble."""
-        with told(self._where):
+        with os_errors(self._where):
             while data:
                 done = os.pwrite(self._file.fileno(), data, offset)
                 offset, data = offset + done, data[done:]
@@ -332,14 +332,14 @@ class Scratch:
 
     def lines(self) -> Iterator[bytes]:
         r"""Its lines, each with its ``\n``."""
-        with told(self._where):
+        with os_errors(self._where):
             self._file.seek(0)
             self._unflushed = False
         return iter(self._file)
 
     def at(self, offset: int, length: int) -> bytes:
         """``length`` bytes from ``offset``."""
-        with told(self._where):
+        with os_errors(self._where):
             if self._unflushed:
                 self._file.flush()
                 self._unflushed = False

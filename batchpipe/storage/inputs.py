@@ -22,9 +22,9 @@ from batchpipe.storage.backends import (
     local_path,
     local_roots,
     open_plain,
+    os_errors,
     reason,
     scheme,
-    told,
 )
 from batchpipe.storage.patience import in_thread, wait
 from batchpipe.storage.rooted import open_rooted
@@ -57,7 +57,7 @@ def input_info(url: str, rules: InputRules = ANY_INPUT, check: Check = lambda: N
     """Bytes and time of last change (unix seconds) of an input, None where not told; raises as open_input."""
     with _input_told(url):
         if (path := local_path(url)) is not None:
-            with told(path):
+            with os_errors(path):
                 handle = _open_regular(path, rules)
             found = os.fstat(handle)
             os.close(handle)
@@ -85,7 +85,7 @@ def _remote_info(url: str, rules: InputRules, check: Check) -> tuple[int | None,
 
 def _open_local(url: str, rules: InputRules) -> io.RawIOBase:
     path = local_path(url) or ""
-    with told(path):
+    with os_errors(path):
         file = os.fdopen(_open_regular(path, rules), "rb", 0)
     return _Input(url, lambda size, tick: file.read(size), file.close, rules, lambda: None)
 

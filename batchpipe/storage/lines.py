@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
-from batchpipe.storage.backends import told
+from batchpipe.storage.backends import os_errors
 from batchpipe.storage.folder import Folder
 from batchpipe.storage.local import hold_lock
 
@@ -31,7 +31,7 @@ class LineFile:
 
     def newest(self, most: int) -> Iterator[bytes]:
         """The lines of its last ``most`` bytes, oldest first. Raises StorageTrouble (``file_missing``)."""
-        with told(str(self.path)), open(self.path, "rb") as file:
+        with os_errors(str(self.path)), open(self.path, "rb") as file:
             start = max(0, os.fstat(file.fileno()).st_size - most)
             if start:
                 file.seek(start - 1)
@@ -50,7 +50,7 @@ class LineFile:
             if not mine or self._size() <= max(beyond, 2 * self._kept()):
                 return False  # somebody is at it, or was
             draft = self.path.with_name(f".{self.path.name}.new")
-            with told(str(draft)):
+            with os_errors(str(draft)):
                 with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
                     file.write(_MARK + b"%20d}\n" % 0)
                     lines = self.newest(1 << 62)

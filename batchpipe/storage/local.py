@@ -10,13 +10,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
-from batchpipe.storage.backends import told
+from batchpipe.storage.backends import os_errors
 
 
 @contextmanager
 def spooled(lines: Iterable[bytes]) -> Iterator[str]:
     """The path of a private file with these lines, for the length of the block."""
-    with told(tempfile.gettempdir()), tempfile.NamedTemporaryFile(prefix="batchpipe-", suffix=".jsonl") as file:
+    with os_errors(tempfile.gettempdir()), tempfile.NamedTemporaryFile(prefix="batchpipe-", suffix=".jsonl") as file:
         file.writelines(lines)
         file.flush()
         yield file.name
@@ -24,20 +24,20 @@ def spooled(lines: Iterable[bytes]) -> Iterator[str]:
 
 def nameless_file() -> int:
     """A handle of an empty file of our own, which has no name and is gone with the last process that has it."""
-    with told(tempfile.gettempdir()), tempfile.TemporaryFile() as file:
+    with os_errors(tempfile.gettempdir()), tempfile.TemporaryFile() as file:
         return os.dup(file.fileno())
 
 
 def open_log(path: Path) -> IO[bytes]:
     """A private log file, for appending; the folders that it needs are made."""
-    with told(str(path)):
+    with os_errors(str(path)):
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab")
 
 
 def touch(path: Path) -> None:
     """Make a file, or its time now."""
-    with told(str(path)):
+    with os_errors(str(path)):
         path.touch()
 
 
@@ -54,7 +54,7 @@ def keep_private(folder: Path, pattern: str) -> None:
 
 def kept_secret(path: Path, make: Callable[[], str]) -> str:
     """The text of a private file, made at its first use; who comes second reads what the first has made."""
-    with told(str(path)):
+    with os_errors(str(path)):
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         if not path.exists():
             with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}-") as draft:  # 0600
@@ -71,7 +71,7 @@ def hold_lock(path: Path, *, wait: bool = False) -> Iterator[bool]:
 
     The system frees it when its holder ends, however that ends.
     """
-    with told(str(path)):
+    with os_errors(str(path)):
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         try:

@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 import orjson
 
 from batchpipe.errors import StorageTrouble, Unavailable
-from batchpipe.storage.backends import told
+from batchpipe.storage.backends import os_errors
 from batchpipe.storage.folder import Folder, Scratch, temporary
 
 #: A process that is killed loses no more than this of what it has got.
@@ -65,7 +65,7 @@ class Partial:
 
     def begin(self, etag: str | None, *, resumable: bool) -> None:
         self.restarts += self._have > 0
-        with told(self._name):
+        with os_errors(self._name):
             self.scratch.clear()
         self._have, self._etag, self._resumable, self._begins = 0, etag, resumable, False
         if self._saved:
@@ -87,7 +87,7 @@ class Partial:
         """Make what is there safe on disk, and note how much that is. Raises StorageTrouble."""
         if self._folder is None or not self._resumable:
             return
-        with told(self._name):
+        with os_errors(self._name):
             self.scratch.flush()
             os.fdatasync(self._handle)
         self._note()
@@ -107,7 +107,7 @@ class Partial:
             return
         if not isinstance(size, int) or not 0 < size <= os.fstat(self._handle).st_size:
             return
-        with told(self._name):
+        with os_errors(self._name):
             self.scratch.cut(size)
         self._have = self._saved = size
         self._etag = tag if isinstance(tag, str) else None
@@ -131,7 +131,7 @@ def partial(folder: Folder | None, name: str) -> Iterator[Partial]:
 def _locked(folder: Folder, name: str) -> int | None:
     """A handle that nobody else has; None if somebody has: a worker that lost its lease, and does not know it yet."""
     folder.child(os.path.dirname(name)).make()
-    with told(folder.path(name)), folder.place(name) as (path, above):
+    with os_errors(folder.path(name)), folder.place(name) as (path, above):
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
         handle = os.open(path, flags, 0o600, dir_fd=above)
         try:
@@ -155,7 +155,7 @@ def forget(folder: Folder, name: str) -> None:
 def prune(folder: Folder, most: int) -> None:
     """Leave so many files in a folder at most, the newest. Raises StorageTrouble."""
     path = folder.path()
-    with told(path), suppress(FileNotFoundError):
+    with os_errors(path), suppress(FileNotFoundError):
         found = sorted((entry for entry in os.scandir(path) if entry.is_file()), key=lambda one: one.stat().st_mtime)
         for entry in found[: max(len(found) - most, 0)]:
             with suppress(FileNotFoundError):

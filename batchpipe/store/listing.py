@@ -122,9 +122,9 @@ class Lists(Records):
 
     def closed(self, job_ids: Sequence[str]) -> dict[str, bool]:
         """Of those of these jobs that are known here: whether nothing is left to do for them."""
-        found = self._hashes([self._job_key(job_id) for job_id in job_ids], ("id", "told"))
+        found = self._hashes([self._job_key(job_id) for job_id in job_ids], ("id", "closed"))
         pairs = zip(job_ids, found, strict=True)
-        return {job_id: fields.get("told") == "1" for job_id, fields in pairs if fields and isinstance(fields, dict)}
+        return {job_id: fields.get("closed") == "1" for job_id, fields in pairs if fields and isinstance(fields, dict)}
 
     def prune_lists(self, *, most: int = LISTED_AT_ONCE) -> int:
         """Take out of each list the jobs whose records have expired, of the next ``most`` of those that are old enough.

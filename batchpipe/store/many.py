@@ -102,7 +102,7 @@ class ManyShards(QueueRecords):
         self.make_due(job_id)
         return verdict
 
-    def told(self, lease: Lease) -> None:
+    def close_job(self, lease: Lease) -> None:
         """Nothing is left to do for an ended job: its output is free, it leaves the due set, its records expire.
 
         Ends the lease's renewals. Raises LeaseLost.
@@ -114,7 +114,7 @@ class ManyShards(QueueRecords):
             answer = self._fenced("expire", lease, lease.token, self.ttl_seconds, first, CHUNK)
             first, count = first + CHUNK, int(answer[1])
         lease.stop()
-        self._fenced("told", lease, self._member(lease.job.id, JOB), lease.token, self.ttl_seconds)
+        self._fenced("close_job", lease, self._member(lease.job.id, JOB), lease.token, self.ttl_seconds)
 
     def leave_wakes(self, first: Mapping[str, int], when: str) -> None:
         """Leave it to the sweeps to wake shards of these jobs, each from an index on; ``person``: those that wait for

@@ -16,7 +16,7 @@ from redis.retry import Retry
 from batchpipe.errors import JobNotFound, RecordUnreadable, SettingsError, StoreUnavailable
 from batchpipe.model.records import JOB, JobRecord, Problem, Stage, State
 from batchpipe.store.records import R, bounded_problem, decode, unreadable
-from batchpipe.store.refusals import REFUSALS, Kind, refusal, told
+from batchpipe.store.refusals import REFUSALS, Kind, in_words, refusal
 from batchpipe.store.scripts import source
 
 logger = logging.getLogger(__name__)
@@ -398,5 +398,5 @@ def _refuse_others(probe: redis.Redis) -> None:
 def unavailable(error: redis.RedisError) -> StoreUnavailable:
     """Redis' own trouble in our words; the address stays out, for it may hold the password."""
     if (found := refusal(error)) is None:
-        return StoreUnavailable(told(error))
-    return StoreUnavailable(told(error), code=found.code)
+        return StoreUnavailable(in_words(error))
+    return StoreUnavailable(in_words(error), code=found.code)

@@ -159,7 +159,7 @@ def refusal(error: BaseException) -> Refusal | None:
     return REFUSALS[word] if word else None
 
 
-def told(error: BaseException) -> str:
+def in_words(error: BaseException) -> str:
     """One line for people; of what is denied, also what: Redis names the command, key or channel."""
     found = refusal(error)
     if found is None and isinstance(error, _NO_ANSWER):

@@ -18,7 +18,7 @@ from celery.worker.state import maybe_shutdown
 from kombu.transport import redis as transport
 from kombu.transport import virtual
 
-from batchpipe.store.refusals import RedisAnswer, told
+from batchpipe.store.refusals import RedisAnswer, in_words
 
 logger = logging.getLogger(__name__)
 
@@ -84,7 +84,7 @@ def _end(qos: Any, tag: str, tell: Callable[[], object], *, done: bool = True) -
                 qos._remove_from_indices(tag, client.pipeline(transaction=False)).execute()
             _KEPT_HERE.ack(qos, tag)
     except RedisAnswer as error:
-        logger.warning("the broker did not take the end of a task, which may come once more: %s", told(error))
+        logger.warning("the broker did not take the end of a task, which may come once more: %s", in_words(error))
         _KEPT_HERE.ack(qos, tag)
 
 
@@ -100,7 +100,7 @@ def _outlive_refusals() -> None:
         try:
             note(self, message, tag)
         except RedisAnswer as error:
-            logger.warning("a message was taken but not noted as such: %s", told(error))
+            logger.warning("a message was taken but not noted as such: %s", in_words(error))
             _KEPT_HERE.append(self, message, tag)
 
     hands_out.append = append
@@ -140,7 +140,7 @@ class _Pauses:
         """Wait for the next try. Ends early, with Celery's exception, if the worker is told to stop."""
         if time.monotonic() - self._last > FORGOTTEN_AFTER:
             self._seconds = FIRST_PAUSE
-        logger.error("the broker refuses: %s; next try in %g s", told(error), self._seconds)
+        logger.error("the broker refuses: %s; next try in %g s", in_words(error), self._seconds)
         end = time.monotonic() + self._seconds
         while time.monotonic() < end:
             maybe_shutdown()

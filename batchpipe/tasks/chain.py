@@ -34,7 +34,7 @@ from batchpipe.pipeline.sweep import sweep as sweep_once
 from batchpipe.provider import Apis
 from batchpipe.storage.local import nameless_file
 from batchpipe.store import Store
-from batchpipe.store.refusals import RedisAnswer, RedisTrouble, told, unreachable
+from batchpipe.store.refusals import RedisAnswer, RedisTrouble, in_words, unreachable
 from batchpipe.tasks.app import countdown_of, make_app, pulse_expires, queue_of
 from batchpipe.telemetry.counters import Counters
 
@@ -158,7 +158,7 @@ def publish(message: Message) -> None:
 def _told_of_broker(error: Exception) -> str:
     answer = next((it for it in (error, error.__cause__) if isinstance(it, RedisAnswer)), None)
     if answer is not None:
-        return f"the broker refused: {told(answer)}"
+        return f"the broker refused: {in_words(answer)}"
     if isinstance(error, AMQPError):
         return f"the broker refused: {error}: {type(error).__name__}"
     why = re.sub(r"^\[Errno -?\d+\] ", "", str(error)).rstrip(".") or type(error).__name__
@@ -276,7 +276,7 @@ def broker_refusal() -> str | None:
                 channel.client.lpushx(f"{channel.global_keyprefix}{key}", "")
             channel.client.publish(f"{channel.keyprefix_fanout}{app.conf.event_exchange}/batchpipe.check", "")
     except _BROKER_TROUBLE as error:
-        return next((told(it) for it in (error, error.__cause__) if isinstance(it, RedisAnswer)), None)
+        return next((in_words(it) for it in (error, error.__cause__) if isinstance(it, RedisAnswer)), None)
     return None
 
 
@@ -296,15 +296,15 @@ def tell(job: JobRecord) -> None:
 
     A job of a site is told to that site's listeners, not to those of another; where they do not hang, to nobody.
     """
-    if job.on_done is not None and not job.untold:  # else it was sent, and only listeners have not heard
+    if job.on_done is not None and not job.notify_attempts:  # else it was sent, and only listeners have not heard
         try:
             signature(job.on_done, app=app_in_use()).apply_async(args=(job.id,), task_id=f"{job.id}-done", retry=True)
         except _BROKER_TROUBLE as error:
             raise TransientError(f"on_done not sent: {type(error).__name__}", code="broker_unavailable") from error
-    if missing := [name for name in job.hears if name not in seams.listeners]:
+    if missing := [name for name in job.notify_sites if name not in seams.listeners]:
         raise _not_loaded(job, missing)
     for name, listener in list(seams.listeners.items()):
-        if job.hears and name in seams.SITES and name not in job.hears:
+        if job.notify_sites and name in seams.SITES and name not in job.notify_sites:
             continue
         try:
             listener(job.id)
@@ -312,7 +312,7 @@ def tell(job: JobRecord) -> None:
             raise
         except Exception as error:  # it is the site's code
             message = f"{name} failed: {type(error).__name__}: {without_secrets(str(error))}"
-            if job.raised:
+            if job.receiver_errors:
                 logger.warning("%s", _line(message), extra={"event": "unheard", "job": job.id})
             else:
                 logger.exception("%s failed for job %s", name, job.id, extra={"event": "unheard"})
@@ -325,7 +325,7 @@ def _not_loaded(job: JobRecord, names: Sequence[str]) -> NotDelivered:
         f"this worker has not loaded the site whose receivers wait for it ({frameworks}): "
         f"start it as {seams.worker_of(names)}"
     )
-    if job.untold == job.raised:  # once, for the tries after it say the same
+    if job.notify_attempts == job.receiver_errors:  # once, for the tries after it say the same
         logger.warning("job %s has ended: %s", job.id, message, extra={"event": "unheard"})
     return NotDelivered(message, raised=False)
 

@@ -228,7 +228,7 @@ class _Run:
         return None
 
     def _told(self) -> bool:
-        return bool(self.job.id and self.lane.store.get_job(self.job.id).told)
+        return bool(self.job.id and self.lane.store.get_job(self.job.id).closed)
 
 
 # -- many cases ----------------------------------------------------------------------------------------------------
@@ -344,7 +344,7 @@ def frozen_before_the_call(house: House, number: int, *, dies: bool) -> Verdict:
         if dies:
             late.wait(STALL_SECONDS)
             lane.start("sweep").wait(STALL_SECONDS)
-        until(lambda: lane.store.get_job(job.id).told, CASE_SECONDS, "the end of the job")
+        until(lambda: lane.store.get_job(job.id).closed, CASE_SECONDS, "the end of the job")
         return judge(lane, [job])
     finally:
         lane.close()

@@ -326,7 +326,7 @@ class Storm:
 
     def _count_down(self) -> None:
         with suppress(StoreUnavailable):
-            self.open -= {job_id for job_id in self.open if self.lane.store.get_job(job_id).told}
+            self.open -= {job_id for job_id in self.open if self.lane.store.get_job(job_id).closed}
 
 
 def table(report: Report, plan: Plan) -> list[tuple[str, object]]:

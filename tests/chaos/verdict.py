@@ -113,16 +113,16 @@ def _judge_foreign(verdict: Verdict, job: Job) -> None:
 
 
 def _judge_end(verdict: Verdict, job: Job, record: JobRecord, shards: list[ShardRecord]) -> None:
-    if record.told and job.heard is not None and not (job.heard / job.id).exists():
+    if record.closed and job.heard is not None and not (job.heard / job.id).exists():
         verdict.lost_jobs.append(f"{record.id}: {record.stage}, but its receivers have not heard")
-    if not record.state.ended or not record.told:
+    if not record.state.ended or not record.closed:
         open_shards = [
             f"{shard.index}:{shard.stage} epoch {shard.epoch} next_at {shard.next_at:.1f} {shard.trouble or ''}"
             for shard in shards
             if shard.stage != "collected"
         ]
         trouble = f"trouble {record.trouble}, shards {open_shards}"
-        verdict.lost_jobs.append(f"{record.id}: {record.stage}, told {record.told}, epoch {record.epoch}, {trouble}")
+        verdict.lost_jobs.append(f"{record.id}: {record.stage}, told {record.closed}, epoch {record.epoch}, {trouble}")
 
 
 def _judge_rows(

@@ -136,7 +136,7 @@ def test_all_records_of_a_told_job_expire_also_those_that_nobody_saw(store: Stor
     lease = prepare(store, job.id)
     store._fenced("draft", lease, lease.token, f'["{COUNT}", "stage", "planned"]')
     store.finish(lease, State.FAILED, {})
-    store.told(lease)
+    store.close_job(lease)
     assert store.client.ttl(f"{store.prefix}shard:{job.id}:{COUNT}") == pytest.approx(store.ttl_seconds, abs=5)
 
 
@@ -172,7 +172,7 @@ def given_up(store: Store, indexes: range) -> str:
     lease = store.claim(job.id, JOB, 9, ["finalizing"], deadline=9_999)
     assert isinstance(lease, Lease)
     store.finish(lease, State.PARTIAL, {})
-    store.told(lease)
+    store.close_job(lease)
     return job.id
 
 

@@ -324,7 +324,7 @@ def test_who_lost_the_job_cannot_plan_finish_tell_or_defer(store: Store, clock: 
     writes: list[Callable[[], object]] = [
         lambda: store.plan(lease, {}, [], ["m"]),
         lambda: store.finish(lease, State.SUCCEEDED, {}),
-        lambda: store.told(lease),
+        lambda: store.close_job(lease),
         lambda: store.defer(lease, 1.0, {}, tries="keep"),
     ]
     for write in writes:
@@ -817,8 +817,8 @@ def test_a_told_job_leaves_the_due_set_and_its_records_expire(store: Store) -> N
     store.log(job_id, "x")
     store.finish(lease, State.SUCCEEDED, {})
     for _ in range(2):
-        store.told(lease)
-        assert store.get_job(job_id).told
+        store.close_job(lease)
+        assert store.get_job(job_id).closed
     assert due_in(store, job_id, JOB) is None
     assert claim(store, job_id, JOB, State.SUCCEEDED, epoch=store.get_job(job_id).epoch) == Refused("stage")
     for name in (f"job:{job_id}", f"shard:{job_id}:0", f"log:{job_id}", "key:k"):
@@ -832,7 +832,7 @@ def test_an_output_belongs_to_an_ended_job_until_it_is_told(store: Store) -> Non
     store.finish(lease, State.SUCCEEDED, {})
     with pytest.raises(OutputInUse, match=f"{lease.job.id}, which has ended, but"):
         store.submit(new_job(output="/out/same"))
-    store.told(lease)
+    store.close_job(lease)
     assert store.submit(new_job(output="/out/same"))[1]
 
 
@@ -848,7 +848,7 @@ def test_a_job_claims_the_names_that_its_worker_sees_for_its_output(store: Store
         with pytest.raises(OutputInUse):
             store.submit(new_job(owns=[name]))
     store.finish(lease, State.SUCCEEDED, {})
-    store.told(lease)
+    store.close_job(lease)
     with pytest.raises(LeaseLost):
         store.own(lease, ["/late"])
     assert store.submit(new_job(owns=["/link", "/real", "/late"]))[1]
@@ -859,7 +859,7 @@ def test_a_closed_job_does_not_free_the_output_of_another(store: Store) -> None:
     lease = merging(store, owns=["/out/a"])
     store.client.set(f"{store.prefix}output:/out/a", "job_of_another")
     store.finish(lease, State.SUCCEEDED, {})
-    store.told(lease)
+    store.close_job(lease)
     assert store.client.get(f"{store.prefix}output:/out/a") == "job_of_another"
 
 

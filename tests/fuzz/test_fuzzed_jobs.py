@@ -318,7 +318,7 @@ class Run:
     def _checked(self, pump: Pump, job_id: str) -> dict[str, str]:
         job = pump.job(job_id)
         assert job.state.ended
-        assert job.told
+        assert job.closed
         assert self.unforeseen.found == []
         if job.cancel and not pump.shards(job_id):
             assert job.state is State.CANCELLED

@@ -72,7 +72,7 @@ class Site:
 
     def __init__(self, folder: Path, mortal: Mortal) -> None:
         self.jobs: dict[str, list[str]] = {}  #: the rows of each, in order
-        self.hears = True
+        self.notify_sites = True
         self.mortal = mortal
         store = MortalStore(fakeredis.FakeRedis(decode_responses=True))
         api = MortalOpenAI(autofinish=True)
@@ -81,7 +81,7 @@ class Site:
         self.pump = Pump(folder, api=api, store=store, tell=self._tell, max_rows=2, keep_workspace=True)
 
     def _tell(self, job: JobRecord) -> None:
-        if not self.hears:
+        if not self.notify_sites:
             raise TransientError("the receivers are down")
 
     def go(self, turns: int) -> None:
@@ -201,7 +201,7 @@ class Outputs(RuleBasedStateMachine):
     @rule(at=SITES)
     def works_to_the_end(self, at: int) -> None:
         site = self.sites[at]
-        site.go(80 if site.hears else 20)
+        site.go(80 if site.notify_sites else 20)
 
     @rule(at=SITES, calls=st.integers(1, 60), turns=st.integers(1, 12))
     def is_killed(self, at: int, calls: int, turns: int) -> None:
@@ -218,7 +218,7 @@ class Outputs(RuleBasedStateMachine):
 
     @rule(at=SITES)
     def receivers_change(self, at: int) -> None:
-        self.sites[at].hears = not self.sites[at].hears
+        self.sites[at].notify_sites = not self.sites[at].notify_sites
 
     @rule()
     def a_link_is_set_anew(self) -> None:
@@ -258,9 +258,9 @@ class Outputs(RuleBasedStateMachine):
     def teardown(self) -> None:
         try:
             for site in self.sites:
-                site.hears = True
+                site.notify_sites = True
                 site.pump.run_until_idle()
-                assert all(site.pump.job(job_id).told for job_id in site.jobs)
+                assert all(site.pump.job(job_id).closed for job_id in site.jobs)
             self.nothing_of_others_is_changed()
             self.what_was_paid_for_is_reachable()
         finally:

@@ -37,7 +37,7 @@ _NEXT_STATE = {
     *((State.FINALIZING, state) for state in ENDED),
 }
 #: Scripts that write under a lease only: their token is among their arguments.
-_FENCED = ("renew", "save", "advance", "intent", "draft", "plan", "finish", "expire", "told")
+_FENCED = ("renew", "save", "advance", "intent", "draft", "plan", "finish", "expire", "close_job")
 _ROUND_FIELDS = ("round", "total", "order_files", "order_file", "shards", "open")
 
 
@@ -69,7 +69,7 @@ class Records:
         were made due.
         """
         open_shards = {name for name, shard in self.shards.items() if shard["stage"] != Stage.COLLECTED}
-        stands = self.job.get("stage") not in (None, State.RUNNING) and self.job.get("told") != "1"
+        stands = self.job.get("stage") not in (None, State.RUNNING) and self.job.get("closed") != "1"
         return open_shards | ({"job"} if stands or self.due_from() is not None else set())
 
     def due_from(self) -> int | None:
@@ -137,7 +137,7 @@ class Watch:
             self._live[record] = (token, now + float(answer[3]))
         elif name == "renew" and verdict == "ok":
             self._live[record] = (live, now + float(answer[1]))
-        elif name in ("advance", "plan", "told") and verdict in ("ok", "cancel") and live and live in args:
+        elif name in ("advance", "plan", "close_job") and verdict in ("ok", "cancel") and live and live in args:
             del self._live[record]
         elif name == "settle":
             self.facts[f"settle {verdict}"] += 1
@@ -208,7 +208,7 @@ class Watch:
         if name == "plan" and before.job.get("cancel") == "1":
             changed = [field for field in _ROUND_FIELDS if before.job.get(field) != after.job.get(field)]
             hold(not changed, "a cancelled job was given a round", changed)
-        if after.job.get("told") == "1":
+        if after.job.get("closed") == "1":
             hold(new in _ENDED, "a job was told before its end", new)
         if new in _ENDED and old != new and after.job.get("cancel") == "1":
             hold(new == State.CANCELLED, "the cancel flag did not win", new)
@@ -251,7 +251,7 @@ class Watch:
     def still(self, statuses: dict[str, str]) -> None:
         """All is quiet: everything has ended, and of all batches under a key one is kept at most."""
         job = self.seen.job
-        hold(job["stage"] in _ENDED and job.get("told") == "1", "the job is stuck", job)
+        hold(job["stage"] in _ENDED and job.get("closed") == "1", "the job is stuck", job)
         stuck = [shard for shard in self.seen.shards.values() if shard["stage"] != Stage.COLLECTED]
         hold(not stuck, "shards are stuck", stuck)
         hold(not self.seen.due, "something is still due", self.seen.due)

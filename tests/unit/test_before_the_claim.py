@@ -129,7 +129,7 @@ def test_a_sweep_looks_after_the_others_though_an_account_has_no_client(tmp_path
     pump.advance(60.0)
     assert pump.sweep() == 0
     assert pump.store.stats().swept == pytest.approx(pump.at, abs=1.0)
-    assert pump.job(job_id).told
+    assert pump.job(job_id).closed
 
 
 def test_a_record_that_cannot_be_read_is_said_in_one_line(

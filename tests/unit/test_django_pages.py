@@ -181,7 +181,11 @@ def test_the_admin_says_that_receivers_have_not_heard(tmp_path: Path) -> None:
     from batchpipe.client.client import default_client
 
     job, store = batchpipe.submit(requests(1)), default_client().store
-    fields: Any = {"stage": "succeeded", "untold": 2, "trouble": '{"code": "unheard", "message": "KeyError: 7"}'}
+    fields: Any = {
+        "stage": "succeeded",
+        "notify_attempts": 2,
+        "trouble": '{"code": "unheard", "message": "KeyError: 7"}',
+    }
     store.client.hset(f"{store.prefix}job:{job.id}", mapping=fields)
 
     for url in (LIST, _change_url(job.id)):

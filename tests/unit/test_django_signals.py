@@ -85,7 +85,7 @@ def test_a_receiver_that_raises_is_called_again_and_keeps_nobody_from_theirs(
     assert calls == [job.id] * 3
     assert heard == [("job_succeeded", job.id)] * 3  # so a receiver must not mind a second time
     assert Note.objects.filter(text__startswith=job.id).count() == 2
-    assert default_client().get_job(job.id).record.told
+    assert default_client().get_job(job.id).record.closed
 
 
 def test_receivers_that_always_raise_leave_one_traceback_each_in_the_log(
@@ -123,7 +123,7 @@ def test_receivers_that_always_raise_leave_one_traceback_each_in_the_log(
 
     tracebacks = [record.exc_info[0] for record in caplog.records if record.exc_info]
     assert (tracebacks.count(OSError), tracebacks.count(KeyError)) == (1, 1)
-    assert tracebacks.count(ValueError) == job.refresh().record.untold == 61
+    assert tracebacks.count(ValueError) == job.refresh().record.notify_attempts == 61
     assert [event["event"] for event in job.logs()][-1] == "not_told"
 
 

@@ -113,7 +113,7 @@ def test_a_job_that_has_ended_keeps_what_its_records_name(tmp_path: Path, chat_r
             file.write(b"x")
     pump.run_until_idle()
     job = pump.job(job_id)
-    assert job.told
+    assert job.closed
     shard = pump.shards(job_id)[0]
     kept = [shard.collected_file, "manifest.json", job.order_files[0], "results.idx", shard.file]
     assert files_of(Path(job.workspace)) == sorted(name for name in kept if name)

@@ -69,7 +69,7 @@ def test_commands_say_at_once_that_no_worker_listens_where_a_job_waits(
     ours = "no worker listens on queue batchpipe; start one: `batchpipe worker` (`batchpipe run` brings its own)"
     out, err = ask("submit", str(rows), "-o", str(tmp_path / "out"))
     assert err == f"Warning: {ours}\n"
-    put(client, out.strip(), stage="succeeded", told="1")
+    put(client, out.strip(), stage="succeeded", closed="1")
 
     job_id = client.submit(chat_rows(1), queue="deep").id
     assert f"workers   {NOBODY}\n" in ask("status", job_id)[0]
@@ -86,7 +86,7 @@ def test_commands_say_at_once_that_no_worker_listens_where_a_job_waits(
     assert found["1 on queue deep: w1"] == "ok"
 
     client.store.forget_listening("w1", ["deep"])
-    put(client, job_id, stage="succeeded", told="1")
+    put(client, job_id, stage="succeeded", closed="1")
     assert "no worker" not in ask("status", job_id)[0] + ask("list")[0]
 
 
@@ -132,7 +132,7 @@ def test_who_waits_is_told_again_each_minute_and_no_longer_once_a_worker_listens
     watch(job)
     client.store.forget_listening("w1", ["deep"])
     at[0] += LOOK_SECONDS
-    watch(job.evolve(told=True))
+    watch(job.evolve(closed=True))
     assert len(said) == 3
 
 
@@ -189,7 +189,7 @@ def test_a_retry_of_a_job_of_run_goes_where_a_worker_can_be(
 ) -> None:
     """To the default queue; but to one of its own where only `wait` brings the sandbox that it needs."""
     old = client.submit(chat_rows(1), queue="batchpipe.run.x", own_queue=True, account=account)
-    put(client, old.id, stage="partial", told="1", failed="1")
+    put(client, old.id, stage="partial", closed="1", failed="1")
     monkeypatch.setattr(Client, "_failed_requests", lambda self, job: iter([b'{"custom_id": "r0"}\n']))
     again = client.retry(old.id).record
     assert again.queue.startswith(queue)
@@ -204,7 +204,7 @@ def test_doctor_forgets_the_trouble_of_jobs_that_have_ended(
     trouble = '{"code": "x", "message": "the disk is full"}'
     job, told = client.submit(chat_rows(1)), client.submit(chat_rows(1))
     put(client, job.id, trouble=trouble)
-    put(client, told.id, trouble=trouble, stage="failed", told="1")
+    put(client, told.id, trouble=trouble, stage="failed", closed="1")
 
     def said() -> list[str]:
         return [one["detail"] for one in json.loads(ask("doctor", "--json")[0]) if one["what"] in ("jobs", "workers")]
@@ -215,5 +215,5 @@ def test_doctor_forgets_the_trouble_of_jobs_that_have_ended(
     ]
     put(client, job.id, stage="succeeded")
     assert said() == ["no worker listens on queue batchpipe, and 1 job waits"]
-    put(client, job.id, told="1")
+    put(client, job.id, closed="1")
     assert said() == ["no worker listens on queue batchpipe"]

@@ -136,10 +136,10 @@ class DyingStore(Store):
 
 def test_an_ended_job_keeps_its_output_until_it_has_told(chat_rows: Rows, tmp_path: Path) -> None:
     """A receiver fails for minutes: the next job is refused; then it may come, and later telling moves nothing."""
-    hears: list[bool] = []
+    notify_sites: list[bool] = []
 
     def tell(job: JobRecord) -> None:
-        if not hears:
+        if not notify_sites:
             raise TransientError("the receiver is down")
 
     pump = Pump(tmp_path, max_rows=2, tell=tell)
@@ -147,7 +147,7 @@ def test_an_ended_job_keeps_its_output_until_it_has_told(chat_rows: Rows, tmp_pa
     first = pump.submit(chat_rows(3), output=place)
     with pytest.raises(TimeoutError):
         pump.run_until_idle(300)
-    assert (pump.job(first).state, pump.job(first).told) == (State.SUCCEEDED, False)
+    assert (pump.job(first).state, pump.job(first).closed) == (State.SUCCEEDED, False)
     with pytest.raises(OutputInUse, match=rf"{first}, which has ended, but .*batchpipe wait {first}"):
         pump.submit(chat_rows(1), output=place)
     second = submit_raw(pump, chat_rows(1), place)  # unseen at its submit, it is found when it is prepared
@@ -155,7 +155,7 @@ def test_an_ended_job_keeps_its_output_until_it_has_told(chat_rows: Rows, tmp_pa
         pump.run_until_idle(300)
     problem = error_of(pump, second)
     assert problem.code == "output_in_use"
-    hears.append(True)
+    notify_sites.append(True)
     pump.run_until_idle()
     third = pump.submit(chat_rows(1, start=9), output=place)
     pump.run_until_idle()

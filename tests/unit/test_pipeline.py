@@ -110,7 +110,7 @@ def once(count: int) -> Counter[str]:
 def assert_done(pump: Pump, job_id: str, rows: int) -> None:
     """Every row is ok, was paid for once, and nothing is left to do."""
     job = pump.job(job_id)
-    assert (job.stage, job.told, job.total, job.ok) == (State.SUCCEEDED, True, rows, rows)
+    assert (job.stage, job.closed, job.total, job.ok) == (State.SUCCEEDED, True, rows, rows)
     assert pump.outcomes(job_id) == {f"r{number}": "ok" for number in range(rows)}
     assert pump.api.billed == once(rows)
     assert pump.store.client.zcard(f"{pump.store.prefix}due") == 0
@@ -131,7 +131,7 @@ def test_a_job_runs_from_its_input_to_its_output_in_input_order(pump: Pump, chat
     shards = pump.shards(job_id)
     assert sorted((shard.model, shard.rows) for shard in shards) == [("m0", 1), ("m0", 2), ("m1", 2)]
     assert pump.job(job_id).usage == {"input_tokens": 5, "output_tokens": 10, "total_tokens": 15}
-    assert [job.stage for job in pump.told] == [State.SUCCEEDED]
+    assert [job.stage for job in pump.closed] == [State.SUCCEEDED]
 
 
 def test_each_batch_carries_what_recover_needs(pump: Pump, chat_rows: Rows) -> None:
@@ -222,7 +222,7 @@ def test_repeated_messages_create_nothing_twice(pump: Pump, chat_rows: Rows, cop
     pump.run_until_idle()
     assert_done(pump, job_id, 5)
     assert (pump.api.count("upload"), pump.api.count("create_batch")) == (3, 3)
-    assert len(pump.told) == 1
+    assert len(pump.closed) == 1
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -468,10 +468,10 @@ def test_invalid_input_fails_the_job_with_its_line_and_sends_nothing(pump: Pump,
     job_id = pump.submit(rows)
     pump.run_until_idle()
     job = pump.job(job_id)
-    assert (job.stage, job.told, pump.api.calls) == (State.FAILED, True, [])
+    assert (job.stage, job.closed, pump.api.calls) == (State.FAILED, True, [])
     assert job.error is not None
     assert "line 2" in job.error.message
-    assert len(pump.told) == 1
+    assert len(pump.closed) == 1
 
 
 @pytest.mark.parametrize("method", ["upload", "create_batch"])
@@ -568,8 +568,8 @@ def test_a_user_is_told_at_least_once_also_if_it_fails_first(tmp_path: Path, cha
     job_id = pump.submit(chat_rows(3))
     pump.run_until_idle()
     assert_done(pump, job_id, 3)
-    assert [(job.id, job.stage) for job in pump.told] == [(job_id, State.SUCCEEDED)] * 3
-    assert len({job.ended_at for job in pump.told}) == 1
+    assert [(job.id, job.stage) for job in pump.closed] == [(job_id, State.SUCCEEDED)] * 3
+    assert len({job.ended_at for job in pump.closed}) == 1
 
 
 # -- cancelling ----------------------------------------------------------------------------------------------------
@@ -581,7 +581,7 @@ def cancel_and_settle(pump: Pump, job_id: str) -> None:
     pump.cancel(job_id)
     pump.run_until_idle(max_seconds=7_200)
     assert pump.api.count("create_batch") == calls
-    assert pump.job(job_id).told
+    assert pump.job(job_id).closed
     assert all(batch.is_final for batch in pump.api.batches.values())
     assert pump.store.client.zcard(f"{pump.store.prefix}due") == 0
 
@@ -621,7 +621,7 @@ def test_a_job_can_be_cancelled_in_the_middle_of_a_turn(pump: Pump, chat_rows: R
     pump.api.during[method] = lambda: pump.cancel(job_id)  # type: ignore[attr-defined]
     pump.run_until_idle(max_seconds=3_600, sweeping=False)
     job = pump.job(job_id)
-    assert (job.stage, job.told, len(pump.outcomes(job_id))) == (State.CANCELLED, True, 2)
+    assert (job.stage, job.closed, len(pump.outcomes(job_id))) == (State.CANCELLED, True, 2)
     assert all(batch.is_final for batch in pump.api.batches.values())
 
 
@@ -699,7 +699,7 @@ def test_a_disk_that_stays_full_is_not_tried_in_a_hot_loop(tmp_path: Path, chat_
     world = Pump(tmp_path, tell=tell)
     job_id = world.submit(chat_rows(1))
     world.run_until_idle()
-    assert world.job(job_id).told
+    assert world.job(job_id).closed
     assert failures[-1] - failures[0] > 600
 
 

@@ -63,7 +63,7 @@ def once(count: int) -> Counter[str]:
 def assert_done(pump: Pump, job_id: str, rows: int) -> None:
     """Every row is ok, was paid for once, and nothing is left to do."""
     job = pump.job(job_id)
-    assert (job.stage, job.told, job.total, job.ok) == (State.SUCCEEDED, True, rows, rows)
+    assert (job.stage, job.closed, job.total, job.ok) == (State.SUCCEEDED, True, rows, rows)
     assert pump.outcomes(job_id) == {f"r{number}": "ok" for number in range(rows)}
     assert pump.api.billed == once(rows)
     assert pump.store.client.zcard(f"{pump.store.prefix}due") == 0
@@ -101,7 +101,7 @@ def test_a_job_is_rebuilt_after_any_of_its_turns(tmp_path: Path, chat_rows: Rows
         job_id = pump.submit(chat_rows(3))
         if go(pump, turns) < turns:
             break
-        ended = pump.job(job_id).told
+        ended = pump.job(job_id).closed
         forget(pump, messages=messages)
         report = again(pump)
         assert ([job.job for job in report.rebuilt], codes(report)) == (
@@ -256,7 +256,7 @@ def test_a_second_round_is_rebuilt_after_any_of_its_turns(tmp_path: Path, chat_r
             assert go(pump, 1)
         if go(pump, turns) < turns:
             break
-        ended = pump.job(job_id).told
+        ended = pump.job(job_id).closed
         forget(pump)
         for job in again(pump).rebuilt:
             assert (job.round, job.stages.pop("collected")) == (2, 3)

@@ -14,7 +14,7 @@ from redis._parsers.base import BaseParser
 
 from batchpipe.errors import StoreUnavailable
 from batchpipe.store import Store
-from batchpipe.store.refusals import PASSING, REFUSALS, Kind, refusal, told
+from batchpipe.store.refusals import PASSING, REFUSALS, Kind, in_words, refusal
 from batchpipe.tasks.broker import outlive_redis
 from batchpipe.telemetry.logs import TroubleFilter
 
@@ -56,15 +56,15 @@ def test_each_answer_of_a_redis_that_refuses_has_a_code_and_one_line(answer: str
     found = refusal(error)
     assert found is not None
     assert found.code == code
-    assert "\n" not in told(error)
-    assert told(error).startswith("Redis")
+    assert "\n" not in in_words(error)
+    assert in_words(error).startswith("Redis")
 
 
 def test_other_errors_of_redis_are_none_of_its_states() -> None:
     """They are told as they are."""
     for error in (redis.ResponseError("WRONGTYPE Operation against a key"), redis.DataError("x"), OSError("BUSY")):
         assert refusal(error) is None
-        assert type(error).__name__ in told(error)
+        assert type(error).__name__ in in_words(error)
 
 
 @pytest.mark.parametrize(
@@ -85,8 +85,8 @@ def test_other_errors_of_redis_are_none_of_its_states() -> None:
 )
 def test_of_a_redis_that_is_not_there_it_is_said_what_to_start_or_set(error: redis.RedisError, says: str) -> None:
     """No raw exception: where nobody answered, why, and what to do."""
-    assert told(error).startswith(says)
-    assert told(error).endswith(
+    assert in_words(error).startswith(says)
+    assert in_words(error).endswith(
         "start it (redis-server), or set BATCHPIPE_REDIS_URL (in a site: REDIS_URL) to one that runs"
     )
 
@@ -101,7 +101,7 @@ def test_settings_are_told_from_what_passes_by_itself() -> None:
 def test_a_denied_channel_is_called_so() -> None:
     """It is the part of an ACL that is forgotten first."""
     error = BaseParser.parse_error("NOPERM No permissions to access a channel")
-    assert "lacks &channels" in told(error)
+    assert "lacks &channels" in in_words(error)
 
 
 class Demoted:

@@ -194,7 +194,7 @@ def test_a_cancel_while_a_round_is_planned_leads_to_the_end(tmp_path: Path, chat
     store.act = lambda: pump.cancel(job_id)
     pump.run_until_idle()
     job = pump.job(job_id)
-    assert (job.stage, job.ok, job.told) == (State.CANCELLED, 2, True)
+    assert (job.stage, job.ok, job.closed) == (State.CANCELLED, 2, True)
     assert pump.outcomes(job_id)["r0"] == ("failed" if when == "before" else "missing")
     assert len(api.batches) == 1
     assert job.round == len(job.order_files) == (1 if when == "before" else 2)
@@ -235,7 +235,7 @@ def test_any_mixture_of_fates_over_rounds_adds_up(tmp_path: Path, chat_rows: Row
     job_id = pump.submit(chat_rows(30), attempts=3)
     pump.run_until_idle()
     job = pump.job(job_id)
-    assert job.told
+    assert job.closed
     expected = {name: _end(api.fates[name]) for name in names}
     assert pump.outcomes(job_id) == {name: outcome for name, (outcome, _) in expected.items()}
     errors = {row["custom_id"]: row["attempts"] for row in lines(pump, job, "errors.jsonl")}
@@ -292,7 +292,7 @@ def test_a_worker_may_die_at_any_script_of_a_further_round(tmp_path: Path, chat_
         store.left = left
         pump.run_until_idle()
         job = pump.job(job_id)
-        assert (job.stage, job.ok, job.told, job.round) == (State.SUCCEEDED, 3, True, 2), left
+        assert (job.stage, job.ok, job.closed, job.round) == (State.SUCCEEDED, 3, True, 2), left
         assert api.billed == Counter(["r0", "r1", "r2"])
         assert [row["custom_id"] for row in lines(pump, job, "output.jsonl")] == ["r0", "r1", "r2"]
         ends, left = store.left > 0, left + 1

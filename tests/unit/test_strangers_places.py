@@ -384,7 +384,7 @@ def test_an_input_that_can_never_be_read_fails_its_job_at_once(
     job_id = pump.submit(b"", input=place(tmp_path))
     pump.run_until_idle(60.0)
     job = pump.job(job_id)
-    assert (job.stage, job.told) == (State.FAILED.value, True)
+    assert (job.stage, job.closed) == (State.FAILED.value, True)
     assert job.error is not None
     assert len(job.error.message.splitlines()) == 1
 
@@ -428,5 +428,5 @@ def test_paid_rows_of_an_output_that_became_unwritable_go_to_the_workspace(tmp_p
     out.touch()
     pump.run_until_idle(7_200.0)
     job = pump.job(job_id)
-    assert (job.stage, job.told, job.results) == (State.SUCCEEDED.value, True, str(work / "results"))
+    assert (job.stage, job.closed, job.results) == (State.SUCCEEDED.value, True, str(work / "results"))
     assert len(pump.outcomes(job_id)) == 3

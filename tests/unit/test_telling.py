@@ -45,10 +45,10 @@ def test_a_worker_that_has_not_loaded_the_site_leaves_telling_to_one_that_has(
     pump: Pump, chat_rows: Rows, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The job has ended meanwhile; the log says once what to start, the status each time."""
-    job_id = pump.submit(chat_rows(1), hears=[seams.DJANGO])
-    pump_until(pump, lambda: pump.job(job_id).untold == 3)
+    job_id = pump.submit(chat_rows(1), notify_sites=[seams.DJANGO])
+    pump_until(pump, lambda: pump.job(job_id).notify_attempts == 3)
     job = pump.job(job_id)
-    assert (job.state, job.told) == (State.SUCCEEDED, False)
+    assert (job.state, job.closed) == (State.SUCCEEDED, False)
     said = telling(job)
     assert said is not None
     assert said.startswith(f"{UNTOLD}3 tries, last: this worker has not loaded the site")
@@ -61,19 +61,19 @@ def test_a_worker_that_has_not_loaded_the_site_leaves_telling_to_one_that_has(
     pump.run_until_idle()
 
     job = pump.job(job_id)
-    assert (heard, job.told, telling(job)) == ([job_id], True, None)
+    assert (heard, job.closed, telling(job)) == ([job_id], True, None)
 
 
 def test_a_site_whose_worker_never_comes_is_given_up_after_an_hour_and_it_is_said(
     pump: Pump, chat_rows: Rows, caplog: pytest.LogCaptureFixture
 ) -> None:
-    job_id = pump.submit(chat_rows(1), hears=[seams.FLASK])
+    job_id = pump.submit(chat_rows(1), notify_sites=[seams.FLASK])
     pump_until(pump, lambda: pump.job(job_id).state.ended)
     ended = pump.at
     pump.run_until_idle()
 
     job = pump.job(job_id)
-    assert (job.state, job.told, job.untold) == (State.SUCCEEDED, True, MAX_TELLS + 1)
+    assert (job.state, job.closed, job.notify_attempts) == (State.SUCCEEDED, True, MAX_TELLS + 1)
     assert 3_000 < pump.at - ended < 4_500
     [event] = [event for event in pump.store.read_log(job_id) if event["event"] == "not_told"]
     assert "(Flask)" in event["message"]
@@ -86,7 +86,7 @@ def test_a_job_of_one_site_is_not_told_to_the_receivers_of_another(pump: Pump, c
     heard: dict[str, list[str]] = {name: [] for name in (seams.DJANGO, seams.FLASK, "mine")}
     for name, ids in heard.items():
         tasks.on_end(name, ids.append)
-    job_id, anybodys = pump.submit(chat_rows(1), hears=[seams.DJANGO]), pump.submit(chat_rows(1))
+    job_id, anybodys = pump.submit(chat_rows(1), notify_sites=[seams.DJANGO]), pump.submit(chat_rows(1))
     pump.run_until_idle()
 
     both = sorted([job_id, anybodys])
@@ -102,10 +102,10 @@ def test_a_receiver_that_always_raises_leaves_one_traceback_in_the_log(
     def fail(job_id: str) -> None:
         raise OSError("database\naway")
 
-    job_id = pump.submit(chat_rows(1), hears=[seams.DJANGO])
-    pump_until(pump, lambda: pump.job(job_id).untold == 2)
+    job_id = pump.submit(chat_rows(1), notify_sites=[seams.DJANGO])
+    pump_until(pump, lambda: pump.job(job_id).notify_attempts == 2)
     tasks.on_end(seams.DJANGO, fail)
-    pump_until(pump, lambda: pump.job(job_id).untold == 6)
+    pump_until(pump, lambda: pump.job(job_id).notify_attempts == 6)
 
     records = logged(caplog, "receivers of Django's signals failed")
     assert [bool(record.exc_info) for record in records] == [True, False, False, False]
@@ -120,8 +120,8 @@ def test_on_done_is_not_sent_again_because_receivers_have_not_heard(
 ) -> None:
     tasks.install_app(Celery("site", broker=redis_url, set_as_current=False))
     done = dict(signature("site.done", queue=prefix))
-    job_id = pump.submit(chat_rows(1), hears=[seams.DJANGO], on_done=done)
-    pump_until(pump, lambda: pump.job(job_id).untold == 3)
+    job_id = pump.submit(chat_rows(1), notify_sites=[seams.DJANGO], on_done=done)
+    pump_until(pump, lambda: pump.job(job_id).notify_attempts == 3)
 
     with redis.Redis.from_url(redis_url) as broker:
         assert broker.llen(prefix) == 1
@@ -146,7 +146,7 @@ def test_a_submit_records_the_frameworks_of_its_process(client: Client, chat_row
     found = []
     for names in ((), ("mine",), (seams.FLASK, "mine"), (seams.FLASK, seams.DJANGO)):
         listen(*names)
-        found.append(client.submit(chat_rows(1)).record.hears)
+        found.append(client.submit(chat_rows(1)).record.notify_sites)
 
     assert found == [[], [], [seams.FLASK], [seams.DJANGO, seams.FLASK]]
 
@@ -157,8 +157,8 @@ def test_a_retry_from_anywhere_waits_for_the_site_of_the_first_job(
     """One from a site, of a job that was nobody's, waits for that site."""
     of_site, nobodys = (failed_job(client, chat_rows, tmp_path / name, *sites) for name, sites in _SITES.items())
     listen(seams.FLASK)
-    assert client.retry(of_site).record.hears == [seams.DJANGO]
-    assert client.retry(nobodys).record.hears == [seams.FLASK]
+    assert client.retry(of_site).record.notify_sites == [seams.DJANGO]
+    assert client.retry(nobodys).record.notify_sites == [seams.FLASK]
 
 
 _SITES = {"site": (seams.DJANGO,), "nobody": ()}
@@ -206,7 +206,7 @@ def test_status_and_list_say_that_receivers_have_not_heard(
     client: Client, chat_rows: Rows, ask: Callable[..., str]
 ) -> None:
     job = client.submit(chat_rows(1))
-    put(client, job.id, stage="succeeded", untold=2, trouble='{"code": "unheard", "message": "KeyError: 7"}')
+    put(client, job.id, stage="succeeded", notify_attempts=2, trouble='{"code": "unheard", "message": "KeyError: 7"}')
 
     assert f"telling   {UNTOLD}2 tries, last: KeyError: 7\n" in ask("status", job.id)
     assert "  ! receivers not told" in ask("list")
@@ -233,7 +233,7 @@ def test_doctor_warns_of_jobs_in_trouble_and_fails_where_jobs_wait_and_no_worker
     of_site = client.submit(chat_rows(1))
     listen()
     put(client, job.id, trouble='{"code": "x", "message": "the disk is full"}')
-    put(client, of_site.id, stage="failed", untold=1, trouble='{"code": "unheard", "message": "KeyError: 7"}')
+    put(client, of_site.id, stage="failed", notify_attempts=1, trouble='{"code": "unheard", "message": "KeyError: 7"}')
 
     ours, other = findings(ask, "workers")
     assert ours[:2] == ("fail", "no worker listens on queue batchpipe, and 2 jobs wait")
@@ -255,6 +255,6 @@ def test_telling_has_words_for_each_case() -> None:
     """A job that runs, or whose receivers have heard, has nothing to say."""
     job = JobRecord(id="job_x", stage=State.PARTIAL, trouble=Problem(code="unheard", message="KeyError: 7"))
     assert telling(job) is None
-    assert telling(job.evolve(untold=1)) == f"{UNTOLD}1 try, last: KeyError: 7"
-    assert telling(job.evolve(untold=1, notified=True)) is None
-    assert telling(job.evolve(untold=1, stage=State.RUNNING)) is None
+    assert telling(job.evolve(notify_attempts=1)) == f"{UNTOLD}1 try, last: KeyError: 7"
+    assert telling(job.evolve(notify_attempts=1, notified=True)) is None
+    assert telling(job.evolve(notify_attempts=1, stage=State.RUNNING)) is None

@@ -58,7 +58,7 @@ def test_a_limit_that_strikes_while_a_job_is_told_is_no_error_of_its_receiver(
     pump = Pump(tmp_path, tell=tasks.tell)
     job_id = pump.submit(chat_rows(1))
     pump.run_until_idle()
-    assert (pump.job(job_id).untold, pump.job(job_id).told, left) == (0, True, [])
+    assert (pump.job(job_id).notify_attempts, pump.job(job_id).closed, left) == (0, True, [])
 
 
 def test_a_limit_that_the_sdk_has_wrapped_is_still_known() -> None:

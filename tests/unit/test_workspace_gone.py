@@ -70,7 +70,7 @@ def test_what_was_paid_for_is_landed_though_the_workspace_is_gone(pump: Pump, ch
     assert pump.job(job_id).state is State.RUNNING
     pass_time(pump, 3_600.0)
     job = pump.job(job_id)
-    assert (job.state, job.ok, job.missing, job.told) == (State.SUCCEEDED, 4, 0, True)
+    assert (job.state, job.ok, job.missing, job.closed) == (State.SUCCEEDED, 4, 0, True)
     assert sorted(lines(job, "output.jsonl")) == ["r0", "r1", "r2", "r3"]
     assert job.error is not None
     assert "another order" in job.error.message
@@ -88,7 +88,7 @@ def test_a_cancel_ends_a_job_whose_whole_output_is_gone(pump: Pump, chat_rows: R
         pump.api.finish(batch.id, "cancelled", after=1)
     pass_time(pump, 600.0)
     job = pump.job(job_id)
-    assert (job.state, job.total, job.ok, job.told) == (State.CANCELLED, 4, 2, True)
+    assert (job.state, job.total, job.ok, job.closed) == (State.CANCELLED, 4, 2, True)
     assert adds_up(job)
     assert job.error is not None
     assert job.error.code == "workspace_gone"
@@ -102,7 +102,7 @@ def test_nothing_is_paid_for_rows_whose_requests_are_gone(pump: Pump, chat_rows:
     shutil.rmtree(pump.job(job_id).workspace)
     pass_time(pump, 4_000.0)
     job = pump.job(job_id)
-    assert (job.state, job.total, job.missing, job.told) == (State.FAILED, 4, 4, True)
+    assert (job.state, job.total, job.missing, job.closed) == (State.FAILED, 4, 4, True)
     assert pump.api.batches == {}
 
 
@@ -129,7 +129,7 @@ def test_one_file_that_is_gone_loses_no_paid_row_of_any_shard(pump: Pump, chat_r
     finish(pump)
     pass_time(pump, 4_000.0)
     job = pump.job(job_id)
-    assert (job.state, job.ok, job.told) == (State.SUCCEEDED, 6, True)
+    assert (job.state, job.ok, job.closed) == (State.SUCCEEDED, 6, True)
     assert sorted(lines(job, "output.jsonl")) == [f"r{number}" for number in range(6)]
 
 

@@ -236,7 +236,7 @@ def _detail(job_id: str) -> dict[str, Any]:
         "events": events,
         "pause": pause,
         "metrics": job.metrics() if job.state.ended and 0 < job.record.shards <= MOST_MEASURED else None,
-        "refresh": not job.record.told,
+        "refresh": not job.record.closed,
     }
 
 

@@ -30,7 +30,7 @@ def tell(job_id: str) -> None:
         # one receiver that fails must not keep the others from theirs
         failed = [answer for _, answer in signal.send_robust(sender=Job, job=job) if isinstance(answer, Exception)]
         said[:] = [record for record in said if not any(_error_of(record) is error for error in failed)]
-    for error in failed[1:] if not job.record.raised else ():  # the first is logged by who called
+    for error in failed[1:] if not job.record.receiver_errors else ():  # the first is logged by who called
         logger.error("a further receiver failed for job %s", job.id, exc_info=error)
     if failed:
         raise failed[0]

@@ -36,7 +36,7 @@ def send(app: Flask, job: Any) -> None:
         try:
             receiver(app, job=job)
         except Exception as error:  # one receiver that fails must not keep the others from theirs
-            if failed is not None and not job.record.raised:  # once, as with the first
+            if failed is not None and not job.record.receiver_errors:  # once, as with the first
                 logger.exception("a further receiver failed for job %s", job.id)
             failed = failed or error
     if failed is not None:

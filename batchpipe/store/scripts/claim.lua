@@ -14,7 +14,7 @@ if queue and queue ~= '' then -- a message was taken from it, though it may be v
 end
 if get(rec, 'epoch') ~= ARGV[4] then return { 'epoch' } end
 local stage = get(rec, 'stage')
-if string.find(ARGV[5], ',' .. stage .. ',', 1, true) == nil or get(rec, 'told') == '1' then return { 'stage' } end
+if string.find(ARGV[5], ',' .. stage .. ',', 1, true) == nil or get(rec, 'closed') == '1' then return { 'stage' } end
 if get(rec, 'token') ~= token then -- else: our own claim, repeated by the client after a lost answer
   if leased(rec, now) then return { 'lease', num(tonumber(get(rec, 'lease_until')) - now) } end
   local early = tonumber(get(rec, 'next_at') or '0') - now

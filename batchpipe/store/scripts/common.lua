@@ -120,7 +120,7 @@ local function own(prefix, names, id)
     local owner = redis.call('GET', prefix .. 'output:' .. name)
     local job = prefix .. 'job:' .. (owner or '')
     local stage = owner and get(job, 'stage')
-    if stage and owner ~= id and get(job, 'told') ~= '1' then return owner, stage end
+    if stage and owner ~= id and get(job, 'closed') ~= '1' then return owner, stage end
   end
   for _, name in ipairs(names) do redis.call('SET', prefix .. 'output:' .. name, id) end
   return nil

@@ -1,13 +1,13 @@
 -- Take up an ended job again, to land shards that were given up and are marked (`land_mark`): their batches are read anew.
 -- Nothing is sent again. KEYS 1 job, 3 due. ARGV: skew, prefix, id, token, lease
--- -> {'ok'} | {'gone'} | {'running'} it has not ended | {'untold'} its end is still being told | {'none'} nothing is marked
+-- -> {'ok'} | {'gone'} | {'running'} it has not ended | {'not_closed'} its end is still being told | {'none'} nothing is marked
 --  | {'output'} its output is that of another job that is not closed
 local now = clock(ARGV[1])
 local prefix, id, token, lease, job, due = ARGV[2], ARGV[3], ARGV[4], ARGV[5], KEYS[1], KEYS[3]
 if redis.call('EXISTS', job) == 0 then return { 'gone' } end
 if get(job, 'last') == token then return { 'ok' } end -- repeated by the client after a lost answer
 if not ENDED[get(job, 'stage')] then return { 'running' } end
-if flag(job, 'told') == 0 then return { 'untold' } end
+if flag(job, 'closed') == 0 then return { 'not_closed' } end
 local count = get(job, 'to_land')
 if not count then return { 'none' } end
 if own(prefix, get(job, 'owns') or '[]', id) then return { 'output' } end
@@ -16,7 +16,7 @@ redis.call('PERSIST', job)
 redis.call('PERSIST', prefix .. 'log:' .. id)
 local key = get(job, 'key')
 if key and redis.call('GET', prefix .. 'key:' .. key) == id then redis.call('PERSIST', prefix .. 'key:' .. key) end
-redis.call('HDEL', job, 'told', 'notified', 'untold', 'raised', 'untidied', 'ended_at', 'error', 'wake', 'hold', 'hold_at', 'to_land')
+redis.call('HDEL', job, 'closed', 'notified', 'notify_attempts', 'receiver_errors', 'cleanup_attempts', 'ended_at', 'error', 'wake', 'hold', 'hold_at', 'to_land')
 redis.call('HSET', job, 'last', token, 'open', count, 'send_no_more', '1')
 redis.call('HINCRBY', job, 'epoch', 1)
 set_state(job, prefix, id, 'running', now)

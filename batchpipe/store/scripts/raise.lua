@@ -11,7 +11,7 @@ if redis.call('EXISTS', rec) == 0 or redis.call('EXISTS', KEYS[2]) == 0 then
 end
 local stage = get(rec, 'stage')
 if stage == 'running' and get(rec, 'due_from') then return { 'undue' } end
-if stage == 'collected' or stage == 'running' or get(rec, 'told') == '1' then
+if stage == 'collected' or stage == 'running' or get(rec, 'closed') == '1' then
   redis.call('ZREM', due, ARGV[2])
   return { 'ended' }
 end

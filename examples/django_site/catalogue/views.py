@@ -23,7 +23,7 @@ def _latest() -> dict[str, object]:
         return {}
     try:
         job = batchpipe.get_job(run.job)
-        return {"job": job, "progress": progress_of(job), "going": not job.record.told}
+        return {"job": job, "progress": progress_of(job), "going": not job.record.closed}
     except batchpipe.JobNotFound:
         return {}
     except batchpipe.TransientError:

@@ -3,10 +3,10 @@
 -- ARGV: skew, prefix, id, member, token, seconds to live   -> {'ok'} | {'lost'}
 local now = clock(ARGV[1])
 local prefix, id, ttl = ARGV[2], ARGV[3], ARGV[6]
-if flag(KEYS[1], 'told') == 1 then return { 'ok' } end
+if flag(KEYS[1], 'closed') == 1 then return { 'ok' } end
 if not holds(KEYS[1], ARGV[5], now) then return { 'lost' } end
 release(KEYS[1])
-redis.call('HSET', KEYS[1], 'told', '1')
+redis.call('HSET', KEYS[1], 'closed', '1')
 redis.call('HDEL', KEYS[1], 'trouble')
 redis.call('ZREM', KEYS[3], ARGV[4])
 redis.call('EXPIRE', KEYS[1], ttl)
