@@ -8,8 +8,8 @@ from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.urls import include, path
 
 import batchpipe
-from tests.django_house import requests
 from tests.django_models import Note
+from tests.django_project import requests
 
 
 def order(request: HttpRequest) -> HttpResponse:

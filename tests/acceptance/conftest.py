@@ -14,7 +14,7 @@ from batchpipe.sandbox import Sandbox
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from tests.acceptance.place import FAST, Place, RedisServer
+from tests.acceptance.user_machine import FAST, Place, RedisServer
 
 
 @pytest.fixture(scope="session")

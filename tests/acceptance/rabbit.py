@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.acceptance.place import free_port, until
+from tests.acceptance.user_machine import free_port, until
 
 #: Debian's on PATH gives up our user for its own.
 DEBIANS = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from tests.acceptance.place import Place, Process
+from tests.acceptance.user_machine import Place, Process
 
 #: What a team has: an app of its own, with a task and a queue of its own.
 SITE = """

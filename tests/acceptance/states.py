@@ -12,7 +12,7 @@ from typing import Any
 import redis
 
 from batchpipe.local_redis import find_server
-from tests.acceptance.place import free_port, until
+from tests.acceptance.user_machine import free_port, until
 
 
 class LoneRedis:

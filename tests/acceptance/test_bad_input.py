@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from batchpipe.sandbox import Sandbox
-from tests.acceptance.place import Finished, Place, request, request_lines
+from tests.acceptance.user_machine import Finished, Place, request, request_lines
 
 GOOD = request_lines(1)
 

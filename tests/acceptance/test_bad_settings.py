@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.acceptance.place import Place
+from tests.acceptance.user_machine import Place
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from batchpipe.sandbox import Sandbox
-from tests.acceptance.place import Place, batches_of, read_rows, until
+from tests.acceptance.user_machine import Place, batches_of, read_rows, until
 
 NewPlace = Callable[..., Place]
 NewSandbox = Callable[..., Sandbox]

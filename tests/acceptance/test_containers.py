@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from tests.acceptance.containers import Composed
-from tests.acceptance.place import API_KEY, PACE, read_rows, request_lines, until
+from tests.acceptance.user_machine import API_KEY, PACE, read_rows, request_lines, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 

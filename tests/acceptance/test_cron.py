@@ -10,7 +10,7 @@ from zoneinfo import ZoneInfo
 import pytest
 import redis
 
-from tests.acceptance.place import Place, read_rows, until
+from tests.acceptance.user_machine import Place, read_rows, until
 
 #: Once a year, so that no test runs on the day; the last one is missed as soon as the mark is moved back.
 TABLES = """

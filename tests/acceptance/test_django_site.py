@@ -19,7 +19,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.acceptance.place import RedisServer, free_port, request_lines, until
+from tests.acceptance.user_machine import RedisServer, free_port, request_lines, until
 from tests.browser import open_browser
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "django_site"

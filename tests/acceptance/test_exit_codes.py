@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from batchpipe.sandbox import Sandbox
-from tests.acceptance.place import Finished, Place, batches_of, read_rows, until
+from tests.acceptance.user_machine import Finished, Place, batches_of, read_rows, until
 
 NewPlace = Callable[..., Place]
 

@@ -15,7 +15,7 @@ import httpx2
 import pytest
 from selenium.webdriver.common.by import By
 
-from tests.acceptance.place import Place, Process, until
+from tests.acceptance.user_machine import Place, Process, until
 from tests.browser import open_browser
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "flask_app"

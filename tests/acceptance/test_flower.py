@@ -17,7 +17,7 @@ from selenium.webdriver import Chrome
 from selenium.webdriver.common.by import By
 
 from batchpipe.sandbox import Sandbox
-from tests.acceptance.place import API_KEY, Place, Process, until
+from tests.acceptance.user_machine import API_KEY, Place, Process, until
 from tests.browser import open_browser
 
 NewPlace = Callable[..., Place]

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from batchpipe.sandbox import Sandbox
-from tests.acceptance.place import Place, Process, batches_of, read_rows, request, until
+from tests.acceptance.user_machine import Place, Process, batches_of, read_rows, request, until
 
 NewPlace = Callable[..., Place]
 

@@ -7,7 +7,7 @@ from importlib.util import find_spec
 
 import pytest
 
-from tests.acceptance.place import Place, Process, read_rows
+from tests.acceptance.user_machine import Place, Process, read_rows
 
 pytestmark = pytest.mark.slow
 NewPlace = Callable[..., Place]

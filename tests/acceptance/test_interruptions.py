@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from batchpipe.sandbox import Sandbox
-from tests.acceptance.place import API_KEY, Finished, Place, batches_of, read_rows, until
+from tests.acceptance.user_machine import API_KEY, Finished, Place, batches_of, read_rows, until
 
 pytestmark = pytest.mark.slow
 

@@ -9,8 +9,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 
-from tests.acceptance.place import Finished, Place, read_rows, request, until
 from tests.acceptance.test_run import JOB_KEYS, SHARD_KEYS
+from tests.acceptance.user_machine import Finished, Place, read_rows, request, until
 
 COMMANDS = [
     *("run", "submit", "status", "list", "wait", "results", "cancel", "retry", "validate", "logs"),

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from batchpipe.sandbox import Sandbox
-from tests.acceptance.place import Place, Process, batches_of, read_rows, request_lines, until
+from tests.acceptance.user_machine import Place, Process, batches_of, read_rows, request_lines, until
 
 pytestmark = pytest.mark.slow
 

@@ -13,7 +13,7 @@ import pytest
 import redis
 
 from batchpipe.sandbox import Sandbox
-from tests.acceptance.place import Finished, Place, batches_of, read_rows, until
+from tests.acceptance.user_machine import Finished, Place, batches_of, read_rows, until
 
 pytestmark = pytest.mark.slow
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 
 from batchpipe.sandbox import Sandbox
-from tests.acceptance.place import Place, read_rows, request
+from tests.acceptance.user_machine import Place, read_rows, request
 
 RESPONSES = "/v1/responses"
 

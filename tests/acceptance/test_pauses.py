@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from batchpipe.sandbox import Sandbox
-from tests.acceptance.place import Place, until
+from tests.acceptance.user_machine import Place, until
 
 NewPlace = Callable[..., Place]
 QUOTA = "You exceeded your current quota"

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.acceptance.place import Place, until
+from tests.acceptance.user_machine import Place, until
 
 #: What the tests below look at; it runs once and prints one JSON document.
 SCRIPT = """

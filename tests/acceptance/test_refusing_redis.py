@@ -12,8 +12,8 @@ import pytest
 import redis
 
 from batchpipe.sandbox import Sandbox
-from tests.acceptance.place import FAST, Finished, Place, Process, batches_of, read_rows, until
 from tests.acceptance.states import LoneRedis, Road
+from tests.acceptance.user_machine import FAST, Finished, Place, Process, batches_of, read_rows, until
 
 pytestmark = pytest.mark.slow
 ROWS = [f"r{number}" for number in range(4)]

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from batchpipe.sandbox import Fault, Sandbox
-from tests.acceptance.place import Place, read_rows
+from tests.acceptance.user_machine import Place, read_rows
 
 #: story -> the faults at the provider, and options of the job
 STORIES: dict[str, tuple[list[dict[str, Any]], list[str]]] = {

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.acceptance.place import Finished, Place, read_rows, request, request_lines
+from tests.acceptance.user_machine import Finished, Place, read_rows, request, request_lines
 
 JOB_KEYS = {
     *("id", "name", "state", "account", "endpoint", "input", "output", "output_file", "error_file"),
@@ -183,7 +183,7 @@ def test_the_output_folder_has_no_other_visible_files(first: Run) -> None:
 
 def test_a_run_ends_with_nothing_left_running(first: Run, twice: dict[str, Any]) -> None:
     """Its worker and its private Redis go with it."""
-    from tests.acceptance.place import until
+    from tests.acceptance.user_machine import until
 
     until(lambda: not first.place.leftovers(), 10, "the worker and the Redis of a run are gone")
 

@@ -13,7 +13,7 @@ import pytest
 import redis
 
 from batchpipe.sandbox import Sandbox
-from tests.acceptance.place import API_KEY, Place, batches_of, until
+from tests.acceptance.user_machine import API_KEY, Place, batches_of, until
 
 HEAD = API_KEY[:16]
 

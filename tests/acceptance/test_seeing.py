@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.acceptance.place import API_KEY, Finished, Place, Process, until
+from tests.acceptance.user_machine import API_KEY, Finished, Place, Process, until
 
 
 class Seen(NamedTuple):

@@ -12,8 +12,8 @@ import pytest
 import redis
 
 from batchpipe.sandbox import Sandbox
-from tests.acceptance.place import Place, Process, request, until
 from tests.acceptance.site import Shop
+from tests.acceptance.user_machine import Place, Process, request, until
 
 NewPlace = Callable[..., Place]
 NewSandbox = Callable[..., Sandbox]

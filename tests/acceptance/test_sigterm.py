@@ -12,7 +12,7 @@ import pytest
 import redis
 
 from batchpipe.sandbox import Sandbox
-from tests.acceptance.place import Place, Process, batches_of, read_rows, until
+from tests.acceptance.user_machine import Place, Process, batches_of, read_rows, until
 
 pytestmark = pytest.mark.slow
 

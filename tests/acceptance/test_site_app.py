@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from batchpipe.sandbox import Sandbox
-from tests.acceptance.place import Place, Process, until
 from tests.acceptance.rabbit import running_rabbitmq
 from tests.acceptance.site import Shop
+from tests.acceptance.user_machine import Place, Process, until
 
 
 @pytest.fixture(scope="module")

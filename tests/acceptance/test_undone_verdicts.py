@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from batchpipe.sandbox import Sandbox
-from tests.acceptance.place import Place, until
+from tests.acceptance.user_machine import Place, until
 
 
 @pytest.fixture

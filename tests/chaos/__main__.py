@@ -1,7 +1,7 @@
 """``python -m tests.chaos``: the fault suite. Prints a table with the seed; ends with 1 if a zero is none.
 
-The storm (jobs, kills, freezes, faults at random) comes first, then every armed crash point alone, then random pairs.
-``--kinds`` and ``--without`` choose what goes wrong in the storm, so that a kind which fails can be looked at alone.
+The soak (jobs, kills, freezes, faults at random) comes first, then every armed crash point alone, then random pairs.
+``--kinds`` and ``--without`` choose what goes wrong in the soak, so that a kind which fails can be looked at alone.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.chaos.armed import SCENARIOS, Case, Range, all_cases, freezes, frozen_before_the_call, pairs
+from tests.chaos.audit import Audit
+from tests.chaos.crash_points import SCENARIOS, Case, Range, all_cases, freezes, frozen_before_the_call, pairs
 from tests.chaos.faketime import FakeTime
-from tests.chaos.house import House, say
 from tests.chaos.points import Point
-from tests.chaos.storm import ALL_KINDS, UNMENDED, Plan, Report, storm, table
-from tests.chaos.verdict import Verdict
+from tests.chaos.servers import House, say
+from tests.chaos.soak import ALL_KINDS, UNMENDED, Plan, Report, soak, table
 
 #: The armed points of the short form: the paid call and its neighbours, and where the truth is written.
 SHORT = {
@@ -56,7 +56,7 @@ class Armed:
     late_calls: int = 0
     undone: int = 0  #: batches of late calls that were cancelled in time
     bad: list[str] = field(default_factory=list)
-    verdict: Verdict = field(default_factory=Verdict)
+    verdict: Audit = field(default_factory=Audit)
     seconds: float = 0.0
 
     def take(self, cases: Iterable[Case], lanes: Range) -> None:
@@ -70,7 +70,7 @@ class Armed:
                 self.bad.append(str(outcome))
                 say(f"not good: {outcome}")
 
-    def take_the_late_call(self, verdict: Verdict) -> None:
+    def take_the_late_call(self, verdict: Audit) -> None:
         """A paid call came too late: there must be one batch too many, cancelled before a row of it ran."""
         self.late_calls += 1
         self.undone += verdict.losers
@@ -120,7 +120,7 @@ def _plan(options: argparse.Namespace) -> Plan:
 
 
 def _kinds(options: argparse.Namespace) -> tuple[str, ...]:
-    """What goes wrong in the storm: all kinds, or those that are named, without those that are left out."""
+    """What goes wrong in the soak: all kinds, or those that are named, without those that are left out."""
     chosen = options.kinds or [kind for kind in ALL_KINDS if kind not in UNMENDED]
     return tuple(kind for kind in chosen if kind not in (options.without or ()))
 
@@ -142,32 +142,32 @@ def main() -> int:
     say(f"seed {plan.seed}, logs in {folder} (kept if it ends badly)")
     with ThreadPoolExecutor(2) as pool:
         # the short form is in a hurry: both at once
-        storming = pool.submit(storm, folder / "storm", plan) if options.only != "armed" else None
-        if storming is not None and not options.short:
-            say(f"the storm is over: {storming.result().verdict}")
+        soaking = pool.submit(soak, folder / "soak", plan) if options.only != "armed" else None
+        if soaking is not None and not options.short:
+            say(f"the soak is over: {soaking.result().verdict}")
         arming = (
             pool.submit(
                 armed, folder / "armed", plan.seed, short=options.short, lanes=options.lanes, pair_count=options.pairs
             )
-            if options.only != "storm"
+            if options.only != "soak"
             else None
         )
-        stormed = storming.result() if storming is not None else None
+        soaked = soaking.result() if soaking is not None else None
         tried = arming.result() if arming is not None else None
-    code = _tell(plan, stormed, tried, options.json)
+    code = _tell(plan, soaked, tried, options.json)
     if code == 0:
         shutil.rmtree(folder)  # the logs tell something only where something is wrong
     return code
 
 
-def _tell(plan: Plan, stormed: Report | None, tried: Armed | None, to: Path | None) -> int:
-    lines: list[tuple[str, object]] = table(stormed, plan) if stormed is not None else [("seed", plan.seed)]
-    total = Verdict()
+def _tell(plan: Plan, soaked: Report | None, tried: Armed | None, to: Path | None) -> int:
+    lines: list[tuple[str, object]] = table(soaked, plan) if soaked is not None else [("seed", plan.seed)]
+    total = Audit()
     bad: list[str] = []
-    if stormed is not None:
-        total.add(stormed.verdict)
-        bad += [] if stormed.verdict.good else [str(stormed.verdict)]
-        for death in stormed.deaths:
+    if soaked is not None:
+        total.add(soaked.verdict)
+        bad += [] if soaked.verdict.good else [str(soaked.verdict)]
+        for death in soaked.deaths:
             say(f"not killed by us: {death}")
     if tried is not None:
         total.add(tried.verdict)
@@ -195,11 +195,11 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
     parser.add_argument("--seed", type=int, default=int(time.time()))
     parser.add_argument("--jobs", type=int)
-    parser.add_argument("--seconds", type=float, help="length of the storm, without the calm after it")
+    parser.add_argument("--seconds", type=float, help="length of the soak, without the calm after it")
     parser.add_argument("--pairs", type=int, default=100, help="random pairs of armed points")
     parser.add_argument("--lanes", type=int, default=6, help="armed cases at once")
-    parser.add_argument("--only", choices=["storm", "armed"])
-    parser.add_argument("--kinds", type=_names, help=f"only these kinds of trouble in the storm: {','.join(ALL_KINDS)}")
+    parser.add_argument("--only", choices=["soak", "armed"])
+    parser.add_argument("--kinds", type=_names, help=f"only these kinds of trouble in the soak: {','.join(ALL_KINDS)}")
     parser.add_argument("--without", type=_names, help="all kinds but these")
     parser.add_argument("--short", action="store_true", help="the form that is part of the tests")
     parser.add_argument("--json", type=Path, help="write the table here, too")

@@ -1,4 +1,4 @@
-"""Kinds of trouble that the storm can have besides kills, freezes and a provider that fails. Each can be left out."""
+"""Kinds of trouble that the soak can have besides kills, freezes and a provider that fails. Each can be left out."""
 
 from __future__ import annotations
 
@@ -9,38 +9,38 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from batchpipe.errors import BatchpipeError
-from tests.chaos.house import Job
+from tests.chaos.servers import Job
 
 if TYPE_CHECKING:
-    from tests.chaos.storm import Storm
+    from tests.chaos.soak import Soak
 
 HOUR = 3_600.0
 
 
 class Kind:
-    """One kind. ``begin`` and ``end`` are called in turn, ``every`` so many seconds of the storm on average."""
+    """One kind. ``begin`` and ``end`` are called in turn, ``every`` so many seconds of the soak on average."""
 
     name: ClassVar[str]
     done: ClassVar[str]  #: what the table calls its strikes
     every: ClassVar[float] = 0.0  #: 0: it has no times of its own
     lasts: ClassVar[tuple[float, float]] = (0.0, 0.0)
 
-    def __init__(self, storm: Storm) -> None:
-        self.storm, self.dice = storm, storm.dice
+    def __init__(self, soak: Soak) -> None:
+        self.soak, self.dice = soak, soak.dice
         self._until: float | None = None
 
     def prepare(self) -> None:
         """Before anything is started: what the provider does, and what lies where."""
 
     def strikes(self) -> int:
-        """How often it strikes in this storm."""
-        return max(1, round(self.storm.plan.seconds / self.every)) if self.every else 0
+        """How often it strikes in this soak."""
+        return max(1, round(self.soak.plan.seconds / self.every)) if self.every else 0
 
     def strike(self) -> None:
         if self._until is None:
             self.begin()
-            self.storm.report.done[self.done] += 1
-        self._until = time.monotonic() + max(0.5, self.dice.uniform(*self.lasts) * self.storm.plan.slow)
+            self.soak.report.done[self.done] += 1
+        self._until = time.monotonic() + max(0.5, self.dice.uniform(*self.lasts) * self.soak.plan.slow)
 
     def tend(self, now: float) -> None:
         """Called all the time."""
@@ -49,7 +49,7 @@ class Kind:
             self.end()
 
     def calm(self) -> None:
-        """The storm is over."""
+        """The soak is over."""
         if self._until is not None:
             self._until = None
             self.end()
@@ -82,13 +82,13 @@ class Clock(Kind):
     name, done, every, lasts = "clock", "moves of Redis' clock", 20.0, (1.0, 12.0)
 
     def strikes(self) -> int:
-        return super().strikes() if self.storm.house.redis.has_clock else 0
+        return super().strikes() if self.soak.house.redis.has_clock else 0
 
     def begin(self) -> None:
-        self.storm.house.redis.set_clock(self.dice.choice([-HOUR, -HOUR, -700.0, -60.0, 120.0, 240.0]))
+        self.soak.house.redis.set_clock(self.dice.choice([-HOUR, -HOUR, -700.0, -60.0, 120.0, 240.0]))
 
     def end(self) -> None:
-        self.storm.house.redis.set_clock(0.0)
+        self.soak.house.redis.set_clock(0.0)
 
 
 class ReadOnly(Kind):
@@ -97,10 +97,10 @@ class ReadOnly(Kind):
     name, done, every, lasts = "read_only", "times in which Redis was read-only", 25.0, (1.0, 4.0)
 
     def begin(self) -> None:
-        self.storm.house.redis.command("REPLICAOF 127.0.0.1 1")  # nobody is there: it keeps what it has
+        self.soak.house.redis.command("REPLICAOF 127.0.0.1 1")  # nobody is there: it keeps what it has
 
     def end(self) -> None:
-        self.storm.house.redis.command("REPLICAOF NO ONE")
+        self.soak.house.redis.command("REPLICAOF NO ONE")
 
 
 class Full(Kind):
@@ -109,10 +109,10 @@ class Full(Kind):
     name, done, every, lasts = "full", "times in which Redis was full", 25.0, (1.0, 4.0)
 
     def begin(self) -> None:
-        self.storm.house.redis.command("CONFIG SET maxmemory 1")
+        self.soak.house.redis.command("CONFIG SET maxmemory 1")
 
     def end(self) -> None:
-        self.storm.house.redis.command("CONFIG SET maxmemory 0")
+        self.soak.house.redis.command("CONFIG SET maxmemory 0")
 
 
 class Workspaces(Kind):
@@ -121,19 +121,19 @@ class Workspaces(Kind):
     name, done, every = "workspaces", "workspaces deleted", 8.0
 
     def strike(self) -> None:
-        shared = {job.shares.key for job in self.storm.jobs if job.shares}
-        running = [job for job in self.storm.jobs if job.id in self.storm.open and not job.gone]
+        shared = {job.shares.key for job in self.soak.jobs if job.shares}
+        running = [job for job in self.soak.jobs if job.id in self.soak.open and not job.gone]
         alone = [job for job in running if not job.shares and job.key not in shared]
         if not alone:
             return
         job = self.dice.choice(alone)
         with suppress(BatchpipeError):  # Redis may be away
-            record = self.storm.lane.store.get_job(job.id)
+            record = self.soak.lane.store.get_job(job.id)
             job.gone = True
             victim = Path(self.dice.choice([record.workspace, record.workspace, record.output]))
             for _ in range(3):  # somebody may write there meanwhile
                 shutil.rmtree(victim, ignore_errors=True)
-            self.storm.report.done[self.done] += 1
+            self.soak.report.done[self.done] += 1
 
 
 class Names(Kind):
@@ -149,14 +149,14 @@ class Names(Kind):
             job.foreign = job.output / self.dice.choice(["output.jsonl", "errors.jsonl", "notes.txt"])
             job.foreign.write_text(f"a stranger's, in the place of {job.key}\n")
             return
-        first = [other for other in self.storm.jobs if not (other.gone or other.foreign) and other.output.exists()]
+        first = [other for other in self.soak.jobs if not (other.gone or other.foreign) and other.output.exists()]
         if first and self.dice.random() < self.share:
             self._share(job, self.dice.choice(first))
 
     def _share(self, job: Job, other: Job) -> None:
         job.shares, job.output = other, other.output
         job.options["output"] = self._another_name(other.output, job.key)
-        self.storm.report.done[self.done] += 1
+        self.soak.report.done[self.done] += 1
 
     def _another_name(self, folder: Path, unique: str) -> str:
         way = self.dice.choice(["same", "slash", "url", "dots", "link", "link above"])
@@ -185,7 +185,7 @@ class Receivers(Kind):
     not_loaded = 0.3
 
     def prepare(self) -> None:
-        self.folder = self.storm.lane.folder / "heard"
+        self.folder = self.soak.lane.folder / "heard"
         self.folder.mkdir()
         self._fail = self.folder / "fail"
         self._fail.touch()
@@ -194,13 +194,13 @@ class Receivers(Kind):
         """A site's workers are all deployed by now, and nothing fails."""
         self._fail.unlink(missing_ok=True)
         self.not_loaded = 0.0
-        for place in range(1, len(self.storm.workers)):
-            self.storm.restart(place)
+        for place in range(1, len(self.soak.workers)):
+            self.soak.restart(place)
 
     def for_job(self, job: Job) -> None:
         if self.dice.random() < self.share:
             job.heard, job.options["heard"] = self.folder, True
-            self.storm.report.done[self.done] += 1
+            self.soak.report.done[self.done] += 1
 
     def for_worker(self, place: int) -> dict[str, Any]:
         # the first always has it, so that somebody comes
@@ -215,7 +215,7 @@ class Lag(Kind):
     seconds = (1.0, 6.0)
 
     def prepare(self) -> None:
-        faults, plan = self.storm.lane.sandbox.faults, self.storm.plan
+        faults, plan = self.soak.lane.sandbox.faults, self.soak.plan
         for kind in ("file_id_lags", "file_lags"):
             for fraction in (0.0, 0.6):
                 seconds = max(0.5, self.dice.uniform(*self.seconds) * plan.slow)
@@ -224,28 +224,28 @@ class Lag(Kind):
 
 class Keys(Kind):
     """A worker restarts with the key of another project for a while: it sees no batch and no file of ours, uploads and
-    creates in that project, and whoever comes after it does not see those. When the storm is over, one key sees both.
+    creates in that project, and whoever comes after it does not see those. When the soak is over, one key sees both.
     """
 
     name, done, every, lasts = "keys", "restarts with another project's key", 40.0, (3.0, 8.0)
     other: ClassVar[dict[str, str]] = {"OPENAI_API_KEY": "sk-of-another-project", "OPENAI_PROJECT_ID": "proj_other"}
 
-    def __init__(self, storm: Storm) -> None:
-        super().__init__(storm)
+    def __init__(self, soak: Soak) -> None:
+        super().__init__(soak)
         self._place: int | None = None
 
     def begin(self) -> None:
-        self._place = self.dice.randrange(len(self.storm.workers))
-        self.storm.restart(self._place)
+        self._place = self.dice.randrange(len(self.soak.workers))
+        self.soak.restart(self._place)
 
     def end(self) -> None:
         place, self._place = self._place, None
         if place is not None:
-            self.storm.restart(place)
+            self.soak.restart(place)
 
     def calm(self) -> None:
         super().calm()
-        self.storm.lane.sandbox.join_projects()
+        self.soak.lane.sandbox.join_projects()
 
     def environment(self, place: int) -> dict[str, str]:
         return self.other if place == self._place else {}

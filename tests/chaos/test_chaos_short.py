@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 
 from batchpipe.local_redis import find_server
+from tests.chaos.audit import Audit
 from tests.chaos.faketime import FakeTime
-from tests.chaos.verdict import Verdict
 
 ROOT = Path(__file__).parents[2]
-ZEROS = Verdict().zeros
+ZEROS = Audit().zeros
 
 #: About half a minute on a machine that is free; one that is not must not fail for that.
 pytestmark = pytest.mark.timeout(300)
@@ -49,7 +49,7 @@ def short_form(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 @pytest.mark.parametrize("what", list(ZEROS))
 def test_nothing_is_lost_or_paid_twice_whatever_is_killed(short_form: dict[str, Any], what: str) -> None:
-    """One of the five zeros, over the storm and the armed points; a failure prints the seed."""
+    """One of the five zeros, over the soak and the armed points; a failure prints the seed."""
     assert short_form[what] == 0, short_form["said"]
 
 

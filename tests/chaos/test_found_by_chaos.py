@@ -1,4 +1,4 @@
-"""What a storm has found, each made to happen for certain: one provider, one Redis with AOF, one real worker."""
+"""What a soak has found, each made to happen for certain: one provider, one Redis with AOF, one real worker."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from batchpipe.local_redis import find_server
-from tests.chaos.armed import PACE
-from tests.chaos.house import House, Lane, requests, until
-from tests.chaos.verdict import judge
+from tests.chaos.audit import judge
+from tests.chaos.crash_points import PACE
+from tests.chaos.servers import House, Lane, requests, until
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from typing import Any
 
 import orjson
 
-from tests.fuzz.house import Files, House
+from tests.fuzz.provider import Files, House
 from tests.fuzz.wire import Answer, Request
 
 Batch = dict[str, Any]

@@ -27,7 +27,7 @@ from batchpipe.model.records import State
 from batchpipe.provider import Api
 from batchpipe.storage import Folder
 from batchpipe.testing import FakeOpenAI, Pump
-from tests.fuzz.house import Files, House
+from tests.fuzz.provider import Files, House
 from tests.fuzz.shapes import BATCH, LIST, answers, fuzzed
 from tests.fuzz.wire import Answer, Request, Wire
 from tests.size import SCALE

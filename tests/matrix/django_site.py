@@ -10,7 +10,7 @@ from http.cookiejar import CookieJar
 from pathlib import Path
 from typing import Any
 
-from tests.acceptance.place import Place, Process, free_port, until
+from tests.acceptance.user_machine import Place, Process, free_port, until
 
 MANAGE = """
 import os, sys

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.acceptance.place import Place, read_rows, until
 from tests.acceptance.rabbit import DEBIANS, running_rabbitmq
 from tests.acceptance.site import Shop
+from tests.acceptance.user_machine import Place, read_rows, until
 from tests.matrix.cache import here_or
 from tests.matrix.debian import unpacked
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.acceptance.place import Place, read_rows
+from tests.acceptance.user_machine import Place, read_rows
 from tests.matrix.cache import environment, version_of
 
 pytestmark = pytest.mark.matrix

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.acceptance.place import Place, until
+from tests.acceptance.user_machine import Place, until
 from tests.matrix.cache import version_of
 from tests.matrix.django_site import Site, Visitor, count_of_tests
 from tests.matrix.pythons import django

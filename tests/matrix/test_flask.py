@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.acceptance.place import Place, Process, free_port, until
+from tests.acceptance.user_machine import Place, Process, free_port, until
 from tests.matrix.cache import environment, version_of
 
 pytestmark = pytest.mark.matrix

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.acceptance.place import API_KEY, Place, until
 from tests.acceptance.site import Shop
+from tests.acceptance.user_machine import API_KEY, Place, until
 from tests.matrix.cache import environment
 from tests.matrix.django_site import Site
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.acceptance.place import Place, Process, read_rows, until
+from tests.acceptance.user_machine import Place, Process, read_rows, until
 from tests.matrix.cache import environment
 
 pytestmark = pytest.mark.matrix

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.acceptance.place import Place, read_rows
+from tests.acceptance.user_machine import Place, read_rows
 from tests.matrix.cache import output
 from tests.matrix.pythons import python
 

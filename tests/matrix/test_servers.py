@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from batchpipe.sandbox import Sandbox
-from tests.acceptance.place import Place, Process, free_port, read_rows, until
 from tests.acceptance.states import LoneRedis
+from tests.acceptance.user_machine import Place, Process, free_port, read_rows, until
 from tests.matrix.cache import run
 from tests.matrix.servers import SERVERS, server
 

@@ -21,8 +21,8 @@ from batchpipe.model.records import JOB, Status
 from batchpipe.store import When
 from batchpipe.store.scripts import source
 from batchpipe.testing import Delivery
-from tests.model.baton import Actor
-from tests.model.watch import Broken, hold
+from tests.model.invariants import Broken, hold
+from tests.model.scheduler import Actor
 from tests.model.world import CALL_FAULTS, CREATE_FAULTS, GRACE, LEASE, SCRIPT_FAULTS, Source, World
 
 ACTORS = 4

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import redis
 
-from tests.model.depot import DOWNLOAD_SECONDS, Depot, Drained
+from tests.model.backlog_sim import DOWNLOAD_SECONDS, Depot, Drained
 from tests.model.mutations import Mutation
 
 pytestmark = pytest.mark.slow

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 import redis
 
+from tests.model.invariants import Broken
 from tests.model.schedule import Cast, run_schedule
-from tests.model.watch import Broken
 from tests.size import scaled
 
 COUNT = int(os.environ.get("MODEL_SCHEDULES", 0)) or scaled(1000)

@@ -40,8 +40,8 @@ from batchpipe.store import Refused as ClaimRefused
 from batchpipe.store.scripts import source
 from batchpipe.testing import Delivery, FakeBatch, FakeOpenAI
 from batchpipe.testing.pump import REDIS_PAUSE_SECONDS
-from tests.model.baton import Actor
-from tests.model.watch import Broken, Records, Watch
+from tests.model.invariants import Broken, Records, Watch
+from tests.model.scheduler import Actor
 
 LEASE = 60.0
 GRACE = 30.0

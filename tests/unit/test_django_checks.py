@@ -14,14 +14,14 @@ from celery import Celery
 
 import batchpipe
 from batchpipe.tasks.chain import install_app
-from tests import django_house
+from tests import django_project
 
 
 @pytest.fixture(autouse=True)
 def site(prefix: str, tmp_path: Path) -> Iterator[None]:
     """Nothing is connected to: this Redis is not there."""
-    django_house.configure()
-    with django_house.site("redis://127.0.0.1:1/0", prefix, tmp_path / "home"):
+    django_project.configure()
+    with django_project.site("redis://127.0.0.1:1/0", prefix, tmp_path / "home"):
         yield
 
 

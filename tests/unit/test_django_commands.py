@@ -12,14 +12,14 @@ from typing import Any
 import pytest
 
 import batchpipe
-from tests import django_house
-from tests.django_house import land, requests
+from tests import django_project
+from tests.django_project import land, requests
 
 
 @pytest.fixture(autouse=True)
 def site(redis_url: str, prefix: str, tmp_path: Path) -> Iterator[None]:
-    django_house.configure()
-    with django_house.site(redis_url, prefix, tmp_path / "home"):
+    django_project.configure()
+    with django_project.site(redis_url, prefix, tmp_path / "home"):
         yield
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import django_house
+from tests import django_project
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "django.md").read_text(encoding="utf-8")
@@ -18,7 +18,7 @@ PYTHON = re.findall(r"^```python\n(.*?)^```$", PAGE, flags=re.MULTILINE | re.DOT
 
 def test_its_code_imports_what_there_is() -> None:
     """Names of batchpipe and Django; those of the reader's project are the reader's."""
-    django_house.configure()
+    django_project.configure()
     for block in PYTHON:
         for node in ast.walk(ast.parse(block)):
             if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in ("batchpipe", "django"):

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 import batchpipe
-from tests import django_house
-from tests.django_house import land, requests
+from tests import django_project
+from tests.django_project import land, requests
 
 AWAY = "redis://127.0.0.1:1/0"
 XSS = "<script>alert(1)</script>"
@@ -23,8 +23,8 @@ LIST = "/admin/batchpipe/job/"
 
 @pytest.fixture(autouse=True)
 def site(redis_url: str, prefix: str, tmp_path: Path) -> Iterator[None]:
-    django_house.configure()
-    with django_house.site(redis_url, prefix, tmp_path / "home"):
+    django_project.configure()
+    with django_project.site(redis_url, prefix, tmp_path / "home"):
         yield
 
 

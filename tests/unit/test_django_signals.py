@@ -10,14 +10,14 @@ import pytest
 
 import batchpipe
 from batchpipe.client.client import default_client
-from tests import django_house
-from tests.django_house import land, requests
+from tests import django_project
+from tests.django_project import land, requests
 
 
 @pytest.fixture(autouse=True)
 def site(redis_url: str, prefix: str, tmp_path: Path) -> Iterator[None]:
-    django_house.configure()
-    with django_house.site(redis_url, prefix, tmp_path / "home"):
+    django_project.configure()
+    with django_project.site(redis_url, prefix, tmp_path / "home"):
         yield
 
 
@@ -146,7 +146,7 @@ def test_a_refused_job_has_no_results_and_a_reason(tmp_path: Path) -> None:
 
 
 def test_a_job_of_an_alias_is_told_under_its_own_id(tmp_path: Path, heard: list[tuple[str, str]]) -> None:
-    ids = django_house.submit_at_once(2, "nightly")
+    ids = django_project.submit_at_once(2, "nightly")
     land(tmp_path)
 
     [(name, job_id)] = heard

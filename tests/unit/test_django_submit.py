@@ -21,16 +21,16 @@ import pytest
 import batchpipe
 from batchpipe.client.client import default_client
 from batchpipe.config import seams
-from tests import django_house
-from tests.django_house import requests, submit_at_once
+from tests import django_project
+from tests.django_project import requests, submit_at_once
 
 LINES = b"".join(orjson.dumps(row) + b"\n" for row in requests(3))
 
 
 @pytest.fixture(autouse=True)
 def site(redis_url: str, prefix: str, tmp_path: Path) -> Iterator[None]:
-    django_house.configure()
-    with django_house.site(redis_url, prefix, tmp_path / "home"):
+    django_project.configure()
+    with django_project.site(redis_url, prefix, tmp_path / "home"):
         yield
 
 
@@ -251,7 +251,7 @@ def test_on_postgresql_they_are_one_job_too(
     postgres: tuple[str, str], redis_url: str, prefix: str, tmp_path: Path
 ) -> None:
     """There the transactions really run side by side."""
-    code = "from tests.django_house import on_postgres; on_postgres()"
+    code = "from tests.django_project import on_postgres; on_postgres()"
     done = subprocess.run(
         [sys.executable, "-c", code, *postgres, redis_url, f"{prefix}pg:", str(tmp_path / "pg")],
         capture_output=True,

@@ -1,4 +1,4 @@
-"""What a child of the nursery does: the same calls as the commands of this name make."""
+"""What a child of the forkserver does: the same calls as the commands of this name make."""
 
 from __future__ import annotations
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import redis
 
+from tests.model.invariants import Broken
 from tests.model.mutations import MUTATIONS
 from tests.model.schedule import Cast, run_schedule
-from tests.model.watch import Broken
 
 pytestmark = pytest.mark.slow
 

@@ -16,14 +16,14 @@ from batchpipe.errors import BatchpipeError, JobNotFound
 from batchpipe.model.records import JobRecord, ShardRecord
 from batchpipe.sandbox.batches import Batch
 from batchpipe.sandbox.rows import local_answer
-from tests.chaos.house import Job, Lane
+from tests.chaos.servers import Job, Lane
 
 #: A batch that is being cancelled has this long to be cancelled; one that a job still needs has ended by then.
 SETTLE_SECONDS = 8.0
 
 
 @dataclass
-class Verdict:
+class Audit:
     """Each list must be empty; what is in it says what was found."""
 
     lost_jobs: list[str] = field(default_factory=list)
@@ -53,7 +53,7 @@ class Verdict:
     def good(self) -> bool:
         return not any(self.zeros.values())
 
-    def add(self, other: Verdict) -> None:
+    def add(self, other: Audit) -> None:
         for name, found in other.zeros.items():
             self.zeros[name].extend(found)
         for name in ("jobs", "rows", "ok", "batches", "losers", "refused", "given_up"):
@@ -63,11 +63,11 @@ class Verdict:
         return "\n".join(f"{name}: {line}" for name, found in self.zeros.items() for line in found) or "all zeros"
 
 
-def judge(lane: Lane, jobs: Sequence[Job], *, rounds: bool = True, check_files: bool = True) -> Verdict:
+def judge(lane: Lane, jobs: Sequence[Job], *, rounds: bool = True, check_files: bool = True) -> Audit:
     """Look at all jobs of a lane after their end. ``rounds``: rows that failed for a while must have come through.
     ``check_files``: uploads that no batch used must be deleted, too.
     """
-    verdict = Verdict(jobs=len(jobs))
+    verdict = Audit(jobs=len(jobs))
     _wait_for_the_provider(lane)
     billed: dict[str, dict[str, int]] = defaultdict(dict)
     for (owner, row), times in lane.sandbox.ledger.billed_by_job.items():
@@ -105,14 +105,14 @@ def _wait_for_the_provider(lane: Lane) -> None:
         time.sleep(0.05)
 
 
-def _judge_foreign(verdict: Verdict, job: Job) -> None:
+def _judge_foreign(verdict: Audit, job: Job) -> None:
     if job.foreign is None or job.gone:
         return
     if not job.foreign.exists() or job.key not in job.foreign.read_text():
         verdict.wrong_results.append(f"{job.id or job.key}: {job.foreign} was a stranger's, and is not what it was")
 
 
-def _judge_end(verdict: Verdict, job: Job, record: JobRecord, shards: list[ShardRecord]) -> None:
+def _judge_end(verdict: Audit, job: Job, record: JobRecord, shards: list[ShardRecord]) -> None:
     if record.closed and job.heard is not None and not (job.heard / job.id).exists():
         verdict.lost_jobs.append(f"{record.id}: {record.stage}, but its receivers have not heard")
     if not record.state.ended or not record.closed:
@@ -126,7 +126,7 @@ def _judge_end(verdict: Verdict, job: Job, record: JobRecord, shards: list[Shard
 
 
 def _judge_rows(
-    verdict: Verdict, lane: Lane, job: Job, record: JobRecord, billed: dict[str, int], *, rounds: bool
+    verdict: Audit, lane: Lane, job: Job, record: JobRecord, billed: dict[str, int], *, rounds: bool
 ) -> None:
     if _is_refused(job, record) and not billed:
         verdict.refused += 1
@@ -164,7 +164,7 @@ def _is_refused(job: Job, record: JobRecord) -> bool:
     return (code == "output_in_use" and job.shares is not None) or (code == "output_foreign" and bool(job.foreign))
 
 
-def _judge_what_is_left(verdict: Verdict, job: Job, record: JobRecord, billed: dict[str, int]) -> None:
+def _judge_what_is_left(verdict: Audit, job: Job, record: JobRecord, billed: dict[str, int]) -> None:
     """Its workspace was deleted: its rows are counted all the same, and what was paid for is there, or it is said
     why not. Files may be gone with the folder.
     """
@@ -195,7 +195,7 @@ def _results(lane: Lane, record: JobRecord) -> tuple[list[Any], list[Any]]:
 
 
 def _judge_results(
-    verdict: Verdict, job: Job, ok: list[Any], other: list[Any], billed: dict[str, int], *, rounds: bool
+    verdict: Audit, job: Job, ok: list[Any], other: list[Any], billed: dict[str, int], *, rounds: bool
 ) -> None:
     """The same as without faults: what the provider answers depends on the request alone."""
     ids = [row["custom_id"] for row in job.rows]
@@ -226,7 +226,7 @@ def _why_not_ok(job: Job, line: dict[str, Any], *, rounds: bool) -> list[str]:
     return []
 
 
-def _judge_batches(verdict: Verdict, lane: Lane, recorded: Counter[str]) -> None:
+def _judge_batches(verdict: Audit, lane: Lane, recorded: Counter[str]) -> None:
     kept: Counter[str] = Counter()
     for batch in lane.sandbox.batches.all():
         verdict.batches += 1
@@ -247,7 +247,7 @@ def _name(batch: Batch) -> str:
     return f"{batch.id} ({batch.status}, {(batch.metadata or {}).get('batchpipe_key')})"
 
 
-def _judge_files(verdict: Verdict, lane: Lane) -> None:
+def _judge_files(verdict: Audit, lane: Lane) -> None:
     used = {batch.input_file_id for batch in lane.sandbox.batches.all()}
     for file in lane.sandbox.files.all():
         # a key that does not see a file cannot delete it: docs/guarantees.md

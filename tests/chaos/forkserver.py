@@ -1,8 +1,8 @@
 """Processes that start at once: a parent that has imported everything forks them.
 
-``python -m tests.chaos.nursery`` is the parent. It has no thread and no connection, so a fork of it is as good as a
+``python -m tests.chaos.forkserver`` is the parent. It has no thread and no connection, so a fork of it is as good as a
 fresh process. It reads orders as lines of JSON and tells of births and ends the same way; when its input ends it kills
-what it has started. `Nursery` is the side of the tests.
+what it has started. `ForkServer` is the side of the tests.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _NEEDED = (
     "batchpipe.client",
     "batchpipe.telemetry.logs",
     "batchpipe.worker",
-    "tests.chaos.roles",
+    "tests.chaos.commands",
 )
 
 
@@ -48,16 +48,16 @@ _NEEDED = (
 
 
 class Child:
-    """A process of the nursery, leader of its own process group."""
+    """A process of the forkserver, leader of its own process group."""
 
-    def __init__(self, nursery: Nursery, pid: int, role: str, log: Path) -> None:
-        self._nursery, self.pid, self.role, self.log = nursery, pid, role, log
+    def __init__(self, forkserver: ForkServer, pid: int, role: str, log: Path) -> None:
+        self._forkserver, self.pid, self.role, self.log = forkserver, pid, role, log
         self.frozen = False
 
     @property
     def code(self) -> int | None:
         """Its exit code, minus the signal where one ended it; None while it lives."""
-        return self._nursery.code(self.pid)
+        return self._forkserver.code(self.pid)
 
     def signal(self, number: signal.Signals) -> None:
         """To its whole group, if it still lives: its id may not be used again before it was reaped."""
@@ -80,16 +80,16 @@ class Child:
 
     def wait(self, seconds: float) -> int:
         """Its exit code; raises AssertionError if it does not end in time."""
-        return self._nursery.wait(self.pid, seconds, self.role)
+        return self._forkserver.wait(self.pid, seconds, self.role)
 
 
-class Nursery:
+class ForkServer:
     """Starts children; each has an environment, a folder and a log of its own."""
 
     def __init__(self, log: Path) -> None:
         self._log = log.open("wb")
         self._parent = subprocess.Popen(
-            [sys.executable, "-m", "tests.chaos.nursery"],
+            [sys.executable, "-m", "tests.chaos.forkserver"],
             cwd=ROOT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -100,7 +100,7 @@ class Nursery:
         self._born: list[int] = []
         self._ended: dict[int, int] = {}
         self._gone = False
-        self._reader = threading.Thread(target=self._listen, name="nursery", daemon=True)
+        self._reader = threading.Thread(target=self._listen, name="forkserver", daemon=True)
         self._reader.start()
 
     def start(self, role: str, folder: Path, log: Path, env: Mapping[str, str], **arguments: Any) -> Child:
@@ -111,9 +111,9 @@ class Nursery:
             self._parent.stdin.flush()
             with self._changed:
                 assert self._changed.wait_for(lambda: self._born or self._gone, STALL_SECONDS), (
-                    "the nursery does not answer"
+                    "the forkserver does not answer"
                 )
-                assert self._born, f"the nursery has ended: see {self._log.name}"
+                assert self._born, f"the forkserver has ended: see {self._log.name}"
                 return Child(self, self._born.pop(), role, log)
 
     def code(self, pid: int) -> int | None:
@@ -223,7 +223,7 @@ def _live(order: dict[str, Any]) -> None:
         os.environ.clear()
         os.environ.update(order["env"])
         faulthandler.enable()
-        import_module("tests.chaos.roles").ROLES[order["role"]](**order["arguments"])
+        import_module("tests.chaos.commands").ROLES[order["role"]](**order["arguments"])
         code = 0
     except SystemExit as error:
         code = error.code if isinstance(error.code, int) else 0

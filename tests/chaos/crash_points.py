@@ -17,12 +17,12 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
-from tests.chaos.house import House, Job, Lane, requests, until
-from tests.chaos.nursery import STALL_SECONDS, Child
+from tests.chaos.audit import Audit, judge
+from tests.chaos.forkserver import STALL_SECONDS, Child
 from tests.chaos.points import Point
-from tests.chaos.verdict import Verdict, judge
+from tests.chaos.servers import House, Job, Lane, requests, until
 
-#: Shorter than in the storm: a case waits for the lease of who was killed.
+#: Shorter than in the soak: a case waits for the lease of who was killed.
 PACE = {
     "LEASE_SECONDS": "1",
     "POLL_MIN_SECONDS": "0.1",
@@ -116,7 +116,7 @@ class Outcome:
     case: Case
     struck: int = 0  #: how many of its points were reached
     seconds: float = 0.0
-    verdict: Verdict = field(default_factory=Verdict)
+    verdict: Audit = field(default_factory=Audit)
     broken: str = ""  #: it did not come to its end
     folder: str = ""
 
@@ -324,7 +324,7 @@ def pairs(points: dict[str, Counter[str]], count: int, dice: random.Random) -> l
 # -- frozen between the last look at the clock and the paid call ---------------------------------------------------
 
 
-def frozen_before_the_call(house: House, number: int, *, dies: bool) -> Verdict:
+def frozen_before_the_call(house: House, number: int, *, dies: bool) -> Audit:
     """A worker freezes right before its paid call, beyond its lease; another makes the batch; then the first thaws and
     calls, too. Its batch must be cancelled: by itself, or where it ``dies`` right after the call, by one sweep.
     """

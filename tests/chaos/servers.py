@@ -17,7 +17,7 @@ from batchpipe.local_redis import find_server
 from batchpipe.sandbox import Sandbox
 from batchpipe.store import Store
 from tests.chaos.faketime import FakeTime
-from tests.chaos.nursery import STALL_SECONDS, Child, Nursery
+from tests.chaos.forkserver import STALL_SECONDS, Child, ForkServer
 
 PREFIX = "{batchpipe}:"
 DATABASES = 64
@@ -36,7 +36,7 @@ def until(condition: Callable[[], Any], seconds: float, what: str, pause: float 
 class DurableRedis:
     """A redis-server that writes each command to disk before it answers; kill -9 and it comes back with all it knew."""
 
-    def __init__(self, nursery: Nursery, folder: Path) -> None:
+    def __init__(self, forkserver: ForkServer, folder: Path) -> None:
         found = find_server()
         if found is None:
             raise FileNotFoundError("no redis-server, valkey-server or bundled one was found")
@@ -46,14 +46,14 @@ class DurableRedis:
         options = {"--port": self.port, "--bind": "127.0.0.1", "--databases": DATABASES, "--dir": folder}
         options |= {"--save": "", "--appendonly": "yes", "--appendfsync": "always"}
         self._command = [found[1], *(str(part) for option in options.items() for part in option)]
-        self._nursery, self._folder = nursery, folder
+        self._forkserver, self._folder = forkserver, folder
         self._time = FakeTime.found(folder)
         self.start()
 
     def start(self) -> None:
-        # by the nursery, which ends all that it has started when we are gone
+        # by the forkserver, which ends all that it has started when we are gone
         log, env = self._folder / "redis.log", dict(os.environ) | (self._time.environment if self._time else {})
-        self._process = self._nursery.start("program", self._folder, log, env, command=self._command)
+        self._process = self._forkserver.start("program", self._folder, log, env, command=self._command)
         until(self._answers, STALL_SECONDS, "Redis is up")
 
     def _answers(self) -> bool:
@@ -87,19 +87,19 @@ class DurableRedis:
 
 
 class House:
-    """One Redis and one nursery, which many lanes share."""
+    """One Redis and one forkserver, which many lanes share."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
-        self.nursery = Nursery(folder / "nursery.log")
-        self.redis = DurableRedis(self.nursery, folder / "redis")
+        self.forkserver = ForkServer(folder / "forkserver.log")
+        self.redis = DurableRedis(self.forkserver, folder / "redis")
 
     def __enter__(self) -> House:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.nursery.close()
+        self.forkserver.close()
 
 
 @dataclass
@@ -188,7 +188,7 @@ class Lane:
         log = self.folder / f"{role}{self._number}.log"
         armed = {f"CHAOS_{name}": value for name, value in (chaos or {}).items()}
         environment = self.environment | armed | (more or {})
-        child = self.house.nursery.start(role, self.folder, log, environment, **arguments)
+        child = self.house.forkserver.start(role, self.folder, log, environment, **arguments)
         self._children.append(child)
         return child
 

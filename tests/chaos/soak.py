@@ -1,4 +1,4 @@
-"""The storm: many jobs at once, while workers are killed and frozen, Redis is killed, and the provider misbehaves."""
+"""The soak: many jobs at once, while workers are killed and frozen, Redis is killed, and the provider misbehaves."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from typing import Any
 import psutil
 
 from batchpipe.errors import StoreUnavailable
-from tests.chaos.house import House, Job, Lane, requests, say
+from tests.chaos.audit import Audit, judge
+from tests.chaos.forkserver import Child
 from tests.chaos.kinds import KINDS, Kind
-from tests.chaos.nursery import Child
-from tests.chaos.verdict import Verdict, judge
+from tests.chaos.servers import House, Job, Lane, requests, say
 
 LEASE = 3.0
 #: A list may lag by less than the grace period: that is the promise, so no fault goes beyond it.
@@ -27,7 +27,7 @@ HIDDEN_SECONDS = 0.9
 WELL_SECONDS = 240.0
 #: How long to wait before an output that was another's, or a Redis that was away, is tried again.
 SUBMIT_PAUSE = 0.3
-#: What a storm consists of besides the jobs; each can be left out.
+#: What a soak consists of besides the jobs; each can be left out.
 OLD_KINDS = ("provider", "kills", "freezes", "redis_kills", "cancels")
 ALL_KINDS = (*OLD_KINDS, *KINDS)
 #: Kinds that are only tried where they are named.
@@ -56,7 +56,7 @@ class Report:
     """What was done, and what came of it."""
 
     done: Counter[str] = field(default_factory=Counter)
-    verdict: Verdict = field(default_factory=Verdict)
+    verdict: Audit = field(default_factory=Audit)
     calls: int = 0
     hits: Counter[str] = field(default_factory=Counter)
     seconds: float = 0.0
@@ -101,8 +101,8 @@ def add_faults(sandbox: Any, share: float, slow: float = 1.0) -> None:
         sandbox.faults.add(kind, **how)
 
 
-class Storm:
-    """One storm in one lane. Call it once."""
+class Soak:
+    """One soak in one lane. Call it once."""
 
     def __init__(self, house: House, plan: Plan, lane: int = 0) -> None:
         self.house, self.plan = house, plan
@@ -147,7 +147,7 @@ class Storm:
             worker.thaw()
         self.lane.close()
 
-    # -- the storm itself ------------------------------------------------------------------------------------------
+    # -- the soak itself ------------------------------------------------------------------------------------------
 
     def _rage(self, began: float) -> None:
         """Do all that is planned, each at its time."""
@@ -297,7 +297,7 @@ class Storm:
         self.beat.kill()
         self.beat = self.lane.start("beat")
 
-    # -- after the storm -------------------------------------------------------------------------------------------
+    # -- after the soak -------------------------------------------------------------------------------------------
 
     def _calm(self) -> None:
         """Thaw all, kill no more, and wait for the end of all jobs. The provider's faults stay for a while."""
@@ -355,10 +355,10 @@ def table(report: Report, plan: Plan) -> list[tuple[str, object]]:
     ]
 
 
-def storm(folder: Path, plan: Plan) -> Report:
-    """A storm in a house of its own."""
+def soak(folder: Path, plan: Plan) -> Report:
+    """A soak in a house of its own."""
     with House(folder) as house:
-        blowing = Storm(house, plan)
+        blowing = Soak(house, plan)
         try:
             return blowing()
         finally:
