@@ -36,7 +36,7 @@ STEP_SECONDS, SHARDS = 1_800.0, 100
 #: What stays of an ended job in its workspace.
 STAYS = {"results.idx", "manifest.json"}
 KILLED_IN = ("prepare", "download", "merge")
-#: A queue that a worker listens on and takes nothing from gets a message anew, for each shard and pulse, with pauses
+#: A queue that a worker listens on and takes nothing from gets a message again, for each shard and pulse, with pauses
 #: that grow to a day: so many within the first day.
 MOST_ON_FIRST_DAY = 10
 
@@ -116,7 +116,7 @@ def drive(pump: Pump, dice: random.Random) -> int:
             sweep(pump.job_turns, listing=False)
         elif due[0].link in KILLED_IN and dice.random() < 0.4:
             killed += dies(pump, dice.randint(1, 4))
-            pump.waiting.remove(due[0])  # with its worker; the sweep publishes it anew
+            pump.waiting.remove(due[0])  # with its worker; the sweep publishes it again
         else:
             pump.step()
     return killed

@@ -273,7 +273,7 @@ def test_a_server_whose_keeper_was_killed_while_starting_it_is_adopted(home: Pat
 
 
 def test_a_keeper_that_is_told_to_end_stops_its_server(home: Path) -> None:
-    """A shutdown of the machine ends both in order; whoever comes next starts anew with the data."""
+    """A shutdown of the machine ends both in order; whoever comes next starts again with the data."""
     with acquire(home) as handle:
         ask(handle.server, "SET", "key", "value")
         keeper_of(home).terminate()

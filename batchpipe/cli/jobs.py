@@ -197,7 +197,7 @@ def retry_command(job_id: str, output: str | None, max_rows: int | None, max_byt
 def land_command(job_id: str) -> None:
     """Take what is there. Of a job that is held because a batch was cancelled elsewhere, nothing more is sent, and what
     has finished is landed. Of one that has ended, batches that were given up (the key did not see them, say) are read
-    anew, and what they bring is put to its results; nothing is sent again.
+    again, and what they bring is put to its results; nothing is sent again.
     """
     client = open_client()
     job = client.land(job_id)

@@ -145,7 +145,7 @@ def pause_line(job: JobRecord, pause: Pause) -> str:
 
 
 class _Live(_Base):
-    """A table of shards and a bar, drawn anew in place."""
+    """A table of shards and a bar, drawn again in place."""
 
     def __init__(self) -> None:
         super().__init__()

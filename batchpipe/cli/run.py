@@ -72,7 +72,7 @@ def run_command(
     if options["key"] is None and input != "-":
         options["key"] = resume_key(input, options)
     client = open_client()
-    if client.store.resume(options["account"]):  # whoever calls again has mended the cause, or learns it anew at once
+    if client.store.resume(options["account"]):  # whoever calls again has mended the cause, or learns it again at once
         say(f"the pause of account {options['account']!r} is lifted")
     return _run(client, source, options, again=again, sandbox=sandbox, as_json=as_json)
 
@@ -121,7 +121,7 @@ def _resume(client: Client, job: Job, as_json: bool) -> int:
         say(f"job {job.id} has ended already; nothing is sent again (--again starts afresh)")
     if _results_are_gone(job):
         raise PermanentError(
-            f"job {job.id} ended {job.state.value}, but its results are gone; --again sends the rows anew"
+            f"job {job.id} ended {job.state.value}, but its results are gone; --again sends the rows again"
         )
     return _work_on(client, job, as_json, None)
 
@@ -147,7 +147,7 @@ def _work_on(client: Client, job: Job, as_json: bool, timeout: float | None) -> 
     sandbox = job.record.account == SANDBOX_ACCOUNT
     with own_worker(client.settings, job.record.queue, job_key=run_id, sandbox=sandbox, only_if_free=True) as worker:
         if worker is not None:  # we have its lock, so nobody else works on it: what was under way is lost
-            client.store.resume(job.record.account)  # as with run: mended, or refused anew at once
+            client.store.resume(job.record.account)  # as with run: mended, or refused again at once
             client.wake(job.id)
         return _follow(client, job, worker, as_json, timeout)
 

@@ -263,7 +263,7 @@ class Client:
         return self.get_job(job_id)
 
     def resume_job(self, job_id: str) -> bool:
-        """Send on what a job holds back because a batch of it was cancelled elsewhere. Answers whether it did.
+        """Send on what a job holds back because a batch of it was cancelled elsewhere. Returns whether it did.
 
         Raises JobNotFound.
         """
@@ -271,7 +271,7 @@ class Client:
 
     def land(self, job_id: str) -> Job:
         """Take what is there: of a job that is held, nothing more is sent; of one that has ended, batches that were
-        given up are read anew, and what they bring is merged into its results. It is running then. May be repeated.
+        given up are read again, and what they bring is merged into its results. It is running then. May be repeated.
 
         Raises JobNotFound, OutputInUse, PermanentError (``not_ended``, ``nothing_to_land``, ``output_taken``).
         """
@@ -319,13 +319,13 @@ class Client:
         return True
 
     def wake(self, job_id: str) -> None:
-        """Publish all open work of a job anew, for who knows that its worker is gone: some of it at once, the rest of
+        """Publish all open work of a job again, for who knows that its worker is gone: some of it at once, the rest of
         a large job with the next sweeps. Raises JobNotFound.
         """
         wake_job(tasks.runtime(self.settings).jobs, job_id)
 
     def sweep(self, *, listing: bool | None = None) -> int:
-        """One pass of the safety net. Answers how many records were published anew.
+        """One pass of the safety net. Returns how many records were published again.
 
         ``listing``: read the accounts' lists of batches now (True), not at all (False), or if it is time (None).
         """

@@ -104,7 +104,7 @@ class Job:
 
     def land(self) -> Job:
         """Take what is there: of a job that is held because a batch was cancelled elsewhere, nothing more is sent; of
-        one that has ended, batches that were given up are read anew, and what they bring is put to its results.
+        one that has ended, batches that were given up are read again, and what they bring is put to its results.
 
         Raises PermanentError (``not_ended``, ``nothing_to_land``).
         """
@@ -178,7 +178,7 @@ class Job:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Job:
-        """The handle of a job that ``to_dict`` described, read anew. Raises JobNotFound."""
+        """The handle of a job that ``to_dict`` described, read again. Raises JobNotFound."""
         return cls._find(str(data["id"]))
 
     def to_json(self) -> str:

@@ -27,7 +27,7 @@ TOLERANCE_SECONDS = 300.0
 
 
 def tick(client: Client) -> list[Job]:
-    """Submit what is due. Answers the jobs, known ones too. Trouble with one schedule does not stop the others."""
+    """Submit what is due. Returns the jobs, known ones too. Trouble with one schedule does not stop the others."""
     jobs: list[Job] = []
     schedules = client.settings.schedules
     if not schedules:

@@ -13,7 +13,7 @@ site: Callable[[], Any] | None = None
 settings_here: Callable[[], Any] | None = None
 app_here: Callable[[], Any] | None = None
 
-#: Reads the settings of the site that calls anew, where it has read them at its start and kept them.
+#: Reads the settings of the site that calls again, where it has read them at its start and kept them.
 read_again: Callable[[], None] | None = None
 
 #: What a worker's time limit raises in the middle of a task.

@@ -97,7 +97,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
 
     v: int = VERSION
     stage: str = ""
-    epoch: int = 0  #: raised whenever somebody publishes anew; a message of another epoch is void
+    epoch: int = 0  #: raised whenever somebody publishes again; a message of another epoch is void
     next_at: float = 0.0  #: when its message is meant to run
     wait: float = 0.0  #: the countdown that led to ``next_at``
     token: str | None = None  #: the lease, while somebody holds it
@@ -139,7 +139,7 @@ class JobRecord(Record, frozen=True, kw_only=True):
     output: str = ""
     owns: list[str] = []  #: all names under which its output is its own until it is closed (``closed``)
     results: str = ""  #: where its result files lie; "": there are none (yet)
-    real: str = ""  #: that place without links, as the worker saw it: where they lie if a link is set anew
+    real: str = ""  #: that place without links, as the worker saw it: where they lie if a link is set again
     written: list[list[int]] = []  #: bytes of its two result files, each time that they were put in place
     aside: str = ""  #: the earlier job whose results it moves out of its output
     copied: bool = False  #: they are at their new place, whole
@@ -225,7 +225,9 @@ class ShardRecord(Record, frozen=True, kw_only=True):
     snapshot_at: float | None = None  #: when status and counts were read
     cancel_sent: bool = False
     cancelled_elsewhere: bool = False  #: its batch was cancelled, and not by us: that was said
-    landing: bool = False  #: it was given up before, and its batch is read anew: what it brings is put to what is there
+    landing: bool = (
+        False  #: it was given up before, and its batch is read again: what it brings is put to what is there
+    )
     overdue_at: float | None = None  #: when it was found that the batch has not ended after its window
     output_file_id: str | None = None
     error_file_id: str | None = None

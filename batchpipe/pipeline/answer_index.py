@@ -194,7 +194,7 @@ class Answers:
         except ValueError:
             if not is_object(line):
                 raise
-            self.unknown += 1  # whole, but nobody's: fetching it anew would give the same
+            self.unknown += 1  # whole, but nobody's: fetching it again would give the same
             return
         key = _digest(answer.custom_id)
         if self._wanted and answer.ok:

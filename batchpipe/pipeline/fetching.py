@@ -79,7 +79,7 @@ class Fetcher:
 
     def _keeps(self, error: BaseException | None) -> bool:
         """Make what has come safe for the next turn, if that can use it: bytes that came whole and mean nothing are
-        fetched anew, and a full disk needs the room.
+        fetched again, and a full disk needs the room.
         """
         lost = isinstance(error, LeaseLost) or not isinstance(error, Exception | None)
         if isinstance(error, StorageTrouble) or not (lost or (error is not None and self._broken)):
@@ -140,7 +140,7 @@ class Fetcher:
     def _said(self, error: Unavailable, file: Partial) -> Unavailable:
         if file.restarts > 1:
             more = (
-                "; the provider does not continue a download (Range), so it begins anew each time: the line must hold "
+                "; the provider does not continue a download (Range), so it starts over each time: the line must hold "
                 "for a whole file; smaller shards (MAX_ROWS, MAX_BYTES) make smaller files"
             )
         elif file.length:

@@ -76,7 +76,7 @@ from batchpipe.telemetry.logs import about
 
 logger = logging.getLogger(__name__)
 
-#: Reads the shards of a job, each time anew.
+#: Reads the shards of a job, each time again.
 Shards = Callable[[], Iterable[ShardRecord]]
 
 #: How long a job waits for a worker that has its input, and for an input or folder that cannot be reached.
@@ -236,7 +236,7 @@ class JobRunner(Runner):
             file.writelines(manifest(job, done, prepared, label_of(self.settings)))
 
     def _plan(self, lease: Lease, prepared: Prepared) -> str:
-        """Answers what became of the job, in words; as `_refuse`, `_merge` and `_finish` do."""
+        """Returns what became of the job, in words; as `_refuse`, `_merge` and `_finish` do."""
         job, ids = lease.job, new_task_ids(1)
         changes = {
             "round": job.round + 1,
@@ -256,7 +256,7 @@ class JobRunner(Runner):
         return f"planned round {job.round + 1}, shards: {count}, rows: {prepared.rows}"
 
     def _publish_planned(self, job_id: str, number: int) -> None:
-        """Read again, for there may be too many to keep in mind; what another has published anew is not sent."""
+        """Read again, for there may be too many to keep in mind; what another has published again is not sent."""
         job = self.store.get_job(job_id)
         for shard in self.store.iter_shards(job, fields=_OF_PLANNED, bad="show"):
             if shard.round == number and shard.epoch == 1 and shard.stage == Stage.PLANNED:

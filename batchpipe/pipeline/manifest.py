@@ -154,7 +154,7 @@ def workspace_of(job: JobRecord, settings: Settings) -> Folder:
 
 
 def copy_aside(output: Folder, owner: str) -> str:
-    """Results of an earlier job in the same output are paid for: they are moved, not overwritten. Answers where to."""
+    """Results of an earlier job in the same output are paid for: they are moved, not overwritten. Returns where to."""
     for name in _OURS:
         output.copy(name, f"{EARLIER}/{owner}/{name}")
     return output.path(f"{EARLIER}/{owner}")

@@ -51,7 +51,7 @@ class Outputs:
         return Folder(place, roots=self._settings.roots())
 
     def check(self, lease: Lease) -> str | None:
-        """Make sure that the output may be used. Answers the closed job whose results lie there, if there is one.
+        """Make sure that the output may be used. Returns the closed job whose results lie there, if there is one.
 
         Raises OutputInUse, InvalidInput (``not_allowed``; ``output_foreign``: files that batchpipe did not write),
         StorageTrouble, LeaseLost.
@@ -138,7 +138,7 @@ class Outputs:
     def describe(self, lease: Lease, job: JobRecord, text: Callable[[], Iterable[bytes]]) -> None:
         """Write job.json of an ended job where its results lie, and in its output if that is its own.
 
-        ``text`` answers its parts, each time anew. Raises InvalidInput where it cannot be written, StorageTrouble.
+        ``text`` answers its parts, each time again. Raises InvalidInput where it cannot be written, StorageTrouble.
         """
         if job.results and job.results != job.output:
             place = self.folder(job, job.results)

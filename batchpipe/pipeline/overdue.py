@@ -1,6 +1,6 @@
-"""What is past due is published anew: unless its message can only be waiting, in a queue that nobody works on.
+"""What is past due is published again: unless its message can only be waiting, in a queue that nobody works on.
 
-A message that is published anew makes the one before it void, but does not remove it. So into a queue that is not
+A message that is published again makes the one before it void, but does not remove it. So into a queue that is not
 empty, and from which nothing was taken since, nothing more is sent: there would be another void message for each time.
 """
 
@@ -52,7 +52,7 @@ class _Queue:
 
 
 def publish_overdue(turns: Runner, limit: int = PASS_LENGTH) -> int:
-    """Answers how many records were published anew. Raises StoreUnavailable."""
+    """Returns how many records were published again. Raises StoreUnavailable."""
     woken, queues = 0, _Queues(turns)
     for number in range(1, MOST_PASSES + 1):
         places = turns.store.due(limit)
@@ -60,7 +60,7 @@ def publish_overdue(turns: Runner, limit: int = PASS_LENGTH) -> int:
         for job_id, index in places:
             if (job_id, index) not in waiting and wake_or_set_aside(turns, job_id, index, "overdue"):
                 woken += 1
-                logger.info("overdue, published anew", extra={"event": "swept", "job": job_id, "shard": index})
+                logger.info("overdue, published again", extra={"event": "swept", "job": job_id, "shard": index})
         if waiting:
             turns.counters.add("left_waiting", len(waiting))
             turns.store.look_later(list(waiting), min(LOOK_AGAIN_SECONDS, number * turns.settings.lease_seconds))
@@ -71,7 +71,7 @@ def publish_overdue(turns: Runner, limit: int = PASS_LENGTH) -> int:
 
 
 def wake_or_set_aside(turns: Runner, job_id: str, index: int, when: When) -> bool:
-    """Answers whether it was published anew. A record that cannot be read is named and passed over."""
+    """Returns whether it was published again. A record that cannot be read is named and passed over."""
     try:
         return turns.wake(job_id, index, when=when) is not None
     except RecordUnreadable as error:

@@ -67,7 +67,7 @@ class Message:
     task_ids: list[str]
     queue: str
     countdown: float = 0.0  #: seconds until the first link runs
-    large: bool = False  #: its transfers need slots, and come after short work; False where it is sent anew
+    large: bool = False  #: its transfers need slots, and come after short work; False where it is sent again
 
 
 @dataclass(frozen=True)
@@ -188,7 +188,7 @@ class Runner:
         return Stop(_REFUSED["gone"])
 
     def wake(self, job_id: str, index: int, *, when: When = "always", after: float = 0.0) -> list[str] | None:
-        """Publish a record's work anew under a new epoch, to run after ``after`` seconds. Answers the void task ids,
+        """Publish a record's work again under a new epoch, to run after ``after`` seconds. Returns the void task ids,
         or None if it is not to be.
         """
         ids = new_task_ids(1 if index == JOB else len(LINKS))
@@ -203,7 +203,7 @@ class Runner:
         if not lease.overran:
             return
         message = (
-            f"{link} did not get on and was ended; it begins anew, and may now stand still for {lease.deadline:.0f} s: "
+            f"{link} did not get on and was ended; it starts over, and may now stand still for {lease.deadline:.0f} s: "
             f"it may need {REMEDIES[link]}"
         )
         self.store.save(lease, {"trouble": Problem(code="deadline", message=message)})

@@ -267,7 +267,7 @@ class ShardRunner(Runner):
         return _Failed(problem, min(max(named, pause), LONGEST_PAUSE), counted=False, reason=reason)
 
     def _pause(self, lease: Lease, problem: Problem, after: float | None) -> float:
-        """Stop using the account: every further call would be refused, too. Answers the seconds until its end."""
+        """Stop using the account: every further call would be refused, too. Returns the seconds until its end."""
         if (pause := self.store.paused(lease.job.account)) is not None:
             return pause.seconds
         seconds = max(after if after is not None else self.settings.account_pause_seconds, 1.0)
@@ -308,13 +308,13 @@ class ShardRunner(Runner):
             return Stop(f"collected: {numbers(counts)}")
         if news.wake:
             self.wake(lease.job.id, lease.index)
-            return Stop("published anew")
+            return Stop("published again")
         if move.stage == lease.shard.stage:
             reason = ending.reason if isinstance(ending, _Failed) else _WAITS.get(lease.shard.stage, "failure")
             return Retry(move.after, _why(lease.shard, move), reason)
         if _follows(lease.shard.stage, move.stage):
             return Go(_why(lease.shard, move))
-        # back to an earlier stage: the chain begins anew there
+        # back to an earlier stage: the chain starts over there
         self.wake(lease.job.id, lease.index, after=move.after)
         return Stop(f"back to {move.stage.value}: {_why(lease.shard, move)}")
 

@@ -1,4 +1,4 @@
-"""The safety net: what is past due is published anew, and batches that must not live are cancelled.
+"""The safety net: what is past due is published again, and batches that must not live are cancelled.
 
 Any number of sweeps at once do no harm.
 """
@@ -36,7 +36,7 @@ _told_of = 0.0
 
 
 def sweep(turns: Runner, *, limit: int = PASS_LENGTH, listing: bool | None = None) -> int:
-    """One pass. Answers how many records were published anew. Raises StoreUnavailable.
+    """One pass. Returns how many records were published again. Raises StoreUnavailable.
 
     ``listing``: look into the accounts' lists of batches now (True), not at all (False), or if it is time (None).
     """
@@ -118,7 +118,7 @@ def _since(now: float, done: float) -> float:
 
 
 def _judge(turns: Runner, api: Api, batches: list[Snapshot]) -> tuple[int, int]:
-    """Answers how many strays could not be cancelled, and how many of the batches are ours.
+    """Returns how many strays could not be cancelled, and how many of the batches are ours.
 
     The records are read after the list, so a batch that is not recorded by now was not recorded then.
     """
@@ -160,7 +160,7 @@ def _is_stray(batch: Snapshot, shard: ShardRecord) -> bool:
 
 
 def _cancel_stray(turns: Runner, api: Api, batch: Snapshot, shard: ShardRecord) -> bool:
-    """Answers whether it is over with it."""
+    """Returns whether it is over with it."""
     ids = {"job": shard.job, "shard": shard.index, "batch": batch.id}
     logger.error("a stray batch is cancelled: its shard has another", extra={"event": "stray", **ids})
     try:

@@ -30,7 +30,7 @@ class Resumed(NamedTuple):
 
 
 def wake_first(turns: Runner, job_id: str, shards: int, when: When) -> list[str]:
-    """The job itself and its first shards. Answers the void task ids."""
+    """The job itself and its first shards. Returns the void task ids."""
     void = list[str]()
     for index in (JOB, *range(min(shards, WOKEN_AT_ONCE))):
         void += turns.wake(job_id, index, when=when) or []
@@ -38,7 +38,7 @@ def wake_first(turns: Runner, job_id: str, shards: int, when: When) -> list[str]
 
 
 def wake_job(turns: Runner, job_id: str) -> None:
-    """Publish all open work of a job anew, for who knows that its worker is gone. Raises JobNotFound."""
+    """Publish all open work of a job again, for who knows that its worker is gone. Raises JobNotFound."""
     job = turns.store.get_job(job_id)
     if job.shards > WOKEN_AT_ONCE:  # before anything is woken: whoever is killed meanwhile has left the others
         turns.store.leave_wakes({job.id: WOKEN_AT_ONCE}, "always")

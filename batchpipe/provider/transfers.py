@@ -15,7 +15,7 @@ _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
 
 @runtime_checkable
 class Resumable(Protocol):
-    """Where a download goes to that an earlier try may have begun. Each try begins it anew, unless it is resumed."""
+    """Where a download goes to that an earlier try may have begun. Each try begins it again, unless it is resumed."""
 
     @property
     def have(self) -> int:
@@ -64,7 +64,7 @@ def range_headers(sink: BinaryIO | Resumable) -> dict[str, str]:
 
 
 def receive(sink: BinaryIO | Resumable, status: int, headers: Mapping[str, str], *, ranged: bool) -> int:
-    """Make a sink ready for the body of an answer. Answers how many bytes stand before it.
+    """Make a sink ready for the body of an answer. Returns how many bytes stand before it.
 
     Raises Unavailable (``range_wrong``) if the answer is about another part, or version, than was asked for.
     """

@@ -86,7 +86,7 @@ class Engine:
         with self._changed:
             while not self._stopping:
                 while self._heap and self._due.get(self._heap[0][2]) != self._heap[0][0]:
-                    heapq.heappop(self._heap)  # outdated: it was scheduled anew since
+                    heapq.heappop(self._heap)  # outdated: it was scheduled again since
                 wait = self._heap[0][0] - self._clock.now() if self._heap else None
                 if wait is not None and wait <= 0:
                     name = heapq.heappop(self._heap)[2]

@@ -42,7 +42,7 @@ class LineFile:
 
     def prune(self, keep: Callable[[Sequence[bytes]], Iterable[bool]], *, beyond: int) -> bool:
         """Drop the lines that are not to be kept, once the file has more than ``beyond`` bytes, and has doubled since
-        it was last done. Answers whether it was done. ``keep`` is asked for up to 1,000 lines at a time.
+        it was last done. Returns whether it was done. ``keep`` is asked for up to 1,000 lines at a time.
         """
         if self._size() <= max(beyond, 2 * self._kept()):
             return False

@@ -18,7 +18,7 @@ _SAVE_BYTES = 16 << 20
 
 
 class Partial:
-    """A local file that downloads fill, try by try. Each try begins it anew, unless ``resume`` is called first.
+    """A local file that downloads fill, try by try. Each try begins it again, unless ``resume`` is called first.
 
     What is said to be there (``have``) is safe on disk, or was written by this process. Satisfies
     ``openai_api.Resumable``.

@@ -129,7 +129,7 @@ class Lists(Records):
     def prune_lists(self, *, most: int = LISTED_AT_ONCE) -> int:
         """Take out of each list the jobs whose records have expired, of the next ``most`` of those that are old enough.
 
-        Answers how many. Each call goes on where the one before it ended, and begins anew at the end.
+        Answers how many. Each call goes on where the one before it ended, and starts over at the end.
         """
         before, marks = self.now() - self.ttl_seconds, f"{self.prefix}pruned"
         names = ["jobs", *(f"jobs:{state.value}" for state in State)]

@@ -36,11 +36,11 @@ class ManyShards(QueueRecords):
     def plan(
         self, lease: Lease, changes: Mapping[str, Any], shards: Iterable[ShardRecord], ids: list[str]
     ) -> tuple[int, int]:
-        """Plan a round under the job's lease. Answers the number of its shards, and 0 or the epoch under which to
+        """Plan a round under the job's lease. Returns the number of its shards, and 0 or the epoch under which to
         publish merge: then the job is being cancelled, and nothing was planned.
 
         The records are written first, where nobody sees them, then seen in one script, and then made due. Whoever
-        plans anew after a crash overwrites them. Ends the lease's renewals. Raises LeaseLost.
+        plans again after a crash overwrites them. Ends the lease's renewals. Raises LeaseLost.
         """
         count, going = 0, True
         for chunk in _chunks(shards):

@@ -22,7 +22,7 @@ class Waiting:
     queue: str
     published: float
     own_queue: bool = False  #: that of a ``run``, which brings its worker
-    times: int = 0  #: how often it was published anew, and nothing came of it
+    times: int = 0  #: how often it was published again, and nothing came of it
 
 
 class Pulses(NamedTuple):

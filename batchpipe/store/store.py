@@ -100,7 +100,7 @@ class Store(ManyShards):
         return answer[0] == "ok", int(answer[1])
 
     def finish(self, lease: Lease, state: State, changes: Mapping[str, Any]) -> State:
-        """Fix the end state; the lease stays for telling. Answers what it became: the cancel flag wins."""
+        """Fix the end state; the lease stays for telling. Returns what it became: the cancel flag wins."""
         return State(self._fenced("finish", lease, lease.token, state.value, *encode_changes(changes))[1])
 
     def own(self, lease: Lease, names: Sequence[str]) -> None:
@@ -153,7 +153,7 @@ class Store(ManyShards):
         return Lease(self, job, shard, token, float(answer[3]), before, news, float(answer[4]), bool(int(answer[5])))
 
     def renew(self, lease: Lease) -> tuple[float, Renewal]:
-        """Keep a lease. Answers the seconds it now lasts. Raises LeaseLost."""
+        """Keep a lease. Returns the seconds it now lasts. Raises LeaseLost."""
         answer = self._run(
             "renew",
             self._keys(lease.job.id, lease.index),
@@ -172,7 +172,7 @@ class Store(ManyShards):
         return _news_or_lost(answer)
 
     def advance(self, lease: Lease, move: Move, *, tries: str, merge_ids: list[str]) -> tuple[Renewal, int]:
-        """End a turn. Answers what the holder must know, and the epoch under which to publish merge (0: not now).
+        """End a turn. Returns what the holder must know, and the epoch under which to publish merge (0: not now).
 
         ``tries``: keep (unforeseen trouble), refund (foreseen) or reset (it got on). Raises LeaseLost.
         """
@@ -246,13 +246,13 @@ class Store(ManyShards):
     def hold(self, shard: ShardRecord, mode: str, problem: Problem) -> bool:
         """Note that a shard's batch was cancelled by somebody else; ``mode`` says what becomes of the job.
 
-        Needs no lease. Answers whether that is new.
+        Needs no lease. Returns whether that is new.
         """
         reason = encode_value(problem)
         return bool(self._run("hold", self._keys(shard.job, shard.index), mode, reason)[0] == "ok")
 
     def decide(self, job_id: str, decision: Literal["resend", "land"], *, waking: int | None = None) -> tuple[str, int]:
-        """End a job's hold. Answers ok, none (it is not held) or ended, and the number of its shards.
+        """End a job's hold. Returns ok, none (it is not held) or ended, and the number of its shards.
 
         ``waking``: as for ``cancel``. Raises JobNotFound.
         """

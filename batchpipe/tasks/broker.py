@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 _KEPT_HERE: Any = virtual.QoS
 #: Pauses of a worker whose broker refuses it, in seconds: longer each time, up to the last.
 FIRST_PAUSE, LONGEST_PAUSE = 2.0, 10.0
-#: After so many seconds without a refusal the pauses begin anew.
+#: After so many seconds without a refusal the pauses start over.
 FORGOTTEN_AFTER = 120.0
 #: How long a worker of green threads that has all that it may take waits before it looks whether it may take more.
 ROOM_SECONDS = 0.1
@@ -47,7 +47,7 @@ def _outlive_lost_connections() -> None:
     """kombu closes a connection that is gone twice: the second time it wants to hand messages back through a client
     that the first has taken away, and the worker ends. The same happens to the answer for a task that ends after the
     connection. The messages are not lost: kombu hands them back after the visibility time-out, and the sweep publishes
-    our work anew long before.
+    our work again long before.
     """
     hands_back: Any = transport.QoS
     restore, ack, reject = hands_back.restore_unacked_once, hands_back.ack, hands_back.reject

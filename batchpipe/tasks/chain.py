@@ -459,7 +459,7 @@ def _later(task: Any, again: Retry) -> BaseException:
 
 
 def _answer(task: Any, turn: Callable[[], Next]) -> str | None:
-    """Do a turn and tell Celery what follows. Answers what became of it, for people who watch the tasks."""
+    """Do a turn and tell Celery what follows. Returns what became of it, for people who watch the tasks."""
     try:
         following = turn()
     except StoreUnavailable as error:
@@ -554,7 +554,7 @@ def merge(self: Any, *, job: str, epoch: int, shard: int = JOB, **newer: Any) ->
 
 @shared_task(name="batchpipe.sweep", **pulse_options(lambda settings: settings.sweep_seconds))
 def sweep(**newer: Any) -> int:
-    """Publish anew what is past due."""
+    """Publish again what is past due."""
     try:
         return sweep_once(runtime().jobs)
     except BatchpipeError as error:  # Redis is away, or the settings are wrong: one line, every few seconds

@@ -145,7 +145,7 @@ class Pump:
         self.at += seconds
 
     def step(self) -> Delivery | None:
-        """Deliver the next message that is due. Answers it, or None where none is."""
+        """Deliver the next message that is due. Returns it, or None where none is."""
         due = [delivery for delivery in self.waiting if delivery.at <= self.at]
         if not due:
             return None

@@ -27,7 +27,7 @@ from batchpipe.storage.local import keep_private, touch
 from batchpipe.tasks import chain as tasks
 from batchpipe.tasks.app import make_app
 from batchpipe.worker import schedule_tasks
-from batchpipe.worker.setup import house_of, setup, site_app
+from batchpipe.worker.setup import setup, site_app, site_worker_of
 
 if TYPE_CHECKING:
     app: Celery
@@ -73,7 +73,7 @@ def run_worker(
     if pool == "threads":
         app.conf.worker_pool = ThreadPool
         signals.worker_ready.connect(_stop_gently)
-        watched = (house_of(app).stopping, ended, settings.stop_seconds + HAND_BACK_SECONDS)
+        watched = (site_worker_of(app).stopping, ended, settings.stop_seconds + HAND_BACK_SECONDS)
         threading.Thread(target=end_in_time, args=watched, name="batchpipe-stop", daemon=True).start()
     if with_parent:
         threading.Thread(target=_watch_parent, name="batchpipe-parent", daemon=True).start()
@@ -88,8 +88,8 @@ def run_worker(
         code = app.worker_main(command)
     finally:
         ended.set()
-    house = house_of(app)
-    if (house.was_ready.is_set() or code) and not house.stopping.is_set():
+    site_worker = site_worker_of(app)
+    if (site_worker.was_ready.is_set() or code) and not site_worker.stopping.is_set():
         # with 0 a supervisor would take this for its wish
         logger.error("the worker ended though nobody asked it to")
         raise SystemExit(1)

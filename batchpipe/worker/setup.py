@@ -55,29 +55,31 @@ def setup(app: Celery, settings: Mapping[str, Any] | None = None) -> None:
         return tasks.install_app(app)
     quiet_pulse()
     brief_trouble()
-    house = _House(app)
+    site_worker = SiteWorker(app)
     own: dict[str, Any] = {"weak": False}
-    app.on_after_configure.connect(house.furnish_early, **own)
+    app.on_after_configure.connect(site_worker.configure_early, **own)
     if app.configured:
-        house.furnish_early()
+        site_worker.configure_early()
     # The site's own settings can be read for certain only once it is loaded: a worker and beat send this signal then.
-    signals.import_modules.connect(house.furnish, sender=app, dispatch_uid=f"batchpipe-furnish-{id(app)}", **own)
-    signals.celeryd_init.connect(house.move_in, dispatch_uid=f"batchpipe-queue-{id(app)}", **own)
-    signals.celeryd_after_setup.connect(house.report, dispatch_uid=f"batchpipe-report-{id(app)}", **own)
-    signals.worker_ready.connect(house.start_sweeping, dispatch_uid=f"batchpipe-sweep-{id(app)}", **own)
-    signals.worker_shutting_down.connect(house.stop_sweeping, dispatch_uid=f"batchpipe-stop-{id(app)}", **own)
-    _HOUSES[id(app)] = house
+    signals.import_modules.connect(
+        site_worker.configure, sender=app, dispatch_uid=f"batchpipe-furnish-{id(app)}", **own
+    )
+    signals.celeryd_init.connect(site_worker.join_worker, dispatch_uid=f"batchpipe-queue-{id(app)}", **own)
+    signals.celeryd_after_setup.connect(site_worker.report, dispatch_uid=f"batchpipe-report-{id(app)}", **own)
+    signals.worker_ready.connect(site_worker.start_sweeping, dispatch_uid=f"batchpipe-sweep-{id(app)}", **own)
+    signals.worker_shutting_down.connect(site_worker.stop_sweeping, dispatch_uid=f"batchpipe-stop-{id(app)}", **own)
+    _SITE_WORKERS[id(app)] = site_worker
     return tasks.install_app(app)
 
 
 def is_set_up(app: Celery) -> bool:
     """True if ``setup`` was called for this app in this process."""
-    return id(_itself(app)) in _HOUSES
+    return id(_itself(app)) in _SITE_WORKERS
 
 
-def house_of(app: Celery) -> _House:
-    """The house of an app that was set up: tells whether its worker was ready, and whether it was told to stop."""
-    return _HOUSES[id(_itself(app))]
+def site_worker_of(app: Celery) -> SiteWorker:
+    """The site_worker of an app that was set up: tells whether its worker was ready, and whether it was told to stop."""
+    return _SITE_WORKERS[id(_itself(app))]
 
 
 def _itself(app: Celery) -> Celery:
@@ -85,7 +87,7 @@ def _itself(app: Celery) -> Celery:
     return app._get_current_object() if isinstance(app, Proxy) else app
 
 
-class _House:
+class SiteWorker:
     """What an app's signals call."""
 
     def __init__(self, app: Celery) -> None:
@@ -95,13 +97,13 @@ class _House:
         self._entries: dict[str, Any] = {}
         self._route: dict[str, Any] = {}
 
-    def furnish_early(self, **_: Any) -> None:
+    def configure_early(self, **_: Any) -> None:
         """The app has read its own configuration: who looks at it sees what is ours, if that can be told by now."""
         with suppress(Exception):  # settings that are not there yet, or wrong: said when the site is loaded
             here = seams.settings_here() if seams.settings_here is not None else None
             self._add(here or (seams.site or load_settings)())  # not kept: they may change until they are used
 
-    def furnish(self, **_: Any) -> None:
+    def configure(self, **_: Any) -> None:
         """The site is loaded, and so its settings: beat and routes need them."""
         try:
             settings = current_settings()
@@ -121,7 +123,7 @@ class _House:
         conf.task_routes = _with_route(conf.task_routes, route, instead_of=self._route)
         self._entries, self._route = entries, route
 
-    def move_in(self, *, instance: Any, **_: Any) -> None:
+    def join_worker(self, *, instance: Any, **_: Any) -> None:
         """A worker of this app begins: it takes our queue, too, unless -Q or -X say otherwise later on."""
         if instance.app is not self.app:
             return
@@ -173,7 +175,7 @@ class _House:
         """Note in Redis on which queues this worker listens, again and again, and at its end that it does no more."""
         worker, queues = str(getattr(consumer, "hostname", "worker")), list[str]()
         while True:
-            with suppress(Exception):  # Redis is away, or the consumer is being made anew: the next time
+            with suppress(Exception):  # Redis is away, or the consumer is being made again: the next time
                 if current := list(consumer.task_consumer.queues):
                     names = [str(getattr(queue, "name", queue)) for queue in current]
                     gone, queues = set(queues) - set(names), names
@@ -198,7 +200,7 @@ class _House:
                 return
 
 
-_HOUSES: dict[int, _House] = {}
+_SITE_WORKERS: dict[int, SiteWorker] = {}
 
 
 def _at_once(worker: Any) -> int:

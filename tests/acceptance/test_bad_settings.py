@@ -85,7 +85,7 @@ def test_an_output_that_nothing_can_make_is_refused(place: Place) -> None:
 
 
 def test_results_that_were_deleted_are_not_reported_as_there(place: Place) -> None:
-    """The rows are paid; sending them anew is for the user to say."""
+    """The rows are paid; sending them again is for the user to say."""
     command: list[str | Path] = ["run", place.input(2, "gone.jsonl"), "-o", "gone"]
     assert place.run(*command).code == 0
     (place.folder / "gone" / "output.jsonl").unlink()

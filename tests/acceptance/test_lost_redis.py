@@ -193,7 +193,7 @@ def test_a_dry_run_says_what_would_be_rebuilt_and_changes_nothing(stories: dict[
 
 
 def test_recover_leaves_alone_what_is_known_or_over(stories: dict[str, Future[Any]]) -> None:
-    """Called again it does nothing; a job that has ended is not begun anew."""
+    """Called again it does nothing; a job that has ended is not begun again."""
     told = stories["while_its_batches_run"].result()
     for name, code in (("again", "known"), ("over", "finished")):
         report = document(told[name])

@@ -116,7 +116,7 @@ def test_a_job_of_one_row_is_done_while_sixty_uploads_wait(
     assert place.redis_url is not None
     with redis.Redis.from_url(place.redis_url) as server:
         waiting = sum(server.llen(key) for key in server.scan_iter("batchpipe*", _type="list"))
-        assert waiting <= UPLOADS  # the sweep has published none of those that wait anew
+        assert waiting <= UPLOADS  # the sweep has published none of those that wait again
 
 
 @pytest.mark.slow

@@ -162,7 +162,7 @@ def test_what_falls_into_a_pause_is_not_caught_up(house: House) -> None:
     assert [job.record.key for job in tick(client)] == ["k-20260514T0200+0000"]
 
 
-def test_another_crontab_begins_anew(house: House) -> None:
+def test_another_crontab_begins_again(house: House) -> None:
     """What it would have run before it was written down was not missed, nor when the old one comes back later."""
     tick(house.client(nightly=plan(missed="all")))
     house.be_at(NOON + timedelta(days=3))

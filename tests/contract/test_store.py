@@ -420,7 +420,7 @@ def test_a_claim_clears_an_old_wake_mark(store: Store, clock: Any) -> None:
 
 
 def test_an_ended_lease_does_not_stop_a_raise(store: Store, clock: Any) -> None:
-    """A vanished worker's shard is published anew."""
+    """A vanished worker's shard is published again."""
     job_id = planned(store)
     claim(store, job_id, 0, Stage.PLANNED)
     clock.advance(LEASE + 1)
@@ -649,7 +649,7 @@ def test_a_repeated_settle_of_the_holder_is_the_same(store: Store) -> None:
 
 
 def test_a_batch_that_another_shard_has_is_not_settled_but_by_its_own_word(store: Store) -> None:
-    """An answer may name the wrong one; a server that counts its ids anew after a restart names the right one."""
+    """An answer may name the wrong one; a server that counts its ids again after a restart names the right one."""
     job_id = uploaded(store, 2)
     assert settle(store, job_id).verdict == "late"
     record = shard(store, job_id, 1)

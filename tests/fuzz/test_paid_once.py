@@ -113,7 +113,7 @@ def test_no_key_has_two_batches_whatever_answers_come(line: Line) -> None:
             assert hides or "the batch of others" in "".join(plan) or manner.neighbours
 
     check()
-    # which of them come is drawn anew with each change of a test; that each is met at all, the next test shows
+    # which of them come is drawn again with each change of a test; that each is met at all, the next test shows
     assert len(met) > 0.5 * (len(MADE) + len(NOT_MADE)) * min(SCALE, 1)
     assert held[False] > held[True]
 

@@ -221,7 +221,7 @@ class Outputs(RuleBasedStateMachine):
         self.sites[at].notify_sites = not self.sites[at].notify_sites
 
     @rule()
-    def a_link_is_set_anew(self) -> None:
+    def a_link_is_set_again(self) -> None:
         now = os.readlink(self.base / "swing")
         (self.base / "swing").unlink()
         (self.base / "swing").symlink_to("other" if now == "real" else "real")

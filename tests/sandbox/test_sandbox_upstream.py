@@ -107,7 +107,7 @@ def test_a_cancel_lets_running_rows_end_and_starts_no_more(front, upstream, rows
 
 
 def test_stopping_does_not_wait_for_a_hanging_upstream(upstream, api_for, rows, until, tmp_path):
-    """The sandbox ends at once; started again on the same folder it asks anew."""
+    """The sandbox ends at once; started again on the same folder it asks again."""
     fault = upstream.faults.add("delay", seconds=3)
     options: OptionArgs = {"upstream": upstream.base_url, "upstream_api_key": "k", "data_dir": tmp_path}
     with Sandbox(**options) as sandbox:

@@ -214,7 +214,7 @@ def test_status_shows_what_is_in_trouble_and_sums_of_the_rest(capsys: pytest.Cap
 
 
 def test_a_sweep_goes_on_past_a_record_that_cannot_be_read(tmp_path: Path, chat_rows: Rows) -> None:
-    """It is named and put aside; what is due after it is published anew."""
+    """It is named and put aside; what is due after it is published again."""
     store = Store(fakeredis.FakeRedis(decode_responses=True))
     pump = Pump(tmp_path, store=store, api=FakeOpenAI())
     jobs = [pump.submit(chat_rows(1)) for _ in range(2)]

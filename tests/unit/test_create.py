@@ -375,7 +375,7 @@ def test_the_older_call_is_looked_for_once_more_then_the_no_counts(world: World)
 
 
 def test_a_fresh_file_that_is_not_found_is_tried_again_with_growing_pauses(world: World) -> None:
-    """A provider may know a file only after a moment; when it stays unknown, it is uploaded anew. Uploads that were
+    """A provider may know a file only after a moment; when it stays unknown, it is uploaded again. Uploads that were
     refused, hundreds while the account was full, are none of those that nobody found.
     """
     shard, pauses = world.shard(file_id="file-lost", uploads=200), []
@@ -512,7 +512,7 @@ def test_who_never_sees_the_input_file_again_ends_without_a_second_call(world: W
     assert world.create(shard, CANCELLING).problem.code == "create_unknown"
 
 
-def test_a_file_that_is_not_found_while_a_call_is_unanswered_is_not_uploaded_anew(world: World) -> None:
+def test_a_file_that_is_not_found_while_a_call_is_unanswered_is_not_uploaded_again(world: World) -> None:
     """A new file would be seen by a key that sees nothing else."""
     world.api.fail_next("create_batch", Refused("no such file", status=404))
     world.api.fail_next("file_status", Gone("not found", status=404), times=2)

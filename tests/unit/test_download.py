@@ -362,7 +362,7 @@ def test_a_file_that_ends_within_a_line_is_waited_for_though_two_fetches_gave_th
     assert numbers(place.download(api, "out", now=NOW + 60, **second.changes)) == (2, 0, 0)
 
 
-def test_a_file_id_that_comes_late_is_read_anew() -> None:
+def test_a_file_id_that_comes_late_is_read_again() -> None:
     """The error file was named after the output file."""
     place, api = Place(["a", "b"]), FilesFake(out=lines(ok("a")), err=lines(bad("b", "invalid")))
     counts = Counts(completed=1, failed=1)

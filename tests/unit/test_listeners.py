@@ -22,7 +22,7 @@ from batchpipe.model.records import JobRecord
 from batchpipe.store import Store
 from batchpipe.tasks import chain as tasks
 from batchpipe.tasks.app import make_app
-from batchpipe.worker.setup import house_of, setup
+from batchpipe.worker.setup import setup, site_worker_of
 
 Rows = Callable[..., list[dict[str, object]]]
 NOBODY = "no worker listens on queue deep; start one: `batchpipe worker --queues deep` (`batchpipe run` brings its own)"
@@ -157,7 +157,7 @@ def test_a_worker_says_where_it_listens_until_it_is_told_to_stop(client: Client)
     install_settings(client.settings)
     app = make_app(client.settings)
     setup(app)
-    house, queues = house_of(app), [SimpleNamespace(name="a"), SimpleNamespace(name="b")]
+    site_worker, queues = site_worker_of(app), [SimpleNamespace(name="a"), SimpleNamespace(name="b")]
     consumer = SimpleNamespace(hostname="w1", task_consumer=SimpleNamespace(queues=queues))
     told: list[dict[str, list[str]]] = []
 
@@ -169,8 +169,8 @@ def test_a_worker_says_where_it_listens_until_it_is_told_to_stop(client: Client)
             queues.pop()
             return len(told) == 2
 
-    house.stopping = Stopping()  # type: ignore[assignment]
-    house._say_where_it_listens(consumer)
+    site_worker.stopping = Stopping()  # type: ignore[assignment]
+    site_worker._say_where_it_listens(consumer)
     assert told == [{"a": ["w1"], "b": ["w1"]}, {"a": ["w1"]}]
     assert client.store.listening() == {}
 

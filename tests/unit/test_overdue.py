@@ -1,4 +1,4 @@
-"""Queues that nobody works on do not fill: nothing is published anew while the old message can only be waiting."""
+"""Queues that nobody works on do not fill: nothing is published again while the old message can only be waiting."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_a_job_that_no_worker_has_begun_keeps_its_one_message(pump: Pump, chat_r
     assert pump.job(job_id).stage == State.SUCCEEDED
 
 
-def test_a_queue_that_was_emptied_gets_its_messages_anew(pump: Pump, chat_rows: Rows) -> None:
+def test_a_queue_that_was_emptied_gets_its_messages_again(pump: Pump, chat_rows: Rows) -> None:
     """By `celery purge`, or with the broker's Redis: within minutes, with no worker needed for it."""
     planned(pump, chat_rows(3))
     let_pass(pump, DAY)
@@ -105,7 +105,7 @@ def test_shards_that_are_not_due_yet_are_made_due_though_their_queue_is_full(pum
 
 
 def test_a_record_that_cannot_be_read_does_not_hide_what_waits(pump: Pump, chat_rows: Rows) -> None:
-    """Neither is its job: what is due after it, and lost, is published anew."""
+    """Neither is its job: what is due after it, and lost, is published again."""
     broken, job_id = planned(pump, chat_rows(1)), planned(pump, chat_rows(1))
     store = pump.store
     store.client.delete(f"{store.prefix}shard:{broken}:0")
@@ -121,7 +121,7 @@ def test_a_record_that_cannot_be_read_does_not_hide_what_waits(pump: Pump, chat_
 
 
 def test_void_messages_that_are_taken_show_that_a_queue_moves(pump: Pump, chat_rows: Rows) -> None:
-    """A worker that is still busy with what lies before it takes them: what is overdue is published anew as before."""
+    """A worker that is still busy with what lies before it takes them: what is overdue is published again as before."""
     job_id = planned(pump, chat_rows(2))
     lost = pump.waiting.pop()
     for index in (0, 0, 0):
@@ -150,7 +150,7 @@ def test_a_worker_that_listens_and_takes_nothing_is_given_up_after_an_hour(pump:
 
 
 def test_a_worker_that_takes_nothing_for_a_month_does_not_fill_its_queue(pump: Pump, chat_rows: Rows) -> None:
-    """It hangs, and says that it listens. Each message that is sent anew leaves one behind: it was one an hour."""
+    """It hangs, and says that it listens. Each message that is sent again leaves one behind: it was one an hour."""
     planned(pump, chat_rows(2))
     for _ in range(30 * 48):
         pump.advance(1_800)

@@ -175,7 +175,7 @@ def test_a_batch_that_takes_a_day_is_looked_at_at_a_bearable_pace(pump: Pump, ch
         pump.run_until_idle(max_seconds=80_000)
     looks = pump.api.count("retrieve")
     assert 80_000 / 600 * 0.9 <= looks <= 80_000 / 600 + 70  # it begins with some sixty short ones
-    assert [message.index for message in pump.published] == [JOB, 0]  # nothing was published anew
+    assert [message.index for message in pump.published] == [JOB, 0]  # nothing was published again
     pump.api.finish("batch_0001")
     pump.run_until_idle(max_seconds=700)
     assert_done(pump, job_id, 2)
@@ -545,7 +545,7 @@ def test_files_that_are_gone_make_their_rows_missing_for_good(pump: Pump, chat_r
     assert pump.api.count("create_batch") == 1
 
 
-def test_a_file_that_the_provider_forgets_is_uploaded_anew(pump: Pump, chat_rows: Rows) -> None:
+def test_a_file_that_the_provider_forgets_is_uploaded_again(pump: Pump, chat_rows: Rows) -> None:
     """Under a new try, after a few looks."""
     job_id = pump.submit(chat_rows(2))
     go(pump, 2)

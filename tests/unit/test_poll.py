@@ -184,7 +184,7 @@ def test_a_job_that_is_cancelled_waits_an_hour_for_a_key_that_sees_its_batch(wor
 
 
 def test_a_turn_that_may_not_look_leaves_the_trouble_as_it_is(world: World) -> None:
-    """Else the day would begin anew each time."""
+    """Else the day would start over each time."""
     trouble = Problem(code="batch_unseen", message="?")
     move = world.poll(budget=3.0, unseen_at=NOW - 60, trouble=trouble)
     assert move.changes == {"unseen_at": NOW - 60, "trouble": trouble}
@@ -362,7 +362,7 @@ def test_workers_that_were_away_for_days_look_before_they_give_a_batch_up(world:
     assert move.stage == Stage.ENDED
 
 
-def test_a_batch_that_names_answers_is_not_made_anew_for_a_full_queue(world: World) -> None:
+def test_a_batch_that_names_answers_is_not_made_again_for_a_full_queue(world: World) -> None:
     """Some providers count nothing: what it names was run."""
     batch = world.api.batches[world.batch_id]
     world.api.finish(world.batch_id, Status.FAILED)

@@ -69,7 +69,7 @@ def entries(queue: str) -> dict[str, dict[str, Any]]:
 
 
 def test_beat_leaves_one_message_of_each_task_where_no_worker_is(app: Celery, settings: Settings, server: Any) -> None:
-    """It was 17,280 a day. A queue that is emptied gets them anew."""
+    """It was 17,280 a day. A queue that is emptied gets them again."""
     tick = beat(app, entries(settings.queue))
     for _ in range(2):
         for _ in range(20):

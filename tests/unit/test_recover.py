@@ -556,7 +556,7 @@ def test_a_missing_key_is_reported_and_stops_only_its_own_jobs(tmp_path: Path, c
 
 
 def test_an_output_that_is_another_jobs_now_is_left_to_it(pump: Pump, chat_rows: Rows) -> None:
-    """As when the user gave the lost job up, moved its job.json away and began anew."""
+    """As when the user gave the lost job up, moved its job.json away and started over."""
     output = str(pump.folder / "shared")
     lost = created(pump, chat_rows(2), output=output)
     forget(pump)

@@ -167,7 +167,7 @@ def test_a_redis_that_is_full_keeps_its_connections() -> None:
 
 
 def test_any_error_that_redis_answers_is_one_of_the_connection_for_kombu() -> None:
-    """Celery then connects anew; else it ends its worker."""
+    """Celery then connects again; else it ends its worker."""
     from kombu.transport import redis as transport
 
     outlive_redis()

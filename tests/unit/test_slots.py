@@ -155,7 +155,7 @@ def shard_of(pump: Pump, rows: list[dict[str, object]]) -> str:
 
 
 def test_what_waits_for_a_slot_is_not_overdue(tmp_path: Path, chat_rows: Rows) -> None:
-    """Else each sweep would publish it anew."""
+    """Else each sweep would publish it again."""
     pump = Pump(tmp_path)
     job_id = shard_of(pump, chat_rows(20))
     epoch = pump.shards(job_id)[0].epoch

@@ -1,4 +1,4 @@
-"""The sweep: overdue work is published anew, strays are cancelled, shards whose batch has ended are woken."""
+"""The sweep: overdue work is published again, strays are cancelled, shards whose batch has ended are woken."""
 
 from __future__ import annotations
 

@@ -56,7 +56,7 @@ def test_an_upload_whose_answer_was_lost_is_deleted(tmp_path: Path, chat_rows: R
     assert "files_deleted" in events(pump, job_id)
 
 
-def test_a_file_that_was_uploaded_anew_is_deleted(tmp_path: Path, chat_rows: Rows) -> None:
+def test_a_file_that_was_uploaded_again_is_deleted(tmp_path: Path, chat_rows: Rows) -> None:
     """The provider could not find it when a batch was to be made of it."""
     pump = pump_of(tmp_path)
     lost = Unavailable("Cannot find file", code="file_not_found", status=400)

@@ -49,7 +49,7 @@ def once(pump: Pump) -> bool:
 
 
 def test_a_key_of_another_project_pauses_the_batch_and_the_right_one_goes_on(pump: Pump, chat_rows: Rows) -> None:
-    """A day with the wrong key: said at the first look, nothing is given up, nothing is created anew."""
+    """A day with the wrong key: said at the first look, nothing is given up, nothing is created again."""
     job_id = pump.submit(chat_rows(3))
     run_for(pump, 60)
     batches = list(pump.api.batches)

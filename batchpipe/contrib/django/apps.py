@@ -35,6 +35,6 @@ class BatchpipeConfig(AppConfig):
 
 
 def _reread(*, setting: str, **_: Any) -> None:
-    """Tests override settings: those of batchpipe are read anew at their next use."""
+    """Tests override settings: those of batchpipe are read again at their next use."""
     if setting == conf.NAME and "batchpipe.config.settings" in sys.modules:
         conf.forget_settings()

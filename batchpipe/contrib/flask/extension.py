@@ -128,7 +128,7 @@ def _hang_in(extension: BatchPipe, app: Flask) -> None:
     seams.read_again = _read_again
     seams.app_here = _celery_here
     seams.listeners[seams.FLASK] = _tell
-    signals.import_modules.connect(_move_in, dispatch_uid="batchpipe-flask", weak=False)
+    signals.import_modules.connect(_join_worker, dispatch_uid="batchpipe-flask", weak=False)
 
 
 def _extension_here() -> tuple[BatchPipe, Flask] | None:
@@ -162,13 +162,13 @@ def _celery_here() -> Celery | None:
     return app.extensions.get("celery") if app is not None else None
 
 
-def _move_in(sender: Any, **_: Any) -> None:
+def _join_worker(sender: Any, **_: Any) -> None:
     """A worker or beat begins, and its site is loaded: its Celery app may have been made after ``init_app``."""
-    from batchpipe.worker.setup import house_of, is_set_up, setup
+    from batchpipe.worker.setup import is_set_up, setup, site_worker_of
 
     if sender is _celery_here() and not is_set_up(sender):
         setup(sender)
-        house_of(sender).furnish()  # who comes during this signal is not called by it
+        site_worker_of(sender).configure()  # who comes during this signal is not called by it
 
 
 def _tell(job_id: str) -> None:

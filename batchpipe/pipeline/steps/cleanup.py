@@ -39,7 +39,7 @@ def tidy(
     check: Callable[[], None] = lambda: None,
 ) -> int:
     """Delete the job's files: ``strays`` (uploads that no batch used), ``inputs`` (all uploads) or ``all`` (the
-    results, too), or ``none``. Answers how many were there. May be done again.
+    results, too), or ``none``. Returns how many were there. May be done again.
 
     ``check`` is called before each deletion. Raises Unavailable, Paused, and what ``check`` raises.
     """

@@ -43,9 +43,9 @@ CLOCK_SLACK_SECONDS = 300.0
 #: Pause before the first look for a batch whose create call got no clear answer.
 FIRST_LOOK_SECONDS = 2.0
 
-#: So many seconds a fresh file may be "not found" before it is uploaded anew; twice as many with each upload.
+#: So many seconds a fresh file may be "not found" before it is uploaded again; twice as many with each upload.
 UNFOUND_SECONDS = 120.0
-#: Files that nobody finds again are uploaded anew so often.
+#: Files that nobody finds again are uploaded again so often.
 MAX_UPLOADS = 6
 
 #: So long an id that an answer named is asked for, where the provider does not know it: a read may lag.
@@ -135,7 +135,7 @@ class Turn(Protocol):
         """Whether Redis' clock leapt forward since: how much time has really passed is not known then."""
 
     def intend(self) -> bool:
-        """Record the intent. Answers whether the job is being cancelled. Raises LeaseLost."""
+        """Record the intent. Returns whether the job is being cancelled. Raises LeaseLost."""
 
     def withdraw(self) -> None:
         """The call was clearly refused, or never made."""
@@ -336,7 +336,7 @@ def _wait_out(shard: ShardRecord, problem: Problem, turn: Turn, advice: str) -> 
 
 
 def _file_not_found(shard: ShardRecord, error: BatchpipeError, turn: Turn) -> Ending:
-    """The file is not known, neither to the create nor when it is asked for; when it stays so, it is uploaded anew.
+    """The file is not known, neither to the create nor when it is asked for; when it stays so, it is uploaded again.
 
     Not while an older call is unanswered: that its file cannot be seen says that its batch could not be either.
     """

@@ -87,7 +87,7 @@ def poll(
     files_patience: float = 21_600.0,
     unseen_seconds: float = 86_400.0,
 ) -> Move | Problem:
-    """Look once. Answers where to go, or the Problem with which the batch is gone for good.
+    """Look once. Returns where to go, or the Problem with which the batch is gone for good.
 
     ``take_rate_token`` answers the seconds until this account may ask again (0: now); ``patience`` is how many seconds
     after its completion window a batch is waited for (None: for ever), ``unseen_seconds`` how many at least one that

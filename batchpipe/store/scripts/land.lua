@@ -1,4 +1,4 @@
--- Take up an ended job again, to land shards that were given up and are marked (`land_mark`): their batches are read anew.
+-- Take up an ended job again, to land shards that were given up and are marked (`land_mark`): their batches are read again.
 -- Nothing is sent again. KEYS 1 job, 3 due. ARGV: skew, prefix, id, token, lease
 -- -> {'ok'} | {'gone'} | {'running'} it has not ended | {'not_closed'} its end is still being told | {'none'} nothing is marked
 --  | {'output'} its output is that of another job that is not closed
