@@ -46,12 +46,12 @@ from batchpipe.pipeline.runner import (
     MAX_LOST,
     MAX_OVERRUNS,
     MAX_TRIES,
+    Done,
     Message,
     Next,
     Publish,
     Retry,
     Runner,
-    Stop,
     WaitingIn,
     check_cancel,
     foreseen,
@@ -149,9 +149,9 @@ class JobRunner(Runner):
         with claim, about(account=claim.job.account):
             try:
                 self.note_overrun(claim, link)
-                return Stop(body(claim))
+                return Done(body(claim))
             except LeaseLost:
-                return Stop()
+                return Done()
             except StoreUnavailable:
                 raise
             except Exception as error:
@@ -512,14 +512,14 @@ class JobRunner(Runner):
         try:
             news = self.store.defer(lease, after, {"trouble": problem}, tries="refund" if passes else "keep")
         except LeaseLost:
-            return Stop()
+            return Done()
         if not repeated:
             fields = {"message": problem.message, "seconds": after, "reason": reason_of(error)}
             waits = problem.code == "input_missing"  # for an hour: a person should know by then
             self.log(lease.job.id, [("deferred", fields)], level=logging.WARNING if waits else logging.INFO)
         if news.wake:
             self.wake(lease.job.id, JOB)
-            return Stop()
+            return Done()
         return Retry(after, problem.message, reason_of(error))
 
 

@@ -1,7 +1,7 @@
 """What shard turns and job turns share: the messages and their answers, and what may be done with a record.
 
-They know no Celery: they are given ``publish``, and answer each message with Go (on with the chain), Again (by
-countdown) or Stop (drop the rest of the chain).
+They know no Celery: they are given ``publish``, and answer each message with Continue (with the chain), Retry (by
+countdown) or Done (drop the rest of the chain).
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class Message:
 
 
 @dataclass(frozen=True)
-class Go:
+class Continue:
     """On with the next link of the chain."""
 
     why: str = field(default="", compare=False)  #: for people who watch the tasks
@@ -87,7 +87,7 @@ class Retry:
 
 
 @dataclass(frozen=True)
-class Stop:
+class Done:
     """End here and drop the rest of the chain."""
 
     why: str = field(default="", compare=False)  #: for people who watch the tasks
@@ -111,13 +111,13 @@ _MISSED = (
 )
 
 
-def refused(claim: Refused) -> Retry | Stop:
+def refused(claim: Refused) -> Retry | Done:
     """The answer to a message whose claim was not granted."""
     why = _REFUSED.get(claim.why, claim.why)
-    return Retry(claim.after + 0.1, why, "lease") if claim.why == "lease" else Stop(why)
+    return Retry(claim.after + 0.1, why, "lease") if claim.why == "lease" else Done(why)
 
 
-Next = Go | Retry | Stop
+Next = Continue | Retry | Done
 Publish = Callable[[Message], None]
 #: How many messages wait in a queue of the broker; None: that cannot be told.
 WaitingIn = Callable[[str], int | None]
@@ -178,14 +178,14 @@ class Runner:
             )
 
     @staticmethod
-    def gone(job_id: str) -> Stop:
+    def gone(job_id: str) -> Done:
         """The answer to a message of a job that this Redis does not know. Said aloud, once: nobody else notices."""
         if job_id not in _missed:
             if len(_missed) >= _MISSED_AT_MOST:
                 _missed.clear()
             _missed.add(job_id)
             logger.warning(_MISSED, job_id, extra={"event": "job_unknown", "job": job_id})
-        return Stop(_REFUSED["gone"])
+        return Done(_REFUSED["gone"])
 
     def wake(self, job_id: str, index: int, *, when: When = "always", after: float = 0.0) -> list[str] | None:
         """Publish a record's work again under a new epoch, to run after ``after`` seconds. Returns the void task ids,

@@ -35,11 +35,11 @@ from batchpipe.pipeline.runner import (
     MAX_LOST,
     MAX_TRIES,
     NO_QUOTA,
-    Go,
+    Continue,
+    Done,
     Next,
     Retry,
     Runner,
-    Stop,
     check_cancel,
     foreseen,
     numbers,
@@ -86,14 +86,14 @@ class ShardRunner(Runner):
                 self.note_overrun(claim, link)
                 ending = self._step(link, claim, api)
             except LeaseLost:
-                return Stop()
+                return Done()
             except StoreUnavailable:
                 raise
             except Exception as error:
                 try:
                     ending = self._trouble(link, claim, error)
                 except LeaseLost:
-                    return Stop()
+                    return Done()
             claim.stop()
             return self._end(claim, ending)
 
@@ -284,7 +284,7 @@ class ShardRunner(Runner):
         if isinstance(ending, Over):
             if ending.settled:
                 self.count_stage(lease.shard.stage, lease.shard.uploaded_at)
-            return Go("created") if ending.settled else Stop()
+            return Continue("created") if ending.settled else Done()
         if isinstance(ending, Move) and ending.hold is not None:
             self._hold(lease, ending.hold)
         try:
@@ -292,7 +292,7 @@ class ShardRunner(Runner):
             ids = new_task_ids(1)
             news, merge_epoch = self.store.advance(lease, move, tries=tries, merge_ids=ids)
         except LeaseLost:
-            return Stop()
+            return Done()
         self._count_move(lease.job.account, lease.shard, move)
         paused = isinstance(ending, _Failed) and ending.reason == "paused"  # said once, for the account
         self.log(lease.job.id, move.events, level=logging.DEBUG if paused else logging.INFO, shard=lease.index)
@@ -305,18 +305,18 @@ class ShardRunner(Runner):
             self.log(lease.job.id, [("collected", told)], shard=lease.index)
             if merge_epoch:
                 self.publish_merge(lease, merge_epoch, ids)
-            return Stop(f"collected: {numbers(counts)}")
+            return Done(f"collected: {numbers(counts)}")
         if news.wake:
             self.wake(lease.job.id, lease.index)
-            return Stop("published again")
+            return Done("published again")
         if move.stage == lease.shard.stage:
             reason = ending.reason if isinstance(ending, _Failed) else _WAITS.get(lease.shard.stage, "failure")
             return Retry(move.after, _why(lease.shard, move), reason)
         if _follows(lease.shard.stage, move.stage):
-            return Go(_why(lease.shard, move))
+            return Continue(_why(lease.shard, move))
         # back to an earlier stage: the chain starts over there
         self.wake(lease.job.id, lease.index, after=move.after)
-        return Stop(f"back to {move.stage.value}: {_why(lease.shard, move)}")
+        return Done(f"back to {move.stage.value}: {_why(lease.shard, move)}")
 
     def _hold(self, lease: Lease, problem: Problem) -> None:
         """Before the turn is ended: a crash in between says it once more, and the script knows it then."""

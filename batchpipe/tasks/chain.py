@@ -27,7 +27,7 @@ from batchpipe.masking import printable, without_secrets
 from batchpipe.model.records import JOB, JobRecord
 from batchpipe.pipeline.job_runner import JobRunner, NotDelivered
 from batchpipe.pipeline.pulse import may_send
-from batchpipe.pipeline.runner import Message, Next, Retry, Stop, links_from
+from batchpipe.pipeline.runner import Done, Message, Next, Retry, links_from
 from batchpipe.pipeline.shard_runner import ShardRunner
 from batchpipe.pipeline.slots import SMALL_BYTES, SMALL_ROWS, Kind, Slots
 from batchpipe.pipeline.sweep import sweep as sweep_once
@@ -474,7 +474,7 @@ def _answer(task: Any, turn: Callable[[], Next]) -> str | None:
         following = Retry(REDIS_PAUSE_SECONDS, "the worker's soft time limit was met")
     if isinstance(following, Retry):
         raise _later(task, following)
-    if isinstance(following, Stop):
+    if isinstance(following, Done):
         task.request.chain = None  # else Celery publishes the next link
     return _line(following.why) or None
 

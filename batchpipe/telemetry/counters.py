@@ -53,7 +53,7 @@ NO_ANSWER = "error"
 #: label -> its values. ``account`` is not here.
 VALUES: dict[str, tuple[str, ...]] = {
     "link": LINKS,
-    "ending": ("go", "again", "stop", "error"),
+    "ending": ("continue", "retry", "done", "error"),
     "reason": tuple(REASONS),
     "outcome": ("ok", "failed", "missing"),
     "kind": (
@@ -171,7 +171,7 @@ class Counters:
 
     def turn(self, link: str, ending: str) -> None:
         self.add("turns", link=link, ending=ending)
-        if ending in ("again", "error"):
+        if ending in ("retry", "error"):
             self.add("retries", link=link)
 
     def wait(self, reason: str, seconds: float) -> None:

@@ -17,7 +17,7 @@ from batchpipe.errors import StoreUnavailable
 from batchpipe.model.records import JOB, JobRecord, ShardRecord, State, new_job_id
 from batchpipe.pipeline.job_runner import JobRunner
 from batchpipe.pipeline.manifest import results_place
-from batchpipe.pipeline.runner import Go, Message, Next, Retry, links_from
+from batchpipe.pipeline.runner import Continue, Message, Next, Retry, links_from
 from batchpipe.pipeline.shard_runner import ShardRunner
 from batchpipe.pipeline.sweep import sweep
 from batchpipe.storage import Folder, place_name
@@ -160,7 +160,7 @@ class Pump:
             following = Retry(REDIS_PAUSE_SECONDS)
         if isinstance(following, Retry):
             self.waiting.append(Delivery(self.at + following.after, delivery.message, delivery.link))
-        elif isinstance(following, Go):
+        elif isinstance(following, Continue):
             links = links_from(delivery.message)
             for link in links[links.index(delivery.link) + 1 :][:1]:
                 self.waiting.append(Delivery(self.at, delivery.message, link))

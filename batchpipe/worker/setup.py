@@ -78,7 +78,7 @@ def is_set_up(app: Celery) -> bool:
 
 
 def site_worker_of(app: Celery) -> SiteWorker:
-    """The site_worker of an app that was set up: tells whether its worker was ready, and whether it was told to stop."""
+    """What follows the worker of an app that was set up: whether it was ready, and whether it was told to stop."""
     return _SITE_WORKERS[id(_itself(app))]
 
 

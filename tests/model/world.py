@@ -30,7 +30,7 @@ from batchpipe.errors import (
 )
 from batchpipe.model.records import JOB, BatchError, JobRecord, Move, Problem, Stage, State, Status
 from batchpipe.pipeline.job_runner import JobRunner
-from batchpipe.pipeline.runner import Go, Message, Next, Retry, links_from
+from batchpipe.pipeline.runner import Continue, Message, Next, Retry, links_from
 from batchpipe.pipeline.shard_runner import ShardRunner
 from batchpipe.pipeline.sharding import Prepared, ShardPlan
 from batchpipe.pipeline.sweep import sweep
@@ -472,7 +472,7 @@ class World:
         """What Celery does when a turn is over."""
         if isinstance(following, Retry):
             self.waiting.append(Delivery(self.at + following.after, delivery.message, delivery.link))
-        elif isinstance(following, Go):
+        elif isinstance(following, Continue):
             links = links_from(delivery.message)
             for link in links[links.index(delivery.link) + 1 :][:1]:
                 self.waiting.append(Delivery(self.at, delivery.message, link))

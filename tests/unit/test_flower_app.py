@@ -10,7 +10,7 @@ import pytest
 
 from batchpipe.errors import Unavailable
 from batchpipe.monitoring.flower import Event, as_seen
-from batchpipe.pipeline.runner import Retry, Stop
+from batchpipe.pipeline.runner import Done, Retry
 from batchpipe.storage.local import kept_secret
 from batchpipe.tasks.chain import LAST_TIME, Waiting
 from batchpipe.testing import Pump
@@ -77,7 +77,7 @@ def test_a_turn_that_is_put_off_says_why(tmp_path: Path) -> None:
 
 def _why(pump: Pump, link: str, job: str, epoch: int) -> str:
     following = pump.shard_turns.run(link, job, 0, epoch)
-    assert isinstance(following, Retry | Stop)
+    assert isinstance(following, Retry | Done)
     return following.why
 
 

@@ -77,7 +77,7 @@ def test_a_job_is_counted_from_end_to_end(pump: Pump, chat_rows: Rows) -> None:
     assert value(found, "rows_total", account="default", outcome="ok") == 5
     assert value(found, "rows_collected_total", account="default", outcome="ok") == 5
     assert value(found, "tokens_total", account="default", kind="total_tokens") == 15
-    assert value(found, "turns_total", link="create", ending="go") == 3
+    assert value(found, "turns_total", link="create", ending="continue") == 3
     assert value(found, "retries_total", link="poll") == value(found, "waits_total", reason="poll") > 0
     assert value(found, "wait_seconds_total", reason="poll") > 0
     for stage in ("planned", "uploaded", "created", "ended"):
@@ -361,7 +361,7 @@ tests:
       - {series: 'up{job="batchpipe"}', values: '1x90'}
       - {series: 'batchpipe_up', values: '1x90'}
       - {series: 'batchpipe_unfinished_records', values: '3x90'}
-      - {series: 'batchpipe_turns_total{link="poll",ending="again"}', values: '0+1x20 20x70'}
+      - {series: 'batchpipe_turns_total{link="poll",ending="retry"}', values: '0+1x20 20x70'}
       - {series: 'batchpipe_sweep_age_seconds', values: '0+60x90'}
       - {series: 'batchpipe_overdue_records', values: '0+1x90'}
       - {series: 'batchpipe_sweep_lag_seconds', values: '0+60x90'}

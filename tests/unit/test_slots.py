@@ -19,7 +19,7 @@ from pydantic import SecretStr
 
 from batchpipe.config.settings import Settings, current_settings, install_settings
 from batchpipe.model.records import JOB, Stage, State
-from batchpipe.pipeline.runner import Go, Message, Next, Retry
+from batchpipe.pipeline.runner import Continue, Message, Next, Retry
 from batchpipe.pipeline.slots import FEWEST_TRIES, LONGEST_WAIT_SECONDS, MOST_TRIES, SHORTEST_WAIT_SECONDS, Kind, Slots
 from batchpipe.storage.local import nameless_file
 from batchpipe.store import Store
@@ -234,12 +234,12 @@ def test_a_transfer_without_a_slot_comes_back_and_claims_nothing(bounded: Pump, 
     shard = bounded.shards(job_id)[0]
 
     def turn() -> Next:
-        return Go("done")
+        return Continue("done")
 
     def take(kind: Kind = "transfer") -> Next:
         return tasks._bounded(kind, job_id, 0, shard.epoch, turn)
 
-    assert take() == Go()
+    assert take() == Continue()
     with ExitStack() as held:
         slots = tasks._slots
         assert slots is not None
@@ -248,6 +248,6 @@ def test_a_transfer_without_a_slot_comes_back_and_claims_nothing(bounded: Pump, 
         found = take()
         assert isinstance(found, Retry)
         assert found.after >= 1.0
-        assert take("job") == Go()
-    assert take() == Go()
+        assert take("job") == Continue()
+    assert take() == Continue()
     assert bounded.shards(job_id)[0].tries == shard.tries
