@@ -239,7 +239,8 @@ def test_a_job_survives_that_its_tasks_are_revoked(revoked: Revoked) -> None:
 
 def test_an_old_task_that_is_sent_by_hand_does_nothing(revoked: Revoked) -> None:
     assert set(revoked.again) == {"create", "merge"}
-    assert all(said.startswith("void") for said in revoked.again.values()), revoked.again
+    # Flower has a result from the task's last event, with quotes, or from its state, without
+    assert all(said.strip("'").startswith("void") for said in revoked.again.values()), revoked.again
 
 
 # -- who may look ----------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from celery import Celery
 from celery.exceptions import SoftTimeLimitExceeded
 
 from batchpipe.config import seams
@@ -75,7 +76,7 @@ def test_a_limit_that_the_sdk_has_wrapped_is_still_known() -> None:
 
 def test_a_limit_that_strikes_outside_of_a_turn_brings_the_task_back(monkeypatch: pytest.MonkeyPatch) -> None:
     class Task:
-        name = "batchpipe.poll"
+        name, app = "batchpipe.poll", Celery(broker="redis://127.0.0.1:1/0")
         request: Any = type("R", (), {"kwargs": {"job": "job_x", "shard": 0}, "chain": []})
 
         def retry(self, **options: Any) -> BaseException:
