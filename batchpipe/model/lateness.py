@@ -18,6 +18,8 @@ UNPAID_SECONDS = 600.0
 _SHORTEST_PAUSE = 2.0
 #: A look is in time, for queues keep it waiting, if it is late by no more than this or by the pause before it.
 _SHORTEST_LAPSE = 10.0
+#: The fields of a shard that say since when something is waited for.
+_WAITS = ("late_at", "unseen_at", "refused_at", "other_at")
 
 
 def wait_for_files(
@@ -58,8 +60,12 @@ def attended(shard: ShardRecord, now: float) -> ShardRecord:
     unattended = now - shard.next_at - max(shard.wait, _SHORTEST_LAPSE)
     if unattended <= 0.0:
         return shard
-    waits = {name: since for name in ("late_at", "unseen_at", "refused_at") if (since := getattr(shard, name))}
-    return shard.evolve(**{name: min(since + unattended, now) for name, since in waits.items()}) if waits else shard
+    return shard.evolve(**{name: min(since + unattended, now) for name, since in waits_of(shard).items()})
+
+
+def waits_of(shard: ShardRecord) -> dict[str, float]:
+    """Since when it waits, by field. Each turn records that: one that did not look must not lose what is forgiven."""
+    return {name: since for name in _WAITS if (since := getattr(shard, name)) is not None}
 
 
 def utc(at: float) -> str:

@@ -24,7 +24,7 @@ from batchpipe.errors import (
     TransientError,
 )
 from batchpipe.errors import Refused as ProviderRefused
-from batchpipe.model.lateness import attended
+from batchpipe.model.lateness import attended, waits_of
 from batchpipe.model.records import LONGEST_PAUSE, JobRecord, Move, Problem, ShardRecord, Stage
 from batchpipe.pipeline.manifest import workspace_of
 from batchpipe.pipeline.runner import (
@@ -341,17 +341,17 @@ class ShardRunner(Runner):
     @staticmethod
     def _as_move(shard: ShardRecord, ending: Move | _Failed) -> tuple[Move, str]:
         if isinstance(ending, _Failed):
-            changes = {"trouble": ending.problem, "backoff": shard.backoff + 1}
+            changes = {**waits_of(shard), "trouble": ending.problem, "backoff": shard.backoff + 1}
             events = [("deferred", _deferred_fields(ending))]
             repeated = shard.trouble is not None and shard.trouble.message == ending.problem.message
             move = Move(
                 stage=Stage(shard.stage), after=ending.after, changes=changes, events=[] if repeated else events
             )
             return move, "keep" if ending.counted else "refund"
-        changes = {"trouble": None, "backoff": 0, "unseen_at": None, "gone_at": None, **ending.changes}
+        ends: dict[str, Any] = {"trouble": None, "backoff": 0, "unseen_at": None, "gone_at": None}
         if ending.stage != shard.stage and ending.stage in (Stage.UPLOADED, Stage.CREATED, Stage.ENDED):
-            changes.setdefault("unfound", 0)
-            changes.setdefault("refused_at", None)
+            ends |= {"unfound": 0, "refused_at": None}
+        changes = {**waits_of(shard), **ends, **ending.changes}
         return msgspec.structs.replace(ending, changes=changes), "reset"
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from batchpipe.errors import Unavailable
 from batchpipe.model.records import Counts
 from batchpipe.provider import Snapshot
 from batchpipe.testing import FakeOpenAI, Pump
@@ -79,6 +80,36 @@ def test_time_in_which_nobody_looked_is_no_patience(tmp_path: Path) -> None:
     with pytest.raises(TimeoutError):
         pump.run_until_idle(300.0)
     pump.at += 86_400.0
+    pump.run_until_idle()
+    assert (pump.outcomes(job_id), len(api.batches)) == (ALL, 1)
+
+
+def away_once(api: Lagging) -> None:
+    """The first look fails: the network comes back after the workers."""
+    retrieve = api.retrieve
+
+    def fail(batch_id: str) -> Snapshot:
+        api.retrieve = retrieve  # type: ignore[method-assign]
+        raise Unavailable("no route to the provider", code="not_sent")
+
+    api.retrieve = fail  # type: ignore[method-assign]
+
+
+def busy_once(pump: Pump) -> None:
+    """The first turn may not look: of many shards that come back at once only some may."""
+    pump.store.may_look("default", per_second=0.1, burst=1.0)
+
+
+@pytest.mark.parametrize("first", ["the provider is away", "others look"])
+def test_nor_is_it_where_the_first_turn_after_it_does_not_look(tmp_path: Path, first: str) -> None:
+    """That time is forgiven for good, not for the one turn that comes after it."""
+    api = Lagging(named=90_000.0)
+    pump = Pump(tmp_path, api=api, files_patience_seconds=7_200)
+    job_id = pump.submit(ROWS)
+    with pytest.raises(TimeoutError):
+        pump.run_until_idle(300.0)
+    pump.at += 86_400.0
+    away_once(api) if first == "the provider is away" else busy_once(pump)
     pump.run_until_idle()
     assert (pump.outcomes(job_id), len(api.batches)) == (ALL, 1)
 
