@@ -241,6 +241,8 @@ class Settings(BaseSettings):
             raise ValueError(other)
         if not _is_redis_url(url):
             raise ValueError("is no Redis URL: write redis://HOST:PORT/DB, rediss://HOST:PORT/DB or unix://PATH")
+        if _is_cut(url):
+            raise ValueError(_CUT)
         return SecretStr(one_spelling(url))
 
     @field_validator("broker_url")
@@ -251,6 +253,8 @@ class Settings(BaseSettings):
         url = value.get_secret_value()
         if (other := _other_redis(url)) is not None:
             raise ValueError(other)
+        if _is_cut(url):
+            raise ValueError(_CUT)
         return SecretStr(one_spelling(url))
 
     @field_validator("home")
@@ -403,6 +407,18 @@ def _is_redis_url(url: str) -> bool:
         return parts.scheme in ("redis", "rediss", "unix") and (parts.port is None or parts.port > 0)
     except ValueError:  # a port that is no number
         return False
+
+
+_CUT = "has a password that cuts it: write its @, / and # as %40, %2F and %23"
+
+
+def _is_cut(url: str) -> bool:
+    """An address of TCP goes on after its path begins: a part of the password would pass for the host, and be shown."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return False
+    return parts.scheme in ("redis", "rediss") and "@" in parts.path + parts.fragment
 
 
 class _ScheduleFile(PydanticBaseSettingsSource):

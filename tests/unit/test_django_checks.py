@@ -70,8 +70,13 @@ def test_a_site_that_is_right_hears_nothing() -> None:
         ),
         ({"REDIS_URL": "localhost:6379/sk-secret"}, 'BATCHPIPE["REDIS_URL"]: is no Redis URL: write redis://HOST'),
         ({"REDIS_URL": "redis://:sk-secret@h:port/0"}, 'BATCHPIPE["REDIS_URL"]: is no Redis URL: write redis://HOST'),
+        ({"REDIS_URL": "redis://:a@sk-secret/b@h:6379/0"}, 'BATCHPIPE["REDIS_URL"]: has a password that cuts it'),
+        (
+            {**GOOD, "BROKER_URL": "rediss://:a@sk-secret/#b@h:6379/0"},
+            'BATCHPIPE["BROKER_URL"]: has a password that cuts it',
+        ),
     ],
-    ids=["no dict", "unknown name", "bad value", "account", "no URL", "no port"],
+    ids=["no dict", "unknown name", "bad value", "account", "no URL", "no port", "cut URL", "cut broker's URL"],
 )
 def test_what_stands_in_the_settings_is_an_error_by_its_name(value: Any, says: str) -> None:
     """Nothing of a value is shown: it may be a secret."""
