@@ -159,9 +159,10 @@ def _told_of_broker(error: Exception) -> str:
     answer = next((it for it in (error, error.__cause__) if isinstance(it, RedisAnswer)), None)
     if answer is not None:
         return f"the broker refused: {in_words(answer)}"
+    said = without_secrets(str(error))  # of a library that may name the URL
     if isinstance(error, AMQPError):
-        return f"the broker refused: {error}: {type(error).__name__}"
-    why = re.sub(r"^\[Errno -?\d+\] ", "", str(error)).rstrip(".") or type(error).__name__
+        return f"the broker refused: {said}: {type(error).__name__}"
+    why = re.sub(r"^\[Errno -?\d+\] ", "", said).rstrip(".") or type(error).__name__
     return (
         f"the broker {unreachable(error) or f'cannot be reached: {why}'}; start it, or correct its address: "
         "BATCHPIPE_BROKER_URL, else BATCHPIPE_REDIS_URL"

@@ -14,6 +14,7 @@ from kombu.transport import redis as transport
 from pydantic import SecretStr
 
 from batchpipe.config.settings import Settings, load_settings
+from batchpipe.tasks import chain as tasks
 from batchpipe.tasks.app import countdown_of, make_app
 from batchpipe.tasks.broker import outlive_redis
 from batchpipe.worker.process import end_in_time
@@ -114,3 +115,10 @@ def test_a_pause_is_one_that_the_broker_can_keep(broker: str, seconds: float) ->
     """Celery hands RabbitMQ's quorum queues the whole seconds of a delay, and fails where there is none."""
     app = make_app(Settings(_env_file=None, redis_url=SecretStr("redis://h"), broker_url=SecretStr(broker)))
     assert countdown_of(app, 0.5) == seconds
+
+
+def test_what_a_library_says_of_the_brokers_url_is_shown_without_its_password() -> None:
+    """Some name the whole of it, and a submit shows that line."""
+    told = tasks._told_of_broker(OSError("cannot connect to sqla+postgresql://me:secret-word@db/x"))
+    assert "cannot connect to sqla+postgresql://" in told
+    assert "secret-word" not in told
