@@ -201,6 +201,23 @@ def test_of_a_cancelled_job_nothing_waits_to_be_uploaded(tmp_path: Path, chat_ro
     assert pump.store.bounce(job_id, 0, pump.shards(job_id)[0].epoch, 1.0, small=SMALL) == "small"
 
 
+def test_a_job_that_is_cancelled_before_it_was_prepared_ends_while_all_slots_are_taken(
+    tmp_path: Path, chat_rows: Rows
+) -> None:
+    """Nothing of it is read, and its output is free again."""
+    pump = Pump(tmp_path)
+    job_id = pump.submit(chat_rows(1), bytes=1_000_000)
+
+    def verdict() -> str:
+        return pump.store.bounce(job_id, JOB, pump.job(job_id).epoch, 1.0, small=SMALL)
+
+    assert verdict() == "later"
+    pump.store.cancel(job_id)
+    while not pump.job(job_id).told:
+        assert verdict() == "small"
+        assert pump.step() is not None
+
+
 @pytest.fixture
 def bounded(redis_url: str, prefix: str, tmp_path: Path) -> Iterator[Pump]:
     """Tasks of a worker of four threads, on the records of a pump."""
