@@ -213,7 +213,7 @@ def test_a_job_that_is_cancelled_before_it_was_prepared_ends_while_all_slots_are
 
     assert verdict() == "later"
     pump.store.cancel(job_id)
-    while not pump.job(job_id).told:
+    while not pump.job(job_id).closed:
         assert verdict() == "small"
         assert pump.step() is not None
 
