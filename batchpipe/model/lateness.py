@@ -18,7 +18,7 @@ UNPAID_SECONDS = 600.0
 _SHORTEST_PAUSE = 2.0
 #: A look is in time, for queues keep it waiting, if it is late by no more than this or by the pause before it.
 _SHORTEST_LAPSE = 10.0
-#: The fields of a shard that say since when something is waited for.
+#: The fields of a shard that say since when something is waited for; `raise.lua` has them, too.
 _WAITS = ("late_at", "unseen_at", "refused_at", "other_at")
 
 
@@ -55,7 +55,8 @@ def attended(shard: ShardRecord, now: float) -> ShardRecord:
     """The shard, its waits begun later by the time in which it was due and nobody looked.
 
     Workers may have been away, or Redis' clock leapt: neither gave the provider a chance to show what lacks, and the
-    verdict over paid rows hangs on these waits.
+    verdict over paid rows hangs on these waits. What a sweep publishes anew before that is due from then on: the script
+    `raise` forgives the time until then.
     """
     unattended = now - shard.next_at - max(shard.wait, _SHORTEST_LAPSE)
     if unattended <= 0.0:

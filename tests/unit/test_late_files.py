@@ -100,7 +100,13 @@ def busy_once(pump: Pump) -> None:
     pump.store.take_rate_token("default", per_second=0.1, burst=1.0)
 
 
-@pytest.mark.parametrize("first", ["the provider is away", "others look"])
+def lost(pump: Pump) -> None:
+    """The message went with the workers: the sweep of those that come publishes it anew, before anybody looks."""
+    pump.waiting.clear()
+    assert pump.sweep() == 1
+
+
+@pytest.mark.parametrize("first", ["the provider is away", "others look", "the message is lost"])
 def test_nor_is_it_where_the_first_turn_after_it_does_not_look(tmp_path: Path, first: str) -> None:
     """That time is forgiven for good, not for the one turn that comes after it."""
     api = Lagging(named=90_000.0)
@@ -109,7 +115,10 @@ def test_nor_is_it_where_the_first_turn_after_it_does_not_look(tmp_path: Path, f
     with pytest.raises(TimeoutError):
         pump.run_until_idle(300.0)
     pump.at += 86_400.0
-    away_once(api) if first == "the provider is away" else busy_once(pump)
+    if first == "the provider is away":
+        away_once(api)
+    else:
+        (busy_once if first == "others look" else lost)(pump)
     pump.run_until_idle()
     assert (pump.outcomes(job_id), len(api.batches)) == (ALL, 1)
 

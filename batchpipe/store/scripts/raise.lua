@@ -27,6 +27,14 @@ if lives then
   redis.call('HSET', rec, 'wake', '1')
   return { 'lease' }
 end
+-- It is due from now on: the time in which it was due and nobody looked is forgiven here (as by `attended` of lateness.py).
+local unattended = now - tonumber(get(rec, 'next_at') or now) - math.max(tonumber(get(rec, 'wait') or '0'), 10)
+if unattended > 0 then
+  for _, name in ipairs({ 'late_at', 'unseen_at', 'refused_at', 'other_at' }) do
+    local since = tonumber(get(rec, name) or '')
+    if since then redis.call('HSET', rec, name, num(math.min(since + unattended, now))) end
+  end
+end
 local old = get(rec, 'task_ids') or '[]'
 local epoch = redis.call('HINCRBY', rec, 'epoch', 1)
 redis.call('HINCRBY', rec, 'pubs', 1)
