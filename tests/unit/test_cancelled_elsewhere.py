@@ -10,6 +10,7 @@ import pytest
 
 from batchpipe.model.records import JobRecord, Stage, State, Status
 from batchpipe.testing import FakeOpenAI, Pump
+from batchpipe.testing.provider import FakeFile
 from tests.unit.test_verdicts import DAY, HOUR, events, once, run_for
 
 Rows = Callable[..., list[dict[str, object]]]
@@ -237,6 +238,26 @@ def test_a_file_that_was_gone_is_landed_beside_rows_that_were_sent_again(pump: P
     job: JobRecord = pump.job(job_id)
     assert (job.state, job.ok) == (State.SUCCEEDED, 2)
     assert pump.outcomes(job_id) == {"r0": "ok", "r1": "ok"}
+
+
+def test_a_row_whose_answer_nobody_could_read_is_landed_when_it_can_be_read(pump: Pump, chat_rows: Rows) -> None:
+    """A gateway had spoiled it on its way; it is paid."""
+    job_id = pump.submit(chat_rows(2))
+    run_for(pump, 60)
+    (batch,) = pump.api.batches
+    pump.api.finish(batch)
+    output = pump.api.batches[batch].output_file_id or ""
+    file = pump.api.files[output]
+    pump.api.files[output] = FakeFile(
+        file.name, file.data.replace(b'"response"', b'"respons\xff"', 1), file.purpose, file.created_at
+    )
+    pump.run_until_idle(DAY)
+    assert (pump.job(job_id).ok, pump.job(job_id).missing) == (1, 1)
+    pump.api.files[output] = file
+    assert land(pump, job_id) == "ok"
+    pump.run_until_idle(HOUR)
+    assert pump.outcomes(job_id) == {"r0": "ok", "r1": "ok"}
+    assert (pump.job(job_id).state, list(pump.api.batches)) == (State.SUCCEEDED, [batch])
 
 
 def test_an_output_that_an_unfinished_job_writes_to_is_not_landed_into(pump: Pump, chat_rows: Rows) -> None:
