@@ -341,7 +341,7 @@ class ShardRunner(Runner):
     @staticmethod
     def _as_move(shard: ShardRecord, ending: Move | _Failed) -> tuple[Move, str]:
         if isinstance(ending, _Failed):
-            changes = {**waits_of(shard), "trouble": ending.problem, "backoff": shard.backoff + 1}
+            changes: dict[str, Any] = {**waits_of(shard), "trouble": ending.problem, "backoff": shard.backoff + 1}
             events = [("deferred", _deferred_fields(ending))]
             repeated = shard.trouble is not None and shard.trouble.message == ending.problem.message
             move = Move(
