@@ -26,7 +26,13 @@ from tests.test_layers import LAYERS
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 DOCS = ROOT / "docs"
-PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "bench" / "README.md", *sorted(DOCS.glob("*.md"))]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CHANGELOG.md",
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "bench" / "README.md",
+    *sorted(DOCS.glob("*.md")),
+]
 PAGES += sorted((ROOT / "examples").rglob("README.md"))
 #: Where pages that are read elsewhere find our files.
 REPOSITORY = "https://github.com/batchpipe/batchpipe/"
@@ -159,6 +165,21 @@ def test_the_layers_of_the_architecture_are_those_that_are_held() -> None:
     assert levels == sorted(levels, key=min)
 
 
+def test_what_contributing_names_is_there() -> None:
+    """Files and folders, targets of make, tests to run, and the tables of tests/test_layers.py."""
+    page = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    paths = set(re.findall(r"\b((?:batchpipe|tests)/[\w/.]*\w/?)", page))
+    targets = set(re.findall(r"\bmake ([a-z]+)\b", "".join(re.findall(r"`[^`]+`|^make .*$", page, flags=re.MULTILINE))))
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+
+    assert [path for path in sorted(paths) if not (ROOT / path).exists()] == []
+    assert [name for name in sorted(targets) if f"\n{name}:" not in makefile] == []
+    for path, name in re.findall(r"^pytest (\S+) -k (\w+)$", page, flags=re.MULTILINE):
+        assert f"def {name}(" in (ROOT / path).read_text(encoding="utf-8")
+    layers = (ROOT / "tests" / "test_layers.py").read_text(encoding="utf-8")
+    assert [name for name in ("LAYERS", "DOORS") if f"`{name}`" not in page or f"\n{name}: " not in layers] == []
+
+
 def test_the_page_of_operations_says_what_to_do_at_each_alert() -> None:
     page = (DOCS / "operations.md").read_text(encoding="utf-8").partition("## What to do when")[2]
     alerts = re.findall(
@@ -179,9 +200,9 @@ def test_public_names() -> None:
         "InvalidInput",
         "Job",
         "JobNotFound",
-        "PermanentError",
         "Outcome",
         "OutputInUse",
+        "PermanentError",
         "SettingsError",
         "State",
         "StoreUnavailable",
