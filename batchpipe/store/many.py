@@ -87,7 +87,7 @@ class ManyShards(QueueRecords):
         """Take up an ended job again to land these shards, which are due at once; it is running then.
 
         They are marked first, which changes nothing, then one script makes it running, and `make_due` takes them up.
-        Answers ok, or why not: running, untold, none, output (another job that has not ended writes there).
+        Answers ok, or why not: running, not_closed, none, output (another job, not closed, writes there).
         Raises JobNotFound.
         """
         keys, verdict = self._keys(job_id, JOB), "ok"

@@ -1,6 +1,7 @@
 -- End a turn: new stage, fields and time, and the lease is released. Fenced by the token.
--- ARGV: skew, prefix, id, member, job member, token, stage ('' keeps it), wait, tries ('keep'|'refund'|'reset'), lease,
--- merge task ids, fields...
+-- KEYS: 1 record, 2 job, 3 due, 4 clock
+-- ARGV: 1 skew (s), 2 prefix, 3 job id, 4 member, 5 member of the job itself, 6 token, 7 stage ('': it stays), 8 wait (s),
+--   9 tries: keep | refund | reset, 10 lease (s), 11 task ids of merge (JSON [..]), 12 fields
 -- -> {'ok', wake, cancel, epoch of merge or 0} | {'lost'}
 local now = clock(ARGV[1])
 local rec, job, due = KEYS[1], KEYS[2], KEYS[3]

@@ -1,5 +1,7 @@
 -- A message that finds no free slot in its worker, and comes back later: its record is not overdue until then.
--- ARGV: skew, prefix, epoch, seconds, lease, member, bytes and rows of what is small
+-- KEYS: 1 record, 2 job, 3 due, 4 clock
+-- ARGV: 1 skew (s), 2 prefix, 3 epoch, 4 seconds until it comes back (s), 5 lease (s), 6 member, 7 bytes and 8 rows (count)
+--   at most of what is small
 -- -> {'small'} it needs no slot | {'later'} | {'claim'} it is void, or another holds the record: claim tells
 local now = clock(ARGV[1])
 local rec, job = KEYS[1], KEYS[2]

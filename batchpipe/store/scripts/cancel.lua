@@ -1,5 +1,7 @@
--- Set the cancel flag of a job that has not ended. KEYS 1 job. ARGV: skew, prefix, id, shards that the caller wakes; the
--- sweep wakes the rest   -> {'gone'} | {'ok'|'ended', number of shards}
+-- Set the cancel flag of a job that has not ended.
+-- KEYS: 1 job, 2 job, 3 due, 4 clock
+-- ARGV: 1 skew (s), 2 prefix, 3 job id, 4 shards that the caller wakes (count): the sweep wakes the rest
+-- -> {'ok', shards (count)} | {'ended', shards} | {'gone'}
 if redis.call('EXISTS', KEYS[1]) == 0 then return { 'gone' } end
 local shards = tonumber(get(KEYS[1], 'shards') or '0')
 if ENDED[get(KEYS[1], 'stage')] then return { 'ended', shards } end

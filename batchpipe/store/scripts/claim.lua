@@ -1,6 +1,10 @@
--- Take the lease on a record. ARGV: skew, prefix, id, epoch, ',stage,stage,', enter ('' or the stage to go to),
--- token, lease, deadline, most deadline, member
--- -> {'ok', record, job, seconds, deadline, 1 if the turn before met its own} | {'gone'|'epoch'|'stage'} | {'lease'|'early', seconds}
+-- Take the lease on a record.
+-- KEYS: 1 record, 2 job, 3 due, 4 clock
+-- ARGV: 1 skew (s), 2 prefix, 3 job id, 4 epoch, 5 stages that it may be in (',stage,stage,'), 6 stage to go to ('': it
+--   stays; else the record is a job), 7 token, 8 lease (s), 9 deadline (s), 10 longest deadline (s), 11 member
+-- -> {'ok', the record's hash, the job's hash, seconds of the lease (s), deadline (s), 1 if the turn before met
+--    its own, else 0}
+--  | {'gone'} | {'epoch'} | {'stage'} | {'lease', left of another's (s)} | {'early', until its time (s)}
 -- The order of the checks matters: a message of another epoch must not wait for somebody else's lease.
 local now = clock(ARGV[1])
 local token, lease = ARGV[7], tonumber(ARGV[8])

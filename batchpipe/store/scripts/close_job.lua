@@ -1,6 +1,8 @@
 -- Nothing is left to do for an ended job: it is closed. It leaves the due set and its output, and its record
 -- expires; those of its shards do already (`expire`).
--- ARGV: skew, prefix, id, member, token, seconds to live   -> {'ok'} | {'lost'}
+-- KEYS: 1 job, 2 job, 3 due, 4 clock
+-- ARGV: 1 skew (s), 2 prefix, 3 job id, 4 member, 5 token, 6 time to live (s)
+-- -> {'ok'} | {'lost'}
 local now = clock(ARGV[1])
 local prefix, id, ttl = ARGV[2], ARGV[3], ARGV[6]
 if flag(KEYS[1], 'closed') == 1 then return { 'ok' } end

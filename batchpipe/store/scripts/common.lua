@@ -1,5 +1,186 @@
--- Prepended to every script. Times are Redis' own clock; `skew` is 0 but in tests, which move the time by it.
--- KEYS of every script about a record: 1 the record (job or shard), 2 its job, 3 the due set. The last of all: the clock.
+-- Prepended to every script; lines that are only a comment are left out on the way to Redis (see __init__.py).
+--
+-- THE DICTIONARY: all that is kept in Redis.
+--
+-- Units
+--   at     seconds since 1970 in our time (see clock()), as decimal text; scripts write 6 digits
+--   s      seconds, as decimal text
+--   count  a whole number
+--   bytes  a whole number
+--   flag   '1' for yes; '0' or absent for no
+--   text   as it is
+--   JSON   its form is told: [..] a list, {..} an object; `problem` is {"code": .., "message": ..}
+-- What is null in a struct of model/records.py has no field. Scripts are given NIL for a field that is to be removed.
+--
+-- Keys, each after the prefix. JOB is a job's id; INDEX a shard's number in its job, from 0. A member names a record in
+-- sorted sets and texts: 'JOB/INDEX', with -1 as the INDEX of the job itself.
+--   job:JOB          hash     the job, see below; lives until JOB_TTL_DAYS after the job was closed
+--   shard:JOB:INDEX  hash     a shard, see below; lives as long as its job, and while that is not yet restored JOB_TTL_DAYS
+--   batch:BATCH      text     member of the shard that made or adopted this batch of the provider; expires with the shard
+--   output:NAME      text     JOB whose output this path or URL is; until that is closed
+--   key:KEY          text     JOB that was submitted last under this idempotency key; expires with the job
+--   alias:JOB        text     JOB that this id, handed out before its key was found taken, stands for; 60 days more than
+--                             JOB_TTL_DAYS
+--   given_up:JOB     text     '1': a submit of it that is still under way must record nothing; 1 day
+--   log:JOB          stream   events for people: event (text), data (JSON {..}); ids are Redis' own time (milliseconds);
+--                             about 2,000 of them. An event lets it live 60 days, the job's closing JOB_TTL_DAYS
+--   jobs             zset     JOB by its created_at (at); the sweep takes out those whose records have expired
+--   jobs:STATE       zset     the same, of the jobs in this state; `cancelling`: those that are to end and have not
+--   due              zset     member by the time when the sweep takes its message for lost (at): next_at and a margin, or
+--                             the end of its lease. A running job is in it only while `due_from` is set; what else is not
+--                             done, always
+--   waking           zset     'JOB/WHEN' by the index of the next shard that the sweep wakes (count); WHEN: always,
+--                             asleep or person. Gone when all are woken
+--   accounts         zset     name of an account by its latest intent to create a batch, or restore of a job (at); never
+--                             expires
+--   taken            zset     name of a queue by the latest message of ours that was taken from it (at); 2 days
+--   listening        zset     queue, newline, name of a worker that listens on it, by when it last said so (at); 35 s
+--   pulses           hash     of beat's messages: NAME:sent, NAME:taken, NAME:since (at), see `Pulses`; never expires
+--   schedules        hash     NAME/FINGERPRINT the runs of this definition are handled up to then (at);
+--                             NAME/FINGERPRINT/looked somebody last looked for its runs (at); NAME//at the last run was
+--                             meant for then (at); NAME//last that run (JSON {at, job, error}); never expires, but for
+--                             definitions that were replaced
+--   pause:ACCOUNT    hash     until (at), seconds (s): how long in all, code, message (text): why; lives 1 day
+--                             longer than the pause
+--   looks:ACCOUNT    hash     token bucket of looks at the provider: left (looks, a decimal number), at (at); 1 hour
+--   listed:ACCOUNT   hash     a listing of the account's batches: begun (at), done (at): when the last one that came
+--                             to its end began; never expires
+--   metrics          hash     JSON [name of a counter, values of its labels ..] -> count or s (decimal text); never expires
+--   swept            text     when a sweep last came to its end (at); never expires
+--   pruned           hash     name of a list of jobs -> how far the sweep has looked for expired ones in it (count)
+--   check            -        never there: LPUSHX on it asks whether Redis would take a write
+--   clock            hash     seen (at), ahead (s), back_at (at), back_by (s), backs (count), leap_at (at), leap_by (s):
+--                             see clock(); never expires
+--
+-- Fields of both, jobs and shards
+--   v              count    version of the record's form
+--   stage          text     of a job its state: pending, preparing, running, finalizing, succeeded, partial, failed,
+--                           cancelled; of a shard: planned, uploaded, created, ended, collected
+--   epoch          count    raised whenever somebody publishes again; a message of another epoch is void
+--   next_at        at       its message is meant to run
+--   wait           s        countdown of that message
+--   token          text     of the lease (hex); absent: nobody holds it
+--   lease_until    at       the lease ends, unless it is renewed
+--   lease_end      at       deadline of the turn: no renewal beyond it, unless the turn gets on
+--   last           text     token of the turn or call that last ended; who repeats it is told the same. Only here
+--   wake           flag     somebody wanted it to run while a lease lived
+--   tries          count    claims of this stage that ended in unforeseen trouble
+--   lost           count    claims of this stage whose holder vanished
+--   overran        count    of these, those that had met their deadline
+--   pubs           count    re-publications of this stage since the last claim
+--   task_ids       JSON     [Celery ids of its messages]
+--   trouble        JSON     problem: why it does not get on just now
+--   gone_at        at       since then a file of its workspace is missing
+--   gone_seen      at       that was last found
+--   to_land        -        of a shard a flag: it was given up and is to be landed; of a job the count of these. Only here
+--   created_at     at       of a job: it was recorded; of a shard: its batch was recorded
+--   ended_at       at       of a job: its end was fixed; of a shard: its batch was seen to be final
+--   round          count    of a job: its rounds so far; of a shard: the one that it is part of
+--   bytes          bytes    of a job: its input, where its submit could tell; of a shard: its requests
+--   ok             count    rows with a usable answer
+--   failed         count    rows that were refused or failed
+--   missing        count    rows of which nothing came
+--   usage          JSON     {kind of token: count}
+--   incomplete     JSON     {reason: count} of the rows that are ok and ended early
+--   error          JSON     problem: why it failed, or was given up
+--
+-- Fields of a job
+--   id             text     JOB
+--   name           text     for people
+--   account        text     name of the account in the settings
+--   endpoint       text     path of the provider's API
+--   completion_window  text  such as 24h
+--   metadata       JSON     {text: text} for the batch
+--   extra          JSON     {..} further arguments of the create call
+--   tags           JSON     {..} the user's
+--   key            text     idempotency key
+--   queue          text     Celery queue of its messages
+--   input          text     path or URL
+--   spooled        flag     the input is our own copy
+--   input_here     flag     only this host works on the job
+--   output         text     path or URL
+--   owns           JSON     [names of its output: NAME of output:NAME]
+--   results        text     where its result files lie; '': nowhere
+--   real           text     the same without links
+--   written        JSON     [[bytes, bytes] ..] of its two result files, each time that they were put in place
+--   aside          text     JOB whose results it moves out of its output
+--   copied         flag     those are at their new place
+--   workspace      text     path or URL
+--   order_files    JSON     [a file in the workspace for each round]
+--   max_rows       count    of a shard
+--   max_bytes      bytes    of a shard
+--   attempts       count    rounds at most
+--   on_done        JSON     {..} Celery signature that is sent at its end
+--   notify_sites   JSON     [listeners that are told of its end]
+--   cancel         flag     it is to end; never taken back
+--   hold           JSON     problem: why nothing more is sent until a person decides
+--   hold_at        at       since then
+--   send_no_more   flag     no further batch is made; what is there is landed
+--   notified       flag     job.json is written, on_done is sent
+--   notify_attempts   count  how often telling receivers of its end was put off
+--   receiver_errors   count  of these, how often a receiver raised
+--   cleanup_attempts  count  how often deleting its files at the provider was put off
+--   closed         flag     nothing is left to do: its output is free, its records expire
+--   shards         count    planned so far: the next INDEX
+--   drafted        count    INDEX after the last shard that `draft` wrote. Only here
+--   due_from       count    INDEX of the next shard that `make_due` makes due; absent: all are. Only here
+--   due_now        flag     `make_due` lets the records live on, and makes them due at once. Only here
+--   open           count    shards of this round that are not collected
+--   total          count    rows of the input
+--   preparing_at   at       its state became that; so for running, finalizing
+--   running_at     at
+--   finalizing_at  at
+--   STATE_at       at       the same of the four states at its end. Only here
+--
+-- Fields of a shard
+--   job            text     JOB
+--   index          count    INDEX
+--   refused_once   flag     its rows were in a batch that was refused because of other rows
+--   file           text     its requests, in the workspace
+--   rows           count
+--   model          text     that all of its requests name
+--   try            count    from 1; job:index:try is the key of its create calls, by which its batch is known
+--   file_id        text     its input file at the provider
+--   uploads        count    upload calls begun
+--   unused_files   JSON     [ids of files that no batch was made from]
+--   unfound        count    how often in a row the provider did not know its file or batch
+--   unseen_at      at       since then the account's API key does not see its batch or file
+--   refused_at     at       since then a refusal that may pass is waited out
+--   backoff        count    how often in a row it was put off
+--   intent_at      at       first intent to create under the current key
+--   intent_ahead   s        how much our time may have been ahead of the provider's then
+--   calls          JSON     [tokens of the turns whose create call has no clear answer], 20 at most
+--   empty_at       at       first look after the latest call that found no batch
+--   named          JSON     {id of a batch that unclear answers named: whether they were about it}, 8 at most
+--   other_at       at       since then create calls are answered with batches of other shards
+--   refusal        JSON     problem: a clear no while an older call is unanswered
+--   batch_id       text     its batch
+--   spent          JSON     [batches that were given up on purpose]
+--   status         text     the provider's word for its batch
+--   counts         JSON     {total, completed, failed: count}, the provider's
+--   snapshot_at    at       status and counts were read
+--   cancel_sent    flag     the provider was asked to cancel its batch
+--   cancelled_elsewhere  flag  its batch was cancelled, and not by us
+--   landing        flag     it was given up, and its batch is read again
+--   overdue_at     at       it was found that the batch has not ended after its window
+--   output_file_id text     result file at the provider
+--   error_file_id  text     the other one
+--   errors         JSON     [{code, message, line, param} ..] of its batch
+--   late_at        at       since then files are waited for that lag what the provider counts
+--   fetched        JSON     {id of a result file: length and digest of what came of it}
+--   resend         count    rows that are not ok and worth sending again
+--   cost           pico-dollars  of its rows at list prices: a whole number; absent: not known
+--   collected_file text     its outcomes, in the workspace
+--   planned_at     at       its stage became that; so for uploaded, collected (created_at, ended_at: above)
+--   uploaded_at    at
+--   collected_at   at
+--
+-- How to read a script's first lines. KEYS: what it is about; where that is a job, `record` and `job` are the same key; the
+-- last is always `clock`. ARGV: 1 is always the skew (s), 0 but in tests, which move the time by it; `lease` is how long a
+-- lease is; `fields` are field, value, field, value .. to the end. -> what it answers: at and s are text with 6 digits,
+-- wake and cancel 0 or 1, other numbers integers; what is read from a record is as it is there.
+--
+-- END OF THE DICTIONARY
 local NIL = '\0nil'
 local ENDED = { succeeded = true, partial = true, failed = true, cancelled = true }
 

@@ -1,5 +1,7 @@
--- Count unfinished shards by stage. Reads only. KEYS 1 due set. ARGV: skew, prefix, first rank, last rank
--- -> {members read, age of the oldest shard, shards in trouble, stage, number, stage, number, ...}
+-- Count unfinished shards by stage. Reads only.
+-- KEYS: 1 due, 2 clock
+-- ARGV: 1 skew (s), 2 prefix, 3 first rank in `due`, 4 last rank
+-- -> {members read (count), age of the oldest shard (s), shards in trouble (count), stage, count, stage, count ..}
 local now = clock(ARGV[1], true)
 local members = redis.call('ZRANGE', KEYS[1], ARGV[3], ARGV[4])
 local oldest, troubled, stages = 0, 0, {}

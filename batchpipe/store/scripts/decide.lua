@@ -1,6 +1,8 @@
--- End a job's hold as somebody has decided. KEYS 1 job. ARGV: skew, 'resend' or 'land' (send nothing more),
--- prefix, id, shards that the caller wakes
--- -> {'gone'} | {'ended'|'none'|'ok', number of shards}
+-- End a job's hold as somebody has decided.
+-- KEYS: 1 job, 2 job, 3 due, 4 clock
+-- ARGV: 1 skew (s), 2 decision: resend | land (send nothing more), 3 prefix, 4 job id, 5 shards that the caller wakes
+--   (count): the sweep wakes the rest
+-- -> {'ok', shards (count)} | {'none', shards} it is not held | {'ended', shards} | {'gone'}
 if redis.call('EXISTS', KEYS[1]) == 0 then return { 'gone' } end
 local shards = tonumber(get(KEYS[1], 'shards') or '0')
 if ENDED[get(KEYS[1], 'stage')] then return { 'ended', shards } end

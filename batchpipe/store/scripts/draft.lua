@@ -1,7 +1,8 @@
 -- Write records of shards that a round is about to have, a chunk at a time, under the job's lease. Nobody sees them
 -- before `plan`: their indexes are beyond the job's `shards`. Whoever prepares again overwrites them; `drafted` is how far
 -- they go, so that the records of a job that ends without them expire, too.
--- ARGV: skew, prefix, id, token, then for each shard a JSON list: index, field, value, ...
+-- KEYS: 1 job, 2 job, 3 due, 4 clock
+-- ARGV: 1 skew (s), 2 prefix, 3 job id, 4 token, 5 and on: a shard each (JSON [index, field, value ..])
 -- -> {'ok'} | {'lost'} | {'cancel'} the job is being cancelled: nothing was written
 local now = clock(ARGV[1])
 local job = KEYS[1]

@@ -1,5 +1,7 @@
 -- Let the records of an ended job's shards expire, a chunk at a time, before `close_job` closes it.
--- ARGV: skew, prefix, id, token, seconds to live, first index, shards at most   -> {'ok', number of records} | {'lost'}
+-- KEYS: 1 job, 2 job, 3 due, 4 clock
+-- ARGV: 1 skew (s), 2 prefix, 3 job id, 4 token, 5 time to live (s), 6 first index, 7 shards at most (count)
+-- -> {'ok', shards in all, drafts too (count); 0 if the job is closed} | {'lost'}
 local now = clock(ARGV[1])
 local prefix, id, ttl, first = ARGV[2], ARGV[3], ARGV[5], tonumber(ARGV[6])
 if flag(KEYS[1], 'closed') == 1 then return { 'ok', 0 } end -- repeated by the client after a lost answer

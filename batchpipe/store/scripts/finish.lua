@@ -1,5 +1,7 @@
 -- Fix a job's end. The cancel flag wins. The lease stays: the holder goes on to tell, and the job stays due.
--- ARGV: skew, prefix, id, token, state, fields...   -> {'ok', state} | {'lost'}
+-- KEYS: 1 job, 2 job, 3 due, 4 clock
+-- ARGV: 1 skew (s), 2 prefix, 3 job id, 4 token, 5 state, 6 fields
+-- -> {'ok', state that it became} | {'lost'}
 local now = clock(ARGV[1])
 if not holds(KEYS[1], ARGV[4], now) then return { 'lost' } end
 local stage = get(KEYS[1], 'stage')

@@ -1,6 +1,8 @@
 -- A batch was cancelled, and not by us: note it with its shard, and let the job send nothing more for now, or at all.
--- Needs no lease: it is a fact. ARGV: skew, mode ('wait'|'land'|'resend'), reason as JSON
--- -> {'ok'} | {'known'} said before | {'asked'} the job is being cancelled | {'ended'}
+-- Needs no lease: it is a fact.
+-- KEYS: 1 record, 2 job, 3 due, 4 clock
+-- ARGV: 1 skew (s), 2 mode: wait | land | resend, 3 reason (JSON problem)
+-- -> {'ok'} | {'known'} said before | {'asked'} the job is being cancelled | {'ended'} or is not known
 local now = clock(ARGV[1])
 local rec, job = KEYS[1], KEYS[2]
 if redis.call('EXISTS', rec) == 0 or redis.call('EXISTS', job) == 0 then return { 'ended' } end

@@ -1,8 +1,10 @@
--- Say, before the paid call, that it will be made. ARGV: skew, prefix, token, the caller's own time
+-- Say, before the paid call, that it will be made. The time of the first intent under a key is never overwritten; a call
+-- clears the time of the empty look, and the ids that answers to earlier ones named: whoever calls has settled them. Of the
+-- calls only the last few are kept.
+-- KEYS: 1 record, 2 job, 3 due, 4 clock
+-- ARGV: 1 skew (s), 2 prefix, 3 token, 4 time of the caller's host (at)
 -- -> {'ok', wake, cancel} | {'lost'}
---  | {'held', wake, cancel}: the job sends nothing more until somebody decides, or at all; no intent is recorded
--- The time of the first intent under a key is never overwritten; a call clears the time of the empty look, and the
--- ids that answers to earlier ones named: whoever calls has settled them. Of the calls only the last few are kept.
+--  | {'held', wake, 0} the job sends nothing more until somebody decides, or at all; no intent is recorded
 local now = clock(ARGV[1])
 if not holds(KEYS[1], ARGV[3], now) then return { 'lost' } end
 if (get(KEYS[2], 'hold_at') or flag(KEYS[2], 'send_no_more') == 1) and flag(KEYS[2], 'cancel') == 0 then

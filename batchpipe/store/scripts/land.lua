@@ -1,7 +1,9 @@
 -- Take up an ended job again, to land shards that were given up and are marked (`land_mark`): their batches are read again.
--- Nothing is sent again. KEYS 1 job, 3 due. ARGV: skew, prefix, id, token, lease
--- -> {'ok'} | {'gone'} | {'running'} it has not ended | {'not_closed'} its end is still being told | {'none'} nothing is marked
---  | {'output'} its output is that of another job that is not closed
+-- Nothing is sent again.
+-- KEYS: 1 job, 2 job, 3 due, 4 clock
+-- ARGV: 1 skew (s), 2 prefix, 3 job id, 4 token of this call, 5 lease (s)
+-- -> {'ok'} | {'gone'} | {'running'} it has not ended | {'not_closed'} its end is still being told
+--  | {'none'} nothing is marked | {'output'} its output is that of another job that is not closed
 local now = clock(ARGV[1])
 local prefix, id, token, lease, job, due = ARGV[2], ARGV[3], ARGV[4], ARGV[5], KEYS[1], KEYS[3]
 if redis.call('EXISTS', job) == 0 then return { 'gone' } end

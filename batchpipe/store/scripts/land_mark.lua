@@ -1,5 +1,7 @@
 -- Mark shards of an ended job that were given up, for `land` to take up: a chunk at a time. Marks change nothing, and
--- marking twice is marking once. KEYS 1 job. ARGV: skew, prefix, id, index, index ...
+-- marking twice is marking once.
+-- KEYS: 1 job, 2 job, 3 due, 4 clock
+-- ARGV: 1 skew (s), 2 prefix, 3 job id, 4 and on: an index each
 -- -> {'ok'} | {'gone'} | {'running'} it has not ended | {'not_closed'} its end is still being told
 local prefix, id, job = ARGV[2], ARGV[3], KEYS[1]
 if redis.call('EXISTS', job) == 0 then return { 'gone' } end

@@ -1,4 +1,7 @@
--- A token bucket: may the provider be asked now? KEYS 1 bucket. ARGV: skew, per second, burst   -> seconds to wait, 0 = yes
+-- A token bucket: may the provider be asked now?
+-- KEYS: 1 looks:ACCOUNT, 2 clock
+-- ARGV: 1 skew (s), 2 looks per second (decimal text), 3 looks at once (decimal text)
+-- -> time to wait (s) as one text, not a list; 0: now
 local now = clock(ARGV[1])
 local rate, burst = tonumber(ARGV[2]), tonumber(ARGV[3])
 local left = tonumber(get(KEYS[1], 'left') or ARGV[3])

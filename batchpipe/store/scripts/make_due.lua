@@ -1,7 +1,9 @@
 -- Go on with what `plan`, `restore` and `land` begin: make the next shards of a running job due, a chunk at a time.
 -- Any process may do it, more than once; what is due already, or collected, is left as it is. `due_now`: their records may
 -- have been about to expire, and they are past due at once.
--- ARGV: skew, prefix, id, lease, shards at most   -> {number of shards that are left}
+-- KEYS: 1 job, 2 job, 3 due, 4 clock
+-- ARGV: 1 skew (s), 2 prefix, 3 job id, 4 lease (s), 5 shards at most (count)
+-- -> {shards that are left (count)}
 local now = clock(ARGV[1])
 local prefix, id, lease, job, due = ARGV[2], ARGV[3], ARGV[4], KEYS[1], KEYS[3]
 local from = tonumber(get(job, 'due_from') or '')

@@ -1,5 +1,7 @@
 -- Note what a list said of a batch. Needs no lease: it is a snapshot, and only of the batch that is recorded.
--- ARGV: skew, batch id, fields...   -> {'ok'} | {'other'}
+-- KEYS: 1 record, 2 job, 3 due, 4 clock
+-- ARGV: 1 skew (s), 2 batch id, 3 fields
+-- -> {'ok'} | {'other'} the shard waits for that batch no more
 local now = clock(ARGV[1])
 if get(KEYS[1], 'stage') ~= 'created' or get(KEYS[1], 'batch_id') ~= ARGV[2] then return { 'other' } end
 write(KEYS[1], 3)

@@ -1,6 +1,7 @@
 -- Claim names of a job's output under its lease: what the host that works on it sees. All or none.
--- ARGV: skew, prefix, id, token, all names that the job then owns (JSON)
--- -> {'ok'} | {'lost'} | {'output', id of its owner, the owner's stage}
+-- KEYS: 1 job, 2 job, 3 due, 4 clock
+-- ARGV: 1 skew (s), 2 prefix, 3 job id, 4 token, 5 all names that the job then owns (JSON [..])
+-- -> {'ok'} | {'lost'} | {'output', id of its owner, the owner's state}
 local now = clock(ARGV[1])
 if not holds(KEYS[1], ARGV[4], now) then return { 'lost' } end
 local owner, stage = own(ARGV[2], ARGV[5], ARGV[3])

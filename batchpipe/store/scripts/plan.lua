@@ -1,6 +1,8 @@
 -- Let the drafted shards of a round be seen, or, if the job is being cancelled, send it on to its end.
 -- They are not due yet: `due_from` says from which index on `make_due` goes on, and until then the job itself stays due.
--- ARGV: skew, prefix, id, member, token, lease, merge task ids, number of shards, job fields...
+-- KEYS: 1 job, 2 job, 3 due, 4 clock
+-- ARGV: 1 skew (s), 2 prefix, 3 job id, 4 member, 5 token, 6 lease (s), 7 task ids of merge (JSON [..]), 8 shards (count),
+--   9 fields (none is removed)
 -- -> {'ok'} | {'cancel', epoch of merge} | {'lost'}
 local now = clock(ARGV[1])
 local prefix, id, lease = ARGV[2], ARGV[3], ARGV[6]

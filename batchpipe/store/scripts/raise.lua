@@ -1,8 +1,10 @@
 -- Void all messages of a record and take a new epoch for new ones.
--- ARGV: skew, member, lease, task ids, when, seconds until the new message is meant to run
--- when: 'overdue' its message is lost; 'asleep' its message waits for its time; 'always' even if one is under way
--- -> {'ok', epoch, stage, queue, old task ids} | {'lease'} a wake mark is left | {'later'|'ended'|'gone'}
---  | {'undue'} not all of its shards are due yet: `make_due` goes on
+-- KEYS: 1 record, 2 job, 3 due, 4 clock
+-- ARGV: 1 skew (s), 2 member, 3 lease (s), 4 task ids of the new messages (JSON [..]), 5 when, 6 until the new one is
+--   meant to run (s)
+-- when: overdue: its message is lost; asleep: also if it waits for its time; always: even if one is under way
+-- -> {'ok', epoch, stage, queue, old task ids (JSON [..])} | {'lease'} a wake mark is left | {'later'} not now
+--  | {'ended'} | {'gone'} | {'undue'} not all of its shards are due yet: `make_due` goes on
 local now = clock(ARGV[1])
 local rec, due = KEYS[1], KEYS[3]
 if redis.call('EXISTS', rec) == 0 or redis.call('EXISTS', KEYS[2]) == 0 then

@@ -1,5 +1,7 @@
--- Keep a lease. ARGV: skew, member, token, lease, seconds until its deadline if its holder has got on, else 0
--- -> {'ok', seconds, wake, cancel} | {'lost'}
+-- Keep a lease.
+-- KEYS: 1 record, 2 job, 3 due, 4 clock
+-- ARGV: 1 skew (s), 2 member, 3 token, 4 lease (s), 5 until its deadline (s) if its holder has got on, else 0
+-- -> {'ok', what the lease lasts from now on (s), wake, cancel} | {'lost'}
 local now = clock(ARGV[1])
 if not holds(KEYS[1], ARGV[3], now) then return { 'lost' } end
 local last = math.max(tonumber(get(KEYS[1], 'lease_end')), now + tonumber(ARGV[5]))

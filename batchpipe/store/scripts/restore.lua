@@ -1,6 +1,7 @@
 -- Write the records of a running job that this Redis does not know (any more); its unfinished shards are due at once.
--- KEYS 1 job, 3 due; 4 the idempotency key's key (or the job's own).
--- ARGV: skew, prefix, id, token, names of its output (JSON), job fields...   -> {'ok'} | {'known'} | {'output', id of its owner, the owner's stage}
+-- KEYS: 1 job, 2 job, 3 due, 4 key:KEY (or the job again, if it has none), 5 clock
+-- ARGV: 1 skew (s), 2 prefix, 3 job id, 4 token of this call, 5 names of its output (JSON [..]), 6 fields (none is removed)
+-- -> {'ok'} | {'known'} nothing was written | {'output', id of its owner, the owner's state}
 local now = clock(ARGV[1])
 local prefix, id, job, due = ARGV[2], ARGV[3], KEYS[1], KEYS[3]
 if redis.call('EXISTS', job) == 1 then

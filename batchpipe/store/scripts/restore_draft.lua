@@ -1,7 +1,9 @@
 -- Write the records of shards of a job that this Redis does not know, a chunk at a time, before `restore` writes the
 -- job's. Until that they expire, for whoever writes them may die.
--- ARGV: skew, prefix, id, token, seconds to live, then for each shard a JSON list: index, field, value, ...
--- -> {'ok'} | {'known'}
+-- KEYS: 1 job, 2 job, 3 due, 4 clock
+-- ARGV: 1 skew (s), 2 prefix, 3 job id, 4 token of the call, 5 time to live (s), 6 and on: a shard each
+--   (JSON [index, field, value ..])
+-- -> {'ok'} | {'known'} nothing was written
 local prefix, id, job, ttl = ARGV[2], ARGV[3], KEYS[1], ARGV[5]
 if redis.call('EXISTS', job) == 1 then
   return { get(job, 'last') == ARGV[4] and 'ok' or 'known' } -- ok: repeated by the client after a lost answer

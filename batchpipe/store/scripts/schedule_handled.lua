@@ -1,6 +1,8 @@
 -- The runs of a schedule up to a time are handled; two that look at once never move the mark back.
--- KEYS 1 the schedules' hash. ARGV: skew, name, fingerprint, handled ('' leaves it), time of the last run ('': none), and
--- that run as JSON   -> {}
+-- KEYS: 1 schedules, 2 clock
+-- ARGV: 1 skew (s), 2 name, 3 fingerprint, 4 handled (at; '': it stays), 5 time of the last run (at; '': none), 6 that run
+--   (JSON {..}; '': none)
+-- -> {}
 local mine, at = ARGV[2] .. '/' .. ARGV[3], ARGV[2] .. '//at'
 local mark, run = tonumber(get(KEYS[1], mine) or '0'), tonumber(ARGV[5])
 local handled = tonumber(ARGV[4])

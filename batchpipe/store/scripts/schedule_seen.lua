@@ -1,6 +1,8 @@
 -- Look at a schedule's mark: the time up to which its runs are handled. A definition (crontab and time zone) that is seen
--- for the first time has handled all before now. KEYS 1 the schedules' hash. ARGV: skew, name, fingerprint
--- -> {now, handled}
+-- for the first time has handled all before now.
+-- KEYS: 1 schedules, 2 clock
+-- ARGV: 1 skew (s), 2 name, 3 fingerprint of the definition
+-- -> {now (at), handled (at)}
 local now = clock(ARGV[1])
 local mine = ARGV[2] .. '/' .. ARGV[3]
 redis.call('HSETNX', KEYS[1], mine, num(now))

@@ -1,6 +1,8 @@
 -- Record the id of a created batch. Needs no lease: the batch is a fact, and paid.
--- ARGV: skew, prefix, member, token ('' for none), key, batch id, wait, lease, sure, fields...
--- sure: '1' if the batch itself shows our key or file; else one that a record names is that shard's
+-- KEYS: 1 record, 2 job, 3 due, 4 clock
+-- ARGV: 1 skew (s), 2 prefix, 3 member, 4 token ('': none), 5 key of the shard (job:index:try), 6 batch id, 7 wait (s),
+--   8 lease (s), 9 sure, 10 fields
+-- sure: '1' if the batch itself shows our key or file; else '0', and one that a record names is that shard's
 -- -> {'ok', wake, cancel} from the live holder: the turn is over | {'late'} recorded for a shard that is due now
 --  | {'known'} nothing to do | {'cancel'} the caller cancels the batch it made
 --  | {'other'} it is the batch of another shard: whoever named it was wrong

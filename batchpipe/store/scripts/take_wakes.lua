@@ -1,6 +1,8 @@
 -- Take the next shards that are to be woken: of the job of which fewest were. They count as woken; one that is forgotten
--- by a crash learns of a cancel with its next turn. KEYS 1 waking. ARGV: skew, prefix, shards at most
--- -> {} | {id, when, first index, index after the last}
+-- by a crash learns of a cancel with its next turn.
+-- KEYS: 1 waking, 2 clock
+-- ARGV: 1 skew (s), 2 prefix, 3 shards at most (count)
+-- -> {} there are none | {job id, when, first index, index after the last}
 while true do
   local found = redis.call('ZRANGE', KEYS[1], 0, 0, 'WITHSCORES')
   if #found == 0 then return {} end

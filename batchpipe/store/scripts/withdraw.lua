@@ -1,5 +1,8 @@
 -- A call was clearly refused, or never made: take it off the list of unanswered ones; with the last the intent goes.
--- Needs no lease (the answer is a fact) and may be repeated. ARGV: skew, key of the shard, call   -> {'ok', left}
+-- Needs no lease (the answer is a fact) and may be repeated.
+-- KEYS: 1 record, 2 job, 3 due, 4 clock
+-- ARGV: 1 skew (s), 2 key of the shard (job:index:try), 3 call: the token of the turn that made it
+-- -> {'ok', calls that are left (count)}
 if get(KEYS[1], 'job') .. ':' .. get(KEYS[1], 'index') .. ':' .. (get(KEYS[1], 'try') or '1') ~= ARGV[2] then
   return { 'ok', 0 }
 end

@@ -1,0 +1,78 @@
+"""What is written above the Lua scripts is true, and stays on this machine."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from batchpipe.model.records import JobRecord, Record, ShardRecord
+from batchpipe.store import scripts
+from batchpipe.store.scripts import source
+
+FOLDER = Path(scripts.__file__).parent
+COMMON = (FOLDER / "common.lua").read_text(encoding="utf-8")
+DICTIONARY = COMMON.partition("-- END OF THE DICTIONARY")[0]
+NAMES = sorted(path.stem for path in FOLDER.glob("*.lua") if path.stem != "common")
+#: Fields that only scripts know.
+ONLY_THERE = {"last", "to_land", "drafted", "due_from", "due_now", "STATE_at"}
+
+
+def script(name: str) -> str:
+    return (FOLDER / f"{name}.lua").read_text(encoding="utf-8")
+
+
+def told(title: str) -> list[str]:
+    """The names that a section of the dictionary explains."""
+    section = DICTIONARY.split(f"\n-- {title}", 1)[1].split("\n--\n", 1)[0]
+    return re.findall(r"^--   (\S+) +\S", section, flags=re.MULTILINE)
+
+
+def line(head: str, what: str) -> str:
+    found = re.findall(rf"^-- {what} .+$", head, flags=re.MULTILINE)
+    assert len(found) == 1, found
+    return str(found[0])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_redis_is_sent_the_code_without_comment_lines_and_with_the_same_line_numbers(name: str) -> None:
+    """Only whole lines of comment are left out; no long string or comment is there that a line could be part of."""
+    whole, sent = (COMMON + script(name)).splitlines(), source(name).splitlines()
+    assert not [line for line in sent if re.search(r"\[=*\[", line)]
+    assert not [line for line in whole if re.search(r"--\[=*\[", line)]
+    assert sent == ["" if line.lstrip().startswith("--") else line for line in whole]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_script_names_its_keys_its_arguments_and_its_answers_at_its_top(name: str) -> None:
+    """They are numbered without a gap, and none is used that is not named."""
+    text = script(name)
+    head = re.findall(r"\A(?:--.*\n)+", text)[0].replace("\n--   ", " ")  # one line each, that is
+    for what in ("KEYS", "ARGV"):
+        named = [int(number) for number in re.findall(r"(?:: |, |and )(\d+) [a-z]", line(head, f"{what}:"))]
+        used = [int(number) for number in re.findall(rf"{what}\[(\d+)\]", text)]
+        assert named == list(range(1, len(named) + 1))
+        assert max(used, default=1) <= len(named)
+    assert re.search(r" \d clock$", line(head, "KEYS:"))
+    assert line(head, "->")
+
+
+def test_the_dictionary_explains_every_field_of_the_records_once() -> None:
+    """And of those that only scripts know, all, and no others."""
+    both, of_jobs, of_shards = told("Fields of both"), told("Fields of a job"), told("Fields of a shard")
+    every = both + of_jobs + of_shards
+    assert len(set(every)) == len(every)
+    jobs, shards = set(JobRecord.__struct_encode_fields__), set(ShardRecord.__struct_encode_fields__)
+    assert set(both) - ONLY_THERE == jobs & shards >= set(Record.__struct_encode_fields__)
+    assert set(of_jobs) - ONLY_THERE == jobs - shards
+    assert set(of_shards) - ONLY_THERE == shards - jobs
+    assert set(every) >= ONLY_THERE
+
+
+def test_the_dictionary_explains_every_key() -> None:
+    """Whatever the scripts and the store put after the prefix; no family that is not used."""
+    texts = [path.read_text(encoding="utf-8") for path in (*FOLDER.glob("*.lua"), *FOLDER.parent.glob("*.py"))]
+    pattern = r"""(?:(?:prefix|ARGV\[2\]|ARGV\[3\]) \.\. '|self\.prefix\}|\{prefix\})([a-z_]+)"""
+    used = {family for text in texts for family in re.findall(pattern, text)}
+    assert {name.partition(":")[0] for name in told("Keys, each after the prefix.")} == used
