@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import replace
 from difflib import get_close_matches
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, NoReturn, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 
@@ -103,15 +103,6 @@ def cli(ctx: click.Context, app: str | None) -> None:
         ctx.obj = replace(front, command=(*front.command, "-A", name))
 
 
-def _interrupted() -> NoReturn:
-    """Exit with 130. An interrupt that struck within ``exec`` (a dataclass being made, during an import) leaves a mark
-    in CPython by which it would end itself with SIGINT later on, however the exception was handled; running any code
-    from text clears it.
-    """
-    exec("")
-    sys.exit(130)
-
-
 def _check_text(args: list[str]) -> None:
     """Raises UsageError for arguments that are not UTF-8: neither Redis nor JSON could hold them."""
     for arg in args:
@@ -140,11 +131,6 @@ def _say_unwritten(error: OSError) -> None:
     sys.stdout = sys.stderr = cast(Any, None)
 
 
-def is_interrupt(error: Exception) -> bool:
-    """True for what pydantic makes of a Ctrl-C while it builds its classes, as our modules are imported."""
-    return type(error).__name__ == "SchemaError" and "KeyboardInterrupt" in str(error)
-
-
 def main(args: list[str] | None = None, *, prog: str = "batchpipe", front: Invocation | None = None) -> Any:
     """The entry point, also of a site's own command line (``front``). Expected errors are one line on stderr."""
     from batchpipe.cli.common import say, write_in_any_locale
@@ -153,16 +139,14 @@ def main(args: list[str] | None = None, *, prog: str = "batchpipe", front: Invoc
     try:
         _check_text(sys.argv[1:] if args is None else args)
         code = cli.main(args=args, prog_name=prog, standalone_mode=False, obj=front)
-    except click.exceptions.Abort:
-        _interrupted()
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
     except BatchpipeError as error:
         say(f"Error: {' '.join(_words(error).split())}")
         sys.exit(1)
-    except KeyboardInterrupt:
-        _interrupted()
+    except (KeyboardInterrupt, click.exceptions.Abort):
+        sys.exit(130)
     except BrokenPipeError:  # `batchpipe results ... | head`
         sys.stderr.close()
         sys.exit(1)
@@ -171,8 +155,4 @@ def main(args: list[str] | None = None, *, prog: str = "batchpipe", front: Invoc
             raise
         _say_unwritten(error)
         sys.exit(1)
-    except Exception as error:
-        if is_interrupt(error):
-            _interrupted()
-        raise
     sys.exit(code if isinstance(code, int) else 0)

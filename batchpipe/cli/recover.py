@@ -37,11 +37,10 @@ def recover_command(
     folder and in each DIR: outputs, folders of outputs, or workspaces.
 
     Jobs of another Redis (host, port, database or prefix) are left alone: if that one lives, both would work on them,
-    and pay twice. A new Redis, to which nothing was submitted yet, takes over the jobs of an old one that no longer
-    accepts connections. Else name the old one by --of, if it is gone for good. That a job was being cancelled is known
-    only if that was asked for on this host.
+    and pay twice. If it is gone for good, and this Redis is the new one in its place, name it by --of. That a job was
+    being cancelled is known only if that was asked for on this host.
 
-    Exits with 1 if an unfinished job could not be rebuilt, unless it belongs to another Redis that is there.
+    Exits with 1 if an unfinished job could not be rebuilt, unless it belongs to another Redis.
     """
     from batchpipe.client.submission import absolute
 
@@ -79,12 +78,11 @@ def _lines(report: Report) -> Iterator[str]:
         if job.own_queue:
             yield f"  it belongs to a `run`: go on with the same `batchpipe run`, or with `batchpipe wait {job.job}`"
     for left in report.left:
-        if left.code in FOREIGN:
+        if left.code == FOREIGN:
             batches = f" ({running[left.job]} of its batches run)" if running[left.job] else ""
             yield f"{left.job}  left alone: {' '.join(left.why.split())}{batches}"
     for lost in report.lost:
-        if lost.code not in FOREIGN:
-            yield f"{lost.job}  not rebuilt: {' '.join(lost.why.split())}"
+        yield f"{lost.job}  not rebuilt: {' '.join(lost.why.split())}"
     for batch in report.cancelled:
         yield f"{batch.batch_id}  cancelled: job {batch.job}, shard {batch.shard} has another batch ({batch.account})"
     for batch in report.orphans:
@@ -105,10 +103,10 @@ def _summary(report: Report) -> str:
     from batchpipe.recover import FOREIGN
 
     codes = [left.code for left in report.left]
-    others = sum(code in FOREIGN for code in codes)
+    others = codes.count(FOREIGN)
     done = "to rebuild" if report.dry_run else "rebuilt"
     return (
-        f"{len(report.rebuilt)} {done}, {sum(left.code not in FOREIGN for left in report.lost)} lost, "
+        f"{len(report.rebuilt)} {done}, {len(report.lost)} lost, "
         f"{codes.count('known')} known, {codes.count('finished') + codes.count('sandbox_gone')} over"
         + (f", {others} of another Redis" if others else "")
     )

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from batchpipe.config.settings import Settings
-from batchpipe.recover.discovery import Trace
-from batchpipe.store.redis_label import answers, label_of
+from batchpipe.store.redis_label import label_of
 
 #: In the place of a label: whatever Redis a job belongs to.
 ANY = "any"
@@ -23,37 +22,23 @@ class Refusal(NamedTuple):
 
 
 class Owners:
-    """What the labels of jobs mean to the Redis that recover is called for.
+    """Which Redis a job belongs to is the label that was recorded with it; another one's jobs are left to that one.
 
-    A new Redis in the place of one that is gone takes its jobs over by itself: the old one accepts no connection, and
-    nothing was submitted to the new one yet, or it has taken over jobs of the old one before. All else is for people
-    who know, and name the label (``of``).
+    Only a person knows that the other Redis is gone for good, and names its label (``of``; ``any``: all of them).
     """
 
-    def __init__(self, settings: Settings, traces: Sequence[Trace], of: Sequence[str]) -> None:
+    def __init__(self, settings: Settings, of: Sequence[str]) -> None:
         self.label = label_of(settings)
         self._of = frozenset(of)
-        ours = [trace for trace in traces if trace.redis == self.label]
-        self._has_jobs = any(not trace.taken for trace in ours)
-        self._followed = {label for trace in ours for label in trace.taken}
-        self._answers: dict[str, bool | None] = {}
 
     def is_ours(self, label: str | None) -> bool:
-        """Jobs of the time before there were labels count as ours."""
+        """A job without a label counts as ours."""
         return label is None or label == self.label
 
     def refusal(self, label: str | None) -> Refusal | None:
         """None if a lost job of this label may be rebuilt."""
         if label is None or self.is_ours(label) or self._of & {label, ANY}:
             return None
-        if label not in self._answers:
-            self._answers[label] = answers(label)
-        there = self._answers[label]
-        if there is False and (not self._has_jobs or label in self._followed):
-            return None
-        name, silent = shlex.quote(label), ", which does not answer" if there is False else ""
-        why = (
-            f"it belongs to Redis {name}{silent}: recover there, or, if that one is gone for good, name it here: "
-            f"--of {name}"
-        )
-        return Refusal("foreign_silent" if silent else "foreign", why, label)
+        name = shlex.quote(label)
+        why = f"it belongs to Redis {name}: recover there, or, if that one is gone for good, name it here: --of {name}"
+        return Refusal("foreign", why, label)

@@ -56,12 +56,12 @@ def recover(
     ``folders`` are looked through for workspaces, beside the list in our home and the WORKSPACE setting. With
     ``dry_run`` nothing is written anywhere, and the report also tells of records and provider that do not agree.
     ``jobs``: only these. ``of``: labels of other Redis servers that are gone for good, whose jobs are taken over, too
-    (``any``: of all); see ``Owners`` for which are taken over without.
+    (``any``: of all).
     Raises InvalidInput for a folder that is not there, StoreUnavailable.
     """
     check_folders(folders)
     traces = find_traces(turns.settings, folders)
-    return _Recovery(turns, dry_run, jobs, Owners(turns.settings, traces, of)).run(traces)
+    return _Recovery(turns, dry_run, jobs, Owners(turns.settings, of)).run(traces)
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-#: Why a job is left alone without anything being wrong (codes of ``Left``).
-FINE = frozenset({"known", "finished", "sandbox_gone", "foreign"})
-#: Codes of jobs that belong to another Redis; one that does not answer may be gone, and its jobs lost.
-FOREIGN = frozenset({"foreign", "foreign_silent"})
+#: The code of jobs that belong to another Redis.
+FOREIGN = "foreign"
+#: Why a job is left alone without anything being wrong (codes of ``Skipped``).
+FINE = frozenset({"known", "finished", "sandbox_gone", FOREIGN})
 
 
 @dataclass(frozen=True)

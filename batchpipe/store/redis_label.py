@@ -1,26 +1,15 @@
-"""Whose a job is: a name for one Redis and prefix that holds no secret and stays the same over restarts."""
+"""Which Redis a job belongs to: a name for one Redis and prefix, without secrets and stable over restarts."""
 
 from __future__ import annotations
 
 import ipaddress
 import os
-import re
 import socket
 from pathlib import Path
 from urllib.parse import SplitResult, parse_qs, quote, unquote, urlsplit
 
 from batchpipe.config.settings import Settings
 from batchpipe.local_redis.shared import read_record
-
-#: How long another Redis is given to accept a connection.
-ANSWER_SECONDS = 2.0
-
-#: A label: where the Redis is, one space, the prefix of its keys. In both a space is written %20.
-_LABEL = re.compile(r"(?P<place>\S+) (?P<prefix>\S*)")
-_PRIVATE = re.compile(r"private\((?P<machine>[^)]*)\):(?P<path>.+)")
-_SOCKET = re.compile(r"unix\((?P<machine>[^)]*)\):(?P<path>.+)/[^/]*")
-_LOOPBACK = re.compile(r"localhost\((?P<machine>[^)]*)\):(?P<port>\d+)/[^/]*")
-_NETWORK = re.compile(r"\[?(?P<host>[^\s/\]]+)\]?:(?P<port>\d+)/[^/]*")
 
 
 def label_of(settings: Settings) -> str:
@@ -35,22 +24,6 @@ def label_of(settings: Settings) -> str:
         f"private({_machine()}):{_plain(os.path.realpath(settings.home))}" if private else _place(urlsplit(url or ""))
     )
     return f"{place} {_plain(settings.prefix)}"
-
-
-def answers(label: str) -> bool | None:
-    """Whether something is there where a label points to; None: that cannot be known from here."""
-    parts = _LABEL.fullmatch(label)
-    place = parts["place"] if parts else ""
-    for pattern in (_PRIVATE, _SOCKET, _LOOPBACK):
-        if (found := pattern.fullmatch(place)) is None:
-            continue
-        if found["machine"] != _machine():
-            return None
-        if pattern is _PRIVATE:  # its server runs only while it is used: it is there as long as its data are
-            return _is_there(os.path.join(unquote(found["path"]), "redis", "data.json"))
-        return _accepts("localhost", int(found["port"])) if pattern is _LOOPBACK else _listens(unquote(found["path"]))
-    found = _NETWORK.fullmatch(place)
-    return _accepts(unquote(found["host"]), int(found["port"])) if found is not None else None
 
 
 def _is_private(url: str, home: Path) -> bool:
@@ -86,31 +59,3 @@ def _machine() -> str:
 
 def _plain(text: str) -> str:
     return quote(text, safe="/{}:@,;=+~-._")
-
-
-def _accepts(host: str, port: int) -> bool:
-    try:
-        with socket.create_connection((host, port), ANSWER_SECONDS):
-            return True
-    except (OSError, ValueError, OverflowError):  # a port that is none
-        return False
-
-
-def _listens(path: str) -> bool:
-    with socket.socket(socket.AF_UNIX) as client:
-        client.settimeout(ANSWER_SECONDS)
-        try:
-            client.connect(path)
-        except OSError:
-            return False
-        return True
-
-
-def _is_there(path: str) -> bool | None:
-    try:
-        os.stat(path)
-    except (FileNotFoundError, NotADirectoryError):
-        return False
-    except OSError:  # of another user
-        return None
-    return True

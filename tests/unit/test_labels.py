@@ -11,7 +11,7 @@ from pydantic import SecretStr
 
 from batchpipe.config.settings import Settings, child_environment, load_settings
 from batchpipe.local_redis import acquire
-from batchpipe.store.redis_label import answers, label_of
+from batchpipe.store.redis_label import label_of
 
 HERE = socket.gethostname()
 
@@ -63,29 +63,3 @@ def test_the_private_redis_keeps_its_label_whatever_its_port(tmp_path: Path, mon
         assert label_of(load_settings(env_file=None)) == label
         port = handle.server.url.rpartition(":")[2]
         assert label_of(settings(tmp_path, f"redis://:other@localhost:{port}", home=home)) != label
-        assert answers(label) is True
-    assert answers(label) is True  # it comes back with its data
-    assert answers(label_of(settings(tmp_path, home=tmp_path / "nothing"))) is False
-
-
-def test_whether_another_redis_is_there_is_asked_of_its_address(tmp_path: Path) -> None:
-    """Where it can be: not of another machine's own."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-        label = label_of(settings(tmp_path, f"redis://127.0.0.1:{port}/5"))
-        assert answers(label) is True
-    assert answers(label) is False
-    assert answers(label.replace(HERE, "elsewhere.invalid")) is None
-    assert answers(f"127.0.0.1:{port}/5 p:") is False
-    assert answers("127.0.0.1:99999/5 p:") is False
-    assert answers("nonsense") is None
-
-
-def test_a_socket_is_asked_too(tmp_path: Path) -> None:
-    path = tmp_path / "s"
-    label = label_of(settings(tmp_path, f"unix://{path}"))
-    assert answers(label) is False
-    with socket.socket(socket.AF_UNIX) as server:
-        server.bind(str(path))
-        server.listen()
-        assert answers(label) is True

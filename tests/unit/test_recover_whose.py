@@ -175,16 +175,17 @@ def test_a_manifest_without_a_label_counts_as_ours(host: Host, chat_rows: Rows, 
 # -- a new Redis in the place of the old ---------------------------------------------------------------------------
 
 
-def test_a_new_redis_takes_over_the_jobs_of_one_that_is_gone(host: Host, chat_rows: Rows, prefix: str) -> None:
+def test_a_new_redis_takes_over_the_jobs_of_one_that_a_person_names(host: Host, chat_rows: Rows, prefix: str) -> None:
     """Also with a second call, where an account could not be read at first. From then on they are its own."""
-    old, new = host.site(prefix=prefix, url=host.listen()), host.site(prefix=prefix, url=host.listen())
+    old, new = host.site(prefix=prefix, url="redis://127.0.0.1:9/0"), host.site(prefix=prefix, url=host.listen())
     jobs = [created(old, chat_rows(2)), created(old, chat_rows(2, start=2))]
-    host._servers[0].close()
-    first = again(new, jobs=jobs[:1])
+    gone = [label(old)]
+    assert left(again(new)) == dict.fromkeys(jobs, "foreign")
+    first = again(new, jobs=jobs[:1], of=gone)
     assert [job.job for job in first.rebuilt] == jobs[:1]
     host.api.fail_next("iter_batches", Unavailable("HTTP 503", status=503))
-    assert left(again(new))[jobs[1]] == "account_unread"
-    assert [job.job for job in again(new).rebuilt] == jobs[1:]
+    assert left(again(new, of=gone))[jobs[1]] == "account_unread"
+    assert [job.job for job in again(new, of=gone).rebuilt] == jobs[1:]
     manifest = orjson.loads(manifest_of(new, jobs[0]).read_bytes())
     assert (manifest["redis"], manifest["taken"]) == (label(new), [label(old)])
     forget(new)
@@ -210,26 +211,20 @@ def test_a_job_that_was_not_prepared_moves_to_the_new_redis_too(host: Host, chat
     old, new = host.site(prefix=prefix, url="redis://127.0.0.1:9/0"), host.site(prefix=prefix, url=host.listen())
     job = old.job(old.submit(chat_rows(2)))
     note_workspace(old.settings, job, record=basics(job))
-    for _ in range(2):
-        assert [found.job for found in again(new).rebuilt] == [job.id]
-        new.store.client.flushall()
-    again(new)
+    assert [found.job for found in again(new, of=[label(old)]).rebuilt] == [job.id]
+    new.store.client.flushall()
+    assert [found.job for found in again(new).rebuilt] == [job.id]
     assert_done(new, job.id)
 
 
-def test_a_redis_that_has_jobs_of_its_own_is_told_which_others_are_gone(
-    host: Host, chat_rows: Rows, prefix: str
-) -> None:
-    """One that does not answer may be down for a moment only. Its jobs may be lost, so this is answered with 1."""
+def test_each_redis_that_is_gone_is_named(host: Host, chat_rows: Rows, prefix: str) -> None:
+    """One that does not answer may be down for a moment only, and then both would send its rows."""
     silent, other = (host.site(prefix=name, url="redis://127.0.0.1:9/0") for name in (prefix, "{other}:"))
     ours = host.site(prefix=prefix, url=host.listen())
     jobs = [created(site, chat_rows(1, start=start)) for start, site in enumerate((silent, other, ours))]
-    report = again(ours)
-    assert left(report) == {jobs[0]: "foreign_silent", jobs[1]: "foreign_silent", jobs[2]: "known"}
-    assert [job.job for job in report.lost] == jobs[:2]
-    assert "which does not answer" in report.lost[0].why
+    assert left(again(ours)) == {jobs[0]: "foreign", jobs[1]: "foreign", jobs[2]: "known"}
     report = again(ours, of=[label(silent)])
-    assert ([job.job for job in report.rebuilt], left(report)[jobs[1]]) == (jobs[:1], "foreign_silent")
+    assert ([job.job for job in report.rebuilt], left(report)[jobs[1]]) == (jobs[:1], "foreign")
     assert [job.job for job in again(ours, of=["any"]).rebuilt] == jobs[1:2]
     assert_done(ours, *jobs)
 
