@@ -26,12 +26,12 @@ if TYPE_CHECKING:
 COMMANDS = {
     "run": ("run", "Submit and follow to the end; the same command again resumes."),
     "submit": ("jobs", "Enqueue a job and print its id."),
-    "status": ("status", "Show where a job stands."),
+    "status": ("status", "Show the state of a job."),
     "list": ("jobs", "List jobs, newest first."),
     "wait": ("run", "Wait until jobs have ended."),
     "results": ("jobs", "Print the output rows of an ended job."),
     "cancel": ("jobs", "Cancel a job; finished rows are kept."),
-    "land": ("jobs", "Take what is there of a job that is held, or whose batches were given up."),
+    "land": ("jobs", "Collect what is there for a held job, or for one that ended without some batches."),
     "retry": ("jobs", "Send the rows that are not ok as a new job."),
     "resume": ("jobs", "End the pause of an account, or the hold of a job."),
     "validate": ("jobs", "Check an input without sending anything."),
@@ -113,7 +113,7 @@ def _check_text(args: list[str]) -> None:
 
 
 def _words(error: BatchpipeError) -> str:
-    """What is said of an error; of a job that is not known, also whether Redis may have lost it."""
+    """The message for an error; for an unknown job, also whether Redis may have lost it."""
     if not isinstance(error, JobNotFound) or error.job is None:
         return str(error)
     from batchpipe.cli.recover import where_it_is
@@ -125,14 +125,14 @@ def _words(error: BatchpipeError) -> str:
 
 
 def _say_unwritten(error: OSError) -> None:
-    """What could not be written must not be tried again as the process ends: that would be a traceback."""
+    """Output that could not be written must not be tried again when the process ends: that would print a traceback."""
     with suppress(OSError, ValueError):
         click.echo(f"Error: the output could not be written: {os.strerror(error.errno or 0)}", err=True)
     sys.stdout = sys.stderr = cast(Any, None)
 
 
 def main(args: list[str] | None = None, *, prog: str = "batchpipe", front: Invocation | None = None) -> Any:
-    """The entry point, also of a site's own command line (``front``). Expected errors are one line on stderr."""
+    """The entry point, also for a site's own command line (``front``). Expected errors are one line on stderr."""
     from batchpipe.cli.common import say, write_in_any_locale
 
     write_in_any_locale()
@@ -150,7 +150,7 @@ def main(args: list[str] | None = None, *, prog: str = "batchpipe", front: Invoc
     except BrokenPipeError:  # `batchpipe results ... | head`
         sys.stderr.close()
         sys.exit(1)
-    except OSError as error:  # of stdout or stderr: those of files are ours by now
+    except OSError as error:  # of stdout or stderr: errors of files have become ours by now
         if error.errno not in (errno.ENOSPC, errno.EIO, errno.EDQUOT, errno.EBADF):
             raise
         _say_unwritten(error)

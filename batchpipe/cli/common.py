@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Invocation:
-    """How these commands were called, and so how a process of theirs (the worker of a ``run``) is started."""
+    """How these commands were called, and so how to start further processes (the worker of a ``run``)."""
 
     command: tuple[str, ...] = (sys.executable, "-P", "-m", "batchpipe")
-    in_site: bool = False  #: called by a site's own command line (manage.py, flask): its app is loaded already
+    in_site: bool = False  #: called by a site's own command line (manage.py, flask): its app is already loaded
 
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -42,7 +42,7 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print one JS
 
 
 def settings() -> Settings:
-    """The settings, read once per command; what looks like one and is none is said, once. Raises SettingsError."""
+    """The settings, read once per command; warns once of names that look like settings. Raises SettingsError."""
     from batchpipe.config.settings import current_settings
 
     found = current_settings()
@@ -52,14 +52,14 @@ def settings() -> Settings:
     return found
 
 
-#: What this process has said already.
+#: What this process has already reported.
 _SAID: set[str] = set()
 
 
 def open_client(*, patient: bool = False) -> Client:
     """The client; finds or starts the private Redis. Raises SettingsError, StoreUnavailable.
 
-    ``patient``: of a process that stays. A Redis that will do so by itself may have to get ready first.
+    ``patient``: for a process that keeps running. A Redis that will be ready soon is waited for.
     """
     from batchpipe.client.client import Client
     from batchpipe.store.refusals import PASSING
@@ -77,7 +77,7 @@ def open_client(*, patient: bool = False) -> Client:
 
 def use_app(name: str | None) -> str | None:
     """Publish through the site's Celery app of this name, or of the APP setting. Raises SettingsError."""
-    with suppress(SettingsError):  # the command that is called will say it
+    with suppress(SettingsError):  # the command that is called will report it
         name = name or settings().app
     if name:
         from batchpipe.worker.setup import load_app
@@ -87,7 +87,7 @@ def use_app(name: str | None) -> str | None:
 
 
 def has_site_app() -> bool:
-    """True if the site that is loaded in this process has a Celery app; then it is at home with us."""
+    """True if the site that is loaded in this process has a Celery app; then that is set up for batchpipe."""
     if "celery" not in sys.modules:
         return False
     from batchpipe.worker.setup import is_set_up, setup, site_app
@@ -99,37 +99,37 @@ def has_site_app() -> bool:
 
 
 def quiet_libraries() -> None:
-    """Commands talk for themselves; what libraries warn of goes to the worker's log, not into a person's terminal."""
+    """Commands print their own messages; warnings of libraries go to the worker's log, not to a person's terminal."""
     logging.getLogger("batchpipe").addHandler(logging.NullHandler())
     logging.lastResort = None
 
 
 def say(text: str) -> None:
-    """Talk, to stderr."""
+    """Print a message to stderr."""
     click.echo(printable(text), err=True)
 
 
 def out(text: str) -> None:
-    """A line of data for people, to stdout."""
+    """Print a line of data for people to stdout."""
     click.echo(printable(text))
 
 
 def emit_json(document: Any, *, indent: int | None = 2) -> None:
-    """One JSON document, to stdout: in UTF-8, whatever the locale."""
+    """Print one JSON document to stdout: in UTF-8, whatever the locale."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(encoding="utf-8")
     click.echo(printable_json(json.dumps(document, indent=indent, ensure_ascii=False)))
 
 
 def emit_parts(parts: Iterable[bytes]) -> None:
-    """The same in parts: it may be long."""
+    """The same in parts, because it may be long."""
     sys.stdout.flush()
     sys.stdout.buffer.writelines(printable_json(part.decode()).encode() for part in parts)
     sys.stdout.buffer.flush()
 
 
 def write_in_any_locale() -> None:
-    """What stdout or stderr cannot show is escaped; it must not end a command."""
+    """Characters that stdout or stderr cannot show are escaped; they must not end a command."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -174,7 +174,7 @@ class Pair(click.ParamType[tuple[str, Any]]):
 
 
 class Seconds(click.FloatRange):
-    """A number of seconds from 0 on; ``nan`` is none."""
+    """A number of seconds from 0 on, not ``nan``."""
 
     name = "SECONDS"
 

@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 
 #: Clocks may differ by so much.
 CLOCK_SECONDS = 300.0
-#: How much of what is not done doctor reads, and how many jobs (and queues beside ours) it names.
+#: How many open records doctor reads, and how many jobs (and queues besides ours) it names.
 MOST_RECORDS, MOST_JOBS, MOST_SAID = 1_000, 200, 3
-#: Where it says what to do about a Redis that refuses.
+#: Where the docs say what to do about a Redis that refuses.
 _AT_REDIS = "docs/operations.md, Redis refuses"
 
 _NO_KEY = "a worker needs the key, a process that only submits does not; without one: `batchpipe worker --sandbox`"
@@ -38,7 +38,7 @@ _NO_SANDBOX = "SANDBOX is set, and no sandbox runs: start `batchpipe worker --sa
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at: ok, warn or fail; ``fix`` says what to do."""
+    """The result of one check: ok, warn or fail; ``fix`` says what to do."""
 
     what: str
     verdict: str
@@ -96,7 +96,7 @@ def _look(account: str) -> Iterator[Finding]:
 
 
 def _unless_refused(what: str, look: Iterator[Finding]) -> Iterator[Finding]:
-    """A look that Redis may refuse."""
+    """A check that Redis may refuse."""
     try:
         yield from look
     except StoreUnavailable as error:
@@ -110,7 +110,7 @@ def _jobs_and_workers(client: Client) -> Iterator[Finding]:
 
 
 def _site_app(chosen: Settings) -> Iterator[Finding]:
-    """The site's own Celery app, where this command publishes through one."""
+    """The site's own Celery app, if this command publishes through one."""
     from batchpipe.worker.checks import check_app
     from batchpipe.worker.setup import site_app
 
@@ -202,7 +202,7 @@ def _account(client: Client | None, name: str) -> Iterator[Finding]:
 
 
 def _capabilities(name: str) -> Iterator[Finding]:
-    """What is declared of the provider, where it weakens what we promise."""
+    """Declared properties of the provider that weaken our guarantees."""
     account = settings().account(name)
     if account.lists_batches and not account.echoes_metadata:
         detail = f"{name}: its list shows no metadata: the sweep cannot find strays, recover goes by file names"
@@ -217,15 +217,15 @@ def _capabilities(name: str) -> Iterator[Finding]:
 
 @dataclass(frozen=True)
 class _Open:
-    """A job that is not done, and those of its records that are open: its shards, or the job itself."""
+    """A job that is not done, and its open records: its shards, or the job itself."""
 
     job: JobRecord
     records: list[JobRecord | ShardRecord]
 
     @property
     def problem(self) -> str | None:
-        """Why it does not get on just now, as `status` says it."""
-        if self.job.state.ended:  # what troubled it is over: only its receivers may not have heard
+        """Why it makes no progress just now, as `status` says it."""
+        if self.job.state.ended:  # its trouble is over: only its receivers may not have been notified
             return telling(self.job)
         found = (record.trouble.message for record in self.records if record.trouble is not None)
         held = self.job.hold.message if self.job.hold is not None else None
@@ -233,7 +233,7 @@ class _Open:
 
 
 def _open_jobs(client: Client) -> list[_Open]:
-    """What is due first, and not more of it than can be read in a moment."""
+    """The records that are due first, no more than can be read in a moment."""
     indexes: dict[str, list[int]] = {}
     for job_id, index in client.store.unfinished(MOST_RECORDS):
         indexes.setdefault(job_id, []).append(index)
@@ -265,7 +265,7 @@ def _trouble(jobs: list[_Open]) -> Iterator[Finding]:
 
 
 def _workers(client: Client, jobs: list[JobRecord]) -> Iterator[Finding]:
-    """Whether somebody listens on our queue, and on those of jobs that wait; a `run` brings a worker of its own."""
+    """Whether a worker listens on our queue, and on those of waiting jobs; a `run` brings a worker of its own."""
     from batchpipe.client.listeners import how_to_start
     from batchpipe.tasks.chain import broker_refusal, queues_of_workers
 
@@ -290,7 +290,7 @@ def _workers(client: Client, jobs: list[JobRecord]) -> Iterator[Finding]:
 
 
 def _by_queue(client: Client, jobs: list[JobRecord]) -> dict[str, list[JobRecord]]:
-    """The jobs of each queue; but for those of a `run` whose worker may just be starting."""
+    """The jobs of each queue, except those of a `run` with a worker that may just be starting."""
     from batchpipe.client.listeners import STARTING_SECONDS
 
     began = client.store.now() - STARTING_SECONDS

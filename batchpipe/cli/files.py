@@ -44,7 +44,7 @@ def files_command(account: str, delete: bool, as_json: bool) -> None:
         try:
             api.delete_file(file.id)
             deleted += 1
-        except Gone:  # it has expired, or somebody else has deleted it
+        except Gone:  # it has expired, or was deleted elsewhere
             continue
     shown = {
         state: {"files": len(files), "bytes": sum(file.bytes or 0 for file in files)} for state, files in found.items()

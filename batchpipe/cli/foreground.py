@@ -1,4 +1,4 @@
-"""A worker of one's own: the process that works on the queue of a ``run``, and the sandbox it may need."""
+"""The worker process for the queue of a ``run``, and the sandbox that it may need."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ STOP_SECONDS = 8.0
 
 
 class OwnWorker:
-    """A worker process for one queue: started, kept alive, and stopped with us, however we end.
+    """A worker process for one queue: started, kept alive, and stopped with this process, however that ends.
 
     It reads our pipe: when we vanish, the pipe closes and it stops. Its log goes to a file.
     """
@@ -33,7 +33,7 @@ class OwnWorker:
         self._command = click.get_current_context().ensure_object(Invocation).command
         self._extra = extra_environment
         self._quick_deaths = 0
-        self.job_is_done = False  #: set by who follows the job: nothing of it is needed any more
+        self.job_is_done = False  #: set by the code that follows the job: nothing of it is needed any more
         self._process = self._start()
 
     def _start(self) -> subprocess.Popen[bytes]:
@@ -65,7 +65,7 @@ class OwnWorker:
         self._process = self._start()
 
     def stop(self) -> None:
-        """Let it hand back its work; after a few seconds it is killed: its lease ends and others go on."""
+        """Let it hand back its work; after a few seconds it is killed: its lease expires and other workers go on."""
         if self._process.poll() is None:
             self._process.terminate()
             try:
@@ -99,7 +99,7 @@ def own_worker(
 
 
 def _tidy(settings: Settings, queue: str, job_key: str) -> None:
-    """A run that is done leaves its log and nothing else."""
+    """Remove everything of a finished run but its log."""
     from batchpipe.storage import Folder
     from batchpipe.tasks.chain import forget_queue
 
@@ -111,7 +111,7 @@ def _tidy(settings: Settings, queue: str, job_key: str) -> None:
 
 @contextmanager
 def _sandbox(settings: Settings, folder: Path) -> Iterator[dict[str, str]]:
-    """A sandbox server in this process, and the settings by which a worker finds it."""
+    """A sandbox server in this process, and the settings with which a worker finds it."""
     from batchpipe.config.settings import SANDBOX_ACCOUNT
     from batchpipe.sandbox import Sandbox
 

@@ -61,7 +61,7 @@ def submit_command(input: str, metadata: Any, extra: Any, account: str | None, *
 
 
 class _Said(logging.Handler):
-    """Says what is logged to whoever typed the command."""
+    """Shows log messages to the person who typed the command."""
 
     def emit(self, record: logging.LogRecord) -> None:
         say(f"Warning: {record.getMessage()}")
@@ -69,7 +69,7 @@ class _Said(logging.Handler):
 
 @contextmanager
 def _messages_told() -> Iterator[None]:
-    """Say what keeps messages from the broker: the job is recorded all the same, and a person should mend it."""
+    """Say why the broker does not take messages: the job is recorded all the same, and a person should correct it."""
     logger, handler = logging.getLogger("batchpipe.pipeline.runner"), _Said(logging.WARNING)
     logger.addHandler(handler)
     try:
@@ -116,12 +116,12 @@ def list_command(state: str | None, limit: int, as_json: bool) -> None:
 
 
 def name_of(job: JobRecord) -> str:
-    """What a person knows the job by. Of rows that a program gave, our copy of them says less than key or output."""
+    """What a person knows the job by. If a program gave the rows, the path of our copy says less than key or output."""
     return job.name or ((job.key or job.output) if job.spooled else "") or without_secrets(job.input)
 
 
 def _state(job: Any) -> str:
-    """A record that cannot be read is a job nevertheless."""
+    """Show a job also if its record cannot be read."""
     return "unreadable" if job.error is not None and job.error.code == "record_unreadable" else str(job.state.value)
 
 
@@ -195,9 +195,9 @@ def retry_command(job_id: str, output: str | None, max_rows: int | None, max_byt
 @click.command("land")
 @click.argument("job_id", metavar="JOB")
 def land_command(job_id: str) -> None:
-    """Take what is there. Of a job that is held because a batch was cancelled elsewhere, nothing more is sent, and what
-    has finished is landed. Of one that has ended, batches that were given up (the key did not see them, say) are read
-    again, and what they bring is put to its results; nothing is sent again.
+    """Collect what is there; nothing is sent again. For a job that is held because a batch was cancelled elsewhere:
+    send nothing more, and keep what has finished. For an ended job: read again the batches that it stopped waiting for
+    (the key did not see them, say), and add their rows to the results.
     """
     client = open_client()
     job = client.land(job_id)
@@ -207,8 +207,8 @@ def land_command(job_id: str) -> None:
 @click.command("resume")
 @click.argument("account", default="default", metavar="[ACCOUNT|JOB]")
 def resume_command(account: str) -> None:
-    """End the pause of an account, when its cause is mended, or the hold of a job whose batch was cancelled elsewhere:
-    its rows are sent again. [default account: default]
+    """End the pause of an account, once its cause is corrected, or the hold of a job after a batch of it was cancelled
+    elsewhere: its rows are sent again. [default account: default]
     """
     client = open_client()
     if account.startswith("job_"):

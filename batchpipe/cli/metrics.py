@@ -19,7 +19,7 @@ def metrics_command(port: int, host: str) -> None:
     from batchpipe.monitoring.prometheus import serve
 
     quiet_libraries()
-    client = Client(settings())  # not asked whether Redis answers: a scrape will tell
+    client = Client(settings())  # no check whether Redis answers: a scrape will show it
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())

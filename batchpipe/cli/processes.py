@@ -32,11 +32,11 @@ alive_option = click.option(
 
 @click.command("sweep")
 def sweep_command() -> None:
-    """One pass of the safety net: publish again what is past due, cancel stray batches. For cron, without beat."""
+    """One pass of the safety net: publish overdue work again, cancel stray batches. For cron, without beat."""
     say(f"{open_client().sweep(listing=True)} overdue")
 
 
-#: Why there is no such pool here.
+#: Why this pool cannot be used here.
 _GREEN = {
     "gevent": "must be set up before anything is imported: start `celery -A batchpipe.worker worker -P gevent`",
     "eventlet": "the provider cannot be called there; take threads, or `celery -A batchpipe.worker worker -P gevent`",
@@ -95,7 +95,7 @@ def worker_command(
 
 @contextmanager
 def _sandbox_of(settings: Settings) -> Iterator[None]:
-    """The sandbox of the setting SANDBOX, in this process; one that runs already serves this worker, too."""
+    """The sandbox of the setting SANDBOX, in this process; one that already runs serves this worker, too."""
     if not settings.sandbox:
         yield
         return

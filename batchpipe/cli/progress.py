@@ -13,14 +13,14 @@ from batchpipe.model.records import JobRecord, ShardRecord, Stage, State
 if TYPE_CHECKING:
     from batchpipe.store import Pause
 
-#: Shards that are shown one by one; of more, those that are not done come first.
+#: How many shards are shown one by one; if there are more, those that are not done come first.
 MAX_LINES = 20
 PLAIN_SECONDS = 30.0
 MAX_TROUBLES = 50
 
 
 class Display(Protocol):
-    """Shows a job as often as it wants to."""
+    """Shows a job, at intervals that it chooses itself."""
 
     def wants_update(self, job: JobRecord) -> bool: ...
     def update(self, job: JobRecord, shards: list[ShardRecord], pause: Pause | None) -> None: ...
@@ -32,23 +32,23 @@ class Display(Protocol):
 
 
 def make_display() -> Display:
-    """Live where stderr is a terminal."""
+    """Live if stderr is a terminal."""
     return _Live() if sys.stderr.isatty() else _Plain()
 
 
 def rows_done(shards: list[ShardRecord]) -> int:
-    """Rows the provider has answered, or that are accounted for."""
+    """The number of rows that the provider has answered, or that are accounted for."""
     done, last = 0, max((shard.round for shard in shards), default=1)
     for shard in shards:
         if shard.stage == Stage.COLLECTED:
-            done += shard.rows - (shard.resend if shard.round < last else 0)  # those are counted where they are now
+            done += shard.rows - (shard.resend if shard.round < last else 0)  # these are counted in a later shard
         else:
             done += min((shard.counts.completed or 0) + (shard.counts.failed or 0), shard.rows)
     return done
 
 
 def headline(job: JobRecord, shards: list[ShardRecord]) -> str:
-    """One line: what is going on now, in honest words."""
+    """One line that says what is going on now."""
     words = job.state.value
     if job.state is State.RUNNING and shards:
         if all(shard.stage == Stage.COLLECTED for shard in shards):
@@ -71,7 +71,7 @@ class _Base:
         return time.monotonic() >= self._next
 
     def _rest(self, shards: list[ShardRecord]) -> None:
-        """Reading many shards costs; look the less often the more there are."""
+        """Reading many shards is costly, so the more there are, the less often they are read."""
         self._next = time.monotonic() + max(0.2, len(shards) / 500)
 
     def close(self) -> None:
@@ -87,7 +87,7 @@ class _Base:
 
 
 class _Plain(_Base):
-    """A line whenever the state or a provider status changes, and now and then between."""
+    """A line whenever the state or a provider status changes, and now and then in between."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -120,7 +120,7 @@ class _Plain(_Base):
         say(f"[{now - self._started:6.1f} s] {job.id} {text}" + (f"; waits: {still}" if still else ""))
 
     def _say_troubles(self, job: JobRecord, shards: list[ShardRecord]) -> None:
-        """Each kind of trouble once: what is tried again may look like standing still."""
+        """Shows each kind of trouble once: retries may look as if nothing happens."""
         if job.hold is not None and job.hold.message not in self._troubles:
             self._troubles.add(job.hold.message)
             say(f"held: {job.hold.message}")
@@ -132,7 +132,7 @@ class _Plain(_Base):
 
 
 def waits_for(job: JobRecord, shards: list[ShardRecord]) -> str:
-    """Why it does not get on just now, in a few words: what was said once may have scrolled away."""
+    """Why it makes no progress just now, in a few words: an earlier message may have scrolled away."""
     if job.hold is not None:
         return job.hold.message
     open_ones = (record for record in (job, *shards) if record.stage != Stage.COLLECTED)
@@ -174,7 +174,7 @@ class _Live(_Base):
         parts: list[Any] = [
             Text(f"{job.id}  {job.name or ''}", style="bold"),
             Text(f"{headline(job, shards)}   {minutes}:{seconds:02d}"),
-            Padding(ProgressBar(total=total, completed=rows_done(shards), width=60), 0),  # alone it ends no line
+            Padding(ProgressBar(total=total, completed=rows_done(shards), width=60), 0),  # a bare bar ends no line
         ]
         if shards:
             table = Table(box=None, padding=(0, 2, 0, 0))

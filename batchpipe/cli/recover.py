@@ -33,7 +33,7 @@ def recover_command(
     """Rebuild the records of unfinished jobs that Redis has lost, from their workspaces and the provider's list of
     batches. The jobs then run on; nothing is paid for twice.
 
-    Workspaces are looked for in the list that this host keeps of its jobs, in the WORKSPACE setting, in the current
+    It looks for workspaces in the list that this host keeps of its jobs, in the WORKSPACE setting, in the current
     folder and in each DIR: outputs, folders of outputs, or workspaces.
 
     Jobs of another Redis (host, port, database or prefix) are left alone: if that one lives, both would work on them,
@@ -55,7 +55,7 @@ def recover_command(
 
 
 def where_it_is(job_id: str) -> str:
-    """What else can be said of a job that is not known: where to look, or that this host has submitted it."""
+    """What else to say about an unknown job: where to look, or that this host has submitted it."""
     from batchpipe.recover import find_noted
     from batchpipe.store.redis_label import label_of
 

@@ -32,7 +32,7 @@ from batchpipe.cli.progress import Display, make_display
 from batchpipe.errors import PermanentError, SettingsError
 from batchpipe.model.records import JobRecord, ShardRecord, Stage, State
 
-#: How long ``cancel`` works itself to get the provider to stop.
+#: How long ``cancel`` itself tries to stop the provider's batches.
 CANCEL_SECONDS = 60.0
 
 if TYPE_CHECKING:
@@ -72,13 +72,13 @@ def run_command(
     if options["key"] is None and input != "-":
         options["key"] = resume_key(input, options)
     client = open_client()
-    if client.store.resume(options["account"]):  # whoever calls again has mended the cause, or learns it again at once
+    if client.store.resume(options["account"]):  # the cause is corrected, or shows again at once
         say(f"the pause of account {options['account']!r} is lifted")
     return _run(client, source, options, again=again, sandbox=sandbox, as_json=as_json)
 
 
 def _check_account(name: str) -> None:
-    """Whose key is missing learns it now, not in the worker's log. Raises SettingsError."""
+    """Reports a missing key now, not in the worker's log. Raises SettingsError."""
     try:
         settings().account(name)
     except SettingsError as error:
@@ -100,7 +100,7 @@ def _run(client: Client, source: Any, options: dict[str, Any], *, again: bool, s
     queue = f"{client.settings.queue}.run.{run_id}"
     with own_worker(client.settings, queue, job_key=run_id, sandbox=sandbox) as worker:
         job = client.submit(source, queue=queue, own_queue=True, again=replace, **options)
-        if job.record.queue != queue:  # somebody else submitted the same in this very moment
+        if job.record.queue != queue:  # another process has just submitted the same
             return _resume(client, job, as_json)
         return _follow(client, job, worker, as_json)
 
@@ -146,8 +146,8 @@ def _work_on(client: Client, job: Job, as_json: bool, timeout: float | None) -> 
     run_id = job.record.queue.rpartition(".")[2]
     sandbox = job.record.account == SANDBOX_ACCOUNT
     with own_worker(client.settings, job.record.queue, job_key=run_id, sandbox=sandbox, only_if_free=True) as worker:
-        if worker is not None:  # we have its lock, so nobody else works on it: what was under way is lost
-            client.store.resume(job.record.account)  # as with run: mended, or refused again at once
+        if worker is not None:  # we have its lock, so no other process works on it: work that was under way is lost
+            client.store.resume(job.record.account)  # as with run: corrected, or refused again at once
             client.wake(job.id)
         return _follow(client, job, worker, as_json, timeout)
 
@@ -174,19 +174,19 @@ def _follow(client: Client, job: Job, worker: OwnWorker | None, as_json: bool, t
 
 
 def carry_out_cancel(client: Client, job: Job) -> None:
-    """Tell the provider to stop the batches of a ``run`` whose worker is gone; its ``wait`` lands what finished."""
+    """Tell the provider to stop the batches of a ``run`` without a worker; ``wait`` collects what finished."""
     from batchpipe.config.settings import SANDBOX_ACCOUNT
 
     queue, sandbox = job.record.queue, job.record.account == SANDBOX_ACCOUNT
     run_id = queue.rpartition(".")[2]
     with own_worker(client.settings, queue, job_key=run_id, sandbox=sandbox, only_if_free=True) as worker:
         if worker is None:
-            return  # the run itself still lives and does it
+            return  # the run itself is still there and does it
         client.wake(job.id)
         ends, swept = time.monotonic() + CANCEL_SECONDS, 0.0
         while time.monotonic() < ends and not _is_winding_down(client, job):
             worker.ensure()
-            if time.monotonic() - swept >= client.settings.sweep_seconds:  # wakes the shards of a large job by and by
+            if time.monotonic() - swept >= client.settings.sweep_seconds:  # wakes shards of a large job page by page
                 swept = time.monotonic()
                 client.sweep(listing=False)
             time.sleep(0.2)
@@ -201,16 +201,16 @@ def _is_winding_down(client: Client, job: Job) -> bool:
 
 
 def _nearly_done(shards: list[ShardRecord]) -> bool:
-    """Only merging is left: that is worth waiting for."""
+    """Only the merge is left: that is worth waiting for."""
     return all(shard.stage == Stage.COLLECTED for shard in shards)
 
 
-#: The fields of shards that a display shows.
+#: The fields of shards that a progress display shows.
 _SEEN = ("round", "rows", "status", "counts", "resend", "trouble", "batch_id", "calls", "ok", "failed", "missing")
 
 
 class _Tick:
-    """What is done each time the job is read: sweep, keep the worker alive, show the progress."""
+    """Called each time the job is read: sweep, keep the worker alive, show the progress."""
 
     def __init__(self, client: Client, display: Display, worker: OwnWorker | None) -> None:
         from batchpipe.client.listeners import Watch
@@ -224,7 +224,7 @@ class _Tick:
             self._worker.ensure()
             if time.monotonic() - self._swept >= self._client.settings.sweep_seconds:
                 self._swept = time.monotonic()
-                self._client.sweep(listing=False)  # its worker lists
+                self._client.sweep(listing=False)  # its worker reads the lists
         else:
             self._watch(job)
         if self._display.wants_update(job):
@@ -238,9 +238,9 @@ class _Tick:
 
 
 def _raise_if_refused(job: JobRecord, shards: list[ShardRecord], pause: Pause) -> None:
-    """Raises SettingsError where the provider refuses the account, and nothing of the job is there to be fetched.
+    """Raises SettingsError if the provider refuses the account, and nothing of the job is there to be fetched.
 
-    Only a person can mend that, and he sits here. A quota may be raised elsewhere, so that is waited for.
+    Only a person can correct that, and one is at this terminal. A quota may be raised elsewhere, so that is waited for.
     """
     from batchpipe.pipeline.runner import NO_QUOTA
 
@@ -256,7 +256,7 @@ def _raise_if_refused(job: JobRecord, shards: list[ShardRecord], pause: Pause) -
 
 
 def _may_be_there(shard: ShardRecord) -> bool:
-    """Whether the provider may have a batch of a shard that is not collected; of one that cannot be read, it may."""
+    """Whether the provider may have a batch of a shard that is not collected; True for a shard that cannot be read."""
     if shard.stage == Stage.COLLECTED:
         return False
     return bool(shard.batch_id or shard.calls) or shard.stage == "unreadable"
@@ -320,7 +320,7 @@ def resume_key(source: str, options: dict[str, Any]) -> str:
 @click.option("--timeout", type=Seconds(), help="Give up waiting after so long.")
 @json_option
 def wait_command(job_ids: tuple[str, ...], timeout: float | None, as_json: bool) -> int:
-    """Wait until jobs have ended; a job of `run` is worked on meanwhile. Exits with the highest code of all."""
+    """Wait until jobs have ended; a job of `run` is worked on here. Exits with the highest code of all."""
     client = open_client()
     jobs = [client.get_job(job_id) for job_id in job_ids]
     ends = time.monotonic() + timeout if timeout is not None else None

@@ -12,13 +12,13 @@ from batchpipe.cli.common import emit_json, json_option, open_client, out, say
 
 @click.group("schedules", context_settings={"help_option_names": ["-h", "--help"]})
 def schedules_command() -> None:
-    """What `batchpipe beat` submits by itself, as batchpipe.toml says; see docs/cron.md."""
+    """The jobs that `batchpipe beat` submits by itself, set in batchpipe.toml; see docs/cron.md."""
 
 
 @schedules_command.command("list")
 @json_option
 def list_schedules(as_json: bool) -> None:
-    """List the schedules: when they run, what became of the last run."""
+    """List the schedules: when they run, and the outcome of the last run."""
     from batchpipe.client.schedules import overview
 
     client = open_client()

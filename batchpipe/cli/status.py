@@ -1,4 +1,4 @@
-"""The command status: where a job stands, on one screen, however many shards it has."""
+"""The command status: the state of a job on one screen, however many shards it has."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from batchpipe.client.client import Client
     from batchpipe.model.records import JobRecord, ShardRecord
 
-#: Shards that are shown one by one; of more, those in trouble come first, then those that are not done.
+#: How many shards are shown one by one; if there are more, those in trouble come first, then the unfinished ones.
 MOST_LINES = 100
 _FIELDS = (*SHOWN, "trouble")
 
@@ -25,7 +25,7 @@ _FIELDS = (*SHOWN, "trouble")
 @click.argument("job_id", metavar="JOB")
 @json_option
 def status_command(job_id: str, as_json: bool) -> None:
-    """Show where a job stands. Of more than 100 shards, those in trouble or under way and sums; with --json all."""
+    """Show the state of a job. If it has over 100 shards: those in trouble or under way, and sums; --json shows all."""
     from batchpipe.client.listeners import missing_worker
 
     client = open_client()
@@ -51,7 +51,7 @@ def status_command(job_id: str, as_json: bool) -> None:
 
 
 class _Seen:
-    """Shards looked at one by one: there may be 100,000."""
+    """Sums over shards, added up one by one: there may be 100,000."""
 
     def __init__(self) -> None:
         self.sums = Sums()

@@ -11,7 +11,7 @@ __all__ = ["Client", "default_client"]
 
 
 def __getattr__(name: str) -> Any:
-    """A site that starts imports a part of this package, and must not load all of it."""
+    """Loads names at first use: a site imports a part of this package at its start, and must not load all of it."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from batchpipe.client import client

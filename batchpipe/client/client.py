@@ -31,12 +31,12 @@ from batchpipe.storage import Folder
 from batchpipe.store import Store
 from batchpipe.tasks import chain as tasks
 
-#: Private Redis servers of this process that forget everything when they stop: a second client must know it, too.
+#: Private Redis servers of this process that lose everything when they stop: a second client must know it, too.
 _FORGETFUL: set[str] = set()
 
 
 class Client:
-    """The door to one Redis. Programs use the functions of this module; commands make one with their own settings."""
+    """The client of one Redis. Programs use the functions of this module; commands make one with their own settings."""
 
     def __init__(self, settings: Settings | None = None) -> None:
         """Without REDIS_URL the private Redis is found or started, for as long as this process lives.
@@ -89,8 +89,8 @@ class Client:
         """Record a job and enqueue it. See ``batchpipe.submit``; the last four options are for commands, retries and
         schedules.
 
-        ``notify_sites``: names of the listeners that wait for its end, in place of those of this process.
-        ``may_come_later``: an input that is not there yet is waited for.
+        ``notify_sites``: names of the listeners to notify of its end, instead of those of this process.
+        ``may_come_later``: wait for an input that is not there yet.
         """
         job_id, key = new_job_id(), as_text(key, "key")
         if key is not None and not again and (first := self.store.job_of_key(key)) is not None:
@@ -100,7 +100,7 @@ class Client:
                 "no redis-server was found, and the built-in stand-in forgets what was paid for when it stops: install "
                 "redis-server (or valkey), or set BATCHPIPE_REDIS_URL; a sandbox needs neither: BATCHPIPE_SANDBOX=true"
             )
-        tasks.check_not_eager()  # nor with a broker's URL that cannot be used: said before anything is recorded
+        tasks.check_not_eager()  # nor with a broker URL that cannot be used: raised before anything is recorded
         record = new_record(
             self.settings,
             job_id,
@@ -127,7 +127,7 @@ class Client:
         return self._record(record, again)
 
     def _record_later(self, record: JobRecord) -> bool:
-        """Where a framework's transaction is open, let its commit record the job: answers whether one is."""
+        """If a framework's transaction is open, let its commit record the job. Returns whether one is open."""
         spool = HeldSpool(record)
 
         def commit() -> None:
@@ -152,10 +152,10 @@ class Client:
         return self.get_job(job_id)
 
     def _record_or_drop(self, record: JobRecord, again: str, alias: bool) -> tuple[str, bool]:
-        """Record it; what was copied for a job that is not recorded goes again."""
+        """Record the job; if that fails, what was copied for it is removed."""
         if record.spooled:
             try:
-                self.store.now()  # a Redis that is away has been told nothing yet
+                self.store.now()  # Redis is away, so nothing is recorded yet
             except BaseException:
                 drop_spool(record)
                 raise
@@ -179,10 +179,10 @@ class Client:
         max_bytes: int | None = None,
     ) -> Job:
         """Send the rows of an ended job that are not ok as a new job. ``max_rows``, ``max_bytes`` of a shard are the
-        old job's unless given. Asked for twice it answers with the first new job.
+        old job's unless given. A second call returns the first new job.
 
-        That of a ``run`` goes to the default queue, for its worker is gone; but of a sandbox, which came with that, to
-        a queue of its own: ``batchpipe wait`` brings both again.
+        The retry of a ``run`` goes to the default queue, because its worker is gone; but with a sandbox, which is gone,
+        too, to a queue of its own: ``batchpipe wait`` starts both again.
 
         Raises JobNotFound, InvalidInput, PermanentError (``not_ended``, ``nothing_to_retry``; ``retried``: the first
         new job has other sizes than asked for now).
@@ -203,7 +203,7 @@ class Client:
             account=old.account,
             name=old.name,
             tags={**old.tags, "retry_of": old.id},
-            key=f"retry-{old.id}",  # asked for twice, they are paid for once
+            key=f"retry-{old.id}",  # after a second call, they are still paid for once
             queue=_own_queue(self.settings) if own_queue else None if old.input_here else old.queue,
             on_done=old.on_done,
             max_rows=old.max_rows if max_rows is None else max_rows,
@@ -249,9 +249,9 @@ class Client:
     # -- acting ----------------------------------------------------------------------------------------------------
 
     def cancel(self, job_id: str) -> Job:
-        """Cancel a job: the flag is the truth, revoking its tasks only speeds it up. No error if it has ended.
+        """Cancel a job: the flag in its record decides, revoking its tasks only speeds it up. No error if it has ended.
 
-        Takes no longer for a job of many shards: some are woken here, the others by the next sweeps.
+        A job of many shards takes no longer: some are woken here, the others by the next sweeps.
         """
         job_id = self.get_job(job_id).id  # it may be an alias
         asked, shards = self.store.cancel(job_id, waking=WOKEN_AT_ONCE)
@@ -263,15 +263,15 @@ class Client:
         return self.get_job(job_id)
 
     def resume_job(self, job_id: str) -> bool:
-        """Send on what a job holds back because a batch of it was cancelled elsewhere. Returns whether it did.
+        """Send the rows that a job holds because a batch of it was cancelled elsewhere. Returns whether it held any.
 
         Raises JobNotFound.
         """
         return self._decide(self.get_job(job_id).record, "resend")
 
     def land(self, job_id: str) -> Job:
-        """Take what is there: of a job that is held, nothing more is sent; of one that has ended, batches that were
-        given up are read again, and what they bring is merged into its results. It is running then. May be repeated.
+        """Collect what is there. For a held job, nothing more is sent. For an ended job, the batches that it stopped
+        waiting for are read again, and their rows merged into its results; until then it is running. May be repeated.
 
         Raises JobNotFound, OutputInUse, PermanentError (``not_ended``, ``nothing_to_land``, ``output_taken``).
         """
@@ -296,7 +296,7 @@ class Client:
             raise OutputInUse(f"another job that has not ended writes to the output of job {job.id}: {job.output}")
         if verdict == "not_closed":
             raise PermanentError(f"the end of job {job.id} is still being told; try again in a minute", code="not_told")
-        if verdict == "ok":  # else somebody else has just asked for it
+        if verdict == "ok":  # else another caller has just asked for it
             turns = tasks.runtime(self.settings).jobs
             turns.log(job.id, [("landing", {"shards": self.store.get_job(job.id).open})])
             for index in first:  # the sweeps find the others
@@ -304,7 +304,7 @@ class Client:
         return self.get_job(job.id)
 
     def _given_up(self, job: JobRecord) -> Iterator[int]:
-        """Indexes of the shards of an ended job whose batches may have more than came of them."""
+        """Indexes of the shards of an ended job with batches that may have more rows than were collected."""
         for shard in self.store.iter_shards(job, fields=("batch_id", "error")):
             if shard.batch_id is not None and shard.error is not None and shard.error.code in LANDABLE:
                 yield shard.index
@@ -319,8 +319,8 @@ class Client:
         return True
 
     def wake(self, job_id: str) -> None:
-        """Publish all open work of a job again, for who knows that its worker is gone: some of it at once, the rest of
-        a large job with the next sweeps. Raises JobNotFound.
+        """Publish all open work of a job again, for a caller who knows that its worker is gone: some of it at once, the
+        rest of a large job with the next sweeps. Raises JobNotFound.
         """
         wake_job(tasks.runtime(self.settings).jobs, job_id)
 
@@ -332,9 +332,9 @@ class Client:
         return sweep(tasks.runtime(self.settings).jobs, listing=listing)
 
     def resume(self, account: str) -> Resumed:
-        """End an account's pause: with it all shards that wait go on, without one those that wait for a person.
+        """End an account's pause: all waiting shards go on. Without a pause, those that wait for a person do.
 
-        Takes no longer where very many wait: some are woken here, the others by the next sweeps.
+        Many waiting shards take no longer: some are woken here, the others by the next sweeps.
         """
         return resume_account(tasks.runtime(self.settings).jobs, account.lower())
 
@@ -360,7 +360,7 @@ class Client:
         tick: Callable[[JobRecord], None] = lambda job: None,
         pause: float = 0.2,
     ) -> JobRecord:
-        """Read a job again and again until it has ended and told (see ``waiting.follow``)."""
+        """Read a job again and again until it is closed (see ``waiting.follow``)."""
         return follow(self.store, job_id, timeout=timeout, tick=tick, pause=pause)
 
 
@@ -408,13 +408,13 @@ def submit(
     ``metadata``: at most 13 pairs for the provider's batches; ``extra``: further arguments of ``batches.create``.
     ``key``: a second submit with the same key returns the first job. ``tags`` (user, tenant) stay with us.
     ``on_done``: a Celery signature, sent with the job id when the job has ended, whatever its end, at least once.
-    ``max_rows``, ``max_bytes`` (newlines included): of a shard at most; ``attempts``: rounds a row may go through.
+    ``max_rows``, ``max_bytes`` (newlines included): the most in one shard; ``attempts``: rounds a row may go through.
 
     Within a transaction of Django (``batchpipe.contrib.django``) the job is recorded and sent when that commits, and
-    not at all if it rolls back; if its ``key`` is taken by then, its id stands for the first job from then on.
+    not at all if it rolls back; if its ``key`` is taken by then, its id refers to the first job from then on.
 
-    Raises InvalidInput, OutputInUse, SettingsError, StoreUnavailable (Redis did not answer: nothing was recorded
-    for certain; with a ``key`` it is safe to call again).
+    Raises InvalidInput, OutputInUse, SettingsError, StoreUnavailable (Redis did not answer: it is not certain that the
+    job was recorded; with a ``key`` it is safe to call again).
     """
     client = default_client()
     job = client.submit(

@@ -1,4 +1,4 @@
-"""The handle of one job: what a program holds of it after ``submit`` or ``get_job``."""
+"""The handle of one job, as ``submit`` and ``get_job`` return it."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ class Door(Protocol):
 class Job:
     """One job, as last read. Its data do not change until ``refresh()``."""
 
-    #: Finds a job by its id alone, with the settings of this process; ``client`` knows how.
+    #: Finds a job by its id alone, with the settings of this process; set by ``client``.
     _find: ClassVar[Callable[[str], Job]]
 
     def __init__(self, record: JobRecord, client: Door, *, held: bool = False) -> None:
-        """``held``: it is recorded when the caller's transaction commits, and until then known only here."""
+        """``held``: it is recorded when the caller's transaction commits, and known only here until then."""
         self.record = record
         self._client = client
         self._held = held
@@ -85,26 +85,26 @@ class Job:
         return self
 
     def _recorded(self) -> str:
-        """Its id in Redis: one that was given out within a transaction may since stand for another job."""
+        """Its id in Redis: an id that was returned within a transaction may now refer to another job."""
         return self.refresh().id if self._held else self.id
 
     def wait(self, timeout: float | None = None) -> Job:
         """Block until the job has ended. Raises TimeoutError after ``timeout`` seconds.
 
-        Where no worker listens on its queue, a warning in Python's log says so, and what to start.
+        If no worker listens on its queue, a warning in Python's log says so, and what to start.
         """
         store = self._client.store
         self.record = follow(store, self.refresh().id, timeout=timeout, tick=Watch(store, self._client.settings))
         return self
 
     def cancel(self) -> Job:
-        """Ask for its end; finished rows are kept. No error if it has ended or was cancelled before."""
+        """Cancel it; finished rows are kept. No error if it has ended or was cancelled before."""
         self.record = self._client.cancel(self._recorded()).record
         return self
 
     def land(self) -> Job:
-        """Take what is there: of a job that is held because a batch was cancelled elsewhere, nothing more is sent; of
-        one that has ended, batches that were given up are read again, and what they bring is put to its results.
+        """Collect what is there. For a job that is held because a batch was cancelled elsewhere, nothing more is sent.
+        For an ended job, the batches that it stopped waiting for are read again, and their rows added to its results.
 
         Raises PermanentError (``not_ended``, ``nothing_to_land``).
         """
@@ -120,7 +120,7 @@ class Job:
         )
 
     def results(self) -> Iterator[Outcome]:
-        """What became of each row, in input order, read lazily. Raises PermanentError (``not_ended``)."""
+        """The outcome of each row, in input order, read lazily. Raises PermanentError (``not_ended``)."""
         return _outcomes(self._ended(), self._client.settings)
 
     def errors(self) -> Iterator[Outcome]:
@@ -132,19 +132,19 @@ class Job:
         return self._client.store.read_log(self._recorded())
 
     def iter_logs(self, *, follow: bool = False, after: str = "-") -> Iterator[dict[str, Any]]:
-        """The job's events, oldest first; with ``follow`` further ones as they come, until it has told its end.
+        """The job's events, oldest first; with ``follow`` further ones as they come, until it is closed.
 
-        ``after``: the ``id`` of the last event that is known already.
+        ``after``: the ``id`` of the last event that the caller already has.
         """
         store, job_id = self._client.store, self._recorded()
         return follow_log(store, job_id, after=after) if follow else iter(store.read_log(job_id, after=after))
 
     def metrics(self) -> dict[str, Any]:
-        """Rows, tokens, calls that were meant, waits, seconds in each stage, and ``cost_usd``: an estimate at
-        OpenAI's batch list prices.
+        """Rows, tokens, intended calls, waits, seconds in each stage, and ``cost_usd``: an estimate at OpenAI's batch
+        list prices.
 
-        The cost is of what has been collected, each row at the price for its own length; null for other providers
-        and for models without a known batch price.
+        The cost covers the rows collected so far, each at the price for its own length; null for other providers and
+        for models without a known batch price.
         """
         store = self._client.store
         self.refresh()
@@ -153,13 +153,13 @@ class Job:
 
     def to_dict(self, *, shards: bool = True) -> dict[str, Any]:
         """What ``batchpipe status --json`` prints."""
-        if not shards:  # of a list of jobs: no file is looked at
+        if not shards:  # for a list of jobs: no file is looked at
             return job_view(self.record)
         return job_view(self._located(), self._shards())
 
     def to_page(self, first: int = 0, most: int = MOST_SHOWN) -> dict[str, Any]:
-        """``to_dict()`` with so many shards at most, from an index on; ``shards_in_all``, and ``next``: the index to go
-        on from, or None. For web pages: a job may have 100,000 shards.
+        """``to_dict()`` with at most so many shards, from an index on; ``shards_in_all``; and ``next``: the index to
+        continue from, or None. For web pages: a job may have 100,000 shards.
         """
         first, most = max(first, 0), min(max(most, 1), MOST_SHOWN)
         within = range(first, first + most)
@@ -189,7 +189,7 @@ class Job:
         return cls.from_dict(orjson.loads(text))
 
     def results_folder(self) -> Folder:
-        """Where the results lie now, for who reads the files themselves. Raises as ``places.results_place``."""
+        """Where the results lie now, for callers that read the files themselves. Raises as ``places.results_place``."""
         return results_place(self.record, self._client.settings.roots())
 
     def _ended(self) -> JobRecord:

@@ -1,6 +1,6 @@
-"""Who listens on the queues that jobs wait in, and what to say where nobody does.
+"""Which queues have a worker, and what to say to people if a job waits in one that has none.
 
-Workers say in Redis on which queues they listen (``celery_site``); only where none has, all are asked by broadcast.
+Workers note in Redis on which queues they listen (``worker.setup``); only if none has, all are asked by broadcast.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from batchpipe.tasks.app import is_ours
 
 logger = logging.getLogger(__name__)
 
-#: The worker of a ``run`` needs so long to start; before, nothing is said of its queue. Seconds.
+#: Seconds that the worker of a ``run`` may need to start; until then, nothing is said about its queue.
 STARTING_SECONDS = 10.0
-#: Who waits for a job looks first after so long, and then so often, and says again so often what is missing. Seconds.
+#: For a caller that waits for a job: seconds to the first look, between looks, and between two warnings.
 FIRST_LOOK_SECONDS, LOOK_SECONDS, SAY_SECONDS = 2.0, 10.0, 60.0
-#: Queues of which a process remembers that it has said so.
+#: How many queues with a warning a process remembers.
 _MOST_SAID = 1_000
 
-#: Queue -> when a submit of this process has last said (by the host's clock) that nobody listens on it.
+#: Queue -> when a submit in this process last warned (by the host's clock) that no worker listens on it.
 _said: dict[str, float] = {}
 
 
 def deserted(store: Store, queues: Collection[str], *, ask: bool = True) -> set[str]:
-    """Those of these queues on which no worker listens; none of which that cannot be told. Raises StoreUnavailable.
+    """Those of these queues on which no worker listens; not those for which that is unknown. Raises StoreUnavailable.
 
-    A few reads; where there are such queues, also a question to all workers, which takes a second (``ask``).
+    A few reads; if there are such queues, also a question to all workers, which takes a second (``ask``).
     """
     if not queues:
         return set()
@@ -47,7 +47,7 @@ def deserted(store: Store, queues: Collection[str], *, ask: bool = True) -> set[
 
 
 def missing_worker(store: Store, settings: Settings, job: JobRecord, *, ask: bool = True) -> str:
-    """One line that says that nobody listens where this job waits, and what to start; else "".
+    """One line that says that no worker listens on this job's queue, and what to start; else "".
 
     Raises StoreUnavailable.
     """
@@ -59,7 +59,7 @@ def missing_worker(store: Store, settings: Settings, job: JobRecord, *, ask: boo
 
 
 def how_to_start(settings: Settings, queue: str, jobs: Sequence[JobRecord]) -> str:
-    """The command that starts a worker of this site, or of the one that the jobs are of."""
+    """The command that starts a worker of this site, or of the site that the jobs belong to."""
     if own := next((job for job in jobs if job.input_here), None):
         return f"start one: `batchpipe wait {own.id}`"
     names = sorted({*seams.sites(), *(name for job in jobs for name in job.notify_sites)})
@@ -75,7 +75,7 @@ def how_to_start(settings: Settings, queue: str, jobs: Sequence[JobRecord]) -> s
 
 
 def warn_of_submit(store: Store, settings: Settings, job: JobRecord) -> None:
-    """Log that nobody listens where this new job waits: at once, for a read, and once a minute and queue."""
+    """Log that no worker listens on this new job's queue: at once, at the cost of one read, once a minute per queue."""
     if time.monotonic() - _said.get(job.queue, float("-inf")) < SAY_SECONDS:
         return
     with suppress(StoreUnavailable):  # it is recorded: its submit must not fail for this
@@ -87,7 +87,7 @@ def warn_of_submit(store: Store, settings: Settings, job: JobRecord) -> None:
 
 
 class Watch:
-    """Called with a job again and again while somebody waits for it: says if nobody listens on its queue."""
+    """Called repeatedly with a job while a caller waits for it: says if no worker listens on its queue."""
 
     def __init__(
         self,

@@ -1,7 +1,7 @@
-"""What a job can be carried out with: every option of ``submit`` is held against this before anything is recorded.
+"""Checks every option of ``submit`` before anything is recorded.
 
-Whatever no worker could ever do is refused here, in one line that names the option; lengths are bounded, for all of it
-stands in Redis, in logs and on pages.
+What no worker could ever do is refused here, in one line that names the option. Lengths are limited, because the
+options are stored in Redis and appear in logs and on pages.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from batchpipe.model.records import JobRecord
 from batchpipe.storage import local_path
 from batchpipe.storage.backends import check_scheme, scheme
 
-#: The provider takes 16 pairs; three are ours.
+#: The provider accepts 16 pairs; three are ours.
 MAX_METADATA = 13
 #: Each round has files of its own that merge reads together.
 MAX_ATTEMPTS = 100
-#: Far beyond what any provider takes, and still a number that Redis, JSON and a file system can hold.
+#: Far beyond what any provider accepts, but still a number that Redis, JSON and a file system can hold.
 MAX_ROWS, MAX_BYTES = 10_000_000, 1_000_000_000_000
-#: Characters of what people write: a name, an idempotency key, a path or URL.
+#: Characters in texts that people write: a name, an idempotency key, a path or URL.
 MAX_NAME, MAX_KEY, MAX_PLACE = 300, 512, 4_096
 #: Bytes of JSON.
 MAX_JSON = {"tags": 4_096, "extra": 16_384, "on_done": 16_384}
@@ -34,13 +34,13 @@ _MAX_PART = 255
 
 _RESERVED = frozenset({"endpoint", "completion_window", "input_file_id", "metadata"})
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
-#: A list of Redis, a queue of AMQP; a comma parts the queues of a worker.
+#: The name is a Redis list or an AMQP queue; commas separate the queues of a worker.
 _QUEUE = re.compile(r"[!-+\--~]{1,200}")
 _ACCOUNT = re.compile(r"[a-z0-9_.-]{1,64}")
 _WINDOW = re.compile(r"[1-9]\d{0,4}[smhd]")
 _ENDPOINT = re.compile(r"/[!-~]{1,199}")
 _TASK = re.compile(r"[!-~]{1,255}")
-#: Schemes that can be read and never written.
+#: Schemes that can only be read.
 _READ_ONLY = frozenset({"http", "https", "data", "github", "git"})
 
 
@@ -96,7 +96,7 @@ def check_place(place: str, field: str) -> None:
 
 
 def check_output(place: str) -> None:
-    """Raises InvalidInput for an output that cannot be written to, as far as can be known here; SettingsError where a
+    """Raises InvalidInput for an output that cannot be written to, as far as this host can tell; SettingsError if a
     package for its storage is missing.
     """
     path = local_path(place)
@@ -104,7 +104,7 @@ def check_output(place: str) -> None:
         if scheme(place) in _READ_ONLY:
             message = f"{place}: {scheme(place)}:// can only be read; give a folder, or a bucket's URL"
             raise InvalidInput(message, field="output")
-        if without_secrets(place) != place:  # it stands in records, in job.json and on pages
+        if without_secrets(place) != place:  # it appears in records, in job.json and on pages
             message = f"{place} has a secret in it; give that to the storage by its own settings or environment"
             raise InvalidInput(message, field="output")
         try:
@@ -172,5 +172,5 @@ def _check_json(value: Any, field: str) -> None:
 
 
 def _quoted(text: str) -> str:
-    """A wrong value as a message can show it: short, and in one line."""
+    """A wrong value as shown in a message: short, and on one line."""
     return repr(shortened(text, 80))

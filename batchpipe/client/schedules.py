@@ -1,7 +1,7 @@
-"""Submits what the schedules say, at its time, once. Called by beat every few seconds.
+"""Submits the scheduled jobs, each once at its time. Called by beat every few seconds.
 
-What makes it safe to be called twice at once, or to be killed anywhere, is the key of each run: whoever comes second
-gets the first one's job. Only after the submit the run is recorded as handled.
+The key of each run makes it safe to call this twice at once, or to kill it anywhere: the second caller gets the job of
+the first. The run is recorded as handled only after the submit.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from batchpipe.store import LastRun
 
 logger = logging.getLogger(__name__)
 
-#: Of what was missed, ``missed = "all"`` runs at most so many, the newest.
+#: ``missed = "all"`` makes up for at most so many missed runs, the newest.
 MOST_MISSED = 100
-#: ``missed = "skip"`` runs what is not older: a busy worker or a restart of beat is no outage.
+#: ``missed = "skip"`` still does runs that are no older: a busy worker or a restart of beat is not an outage.
 TOLERANCE_SECONDS = 300.0
 
 
 def tick(client: Client) -> list[Job]:
-    """Submit what is due. Returns the jobs, known ones too. Trouble with one schedule does not stop the others."""
+    """Submit the runs that are due. Returns the jobs, existing ones too. Trouble with one does not stop the others."""
     jobs: list[Job] = []
     schedules = client.settings.schedules
     if not schedules:
@@ -35,7 +35,7 @@ def tick(client: Client) -> list[Job]:
     for name, schedule in schedules.items():
         try:
             jobs += _tick_one(client, name, schedule)
-        except BatchpipeError as error:  # it is not handled, so the next tick comes back to it
+        except BatchpipeError as error:  # it is not handled, so the next tick tries it again
             logger.warning("schedule %s: will try again: %s", name, error)
         except Exception:
             logger.exception("schedule %s: will try again", name)
@@ -44,7 +44,7 @@ def tick(client: Client) -> list[Job]:
 
 def _tick_one(client: Client, name: str, schedule: Schedule) -> Iterator[Job]:
     now, handled = client.store.see_schedule(name, schedule.fingerprint)
-    if not schedule.enabled:  # what a pause left out was left out on purpose
+    if not schedule.enabled:  # runs during a pause were left out on purpose
         client.store.schedule_handled(name, schedule.fingerprint, now)
         return
     end = datetime.fromtimestamp(now, UTC)
@@ -69,7 +69,7 @@ def _wanted(schedule: Schedule, due: list[datetime], now: datetime) -> list[date
 
 
 def _run(client: Client, name: str, schedule: Schedule, at: datetime) -> Job | None:
-    """Submit one run and record it as handled; so is one that can never be submitted. Raises what may pass."""
+    """Submit one run and record it as handled, also if it can never be submitted. Raises errors that may pass."""
     fingerprint, when = schedule.fingerprint, at.timestamp()
     try:
         job = submit_run(client, name, schedule, at)
@@ -113,7 +113,7 @@ def submit_run(client: Client, name: str, schedule: Schedule, at: datetime) -> J
 
 
 def find_schedule(client: Client, name: str) -> Schedule:
-    """Raises SettingsError that names those there are."""
+    """Raises SettingsError, which names the existing ones."""
     schedules = client.settings.schedules
     if name not in schedules:
         known = ", ".join(schedules) or "none; they stand in batchpipe.toml, see docs/cron.md"
@@ -122,7 +122,7 @@ def find_schedule(client: Client, name: str) -> Schedule:
 
 
 def run_now(client: Client, name: str, at: datetime | None = None) -> Job:
-    """Submit a run as beat would at this time (now). A time without a zone is one of the schedule's zone."""
+    """Submit a run as beat would at this time (now). A time without a zone is in the schedule's zone."""
     schedule = find_schedule(client, name)
     if at is None:
         at = datetime.fromtimestamp(client.store.now(), UTC)
@@ -165,7 +165,7 @@ def _view(client: Client, name: str, schedule: Schedule, now: datetime) -> dict[
 
 
 def _known(client: Client, job_id: str | None) -> Job | None:
-    """None for no job, or one whose records have expired."""
+    """None if there is no job, or its records have expired."""
     if job_id is None:
         return None
     try:

@@ -1,4 +1,4 @@
-"""What a user submits becomes a job record: options checked, places made absolute, iterators written to a file."""
+"""Makes a job record of what a user submits: checks options, makes paths absolute, writes iterators to a file."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from batchpipe.store.store import new_task_ids
 
 logger = logging.getLogger(__name__)
 
-#: What ``submit`` takes: a path or URL of a JSONL file, an open one or an upload of a web framework, or requests as
+#: What ``submit`` accepts: a path or URL of a JSONL file, an open one or an upload of a web framework, or requests as
 #: dicts or as objects that dump to dicts.
 Input = str | Path | Iterable[Any]
 
@@ -73,10 +73,10 @@ def new_record(settings: Settings, job_id: str, *, output: str | Path | None, **
 
 
 def with_input(record: JobRecord, source: Input, settings: Settings, *, may_come_later: bool = False) -> JobRecord:
-    """The record with its input: a place as it is, an iterator written to the workspace a line at a time.
+    """The record with its input: a path or URL as it is, an iterator written to the workspace a line at a time.
 
-    Raises InvalidInput, also if the iterator is empty, or if a path that is local to the caller has no file (unless it
-    ``may_come_later``, as that of a schedule); what the iterator raises goes through.
+    Raises InvalidInput, also if the iterator is empty, or if there is no file at a path that is local to the caller
+    (unless it ``may_come_later``, as for a schedule); also raises what the iterator raises.
     """
     if (stored := stored_at(source)) is not None:
         source = stored
@@ -102,7 +102,7 @@ def with_input(record: JobRecord, source: Input, settings: Settings, *, may_come
 
 
 def _size_here(place: str) -> int | None:
-    """Bytes of a file that this host has: nobody is asked over a network."""
+    """Bytes of a file that this host has; no network is used."""
     path = local_path(place)
     try:
         return os.path.getsize(path) if path is not None and os.path.isfile(path) else None
@@ -111,8 +111,8 @@ def _size_here(place: str) -> int | None:
 
 
 def _check_is_there(place: str) -> None:
-    """Raises InvalidInput for a missing file in a folder that this host has. A folder that it has not may be the
-    worker's; and a relative path is always meant here.
+    """Raises InvalidInput for a missing file in a folder that exists on this host. A folder that does not may be the
+    worker's; but a relative path always means this host.
     """
     path = local_path(place)
     if path is None:
@@ -124,7 +124,7 @@ def _check_is_there(place: str) -> None:
 
 
 def hold_with(hold: Callable[[Callable[[], None]], bool] | None) -> None:
-    """Let a framework hold back submits until its transaction commits (None: no longer)."""
+    """Let a framework delay submits until its transaction commits (None: no longer)."""
     seams.hold = hold
 
 
@@ -134,9 +134,9 @@ def held_back(commit: Callable[[], None]) -> bool:
 
 
 class HeldSpool:
-    """Keeps what ``with_input`` wrote for as long as this object lives, or for good once it is handed over.
+    """Keeps what ``with_input`` wrote for as long as this object exists, or for good once it is handed over.
 
-    A framework throws away the function that holds it when the transaction rolls back, and tells nobody.
+    A framework drops the function that holds it when the transaction rolls back, without any notice.
     """
 
     def __init__(self, record: JobRecord) -> None:
@@ -149,7 +149,7 @@ class HeldSpool:
 def drop_spool(record: JobRecord) -> None:
     """Remove what ``with_input`` wrote for a job that was not recorded, and the folder that was made for it alone.
 
-    Raises nothing: the caller has an error to tell already.
+    Raises nothing: the caller is already handling an error.
     """
     if not record.spooled:
         return
@@ -162,21 +162,21 @@ def drop_spool(record: JobRecord) -> None:
 
 
 def absolute(place: str | Path) -> str:
-    """URLs stay, local paths become absolute: the worker has another current folder."""
+    """URLs stay as they are, local paths become absolute: the worker has another current folder."""
     text = str(place)
     path = local_path(text)
     if path is None:
         return text
-    return os.path.abspath(os.path.expanduser(path))  # unlike pathlib, it lets "~x.jsonl" be a name
+    return os.path.abspath(os.path.expanduser(path))  # unlike pathlib, it takes "~x.jsonl" for a name
 
 
 def as_text(value: Any, field: str) -> str | None:
-    """Plain ``str``: templates of Django make other texts, which no record can hold. Raises InvalidInput."""
+    """Returns a plain ``str``: records cannot hold other types of text, such as Django's. Raises InvalidInput."""
     if value is None:
         return None
     if not isinstance(value, str) and field not in ("name", "key"):
         raise InvalidInput(f"must be text, not {type(value).__name__}", field=field)
-    text = str.__str__(str(value))  # the number of an order, a date, a translation are good names and keys
+    text = str.__str__(str(value))  # an order number, a date or a translated text are good names and keys
     try:
         text.encode()
     except UnicodeEncodeError:

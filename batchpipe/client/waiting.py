@@ -12,9 +12,9 @@ from batchpipe.store import Store
 
 #: Pause between two readings of an event log.
 LOG_PAUSE_SECONDS = 0.5
-#: How long ``wait`` gives an ended job to write its job.json and tell.
+#: How long ``wait`` gives an ended job to write its job.json and notify its receivers.
 TELL_SECONDS = 10.0
-#: How long ``wait`` bears with a Redis that does not answer.
+#: How long ``wait`` tolerates a Redis that does not answer.
 REDIS_AWAY_SECONDS = 60.0
 
 
@@ -26,7 +26,7 @@ def follow(
     tick: Callable[[JobRecord], None] = lambda job: None,
     pause: float = 0.2,
 ) -> JobRecord:
-    """Read a job again and again until it has ended and told; ``tick`` sees every reading.
+    """Read a job again and again until it is closed; ``tick`` is called with every reading.
 
     Raises TimeoutError after ``timeout`` seconds, JobNotFound.
     """
@@ -58,13 +58,13 @@ def follow(
 def follow_log(
     store: Store, job_id: str, *, after: str = "-", pause: float = LOG_PAUSE_SECONDS
 ) -> Iterator[dict[str, Any]]:
-    """The events of a job as they come, until it has told its end. Raises JobNotFound, and StoreUnavailable if Redis
-    has been away for a minute.
+    """The events of a job as they come, until it is closed. Raises JobNotFound, and StoreUnavailable if Redis has been
+    away for a minute.
     """
     away = 0.0
     while True:
         try:
-            over = store.get_job(job_id).closed  # read before the log: what comes after the end is not missed
+            over = store.get_job(job_id).closed  # read before the log, so that events after the end are not missed
             events, away = store.read_log(job_id, after=after), 0.0
         except StoreUnavailable:
             away = away or time.monotonic()

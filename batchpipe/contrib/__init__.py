@@ -1,1 +1,1 @@
-"""At home in web frameworks. Nothing here is imported unless a site asks for it."""
+"""Integrations with web frameworks. Nothing here is imported unless a site asks for it."""

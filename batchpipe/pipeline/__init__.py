@@ -1,1 +1,1 @@
-"""What becomes of a job: the turns of shards and jobs, the sweep, the files of a workspace, and the steps."""
+"""How a job is carried out: the turns of shards and jobs, the sweep, the files of a workspace, and the steps."""

@@ -1,4 +1,4 @@
-"""Where the answer to each row of a shard is, in the files that its batch has brought.
+"""Where the answer to each row of a shard is, in the output and error files of its batch.
 
 The lines come in any order and stay on disk; memory holds one small entry per row of the shard.
 """
@@ -30,9 +30,9 @@ from batchpipe.pipeline.fetching import Extent
 from batchpipe.storage import Checkpoint, Folder, Scratch
 from batchpipe.telemetry.prices import MAX_COST, Pricer, unknown
 
-#: Why an answer with fewer embeddings than its row had inputs is none.
+#: Why an answer with fewer embeddings than its row had inputs counts as failed.
 TOO_FEW = Failure("embeddings_missing", "HTTP 200 with fewer embeddings than inputs")
-#: A batch that ended so has run rows, or may have.
+#: A batch with one of these statuses has run rows, or may have.
 _MAY_HAVE_RUN = (Status.COMPLETED, Status.EXPIRED, Status.CANCELLED, Status.CANCELED)
 
 
@@ -56,12 +56,12 @@ class Answers:
         self.incomplete: dict[str, int] = {}  #: ok rows that ended early, by reason
         self.unreadable: Problem | None = None  #: the first line that does not parse
         self.cut = 0  #: files that end within a line that does not parse
-        self.unread = 0  #: lines that do not parse, and do not tell whose they are
+        self.unread = 0  #: lines that do not parse, and do not tell which row they belong to
         self.fetched: dict[str, str] = {}  #: length and digest of each file
-        self.suspect = ""  #: a file that has fewer bytes than the provider told, or nothing of ours
+        self.suspect = ""  #: a file that has fewer bytes than the provider reports, or no rows of ours
         self.quota: Problem | None = None  #: rows were refused because the account has used up its quota
         self._files: list[Scratch] = []
-        # Digests, for ids may be long; offset, length, not run, file and ok packed, for tuples are large.
+        # Digests, because ids may be long; offset, length, not run, file and ok are packed, because tuples are large.
         self._rows: dict[bytes, int] = {}
         self._wanted: dict[bytes, int] = {}  #: for rows with more than one embedding input: how many
         self._model, self._prices, self._endpoint = shard.model, prices, endpoint
@@ -79,7 +79,7 @@ class Answers:
             raise BatchpipeError(f"shard {shard.index} does not add up: {numbers}", code="rows_lost")
 
     def read(self, file: Scratch, name: str, check: Callable[[], None], *, extent: Extent) -> None:
-        """Take the answers of a file in; an ok one wins over another, else the first."""
+        """Add the answers of a file; of several for one row an ok one wins, else the first."""
         number, mine, lines = len(self._files), self._mine(), self.lines
         self._files.append(file)
         offset, seen, like_json = 0, blake2b(digest_size=16), False
@@ -102,8 +102,8 @@ class Answers:
         return self.answered + self.duplicates + len(self._unread)
 
     def _note_unreadable(self, line: bytes, what: str, *, whole: bool) -> None:
-        """``whole``: it ends as lines end. One that does not is the end of a file that is cut, or still grows, and no
-        answer that came.
+        """``whole``: the line ends with a newline. One that does not is the end of a file that is cut or still grows,
+        and does not count as an answer.
         """
         if not whole:
             self.cut += 1
@@ -124,22 +124,22 @@ class Answers:
 
     @property
     def has_unreadable(self) -> bool:
-        """Whether a whole line does not parse. In a file that is shorter than told, it may lack what was cut."""
+        """Whether a whole line does not parse. In a file shorter than reported, part of it may be cut off."""
         return bool(self.unread or self._unread)
 
     def lacking(self, shard: ShardRecord) -> int:
-        """Rows that the provider counts and of which no line came, not even one that nobody can read."""
+        """The number of rows that the provider counts and that have no line, not even an unreadable one."""
         told = min(counted_answers(shard), shard.rows)
-        # lines of rows that were not run (expired, cancelled) are none of those that are counted
+        # the provider does not count rows that were not run (expired, cancelled)
         lack = min(told - (self.answered - self.not_run), shard.rows - self.answered)
         return lack - self.unread - self._unread_alone()
 
     def _unread_alone(self) -> int:
-        """Rows of which an unreadable line is all that came."""
+        """The number of rows that have only an unreadable line."""
         return sum(not self._rows[key] for key in self._unread)
 
     def leaves_out(self, shard: ShardRecord) -> bool:
-        """Rows lack that the provider's word for the batch's end does not account for: counts and files may lag it."""
+        """Rows are missing that the batch's final status does not explain: counts and files may lag behind it."""
         if self.answered + self.unread + self._unread_alone() >= shard.rows or shard.status not in _MAY_HAVE_RUN:
             return False
         if shard.counts.completed is None:
@@ -149,16 +149,16 @@ class Answers:
         return shard.status == Status.COMPLETED and told < shard.rows and (none or not shard.counts.total)
 
     def is_counted(self, shard: ShardRecord) -> bool:
-        """The provider told how many answers there are, and they are here."""
+        """The provider reports how many answers there are, and all of them are here."""
         return counted_answers(shard) > 0 and self.lacking(shard) <= 0
 
     def lacks_paid(self, shard: ShardRecord) -> bool:
-        """Of the rows that lack some are counted as completed, not only as failed."""
+        """Some of the missing rows are counted as completed, not only as failed."""
         ok = sum(place & 1 for place in self._rows.values())
         return min(self.lacking(shard), (shard.counts.completed or 0) - ok) > 0
 
     def lack(self, shard: ShardRecord) -> Problem | None:
-        """Why rows without a line must not be sent again: some of them were answered, and nobody knows which."""
+        """Why rows without a line must not be sent again: some of them were answered, and we cannot tell which."""
         told = min(counted_answers(shard), shard.rows)
         if tells_nothing(shard) and self.answered != shard.rows:
             message = (
@@ -194,7 +194,7 @@ class Answers:
         except ValueError:
             if not is_object(line):
                 raise
-            self.unknown += 1  # whole, but nobody's: fetching it again would give the same
+            self.unknown += 1  # whole, but it names no row: fetching it again would give the same
             return
         key = _digest(answer.custom_id)
         if self._wanted and answer.ok:
@@ -222,13 +222,13 @@ class Answers:
             self._add_cost(answer)
 
     def _add_cost(self, answer: Answer) -> None:
-        """What the row was billed for, by the model that answered; if that has no price, by the one that was asked."""
+        """The cost of the row at the price of the model that answered, or if that has none, of the requested one."""
         if answer.usage:
             cost = self._prices(answer.model, answer.usage)
             if cost is None and answer.model != self._model:
                 cost = self._prices(self._model, answer.usage)
         elif answer.ok and self._endpoint != MODERATIONS:
-            cost = self._prices(None, {})  # it was paid for, and nothing says how much
+            cost = self._prices(None, {})  # it was paid for, but the cost is unknown
         else:
             cost = 0
         total = None if cost is None or self.cost is None else self.cost + cost
@@ -242,7 +242,7 @@ class Answers:
         return msgspec.structs.replace(answer, ok=False, failure=TOO_FEW)
 
     def __iter__(self) -> Iterator[tuple[bool, bytes] | None]:
-        """For each request in turn whether it is ok and its line, None where there is no answer."""
+        """For each request in turn, whether it is ok, and its line; None where there is no answer."""
         for place in self._rows.values():
             if not place:
                 yield None
@@ -256,24 +256,24 @@ def _digest(name: str) -> bytes:
 
 
 def tells_nothing(shard: ShardRecord) -> bool:
-    """It says that all was done, and neither how much nor where: what was paid nobody can know."""
+    """It says that all was done, but gives neither counts nor files: what was paid cannot be known."""
     counted = counted_answers(shard) or shard.counts.total
     return shard.status == Status.COMPLETED and not (counted or shard.output_file_id)
 
 
 def left_out(shard: ShardRecord, lines: int) -> str:
-    """In words: a batch has ended without a word of some of its rows."""
+    """In words: a batch has ended without any answer for some of its rows."""
     counted = "counts none" if shard.counts.completed is None else f"counts {counted_answers(shard)}"
     return f"{shard.batch_id} has ended as {shard.status} and {counted} of its {shard.rows} rows; {lines} have a line"
 
 
 def counted_answers(shard: ShardRecord) -> int:
-    """How many answers the provider says there are, 0 where it does not say."""
+    """The number of answers that the provider reports, 0 if it reports none."""
     return (shard.counts.completed or 0) + (shard.counts.failed or 0)
 
 
 def paced(lines: Iterator[bytes] | BinaryIO, check: Callable[[], None]) -> Iterator[bytes]:
-    """The same lines, with a call of ``check`` now and then."""
+    """Yields the same lines and calls ``check`` now and then."""
     pace = Checkpoint(check)
     for line in lines:
         pace(line)

@@ -1,4 +1,4 @@
-"""The files of one shard, fetched: what a broken connection has brought is kept, for this turn and for the next."""
+"""Fetches the files of one shard. What came before a connection broke is kept, for this turn and the next."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from typing import Any, Literal, Protocol, Self
 from batchpipe.errors import Gone, LeaseLost, StorageTrouble, Unavailable
 from batchpipe.storage import Folder, Partial, Scratch, forget, partial, prune
 
-#: Fetches of one file in a turn, without getting on. A turn that fails costs another look at the other file.
+#: Tries to fetch one file in a turn without progress. A turn that fails must look at the other file again.
 FETCHES_AT_ONCE = 3
-#: A try that has brought so much more than was there has got on.
+#: A try that brings at least so many new bytes counts as progress.
 PROGRESS_BYTES = 1 << 18
-#: Downloads in the making that one host keeps outside of workspaces.
+#: How many unfinished downloads one host keeps outside of workspaces.
 MOST_KEPT = 64
-#: No file is longer than this where its size is not told.
+#: The longest file that is accepted if the provider does not tell its size.
 MOST_BYTES = 64 << 30
 
-#: How much of a file came: all of it, less than its size says, or nobody knows, for its size is not told.
+#: How much of a file came: all of it, less than its size says, or unknown, because its size is not told.
 Extent = Literal["whole", "short", "unknown"]
 
 
@@ -38,9 +38,9 @@ class FilesApi(Protocol):
 
 
 class Fetcher:
-    """Fetches the files of a shard, which live as long as the block.
+    """Fetches the files of a shard, which exist as long as the block.
 
-    If the block ends because a transfer failed, what has come stays in a local folder; with any other end it goes.
+    If the block ends because a transfer failed, what has come stays in a local folder; otherwise it is removed.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class Fetcher:
         *,
         elsewhere: Folder | None = None,
     ) -> None:
-        """``name``: the shard's own. ``elsewhere``: a local folder that takes the place of a remote workspace."""
+        """``name``: unique to the shard. ``elsewhere``: a local folder to use instead of a remote workspace."""
         self._api, self._check = api, check
         self._folder = workspace.child("downloads") if workspace.is_local else elsewhere
         self._shared = not workspace.is_local
@@ -73,13 +73,13 @@ class Fetcher:
         try:
             if not self._keeps(error) and self._folder is not None:
                 for name in self._names:
-                    forget(self._folder, name)  # before its lock ends: who comes next makes a new one
+                    forget(self._folder, name)  # before its lock ends: the next turn makes a new one
         finally:
             self._stack.close()
 
     def _keeps(self, error: BaseException | None) -> bool:
-        """Make what has come safe for the next turn, if that can use it: bytes that came whole and mean nothing are
-        fetched again, and a full disk needs the room.
+        """Keep what has come for the next turn, if that can use it: not if the bytes came whole but make no sense, as
+        they are fetched again, and not on a full disk, which needs the room.
         """
         lost = isinstance(error, LeaseLost) or not isinstance(error, Exception | None)
         if isinstance(error, StorageTrouble) or not (lost or (error is not None and self._broken)):
@@ -92,7 +92,7 @@ class Fetcher:
         return True
 
     def fetch(self, file_id: str) -> tuple[Scratch, Extent]:
-        """A file, and how much of it came. Raises Gone; Unavailable if it cannot be had."""
+        """Returns a file, and how much of it came. Raises Gone; Unavailable if it cannot be fetched."""
         name = f"{self._name}-{blake2b(file_id.encode(), digest_size=8).hexdigest()}.part"
         file = self._stack.enter_context(partial(self._folder, name))
         self._names.append(name)
@@ -118,19 +118,19 @@ class Fetcher:
                     raise self._said(error, file) from error
 
     def _fetch(self, file_id: str, file: Partial, *, last: bool) -> Extent:
-        """How much of the file came. Raises Gone; Unavailable if it has another length than the provider says.
+        """Returns how much of the file came. Raises Gone; Unavailable if its length differs from the reported one.
 
-        One that is shorter or longer, time and again, is what it is: some count characters, not bytes, and some lag.
+        A file that differs again and again is accepted: some providers count characters, not bytes, and some lag.
         """
         try:
             size = self._api.file_bytes(file_id)
         except Gone:
-            size = None  # only if the content is gone too, paid rows are lost
+            size = None  # paid rows are lost only if the content is gone too
         file.next_try(most=4 * size + (1 << 20) if size else MOST_BYTES, size=size)
         if not size or file.have != size:
             self._api.download(file_id, file, self._check)
         got = file.length
-        # Some tell 0 for a file that they have not measured; a file cannot be cut shorter than that.
+        # Some report 0 for a file that they have not measured; a file cannot be cut shorter than that.
         if size and got != size and not last:
             raise Unavailable(f"the downloaded file is cut short: {file_id} has {got} of {size} bytes")
         if size and got < size:

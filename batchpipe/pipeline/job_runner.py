@@ -1,4 +1,4 @@
-"""Turns of the job itself: prepare at its beginning, merge and telling at its end."""
+"""Turns of the job itself: prepare at its beginning, merge and notifications at its end."""
 
 from __future__ import annotations
 
@@ -76,24 +76,24 @@ from batchpipe.telemetry.logs import about
 
 logger = logging.getLogger(__name__)
 
-#: Reads the shards of a job, each time again.
+#: Reads the shards of a job; each call reads them again.
 Shards = Callable[[], Iterable[ShardRecord]]
 
-#: How long a job waits for a worker that has its input, and for an input or folder that cannot be reached.
+#: How long a job waits for a worker that can read its input, and for an input or folder that cannot be reached.
 INPUT_WAIT_SECONDS = 3_600.0
 
 #: How long results wait for an output that cannot be written to.
 OUTPUT_WAIT_SECONDS = 3_600.0
 
-#: Trouble of inputs, not of our own files.
+#: Codes of trouble with inputs, not with our own files.
 _OF_INPUT = ("input_missing", "input_unreachable", "input_changed", "transfer_timeout")
 
-#: How often deleting the job's files at the provider is put off before they are left to their expiry.
+#: How often deleting the job's files at the provider is postponed before they are left to expire.
 MAX_TIDIES = 5
 
 
 class NotDelivered(TransientError):
-    """A site's receiver ``raised``; or this process has not loaded it."""
+    """A site's receiver ``raised``, or this process has not loaded it."""
 
     code = "unheard"
 
@@ -102,14 +102,14 @@ class NotDelivered(TransientError):
         self.raised = raised
 
 
-#: What is read of shards that were just planned.
+#: The fields that are read of shards that were just planned.
 _OF_PLANNED = ("round", "epoch", "task_ids", "bytes", "rows")
 _BEGINNING = (State.PENDING.value, State.PREPARING.value)
 _END = (State.FINALIZING.value, *(state.value for state in ENDED))
 
 
 class JobRunner(Runner):
-    """Turns of jobs. ``tell`` sends a job's ``on_done`` and signals, at least once."""
+    """Turns of jobs. ``tell`` sends a job's ``on_done`` and signals at least once."""
 
     def __init__(
         self,
@@ -127,7 +127,7 @@ class JobRunner(Runner):
         self._outputs = Outputs(settings, store)
 
     def prepare(self, job_id: str, epoch: int) -> Next:
-        """Answer a prepare message. Raises StoreUnavailable."""
+        """Handle a prepare message. Raises StoreUnavailable."""
         with about(job=job_id):
             return self.counted(
                 "prepare",
@@ -136,7 +136,7 @@ class JobRunner(Runner):
             )
 
     def merge(self, job_id: str, epoch: int) -> Next:
-        """Answer a merge message: merge, fix the end, tell; an ended job that is untold is only told."""
+        """Handle a merge message: merge, record the end, notify. For a job that has already ended, only notify."""
         with about(job=job_id):
             return self.counted("merge", (job_id, JOB), lambda: self._turn(job_id, epoch, _END, "", self._merge))
 
@@ -170,7 +170,7 @@ class JobRunner(Runner):
         if lease.job.tries > MAX_TRIES or lease.job.lost > MAX_LOST:
             reason = job.trouble.message if job.trouble else "its worker vanished again and again"
             return self._refuse(lease, Problem(code="prepare_failed", message=f"could not be prepared: {reason}"))
-        if job.aside:  # begun by a turn that died: whatever becomes of this job, the earlier one's files stay together
+        if job.aside:  # begun by a turn that died: the earlier job's files stay together, however this job goes on
             self._outputs.put_aside(lease)
         if job.cancel:
             return self._plan(lease, Prepared([], 0, None))
@@ -204,7 +204,7 @@ class JobRunner(Runner):
         return self._plan(lease, prepared)
 
     def _check_places(self, lease: Lease) -> None:
-        """Raises InvalidInput for places that may not be used, OutputInUse for another's output."""
+        """Raises InvalidInput for places that may not be used, OutputInUse for another job's output."""
         job, roots = lease.job, self.settings.roots()
         if not job.spooled:
             check_allowed(job.input, roots, "input")
@@ -212,8 +212,8 @@ class JobRunner(Runner):
         self._outputs.check(lease)
 
     def _is_over(self, job: JobRecord, error: StorageTrouble) -> bool:
-        """Whether trouble before anything was sent has been waited for long enough. A full disk is somebody's to mend:
-        that is waited for until the job is cancelled.
+        """Whether trouble before anything was sent has been waited for long enough. A full disk needs a person: the job
+        waits for that until it is cancelled.
         """
         if not error.passes:
             return True
@@ -224,7 +224,7 @@ class JobRunner(Runner):
         return not full and self.store.now() - begun > INPUT_WAIT_SECONDS
 
     def _announce(self, lease: Lease, workspace: Folder, prepared: Prepared) -> None:
-        """Say in the output whose it is, and in the workspace what a Redis that lost everything must know."""
+        """Write to the output which job owns it, and to the workspace what recover needs if Redis loses everything."""
         if (owner := self._outputs.take(lease, prepared.rows)) is not None:
             self.log(lease.job.id, [("earlier_results_kept", {"of": owner, "in": f"{EARLIER}/{owner}"})])
         self._write_manifest(lease.job, [], prepared, workspace)
@@ -236,7 +236,7 @@ class JobRunner(Runner):
             file.writelines(manifest(job, done, prepared, label_of(self.settings)))
 
     def _plan(self, lease: Lease, prepared: Prepared) -> str:
-        """Returns what became of the job, in words; as `_refuse`, `_merge` and `_finish` do."""
+        """Returns in words what happened to the job; so do `_refuse`, `_merge` and `_finish`."""
         job, ids = lease.job, new_task_ids(1)
         changes = {
             "round": job.round + 1,
@@ -256,7 +256,7 @@ class JobRunner(Runner):
         return f"planned round {job.round + 1}, shards: {count}, rows: {prepared.rows}"
 
     def _publish_planned(self, job_id: str, number: int) -> None:
-        """Read again, for there may be too many to keep in mind; what another has published again is not sent."""
+        """Read the shards again, since there may be too many for memory; skip those that were published again since."""
         job = self.store.get_job(job_id)
         for shard in self.store.iter_shards(job, fields=_OF_PLANNED, bad="show"):
             if shard.round == number and shard.epoch == 1 and shard.stage == Stage.PLANNED:
@@ -269,7 +269,7 @@ class JobRunner(Runner):
     def _refuse(self, lease: Lease, problem: Problem) -> str:
         """The job fails before anything was sent."""
         self.log(lease.job.id, [("refused", {"code": problem.code, "message": problem.message})])
-        if problem.code == "not_allowed" and lease.job.spooled:  # what must not be there does not stay there
+        if problem.code == "not_allowed" and lease.job.spooled:  # nothing stays in a place that is not allowed
             workspace_of(lease.job, self.settings).remove("")
         return self._finish(lease, State.FAILED, {"error": problem, "ok": 0, "failed": 0, "missing": 0, "total": 0})
 
@@ -293,20 +293,20 @@ class JobRunner(Runner):
         except BatchpipeError as error:
             if error.code != "rows_lost" or not job.cancel or job.tries <= MAX_TRIES:
                 raise
-            return self._merge_left(lease)  # a person has decided to take what there is
+            return self._merge_left(lease)  # a person has decided to accept what there is
 
     def _collected(self, lease: Lease, fields: Sequence[str] = ()) -> Iterator[ShardRecord]:
-        """The shards of all rounds, never all of them in memory: each time they are needed they are read again."""
+        """The shards of all rounds, never all of them in memory: they are read again each time they are needed."""
         for number, shard in enumerate(self.store.iter_shards(lease.job, fields=fields)):
             if number % 1_000 == 0:
                 lease.check()
             yield shard
 
     def _merge_left(self, lease: Lease) -> str:
-        """Files of the workspace are gone for good: results of what is left, and of what the provider still has."""
+        """Files of the workspace are gone for good: make results of what is left and what the provider still has."""
         job, workspace = lease.job, workspace_of(lease.job, self.settings)
         for shard in self._collected(lease):
-            self._left_of(lease, shard, workspace)  # what is still to be fetched is fetched before anything is written
+            self._left_of(lease, shard, workspace)  # everything is fetched before anything is written
         self.log(job.id, [(WORKSPACE_GONE, {"workspace": job.workspace})], level=logging.ERROR)
 
         def left() -> Iterator[ShardRecord]:
@@ -324,7 +324,7 @@ class JobRunner(Runner):
         return self._finish(lease, _state(merged), changes)
 
     def _left_of(self, lease: Lease, shard: ShardRecord, workspace: Folder) -> ShardRecord:
-        """The shard with a file of its rows that can be read: its own, what the provider still has, or none."""
+        """The shard with a readable file of its rows: its own, one of what the provider still has, or none."""
         for name in (shard.collected_file, salvaged_file(shard)):
             try:
                 if name:
@@ -347,7 +347,7 @@ class JobRunner(Runner):
             _forget_dead_turns(lease, workspace, planned_orders(workspace))
             shards = (shard for shard in self._collected(lease, SENT) if shard.round == job.round)
             prepared = resend(job, shards, workspace, lease.token, check=lambda: check_cancel(lease))
-            lease.check()  # who was frozen meanwhile must not set the manifest back
+            lease.check()  # a turn that was frozen must not set the manifest back
             self._write_manifest(job, self._collected(lease), prepared, workspace)
             _forget_dead_turns(lease, workspace, [])
             return self._plan(lease, prepared)
@@ -364,7 +364,7 @@ class JobRunner(Runner):
         return self._finish(lease, _state(merged), changes)
 
     def _merge_shards(self, lease: Lease, shards: Shards, workspace: Folder, step: Callable[..., Merged]) -> Merged:
-        """Into the output; if that is not the job's own any more, into a place of its own, and says so."""
+        """Move the results to the output; if that belongs to the job no longer, to a place of its own, and say so."""
         place = self._outputs.place(lease)
         try:
             return self._merge_into(lease, shards, workspace, place, step)
@@ -372,7 +372,7 @@ class JobRunner(Runner):
             if place != lease.job.output:
                 raise
             waits = isinstance(error, StorageTrouble) and error.passes and not self._late(lease.job.finalizing_at)
-            if waits or error.code == FILE_MISSING:  # which is one of the workspace
+            if waits or error.code == FILE_MISSING:  # a folder of the workspace
                 raise
             place = own_place(lease.job)
             merged = self._merge_into(lease, shards, workspace, place, step)
@@ -406,7 +406,7 @@ class JobRunner(Runner):
         return f"{final.value}: {error.message if error else numbers(changes)}"
 
     def _count_stages(self, job: JobRecord) -> None:
-        """The seconds of the job's own stages that this turn has ended."""
+        """Count the seconds of the job's own stages that this turn has ended."""
         if job.stage == State.PREPARING:
             if job.preparing_at is not None:
                 self.counters.add("stage_seconds", max(job.preparing_at - job.created_at, 0.0), stage="pending")
@@ -415,13 +415,13 @@ class JobRunner(Runner):
             self.count_stage(job.stage, job.finalizing_at)
 
     def _tell_all(self, lease: Lease, state: State) -> None:
-        """Write job.json, clean up, tell the user: at least once, in an order that a crash may cut anywhere."""
+        """Write job.json, clean up, notify the user: at least once, in an order that survives a crash at any point."""
         job = self.store.get_job(lease.job.id)
         if not job.notified:
             try:
                 self._write_job_file(lease, job)
                 self._clear(job, state, lease)
-            except StorageTrouble as error:  # the results are there; who waits for them must not wait for ever
+            except StorageTrouble as error:  # the results are there; callers that wait for them must not wait for ever
                 if error.passes and not self._late(job.ended_at):
                     raise
                 logger.warning("files left in %s: %s", job.workspace, error, extra={"event": "workspace_left"})
@@ -434,19 +434,19 @@ class JobRunner(Runner):
     def _clear(self, job: JobRecord, state: State, lease: Lease) -> None:
         workspace = workspace_of(job, self.settings)
         if workspace.is_local:
-            workspace.remove("downloads")  # what was broken off and never gone on with
+            workspace.remove("downloads")  # downloads that were broken off and never continued
         if state is State.SUCCEEDED and not self.settings.keep_workspace:
             clean_up(job, workspace)
             return
         shards = self.store.iter_shards(job) if job.shards else ()
         try:
             names = {name for one in shards for name in (one.file, one.collected_file, salvaged_file(one)) if name}
-        except RecordUnreadable:  # nobody can tell which files are its: all of them stay
+        except RecordUnreadable:  # we cannot tell which files belong to it: all of them stay
             return
         remove_leftovers(workspace, {*job.order_files, *names}, lease.check)
 
     def _tell_listeners(self, job: JobRecord, lease: Lease) -> None:
-        """Raises TransientError; but receivers that always fail, or never come, do not keep the job for ever."""
+        """Raises TransientError; but receivers that always fail, or are never loaded, do not block the job for ever."""
         try:
             self._tell(job)
         except NotDelivered as error:
@@ -461,7 +461,7 @@ class JobRunner(Runner):
             self.log(job.id, [("not_told", {"message": error.message})])
 
     def _tidy(self, job: JobRecord, lease: Lease) -> None:
-        """Delete files at the provider that are needed no more. Raises TransientError, a limited number of times."""
+        """Delete files at the provider that are no longer needed. Raises TransientError, a limited number of times."""
         if not job.shards:
             return
         try:
@@ -478,7 +478,7 @@ class JobRunner(Runner):
             raise
         except seams.out_of_time:
             raise
-        except Exception as error:  # whatever it is, it must not keep an ended job, and so its output, for ever
+        except Exception as error:  # no error may keep an ended job open, and its output locked, for ever
             self.log(job.id, [("files_left", {"message": words(error)})])
         else:
             if deleted:
@@ -487,7 +487,7 @@ class JobRunner(Runner):
     def _write_job_file(self, lease: Lease, job: JobRecord) -> None:
         try:
             self._outputs.describe(lease, job, lambda: json_of_job(job, self._shown(job)))
-        except (InvalidInput, StorageTrouble) as error:  # the output cannot be written: Redis still knows the end
+        except (InvalidInput, StorageTrouble) as error:  # the output cannot be written, but Redis knows the end
             if isinstance(error, StorageTrouble) and error.passes and not self._late(job.ended_at):
                 raise
             logger.warning("job.json not written: %s", error, extra={"event": "job_file"})
@@ -515,7 +515,7 @@ class JobRunner(Runner):
             return Done()
         if not repeated:
             fields = {"message": problem.message, "seconds": after, "reason": reason_of(error)}
-            waits = problem.code == "input_missing"  # for an hour: a person should know by then
+            waits = problem.code == "input_missing"  # after an hour a person should know
             self.log(lease.job.id, [("deferred", fields)], level=logging.WARNING if waits else logging.INFO)
         if news.wake:
             self.wake(lease.job.id, JOB)
@@ -540,11 +540,11 @@ def _new_shards(job: JobRecord, prepared: Prepared) -> Iterator[ShardRecord]:
 
 
 def _forget_dead_turns(lease: Lease, workspace: Folder, orders: list[str]) -> None:
-    """Remove what earlier turns of this one left when they were killed; ``orders``: order files to be kept besides
-    those of the record, with their shards.
+    """Remove what earlier turns of this job left when they were killed. ``orders``: order files to keep, with their
+    shards, besides those of the record.
     """
     kept = {lease.token, *map(token_of, (*lease.job.order_files, *orders))}
-    with suppress(StorageTrouble):  # that is in the way of nothing
+    with suppress(StorageTrouble):  # leftovers do no harm
         remove_dead_turns(workspace, kept, lease.check)
 
 
@@ -555,9 +555,9 @@ def _state(merged: Merged) -> State:
 
 
 def _job_error(merged: Merged, seen: Overview) -> Problem | None:
-    """What a person should read first: a shard's own error, else that no row is ok."""
+    """What a person should read first: the error of a shard, else that no row is ok."""
     if merged.ok == merged.total and merged.total:
-        return None  # what was refused was sent again
+        return None  # the refused rows were sent again
     if seen.error is not None:
         return seen.error
     if seen.cancelled is not None:

@@ -1,4 +1,4 @@
-"""What turns that were killed have left in a workspace: each a full copy of an input, or of answers."""
+"""Files that killed turns have left in a workspace: each a full copy of an input, or of answers."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _OF_TURN = re.compile(r"\.?(?:\d{5,12}|order)-(?P<token>\w{1,64})(?:\.jsonl)?(?P
 
 
 def remove_dead_turns(workspace: Folder, tokens: Collection[str], check: Callable[[], None]) -> None:
-    """Remove shard and order files of turns that are none of these, and the drafts of such.
+    """Remove shard and order files, and their drafts, of all other turns than these.
 
-    Only for who holds the lease of the job, which ``check`` makes sure of: what is removed was there when it did, so
-    it is of turns that had lost it, and never of who has it later. Raises StorageTrouble, what ``check`` raises.
+    The caller must hold the lease of the job, which ``check`` verifies after the files are listed. So what is removed
+    belongs to turns that had lost the lease, never to a later one. Raises StorageTrouble, what ``check`` raises.
     """
     found = []
     for sub in ("shards", ""):
@@ -28,8 +28,8 @@ def remove_dead_turns(workspace: Folder, tokens: Collection[str], check: Callabl
 
 
 def remove_leftovers(workspace: Folder, kept: Collection[str], check: Callable[[], None]) -> None:
-    """Remove what lies among the working files of a job that has ended and is none of the ``kept`` names: copies that
-    no record names. ``check`` as above. Raises StorageTrouble, what ``check`` raises.
+    """Remove the working files of an ended job except the ``kept`` names: copies that no record names. ``check`` as
+    above. Raises StorageTrouble, what ``check`` raises.
     """
     found = [join(sub, name) for sub in ("shards", "collected") for name in workspace.names(sub)]
     found += [name for name in workspace.names() if name.endswith(".part") or name.startswith("order-")]

@@ -1,4 +1,4 @@
-"""Whose an output is, where results lie, and what a Redis that lost everything must find in files."""
+"""Which job owns an output, where results lie, and the files from which a Redis that lost everything is rebuilt."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ WORKSPACES = "workspaces.jsonl"
 
 RESULT_FILES = (OUTPUT_FILE, ERROR_FILE)
 _OURS = (*RESULT_FILES, JOB_FILE)
-#: What a job.json may have before its shards.
+#: Bytes that a job.json may have before its shards.
 _HEAD_BYTES = 1 << 24
 _SHARDS_BEGIN = b'  "shards": [\n'
-#: Bytes of the list of workspaces that are read, and from which on it is made shorter.
+#: Bytes of the list of workspaces that are read, and the size from which on it is shortened.
 _MOST_NOTED, PRUNED_BYTES = 1 << 28, 1 << 24
 #: How long a job that Redis does not know may still be recovered.
 _LOST_SECONDS = 30 * 86_400.0
@@ -38,11 +38,11 @@ _JOB_ID = re.compile(r"job_[0-9a-z]{19}")
 
 
 def manifest(job: JobRecord, done: Iterable[ShardRecord], prepared: Prepared, redis: str) -> Iterator[bytes]:
-    """What recover needs to know of a job whose next round begins, as the text of a JSON object, a part at a time:
-    there may be 100,000 shards. Nothing of it is secret.
+    """What recover needs to know of a job when its next round begins, as the text of a JSON object, a part at a time:
+    there may be 100,000 shards. It contains no secrets.
 
-    ``done`` are the shards of the rounds before, whole; of the new ones only what the provider cannot tell. ``redis``
-    is the label of the Redis whose the job is.
+    ``done`` are the complete shards of the rounds before; of the new ones only what the provider cannot tell is
+    written. ``redis`` is the label of the Redis that the job belongs to.
     """
     head = {
         **basics(job),
@@ -63,7 +63,7 @@ def manifest(job: JobRecord, done: Iterable[ShardRecord], prepared: Prepared, re
 
 
 def basics(job: JobRecord) -> dict[str, Any]:
-    """What a job is, whatever becomes of it: nothing of it changes."""
+    """The fields of a job that never change."""
     fields = (
         *("v", "id", "name", "account", "endpoint", "completion_window", "metadata", "extra", "tags", "key", "queue"),
         *("input", "input_here", "spooled", "output", "workspace", "max_rows", "max_bytes", "attempts"),
@@ -73,10 +73,10 @@ def basics(job: JobRecord) -> dict[str, Any]:
 
 
 def note_workspace(settings: Settings, job: JobRecord, **more: Any) -> None:
-    """Remember on this host where the job's workspace lies, and whose it is: recover reads it when Redis has forgotten.
+    """Note on this host where the workspace of a job lies: recover reads that when Redis has lost its records.
 
-    ``more``: its ``record`` while it has no manifest, ``cancel`` when it is to end, ``taken``: from which Redis recover
-    has taken it over.
+    ``more``: its ``record`` while it has no manifest; ``cancel`` if it was cancelled; ``taken``: the Redis from which
+    recover has taken it over.
     """
     line = {"job": job.id, "workspace": job.workspace, "output": job.output, "redis": label_of(settings), **more}
     try:
@@ -91,10 +91,10 @@ def noted_workspaces(settings: Settings) -> Iterator[bytes]:
 
 
 def prune_workspaces(settings: Settings, closed: Callable[[Sequence[str]], Mapping[str, bool]], now: float) -> None:
-    """Forget jobs that need no ``recover`` any more, once their list is long.
+    """Once the list is long, remove the jobs that need no ``recover`` any more.
 
-    ``closed`` answers of the jobs that Redis knows whether they are over. One that it does not know may be lost; after
-    a month it is over, too, for its batches are not listed any more.
+    ``closed`` returns, for the jobs that Redis knows, whether they are closed. A job that Redis does not know may be
+    lost; after a month it is removed, too, because its batches are not listed any more.
     """
     oldest = now - max(settings.ttl_seconds, _LOST_SECONDS)
 
@@ -110,7 +110,7 @@ def prune_workspaces(settings: Settings, closed: Callable[[Sequence[str]], Mappi
 
 
 def _job_of(line: bytes) -> str:
-    """The job that a line is about; "" for one that nobody can read."""
+    """The job that a line is about; "" for an unreadable line."""
     try:
         job = orjson.loads(line)["job"]
     except (orjson.JSONDecodeError, KeyError, TypeError):
@@ -119,7 +119,7 @@ def _job_of(line: bytes) -> str:
 
 
 def submitted_at(job_id: str) -> float:
-    """When a job was submitted, from its id; 0 if that does not tell."""
+    """When a job was submitted, from its id; 0 if the id does not tell."""
     try:
         return int(job_id.removeprefix("job_")[:9], 36) / 1000 if len(job_id) == 23 else 0.0
     except ValueError:
@@ -127,7 +127,7 @@ def submitted_at(job_id: str) -> float:
 
 
 def planned_orders(workspace: Folder) -> list[str]:
-    """The order files that the manifest of a workspace names, if it has one: recover would look for them."""
+    """The order files that the manifest of a workspace names, if it has one: recover needs them."""
     try:
         with workspace.reader(MANIFEST) as file:
             names = _head_of_view(file).get("order_files")
@@ -137,7 +137,7 @@ def planned_orders(workspace: Folder) -> list[str]:
 
 
 def input_rules(settings: Settings) -> InputRules:
-    """What an input may be where these settings hold."""
+    """Which inputs these settings allow."""
     return InputRules(
         roots=settings.roots(),
         private_addresses=settings.allow_private_addresses,
@@ -149,7 +149,7 @@ def input_rules(settings: Settings) -> InputRules:
 
 
 def workspace_of(job: JobRecord, settings: Settings) -> Folder:
-    """The folder of a job's working files; under allowed roots, wherever it leads it stays there."""
+    """The folder of a job's working files; if roots are set, it cannot lead out of them."""
     return Folder(job.workspace, private=True, roots=settings.roots())
 
 
@@ -161,7 +161,7 @@ def copy_aside(output: Folder, owner: str) -> str:
 
 
 def remove_copied(output: Folder, owner: str) -> None:
-    """The second half of the move; job.json, which says whose they are, goes last."""
+    """The second half of the move; job.json, which names the job that they belong to, goes last."""
     for name in _OURS:
         if output.is_copied(name, f"{EARLIER}/{owner}/{name}"):
             output.remove(name)
@@ -173,14 +173,14 @@ class Owner(NamedTuple):
     id: str
     account: str
     ended: bool
-    has_files: bool  #: it has written result files beside it
+    has_files: bool  #: the job has written result files beside it
 
 
 def read_owner(output: Folder) -> Owner | None:
-    """Whose the job.json of an output is; None if there is none.
+    """The owner that the job.json of an output names; None if there is no job.json.
 
-    Raises InvalidInput (``output_foreign``) for one that is not ours or cannot be understood, for it is not nobody's;
-    (``output_unwritable``) for one that may not be read; StorageTrouble.
+    Raises InvalidInput (``output_foreign``) for one that is not ours or cannot be understood, because somebody else
+    may own it; (``output_unwritable``) for one that may not be read; StorageTrouble.
     """
     try:
         with output.reader(JOB_FILE) as file:
@@ -195,17 +195,17 @@ def read_owner(output: Folder) -> Owner | None:
             raise InvalidInput(message, field="output", code="output_unwritable") from error
         raise
     owner, state = view.get("id"), view.get("state")
-    if not isinstance(owner, str) or not owner.isidentifier():  # it becomes a name, so it must be one of ours
+    if not isinstance(owner, str) or not owner.isidentifier():  # it becomes part of a path, so it must be our id
         raise foreign(output, JOB_FILE)
     if state not in {state.value for state in State} or not {"account", "output", "output_file", "rows"} <= view.keys():
         raise foreign(output, JOB_FILE)
     ended = state in {state.value for state in ENDED}
-    here = f"{str(view['output']).rstrip('/')}/{OUTPUT_FILE}"  # else they went to a place of its own
+    here = f"{str(view['output']).rstrip('/')}/{OUTPUT_FILE}"  # else the results went to a place of their own
     return Owner(owner, str(view["account"]), ended, view["output_file"] == here)
 
 
 def _head_of_view(file: BinaryIO) -> dict[str, Any]:
-    """A job.json without its shards, of which there may be tens of thousands; {} for what is no JSON object."""
+    """A job.json without its shards, of which there may be tens of thousands; {} if it is not a JSON object."""
     lines: list[bytes] = []
     left = _HEAD_BYTES
     while line := file.readline(left + 1):
@@ -233,9 +233,9 @@ def foreign(output: Folder, name: str) -> InvalidInput:
 
 
 def check_no_results(output: Folder, *, but: Mapping[str, Collection[int]] | None = None) -> None:
-    """Raises InvalidInput (``output_foreign``) if files of the names of results lie there.
+    """Raises InvalidInput (``output_foreign``) if files with the names of result files lie there.
 
-    ``but``: those of these sizes are the caller's own.
+    ``but``: files of these sizes belong to the caller.
     """
     for name in RESULT_FILES:
         if output.exists(name) and (but is None or output.size(name) not in but[name]):
@@ -243,9 +243,9 @@ def check_no_results(output: Folder, *, but: Mapping[str, Collection[int]] | Non
 
 
 def check_output_here(output: str) -> None:
-    """What can be known of a local output before anything is submitted: raises InvalidInput (``output_foreign``).
+    """Check a local output before anything is submitted. Raises InvalidInput (``output_foreign``).
 
-    Trouble with reading it is none: the caller may see less than the workers do.
+    Errors while reading it are ignored: the caller may see less than the workers do.
     """
     folder = Folder(output)
     if not folder.is_local:
@@ -285,23 +285,23 @@ def check_no_workspace(output: str, job_id: str, workspaces: str | None) -> None
 
 
 def own_place(job: JobRecord) -> str:
-    """Where a job's results go that must not go to its output."""
+    """Where a job's results go if they must not go to its output."""
     return Folder(job.workspace).path("results")
 
 
 def results_place(job: JobRecord, roots: Sequence[str] = ()) -> Folder:
-    """Where an ended job's results lie now. Raises PermanentError (``no_results``, or ``results_gone``: others
-    have taken their place), StorageTrouble.
+    """Where an ended job's results lie now. Raises PermanentError (``no_results``, or ``results_gone``: results of
+    another job are in their place), StorageTrouble.
 
-    ``roots``: what they must lie under. Redis may not know: a job of another Redis has moved them, or a link in their
-    path leads elsewhere since.
+    ``roots``: the folders that they must lie under. Redis may not know the place: a job of another Redis may have
+    moved them, or a link in their path may have changed.
     """
     if not job.results:
         raise PermanentError(f"job {job.id} has no result files", code="no_results")
     unnamed: Folder | None = None
     for place in dict.fromkeys(filter(None, (job.results, job.real))):
         folder, owner = Folder(place, roots=roots), None
-        with suppress(InvalidInput):  # a damaged one names nobody else
+        with suppress(InvalidInput):  # a damaged job.json names no other job
             owner = read_owner(folder)
         there = folder.exists(OUTPUT_FILE)
         if there and owner is not None and owner.id == job.id:

@@ -1,8 +1,8 @@
-"""Whose an output is: claimed in Redis under every name that it has, and looked at again before files are put there.
+"""Which job owns an output: claimed in Redis under each of its names, and checked again before files are put there.
 
-A job owns its output from its submit until it is closed (``told``): also while it has ended and its receivers have not
-heard. What lies in the folder has the last word, for it may be reached by names that Redis does not know, and by
-another Redis: job.json says whose it is.
+A job owns its output from its submit until it is closed (``told``): also after its end, until its receivers were
+notified. The job.json in the folder decides, because the folder may be reached by names that Redis does not know, and
+by another Redis.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Outputs:
         self._store = store
 
     def folder(self, job: JobRecord, place: str) -> Folder:
-        """The folder of a place that results of the job may go to."""
+        """The folder that results of the job may go to."""
         return Folder(place, private=place == own_place(job), roots=self._settings.roots())
 
     def _folder(self, place: str) -> Folder:
@@ -72,9 +72,9 @@ class Outputs:
         return owner.id
 
     def take(self, lease: Lease, rows: int) -> str | None:
-        """Move what lies in the output of a closed job aside, and say in it whose it is now. Raises as ``check``.
+        """Move the results of a closed job out of the output, and write who owns it now. Raises as ``check``.
 
-        Answers the id of the closed job.
+        Returns the id of the closed job.
         """
         owner = self.check(lease)
         if owner is not None:
@@ -89,11 +89,11 @@ class Outputs:
     def put_aside(self, lease: Lease) -> None:
         """Move the earlier job's results out of the output, or what is left of them there.
 
-        They are at both places before its record is told, and gone from the output after: whoever reads them finds them
-        whole, and a turn that died in between takes nothing for theirs that was written since.
+        They are at both places until its record names the new one, and only then removed from the output. So a reader
+        always finds them whole, and if a turn dies in between, files that were written since are not mistaken for them.
         """
         job, output = lease.job, self._folder(lease.job.output)
-        with suppress(InvalidInput):  # somebody has written over it
+        with suppress(InvalidInput):  # another program has written over it
             owner = read_owner(output)
             if owner is None or owner.id != job.aside:
                 return
@@ -104,11 +104,11 @@ class Outputs:
             remove_copied(output, job.aside)
 
     def place(self, lease: Lease) -> str:
-        """Where a job's results are to go: its output, or where they went if that was decided before."""
+        """Where a job's results go: its output, or the place that was decided before."""
         return lease.job.results or lease.job.output
 
     def settle(self, lease: Lease, place: str, *sizes: int) -> None:
-        """Just before files are put in place: is it still ours? Then that is where they lie. Raises as ``check``.
+        """Before files are put in place: check that the output is still ours, record the place. Raises as ``check``.
 
         ``sizes``: bytes of ``output.jsonl`` and ``errors.jsonl``, the same in every turn.
         """
@@ -128,7 +128,7 @@ class Outputs:
             raise OutputInUse(f"output {job.output} is that of job {owner.id} now")
         if owner is None or job.results != job.output:
             check_no_results(output)
-        else:  # a turn of ours that died has put some in place, or they are those of an end before it was landed
+        else:  # a turn of ours that died has put some in place, or they are from an earlier end of this job
             ours = zip(*job.written, sizes, strict=True)
             check_no_results(output, but=dict(zip(RESULT_FILES, ours, strict=True)))
         if owner is None:
@@ -136,9 +136,10 @@ class Outputs:
                 file.write(pretty(job_view(job, [])))
 
     def describe(self, lease: Lease, job: JobRecord, text: Callable[[], Iterable[bytes]]) -> None:
-        """Write job.json of an ended job where its results lie, and in its output if that is its own.
+        """Write job.json of an ended job where its results lie, and in its output if the job owns that.
 
-        ``text`` answers its parts, each time again. Raises InvalidInput where it cannot be written, StorageTrouble.
+        ``text`` returns its parts, from the start with each call. Raises InvalidInput if it cannot be written,
+        StorageTrouble.
         """
         if job.results and job.results != job.output:
             place = self.folder(job, job.results)
@@ -166,11 +167,11 @@ class Outputs:
         return True
 
     def _claim(self, lease: Lease) -> None:
-        """As this host sees it now: where its links lead, and whether its file system tells cases apart."""
+        """The path as this host sees it now: where its links lead, and whether its file system is case-sensitive."""
         self._store.own(lease, [place_name(lease.job.output)])
 
     def _has_files(self, job: JobRecord, owner: Owner) -> bool:
-        """Whether result files in a job's output may be another's. Raises OutputInUse if that one is not closed."""
+        """Whether result files in a job's output may be another job's. Raises OutputInUse if that one is not closed."""
         try:
             other = self._store.get_job(owner.id)
         except JobNotFound:

@@ -1,7 +1,7 @@
-"""What is past due is published again: unless its message can only be waiting, in a queue that nobody works on.
+"""Publishes overdue work again, unless its message must still be waiting in a queue that no worker serves.
 
-A message that is published again makes the one before it void, but does not remove it. So into a queue that is not
-empty, and from which nothing was taken since, nothing more is sent: there would be another void message for each time.
+A message that is published again makes the one before it void, but does not remove it. So nothing more is sent to a
+queue that is not empty and from which nothing was taken since: each time would leave another void message.
 """
 
 from __future__ import annotations
@@ -17,34 +17,34 @@ from batchpipe.store import Waiting, When, name_once
 
 logger = logging.getLogger(__name__)
 
-#: Records looked at in one go; the longest overdue come first.
+#: Records looked at in one go, the longest overdue first.
 PASS_LENGTH = 1_000
-#: So many times, while all that was found waits in queues where nothing goes on: others must not wait behind it.
+#: How many such looks in one pass, while all records found wait in idle queues: they must not hold up others.
 MOST_PASSES = 20
-#: When what waits so is looked at again, in seconds, at most: after a lease, if it is not too much.
+#: Such records are looked at again after this many seconds at most: after a lease, if they are not too many.
 LOOK_AGAIN_SECONDS = 300.0
-#: Where a worker listens and takes nothing for so long, its queue may hold other people's messages, and ours be lost.
-#: Twice as long with each message that was sent for that, a day at most: each leaves a void one behind.
+#: If a worker listens on a queue and takes nothing for so long, ours may be lost and only other messages be there.
+#: Doubles with each message that was sent for this reason, up to a day: each leaves a void one behind.
 STUCK_SECONDS, LONGEST_STUCK_SECONDS = 3_600.0, 86_400.0
-#: What was taken so shortly after a message was published is no sign: clocks are read one after the other.
+#: A message taken so shortly after one was published proves nothing: clocks are read one after the other.
 MOMENT_SECONDS = 1.0
-#: How often a process says that nobody works on a queue, in seconds; and of how many queues it remembers that.
+#: How often a process logs that no worker serves a queue, in seconds; and for how many queues it remembers that.
 SAY_SECONDS, _MOST_SAID = 3_600.0, 1_000
 
-#: Queue -> when this process has last said (by the host's clock) that nobody works on it.
+#: Queue -> when this process last logged (by the host's clock) that no worker serves it.
 _said: dict[str, float] = {}
 
 
 @dataclass(frozen=True)
 class _Queue:
-    """What a pass has found of a queue."""
+    """What a pass has found out about a queue."""
 
-    is_empty: bool  #: or nobody can tell
+    is_empty: bool  #: or unknown
     taken: float  #: when a worker last took something from it
     listened: bool  #: a worker listens on it
 
     def still_has(self, waiting: Waiting, now: float) -> bool:
-        """Whether a message is surely still there, unless the broker has lost it alone."""
+        """Whether a message is certainly still there, unless the broker has lost just this one."""
         if self.is_empty or self.taken > waiting.published + MOMENT_SECONDS:
             return False
         stuck = min(STUCK_SECONDS * 2 ** min(waiting.times, 10), LONGEST_STUCK_SECONDS)
@@ -71,7 +71,7 @@ def publish_overdue(turns: Runner, limit: int = PASS_LENGTH) -> int:
 
 
 def wake_or_set_aside(turns: Runner, job_id: str, index: int, when: When) -> bool:
-    """Returns whether it was published again. A record that cannot be read is named and passed over."""
+    """Returns whether it was published again. A record that cannot be read is logged and skipped."""
     try:
         return turns.wake(job_id, index, when=when) is not None
     except RecordUnreadable as error:
@@ -81,7 +81,7 @@ def wake_or_set_aside(turns: Runner, job_id: str, index: int, when: When) -> boo
 
 
 class _Queues:
-    """The queues of what is overdue, each asked about once in a pass."""
+    """The queues of overdue records; the broker is asked about each once in a pass."""
 
     def __init__(self, turns: Runner) -> None:
         self._turns = turns
@@ -108,13 +108,13 @@ class _Queues:
         store, count = self._turns.store, self._turns.waiting_in
         if self._listening is None:
             self._listening = store.listening()
-        # what was taken is read first: a message that is taken between the two reads then counts as waiting once more
+        # read first what was taken: a message taken between the two reads then counts as still waiting
         taken, messages = store.last_taken(name), count(name) if count is not None else None
         self._known[name] = found = _Queue(not messages, taken, name in self._listening)
         return found
 
     def tell(self) -> None:
-        """Say now and then that work waits for a worker."""
+        """Log now and then that work waits for a worker."""
         for name, records in self._dead.items():
             if name in _said and time.monotonic() - _said[name] < SAY_SECONDS:
                 continue

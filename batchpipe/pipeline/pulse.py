@@ -1,7 +1,7 @@
-"""When beat sends its next message, which says only "look": not while one of them can only be waiting.
+"""When beat sends its next message, which says only "look": not while an earlier one must still be waiting.
 
-Redis drops no message because it has expired, and nobody takes any while no worker is there: at one every few seconds
-a queue would grow by 17,280 a day.
+Redis does not drop expired messages, and none are taken while there is no worker: with one every few seconds a queue
+would grow by 17,280 a day.
 """
 
 from __future__ import annotations
@@ -9,15 +9,15 @@ from __future__ import annotations
 from batchpipe.pipeline.runner import WaitingIn
 from batchpipe.store import Store
 
-#: Of a queue that moves, but slowly, so many seconds lie between two messages.
+#: Seconds between two messages to a queue that moves slowly.
 MOVING_SECONDS = 60.0
-#: And of one that a worker listens on, but of which it takes nothing of ours: the message may have expired unseen. Each
-#: further pause is as long as nothing has been taken by then, a day at most, so that the queue does not fill.
+#: And to one that a worker listens on without taking any of ours: the message may have expired unseen. Each further
+#: pause is as long as the time since one was taken, a day at most, so that the queue does not fill.
 LISTENED_SECONDS, LONGEST_SECONDS = 600.0, 86_400.0
 
 
 def may_send(store: Store, name: str, queue: str, waiting_in: WaitingIn) -> bool:
-    """Whether the message of this name is to be sent now; that it is sent is noted. Raises StoreUnavailable."""
+    """Whether the message of this name is due now; if so, it is recorded as sent. Raises StoreUnavailable."""
     now, last = store.now(), store.pulse(name)
     waits = last.taken <= last.sent and bool(waiting_in(queue))
     if waits and last.sent:

@@ -2,8 +2,8 @@
 
 Two small indexes make that possible in constant memory. The **order** file of a round has runs "SHARD COUNT": the
 next COUNT rows of the round are the next rows of that shard. The rows of the first round are those of the input,
-those of each further one what was sent again of the round before. ``results.idx`` has pairs "OK NOT_OK": the next OK
-rows of the input are in ``output.jsonl``, the NOT_OK after them in ``errors.jsonl``.
+those of each further round are the ones sent again from the round before. ``results.idx`` has pairs "OK NOT_OK": the
+next OK rows of the input are in ``output.jsonl``, the NOT_OK after them in ``errors.jsonl``.
 """
 
 from __future__ import annotations
@@ -89,14 +89,14 @@ _decode_error = msgspec.json.Decoder(_ErrorLine).decode
 _T = TypeVar("_T")
 
 
-#: Bytes that readers hold of their shards at once; a part of it for each of several readers.
+#: Bytes of their shards that all readers together hold at once.
 MOST_READ = 16 << 20
 _LEAST_BLOCK, _MOST_BLOCK = 1 << 14, 1 << 20
 
 
 class ShardReader:
-    """Reads the files of many shards by lines, each on from where it stopped, in blocks: however their rows are mixed,
-    files are opened by the MB, not by the row. ``share``: one of how many readers at work.
+    """Reads the files of many shards by lines, each from where the last read stopped, in blocks: however the rows are
+    mixed, files are opened once per MB, not per row. ``share``: how many readers share the memory.
     """
 
     def __init__(
@@ -117,7 +117,7 @@ class ShardReader:
         self._kept.clear()
 
     def stream(self, index: int) -> BinaryIO:
-        """The file of a shard at its next line; valid until the next call. KeyError for an unknown shard."""
+        """The file of a shard, at its next unread line; valid until the next call. KeyError for an unknown shard."""
         found = self._kept.get(index)
         if found is not None:
             self._kept.move_to_end(index)
@@ -130,7 +130,7 @@ class ShardReader:
         return found
 
     def unread(self) -> list[int]:
-        """The shards whose file has something left."""
+        """The shards with unread lines in their files."""
         return [index for index in self._files if self.stream(index).read(1)]
 
 
@@ -186,14 +186,14 @@ def iter_in_order(order: BinaryIO, reader: ShardReader) -> Iterator[tuple[int, b
 
 
 class Round(NamedTuple):
-    """What a round has brought: its order file and the collected files of its shards, by index."""
+    """The files of a round: its order file and the collected files of its shards, by index."""
 
     order_file: str
     files: Mapping[int, str]
 
 
 def iter_last(workspace: Folder, rounds: Sequence[Round]) -> Generator[bytes, None, None]:
-    r"""For each row of the input in turn its line, with mark and ``\n``, from the last round that it went through.
+    r"""For each row of the input in turn, its line with mark and ``\n``, from the last round that it was part of.
 
     Raises BatchpipeError (``rows_lost``) if orders, files and rounds do not fit each other.
     """
@@ -221,7 +221,7 @@ def _last(workspace: Folder, rounds: list[Round], share: int, stack: ExitStack) 
 
 
 class ResultIndex:
-    """Writes ``results.idx``: pairs of run lengths, ok and not ok by turns."""
+    """Writes ``results.idx``: pairs of run lengths, ok and not ok alternating."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -289,7 +289,7 @@ def _row(at: int, is_ok: bool, line: bytes) -> Outcome:
 
 
 def _ok_line(line: bytes) -> _OkLine:
-    """Lines that are ok are the provider's own, and some write NaN."""
+    """Accepts NaN: ok lines are as the provider wrote them, and some providers write NaN."""
     try:
         return _decode_ok(line)
     except msgspec.DecodeError:

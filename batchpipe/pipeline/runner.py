@@ -1,7 +1,7 @@
-"""What shard turns and job turns share: the messages and their answers, and what may be done with a record.
+"""What shard turns and job turns share: the messages and their outcomes, and what may be done with a record.
 
-They know no Celery: they are given ``publish``, and answer each message with Continue (with the chain), Retry (by
-countdown) or Done (drop the rest of the chain).
+Nothing here depends on Celery: runners are given ``publish``, and handle each message with one of three outcomes:
+Continue (with the chain), Retry (by countdown) or Done (drop the rest of the chain).
 """
 
 from __future__ import annotations
@@ -38,21 +38,21 @@ logger = logging.getLogger(__name__)
 
 #: Unforeseen failures of one stage before its shard is given up (never once it has a batch or an open intent).
 MAX_TRIES = 5
-#: Vanished workers during one stage before the same. Machines may die for hours; that is no fault of the shard.
+#: The same for workers that vanish during one stage. Machines may die for hours; that is not the shard's fault.
 MAX_LOST = 50
-#: Turns of prepare that met their deadlines, which grow, before its job is refused.
+#: Turns of prepare that ran into their deadlines, which grow, before the job is refused.
 MAX_OVERRUNS = 6
 #: Code of a transfer that was broken off because its job is being cancelled: it comes back at once.
 CANCELLING = "cancelling"
 #: How long the lost files of a cancelled job are waited for, at most.
 GONE_CANCELLED_SECONDS = 120.0
-#: A file that was not missed for so long was there in between.
+#: A file that was not reported missing for so long was there in between.
 GONE_SEEN_SECONDS = 1_800.0
-#: Code of the pause of an account without money.
+#: Code of the pause of an account that is out of money.
 NO_QUOTA = "insufficient_quota"
-#: What a pause after trouble begins with; doubled each time.
+#: The first pause after trouble; it doubles each time.
 FIRST_PAUSE = 1.0
-#: Where the doubling ends for trouble that passes: a provider that is down for a minute must not cost ten.
+#: The longest pause for trouble that passes: a provider that is down for a minute must not cost ten.
 LONGEST_BACKOFF = 60.0
 
 
@@ -67,19 +67,19 @@ class Message:
     task_ids: list[str]
     queue: str
     countdown: float = 0.0  #: seconds until the first link runs
-    large: bool = False  #: its transfers need slots, and come after short work; False where it is sent again
+    large: bool = False  #: its transfers need slots and come after short work; False if published again
 
 
 @dataclass(frozen=True)
 class Continue:
-    """On with the next link of the chain."""
+    """Go on with the next link of the chain."""
 
     why: str = field(default="", compare=False)  #: for people who watch the tasks
 
 
 @dataclass(frozen=True)
 class Retry:
-    """The same task once more, after so many seconds."""
+    """Run the same task again after so many seconds."""
 
     after: float
     why: str = field(default="", compare=False)  #: for people who watch the tasks
@@ -93,7 +93,7 @@ class Done:
     why: str = field(default="", compare=False)  #: for people who watch the tasks
 
 
-#: What a message that was not granted its turn says.
+#: What people read of a message that was not granted its turn.
 _REFUSED = {
     "lease": "another worker is at it",
     "early": "too early: another message will do it",
@@ -102,7 +102,7 @@ _REFUSED = {
     "gone": "the job is gone",
 }
 
-#: Jobs of which this process has said that they are unknown.
+#: Jobs that this process has logged as unknown.
 _missed: set[str] = set()
 _MISSED_AT_MOST = 10_000
 _MISSED = (
@@ -112,14 +112,14 @@ _MISSED = (
 
 
 def refused(claim: Refused) -> Retry | Done:
-    """The answer to a message whose claim was not granted."""
+    """The outcome of a message if its claim was not granted."""
     why = _REFUSED.get(claim.why, claim.why)
     return Retry(claim.after + 0.1, why, "lease") if claim.why == "lease" else Done(why)
 
 
 Next = Continue | Retry | Done
 Publish = Callable[[Message], None]
-#: How many messages wait in a queue of the broker; None: that cannot be told.
+#: How many messages wait in a queue of the broker; None if the broker cannot tell.
 WaitingIn = Callable[[str], int | None]
 
 #: The links of a shard's chain, each with the stage that it expects; ``limits`` has their deadlines.
@@ -168,7 +168,7 @@ class Runner:
             logger.warning(
                 "not sent to the workers yet, a sweep will do that: %s", error, extra=_ids(message.job, message.index)
             )
-        except Exception as error:  # of the broker's libraries, or of the site's app: what is recorded must stand
+        except Exception as error:  # an error of a broker library or the site's app must not undo what is recorded
             self.counters.wait("broker", 0.0)
             logger.error(
                 "not sent to the workers yet, a sweep will do that: %s: %s",
@@ -179,7 +179,7 @@ class Runner:
 
     @staticmethod
     def gone(job_id: str) -> Done:
-        """The answer to a message of a job that this Redis does not know. Said aloud, once: nobody else notices."""
+        """The outcome of a message for a job that this Redis does not know. Logged once, as nothing else reports it."""
         if job_id not in _missed:
             if len(_missed) >= _MISSED_AT_MOST:
                 _missed.clear()
@@ -189,7 +189,7 @@ class Runner:
 
     def wake(self, job_id: str, index: int, *, when: When = "always", after: float = 0.0) -> list[str] | None:
         """Publish a record's work again under a new epoch, to run after ``after`` seconds. Returns the void task ids,
-        or None if it is not to be.
+        or None if it may not be published.
         """
         ids = new_task_ids(1 if index == JOB else len(LINKS))
         raised = self.store.bump_epoch(job_id, index, ids, when=when, after=after)
@@ -199,7 +199,7 @@ class Runner:
         return raised.old_ids
 
     def note_overrun(self, lease: Lease, link: str) -> None:
-        """Show that the turn before this one met its deadline, if it did. Raises LeaseLost, StoreUnavailable."""
+        """Log that the turn before this one ran into its deadline, if it did. Raises LeaseLost, StoreUnavailable."""
         if not lease.overran:
             return
         message = (
@@ -217,7 +217,7 @@ class Runner:
     def log(
         self, job_id: str, events: Iterable[tuple[str, dict[str, Any]]], *, level: int = logging.INFO, **ids: Any
     ) -> None:
-        """Write events to the job's log and ours. The log is no truth: losing an event must not cost a turn."""
+        """Write events to the job's log and ours. The log is only for people: losing an event must not fail a turn."""
         for event, fields in events:
             log_event(logger, event, fields, level=level, job=job_id, **ids)
             try:
@@ -226,7 +226,7 @@ class Runner:
                 logger.warning("event not recorded: %s", error, extra={"event": event, "job": job_id, **ids})
 
     def held(self, job: JobRecord) -> JobRecord:
-        """The job; one that has waited for a person long enough sends nothing more from now on.
+        """Returns the job; one that has waited for a person long enough sends nothing more from now on.
 
         Raises OnHold while it waits.
         """
@@ -246,11 +246,11 @@ class Runner:
         try:
             following = turn()
         except StoreUnavailable:
-            self.counters.turn(link, "error")  # handed over with a later turn
+            self.counters.turn(link, "error")  # reported with a later turn
             raise
         except seams.out_of_time:
             raise
-        except Exception as error:  # around a turn: it could not be claimed, or not ended
+        except Exception as error:  # raised around a turn: it could not be claimed, or not ended
             following = self._outside(error, *place)
         if isinstance(following, Retry):
             self.counters.wait(following.reason, following.after)
@@ -259,7 +259,7 @@ class Runner:
         return following
 
     def _outside(self, error: Exception, job_id: str, index: int) -> Next:
-        """Nobody holds the record, so nothing is counted: it is noted on it, for people, and tried again for ever."""
+        """Nobody holds the record, so no try is counted: the error is noted for people, and the work is tried again."""
         logger.error("turn failed", exc_info=error, extra={"event": "turn_failed", "job": job_id, "shard": index})
         problem = Problem(code=getattr(error, "code", "internal_error"), message=words(error))
         with suppress(RecordUnreadable):
@@ -267,9 +267,10 @@ class Runner:
         return Retry(LONGEST_PAUSE, problem.message)
 
     def wait_for_workspace(self, lease: Lease, error: StorageTrouble) -> None:
-        """A file of the workspace is missing: return when it is to be given up.
+        """A file of the workspace is missing. Returns when we stop waiting for it.
 
-        Raises StorageTrouble (``workspace_gone``) while it may come back, as a mount does; says from when until when.
+        Raises StorageTrouble (``workspace_gone``), which says from when until when, while it may come back, as a mount
+        does.
         """
         record, now = lease.shard or lease.job, self.store.now()
         again = record.gone_at is not None and now - (record.gone_seen or 0.0) < GONE_SEEN_SECONDS
@@ -288,7 +289,7 @@ class Runner:
         raise StorageTrouble(message, code=WORKSPACE_GONE, after=min(30.0, since + patience - now + 0.1)) from error
 
     def flush(self) -> None:
-        """Hand over what was counted. Counts are no truth: a Redis that is away must not cost a turn."""
+        """Report what was counted. Counts are only for people: a Redis that is away must not fail a turn."""
         taken = self.counters.take()
         try:
             self.store.add_counts(taken)
@@ -296,7 +297,7 @@ class Runner:
             self.counters.put_back(taken)
 
     def count_stage(self, stage: str, entered: float | None) -> None:
-        """A stage was left: count the seconds since it was entered."""
+        """A stage was left: add the seconds since it was entered to the counters."""
         if entered is None:
             return
         try:
@@ -306,14 +307,14 @@ class Runner:
 
 
 def check_cancel(lease: Lease) -> None:
-    """Of a transfer that may be broken off: a cancelled job needs it no more."""
+    """The check of a transfer that may be broken off, because a cancelled job no longer needs it."""
     lease.check()
     if lease.news.cancel and not lease.job.cancel:
         raise TransientError("the job is being cancelled", code=CANCELLING)
 
 
 def foreseen(error: Exception, link: str) -> Exception:
-    """The same error; but the time limit of a worker is trouble of that worker, and no failure of the work."""
+    """The same error; but a worker's time limit is trouble of that worker, not a failure of the work."""
     if not isinstance(error, seams.out_of_time):
         return error
     message = f"{link} met the time limit of its worker (task_soft_time_limit); it may need {REMEDIES[link]}"

@@ -1,8 +1,8 @@
-"""The shard files in the making. However the rows of many shards are mixed, files are opened by the MB, not by the row.
+"""Writes the shard files. However the rows of many shards are mixed, files are opened once per MB, not per row.
 
 Rows are gathered in memory, ``MOST_PENDING`` bytes in all. From there they go to drafts where a file can be closed and
-continued; for other storages into a local file, and up when their shard is whole: many models in turn, each with one
-unfinished shard, cost no more there than one.
+continued; for other storages to a local file, which is copied there when its shard is complete: many models in turn,
+each with one unfinished shard, cost no more there than one.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Protocol
 from batchpipe.errors import StorageTrouble
 from batchpipe.storage import Draft, Folder, Spill
 
-#: Shards, so models, that may be unfinished at once; beyond it the one that waits longest is finished as it is.
+#: Shards, so models, that may be unfinished at once; beyond that the one that waits longest is finished as it is.
 MAX_UNFINISHED = 1024
 #: Bytes of one shard, and of all, that are gathered before they are written.
 PIECE, MOST_PENDING = 1 << 16, 12 << 20
@@ -100,7 +100,7 @@ class ShardFiles:
             try:
                 self._workspace.remove(name)
             except StorageTrouble:
-                return  # what ended the step matters more; the token keeps what is left from harm
+                return  # what ended the step matters more; files that are left do no harm: their names have the token
 
 
 class _Drafts:

@@ -1,4 +1,4 @@
-"""Turns of shards: a turn claims the record, gives one step only what it may touch, and ends with what follows."""
+"""Turns of shards: a turn claims the record, gives one step only what it may touch, and ends with the next action."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ from batchpipe.telemetry.prices import Pricer, free, openai_prices, unknown
 
 logger = logging.getLogger(__name__)
 
-#: Why a shard in this stage comes back by countdown though nothing is wrong.
+#: Why a shard in this stage is retried by countdown though nothing is wrong.
 _WAITS = {Stage.CREATED.value: "poll", Stage.UPLOADED.value: "create", Stage.ENDED.value: "files"}
 
 
@@ -69,7 +69,7 @@ class ShardRunner(Runner):
     """Turns of shards: the four links of the chain."""
 
     def run(self, link: str, job_id: str, index: int, epoch: int) -> Next:
-        """Answer one message. Raises nothing but StoreUnavailable (Redis is away: come back later)."""
+        """Handle one message. Raises only StoreUnavailable (Redis is away: try again later)."""
         with about(job=job_id, shard=index):
             return self.counted(link, (job_id, index), lambda: self._run(link, job_id, index, epoch))
 
@@ -98,7 +98,7 @@ class ShardRunner(Runner):
             return self._end(claim, ending)
 
     def _api_or_trouble(self, account: str) -> Api | Exception:
-        """What goes wrong here is trouble of the shard: it is raised once that is claimed."""
+        """An error here is the shard's: it is raised once the shard is claimed."""
         try:
             return self.apis(account)
         except StoreUnavailable:
@@ -119,17 +119,17 @@ class ShardRunner(Runner):
         if isinstance(api, Exception):
             raise api
         pause = self.store.paused(job.account)
-        # reading, cancelling and fetching need no quota, and what runs on is billed
+        # reading, cancelling and fetching need no quota, and a batch that runs on is billed
         if pause is not None and (pause.code != NO_QUOTA or link in ("upload", "create")):
             raise Paused(pause.message, code=pause.code, after=pause.seconds)
         result: Move | Problem | GiveUp | Over
         if link == "create" and not _is_committed(shard):
-            workspace.size(shard.file)  # nobody could tell whose the answers are: not worth paying for
+            workspace.size(shard.file)  # its answers could not be matched to rows: not worth paying for
         if link == "upload":
-            self.store.save(lease, {"uploads": shard.uploads + 1})  # before it: a file may be left that nobody knows
+            self.store.save(lease, {"uploads": shard.uploads + 1})  # first, else no record may know the file
             result = self._upload(lease, workspace, api)
         elif link == "create":
-            if not shard.calls:  # else what an unanswered call made is looked for first
+            if not shard.calls:  # else look first for what an unanswered call made
                 job = self.held(job)
             result = create(job, shard, api, CreateContext(self, lease, api))
         elif link == "poll":
@@ -218,9 +218,9 @@ class ShardRunner(Runner):
         return self._unforeseen(lease, problem)
 
     def _without_files(self, lease: Lease, error: StorageTrouble) -> Move:
-        """The shard's file is gone from the workspace. Raises StorageTrouble while it is waited for.
+        """The shard's file is gone from the workspace. Raises StorageTrouble while we wait for it.
 
-        Then answers that the provider has are kept; the other rows are missing, and only counted.
+        After that the provider's answers are kept; the other rows are missing, and only counted.
         """
         self.wait_for_workspace(lease, error)
         job, shard = lease.job, lease.shard
@@ -260,14 +260,14 @@ class ShardRunner(Runner):
         """Foreseen trouble: no try is counted, and the pause doubles."""
         assert lease.shard is not None
         pause = min(FIRST_PAUSE * 2 ** min(lease.shard.backoff, 10), LONGEST_BACKOFF) * random.uniform(0.8, 1.2)
-        # a pause that was named is kept, and spread so that not everybody comes back in the same second
+        # a pause that the provider named is kept, and spread so that not all retries fall in the same second
         named = after * random.uniform(1.0, 1.1) if after is not None else 0.0
         if problem.code == CANCELLING:
             pause = 0.0
         return _Failed(problem, min(max(named, pause), LONGEST_PAUSE), counted=False, reason=reason)
 
     def _pause(self, lease: Lease, problem: Problem, after: float | None) -> float:
-        """Stop using the account: every further call would be refused, too. Returns the seconds until its end."""
+        """Pause the account: every further call would be refused, too. Returns the seconds that the pause lasts."""
         if (pause := self.store.paused(lease.job.account)) is not None:
             return pause.seconds
         seconds = max(after if after is not None else self.settings.account_pause_seconds, 1.0)
@@ -294,7 +294,7 @@ class ShardRunner(Runner):
         except LeaseLost:
             return Done()
         self._count_move(lease.job.account, lease.shard, move)
-        paused = isinstance(ending, _Failed) and ending.reason == "paused"  # said once, for the account
+        paused = isinstance(ending, _Failed) and ending.reason == "paused"  # logged once per account
         self.log(lease.job.id, move.events, level=logging.DEBUG if paused else logging.INFO, shard=lease.index)
         if move.pause is not None:
             self._pause(lease, move.pause, None)
@@ -314,12 +314,12 @@ class ShardRunner(Runner):
             return Retry(move.after, _why(lease.shard, move), reason)
         if _follows(lease.shard.stage, move.stage):
             return Continue(_why(lease.shard, move))
-        # back to an earlier stage: the chain starts over there
+        # back at an earlier stage: a new chain starts there
         self.wake(lease.job.id, lease.index, after=move.after)
         return Done(f"back to {move.stage.value}: {_why(lease.shard, move)}")
 
     def _hold(self, lease: Lease, problem: Problem) -> None:
-        """Before the turn is ended: a crash in between says it once more, and the script knows it then."""
+        """Called before the turn is ended: a crash in between repeats the call, and the script recognises it."""
         assert lease.shard is not None
         mode = "land" if lease.job.send_no_more else self.settings.cancelled_elsewhere
         said = Problem(code=problem.code, message=f"{problem.message}: {_what_follows(mode, lease.job.id)}")
@@ -357,7 +357,7 @@ class ShardRunner(Runner):
 
 @dataclass(frozen=True)
 class _Failed:
-    """A turn that came to nothing: why, and how long to wait."""
+    """A turn that failed: why, and how long to wait."""
 
     problem: Problem
     after: float
@@ -366,7 +366,7 @@ class _Failed:
 
 
 def _what_follows(mode: str, job_id: str) -> str:
-    """What becomes of a job when a batch of it was cancelled elsewhere, and what a person can do."""
+    """What happens to a job when one of its batches was cancelled elsewhere, and what a person can do."""
     if mode == "resend":
         return (
             "its rows that were not run are sent again, as long as the job's attempts last "
@@ -407,7 +407,7 @@ class CreateContext:
 
     def leapt(self, since: float) -> bool:
         clock = self._turns.store.clock()
-        # who waits for a grace period, or sleeps between two sweeps, is no leap
+        # waiting for a grace period, or sleeping between two sweeps, is not a leap of the clock
         return clock.leap_at > since and clock.leap_by > max(2 * self.lease_seconds, 2 * self.grace_seconds)
 
     def intend(self) -> bool:
@@ -459,7 +459,7 @@ class CreateContext:
 
 
 def _is_committed(shard: ShardRecord) -> bool:
-    """It has a batch, or may have one: it must never be given up for trouble on our side."""
+    """It has a batch, or may have one: trouble on our side must never make us abandon it."""
     return shard.batch_id is not None or shard.intent_at is not None
 
 
@@ -469,7 +469,7 @@ def _follows(before: str, after: str) -> bool:
 
 
 def _why(shard: ShardRecord, move: Move) -> str:
-    """How a shard stands after a turn, in words."""
+    """The state of a shard after a turn, in words."""
     trouble, status, counts = (move.changes.get(name, getattr(shard, name)) for name in ("trouble", "status", "counts"))
     if trouble is not None:
         return str(trouble.message)

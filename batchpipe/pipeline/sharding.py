@@ -1,4 +1,4 @@
-"""Rows into shards: which one a row goes to. Memory does not grow with the input: rows go straight to their files."""
+"""Decides which shard a row goes to. Memory does not grow with the input: rows go straight to their files."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from batchpipe.pipeline.shard_files import MAX_UNFINISHED
 
 
 class Bounds(NamedTuple):
-    """What one job may have at most."""
+    """The most that one job may have."""
 
     models: int
     shards: int
@@ -30,11 +30,11 @@ class ShardPlan(msgspec.Struct, frozen=True):
     rows: int
     bytes: int
     model: str | None
-    refused_once: bool = False  #: its rows were in a batch that was refused because of other rows
+    refused_once: bool = False  #: its rows were in a batch that was refused because of other rows in it
 
 
 class Prepared(msgspec.Struct, frozen=True):
-    """What came of an input. ``order_file``: runs "SHARD COUNT" that lead back to the order of the input."""
+    """The result of splitting an input. ``order_file``: runs "SHARD COUNT" that give the order of the input."""
 
     shards: list[ShardPlan]
     rows: int
@@ -144,7 +144,7 @@ class Planner:
         return found
 
     def _check_bounds(self, model: str | None) -> None:
-        """Raises InvalidInput before a shard is begun that would be one too many."""
+        """Raises InvalidInput before a shard is begun that would exceed the limit."""
         self._models.add(model)
         if len(self._models) > self._bounds.models:
             message = (

@@ -1,7 +1,7 @@
 """How many long tasks a worker runs at once, so that short ones are never kept waiting by them.
 
-A pool takes messages in the order of the queue: behind 600 uploads, a job of one row would begin an hour later. So of
-what a worker runs at once some is left to short tasks. A long task that finds no slot comes back a little later.
+A pool takes messages in the order of the queue: behind 600 uploads, a job of one row would begin an hour later. So a
+worker keeps some of its capacity for short tasks. A long task that finds no slot is retried a little later.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Literal
 
-#: What a task is to a worker: a transfer of a shard's file, or the reading and writing of a whole job.
+#: The kinds of long tasks: a transfer of a shard's file, or the reading and writing of a whole job.
 Kind = Literal["transfer", "job"]
-#: What has no more than this is carried within a moment, and needs no slot.
+#: A transfer of no more than this is done within a moment and needs no slot.
 SMALL_BYTES, SMALL_ROWS = 262_144, 200
-#: How often a second those that wait ask again, all together: twice for each slot that becomes free, within these.
+#: How often a second all waiting tasks together ask again: twice for each slot that becomes free, within these.
 FEWEST_TRIES, MOST_TRIES = 2.0, 50.0
-#: They ask no sooner than this, in seconds.
+#: The shortest pause between two tries of one, in seconds.
 SHORTEST_WAIT_SECONDS = 1.0
-#: The longest pause between two tries of one.
+#: The longest.
 LONGEST_WAIT_SECONDS = 600.0
-#: When the last of those that wait asks, for how many seconds a slot was held of late, and when one was last taken or
+#: When the last waiting task asks again, how many seconds a slot was held recently, and when one was last taken or
 #: given back.
 _PACE = struct.Struct("ddd")
 
@@ -39,25 +39,25 @@ class Slots:
     """The slots of one worker, whatever its pool: threads, green threads, or processes that were forked after this was
     made.
 
-    Each slot is a byte of a file. Who has the byte locked holds the slot, and the system frees what a process held that
-    is killed. Such a lock is a process', not a thread's: what this process holds itself it keeps in mind.
+    Each slot is a byte of a file. A process holds the slot while it has the byte locked, and the system releases the
+    locks of a killed process. Such locks belong to processes, not threads, so each process remembers its own slots.
     """
 
     def __init__(self, at_once: int, handle: int, clock: Callable[[], float] = time.monotonic) -> None:
-        """``at_once``: tasks that the pool runs at once, two at least. One in four is for whole jobs, one for what is
-        short, the rest for transfers; of two, one is for both. ``handle``: of a file that nobody else locks.
+        """``at_once``: tasks that the pool runs at once, two at least. One in four is for whole jobs, one for short
+        tasks, the rest for transfers; of two, one is for both. ``handle``: of a file that nobody else locks.
         """
         jobs = max(1, at_once // 4)
         self._all: dict[Kind, range] = {"job": range(jobs), "transfer": range(jobs, at_once - 1) or range(jobs)}
         self._handle, self._clock = handle, clock
-        self._paces = mmap.mmap(-1, at_once * _PACE.size)  # zeros, shared with forked children
+        self._paces = mmap.mmap(-1, at_once * _PACE.size)  # all zeros, shared with forked children
         self._mine: set[int] = set()
         self._lock = threading.Lock()
         self._writing = at_once  # the byte that is locked while a pace is changed
 
     @contextmanager
     def take(self, kind: Kind) -> Iterator[bool]:
-        """Hold a slot for the block, if there is a free one: says whether."""
+        """Hold a slot during the block, if one is free; yields whether it was."""
         slot, began = self._take(kind), self._clock()
         try:
             if slot is not None:
@@ -69,9 +69,9 @@ class Slots:
                 self._note(kind, self._clock() - began)
 
     def wait(self, kind: Kind) -> float:
-        """After how many seconds one that found none is to ask again: who waits longest asks first.
+        """After how many seconds a task that found no slot asks again: the one that waits longest asks first.
 
-        The pace is that of slots which become free; where none does, it falls.
+        The pace follows the slots that become free; while none does, it falls.
         """
         with self._changed_pace(kind) as pace:
             now, (last, held, moved) = self._clock(), pace

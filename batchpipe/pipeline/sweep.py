@@ -1,4 +1,4 @@
-"""The safety net: what is past due is published again, and batches that must not live are cancelled.
+"""The safety net: publishes overdue work again, and cancels batches that must not run.
 
 Any number of sweeps at once do no harm.
 """
@@ -25,20 +25,20 @@ logger = logging.getLogger(__name__)
 LIST_SECONDS = 30.0
 #: A list is read back to the last one and this much more: lists lag, and clocks differ.
 OVERLAP_SECONDS = 1_200.0
-#: How far back the first list is read, and how long after its last create call an account is looked after.
+#: How far back the first list is read, and how long after its last create call an account is watched.
 LOOK_BACK_SECONDS = 26 * 3_600.0
 
-#: Accounts of which this process has said that it cannot look after them.
+#: Accounts that this process has logged as ones it cannot watch.
 _not_here: set[str] = set()
 _MOST_ACCOUNTS = 1_000
-#: When Redis' clock was set back, of which this process has told last.
+#: The last time Redis' clock was set back that this process has logged.
 _told_of = 0.0
 
 
 def sweep(turns: Runner, *, limit: int = PASS_LENGTH, listing: bool | None = None) -> int:
     """One pass. Returns how many records were published again. Raises StoreUnavailable.
 
-    ``listing``: look into the accounts' lists of batches now (True), not at all (False), or if it is time (None).
+    ``listing``: read the accounts' lists of batches now (True), not at all (False), or if it is time (None).
     """
     woken = publish_overdue(turns, limit)
     wake_rest(turns, limit)
@@ -55,7 +55,7 @@ def sweep(turns: Runner, *, limit: int = PASS_LENGTH, listing: bool | None = Non
 
 
 def _tell_of_clock(clock: Clock) -> None:
-    """Say once that Redis' clock was set back: nothing else would, for everything goes on."""
+    """Log once that Redis' clock was set back: nothing else would show it, because everything goes on."""
     global _told_of
     if clock.ahead and clock.back_at and clock.back_at != _told_of:
         _told_of = clock.back_at
@@ -78,7 +78,7 @@ def _look_after(turns: Runner, account: str, *, at_once: bool) -> None:
         return
     try:
         in_settings = turns.settings.account(account)
-    except SettingsError as error:  # before the look is noted: others, who have it, look instead
+    except SettingsError as error:  # before the look is noted: workers that have the key look instead
         _tell_of_account(account, error)
         return
     try:
@@ -93,20 +93,20 @@ def _look_after(turns: Runner, account: str, *, at_once: bool) -> None:
             left, ours = left + alive, ours + known
     except StoreUnavailable:
         raise
-    except BatchpipeError as error:  # no key on this host, or the provider is down: the next sweep, or another's
+    except BatchpipeError as error:  # no key on this host, or the provider is down: a later sweep, or another host's
         logger.warning("batches of account %r not listed: %s", account, error, extra={"event": "not_listed"})
         return
-    except Exception:  # the other accounts, and what is overdue, must not wait for this one
+    except Exception:  # the other accounts and overdue work must not wait for this one
         logger.exception("batches of account %r not listed", account, extra={"event": "not_listed"})
         return
-    # Else the next look goes as far back as this one. A list that shows none of ours is no proof that there is none:
-    # the key may be another project's for a while.
+    # Else the next look goes as far back as this one. A list that shows none of ours does not prove that there is none:
+    # for a while the key may be one of another project.
     if not left and ours:
         turns.store.note_listing(account, done=now)
 
 
 def _tell_of_account(account: str, error: SettingsError) -> None:
-    """Say once that an account cannot be looked after here. That of a sandbox goes with it, and is nobody's loss."""
+    """Log once that an account cannot be watched here. The account of a sandbox ends with it; that is not logged."""
     level = logging.DEBUG if account == SANDBOX_ACCOUNT or account in _not_here else logging.WARNING
     if len(_not_here) < _MOST_ACCOUNTS:
         _not_here.add(account)
@@ -138,7 +138,7 @@ def _judge(turns: Runner, api: Api, batches: list[Snapshot]) -> tuple[int, int]:
 
 
 def _awaits_end(shard: ShardRecord) -> bool:
-    """One that knows of the end, and waits for files that lag, needs no waking."""
+    """A shard that knows of the end, and waits for files that lag, needs no waking."""
     return shard.stage == Stage.CREATED and shard.late_at is None
 
 
@@ -149,25 +149,25 @@ def _place(batch: Snapshot) -> tuple[str, int] | None:
 
 
 def _is_stray(batch: Snapshot, shard: ShardRecord) -> bool:
-    """It lives, and its shard has another batch or none to come. While that is open, it may yet be adopted."""
+    """It is running, and its shard has another batch or will have none. While that is open, it may yet be adopted."""
     if batch.status in Status.FINAL or batch.status == "cancelling":
         return False
     if batch.id == shard.batch_id or batch.id in shard.spent:
         return False
     if batch.metadata.get("batchpipe_key", shard.key) != shard.key:
-        return True  # of an earlier try: it can never be adopted, and tries only grow
+        return True  # from an earlier try: it can never be adopted, because the number of tries only grows
     return shard.batch_id is not None or shard.stage == Stage.COLLECTED
 
 
 def _cancel_stray(turns: Runner, api: Api, batch: Snapshot, shard: ShardRecord) -> bool:
-    """Returns whether it is over with it."""
+    """Returns whether the batch is dealt with."""
     ids = {"job": shard.job, "shard": shard.index, "batch": batch.id}
     logger.error("a stray batch is cancelled: its shard has another", extra={"event": "stray", **ids})
     try:
         api.cancel_batch(batch.id)
     except Refused:
-        return True  # it has ended meanwhile
-    except Unavailable as error:  # this one alone must not hold up the others
+        return True  # it has just ended
+    except Unavailable as error:  # one batch must not hold up the others
         logger.error("a stray batch could not be cancelled: %s", error, extra={"event": "stray", **ids})
         return False
     turns.counters.add("strays_cancelled")

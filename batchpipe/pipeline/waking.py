@@ -1,6 +1,6 @@
-"""Waking many shards: whoever asks wakes a few, and waits for them; the others are left to the sweeps, by the page.
+"""Waking many shards: the caller wakes a few and waits for that; sweeps wake the others, a page at a time.
 
-A job may have 100,000 shards and an account 10,000 jobs that wait, and whoever wakes them may be a request of the web.
+A job may have 100,000 shards and an account 10,000 waiting jobs, and the caller may be serving a web request.
 """
 
 from __future__ import annotations
@@ -13,20 +13,20 @@ from batchpipe.pipeline.overdue import wake_or_set_aside
 from batchpipe.pipeline.runner import Runner
 from batchpipe.store import When
 
-#: Shards that whoever asks wakes himself, and waits for: a few milliseconds each.
+#: Shards that the caller wakes itself, and waits for: a few milliseconds each.
 WOKEN_AT_ONCE = 20
-#: Shards that he looks at for some that wait for a person.
+#: Shards that the caller looks at to find some that wait for a person.
 LOOKED_AT_ONCE = 250
 #: Shards that a sweep wakes in one go.
 _PAGE = 200
 
 
 class Resumed(NamedTuple):
-    """What became of an account that was resumed."""
+    """The result of resuming an account."""
 
-    paused: bool  #: it was paused
+    paused: bool  #: whether it was paused
     woken: int  #: shards that go on at once
-    left: int  #: jobs of which the sweeps wake the others
+    left: int  #: jobs with more shards, which the sweeps wake
 
 
 def wake_first(turns: Runner, job_id: str, shards: int, when: When) -> list[str]:
@@ -38,15 +38,15 @@ def wake_first(turns: Runner, job_id: str, shards: int, when: When) -> list[str]
 
 
 def wake_job(turns: Runner, job_id: str) -> None:
-    """Publish all open work of a job again, for who knows that its worker is gone. Raises JobNotFound."""
+    """Publish all open work of a job again, for a caller who knows that its worker is gone. Raises JobNotFound."""
     job = turns.store.get_job(job_id)
-    if job.shards > WOKEN_AT_ONCE:  # before anything is woken: whoever is killed meanwhile has left the others
+    if job.shards > WOKEN_AT_ONCE:  # before anything is woken: if the caller is killed, sweeps wake the others
         turns.store.leave_wakes({job.id: WOKEN_AT_ONCE}, "always")
     wake_first(turns, job.id, job.shards, "always")
 
 
 def resume_account(turns: Runner, account: str) -> Resumed:
-    """End an account's pause: with it all of its shards that wait go on, without one those that wait for a person."""
+    """End an account's pause: all of its waiting shards go on. Without a pause, those that wait for a person do."""
     paused, woken, looked, left = turns.store.resume(account), 0, 0, 0
     for page in turns.store.open_jobs(account):
         rest = dict[str, int]()
@@ -65,7 +65,7 @@ def resume_account(turns: Runner, account: str) -> Resumed:
 
 
 def wake_rest(turns: Runner, limit: int) -> None:
-    """Wake what a cancel, a resume or the end of a hold has left, so many shards at most."""
+    """Wake the shards that a cancel, a resume or the end of a hold has left, so many at most."""
     while limit > 0 and (found := turns.store.take_wakes(min(limit, _PAGE))) is not None:
         indexes = range(found.first, found.last)
         if found.when == "person":

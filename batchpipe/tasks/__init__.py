@@ -1,4 +1,4 @@
-"""The Celery tasks, the app, and how messages are published. Who imports this package has the tasks."""
+"""The Celery tasks, the app, and how messages are published. Importing this package registers the tasks."""
 
 from batchpipe.tasks.chain import create, download, merge, poll, prepare, sweep, tell, upload
 

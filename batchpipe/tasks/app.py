@@ -1,4 +1,4 @@
-"""A Celery app for those who have none: the standalone worker, beat, the command line, a plain script.
+"""A Celery app for processes that have none: the standalone worker, beat, the command line, a plain script.
 
 A Django or Flask site runs our tasks in its own app; nothing here is needed there.
 """
@@ -18,7 +18,7 @@ from batchpipe.config.settings import Settings
 from batchpipe.errors import SettingsError
 from batchpipe.model.records import LONGEST_PAUSE
 
-#: Apps that were made here. A site may call its own app batchpipe, too.
+#: Apps that were made here. A site's own app may also be called batchpipe.
 _ours: WeakSet[Celery] = WeakSet()
 
 
@@ -37,20 +37,20 @@ def is_ours(app: Celery) -> bool:
 
 
 def queue_of(app: Celery, name: str) -> Any:
-    """Our queue, also in an app that makes none which it was not told of (``task_create_missing_queues``)."""
+    """Our queue, also for an app that creates only the queues it is told of (``task_create_missing_queues``)."""
     queues = app.amqp.queues
     return queues[name] if queues.create_missing or name in queues else queues.add(queues.new_missing(name))
 
 
 def _check_broker(url: str) -> None:
-    """Raises SettingsError for a URL that Celery knows no transport for; the URL may hold a password."""
+    """Raises SettingsError, without the URL, which may hold a password, if Celery knows no transport for it."""
     scheme = url.partition("://")[0].partition("+")[0]
     if "://" not in url or scheme not in {*TRANSPORT_ALIASES, "unix"}:
         raise SettingsError("BATCHPIPE_BROKER_URL is no broker URL: redis://..., amqp://... or another of Celery's")
 
 
 def transport_options(broker_url: str, visibility: int) -> dict[str, Any]:
-    """What the Redis transport needs; other brokers know none of it."""
+    """Options of the Redis transport; other brokers do not have them."""
     if not broker_url.startswith(("redis://", "rediss://", "redis+socket://", "unix://")):
         return {}
     return {
@@ -67,13 +67,13 @@ def transport_options(broker_url: str, visibility: int) -> dict[str, Any]:
 
 
 def countdown_of(app: Celery, seconds: float) -> float:
-    """As the app's broker can keep it: RabbitMQ's quorum queues delay by whole seconds, and Celery fails for 0.5."""
+    """The delay as the broker supports it: RabbitMQ's quorum queues take whole seconds, and Celery fails for 0.5."""
     is_amqp = "amqp" in str(app.conf.broker_write_url or app.conf.broker_url or "").partition("://")[0]
     return math.ceil(seconds) if is_amqp else seconds
 
 
 def _as_kombu_reads_it(broker: str) -> str:
-    """A socket's address is redis-py's (``unix://PATH?db=3``); kombu has other names for both."""
+    """Converts redis-py's address of a socket (``unix://PATH?db=3``): kombu spells scheme and database differently."""
     if not broker.startswith("unix://"):
         return broker
     address, _, query = broker.removeprefix("unix://").partition("?")
@@ -104,14 +104,14 @@ def _configuration(settings: Settings) -> dict[str, Any]:
         "broker_connection_timeout": 5,
         "broker_connection_retry_on_startup": True,
         "broker_connection_max_retries": None,  # a long outage must not end the worker
-        "worker_cancel_long_running_tasks_on_connection_loss": False,  # leases guard the bodies
+        "worker_cancel_long_running_tasks_on_connection_loss": False,  # leases protect the work itself
         "worker_soft_shutdown_timeout": settings.stop_seconds,
         "worker_send_task_events": True,
         "task_send_sent_event": True,
         "task_track_started": True,
         "worker_max_tasks_per_child": 1_000,
         "worker_hijack_root_logger": False,
-        "worker_redirect_stdouts_level": "INFO",  # what a task or receiver prints is no warning
+        "worker_redirect_stdouts_level": "INFO",  # what a task or receiver prints is not a warning
         "beat_schedule": beat_schedule(settings),
     }
 
@@ -124,7 +124,7 @@ def pulse_expires(pace: float) -> float:
 def beat_schedule(settings: Settings) -> dict[str, Any]:
     """What beat sends: the sweep, and a look for due schedules where there are any.
 
-    Messages expire, on the brokers that drop what has; what keeps them from piling up everywhere is ``tasks.Pulse``.
+    Messages expire, where the broker drops expired ones; ``tasks.Pulse`` keeps them from piling up on every broker.
     """
     paces = {"sweep": settings.sweep_seconds} | ({"schedules": settings.schedule_seconds} if settings.schedules else {})
     return {

@@ -1,9 +1,9 @@
-"""Keep Celery workers alive while a Redis that carries their messages is away, or refuses what they ask of it.
+"""Keep Celery workers alive while the Redis that carries their messages is away or refuses commands.
 
-Celery and kombu (5.5 to 5.7) know a broker that is gone. One that answers with an error (a replica after a failover, a
-Redis that is full or lacks its disk, an ACL without a channel) is none of their connection errors, and ends the worker.
-And a worker of green threads that has as much as it may take sleeps for two seconds, whatever it has done meanwhile.
-What is mended here is theirs, and so in one place; it belongs into kombu's transport/redis.py and Celery's consumer.
+Celery and kombu (5.5 to 5.7) handle a broker that is gone. But an error from the broker (a replica after a failover, a
+Redis that is full or lacks its disk, an ACL without a channel) is not a connection error to them and ends the worker.
+And a worker of green threads that has taken all it may sleeps for two seconds, even if tasks end before that.
+These patches of their code are kept in one place; they belong in kombu's transport/redis.py and Celery's consumer.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from batchpipe.store.refusals import RedisAnswer, in_words
 
 logger = logging.getLogger(__name__)
 
-#: What kombu keeps in the process of the messages that are out.
+#: kombu's in-process record of messages that are not acknowledged.
 _KEPT_HERE: Any = virtual.QoS
-#: Pauses of a worker whose broker refuses it, in seconds: longer each time, up to the last.
+#: Pauses of a worker that its broker refuses, in seconds: longer each time, up to the last.
 FIRST_PAUSE, LONGEST_PAUSE = 2.0, 10.0
 #: After so many seconds without a refusal the pauses start over.
 FORGOTTEN_AFTER = 120.0
-#: How long a worker of green threads that has all that it may take waits before it looks whether it may take more.
+#: How long a worker of green threads that has taken all it may waits before it checks whether it may take more.
 ROOM_SECONDS = 0.1
 #: How often a worker that pauses looks whether it is told to stop.
 _LOOK_SECONDS = 0.5
 
 
 def outlive_redis() -> None:
-    """Keep the workers of this process alive while a Redis broker is away or refuses. Twice does no harm."""
+    """Keep the workers of this process alive while a Redis broker is away or refuses. A second call does no harm."""
     if getattr(transport.QoS.restore_unacked_once, "outlives_redis", False):
         return
     _outlive_lost_connections()
@@ -44,10 +44,10 @@ def outlive_redis() -> None:
 
 
 def _outlive_lost_connections() -> None:
-    """kombu closes a connection that is gone twice: the second time it wants to hand messages back through a client
-    that the first has taken away, and the worker ends. The same happens to the answer for a task that ends after the
-    connection. The messages are not lost: kombu hands them back after the visibility time-out, and the sweep publishes
-    our work again long before.
+    """kombu closes a lost connection twice: the second time it tries to hand messages back through a client that the
+    first close has removed, and the worker ends. The same happens when a task ends after its connection is lost and is
+    acknowledged. The messages are not lost: kombu hands them back after the visibility time-out, and the sweep
+    publishes our work again long before.
     """
     hands_back: Any = transport.QoS
     restore, ack, reject = hands_back.restore_unacked_once, hands_back.ack, hands_back.reject
@@ -70,7 +70,7 @@ def _outlive_lost_connections() -> None:
 
 
 def _end(qos: Any, tag: str, tell: Callable[[], object], *, done: bool = True) -> None:
-    """Tell the broker that a message is done with. If it refuses, it may come once more, and another one is taken.
+    """Tell the broker that a message is done. If it refuses, the message may come again, and the worker takes another.
 
     A Redis that is full refuses the transaction in which kombu does it, but not its commands.
     """
@@ -89,8 +89,8 @@ def _end(qos: Any, tag: str, tell: Callable[[], object], *, done: bool = True) -
 
 
 def _outlive_refusals() -> None:
-    """Any error that Redis answers is trouble of the connection: it is closed, and the next one asks again where the
-    broker's name leads to. A message that is already out of its queue is worked on, though not noted as taken.
+    """Treat any error from Redis as trouble of the connection: close it, and the next one resolves the broker's name
+    again. A message already taken from its queue is worked on, though kombu has not recorded it as taken.
     """
     transport.Transport.connection_errors = (*transport.Transport.connection_errors, RedisAnswer)
     hands_out: Any = transport.QoS
@@ -110,7 +110,7 @@ def _outlive_refusals() -> None:
 
 
 def _notice_room() -> None:
-    """Of green threads, kombu does not see that a task has ended while it waits for a message that it may not take."""
+    """With green threads, kombu does not notice the end of a task while it waits for a message that it may not take."""
     poller: Any = transport.MultiChannelPoller
     get = poller.get
 
@@ -131,7 +131,7 @@ def _then_pause(close: Callable[[Any, Exception], None], pauses: _Pauses) -> Cal
 
 
 class _Pauses:
-    """Celery connects again at once, and is refused again at once: without a pause that goes on as fast as it can."""
+    """Celery reconnects at once and is refused at once: without a pause that would loop as fast as possible."""
 
     def __init__(self) -> None:
         self._seconds, self._last = FIRST_PAUSE, 0.0

@@ -1,4 +1,4 @@
-"""The Celery tasks: a few lines each. Logic is in ``pipeline.py`` and ``job_turns.py``; the chain is built here.
+"""The Celery tasks: a few lines each. The logic is in ``batchpipe.pipeline``; the chain is built here.
 
 They are shared tasks: a site's own app and workers run them; where there is no app, one is made from the settings.
 """
@@ -43,17 +43,17 @@ seams.out_of_time = (SoftTimeLimitExceeded,)
 
 #: Pause of a task that could not reach Redis at all.
 REDIS_PAUSE_SECONDS = 10.0
-#: Pause of a task in a process whose settings are wrong: another worker may take it, or a person mends them.
+#: Pause of a task in a process with wrong settings: another worker may take it, or a person corrects them.
 SETTINGS_PAUSE_SECONDS = 60.0
-#: What a broker that cannot be reached, or that refuses (a RabbitMQ: who we are, or the queue; a Redis that is full or
-#: read-only), makes of a call.
+#: Errors of a broker that cannot be reached, or that refuses (RabbitMQ: our login, or the queue; a Redis that is full
+#: or read-only).
 _BROKER_TROUBLE = (KombuError, OperationalError, CeleryOperationalError, OSError, AMQPError, RedisTrouble)
-#: A blip is bridged; a broker that is down must not hold up who submits: the sweep publishes later.
+#: Enough for a short interruption; a broker that is down must not hold up a submit: the sweep publishes later.
 _PUBLISH_RETRY = {"max_retries": 2, "interval_start": 0.0, "interval_step": 0.5, "interval_max": 1.0}
-#: Links of a shard that carry its file.
+#: Links of a shard that transfer its file.
 _TRANSFERS = ("upload", "download")
-#: Of a transfer that needs a slot: it is taken when nothing short waits. Over Redis the highest number comes last;
-#: other brokers count the other way round, or not at all.
+#: Priority of a transfer that needs a slot: taken when no short task waits. With Redis the highest number comes last;
+#: other brokers count the other way round, or have no priorities.
 _BEHIND: dict[str, Any] = {"priority": 9}
 
 
@@ -81,7 +81,7 @@ _making = threading.Lock()
 
 
 def runtime(settings: Settings | None = None) -> Runtime:
-    """The runtime of these settings, or of those in use here. Raises SettingsError."""
+    """The runtime for these settings, or for those in use here. Raises SettingsError."""
     settings = settings or current_settings()
     with _making:
         found = next((made for made in _runtimes if made.settings is settings), None) or Runtime(settings)
@@ -93,7 +93,7 @@ def runtime(settings: Settings | None = None) -> Runtime:
 
 
 _installed_app: Celery | None = None
-#: Apps of ours, made where there was none, and the settings they were made from.
+#: Apps that we made where there was none, and the settings they were made from.
 _made: WeakKeyDictionary[Celery, Settings] = WeakKeyDictionary()
 
 
@@ -104,7 +104,7 @@ def install_app(app: Celery | None) -> None:
 
 
 def current_site_app() -> Celery | None:
-    """The app of the site that calls, else the one installed, else Celery's current one; None: nobody made one."""
+    """The app of the site that calls, else the one installed, else Celery's current one; None if there is none."""
     if seams.app_here is not None and (here := seams.app_here()) is not None:
         return cast(Celery, here)
     if _installed_app is not None:
@@ -126,8 +126,8 @@ def app_in_use() -> Celery:
 
 
 def check_not_eager(app: Celery | None = None) -> None:
-    """Raises SettingsError where Celery would run a job within the call that publishes it: it would call the provider
-    there, and each look at a batch would call the next one.
+    """Raises SettingsError if Celery would run a task within the call that publishes it: that call would then call the
+    provider, and each look at a batch would call the next one.
     """
     app = app or app_in_use()
     if app.conf.task_always_eager:
@@ -150,7 +150,7 @@ def publish(message: Message) -> None:
             made.apply_async(producer=producer, retry=True, retry_policy=_PUBLISH_RETRY)
     except _BROKER_TROUBLE as error:
         raise TransientError(_told_of_broker(error), code="broker_unavailable") from error
-    except (KeyError, ValueError, ImportError) as error:  # kombu's words for a URL that it does not know
+    except (KeyError, ValueError, ImportError) as error:  # kombu's error for a URL that it does not know
         words = f"the broker's URL cannot be used (BATCHPIPE_BROKER_URL): {type(error).__name__}"
         raise SettingsError(words) from error
 
@@ -159,7 +159,7 @@ def _told_of_broker(error: Exception) -> str:
     answer = next((it for it in (error, error.__cause__) if isinstance(it, RedisAnswer)), None)
     if answer is not None:
         return f"the broker refused: {in_words(answer)}"
-    said = without_secrets(str(error))  # of a library that may name the URL
+    said = without_secrets(str(error))  # the error of a library may name the URL
     if isinstance(error, AMQPError):
         return f"the broker refused: {said}: {type(error).__name__}"
     why = re.sub(r"^\[Errno -?\d+\] ", "", said).rstrip(".") or type(error).__name__
@@ -170,7 +170,7 @@ def _told_of_broker(error: Exception) -> str:
 
 
 def _subject(job: str, index: int) -> str:
-    """What a task is about, in the place of its arguments: what Flower and Celery's log show."""
+    """What a task is about; Flower and Celery's log show this in place of its arguments."""
     return job if index == JOB else f"{job} shard {index}"
 
 
@@ -212,20 +212,20 @@ def revoke(task_ids: Sequence[str]) -> None:
 
 
 def forget_queue(queue: str) -> None:
-    """Remove a queue that nobody will use again: that of a ``run`` which has ended."""
+    """Remove a queue that nobody will use again: the one of a ``run`` that has ended."""
     try:
         app = app_in_use()
         with app.connection_for_write() as connection:
             connection.ensure_connection(max_retries=1, timeout=5)
             known = queue_of(app, queue).bind(connection.default_channel)
-            known.declare()  # over Redis, kombu deletes nothing of a queue that this connection does not know
+            known.declare()  # with Redis, kombu deletes a queue only if this connection knows it
             known.delete()
     except _BROKER_TROUBLE as error:
         logger.debug("queue %s not removed: %s", queue, error)
 
 
 def waiting_in(queue: str) -> int | None:
-    """How many messages wait in a queue, those of lower priority too; None: this broker does not tell."""
+    """How many messages wait in a queue, including those of lower priority; None if this broker does not tell."""
     try:
         app = app_in_use()
         with app.connection_for_write() as connection:
@@ -255,9 +255,9 @@ def queues_of_workers() -> dict[str, list[str]] | None:
 
 
 def broker_refusal() -> str | None:
-    """What a Redis broker refuses to workers of this user, in one line; None: nothing, or it is another broker.
+    """What a Redis broker refuses to workers of this user, in one line; None if nothing, or for another broker.
 
-    It is asked what a worker asks at its start: to hear what all workers are told, and to send events.
+    This tries what a worker does at its start: subscribe to broadcasts, and send events.
     """
     try:
         app = app_in_use()
@@ -273,7 +273,7 @@ def broker_refusal() -> str | None:
             for key in (
                 channel.keyprefix_queue % "batchpipe-check",
                 replies,
-            ):  # nothing is there, so nothing is written
+            ):  # there is nothing to delete, so nothing is written
                 channel.client.lpushx(f"{channel.global_keyprefix}{key}", "")
             channel.client.publish(f"{channel.keyprefix_fanout}{app.conf.event_exchange}/batchpipe.check", "")
     except _BROKER_TROUBLE as error:
@@ -284,7 +284,7 @@ def broker_refusal() -> str | None:
 def on_end(name: str, listener: Callable[[str], None] | None) -> None:
     """Call this with the id of each job that ends in this process, at least once each (None: no longer).
 
-    What it raises is tried again; a framework's signals hang here.
+    If it raises, it is called again. Frameworks connect their signals here.
     """
     if listener is None:
         seams.listeners.pop(name, None)
@@ -295,9 +295,9 @@ def on_end(name: str, listener: Callable[[str], None] | None) -> None:
 def tell(job: JobRecord) -> None:
     """Send the job's ``on_done`` under a fixed task id, and call the listeners; at least once. Raises TransientError.
 
-    A job of a site is told to that site's listeners, not to those of another; where they do not hang, to nobody.
+    The job of a site is told only to that site's listeners; if they are not registered here, to none.
     """
-    if job.on_done is not None and not job.notify_attempts:  # else it was sent, and only listeners have not heard
+    if job.on_done is not None and not job.notify_attempts:  # else it was sent, and only listeners were not called
         try:
             signature(job.on_done, app=app_in_use()).apply_async(args=(job.id,), task_id=f"{job.id}-done", retry=True)
         except _BROKER_TROUBLE as error:
@@ -309,7 +309,7 @@ def tell(job: JobRecord) -> None:
             continue
         try:
             listener(job.id)
-        except SoftTimeLimitExceeded:  # the worker's limit, and no error of the receiver
+        except SoftTimeLimitExceeded:  # the worker's limit, not an error of the receiver
             raise
         except Exception as error:  # it is the site's code
             message = f"{name} failed: {type(error).__name__}: {without_secrets(str(error))}"
@@ -326,7 +326,7 @@ def _not_loaded(job: JobRecord, names: Sequence[str]) -> NotDelivered:
         f"this worker has not loaded the site whose receivers wait for it ({frameworks}): "
         f"start it as {seams.worker_of(names)}"
     )
-    if job.notify_attempts == job.receiver_errors:  # once, for the tries after it say the same
+    if job.notify_attempts == job.receiver_errors:  # once, since later tries say the same
         logger.warning("job %s has ended: %s", job.id, message, extra={"event": "unheard"})
     return NotDelivered(message, raised=False)
 
@@ -335,7 +335,7 @@ def _not_loaded(job: JobRecord, names: Sequence[str]) -> NotDelivered:
 
 
 class _Limit:
-    """A task's time limit in seconds, by the settings in use: they may be there only once a site is loaded.
+    """A task's time limit in seconds, from the settings in use: they may be known only once a site is loaded.
 
     A site's own task_time_limit would end a long transfer again and again.
     """
@@ -346,7 +346,7 @@ class _Limit:
     def __get__(self, instance: object, owner: type) -> int:
         try:
             settings = current_settings()
-        except SettingsError:  # said elsewhere, and by each task
+        except SettingsError:  # reported elsewhere, and by each task
             settings = Settings.model_construct()
         return task_limit(settings, self._name) + (HARD_AFTER_SOFT_SECONDS if self._hard else 0)
 
@@ -364,13 +364,13 @@ _OPTIONS: dict[str, Any] = {
     "ignore_result": True,
     "serializer": "json",
     "max_retries": None,  # Celery's default of 3 would end a poll at its fourth look
-    "rate_limit": 0,  # none: a site's task_default_rate_limit is about its own
+    "rate_limit": 0,  # none: a site's task_default_rate_limit is for its own tasks
 }
 
 
 class _Expires:
-    """After how many seconds a message of beat is void: of the task, for schedulers that keep entries in a database
-    drop what the entry says.
+    """After how many seconds a message of beat is void. Set on the task, because schedulers that keep entries in a
+    database ignore what the entry says.
     """
 
     def __init__(self, pace: Callable[[Settings], float]) -> None:
@@ -379,21 +379,21 @@ class _Expires:
     def __get__(self, instance: object, owner: type) -> float | None:
         try:
             return pulse_expires(self._pace(current_settings()))
-        except SettingsError:  # said elsewhere
+        except SettingsError:  # reported elsewhere
             return None
 
 
-#: Whether this process runs beat: not each of its versions says so in its messages.
+#: Whether this process runs beat: not every version of beat marks its messages.
 _beats = threading.Event()
 for _signal in (signals.beat_init, signals.beat_embedded_init):
     _signal.connect(lambda **_: _beats.set(), weak=False, dispatch_uid="batchpipe-beats")
 
 
 class Pulse(Task):  # type: ignore[misc]
-    """A task that beat sends every few seconds: it is not sent while one of them can only be waiting."""
+    """A task that beat sends every few seconds: not while an earlier message must still be waiting."""
 
     def apply_async(self, args: Any = None, kwargs: Any = None, *more: Any, **options: Any) -> Any:
-        """As Celery's own; None where it is beat that sends it, and its last message still waits."""
+        """Like Celery's own; returns None if beat sends it and its last message still waits."""
         of_beat = _beats.is_set() or (options.get("headers") or {}).get("celery_beat_task")
         if of_beat and not self._may_send(options):
             return None
@@ -403,11 +403,11 @@ class Pulse(Task):  # type: ignore[misc]
         try:
             queue = options.get("queue") or self.app.amqp.router.route(dict(options), self.name).get("queue")
             return may_send(runtime().store, self.name, str(getattr(queue, "name", queue)), waiting_in)
-        except BatchpipeError:  # Redis is away, or the settings are wrong: as if nothing was known
+        except BatchpipeError:  # Redis is away, or the settings are wrong: send it
             return True
 
     def before_start(self, task_id: str, args: Any, kwargs: Any) -> None:
-        """A worker has taken it, and so takes from its queue."""
+        """A worker has taken the message, so it takes from its queue."""
         with suppress(BatchpipeError):
             store = runtime().store
             store.note_pulse(self.name, taken=store.now())
@@ -415,7 +415,7 @@ class Pulse(Task):  # type: ignore[misc]
                 store.note_taken(queue)
 
 
-#: What the tasks need that beat sends every few seconds: whoever watches tasks would drown in them.
+#: Options of the tasks that beat sends every few seconds: anybody who watches tasks would drown in them.
 PULSE = {
     **{name: _OPTIONS[name] for name in ("ignore_result", "serializer", "rate_limit")},
     **_limits("sweep"),
@@ -425,30 +425,30 @@ PULSE = {
 
 
 def pulse_options(pace: Callable[[Settings], float]) -> dict[str, Any]:
-    """Of a task that beat sends at this pace (seconds): its messages expire, whatever the entry of a beat says."""
+    """Options of a task that beat sends at this pace (seconds): its messages expire whatever beat's entry says."""
     return {**PULSE, "base": Pulse, "expires": _Expires(pace)}
 
 
-#: What the tasks of a job need, by name.
+#: Options of the tasks of a job, by name.
 OPTIONS = {
     f"batchpipe.{name}": {**_OPTIONS, **_limits(name)}
     for name in ("prepare", "upload", "create", "poll", "download", "merge")
 }
 
 
-#: What the arguments of a task that comes back begin with.
+#: The prefix of the displayed arguments of a retried task.
 LAST_TIME = "last time: "
 
 
 class Waiting(Exception):
-    """No error: why a task comes back later, for Celery's log and for monitors."""
+    """Not an error: why a task is retried later, for Celery's log and for monitors."""
 
     def __repr__(self) -> str:
         return str(self)
 
 
 def _later(task: Any, again: Retry) -> BaseException:
-    """Let Celery bring the task back. ``task.retry`` keeps its id and the rest of its chain, but not what it shows."""
+    """Let Celery retry the task. ``task.retry`` keeps its id and the rest of its chain, but not its displayed args."""
     about, why = task.request.kwargs or {}, _line(again.why) or "its turn is still to come"
     retry: BaseException = task.retry(
         countdown=countdown_of(task.app, again.after),
@@ -460,7 +460,7 @@ def _later(task: Any, again: Retry) -> BaseException:
 
 
 def _answer(task: Any, turn: Callable[[], Next]) -> str | None:
-    """Do a turn and tell Celery what follows. Returns what became of it, for people who watch the tasks."""
+    """Do a turn and tell Celery what follows. Returns the outcome in words, for people who watch the tasks."""
     try:
         following = turn()
     except StoreUnavailable as error:
@@ -468,10 +468,10 @@ def _answer(task: Any, turn: Callable[[], Next]) -> str | None:
         ids = {name: value for name, value in task.request.kwargs.items() if name in ("job", "shard")}
         logger.warning("%s: %s", task.name, error, extra={"event": "redis_away", **ids})
         following = Retry(REDIS_PAUSE_SECONDS, str(error))
-    except SettingsError as error:  # of this process: where it looks for the record is not known, or wrong
+    except SettingsError as error:  # settings of this process: where it looks for the record is unknown, or wrong
         logger.error("%s: %s", task.name, error, extra={"event": "settings"})
         following = Retry(SETTINGS_PAUSE_SECONDS, str(error))
-    except SoftTimeLimitExceeded:  # struck while the turn's end was written; its lease runs out by itself
+    except SoftTimeLimitExceeded:  # raised while the turn's end was written; its lease expires by itself
         following = Retry(REDIS_PAUSE_SECONDS, "the worker's soft time limit was met")
     if isinstance(following, Retry):
         raise _later(task, following)
@@ -480,20 +480,20 @@ def _answer(task: Any, turn: Callable[[], Next]) -> str | None:
     return _line(following.why) or None
 
 
-#: The slots of the worker that this process is, or is a child of; None: it is not bounded.
+#: The slots of this worker, or of the worker that forked this process; None if there is no limit.
 _slots: Slots | None = None
 
 
 def bound_long_tasks(at_once: int) -> None:
-    """Leave some of what this worker runs at once to short tasks; call it before its pool forks. One at once: nothing
-    can be left. Raises StorageTrouble without a folder for temporary files.
+    """Keep some of this worker's capacity for short tasks; call it before its pool forks. With one task at once, none
+    can be kept. Raises StorageTrouble without a folder for temporary files.
     """
     global _slots
     _slots = Slots(at_once, nameless_file()) if at_once > 1 else None
 
 
 def _bounded(kind: Kind, job: str, index: int, epoch: int, turn: Callable[[], Next]) -> Next:
-    """Take a turn that may be long, if this worker has a slot for it: else its message comes back later."""
+    """Take a turn that may be long, if this worker has a slot for it; else its task is retried later."""
     if (slots := _slots) is None:
         return turn()
     with slots.take(kind) as taken:
@@ -537,7 +537,7 @@ def create(self: Any, *, job: str, shard: int, epoch: int, **newer: Any) -> str 
 
 @shared_task(name="batchpipe.poll", **OPTIONS["batchpipe.poll"])
 def poll(self: Any, *, job: str, shard: int, epoch: int, **newer: Any) -> str | None:
-    """Look at a shard's batch; come back by countdown until it has ended."""
+    """Look at a shard's batch; retry by countdown until it has ended."""
     return _answer(self, lambda: runtime().shards.run("poll", job, shard, epoch))
 
 
@@ -549,13 +549,13 @@ def download(self: Any, *, job: str, shard: int, epoch: int, **newer: Any) -> st
 
 @shared_task(name="batchpipe.merge", **OPTIONS["batchpipe.merge"])
 def merge(self: Any, *, job: str, epoch: int, shard: int = JOB, **newer: Any) -> str | None:
-    """Merge a job's results, fix its end, tell."""
+    """Merge a job's results, record its end, notify."""
     return _answer(self, lambda: _bounded("job", job, JOB, epoch, lambda: runtime().jobs.merge(job, epoch)))
 
 
 @shared_task(name="batchpipe.sweep", **pulse_options(lambda settings: settings.sweep_seconds))
 def sweep(**newer: Any) -> int:
-    """Publish again what is past due."""
+    """Publish overdue work again."""
     try:
         return sweep_once(runtime().jobs)
     except BatchpipeError as error:  # Redis is away, or the settings are wrong: one line, every few seconds

@@ -1,6 +1,6 @@
-"""How a worker tells monitors of a task that comes back: with its reason, and without a traceback.
+"""How a worker tells monitors of a task that is retried: with its reason, and without a traceback.
 
-In a module of its own, for only workers need it: Celery loads it by the name that our tasks give.
+In a module of its own, because only workers need it: Celery loads it by the name that our tasks give.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from celery.worker.request import Request
 
 
 class TaskRequest(Request):  # type: ignore[misc]  # Celery has no types
-    """Celery's own; but a poll that waits is no trouble, and should not look like one in Flower."""
+    """Celery's own; but a poll that waits is no trouble, and should not look like trouble in Flower."""
 
     _reason: str | None = None
 
     @property
     def time_limits(self) -> tuple[None, None]:
-        """None of the message's: whoever published it may have other settings. The task's own count."""
+        """The task's own limits, not those of the message: its publisher may have other settings."""
         return None, None
 
     @time_limits.setter

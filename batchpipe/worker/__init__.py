@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
-    """``app``, made at first use: nobody else who imports this package needs one."""
+    """``app``, made at first use: other importers of this package need none."""
     if name != "app":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from batchpipe.worker import process

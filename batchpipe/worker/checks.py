@@ -1,6 +1,6 @@
-"""What is wrong with a site's Celery app for batchpipe: each setting by its name, why, and the line to write.
+"""What is wrong with a site's Celery app for batchpipe: the name of each setting, why, and the line to write.
 
-It reads the app's configuration and changes nothing: other tasks live there.
+It reads the app's configuration and changes nothing, because the app has other tasks.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from batchpipe.tasks.app import queue_of
 #: kombu's default for Redis.
 KOMBU_VISIBILITY = 3_600
 _NO_EVENTLET = "the provider cannot be called there: its SDK does not load where eventlet has changed the sockets"
-#: What the line about queues needs.
+#: The import for the line about queues.
 _KOMBU = "from kombu import Exchange, Queue"
 
 
@@ -33,7 +33,7 @@ class Finding:
     name: str
     why: str
     line: str
-    fatal: bool = False  #: jobs cannot run like this
+    fatal: bool = False  #: jobs cannot run with this setting
 
     def __str__(self) -> str:
         return f"{self.name}: {self.why}; write {self.line}"
@@ -84,7 +84,7 @@ def _look_at_visibility(app: Celery, settings: Settings) -> Iterator[Finding]:
 
 
 def _longest_unacknowledged(settings: Settings) -> float:
-    """A poll's longest countdown and its hard time limit: a message may be unacknowledged for so long."""
+    """A poll's longest countdown plus its hard time limit: a message may be unacknowledged for so long."""
     return LONGEST_PAUSE + task_limit(settings, "poll")
 
 
@@ -105,9 +105,9 @@ def _visibility(app: Celery) -> float:
 
 
 def _transport_line(app: Celery, settings: Settings) -> str:
-    """All that the setting should hold, whatever of it is wrong now: a line of its own for each would undo the other.
+    """All that the setting should contain, also what is right: of one line for each error, each would undo the others.
 
-    A text of the site's may be a secret (``sentinel_kwargs``), so only its name is shown.
+    A text in the site's options may be a secret (``sentinel_kwargs``), so only its name is shown.
     """
     theirs = dict(app.conf.broker_transport_options or {})
     ours: dict[str, Any] = {"socket_timeout": 30} if not theirs.get("socket_timeout") else {}
@@ -151,9 +151,9 @@ def _look_at_control(app: Celery, settings: Settings) -> Iterator[Finding]:
 
 
 def _look_at_tasks(app: Celery, settings: Settings) -> Iterator[Finding]:
-    """All that our tasks need against what they got: annotations for ``*`` and a base class reach them, too."""
+    """Compares what our tasks need with what they have: annotations for ``*`` and a base class affect them, too."""
     if not app.conf.task_annotations and app.task_cls == _TASK_CLASS:
-        return  # nothing can have changed them, and they need not be made for that
+        return  # nothing can have changed them, and they need not be created for that
     changed: dict[str, Any] = {}
     hit: list[str] = []
     for task, wanted in _OURS.items():
@@ -177,11 +177,11 @@ def _look_at_tasks(app: Celery, settings: Settings) -> Iterator[Finding]:
 
 
 def _changed(app: Celery, name: str, wanted: Mapping[str, Any], settings: Settings) -> dict[str, Any]:
-    """What the task got in place of what it needs."""
+    """The task's values that differ from what it needs."""
     task = app.tasks[name]
     needed = {one: wanted[one] for one in _NEEDED if one in wanted} | ({} if wanted is tasks.PULSE else _NONE)
     found = {one: got for one, need in needed.items() if (got := getattr(task, one, None)) != need}
-    if hasattr(task, "_orig_run"):  # Celery has wrapped it
+    if hasattr(task, "_orig_run"):  # Celery has wrapped the function
         found[_RETRIED] = getattr(task, _RETRIED, None)
     return found | {one: getattr(task, one) for one in _shorter(app, name, settings)}
 
@@ -192,7 +192,7 @@ def _accepts(app: Celery, serializer: Any) -> bool:
 
 
 def _look_at_routes(app: Celery, settings: Settings) -> Iterator[Finding]:
-    """A route may send our tasks to another queue, and that has a reason; but what it adds to their messages counts."""
+    """A route may send our tasks to another queue on purpose; but what it adds to their messages is checked."""
     if not app.conf.task_routes:
         return
     for task in _OURS:
@@ -212,14 +212,14 @@ def _look_at_routes(app: Celery, settings: Settings) -> Iterator[Finding]:
 
 
 def _route_line(app: Celery, name: str, ours: dict[str, Any]) -> str:
-    """Ours before theirs, which may be one mapping or a list; ``setup`` has made a list of one and ours."""
+    """Our routes before the site's, which may be one mapping or a list; ``setup`` has added ours to a list already."""
     routes = app.conf.task_routes
     is_list = isinstance(routes, list | tuple) and not (ours in routes and len(routes) == 2)
     return f"{name} = [{json.dumps(ours)}, {'*' if is_list else ''}{name}]"
 
 
 def _shorter(app: Celery, task: str, settings: Settings) -> list[str]:
-    """Names of the task's time limits that are shorter than it may need. No limit of its own: the worker's counts."""
+    """Names of the task's time limits that may be too short for it. Without a limit of its own, the worker's counts."""
     needed = task_limit(settings, task.removeprefix("batchpipe."))
     found = {name: getattr(app.tasks[task], name) or getattr(app.conf, f"task_{name}") for name in _LIMITS}
     return [name for name, seconds in found.items() if seconds and seconds < needed]
@@ -232,7 +232,7 @@ def _look_at_pool(app: Celery, settings: Settings) -> Iterator[Finding]:
 
 
 def pool_finding(pool: object) -> Finding | None:
-    """What is wrong with the pool of a worker, which may be of its command line: a name of Celery's, or a class."""
+    """What is wrong with a worker's pool, which its command line may set: a name that Celery knows, or a class."""
     if "eventlet" not in str(pool):
         return None
     return Finding("-P eventlet", _NO_EVENTLET, "-P threads, or -P gevent", fatal=True)
@@ -269,15 +269,15 @@ def _plain(value: Any) -> Any:
     return value if value is None or isinstance(value, int | float) else "..."
 
 
-#: Attributes of our tasks without which jobs do not get on as they should.
+#: Attributes of our tasks that jobs need to run as they should.
 _NEEDED = (
     *("max_retries", "acks_late", "reject_on_worker_lost", "acks_on_failure_or_timeout", "ignore_result"),
     *("serializer", "rate_limit", "Request"),
 )
-#: Attributes that they must not have.
+#: Attributes that our tasks must not have.
 _NONE = {"expires": None, "exchange": None, "routing_key": None}
 _RETRIED = "autoretry_for"
-#: What a route may add, and must not.
+#: What a route could add to messages, but must not.
 _ROUTED = ("exchange", "routing_key", "expires", "serializer")
 #: Celery's own base of tasks.
 _TASK_CLASS = "celery.app.task:Task"

@@ -41,12 +41,12 @@ HAND_BACK_SECONDS = 40.0
 
 
 def standalone_app(settings: Settings) -> Celery:
-    """Our app, made current, at home with itself as in a site's."""
+    """Our app, made current and set up like a site's app."""
     app = make_app(settings)
     app.set_default()
     app.set_current()
     app.conf.imports = (*app.conf.imports, tasks.__name__, schedule_tasks.__name__)
-    app.autodiscover_tasks()  # in a Django site that has no app of its own: the tasks.py of its apps
+    app.autodiscover_tasks()  # in a Django site without a Celery app: the tasks.py of its Django apps
     setup(app)
     return app
 
@@ -67,8 +67,8 @@ def run_worker(
     ``with_parent``: stop when standard input ends. ``alive_file`` is touched while the worker hears its broker.
     """
     app, ended = site_app() or standalone_app(settings), threading.Event()
-    app.conf.worker_hijack_root_logger = False  # our command has set up the log, as LOG_FORMAT says
-    app.conf.worker_redirect_stdouts_level = "INFO"  # what a receiver prints is no warning
+    app.conf.worker_hijack_root_logger = False  # our command has already set up logging, as LOG_FORMAT says
+    app.conf.worker_redirect_stdouts_level = "INFO"  # what a receiver prints is not a warning
     _show_life(alive_file, signals.heartbeat_sent)
     if pool == "threads":
         app.conf.worker_pool = ThreadPool
@@ -90,7 +90,7 @@ def run_worker(
         ended.set()
     site_worker = site_worker_of(app)
     if (site_worker.was_ready.is_set() or code) and not site_worker.stopping.is_set():
-        # with 0 a supervisor would take this for its wish
+        # with 0 a supervisor would take this for an intended end
         logger.error("the worker ended though nobody asked it to")
         raise SystemExit(1)
     if ThreadPool.left_behind:
@@ -100,9 +100,9 @@ def run_worker(
 
 
 class ThreadPool(TaskPool):  # type: ignore[misc]
-    """Celery's threads, which may be left behind: Celery's own pool waits for them, however long, once it is stopped.
+    """A pool of threads that the process may leave behind: Celery's own pool waits for its threads, however long.
 
-    What they had in hand is handed back; the process then ends without them, as by a kill, and their leases run out.
+    Their messages are handed back; the process then ends without them, as if killed, and their leases expire.
     """
 
     left_behind = False
@@ -130,10 +130,10 @@ class ThreadPool(TaskPool):  # type: ignore[misc]
 
 
 def _stop_gently(sender: Any, **_: Any) -> None:
-    """Note the wish to stop, and let Celery's loop see to it.
+    """Note the request to stop, and let Celery's loop act on it.
 
-    Celery's handlers of SIGQUIT, and of SIGTERM with REMAP_SIGTERM, do the whole work of a shutdown wherever the main
-    thread was: about to hand a task to a thread, for instance, with a lock that the shutdown then waits for.
+    Celery's handlers of SIGQUIT, and of SIGTERM with REMAP_SIGTERM, do the whole shutdown wherever the main thread is:
+    it may hold a lock that the shutdown waits for, as when it hands a task to a thread.
     """
 
     def told(number: int, frame: Any) -> None:
@@ -149,7 +149,7 @@ def _stop_gently(sender: Any, **_: Any) -> None:
 def end_in_time(
     stopping: threading.Event, ended: threading.Event, seconds: float, leave: Callable[[int], object] = os._exit
 ) -> None:
-    """A broker that hangs lets Celery wait for each of its farewells: who is told to stop does not wait for all."""
+    """If the broker hangs, Celery waits for each of its last messages: a worker that is told to stop skips some."""
     stopping.wait()
     if ended.wait(seconds):  # the process may go on, if it is not ours
         return
@@ -171,13 +171,13 @@ def run_beat(settings: Settings, *, loglevel: str = "INFO", alive_file: Path | N
 
 
 def _show_life(path: Path | None, sign: Any) -> None:
-    """Touch a file at each of these signals of Celery: a health check then need not start a Python."""
+    """Touch a file at each of these signals of Celery, so that a health check need not start a Python process."""
     if path is not None:
         sign.connect(lambda **_: touch(path), weak=False)
 
 
 def _watch_parent() -> None:
-    """A worker that serves one command must not outlive it, however that ends: its end closes our input."""
+    """A worker that serves one command must not outlive it, however that ends: the command's end closes our input."""
     while os.read(0, 1 << 16):  # not sys.stdin: its lock would be missing at shutdown
         pass
     os.kill(os.getpid(), signal.SIGTERM)
@@ -192,7 +192,7 @@ def __getattr__(name: str) -> Any:
     settings = current_settings()
     if settings.redis_url is None:
         handle = acquire(settings.home, environment=bare_environment())
-        globals()["_private_redis"] = handle  # held as long as this process lives
+        globals()["_private_redis"] = handle  # held as long as this process runs
         settings = settings.with_redis(handle.server.url)
         install_settings(settings)
     globals()["app"] = made = standalone_app(settings)

@@ -1,4 +1,4 @@
-"""The task that beat sends for the schedules. Apart from ``tasks``, for it uses the client, which uses those.
+"""The task that beat sends for the schedules. Not in ``tasks``, because it uses the client, which uses ``tasks``.
 
 ``batchpipe.setup(app)`` imports it; nothing else is needed to have it in a site's workers.
 """
@@ -27,6 +27,6 @@ def schedules(**newer: Any) -> int:
     except BatchpipeError as error:  # Redis is away, or the settings are wrong: one line, every few seconds
         logger.error("schedules: %s", error, extra={"event": "schedules"})
         return 0
-    except SoftTimeLimitExceeded:  # each run has its key: the next look goes on
+    except SoftTimeLimitExceeded:  # each run has its key: the next look continues
         logger.warning("schedules met the worker's soft time limit", extra={"event": "time_limit"})
         return 0

@@ -1,6 +1,6 @@
-"""At home in a Celery app: what ``setup`` adds to a site's app. What it leaves alone is in ``app_check``.
+"""What ``setup`` adds to a site's Celery app. The settings that it only checks are in ``worker.checks``.
 
-The standalone worker goes through here, too: a site's worker does for batchpipe what ours does.
+The standalone worker uses this, too: a site's worker does for batchpipe what ours does.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ logger = logging.getLogger(__name__)
 
 
 def setup(app: Celery, settings: Mapping[str, Any] | None = None) -> None:
-    """Make batchpipe at home in a Celery app. Call it once, where the app is made; twice does no harm.
+    """Set batchpipe up in a Celery app. Call it once, where the app is made; a second call does no harm.
 
-    It adds to the app: our tasks, their queue (which a worker without ``-Q`` then takes beside its own) and route, the
+    It adds to the app: our tasks, their queue (which a worker without ``-Q`` then takes besides its own) and route, the
     beat entry of the sweep and of the schedules. Workers of the app sweep at their start and once a lease. Settings of
-    the app are checked when a worker starts, and never changed. Celery's log lines of sweeps that do nothing are DEBUG.
+    the app are checked when a worker starts, and never changed. Celery logs sweeps that do nothing at DEBUG.
 
-    ``settings``: names of our settings without their prefix, before those of the environment. A Django or Flask site
+    ``settings``: names of our settings without their prefix; they override the environment. A Django or Flask site
     has them in its own settings instead (``batchpipe.contrib``).
     """
     if settings is not None:
@@ -78,17 +78,17 @@ def is_set_up(app: Celery) -> bool:
 
 
 def site_worker_of(app: Celery) -> SiteWorker:
-    """What follows the worker of an app that was set up: whether it was ready, and whether it was told to stop."""
+    """The state of the worker of an app that was set up: whether it was ready, and whether it was told to stop."""
     return _SITE_WORKERS[id(_itself(app))]
 
 
 def _itself(app: Celery) -> Celery:
-    """The app behind ``celery.current_app``: signals tell of that one."""
+    """The app behind ``celery.current_app``: signals are sent for that one."""
     return app._get_current_object() if isinstance(app, Proxy) else app
 
 
 class SiteWorker:
-    """What an app's signals call."""
+    """The receivers of an app's signals."""
 
     def __init__(self, app: Celery) -> None:
         self.app = app
@@ -98,8 +98,8 @@ class SiteWorker:
         self._route: dict[str, Any] = {}
 
     def configure_early(self, **_: Any) -> None:
-        """The app has read its own configuration: who looks at it sees what is ours, if that can be told by now."""
-        with suppress(Exception):  # settings that are not there yet, or wrong: said when the site is loaded
+        """The app has read its own configuration: add our entries to it, if our settings are known by now."""
+        with suppress(Exception):  # settings that are not there yet, or wrong: reported when the site is loaded
             here = seams.settings_here() if seams.settings_here is not None else None
             self._add(here or (seams.site or load_settings)())  # not kept: they may change until they are used
 
@@ -111,7 +111,7 @@ class SiteWorker:
             logger.error("batchpipe is not set up: %s", error)
             return
         self._add(settings)
-        if not self.app.conf.task_create_missing_queues:  # beat, too, would not know it
+        if not self.app.conf.task_create_missing_queues:  # beat would not know it, either
             queue_of(self.app, settings.queue)
 
     def _add(self, settings: Settings) -> None:
@@ -124,10 +124,10 @@ class SiteWorker:
         self._entries, self._route = entries, route
 
     def join_worker(self, *, instance: Any, **_: Any) -> None:
-        """A worker of this app begins: it takes our queue, too, unless -Q or -X say otherwise later on."""
+        """A worker of this app starts: it takes our queue, too, unless -Q or -X say otherwise later on."""
         if instance.app is not self.app:
             return
-        tasks.install_app(self.app)  # of several that were set up, its tasks publish through the one that runs them
+        tasks.install_app(self.app)  # if several apps were set up, tasks publish through the one that runs them
         warm_up()  # before there are threads or forked children
         outlive_redis()
         try:
@@ -158,7 +158,7 @@ class SiteWorker:
             logger.error("batchpipe's tasks cannot run here: %s", error)
 
     def start_sweeping(self, *, sender: Any, **_: Any) -> None:
-        """Sweep at worker start and at the pace of a lease: without beat, this repairs what was lost."""
+        """Sweep at worker start and once per lease: without beat, this repairs what was lost."""
         if getattr(sender, "app", self.app) is not self.app:
             return
         self.stopping.clear()
@@ -172,10 +172,10 @@ class SiteWorker:
         self.stopping.set()
 
     def _say_where_it_listens(self, consumer: Any) -> None:
-        """Note in Redis on which queues this worker listens, again and again, and at its end that it does no more."""
+        """Note repeatedly in Redis on which queues this worker listens, and at its end that it no longer does."""
         worker, queues = str(getattr(consumer, "hostname", "worker")), list[str]()
         while True:
-            with suppress(Exception):  # Redis is away, or the consumer is being made again: the next time
+            with suppress(Exception):  # Redis is away, or the consumer is being recreated: noted the next time
                 if current := list(consumer.task_consumer.queues):
                     names = [str(getattr(queue, "name", queue)) for queue in current]
                     gone, queues = set(queues) - set(names), names
@@ -204,14 +204,14 @@ _SITE_WORKERS: dict[int, SiteWorker] = {}
 
 
 def _at_once(worker: Any) -> int:
-    """How many tasks a worker runs at once, at most: one that can grow does so while tasks find no process."""
+    """The most tasks that a worker runs at once: an autoscaled pool grows while tasks find no process."""
     if issubclass(getattr(worker, "pool_cls", SoloPool), SoloPool):
         return 1
     return int(worker.max_concurrency or worker.concurrency or 1)
 
 
 def _lacks_keys(settings: Settings) -> str:
-    """What to set, where no account has a key on this host."""
+    """What to set if no account has a key on this host."""
     lacking = ""
     for name in ("default", *settings.accounts):
         try:
@@ -223,7 +223,7 @@ def _lacks_keys(settings: Settings) -> str:
 
 
 def _with_route(routes: Any, ours: dict[str, Any], instead_of: dict[str, Any]) -> list[Any]:
-    """The site's routes come first: who routes our tasks elsewhere has a reason."""
+    """The site's routes come first: a site that routes our tasks elsewhere has a reason."""
     theirs = list(routes) if isinstance(routes, list | tuple) else [routes] if routes else []
     return [*(route for route in theirs if route not in (ours, instead_of)), ours]
 
@@ -234,7 +234,7 @@ def _with_route(routes: Any, ours: dict[str, Any], instead_of: dict[str, Any]) -
 def load_app(name: str) -> Celery:
     """The site's app by its name, as ``celery -A`` takes it, with the site loaded. Raises SettingsError."""
     trusted = not is_path_safe()  # else a service works where others may put files
-    if trusted and (here := os.getcwd()) not in sys.path:  # a site's modules lie beside each other, loaded one by one
+    if trusted and (here := os.getcwd()) not in sys.path:  # a site's modules lie side by side and are loaded one by one
         sys.path.insert(0, here)
     try:
         app = find_app(name) if trusted else find_app(name, imp=import_module)

@@ -24,19 +24,19 @@ def staff(request: HttpRequest, job: Any = None) -> bool:
 
 
 def owner_or_staff(request: HttpRequest, job: Any) -> bool:
-    """Also who submitted it, where the site says so: ``submit(..., tags={"user": request.user.pk})``."""
+    """Also the user who submitted it, if the site tags its jobs: ``submit(..., tags={"user": request.user.pk})``."""
     user = getattr(request, "user", None)
     if user is None or not user.is_authenticated or not user.is_active:
         return False
     return staff(request) or ("user" in job.tags and str(job.tags["user"]) == str(user.pk))
 
 
-#: Rules under which who is not logged in sees nothing, whatever there is.
+#: Rules under which a user who is not logged in never sees anything.
 FOR_USERS: tuple[MaySee, ...] = (staff, owner_or_staff)
 
 
 def may_see() -> MaySee:
-    """The site's rule. Raises ImportError, also if it is no function."""
+    """The site's rule. Raises ImportError, also if it is not a function."""
     given = getattr(settings, NAME, None) or staff
     rule = import_string(given) if isinstance(given, str) else given
     if not callable(rule):

@@ -28,13 +28,13 @@ if TYPE_CHECKING:
 JOBS_PER_PAGE = 50
 #: Shards and events that a job's page shows; the command line has them all.
 MOST_SHARDS, MOST_EVENTS = 200, 200
-#: Shards of a job that a page adds up.
+#: How many shards of a job a page adds up.
 MOST_MEASURED = 5_000
 #: Bytes of a file that are sent at once.
 CHUNK = 1 << 18
 #: Characters of a job's id.
 MOST_OF_A_NAME = 100
-#: Downloads, and what the page calls them.
+#: Downloads, and their names on the page.
 FILES = {"output": "rows that are ok", "errors": "rows that are not"}
 
 View = Callable[..., HttpResponse]
@@ -96,7 +96,7 @@ class JobAdmin(admin.ModelAdmin):
         return self._answer(request, "change_form", context["job"]["title"], context)
 
     def _to_change_view(self, request: HttpRequest, object_id: str) -> HttpResponse:
-        """As other admin pages: an address that somebody has cut short leads there, too."""
+        """Like other admin pages: a shortened address leads there, too."""
         return HttpResponseRedirect(self._url("change", unquote(object_id)))
 
     def download_view(self, request: HttpRequest, object_id: str, kind: str) -> HttpResponse:
@@ -127,7 +127,7 @@ class JobAdmin(admin.ModelAdmin):
         if not self.has_change_permission(request):
             raise PermissionDenied
         action = request.POST.get("action")
-        # a name that no job has leads nowhere: an empty one has no address to go back to
+        # a name that no job can have is ignored: an empty one has no address to go back to
         names = (name.strip() for name in request.POST.getlist("job")[:JOBS_PER_PAGE])
         chosen = [name for name in names if 0 < len(name) <= MOST_OF_A_NAME]
         if not chosen or action not in ("cancel", "retry"):
@@ -143,7 +143,7 @@ class JobAdmin(admin.ModelAdmin):
         for job_id in chosen:
             try:
                 self._do_one(request, action, job_id)
-            except (StoreUnavailable, SettingsError) as error:  # the others need not wait for Redis, too
+            except (StoreUnavailable, SettingsError) as error:  # the others would wait for Redis in vain, too
                 messages.error(request, str(error))
                 return
             except BatchpipeError as error:
@@ -177,7 +177,7 @@ class JobAdmin(admin.ModelAdmin):
         context: dict[str, Any],
         error: BatchpipeError | None = None,
     ) -> HttpResponse:
-        """A page of ours; with ``error`` it says what is wrong in place of what it would show."""
+        """Renders a page of ours; with ``error`` it shows that instead of its contents."""
         request.current_app = self.admin_site.name
         page = {**self.admin_site.each_context(request), "opts": self.model._meta, "title": title, **context}
         status = 200
@@ -198,7 +198,7 @@ class JobAdmin(admin.ModelAdmin):
         ]
 
 
-#: What a job's view calls its files.
+#: The names of a job's files in its view.
 _FIELD = {"output": "output", "errors": "error"}
 
 
@@ -260,5 +260,5 @@ async def _async_chunks(place: Any, name: str) -> AsyncIterator[bytes]:
         while chunk := await step():
             yield chunk
     finally:
-        with suppress(ValueError):  # a thread is still reading for who has gone: the file is closed with it
+        with suppress(ValueError):  # a thread is still reading for a client that is gone: the file is closed with it
             await sync_to_async(chunks.close, thread_sensitive=False)()

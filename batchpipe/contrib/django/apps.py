@@ -1,4 +1,4 @@
-"""The app: what a Django site that starts hangs into batchpipe. No library of ours is loaded by that."""
+"""The app: what a Django site registers with batchpipe at its start. That loads none of our libraries."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class BatchpipeConfig(AppConfig):
 
     @staticmethod
     def hang_in() -> None:
-        """Settings are read, submits held back and ends told Django's way from now on."""
+        """From now on settings are read, submits delayed and ends of jobs signalled in Django's way."""
         seams.site = conf.read_settings
         seams.hold = transactions.hold
         seams.listeners[seams.DJANGO] = telling.tell

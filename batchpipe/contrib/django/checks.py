@@ -1,6 +1,6 @@
 """``manage.py check``: what is wrong with batchpipe on this site, with the line to write.
 
-Without ``--deploy`` nothing is connected to, and no library is loaded that the site has not loaded itself.
+Without ``--deploy`` it makes no connection, and loads no library that the site has not loaded itself.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from batchpipe.config.settings import Settings
 
-#: Numbers of warnings about settings of the Celery app, by the end of their names; 19 stands for all others.
+#: Numbers of warnings about settings of the Celery app, by the end of their names; 19 is for all others.
 APP_NUMBERS = {
     "accept_content": 11,
     "task_always_eager": 12,
@@ -30,12 +30,12 @@ APP_NUMBERS = {
     "worker_prefetch_multiplier": 14,
     "worker_enable_remote_control": 15,
 }
-#: Without a sweep for so long, nothing would be repaired.
+#: If the last sweep is older than this, nothing is being repaired.
 SWEEP_SILENCE_SECONDS = 600.0
 
 
 def check_site(**_: Any) -> list[CheckMessage]:
-    """Errors are about what each process needs; what only a worker needs is a warning."""
+    """Errors concern what each process needs; warnings what only a worker needs."""
     return list(_look())
 
 
@@ -95,7 +95,7 @@ def _project() -> str:
 def _is_there(module: str) -> bool:
     try:
         return find_spec(module) is not None
-    except (ImportError, ValueError):  # its package is none, or not there
+    except (ImportError, ValueError):  # its package is not one, or does not exist
         return False
 
 
@@ -135,7 +135,7 @@ def _keys(settings: Settings) -> Iterator[CheckMessage]:
 
 
 def check_deployment(**_: Any) -> list[CheckMessage]:
-    """With ``--deploy``: does Redis answer, and does anybody sweep?"""
+    """With ``--deploy``: does Redis answer, and do sweeps run?"""
     from batchpipe.client.client import default_client
 
     try:

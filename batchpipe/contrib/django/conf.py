@@ -20,7 +20,7 @@ def spell(name: str) -> str:
 
 
 def read_settings() -> Settings:
-    """The settings of this site; what it does not say may stand in the environment. Raises SettingsError."""
+    """The settings of this site; those it does not set may come from the environment. Raises SettingsError."""
     from batchpipe.config.settings import load_settings
     from batchpipe.config.site_values import SiteSettings
     from batchpipe.errors import SettingsError

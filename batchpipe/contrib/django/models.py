@@ -11,7 +11,7 @@ from django.db import models
 
 
 class NoRows(models.Manager):
-    """Answers every question with nothing, and asks no database: ``dumpdata`` meets this model, too."""
+    """Returns an empty result to every query, without a database: ``dumpdata`` reads this model, too."""
 
     def get_queryset(self) -> Any:
         return super().get_queryset().none()

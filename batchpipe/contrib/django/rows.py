@@ -1,4 +1,4 @@
-"""What a page shows of a job: plain values for templates."""
+"""What a page shows about a job: plain values for templates."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ if TYPE_CHECKING:
     from batchpipe.client.client import Job
     from batchpipe.model.records import JobRecord, ShardRecord
 
-#: Of a job with more shards, a list page does not read each.
+#: If a job has more shards, a list page does not read each of them.
 FEW_SHARDS = 200
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a job is, and in which words."""
+    """How far a job is, and the words for it."""
 
     percent: int | None
     text: str
 
 
 def progress(job: JobRecord, shards: Sequence[ShardRecord] | None = None) -> Progress:
-    """By the provider's own counts where the ``shards`` are given, else by the shards that have come home."""
+    """From the provider's own counts if the ``shards`` are given, else from the shards that are collected."""
     if job.state.ended:
         text = f"{job.ok or 0:,} of {job.total or 0:,} ok"
         return Progress(_percent(job.ok or 0, job.total), text) if job.total else Progress(None, "no rows")

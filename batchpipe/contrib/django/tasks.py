@@ -1,4 +1,4 @@
-"""Found by ``app.autodiscover_tasks()`` in INSTALLED_APPS: the tasks become those of the site's Celery app."""
+"""Found by ``app.autodiscover_tasks()`` in INSTALLED_APPS: this adds the tasks to the site's Celery app."""
 
 from __future__ import annotations
 

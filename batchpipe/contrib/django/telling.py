@@ -1,4 +1,4 @@
-"""The end of a job becomes a signal of Django."""
+"""Sends a Django signal at the end of a job."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from batchpipe.contrib.django import signals
 
 logger = logging.getLogger(__name__)
 
-#: What Django logs while our signals are sent, also of receivers that are coroutines.
+#: Django's log while our signals are sent, also for receivers that are coroutines.
 _said: ContextVar[list[logging.LogRecord] | None] = ContextVar("batchpipe_said", default=None)
 
 
 def tell(job_id: str) -> None:
-    """Send the signal of a job's end to all receivers. Raises what the first of those that failed has raised."""
+    """Send the signal of a job's end to all receivers. Raises the error of the first receiver that failed."""
     from batchpipe.client.client import Job, get_job
 
     job = get_job(job_id)
@@ -27,10 +27,10 @@ def tell(job_id: str) -> None:
         "cancelled": signals.job_cancelled,
     }[job.state.value]
     with _each_failure_once() as said:
-        # one receiver that fails must not keep the others from theirs
+        # one failing receiver must not keep the signal from the others
         failed = [answer for _, answer in signal.send_robust(sender=Job, job=job) if isinstance(answer, Exception)]
         said[:] = [record for record in said if not any(_error_of(record) is error for error in failed)]
-    for error in failed[1:] if not job.record.receiver_errors else ():  # the first is logged by who called
+    for error in failed[1:] if not job.record.receiver_errors else ():  # the first is logged by the caller
         logger.error("a further receiver failed for job %s", job.id, exc_info=error)
     if failed:
         raise failed[0]
@@ -40,10 +40,10 @@ def tell(job_id: str) -> None:
 def _each_failure_once() -> Iterator[list[logging.LogRecord]]:
     """Django logs each receiver that fails with its traceback, each time; so do we, but only on the first of 60 tries.
 
-    Gives a list of what is held back; what is still in it at the end is logged.
+    Yields a list of the log records held back; those still in it at the end are logged.
     """
     log, said = logging.getLogger("django.dispatch"), list[logging.LogRecord]()
-    log.addFilter(_hold)  # it stays, and is added once
+    log.addFilter(_hold)  # the filter stays, and is added once
     token = _said.set(said)
     try:
         yield said

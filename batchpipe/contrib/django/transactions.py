@@ -9,10 +9,10 @@ from django.db import connection, connections, transaction
 
 
 def hold(commit: Callable[[], None]) -> bool:
-    """False where no transaction is open: then there is nothing to wait for. Of several, all must commit."""
+    """False if no transaction is open: then there is nothing to wait for. If there are several, all must commit."""
     opened = [one.alias for one in connections.all(initialized_only=True) if _is_open(one)]
     if not opened and connection.in_atomic_block:
-        opened = [connection.alias]  # that of a TestCase: ``captureOnCommitCallbacks`` plays its commit
+        opened = [connection.alias]  # the one of a TestCase: ``captureOnCommitCallbacks`` simulates its commit
     left = len(opened)
 
     def committed() -> None:
@@ -27,6 +27,6 @@ def hold(commit: Callable[[], None]) -> bool:
 
 
 def _is_open(one: Any) -> bool:
-    """True if the site's own code has a transaction open there; Django's ``TestCase`` has one on each database."""
+    """True if the site's own code has a transaction open there; Django's ``TestCase`` opens one on each database."""
     blocks = one.atomic_blocks
     return one.in_atomic_block and not (blocks and all(getattr(block, "_from_testcase", False) for block in blocks))

@@ -1,4 +1,4 @@
-"""``path("batchpipe/", include("batchpipe.contrib.django.urls"))``: where jobs stand, as JSON."""
+"""``path("batchpipe/", include("batchpipe.contrib.django.urls"))``: the state of jobs, as JSON."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where jobs stand, as JSON: what ``batchpipe status --json`` prints, for those whom the site lets see it."""
+"""The state of jobs, as JSON: what ``batchpipe status --json`` prints, for users whom the site permits to see it."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from django.views.decorators.csrf import csrf_exempt
 
 from batchpipe.contrib.django.access import FOR_USERS, may_see, staff
 
-#: Jobs of one answer, and how many of the newest are looked at for those that the caller may see.
+#: Jobs in one response, and how many of the newest are checked for ones that the caller may see.
 MOST, LOOKED_AT = 100, 1_000
 
 View = Callable[..., JsonResponse]
 
 
 def _json(view: View) -> View:
-    """Errors are JSON, too, and tell one line."""
+    """Errors are JSON, too, with one line of text."""
 
-    @csrf_exempt  # nothing can be changed here; who tries is told so in JSON
+    @csrf_exempt  # nothing can be changed here; a client that tries gets that in JSON
     @never_cache
     @wraps(view)
     def answered(request: HttpRequest, **parts: str) -> JsonResponse:
@@ -49,9 +49,9 @@ def job_list(request: HttpRequest) -> JsonResponse:
 
     limit = min(max(_number(request, "limit", MOST), 1), MOST)
     allowed = may_see()
-    if allowed in FOR_USERS and not _is_known(request):  # else the rule says whom to let see: nothing may be all of it
+    if allowed in FOR_USERS and not _is_known(request):  # else the rule decides, and an empty list may be right
         return _forbidden(request)
-    if allowed is staff and not staff(request):  # none of them, so it is not said that there are none
+    if allowed is staff and not staff(request):  # not an empty list: there may be jobs
         return _forbidden(request)
     jobs = [job for job in list_jobs(state=request.GET.get("state") or None, limit=LOOKED_AT) if allowed(request, job)]
     return JsonResponse({"jobs": [job.to_dict(shards=False) for job in jobs[:limit]]})
@@ -59,8 +59,8 @@ def job_list(request: HttpRequest) -> JsonResponse:
 
 @_json
 def job_detail(request: HttpRequest, job_id: str) -> JsonResponse:
-    """One job with its shards: ``?from=1000&limit=500`` are those from an index on, 1,000 at most. It says how many
-    there are (``shards_in_all``) and the index to go on ``from`` (``next``, or null).
+    """One job with its shards: ``?from=1000&limit=500`` are those from an index on, 1,000 at most. Includes
+    their total number (``shards_in_all``) and the index to continue ``from`` (``next``, or null).
     """
     from batchpipe.client.client import get_job
     from batchpipe.client.job import MOST_SHOWN
@@ -70,14 +70,14 @@ def job_detail(request: HttpRequest, job_id: str) -> JsonResponse:
     try:
         job = get_job(job_id)
     except JobNotFound:
-        if not _is_known(request):  # strangers do not learn which jobs there are
+        if not _is_known(request):  # others do not learn which jobs exist
             return _forbidden(request)
         raise
     return JsonResponse(job.to_page(first, limit)) if may_see()(request, job) else _forbidden(request)
 
 
 def _number(request: HttpRequest, name: str, default: int) -> int:
-    """A number of the query. Raises InvalidInput."""
+    """A number from the query. Raises InvalidInput."""
     from batchpipe.errors import InvalidInput
 
     try:

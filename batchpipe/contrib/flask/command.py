@@ -11,7 +11,7 @@ from flask.cli import ScriptInfo
 
 
 class _HandedOn(click.Command):
-    """Its arguments are for another parser, as they are: ``--help`` and ``--``, too."""
+    """Its arguments go unchanged to another parser: ``--help`` and ``--``, too."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         ctx.args = list(args)
@@ -32,6 +32,6 @@ def _again(ctx: click.Context) -> tuple[str, ...]:
     """How another process of this command is started: the worker of a ``run``."""
     info = ctx.find_object(ScriptInfo)
     if info is not None and info.create_app is not None and os.path.isfile(sys.argv[0]):
-        return (sys.executable, sys.argv[0], ctx.info_name or "batchpipe")  # a script of the site's own
+        return (sys.executable, sys.argv[0], ctx.info_name or "batchpipe")  # a script of the site
     path = info.app_import_path if info is not None else None
     return (sys.executable, "-m", "flask", *(("--app", path) if path else ()), ctx.info_name or "batchpipe")

@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from batchpipe.config.site_values import SiteSettings
 
 PREFIX = "BATCHPIPE_"
-#: Who may see a job through the JSON views: a function (request, job) -> bool, or where it can be imported from.
+#: Who may see a job through the JSON views: a function (request, job) -> bool, or its dotted path.
 VIEW_PERMISSION = "BATCHPIPE_VIEW_PERMISSION"
-#: Of the extension, not of the pipeline.
+#: Settings of the extension, not of the pipeline.
 OWN = frozenset({VIEW_PERMISSION})
 
 
@@ -36,9 +36,9 @@ def spell(name: str) -> str:
 
 
 def read_settings(app: Flask, defaults: Mapping[str, Any]) -> Settings:
-    """The settings of an app; what it does not say may stand in the environment. Raises SettingsError.
+    """The settings of an app; those it does not set may come from the environment. Raises SettingsError.
 
-    ``defaults``: for what ``app.config`` does not say, names without their prefix.
+    ``defaults``: for those that ``app.config`` does not set, names without their prefix.
     """
     from batchpipe.config.settings import load_settings
 

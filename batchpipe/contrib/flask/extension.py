@@ -1,7 +1,7 @@
-"""The extension: what a Flask app that starts hangs into batchpipe. Importing it loads no library but Flask.
+"""The extension: what a Flask app registers with batchpipe at its start. Importing it loads no library but Flask.
 
-One process may hold several apps (tests make many). Code that runs in the context of an app meets its settings, its
-Celery app and its jobs; code outside of any context, those of the app that was registered last.
+One process may hold several apps (tests make many). Code in the context of an app uses the settings, the Celery app
+and the jobs of that app; code outside of any context, those of the app that was registered last.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ NAME = "batchpipe"
 class BatchPipe:
     """``BatchPipe(app)``, or ``init_app(app)`` in an application factory.
 
-    It reads ``app.config["BATCHPIPE_REDIS_URL"]`` and the other settings, adds ``flask batchpipe ...``, makes
-    batchpipe at home in ``app.extensions["celery"]``, before or after that is there, and sends the signals.
+    It reads ``app.config["BATCHPIPE_REDIS_URL"]`` and the other settings, adds ``flask batchpipe ...``, sets batchpipe
+    up in ``app.extensions["celery"]``, whether that exists before or only later, and sends the signals.
 
-    ``settings``: names of our settings without their prefix, for what ``app.config`` does not say.
+    ``settings``: names of our settings without their prefix, for those that ``app.config`` does not set.
     """
 
     def __init__(self, app: Flask | None = None, *, settings: Mapping[str, Any] | None = None) -> None:
@@ -44,7 +44,7 @@ class BatchPipe:
             self.init_app(app)
 
     def init_app(self, app: Flask) -> None:
-        """Make batchpipe at home in an app. Raises SettingsError: an app with wrong settings does not start."""
+        """Set batchpipe up in an app. Raises SettingsError: an app with wrong settings does not start."""
         if NAME in app.extensions:
             raise RuntimeError(
                 "batchpipe is registered on this Flask app already: call BatchPipe(app) or init_app(app), and only once"
@@ -61,7 +61,7 @@ class BatchPipe:
     # -- jobs --------------------------------------------------------------------------------------------------------
 
     def submit(self, input: Any, **options: Any) -> Job:
-        """Enqueue a job of the current app and return at once. Takes what ``batchpipe.submit`` takes."""
+        """Enqueue a job of the current app and return at once. Same arguments as ``batchpipe.submit``."""
         with self._context():
             return self.client.submit(input, **options)
 
@@ -82,7 +82,7 @@ class BatchPipe:
 
     @property
     def client(self) -> Client:
-        """The door to the Redis of the current app; outside of any app's context, of the last one registered here."""
+        """The client of the current app's Redis; outside of any app's context, of the app registered last here."""
         from batchpipe.client.client import default_client
 
         with self._context():
@@ -93,7 +93,7 @@ class BatchPipe:
         return self._settings[self._app()]
 
     def _context(self) -> AbstractContextManager[Any]:
-        """That of the caller, with its ``g`` and its session of the database; one of our own where there is none."""
+        """The caller's context, with its ``g`` and its database session; one of our own if there is none."""
         app = self._app()
         return nullcontext() if has_app_context() else app.app_context()
 
@@ -116,7 +116,7 @@ _last: Flask | None = None
 
 
 def _hang_in(extension: BatchPipe, app: Flask) -> None:
-    """Settings are read, the Celery app is found and ends are told the way of Flask from now on."""
+    """From now on settings are read, the Celery app is found and ends of jobs are signalled in Flask's way."""
     from celery import signals
 
     from batchpipe.config.settings import install_site
@@ -132,7 +132,7 @@ def _hang_in(extension: BatchPipe, app: Flask) -> None:
 
 
 def _extension_here() -> tuple[BatchPipe, Flask] | None:
-    """The extension of the app whose context this is."""
+    """The extension of the app that the current context belongs to."""
     if not has_app_context():
         return None
     app: Flask = current_app._get_current_object()  # type: ignore[attr-defined]
@@ -157,18 +157,18 @@ def _app_here() -> Flask | None:
 
 
 def _celery_here() -> Celery | None:
-    """What Flask's documentation puts there; asked for each time, for it may come after us."""
+    """The Celery app, where Flask's documentation puts it; looked up each time, because it may be set after us."""
     app = _app_here()
     return app.extensions.get("celery") if app is not None else None
 
 
 def _join_worker(sender: Any, **_: Any) -> None:
-    """A worker or beat begins, and its site is loaded: its Celery app may have been made after ``init_app``."""
+    """A worker or beat starts, and its site is loaded: its Celery app may have been made after ``init_app``."""
     from batchpipe.worker.setup import is_set_up, setup, site_worker_of
 
     if sender is _celery_here() and not is_set_up(sender):
         setup(sender)
-        site_worker_of(sender).configure()  # who comes during this signal is not called by it
+        site_worker_of(sender).configure()  # receivers connected during this signal are not called by it
 
 
 def _tell(job_id: str) -> None:

@@ -1,7 +1,7 @@
 """Sent when a job has ended, by a worker that has loaded the app, at least once: a second call must do no harm.
 
-The sender is the Flask app, whose context is there; ``job`` is the job. A receiver that raises is called again, about
-a minute later and for about an hour, and so are the others: the database may be away when a job ends.
+The sender is the Flask app, and its context is pushed; ``job`` is the job. A receiver that raises is called again,
+about a minute later and for about an hour, and so are the others: the database may be away when a job ends.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ _BY_STATE = {
 
 
 def send(app: Flask, job: Any) -> None:
-    """Send the signal of a job's end to all receivers. Raises what the first of those that failed has raised."""
+    """Send the signal of a job's end to all receivers. Raises the error of the first receiver that failed."""
     failed: Exception | None = None
     for receiver in _BY_STATE[job.state.value].receivers_for(app):
         try:
             receiver(app, job=job)
-        except Exception as error:  # one receiver that fails must not keep the others from theirs
+        except Exception as error:  # one failing receiver must not keep the signal from the others
             if failed is not None and not job.record.receiver_errors:  # once, as with the first
                 logger.exception("a further receiver failed for job %s", job.id)
             failed = failed or error

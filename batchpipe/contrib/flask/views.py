@@ -1,4 +1,4 @@
-"""Where jobs stand, as JSON: what ``batchpipe status --json`` prints, for those whom the site lets see it.
+"""The state of jobs, as JSON: what ``batchpipe status --json`` prints, for users whom the site permits to see it.
 
 ``app.register_blueprint(blueprint)`` puts it at ``/batchpipe/``. Nobody sees anything there until
 ``app.config["BATCHPIPE_VIEW_PERMISSION"]`` is a function (request, job) -> bool.
@@ -21,25 +21,25 @@ from batchpipe.errors import SettingsError
 if TYPE_CHECKING:
     from batchpipe.contrib.flask.extension import BatchPipe
 
-#: Jobs of one answer, and how many of the newest are looked at for those that the caller may see.
+#: Jobs in one response, and how many of the newest are checked for ones that the caller may see.
 MOST, LOOKED_AT = 100, 1_000
 
 MaySee = Callable[[Any, Any], bool]
 View = Callable[..., Response]
 
 SPELLED = f'app.config["{VIEW_PERMISSION}"]'
-#: Apps whose log says already why nobody sees anything.
+#: Apps that have already logged why nobody sees anything.
 _warned: WeakSet[Flask] = WeakSet()
 
 blueprint = Blueprint("batchpipe", __name__, url_prefix="/batchpipe")
 
-#: What the views answer to, and what else may be asked: else Flask would refuse that in HTML.
+#: The methods of the views, and the others: without these Flask would refuse them in HTML.
 ALLOWED = ("GET", "HEAD", "OPTIONS")
 _METHODS = [*ALLOWED, "POST", "PUT", "PATCH", "DELETE"]
 
 
 def _json(view: View) -> View:
-    """Errors are JSON, too, and tell one line."""
+    """Errors are JSON, too, with one line of text."""
 
     @wraps(view)
     def answered(**parts: str) -> Response:
@@ -82,21 +82,21 @@ def job_list() -> Response:
 @blueprint.route("/<job_id>/", endpoint="detail", methods=_METHODS)
 @_json
 def job_detail(job_id: str) -> Response:
-    """One job with its shards: ``?from=1000&limit=500`` are those from an index on, 1,000 at most. It says how many
-    there are (``shards_in_all``) and the index to go on ``from`` (``next``, or null).
+    """One job with its shards: ``?from=1000&limit=500`` are those from an index on, 1,000 at most. Includes
+    their total number (``shards_in_all``) and the index to continue ``from`` (``next``, or null).
     """
     from batchpipe.client.job import MOST_SHOWN
 
     first, limit = _number("from", 0), _number("limit", MOST_SHOWN)
     allowed = _may_see()
-    if allowed is None:  # strangers do not learn which jobs there are
+    if allowed is None:  # others do not learn which jobs exist
         return _forbidden()
     job = _extension().get_job(job_id)
     return jsonify(job.to_page(first, limit)) if allowed(request, job) else _forbidden()
 
 
 def _number(name: str, default: int) -> int:
-    """A number of the query. Raises InvalidInput."""
+    """A number from the query. Raises InvalidInput."""
     from batchpipe.errors import InvalidInput
 
     try:

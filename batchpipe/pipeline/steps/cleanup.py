@@ -1,4 +1,4 @@
-"""Tidy: files at the provider that a job which has ended needs no more are deleted there."""
+"""Cleanup: delete the files at the provider that an ended job no longer needs."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def tidy(
     check: Callable[[], None] = lambda: None,
 ) -> int:
     """Delete the job's files: ``strays`` (uploads that no batch used), ``inputs`` (all uploads) or ``all`` (the
-    results, too), or ``none``. Returns how many were there. May be done again.
+    results, too), or ``none``. Returns how many were there. May be repeated.
 
     ``check`` is called before each deletion. Raises Unavailable, Paused, and what ``check`` raises.
     """
@@ -56,7 +56,7 @@ def tidy(
         try:
             deleted += _delete(api, file_id)
         except Unavailable as error:
-            trouble = error  # the others first
+            trouble = error  # delete the others first
     if trouble is not None:
         raise trouble
     return deleted
@@ -75,7 +75,7 @@ def _known_uploads(shard: ShardRecord) -> int:
 
 
 def _unknown_uploads(job: JobRecord, api: FilesApi) -> set[str]:
-    """All uploads of the job, by their names: the answer to some was lost, or its worker died before it was written."""
+    """All uploads of the job, found by name: some are not recorded, as the response was lost or the worker died."""
     prefix = f"batchpipe-{job.id}-"
     try:
         return {file.id for file in api.iter_files(job.created_at - CLOCK_SLACK_SECONDS) if _has(file, prefix)}
@@ -92,7 +92,7 @@ def _delete(api: FilesApi, file_id: str) -> bool:
         try:
             api.delete_file(file_id)
             return True
-        except Refused:  # gone already, or nobody may delete it
+        except Refused:  # already gone, or may not be deleted
             return False
         except Unavailable:
             if not left:

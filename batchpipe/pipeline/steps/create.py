@@ -1,7 +1,7 @@
 """The create step: the only call that costs money, made once.
 
-``POST /v1/batches`` knows no idempotency key, so the intent is recorded first, and whenever a call got no clear
-answer nobody calls again before the provider's list has been looked through, twice, a grace period apart.
+``POST /v1/batches`` has no idempotency key. So the intent is recorded first, and after a call without a clear answer
+there is no second call before the provider's list has been searched twice, a grace period apart.
 """
 
 from __future__ import annotations
@@ -43,21 +43,21 @@ CLOCK_SLACK_SECONDS = 300.0
 #: Pause before the first look for a batch whose create call got no clear answer.
 FIRST_LOOK_SECONDS = 2.0
 
-#: So many seconds a fresh file may be "not found" before it is uploaded again; twice as many with each upload.
+#: How many seconds a fresh file may be "not found" before it is uploaded again; doubles with each upload.
 UNFOUND_SECONDS = 120.0
-#: Files that nobody finds again are uploaded again so often.
+#: How often a file that stays "not found" is uploaded again.
 MAX_UPLOADS = 6
 
-#: So long an id that an answer named is asked for, where the provider does not know it: a read may lag.
+#: How long we ask for an id from an answer that the provider does not know: reads may lag.
 UNREAD_SECONDS = 300.0
-#: So many batches that a list shows without a sign of whose they are, are read one by one.
+#: How many batches that a list shows without a sign of their owner are read one by one.
 MOST_READ = 10
-#: Create calls of one key without a clear answer, where no list tells what became of them (RESEND_UNANSWERED).
+#: Create calls of one key without a clear answer, if no list tells what they did (RESEND_UNANSWERED).
 MOST_CALLS = 3
-#: Code of the end of a shard whose create calls are answered with batches of other rows, again and again.
+#: Code for a shard that ended because its create calls were answered with batches of other rows, again and again.
 OTHERS_BATCH = "answered_with_other_batch"
 
-#: Answers to reading a batch that no later try mends.
+#: Responses to reading a batch that no later try changes.
 _NEVER_READ = ("nonsense", NO_ROUTE)
 
 NOT_SENT = Problem(
@@ -104,7 +104,7 @@ class BatchesApi(Protocol):
 
 
 class Provider(Protocol):
-    """What an account's provider can do, as its settings declare."""
+    """What the account's provider supports, according to its settings."""
 
     @property
     def lists_batches(self) -> bool: ...
@@ -119,20 +119,20 @@ class Turn(Protocol):
 
     grace_seconds: float
     lease_seconds: float
-    unseen_seconds: float  #: how long at least what the key does not see is waited for
-    refusal_seconds: float  #: how long a refusal that may pass is waited out
+    unseen_seconds: float  #: how long to wait, at least, for what the key does not see
+    refusal_seconds: float  #: how long to wait for a refusal that may pass
 
     @property
     def provider(self) -> Provider: ...
 
     def now(self) -> float:
-        """Redis' clock."""
+        """The time of Redis' clock."""
 
     def ahead(self) -> float:
         """How much that may be ahead of the provider's clock, in seconds."""
 
     def leapt(self, since: float) -> bool:
-        """Whether Redis' clock leapt forward since: how much time has really passed is not known then."""
+        """Whether Redis' clock leapt forward since; if so, the real time that has passed is unknown."""
 
     def intend(self) -> bool:
         """Record the intent. Returns whether the job is being cancelled. Raises LeaseLost."""
@@ -144,7 +144,7 @@ class Turn(Protocol):
         """More than half of the lease is gone."""
 
     def name(self, batch_ids: Mapping[str, bool]) -> None:
-        """Record ids that an unclear answer named (True: was about), before anything else is done."""
+        """Record the ids that an unclear answer named (True: that it was about), before anything else is done."""
 
     def known(self, batch_ids: Sequence[str]) -> Mapping[str, ShardRecord]:
         """Those of them that a record names, with its shard."""
@@ -157,14 +157,14 @@ class Turn(Protocol):
 
 
 class GiveUp(msgspec.Struct, frozen=True):
-    """No batch will come of this shard: account for its rows with this reason."""
+    """This shard will have no batch: account for its rows with this reason."""
 
     problem: Problem
-    refused: bool = False  #: the provider said no; else no answer came of these rows
+    refused: bool = False  #: the provider refused; else no answer came for these rows
 
 
 class Over(msgspec.Struct, frozen=True):
-    """The turn is over: ``settled`` by ourselves, else somebody else goes on with the shard."""
+    """The turn is over: ``settled`` by this one, else another turn goes on with the shard."""
 
     settled: bool
 
@@ -195,9 +195,9 @@ def create(job: JobRecord, shard: ShardRecord, api: BatchesApi, turn: Turn) -> E
 
 
 def _cannot_see(job: JobRecord, shard: ShardRecord, api: BatchesApi, turn: Turn) -> Ending | None:
-    """A list in which a batch lacks says something only to a key that sees where the calls were made: their input file.
+    """Whether the key can see the calls' input file: only then does a batch that the list lacks prove anything.
 
-    The key of another project sees neither, and a second call would be paid twice. None: it sees.
+    The key of another project sees neither, and a second call would be paid twice. Returns None if it sees the file.
     """
     try:
         api.file_status(shard.file_id or "")
@@ -213,7 +213,7 @@ def _cannot_see(job: JobRecord, shard: ShardRecord, api: BatchesApi, turn: Turn)
 
 
 def batch_metadata(job: JobRecord, shard: ShardRecord) -> dict[str, str]:
-    """The user's pairs and ours, by which a batch is found again."""
+    """The user's pairs, and ours, by which a batch is found again."""
     ours = {"batchpipe_job": job.id, "batchpipe_shard": str(shard.index), "batchpipe_key": shard.key}
     return {**job.metadata, **ours}
 
@@ -222,7 +222,7 @@ def _call(job: JobRecord, shard: ShardRecord, api: BatchesApi, turn: Turn) -> En
     if turn.intend():
         turn.withdraw()
         return GiveUp(CANCELLED) if not shard.calls else Move(stage=Stage.UPLOADED)
-    if turn.too_late_to_call():  # a worker that was frozen must not call: somebody else may be at it
+    if turn.too_late_to_call():  # a worker that was frozen must not call: another may be doing so
         turn.withdraw()
         return Move(stage=Stage.UPLOADED, after=0.5, events=[("create_too_late", {})])
     try:
@@ -252,7 +252,7 @@ def _call(job: JobRecord, shard: ShardRecord, api: BatchesApi, turn: Turn) -> En
 
 
 def _made_in_spite_of(error: BatchpipeError, shard: ShardRecord, api: BatchesApi, turn: Turn) -> Batch | None:
-    """The batch that a refusal names, if it is ours by its own word (a gateway that repeats calls is told "exists")."""
+    """The batch that a refusal names, if it shows that it is ours (a gateway that repeats calls gets "exists")."""
     for name in error.named:
         batch = _read(name, api)
         if batch is not None and name not in shard.spent and _is_ours(batch, shard, turn.provider):
@@ -261,10 +261,10 @@ def _made_in_spite_of(error: BatchpipeError, shard: ShardRecord, api: BatchesApi
 
 
 def _of_another(batch: Batch, shard: ShardRecord, turn: Turn) -> Move:
-    """The answer names a batch that is another shard's, or an earlier try's: that one is read, then looked for ours.
+    """The answer names a batch of another shard or an earlier try: read that one, then look for ours.
 
-    A cache, or a gateway that mixes up answers, may answer so for ever. In the end that counts as a no, and as any no
-    it is believed once two more looks have found no batch of ours.
+    A cache, or a gateway that mixes up answers, may repeat that for ever. In the end it counts as a refusal, and like
+    any refusal it is believed once two more looks have found no batch of ours.
     """
     turn.name({batch.id: True})
     now = turn.now()
@@ -294,13 +294,13 @@ def _unanswered(error: AmbiguousResult) -> Move:
 
 
 def _refused_for_now(shard: ShardRecord, error: Refused, api: BatchesApi, turn: Turn) -> Ending | None:
-    """Where the refusal concerns the moment or the account; None: it concerns the request."""
+    """What to do if the refusal concerns the moment or the account; None if it concerns the request."""
     if is_no_room(error):
         problem = Problem(code="account_full", message=f"the provider takes no further batch now: {error.message}")
         return _wait_out(shard, problem, turn, "the account's limits say what must end or be deleted there first")
     if is_about_input_file(error, shard.file_id):
         return _waits_for_file(shard, error, api, turn)
-    if error.param:  # it names a part of the request that is not the file
+    if error.param:  # it names another part of the request than the file
         return None
     return _waits_for_file(shard, error, api, turn, sure=False)
 
@@ -308,7 +308,7 @@ def _refused_for_now(shard: ShardRecord, error: Refused, api: BatchesApi, turn: 
 def _waits_for_file(
     shard: ShardRecord, error: BatchpipeError, api: BatchesApi, turn: Turn, *, sure: bool = True
 ) -> Ending | None:
-    """A fresh file may be unknown or unready for a while. ``sure``: it is the file; else None unless it says so."""
+    """A fresh file may be unknown or not ready at first. ``sure``: it is the file; else None unless it says so."""
     try:
         status = api.file_status(shard.file_id or "")
     except Gone:
@@ -336,9 +336,9 @@ def _wait_out(shard: ShardRecord, problem: Problem, turn: Turn, advice: str) -> 
 
 
 def _file_not_found(shard: ShardRecord, error: BatchpipeError, turn: Turn) -> Ending:
-    """The file is not known, neither to the create nor when it is asked for; when it stays so, it is uploaded again.
+    """Neither the create call nor a read knows the file; if that lasts, it is uploaded again.
 
-    Not while an older call is unanswered: that its file cannot be seen says that its batch could not be either.
+    Not while an older call is unanswered: if its file cannot be seen, its batch might not be seen either.
     """
     now = turn.now()
     since = shard.refused_at if shard.refused_at is not None else now
@@ -364,17 +364,17 @@ def _refused(shard: ShardRecord, error: Refused) -> Ending:
     problem = Problem(code=error.code, message=error.message)
     if not shard.calls:
         return GiveUp(problem, refused=True)
-    # an older call is still unanswered: its batch may yet turn up and must be looked for before giving up
+    # an older call is still unanswered: its batch may yet appear and must be looked for before giving up
     return Move(stage=Stage.UPLOADED, after=FIRST_LOOK_SECONDS, changes={"refusal": problem})
 
 
 class _Seen(msgspec.Struct):
-    """What was found of earlier calls under a shard's key."""
+    """What was found out about earlier calls under a shard's key."""
 
     found: list[Batch] = []  #: batches made under it, the one to keep first
-    strangers: list[Batch] = []  #: batches that could be, by the time they were made
-    doubt: str = ""  #: why nobody can know whether there is one
-    unread: bool = False  #: an id was named that the provider does not know (yet)
+    strangers: list[Batch] = []  #: batches that could be ours, by the time they were made
+    doubt: str = ""  #: why it cannot be known whether there is one
+    unread: bool = False  #: an answer named an id that the provider does not know (yet)
 
 
 def _look(job: JobRecord, shard: ShardRecord, api: BatchesApi, turn: Turn) -> _Seen:
@@ -395,9 +395,9 @@ def _look(job: JobRecord, shard: ShardRecord, api: BatchesApi, turn: Turn) -> _S
 
 
 def _look_at_named(job: JobRecord, shard: ShardRecord, api: BatchesApi, turn: Turn) -> _Seen:
-    """The batch that an answer to our call is about is ours, unless it can be told that it is another's.
+    """The batch that an answer to our call is about counts as ours, unless it shows that it is not.
 
-    One that it only mentions is ours by its own word; without a word it is a stranger like those of the list.
+    One that the answer only mentions must itself show that it is ours; else it is treated like any batch of the list.
     """
     seen = _Seen()
     known = turn.known(list(shard.named))
@@ -429,7 +429,7 @@ def _look_at_named(job: JobRecord, shard: ShardRecord, api: BatchesApi, turn: Tu
 
 
 def _read(name: str, api: BatchesApi) -> Batch | None:
-    """None for what the provider does not know as a batch. Raises Unavailable, Paused."""
+    """Returns None if the provider does not know it as a batch. Raises Unavailable, Paused."""
     try:
         return api.retrieve(name)
     except Refused:
@@ -437,20 +437,20 @@ def _read(name: str, api: BatchesApi) -> Batch | None:
 
 
 def _is_older(batch: Batch, shard: ShardRecord, turn: Turn) -> bool:
-    """It was there before our first call."""
+    """Whether it was there before our first call."""
     return batch.created_at is not None and batch.created_at < _since(shard, turn)
 
 
 def _since(shard: ShardRecord, turn: Turn) -> float:
-    """The first intent, on the provider's clock at the earliest: which clock is right nobody knows."""
+    """The earliest time of the first intent on the provider's clock: we cannot know which clock is right."""
     return (shard.intent_at or 0.0) - max(shard.intent_ahead, turn.ahead()) - CLOCK_SLACK_SECONDS
 
 
 def _look_through_list(strangers: list[Batch], shard: ShardRecord, api: BatchesApi, turn: Turn) -> _Seen:
-    """Batches made under this shard's key. In doubt where the list shows some that could be, and no sign of whose.
+    """Batches made under this shard's key. In doubt if the list shows some that could be ours, without a sign of that.
 
-    That a list shows signs (our metadata, or input files) is known by the batches in it that are ours for sure.
-    Raises Refused where the provider has no list.
+    Whether a list shows signs (our metadata, or input files) is known from the batches in it that are certainly ours.
+    Raises Refused if the provider has no list.
     """
     found: dict[str, Batch] = {}
     others = {batch.id: batch for batch in strangers}
@@ -475,7 +475,7 @@ def _look_through_list(strangers: list[Batch], shard: ShardRecord, api: BatchesA
 
 
 def _read_one_by_one(strangers: list[Batch], shard: ShardRecord, api: BatchesApi, turn: Turn) -> _Seen:
-    """A list may keep back what a batch shows when it is read, and whose it is may stand in the name of its file."""
+    """A list may leave out fields that a batch shows when it is read, and the name of its file may tell its owner."""
     left: list[str] = []
     for stranger in strangers[:MOST_READ]:
         batch = _read(stranger.id, api)
@@ -493,7 +493,7 @@ def _read_one_by_one(strangers: list[Batch], shard: ShardRecord, api: BatchesApi
 
 
 def _name_of_input(batch: Batch, api: BatchesApi) -> str | None:
-    """None where nobody tells. Raises Unavailable, Paused."""
+    """None if that cannot be found out. Raises Unavailable, Paused."""
     try:
         return api.file_name(batch.input_file_id) if batch.input_file_id else None
     except Refused:
@@ -501,7 +501,7 @@ def _name_of_input(batch: Batch, api: BatchesApi) -> str | None:
 
 
 def _cannot_tell(job: JobRecord, shard: ShardRecord, why: str) -> Ending:
-    """Nobody can know whether a call made a batch: another might pay twice, so there is none until a human decides."""
+    """It is unknown whether a call made a batch. Another might pay twice, so there is none until a person decides."""
     calls = f"{len(shard.calls)} create calls" if len(shard.calls) > 1 else "a create call"
     message = (
         f"{calls} got no clear answer, and {why}: a batch may exist there. Look there; then cancel the job, or let "
@@ -514,7 +514,7 @@ def _cannot_tell(job: JobRecord, shard: ShardRecord, why: str) -> Ending:
 
 
 def _is_ours(batch: Batch, shard: ShardRecord, provider: Provider) -> bool:
-    """By its own word: our key, or, where it tells no key, our input file."""
+    """Whether the batch itself shows that it is ours: by our key, or, if it has no key, by our input file."""
     key = batch.metadata.get("batchpipe_key")
     if key == shard.key:
         return True
@@ -527,7 +527,7 @@ def _adopt(found: list[Batch], shard: ShardRecord, api: BatchesApi, turn: Turn) 
     if len(found) > 1:
         words = "%d batches were found for the same rows: all but one are cancelled"
         logger.error(words, len(found), extra={"event": "stray"})
-    # each is settled: whichever is recorded, perhaps by somebody else meanwhile, must not be cancelled
+    # settle each: the one that is recorded, perhaps by another turn in between, must not be cancelled
     endings = [_settle(batch, shard, api, turn, sure=_is_ours(batch, shard, turn.provider)) for batch in found]
     return endings[0]
 
@@ -560,11 +560,11 @@ def _cancel(batch: Batch, api: BatchesApi) -> None:
 
 
 def _after_empty_look(job: JobRecord, shard: ShardRecord, turn: Turn, *, unread: bool) -> Ending | None:
-    """Nothing was found: wait for the grace period, and only after a second empty look call again (None)."""
+    """Nothing was found: wait for the grace period; only after a second look finds nothing, call again (None)."""
     now, grace = turn.now(), turn.grace_seconds
     said = {"trouble": shard.trouble} if shard.other_at is not None else {}
     if shard.empty_at is None or turn.leapt(shard.empty_at):
-        # whose lease ended by a leap of the clock may still be within its call
+        # a turn that lost its lease because the clock leapt may still be making its call
         more = turn.lease_seconds if turn.leapt(shard.intent_at or 0.0) else 0.0
         return Move(stage=Stage.UPLOADED, after=more + grace, changes={"empty_at": now + more, **said})
     left = shard.empty_at + (max(grace, UNREAD_SECONDS) if unread else grace) - now
@@ -574,7 +574,7 @@ def _after_empty_look(job: JobRecord, shard: ShardRecord, turn: Turn, *, unread:
         return GiveUp(shard.refusal, refused=True)
     if job.cancel or job.send_no_more:
         return GiveUp(CANCELLED if job.cancel else NOT_SENT)
-    if shard.other_at is not None:  # each pause as long as it has gone on by then, so that they double
+    if shard.other_at is not None:  # each pause is as long as the wait so far, so pauses double
         until = shard.empty_at + min(shard.empty_at - shard.other_at, LONGEST_PAUSE)
         if (left := min(until, shard.other_at + turn.refusal_seconds) - now) > 0.1:
             return Move(stage=Stage.UPLOADED, after=left, changes=said)

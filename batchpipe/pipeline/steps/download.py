@@ -35,13 +35,13 @@ from batchpipe.pipeline.fetching import Fetcher
 from batchpipe.storage import Folder
 from batchpipe.telemetry.prices import Pricer, unknown
 
-#: So often in a row, and so long, a file must be unknown to a key that sees its batch before we believe that it is
+#: How often in a row, and how long, a file must be unknown to a key that sees its batch before we believe that it is
 #: gone: its rows are paid.
 MAX_GONE = 4
 GONE_SECONDS = 3_600.0
 
-#: Codes of what is waited for: answers that are counted, or of which nothing is told at all; rows that are counted as
-#: failed; rows that a batch has left out which says that it has done all; a file that looks damaged.
+#: Codes of what we wait for: answers that are counted, or of which the provider tells nothing; rows that are counted as
+#: failed; rows missing from a batch that says it is complete; a file that looks damaged.
 _ANSWERS, _FAILURES, _UNCOUNTED, _DAMAGED = "answers_late", "failures_late", "rows_uncounted", "file_damaged"
 _BY_COUNT = (_ANSWERS, _FAILURES, _UNCOUNTED)
 
@@ -80,15 +80,15 @@ def download(
     check: Callable[[], None],
     elsewhere: Folder | None = None,
 ) -> Move:
-    """Collect a shard whose batch has ended. ``elsewhere``: a local folder for what has come of its files, if the
-    workspace is remote.
+    """Collect a shard after its batch has ended. ``elsewhere``: a local folder for the downloaded parts of its files,
+    if the workspace is remote.
 
     A file that this key does not see is waited for, ``unseen_seconds`` at least if it does not see the batch either.
 
     Moves to ``collected``, or stays at ``ended`` for a while if its files lag: they have fewer lines than the provider
-    counted, fewer bytes than it told, or lines that nobody can read. They are waited for ``files_patience`` seconds;
-    what is counted then and did not come is missing for good. Raises Unavailable, StorageTrouble, BatchpipeError
-    (``rows_lost``) if the rows do not add up.
+    counted, fewer bytes than it reported, or unreadable lines. They are waited for ``files_patience`` seconds;
+    answers that are counted and have not come by then are missing for good. Raises Unavailable, StorageTrouble,
+    BatchpipeError (``rows_lost``) if the rows do not add up.
     """
     waits = _Waits(job, shard, now, files_patience)
     if shard.late_at is not None:
@@ -121,7 +121,7 @@ def download(
 
 
 def _read_again(shard: ShardRecord, api: FilesApi) -> ShardRecord:
-    """The shard with what the provider says of its batch by now. Raises Unavailable, Paused."""
+    """The shard, updated with what the provider says of its batch now. Raises Unavailable, Paused."""
     try:
         batch = api.retrieve(shard.batch_id or "")
     except Refused:
@@ -143,7 +143,7 @@ class _Waits:
     patience: float
 
     def for_news(self, shard: ShardRecord, api: FilesApi) -> Move | None:
-        """Files of the same lengths as before are not fetched again; None: there is news, or the time is over."""
+        """Files of the same lengths as before are not fetched again. None if they have changed, or the time is over."""
         before = self.shard
         same = (shard.output_file_id, shard.error_file_id, shard.counts) == (
             before.output_file_id,
@@ -163,7 +163,7 @@ class _Waits:
         return self._longer(shard, what, before.fetched, before.trouble.code)
 
     def for_answers(self, shard: ShardRecord, answers: Answers) -> Move | None:
-        """None: nothing lacks that may yet come, or the time is over."""
+        """None if nothing is missing that may yet come, or the time is over."""
         if answers.answered == shard.rows:
             return None
         code = _DAMAGED
@@ -213,9 +213,9 @@ def abandon(
     refused: bool = False,
     check: Callable[[], None],
 ) -> Move:
-    """Collect a shard without files: given up, or cancelled before it had a batch.
+    """Collect a shard without files: it was abandoned, or cancelled before it had a batch.
 
-    Each row is ``failed`` if the provider ``refused`` the shard, else ``missing``; for good in both cases: what has
+    Each row is ``failed`` if the provider ``refused`` the shard, else ``missing``; for good in both cases, as rows that
     made workers vanish must not come back round after round.
 
     Raises StorageTrouble, BatchpipeError (``rows_lost``) if the rows do not add up.
@@ -243,11 +243,11 @@ def _lost(
 
 
 class _Absent(msgspec.Struct, frozen=True):
-    """What becomes of rows that have no answer."""
+    """How rows without an answer are recorded."""
 
     mark: bytes
     error: bytes | None
-    by_line: dict[int, tuple[bytes, bytes | None]]  #: mark and error of rows that were named, by line from 1
+    by_line: dict[int, tuple[bytes, bytes | None]]  #: mark and error of the rows that an error names, by line from 1
     problem: Problem | None
 
 
@@ -278,7 +278,7 @@ def _raw_of(error: BatchError) -> bytes:
     return raw_error(error.code, error.message)
 
 
-#: Of a row that was refused among so many that not all texts are kept.
+#: The error of a refused row if there were too many to keep all texts.
 _REFUSED = raw_error("row_refused", "the provider refused this row; of so many only the first reasons are kept")
 
 
@@ -315,7 +315,7 @@ def _collect(
         numbers = ", ".join(f"{count} {outcome}" for outcome, count in counts.items())
         raise BatchpipeError(f"shard {shard.index} does not add up: {shard.rows} rows, {numbers}", code="rows_lost")
     changes: dict[str, Any] = {"resend": resend, **{outcome.value: count for outcome, count in counts.items()}}
-    changes["counts"] = Counts(  # where the provider told none, what came of it
+    changes["counts"] = Counts(  # if the provider told no usage, what the rows add up to
         total=_or(shard.counts.total, shard.rows),
         completed=_or(shard.counts.completed, counts[OutcomeState.OK]),
         failed=_or(shard.counts.failed, counts[OutcomeState.FAILED]),
@@ -335,7 +335,7 @@ def _collect(
 
 
 def _spent(shard: ShardRecord, answers: Answers, absent: _Absent) -> dict[str, Any]:
-    """Tokens, cost and early ends. Answers that were counted and did not come were paid for; nobody knows how much."""
+    """Tokens, cost and early ends. Answers that were counted and did not come were paid for, at an unknown cost."""
     lost = (shard.counts.completed or 0) > answers.answered
     given_up = absent.mark == MISSING and shard.batch_id is not None and answers.answered < shard.rows
     cost = None if lost or given_up else answers.cost
@@ -357,15 +357,15 @@ def _row(
     if ok:
         return OK, raw
     found = read_answer(raw)
-    if found.ok:  # the line alone does not tell that it is not all
+    if found.ok:  # the line alone does not show that it is incomplete
         found = msgspec.structs.replace(found, ok=False, failure=TOO_FEW)
     return mark_of(found), failed_line(found, shard.round)
 
 
 def _landed(before: bytes, mark: bytes, line: bytes, *, again: bool) -> tuple[bytes, bytes]:
-    """A row of a shard that is landed later: what was there before, unless the batch has brought more of it.
+    """A row of a shard that is collected again later: its earlier line, unless the batch now has more of it.
 
-    ``again``: a later round has sent the rows that were worth it, and their places there count on these marks.
+    ``again``: a later round has sent the rows that were worth it, and their order there depends on these marks.
     """
     old, old_line = before[:1], before[1:].rstrip(b"\n")
     if old not in OUTCOMES:

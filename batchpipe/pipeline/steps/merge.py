@@ -40,7 +40,7 @@ class Overview:
 
 
 class Merged(msgspec.Struct, frozen=True, kw_only=True):
-    """The accounts of a job: ``total == ok + failed + missing``; ``usage`` in tokens, over all rounds;
+    """The row counts of a job: ``total == ok + failed + missing``; ``usage`` in tokens, over all rounds;
     ``incomplete``: rows that are ok and ended early, by reason."""
 
     total: int = 0
@@ -97,10 +97,10 @@ def merge_what_is_left(
     check: Callable[[], None],
     settle: Callable[[int, int], None] = lambda output, errors: None,
 ) -> Merged:
-    """The same from the collected files that are still there, shard after shard: their order in the input is lost.
+    """The same from the collected files that are still there, shard after shard: the order of the input is lost.
 
     ``shards`` are read once, in the order of their indexes: those of a further round come after all earlier ones.
-    One without ``collected_file`` has none. Rows of which nothing is left are counted as missing, without a line.
+    One without ``collected_file`` has no file. Lost rows are counted as missing, without a line.
     Raises StorageTrouble.
     """
     last, planned, usage = len(job.order_files), 0, dict[str, int]()
@@ -118,7 +118,7 @@ def merge_what_is_left(
                 pace(line)
                 outcome = OUTCOMES.get(line[:1])
                 if outcome is None or (line[:1] in FOR_NOW and shard.round < last):
-                    continue  # it was sent again, so its end is in a later round
+                    continue  # it was sent again, so its outcome is in a later round
                 place = 0 if outcome is OutcomeState.OK else 1
                 drafts[place].write(line[1:])
                 sizes[place] += len(line) - 1
@@ -147,7 +147,7 @@ def _places(workspace: Folder, output: Folder) -> list[tuple[Folder, str]]:
 def _write(
     rounds: Sequence[Round], workspace: Folder, drafts: list[Draft], check: Callable[[], None]
 ) -> tuple[dict[OutcomeState, int], tuple[int, int]]:
-    """Returns the number of rows of each outcome, and the bytes of the files of ok and other ones."""
+    """Returns the number of rows of each outcome, and the bytes of the files of ok rows and of the others."""
     output, errors, index = drafts
     runs = ResultIndex(index.file)
     counts, size, size_ok = dict.fromkeys(OutcomeState, 0), 0, 0
@@ -169,7 +169,7 @@ def _write(
 
 
 class _Known:
-    """What a merge knows of all shards, added up one by one; of each it keeps the name of its file."""
+    """Totals over all shards, added up one by one; of each shard only the name of its file is kept."""
 
     def __init__(self) -> None:
         self.files: dict[int, dict[int, str]] = {}
@@ -194,7 +194,7 @@ class _Known:
         return [Round(order, self.files.get(number, {})) for number, order in enumerate(job.order_files, 1)]
 
     def account(self, counts: dict[OutcomeState, int]) -> Merged:
-        """Raises BatchpipeError, with the numbers, unless every row is there once."""
+        """Raises BatchpipeError, with the numbers, unless every row is there exactly once."""
         self._check_rounds()
         total, again = self._rows[1], self._rows.total() - self._rows[1]
         merged = Merged(
@@ -213,7 +213,7 @@ class _Known:
         return merged
 
     def _check_rounds(self) -> None:
-        """What was worth sending again in a round is what the next one sent, if there was one."""
+        """Checks that each round has sent exactly the rows of the one before that were worth sending again."""
         for number in range(1, max(self.files)):
             wanted, sent = self._resend[number], self._rows[number + 1]
             if wanted != sent:

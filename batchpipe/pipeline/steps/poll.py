@@ -1,4 +1,4 @@
-"""The poll step: one look at a batch. It holds no worker while it waits; the task comes back by countdown."""
+"""The poll step: one look at a batch. It occupies no worker while it waits; the task is retried by countdown."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ from batchpipe.model.refusals import TOKEN_LIMIT, believed_at, says_token_limit,
 
 logger = logging.getLogger(__name__)
 
-#: So often in a row a batch must be unknown to the provider before we believe it; and not before its time has come.
+#: How often in a row a batch must be unknown to the provider before we believe that it is gone (not before its time).
 MAX_GONE = 3
 
-#: No window is longer; a provider's word for its end that is none (seconds from now, milliseconds) is not believed.
+#: No window is longer; an end from the provider that cannot be a time (seconds from now, milliseconds) is ignored.
 MOST_WINDOW_SECONDS = 30 * 86_400.0
 
-#: A batch that was cancelled because it did not end, and does not end then either, is given up after so long.
+#: How long we wait for a batch to end that was cancelled because it did not end in time.
 GIVE_UP_SECONDS = 86_400.0
 
 
@@ -46,7 +46,7 @@ class Pace:
     longest: float
 
     def after(self, age: float) -> float:
-        """A tenth of the batch's age, within the bounds, with a tenth of jitter: many shards must not march in step."""
+        """A tenth of the batch's age, within the bounds, with a tenth of jitter, so that shards do not keep step."""
         pause = min(max(age / 10, self.shortest), self.longest)
         return min(pause * random.uniform(1.0, 1.1), self.longest)
 
@@ -87,11 +87,11 @@ def poll(
     files_patience: float = 21_600.0,
     unseen_seconds: float = 86_400.0,
 ) -> Move | Problem:
-    """Look once. Returns where to go, or the Problem with which the batch is gone for good.
+    """Look once. Returns where to go, or the Problem why the batch is gone for good.
 
-    ``take_rate_token`` answers the seconds until this account may ask again (0: now); ``patience`` is how many seconds
-    after its completion window a batch is waited for (None: for ever), ``unseen_seconds`` how many at least one that
-    this key does not see; ``files_patience`` how many after its end its files are, if it counts answers and names none.
+    ``take_rate_token`` returns the seconds until this account may ask again (0: now). How many seconds we wait:
+    ``patience`` for a batch after its completion window (None: for ever), ``unseen_seconds``, at least, for one that
+    this key does not see, ``files_patience`` for files after the batch's end, if it counts answers and names no file.
     Raises Unavailable, Paused, Refused.
     """
     pause = pace.after(now - (shard.created_at or now))
@@ -120,14 +120,14 @@ def poll(
 
 
 def _is_stuck(shard: ShardRecord) -> bool:
-    """It was cancelled long ago, and the look before this one was after that time, too: workers may have been away."""
+    """It was cancelled long ago, and the look before this one was late, too: else workers may only have been away."""
     if shard.overdue_at is None or shard.snapshot_at is None:
         return False
     return shard.snapshot_at - shard.overdue_at > GIVE_UP_SECONDS
 
 
 def _as_before(shard: ShardRecord) -> dict[str, Any]:
-    """Of a turn that did not look: what is wrong with the batch goes on."""
+    """The result of a turn that did not look: an earlier problem of the batch stays."""
     return {} if shard.unseen_at is None else {"unseen_at": shard.unseen_at, "trouble": shard.trouble}
 
 
@@ -140,12 +140,12 @@ def _gone(shard: ShardRecord, error: Gone) -> Problem:
 
 
 def _must_end(job: JobRecord, shard: ShardRecord) -> bool:
-    """The batch is to be cancelled, or has been."""
+    """Whether the batch is to be cancelled, or has been."""
     return job.cancel or shard.overdue_at is not None
 
 
 def _is_overdue(job: JobRecord, shard: ShardRecord, batch: Batch, now: float, patience: float | None) -> bool:
-    """By the provider's own word for the end of its window, where it gives one."""
+    """Uses the end of the window that the provider names, if it names one."""
     if patience is None or shard.created_at is None:
         return False
     told, born = batch.expires_at, shard.created_at
@@ -155,7 +155,7 @@ def _is_overdue(job: JobRecord, shard: ShardRecord, batch: Batch, now: float, pa
 
 
 def _overdue(shard: ShardRecord, batch: Batch, now: float) -> Move:
-    """It is cancelled with the next look; what has finished is landed, the rest sent again."""
+    """It is cancelled with the next look; finished rows are collected, the rest is sent again."""
     message = f"{shard.batch_id} has not ended after its completion window: it is cancelled, and what it has is landed"
     logger.error("%s", message, extra={"event": "overdue"})
     problem = Problem(code="batch_overdue", message=message)
@@ -170,7 +170,7 @@ def _overdue(shard: ShardRecord, batch: Batch, now: float) -> Move:
 
 
 def _is_fresh(shard: ShardRecord, now: float, pace: Pace) -> bool:
-    """Somebody (create) has just read the status: no need to ask again."""
+    """The create step has just read the status: no need to ask again."""
     return (
         shard.snapshot_at is not None
         and shard.status not in Status.FINAL
@@ -184,7 +184,7 @@ def _cancelled_or_read(job: JobRecord, shard: ShardRecord, api: BatchApi) -> Bat
         try:
             return api.cancel_batch(batch_id)
         except (Refused, Unavailable) as error:
-            # it may have ended, or the provider cannot cancel: only reading it tells, and only that can say it is gone
+            # it may have ended, or the provider cannot cancel: only a read can tell, or show that it is gone
             logger.info("batch %s could not be cancelled: %s", batch_id, error, extra={"event": "not_cancelled"})
     return api.retrieve(batch_id)
 
@@ -199,12 +199,12 @@ def _moved(job: JobRecord, shard: ShardRecord, batch: Batch, now: float, pause: 
         "unseen_at": None,
     }
     if changes["cancel_sent"] and not shard.cancel_sent and shard.overdue_at is not None:
-        changes["overdue_at"] = now  # whoever was to cancel it was away: it has its time from here on
+        changes["overdue_at"] = now  # no worker was there to cancel it: its time starts now
     events = [("status", {"batch_id": shard.batch_id, "status": batch.status})] if batch.status != shard.status else []
     hold = _cancelled_elsewhere(job, shard, batch)
     if batch.status not in Status.FINAL:
         return Move(stage=Stage.CREATED, after=pause, changes=changes, events=events, hold=hold)
-    ran = batch.counts.completed or batch.output_file_id  # some count nothing, and name their answers
+    ran = batch.counts.completed or batch.output_file_id  # some providers count nothing but name their files
     if batch.status == Status.FAILED and not (job.cancel or job.send_no_more or ran):
         if any(_is_token_limit(error) for error in batch.errors):
             return _create_again(shard, batch, events)
@@ -227,7 +227,7 @@ def _moved(job: JobRecord, shard: ShardRecord, batch: Batch, now: float, pause: 
 
 
 def _cancelled_elsewhere(job: JobRecord, shard: ShardRecord, batch: Batch) -> Problem | None:
-    """Somebody has cancelled the batch, and it was not us: its rows must not be sent again unasked."""
+    """Somebody else has cancelled the batch: its rows must not be sent again unasked."""
     ours = _must_end(job, shard) or shard.cancel_sent or shard.landing
     if ours or shard.cancelled_elsewhere or batch.status not in ("cancelling", Status.CANCELLED, Status.CANCELED):
         return None
@@ -236,7 +236,7 @@ def _cancelled_elsewhere(job: JobRecord, shard: ShardRecord, batch: Batch) -> Pr
 
 
 def _without_quota(again: Move, error: BatchError) -> Move:
-    """The account has no money and no row ran: the same as with a full queue, but the account rests."""
+    """The account has no money and no row ran: handled like a full queue, but the account is paused."""
     problem = Problem(code="insufficient_quota", message=error.message or str(error.code))
     return msgspec.structs.replace(
         again, pause=problem, changes={**again.changes, "trouble": problem}, events=again.events[:-1]
@@ -248,7 +248,7 @@ def _is_token_limit(error: BatchError) -> bool:
 
 
 def _files_are_late(batch: Batch) -> bool:
-    """Rows were counted, but no file is named for them: seen right after the end of a batch, for a minute or so."""
+    """Rows are counted, but no file is named for them: this happens for a minute or so after the end of a batch."""
     lacks_output = bool(batch.counts.completed) and not batch.output_file_id
     return lacks_output or (bool(batch.counts.failed) and not (batch.output_file_id or batch.error_file_id))
 

@@ -33,10 +33,10 @@ def prepare(
     """Check and split the input of a job; write its shard files and their order into the workspace.
 
     ``token`` becomes part of every name. ``check`` is called at least every 1,024 rows or MB, and every second in
-    which nothing comes; what it raises ends the step. ``output``: the folder of its output, where it is not to be
-    opened by name. ``bounds``: models and shards at most. Raises InvalidInput for the first bad row, an id that is
-    there twice, an empty or too varied input, or an output that cannot be written; StorageTrouble
-    (``input_missing``, ``input_changed``, ...).
+    which nothing comes; what it raises ends the step. ``output``: the folder of its output, if it may not be opened
+    by name. ``bounds``: the most models and shards. Raises InvalidInput for the first bad row, a duplicate id, an
+    empty or too varied input, or an output that cannot be written; StorageTrouble (``input_missing``,
+    ``input_changed``, ...).
     """
     if job.output:
         (output or Folder(job.output)).check_writable("output.jsonl", "errors.jsonl", "job.json")
@@ -61,7 +61,7 @@ def validate(
     rules: InputRules = ANY_INPUT,
     bounds: Bounds = NO_BOUNDS,
 ) -> Prepared:
-    """Check an input as ``prepare`` does and tell the shards that it would make, without writing any."""
+    """Check an input as ``prepare`` does and return the shards that it would make, without writing any."""
     return _scan(url, endpoint, max_rows, max_bytes, NoFiles(), check, rules, bounds)
 
 
@@ -81,7 +81,7 @@ def _scan(
         rows = _scan_rows(url, endpoint, max_bytes, planner, check, rules)
     except InvalidInput:
         if input_info(url, rules, check) != before:
-            raise _changed(url) from None  # what looks wrong may be half of a row that is being written
+            raise _changed(url) from None  # a bad row may be half of one that is being written
         raise
     if input_info(url, rules, check) != before:
         raise _changed(url)
@@ -112,8 +112,8 @@ def _scan_rows(
 def _numbered_lines(
     stream: BinaryIO, max_bytes: int, check: Callable[[], None], rules: InputRules
 ) -> Iterator[tuple[int, bytes]]:
-    """Each line with its number from 1 and its newline, which the last one gets if it has none. Blank lines at the end,
-    which editors and scripts leave, are no rows.
+    """Each line with its number from 1 and its newline; the last one gets one if it has none. Blank lines at the end,
+    which editors and scripts leave, do not count as rows.
     """
     pace, blank = Checkpoint(check), 0
     most = min(max_bytes, rules.most_line or max_bytes)
@@ -134,7 +134,7 @@ def _numbered_lines(
 
 
 def _refuse_repeats(lines: Iterable[tuple[int, bytes]], endpoint: str, suspects: set[int]) -> None:
-    """Look at the input again for ids that are there twice; their hashes may also be equal by chance."""
+    """Read the input again to find duplicate ids; equal hashes may also be chance."""
     seen: dict[str, int] = {}
     for number, line in lines:
         name = check_request(line, number, endpoint).custom_id

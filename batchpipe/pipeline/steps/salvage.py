@@ -1,7 +1,7 @@
-"""Salvage: what a batch has brought, though the requests of its shard are gone from the workspace.
+"""Salvage: keep a batch's answers though the requests of its shard are gone from the workspace.
 
-The answers name their rows, so none that was paid for is lost. Their order, and which rows have no answer, only the
-requests could tell.
+The answers name their rows, so no paid one is lost. Only the requests could tell their order, and which rows have no
+answer.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from batchpipe.storage import Checkpoint, Folder, Scratch, temporary
 
 
 def salvaged_file(shard: ShardRecord) -> str:
-    """Where the answers of a shard are kept that was salvaged, relative to the workspace."""
+    """Where the answers of a salvaged shard are kept, relative to the workspace."""
     return f"collected/{shard.index:05d}-{shard.try_}-salvaged.rows"
 
 
@@ -39,7 +39,7 @@ def salvage(
 ) -> Move:
     """Collect the answers of an ended batch without its requests, in the order in which they come.
 
-    Rows without an answer are counted as missing; nothing knows their names. Raises Unavailable, StorageTrouble.
+    Rows without an answer are counted as missing; their ids are unknown. Raises Unavailable, StorageTrouble.
     """
     counts, usage, seen = {"ok": 0, "failed": 0}, dict[str, int](), set[bytes]()
     with workspace.writer(salvaged_file(shard)) as out:
@@ -48,7 +48,7 @@ def salvage(
                 try:
                     answer = read_answer(line)
                 except ValueError:
-                    continue  # nobody can tell whose it is
+                    continue  # its row is unknown
                 name = blake2b(answer.custom_id.encode(), digest_size=16).digest()
                 if name in seen or len(seen) == shard.rows:
                     continue
@@ -63,7 +63,7 @@ def salvage(
 
 
 def _lines(api: FilesApi, file_id: str, check: Callable[[], None]) -> Iterator[bytes]:
-    """The lines of a provider's file; none of one that is gone there, too."""
+    """The lines of a provider's file; none if it is gone there, too."""
     pace = Checkpoint(check)
     with temporary() as scratch:
         try:

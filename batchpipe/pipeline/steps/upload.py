@@ -11,7 +11,7 @@ from batchpipe.model.records import Move, Problem, ShardRecord, Stage
 from batchpipe.model.refusals import FIRST_UPLOAD_PAUSE, is_no_room, upload_may_pass, wait_out
 from batchpipe.storage import Folder
 
-#: Of the account's files so many are looked at, to say what could make room.
+#: How many of the account's files are looked at, to say what could be deleted to make room.
 MOST_FILES = 10_000
 
 
@@ -40,7 +40,7 @@ def upload(
     longest: float,
     check: Callable[[], None],
 ) -> Move:
-    """Stream the shard's file up; a refusal that concerns the account is waited out for ``longest`` seconds.
+    """Upload the shard's file; a refusal that concerns the account is waited for up to ``longest`` seconds.
 
     Raises Unavailable, Paused, Refused, StorageTrouble, and what ``check`` raises.
     """

@@ -12,7 +12,7 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError
 from django.utils.module_loading import autodiscover_modules
 
-#: Options that Django takes for itself before it knows the command, and whether a value follows them.
+#: Options that Django handles itself before it knows the command, and whether a value follows them.
 _DJANGOS = {
     **dict.fromkeys(("--settings", "--pythonpath", "--verbosity", "-v"), True),
     **dict.fromkeys(("--traceback", "--skip-checks", "--no-color", "--force-color"), False),
@@ -23,7 +23,7 @@ class Command(BaseCommand):
     help = "Run OpenAI Batch API jobs: the commands of `batchpipe`, with this site's settings and Celery app."
 
     def run_from_argv(self, argv: list[str]) -> None:
-        """The command line is ours: Django's parser knows none of it."""
+        """The command line is ours: Django's parser does not parse it."""
         args, djangos = split_options(argv[2:])
         call(args, program=argv[0], djangos=djangos)
 
@@ -46,7 +46,7 @@ class Command(BaseCommand):
 
 
 def split_options(args: list[str]) -> tuple[list[str], dict[str, str]]:
-    """Our arguments, and the options of Django among them."""
+    """Our arguments, and Django's options among them."""
     ours, djangos, rest = list[str](), dict[str, str](), iter(args)
     for arg in rest:
         name, sign, value = arg.partition("=") if arg.startswith("--") else (arg, "", "")
