@@ -9,8 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from batchpipe.client.client import cancel, get_job, list_jobs, submit
-    from batchpipe.client.job import Job
+    from batchpipe.client.client import Job, cancel, get_job, list_jobs, submit
     from batchpipe.errors import (
         BatchpipeError,
         InvalidInput,
@@ -33,7 +32,7 @@ _HOME = {
     "get_job": "client.client",
     "list_jobs": "client.client",
     "cancel": "client.client",
-    "Job": "client.job",
+    "Job": "client.client",
     "State": "model.records",
     # A site's own Celery app
     "setup": "worker.setup",

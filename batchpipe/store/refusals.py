@@ -87,7 +87,7 @@ REFUSALS: dict[str, Refusal] = {
     "SENTINEL": Refusal(
         Kind.SETTING,
         "redis_sentinel",
-        "a Sentinel answers there, or a proxy that runs no scripts: give the address of the Redis itself",
+        "Redis is not there, but a Sentinel or a proxy without scripts: give the address of the Redis itself",
     ),
     **dict.fromkeys(("MOVED", "ASK", "CROSSSLOT", "CLUSTERDOWN", "TRYAGAIN"), _CLUSTER),
 }

@@ -77,7 +77,7 @@ class Pump:
         self.waiting_in: Callable[[str], int | None] = lambda queue: None
         self.published: list[Message] = []
         self.waiting: list[Delivery] = []
-        self.closed: list[JobRecord] = []  #: jobs as they were told, tries that failed too
+        self.notified: list[JobRecord] = []  #: jobs as they were told, tries that failed too
         self.vanished = 0  #: turns that ended in ``Vanished``
         self._tell_user = tell
         apis = cast(Any, lambda name: self.api)
@@ -217,5 +217,5 @@ class Pump:
         return self.waiting_in(queue)
 
     def _tell(self, job: JobRecord) -> None:
-        self.closed.append(job)
+        self.notified.append(job)
         self._tell_user(job)

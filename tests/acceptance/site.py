@@ -21,7 +21,7 @@ app.conf.update({more})
 {code}
 batchpipe.setup(app)
 
-@app.task(name="shop.closed")
+@app.task(name="shop.told")
 def told(job):
     open("told", "a").write(job + " " + batchpipe.get_job(job).state + "\\n")
 """

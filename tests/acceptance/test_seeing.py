@@ -57,7 +57,7 @@ def seen(place: Place) -> Seen:
         followed, lines = pool.map(Process.finish, (follower, reader))
     until(lambda: "http://" in exporter.err, what="the exporter listens")
     # a turn hands over its counts after it has told the end
-    until(lambda: scrape(exporter)["batchpipe_turns_total", "stop merge"] == 1, what="the last turn is counted")
+    until(lambda: scrape(exporter)["batchpipe_turns_total", "done merge"] == 1, what="the last turn is counted")
     scraped = scrape(exporter)
     exporter.popen.send_signal(signal.SIGTERM)
     return Seen(
@@ -99,7 +99,7 @@ def test_counts_of_all_workers_are_scraped(seen: Seen) -> None:
     assert found["batchpipe_up", ""] == 1
     assert found["batchpipe_jobs", "succeeded"] == 1
     assert found["batchpipe_rows_total", "ok"] == 12
-    assert found["batchpipe_turns_total", "go create"] == 3
+    assert found["batchpipe_turns_total", "continue create"] == 3
     assert found["batchpipe_provider_calls_total", "POST /batches 200"] == 3
     assert found["batchpipe_provider_calls_total", "POST /files 200"] == 3
     assert found["batchpipe_stage_seconds_count", "created"] == 3

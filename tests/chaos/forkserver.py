@@ -37,9 +37,9 @@ _NEEDED = (
     "celery.concurrency.thread",
     "celery.worker.consumer",
     "kombu.transport.redis",
-    "batchpipe.client",
+    "batchpipe.client.client",
     "batchpipe.telemetry.logs",
-    "batchpipe.worker",
+    "batchpipe.worker.process",
     "tests.chaos.commands",
 )
 

@@ -325,7 +325,7 @@ def run_schedule(client: redis.Redis, folder: Path, cast: Cast, data: bytes, tex
         Schedule(world, cast, choices).run()
         facts = world.watch.facts
         facts["schedules"] += 1
-        facts["told more than once"] += world.closed > 1
+        facts["told more than once"] += world.notified > 1
         facts["rounds beyond the first"] += int(world.watch.seen.job.get("round", "0")) - 1
         return facts
     except Broken as broken:

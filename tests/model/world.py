@@ -360,7 +360,7 @@ class ModelJobTurns(JobRunner):
 
     def _tell_all(self, lease: Lease, state: State) -> None:
         self.world.files()
-        self.world.closed += 1
+        self.world.notified += 1
         lease.stop()
         self.store.close_job(lease)
 
@@ -379,7 +379,7 @@ class World:
         self.leases: dict[Actor | None, ModelLease] = {}
         self.waiting: list[Delivery] = []
         self.past: list[Delivery] = []  #: everything ever delivered: any of it may come again
-        self.closed = 0
+        self.notified = 0
         self.story: list[tuple[float, Actor | None, str]] = []  #: for whoever reads of a broken promise
         self.shards_a_round = shards
         self.job_id = f"job_{uuid.uuid4().hex[:12]}"

@@ -174,7 +174,7 @@ def given_up(pump: Pump, rows: list[dict[str, object]], **options: Any) -> tuple
 def test_what_was_given_up_is_landed_when_its_batch_is_seen_again(pump: Pump, chat_rows: Rows, count: int) -> None:
     """Its rows take their places among the others; nothing is sent again; the end is told again."""
     job_id, batch = given_up(pump, chat_rows(count))
-    made, told = len(pump.api.batches), len(pump.closed)
+    made, told = len(pump.api.batches), len(pump.notified)
     pump.api.batches[batch].project = ""
     pump.api.finish(batch)
     assert land(pump, job_id) == "ok"
@@ -183,7 +183,7 @@ def test_what_was_given_up_is_landed_when_its_batch_is_seen_again(pump: Pump, ch
     job = pump.job(job_id)
     assert (job.state, job.ok, job.missing, job.error) == (State.SUCCEEDED, count, 0, None)
     assert pump.outcomes(job_id) == {f"r{number}": "ok" for number in range(count)}
-    assert (len(pump.api.batches), once(pump), len(pump.closed)) == (made, True, told + 1)
+    assert (len(pump.api.batches), once(pump), len(pump.notified)) == (made, True, told + 1)
     assert pump.store.client.zcard(f"{pump.store.prefix}due") == 0
 
 

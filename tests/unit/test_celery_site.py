@@ -322,7 +322,7 @@ def test_the_modules_of_a_site_are_found_in_the_current_folder(tmp_path: Path) -
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
 
-    assert "stall_goods.tasks.closed" in done.stdout, done.stderr
+    assert "stall_goods.tasks.told" in done.stdout, done.stderr
 
 
 def test_a_rate_limit_of_the_site_is_not_for_our_tasks() -> None:

@@ -35,9 +35,9 @@ def taken(counters: Counters) -> dict[tuple[str, ...], float]:
 def test_what_was_taken_is_not_taken_again() -> None:
     """Each count is handed over once."""
     counters = Counters()
-    counters.turn("poll", "again")
-    counters.turn("poll", "again")
-    assert taken(counters) == {("turns", "poll", "again"): 2, ("retries", "poll"): 2}
+    counters.turn("poll", "retry")
+    counters.turn("poll", "retry")
+    assert taken(counters) == {("turns", "poll", "retry"): 2, ("retries", "poll"): 2}
     assert taken(counters) == {}
 
 

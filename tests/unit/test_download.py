@@ -34,8 +34,8 @@ class FilesFake:
 
     def __init__(self, told: dict[str, int | None] | None = None, **files: bytes) -> None:
         self.files = files
-        self.closed: dict[str, int | None] = {name: len(data) for name, data in files.items()}
-        self.closed.update(told or {})
+        self.sizes: dict[str, int | None] = {name: len(data) for name, data in files.items()}
+        self.sizes.update(told or {})
         self.batch = Snapshot(id="batch_1", status="completed")
         self.sees_batch = True  #: False: the key is of another project
         self.fetched: list[str] = []
@@ -46,9 +46,9 @@ class FilesFake:
         return self.batch
 
     def file_bytes(self, file_id: str) -> int | None:
-        if file_id not in self.closed:
+        if file_id not in self.sizes:
             raise Gone(f"No such File object: {file_id}", status=404)
-        return self.closed[file_id]
+        return self.sizes[file_id]
 
     def download(self, file_id: str, sink: BinaryIO, check: Callable[[], None]) -> int:
         if file_id not in self.files:
@@ -208,7 +208,7 @@ def test_a_cut_file_is_fetched_again(data: bytes, told: int | None) -> None:
     assert (move.stage, move.changes["late_at"]) == (Stage.ENDED, NOW)
     assert "cut short" in move.changes["trouble"].message
     assert place.workspace.names() == ["shards"]
-    api.files["out"], api.closed["out"] = lines(ok("a"), ok("b")), None
+    api.files["out"], api.sizes["out"] = lines(ok("a"), ok("b")), None
     assert numbers(place.download(api, "out", **move.changes)) == (2, 0, 0)
 
 
@@ -318,7 +318,7 @@ def test_a_file_that_grows_late_is_waited_for_and_its_rows_are_not_sent_again() 
     assert "counts 10 answers, and its files have 4; waited for since 1970-01-12 13:46:40 UTC" in trouble.message
     again = place.download(api, "out", now=NOW + 400, **first.changes)
     assert (again.stage, again.after, api.fetched) == (Stage.ENDED, 100.0, ["out"])  # the same size: not fetched again
-    api.files["out"], api.closed["out"] = whole, len(whole)
+    api.files["out"], api.sizes["out"] = whole, len(whole)
     assert numbers(place.download(api, "out", now=NOW + 500, **again.changes)) == (10, 0, 0)
 
 
@@ -333,7 +333,7 @@ def test_answers_of_a_batch_that_ended_early_are_waited_for_though_other_rows_ha
     api.batch = Snapshot(id="batch_1", status=status, output_file_id="out", error_file_id="err", counts=counts)
     first = place.download(api, "out", "err", counts=counts, status=status)
     assert (first.stage, first.changes["trouble"].code) == (Stage.ENDED, "answers_late")
-    api.files["out"], api.closed["out"] = whole, len(whole)
+    api.files["out"], api.sizes["out"] = whole, len(whole)
     move = place.download(api, "out", "err", now=NOW + 60, **{**first.changes, "status": status})
     assert (numbers(move), move.changes["resend"]) == ((2, 3, 0), 3)
 
@@ -354,11 +354,11 @@ def test_a_file_that_ends_within_a_line_is_waited_for_though_two_fetches_gave_th
     api, counts = FilesFake(out=whole[:-30]), Counts(total=2, completed=2, failed=0)
     api.batch = Snapshot(id="batch_1", status="completed", output_file_id="out", counts=counts)
     if told:
-        api.closed["out"] = len(whole) - 30
+        api.sizes["out"] = len(whole) - 30
     first = place.download(api, "out", counts=counts)
     second = place.download(api, "out", now=NOW + 2, **first.changes)
     assert (first.stage, second.stage) == (Stage.ENDED, Stage.ENDED)
-    api.files["out"], api.closed["out"] = whole, len(whole)
+    api.files["out"], api.sizes["out"] = whole, len(whole)
     assert numbers(place.download(api, "out", now=NOW + 60, **second.changes)) == (2, 0, 0)
 
 
@@ -465,7 +465,7 @@ def test_a_key_that_sees_neither_file_nor_batch_is_of_another_project_and_a_day_
 def test_a_file_whose_size_cannot_be_asked_is_fetched_all_the_same() -> None:
     """Some providers have the content but not the description."""
     api = FilesFake(out=ok("a"))
-    del api.closed["out"]
+    del api.sizes["out"]
     assert numbers(Place(["a"]).download(api, "out")) == (1, 0, 0)
 
 

@@ -99,7 +99,7 @@ def test_an_input_that_is_not_there_yet_is_warned_of_once(tmp_path: Path, chat_r
     job_id = pump.submit(chat_rows(2), input=str(tmp_path / "export.jsonl"))
     pump.run_until_idle()
     (line,) = (line for line in lines if line.startswith("WARNING"))
-    assert "put off: " in line
+    assert "deferred: " in line
     assert "export.jsonl" in line
     assert f"event=deferred job={job_id}" in line
     error = pump.job(job_id).error
@@ -113,7 +113,7 @@ def test_a_line_for_people_ends_with_what_it_is_about(tmp_path: Path, chat_rows:
     job_id = run_job(tmp_path, chat_rows(2))
     (line,) = (line for line in lines if "503" in line)
     assert line.count("\n") == 0
-    assert "put off: HTTP 503:\\nupstream is" in line
+    assert "deferred: HTTP 503:\\nupstream is" in line
     assert f"event=deferred job={job_id} shard=0 batch=batch_" in line
     assert line.endswith(" account=default")
 

@@ -131,7 +131,7 @@ def test_a_job_runs_from_its_input_to_its_output_in_input_order(pump: Pump, chat
     shards = pump.shards(job_id)
     assert sorted((shard.model, shard.rows) for shard in shards) == [("m0", 1), ("m0", 2), ("m1", 2)]
     assert pump.job(job_id).usage == {"input_tokens": 5, "output_tokens": 10, "total_tokens": 15}
-    assert [job.stage for job in pump.closed] == [State.SUCCEEDED]
+    assert [job.stage for job in pump.notified] == [State.SUCCEEDED]
 
 
 def test_each_batch_carries_what_recover_needs(pump: Pump, chat_rows: Rows) -> None:
@@ -222,7 +222,7 @@ def test_repeated_messages_create_nothing_twice(pump: Pump, chat_rows: Rows, cop
     pump.run_until_idle()
     assert_done(pump, job_id, 5)
     assert (pump.api.count("upload"), pump.api.count("create_batch")) == (3, 3)
-    assert len(pump.closed) == 1
+    assert len(pump.notified) == 1
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -471,7 +471,7 @@ def test_invalid_input_fails_the_job_with_its_line_and_sends_nothing(pump: Pump,
     assert (job.stage, job.closed, pump.api.calls) == (State.FAILED, True, [])
     assert job.error is not None
     assert "line 2" in job.error.message
-    assert len(pump.closed) == 1
+    assert len(pump.notified) == 1
 
 
 @pytest.mark.parametrize("method", ["upload", "create_batch"])
@@ -568,8 +568,8 @@ def test_a_user_is_told_at_least_once_also_if_it_fails_first(tmp_path: Path, cha
     job_id = pump.submit(chat_rows(3))
     pump.run_until_idle()
     assert_done(pump, job_id, 3)
-    assert [(job.id, job.stage) for job in pump.closed] == [(job_id, State.SUCCEEDED)] * 3
-    assert len({job.ended_at for job in pump.closed}) == 1
+    assert [(job.id, job.stage) for job in pump.notified] == [(job_id, State.SUCCEEDED)] * 3
+    assert len({job.ended_at for job in pump.notified}) == 1
 
 
 # -- cancelling ----------------------------------------------------------------------------------------------------

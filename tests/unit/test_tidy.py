@@ -92,7 +92,7 @@ def test_a_provider_that_is_down_holds_up_neither_telling_nor_the_end(tmp_path: 
     pump = pump_of(tmp_path, delete_files="inputs")
     pump.api.fail_next("delete_file", Unavailable("down"), times=1_000)
     job_id = ended(pump, chat_rows(1))
-    assert len(pump.closed) == 1
+    assert len(pump.notified) == 1
     assert pump.api.count("delete_file") == (MAX_TIDIES + 1) * TRIES_AT_ONCE
     assert "files_left" in events(pump, job_id)
     assert pump.job(job_id).trouble is None
@@ -104,7 +104,7 @@ def test_a_blip_is_bridged(tmp_path: Path, chat_rows: Rows) -> None:
     pump.api.fail_next("delete_file", Unavailable("down"), times=TRIES_AT_ONCE + 1)
     ended(pump, chat_rows(1))
     assert not [name for name in names(pump) if name.startswith("batchpipe-")]
-    assert len(pump.closed) == 1
+    assert len(pump.notified) == 1
 
 
 def test_one_file_that_fails_does_not_keep_the_others(tmp_path: Path, chat_rows: Rows) -> None:
@@ -125,7 +125,7 @@ def test_a_provider_that_will_not_is_left_in_peace(tmp_path: Path, chat_rows: Ro
     pump.api.fail_next("delete_file", error, times=1_000)
     job_id = ended(pump, chat_rows(1))
     assert pump.job(job_id).stage == State.SUCCEEDED
-    assert len(pump.closed) == 1
+    assert len(pump.notified) == 1
 
 
 def test_a_provider_that_cannot_list_files_loses_only_unknown_strays(tmp_path: Path, chat_rows: Rows) -> None:
