@@ -1,4 +1,4 @@
-"""Whose a job is: a name for one Redis and prefix that holds no secret and stays the same over restarts."""
+"""The label of one Redis and prefix, to tell which one a job belongs to: without secrets, and stable over restarts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from batchpipe.local_redis.shared import read_record
 #: How long another Redis is given to accept a connection.
 ANSWER_SECONDS = 2.0
 
-#: A label: where the Redis is, one space, the prefix of its keys. In both a space is written %20.
+#: A label: the address of the Redis, one space, the prefix of its keys. A space in either is written %20.
 _LABEL = re.compile(r"(?P<place>\S+) (?P<prefix>\S*)")
 _PRIVATE = re.compile(r"private\((?P<machine>[^)]*)\):(?P<path>.+)")
 _SOCKET = re.compile(r"unix\((?P<machine>[^)]*)\):(?P<path>.+)/[^/]*")
@@ -26,8 +26,8 @@ _NETWORK = re.compile(r"\[?(?P<host>[^\s/\]]+)\]?:(?P<port>\d+)/[^/]*")
 def label_of(settings: Settings) -> str:
     """The label of the Redis of these settings, such as ``redis.lan:6379/0 {batchpipe}:``.
 
-    What only this machine can reach names the machine: two that share a workspace must not look like one. The
-    private Redis is known by its folder, for its port changes.
+    An address that only this machine can reach gets the machine's name: two machines that share a workspace must
+    not have the same label. The private Redis is identified by its folder, because its port changes.
     """
     url = settings.redis_url.get_secret_value() if settings.redis_url is not None else None
     private = url is None or _is_private(url, settings.home)
@@ -38,7 +38,7 @@ def label_of(settings: Settings) -> str:
 
 
 def answers(label: str) -> bool | None:
-    """Whether something is there where a label points to; None: that cannot be known from here."""
+    """Whether there is a Redis at the address of a label; None if that cannot be known from here."""
     parts = _LABEL.fullmatch(label)
     place = parts["place"] if parts else ""
     for pattern in (_PRIVATE, _SOCKET, _LOOPBACK):
@@ -46,7 +46,7 @@ def answers(label: str) -> bool | None:
             continue
         if found["machine"] != _machine():
             return None
-        if pattern is _PRIVATE:  # its server runs only while it is used: it is there as long as its data are
+        if pattern is _PRIVATE:  # its server runs only while it is used: it exists as long as its data do
             return _is_there(os.path.join(unquote(found["path"]), "redis", "data.json"))
         return _accepts("localhost", int(found["port"])) if pattern is _LOOPBACK else _listens(unquote(found["path"]))
     found = _NETWORK.fullmatch(place)
@@ -54,7 +54,7 @@ def answers(label: str) -> bool | None:
 
 
 def _is_private(url: str, home: Path) -> bool:
-    """It may have come by a setting, to the worker of a ``run``; the keeper's record tells."""
+    """The worker of a ``run`` may have got its address by a setting; the keeper's record tells."""
     record, parts = read_record(home / "redis"), urlsplit(url)
     if record is None or not _is_loopback(parts.hostname or ""):
         return False
@@ -92,7 +92,7 @@ def _accepts(host: str, port: int) -> bool:
     try:
         with socket.create_connection((host, port), ANSWER_SECONDS):
             return True
-    except (OSError, ValueError, OverflowError):  # a port that is none
+    except (OSError, ValueError, OverflowError):  # not a valid port
         return False
 
 

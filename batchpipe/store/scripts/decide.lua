@@ -1,4 +1,4 @@
--- End a job's hold as somebody has decided. KEYS 1 job. ARGV: skew, 'resend' or 'land' (send nothing more),
+-- End a job's hold as a person has decided. KEYS 1 job. ARGV: skew, 'resend' or 'land' (send nothing more),
 -- prefix, id, shards that the caller wakes
 -- -> {'gone'} | {'ended'|'none'|'ok', number of shards}
 if redis.call('EXISTS', KEYS[1]) == 0 then return { 'gone' } end

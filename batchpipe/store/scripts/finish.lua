@@ -1,4 +1,4 @@
--- Fix a job's end. The cancel flag wins. The lease stays: the holder goes on to tell, and the job stays due.
+-- Record a job's end. The cancel flag wins. The lease stays: the holder sends notifications, and the job stays due.
 -- ARGV: skew, prefix, id, token, state, fields...   -> {'ok', state} | {'lost'}
 local now = clock(ARGV[1])
 if not holds(KEYS[1], ARGV[4], now) then return { 'lost' } end

@@ -1,15 +1,15 @@
--- Say, before the paid call, that it will be made. ARGV: skew, prefix, token, the caller's own time
+-- Record, before the paid call, that it will be made. ARGV: skew, prefix, token, the caller's own time
 -- -> {'ok', wake, cancel} | {'lost'}
---  | {'held', wake, cancel}: the job sends nothing more until somebody decides, or at all; no intent is recorded
+--  | {'held', wake, cancel}: the job sends nothing more until a person decides, or at all; no intent is recorded
 -- The time of the first intent under a key is never overwritten; a call clears the time of the empty look, and the
--- ids that answers to earlier ones named: whoever calls has settled them. Of the calls only the last few are kept.
+-- ids that answers to earlier ones named: the caller has settled them. Of the calls only the last few are kept.
 local now = clock(ARGV[1])
 if not holds(KEYS[1], ARGV[3], now) then return { 'lost' } end
 if (get(KEYS[2], 'hold_at') or flag(KEYS[2], 'send_no_more') == 1) and flag(KEYS[2], 'cancel') == 0 then
   return { 'held', flag(KEYS[1], 'wake'), 0 }
 end
 if redis.call('HSETNX', KEYS[1], 'intent_at', num(now)) == 1 then
-  -- the list is read back to the earliest of the times that it may have been for the provider
+  -- the list is read back to the earliest time that the call may have had at the provider
   redis.call('HSET', KEYS[1], 'intent_ahead', num(math.max(ahead, now - tonumber(ARGV[4]))))
 end
 redis.call('HDEL', KEYS[1], 'empty_at', 'named')

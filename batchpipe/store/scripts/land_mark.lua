@@ -1,5 +1,5 @@
--- Mark shards of an ended job that were given up, for `land` to take up: a chunk at a time. Marks change nothing, and
--- marking twice is marking once. KEYS 1 job. ARGV: skew, prefix, id, index, index ...
+-- Mark abandoned shards of an ended job for `land`, a chunk at a time. Marks change nothing by themselves, and
+-- marking twice does no harm. KEYS 1 job. ARGV: skew, prefix, id, index, index ...
 -- -> {'ok'} | {'gone'} | {'running'} it has not ended | {'not_closed'} its end is still being told
 local prefix, id, job = ARGV[2], ARGV[3], KEYS[1]
 if redis.call('EXISTS', job) == 0 then return { 'gone' } end

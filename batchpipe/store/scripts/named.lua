@@ -1,5 +1,5 @@
--- Keep the ids of batches that an unclear answer to a create call named. Needs no lease: what was said is a fact.
--- ARGV: skew, key of the shard, most, ids as JSON (true: the answer was about it) -> {'ok'} | {'other'} the shard waits for no such answer any more
+-- Keep the ids of batches that an unclear answer to a create call named. Needs no lease: what an answer said is a fact.
+-- ARGV: skew, key of the shard, most, ids as JSON (true: the answer was about it) -> {'ok'} | {'other'} the shard no longer waits for such an answer
 local rec = KEYS[1]
 local key = (get(rec, 'job') or '') .. ':' .. (get(rec, 'index') or '') .. ':' .. (get(rec, 'try') or '1')
 if key ~= ARGV[2] or get(rec, 'batch_id') or get(rec, 'stage') ~= 'uploaded' then return { 'other' } end

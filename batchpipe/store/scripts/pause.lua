@@ -1,4 +1,4 @@
--- Nobody uses an account for so long. Its end is a time of ours: an expiry would be Redis' clock, which may go back.
+-- Pause an account for so long. Its end is a time of ours: an expiry would be Redis' clock, which may go back.
 -- KEYS 1 pause. ARGV: skew, seconds, code, message   -> {}
 local seconds = tonumber(ARGV[2])
 redis.call('HSET', KEYS[1], 'until', num(clock(ARGV[1]) + seconds), 'seconds', ARGV[2], 'code', ARGV[3], 'message', ARGV[4])

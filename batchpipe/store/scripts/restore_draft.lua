@@ -1,16 +1,16 @@
 -- Write the records of shards of a job that this Redis does not know, a chunk at a time, before `restore` writes the
--- job's. Until that they expire, for whoever writes them may die.
+-- job's. Until then they expire, because their writer may die.
 -- ARGV: skew, prefix, id, token, seconds to live, then for each shard a JSON list: index, field, value, ...
 -- -> {'ok'} | {'known'}
 local prefix, id, job, ttl = ARGV[2], ARGV[3], KEYS[1], ARGV[5]
 if redis.call('EXISTS', job) == 1 then
-  return { get(job, 'last') == ARGV[4] and 'ok' or 'known' } -- ok: repeated by the client after a lost answer
+  return { get(job, 'last') == ARGV[4] and 'ok' or 'known' } -- ok: repeated by the client after a lost reply
 end
 for i = 6, #ARGV do
   local fields = cjson.decode(ARGV[i])
   local index = table.remove(fields, 1)
   local member, key = id .. '/' .. index, prefix .. 'shard:' .. id .. ':' .. index
-  redis.call('DEL', key) -- what may be left of it is of a time before
+  redis.call('DEL', key) -- remove what is left of an earlier record
   redis.call('HSET', key, unpack(fields))
   redis.call('EXPIRE', key, ttl)
   local shard = redis.call('HMGET', key, 'batch_id', 'spent')

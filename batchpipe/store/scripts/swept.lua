@@ -1,3 +1,3 @@
--- A sweep has come to its end; and as some process sweeps all the time, the clock is seen. KEYS 1 swept. ARGV: skew   -> {}
+-- Note that a sweep is complete; and as sweeps run all the time, update the clock. KEYS 1 swept. ARGV: skew   -> {}
 redis.call('SET', KEYS[1], num(clock(ARGV[1])))
 return {}

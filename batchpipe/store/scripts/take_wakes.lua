@@ -1,5 +1,5 @@
--- Take the next shards that are to be woken: of the job of which fewest were. They count as woken; one that is forgotten
--- by a crash learns of a cancel with its next turn. KEYS 1 waking. ARGV: skew, prefix, shards at most
+-- Take the next shards that are to be woken, of the job with the fewest woken so far. They count as woken; one that is
+-- lost by a crash learns of a cancel with its next turn. KEYS 1 waking. ARGV: skew, prefix, shards at most
 -- -> {} | {id, when, first index, index after the last}
 while true do
   local found = redis.call('ZRANGE', KEYS[1], 0, 0, 'WITHSCORES')
