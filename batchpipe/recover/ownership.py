@@ -1,4 +1,4 @@
-"""Which of the jobs that were found this Redis may take over: never those on which another still works."""
+"""Which of the found jobs this Redis may take over: never those on which another one still works."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from batchpipe.config.settings import Settings
 from batchpipe.recover.discovery import Trace
 from batchpipe.store.redis_label import answers, label_of
 
-#: In the place of a label: whatever Redis a job belongs to.
+#: Used instead of a label: any Redis.
 ANY = "any"
 
 
@@ -25,9 +25,9 @@ class Refusal(NamedTuple):
 class Owners:
     """What the labels of jobs mean to the Redis that recover is called for.
 
-    A new Redis in the place of one that is gone takes its jobs over by itself: the old one accepts no connection, and
-    nothing was submitted to the new one yet, or it has taken over jobs of the old one before. All else is for people
-    who know, and name the label (``of``).
+    A new Redis automatically takes over the jobs of one that is gone if the old one accepts no connection, and nothing
+    was submitted to the new one yet, or it has taken over jobs of the old one before. In all other cases a person must
+    decide, and name the label (``of``).
     """
 
     def __init__(self, settings: Settings, traces: Sequence[Trace], of: Sequence[str]) -> None:
@@ -39,7 +39,7 @@ class Owners:
         self._answers: dict[str, bool | None] = {}
 
     def is_ours(self, label: str | None) -> bool:
-        """Jobs of the time before there were labels count as ours."""
+        """Jobs from before there were labels count as ours."""
         return label is None or label == self.label
 
     def refusal(self, label: str | None) -> Refusal | None:
