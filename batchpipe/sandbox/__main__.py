@@ -12,7 +12,7 @@ from batchpipe.sandbox.faults import Fault
 from batchpipe.sandbox.options import OptionArgs
 from batchpipe.sandbox.server import Sandbox, serve
 
-#: The upstream's key comes from the environment: command lines can be read by others.
+#: The upstream's key comes from the environment, because others can read command lines.
 KEY_VARIABLE = "BATCHPIPE_SANDBOX_UPSTREAM_KEY"
 
 

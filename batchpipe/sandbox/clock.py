@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 
 class Clock:
-    """Unix time that runs with the real one and can be pushed forward, never back."""
+    """Unix time that runs with the real one and can be moved forward, never back."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -29,7 +29,7 @@ class Clock:
             return self._offset
 
     def advance(self, seconds: float) -> float:
-        """Move the clock forward; what has become due runs at once. Returns the new time."""
+        """Move the clock forward; everything that is now due runs at once. Returns the new time."""
         if seconds < 0:
             raise ValueError("the sandbox clock moves forward only")
         with self._lock:
