@@ -90,7 +90,7 @@ def acquire(
         with contextlib.ExitStack() as undo:
             users_fd = open_lock(folder / "users.lock")
             undo.callback(os.close, users_fd)
-            # Waits while a keeper whose last user has just gone is stopping its server.
+            # Waits while a keeper that has just lost its last user is stopping its server.
             if wait_for(lambda: try_lock(users_fd, fcntl.LOCK_SH), deadline):
                 record = _find_or_start(folder, deadline, servers, environment)
                 if record:

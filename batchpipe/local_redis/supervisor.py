@@ -186,7 +186,7 @@ class _Keeper:
 
     def start_at(self, binary: Binary, port: int, password: str, data_fd: int) -> bool:
         record = Record(port=port, password=password, kind=binary.kind)
-        # Written first, so that a server whose keeper is killed right here can still be adopted.
+        # Written first, so that the server can still be adopted if its keeper is killed right here.
         write_json(self.folder / "server.json", asdict(record))
         # The configuration goes through stdin: everybody can read the arguments of a process.
         process = subprocess.Popen(

@@ -105,7 +105,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     lease_end: float | None = None  #: the turn's deadline: no renewal beyond it, unless the turn makes progress
     wake: bool = False  #: a caller wanted it to run while it was leased
     tries: int = 0  #: claims of this stage that ended with an unexpected error
-    lost: int = 0  #: claims of this stage whose holder vanished
+    lost: int = 0  #: claims of this stage with a holder that vanished
     overran: int = 0  #: how many of these had run into their deadline; each doubles the next one
     pubs: int = 0  #: re-publications of this stage since the last claim
     task_ids: list[str] = []

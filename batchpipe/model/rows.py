@@ -427,7 +427,7 @@ def error_line(
 
 
 def failed_line(answer: Answer, attempts: int) -> bytes:
-    """The line of ``errors.jsonl`` for a row whose answer is not ok, without a newline."""
+    """The line of ``errors.jsonl`` for a row with an answer that is not ok, without a newline."""
     error = answer.error if answer.failure is None else raw_error(answer.failure.code, answer.failure.message)
     return error_line(answer.custom_id, OutcomeState.FAILED, attempts, answer.response, error)
 

@@ -51,7 +51,7 @@ class Outputs:
         return Folder(place, roots=self._settings.roots())
 
     def check(self, lease: Lease) -> str | None:
-        """Make sure that the output may be used. Returns the closed job whose results lie there, if there is one.
+        """Make sure that the output may be used. Returns the closed job with results there, if there is one.
 
         Raises OutputInUse, InvalidInput (``not_allowed``; ``output_foreign``: files that batchpipe did not write),
         StorageTrouble, LeaseLost.

@@ -36,7 +36,7 @@ from batchpipe.telemetry.logs import log_event
 
 logger = logging.getLogger(__name__)
 
-#: Unforeseen failures of one stage before its shard is given up (never once it has a batch or an open intent).
+#: Unexpected failures of one stage before its shard is abandoned (never once it has a batch or an open intent).
 MAX_TRIES = 5
 #: The same for workers that vanish during one stage. Machines may die for hours; that is not the shard's fault.
 MAX_LOST = 50

@@ -12,7 +12,7 @@ FOREIGN = frozenset({"foreign", "foreign_silent"})
 
 @dataclass(frozen=True)
 class Rebuilt:
-    """A job whose records were (or, in a dry run, would be) written again."""
+    """A job with records that were (or, in a dry run, would be) written again."""
 
     job: str
     output: str

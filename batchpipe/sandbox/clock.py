@@ -12,7 +12,7 @@ class Clock:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        # Wall time is read once: a host whose clock is corrected must not move batches around.
+        # Wall time is read once: a correction of the host's clock must not affect batches.
         self._epoch = time.time() - time.monotonic()
         self._offset = 0.0
         self._listeners: list[Callable[[], None]] = []

@@ -82,7 +82,7 @@ class Engine:
         self._changed.notify()
 
     def _next(self) -> str | None:
-        """Wait for the next life whose time has come; None: stop."""
+        """Wait for the next life that is due; None: stop."""
         with self._changed:
             while not self._stopping:
                 while self._heap and self._due.get(self._heap[0][2]) != self._heap[0][0]:

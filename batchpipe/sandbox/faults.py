@@ -74,7 +74,7 @@ class _Common:
     times: int | None = None  #: at most so many hits; None: for ever
     after: int = 0  #: let the first N pass
     where: Mapping[str, str] = field(default_factory=dict)  #: only batches with this metadata
-    custom_id: str | None = None  #: only rows whose custom_id matches this regular expression
+    custom_id: str | None = None  #: only rows with a custom_id that matches this regular expression
     row_times: int | None = None  #: each row (job, custom_id) at most so often
     status: int | None = None
     code: str | None = None

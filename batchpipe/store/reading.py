@@ -260,7 +260,7 @@ class Records:
         """A few numbers about all jobs, at the cost of a few reads, however many there are."""
         clock = self.clock()
         now = clock.now
-        kept = f"{now - self.ttl_seconds:.6f}"  # the lists still name jobs whose records have expired
+        kept = f"{now - self.ttl_seconds:.6f}"  # the lists still name jobs with expired records
         pipe = self.client.pipeline(transaction=False)
         pipe.zcard(f"{self.prefix}due")
         pipe.zcount(f"{self.prefix}due", "-inf", f"{now:.6f}")

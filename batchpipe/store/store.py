@@ -125,7 +125,7 @@ class Store(ManyShards):
     def claim(
         self, job_id: str, index: int, epoch: int, stages: Sequence[str], *, deadline: float, enter: str = ""
     ) -> Lease | Refused:
-        """Take the lease on a record whose stage is one of ``stages``.
+        """Take the lease on a record at one of these ``stages``.
 
         It ends after ``deadline`` seconds without progress (``Lease.check``), twice as many after each turn that ran
         into this, at most ``LONGEST_GROWTH`` times as many.

@@ -111,7 +111,7 @@ class FakeOpenAI:
     # -- controls --------------------------------------------------------------------------------------------------
 
     def fail_next(self, method: str, error: BaseException, *, times: int = 1, processed: bool = False) -> None:
-        """Let the next calls of a method raise; ``processed``: the call has its effect first, but its answer is lost."""
+        """Let the next calls of a method raise; ``processed``: the call has its effect first, its answer is lost."""
         if not callable(getattr(type(self), method, None)):
             raise ValueError(f"FakeOpenAI has no method {method!r}")
         self._failures.setdefault(method, []).append(_Failure(error, times, processed))

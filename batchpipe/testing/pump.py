@@ -25,7 +25,7 @@ from batchpipe.store import Store
 from batchpipe.store.store import new_task_ids
 from batchpipe.testing.provider import FakeOpenAI
 
-#: Pause of a message whose turn could not reach Redis, as in the Celery tasks.
+#: Pause of a message after a turn that could not reach Redis, as in the Celery tasks.
 REDIS_PAUSE_SECONDS = 10.0
 
 

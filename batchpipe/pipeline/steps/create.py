@@ -40,7 +40,7 @@ logger = logging.getLogger(__name__)
 #: The provider's clock and Redis' may differ by so much.
 CLOCK_SLACK_SECONDS = 300.0
 
-#: Pause before the first look for a batch whose create call got no clear answer.
+#: Pause before the first look for a batch after a create call without a clear answer.
 FIRST_LOOK_SECONDS = 2.0
 
 #: How many seconds a fresh file may be "not found" before it is uploaded again; doubles with each upload.

@@ -1,4 +1,4 @@
--- Keep a lease. ARGV: skew, member, token, lease, seconds until its deadline if its holder has got on, else 0
+-- Keep a lease. ARGV: skew, member, token, lease, seconds until its deadline if its holder has made progress, else 0
 -- -> {'ok', seconds, wake, cancel} | {'lost'}
 local now = clock(ARGV[1])
 if not holds(KEYS[1], ARGV[3], now) then return { 'lost' } end
