@@ -116,16 +116,16 @@ class Settings(BaseSettings):
     poll_min_seconds: float = Field(5, gt=0, description="shortest pause between two looks at a batch")
     poll_max_seconds: float = Field(600, gt=0, le=600, description="longest pause between two looks at a batch")
     create_grace_seconds: float = Field(
-        30, ge=0, description="how long an unanswered create is looked for before a second call"
+        30, ge=0, description="how long to look for the batch of an unanswered create call before a second call"
     )
     files_patience_seconds: float = Field(
         21_600,
         gt=0,
-        description="how long answers that a provider counts are waited for, where its files do not have them; "
-        "then those rows are missing, and not sent again",
+        description="how long to wait for answers that a provider counts and that its files do not have; "
+        "after that those rows are missing, and not sent again",
     )
     workspace_wait_seconds: float = Field(
-        3_600, ge=0, description="how long a file that a job's workspace has lost is waited for: a mount may come back"
+        3_600, ge=0, description="how long to wait for a file that a job's workspace has lost: a mount may come back"
     )
     attempts: int = Field(3, ge=1, le=100, description="rounds a row may go through")
     max_rows: int = Field(50_000, ge=1, description="rows of a shard at most")
@@ -136,7 +136,7 @@ class Settings(BaseSettings):
         (), description="comma-separated folders and URLs that inputs and outputs may lie under; unset: any"
     )
     allow_private_addresses: bool = Field(
-        False, description="under ALLOWED_ROOTS, whether inputs may lie at addresses that are not public, too"
+        False, description="under ALLOWED_ROOTS, whether inputs may also lie at addresses that are not public"
     )
     max_input_bytes: int = Field(
         100_000_000_000, ge=0, description="bytes of an input at most, as they are read; 0: no limit"
@@ -145,7 +145,7 @@ class Settings(BaseSettings):
         64_000_000, ge=0, description="bytes of one row at most, its newline included; 0: as many as a shard"
     )
     max_expansion: float = Field(
-        100, ge=0, description="how many times its bytes an input may grow that a site sends compressed; 0: no limit"
+        100, ge=0, description="how many times larger a compressed input may become when unpacked; 0: no limit"
     )
     job_ttl_days: float = Field(30, gt=0, description="how long an ended job's records stay in Redis")
     log_format: Literal["text", "json"] = Field("text", description="text or json")
@@ -157,27 +157,26 @@ class Settings(BaseSettings):
         1_000, gt=0, description="an upload or download that is slower for a minute is broken off"
     )
     account_pause_seconds: float = Field(
-        300, gt=0, description="how long an account rests after 401, 402, 403 or insufficient_quota"
+        300, gt=0, description="how long an account is paused after 401, 402, 403 or insufficient_quota"
     )
     refusal_wait_seconds: float = Field(
         21_600,
         ge=0,
-        description="how long a refusal that may pass is waited out: no room for another file, a file that is not "
-        "ready yet",
+        description="how long to wait for a refusal to pass: no room for another file, a file that is not ready yet",
     )
     unseen_seconds: float = Field(
         86_400,
         ge=0,
-        description="how long a batch or file that the account's key does not see (404) is waited for at least; never "
+        description="how long to wait, at least, for a batch or file that the account's key does not see (404); never "
         "less than to the end of the batch's window",
     )
     cancelled_elsewhere: Literal["wait", "resend", "land"] = Field(
         "wait",
-        description="what becomes of a job when a batch of it is cancelled, and not by batchpipe: it sends nothing "
-        "more and waits for you; or sends the rows again; or lands what is there",
+        description="what a job does when a batch of it is cancelled, and not by batchpipe: send nothing more and "
+        "wait for you; or send the rows again; or end with what is there",
     )
     hold_seconds: float = Field(
-        604_800, gt=0, description="how long such a job waits for you; then what is there is landed"
+        604_800, gt=0, description="how long such a job waits for you; after that, what is there is collected"
     )
     delete_files: Literal["none", "strays", "inputs", "all"] = Field(
         "strays",
@@ -373,7 +372,7 @@ _CERT_REQS = ("required", "optional", "none")
 #: Part of a URL's scheme -> why that way to reach Redis is refused.
 _OTHER_REDIS = {
     "sentinel": "Sentinel is not supported: give a name or address that leads to the primary",
-    "cluster": "Redis Cluster is not supported: give a Redis or Valkey that is none",
+    "cluster": "Redis Cluster is not supported: give a single Redis or Valkey server",
 }
 
 

@@ -150,7 +150,7 @@ def unseen(
     after = min(FIRST_UNSEEN_PAUSE * 2 ** min(shard.unfound, 10), LONGEST_PAUSE)
     message = (
         f"the key of account {job.account!r} does not see {what} ({error.message}): was the key, the project or the "
-        f"base_url changed? Mend it, then: batchpipe resume {job.account}; it is looked for until it is seen, "
+        f"base_url changed? Correct it, then: batchpipe resume {job.account}; it is looked for until it is seen, "
         f"for {in_words(max(ends - now, 0.0))} at least"
     )
     problem = Problem(code="batch_unseen", message=message)

@@ -122,11 +122,11 @@ def telling(job: JobRecord) -> str | None:
     if not job.state.ended or not job.notify_attempts:
         return None
     if job.notify_attempts > MAX_TELLS:
-        return f"receivers were never told: given up after {job.notify_attempts} tries; see its log"
+        return f"receivers were never notified: stopped after {job.notify_attempts} tries; see its log"
     if job.notified:
         return None
     tries = "1 try" if job.notify_attempts == 1 else f"{job.notify_attempts} tries"
-    return f"receivers not told yet: {tries}, last: {job.trouble.message if job.trouble else 'not known'}"
+    return f"receivers not notified yet: {tries}, last: {job.trouble.message if job.trouble else 'not known'}"
 
 
 def ended_early(incomplete: Mapping[str, int]) -> str:

@@ -42,17 +42,17 @@ UP = "Whether Redis, and so the rest of these numbers, could be read."
 GAUGES: dict[str, tuple[str, str]] = {
     "jobs": ("Jobs, by state; those that ended as long as their records are kept.", "state"),
     "shards": ("Unfinished shards, by stage.", "stage"),
-    "shards_in_trouble": ("Unfinished shards that do not get on just now; `batchpipe status` says why.", ""),
+    "shards_in_trouble": ("Unfinished shards that make no progress just now; `batchpipe status` says why.", ""),
     "oldest_shard_seconds": ("Age of the oldest unfinished shard, since it was planned.", ""),
-    "unfinished_records": ("Shards and jobs that something is still to be done for.", ""),
-    "overdue_records": ("Of these, those whose message is lost or whose worker is late.", ""),
-    "sweep_lag_seconds": ("How long past due the most overdue record is.", ""),
-    "sweep_age_seconds": ("Seconds since a sweep last came to its end; +Inf: there was none.", ""),
+    "unfinished_records": ("Shards and jobs with work left to do.", ""),
+    "overdue_records": ("How many of these have a lost message or a late worker.", ""),
+    "sweep_lag_seconds": ("How long the most overdue record is overdue.", ""),
+    "sweep_age_seconds": ("Seconds since the last complete sweep; +Inf: there was none.", ""),
     "clock_ahead_seconds": (
         "How far our time is ahead of Redis' clock, which was set back; 0: it was not.",
         "",
     ),
-    "account_paused_seconds": ("How much longer an account rests; 0: it is in use.", ACCOUNT),
+    "account_paused_seconds": ("How much longer an account is paused; 0: it is in use.", ACCOUNT),
 }
 
 

@@ -119,7 +119,7 @@ class Answers:
             what += "; it is the answer to that row, and may be paid"
         else:
             self.unread += 1
-            what += "; whose answer it is, and so what is paid, nobody knows"
+            what += "; its row, and so what is paid, is unknown"
         self.unreadable = self.unreadable or Problem(code="answer_unreadable", message=what)
 
     @property

@@ -181,7 +181,7 @@ class Outputs:
                 return False  # nothing of it was paid for
             raise OutputInUse(
                 f"output {job.output} has a job.json of job {owner.id}, which had not ended and is unknown here: "
-                "its rows may be paid for; choose another output, or move job.json away if that job is given up"
+                "its rows may be paid for; choose another output, or move job.json away if that job is abandoned"
             ) from None
         if not other.closed:
             raise OutputInUse(output_in_use(job.output, owner.id, other.stage))

@@ -52,7 +52,7 @@ def _blamed(error: Exception, environment: Mapping[str, str]) -> str:
         return f"{', '.join(socks)}: a SOCKS proxy needs a package that is missing: pip install socksio, or unset it"
     if certificates and isinstance(error, OSError):  # as are errors of ssl
         found = ", ".join(f"{name} ({value})" for name, value in certificates.items())
-        return f"{found}: holds no certificates that can be read ({type(error).__name__}): mend or unset it"
+        return f"{found}: holds no certificates that can be read ({type(error).__name__}): correct or unset it"
     if proxies:
         kind = type(error).__name__
         return f"{', '.join(proxies)}: no proxy that can be used ({kind}): write http://HOST:PORT, or unset it"

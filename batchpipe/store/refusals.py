@@ -36,7 +36,9 @@ _CLUSTER = Refusal(
     "Redis is a cluster, which is not supported: use a Redis or Valkey that is not (cluster-enabled no)",
 )
 _LOGIN = Refusal(
-    Kind.SETTING, "redis_login", "Redis refuses the user or password: mend those in the URL (redis://USER:PASSWORD@...)"
+    Kind.SETTING,
+    "redis_login",
+    "Redis refuses the user or password: correct those in the URL (redis://USER:PASSWORD@...)",
 )
 _BUSY = Refusal(
     Kind.PASSES, "redis_busy", "Redis is busy with a Lua script: it answers once that has ended (or SCRIPT KILL)"
@@ -68,9 +70,7 @@ REFUSALS: dict[str, Refusal] = {
         "Redis cannot write to its disk and refuses writes: its log says why (disk full? rights of its folder?)",
     ),
     "NOSCRIPT": Refusal(Kind.PASSES, "redis_restarted", "Redis has forgotten our scripts: they are loaded again"),
-    "OOM": Refusal(
-        Kind.SETTING, "redis_full", "Redis is full: raise its maxmemory; what is there can be read meanwhile"
-    ),
+    "OOM": Refusal(Kind.SETTING, "redis_full", "Redis is full: raise its maxmemory; until then it only answers reads"),
     "NOPERM": Refusal(
         Kind.SETTING,
         "redis_denied",

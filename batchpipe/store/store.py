@@ -318,7 +318,7 @@ def output_in_use(output: str, owner: str, stage: str) -> str:
     """The message about an output of another job, which is at this stage and not closed."""
     if State(stage).ended:
         return (
-            f"output {output} belongs to job {owner}, which has ended, but not everybody has been told: "
+            f"output {output} belongs to job {owner}, which has ended, but its receivers are not all notified: "
             f"wait for that (batchpipe wait {owner}) or choose another output"
         )
     return (

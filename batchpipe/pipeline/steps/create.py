@@ -277,7 +277,7 @@ def _of_another(batch: Batch, shard: ShardRecord, turn: Turn) -> Move:
         return msgspec.structs.replace(answer, changes={**answer.changes, "other_at": since})
     message = (
         f"for {in_words(now - since)} create calls were answered with batches of other rows (at last {batch.id}), "
-        f"and no batch of these rows was found: {advice} Mend that, then: batchpipe retry {shard.job}"
+        f"and no batch of these rows was found: {advice} Fix that, then: batchpipe retry {shard.job}"
     )
     answer = _unanswered(AmbiguousResult(message, code=OTHERS_BATCH))
     return msgspec.structs.replace(answer, changes={**answer.changes, "refusal": answer.changes["trouble"]})
@@ -489,7 +489,9 @@ def _read_one_by_one(strangers: list[Batch], shard: ShardRecord, api: BatchesApi
     left += [batch.id for batch in strangers[MOST_READ:]]
     if not left:
         return _Seen()
-    return _Seen(doubt=f"the provider's list does not show whose batches are: it may be {' or '.join(left[:3])}")
+    return _Seen(
+        doubt=f"the provider's list does not show which shard batches belong to: ours may be {' or '.join(left[:3])}"
+    )
 
 
 def _name_of_input(batch: Batch, api: BatchesApi) -> str | None:
