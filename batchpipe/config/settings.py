@@ -353,7 +353,7 @@ class Settings(BaseSettings):
         return int(self.job_ttl_days * 86_400)
 
     def redis_address(self) -> str:
-        """The Redis URL in clear. Raises SettingsError if none is set (see private_redis)."""
+        """The Redis URL in clear. Raises SettingsError if none is set (see local_redis)."""
         if self.redis_url is None:
             raise SettingsError(f"{PREFIX}REDIS_URL is not set")
         return self.redis_url.get_secret_value()

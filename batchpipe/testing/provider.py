@@ -1,4 +1,4 @@
-"""An in-process stand-in for ``openai_api.Api``."""
+"""An in-process stand-in for ``provider.api.Api``."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ class _Failure:
 
 
 class FakeOpenAI:
-    """An in-process provider with the methods and errors of ``openai_api.Api``.
+    """An in-process provider with the methods and errors of ``provider.api.Api``.
 
     A batch stays as it is until ``finish``, ``expire`` or ``fail`` ends it; with ``autofinish`` each ``retrieve``
     moves it on: validating, in_progress, completed. Result lines come in reverse order of the requests.
