@@ -1,4 +1,4 @@
-"""batchpipe: OpenAI Batch API jobs as a crash-safe Celery pipeline. The public face; nobody imports from here.
+"""batchpipe: OpenAI Batch API jobs as a crash-safe Celery pipeline. The public names, for users only.
 
 Names are loaded at first use, so that ``import batchpipe`` costs a Django start nothing.
 """

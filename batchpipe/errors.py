@@ -1,22 +1,22 @@
 """Everything that can go wrong, split by what the caller does next.
 
 BatchpipeError
-├── TransientError         foreseen trouble that passes: come back by countdown, no try is counted
+├── TransientError         expected trouble that passes: retry by countdown, no try is counted
 │   ├── Unavailable        the provider did not answer, or answered 5xx, 429 or nonsense
-│   ├── Paused             the account must not be used now (401, 403, no quota): says why
+│   ├── Paused             the account cannot be used now (401, 403, no quota): says why
 │   ├── OnHold             the job sends nothing more until a person decides
 │   ├── StorageTrouble     disk full, remote storage down, an input that is not on this host
 │   └── StoreUnavailable   Redis did not answer
-├── AmbiguousResult        a paid call went out and no clear answer came: never call again, look first
+├── AmbiguousResult        a paid call was sent and got no clear answer: never call again before looking
 ├── PermanentError         trying again cannot help
-│   ├── InvalidInput       the user's rows: says line, field and what to do
+│   ├── InvalidInput       wrong rows of the user: says line, field and what to do
 │   ├── Refused            the provider said no, in its own words
 │   ├── Gone               the provider does not know the batch or file (any more)
 │   ├── JobNotFound
 │   └── OutputInUse
-├── RecordUnreadable       a record that this version does not understand: lists go on without it
-├── SettingsError          a human must fix the settings; says which and how
-└── LeaseLost              somebody else works on this now: stop, write nothing
+├── RecordUnreadable       a record that this version does not understand: lists skip it
+├── SettingsError          a person must fix the settings; says which and how
+└── LeaseLost              another worker has this now: stop, write nothing
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from types import MappingProxyType
 
 from batchpipe.masking import without_secrets
 
-#: A message is for a person, and is kept in records and logs.
+#: The longest message: it is for a person, and is kept in records and logs.
 MOST_MESSAGE = 4_000
 #: Codes come from providers, too.
 MOST_CODE = 100
@@ -38,10 +38,10 @@ def shortened(text: str, most: int) -> str:
 
 
 class BatchpipeError(Exception):
-    """Base of all errors of batchpipe. ``code`` is for programs, the message for people; its URLs tell no secret."""
+    """Base of all errors of batchpipe. ``code`` is for programs, the message for people; its URLs are masked."""
 
     code = "error"
-    #: ids of batches that an answer to the paid call names; True: the answer is about that one, False: it mentions it
+    #: ids of batches that an answer to the paid call names; True: the answer is about that one, False: only mentions it
     named: Mapping[str, bool] = MappingProxyType({})
 
     def __init__(self, message: str = "", *, code: str | None = None) -> None:
@@ -55,7 +55,7 @@ class BatchpipeError(Exception):
 
 
 class TransientError(BatchpipeError):
-    """Foreseen trouble that passes by itself. ``after`` is the wished pause in seconds, if somebody named one."""
+    """Expected trouble that passes by itself. ``after`` is the pause in seconds that was asked for, if any."""
 
     code = "try_later"
 
@@ -82,7 +82,7 @@ class Unavailable(TransientError):
 
 
 class Paused(TransientError):
-    """The account is not to be used now."""
+    """The account cannot be used now."""
 
     code = "account_paused"
 
@@ -94,17 +94,17 @@ class OnHold(TransientError):
 
 
 class StorageTrouble(TransientError):
-    """A file could not be read or written just now. Not ``passes``: it stays so until a person repairs something."""
+    """A file could not be read or written just now. Not ``passes``: until a person repairs something."""
 
     code = "storage_trouble"
     passes = True
 
 
-#: A 404 that is not the provider's: a proxy's page, or a server that does not know the route.
+#: Code of a 404 that does not come from the provider: a proxy's page, or a server that does not know the route.
 NO_ROUTE = "http_404_page"
 #: Code of a StorageTrouble for a file that is not where it was.
 FILE_MISSING = "file_missing"
-#: Code for rows, and for what waits, whose files in the workspace are gone.
+#: Code for rows, and for waiting work, with files that are gone from the workspace.
 WORKSPACE_GONE = "workspace_gone"
 
 
@@ -127,7 +127,7 @@ class PermanentError(BatchpipeError):
 
 
 class InvalidInput(PermanentError):
-    """The input is not what the provider takes. ``line`` counts from 1."""
+    """The input is not what the provider accepts. ``line`` counts from 1."""
 
     code = "invalid_input"
 
@@ -187,6 +187,6 @@ class RecordUnreadable(BatchpipeError):
 
 
 class LeaseLost(BatchpipeError):
-    """The lease on this record ended; somebody else may be working on it."""
+    """The lease on this record ended; another worker may have it."""
 
     code = "lease_lost"

@@ -1,5 +1,5 @@
-"""Texts that people read: passwords, tokens and signatures within URLs are replaced by ``***``, control characters are
-written out.
+"""Texts that people read: passwords, tokens and signatures within URLs are replaced by ``***``, control characters by
+visible ones.
 
 The texts come from users and providers, so everything here takes time in proportion to their length: they are split at
 single characters, and no regular expression looks for a URL.
@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator
 from itertools import pairwise
 
-#: A text is cut to this before anything looks at it.
+#: A text is cut to this length before it is processed.
 MOST_SCANNED = 65_536
 MASK = "***"
 
@@ -19,19 +19,19 @@ MASK = "***"
 _TOKENS = re.compile(r"([\s'\"<>`]+)")
 _SECRET_PARTS = ("sig", "token", "key", "secret", "passw", "pwd", "credential", "auth", "session")
 _SECRET_NAMES = frozenset({"code", "jwt", "sas", "pass", "pin", "otp"})
-#: Schemes in which a name alone before the host is no secret: an account, a bucket or a container.
+#: Schemes in which a name without a password before the host is not secret: an account, a bucket or a container.
 _NAMES_BEFORE_HOST = frozenset(
     {"abfs", "abfss", "az", "wasb", "wasbs", "sftp", "ssh", "ftp", "hdfs", "webhdfs", "smb", "git+ssh"}
 )
 
 
-#: What moves the cursor, changes the title or turns the direction of writing: names and messages come from strangers.
+#: Characters that move the cursor, change the title or the direction of writing: names and messages are not ours.
 _CONTROLS = {
     code: f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"
     for codes in (range(9), range(10, 32), range(127, 160), range(0x2028, 0x202F), range(0x2066, 0x206A))
     for code in codes
 }
-#: What JSON leaves as it is; half a surrogate pair, which no encoding takes, with it.
+#: Those that JSON does not escape; also half a surrogate pair, which no encoding accepts.
 _JSON_CONTROLS = {
     code: f"\\u{code:04x}"
     for codes in (range(127, 160), range(0x2028, 0x202F), range(0x2066, 0x206A), range(0xD800, 0xE000))
@@ -40,12 +40,12 @@ _JSON_CONTROLS = {
 
 
 def printable(text: str) -> str:
-    """A text with its control characters written out, so that it cannot forge what a terminal shows, nor a line."""
+    """A text with its control characters escaped, so that it can forge neither terminal output nor a further line."""
     return text.translate(_CONTROLS)
 
 
 def printable_json(document: str) -> str:
-    """A JSON document that says the same, and does as little to a terminal."""
+    """An equivalent JSON document, escaped in the same way."""
     return document.translate(_JSON_CONTROLS)
 
 
@@ -89,7 +89,7 @@ def _urls(text: str) -> Iterator[tuple[str, str]]:
 
 
 def _scheme(before: str) -> str:
-    """The scheme at the end of what stands before ``://``."""
+    """The scheme at the end of the text before ``://``."""
     at = len(before)
     while at and (before[at - 1].isalnum() or before[at - 1] in "+-."):
         at -= 1
@@ -119,12 +119,12 @@ def _userinfo_end(rest: str) -> int:
     if (at := authority.rfind("@")) >= 0:
         return at
     has_port = ":" in authority and not authority.endswith("]")
-    # "redis://:pa/ss@host": what looks like a port is none, so the password goes on behind the slash
+    # "redis://:pa/ss@host": what looks like a port is not one, so the password continues behind the slash
     return rest.rfind("@") if has_port and not authority.rpartition(":")[2].isdigit() else -1
 
 
 def _masked_query(token: str) -> str:
-    """``name=value`` pairs behind ``?``, ``&`` or ``#``: the value of a telling name goes."""
+    """``name=value`` pairs behind ``?``, ``&`` or ``#``: the value is masked if the name suggests a secret."""
     pieces = re.split(r"([?&;#])", token)
     return "".join(
         _masked_pair(piece) if number and pieces[number - 1] in ("?", "&", ";", "#") else piece

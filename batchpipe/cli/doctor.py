@@ -70,7 +70,7 @@ def _look(account: str) -> Iterator[Finding]:
     try:
         chosen = settings()
     except SettingsError as error:
-        yield Finding("settings", "fail", str(error), "mend this variable in the environment or in .env")
+        yield Finding("settings", "fail", str(error), "correct this variable in the environment or in .env")
         return
     for line in chosen.unknown:
         name, _, why = line.partition(": ")
@@ -188,7 +188,7 @@ def _account(client: Client | None, name: str) -> Iterator[Finding]:
             yield Finding("account", "ok", f"{name}: its pause is lifted")
         yield from _capabilities(name)
     except SettingsError as error:
-        yield Finding("account", "fail", str(error), _NO_KEY if error.code == "no_api_key" else "mend this setting")
+        yield Finding("account", "fail", str(error), _NO_KEY if error.code == "no_api_key" else "correct this setting")
     except Paused as error:
         yield Finding(
             "account", "fail", f"{name}: the provider refuses the key: {error}", "check key, organization and quota"
@@ -198,7 +198,7 @@ def _account(client: Client | None, name: str) -> Iterator[Finding]:
         yield Finding("account", "fail", f"{name}: {error}", fix)
     if client is not None and (pause := client.store.paused(name)) is not None:
         detail = f"{name}: paused for {pause.seconds:.0f} s more ({pause.code}): {pause.message}"
-        yield Finding("account", "warn", detail, f"mend the cause; then: batchpipe resume {name}")
+        yield Finding("account", "warn", detail, f"fix the cause; then: batchpipe resume {name}")
 
 
 def _capabilities(name: str) -> Iterator[Finding]:

@@ -24,8 +24,8 @@ MOST_FILES = 100_000
 def files_command(account: str, delete: bool, as_json: bool) -> None:
     """List the files that batchpipe has uploaded to an account. [default account: default]
 
-    Those of jobs that have ended are needed no more, and can be deleted to make room. What belongs to a job that is not
-    known to this Redis is left alone: it may be another's.
+    Those of jobs that have ended are no longer needed, and can be deleted to make room. Files of a job that is
+    not known to this Redis are left alone: they may belong to another one.
     """
     from itertools import islice
 

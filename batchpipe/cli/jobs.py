@@ -271,7 +271,7 @@ def _as_path(source: Any) -> Any:
 
 @click.command("logs")
 @click.argument("job_id", metavar="JOB")
-@click.option("--follow", is_flag=True, help="Print events as they come, until the job has ended and told.")
+@click.option("--follow", is_flag=True, help="Print events as they come, until the job is closed.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document; with --follow one object a line.")
 def logs_command(job_id: str, follow: bool, as_json: bool) -> None:
     """Print the event log of a job, oldest first: its last 2,000 events."""

@@ -141,7 +141,7 @@ def beat_command(loglevel: str, alive_file: Path | None) -> None:
 @click.option("--data-dir", type=click.Path(file_okay=False, path_type=Path), help="Keep files and batches here.")
 @click.option("--validating-seconds", type=click.FloatRange(min=0), default=0.2, help="Length of `validating`.  [0.2]")
 @click.option("--rows-per-second", type=float, default=5_000, show_default=True, help="Pace of a batch.")
-@click.option("--any-model", is_flag=True, help="Take model names that look like a slip, too.")
+@click.option("--any-model", is_flag=True, help="Also accept model names that look misspelled.")
 @click.option("--upstream", metavar="URL", help="Send each row to this OpenAI-compatible server.")
 @click.option("--upstream-concurrency", type=click.IntRange(min=1), default=8, show_default=True, help="Rows at once.")
 @click.option("--ready-file", type=click.Path(dir_okay=False, path_type=Path), help="Gets the base URL when up.")

@@ -140,7 +140,7 @@ def waits_for(job: JobRecord, shards: list[ShardRecord]) -> str:
 
 
 def pause_line(job: JobRecord, pause: Pause) -> str:
-    mended = f"mended? batchpipe resume {job.account}"
+    mended = f"fixed? batchpipe resume {job.account}"
     return f"account {job.account!r} is paused for {pause.seconds:.0f} s ({pause.code}): {pause.message} ({mended})"
 
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     "--of",
     metavar="LABEL",
     multiple=True,
-    help="Take over jobs of this Redis, too, which is gone; repeatable. any: all.",
+    help="Also take over jobs of this Redis, which is gone; repeatable. any: all.",
 )
 @click.argument("folders", metavar="[DIR]...", nargs=-1, type=Place())
 @json_option

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 @click.command("run")
 @submit_options
-@click.option("--again", is_flag=True, help="Start afresh instead of resuming.")
+@click.option("--again", is_flag=True, help="Start over instead of resuming.")
 @click.option("--sandbox", is_flag=True, help="Run against a local server; needs no key, costs nothing.")
 @json_option
 def run_command(
@@ -118,7 +118,7 @@ def _resume(client: Client, job: Job, as_json: bool) -> int:
     if not job.state.ended:
         say(f"resuming job {job.id}")
     else:
-        say(f"job {job.id} has ended already; nothing is sent again (--again starts afresh)")
+        say(f"job {job.id} has ended already; nothing is sent again (--again starts over)")
     if _results_are_gone(job):
         raise PermanentError(
             f"job {job.id} ended {job.state.value}, but its results are gone; --again sends the rows again"
@@ -317,7 +317,7 @@ def resume_key(source: str, options: dict[str, Any]) -> str:
 
 @click.command("wait")
 @click.argument("job_ids", metavar="JOB...", nargs=-1, required=True)
-@click.option("--timeout", type=Seconds(), help="Give up waiting after so long.")
+@click.option("--timeout", type=Seconds(), help="Stop waiting after so long.")
 @json_option
 def wait_command(job_ids: tuple[str, ...], timeout: float | None, as_json: bool) -> int:
     """Wait until jobs have ended; a job of `run` is worked on here. Exits with the highest code of all."""

@@ -30,7 +30,7 @@ def list_schedules(as_json: bool) -> None:
     looks = [view["looked_at"] or 0.0 for view in views]
     quiet = client.store.now() - max(looks, default=0.0)
     if not views:
-        say("there are no schedules; they stand in batchpipe.toml, see docs/cron.md")
+        say("there are no schedules; they are set in batchpipe.toml, see docs/cron.md")
     elif not max(looks):
         say("nobody has looked for due runs yet: start `batchpipe beat` and `batchpipe worker`")
     elif quiet > max(60.0, 4 * client.settings.schedule_seconds):

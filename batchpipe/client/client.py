@@ -283,7 +283,7 @@ class Client:
             return self.get_job(job.id)
         if not (first := list(islice(self._given_up(job), WOKEN_AT_ONCE))):
             raise PermanentError(
-                f"job {job.id} has nothing to land: no batch of it was given up", code="nothing_to_land"
+                f"job {job.id} has nothing to land: it waits for no more batches", code="nothing_to_land"
             )
         if job.total and not Folder(job.workspace, private=True).exists(job.order_files[0]):
             raise PermanentError(
@@ -295,7 +295,9 @@ class Client:
         if verdict == "output":
             raise OutputInUse(f"another job that has not ended writes to the output of job {job.id}: {job.output}")
         if verdict == "not_closed":
-            raise PermanentError(f"the end of job {job.id} is still being told; try again in a minute", code="not_told")
+            raise PermanentError(
+                f"the receivers of job {job.id} are still being notified; try again in a minute", code="not_told"
+            )
         if verdict == "ok":  # else another caller has just asked for it
             turns = tasks.runtime(self.settings).jobs
             turns.log(job.id, [("landing", {"shards": self.store.get_job(job.id).open})])

@@ -189,7 +189,7 @@ class Job:
         return cls.from_dict(orjson.loads(text))
 
     def results_folder(self) -> Folder:
-        """Where the results lie now, for callers that read the files themselves. Raises as ``places.results_place``."""
+        """Where the results lie now, for callers that read the files themselves. Raises as ``results_place`` does."""
         return results_place(self.record, self._client.settings.roots())
 
     def _ended(self) -> JobRecord:

@@ -116,7 +116,7 @@ def find_schedule(client: Client, name: str) -> Schedule:
     """Raises SettingsError, which names the existing ones."""
     schedules = client.settings.schedules
     if name not in schedules:
-        known = ", ".join(schedules) or "none; they stand in batchpipe.toml, see docs/cron.md"
+        known = ", ".join(schedules) or "none; they are set in batchpipe.toml, see docs/cron.md"
         raise SettingsError(f"there is no schedule {name!r}; there are: {known}")
     return schedules[name]
 

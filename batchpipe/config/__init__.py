@@ -1,1 +1,1 @@
-"""Settings, read once at the edge, what a site's framework gives, and limits that follow from them."""
+"""Settings, read once at the edge, the values that a site's framework gives, and limits that follow from them."""

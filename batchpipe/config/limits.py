@@ -1,24 +1,24 @@
-"""How long things may take: a turn that does not get on, and a Celery task in all. Both follow the settings."""
+"""How long a turn without progress and a whole Celery task may take. Both follow from the settings."""
 
 from __future__ import annotations
 
 from batchpipe.config.settings import Settings
 
-#: A turn that met its deadline gets twice as long the next time, up to so many times the first.
+#: A turn that ran into its deadline gets twice as long the next time, up to so many times the first one.
 LONGEST_GROWTH = 8
-#: How long preparing and merging, which stream the whole input, may go without getting on.
+#: How long prepare and merge, which stream the whole input, may go without progress.
 JOB_DEADLINE_SECONDS = 3_600.0
-#: Limits of tasks are no shorter, whatever the settings say.
+#: The shortest limit of a task, whatever the settings say.
 SHORT_TASK_SECONDS, LONG_TASK_SECONDS = 900, 86_400
-#: A soft limit is an error in the task, which then writes down what it was; the hard one ends the process.
+#: The soft limit raises an error in the task, which then records it; the hard one ends the process.
 HARD_AFTER_SOFT_SECONDS = 60
-#: How long a message may be unacknowledged in Redis before it is delivered again, at least.
+#: How long, at least, a message may be unacknowledged in Redis before it is delivered again.
 VISIBILITY_SECONDS = 1_800
 
-#: Tasks whose turns may be long: a lease ends those that do not get on. All others call the provider for moments.
+#: Tasks with turns that may be long: a lease ends those without progress. All others are short calls of the provider.
 LONG_TASKS = ("prepare", "upload", "create", "download", "merge")
 
-#: What a person can change where a turn, or a task, always takes too long.
+#: What a person can change if a turn, or a task, always takes too long.
 REMEDIES = {
     "prepare": "faster storage, or several smaller inputs",
     "upload": "smaller shards (MAX_ROWS, MAX_BYTES), or a higher TRANSFER_TIMEOUT_SECONDS",
@@ -30,7 +30,7 @@ REMEDIES = {
 
 
 def turn_deadline(settings: Settings, link: str) -> float:
-    """Seconds that a turn may go without getting on, the first time that it is tried."""
+    """Seconds that a turn may go without progress the first time it is tried."""
     control, transfer = settings.control_timeout_seconds, settings.transfer_timeout_seconds
     return {
         "prepare": JOB_DEADLINE_SECONDS,
@@ -43,7 +43,7 @@ def turn_deadline(settings: Settings, link: str) -> float:
 
 
 def task_limit(settings: Settings, name: str) -> int:
-    """Seconds after which Celery ends a task of ours, softly. ``name`` without its ``batchpipe.``."""
+    """The soft time limit of a task of ours, in seconds. ``name`` without its ``batchpipe.``."""
     links = LONG_TASKS if name in LONG_TASKS else ("poll",)
     grown = LONGEST_GROWTH * max(turn_deadline(settings, link) for link in links)
     if name not in LONG_TASKS:
@@ -53,5 +53,5 @@ def task_limit(settings: Settings, name: str) -> int:
 
 
 def visibility_seconds(settings: Settings, longest_countdown: float) -> int:
-    """How long a message may be unacknowledged: its countdown, and a task that is not long."""
+    """How long a message may be unacknowledged: its countdown, plus a short task."""
     return max(VISIBILITY_SECONDS, int(longest_countdown) + task_limit(settings, "poll") + 2 * HARD_AFTER_SOFT_SECONDS)

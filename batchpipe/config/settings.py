@@ -48,7 +48,7 @@ SANDBOX_ACCOUNT = "sandbox"
 
 
 class Account(BaseModel):
-    """One set of provider credentials and limits. Tasks carry its name, never its key."""
+    """One set of provider credentials and limits. Messages contain its name, never its key."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -81,10 +81,10 @@ class Account(BaseModel):
 
     @property
     def patience_seconds(self) -> float | None:
-        """How long after its completion window a batch is waited for; None: for ever."""
+        """How long to wait for a batch after its completion window; None: for ever."""
         if self.overdue_seconds is not None:
             return self.overdue_seconds or None
-        return None if self.kind == "azure" else 7_200.0  # Azure goes on after the window, and says so
+        return None if self.kind == "azure" else 7_200.0  # Azure goes on after the window, and documents that
 
 
 class Settings(BaseSettings):
@@ -116,16 +116,16 @@ class Settings(BaseSettings):
     poll_min_seconds: float = Field(5, gt=0, description="shortest pause between two looks at a batch")
     poll_max_seconds: float = Field(600, gt=0, le=600, description="longest pause between two looks at a batch")
     create_grace_seconds: float = Field(
-        30, ge=0, description="how long an unanswered create is looked for before a second call"
+        30, ge=0, description="how long to look for the batch of an unanswered create call before a second call"
     )
     files_patience_seconds: float = Field(
         21_600,
         gt=0,
-        description="how long answers that a provider counts are waited for, where its files do not have them; "
-        "then those rows are missing, and not sent again",
+        description="how long to wait for answers that a provider counts and that its files do not have; "
+        "after that those rows are missing, and not sent again",
     )
     workspace_wait_seconds: float = Field(
-        3_600, ge=0, description="how long a file that a job's workspace has lost is waited for: a mount may come back"
+        3_600, ge=0, description="how long to wait for a file that a job's workspace has lost: a mount may come back"
     )
     attempts: int = Field(3, ge=1, le=100, description="rounds a row may go through")
     max_rows: int = Field(50_000, ge=1, description="rows of a shard at most")
@@ -136,7 +136,7 @@ class Settings(BaseSettings):
         (), description="comma-separated folders and URLs that inputs and outputs may lie under; unset: any"
     )
     allow_private_addresses: bool = Field(
-        False, description="under ALLOWED_ROOTS, whether inputs may lie at addresses that are not public, too"
+        False, description="under ALLOWED_ROOTS, whether inputs may also lie at addresses that are not public"
     )
     max_input_bytes: int = Field(
         100_000_000_000, ge=0, description="bytes of an input at most, as they are read; 0: no limit"
@@ -145,7 +145,7 @@ class Settings(BaseSettings):
         64_000_000, ge=0, description="bytes of one row at most, its newline included; 0: as many as a shard"
     )
     max_expansion: float = Field(
-        100, ge=0, description="how many times its bytes an input may grow that a site sends compressed; 0: no limit"
+        100, ge=0, description="how many times larger a compressed input may become when unpacked; 0: no limit"
     )
     job_ttl_days: float = Field(30, gt=0, description="how long an ended job's records stay in Redis")
     log_format: Literal["text", "json"] = Field("text", description="text or json")
@@ -157,27 +157,26 @@ class Settings(BaseSettings):
         1_000, gt=0, description="an upload or download that is slower for a minute is broken off"
     )
     account_pause_seconds: float = Field(
-        300, gt=0, description="how long an account rests after 401, 402, 403 or insufficient_quota"
+        300, gt=0, description="how long an account is paused after 401, 402, 403 or insufficient_quota"
     )
     refusal_wait_seconds: float = Field(
         21_600,
         ge=0,
-        description="how long a refusal that may pass is waited out: no room for another file, a file that is not "
-        "ready yet",
+        description="how long to wait for a refusal to pass: no room for another file, a file that is not ready yet",
     )
     unseen_seconds: float = Field(
         86_400,
         ge=0,
-        description="how long a batch or file that the account's key does not see (404) is waited for at least; never "
+        description="how long to wait, at least, for a batch or file that the account's key does not see (404); never "
         "less than to the end of the batch's window",
     )
     cancelled_elsewhere: Literal["wait", "resend", "land"] = Field(
         "wait",
-        description="what becomes of a job when a batch of it is cancelled, and not by batchpipe: it sends nothing "
-        "more and waits for you; or sends the rows again; or lands what is there",
+        description="what a job does when a batch of it is cancelled, and not by batchpipe: send nothing more and "
+        "wait for you; or send the rows again; or end with what is there",
     )
     hold_seconds: float = Field(
-        604_800, gt=0, description="how long such a job waits for you; then what is there is landed"
+        604_800, gt=0, description="how long such a job waits for you; after that, what is there is collected"
     )
     delete_files: Literal["none", "strays", "inputs", "all"] = Field(
         "strays",
@@ -219,7 +218,7 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """As usual, but a secret file may name one field of an account: BATCHPIPE_ACCOUNTS__NAME__API_KEY."""
+        """As usual, but a secret file may be for one field of an account: BATCHPIPE_ACCOUNTS__NAME__API_KEY."""
         nested = NestedSecretsSettingsSource(
             file_secret_settings, secrets_nested_delimiter="__", secrets_dir_missing="ok"
         )
@@ -233,7 +232,7 @@ class Settings(BaseSettings):
     @field_validator("redis_url")
     @classmethod
     def _is_redis(cls, value: SecretStr | None) -> SecretStr | None:
-        """Said here, so that the checks of a site say it."""
+        """Checked here, so that the checks of a site report it."""
         if value is None:
             return None
         url = value.get_secret_value()
@@ -265,7 +264,7 @@ class Settings(BaseSettings):
     @field_validator("accounts")
     @classmethod
     def _lower_names(cls, value: dict[str, Account]) -> dict[str, Account]:
-        return {name.lower(): account for name, account in value.items()}  # variable names know no case
+        return {name.lower(): account for name, account in value.items()}  # variable names ignore case
 
     @field_validator("schedules")
     @classmethod
@@ -275,13 +274,13 @@ class Settings(BaseSettings):
                 raise ValueError(f"{name!r} is no name: letters, digits, dots, dashes and underscores, at most 64")
         return value
 
-    #: How a site spells our names; None: there is none.
+    #: How a site spells our names; None if there is no site.
     _spell: Callable[[str], str] | None = PrivateAttr(None)
     _unknown: tuple[str, ...] = PrivateAttr(())
 
     @property
     def unknown(self) -> tuple[str, ...]:
-        """What to say of variables that begin with BATCHPIPE_ and are no settings, a line each: a slip, most likely."""
+        """A warning line for each variable that begins with BATCHPIPE_ and is not a setting: likely a typing error."""
         return self._unknown
 
     def account(self, name: str) -> Account:
@@ -311,7 +310,7 @@ class Settings(BaseSettings):
         return found
 
     def _alike(self, name: str) -> str:
-        """An account that somebody may have meant by this name."""
+        """An account that was probably meant by this name."""
         near = get_close_matches(name.lower(), [other for other in self.accounts if other != name.lower()], n=1)
         return f" (there is one named {near[0]!r})" if near else ""
 
@@ -344,7 +343,7 @@ class Settings(BaseSettings):
         return found.kind == "openai" and (url is None or "//api.openai.com" in url)
 
     def roots(self) -> tuple[str, ...]:
-        """What inputs and outputs may lie under (nothing: anything); our own places are always allowed."""
+        """The folders that inputs and outputs may lie under (none: anywhere); our own places are always allowed."""
         if not self.allowed_roots:
             return ()
         return (*self.allowed_roots, str(self.home), *([self.workspace] if self.workspace else []))
@@ -354,7 +353,7 @@ class Settings(BaseSettings):
         return int(self.job_ttl_days * 86_400)
 
     def redis_address(self) -> str:
-        """The Redis URL in clear. Raises SettingsError where none is set (see private_redis)."""
+        """The Redis URL in clear. Raises SettingsError if none is set (see local_redis)."""
         if self.redis_url is None:
             raise SettingsError(f"{PREFIX}REDIS_URL is not set")
         return self.redis_url.get_secret_value()
@@ -368,17 +367,17 @@ class Settings(BaseSettings):
         return self.model_copy(update={"redis_url": SecretStr(url)})
 
 
-#: What a client of Redis may be told of the server's certificate, as redis-py and Celery's transport both spell it.
+#: Values for how a client of Redis checks the server's certificate, as redis-py and Celery's transport spell them.
 _CERT_REQS = ("required", "optional", "none")
-#: In place of a URL with its spelling: three roads to Redis that are not built.
+#: Part of a URL's scheme -> why that way to reach Redis is refused.
 _OTHER_REDIS = {
     "sentinel": "Sentinel is not supported: give a name or address that leads to the primary",
-    "cluster": "Redis Cluster is not supported: give a Redis or Valkey that is none",
+    "cluster": "Redis Cluster is not supported: give a single Redis or Valkey server",
 }
 
 
 def _other_redis(url: str) -> str | None:
-    """What to say of a URL for Sentinel or Cluster, in whichever spelling; None for others."""
+    """The error message for a URL for Sentinel or Cluster, in any spelling; None for others."""
     scheme = url.partition("://")[0].lower()
     return next((said for name, said in _OTHER_REDIS.items() if name in scheme), None)
 
@@ -386,8 +385,8 @@ def _other_redis(url: str) -> str | None:
 def one_spelling(url: str) -> str:
     """A URL with TLS (``rediss://``) as redis-py and Celery's transport both read it.
 
-    They spell differently what is asked of the server's certificate. Where nothing is said, one asks for all and
-    the other for nothing; here it is ``required``. Raises ValueError for what neither knows.
+    They spell the checks of the server's certificate differently. By default one of them checks everything and the
+    other nothing; here the default is ``required``. Raises ValueError for values that neither knows.
     """
     address, _, query = url.partition("?")
     if not address.lower().startswith("rediss://"):
@@ -405,7 +404,7 @@ def _is_redis_url(url: str) -> bool:
     try:
         parts = urlsplit(url)
         return parts.scheme in ("redis", "rediss", "unix") and (parts.port is None or parts.port > 0)
-    except ValueError:  # a port that is no number
+    except ValueError:  # the port is not a number
         return False
 
 
@@ -413,7 +412,7 @@ _CUT = "has a password that cuts it: write its @, / and # as %40, %2F and %23"
 
 
 def _is_cut(url: str) -> bool:
-    """An address of TCP goes on after its path begins: a part of the password would pass for the host, and be shown."""
+    """Whether a TCP address has an ``@`` in its path: part of the password would be taken for the host, and shown."""
     try:
         parts = urlsplit(url)
     except ValueError:
@@ -438,11 +437,11 @@ class _ScheduleFile(PydanticBaseSettingsSource):
         return {"schedules": _below(path.absolute().parent, data["schedules"])} if data else {}
 
     def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
-        return None, field_name, False  # asked of sources that go field by field
+        return None, field_name, False  # called only for sources that go field by field
 
 
 def _below(folder: Path, schedules: Any) -> Any:
-    """Schedules whose local paths do not depend on where a worker was started."""
+    """Schedules with local paths that do not depend on where a worker was started."""
     if not isinstance(schedules, dict):
         return schedules
     base = str(folder).replace("{", "{{").replace("}", "}}")
@@ -461,11 +460,11 @@ _SECRETS_DIR = Path("/run/secrets")
 
 
 def load_settings(*, env_file: str | Path | None = "", given: SiteSettings | None = None) -> Settings:
-    """Read the environment, a file of variables and secret files; what a site has ``given`` comes before them.
+    """Read the environment, a file of variables and secret files; values that a site has ``given`` override them.
 
-    ``env_file``: "" is what ENV_FILE names, ``.env`` where it is not set, and none where it is set to nothing.
+    ``env_file``: "" means the file that ENV_FILE names, ``.env`` if that is not set, and none if it is set to "".
 
-    Raises SettingsError: one line that names the variable, as it is spelled where it was set.
+    Raises SettingsError: one line that names the variable, spelled as where it was set.
     """
     secrets = os.environ.get(f"{PREFIX}SECRETS_DIR") or (_SECRETS_DIR if _SECRETS_DIR.is_dir() else None)
     site, env_file = given or SiteSettings({}, str), _env_file() if env_file == "" else env_file
@@ -476,7 +475,7 @@ def load_settings(*, env_file: str | Path | None = "", given: SiteSettings | Non
         parts = error.errors(include_input=False)
         names = site.known(Settings.model_fields).keys()
         raise SettingsError("; ".join(_explain(part, site, names) for part in parts)) from None
-    except (ValueError, OSError) as error:  # a .env that is not UTF-8, JSON that is none
+    except (ValueError, OSError) as error:  # a .env that is not UTF-8, or invalid JSON
         raise SettingsError(f"the settings cannot be read: {error}") from None
     settings._spell = given.spell if given is not None else None
     settings._unknown = _unknown_names(env_file)
@@ -484,7 +483,7 @@ def load_settings(*, env_file: str | Path | None = "", given: SiteSettings | Non
 
 
 def _env_file() -> str | None:
-    """Raises SettingsError for a file that is named and not there: something else would hold than was meant."""
+    """Raises SettingsError if a named file does not exist: else other settings than intended would apply."""
     named = os.environ.get(f"{PREFIX}ENV_FILE")
     if named and not Path(named).expanduser().is_file():
         raise SettingsError(f"{PREFIX}ENV_FILE: there is no file {named}")
@@ -494,12 +493,12 @@ def _env_file() -> str | None:
 #: Variables that are read elsewhere, or that others set: Kubernetes for a service of this name.
 _ELSEWHERE = frozenset({"ENV_FILE", "SECRETS_DIR", "SANDBOX_UPSTREAM_KEY"})
 _OF_KUBERNETES = re.compile(r"(\w+_)?(SERVICE_(HOST|PORT(_\w+)?)|PORT(_\d+_(TCP|UDP)(_\w+)?)?)")
-#: No more are named: the rest is seen when these are mended.
+#: At most so many are named: the rest is shown when these are corrected.
 _MOST_UNKNOWN = 10
 
 
 def _unknown_names(env_file: str | Path | None) -> tuple[str, ...]:
-    """A line for each variable, of the environment or of ``.env``, that looks like a setting and is none."""
+    """A line for each variable, of the environment or of ``.env``, that looks like a setting and is not one."""
     fields = [name.upper() for name in Settings.model_fields if not name.startswith("openai_")]
     names = {name.upper() for name in [*os.environ, *dotenv_values(env_file or os.devnull, encoding="utf-8")]}
     lines = []
@@ -541,28 +540,28 @@ def install_settings(settings: Settings | None) -> None:
 
 
 def install_site(read: Callable[[], Settings] | None) -> None:
-    """Let the settings of this process be read by this function at their next use (None: from the environment).
+    """Read the settings of this process by this function at their next use (None: from the environment).
 
-    What it raises is met by who uses the settings, so that a site starts and its checks can say what is wrong.
+    Errors that it raises appear at the use of the settings, so that a site starts and its checks can report them.
     """
     seams.site = read
     install_settings(None)
 
 
 def current_settings() -> Settings:
-    """The settings of the site that calls, else of this process: those installed, else read now and kept."""
+    """The settings of the calling site, else of this process: those installed, else read now and kept."""
     if seams.settings_here is not None:
         here: Settings | None = seams.settings_here()
         if here is not None:
             return here
-    with _reading:  # two threads of a web server must not go on with two readings
+    with _reading:  # two threads of a web server must not use two different readings
         if _installed is None:
             install_settings((seams.site or load_settings)())
         assert _installed is not None
         return _installed
 
 
-#: What the HTTP client reads by itself; in small letters, too.
+#: Variables that the HTTP client reads by itself; also in lower case.
 _TRANSPORT = ("ALL_PROXY", "HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY", "SSL_CERT_FILE", "SSL_CERT_DIR")
 
 
@@ -573,14 +572,14 @@ def transport_environment() -> dict[str, str]:
 
 
 def bare_environment() -> dict[str, str]:
-    """What a helper process needs of the environment, and nothing that may be a secret."""
+    """The variables that a helper process needs, and none that may be a secret."""
     wanted = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "VIRTUAL_ENV", "PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH")
     return {name: os.environ[name] for name in wanted if name in os.environ}
 
 
 def is_path_safe() -> bool:
-    """Whether no module may be taken from the current folder. Our own ``-P``, for the worker of a ``run``, does not
-    mean that.
+    """Whether modules must not be imported from the current folder. Our own ``-P``, for the worker of a ``run``, does
+    not count.
     """
     return bool(os.environ.get("PYTHONSAFEPATH"))
 
@@ -594,14 +593,14 @@ def use_sandbox() -> None:
 
 
 def sandbox_upstream_key() -> str | None:
-    """The key of ``sandbox --upstream``: from the environment, for command lines can be read by others."""
+    """The key of ``sandbox --upstream``: from the environment, because others can read command lines."""
     return os.environ.get(f"{PREFIX}SANDBOX_UPSTREAM_KEY")
 
 
 def child_environment(settings: Settings, **extra: str) -> dict[str, str]:
     """The environment of a child process (a worker): ours, with the Redis and other values that we found.
 
-    An environment is private to the user; process arguments, which everybody can read, carry no secret.
+    An environment is private to the user; secrets must not be in process arguments, which everybody can read.
     """
     ours = {f"{PREFIX}REDIS_URL": settings.redis_address(), f"{PREFIX}HOME": str(settings.home)}
     return {**os.environ, **ours, **{f"{PREFIX}{name}": value for name, value in extra.items()}}

@@ -1,4 +1,4 @@
-"""What a Django or Flask site says of our settings, in its own way of writing."""
+"""A Django or Flask site's values for our settings, spelled in its own way."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from batchpipe.errors import SettingsError
 class SiteSettings:
     """Our settings without their prefix, and how the site spells their names.
 
-    Pages and reports of an error show the variables of each function in its traceback: where something of ours raises,
-    none may hold a value, which may be a secret.
+    Error pages and reports show the variables of each function in a traceback: where our code raises, none may hold a
+    value, because that may be a secret.
     """
 
     values: Mapping[str, Any] = field(repr=False)
-    spell: Callable[[str], str]  #: the name of a setting -> what stands in the site's settings file
+    spell: Callable[[str], str]  #: the name of a setting -> how the site's settings file spells it
 
     def known(self, fields: Iterable[str]) -> dict[str, Any]:
         """The values under the names of our ``fields``; None and "" count as not set, as an empty variable does.
 
-        Raises SettingsError for a name that is none of them.
+        Raises SettingsError for an unknown name.
         """
         self._check_names(list(fields))
         found = {_stored(str(name)): value for name, value in self.values.items() if value is not None and value != ""}
-        if isinstance(accounts := found.get("accounts"), Mapping):  # variable names know no case, and may add to these
+        if isinstance(accounts := found.get("accounts"), Mapping):  # variables, in any case, may add to these
             found["accounts"] = {str(name).lower(): _lower(parts) for name, parts in accounts.items()}
         if isinstance(schedules := found.get("schedules"), Mapping):
             found["schedules"] = {str(name): _lower(parts) for name, parts in schedules.items()}

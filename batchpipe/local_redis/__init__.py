@@ -1,18 +1,18 @@
-"""The Redis of one person's machine, found or started where no other is configured.
+"""A private Redis on this machine, found or started if no other is configured.
 
-Every process that needs it calls ``acquire`` and is a **user** as long as it lives. The first user starts a
-small **keeper** process, and the keeper starts the **server**. All that they agree on lies in ``HOME/redis``:
+Every process that needs it calls ``acquire`` and is a **user** as long as it runs. The first user starts a
+small **keeper** process, and the keeper starts the **server**. Their shared state lies in ``HOME/redis``:
 
 ========================  ==================================================================================
-``users.lock``            each user holds it shared; the kernel lets go of it even after a kill -9. The keeper
-                          waits for it exclusively: once it has it, nobody is left and the server is stopped
+``users.lock``            each user holds it shared; the kernel releases it even after a kill -9. The keeper
+                          waits for it exclusively: once it has it, no user is left and the server is stopped
 ``start.lock``            held by the one user that looks for a server or starts one
-``keeper.lock``           held by the living keeper
-``data.lock``             inherited by the server itself: while it is held, somebody writes to the data. So
+``keeper.lock``           held by the running keeper
+``data.lock``             inherited by the server itself: while it is held, a server writes to the data. So
                           two servers never share it, and no stranger on an old port is sent the password
 ``server.json``           port, password and process id of the server
-``data.json``             which server has written the data: an older one must not come up empty beside it
-``keeper.log``            what keeper and server have to say
+``data.json``             which server has written the data: an older one must not start empty next to it
+``keeper.log``            the log of keeper and server
 ========================  ==================================================================================
 
 A server that is killed is started again by its keeper, at the same port and with the same password. A keeper
@@ -77,10 +77,10 @@ def acquire(
     servers: Sequence[tuple[str, str]] | None = None,
     environment: Mapping[str, str] | None = None,
 ) -> PrivateRedisHandle:
-    """Find the private server of ``home`` or start it, and hold on to it.
+    """Find the private server of ``home`` or start it, and keep it running.
 
-    ``servers`` are the (kind, path) to choose from, for tests; an empty one leaves fakeredis. ``environment`` is what
-    keeper and server get instead of ours, which may hold keys that outlive their command there.
+    ``servers`` are the (kind, path) to choose from, for tests; if empty, fakeredis is used. ``environment`` is passed
+    to keeper and server instead of ours, which may hold keys that would outlive their command there.
     """
     folder = home.expanduser().absolute() / "redis"
     deadline = time.monotonic() + timeout
@@ -90,7 +90,7 @@ def acquire(
         with contextlib.ExitStack() as undo:
             users_fd = open_lock(folder / "users.lock")
             undo.callback(os.close, users_fd)
-            # Waits while a keeper whose last user has just gone is stopping its server.
+            # Waits while a keeper that has just lost its last user is stopping its server.
             if wait_for(lambda: try_lock(users_fd, fcntl.LOCK_SH), deadline):
                 record = _find_or_start(folder, deadline, servers, environment)
                 if record:
@@ -108,7 +108,7 @@ def acquire(
 
 
 def find_server() -> tuple[str, str] | None:
-    """The kind and path of the server that would be started here, or None where only fakeredis is left."""
+    """The kind and path of the server that would be started here, or None if there is only fakeredis."""
     found = usable(candidates())
     return (found[0].kind, found[0].path) if found else None
 
@@ -141,7 +141,7 @@ def _spawn_keeper(
     servers: Sequence[tuple[str, str]] | None,
     environment: Mapping[str, str] | None,
 ) -> None:
-    """Start a keeper and wait for its first word: "ok", "busy" (another lives) or what is wrong."""
+    """Start a keeper and wait for its first message: "ok", "busy" (another one runs) or what is wrong."""
     log = folder / "keeper.log"
     if log.exists() and log.stat().st_size > LOG_BYTES:
         os.truncate(log, 0)

@@ -1,4 +1,4 @@
-"""Which servers this machine has, and whose data they can read."""
+"""Which servers this machine has, and the data of which servers they can read."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Binary:
         """Whether data written by that server is safe with this one."""
         if family == self.family:
             return self.version >= version
-        return version <= (7, 2) <= self.version  # where valkey and redis parted
+        return version <= (7, 2) <= self.version  # the version at which valkey forked from redis
 
 
 def candidates() -> list[tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""What users and the keeper of the private Redis share: its files, its locks, and a few words of its protocol."""
+"""What users and the keeper of the private Redis share: its files, its locks, and a small part of the protocol."""
 
 from __future__ import annotations
 
@@ -46,9 +46,9 @@ class Record:
 
 
 def make_ours(folder: Path) -> None:
-    """Let nobody else into the folder.
+    """Make the folder accessible to this user only.
 
-    Raises SettingsError where somebody else may have put into it what our server and keeper would read or overwrite.
+    Raises SettingsError if others may have put files there that our server and keeper would read or overwrite.
     """
     advice = "remove it, or set BATCHPIPE_HOME to another folder, or BATCHPIPE_REDIS_URL to a Redis of yours"
     try:
@@ -62,9 +62,9 @@ def make_ours(folder: Path) -> None:
     try:
         if os.fstat(handle).st_uid != os.geteuid():
             raise SettingsError(f"{folder} belongs to another user: {advice}")
-        os.fchmod(handle, 0o700)  # from here on nobody else puts anything there
+        os.fchmod(handle, 0o700)  # from now on nobody else can put anything there
         for name in os.listdir(handle):
-            with contextlib.suppress(FileNotFoundError):  # a keeper is at work
+            with contextlib.suppress(FileNotFoundError):  # a keeper is running
                 found = os.stat(name, dir_fd=handle, follow_symlinks=False)
                 if found.st_uid != os.geteuid() or not (stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)):
                     raise SettingsError(f"{folder / name} is a link, or belongs to another user: {advice}")
@@ -85,7 +85,7 @@ def try_lock(fd: int, how: int) -> bool:
 
 
 def is_held(path: Path) -> bool:
-    """Whether somebody holds this lock exclusively."""
+    """Whether a process holds this lock exclusively."""
     fd = open_lock(path)
     try:
         return not try_lock(fd, fcntl.LOCK_SH)
@@ -134,7 +134,7 @@ def last_line(path: Path) -> str:
 
 
 def ask(port: int, *commands: tuple[str, ...]) -> list[bytes]:
-    """Send commands and return the replies: fewer where the server went away, none where there is none."""
+    """Send commands and return the replies: fewer if the server went away, none if there is no server."""
     replies: list[bytes] = []
     with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1.0) as connection:
         for command in commands:

@@ -34,7 +34,7 @@ from batchpipe.local_redis.shared import (
     write_json,
 )
 
-#: How long a server may take to answer or end before it is killed: `appendfsync always` loses nothing by it.
+#: How long a server may take to answer or end before it is killed; `appendfsync always` loses nothing then.
 STOP_SECONDS = 5.0
 #: A server that keeps dying is started again after a pause that doubles up to this.
 LONGEST_PAUSE_SECONDS = 5.0
@@ -64,7 +64,7 @@ class _Keeper:
         self.record: Record | None = None
         self.process: subprocess.Popen[bytes] | None = None  #: the server, where it is our child
         self.fake: object | None = None  #: the server, where it is a thread of ours
-        # The first readable thing here is a signal's number, or 0: the last user has gone.
+        # The first byte to read here is a signal's number, or 0: the last user has gone.
         self.wake_read, self.wake_write = os.pipe()
         os.set_blocking(self.wake_write, False)
 
@@ -75,7 +75,7 @@ class _Keeper:
             return
         signal.set_wakeup_fd(self.wake_write)
         for number in (signal.SIGTERM, signal.SIGCHLD):
-            signal.signal(number, lambda *_: None)  # the wake pipe tells; without a handler it would not
+            signal.signal(number, lambda *_: None)  # the wake pipe reports signals only if they have handlers
         try:
             if not self.adopt():
                 self.start()
@@ -91,7 +91,7 @@ class _Keeper:
         os.close(lock)
 
     def await_last_user(self) -> None:
-        # Held until this process ends: whoever comes now waits until the server has stopped.
+        # Held until this process ends: new users wait until the server has stopped.
         fcntl.flock(open_lock(self.folder / "users.lock"), fcntl.LOCK_EX)
         os.write(self.wake_write, b"\0")
 
@@ -124,7 +124,7 @@ class _Keeper:
         return is_held(self.folder / "data.lock")
 
     def adopt(self) -> bool:
-        """Take over the server that a killed keeper has left, if it is still there."""
+        """Take over the server that a killed keeper has left, if it still runs."""
         deadline = time.monotonic() + STOP_SECONDS
         while (record := read_record(self.folder)) and is_held(self.folder / "data.lock"):
             replies = ask(record.port, ("AUTH", record.password), ("INFO", "server"))
@@ -140,7 +140,7 @@ class _Keeper:
         return False
 
     def start(self) -> None:
-        """Start a server, if possible where users of the one before look for it."""
+        """Start a server, if possible at the port where users of the previous one look for it."""
         before = self.record or read_record(self.folder)
         data_fd = open_lock(self.folder / "data.lock")
         if not wait_for(lambda: try_lock(data_fd, fcntl.LOCK_EX), time.monotonic() + STOP_SECONDS):
@@ -153,7 +153,7 @@ class _Keeper:
             if binary is None:
                 data_fd = self.start_fake(before.port if before else 0, password, data_fd)
                 return
-            # The old port may still be taken for a moment, and a free one be gone when the server binds it.
+            # The old port may still be in use for a moment, and a free one may be taken before the server binds it.
             for port in [before.port] * 3 if before else []:
                 if self.start_at(binary, port, password, data_fd):
                     return
@@ -171,7 +171,7 @@ class _Keeper:
         found = usable(candidates() if self.servers is None else self.servers)
         wrote = read_json(self.folder / "data.json")
         if wrote is None and (self.folder / "appendonlydir").exists():
-            # Older ones do not know this folder, and would come up empty.
+            # Older ones do not know this folder, and would start empty.
             wrote = {"family": "redis", "version": [7, 0]}
         if wrote is None:
             return found[0] if found else None
@@ -186,7 +186,7 @@ class _Keeper:
 
     def start_at(self, binary: Binary, port: int, password: str, data_fd: int) -> bool:
         record = Record(port=port, password=password, kind=binary.kind)
-        # Written first, so that a server whose keeper is killed right here can still be adopted.
+        # Written first, so that the server can still be adopted if its keeper is killed right here.
         write_json(self.folder / "server.json", asdict(record))
         # The configuration goes through stdin: everybody can read the arguments of a process.
         process = subprocess.Popen(
@@ -227,7 +227,7 @@ class _Keeper:
             fake = fakeredis.TcpFakeServer(("127.0.0.1", port), server_type="redis")
         except OSError:
             fake = fakeredis.TcpFakeServer(("127.0.0.1", 0), server_type="redis")
-        # It checks the password of those who send one and asks nobody for it: loopback is all that guards it.
+        # It checks a password that is sent but does not require one: only loopback protects it.
         fake.fake_server.config[b"requirepass"] = password.encode()
         fake.daemon_threads = True
         threading.Thread(target=fake.serve_forever, daemon=True).start()
@@ -260,7 +260,7 @@ def _log(text: str) -> None:
 
 
 def _say(word: str) -> None:
-    """Tell the user who started this keeper how it went, once."""
+    """Report the result, once, to the user that started this keeper."""
     _log(word)
     with contextlib.suppress(BrokenPipeError):  # it may have gone
         os.write(1, (word.replace("\n", " ") + "\n").encode())
@@ -271,7 +271,7 @@ def _say(word: str) -> None:
 
 def _main(folder: str, servers: str) -> None:
     if os.fork():
-        os._exit(0)  # the keeper is no child of the user who starts it
+        os._exit(0)  # the keeper is not a child of the user that starts it
     os.umask(0o077)
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # Ctrl-C is meant for the command in the foreground

@@ -1,1 +1,1 @@
-"""What everything is about: records, rows, outcomes, refusals, timetables and views. Pure."""
+"""The data model: records, rows, outcomes, refusals, schedules and views. Pure."""

@@ -1,7 +1,7 @@
 """What the body of an answered row says: tokens, model, and whether it is an answer at all. Pure.
 
-HTTP 200 is not an answer: a response may have failed, a gateway may wrap its own error. But what came and can be used
-must never be called failed, so the rules below name what is known not to be an answer, and all else is one.
+HTTP 200 does not make an answer: a response may have failed, a gateway may wrap its own error. But a usable answer must
+never be called failed, so the rules below name what is known not to be an answer, and anything else is one.
 """
 
 from __future__ import annotations
@@ -10,16 +10,16 @@ from typing import Any
 
 import msgspec
 
-#: No row has more; sums of what is told beyond it could not be recorded.
+#: No row has more tokens; sums of larger numbers could not be recorded.
 _MOST_TOKENS = 10**10
 #: A response with one of these is not an answer. ``queued`` and ``in_progress`` may become one, and be paid.
 _UNANSWERED = frozenset({"failed", "cancelled", "queued", "in_progress"})
-#: Why an answer may end early, as it is counted: a bounded set, for records hold it.
+#: Reasons why an answer may end early, as they are counted: a bounded set, because records hold it.
 _REASONS = frozenset({"max_output_tokens", "length", "content_filter"})
 _CHAT = frozenset({"chat.completion", "text_completion"})
 
 
-#: What the field ``code`` or ``type`` of an error says where the account has no money.
+#: Values of the field ``code`` or ``type`` of an error if the account has no money.
 QUOTA_CODES = frozenset({"insufficient_quota", "billing_hard_limit_reached", "billing_not_active"})
 
 
@@ -44,7 +44,7 @@ class Body(msgspec.Struct, frozen=True):
 
 
 class _Usage(msgspec.Struct):
-    """Both spellings: chat and completions, responses; null and odd values are left out later."""
+    """Both spellings: of chat and completions, and of responses; null and odd values are dropped later."""
 
     prompt_tokens: Any = None
     completion_tokens: Any = None
@@ -63,7 +63,7 @@ class _Choice(msgspec.Struct):
 
 
 class _Odd(msgspec.Struct):
-    """What is read of a body of a shape that nobody foresaw."""
+    """What is read of a body with an unexpected shape."""
 
     usage: Any = None
     model: Any = None
@@ -133,7 +133,7 @@ def _failure(body: _Known) -> Failure | None:
 
 
 def _empty_field(body: _Known) -> str | None:
-    """The field that has the answer of an endpoint, and has none."""
+    """The name of the field that should hold the answer but is empty or missing; None if there is an answer."""
     if body.choices == [] or (isinstance(body.object, str) and body.object in _CHAT):
         return "choices"
     if body.data == [] or (body.object == "list" and not body.data):
@@ -148,7 +148,7 @@ def _is_error(error: Any) -> bool:
 
 
 def _told(error: Any, reason: str, otherwise: str) -> Failure:
-    """With the code and the message that the provider gave, if it gave some."""
+    """The failure with the provider's code and message, if there are any."""
     code: Any = None
     message: Any = error
     if isinstance(error, dict):
@@ -171,7 +171,7 @@ def _incomplete(body: _Known) -> str | None:
 
 
 def _tokens(usage: _Usage) -> dict[str, int]:
-    """In the newer spelling, only what is told and not zero."""
+    """In the newer spelling, without zeros and missing values."""
     given, made = usage.input_tokens, usage.output_tokens
     found = {
         "input_tokens": usage.prompt_tokens if given is None else given,

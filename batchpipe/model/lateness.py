@@ -1,6 +1,6 @@
-"""Waiting for what a provider counts and does not show yet: the files of a batch lag its counts, for minutes at times.
+"""Waiting for rows that a provider counts and does not show yet: the files of a batch may lag its counts by minutes.
 
-Rows that are counted as answered are paid, so they are not sent again; they are waited for, aloud, and not for ever.
+Rows that are counted as answered are paid, so they are not sent again; we wait for them and say so, but not for ever.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ CANCELLED_SECONDS = 600.0
 UNPAID_SECONDS = 600.0
 #: Between two looks: a quarter of the time that was waited, but at least this.
 _SHORTEST_PAUSE = 2.0
-#: A look is in time, for queues keep it waiting, if it is late by no more than this or by the pause before it.
+#: A look counts as in time if it is late by no more than this or than the pause before it, because queues delay it.
 _SHORTEST_LAPSE = 10.0
 #: The fields of a shard that say since when something is waited for; `raise.lua` has them, too.
 _WAITS = ("late_at", "unseen_at", "refused_at", "other_at")
@@ -34,9 +34,9 @@ def wait_for_files(
     code: str = "files_late",
     unpaid: bool = False,
 ) -> Move | None:
-    """Come back to this stage later; None where the patience (in seconds) is over.
+    """Come back to this stage later; None if the patience (in seconds) is over.
 
-    ``what`` is waited for, in words; ``code`` is that of the trouble. ``unpaid``: only rows lack that count as failed.
+    ``what`` it waits for, in words; ``code`` of the trouble. ``unpaid``: the missing rows are all counted as failed.
     """
     patience = min(patience, UNPAID_SECONDS) if unpaid else patience
     since = shard.late_at if shard.late_at is not None else now
@@ -52,11 +52,11 @@ def wait_for_files(
 
 
 def attended(shard: ShardRecord, now: float) -> ShardRecord:
-    """The shard, its waits begun later by the time in which it was due and nobody looked.
+    """The shard with its waits begun later, by the time in which it was due and nobody looked.
 
-    Workers may have been away, or Redis' clock leapt: neither gave the provider a chance to show what lacks, and the
-    verdict over paid rows hangs on these waits. What a sweep publishes anew before that is due from then on: the script
-    `raise` forgives the time until then.
+    Workers may have been away, or Redis' clock leapt: in neither case could we see what the provider showed, and these
+    waits decide what happens to paid rows. What a sweep published again meanwhile was due from that moment on: the
+    script `raise` takes the time before it off.
     """
     unattended = now - shard.next_at - max(shard.wait, _SHORTEST_LAPSE)
     if unattended <= 0.0:
@@ -65,7 +65,7 @@ def attended(shard: ShardRecord, now: float) -> ShardRecord:
 
 
 def waits_of(shard: ShardRecord) -> dict[str, float]:
-    """Since when it waits, by field. Each turn records that: one that did not look must not lose what is forgiven."""
+    """Since when it waits, by field. Each turn records that, so shortened waits survive a turn that did not look."""
     return {name: since for name in _WAITS if (since := getattr(shard, name)) is not None}
 
 

@@ -1,4 +1,4 @@
-"""A least rate for whatever comes over a line: sockets time out by silence only. Pure."""
+"""A minimum rate for transfers: sockets time out only by silence. Pure."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from collections.abc import Callable
 
 from batchpipe.errors import TransientError, Unavailable
 
-#: A silence this long within a transfer means the connection is dead; over so long the least rate is measured.
+#: A silence this long within a transfer means the connection is dead; the minimum rate is measured over as long.
 SILENCE_SECONDS = 60.0
 
 
 class LeastRate:
-    """Told of each block of a transfer, calls ``check`` and raises ``error`` (``transfer_timeout``) if, over a
+    """Called with each block of a transfer; calls ``check``, and raises ``error`` (``transfer_timeout``) if, over a
     window (seconds), the bytes come slower than ``rate`` a second.
     """
 

@@ -1,7 +1,7 @@
-"""What a round has brought for a row, as one byte before its line in a collected file; and whether to send it again.
+"""The outcome of a row in a round, as one byte before its line in a collected file; and whether to send it again.
 
 ``+`` ok. Capital letters are final: ``F`` failed, ``M`` missing. Small ones are worth sending again while the job's
-attempts last: ``f`` failed, ``m`` missing, ``r`` never run, for its batch was refused because of other rows (once).
+attempts last: ``f`` failed, ``m`` missing, ``r`` never run, because its batch was refused for other rows (once).
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ OUTCOMES: dict[bytes, OutcomeState] = {
 
 #: The provider's codes for a row that it did not run, or not to its end.
 _PASSING_CODES = frozenset({"batch_expired", "batch_cancelled", "request_timeout"})
-#: Of these, the codes of rows that were not run at all; providers count them neither as completed nor as failed.
+#: Those of rows that were not run at all; providers count them neither as completed nor as failed.
 _NOT_RUN_CODES = frozenset({"batch_expired", "batch_cancelled"})
-#: The codes of a failure that came with HTTP 200, and that passes; a number is taken for an HTTP status.
+#: Codes of a failure that came with HTTP 200 and that passes; a number is taken for an HTTP status.
 _PASSING_FAILURES = _PASSING_CODES | {"server_error", "rate_limit_exceeded"} | QUOTA_CODES
 _PASSING_STATUSES = frozenset({0, 408, 409, 429})
 
@@ -56,14 +56,14 @@ def mark_of(answer: Answer) -> bytes:
 
 
 def was_not_run(answer: Answer) -> bool:
-    """Whether a line says that its row was not run: then it is no answer that the provider counts."""
+    """Whether a line says that its row was not run: then the provider does not count it."""
     return answer.response is None and (answer.error is None or _code(answer.error) in _NOT_RUN_CODES)
 
 
 def names_quota(answer: Answer) -> bool:
     """Whether a row was refused because the account has used up its quota: every further row would be refused with it.
 
-    By the error's own fields ``code`` and ``type``; words do not count, for an error may quote the row.
+    Decided by the error's own fields ``code`` and ``type``, not by its words, because an error may quote the row.
     """
     if answer.failure is not None:
         return answer.failure.code in QUOTA_CODES

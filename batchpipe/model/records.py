@@ -1,4 +1,4 @@
-"""The records of jobs and shards: frozen data, changed by ``evolve()``; and what may follow what.
+"""The records of jobs and shards: frozen data, changed by ``evolve()``; and which stages may follow each other.
 
 The same structs are what Redis holds (one hash each, see ``store/``). Times are unix seconds of Redis' clock.
 """
@@ -16,7 +16,7 @@ import msgspec
 #: Version of the records. Readers tolerate older ones: every field has a default.
 VERSION = 1
 
-#: How often telling a site's receivers may be put off: about an hour of tries.
+#: How often notifying a site's receivers may be postponed: about an hour of tries.
 MAX_TELLS = 60
 
 #: No countdown is longer, in seconds: it must stay far below the broker's visibility time-out.
@@ -27,11 +27,11 @@ JOB = -1
 
 
 class State(StrEnum):
-    """Where a job stands; each named after the last fact that is true."""
+    """The state of a job, named after the last fact that is true."""
 
-    PENDING = "pending"  #: recorded; nobody has looked at the input yet
+    PENDING = "pending"  #: recorded; the input has not been read yet
     PREPARING = "preparing"  #: the input is being checked and split
-    RUNNING = "running"  #: shards are planned; they stand for the job
+    RUNNING = "running"  #: shards are planned; their progress is the job's
     FINALIZING = "finalizing"  #: every shard of the round is collected; results are being merged
     SUCCEEDED = "succeeded"  #: every row is ok
     PARTIAL = "partial"  #: ended; some rows ok, some not
@@ -48,7 +48,7 @@ ENDED = frozenset({State.SUCCEEDED, State.PARTIAL, State.FAILED, State.CANCELLED
 
 
 class Stage(StrEnum):
-    """Where a shard stands; each named after the last fact that is true."""
+    """The stage of a shard, named after the last fact that is true."""
 
     PLANNED = "planned"  #: its file is in the workspace
     UPLOADED = "uploaded"  #: the provider holds its file
@@ -58,7 +58,7 @@ class Stage(StrEnum):
 
 
 class Status:
-    """The provider's words for a batch that is final. Every other status, unknown ones too, means it still runs."""
+    """The provider's final statuses of a batch. Any other status, also an unknown one, means that it still runs."""
 
     COMPLETED = "completed"
     FAILED = "failed"
@@ -76,7 +76,7 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Counts(msgspec.Struct, frozen=True, kw_only=True):
-    """The provider's ``request_counts``; null until it tells them."""
+    """The provider's ``request_counts``; null until it gives them."""
 
     total: int | None = None
     completed: int | None = None
@@ -84,7 +84,7 @@ class Counts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class BatchError(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One entry of a batch's ``errors.data``. Of very many all lines are kept, and the texts of the first."""
+    """One entry of a batch's ``errors.data``. If there are very many, all lines are kept, but only the first texts."""
 
     code: str | None = None
     message: str | None = None
@@ -97,19 +97,19 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
 
     v: int = VERSION
     stage: str = ""
-    epoch: int = 0  #: raised whenever somebody publishes again; a message of another epoch is void
+    epoch: int = 0  #: increased with each publication; a message of another epoch is void
     next_at: float = 0.0  #: when its message is meant to run
     wait: float = 0.0  #: the countdown that led to ``next_at``
-    token: str | None = None  #: the lease, while somebody holds it
+    token: str | None = None  #: the lease, while a worker holds it
     lease_until: float | None = None
-    lease_end: float | None = None  #: the turn's deadline: no renewal beyond it, unless the turn gets on
-    wake: bool = False  #: somebody wanted it to run while a lease lived
-    tries: int = 0  #: claims of this stage that ended in unforeseen trouble
-    lost: int = 0  #: claims of this stage whose holder vanished
-    overran: int = 0  #: of these, how many had met their deadline; each doubles the next one
+    lease_end: float | None = None  #: the turn's deadline: no renewal beyond it, unless the turn makes progress
+    wake: bool = False  #: a caller wanted it to run while it was leased
+    tries: int = 0  #: claims of this stage that ended with an unexpected error
+    lost: int = 0  #: claims of this stage with a holder that vanished
+    overran: int = 0  #: how many of these had run into their deadline; each doubles the next one
     pubs: int = 0  #: re-publications of this stage since the last claim
     task_ids: list[str] = []
-    trouble: Problem | None = None  #: why it is not getting on just now; cleared when it does
+    trouble: Problem | None = None  #: why it makes no progress just now; cleared when it does
     gone_at: float | None = None  #: since when a file of its workspace is missing
     gone_seen: float | None = None  #: when that was last found
 
@@ -133,16 +133,16 @@ class JobRecord(Record, frozen=True, kw_only=True):
     key: str | None = None
     queue: str = "batchpipe"
     input: str = ""  #: path or URL of the JSONL
-    bytes: int | None = None  #: of the input, where its submit could tell
+    bytes: int | None = None  #: of the input, if known at its submit
     spooled: bool = False  #: the input is our own copy of an iterator or stdin
     input_here: bool = False  #: only this host works on the job (``run``): a missing input is bad input
     output: str = ""
-    owns: list[str] = []  #: all names under which its output is its own until it is closed (``closed``)
+    owns: list[str] = []  #: all names of its output, which it owns until it is closed (``closed``)
     results: str = ""  #: where its result files lie; "": there are none (yet)
-    real: str = ""  #: that place without links, as the worker saw it: where they lie if a link is set again
+    real: str = ""  #: that place without links, as the worker saw it: where they still lie if a link changes
     written: list[list[int]] = []  #: bytes of its two result files, each time that they were put in place
-    aside: str = ""  #: the earlier job whose results it moves out of its output
-    copied: bool = False  #: they are at their new place, whole
+    aside: str = ""  #: the earlier job with results that it moves out of its output
+    copied: bool = False  #: they are complete at their new place
     workspace: str = ""
     order_files: list[str] = []  #: for each round, how its rows are spread over its shards; in the workspace
     max_rows: int = 50_000
@@ -151,17 +151,17 @@ class JobRecord(Record, frozen=True, kw_only=True):
     on_done: dict[str, Any] | None = None
     notify_sites: list[
         str
-    ] = []  #: listeners that wait for its end: those of the site that submitted it; none: any that hang
+    ] = []  #: listeners to notify of its end: those of the site that submitted it; none: any that are registered
     cancel: bool = False
-    hold: Problem | None = None  #: why nothing more is sent of it until a person decides
+    hold: Problem | None = None  #: why it sends nothing more until a person decides
     hold_at: float | None = None  #: since when
-    send_no_more: bool = False  #: no further batch is made of it: what is there is landed
+    send_no_more: bool = False  #: it makes no further batch: what is there is collected
     notified: bool = False  #: job.json is written, on_done is sent
     notify_attempts: int = (
-        0  #: how often telling a site's receivers of its end was put off; beyond ``MAX_TELLS``: given up
+        0  #: how often notifying a site's receivers of its end was postponed; not tried beyond ``MAX_TELLS``
     )
-    receiver_errors: int = 0  #: of these, how often a receiver raised
-    cleanup_attempts: int = 0  #: how often deleting its files at the provider was put off
+    receiver_errors: int = 0  #: how often of these a receiver raised
+    cleanup_attempts: int = 0  #: how often deleting its files at the provider was postponed
     closed: bool = False  #: notified and tidied up: nothing is left to do
     round: int = 0
     shards: int = 0  #: number of shards planned so far; the next index
@@ -204,36 +204,36 @@ class ShardRecord(Record, frozen=True, kw_only=True):
     model: str | None = None
     try_: int = msgspec.field(default=1, name="try")
     file_id: str | None = None
-    uploads: int = 0  #: upload calls begun; more than there are file ids: one may have left a file that nobody knows
+    uploads: int = 0  #: upload calls begun; if there are fewer file ids, one may have left a file that no record knows
     unused_files: list[str] = []  #: uploaded, but no batch was made from them
     unfound: int = 0  #: how often in a row the provider did not know its input file, batch or result file
     unseen_at: float | None = None  #: since when the account's key does not see its batch or file (404)
-    refused_at: float | None = None  #: since when a refusal that may pass is waited out
-    backoff: int = 0  #: how often in a row it was put off; sets the pause
+    refused_at: float | None = None  #: since when it waits for a refusal that may pass
+    backoff: int = 0  #: how often in a row it was postponed; sets the pause
     intent_at: float | None = None  #: first intent to create under the current key
     intent_ahead: float = 0.0  #: how much our time may have been ahead of the provider's then
     calls: list[str] = []  #: create calls under the current key that have no clear answer
     empty_at: float | None = None  #: first look after the latest call that found no batch
-    #: ids that unclear answers to those calls named (True: were about), to be read before anybody calls again
+    #: ids that unclear answers to those calls named (True: were about), to be read before any further call
     named: dict[str, bool] = {}
     other_at: float | None = None  #: since when create calls are answered with batches of other shards
-    refusal: Problem | None = None  #: a clear no while an older call is still unanswered
+    refusal: Problem | None = None  #: a clear refusal while an older call is still unanswered
     batch_id: str | None = None
-    spent: list[str] = []  #: ids of batches that were given up on purpose; never adopted
-    status: str | None = None  #: the provider's word
+    spent: list[str] = []  #: ids of batches that were abandoned on purpose; never adopted
+    status: str | None = None  #: the provider's status
     counts: Counts = Counts()
     snapshot_at: float | None = None  #: when status and counts were read
     cancel_sent: bool = False
-    cancelled_elsewhere: bool = False  #: its batch was cancelled, and not by us: that was said
+    cancelled_elsewhere: bool = False  #: its batch was cancelled, and not by us: that was reported
     landing: bool = (
-        False  #: it was given up before, and its batch is read again: what it brings is put to what is there
+        False  #: it was abandoned before, and its batch is read again: the rows are added to those that are there
     )
     overdue_at: float | None = None  #: when it was found that the batch has not ended after its window
     output_file_id: str | None = None
     error_file_id: str | None = None
     errors: list[BatchError] = []
-    late_at: float | None = None  #: since when files are waited for that lag what the provider counts
-    fetched: dict[str, str] = {}  #: result file -> length and digest of what came of it last, to know it again
+    late_at: float | None = None  #: since when it waits for files that lag behind the provider's counts
+    fetched: dict[str, str] = {}  #: result file -> length and digest of what came last, to notice a change
     ok: int | None = None
     failed: int | None = None
     missing: int | None = None
@@ -251,19 +251,19 @@ class ShardRecord(Record, frozen=True, kw_only=True):
 
     @property
     def key(self) -> str:
-        """What ties a batch at the provider to this shard and try (``batchpipe_key`` in its metadata)."""
+        """Identifies the batch of this shard and try at the provider (``batchpipe_key`` in its metadata)."""
         return f"{self.job}:{self.index}:{self.try_}"
 
     @property
     def upload_name(self) -> str:
-        """The name of its file at the provider: where metadata are not told, it says whose a batch is."""
+        """The name of its file at the provider: if metadata are not shown, it tells which shard a batch belongs to."""
         return f"batchpipe-{self.job}-{self.index}-{self.try_}.jsonl"
 
 
 class Move(msgspec.Struct, frozen=True, kw_only=True):
-    """What a step found out: the stage to go to, the fields to write, and the pause before the next look.
+    """The result of a step: the stage to go to, the fields to write, and the pause before the next look.
 
-    The same stage again means: come back after ``after`` seconds.
+    The same stage again means: retry after ``after`` seconds.
     """
 
     stage: Stage
@@ -271,11 +271,11 @@ class Move(msgspec.Struct, frozen=True, kw_only=True):
     changes: dict[str, Any] = {}
     events: list[tuple[str, dict[str, Any]]] = []
     hold: Problem | None = None  #: the job must send nothing more until a person decides, for this reason
-    pause: Problem | None = None  #: the account must rest, for this reason
+    pause: Problem | None = None  #: the account must be paused, for this reason
 
 
 def window_seconds(window: str) -> float:
-    """The seconds of a completion window such as 24h or 7d; a day for one that says nothing of it."""
+    """The seconds of a completion window such as 24h or 7d; a day if it has no number and unit."""
     found = re.fullmatch(r"(\d{1,4})([smhd])", window.strip().lower())
     return int(found[1]) * {"s": 1.0, "m": 60.0, "h": 3_600.0, "d": 86_400.0}[found[2]] if found else 86_400.0
 

@@ -1,8 +1,8 @@
-"""What a refusal of the provider concerns: the request itself, or the moment or the account, and then it is waited out.
+"""Whether a refusal of the provider concerns the request itself, or the moment or the account; those are waited for.
 
-Decided by the HTTP status, by the structured fields of the error, and by which call it was: a tenant may write what it
-likes into a row or its metadata, and an error may quote it. Words decide only towards letting the one job wait, where a
-provider sends them without a code: by how its whole message begins, which no quoted text can change.
+This is decided by the HTTP status, the structured fields of the error, and which call it was: a tenant may write
+anything into a row or its metadata, and an error may quote it. Words can only make this one job wait, if a provider
+sends no code: by the beginning of the whole message, which quoted text cannot change.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from typing import Any
 from batchpipe.errors import Refused
 from batchpipe.model.records import LONGEST_PAUSE, JobRecord, Move, Problem, ShardRecord, Stage, window_seconds
 
-#: A job that is being cancelled waits so long at most for a batch or file that its key does not see.
+#: The longest that a job that is being cancelled waits for a batch or file that its key does not see.
 CANCELLED_PATIENCE_SECONDS = 3_600.0
-#: Pauses between two looks for what is not seen begin with this.
+#: The first pause between two looks for something that is not seen.
 FIRST_UNSEEN_PAUSE = 5.0
-#: Pauses begin with this: a file that was just uploaded may need seconds; one that is refused is sent whole each time.
+#: The first pauses: a file that was just uploaded may need seconds; a refused one is sent as a whole each time.
 FIRST_FILE_PAUSE, FIRST_UPLOAD_PAUSE = 2.0, 30.0
 
-#: Codes of trouble that a person can end: when it is mended, `batchpipe resume ACCOUNT` looks again at once.
+#: Codes of trouble that a person can end: after that, `batchpipe resume ACCOUNT` looks again at once.
 FOR_A_PERSON = frozenset({"batch_unseen", "file_quota", "account_full", "file_not_ready", "file_not_found"})
 
-#: Codes with which a shard is given up though its batch may have results.
+#: Codes with which a shard is abandoned though its batch may have results.
 LANDABLE = frozenset(
     {
         "batch_gone",
@@ -36,7 +36,7 @@ LANDABLE = frozenset(
     }
 )
 
-#: Codes, spelled without case and signs, by which providers say that the account has no room.
+#: Codes, without case and punctuation, with which providers say that the account has no room.
 _NO_ROOM = frozenset(
     {
         *("quotaexceeded", "filequotaexceeded", "storagequotaexceeded", "resourcequotaexceeded", "resourceexhausted"),
@@ -44,33 +44,33 @@ _NO_ROOM = frozenset(
         *("storagelimitexceeded", "storagelimitreached", "storagefull", "insufficientstorage", "limitexceeded"),
     }
 )
-#: Codes by which they say that the input file cannot be used yet, or is not seen.
+#: Codes with which they say that the input file cannot be used yet, or is not seen.
 _FILE_STATE = frozenset(
     {
         *("filenotfound", "inputfilenotfound", "filenotready", "filenotprocessed", "filenotinprocessedstate"),
         *("invalidfilestate", "invalidfilestatus", "fileprocessing", "filepending", "gone"),
     }
 )
-#: A file in one of these states will be another minute.
+#: A file in one of these states needs more time.
 _UNFINISHED = frozenset({"pending", "uploaded", "uploading", "notrunning", "running", "processing", "importing"})
-#: Statuses that concern the body of an upload, whoever sends it: too large, of a kind that is not taken.
+#: Statuses that concern the body of an upload, no matter who sends it: too large, or of a kind that is not accepted.
 _BODY = frozenset({413, 414, 415})
 
 
 #: The code of a queue that is full.
 TOKEN_LIMIT = "token_limit_exceeded"
-#: How the message begins of the two refusals that come as words alone.
+#: How the messages of the two refusals begin that come without a code.
 _TOKEN_LIMIT_WORDS = re.compile(r"enqueued token limit reached\b", re.IGNORECASE)
 _NO_FILE_WORDS = re.compile(r"cannot find file\b", re.IGNORECASE)
 
 
 def says_token_limit(message: str | None) -> bool:
-    """Whether a provider's message is the one of a full queue."""
+    """Whether a provider's message says that its queue is full."""
     return _TOKEN_LIMIT_WORDS.match(message or "") is not None
 
 
 def says_no_file(message: str | None) -> bool:
-    """Whether a provider's message is the one of a file that it does not find."""
+    """Whether a provider's message says that it does not find a file."""
     return _NO_FILE_WORDS.match(message or "") is not None
 
 
@@ -84,9 +84,9 @@ def is_no_room(error: Refused) -> bool:
 
 
 def upload_may_pass(error: Refused) -> bool:
-    """Whether a refused upload concerns the account or the moment: nothing of the rows was looked at by then.
+    """Whether a refused upload concerns the account or the moment: the rows have not been read by then.
 
-    Final is what names the body: its size or kind, or the parameter that it came in.
+    A refusal is final if it names the body: its size or kind, or the parameter that it came in.
     """
     if is_no_room(error):
         return True
@@ -115,9 +115,9 @@ def is_unfinished(status: str | None) -> bool:
 def wait_out(
     shard: ShardRecord, stage: Stage, problem: Problem, *, now: float, longest: float, first: float, advice: str
 ) -> Move:
-    """Come back later, with pauses that double; ``longest`` seconds after the first refusal it is over.
+    """Retry later, with pauses that double, until ``longest`` seconds after the first refusal.
 
-    Raises Refused then, with the same code and what to do.
+    After that, raises Refused with the same code and what to do.
     """
     since = shard.refused_at if shard.refused_at is not None else now
     left = since + longest - now
@@ -132,9 +132,9 @@ def wait_out(
 
 
 def believed_at(job: JobRecord, shard: ShardRecord, born: float | None, *, now: float, patience: float) -> float:
-    """When a 404 about what was made at ``born`` may be believed: until then it accuses the key, for keys change.
+    """When to believe a 404 about something created at ``born``: until then the key may be the cause, as keys change.
 
-    Not before the end of the window, nor ``patience`` seconds after the first one. Who has cancelled waits an hour.
+    Not before the end of the window, nor ``patience`` seconds after the first 404. A cancelled job waits an hour.
     """
     since = shard.unseen_at if shard.unseen_at is not None else now
     if job.cancel:
@@ -145,12 +145,12 @@ def believed_at(job: JobRecord, shard: ShardRecord, born: float | None, *, now: 
 def unseen(
     job: JobRecord, shard: ShardRecord, stage: Stage, what: str, error: Refused, *, now: float, ends: float
 ) -> Move:
-    """The account's key does not see ``what``: said at the first time, looked for with pauses that double."""
+    """The account's key does not see ``what``: reported the first time, looked for with pauses that double."""
     since = shard.unseen_at if shard.unseen_at is not None else now
     after = min(FIRST_UNSEEN_PAUSE * 2 ** min(shard.unfound, 10), LONGEST_PAUSE)
     message = (
         f"the key of account {job.account!r} does not see {what} ({error.message}): was the key, the project or the "
-        f"base_url changed? Mend it, then: batchpipe resume {job.account}; it is looked for until it is seen, "
+        f"base_url changed? Correct it, then: batchpipe resume {job.account}; it is looked for until it is seen, "
         f"for {in_words(max(ends - now, 0.0))} at least"
     )
     problem = Problem(code="batch_unseen", message=message)

@@ -1,7 +1,7 @@
 """One request or response line: parse, check, classify. Pure.
 
-Requests are checked the way a strict server would: what passes here is not refused there for its form.
-Answers are read leniently where it costs nothing, for their bodies are the provider's business.
+Requests are checked as by a strict server: what passes here is not refused there for its form.
+Answers are read leniently where that costs nothing, because their bodies are up to the provider.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ MAX_EMBEDDING_INPUTS = 50_000
 EMBEDDINGS = "/v1/embeddings"
 MODERATIONS = "/v1/moderations"
 
-#: Where the body may leave the model to the provider.
+#: Endpoints for which the body may leave the model to the provider.
 _MODEL_OPTIONAL = ("/v1/moderations", "/v1/images/", "/v1/videos")
-#: How alike an address must be to be a slip; Azure's are ours without the /v1, and no slips.
+#: How similar an address must be to count as a typing error; Azure's are ours without the /v1, and are none.
 _SLIP = 0.93
-#: The first one that is no part of a text: in those a quote has a backslash.
+#: The first one that is not inside a string: there a quote has a backslash.
 _ID_IN_LINE = re.compile(rb'(?<!\\)"custom_id"\s*:\s*("(?:[^"\\\x00-\x1f]|\\.)*")')
 _BOM = b"\xef\xbb\xbf"
 
 
 class OutcomeState(StrEnum):
-    """What became of one row."""
+    """The outcome of one row."""
 
-    OK = "ok"  #: no error, status 200, and a body that is not known to be no answer (see ``bodies``)
+    OK = "ok"  #: no error, status 200, and no body that is known not to be an answer (see ``bodies``)
     FAILED = "failed"  #: a line came, and it is not ok
     MISSING = "missing"  #: no line came
 
@@ -53,8 +53,8 @@ class Answer(msgspec.Struct, frozen=True):
     """What batchpipe wants to know of one line of a provider's output or error file.
 
     ``response`` and ``error`` are the provider's raw JSON, None where null or absent. ``failure``: why a body that
-    came with HTTP 200 is no answer. ``incomplete``: why an answer that is ok ended early. ``items``: the length of its
-    ``data``.
+    came with HTTP 200 is not an answer. ``incomplete``: why an answer that is ok ended early. ``items``: the length of
+    its ``data``.
     """
 
     custom_id: str
@@ -127,7 +127,7 @@ def check_request(line: bytes, number: int, endpoint: str) -> Request:
     """
     try:
         if not line.isascii():
-            str(line, "utf-8")  # msgspec does not look into the values that it skips
+            str(line, "utf-8")  # msgspec does not check the values that it skips
         found: _Line | _EmbeddingLine
         found = _decode_embedding(line) if endpoint == EMBEDDINGS else _decode_line(line)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -167,7 +167,7 @@ def _count_inputs(value: str | list[msgspec.Raw], number: int) -> int:
 
 
 def _explain(line: bytes, number: int, endpoint: str, reason: str) -> InvalidInput:
-    """Why a line was refused, in words; slow, for it happens once."""
+    """Why a line was refused, in words; it may be slow, because it is called once."""
     try:
         row = _parse(line, number)
         _explain_fields(row, number, endpoint)
@@ -212,7 +212,7 @@ def _parse(line: bytes, number: int) -> dict[str, Any]:
     return row
 
 
-#: How files begin that are no JSONL, and what to do about it.
+#: How files begin that are not JSONL, and what to do about it.
 _BEGINNINGS: tuple[tuple[bytes, str], ...] = (
     (b"\x1f\x8b", "this file is gzip: unpack it first (gunzip)"),
     (b"\x28\xb5\x2f\xfd", "this file is zstd: unpack it first (unzstd)"),
@@ -249,7 +249,7 @@ def _no_constant(name: str) -> None:
 
 
 def _other_endpoint(url: Any, endpoint: str) -> str:
-    """What to do where a row has another address than the job: most likely a slip, or rows of another kind."""
+    """What to do if a row has another address than the job: most likely a typing error, or rows of another kind."""
     if not isinstance(url, str) or not 0 < len(url) <= 100:
         return ""
     if get_close_matches(url, [endpoint], cutoff=_SLIP):
@@ -294,7 +294,7 @@ def _explain_body(body: dict[str, Any], endpoint: str, refuse: Any) -> None:
 
 
 def _shown(row: dict[str, Any], field: str) -> str:
-    """A wrong value as a message can show it: short, and without what may be private text."""
+    """A wrong value as shown in a message: short, and without text that may be private."""
     if field not in row:
         return "missing"
     value = row[field]
@@ -346,7 +346,7 @@ def read_answer(line: bytes) -> Answer:
 
 
 def readable_id(line: bytes) -> str | None:
-    """The ``custom_id`` of a line that is no whole JSON, if it stands in it."""
+    """The ``custom_id`` of a line that is not complete JSON, if the line contains it."""
     found = _ID_IN_LINE.search(line)
     try:
         name = json.loads(found[1]) if found else None
@@ -356,7 +356,7 @@ def readable_id(line: bytes) -> str | None:
 
 
 def is_object(line: bytes) -> bool:
-    """Whether a line is a whole JSON object, of whatever kind."""
+    """Whether a line is a complete JSON object of any kind."""
     try:
         return isinstance(msgspec.json.decode(line), dict)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
@@ -364,8 +364,8 @@ def is_object(line: bytes) -> bool:
 
 
 def strict_json(line: bytes) -> bytes | None:
-    """What Python servers write for JSON, with NaN, Infinity or half a surrogate pair in it, as JSON: with null and
-    ``?`` in their places. None for what is JSON already, and for what is not whole or no object.
+    """Makes valid JSON of what some Python servers write, with NaN, Infinity or half a surrogate pair: these become
+    null and ``?``. None if it is already JSON, or not a complete object.
     """
     with suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         msgspec.json.decode(line)
@@ -382,7 +382,7 @@ _NO_BODY = Body()
 
 
 def _look_into(response: bytes) -> tuple[int | None, Body]:
-    """Status code and body of a raw ``response``; None and nothing where it has none."""
+    """Status code and body of a raw ``response``; None and empty bytes if it has none."""
     try:
         found = _decode_response(response)
     except (msgspec.DecodeError, UnicodeDecodeError):
@@ -394,7 +394,7 @@ def _look_into(response: bytes) -> tuple[int | None, Body]:
 
 
 def _as_status(told: Any) -> int | None:
-    """Some gateways tell it as a text, or as 200.0."""
+    """Some gateways write it as a text, or as 200.0."""
     if isinstance(told, float) and told.is_integer():
         return int(told)
     return int(told) if isinstance(told, str) and len(told) == 3 and told.isascii() and told.isdigit() else None
@@ -415,7 +415,7 @@ def error_line(
 ) -> bytes:
     """The line of ``errors.jsonl`` for a row that is not ok, without a newline.
 
-    ``response`` and ``error`` are raw JSON, the provider's own where a line came; null where None.
+    ``response`` and ``error`` are raw JSON, the provider's own if a line came; None becomes null.
     """
     return b'{"custom_id":%s,"outcome":"%s","attempts":%d,"response":%s,"error":%s}' % (
         msgspec.json.encode(custom_id),
@@ -427,7 +427,7 @@ def error_line(
 
 
 def failed_line(answer: Answer, attempts: int) -> bytes:
-    """The line of ``errors.jsonl`` for a row whose answer is not ok, without a newline."""
+    """The line of ``errors.jsonl`` for a row with an answer that is not ok, without a newline."""
     error = answer.error if answer.failure is None else raw_error(answer.failure.code, answer.failure.message)
     return error_line(answer.custom_id, OutcomeState.FAILED, attempts, answer.response, error)
 

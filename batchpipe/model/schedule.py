@@ -1,7 +1,7 @@
-"""One schedule: when it runs, what it submits, and what its placeholders become. Pure; the only importer of cronsim.
+"""One schedule: when it runs, what it submits, and the values of its placeholders. Pure; the only importer of cronsim.
 
-Times are those of Debian's cron, over daylight saving too: a fixed time that a spring night leaves out runs right after
-the gap, one that an autumn night has twice runs once; ``*/15 * * * *`` and the like go on by the real time.
+Times are those of Debian's cron, also at changes of daylight saving: a fixed time that is skipped in spring runs right
+after the gap, one that comes twice in autumn runs once; ``*/15 * * * *`` and the like follow the real time.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from zoneinfo import ZoneInfo
 from cronsim import CronSim, CronSimError
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
-#: The short forms that Debian's cron knows; ``@reboot`` is no time.
+#: The short forms that Debian's cron knows, but not ``@reboot``, which is not a time.
 ALIASES = {
     "@yearly": "0 0 1 1 *",
     "@annually": "0 0 1 1 *",
@@ -30,11 +30,11 @@ ALIASES = {
     "@hourly": "0 * * * *",
 }
 
-#: What a placeholder becomes: local time of the run, to the minute. ``{name}`` is the schedule's.
+#: The format of each placeholder: local time of the run, to the minute. ``{name}`` is the schedule's.
 PLACEHOLDERS: dict[str, Callable[[datetime], str]] = {
     "date": lambda at: f"{at:%Y-%m-%d}",
     "time": lambda at: f"{at:%H%M}",
-    "datetime": lambda at: f"{at:%Y%m%dT%H%M%z}",  # with its offset: autumn has an hour twice
+    "datetime": lambda at: f"{at:%Y%m%dT%H%M%z}",  # with its offset: in autumn an hour comes twice
     "year": lambda at: f"{at:%Y}",
     "month": lambda at: f"{at:%m}",
     "day": lambda at: f"{at:%d}",
@@ -43,7 +43,7 @@ PLACEHOLDERS: dict[str, Callable[[datetime], str]] = {
     "yesterday": lambda at: f"{at.date() - timedelta(days=1):%Y-%m-%d}",
     "week": lambda at: f"{at:%G-W%V}",
 }
-#: Those that never come back; a key without any would find the first job again for ever.
+#: Those with values that never repeat; a key without any would always find the first job again.
 UNIQUE = ("date", "datetime", "yesterday", "week", "year")
 
 DEFAULT_KEY = "schedule-{name}-{datetime}"
@@ -112,7 +112,7 @@ class Schedule(BaseModel):
 
     @property
     def fingerprint(self) -> str:
-        """The same as long as the schedule runs at the same times."""
+        """Unchanged as long as the schedule runs at the same times."""
         text = f"{' '.join(self.crontab.lower().split())} {self.timezone}"
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
@@ -120,8 +120,8 @@ class Schedule(BaseModel):
         """The times after this one, in the schedule's zone, each instant once."""
         last = moment
         for found in CronSim(five_fields(self.crontab), moment.astimezone(self.zone)):
-            # cronsim forgets on which side of autumn's repeated hour it began, and runs all that fell into spring's
-            # gap at the gap's end
+            # cronsim forgets on which side of autumn's repeated hour it began, and runs everything that fell into
+            # spring's gap at the end of the gap
             if found.timestamp() > last.timestamp():
                 last = found.astimezone(UTC)
                 yield last.astimezone(self.zone)
@@ -151,7 +151,7 @@ def five_fields(crontab: str) -> str:
 
 
 def check_crontab(crontab: str) -> None:
-    """Raises ValueError for a crontab that cannot be read or never comes true."""
+    """Raises ValueError for a crontab that cannot be read or never comes due."""
     text = five_fields(crontab)
     if text.startswith("@"):
         raise ValueError(f"{text!r} is not known; of the short forms there are {', '.join(ALIASES)}")

@@ -14,13 +14,13 @@ from batchpipe.model.rows import add_usage
 
 #: Where a job's files lie below its output.
 OUTPUT_FILE, ERROR_FILE, JOB_FILE = "output.jsonl", "errors.jsonl", "job.json"
-#: Where results of an earlier job go when another one begins to write to the same output: beside its workspace.
+#: Where results of an earlier job go when another one begins to write to the same output: next to its workspace.
 EARLIER = ".batchpipe"
 
 
 #: The fields of shards that a view of a job needs, as they are stored.
 SHOWN = ("round", "batch_id", "status", "rows", "counts", "ok", "failed", "missing", "incomplete")
-#: Those that ``metrics_view`` needs, too.
+#: Those that ``metrics_view`` needs in addition.
 MEASURED = (
     *("round", "batch_id", "rows", "ok", "failed", "missing", "usage", "cost", "uploads", "spent"),
     *("planned_at", "uploaded_at", "created_at", "ended_at", "collected_at"),
@@ -28,7 +28,7 @@ MEASURED = (
 
 
 class Sums:
-    """What the shards of a job have brought so far, added up one by one: there may be 100,000."""
+    """The results of a job's shards so far, added up one by one: there may be 100,000."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -44,13 +44,13 @@ class Sums:
         add_usage(self._incomplete, shard.incomplete)
 
     def rows(self, job: JobRecord) -> dict[str, int | None]:
-        """The job's own numbers; while it runs, what its collected shards have brought so far, if all have."""
+        """The job's own numbers; while it runs, the sums over its shards, if all of them have numbers."""
         if job.ok is not None or not self.count or job.round > 1 or not self._all_known:
             return {"total": job.total, "ok": job.ok, "failed": job.failed, "missing": job.missing}
         return {"total": job.total, **self._rows}
 
     def incomplete(self, job: JobRecord) -> dict[str, int]:
-        """Rows that are ok and ended early, by reason; of a job that runs, those of its shards so far."""
+        """Rows that are ok and ended early, by reason; for a running job, those of its shards so far."""
         return job.incomplete if job.ok is not None or not self.count else self._incomplete
 
 
@@ -68,9 +68,9 @@ def job_view(job: JobRecord, shards: Iterable[ShardRecord] | None = None) -> dic
 
 def page_view(job: JobRecord, first: int, shards: Iterable[ShardRecord]) -> dict[str, Any]:
     """A job as a JSON object with some of its shards, from an index on: ``shards_in_all``, and ``next``, the index to
-    go on from, or null.
+    continue from, or null.
 
-    Numbers of rows that are sums over all shards are there if these are all of them; else the job's own, at its end.
+    Row counts that are sums over all shards are included if these are all of them; else only the job's own, at its end.
     """
     parts = list(shards)
     whole = first == 0 and len(parts) >= job.shards
@@ -80,9 +80,9 @@ def page_view(job: JobRecord, first: int, shards: Iterable[ShardRecord]) -> dict
 
 
 def json_of_job(job: JobRecord, read: Callable[[], Iterable[ShardRecord]]) -> Iterator[bytes]:
-    """The same with all shards as a text of JSON, a part at a time: memory does not grow with their number.
+    """The same with all shards as JSON text, a part at a time: memory does not grow with their number.
 
-    ``read`` reads the shards; of a job that runs, twice.
+    ``read`` reads the shards; for a running job it is called twice.
     """
     sums = Sums()
     for shard in read() if job.ok is None else ():
@@ -118,15 +118,15 @@ def _head(job: JobRecord, sums: Sums) -> dict[str, Any]:
 
 
 def telling(job: JobRecord) -> str | None:
-    """For people: that a site's receivers have not heard of the job's end. None where they have, or are about to."""
+    """For people: that a site's receivers were not notified of the job's end. None if they were, or are about to be."""
     if not job.state.ended or not job.notify_attempts:
         return None
     if job.notify_attempts > MAX_TELLS:
-        return f"receivers were never told: given up after {job.notify_attempts} tries; see its log"
+        return f"receivers were never notified: stopped after {job.notify_attempts} tries; see its log"
     if job.notified:
         return None
     tries = "1 try" if job.notify_attempts == 1 else f"{job.notify_attempts} tries"
-    return f"receivers not told yet: {tries}, last: {job.trouble.message if job.trouble else 'not known'}"
+    return f"receivers not notified yet: {tries}, last: {job.trouble.message if job.trouble else 'not known'}"
 
 
 def ended_early(incomplete: Mapping[str, int]) -> str:
@@ -161,9 +161,9 @@ def metrics_view(
 ) -> dict[str, Any]:
     """Rows, tokens, cost, and seconds in each stage (the longest shard's; a stage that is under way up to now).
 
-    ``events`` of the job's log tell of its waits; the same trouble again and again is one of them.
+    ``events`` of the job's log show its waits; repeated trouble of the same kind counts as one.
 
-    The cost is of what is collected; null if that of one shard is not known.
+    The cost covers what is collected; null if the cost of one shard is not known.
     """
     seen = _Measures(now)
     for shard in shards:

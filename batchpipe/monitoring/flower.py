@@ -1,4 +1,4 @@
-"""Flower, told what our tasks mean, and safe to leave running: on loopback, behind a password.
+"""Flower, with our tasks shown as what they mean, and safe to leave running: on loopback, behind a password.
 
 Only ``batchpipe flower`` loads this module; Flower's options are those of its process.
 """
@@ -29,16 +29,16 @@ from batchpipe.tasks.chain import LAST_TIME
 
 logger = logging.getLogger(__name__)
 
-#: File in HOME with the password that was made, where none is set.
+#: File in HOME with the generated password, if none is set.
 PASSWORD_FILE = "flower-password"
-#: What the list of tasks shows, from left to right.
+#: The columns of the list of tasks.
 COLUMNS = "name,args,state,result,runtime,received,uuid,worker"
-#: The history is written so often, and at the end.
+#: How often the history is written; also at the end.
 SAVE_SECONDS = 60
 #: Options that carry secrets: everybody on the machine can read the arguments of a process.
 _SECRET_OPTIONS = {"basic_auth", "oauth2_secret", "cookie_secret", "broker_api"}
 
-#: Tasks that beat sends every few seconds; they are no job's.
+#: Tasks that beat sends every few seconds; they belong to no job.
 _PULSE = ("batchpipe.sweep", "batchpipe.schedules")
 
 Event = dict[str, Any]
@@ -46,7 +46,7 @@ Event = dict[str, Any]
 
 @dataclass(frozen=True)
 class Door:
-    """Where Flower listens, and whether it asks for a password. What is None is left to Flower's own options."""
+    """Where Flower listens, and whether it asks for a password. None leaves a value to Flower's own options."""
 
     address: str | None = None
     port: int | None = None
@@ -58,8 +58,8 @@ def run_flower(
 ) -> None:
     """Run Flower on this Celery app in the foreground until it is told to stop. Raises SettingsError.
 
-    ``extra`` are options of Flower's; its FLOWER_* variables hold, too. ``tell`` says where it is; where nobody else
-    reads that (``private``) with the password.
+    ``extra`` are Flower's own options; its FLOWER_* variables apply, too. ``tell`` is called with its address, and,
+    if nobody else can read that (``private``), with the password.
     """
     with _history(settings) as kept:
         _read_options(settings, door, extra, persistent=kept)
@@ -90,14 +90,14 @@ def _history(settings: Settings) -> Iterator[bool]:
 
 
 def _read_options(settings: Settings, door: Door, extra: tuple[str, ...], *, persistent: bool) -> None:
-    """Our defaults, then Flower's variables, file and arguments, then what our command was told."""
+    """Sets our defaults, then Flower's variables, file and arguments, then the options of our command."""
     options.address = "127.0.0.1"
-    options.logging = "none"  # our own log is set up already
+    options.logging = "none"  # our own logging is already set up
     options.tasks_columns = COLUMNS
     options.persistent = persistent
     options.db = str(settings.home / "flower")
     options.state_save_interval = SAVE_SECONDS * 1_000
-    options.conf = os.devnull  # by itself Flower would run a flowerconfig.py of the current folder, whose ever that is
+    options.conf = os.devnull  # by default Flower would run any flowerconfig.py in the current folder
     for argument in extra:
         _check_option(argument)
     try:
@@ -112,7 +112,7 @@ def _read_options(settings: Settings, door: Door, extra: tuple[str, ...], *, per
 
 
 def _check_option(argument: str) -> None:
-    """Raises SettingsError for what Flower would leave out without a word, and for secrets in arguments."""
+    """Raises SettingsError for options that Flower would ignore silently, and for secrets in arguments."""
     name, given, _ = argument.lstrip("-").replace("-", "_").partition("=")
     if not argument.startswith("--") or name not in options or not (given or isinstance(options[name], bool)):
         raise SettingsError(f"{argument.partition('=')[0]} is no option of Flower's; they are written --name=value")
@@ -121,7 +121,7 @@ def _check_option(argument: str) -> None:
 
 
 def _lock(settings: Settings, door: Door, *, private: bool) -> str:
-    """See to it that Flower asks for a password; answers what to say of it. Raises SettingsError."""
+    """Make sure that Flower asks for a password; returns what to tell the user. Raises SettingsError."""
     if not door.auth:
         if not _is_loopback():
             raise SettingsError(
@@ -145,7 +145,7 @@ def _lock(settings: Settings, door: Door, *, private: bool) -> str:
 
 
 def _made_password(settings: Settings) -> tuple[str, str]:
-    """One that stays the same over restarts. Raises SettingsError."""
+    """A secret that stays the same over restarts. Raises SettingsError."""
     path = settings.home / PASSWORD_FILE
     try:
         return kept_secret(path, lambda: secrets.token_urlsafe(18)), f"password in {path}"
@@ -166,7 +166,7 @@ def _is_loopback() -> bool:
 
 
 def _explain_events(events: Any) -> None:
-    """Let Flower see each event as it is meant."""
+    """Let Flower see each event as a person should see it."""
     receive = events.on_event
 
     def on_event(event: Event) -> None:
@@ -188,7 +188,7 @@ def as_seen(event: Event, task: str) -> Event | None:
     if str(event.get("kwargs", "")).startswith(LAST_TIME):
         changes = {"kwargs": "", "result": event["kwargs"].removeprefix(LAST_TIME).rpartition("; again after")[0]}
     if kind == "task-received" and event.get("retries") and event.get("eta"):
-        # it waits for its time: to Celery, that is RECEIVED once more
+        # it waits for its time: Celery calls that RECEIVED again
         changes |= {"type": "task-retried", "received": event.get("timestamp")}
     elif kind == "task-retried":
         changes = {"exception": None, "result": event.get("exception")}
@@ -202,7 +202,7 @@ def as_seen(event: Event, task: str) -> Event | None:
 
 
 def _listen(flower: Flower) -> str:
-    """Open the door; answers where. Raises SettingsError."""
+    """Start to listen; returns the address. Raises SettingsError."""
     try:
         port = flower.start_http_server()
     except OSError as error:
@@ -217,7 +217,7 @@ def _listen(flower: Flower) -> str:
 
 
 def _serve(flower: Flower) -> None:
-    """Until SIGTERM or Ctrl-C, which both are what was asked for."""
+    """Runs until SIGTERM or Ctrl-C; both are a normal end."""
 
     def stop(*_: Any) -> None:
         raise SystemExit(0)
@@ -229,4 +229,4 @@ def _serve(flower: Flower) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         flower.stop()
         logging.shutdown()
-        os._exit(0)  # threads that ask a broker which is away would keep the process for minutes
+        os._exit(0)  # threads that call an unreachable broker would keep the process alive for minutes

@@ -1,7 +1,7 @@
 """Metrics for Prometheus: ``batchpipe metrics``, or mounted into a site's own server with ``wsgi_app()``.
 
-A scrape reads a few numbers and one hash of counts from Redis; the shards in flight are counted in Redis, and that is
-kept for some seconds. While Redis is away a scrape is answered all the same, with ``batchpipe_up 0`` and nothing else.
+A scrape reads a few numbers and one hash of counts from Redis; the shards in flight are counted within Redis, and the
+result is kept for some seconds. While Redis is away a scrape gets only ``batchpipe_up 0``.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ if TYPE_CHECKING:
     from wsgiref.simple_server import WSGIServer
 
 PREFIX = "batchpipe_"
-#: How long the count of the shards in flight is kept: many scrapers cost no more than one.
+#: How long the count of the shards in flight is kept, so that many scrapers cost no more than one.
 CENSUS_SECONDS = 10.0
-#: Accounts on which batches were created within this time are told of, though this host may not have their keys.
+#: Accounts with batches created within this time are included, though this host may not have their keys.
 RECENT_SECONDS = 7 * 86_400.0
 
 UP = "Whether Redis, and so the rest of these numbers, could be read."
@@ -42,22 +42,22 @@ UP = "Whether Redis, and so the rest of these numbers, could be read."
 GAUGES: dict[str, tuple[str, str]] = {
     "jobs": ("Jobs, by state; those that ended as long as their records are kept.", "state"),
     "shards": ("Unfinished shards, by stage.", "stage"),
-    "shards_in_trouble": ("Unfinished shards that do not get on just now; `batchpipe status` says why.", ""),
+    "shards_in_trouble": ("Unfinished shards that make no progress just now; `batchpipe status` says why.", ""),
     "oldest_shard_seconds": ("Age of the oldest unfinished shard, since it was planned.", ""),
-    "unfinished_records": ("Shards and jobs that something is still to be done for.", ""),
-    "overdue_records": ("Of these, those whose message is lost or whose worker is late.", ""),
-    "sweep_lag_seconds": ("How long past due the most overdue record is.", ""),
-    "sweep_age_seconds": ("Seconds since a sweep last came to its end; +Inf: there was none.", ""),
+    "unfinished_records": ("Shards and jobs with work left to do.", ""),
+    "overdue_records": ("How many of these have a lost message or a late worker.", ""),
+    "sweep_lag_seconds": ("How long the most overdue record is overdue.", ""),
+    "sweep_age_seconds": ("Seconds since the last complete sweep; +Inf: there was none.", ""),
     "clock_ahead_seconds": (
         "How far our time is ahead of Redis' clock, which was set back; 0: it was not.",
         "",
     ),
-    "account_paused_seconds": ("How much longer an account rests; 0: it is in use.", ACCOUNT),
+    "account_paused_seconds": ("How much longer an account is paused; 0: it is in use.", ACCOUNT),
 }
 
 
 class StoreCollector(Collector):
-    """Reads the store at each scrape. ``clock`` counts seconds, for what is kept between scrapes."""
+    """Reads the store at each scrape. ``clock`` counts seconds, for values that are kept between scrapes."""
 
     def __init__(
         self,
@@ -73,7 +73,7 @@ class StoreCollector(Collector):
         self._counted: tuple[Store, float, Census] | None = None
 
     def describe(self) -> list[Metric]:
-        """The names alone, for who asks for some of them: nothing is read when the collector is registered."""
+        """Only the names, for requests of some of them: nothing is read when the collector is registered."""
         counted = (
             (HistogramMetricFamily if metric.buckets else CounterMetricFamily)(PREFIX + name, metric.help)
             for name, metric in METRICS.items()
@@ -91,7 +91,7 @@ class StoreCollector(Collector):
         yield from found
 
     def _read(self, store: Store) -> Iterator[Metric]:
-        store.ping()  # one short try: a Redis that hangs must not hang the scrape, which Prometheus would give up
+        store.ping()  # one short try: a Redis that hangs must not hang the scrape, which Prometheus would abort
         stats, count_open_shards = store.stats(), self._count_open_shards(store)
         accounts = sorted({"default", *self._accounts(), *store.creating_accounts(stats.now - RECENT_SECONDS)})
         values: dict[str, float | dict[str, float]] = {
@@ -111,7 +111,7 @@ class StoreCollector(Collector):
         yield from _counters(store.read_counts(), accounts)
 
     def _count_open_shards(self, store: Store) -> Census:
-        with self._lock:  # whoever comes while it is counted waits for the same answer
+        with self._lock:  # other scrapes wait for the count that is under way
             now = self._clock()
             if self._counted is not None and self._counted[0] is store:
                 _, at, count_open_shards = self._counted
@@ -145,7 +145,7 @@ class _Counts:
         for field, number in fields.items():
             try:
                 numbers[key_of(field)] = number
-            except ValueError:  # of a newer version
+            except ValueError:  # written by a newer version
                 continue
         return cls(numbers)
 
@@ -167,8 +167,8 @@ def _counters(fields: dict[str, float], accounts: list[str]) -> Iterator[Metric]
 
 
 def _known_series(metric: Counted, accounts: list[str]) -> Iterator[tuple[str, ...]]:
-    """Series that are there from the beginning: what is born with its first count, rate() and increase() overlook.
-    A status has too many values for all of them."""
+    """Series that exist from the beginning, because rate() and increase() miss the first count of a new series.
+    Not for every status: there are too many values."""
     values = {**VALUES, "status": ("200", NO_ANSWER), ACCOUNT: tuple(accounts)}
     return product(*(values[label] for label in metric.labels))
 
@@ -190,9 +190,9 @@ def _histogram(name: str, metric: Counted, counts: _Counts, series: dict[tuple[s
 
 
 def collector(client: Client | None = None) -> StoreCollector:
-    """For a site that has a registry of its own: ``prometheus_client.REGISTRY.register(collector())``.
+    """For a site with a registry of its own: ``prometheus_client.REGISTRY.register(collector())``.
 
-    By default of this process's settings, which are read at the first scrape.
+    By default it uses this process's settings, which are read at the first scrape.
     """
 
     def chosen() -> Client:
@@ -203,14 +203,14 @@ def collector(client: Client | None = None) -> StoreCollector:
 
 @cache
 def _registry(client: Client | None) -> CollectorRegistry:
-    """Of batchpipe's metrics alone; the same one each time, for it keeps what is dear to count."""
+    """A registry of batchpipe's metrics alone; always the same one, because it keeps what is costly to count."""
     made = CollectorRegistry(auto_describe=False)
     made.register(collector(client))
     return made
 
 
 def wsgi_app(client: Client | None = None) -> WSGIApplication:
-    """A WSGI app that answers with the metrics, to be mounted where only your Prometheus can reach it."""
+    """A WSGI app that returns the metrics, to be mounted where only your Prometheus can reach it."""
     app: WSGIApplication = make_wsgi_app(_registry(client))
     return app
 
@@ -221,5 +221,5 @@ def render(client: Client | None = None) -> tuple[bytes, str]:
 
 
 def serve(client: Client, host: str, port: int) -> tuple[WSGIServer, Any]:
-    """Answer scrapes in a thread of this process. Raises OSError where the port is taken."""
+    """Answer scrapes in a thread of this process. Raises OSError if the port is taken."""
     return start_http_server(port, host, _registry(client))

@@ -50,7 +50,7 @@ class Answers:
     ) -> None:
         self.lines = self.duplicates = self.unknown = 0
         self.answered = 0  #: rows that have an answer
-        self.not_run = 0  #: of these, rows whose line says that they were not run
+        self.not_run = 0  #: how many of these have a line that says that they were not run
         self.usage: dict[str, int] = {}
         self.cost: int | None = 0  #: pico-dollars; None once the price of a row is not known
         self.incomplete: dict[str, int] = {}  #: ok rows that ended early, by reason
@@ -65,7 +65,7 @@ class Answers:
         self._rows: dict[bytes, int] = {}
         self._wanted: dict[bytes, int] = {}  #: for rows with more than one embedding input: how many
         self._model, self._prices, self._endpoint = shard.model, prices, endpoint
-        self._unread: set[bytes] = set()  #: rows whose own line does not parse
+        self._unread: set[bytes] = set()  #: rows with a line of their own that does not parse
         rows = 0
         with workspace.reader(shard.file) as requests:
             for line in paced(requests, check):
@@ -119,7 +119,7 @@ class Answers:
             what += "; it is the answer to that row, and may be paid"
         else:
             self.unread += 1
-            what += "; whose answer it is, and so what is paid, nobody knows"
+            what += "; its row, and so what is paid, is unknown"
         self.unreadable = self.unreadable or Problem(code="answer_unreadable", message=what)
 
     @property
@@ -181,7 +181,7 @@ class Answers:
         return None
 
     def unread_rows(self) -> list[int]:
-        """The numbers, from 1, of rows without an answer whose own line does not parse."""
+        """The numbers, from 1, of rows that have only a line of their own that does not parse."""
         if not self._unread:
             return []
         places = enumerate(self._rows.items(), 1)

@@ -31,7 +31,7 @@ class FilesApi(Protocol):
         """The length of a file, None where the provider does not tell; raises Gone, Unavailable."""
 
     def download(self, file_id: str, sink: Any, check: Callable[[], None]) -> int:
-        """Stream a file into ``sink``, which is an ``openai_api.Resumable``; returns the number of bytes.
+        """Stream a file into ``sink``, which is an ``provider.transfers.Resumable``; returns the number of bytes.
 
         Raises Gone, Unavailable.
         """

@@ -163,7 +163,7 @@ class JobRunner(Runner):
         job = lease.job
         if job.overran >= MAX_OVERRUNS:
             message = (
-                f"could not be prepared: {job.overran} times it did not get on, for hours in the end; "
+                f"could not be prepared: {job.overran} times it made no progress, in the end for hours; "
                 f"it may need {REMEDIES['prepare']}"
             )
             return self._refuse(lease, Problem(code="prepare_failed", message=message))
@@ -457,7 +457,9 @@ class JobRunner(Runner):
             if job.notify_attempts < MAX_TELLS:
                 raise
             level = logging.ERROR if error.raised else logging.WARNING
-            logger.log(level, "nobody is told of the end of job %s: %s", job.id, error, extra={"event": "not_told"})
+            logger.log(
+                level, "no receiver is notified of the end of job %s: %s", job.id, error, extra={"event": "not_told"}
+            )
             self.log(job.id, [("not_told", {"message": error.message})])
 
     def _tidy(self, job: JobRecord, lease: Lease) -> None:

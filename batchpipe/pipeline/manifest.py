@@ -191,7 +191,7 @@ def read_owner(output: Folder) -> Owner | None:
         if isinstance(error.__cause__, IsADirectoryError):
             raise foreign(output, JOB_FILE) from error
         if isinstance(error.__cause__, PermissionError):
-            message = f"{error}, so nobody can know whose results lie there; choose another output"
+            message = f"{error}, so the owner of the results there is unknown; choose another output"
             raise InvalidInput(message, field="output", code="output_unwritable") from error
         raise
     owner, state = view.get("id"), view.get("state")

@@ -51,7 +51,7 @@ class Outputs:
         return Folder(place, roots=self._settings.roots())
 
     def check(self, lease: Lease) -> str | None:
-        """Make sure that the output may be used. Returns the closed job whose results lie there, if there is one.
+        """Make sure that the output may be used. Returns the closed job with results there, if there is one.
 
         Raises OutputInUse, InvalidInput (``not_allowed``; ``output_foreign``: files that batchpipe did not write),
         StorageTrouble, LeaseLost.
@@ -181,7 +181,7 @@ class Outputs:
                 return False  # nothing of it was paid for
             raise OutputInUse(
                 f"output {job.output} has a job.json of job {owner.id}, which had not ended and is unknown here: "
-                "its rows may be paid for; choose another output, or move job.json away if that job is given up"
+                "its rows may be paid for; choose another output, or move job.json away if that job is abandoned"
             ) from None
         if not other.closed:
             raise OutputInUse(output_in_use(job.output, owner.id, other.stage))

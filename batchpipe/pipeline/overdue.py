@@ -90,7 +90,7 @@ class _Queues:
         self._dead: dict[str, int] = {}
 
     def that_have(self, places: list[tuple[str, int]]) -> dict[tuple[str, int], Waiting]:
-        """Those of these overdue records whose messages still wait in their queues."""
+        """Those of these overdue records with messages that still wait in their queues."""
         if self._turns.waiting_in is None or not places:
             return {}
         now, found = self._turns.store.now(), {}

@@ -314,7 +314,7 @@ def iter_failed_requests(
 
 
 def iter_failed_lines(requests: Iterable[bytes], index: BinaryIO) -> Iterator[bytes]:
-    """The same from the lines of the input itself, for a job whose workspace is cleaned up."""
+    """The same from the lines of the input itself, for a job with a workspace that is already cleaned up."""
     for line, ok in _paired(requests, iter_index(index)):
         if not ok:
             yield line

@@ -36,7 +36,7 @@ from batchpipe.telemetry.logs import log_event
 
 logger = logging.getLogger(__name__)
 
-#: Unforeseen failures of one stage before its shard is given up (never once it has a batch or an open intent).
+#: Unexpected failures of one stage before its shard is abandoned (never once it has a batch or an open intent).
 MAX_TRIES = 5
 #: The same for workers that vanish during one stage. Machines may die for hours; that is not the shard's fault.
 MAX_LOST = 50
@@ -95,10 +95,10 @@ class Done:
 
 #: What people read of a message that was not granted its turn.
 _REFUSED = {
-    "lease": "another worker is at it",
+    "lease": "another worker has it",
     "early": "too early: another message will do it",
     "stage": "nothing to do: it is at another step",
-    "epoch": "void: a newer message does it",
+    "epoch": "void: a newer message replaces it",
     "gone": "the job is gone",
 }
 
@@ -203,7 +203,7 @@ class Runner:
         if not lease.overran:
             return
         message = (
-            f"{link} did not get on and was ended; it starts over, and may now stand still for {lease.deadline:.0f} s: "
+            f"{link} made no progress and was ended; it starts over and may now go {lease.deadline:.0f} s without any: "
             f"it may need {REMEDIES[link]}"
         )
         self.store.save(lease, {"trouble": Problem(code="deadline", message=message)})

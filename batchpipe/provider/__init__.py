@@ -1,7 +1,7 @@
 """The provider: files and batches, over the real SDK. The only importer of openai.
 
-The SDK's own retries are off (Celery owns retrying, and a repeated create would pay twice); its errors become
-ours; its answers are read as raw JSON, for it validates nothing and a wrong object would pass.
+The SDK's own retries are off (Celery does the retries, and a repeated create would pay twice); its errors become
+ours; its responses are read as raw JSON, because it validates nothing and a wrong object would pass.
 """
 
 from batchpipe.provider.answers import Snapshot, StoredFile, parse_batch

@@ -1,4 +1,4 @@
-"""The provider's answers, made safe: any field may be absent or of another type, but for the id."""
+"""The provider's responses, made safe: any field except the id may be absent or of another type."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import orjson
 from batchpipe.errors import MOST_CODE, Unavailable, shortened
 from batchpipe.model.records import BatchError, Counts
 
-#: Entries of a batch's errors that are kept, those of which the texts are, and their characters.
+#: Entries of a batch's errors that are kept, entries with kept texts, and characters of a text.
 MOST_ERRORS, MOST_ERROR_TEXTS, MOST_ERROR_TEXT = 10_000, 100, 500
-#: Characters of a status, and of an id of a file or batch; pairs of metadata (the provider takes 16), names of usage.
+#: Characters of a status, and of an id of a file or batch; pairs of metadata (the provider accepts 16), names of usage.
 MOST_STATUS, MOST_ID, MOST_PAIRS = 64, 512, 64
 
 
 class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
-    """What the provider said of a batch, made safe: any field may be absent but the id."""
+    """The provider's view of a batch, made safe: any field except the id may be absent."""
 
     id: str
     status: str | None = None
@@ -34,7 +34,7 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class StoredFile(msgspec.Struct, frozen=True, kw_only=True):
-    """What the provider said of a file in its list: any field may be absent but the id."""
+    """The provider's view of a file in its list: any field except the id may be absent."""
 
     id: str
     name: str | None = None
@@ -59,12 +59,12 @@ def identified(value: dict[str, Any], what: str) -> dict[str, Any]:
 
 
 def is_addressable(name: str) -> bool:
-    """Whether an id can stand in the path of a URL and stay what it is."""
+    """Whether an id can be part of a URL's path unchanged."""
     return bool(name.strip(".")) and len(name) <= 512 and "%2e" not in name.lower()
 
 
 def _file_id(value: Any) -> str | None:
-    """A file's id, None where there is none ("" means that, too). Raises Unavailable for one that cannot be used."""
+    """A file's id, None if there is none ("" means that, too). Raises Unavailable for one that cannot be used."""
     name = text(value)
     if name is not None and not is_addressable(name):
         raise Unavailable("the provider names a file that cannot be asked for", code="nonsense")
@@ -72,13 +72,13 @@ def _file_id(value: Any) -> str | None:
 
 
 def parse_batch(value: dict[str, Any]) -> Snapshot:
-    """A batch object, whatever shape it came in. Raises Unavailable if it has no id."""
+    """A batch object from a response of any shape. Raises Unavailable if it has no id."""
     identified(value, "batch")
     counts = value.get("request_counts")
     metadata = value.get("metadata")
     return Snapshot(
         id=value["id"],
-        status=(short(value.get("status"), MOST_STATUS) or "").lower() or None,  # some shout
+        status=(short(value.get("status"), MOST_STATUS) or "").lower() or None,  # some providers write it in capitals
         input_file_id=short(value.get("input_file_id"), MOST_ID),
         output_file_id=_file_id(value.get("output_file_id")),
         error_file_id=_file_id(value.get("error_file_id")),
@@ -94,7 +94,7 @@ def parse_batch(value: dict[str, Any]) -> Snapshot:
 
 
 def parse_file(value: dict[str, Any]) -> StoredFile:
-    """A file object, whatever shape it came in. Raises Unavailable if it has no id."""
+    """A file object from a response of any shape. Raises Unavailable if it has no id."""
     identified(value, "file")
     return StoredFile(
         id=value["id"],
@@ -113,7 +113,7 @@ def _errors(value: Any) -> list[BatchError]:
 
 
 def _error(item: dict[str, Any], *, whole: bool) -> BatchError:
-    """An entry of a batch's errors. Which row it is about is always kept, its texts only of some."""
+    """An entry of a batch's errors. Its row is always kept, its texts only for some entries."""
     line = _count(item.get("line"))
     if not whole:
         return BatchError(line=line)
@@ -126,12 +126,12 @@ def _error(item: dict[str, Any], *, whole: bool) -> BatchError:
 
 
 def short(value: Any, most: int) -> str | None:
-    """A text of at most so many characters; None for what is none."""
+    """A text of at most so many characters; None for other values."""
     return shortened(value, most) if isinstance(value, str) and value else None
 
 
 def _metadata(value: Any) -> dict[str, str]:
-    """Ours stand among the first pairs or the last: all are looked at, and so many kept."""
+    """Our pairs may be the first or the last: all are examined, and so many kept."""
     if not isinstance(value, dict):
         return {}
     pairs = [(k, v) for k, v in value.items() if isinstance(v, str) and len(k) <= MOST_ID and len(v) <= MOST_ID]

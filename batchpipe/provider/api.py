@@ -39,7 +39,7 @@ from batchpipe.provider.trouble import translated
 if TYPE_CHECKING:
     import openai
 
-#: A list that is longer does not end.
+#: A list of more pages is taken to be endless.
 _MOST_PAGES = 10_000
 #: Calls for one page of a list.
 _PAGE_TRIES = 3
@@ -58,7 +58,7 @@ class Api:
         count: Count = uncounted,
         name: str = "default",
     ) -> None:
-        """``count`` is told of each call: the account's ``name``, route, HTTP status or ``error``, seconds."""
+        """``count`` is called for each call with the account's ``name``, route, HTTP status or ``error``, seconds."""
         self._count = partial(count, name)
         self._client = _client(account, control_seconds, http_client(self, self._count, follow_redirects=False))
         self._key = account.api_key.get_secret_value() if account.api_key else ""
@@ -70,13 +70,13 @@ class Api:
 
     @cached_property
     def _follower(self) -> openai.OpenAI:
-        """For downloads, which some providers redirect to a store. No other call follows: it might be made twice."""
+        """For downloads, which some providers redirect to a store. Other calls are not: they might be made twice."""
         return self._client.with_options(http_client=http_client(self, self._count, follow_redirects=True))
 
     # -- files -----------------------------------------------------------------------------------------------------
 
     def upload(self, handle: IO[bytes], name: str, check: Callable[[], None]) -> str:
-        """Stream a file to the provider and answer its id. ``check`` is called as it goes.
+        """Stream a file to the provider and return its id. ``check`` is called as it goes.
 
         Raises Unavailable, Paused, Refused.
         """
@@ -86,7 +86,7 @@ class Api:
             if not self._expires or "expires_after" not in str(error):
                 raise
             file_id = self._upload(handle, name, check, 0)
-            self._expires = 0  # a compatible server that does not know it: so it was that, and no quoted row
+            self._expires = 0  # it worked without: this server does not know the option
             return file_id
 
     def _upload(self, handle: IO[bytes], name: str, check: Callable[[], None], expires: int) -> str:
@@ -105,7 +105,7 @@ class Api:
             return identified(json_object(answer.http_response.content), "file")["id"]  # type: ignore[no-any-return]
 
     def file_bytes(self, file_id: str) -> int | None:
-        """The size the provider tells, None where it tells none. Raises Unavailable, Paused."""
+        """The size that the provider reports, None if it reports none. Raises Unavailable, Paused."""
         try:
             with translated(self._key):
                 answer = self._client.files.with_raw_response.retrieve(file_id)
@@ -113,7 +113,7 @@ class Api:
                 if told.get("id", file_id) != file_id or ("id" not in told and "bytes" not in told):
                     raise Unavailable(f"asked for file {file_id}, the provider answered about another", code="nonsense")
                 size = told.get("bytes")
-        except Refused:  # some servers only give the content
+        except Refused:  # some servers only have the content
             return None
         except Unavailable as error:
             if error.code != NO_ROUTE and error.status != 501:
@@ -122,9 +122,9 @@ class Api:
         return size if isinstance(size, int) and not isinstance(size, bool) and size >= 0 else None
 
     def file_status(self, file_id: str) -> str | None:
-        """How far the provider is with a file (``processed``, ``pending``), None where it does not tell.
+        """The provider's status of a file (``processed``, ``pending``), None if it has none.
 
-        Raises Gone where this key does not see the file; Unavailable, Paused.
+        Raises Gone if this key does not see the file; Unavailable, Paused.
         """
         try:
             with translated(self._key):
@@ -132,7 +132,7 @@ class Api:
                 return text(json_object(answer.http_response.content).get("status"))
         except Gone:
             raise
-        except Refused:  # some servers only give the content
+        except Refused:  # some servers only have the content
             return None
         except Unavailable as error:
             if error.code != NO_ROUTE and error.status != 501:
@@ -140,16 +140,16 @@ class Api:
             return None
 
     def download(self, file_id: str, sink: BinaryIO | Resumable, check: Callable[[], None]) -> int:
-        """Stream a file into ``sink`` and answer the number of bytes, with those that were there.
+        """Stream a file into ``sink`` and return the number of bytes, including those that were there.
 
-        What a resumable sink has is not asked for again, if the provider continues files (``Range``).
+        Bytes that a resumable sink has are not fetched again, if the provider supports ``Range``.
         Raises Gone, Unavailable, Paused, Refused.
         """
         wanted = range_headers(sink)
         try:
             return self._stream(file_id, sink, check, wanted)
         except (Refused, Unavailable) as error:
-            # 416: what is there is no part of the file
+            # 416: the bytes that are there are not a part of the file
             if not wanted or not (error.status == 416 or error.code == WRONG):
                 raise
         return self._stream(file_id, sink, check, {})
@@ -163,20 +163,20 @@ class Api:
             translated(self._key),
             follower.files.with_streaming_response.content(
                 file_id,
-                # sizes are compared, so the bytes must come as they are
+                # sizes are compared, so the bytes must come uncompressed
                 extra_headers={"Accept-Encoding": "identity", **wanted},
                 timeout=self._transfer_timeout(answer=SILENCE_SECONDS),
             ) as answer,
         ):
             total = receive(sink, answer.status_code, answer.headers, ranged=bool(wanted))
-            for block in answer.iter_bytes():  # as they come: a block that must be filled first hides a drip
+            for block in answer.iter_bytes():  # as they come: waiting for a full block would hide a slow transfer
                 watch(len(block))
                 sink.write(block)
                 total += len(block)
         return total
 
     def file_name(self, file_id: str) -> str | None:
-        """The name under which a file was uploaded, None where nobody tells. Raises Unavailable, Paused, Refused."""
+        """The name under which a file was uploaded, None if it is not told. Raises Unavailable, Paused, Refused."""
         with translated(self._key):
             answer = self._client.files.with_raw_response.retrieve(file_id)
             told = json_object(answer.http_response.content)
@@ -190,7 +190,7 @@ class Api:
     def iter_files(self, since: float) -> Iterator[StoredFile]:
         """The account's files for batches, newest first, until one is older than ``since`` (the provider's clock).
 
-        Raises Gone or Refused where the provider cannot list; Unavailable, Paused.
+        Raises Gone or Refused if the provider cannot list; Unavailable, Paused.
         """
         for page in self._pages(self._client.files.with_raw_response.list, "files", limit=1_000, purpose="batch"):
             found = [parse_file(item) for item in page]
@@ -211,9 +211,9 @@ class Api:
     ) -> Snapshot:
         """The paid call: sent once. Raises AmbiguousResult unless the answer is clear.
 
-        A clear no is Unavailable (a 4xx that may pass, or code ``not_sent``: nothing left this host), Paused or
-        Refused. Each has, as ``named``, the ids of batches that its answer names: they are to be read before
-        anybody calls again.
+        A clear refusal is Unavailable (a 4xx that may pass, or code ``not_sent``: nothing left this host), Paused or
+        Refused. Each has in ``named`` the ids of batches that its answer names: these must be read before any further
+        call.
         """
         said: list[Said] = []
         try:
@@ -242,7 +242,7 @@ class Api:
         extra: dict[str, Any],
         said: list[Said],
     ) -> Said:
-        """The answer. Where it is an error, or breaks off, what came of it is added to ``said`` first."""
+        """The answer. If it is an error, or breaks off, what has come is added to ``said`` first."""
         import openai
 
         try:
@@ -273,7 +273,7 @@ class Api:
             return same(parse_batch(json_object(answer.http_response.content)), batch_id)
 
     def cancel_batch(self, batch_id: str) -> Snapshot:
-        """Raises Refused where the batch has ended already (read it again), Gone, Unavailable, Paused."""
+        """Raises Refused if the batch has already ended (read it again), Gone, Unavailable, Paused."""
         try:
             with translated(self._key):
                 answer = self._client.batches.with_raw_response.cancel(batch_id)
@@ -286,7 +286,7 @@ class Api:
     def iter_batches(self, since: float) -> Iterator[Snapshot]:
         """The account's batches, newest first, until one is older than ``since`` (the provider's clock).
 
-        Raises Gone or Refused where the provider cannot list; Unavailable, Paused.
+        Raises Gone or Refused if the provider cannot list; Unavailable, Paused.
         """
         for page in self._pages(self._client.batches.with_raw_response.list, "batches", limit=100):
             found = [parse_batch(item) for item in page]
@@ -297,7 +297,7 @@ class Api:
     def _pages(self, call: Callable[..., Any], what: str, **options: Any) -> Iterator[list[dict[str, Any]]]:
         """The pages of a list, none of them empty.
 
-        Raises Unavailable unless it can be read whole: half a list must not look like one in which something lacks.
+        Raises Unavailable unless it can be read completely: half a list must not look like one that lacks a batch.
         """
         after: str | None = None
         seen: set[str] = set()
@@ -315,7 +315,7 @@ class Api:
         raise Unavailable(f"the provider's list of {what} does not end", code="nonsense")
 
     def _page(self, call: Callable[..., Any], what: str, **options: Any) -> dict[str, Any]:
-        """One page, whose ``data`` are objects with an id. Asked for a few times: with it all pages before are lost."""
+        """One page, with objects that have an id in ``data``. Tried a few times: if it fails, the whole list fails."""
         for left in reversed(range(_PAGE_TRIES)):
             try:
                 with translated(self._key):
@@ -332,7 +332,7 @@ class Api:
         raise AssertionError("unreachable")
 
     def close(self) -> None:
-        """Close the connections; they open again at the next call."""
+        """Close the connections; the next call opens them again."""
         self._client.close()
         if "_follower" in self.__dict__:
             self._follower.close()
@@ -355,14 +355,14 @@ class Api:
         return LeastRate(what, self._rate, check, window=min(SILENCE_SECONDS, self._transfer))
 
 
-#: The SDK imports itself in pieces, some at their first use. Several threads in the middle of that may wait for each
-#: other for ever, so whoever comes first does all of it alone.
+#: The SDK imports itself in pieces, some at their first use. Several threads in the middle of that may deadlock, so
+#: the first one does all of it alone.
 _first_use = threading.Lock()
 
 
 def _forget_lock() -> None:
     global _first_use
-    _first_use = threading.Lock()  # it may have been held by a thread that the child does not have
+    _first_use = threading.Lock()  # a thread that the child does not have may have held it
 
 
 if hasattr(os, "register_at_fork"):
@@ -370,25 +370,25 @@ if hasattr(os, "register_at_fork"):
 
 
 def warm_up() -> None:
-    """Import the SDK now, in a process that has no other threads yet: half a second the first upload need not wait."""
+    """Import the SDK now, in a process without other threads: saves the first upload half a second."""
     with _first_use:
         import httpx2
         import openai
 
-        http = httpx2.Client(trust_env=False, verify=False)  # the environment may be wrong
+        http = httpx2.Client(trust_env=False, verify=False)  # the environment may have errors
         with openai.OpenAI(api_key="none", base_url="http://127.0.0.1:9/v1", http_client=http) as client:
             _touch(client)
 
 
 def _touch(client: openai.OpenAI) -> None:
-    """Make the parts that the SDK imports at their first use."""
+    """Create the parts that the SDK imports at their first use."""
     for part in (client.files, client.batches):
         _ = part.with_raw_response, part.with_streaming_response
 
 
 class Apis:
-    """The Api of each account, by name: one per process, for connections must not cross a fork, and a client
-    costs 20 ms to build."""
+    """The Api of each account, by name: one per process, because connections must not cross a fork, and a client
+    takes 20 ms to build."""
 
     def __init__(self, settings: Settings, count: Count = uncounted) -> None:
         self._settings = settings
@@ -396,7 +396,7 @@ class Apis:
         self._built: dict[tuple[int, str], Api] = {}
 
     def __call__(self, name: str) -> Api:
-        """Raises SettingsError where the account or its key is missing, or no client can be made of them."""
+        """Raises SettingsError if the account or its key is missing, or no client can be made of them."""
         key = (os.getpid(), name)
         found = self._built.get(key)
         if found is not None:
@@ -419,7 +419,7 @@ class Apis:
             )
         except SettingsError:
             raise
-        except Exception as error:  # whatever it is, a person must mend it, and must be told
+        except Exception as error:  # whatever the error is, a person must see and correct it
             secret = account.api_key.get_secret_value() if account.api_key else ""
             words = str(error).replace(secret, "***") if secret else str(error)
             message = f"account {name!r}: no client can be made: {type(error).__name__}: {words}"
@@ -427,7 +427,7 @@ class Apis:
 
 
 def _is_clear_no(error: BatchpipeError) -> bool:
-    """Nothing was made by this call. A conflict says only that something was: perhaps by us, behind a proxy's retry."""
+    """This call made nothing. A conflict only says that something was made: perhaps by us, if a proxy repeated it."""
     if not isinstance(error, Unavailable):
         return True
     if error.code in ("not_sent", "token_limit_exceeded") and (error.status or 400) < 500:
@@ -437,14 +437,14 @@ def _is_clear_no(error: BatchpipeError) -> bool:
 
 
 def _is_past(page: Sequence[Snapshot | StoredFile], since: float) -> bool:
-    """Whether a list, which is newest first, has come to what is older; one that is oldest first is read to its end."""
+    """Whether a list, newest first, has reached older entries; one that is oldest first is read to its end."""
     first, last = page[0].created_at, page[-1].created_at
     return first is not None and last is not None and last < since and first >= last
 
 
 @contextmanager
 def _redirected() -> Iterator[None]:
-    """What is said of an address is said of the one that we were sent to, not of the settings."""
+    """Errors about an address mean the one that we were redirected to, not the one of the settings."""
     try:
         yield
     except SettingsError as error:
@@ -477,7 +477,7 @@ def _client(account: Account, control_seconds: float, http: Any) -> openai.OpenA
             client = openai.OpenAI(api_key=key, base_url=url, max_retries=0, timeout=timeout, http_client=http)
     except (openai.OpenAIError, ValueError, httpx2.InvalidURL) as error:
         raise SettingsError(f"the provider's address is not usable: {error}") from None
-    # the SDK would fill these from the environment, which belongs to the account `default` alone
+    # the SDK would read these from the environment, which is for the account `default` alone
     client.organization = account.organization
     client.project = account.project
     _touch(client)

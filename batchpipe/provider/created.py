@@ -1,7 +1,7 @@
 """The answer to the paid call: the batch that it made, the ids that it names, or nothing.
 
-Whoever is answered with the id of a batch must not call again before that id is settled, so an id is looked for
-wherever an answer may have it: in a broken body, in an error's words, in the address that it redirects to.
+A caller that gets the id of a batch must not call again before that id is settled. So ids are searched everywhere in
+an answer: in a broken body, in the words of an error, in the address of a redirect.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ import orjson
 from batchpipe.errors import Unavailable
 from batchpipe.provider.answers import Snapshot, is_addressable, parse_batch, text
 
-#: The answer to a create call is small; what comes beyond this is not read.
+#: The answer to a create call is small; bytes beyond this are not read.
 _MOST_BYTES = 4_000_000
-#: Ids that are kept of one answer.
+#: How many ids of one answer are kept.
 MOST_NAMED = 4
 
 _ID = re.compile(rb'"id"\s*:\s*"([^"\\\x00-\x20]{1,512})"')
 _BATCH_ID = re.compile(rb'"batch_?id"\s*:\s*"([^"\\\x00-\x20]{1,512})"', re.IGNORECASE)
-#: An id in words: one with a digit, for `batch_expired` is a code. Ours begin with `batchpipe`.
+#: An id within a text: it needs a digit, because `batch_expired` is a code. Ours begin with `batchpipe`.
 _IN_WORDS = re.compile(rb"\bbatch[_-](?=[A-Za-z_-]*[0-9])[A-Za-z0-9_-]{1,500}")
 _LOCATION = re.compile(r"/batches/([^/]+)(?:/|$)")
 
 
 @dataclass(frozen=True)
 class Said:
-    """What came of an answer. ``content`` may be broken off (``whole`` is False)."""
+    """An answer as far as it came. ``content`` may be broken off (``whole`` is False)."""
 
     status: int
     content: bytes
@@ -49,7 +49,7 @@ class Partly:
         self._ends = time.monotonic() + seconds
 
     def read(self, blocks: Iterator[bytes]) -> None:
-        """Raises Unavailable for a body that does not end."""
+        """Raises Unavailable for an endless body."""
         for block in blocks:
             self.parts += block
             if len(self.parts) > _MOST_BYTES or time.monotonic() > self._ends:
@@ -57,10 +57,10 @@ class Partly:
 
 
 def made(said: Said, key: str | None) -> Snapshot | None:
-    """The batch that an answer is about beyond doubt, if it is one.
+    """The batch that an answer is certainly about, if there is one.
 
-    Not in doubt are another ``input_file_id`` and metadata that lack: gateways rewrite both. In doubt are another
-    kind of object, one without a status, and one under another key than ours.
+    It is still certain with another ``input_file_id`` or without metadata: gateways rewrite both. It is not certain
+    for another kind of object, one without a status, or one under another key than ours.
     """
     if not said.whole or not 200 <= said.status < 300:
         return None
@@ -75,7 +75,7 @@ def made(said: Said, key: str | None) -> Snapshot | None:
 
 
 def named(said: Said) -> dict[str, bool]:
-    """The ids of batches that an answer names, the surest first; True where it is about that batch."""
+    """The ids of batches that an answer names, the most certain first; True if it is about that batch."""
     found: dict[str, bool] = {}
     for name, about in (*_about(said), *_mentioned(said)):
         if is_addressable(name) and len(found) < MOST_NAMED:
@@ -104,7 +104,7 @@ def _mentioned(said: Said) -> Iterator[tuple[str, bool]]:
 def _path(url: str) -> str:
     try:
         return unquote(urlsplit(url).path)
-    except ValueError:  # brackets that are no address
+    except ValueError:  # brackets without an address
         return ""
 
 

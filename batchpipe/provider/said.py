@@ -1,6 +1,6 @@
-"""What a provider says when it refuses: its code, and its words for a person, whatever their shape.
+"""The code and the message of a provider's refusal, whatever their shape.
 
-Codes decide; words are shown. Who may write a row may be quoted in words, so they never decide against an account.
+Codes decide; words are only shown. Words may quote a row, which a tenant wrote, so they never decide about an account.
 """
 
 from __future__ import annotations
@@ -11,23 +11,23 @@ from typing import Any
 import msgspec
 import orjson
 
-#: Characters of what is shown: of the provider's own message, and of a text or page whose shape nobody knows.
+#: Characters that are shown: of the provider's own message, and of a text or page of unknown shape.
 MOST_OF_A_MESSAGE, MOST_OF_A_TEXT = 500, 300
-#: Bytes of an answer that are looked at.
+#: Bytes of an answer that are examined.
 _MOST_READ = 1_000_000
-#: Levels of an answer that are looked into, and entries of each of its lists.
+#: Levels of an answer that are searched, and entries of each of its lists.
 _DEEPEST, _WIDEST = 6, 10
-#: Fields that hold words for a person, the best first.
+#: Fields that hold text for a person, the best first.
 _WORDS = (
     *("message", "detail", "error", "errors", "msg", "error_message", "error_description", "description"),
     *("title", "reason", "fault", "faultstring", "status_message"),
 )
-#: Elements of a page whose content is no text.
+#: Elements of a page with content that is not text.
 _NO_TEXT = ("script", "style", "head")
 
 
 class Said(msgspec.Struct, frozen=True):
-    """``codes``: what the error's own fields ``code`` and ``type`` say, in that order; ``message`` may be empty."""
+    """``codes``: the error's own fields ``code`` and ``type``, in that order; ``message`` may be empty."""
 
     message: str = ""
     codes: tuple[str, ...] = ()
@@ -36,7 +36,7 @@ class Said(msgspec.Struct, frozen=True):
 
 
 def said(content: bytes) -> Said:
-    """What the body of an answer says. Raises nothing."""
+    """Code and message from the body of an answer. Raises nothing."""
     content = content[:_MOST_READ]
     try:
         document = orjson.loads(content)
@@ -46,7 +46,7 @@ def said(content: bytes) -> Said:
     levels = [level for level in (error, document) if isinstance(level, dict)]
     words = _words(document)
     if not words and document:
-        words = content[:MOST_OF_A_TEXT].decode(errors="replace")  # a shape that nobody knows
+        words = content[:MOST_OF_A_TEXT].decode(errors="replace")  # an unknown shape
     return Said(
         message=_storable(words, MOST_OF_A_MESSAGE),
         codes=tuple(code for name in ("code", "type") if (code := _field(levels, name)) is not None),
@@ -66,7 +66,7 @@ def _field(levels: list[dict[str, Any]], name: str) -> str | None:
 
 
 def _words(value: Any, depth: int = 0) -> str:
-    """The words for a person in an answer; those of a list one after another."""
+    """The text for a person in an answer; texts of a list are joined."""
     if isinstance(value, str):
         return _plain_text(value) if value.lstrip()[:1] == "<" else value.strip()
     if depth >= _DEEPEST:
@@ -83,19 +83,19 @@ def _words(value: Any, depth: int = 0) -> str:
 
 
 def _where(loc: Any) -> str:
-    """The place of a field as pydantic tells it: ``["body", "endpoint"]``."""
+    """The place of a field as pydantic gives it: ``["body", "endpoint"]``."""
     if not isinstance(loc, list):
         return ""
     return ".".join(str(part)[:100] for part in loc[:_DEEPEST] if isinstance(part, str | int))
 
 
 def _plain_text(text: str) -> str:
-    """A text in one line, without the tags of a page. In one pass: a page may be anything."""
+    """A text on one line, without HTML tags. In one pass, because a page may contain anything."""
     text = text[:_MOST_READ]
     first, *rest = text.split("<")
     parts, skipped = [first], ""
     for piece in rest:
-        if not (piece[:1].isalpha() or piece[:1] in ("/", "!", "?")):  # no tag: "a < b"
+        if not (piece[:1].isalpha() or piece[:1] in ("/", "!", "?")):  # not a tag: "a < b"
             parts.append("" if skipped else f"<{piece}")
             continue
         tag, _, words = piece.partition(">")
@@ -111,5 +111,5 @@ def _plain_text(text: str) -> str:
 
 
 def _storable(text: str, length: int) -> str:
-    """A text that Redis and JSON can hold: a page may be in no encoding at all."""
+    """A text that Redis and JSON can hold: the bytes of a page may have no valid encoding."""
     return text[:length].encode(errors="replace").decode()

@@ -1,4 +1,4 @@
-"""Uploads and downloads: a least rate is demanded, not a total time; and a download goes on from where it was."""
+"""Uploads and downloads: with a minimum rate instead of a total time limit; downloads continue where they stopped."""
 
 from __future__ import annotations
 
@@ -8,41 +8,41 @@ from typing import IO, Any, BinaryIO, Protocol, runtime_checkable
 
 from batchpipe.errors import Unavailable
 
-#: What is read of an upload at once: a line that is slow takes no minute for it.
+#: How much of an upload is read at once: little enough for a slow line to send within a minute.
 _BLOCK = 1 << 14
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
 
 
 @runtime_checkable
 class Resumable(Protocol):
-    """Where a download goes to that an earlier try may have begun. Each try begins it again, unless it is resumed."""
+    """The target of a download that an earlier try may have begun. Each try starts over, unless it is resumed."""
 
     @property
     def have(self) -> int:
-        """Bytes that earlier tries have brought."""
+        """The number of bytes from earlier tries."""
 
     @property
     def etag(self) -> str | None:
-        """The provider's tag of the version that they are of, if it told one."""
+        """The provider's ETag of their version of the file, if it sent one."""
 
     def resume(self) -> None:
-        """What comes now follows what is there."""
+        """The next bytes continue those that are there."""
 
     def begin(self, etag: str | None, *, resumable: bool) -> None:
-        """What comes now is the whole file, of this version; ``resumable``: its bytes are counted as the file's."""
+        """The next bytes are the whole file, of this version; ``resumable``: they are counted as the file's."""
 
     def write(self, data: bytes) -> object: ...
 
 
 class Watched:
-    """A binary file whose reads are watched; the SDK streams from it and asks its length."""
+    """A binary file that monitors its reads; the SDK streams from it and asks its length."""
 
     def __init__(self, handle: IO[bytes], watch: Callable[[int], None]) -> None:
         self._handle, self._watch = handle, watch
         self._last = 0
 
     def read(self, size: int = -1) -> bytes:
-        self._watch(self._last)  # whoever asks for more has sent what it had
+        self._watch(self._last)  # a caller that reads more has sent what it had
         data = self._handle.read(_BLOCK if size < 0 else min(size, _BLOCK))
         self._last = len(data)
         return data
@@ -55,7 +55,7 @@ class Watched:
 
 
 def range_headers(sink: BinaryIO | Resumable) -> dict[str, str]:
-    """What asks the provider for the rest of a file; nothing where nothing is there yet."""
+    """The headers that request the rest of a file; none if no bytes are there yet."""
     if not isinstance(sink, Resumable) or not sink.have:
         return {}
     tag = sink.etag
@@ -64,9 +64,9 @@ def range_headers(sink: BinaryIO | Resumable) -> dict[str, str]:
 
 
 def receive(sink: BinaryIO | Resumable, status: int, headers: Mapping[str, str], *, ranged: bool) -> int:
-    """Make a sink ready for the body of an answer. Returns how many bytes stand before it.
+    """Make a sink ready for the body of an answer. Returns how many bytes precede it.
 
-    Raises Unavailable (``range_wrong``) if the answer is about another part, or version, than was asked for.
+    Raises Unavailable (``range_wrong``) if the answer has another part, or version, than was requested.
     """
     tag, plain = headers.get("etag"), headers.get("content-encoding", "identity") == "identity"
     if status == 206:
@@ -84,10 +84,10 @@ def receive(sink: BinaryIO | Resumable, status: int, headers: Mapping[str, str],
     return 0
 
 
-#: Code of an answer that does not follow what is there: the file is asked for from its beginning.
+#: Code of an answer that does not continue the bytes that are there: the file is fetched from its beginning.
 WRONG = "range_wrong"
 
 
 def _ends(found: re.Match[str]) -> bool:
-    """Whether a Content-Range goes to the end of its file, as was asked."""
+    """Whether a Content-Range reaches the end of its file, as was requested."""
     return found[3] == "*" or int(found[2]) + 1 == int(found[3])

@@ -13,24 +13,24 @@ from typing import Any
 from batchpipe.config.settings import transport_environment
 from batchpipe.errors import SettingsError
 
-#: Told of each call: account, route, HTTP status or ``error``, seconds.
+#: Called for each call with account, route, HTTP status or ``error``, seconds.
 Count = Callable[[str, str, str, float], None]
 
 
 def uncounted(account: str, route: str, status: str, seconds: float) -> None:
-    """Nobody counts the calls."""
+    """The default: calls are not counted."""
 
 
 def http_client(owner: object, count: Callable[[str, str, float], None], *, follow_redirects: bool) -> Any:
     """The SDK's transport, made safe against answers that would spoil it or later calls. It ends with its owner.
 
-    Raises SettingsError, which names the variable, where the environment does not let one be made.
+    Raises SettingsError, which names the variable, if values of the environment prevent it.
     """
     import openai
 
     try:
         http: Any = openai.DefaultHttpxClient(follow_redirects=follow_redirects, event_hooks={"response": [_as_utf8]})
-    except Exception as error:  # of the libraries that it reads the environment with, each its own
+    except Exception as error:  # each library that reads the environment raises its own errors
         raise SettingsError(_blamed(error, transport_environment())) from None  # it may quote a proxy's password
     http.send = _counted(http.send, count)
     http.cookies.jar.set_policy(DefaultCookiePolicy(allowed_domains=[]))  # one odd cookie would end every later call
@@ -39,7 +39,7 @@ def http_client(owner: object, count: Callable[[str, str, float], None], *, foll
 
 
 def _blamed(error: Exception, environment: Mapping[str, str]) -> str:
-    """Which variable keeps the HTTP client from being made, and what to do. Values of proxies are not shown."""
+    """Which variable prevents the HTTP client, and what to do. Values of proxies are not shown."""
     proxies = [name for name in environment if name.upper().endswith("_PROXY")]
     socks = [name for name in proxies if environment[name].lower().startswith("socks")]
     files = [name for name in environment if name.upper() == "SSL_CERT_FILE"]  # the folder is not read beside one
@@ -50,21 +50,21 @@ def _blamed(error: Exception, environment: Mapping[str, str]) -> str:
             return f"{name}: there is no {what} {value}: name one with certificates (PEM), or unset it"
     if socks and isinstance(error, ImportError):
         return f"{', '.join(socks)}: a SOCKS proxy needs a package that is missing: pip install socksio, or unset it"
-    if certificates and isinstance(error, OSError):  # as errors of ssl are
+    if certificates and isinstance(error, OSError):  # as are errors of ssl
         found = ", ".join(f"{name} ({value})" for name, value in certificates.items())
-        return f"{found}: holds no certificates that can be read ({type(error).__name__}): mend or unset it"
+        return f"{found}: holds no certificates that can be read ({type(error).__name__}): correct or unset it"
     if proxies:
         kind = type(error).__name__
         return f"{', '.join(proxies)}: no proxy that can be used ({kind}): write http://HOST:PORT, or unset it"
     return f"the HTTP client cannot be made: {type(error).__name__}: {error}"
 
 
-#: A call's path, whatever stands before it in the address.
+#: A call's path, with any prefix in the address.
 _ROUTE = re.compile(r"/(files|batches)(/[^/]+)?(/content|/cancel)?/?$")
 
 
 def _route(method: str, path: str) -> str:
-    """A call without the ids in it."""
+    """The route of a call, without ids."""
     if (found := _ROUTE.search(path)) is None:
         return "other"
     return f"{method} /{found[1]}{'/{id}' if found[2] else ''}{found[3] or ''}"
@@ -86,5 +86,5 @@ def _counted(send: Callable[..., Any], count: Callable[[str, str, float], None])
 
 
 def _as_utf8(response: Any) -> None:
-    """Texts are read by the charset that an answer claims, which may be no text encoding at all."""
+    """The SDK decodes texts by the charset that an answer claims, which may not be a text encoding."""
     response.encoding = "utf-8"

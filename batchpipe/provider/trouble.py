@@ -1,4 +1,4 @@
-"""Everything that the SDK and its transport raise, turned into our errors: split by what the caller does next."""
+"""Converts all errors of the SDK and its transport to ours: split by what the caller does next."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import openai
 
 
-#: How the operating system numbers its errors.
+#: The operating system's numbers of errors.
 _ERRNO = re.compile(r"^\[Errno -?\d+\] ")
 
 
@@ -70,7 +70,7 @@ def _of_transport(cause: BaseException) -> BatchpipeError:
 
     if isinstance(cause, httpx2.UnsupportedProtocol | httpx2.InvalidURL | httpx2.LocalProtocolError):
         return SettingsError(f"the account's base_url or key is not usable: {cause}")
-    if isinstance(cause, seams.out_of_time):  # the SDK takes whatever is raised within a call for its connection's end
+    if isinstance(cause, seams.out_of_time):  # the SDK takes any error within a call for the end of its connection
         return Unavailable("the worker's time limit (task_soft_time_limit) ended the call", code="time_limit")
     text = _ERRNO.sub("", str(cause)) or type(cause).__name__
     if "CERTIFICATE_VERIFY_FAILED" in text and (names := [*filter(_is_of_tls, transport_environment())]):
@@ -81,7 +81,7 @@ def _of_transport(cause: BaseException) -> BatchpipeError:
 
 
 def _where(cause: BaseException) -> str:
-    """The host and port that was called, without what else an address may hold."""
+    """The host and port that was called, without anything else of the address."""
     try:
         url = cause.request.url  # type: ignore[attr-defined]
     except (AttributeError, RuntimeError):  # the call had none yet
@@ -107,7 +107,7 @@ def _of_status(error: openai.APIStatusError) -> BatchpipeError:
     if status in (408, 409, 425, 429) or status >= 500:
         return Unavailable(f"HTTP {status}: {message}", code=code or f"http_{status}", after=after, status=status)
     if status == 404:
-        # a proxy's page is no proof that a paid batch is gone; the provider answers in JSON
+        # a proxy's page does not prove that a paid batch is gone; the provider answers in JSON
         if _is_json_object(error.response):
             return Gone(message, code=code, status=status, param=param)
         return Unavailable(f"HTTP 404 without the provider's own words: {message[:200]}", code=NO_ROUTE, status=404)

@@ -1,4 +1,4 @@
-"""What an account's lists tell of our batches and files: whose each is."""
+"""What an account's lists tell about our batches and files: which job and shard each belongs to."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ _KEY = re.compile(r"(\w+):(\d+):(\d+)")
 
 
 class Lists(Protocol):
-    """What recover may do at the provider before it has written anything: read."""
+    """The only things that recover may do at the provider before it has written anything: reads."""
 
     def iter_batches(self, since: float) -> Iterator[Snapshot]: ...
     def iter_files(self, since: float) -> Iterator[StoredFile]: ...
 
 
 class Tag(NamedTuple):
-    """Whose a batch or a file is."""
+    """The job, shard and try that a batch or file belongs to."""
 
     job: str
     shard: int
@@ -33,7 +33,7 @@ class Tag(NamedTuple):
 class AccountView:
     """The batches and files of one account since a moment, with their tags.
 
-    ``echoes``: the account's settings do not say that its list tells metadata that cannot be relied on.
+    ``echoes``: the account's settings do not say that the metadata of its list are unreliable.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class AccountView:
 
     @property
     def is_mute(self) -> bool:
-        """Nothing has shown that this provider's list carries metadata."""
+        """Whether nothing has shown that this provider's list includes metadata."""
         return not self._echoes or not any(batch.metadata for batch in self.batches.values())
 
     @property
@@ -75,7 +75,7 @@ class AccountView:
         return sum(tag.job == job for tag in self.tags.values())
 
     def knows_nothing_of(self, job: str) -> bool:
-        """Whether it is certain that nothing of a job was ever sent to this account, since the moment of the view."""
+        """Whether it is certain that nothing of a job was sent to this account since the view's moment."""
         if self.batches and self.is_mute and not self.names_files:
             return False
         return not self.has_any_of(job) and not any(tag.job == job for tag in self.file_tags.values())
@@ -106,7 +106,7 @@ def look_into(api: Lists, name: str, account: Account, since: float) -> AccountV
 
 
 def cannot_list(error: Exception) -> bool:
-    """The provider has no such list; everything else is trouble that passes."""
+    """Whether the provider has no such list; all other errors may pass."""
     return isinstance(error, Refused) or (
         isinstance(error, Unavailable) and (error.code == NO_ROUTE or error.status == 501)
     )

@@ -1,4 +1,4 @@
-"""What jobs have left behind in files: who was submitted, where its workspace lies, whether it has ended."""
+"""What jobs have left in files: which were submitted, where their workspaces lie, whether they have ended."""
 
 from __future__ import annotations
 
@@ -16,33 +16,33 @@ from batchpipe.model.views import EARLIER
 from batchpipe.pipeline.manifest import MANIFEST, noted_workspaces, read_owner, submitted_at
 from batchpipe.storage import Folder, local_path
 
-#: No file that is read whole here is larger.
+#: The largest file that is read as a whole here.
 _MOST_BYTES = 1 << 28
 
 
 @dataclass(frozen=True)
 class Trace:
-    """A job that was submitted once, and where its files lie."""
+    """A job that was submitted, and where its files lie."""
 
     job: str
     workspace: str
     output: str
-    record: dict[str, Any] | None = None  #: what was submitted, of a job that was not prepared on this host
-    cancelled: bool = False  #: somebody on this host has asked for its end
-    redis: str | None = None  #: label of the Redis whose it is, as far as this trace tells
-    taken: tuple[str, ...] = ()  #: labels of those from which recover has taken it over
+    record: dict[str, Any] | None = None  #: the submitted record, of a job that was not prepared on this host
+    cancelled: bool = False  #: it was cancelled on this host
+    redis: str | None = None  #: label of the Redis that it belongs to, as far as this trace tells
+    taken: tuple[str, ...] = ()  #: labels of the Redis servers from which recover has taken it over
 
     def manifest(self) -> dict[str, Any] | None:
-        """What prepare wrote down of the job; None if it did not come so far. Raises StorageTrouble."""
+        """The manifest that prepare wrote; None if it did not get so far. Raises StorageTrouble."""
         return _manifest(self.workspace, self.job)
 
     @property
     def submitted_at(self) -> float:
-        """From the id, for a job of which nothing else is known; 0 if the id does not tell."""
+        """From the id, for a job about which nothing else is known; 0 if the id does not tell."""
         return submitted_at(self.job)
 
     def has_ended(self) -> bool:
-        """Its job.json tells of its end, in its output or where it or a later job has put it. Raises StorageTrouble."""
+        """Whether its job.json, in its output or where that was moved, shows its end. Raises StorageTrouble."""
         for place in (self.output, _join(self.output, f"{EARLIER}/{self.job}"), _join(self.workspace, "results")):
             with suppress(InvalidInput):
                 owner = read_owner(Folder(place))
@@ -57,7 +57,7 @@ class Trace:
 
 
 def find_traces(settings: Settings, folders: Sequence[str]) -> list[Trace]:
-    """All jobs of which something is found: in our home, under WORKSPACE and in ``folders``; each job once.
+    """All jobs that have left traces in our home, under WORKSPACE or in ``folders``; each job once.
 
     Raises InvalidInput for a folder that is not there.
     """
@@ -66,7 +66,7 @@ def find_traces(settings: Settings, folders: Sequence[str]) -> list[Trace]:
     for folder in (str(settings.home / "jobs"), *folders):
         places += _workspaces_in(folder)
     for place in dict.fromkeys(places):
-        with suppress(StorageTrouble):  # other people's folders lie there, too
+        with suppress(StorageTrouble):  # other people's folders may be there, too
             if (trace := _trace_at(place)) is not None:
                 known = found.get(trace.job, trace)
                 redis, taken = trace.redis or known.redis, trace.taken or known.taken
@@ -91,17 +91,17 @@ def find_noted(settings: Settings) -> dict[str, Trace]:
 
 
 def _together(known: Trace | None, noted: Trace) -> Trace:
-    """What the lines of one job tell: the later one counts."""
+    """Merges the lines of one job: the later one counts."""
     if known is None:
         return noted
-    # a later line without a record is that of its prepare
+    # a later line without a record comes from its prepare
     record = known.record if noted.cancelled or noted.taken else None
     cancelled, taken = known.cancelled or noted.cancelled, known.taken + noted.taken
     return replace(noted, record=record, cancelled=cancelled, redis=noted.redis or known.redis, taken=taken)
 
 
 def _noted(settings: Settings) -> Iterator[Trace]:
-    """From the list that each submit and prepare on this host has added to: a trace for each line."""
+    """From the list that each submit and prepare on this host adds to: a trace for each line."""
     try:
         yield from _traces(noted_workspaces(settings))
     except StorageTrouble as error:
@@ -126,7 +126,7 @@ def _traces(lines: Iterable[bytes]) -> Iterator[Trace]:
 
 
 def _workspaces_in(folder: str) -> list[str]:
-    """Where workspaces may lie in a folder: itself, an output's, and the same one level deeper."""
+    """Where workspaces may lie in a folder: the folder itself, the one of an output, and the same one level deeper."""
     deeper = [*_below(folder)]
     return [folder, *_below(_join(folder, EARLIER)), *deeper, *(p for d in deeper for p in _below(_join(d, EARLIER)))]
 
@@ -143,7 +143,7 @@ def _join(folder: str, name: str) -> str:
 
 
 def _trace_at(place: str) -> Trace | None:
-    """The job whose workspace lies here. Where the whole output was moved, its new place counts."""
+    """The job of the workspace that lies here. If the whole output was moved, its new place counts."""
     manifest = _manifest(place)
     if manifest is None:
         return None
@@ -156,13 +156,13 @@ def _trace_at(place: str) -> Trace | None:
 
 
 def redis_of(manifest: dict[str, Any]) -> str | None:
-    """The label of the Redis whose worker wrote a manifest; None: it is of a time before there were labels."""
+    """The label in a manifest, of the Redis that its worker used; None if it was written before there were labels."""
     label = manifest.get("redis")
     return label if isinstance(label, str) and label else None
 
 
 def is_of_a_sandbox(settings: Settings, found: dict[str, Any] | None) -> bool:
-    """Whether a manifest or record is of the account that exists only during ``run --sandbox``."""
+    """Whether a manifest or record has the account that exists only during ``run --sandbox``."""
     return found is not None and found.get("account") == SANDBOX_ACCOUNT and SANDBOX_ACCOUNT not in settings.accounts
 
 
@@ -173,7 +173,7 @@ def _whose(found: dict[str, Any]) -> dict[str, Any]:
 
 
 def _manifest(workspace: str, job: str | None = None) -> dict[str, Any] | None:
-    """A manifest of ours: many programs call a file so."""
+    """A manifest of ours: other programs also use this file name."""
     found = _json_object(workspace, MANIFEST)
     if found is None or not _is_id(found.get("id")) or not isinstance(found.get("shards"), list):
         return None
@@ -181,7 +181,7 @@ def _manifest(workspace: str, job: str | None = None) -> dict[str, Any] | None:
 
 
 def _is_id(value: Any) -> bool:
-    return isinstance(value, str) and value.isidentifier()  # it becomes part of names and keys
+    return isinstance(value, str) and value.isidentifier()  # it becomes part of file names and keys
 
 
 def _json_object(folder: str, name: str) -> dict[str, Any] | None:

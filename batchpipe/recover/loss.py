@@ -1,4 +1,4 @@
-"""Whether this Redis has lost something: what this host has submitted to it, and it does not know."""
+"""Whether this Redis has lost something: jobs that this host has submitted to it, and that it does not know."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from batchpipe.recover.discovery import Trace, find_noted, is_of_a_sandbox
 from batchpipe.store import Store
 from batchpipe.store.redis_label import label_of
 
-#: How many of the newest jobs are compared, and how many unknown ones are looked at in their folders.
+#: How many of the newest jobs are compared, and the folders of how many unknown ones are examined.
 _COMPARED, _READ = 1_000, 200
 
 
 def lost_jobs(settings: Settings, store: Store) -> list[str]:
     """Ids of the newest unfinished jobs of this host that their Redis does not know. Raises StoreUnavailable.
 
-    Older than the records of ended jobs are kept, none is looked for: its end may be forgotten by right.
+    Jobs older than the time for which ended jobs are kept are not included: their records may have expired normally.
     """
     label, since = label_of(settings), store.now() - settings.ttl_seconds
     ours = (trace for trace in find_noted(settings).values() if trace.redis == label and trace.submitted_at > since)
@@ -29,7 +29,7 @@ def lost_jobs(settings: Settings, store: Store) -> list[str]:
 
 
 def _is_unfinished(settings: Settings, trace: Trace) -> bool:
-    """It has not ended, and enough of it is there to think that somebody still wants it."""
+    """Whether it has not ended, and enough of it is left to assume that somebody still wants it."""
     with suppress(StorageTrouble):
         if trace.has_ended():
             return False

@@ -1,4 +1,4 @@
-"""Which of the jobs that were found this Redis may take over: never those on which another still works."""
+"""Which of the found jobs this Redis may take over: never those on which another one still works."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import NamedTuple
 from batchpipe.config.settings import Settings
 from batchpipe.store.redis_label import label_of
 
-#: In the place of a label: whatever Redis a job belongs to.
+#: Used instead of a label: any Redis.
 ANY = "any"
 
 

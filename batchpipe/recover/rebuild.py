@@ -20,7 +20,7 @@ from batchpipe.storage import Folder, place_name
 #: The provider's clock and the one that wrote the manifest may differ by so much.
 CLOCK_SLACK_SECONDS = 300.0
 
-#: Stands for the call that somebody may have had under way when Redis forgot: the shard is looked for, twice, first.
+#: Represents a call that may have been under way when Redis lost its data: first, its batch is looked for, twice.
 _UNANSWERED = "recovered"
 
 _STALE = {field.encode_name for field in msgspec.structs.fields(Record)} - {"v", "stage"}
@@ -28,7 +28,7 @@ _TOKEN_LIMIT = "token_limit_exceeded"
 
 
 def read_records(manifest: dict[str, Any], trace: Trace) -> tuple[JobRecord, list[ShardRecord]]:
-    """The records as the manifest has them: shards of earlier rounds whole, those of its round without a batch.
+    """The records from the manifest: shards of earlier rounds complete, those of its round without a batch.
 
     Raises PermanentError (``manifest_damaged``).
     """
@@ -65,7 +65,7 @@ def read_records(manifest: dict[str, Any], trace: Trace) -> tuple[JobRecord, lis
 def read_submitted(trace: Trace) -> JobRecord:
     """The record of a job that was submitted and not prepared, ready to be submitted again under its id.
 
-    Raises PermanentError (``not_prepared``) where it was not noted.
+    Raises PermanentError (``not_prepared``) if the record was not noted.
     """
     try:
         if trace.record is None:
@@ -119,14 +119,14 @@ def _needed(shard: ShardRecord) -> str:
 def _names(workspace: Folder, folder: str) -> list[str]:
     try:
         return workspace.names(folder)
-    except ValueError:  # it leads out of the workspace
+    except ValueError:  # the name leads out of the workspace
         return []
 
 
 def rebuild(
     job: JobRecord, shards: Iterable[ShardRecord], view: AccountView, now: float
 ) -> tuple[JobRecord, list[ShardRecord]]:
-    """The records with what the provider knows. Raises PermanentError (``cannot_match``)."""
+    """The records, completed with what the provider knows. Raises PermanentError (``cannot_match``)."""
     _check_knowable(job, view)
     epoch = int(now)
     restored = [
@@ -138,7 +138,7 @@ def rebuild(
 
 
 def _check_knowable(job: JobRecord, view: AccountView) -> None:
-    """A list without metadata and without files' names says nothing of whose its batches are."""
+    """A list without metadata and without names of files does not tell which shard its batches belong to."""
     since = job.created_at - CLOCK_SLACK_SECONDS
     unknown = sum(batch.created_at is None or batch.created_at >= since for batch in view.batches.values())
     if view.is_mute and not view.names_files and unknown:
@@ -158,7 +158,7 @@ def _found(job: JobRecord, shard: ShardRecord, view: AccountView, now: float) ->
     spent = sorted(batch_id for batch_id, attempt in tries.items() if attempt < last)
     kept = min((batch for batch in batches if tries[batch.id] == last), key=worth)
     if kept.status == Status.FAILED and any(error.code == _TOKEN_LIMIT for error in kept.errors):
-        # the next try may have been called for already: it is looked for first, as poll would not
+        # the call of the next try may have been made: look for it first, which poll would not do
         return _next_try(job, shard, view, kept, last + 1, sorted(tries))
     return _with_files(shard, view, kept.input_file_id).evolve(
         stage=Stage.CREATED.value,
@@ -173,7 +173,7 @@ def _found(job: JobRecord, shard: ShardRecord, view: AccountView, now: float) ->
 
 
 def worth(batch: Snapshot) -> tuple[bool, float, str]:
-    """The order in which several batches of the same rows are kept, the best first; as the create step has it."""
+    """The order of preference among several batches of the same rows, the best first; as in the create step."""
     dead = batch.status in Status.FINAL - {Status.COMPLETED} or batch.status == "cancelling"
     return dead, batch.created_at or 0.0, batch.id
 
@@ -192,14 +192,14 @@ def _next_try(
 
 
 def _without_batch(job: JobRecord, shard: ShardRecord, view: AccountView) -> ShardRecord:
-    """Nothing is paid that the list knows of; but a call may have been under way, so there is an intent."""
+    """The list has no paid batch of it; but a call may have been under way, so an intent is recorded."""
     try_ = _last_upload(view, shard)
     uploaded = [
         file.id
         for file in view.files_of(job.id, shard.index)
         if view.file_tags[file.id].try_ == try_ and file.bytes in (None, shard.bytes)
     ]
-    # where batches may be told without metadata, only our input file will tell that call's batch
+    # if batches may come without metadata, only our input file identifies that call's batch
     file_id = uploaded[0] if uploaded and view.is_mute else None
     return _with_files(shard, view, file_id).evolve(
         stage=(Stage.UPLOADED if file_id else Stage.PLANNED).value,
@@ -214,12 +214,12 @@ def _last_upload(view: AccountView, shard: ShardRecord) -> int:
 
 
 def _with_files(shard: ShardRecord, view: AccountView, file_id: str | None) -> ShardRecord:
-    """With the files that were uploaded for it; one more upload may have been under way."""
+    """Adds the files that were uploaded for it; one more upload may have been under way."""
     used = {batch.input_file_id for batch in view.batches_of(shard.job, shard.index)}
     unused = [file.id for file in view.files_of(shard.job, shard.index) if file.id not in (file_id, *used)]
     return shard.evolve(file_id=file_id, unused_files=unused, uploads=len(unused) + 2)
 
 
 def stages(shards: Iterable[ShardRecord]) -> dict[str, int]:
-    """How many shards stand at each stage."""
+    """How many shards are at each stage."""
     return dict(Counter(shard.stage for shard in shards))

@@ -1,4 +1,4 @@
-"""Find what was lost, look at the provider, write the records, and say what does not fit."""
+"""Find what was lost, look at the provider, write the records, and report what does not agree."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from batchpipe.store.store import new_task_ids
 
 logger = logging.getLogger(__name__)
 
-#: How far back batches are looked for that no job explains: they live for a day, as a rule.
+#: How far back batches that belong to no job are searched: normally they run for a day.
 ORPHAN_SECONDS = 3 * 86_400.0
 #: The same for files in a dry run: by default the provider deletes our inputs after so long.
 STRAY_SECONDS = 14 * 86_400.0
@@ -66,12 +66,12 @@ def recover(
 
 @dataclass(frozen=True)
 class _Pending:
-    """A lost job whose files are all there."""
+    """A lost job that still has all of its files."""
 
     job: JobRecord
     shards: list[ShardRecord]
     trace: Trace
-    manifest: dict[str, Any] | None  #: of one that is taken over from another Redis
+    manifest: dict[str, Any] | None  #: if it is taken over from another Redis
 
 
 class _Recovery:
@@ -143,7 +143,7 @@ class _Recovery:
             return self._leave(trace.job, "finished", f"it has ended: {trace.output}")
         manifest = trace.manifest()
         if manifest is None and 0 < trace.submitted_at < self._store.now() - self._settings.ttl_seconds:
-            return None  # it is long over: somebody has cleared its folders away
+            return None  # it is long over: its folders were removed
         if is_of_a_sandbox(self._settings, manifest or trace.record):
             return self._leave(trace.job, "sandbox_gone", "its sandbox ended with its `run`; nothing was paid for")
         label = redis_of(manifest or {}) or trace.redis
@@ -161,14 +161,14 @@ class _Recovery:
         if (owner := trace.output_owner()) not in (None, job.id):
             raise PermanentError(f"its output {job.output} is that of job {owner} now", code="output_taken")
         if trace.output_owner() is None and INDEX in Folder(job.workspace, private=True).names():
-            # merge writes it last of all: that output was taken away since
+            # merge writes it last: that output was moved away later
             return self._leave(job.id, "finished", "it has ended: its results were written")
         check_files(job, shards)
         pending.append(_Pending(job, shards, trace, None if self._owners.is_ours(label) else manifest))
         return None
 
     def _submit_again(self, trace: Trace) -> None:
-        """A job that nobody had prepared: nothing of it was paid, and it is known what was asked for."""
+        """A job that was not prepared: nothing of it was paid, and its submitted record is known."""
         batches = sum(view.has_any_of(trace.job) for view in self._views.values())
         if batches:
             message = (
@@ -223,7 +223,7 @@ class _Recovery:
         return sorted(names)
 
     def _view_of(self, job: JobRecord) -> AccountView:
-        """Raises PermanentError, in the words of what is to be done, if its account could not be looked into."""
+        """Raises PermanentError, which says what to do, if its account could not be read."""
         name = job.account.lower()
         if name in self._views:
             return self._views[name]
@@ -263,7 +263,7 @@ class _Recovery:
         return None
 
     def _sign(self, lost: _Pending) -> None:
-        """Make the manifest of a job that is taken over ours, before its records are: then a worker may write it."""
+        """Put our label into the manifest of a job that is taken over, before a worker may write it."""
         if lost.manifest is None:
             return
         signed = {**lost.manifest, "redis": self._owners.label, "taken": [*lost.trace.taken, lost.trace.redis]}
@@ -271,25 +271,25 @@ class _Recovery:
             file.write(pretty(signed))
 
     def _note_taken(self, job: JobRecord, trace: Trace) -> None:
-        """If the Redis that it comes from, or ours, is emptied later, it is known whose it is."""
+        """Note the owner, in case the Redis that it comes from, or ours, is emptied later."""
         if trace.redis is not None and not self._owners.is_ours(trace.redis):
             note_workspace(self._settings, job, taken=[trace.redis])
 
     def _check_age(self, job: JobRecord, shards: Sequence[ShardRecord]) -> None:
-        """Raises PermanentError for an old job of which a shard has no batch in the list: old batches leave it."""
+        """Raises PermanentError for an old job if a shard has no batch in the list: old batches disappear from it."""
         old = self._store.now() - job.created_at > LISTED_SECONDS
         if old and any(shard.batch_id is None and shard.stage != Stage.COLLECTED for shard in shards):
             message = "it is so old that the provider may no longer list all its batches: its rows may be paid for"
             raise PermanentError(message, code="too_old")
 
     def _publish(self, job: JobRecord, shards: Sequence[ShardRecord]) -> None:
-        """Everything is due already: whatever is not published here, the sweep finds."""
+        """Everything is already due: the sweep finds what is not published here."""
         for shard in shards:
             if shard.stage != Stage.COLLECTED:
                 self._turns.wake(job.id, shard.index)
 
     def _records_of(self, job_id: str) -> Records | None:
-        """What Redis (in a dry run: or what would be rebuilt) has of a job."""
+        """The job's records in Redis (or, in a dry run, those that would be rebuilt)."""
         if job_id not in self._records:
             try:
                 job = self._store.get_job(job_id)
@@ -308,7 +308,7 @@ class _Recovery:
     # -- what does not fit -----------------------------------------------------------------------------------------
 
     def _strangers(self) -> Iterator[tuple[AccountView, Snapshot, Tag]]:
-        """Living batches of ours that no record knows, nor is about to."""
+        """Running batches of ours that no record knows, or is about to know."""
         for view in self._views.values():
             for batch_id, tag in view.tags.items():
                 if not self._is_asked_for(tag.job):
@@ -321,7 +321,7 @@ class _Recovery:
                     yield view, batch, tag
 
     def _cancel_spare(self, view: AccountView, batch: Snapshot, tag: Tag) -> bool:
-        """Cancel a living batch whose rows another batch has brought or will bring: one of the two is too many."""
+        """Cancel a running batch if another batch has, or will have, the same rows: one of the two is too many."""
         records, shard = self._records_of(tag.job), self._shard(tag)
         if records is None or shard is None:
             return False
@@ -332,7 +332,7 @@ class _Recovery:
             self._turns.apis(view.name).cancel_batch(batch.id)
         except BatchpipeError as error:
             logger.error("batch %s could not be cancelled: %s", batch.id, error)
-            return isinstance(error, Refused)  # it has ended meanwhile
+            return isinstance(error, Refused)  # it has just ended
         self._turns.log(tag.job, [("spare_batch_cancelled", {"batch_id": batch.id})], shard=tag.shard)
         self._report.cancelled.append(_orphan(view, batch, tag))
         return True
@@ -362,7 +362,7 @@ class _Recovery:
         return False
 
     def _stray_files(self) -> Iterator[StrayFile]:
-        """Input files of jobs that have ended, or of which nothing is left, that no batch was made from."""
+        """Input files that no batch was made from, of jobs that have ended or have left nothing else."""
         for view in self._views.values():
             used, since = {batch.input_file_id for batch in view.batches.values()}, self._since[view.name]
             for file in view.files or ():
@@ -377,7 +377,7 @@ class _Recovery:
 
 
 def _explains(shard: ShardRecord, batch_id: str, tag: Tag) -> bool:
-    """The record names this batch, or has a call without an answer that may have made it."""
+    """Whether the record names this batch, or has a call without an answer that may have made it."""
     if batch_id == shard.batch_id or batch_id in shard.spent:
         return True
     awaited = shard.batch_id is None and shard.intent_at is not None and shard.stage != Stage.COLLECTED

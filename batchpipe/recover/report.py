@@ -12,14 +12,14 @@ FINE = frozenset({"known", "finished", "sandbox_gone", FOREIGN})
 
 @dataclass(frozen=True)
 class Rebuilt:
-    """A job whose records were (or, in a dry run, would be) written again."""
+    """A job with records that were (or, in a dry run, would be) written again."""
 
     job: str
     output: str
     queue: str
-    own_queue: bool  #: a job of ``run``: no worker listens to its queue until ``run`` or ``wait`` does
+    own_queue: bool  #: a job of ``run``: only ``run`` or ``wait`` starts a worker for its queue
     round: int
-    stages: dict[str, int]  #: how many shards stand at each stage
+    stages: dict[str, int]  #: how many shards are at each stage
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Skipped:
     job: str
     code: str
     why: str
-    redis: str | None = None  #: label of the other Redis whose it is
+    redis: str | None = None  #: label of the other Redis that it belongs to
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class GoneBatch:
 
 @dataclass(frozen=True)
 class StrayFile:
-    """An input file of ours that no batch has used and no job will."""
+    """An input file of ours that no batch has used and no job will use."""
 
     account: str
     file_id: str
@@ -65,7 +65,7 @@ class StrayFile:
 
 @dataclass(frozen=True)
 class Unread:
-    """An account that could not be looked into."""
+    """An account that could not be read."""
 
     account: str
     code: str
@@ -80,7 +80,7 @@ class Report:
     rebuilt: list[Rebuilt] = field(default_factory=list)
     left: list[Skipped] = field(default_factory=list)
     orphans: list[Orphan] = field(default_factory=list)
-    foreign_batches: list[Orphan] = field(default_factory=list)  #: of jobs that belong to another Redis: left alone
+    foreign_batches: list[Orphan] = field(default_factory=list)  #: of jobs of another Redis: left alone
     gone: list[GoneBatch] = field(default_factory=list)
     stray_files: list[StrayFile] = field(default_factory=list)
     cancelled: list[Orphan] = field(default_factory=list)

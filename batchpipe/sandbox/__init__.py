@@ -1,6 +1,6 @@
 """A local OpenAI-compatible Files and Batches server for tests, demos and development.
 
-It stands by itself: nothing of the pipeline is imported here.
+It is independent: nothing of the pipeline is imported here.
 """
 
 from batchpipe.sandbox.faults import Fault

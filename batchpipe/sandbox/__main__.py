@@ -12,7 +12,7 @@ from batchpipe.sandbox.faults import Fault
 from batchpipe.sandbox.options import OptionArgs
 from batchpipe.sandbox.server import Sandbox, serve
 
-#: The upstream's key comes from the environment: command lines can be read by others.
+#: The upstream's key comes from the environment, because others can read command lines.
 KEY_VARIABLE = "BATCHPIPE_SANDBOX_UPSTREAM_KEY"
 
 
@@ -27,7 +27,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--validating-seconds", type=float, default=0.2, help="least time in validating (%(default)s)")
     parser.add_argument("--rows-per-second", type=float, default=5000.0, help="speed of each batch (%(default)s)")
     parser.add_argument("--seed", help="fixes the order of output and the dice of faults")
-    parser.add_argument("--any-model", action="store_true", help="take model names that look like a slip, too")
+    parser.add_argument("--any-model", action="store_true", help="also accept model names that look misspelled")
     parser.add_argument("--upstream", metavar="URL", help=f"send rows to this server (its key: {KEY_VARIABLE})")
     parser.add_argument("--upstream-concurrency", type=int, default=8, help="rows under way at a time (%(default)s)")
     parser.add_argument("--fault", metavar="JSON", action="append", default=[], help="switch a fault on; repeatable")

@@ -22,7 +22,7 @@ Endpoint = Callable[[Request], Awaitable[Response]]
 
 
 def admin_routes(world: World) -> list[Route]:
-    """Routes under `/sandbox`: no key is asked, but only programs of this machine may call them."""
+    """Routes under `/sandbox`: they need no key, but only programs of this machine may call them."""
     admin = _Admin(world)
 
     def route(path: str, method: str, endpoint: Endpoint) -> Route:
@@ -127,14 +127,14 @@ class _Admin:
         return _answer({"reset": True})
 
 
-#: What a proxy adds: whoever it speaks for, its own address says nothing.
+#: Headers that a proxy adds: the address of a proxy says nothing about the real caller.
 _PROXY_HEADERS = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-real-ip", "x-client-ip", "via")
 
 
 def _refusal(request: Request) -> str | None:
-    """Why a call is not from a program of this machine; None: it is.
+    """Why a call is not from a program of this machine; None if it is.
 
-    A page of another site can make a browser call here, by our address or by a name of its own that leads here.
+    A page of another site can make a browser call here, by our address or by a host name of its own that leads here.
     """
     if request.client is None or not _is_loopback(request.client.host):
         return "the call came from another one"

@@ -16,7 +16,7 @@ from batchpipe.sandbox.schema import instance
 from batchpipe.sandbox.vectors import embeddings
 
 _WORD = re.compile(r"\w{4,}", re.ASCII)
-# Answers carry a time of their own choosing, so that they depend on nothing but the request.
+# The time in an answer is made up, so that answers depend only on the request.
 _EPOCH = 1_750_000_000
 _DULL = frozenset(
     _WORD.findall(
@@ -37,7 +37,7 @@ _SENTENCES = (
 
 @dataclass(frozen=True)
 class Ask:
-    """A request and the dice that its digest seeds."""
+    """A request, and the random generator that its digest seeds."""
 
     body: dict[str, Any]
     digest: str
@@ -50,7 +50,7 @@ class Ask:
 
 
 def answer(endpoint: str, body: dict[str, Any]) -> dict[str, Any]:
-    """The response body for a request body, or an `ApiError` as OpenAI would refuse it."""
+    """The response body for a request body. Raises `ApiError` if OpenAI would refuse it."""
     required = _REQUIRED[endpoint]
     for param in required:
         if body.get(param) in (None, "", []):
@@ -84,7 +84,7 @@ def _text_of(value: object) -> str:
 
 
 def _words(text: str) -> list[str]:
-    # The end of a prompt is what it asks; a few words will do, however long it is.
+    # The question is at the end of a prompt; a few words of it are enough.
     words = dict.fromkeys(word for word in _WORD.findall(text[-2000:]) if word.lower() not in _DULL)
     return list(words)[-12:] or ["this"]
 
@@ -96,7 +96,7 @@ def _prose(text: str, dice: random.Random) -> str:
 
 
 def _content(prompt: str, form: object, dice: random.Random) -> str:
-    """The answer's text: JSON where `response_format` (or `text.format`) asks for it, else prose."""
+    """The answer's text: JSON if `response_format` (or `text.format`) asks for it, else prose."""
     form = form if isinstance(form, dict) else {}
     if form.get("type") == "json_schema":
         schema = form.get("schema") or (form.get("json_schema") or {}).get("schema")
@@ -146,7 +146,7 @@ def _chat_usage(prompt: int, completion: int) -> dict[str, Any]:
 
 
 def _tool_call(ask: Ask, prompt: str) -> dict[str, Any] | None:
-    """A call of the tool that the request insists on. Tools that are merely offered are not used."""
+    """A call of the tool that the request requires. Optional tools are not used."""
     choice, tools = ask.body.get("tool_choice"), ask.body.get("tools")
     if not isinstance(tools, list) or not tools or choice in (None, "auto", "none"):
         return None

@@ -182,7 +182,7 @@ class _Api:
         folder.mkdir(parents=True)
         source = self._world.files.path(batch.input_file_id)
         try:
-            # A link of its own: deleting the input file does not disturb a batch that runs.
+            # A link of its own: deleting the input file does not affect a running batch.
             os.link(source, folder / "input")
         except OSError:  # a file system without links
             shutil.copyfile(source, folder / "input")
@@ -243,7 +243,7 @@ def _check_form(form: Form, max_bytes: int) -> int | None:
 
 
 def _check_batch(body: dict[str, Any], azure: bool) -> str:
-    """Check what a create request must hold and return its endpoint."""
+    """Check the required fields of a create request and return its endpoint."""
     for name in ("endpoint", "completion_window", "input_file_id"):
         if not body.get(name):
             message = f"Missing required parameter: '{name}'."

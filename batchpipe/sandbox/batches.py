@@ -1,4 +1,4 @@
-"""Batch records: what is known of each batch, how it looks to a client, and where it lies on disk."""
+"""Batch records: the state of each batch, how a client sees it, and where it lies on disk."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from batchpipe.sandbox.files import write_json
 
 FINAL = frozenset({"completed", "failed", "expired", "cancelled"})
 WINDOW_SECONDS = 24 * 3600
-#: Endpoints whose batches tell token usage.
+#: Endpoints with batches that report token usage.
 TOKEN_ENDPOINTS = frozenset({"/v1/responses", "/v1/chat/completions", "/v1/embeddings", "/v1/completions"})
 
 
@@ -76,10 +76,10 @@ class Batch:
     output_bytes: int = 0
     error_bytes: int = 0
     hidden_until: float = 0.0
-    files_hidden_until: float = 0.0  #: it has ended, but does not say yet where its files are
+    files_hidden_until: float = 0.0  #: it has ended, but does not yet name its files
     paced_from: float | None = None  #: when its rows began to run; None: from now on
     project: str = "proj_sandbox"
-    forced: str | None = None  #: the end an admin or a fault has ordered
+    forced: str | None = None  #: the end that an admin call or a fault has ordered
 
     @property
     def expires(self) -> float:
@@ -88,12 +88,12 @@ class Batch:
 
     @property
     def is_final(self) -> bool:
-        """Whether nothing will change any more."""
+        """Whether its state is final."""
         return self.status in FINAL
 
     @property
     def job(self) -> str:
-        """The batchpipe job, where the metadata names one."""
+        """The batchpipe job, if the metadata name one."""
         return (self.metadata or {}).get("batchpipe_job", "")
 
     def public(self, *, with_metadata: bool = True, with_files: bool = True) -> dict[str, Any]:
@@ -160,19 +160,19 @@ class Batches:
     def add(self, batch: Batch) -> None:
         """Make a batch known, as the newest."""
         with self.lock:
-            self._seq += 1  # here, so that numbers and places in the list agree: pages rest on it
+            self._seq += 1  # here, so that numbers and places in the list agree: paging depends on it
             batch.seq = self._seq
             self._batches[batch.id] = batch
             self.save(batch)
 
     def save(self, batch: Batch) -> None:
-        """Write a record to disk and wake who waits for it. Call with the lock held."""
+        """Write a record to disk and wake threads that wait for it. Call with the lock held."""
         if batch.id in self._batches:  # else a reset has removed it
             write_json(self.folder(batch.id) / "batch.json", asdict(batch))
         self._changed.notify_all()
 
     def find(self, batch_id: str, project: str | None = None) -> Batch:
-        """The record, or a 404, also where it is not of this project."""
+        """The record, or a 404, also if it belongs to another project."""
         with self.lock:
             batch = self._batches.get(batch_id)
         if batch is None or project not in (None, batch.project):
@@ -224,7 +224,7 @@ class Batches:
         return batch
 
     def end(self, batch_id: str, status: str, errors: list[dict[str, Any]] | None = None) -> dict[str, Any]:
-        """Bring a batch to this end now and return it: `completed` runs what is left, the others do not."""
+        """Bring a batch to this end now and return it: `completed` runs the remaining rows, the others do not."""
         if status not in FINAL:
             raise ValueError(f"a batch ends as one of {', '.join(sorted(FINAL))}, not {status!r}")
         batch = self.find(batch_id)
@@ -248,14 +248,14 @@ class Batches:
             return batch.public()
 
     def join_projects(self, project: str) -> None:
-        """All batches are of this project from now on."""
+        """All batches belong to this project from now on."""
         with self.lock:
             for batch in self._batches.values():
                 batch.project = project
                 self.save(batch)
 
     def clear(self) -> None:
-        """Forget all batches and remove their folders."""
+        """Remove all batches and their folders."""
         with self.lock:
             gone = list(self._batches)
             self._batches.clear()

@@ -14,7 +14,7 @@ KEPT = 10_000
 
 @dataclass
 class Call:
-    """One request. `status` is None while it runs and where no answer was sent (a dropped connection)."""
+    """One request. `status` is None while it runs, or if no answer was sent (a dropped connection)."""
 
     method: str
     path: str
@@ -24,7 +24,7 @@ class Call:
 
 
 class CallLog:
-    """The latest calls, oldest first, and how many there were of each route."""
+    """The latest calls, oldest first, and the number of calls of each route."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -65,5 +65,5 @@ class CallLog:
             self._counts.clear()
 
     def as_json(self) -> dict[str, Any]:
-        """What `GET /sandbox/calls` answers."""
+        """The response of `GET /sandbox/calls`."""
         return {"counts": self.counts, "calls": [asdict(call) for call in self]}

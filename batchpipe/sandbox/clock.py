@@ -8,11 +8,11 @@ from collections.abc import Callable
 
 
 class Clock:
-    """Unix time that runs with the real one and can be pushed forward, never back."""
+    """Unix time that runs with the real one and can be moved forward, never back."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        # Wall time is read once: a host whose clock is corrected must not move batches around.
+        # Wall time is read once: a correction of the host's clock must not affect batches.
         self._epoch = time.time() - time.monotonic()
         self._offset = 0.0
         self._listeners: list[Callable[[], None]] = []
@@ -29,7 +29,7 @@ class Clock:
             return self._offset
 
     def advance(self, seconds: float) -> float:
-        """Move the clock forward; what has become due runs at once. Returns the new time."""
+        """Move the clock forward; everything that is now due runs at once. Returns the new time."""
         if seconds < 0:
             raise ValueError("the sandbox clock moves forward only")
         with self._lock:

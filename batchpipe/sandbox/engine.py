@@ -1,4 +1,4 @@
-"""One thread that moves all batches on, a slice at a time, in turn."""
+"""One thread that advances all batches in turn, a slice at a time."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from batchpipe.sandbox.clock import Clock
 
 logger = logging.getLogger(__name__)
 
-#: What a batch's life is: it yields the time at which it wants to be called again.
+#: The life of a batch, as a generator: it yields the time at which it wants to be called again.
 Life = Generator[float, None, None]
 
 
 class Engine:
-    """Runs lives (generators). A life that is poked, or whose time has come, takes its next step."""
+    """Runs lives (generators). A life takes its next step when it is poked or its time has come."""
 
     def __init__(self, clock: Clock, on_error: Callable[[str, Exception], None]) -> None:
         self._clock = clock
@@ -28,7 +28,7 @@ class Engine:
         self._heap: list[tuple[float, int, str]] = []
         self._count = itertools.count()
         self._stopping = False
-        #: Held during a step: who holds it sees no life in motion.
+        #: Held during a step: while another thread holds it, no life runs.
         self.standstill = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="sandbox-engine", daemon=True)
 
@@ -64,7 +64,7 @@ class Engine:
                 self._schedule(name, 0.0)
 
     def clear(self) -> None:
-        """Forget all lives. Call it at a standstill."""
+        """Drop all lives. Call it only while none runs."""
         self._close_lives()
 
     def _close_lives(self) -> None:
@@ -82,7 +82,7 @@ class Engine:
         self._changed.notify()
 
     def _next(self) -> str | None:
-        """Wait for the next life whose time has come; None: stop."""
+        """Wait for the next life that is due; None: stop."""
         with self._changed:
             while not self._stopping:
                 while self._heap and self._due.get(self._heap[0][2]) != self._heap[0][0]:
@@ -116,7 +116,7 @@ class Engine:
         else:
             with self._changed:
                 if name in self._lives and name not in self._due:
-                    self._schedule(name, max(due, self._clock.now()))  # behind all that is due by now
+                    self._schedule(name, max(due, self._clock.now()))  # after everything else that is due now
 
     def _forget(self, name: str) -> None:
         with self._changed:

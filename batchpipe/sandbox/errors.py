@@ -6,7 +6,7 @@ from typing import Any
 
 
 class ApiError(Exception):
-    """A refusal that is answered as `{"error": {"message", "type", "param", "code"}}`."""
+    """A refusal, sent as `{"error": {"message", "type", "param", "code"}}`."""
 
     def __init__(
         self,

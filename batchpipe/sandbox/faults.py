@@ -33,7 +33,7 @@ HTTP_KINDS = frozenset(
 )
 #: Faults of uploads; hits are uploads.
 FILE_KINDS = frozenset({"file_quota", "file_not_ready"})
-#: Those that answer in place of the sandbox: at most one of them strikes a call.
+#: Those that answer instead of the sandbox: at most one of them applies to a call.
 ANSWER_KINDS = frozenset({"status", "drop_before", "drop_after", "malformed", "replace"})
 #: Faults of a whole batch; hits are batches.
 BATCH_KINDS = frozenset(
@@ -74,7 +74,7 @@ class _Common:
     times: int | None = None  #: at most so many hits; None: for ever
     after: int = 0  #: let the first N pass
     where: Mapping[str, str] = field(default_factory=dict)  #: only batches with this metadata
-    custom_id: str | None = None  #: only rows whose custom_id matches this regular expression
+    custom_id: str | None = None  #: only rows with a custom_id that matches this regular expression
     row_times: int | None = None  #: each row (job, custom_id) at most so often
     status: int | None = None
     code: str | None = None
@@ -130,7 +130,7 @@ class Fault(_Common):
 
 
 class ActiveFault:
-    """A fault that is switched on, and how often it was looked at (`seen`) and struck (`hits`)."""
+    """A fault that is switched on, and how often it was considered (`seen`) and applied (`hits`)."""
 
     def __init__(self, fault: Fault) -> None:
         self.id = f"fault_{uuid.uuid4().hex[:12]}"
@@ -140,7 +140,7 @@ class ActiveFault:
         self.rows: Counter[tuple[str, str]] = Counter()
 
     def as_json(self) -> dict[str, Any]:
-        """What the admin route tells about it."""
+        """Its description for the admin route."""
         return {"id": self.id, "seen": self.seen, "hits": self.hits, **asdict(self.fault)}
 
 
@@ -195,7 +195,7 @@ class Faults:
         return any(active.id == fault_id for active in self.active)
 
     def for_call(self, route: str, path: str) -> list[Fault]:
-        """The faults that strike this HTTP call; of those that answer it only the first."""
+        """The faults that apply to this HTTP call; of those that answer it, only the first."""
         struck: list[Fault] = []
         answered = False
         with self._lock:
@@ -211,7 +211,7 @@ class Faults:
         return struck
 
     def hides_metadata(self, route: str, path: str) -> bool:
-        """Whether this call answers batches without their metadata."""
+        """Whether this call returns batches without their metadata."""
         return self._strikes_call("no_metadata", route, path)
 
     def changes_project(self, route: str, path: str) -> bool:
@@ -227,7 +227,7 @@ class Faults:
             )
 
     def for_upload(self, kind: str, files: int) -> Fault | None:
-        """The first fault of this kind that strikes an upload to a project that holds so many files."""
+        """The first fault of this kind that applies to an upload to a project with so many files."""
         with self._lock:
             for active in self._active:
                 if active.fault.kind == kind and files >= active.fault.most and self._strike(active):
@@ -235,7 +235,7 @@ class Faults:
         return None
 
     def for_batch(self, kind: str, metadata: Mapping[str, str], shape: str | None = None) -> ActiveFault | None:
-        """The first fault of this kind that strikes a batch."""
+        """The first fault of this kind that applies to a batch."""
         with self._lock:
             for active in self._active:
                 fault = active.fault
@@ -246,7 +246,7 @@ class Faults:
         return None
 
     def for_row(self, metadata: Mapping[str, str], custom_id: str) -> Fault | None:
-        """The first fault that strikes a row."""
+        """The first fault that applies to a row."""
         if not self._has_row_faults:  # the usual case, asked for each row
             return None
         row = (metadata.get("batchpipe_job", ""), custom_id)

@@ -1,4 +1,4 @@
-"""The file store: contents on disk, one small JSON beside each."""
+"""The file store: contents on disk, each with a small JSON file next to it."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ class FileRecord:
     ready_at: float = 0.0  #: until then no batch may use it
 
     def size(self, now: float) -> int:
-        """How many bytes of it are there at this time of the sandbox clock."""
+        """How many of its bytes are visible at this time of the sandbox clock."""
         return self.bytes if now >= self.whole_at else self.part
 
     def public(self, now: float | None = None) -> dict[str, Any]:
-        """OpenAI's File object, as it is seen `now` (None: when all of it is there)."""
+        """OpenAI's File object, as seen at `now` (None: when it is complete)."""
         fields = asdict(self)
         for name in ("seq", "part", "whole_at", "project", "ready_at"):
             del fields[name]
@@ -71,7 +71,7 @@ class FileStore:
         self._seq = max((record.seq for record in found), default=0)
 
     def new_part(self) -> Path:
-        """A path for an upload under way."""
+        """A path for an unfinished upload."""
         return self._folder / f"{uuid.uuid4().hex}.part"
 
     def adopt(
@@ -86,9 +86,9 @@ class FileStore:
         project: str = "proj_sandbox",
         ready_after: float = 0.0,
     ) -> FileRecord:
-        """Make a finished file on disk into a stored one. The source is moved, not copied.
+        """Store a finished file. The source is moved, not copied.
 
-        Until `whole_at` only its first `part` bytes are seen.
+        Until `whole_at` only its first `part` bytes are visible.
         """
         now = int(self._clock.now())
         # Batch files live for 30 days unless told otherwise; others until they are deleted.
@@ -114,7 +114,7 @@ class FileStore:
         return record
 
     def get(self, file_id: str, project: str | None = None) -> FileRecord:
-        """The record, or a 404, also where it is not of this project."""
+        """The record, or a 404, also if it belongs to another project."""
         with self._lock:
             record = self._files.get(file_id)
         if record is None or self._expired(record):
@@ -160,7 +160,7 @@ class FileStore:
         self._remove(file_id)
 
     def join_projects(self, project: str) -> None:
-        """All files are of this project from now on."""
+        """All files belong to this project from now on."""
         with self._lock:
             self._files = {file_id: replace(file, project=project) for file_id, file in self._files.items()}
 
@@ -203,7 +203,7 @@ def check_expiry(anchor: object, seconds: object, param: str) -> int:
 
 
 def write_json(path: Path, value: object) -> None:
-    """Write so that a reader, even after a kill, sees the old or the new content, never a half."""
+    """Write so that a reader, even after a kill, sees the old or the new content, never a part of it."""
     part = path.with_suffix(".part")
     part.write_bytes(orjson.dumps(value))
     os.replace(part, path)

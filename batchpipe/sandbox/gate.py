@@ -1,4 +1,4 @@
-"""What every API call passes: path shapes, the call log, the key, and the faults of the wire."""
+"""What every API call goes through: path shapes, the call log, the key, and the faults of the connection."""
 
 from __future__ import annotations
 
@@ -53,11 +53,11 @@ class Gate:
         scope = {**scope, "path": path, "raw_path": path.encode()}
         project = self._project(scope, route)
         scope["state"] = {**scope.get("state", {}), "azure": azure, "route": route, "project": project}
-        with contextlib.suppress(ClientDisconnect):  # gone in the middle of an upload
+        with contextlib.suppress(ClientDisconnect):  # the client left in the middle of an upload
             await self._faulty(scope, receive, _Answer(send, call))
 
     def _project(self, scope: Scope, route: str) -> str:
-        """Whose files and batches this call sees: those of the project that its header names, as OpenAI's SDK does."""
+        """The project of this call, which decides what it sees: the one in its header, which OpenAI's SDK sends."""
         if self._world.faults.changes_project(route, f"{scope['method']} {scope['path']}"):
             return "proj_other"
         named = dict(scope["headers"]).get(b"openai-project", b"")
@@ -162,7 +162,7 @@ class _Late:
 
 
 class _Drip:
-    """Sends a body `bytes` by `bytes`, each after `seconds`, as long as somebody listens."""
+    """Sends a body `bytes` by `bytes`, each after `seconds`, as long as the client listens."""
 
     def __init__(self, send: Send, fault: Fault, scope: Scope) -> None:
         self._send = send
@@ -259,7 +259,7 @@ def _start(status: int, body: bytes, headers: list[tuple[bytes, bytes]]) -> Mess
 
 
 def _is_processed(fault: Fault) -> bool:
-    # A broken 200 says that the server took the request; an error status and a made-up answer say nothing.
+    # A broken 200 means that the server accepted the request; an error status or a made-up answer proves nothing.
     if fault.kind in ("drop_before", "drop_after"):
         return fault.kind == "drop_after"
     return fault.processed if fault.processed is not None else fault.kind == "malformed"
@@ -279,7 +279,7 @@ def _false_answer(fault: Fault) -> tuple[int, bytes, list[tuple[bytes, bytes]]]:
 
 
 async def _swallow(message: Message) -> None:
-    """An answer that nobody gets."""
+    """An answer that is sent to nobody."""
 
 
 async def _drain(receive: Receive) -> None:
@@ -291,7 +291,7 @@ async def _drain(receive: Receive) -> None:
 
 
 async def _drop(scope: Scope, receive: Receive) -> None:
-    """Break the connection without a word."""
+    """Break the connection without an answer."""
     transport_of(scope).abort()
     await _until_gone(receive)
 

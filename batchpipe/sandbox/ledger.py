@@ -99,11 +99,11 @@ class Ledger:
         return [BilledTwice(job, row, times, tuple(batches.split(","))) for job, row, times, batches in found]
 
     def clear(self) -> None:
-        """Forget everything."""
+        """Remove all entries."""
         self._query("DELETE FROM rows")
 
     def close(self) -> None:
-        """Close the file; no more questions after this."""
+        """Close the file; no queries are possible after this."""
         with self._lock:
             self._db.close()
 

@@ -57,7 +57,7 @@ class Lifecycle:
     upstream: Upstream | None
 
     def live(self, batch: Batch) -> Life:
-        """The life of a batch, from where it stands. Yields when it wants to go on."""
+        """The life of a batch, from its current state. Yields the time at which it wants to continue."""
         strange = self.faults.for_batch("unknown_status", batch.metadata or {}) if batch.total == 0 else None
         if strange is not None:
             yield from self._unknown(batch, strange.fault.message or "queued_somewhere", strange.fault.seconds)
@@ -78,7 +78,7 @@ class Lifecycle:
     # Where a batch is heading
 
     def _ending(self, batch: Batch) -> str | None:
-        """The end a batch must turn to now, or None."""
+        """The end that a batch must go to now, or None."""
         if batch.forced is not None:
             return batch.forced
         if batch.status == "cancelling":
@@ -145,7 +145,7 @@ class Lifecycle:
         with self._path(batch, "offsets").open("wb") as file:
             report.offsets.tofile(file)
         batch.total = len(report.offsets)
-        # Taken before the new status can be seen: who sees it may move the clock at once.
+        # Read before the new status is visible: a client that sees it may move the clock at once.
         batch.paced_from = self.clock.now()
         self._enter(batch, "in_progress")
 
@@ -168,7 +168,7 @@ class Lifecycle:
             limit = int(limit * (0.5 if stop.fault.fraction is None else stop.fault.fraction))
         stuck = self.faults.for_batch("stuck", metadata)
         while stuck is not None and self._ending(batch) is None and self.faults.is_on(stuck.id):
-            yield batch.expires  # whatever else may free it comes with a poke
+            yield batch.expires  # anything else that may free it pokes it
             batch.paced_from = None
         run = self._run_upstream if self.upstream is not None else self._run_here
         yield from run(batch, order, limit)
@@ -178,7 +178,7 @@ class Lifecycle:
             batch.forced = "expired"
 
     def _begin(self, batch: Batch) -> tuple[float, int]:
-        """From when, and from which row on, the pace is counted."""
+        """The time and the row from which on the pace is counted."""
         return batch.paced_from or self.clock.now(), batch.position
 
     def _allowance(self, batch: Batch, began: float, base: int) -> int:
@@ -197,7 +197,7 @@ class Lifecycle:
                 if position % BREATH == 0:
                     time.sleep(1e-5)
             self._keep(batch, results)
-            # 0 means at once, but behind the other batches that are due.
+            # 0 means at once, but after the other batches that are due.
             pace = self.options.rows_per_second
             yield 0.0 if pace is None or results else self.clock.now() + max(0.01, 1 / pace)
 
@@ -225,7 +225,7 @@ class Lifecycle:
             yield 0.0 if done else self.clock.now() + LOOK
 
     def _keep(self, batch: Batch, results: list[RowResult]) -> None:
-        """Write what came of some rows: lines, ledger, counts; in this order a kill loses nothing."""
+        """Write the results of some rows: lines, ledger, counts; in this order a kill loses nothing."""
         if not results:
             return
         output, error = b"".join(r.output for r in results), b"".join(r.error for r in results)
@@ -298,7 +298,7 @@ class Lifecycle:
         ).id
 
     def _lagging(self, batch: Batch, path: Path) -> tuple[int, float]:
-        """How many bytes of a result file, always whole lines, can be seen at first, and until when."""
+        """How many bytes of a result file, always whole lines, are visible at first, and until when."""
         late = self.faults.for_batch("file_lags", batch.metadata or {})
         if late is None:
             return 0, 0.0
@@ -312,7 +312,7 @@ class Lifecycle:
         return self.batches.folder(batch.id) / name
 
     def _lines(self, batch: Batch, order: Sequence[int], positions: range) -> Iterator[tuple[int, bytes]]:
-        """The input lines at these places of the run. The file is open only meanwhile: batches are many."""
+        """The input lines at these places of the run. The file is open only for this: there may be many batches."""
         if positions:
             with self._path(batch, "input").open("rb") as source:
                 for position in positions:

@@ -1,4 +1,4 @@
-"""The names of OpenAI's models, as far as they are known here, to tell a slip from a name of another provider."""
+"""Known names of OpenAI's models, to tell a typing error from a name of another provider."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ NAMES = frozenset(
         ),
     }
 )
-#: Names that begin like this are OpenAI's, so one that is not known is a slip.
+#: Names that begin like this are OpenAI's, so an unknown one is a typing error.
 _FAMILIES = ("gpt-", "text-embedding-", "omni-moderation", "o1-", "o3-", "o4-", "dall-e-")
 _DATE = re.compile(r"-(\d{4}-\d{2}-\d{2}|\d{4})$")
 _CLOSE = 0.85
 
 
 def is_slip(model: str) -> bool:
-    """Whether a name is none of OpenAI's, and yet looks like one. Fine-tuned models are taken as they are."""
+    """Whether a name looks like one of OpenAI's but is not. Fine-tuned models are accepted."""
     base = _DATE.sub("", model[:200])
     if base in NAMES or base.startswith("ft:"):
         return False
@@ -52,6 +52,6 @@ def is_slip(model: str) -> bool:
 
 
 def nearest(model: str) -> str | None:
-    """The name of a model that is most like this one."""
+    """The known name that is most similar to this one."""
     found = get_close_matches(_DATE.sub("", model[:200]), NAMES, n=1)
     return found[0] if found else None

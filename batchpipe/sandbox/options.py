@@ -28,13 +28,13 @@ class Options:
     rows_per_second: float | None = 5000.0  #: speed of each batch; None: as fast as this machine can
     finalizing_seconds: float = 0.05
     cancelling_seconds: float = 0.1
-    api_keys: tuple[str, ...] | None = None  #: keys let in; None: any that is not empty
-    seed: str | None = None  #: fixes the output order and the dice of faults; None: the batch id does
+    api_keys: tuple[str, ...] | None = None  #: accepted keys; None: any that is not empty
+    seed: str | None = None  #: seed of the output order and of random faults; None: the batch id
     max_rows: int = 50_000
     max_file_bytes: int = 200_000_000
     max_upload_bytes: int = 512 * 1024 * 1024
     max_embedding_inputs: int = 50_000
-    any_model: bool = False  #: take models whose names look like a slip for one of OpenAI's, too
+    any_model: bool = False  #: also accept models with names that look like a misspelled one of OpenAI's
     upstream: str | None = None  #: URL of a real OpenAI-compatible server that answers the rows
     upstream_concurrency: int = 8
     upstream_api_key: str | None = None

@@ -22,7 +22,7 @@ Answerer = Callable[[str, dict[str, Any]], tuple[int, Any]]
 
 @dataclass
 class RowResult:
-    """What came of a row. A row that is missing has neither line."""
+    """The result of a row. A row that is missing has neither line."""
 
     output: bytes = b""
     error: bytes = b""
@@ -70,7 +70,7 @@ def run_row(batch: Batch, position: int, raw: bytes, faults: Faults, answerer: A
 def _odd_body(
     batch: Batch, position: int, raw: bytes, row: dict[str, Any], fault: Fault, answerer: Answerer
 ) -> RowResult:
-    """A row with status 200, counted as completed, whose body is another one than usual."""
+    """A row with status 200, counted as completed, with an unusual body."""
     custom_id: str = row["custom_id"]
     url = canonical(row["url"], batch.azure)
     _, usual = answerer(url, row["body"])
@@ -85,7 +85,7 @@ def _odd_body(
 
 
 def _changed(usual: object, fault: Fault, url: str) -> object:
-    """By default what such an endpoint gives for trouble of its own: a failed response, or an error for a body."""
+    """By default what such an endpoint returns for its own trouble: a failed response, or an error as the body."""
     if isinstance(fault.json, dict):
         return {**usual, **fault.json} if isinstance(usual, dict) else fault.json
     if fault.json is not None:
@@ -143,7 +143,7 @@ def _fail(result: RowResult, batch: Batch, custom_id: str, fault: Fault) -> None
         result.failed = True
         result.error = _not_executed(batch, custom_id, fault.code or "server_error", message)
     elif status == 0:
-        # A known oddity of the real API: such lines stand in the output file and count as completed.
+        # The real API does this, too: such lines are in the output file and count as completed.
         result.completed = True
         result.output = _line(batch, custom_id, 0, {})
     else:

@@ -43,7 +43,7 @@ class _Maker:
             return self._dice.choice(schema["enum"])
         for key in ("anyOf", "oneOf"):
             if schema.get(key):
-                # Deep down the shortest way out is taken, so that recursive schemas come to an end.
+                # At that depth the shortest alternative is taken, so that recursive schemas end.
                 null = next((option for option in schema[key] if option == {"type": "null"}), None)
                 return self.make(null if null and depth > _DEEP else schema[key][0], depth + 1)
         if schema.get("allOf"):

@@ -31,7 +31,7 @@ _START_SECONDS = 10.0
 
 
 class Protocol(H11Protocol):
-    """HTTP whose requests know their connection, so that a fault can break it."""
+    """An HTTP protocol that gives requests their connection, so that a fault can break it."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -80,7 +80,7 @@ class Sandbox:
                 lifespan="off",
                 log_config=None,
                 access_log=False,
-                proxy_headers=False,  # else who sends X-Forwarded-For may say who it is
+                proxy_headers=False,  # else a client could claim any address with X-Forwarded-For
                 server_header=False,
                 timeout_graceful_shutdown=1,
             )
@@ -97,7 +97,7 @@ class Sandbox:
         return self
 
     def stop(self) -> None:
-        """Stop listening and clean up. Ask the ledger before: it closes too."""
+        """Stop listening and clean up. Read the ledger before: it closes, too."""
         if self._server is not None and self._thread is not None:
             self._server.should_exit = True
             self._thread.join()
@@ -116,13 +116,13 @@ class Sandbox:
         self.stop()
 
     def join_projects(self, project: str = "proj_sandbox") -> None:
-        """Whoever sees this project sees all files and batches from now on, as a key of several projects would."""
+        """From now on keys of this project see all files and batches, like a key of several projects."""
         world = self._running
         world.files.join_projects(project)
         world.batches.join_projects(project)
 
     def reset(self) -> None:
-        """Forget files, batches, faults, calls and ledger, and set the clock right."""
+        """Remove files, batches, faults, calls and ledger, and reset the clock."""
         self._running.reset()
 
     @property
@@ -147,7 +147,7 @@ class Sandbox:
 
     @property
     def base_url(self) -> str:
-        """What an OpenAI client takes as `base_url`."""
+        """The `base_url` for an OpenAI client."""
         return f"{self.url}/v1"
 
     @property
@@ -157,7 +157,7 @@ class Sandbox:
 
     @property
     def faults(self) -> Faults:
-        """What goes wrong; `faults.add("status", route="POST /v1/batches", status=503, times=2)`."""
+        """The faults; `faults.add("status", route="POST /v1/batches", status=503, times=2)`."""
         return self._running.faults
 
     @property
@@ -239,7 +239,7 @@ class _stopped_by_signals:  # noqa: N801 - reads as a phrase in `with`
 def _write_ready(path: Path, base_url: str) -> None:
     part = path.with_name(f"{path.name}.part")
     part.write_text(f"{base_url}\n")
-    os.replace(part, path)  # who sees the file sees all of it
+    os.replace(part, path)  # readers see all of the file or none
 
 
 def _bind(host: str, port: int) -> socket.socket:

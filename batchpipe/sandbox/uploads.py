@@ -96,7 +96,7 @@ class _Parts:
             return
         self._left -= end - start
         if self._left < 0:
-            self.form.too_large = True  # read on, so that the client gets to hear of it
+            self.form.too_large = True  # read on, so that the client gets the answer
         else:
             self._file.write(memoryview(data)[start:end])
 

@@ -32,7 +32,7 @@ class Upstream:
     """Sends rows to `options.upstream`, at most `upstream_concurrency` of them at a time over all batches."""
 
     def __init__(self, options: Options) -> None:
-        import httpx2  # here, for only this mode needs it
+        import httpx2  # here, because only this mode needs it
 
         assert options.upstream is not None
         self._errors = (httpx2.HTTPError, httpx2.InvalidURL)
@@ -42,7 +42,7 @@ class Upstream:
         headers = {"authorization": f"Bearer {options.upstream_api_key}"} if options.upstream_api_key else {}
         self._client = httpx2.Client(timeout=options.upstream_timeout, headers=headers)
         self._queue: SimpleQueue[Callable[[], None]] = SimpleQueue()
-        # Daemon threads of our own: an executor would hold up the exit until a hanging upstream times out.
+        # Daemon threads of our own: an executor would delay the exit until a hanging upstream times out.
         for number in range(options.upstream_concurrency):
             threading.Thread(target=self._work, name=f"sandbox-upstream-{number}", daemon=True).start()
         #: Rows a batch has under way or waiting; more than the pool, so that it never runs dry.
@@ -56,7 +56,7 @@ class Upstream:
             try:
                 future.set_result(work())
             except Exception as error:
-                future.set_exception(error)  # the edge of the thread: who waits for it gets it
+                future.set_exception(error)  # the edge of the thread: the waiting thread gets the error
 
         self._queue.put(run)
         return future
@@ -88,7 +88,7 @@ class Upstream:
         return *_document(response), _retry_after(response)
 
     def close(self) -> None:
-        """Start no more, and do not wait for what runs."""
+        """Start no more calls, and do not wait for those that run."""
         self._closing.set()
         for _ in range(self.window):
             self._queue.put(lambda: None)  # wakes a thread that has nothing to do
@@ -99,7 +99,7 @@ def _document(response: httpx2.Response) -> tuple[int, Any]:
     try:
         return response.status_code, response.json()
     except ValueError:
-        # An HTML page of a proxy, say. A 200 without JSON is no answer.
+        # An HTML page of a proxy, say. A 200 without JSON is not an answer.
         status = response.status_code if response.status_code >= 400 else 502
         text = response.text[:1000]
         return status, error_body(text, type="server_error", code="upstream_not_json")

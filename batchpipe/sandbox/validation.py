@@ -1,4 +1,4 @@
-"""What OpenAI checks of an input file before it runs a row. Streams the file; keeps ids and offsets only."""
+"""The checks that OpenAI makes of an input file before it runs a row. Streams the file; keeps only ids and offsets."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def canonical(endpoint: str, azure: bool) -> str:
 def check(
     path: Path, endpoint: str, limits: Limits, *, azure: bool = False, any_model: bool = True
 ) -> Generator[None, None, Report]:
-    """Check a file; yields now and then so that others may work, and returns the report."""
+    """Check a file; yields now and then so that other batches can run, and returns the report."""
     checker = _Checker(canonical(endpoint, azure), limits, azure, any_model)
     size = path.stat().st_size
     if size > limits.max_bytes:
@@ -79,7 +79,7 @@ class _Checker:
         self._blank: int | None = None  # a blank line is an error only if something follows it
 
     def line(self, number: int, offset: int, raw: bytes) -> bool:
-        """Check one line. False: there is no point in reading on."""
+        """Check one line. Returns False if there is no point in reading on."""
         if not raw.strip():
             self._blank = self._blank or number
             return True

@@ -50,11 +50,11 @@ class World:
         self._engine.start()
 
     def run(self, batch: Batch) -> None:
-        """Set a batch going."""
+        """Start a batch."""
         self._engine.add(batch.id, self._lifecycle.live(batch))
 
     def reset(self) -> None:
-        """Forget files, batches, faults, calls and ledger, and set the clock right."""
+        """Remove files, batches, faults, calls and ledger, and reset the clock."""
         with self._engine.standstill:
             self._engine.clear()
             self.batches.clear()

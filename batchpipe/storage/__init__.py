@@ -1,7 +1,7 @@
 """The only place that touches files: local paths and fsspec URLs.
 
-A file under a name is always whole: it is written elsewhere first and takes its name when it is complete.
-Foreign trouble becomes ours: what may pass is ``StorageTrouble``, the user's mistakes are ``InvalidInput``.
+A file under a name is always complete: it is written elsewhere first and gets its name at the end.
+Errors of other libraries become ours: what may pass is ``StorageTrouble``, the user's mistakes are ``InvalidInput``.
 """
 
 from __future__ import annotations

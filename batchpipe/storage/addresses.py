@@ -1,4 +1,4 @@
-"""Which addresses are public, and a resolver that knows no others."""
+"""Which addresses are public, and a resolver that returns only those."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 
 
 def is_public(address: str) -> bool:
-    """Whether an address, in its usual form, is one of the open internet; one within another is looked at, too."""
+    """Whether an address, in its usual form, is public; an address embedded in another one is checked, too."""
     try:
         ip = ipaddress.ip_address(address.partition("%")[0])
     except ValueError:
@@ -28,16 +28,16 @@ def is_public(address: str) -> bool:
 
 
 def check_literal(host: str) -> None:
-    """Raises InvalidInput for a host that is an address, in whatever form, and is not public.
+    """Raises InvalidInput for a host that is an address, in any form, and is not public.
 
-    What looks like a number is not resolved by the client but handed to the system, which knows more forms than one.
+    The client does not resolve what looks like a number, but leaves it to the system, which accepts several forms.
     """
     if (":" in host or host.replace(".", "").isdigit()) and not is_public(host):
         raise _private(host)
 
 
 class PublicResolver(ThreadedResolver):
-    """Names lead to public addresses only; connections go to the very address that was looked at."""
+    """Resolves names to public addresses only; connections go to the same address that was checked."""
 
     async def resolve(self, host: str, *args: object, **kwargs: object) -> list[ResolveResult]:
         found = await super().resolve(host, *args, **kwargs)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Files in the making: local and remote ways to let nobody see a half one."""
+"""Unfinished files: local and remote ways to make sure that nobody sees an incomplete one."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from batchpipe.storage.rooted import hold_folder
 
 
 class Draft(Protocol):
-    """A file in the making: nobody sees it under its name before ``commit``."""
+    """An unfinished file: nobody sees it under its name before ``commit``."""
 
     file: BinaryIO
 
@@ -33,24 +33,24 @@ class Draft(Protocol):
         """Raises StorageTrouble, for a full disk for instance."""
 
     def pause(self) -> bool:
-        """Give the handle back until the next ``write``; False where the storage cannot continue a file."""
+        """Close the handle until the next ``write``; False if the storage cannot continue a file."""
 
     def commit(self) -> None:
         """Make it safe on disk and give it its name; raises StorageTrouble."""
 
     def discard(self) -> None:
-        """Forget it; raises nothing."""
+        """Remove it; raises nothing."""
 
 
 class LocalDraft:
-    """Written beside its place under a name of its own, then renamed. Under ``roots`` (local paths) that is done
-    within the folder that was found there when it was begun, whatever has its name by then.
+    """Written next to its place under a temporary name, then renamed. Under ``roots`` (local paths) this happens
+    within the folder that was opened at the beginning, even if its name leads elsewhere by then.
     """
 
     def __init__(self, path: str, mode: int, roots: Sequence[str] = ()) -> None:
         folder, name = os.path.split(path)
         self._path, self._folder, self._roots = path, folder, roots
-        # Cut, for a name may already be as long as the file system lets it be.
+        # Cut, because a name may already be as long as the file system allows.
         self._name, self._draft_name = name, f".{name[:200]}.{os.getpid()}-{secrets.token_hex(4)}.part"
         self._dir: int | None = None
         with os_errors(path):
@@ -113,7 +113,7 @@ class LocalDraft:
 
 
 class RemoteDraft:
-    """Streamed. Where the storage shows a file before it is complete, under a name of its own until then."""
+    """Streamed. If the storage shows a file before it is complete, it has a temporary name until then."""
 
     def __init__(self, url: str) -> None:
         self._url = url
@@ -155,14 +155,14 @@ class RemoteDraft:
                 self._file.close()
                 self._fs.rm(self._draft)
             else:
-                # Closing, which it does by itself when it is thrown away, would make the half file appear.
+                # Closing, which it does by itself when it is garbage collected, would make the incomplete file appear.
                 self._file.closed = True
 
 
 def sync_folder(path: str, dir_fd: int | None = None) -> None:
     handle = os.open(path or ".", os.O_RDONLY, dir_fd=dir_fd)
     try:
-        # Some network file systems cannot, and then the name is safe or not as they please.
+        # Some network file systems cannot do this; then it is up to them whether the name is safe.
         with suppress(OSError):
             os.fsync(handle)
     finally:

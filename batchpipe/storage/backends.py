@@ -1,4 +1,4 @@
-"""Local files and fsspec behind one way of opening, and of telling what went wrong."""
+"""Local files and fsspec behind one way of opening and one set of errors."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from fsspec.registry import known_implementations, registry
 from batchpipe.errors import FILE_MISSING, BatchpipeError, InvalidInput, SettingsError, StorageTrouble
 from batchpipe.storage.rooted import open_rooted
 
-#: Bytes that a reader or writer of a local file holds back; 64 of them may be open at once.
+#: Bytes that a reader or writer of a local file buffers; 64 of them may be open at once.
 LOCAL_BUFFER = 1 << 17
-#: The same for remote files. 5 MiB is the smallest part that S3 takes.
+#: The same for remote files. 5 MiB is the smallest part that S3 accepts.
 REMOTE_READ, REMOTE_WRITE = 1 << 20, 5 << 20
 
-#: Their files appear when they are complete, and they have no folders.
+#: Storages with files that appear only when complete, and without folders.
 OBJECT_STORES = frozenset({"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "oss"})
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
 _EXTRAS |= dict.fromkeys(("abfs", "abfss", "az", "adl"), "azure")
@@ -34,12 +34,12 @@ _LOCAL = ("file", "local")
 
 
 def local_path(url: str) -> str | None:
-    """The path that a plain path or a ``file://`` URL means; None for a URL of another kind."""
+    """The path of a plain path or a ``file://`` URL; None for other URLs."""
     if not _URL.match(url):
         return url
     try:
         parts = urlsplit(url)
-    except ValueError:  # brackets that are no address: whoever opens it will say so
+    except ValueError:  # brackets without an address: opening it raises the error
         return None
     if parts.scheme.lower() not in _LOCAL or parts.netloc not in ("", "localhost"):
         return None
@@ -47,7 +47,7 @@ def local_path(url: str) -> str | None:
 
 
 def local_roots(roots: Sequence[str]) -> tuple[str, ...]:
-    """Those of the allowed roots that are local paths."""
+    """The allowed roots that are local paths."""
     return tuple(path for root in roots if (path := local_path(root)) is not None)
 
 
@@ -63,7 +63,7 @@ def read_lines(stream: BinaryIO, limit: int = -1) -> Iterator[bytes]:
 
 
 class Checkpoint:
-    """Calls ``check`` now and then while lines go by: about every MB, and at least every 1,024 lines."""
+    """Yields the lines and calls ``check`` now and then: about every MB, and at least every 1,024 lines."""
 
     def __init__(self, check: Callable[[], None]) -> None:
         self._check = check
@@ -81,7 +81,7 @@ def scheme(url: str) -> str:
 
 
 def filesystem(url: str) -> tuple[Any, str]:
-    """The filesystem of a URL and the path in it. Not to be kept: fsspec has one for each thread and fork."""
+    """The filesystem of a URL and the path in it. Do not keep it: fsspec has one for each thread and fork."""
     kind = scheme(url)
     if kind in _LOCAL:
         raise InvalidInput(f"{url}: a file on another host; give a path or file:///path", code="url_unknown")
@@ -92,7 +92,7 @@ def filesystem(url: str) -> tuple[Any, str]:
         elif kind in ("http", "https"):
             from aiohttp import ClientTimeout
 
-            # The default ends every transfer after five minutes, however well it goes.
+            # The default ends every transfer after five minutes, even if it makes progress.
             options["client_kwargs"] = {"timeout": ClientTimeout(total=None, sock_connect=30, sock_read=60)}
         fs, path = fsspec.core.url_to_fs(url, **options)
     except ImportError as error:
@@ -105,7 +105,7 @@ def filesystem(url: str) -> tuple[Any, str]:
 
 
 def check_scheme(url: str) -> None:
-    """Raises InvalidInput for a URL that no storage knows, SettingsError where its package is missing. Imports none."""
+    """Raises InvalidInput for a URL that no storage knows, SettingsError if its package is missing. Imports none."""
     for kind in re.split(r"::", url.partition("://")[0]):
         kind = kind.lower()
         known = registry.get(kind) or known_implementations.get(kind)
@@ -124,8 +124,8 @@ def _install_hint(kind: str, module: str) -> str:
 def open_file(url: str, buffer: int, roots: Sequence[str] = ()) -> BinaryIO:
     """Open for reading; the caller closes it. Raises StorageTrouble with its cause.
 
-    ``roots``: local paths; a local file is opened only if it lies under one of them, its links resolved: StorageTrouble
-    (``not_allowed``) if not.
+    ``roots``: local paths; a local file is opened only if, with links resolved, it lies under one of them; else raises
+    StorageTrouble (``not_allowed``).
     """
     if (path := local_path(url)) is not None:
         with os_errors(path):
@@ -140,19 +140,19 @@ def open_file(url: str, buffer: int, roots: Sequence[str] = ()) -> BinaryIO:
 def open_plain(url: str) -> io.RawIOBase:
     """A remote file, unbuffered. Its reads raise StorageTrouble."""
     fs, remote = filesystem(url)
-    # From the web by a single GET (given a size it does not look first, which not every site allows);
-    # elsewhere by ranges of our own buffer's size, for theirs are up to 50 MB.
+    # From the web by a single GET (with a size it makes no request before that, which not every site allows);
+    # elsewhere by ranges of our own buffer's size, because theirs are up to 50 MB.
     how = {"block_size": 0, "size": 1} if scheme(url) in ("http", "https") else {"cache_type": "none"}
     return _Reader(fs.open(remote, "rb", **how), url)
 
 
 class _Reader(io.RawIOBase):
-    """A file of fsspec; whatever it raises becomes StorageTrouble."""
+    """A file of fsspec; any error that it raises becomes StorageTrouble."""
 
     def __init__(self, file: Any, where: str) -> None:
         self._file = file
         self._where = where
-        # memory:// has one file object, so one position, for all who have it open.
+        # memory:// has one file object, so one position, for all readers.
         self._at = 0 if isinstance(file, io.BytesIO) else None
 
     def readable(self) -> bool:
@@ -189,7 +189,7 @@ class _Reader(io.RawIOBase):
 
 
 class Sink(io.RawIOBase):
-    """A file that others write: whatever it raises becomes StorageTrouble. Closing this does not close it."""
+    """Wraps a file that is being written: any error becomes StorageTrouble. Closing this does not close that file."""
 
     def __init__(self, file: Any, where: str) -> None:
         self._file = file
@@ -206,10 +206,10 @@ class Sink(io.RawIOBase):
 
 @contextmanager
 def os_errors(where: str) -> Iterator[None]:
-    """Around what uses local files: an OSError becomes StorageTrouble."""
+    """Wraps the use of local files: an OSError becomes StorageTrouble."""
     try:
         yield
-    except BrokenPipeError:  # of whoever reads what is made from the file; a file has no pipe to break
+    except BrokenPipeError:  # from the reader of the output: a file cannot break a pipe
         raise
     except OSError as error:
         raise trouble(error, where) from error
@@ -217,7 +217,7 @@ def os_errors(where: str) -> Iterator[None]:
 
 @contextmanager
 def foreign(where: str) -> Iterator[None]:
-    """Around calls of fsspec only: each of its storages raises errors of its own."""
+    """Wraps calls of fsspec only: each of its storages raises its own errors."""
     try:
         yield
     except BatchpipeError:
@@ -225,11 +225,11 @@ def foreign(where: str) -> Iterator[None]:
     except Exception as error:
         cause: BaseException = error
         if isinstance(error, FileNotFoundError) and error.__cause__ is not None:
-            cause = error.__cause__  # its http calls every trouble "not found"
+            cause = error.__cause__  # its http storage calls every error "not found"
         raise trouble(cause, where) from cause
 
 
-#: What a person has to repair, not time.
+#: Errors that need a person, not time.
 _LASTING = frozenset(
     {
         *(errno.ENAMETOOLONG, errno.ELOOP, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.EINVAL, errno.EROFS),
@@ -239,7 +239,7 @@ _LASTING = frozenset(
 
 
 def trouble(error: BaseException, where: str) -> StorageTrouble:
-    """Ours for a foreign error. Its ``passes`` tells whether another try can meet anything else."""
+    """Converts an error of another library to ours. ``passes`` tells whether another try may succeed."""
     if isinstance(error, FileNotFoundError):
         return StorageTrouble(f"{where}: no such file", code=FILE_MISSING)
     found = StorageTrouble(f"{where}: {reason(error)}")
@@ -248,12 +248,12 @@ def trouble(error: BaseException, where: str) -> StorageTrouble:
 
 
 def lasts(error: BaseException) -> bool:
-    """Whether an error of a file system or storage stays until a person does something about it."""
+    """Whether an error of a file system or storage lasts until a person repairs something."""
     if isinstance(error, OSError) and error.errno in _LASTING:
         return True
     if isinstance(error, PermissionError | IsADirectoryError | NotADirectoryError | NotImplementedError):
         return True
-    # Of URLs that cannot be, and names with NUL bytes. An answer that is no JSON is a ValueError, too, and passes.
+    # From impossible URLs, and names with NUL bytes. A response that is not JSON is a ValueError, too, but may pass.
     bad_url = any(kind.__name__ == "InvalidURL" for kind in type(error).__mro__)
     return bad_url or type(error) is ValueError or isinstance(error, UnicodeEncodeError)
 

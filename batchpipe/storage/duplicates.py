@@ -14,12 +14,12 @@ from batchpipe.storage.folder import Scratch, temporary
 
 #: Ids that are sorted in memory at once.
 RUN_IDS = 1 << 18
-#: Suspects that are told at most; the first is enough to refuse an input.
+#: The most suspects that are returned; the first is enough to refuse an input.
 MAX_SUSPECTS = 10_000
 
 
 class RepeatFinder:
-    """Finds the ids that come twice among any number of them."""
+    """Finds ids that come more than once among any number of them."""
 
     def __init__(self, run_ids: int = RUN_IDS) -> None:
         self._run_ids = run_ids
@@ -37,7 +37,7 @@ class RepeatFinder:
         self._stack.close()
 
     def note(self, name: str) -> None:
-        """Take an id in."""
+        """Add an id."""
         self._append(hash(name))
         if len(self._hashes) >= self._run_ids:
             self._spill()
@@ -52,7 +52,7 @@ class RepeatFinder:
         return self._suspects
 
     def _drain(self) -> array[int]:
-        """Empty the memory: its hashes sorted, each once, so that no run has many of the same."""
+        """Write the hashes in memory as a run: sorted, each once, so that no run has many equal ones."""
         hashes = sorted(self._hashes)
         del self._hashes[:]
         if any(map(eq, hashes, islice(hashes, 1, None))):
@@ -74,7 +74,7 @@ class RepeatFinder:
                 self._suspects.add(one)
 
     def _compare_runs(self, file: Scratch, check: Callable[[], None]) -> None:
-        """Hashes are spread evenly: so cut their range into as many parts as there are runs."""
+        """Hashes are spread evenly, so their range is cut into as many parts as there are runs."""
         runs = [_Run(file, start, end) for start, end in self._runs]
         for part in range(1, len(runs) + 1):
             check()
@@ -86,7 +86,7 @@ class RepeatFinder:
 
 
 class _Run:
-    """A sorted run of hashes in the file, read on in small chunks."""
+    """A sorted run of hashes in the file, read in small chunks."""
 
     def __init__(self, file: Scratch, start: int, end: int) -> None:
         self._file = file
@@ -95,7 +95,7 @@ class _Run:
         self._next = 0
 
     def below(self, limit: int) -> Iterator[array[int]]:
-        """The hashes below ``limit`` that were not given yet."""
+        """The hashes below ``limit`` that were not returned yet."""
         while True:
             if self._next == len(self._chunk):
                 if self._at == self._end:

@@ -43,13 +43,11 @@ _UNWRITABLE = (
 class Folder:
     """A place for files: a local folder, or an fsspec URL such as ``s3://bucket/jobs`` or ``memory://jobs``.
 
-    A ``private`` folder makes files that only their owner may read (0600, folders 0700); where the storage
-    has its own rules, those hold. Names are relative, with ``/`` between their parts. Every method may raise
-    StorageTrouble.
+    A ``private`` folder makes files that only their owner may read (0600, folders 0700), unless the storage has its
+    own rules. Names are relative, with ``/`` between their parts. Every method may raise StorageTrouble.
 
-    With ``roots`` (what folders may lie under) a local folder is used only where it really lies under one of them:
-    each file is opened, and each name given or taken, in the very folder that was found to do so. Else StorageTrouble
-    (``not_allowed``).
+    With ``roots`` a local folder is used only if it really lies under one of them: all files are opened, named and
+    removed within the same folder that was checked. Otherwise raises StorageTrouble (``not_allowed``).
     """
 
     def __init__(self, url: str, *, private: bool = False, roots: Sequence[str] = ()) -> None:
@@ -68,11 +66,11 @@ class Folder:
 
     @property
     def max_open(self) -> int:
-        """How many files may be open at once within a few dozen MB of buffers."""
+        """How many files may be open at once with a few dozen MB of buffers."""
         return 64 if self.is_local else 8
 
     def child(self, name: str) -> Folder:
-        """The folder of this name in this one, as private as this one."""
+        """The folder of this name in this one, with the same privacy."""
         return Folder(self.path(name), private=self.private, roots=self._given_roots)
 
     def path(self, name: str = "") -> str:
@@ -102,7 +100,7 @@ class Folder:
 
     @contextmanager
     def place(self, name: str) -> Iterator[tuple[str, int | None]]:
-        """What ``os`` calls take for a name in a local folder: path and ``dir_fd``."""
+        """The path and ``dir_fd`` for ``os`` calls about a name in a local folder."""
         path = self.path(name)
         if not self._roots:
             yield path, None
@@ -113,7 +111,7 @@ class Folder:
     def exists(self, name: str = "") -> bool:
         path = self.path(name)
         if self._local is not None:
-            return os.path.lexists(path)  # a link that leads nowhere is somebody's, too
+            return os.path.lexists(path)  # a broken link belongs to somebody, too
         with foreign(path):
             fs, remote = filesystem(path)
             return bool(fs.exists(remote))
@@ -128,7 +126,7 @@ class Folder:
             return int(fs.info(remote)["size"])
 
     def remove(self, name: str) -> None:
-        """Remove a file, or a folder with all that is in it; no error if it is not there."""
+        """Remove a file, or a folder with its contents; no error if it is not there."""
         path = self.path(name)
         with foreign(path), suppress(FileNotFoundError):
             if self._local is None:
@@ -142,8 +140,8 @@ class Folder:
                     os.unlink(here, dir_fd=above)
 
     def copy(self, name: str, to: str) -> None:
-        """Give a file a second name in this folder, by a hard link where that can be; it takes the place of what has
-        that name. The folders that it needs are made. No error if the file is not there.
+        """Give a file a second name in this folder, by a hard link if possible; a file of that name is replaced. Makes
+        the folders that it needs. No error if the file is not there.
         """
         source, target = self.path(name), self.path(to)
         with foreign(source), suppress(FileNotFoundError):
@@ -157,7 +155,7 @@ class Folder:
                 _copy_local(one, other)
 
     def is_copied(self, name: str, to: str) -> bool:
-        """Whether ``copy`` has given this very file its second name: told by its identity, or else by its size."""
+        """Whether ``copy`` has given this file its second name: decided by its identity, or else by its size."""
         if not self.exists(name) or not self.exists(to):
             return False
         if self._local is not None and os.path.samefile(self.path(name), self.path(to)):
@@ -197,7 +195,7 @@ class Folder:
                 os.close(handle)
 
     def draft(self, name: str) -> Draft:
-        """Begin a file; the folders that it needs are made. See ``Draft``."""
+        """Begin a file; makes the folders that it needs. See ``Draft``."""
         path = self.path(name)
         if self._local is None:
             return RemoteDraft(path)
@@ -207,7 +205,7 @@ class Folder:
 
     @contextmanager
     def writer(self, name: str) -> Iterator[BinaryIO]:
-        """Write a file that appears, whole, when the block ends, and not at all if the block raises."""
+        """Write a file that appears, complete, when the block ends, and not at all if the block raises."""
         draft = self.draft(name)
         try:
             with os_errors(self.path(name)):
@@ -218,7 +216,7 @@ class Folder:
         draft.commit()
 
     def remove_drafts(self, name: str) -> None:
-        """Remove what killed writers of this name left behind. Only its present owner may call this."""
+        """Remove what killed writers of this name left behind. Only its current owner may call this."""
         base = posixpath.basename(name)
         folder = posixpath.dirname(name)
         for other in self.names(folder):
@@ -227,7 +225,7 @@ class Folder:
 
     @contextmanager
     def local_handle(self, name: str, check: Callable[[], None] = lambda: None) -> Iterator[BinaryIO]:
-        """A seekable local handle of a file: of itself, or of a nameless copy, which ends with the process.
+        """A seekable local handle of a file: of the file itself, or of an unnamed copy, which ends with the process.
 
         ``check`` is called about once a MB while copying; what it raises ends the copying.
         """
@@ -246,14 +244,14 @@ class Folder:
 
     @contextmanager
     def scratch(self) -> Iterator[Scratch]:
-        """A nameless local file, in this folder if that is local; gone after the block or the process."""
+        """An unnamed local file, in this folder if that is local; gone after the block or the process."""
         if self._local is not None:
             self.make()
         with temporary(self._local) as file:
             yield file
 
     def append_line(self, name: str, line: bytes) -> None:
-        """Add one line to a local file in one write; a line that a crash cut off stays by itself."""
+        """Add one line to a local file in one write; a line that a crash cut off stays a line of its own."""
         path = self.path(name)
         if self._local is None:
             raise BatchpipeError(f"{path}: lines can be appended to local files only")
@@ -269,7 +267,7 @@ class Folder:
     def check_writable(self, *names: str) -> None:
         """Make the folder and try to write in it.
 
-        Raises InvalidInput (``output_unwritable``) if that cannot be, or if a folder has one of ``names``.
+        Raises InvalidInput (``output_unwritable``) if that is not possible, or if a folder has one of ``names``.
         """
         probe = f".batchpipe-{secrets.token_hex(4)}"
         try:
@@ -288,14 +286,14 @@ class Folder:
 
 @contextmanager
 def temporary(folder: str | None = None) -> Iterator[Scratch]:
-    """A nameless file in a local folder, else where temporary files live; gone with the block or process."""
+    """An unnamed file in a local folder, else in the folder of temporary files; gone with the block or process."""
     where = folder or tempfile.gettempdir()
     with os_errors(where), tempfile.TemporaryFile(dir=where) as file:
         yield Scratch(file, where)
 
 
 class Scratch:
-    """A nameless local file: filled through ``sink``, then read from the start or at any place."""
+    """An unnamed local file: filled through ``sink``, then read from the start or at any place."""
 
     def __init__(self, file: Any, where: str) -> None:
         self._file = file
@@ -304,24 +302,24 @@ class Scratch:
         self.sink = cast(BinaryIO, Sink(self, where))
 
     def write(self, data: bytes) -> None:
-        """Add to its end; raises OSError, where the ``sink`` raises StorageTrouble."""
+        """Add to its end; raises OSError, while the ``sink`` raises StorageTrouble."""
         self._unflushed = True
         self._file.write(data)
 
     def put(self, offset: int, data: bytes | bytearray) -> None:
-        """Write at a place of its own; not to be mixed with the ``sink``. Raises StorageTrouble."""
+        """Write at a given place; not to be mixed with the ``sink``. Raises StorageTrouble."""
         with os_errors(self._where):
             while data:
                 done = os.pwrite(self._file.fileno(), data, offset)
                 offset, data = offset + done, data[done:]
 
     def flush(self) -> None:
-        """Hand over what is buffered; raises OSError."""
+        """Flush its buffer; raises OSError."""
         self._file.flush()
         self._unflushed = False
 
     def cut(self, size: int) -> None:
-        """Leave its first ``size`` bytes, and write on from there; raises OSError."""
+        """Keep its first ``size`` bytes, and continue writing from there; raises OSError."""
         self.flush()
         self._file.truncate(size)
         self._file.seek(size)
@@ -347,8 +345,8 @@ class Scratch:
 
 
 def _copy_local(source: tuple[str, int | None], target: tuple[str, int | None]) -> None:
-    """By a hard link, or by its bytes where the file system has none. Safe on disk when this returns. Each is a path
-    and the ``dir_fd`` that it belongs to.
+    """Copies by a hard link, or by bytes if the file system has no links. Safe on disk when this returns. Each argument
+    is a path and the ``dir_fd`` that it belongs to.
     """
     (path, above), (to, into) = source, target
     folder, name = os.path.split(to)
@@ -360,7 +358,7 @@ def _copy_local(source: tuple[str, int | None], target: tuple[str, int | None]) 
     except OSError:
         _copy_bytes(source, (draft, into))
     os.replace(draft, to, src_dir_fd=into, dst_dir_fd=into)
-    with suppress(FileNotFoundError):  # the two are names of one file: then nothing was replaced
+    with suppress(FileNotFoundError):  # both are names of one file: then nothing was replaced
         os.unlink(draft, dir_fd=into)
     sync_folder(folder, into)
 
@@ -392,9 +390,9 @@ def _make_folders(path: str, mode: int) -> None:
         try:
             return os.mkdir(path, mode)
         except FileNotFoundError:
-            if last:  # such as in /proc, where nothing can be made
+            if last:  # such as in /proc, where nothing can be created
                 raise
-            if not os.path.isdir(os.path.dirname(path)):  # another may have made it just now
+            if not os.path.isdir(os.path.dirname(path)):  # another process may have just made it
                 _make_folders(os.path.dirname(path), mode)
         except FileExistsError:
             if not os.path.isdir(path):

@@ -1,4 +1,4 @@
-"""Inputs: somebody else's files, which are only read; and where inputs and outputs may lie."""
+"""Inputs: files of others, which are only read; and where inputs and outputs may lie."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from batchpipe.storage.patience import in_thread, wait
 from batchpipe.storage.rooted import open_rooted
 from batchpipe.storage.rules import ANY_INPUT, InputRules
 
-#: Where the storages of fsspec tell when a file was changed.
+#: The fields in which fsspec's storages tell when a file was changed.
 _CHANGED = ("mtime", "LastModified", "last_modified", "updated")
 
 
@@ -41,10 +41,10 @@ Check = Callable[[], None]
 def open_input(url: str, rules: InputRules = ANY_INPUT, check: Check = lambda: None) -> Iterator[BinaryIO]:
     """Open an input, a path or a URL, as one stream of bytes, read in blocks.
 
-    ``check`` is called at least every second while a read of a remote one lasts; what it raises ends the read. What is
-    opened is what was found to be under the roots, whatever is swapped for a link meanwhile.
-    Raises StorageTrouble (``input_missing``, ``input_unreachable``: it cannot be reached now), InvalidInput for what
-    is no file, may not be read or is not as the rules say; SettingsError where a package is missing.
+    ``check`` is called at least every second during a read of a remote one; what it raises ends the read. The file
+    that is opened is the one that was checked against the roots, even if a link is put in its place in between.
+    Raises StorageTrouble (``input_missing``, ``input_unreachable``: it cannot be reached now), InvalidInput if it is
+    not a file, may not be read or breaks the rules; SettingsError if a package is missing.
     """
     with _input_told(url):
         raw = _open_local(url, rules) if local_path(url) is not None else _open_remote(url, rules, check)
@@ -54,7 +54,7 @@ def open_input(url: str, rules: InputRules = ANY_INPUT, check: Check = lambda: N
 
 
 def input_info(url: str, rules: InputRules = ANY_INPUT, check: Check = lambda: None) -> tuple[int | None, float | None]:
-    """Bytes and time of last change (unix seconds) of an input, None where not told; raises as open_input."""
+    """Bytes and time of last change (unix seconds) of an input, None if unknown; raises as open_input."""
     with _input_told(url):
         if (path := local_path(url)) is not None:
             with os_errors(path):
@@ -108,7 +108,7 @@ def _open_remote(url: str, rules: InputRules, check: Check) -> io.RawIOBase:
 
 
 class _Input(io.RawIOBase):
-    """An input as it is read: its size is bounded, and a remote one must come at a least rate. Raises ours only."""
+    """An input as it is read: its size is limited, and a remote one needs a minimum rate. Raises only our errors."""
 
     def __init__(
         self,
@@ -138,7 +138,7 @@ class _Input(io.RawIOBase):
         return len(data)
 
     def _tick(self, count: int = 0) -> None:
-        """Only what is waited for counts: whoever reads may take its time."""
+        """Only the time spent waiting for data counts: the reader may be slow."""
         now = time.monotonic()
         self._waited, self._mark = self._waited + now - self._mark, now
         self._watch(count)
@@ -157,7 +157,7 @@ def _check_size(url: str, size: int, rules: InputRules) -> None:
 
 
 def allowed(url: str, roots: Sequence[str]) -> bool:
-    """Whether a path or URL lies under one of the roots, links and ``..`` resolved; no roots allow all."""
+    """Whether a path or URL lies under one of the roots, links and ``..`` resolved; without roots all are allowed."""
     return not roots or any(_is_under(url, root) for root in roots)
 
 
@@ -180,7 +180,7 @@ def _is_under(url: str, root: str) -> bool:
         return False
     if (one.scheme.lower(), one.netloc) != (other.scheme.lower(), other.netloc):
         return False
-    # A server may decode before it resolves "..": so twice decoded, and refused rather than resolved.
+    # A server may decode before it resolves "..": so decode twice, and refuse rather than resolve.
     if ".." in re.split(r"[/\\]", unquote(unquote(one.path))):
         return False
     top = other.path.rstrip("/")
@@ -188,7 +188,7 @@ def _is_under(url: str, root: str) -> bool:
 
 
 def _open_regular(path: str, rules: InputRules) -> int:
-    """A handle of a regular file. A pipe is not waited for, and what was opened is what is looked at."""
+    """A handle of a regular file. Does not wait for a pipe, and checks the file that was opened."""
     _check_regular(path, os.stat(path))  # some devices act when they are opened
     flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
     handle = open_rooted(path, flags, local_roots(rules.roots)) if rules.roots else os.open(path, flags)
@@ -208,13 +208,13 @@ def _check_regular(path: str, found: os.stat_result) -> None:
         raise InvalidInput(f"{path}: is not a regular file; {hint}", code="input_no_file")
 
 
-#: Answers of the web that another try may change.
+#: HTTP statuses that may change with another try.
 _MAY_PASS = (404, 408, 409, 423, 425, 429)
 
 
 @contextmanager
 def _input_told(url: str) -> Iterator[None]:
-    """What trouble means if the file is an input: refused, or of a kind that is waited for, but not for ever."""
+    """The error to raise if the file is an input: it is refused, or waited for, but not for ever."""
     try:
         yield
     except StorageTrouble as error:

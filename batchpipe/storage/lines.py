@@ -1,4 +1,4 @@
-"""A local file of lines that several processes add to, and that one of them makes shorter now and then."""
+"""A local file of lines that several processes add to, and that one of them shortens now and then."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from batchpipe.storage.backends import os_errors
 from batchpipe.storage.folder import Folder
 from batchpipe.storage.local import hold_lock
 
-#: Lines that are judged at once.
+#: Lines per call of ``keep``.
 _JUDGED_AT_ONCE = 1_000
-#: What the first line of a file that was made shorter begins with; then its size after that.
+#: The first line of a shortened file: this, then its size after that.
 _MARK = b'{"pruned":'
 
 
 class LineFile:
-    """``path`` is locked by a file beside it, for a line that is added while the file is replaced would be lost."""
+    """``path`` is locked by a file next to it, because a line added while the file is replaced would be lost."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -35,20 +35,20 @@ class LineFile:
             start = max(0, os.fstat(file.fileno()).st_size - most)
             if start:
                 file.seek(start - 1)
-                file.readline(most)  # the rest of a line, or the end of the one before
+                file.readline(most)  # the rest of a cut line, or the end of the line before
             for line in file:
                 if not line.startswith(_MARK):
                     yield line
 
     def prune(self, keep: Callable[[Sequence[bytes]], Iterable[bool]], *, beyond: int) -> bool:
-        """Drop the lines that are not to be kept, once the file has more than ``beyond`` bytes, and has doubled since
-        it was last done. Returns whether it was done. ``keep`` is asked for up to 1,000 lines at a time.
+        """Drop the lines that ``keep`` rejects, once the file has more than ``beyond`` bytes, and has doubled since it
+        was last shortened. Returns whether that was done. ``keep`` gets up to 1,000 lines at a time.
         """
         if self._size() <= max(beyond, 2 * self._kept()):
             return False
         with hold_lock(self._lock) as mine:
             if not mine or self._size() <= max(beyond, 2 * self._kept()):
-                return False  # somebody is at it, or was
+                return False  # another process is doing so, or just did
             draft = self.path.with_name(f".{self.path.name}.new")
             with os_errors(str(draft)):
                 with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
@@ -71,7 +71,7 @@ class LineFile:
             return 0
 
     def _kept(self) -> int:
-        """Its size when it was last made shorter."""
+        """Its size when it was last shortened."""
         try:
             with open(self.path, "rb") as file:
                 first = file.readline(64)

@@ -15,7 +15,7 @@ from batchpipe.storage.backends import os_errors
 
 @contextmanager
 def spooled(lines: Iterable[bytes]) -> Iterator[str]:
-    """The path of a private file with these lines, for the length of the block."""
+    """The path of a private file with these lines, during the block."""
     with os_errors(tempfile.gettempdir()), tempfile.NamedTemporaryFile(prefix="batchpipe-", suffix=".jsonl") as file:
         file.writelines(lines)
         file.flush()
@@ -23,27 +23,27 @@ def spooled(lines: Iterable[bytes]) -> Iterator[str]:
 
 
 def nameless_file() -> int:
-    """A handle of an empty file of our own, which has no name and is gone with the last process that has it."""
+    """A handle of an empty, unnamed file of our own, which is gone with the last process that has it open."""
     with os_errors(tempfile.gettempdir()), tempfile.TemporaryFile() as file:
         return os.dup(file.fileno())
 
 
 def open_log(path: Path) -> IO[bytes]:
-    """A private log file, for appending; the folders that it needs are made."""
+    """A private log file, for appending; makes the folders that it needs."""
     with os_errors(str(path)):
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab")
 
 
 def touch(path: Path) -> None:
-    """Make a file, or its time now."""
+    """Make a file, or set its time to now."""
     with os_errors(str(path)):
         path.touch()
 
 
 def keep_private(folder: Path, pattern: str) -> None:
-    """What this process writes from now on, and the files of this name that are there, may be read by their owner only:
-    libraries that keep files for us ask nobody.
+    """Make the files that this process writes from now on, and existing ones of this name, readable only by their
+    owner: libraries that keep files for us do not do so.
     """
     os.umask(0o077)
     for path in folder.glob(pattern):
@@ -53,7 +53,7 @@ def keep_private(folder: Path, pattern: str) -> None:
 
 
 def kept_secret(path: Path, make: Callable[[], str]) -> str:
-    """The text of a private file, made at its first use; who comes second reads what the first has made."""
+    """The text of a private file, made at its first use; later callers read what the first one made."""
     with os_errors(str(path)):
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         if not path.exists():
@@ -61,15 +61,15 @@ def kept_secret(path: Path, make: Callable[[], str]) -> str:
                 draft.write(f"{make()}\n")
                 draft.flush()
                 with suppress(FileExistsError):
-                    os.link(draft.name, path)  # whole or not at all
+                    os.link(draft.name, path)  # complete or not at all
         return path.read_text(encoding="utf-8").strip()
 
 
 @contextmanager
 def hold_lock(path: Path, *, wait: bool = False) -> Iterator[bool]:
-    """Hold a lock between processes for the length of the block; False if another has it and ``wait`` is not set.
+    """Hold a lock between processes during the block; False if another has it and ``wait`` is not set.
 
-    The system frees it when its holder ends, however that ends.
+    The system releases it when its holder ends, however that ends.
     """
     with os_errors(str(path)):
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)

@@ -1,4 +1,4 @@
-"""One name for each place, however it is written: whose a place is, is decided by it."""
+"""One name for each place, however it is written: the owner of a place is looked up by it."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from contextlib import suppress
 
 from batchpipe.storage.backends import local_path
 
-#: Schemes that mean the same store.
+#: Schemes for the same store.
 _SAME_STORE = {"s3a": "s3", "s3n": "s3", "gcs": "gs", "abfss": "abfs", "az": "abfs"}
-#: Chained in front of a URL, they change nothing of where the files lie.
+#: Chained in front of a URL, they do not change where the files lie.
 _CACHES = frozenset({"simplecache", "filecache", "blockcache"})
-#: How many entries of a folder are looked at for one that tells whether its file system folds case.
+#: How many entries of a folder are examined for one that shows whether its file system ignores case.
 _PROBED = 32
 
 Same = Callable[[str, str], bool]
@@ -29,10 +29,10 @@ def same_file(one: str, other: str) -> bool:
 
 
 def place_name(place: str, *, same: Same = same_file) -> str:
-    """The one name of a path or URL, as this host sees it; it need not be there yet.
+    """The one name of a path or URL, as this host sees it; it need not exist yet.
 
-    A local one by its real path (links, ``..``, ``file://`` and slashes resolved), in one case where the file system
-    does not tell cases apart; a URL by its scheme without aliases and its path without doubled slashes and dots.
+    For a local one its real path (links, ``..``, ``file://`` and slashes resolved), case-folded if the file system
+    ignores case; for a URL its scheme without aliases and its path without doubled slashes and dots.
     """
     path = local_path(place)
     return _remote_name(place) if path is None else _local_name(os.path.realpath(path), same)
@@ -64,7 +64,7 @@ def _is_folded(folder: str, entry: str, same: Same) -> bool:
 
 
 def _folds(folder: str, same: Same) -> bool:
-    """Whether a folder does not tell cases apart: shown by an entry of it, else taken from its own name."""
+    """Whether a folder ignores case: shown by one of its entries, else by its own name."""
     entries: list[str] = []
     with suppress(OSError), os.scandir(folder) as found:
         entries += (entry.name for entry, _ in zip(found, range(_PROBED), strict=False))

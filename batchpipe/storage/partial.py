@@ -1,4 +1,4 @@
-"""A download in the making that outlives its process: what has come is not asked for again."""
+"""An unfinished download that outlives its process: bytes that have come are not fetched again."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from batchpipe.errors import StorageTrouble, Unavailable
 from batchpipe.storage.backends import os_errors
 from batchpipe.storage.folder import Folder, Scratch, temporary
 
-#: A process that is killed loses no more than this of what it has got.
+#: A process that is killed loses at most this of what it has downloaded.
 _SAVE_BYTES = 16 << 20
 
 
 class Partial:
-    """A local file that downloads fill, try by try. Each try begins it again, unless ``resume`` is called first.
+    """A local file that downloads fill, try by try. Each try starts over, unless ``resume`` is called first.
 
-    What is said to be there (``have``) is safe on disk, or was written by this process. Satisfies
-    ``openai_api.Resumable``.
+    The bytes that ``have`` reports are safe on disk, or were written by this process. Satisfies
+    ``provider.transfers.Resumable``.
     """
 
     def __init__(self, scratch: Scratch, handle: int, folder: Folder | None, name: str) -> None:
-        """``folder`` None: a nameless file, which nobody finds again."""
+        """``folder`` None: an unnamed file, which cannot be found again."""
         self.scratch = scratch
         self._handle, self._folder, self._name = handle, folder, name
         self._have = self._saved = 0
@@ -33,7 +33,7 @@ class Partial:
         self._resumable = True
         self._begins = True
         self._most: int | None = None
-        self.restarts = 0  #: how often what was there had to be thrown away
+        self.restarts = 0  #: how often its bytes had to be thrown away
         if folder is not None:
             self._load(folder)
 
@@ -43,7 +43,7 @@ class Partial:
 
     @property
     def length(self) -> int:
-        """Bytes that are there, also if the provider cannot be asked for what follows them."""
+        """The number of bytes that are there, also if the provider cannot send only the rest."""
         return self._have
 
     @property
@@ -51,9 +51,9 @@ class Partial:
         return self._etag
 
     def next_try(self, *, most: int, size: int | None = None) -> None:
-        """A try begins: what it writes is the whole file, unless it resumes.
+        """Begin a try: it writes the whole file, unless it resumes.
 
-        ``most``: no file may be longer. ``size``: its bytes, if the provider tells them; what is longer is forgotten.
+        ``most``: the longest file allowed. ``size``: its bytes, if the provider tells them; a longer file is dropped.
         """
         self._most, self._begins = most, True
         if size is not None and self._have > size:
@@ -69,10 +69,10 @@ class Partial:
             self.scratch.clear()
         self._have, self._etag, self._resumable, self._begins = 0, etag, resumable, False
         if self._saved:
-            self._note()  # else what was noted of the old bytes would be believed of the new ones
+            self._note()  # else the note about the old bytes would be taken to be about the new ones
 
     def write(self, data: bytes) -> int:
-        """Raises StorageTrouble; Unavailable for more than there may be."""
+        """Raises StorageTrouble; Unavailable if the file gets too long."""
         if self._begins:
             self.begin(None, resumable=True)
         if self._most is not None and self._have + len(data) > self._most:
@@ -84,7 +84,7 @@ class Partial:
         return len(data)
 
     def save(self) -> None:
-        """Make what is there safe on disk, and note how much that is. Raises StorageTrouble."""
+        """Make its bytes safe on disk, and note how many they are. Raises StorageTrouble."""
         if self._folder is None or not self._resumable:
             return
         with os_errors(self._name):
@@ -115,7 +115,7 @@ class Partial:
 
 @contextmanager
 def partial(folder: Folder | None, name: str) -> Iterator[Partial]:
-    """The file of this name in a local folder, with what earlier tries have left; a nameless one if ``folder`` is
+    """The file of this name in a local folder, with what earlier tries have left; an unnamed one if ``folder`` is
     None, or while another process has it open. It stays until ``forget``. Raises StorageTrouble.
     """
     if folder is not None and folder.is_local:
@@ -129,7 +129,7 @@ def partial(folder: Folder | None, name: str) -> Iterator[Partial]:
 
 
 def _locked(folder: Folder, name: str) -> int | None:
-    """A handle that nobody else has; None if somebody has: a worker that lost its lease, and does not know it yet."""
+    """A handle that no other process has; None if one has: a worker that lost its lease, and does not know it yet."""
     folder.child(os.path.dirname(name)).make()
     with os_errors(folder.path(name)), folder.place(name) as (path, above):
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
@@ -139,7 +139,7 @@ def _locked(folder: Folder, name: str) -> int | None:
         except OSError:  # or a file system without locks
             os.close(handle)
             return None
-        if os.fstat(handle).st_nlink == 0:  # forgotten between the two
+        if os.fstat(handle).st_nlink == 0:  # removed in between
             os.close(handle)
             return None
         return handle
@@ -153,7 +153,7 @@ def forget(folder: Folder, name: str) -> None:
 
 
 def prune(folder: Folder, most: int) -> None:
-    """Leave so many files in a folder at most, the newest. Raises StorageTrouble."""
+    """Keep at most so many files in a folder, the newest. Raises StorageTrouble."""
     path = folder.path()
     with os_errors(path), suppress(FileNotFoundError):
         found = sorted((entry for entry in os.scandir(path) if entry.is_file()), key=lambda one: one.stat().st_mtime)

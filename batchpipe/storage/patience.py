@@ -1,4 +1,4 @@
-"""Calls that may hang, waited for in small steps: whoever waits is asked meanwhile whether it still should."""
+"""Waits for calls that may hang in small steps: in between, the caller decides whether to go on waiting."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import TypeVar
 
-#: A waiter is asked so often, in seconds.
+#: The length of a step, in seconds.
 TICK = 1.0
 
 _T = TypeVar("_T")
 
 
 def wait(future: Future[_T], tick: Callable[[], None]) -> _T:
-    """The result of a future. ``tick`` is called every second; what it raises gives the future up and is raised."""
+    """The result of a future. ``tick`` is called every second; if it raises, the wait ends with that error."""
     try:
         while True:
             try:
@@ -29,14 +29,14 @@ def wait(future: Future[_T], tick: Callable[[], None]) -> _T:
 
 
 def in_thread(call: Callable[[], _T]) -> Future[_T]:
-    """Let a call run in a thread of its own, which ends with the call: also when nobody waits for it any more."""
+    """Run a call in a thread of its own, which ends with the call, also if nobody waits for it any more."""
     future: Future[_T] = Future()
     future.set_running_or_notify_cancel()
 
     def run() -> None:
         try:
             future.set_result(call())
-        except BaseException as error:  # raised where it is waited for
+        except BaseException as error:  # raised in the thread that waits
             future.set_exception(error)
 
     threading.Thread(target=run, name="batchpipe-read", daemon=True).start()

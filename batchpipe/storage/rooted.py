@@ -1,7 +1,7 @@
-"""Local files below allowed roots: what is opened is what was checked, whatever is swapped for a link meanwhile.
+"""Local files below allowed roots: the file that is opened is the one that was checked, even if a link appears then.
 
 A path is resolved once, the result is compared with the roots, and then walked from ``/`` without following any link.
-A link that appears on the way is an error; what was opened stays what it is.
+A link that appears on the way is an error; an open file or folder cannot be exchanged any more.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 
 from batchpipe.errors import StorageTrouble
 
-#: What a walk needs of a folder: no more than to pass through it.
+#: The flags with which a walk opens a folder: only to pass through it.
 _PASS = getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -24,7 +24,7 @@ def is_below(real: str, roots: Sequence[str]) -> bool:
 
 @contextmanager
 def opened_folder(path: str, roots: Sequence[str], make: int | None = None) -> Iterator[int]:
-    """``hold_folder`` for the length of a block."""
+    """``hold_folder`` during a block."""
     handle = hold_folder(path, roots, make)
     try:
         yield handle
@@ -43,7 +43,7 @@ def hold_folder(path: str, roots: Sequence[str], make: int | None = None) -> int
 
 
 def open_rooted(path: str, flags: int, roots: Sequence[str], mode: int = 0o666) -> int:
-    """Open a file as ``os.open`` does, a link at its end followed to where it leads. Raises as ``hold_folder``."""
+    """Open a file as ``os.open`` does, following a link at its end. Raises as ``hold_folder``."""
     real = _real(path, roots)
     with _changed(path):
         above = _walk(os.path.dirname(real), None)
@@ -81,14 +81,14 @@ def _walk(real: str, make: int | None) -> int:
 def _enter(part: str, above: int, mode: int) -> int:
     with suppress(FileNotFoundError):
         return os.open(part, _PASS, dir_fd=above)
-    with suppress(FileExistsError):  # another may have made it just now
+    with suppress(FileExistsError):  # another process may have just made it
         os.mkdir(part, mode, dir_fd=above)
     return os.open(part, _PASS, dir_fd=above)
 
 
 @contextmanager
 def _changed(path: str) -> Iterator[None]:
-    """A link where there was none a moment ago: the next try looks at what is there then."""
+    """A link has appeared since the check: the next try checks again."""
     try:
         yield
     except OSError as error:

@@ -1,4 +1,4 @@
-"""What an input may be, and where it may lie: the settings of an operator, as the readers of inputs take them."""
+"""What an input may be, and where it may lie: the operator's settings, in the form that the readers of inputs use."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from batchpipe.model.least_rate import SILENCE_SECONDS
 
 @dataclass(frozen=True)
 class InputRules:
-    """``roots``: what an input must lie under, links and redirects followed; none allow all.
+    """``roots``: where inputs must lie, after links and redirects are followed; without roots, anywhere.
 
     ``private_addresses``: under roots, whether addresses that are not public may be reached. ``most_bytes``: of an
-    input as it is read, so unpacked; ``most_line``: of one line, its newline included; ``most_expansion``: how many
-    bytes may come of one that was sent compressed. 0: no limit. ``rate``: bytes a second at least, over ``window`` s.
+    input, uncompressed; ``most_line``: of one line, its newline included; ``most_expansion``: bytes that one compressed
+    byte may become. 0: no limit. ``rate``: the minimum, in bytes a second over ``window`` seconds.
     """
 
     roots: Sequence[str] = ()
@@ -30,5 +30,5 @@ class InputRules:
         return bool(self.roots) and not self.private_addresses
 
 
-#: For who reads a file of his own.
+#: For callers that read their own files.
 ANY_INPUT = InputRules()

@@ -1,4 +1,4 @@
-"""Many files in the making within one nameless local one: its blocks are used again, and end with the process."""
+"""Many unfinished files within one unnamed local file: its blocks are reused, and end with the process."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from batchpipe.storage.folder import Scratch, temporary
 
 #: Bytes of a block: what a short piece wastes at most.
 BLOCK = 1 << 16
-#: An entry is the number of a block and, in so many bits, how much of it is used.
+#: An entry is the number of a block and, in this many bits, how much of it is used.
 _BITS = 20
 
 
@@ -36,7 +36,7 @@ class Spill:
             blocks.append(block << _BITS | len(piece))
 
     def take(self, key: int) -> Iterator[bytes]:
-        """What a file has, in pieces; their blocks are free as they go."""
+        """The contents of a file, in pieces; blocks become free as they are read."""
         for entry in self._blocks.pop(key, array("Q")):
             assert self._file is not None
             block = entry >> _BITS

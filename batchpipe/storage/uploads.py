@@ -1,4 +1,4 @@
-"""Files that a caller hands us: open ones, uploads of a web framework, files of a Django model."""
+"""Files that a caller passes to us: open ones, uploads of a web framework, files of a Django model."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ from typing import Any
 
 from batchpipe.errors import InvalidInput
 
-#: What is read of a file at once.
+#: How much of a file is read at once.
 _CHUNK = 1 << 16
 
 
 def stored_at(source: Any) -> str | None:
-    """The local path of a Django ``FieldFile``; None for all else, and where its storage has none. Raises InvalidInput.
+    """The local path of a Django ``FieldFile``; None for anything else, or if its storage has none. Raises
+    InvalidInput.
 
-    An upload of a running request has none that is worth something: its temporary file goes with the request.
+    The upload of a running request has no usable path: its temporary file is removed after the request.
     """
     if not _is_field_file(source) or not getattr(source, "_committed", True):
         return None
@@ -27,23 +28,23 @@ def stored_at(source: Any) -> str | None:
 
 
 def lines_of(source: Any) -> Iterator[bytes] | None:
-    """The lines of what is read like a file, or gives chunks like an upload of Django; None for all else."""
+    """The lines of an object that is read like a file, or has chunks like a Django upload; None for anything else."""
     if _is_field_file(source):
         return _lines_of_storage(source) if getattr(source, "_committed", True) else _lines_of_upload(source)
     if hasattr(source, "chunks"):
         return _split(source.chunks())
-    if hasattr(source, "read"):  # iterating would give lines of some, and chunks of others
+    if hasattr(source, "read"):  # iterating gives lines for some, chunks for others
         return _split(iter(lambda: source.read(_CHUNK), source.read(0)))
     return None
 
 
 def _is_field_file(source: Any) -> bool:
-    """A file of a Django model: known to a storage, which may be far away."""
+    """A file of a Django model: it lies in a storage, which may be remote."""
     return hasattr(source, "storage") and hasattr(source, "chunks")
 
 
 def _lines_of_storage(field: Any) -> Iterator[bytes]:
-    """Through a handle of our own: the caller may have the file open."""
+    """Reads through a handle of our own: the caller may have the file open."""
     try:
         file = field.storage.open(field.name, "rb")
     except FileNotFoundError:
@@ -55,13 +56,13 @@ def _lines_of_storage(field: Any) -> Iterator[bytes]:
 
 
 def _lines_of_upload(field: Any) -> Iterator[bytes]:
-    """Of a model that is not saved yet: its upload must still be there, and at its beginning, when it is."""
+    """For a model that is not saved yet: restores the position, because saving needs the upload from its beginning."""
     yield from _split(field.chunks())
     field.seek(0)
 
 
 def _split(chunks: Iterable[bytes | str]) -> Iterator[bytes]:
-    """Lines without their end; what is read of an unfinished one is kept in pieces, for it may be long."""
+    """Lines without their newline; the parts of an unfinished one are kept in pieces, because it may be long."""
     rest: list[bytes] = []
     for chunk in chunks:
         data = chunk.encode() if isinstance(chunk, str) else bytes(chunk)

@@ -1,4 +1,4 @@
-"""Inputs on the web: each redirect is looked at, nothing is unpacked without a bound, and no read lasts for ever."""
+"""Inputs on the web: each redirect is checked, unpacking is limited, and no read lasts for ever."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from batchpipe.storage.rules import InputRules
 
 MAX_HOPS = 10
 _REDIRECTS = (301, 302, 303, 307, 308)
-#: Small answers may expand as they please.
+#: Small responses may expand without a limit.
 _FREE_EXPANSION = 1 << 20
 _BLOCK = 1 << 16
 _T = TypeVar("_T")
@@ -28,14 +28,14 @@ Allowed = Callable[[str], bool]
 
 
 class WebFile:
-    """The body of an answer, read on as it comes. Raises what aiohttp raises, InvalidInput, and what ``tick`` does."""
+    """The body of a response, read as it comes. Raises what aiohttp raises, InvalidInput, and what ``tick`` raises."""
 
     def __init__(self, session: ClientSession, answer: ClientResponse, rules: InputRules, url: str) -> None:
         self._session, self._answer = session, answer
         self._decode = _Decoder(answer.headers.get("Content-Encoding", ""), rules.most_expansion, url)
 
     def read(self, size: int, tick: Callable[[], None]) -> bytes:
-        """Some bytes, ``size`` at most; none at the end. ``tick`` is called every second."""
+        """The next bytes, at most ``size``; empty at the end. ``tick`` is called every second."""
         while True:
             if data := self._decode.take(size):
                 return data
@@ -54,7 +54,7 @@ class WebFile:
 
 
 def open_web(url: str, options: Any, rules: InputRules, allowed: Allowed, tick: Callable[[], None]) -> WebFile:
-    """By a single GET, for not every site allows more. ``options``: fsspec's filesystem, for what a site configured."""
+    """Opens it by a single GET, as not every site allows more. ``options``: fsspec's filesystem, with its settings."""
     session, answer = _run(_ask("GET", url, options, rules, allowed), tick)
     try:
         return WebFile(session, answer, rules, url)
@@ -65,7 +65,7 @@ def open_web(url: str, options: Any, rules: InputRules, allowed: Allowed, tick: 
 
 
 def web_size(url: str, options: Any, rules: InputRules, allowed: Allowed, tick: Callable[[], None]) -> int | None:
-    """Bytes of the answer, None if the site does not tell; by a GET where a HEAD is not answered."""
+    """Bytes of the response, None if the site does not tell; uses GET if HEAD is not answered."""
     return _run(_size(url, options, rules, allowed), tick)
 
 
@@ -116,7 +116,7 @@ async def _ask(
 async def _follow(
     session: ClientSession, method: str, here: yarl.URL, kwargs: dict[str, Any], rules: InputRules, allowed: Allowed
 ) -> ClientResponse:
-    """The answer at the end of all redirects. Raises InvalidInput (``not_allowed``) before one that may not be gone."""
+    """The response at the end of all redirects. Raises InvalidInput (``not_allowed``) before a forbidden one."""
     kwargs["headers"] = {**(kwargs.get("headers") or {}), "Accept-Encoding": "identity"}
     for _ in range(MAX_HOPS):
         _check_hop(str(here), rules, allowed)
@@ -126,7 +126,7 @@ async def _follow(
             return answer
         answer.close()
         there = here.join(yarl.URL(where))
-        if there.origin() != here.origin():  # what a site was told is not told to another one
+        if there.origin() != here.origin():  # credentials for one site are not sent to another
             kwargs.pop("auth", None)
             secret = ("authorization", "cookie", "proxy-authorization")
             kwargs["headers"] = {name: text for name, text in kwargs["headers"].items() if name.lower() not in secret}
@@ -146,7 +146,7 @@ def _check_hop(url: str, rules: InputRules, allowed: Allowed) -> None:
 
 
 class _Decoder:
-    """What came, unpacked where it was sent packed though that was not asked for; never more than is taken."""
+    """The body, unpacked if the site sent it compressed without being asked; never more than was requested."""
 
     def __init__(self, encoding: str, most: float, url: str) -> None:
         encoding = encoding.strip().lower()
@@ -180,7 +180,7 @@ class _Decoder:
         return data
 
     def end(self) -> None:
-        """All has come: so it must be whole."""
+        """The end has come, so the compressed data must be complete."""
         if not self._inflate.eof and self._given and not self._packed:
             raise StorageTrouble(f"{self._url}: the answer was cut short", code="input_unreachable")
 
@@ -190,4 +190,4 @@ def _run(work: Coroutine[Any, Any, _T], tick: Callable[[], None]) -> _T:
 
 
 def _never() -> None:
-    """Nobody asks."""
+    """The default: do nothing."""

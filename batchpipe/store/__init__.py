@@ -1,7 +1,7 @@
-"""The records in Redis: the truth about every job and shard. The only importer of redis.
+"""The records in Redis, which decide the state of every job and shard. The only importer of redis.
 
 Every write that more than one worker could make at once is a Lua script (``scripts/``); most are written so
-that the client may repeat them after a lost answer.
+that the client may repeat them after a lost reply.
 """
 
 from __future__ import annotations

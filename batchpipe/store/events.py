@@ -1,4 +1,4 @@
-"""The event log of each job: bounded in number, and each event in bytes."""
+"""The event log of each job, limited in the number of events and the size of each."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import orjson
 from batchpipe.errors import MOST_CODE, shortened
 from batchpipe.store.listing import Lists
 
-#: Of a field of an event: characters of a text, entries of a list.
+#: Limits for a field of an event: characters of a text, entries of a list.
 MOST_TEXT, MOST_ENTRIES = 1_000, 100
 #: Events kept per job; the oldest go first.
 LOG_LENGTH = 2_000
@@ -33,7 +33,7 @@ class Events(Lists):
     def read_log(self, job_id: str, *, after: str = "-", limit: int = LOG_LENGTH) -> list[dict[str, Any]]:
         """Events, oldest first: ``{id, at, event, ...}``; ``at`` in unix seconds.
 
-        ``after``: an id already read; without one the newest are read, if there are more than ``limit``.
+        ``after``: the id of the last event read; without one, and if there are more than ``limit``, the newest.
         """
         key = f"{self.prefix}log:{job_id}"
         if after == "-":
@@ -53,7 +53,7 @@ def _event(entry: str, fields: Mapping[str, str]) -> dict[str, Any] | None:
 
 
 def bounded(value: Any, depth: int = 4) -> Any:
-    """A value of an event with its texts and lists cut: they may come from users and providers."""
+    """A value of an event, with its texts and lists cut: they may come from users and providers."""
     if isinstance(value, str):
         return shortened(value, MOST_TEXT)
     if isinstance(value, Mapping):

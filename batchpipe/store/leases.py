@@ -1,4 +1,4 @@
-"""What a claim answers, and the lease that is held and kept alive while a step works."""
+"""What a claim returns, and the lease that is held and kept alive while a step works."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from batchpipe.model.records import JobRecord, ShardRecord
 
 logger = logging.getLogger(__name__)
 
-#: Between two renewals; near a stage's deadline they grant ever less.
+#: Seconds between two renewals; near a stage's deadline each grants less.
 _SHORTEST_PAUSE = 0.2
-#: No step works for longer without giving way to others.
+#: The longest that a step works without letting other green threads run.
 _LONGEST_STRETCH = 0.5
 
 
 def host_clock() -> float:
-    """Seconds that go on while this machine sleeps or this process is frozen (a suspended laptop is late, too)."""
+    """A clock in seconds that runs on while this machine is suspended or this process is frozen."""
     return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
 @dataclass(frozen=True)
 class Refused:
-    """A claim that was not granted. ``after``: seconds until the lease or the time that stands in the way."""
+    """A claim that was not granted. ``after``: seconds until the other lease ends or its time has come."""
 
     why: str  #: gone, epoch, stage, lease or early
     after: float = 0.0
@@ -35,11 +35,11 @@ class Refused:
 
 @dataclass(frozen=True)
 class Renewal:
-    """What a holder learns from each write: somebody wanted to wake it, or the job is being cancelled."""
+    """What a holder learns from each write: a caller wanted to wake it, or the job is being cancelled."""
 
     wake: bool = False
     cancel: bool = False
-    held: bool = False  #: of an intent: it was not recorded, for the job sends nothing more for now, or at all
+    held: bool = False  #: for an intent: it was not recorded, because the job sends nothing more for now, or at all
 
 
 NO_NEWS = Renewal()
@@ -53,12 +53,12 @@ class Renewer(Protocol):
 
 @dataclass
 class Lease:
-    """The right to work on one record. As a context manager it renews itself in the background, and with ``check``
-    where that cannot run: green threads (gevent, eventlet) stand still while one of them reads a file.
+    """The right to work on one record. As a context manager it renews itself in the background, and in ``check`` if
+    that cannot run: green threads (gevent, eventlet) are blocked while one of them reads a file.
 
-    It ends at its deadline, unless the work gets on. A renewal that Redis refuses, or that comes too late by our own
-    clock, ends it, too: ``check()`` then raises ``LeaseLost``. A frozen process renews nothing, so whoever thaws late
-    finds its lease ended.
+    It ends at its deadline, unless the work makes progress. A renewal that Redis refuses, or that comes too late by
+    our own clock, ends it, too: ``check()`` then raises ``LeaseLost``. A frozen process renews nothing, so one that
+    resumes too late finds its lease ended.
     """
 
     store: Renewer
@@ -66,10 +66,10 @@ class Lease:
     shard: ShardRecord | None
     token: str
     seconds: float  #: how long it lasts without renewal
-    confirmed: float = field(default_factory=host_clock)  #: our clock before the last answer that granted it
+    confirmed: float = field(default_factory=host_clock)  #: our clock before the last call that granted it
     news: Renewal = NO_NEWS
-    deadline: float = 0.0  #: seconds without a ``check`` after which it is renewed no more
-    overran: bool = False  #: the turn before this one met its deadline
+    deadline: float = 0.0  #: seconds without a ``check`` after which it is no longer renewed
+    overran: bool = False  #: the turn before this one ran into its deadline
     lost: bool = False
     _got_on: bool = False
     _gave_way: float = field(default_factory=host_clock)
@@ -87,20 +87,20 @@ class Lease:
         return host_clock() - self.confirmed
 
     def too_late_to_call(self) -> bool:
-        """True when more than half of the lease is gone: a call that costs money must not go out any more."""
+        """True if more than half of the lease is gone: a call that costs money must not be sent any more."""
         return self.lost or self.age() > self.seconds / 2
 
     def check(self) -> None:
-        """Say that the work gets on: a step calls it as bytes or rows go by. Raises LeaseLost if this lease has ended.
+        """Report progress: a step calls this as bytes or rows go by. Raises LeaseLost if this lease has ended.
 
-        Cheap: a call goes out only where the renewals in the background have not come to it.
+        Cheap: it calls Redis only if the renewals in the background have not run.
         """
         self._raise_if_lost()
         self._got_on = True
         now = host_clock()
         if now - self._gave_way > _LONGEST_STRETCH:
             self._gave_way = now
-            time.sleep(0)  # to other green threads, their renewals among them
+            time.sleep(0)  # let other green threads run, including their renewals
         if min(self.age(), now - self._asked) > self.seconds / 2 and not self._stop.is_set():
             self._renew()
             self._raise_if_lost()
@@ -110,7 +110,7 @@ class Lease:
             raise LeaseLost
 
     def has_got_on(self) -> bool:
-        """Whether ``check`` was called since the last renewal. Asked by that, once."""
+        """Whether ``check`` was called since the last renewal. Called once by each renewal."""
         got_on, self._got_on = self._got_on, False
         return got_on
 
@@ -137,13 +137,13 @@ class Lease:
 
     def _renew(self) -> None:
         if not self._renewing.acquire(blocking=False):
-            return  # the other is at it
+            return  # the other thread is renewing
         try:
             self._asked = before = host_clock()
             self.seconds, self.news = self._renewed()
             self.confirmed = before
         except StoreUnavailable as error:
-            self._got_on = True  # what was not heard is said again
+            self._got_on = True  # progress that was not received is reported again
             job = self.job
             ids = {"event": "lease_not_renewed", "job": job.id, "shard": self.index, "account": job.account}
             logger.warning("lease not renewed: %s", error, extra=ids)

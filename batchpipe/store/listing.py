@@ -1,4 +1,4 @@
-"""Many records at once: lists of jobs, shards of a job, the due set. One that cannot be read does not end them."""
+"""Many records at once: lists of jobs, shards of a job, the due set. An unreadable record does not end them."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ logger = logging.getLogger(__name__)
 
 #: Records that are read in one pipeline: of all shards of a job, and of a list of jobs.
 READ_AT_ONCE, LISTED_AT_ONCE = 1_000, 200
-#: How long a record that cannot be read is left alone.
+#: How long an unreadable record is left alone.
 ASIDE_SECONDS = 1_800.0
 
 
 class Lists(Records):
-    """What is read of many records."""
+    """Reads many records at once."""
 
     def job_of_batch(self, batch_id: str) -> tuple[str, int] | None:
         """(job id, shard index) of a recorded batch."""
@@ -39,8 +39,8 @@ class Lists(Records):
     ) -> Iterator[ShardRecord]:
         """All shards of a job, or those ``within`` some indexes, in their order, read several hundred at a time.
 
-        ``fields``: only these, as they are stored; all others have their defaults. ``bad``: one that cannot be read is
-        raised as RecordUnreadable, for a step must not go on without it; or shown, for lists, as a shard in trouble.
+        ``fields``: only these, as they are stored; all others have their defaults. ``bad``: an unreadable record is
+        raised as RecordUnreadable, for steps, which must not skip it; or shown as a shard in trouble, for lists.
         """
         names = [*dict.fromkeys(("job", "index", "stage", *fields))] if fields else []
         wanted = range(job.shards) if within is None else within[: max(job.shards - within.start, 0)]
@@ -59,7 +59,7 @@ class Lists(Records):
     def list_jobs(self, *, state: State | None = None, limit: int = 100) -> list[JobRecord]:
         """Newest first. ``cancelling`` lists the jobs that are being cancelled.
 
-        A record that cannot be read is shown as a job with the error ``record_unreadable``.
+        An unreadable record is shown as a job with the error ``record_unreadable``.
         """
         index = f"{self.prefix}jobs:{state.value}" if state is not None else f"{self.prefix}jobs"
         found: list[JobRecord] = []
@@ -74,13 +74,13 @@ class Lists(Records):
                     found.append(job)
             if len(found) >= limit or len(ids) < LISTED_AT_ONCE:
                 break
-        if expired:  # only now: taking them out while paging by rank would skip others
+        if expired:  # only now: removing them while paging by rank would skip others
             with suppress(StoreUnavailable):  # a list can be read from a replica, too
                 self._call(self.client.zrem, index, *expired)
         return found[:limit]
 
     def _hashes(self, keys: Sequence[str], names: Sequence[str] = ()) -> list[Any]:
-        """These hashes, or these fields of them, read in one go; for what is no hash, Redis' answer to that."""
+        """These hashes, or these fields of them, read in one go; for a key that is not a hash, Redis' error."""
         if not keys:
             return []
         pipe = self.client.pipeline(transaction=False)
@@ -102,7 +102,7 @@ class Lists(Records):
     def open_jobs(self, account: str) -> Iterator[dict[str, int]]:
         """Ids of an account's jobs that may have shards to do, each with their number, a page at a time.
 
-        A job whose state changes meanwhile may come twice, and none is passed over.
+        A job that changes its state in between may come twice, but none is skipped.
         """
         index, cursor = f"{self.prefix}jobs:{State.RUNNING.value}", 0
         while True:
@@ -121,15 +121,15 @@ class Lists(Records):
                 return
 
     def closed(self, job_ids: Sequence[str]) -> dict[str, bool]:
-        """Of those of these jobs that are known here: whether nothing is left to do for them."""
+        """For those of these jobs that are known here, whether they are closed."""
         found = self._hashes([self._job_key(job_id) for job_id in job_ids], ("id", "closed"))
         pairs = zip(job_ids, found, strict=True)
         return {job_id: fields.get("closed") == "1" for job_id, fields in pairs if fields and isinstance(fields, dict)}
 
     def prune_lists(self, *, most: int = LISTED_AT_ONCE) -> int:
-        """Take out of each list the jobs whose records have expired, of the next ``most`` of those that are old enough.
+        """Remove jobs with expired records from each list, checking the next ``most`` of those that are old enough.
 
-        Answers how many. Each call goes on where the one before it ended, and starts over at the end.
+        Returns how many were removed. Each call goes on where the last one ended, and starts over at the end.
         """
         before, marks = self.now() - self.ttl_seconds, f"{self.prefix}pruned"
         names = ["jobs", *(f"jobs:{state.value}" for state in State)]
@@ -156,18 +156,18 @@ class Lists(Records):
         return gone
 
     def due(self, limit: int = 1_000) -> list[tuple[str, int]]:
-        """(job id, index) of what is past due, the longest overdue first."""
+        """(job id, index) of overdue records, the longest overdue first."""
         members = self._call(
             self.client.zrangebyscore, f"{self.prefix}due", "-inf", f"{self.now():.6f}", start=0, num=limit
         )
         return self._places(members)
 
     def unfinished(self, limit: int = 1_000) -> list[tuple[str, int]]:
-        """(job id, index) of what is not done, also ended jobs that are untold; what is due first comes first."""
+        """(job id, index) of open records, also of ended jobs that are not closed; by due time."""
         return self._places(self._call(self.client.zrange, f"{self.prefix}due", 0, limit - 1))
 
     def _places(self, members: Sequence[str]) -> list[tuple[str, int]]:
-        """What these members of the due set name. One that names nothing is of no use to anybody: it is taken out."""
+        """The records that these members of the due set name. A member that names none is removed from the set."""
         found = []
         for member in members:
             try:
@@ -181,12 +181,12 @@ class Lists(Records):
         return found
 
     def set_aside(self, job_id: str, index: int) -> None:
-        """A record that cannot be read is looked at again later: at the head of the due set it would be in the way."""
+        """Look at an unreadable record again later: at the head of the due set it would be in the way."""
         later = self.now() + ASIDE_SECONDS
         self._call(self.client.zadd, f"{self.prefix}due", {self._member(job_id, index): later}, xx=True)
 
     def shards_of(self, places: Sequence[tuple[str, int]]) -> list[ShardRecord | None]:
-        """The shards at these places (job id, index), read in one go; None where there is none that can be read."""
+        """The shards at these places (job id, index), read in one go; None if there is none, or it cannot be read."""
         found: list[ShardRecord | None] = []
         keys = [self._key(job_id, index) for job_id, index in places]
         for (job_id, index), fields in zip(places, self._hashes(keys), strict=True):
@@ -198,7 +198,7 @@ class Lists(Records):
         return found
 
     def shards_of_batches(self, account: str, batch_ids: Sequence[str]) -> dict[str, ShardRecord]:
-        """For each of these batches that a record of this account names, that shard; read in one go."""
+        """Batch -> shard, for those of these batches that a record of this account names; read in one go."""
         pipe = self.client.pipeline(transaction=False)
         for batch_id in batch_ids:
             pipe.get(f"{self.prefix}batch:{batch_id}")
@@ -208,7 +208,7 @@ class Lists(Records):
         for job_id, _ in places.values():
             pipe.hget(self._job_key(job_id), "account")
         accounts = self._call(pipe.execute) if places else []
-        keys = [self._key(*place) for place in places.values()]  # none may be passed over: it might be the owner
+        keys = [self._key(*place) for place in places.values()]  # none may be skipped: it might be the owner
         shards = [decoded(ShardRecord, fields, key) for key, fields in zip(keys, self._hashes(keys), strict=True)]
         return {
             name: shard

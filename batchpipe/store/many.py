@@ -1,4 +1,4 @@
-"""What concerns all shards of a job: a hundred in each script, for nobody else is served while one runs."""
+"""Operations on all shards of a job: a hundred in each script, because Redis serves nobody else while one runs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CHUNK = 100
 
 
 class Wakes(NamedTuple):
-    """Shards of a job that are to be woken: from an index up to another, which is not among them."""
+    """Shards of a job that are to be woken: from an index up to another one, which is excluded."""
 
     job: str
     when: str
@@ -39,8 +39,8 @@ class ManyShards(QueueRecords):
         """Plan a round under the job's lease. Returns the number of its shards, and 0 or the epoch under which to
         publish merge: then the job is being cancelled, and nothing was planned.
 
-        The records are written first, where nobody sees them, then seen in one script, and then made due. Whoever
-        plans again after a crash overwrites them. Ends the lease's renewals. Raises LeaseLost.
+        The records are first written where nobody sees them, then made visible by one script, and then made due. A turn
+        that plans again after a crash overwrites them. Ends the lease's renewals. Raises LeaseLost.
         """
         count, going = 0, True
         for chunk in _chunks(shards):
@@ -59,7 +59,7 @@ class ManyShards(QueueRecords):
         return count, 0
 
     def make_due(self, job_id: str) -> None:
-        """Go on with what makes the shards of a running job due, if that is not done. Any process may, any time."""
+        """Continue to make the shards of a running job due, if that is not done. Any process may do so at any time."""
         args = (self.prefix, job_id, self.lease_seconds, CHUNK)
         while int(self._run("make_due", self._keys(job_id, JOB), *args)[0]):
             pass
@@ -67,7 +67,7 @@ class ManyShards(QueueRecords):
     def restore(self, job: JobRecord, shards: Iterable[ShardRecord]) -> tuple[str, str]:
         """Write the records of a running job that Redis has lost; its unfinished shards are due at once.
 
-        Answers ``ok``, ``known`` (nothing was written), or ``output`` and the other job, not closed, whose it is.
+        Returns ``ok``, ``known`` (nothing was written), or ``output`` and the job, not closed, that owns the output.
         """
         token = uuid.uuid4().hex
         for chunk in _chunks(shards):
@@ -84,7 +84,7 @@ class ManyShards(QueueRecords):
         return answer[0], answer[1] if len(answer) > 1 else ""
 
     def land(self, job_id: str, indexes: Iterable[int]) -> str:
-        """Take up an ended job again to land these shards, which are due at once; it is running then.
+        """Reopen an ended job to collect these shards, which are due at once; it is running then.
 
         They are marked first, which changes nothing, then one script makes it running, and `make_due` takes them up.
         Answers ok, or why not: running, not_closed, none, output (another job, not closed, writes there).
@@ -103,7 +103,7 @@ class ManyShards(QueueRecords):
         return verdict
 
     def close_job(self, lease: Lease) -> None:
-        """Nothing is left to do for an ended job: its output is free, it leaves the due set, its records expire.
+        """Close an ended job when nothing is left to do: its output is free, it leaves the due set, its records expire.
 
         Ends the lease's renewals. Raises LeaseLost.
         """
@@ -117,13 +117,13 @@ class ManyShards(QueueRecords):
         self._fenced("close_job", lease, self._member(lease.job.id, JOB), lease.token, self.ttl_seconds)
 
     def leave_wakes(self, first: Mapping[str, int], when: str) -> None:
-        """Leave it to the sweeps to wake shards of these jobs, each from an index on; ``person``: those that wait for
-        a person, else as ``bump_epoch`` has it.
+        """Let the sweeps wake shards of these jobs, each from an index on. ``person``: only those that wait for a
+        person; other values as for ``bump_epoch``.
         """
         self._call(self.client.zadd, f"{self.prefix}waking", {f"{job_id}/{when}": at for job_id, at in first.items()})
 
     def take_wakes(self, most: int) -> Wakes | None:
-        """The next shards, so many at most, that a cancel, a resume or the end of a hold has left to be woken."""
+        """The next shards, at most so many, that a cancel, a resume or the end of a hold has left to be woken."""
         found = self._run("take_wakes", [f"{self.prefix}waking"], self.prefix, most)
         return Wakes(found[0], found[1], int(found[2]), int(found[3])) if found else None
 
@@ -136,7 +136,7 @@ class ManyShards(QueueRecords):
 
 
 def _draft(shard: ShardRecord) -> str:
-    """A shard as one argument of a script: Redis bounds their number."""
+    """A shard as a single argument of a script, because Redis limits the number of arguments."""
     return orjson.dumps([str(shard.index), *encode_shard(shard)]).decode()
 
 

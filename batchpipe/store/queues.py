@@ -1,4 +1,4 @@
-"""What is known of queues: who listens on them, when something was last taken from them, and what waits in them."""
+"""What is known about queues: which workers listen, when a message was last taken, and what waits in them."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 from batchpipe.model.records import State
 from batchpipe.store.schedules import ScheduleRecords
 
-#: A worker says so often on which queues it listens, and counts as gone if it has not for so long. Seconds.
+#: How often a worker notes on which queues it listens, and after what time without that it counts as gone. Seconds.
 LISTENING_PACE, LISTENING_SECONDS = 10.0, 35.0
-#: Records that one call of a script puts off.
+#: Records that one call of a script postpones.
 _CHUNK = 500
 
 
@@ -21,8 +21,8 @@ class Waiting:
 
     queue: str
     published: float
-    own_queue: bool = False  #: that of a ``run``, which brings its worker
-    times: int = 0  #: how often it was published again, and nothing came of it
+    own_queue: bool = False  #: the queue of a ``run``, which starts its own worker
+    times: int = 0  #: how often it was published again without effect
 
 
 class Pulses(NamedTuple):
@@ -43,7 +43,7 @@ class QueueRecords(ScheduleRecords):
         return f"{self.prefix}listening"
 
     def note_listening(self, worker: str, queues: Iterable[str]) -> None:
-        """This worker takes from these queues just now."""
+        """Note that this worker takes from these queues now."""
         now = self.now()
         pipe = self.client.pipeline(transaction=False)
         if found := {f"{queue}\n{worker}": now for queue in queues}:
@@ -52,12 +52,12 @@ class QueueRecords(ScheduleRecords):
         self._call(pipe.execute)
 
     def forget_listening(self, worker: str, queues: Iterable[str]) -> None:
-        """This worker takes no more from these queues."""
+        """Note that this worker no longer takes from these queues."""
         if members := [f"{queue}\n{worker}" for queue in queues]:
             self._call(self.client.zrem, self._listening, *members)
 
     def listening(self) -> dict[str, list[str]]:
-        """Queue -> names of the workers that listen on it, as they have said themselves."""
+        """Queue -> names of the workers that listen on it, as they have noted."""
         since = f"{self.now() - LISTENING_SECONDS:.6f}"
         found: dict[str, list[str]] = {}
         for member in self._call(self.client.zrangebyscore, self._listening, since, "+inf"):
@@ -68,11 +68,11 @@ class QueueRecords(ScheduleRecords):
     # -- taking ----------------------------------------------------------------------------------------------------
 
     def note_taken(self, queue: str) -> None:
-        """A worker has taken a message from this queue. Claims say so themselves."""
+        """Note that a worker has taken a message from this queue. Claims do this themselves."""
         self._call(self.client.zadd, f"{self.prefix}taken", {queue: self.now()})
 
     def last_taken(self, queue: str) -> float:
-        """When a worker last took something of ours from this queue; 0: not within two days."""
+        """When a worker last took a message of ours from this queue; 0 if not within two days."""
         return float(self._call(self.client.zscore, f"{self.prefix}taken", queue) or 0.0)
 
     def pulse(self, name: str) -> Pulses:
@@ -86,8 +86,8 @@ class QueueRecords(ScheduleRecords):
         self._call(self.client.hset, f"{self.prefix}pulses", mapping=fields)
 
     def waiting(self, places: Sequence[tuple[str, int]]) -> list[Waiting | None]:
-        """The messages of these records (job id, index), None where there is no such job or record, or none of its
-        kind: of a running job only the rest of its shards is to be made due, and that waits in no queue.
+        """The messages of these records (job id, index); None if there is no such job or record, or no message: the
+        record of a running job itself is due only until all of its shards are, and that waits in no queue.
         """
         jobs = list(dict.fromkeys(job_id for job_id, _ in places))
         records = self._hashes(
@@ -98,30 +98,30 @@ class QueueRecords(ScheduleRecords):
         return [_waiting(record, queues[job_id]) for (job_id, _), record in zip(places, records, strict=True)]
 
     def bounce(self, job_id: str, index: int, epoch: int, seconds: float, *, small: tuple[int, int]) -> str:
-        """What becomes of a message that finds no free slot in its worker and would come back after ``seconds``.
+        """What to do with a message that finds no free slot in its worker and would be retried after ``seconds``.
 
-        ``later``; ``small`` (``small``: bytes and rows at most): it needs none; ``claim``: that says more.
+        ``later``; ``small`` if it needs no slot (the argument: the most bytes and rows); ``claim``: let claim decide.
         """
         member = self._member(job_id, index)
         args = (self.prefix, epoch, seconds, self.lease_seconds, member, *small)
         return str(self._run("bounce", self._keys(job_id, index), *args)[0])
 
     def look_later(self, places: Sequence[tuple[str, int]], seconds: float) -> None:
-        """Nothing of these overdue records is lost: they are looked at again after so long."""
+        """The messages of these overdue records are not lost: look at them again after so long."""
         members = [self._member(job_id, index) for job_id, index in places]
         for start in range(0, len(members), _CHUNK):
             self._run("look_later", [f"{self.prefix}due"], seconds, *members[start : start + _CHUNK])
 
 
 def _waiting(record: Any, job: Any) -> Waiting | None:
-    """The message of a record, from what was read of it and of its job: for what is no hash, Redis' answer to that."""
+    """The message of a record, from fields of it and its job; either may be Redis' error for a key of another type."""
     if not isinstance(record, dict) or not isinstance(job, dict) or not job.get("queue"):
         return None
     if record.get("stage") == State.RUNNING:
         return None
     try:
         published = float(record["next_at"]) - float(record.get("wait", 0))
-    except (KeyError, ValueError):  # who tries to wake it says that it cannot be read
+    except (KeyError, ValueError):  # the attempt to wake it reports that it cannot be read
         return None
     times = record.get("pubs", "0")
     return Waiting(job["queue"], published, job.get("input_here") == "1", int(times) if times.isdigit() else 0)

@@ -1,4 +1,4 @@
-"""What can be read of the records, and the connection; nothing here takes part in the protocol of leases."""
+"""Reads of the records, and the connection; nothing here takes part in the protocol of leases."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from batchpipe.store.scripts import source
 
 logger = logging.getLogger(__name__)
 
-#: What another connection may mend. None of these answers has changed anything.
+#: Errors that another connection may cure. With none of them Redis has changed anything.
 _OF_THE_CONNECTION = (redis.ConnectionError, redis.exceptions.ReadOnlyError, redis.exceptions.MasterDownError)
 
 
 @dataclass(frozen=True)
 class Pause:
-    """Why an account is not used, and for how many more seconds."""
+    """Why an account is paused, and for how many more seconds."""
 
     seconds: float
     code: str
@@ -36,14 +36,14 @@ class Pause:
 
 @dataclass(frozen=True)
 class Clock:
-    """Our time, and how it stands to Redis' clock. Seconds; 0 where there is nothing to tell.
+    """Our time, and how it relates to Redis' clock. Seconds; 0 if there is nothing to report.
 
-    When Redis' clock is set back, our time goes on from where it was, and slower by a twentieth until that clock has
-    caught up. A leap forward is noted only: it looks like a time in which nobody called.
+    When Redis' clock is set back, our time goes on from where it was, slower by a twentieth until that clock has
+    caught up. A leap forward is only noted: it looks like a time in which nobody called.
     """
 
     now: float
-    ahead: float = 0.0  #: of Redis' clock, by so much
+    ahead: float = 0.0  #: how far we are ahead of Redis' clock
     back_at: float = 0.0  #: when Redis' clock was last set back
     back_by: float = 0.0
     leap_at: float = 0.0  #: when time last leapt forward, in our time after it
@@ -52,9 +52,9 @@ class Clock:
 
     @property
     def slack(self) -> float:
-        """How much our time may be ahead of the provider's clock, which nobody can read, in seconds.
+        """How much our time may be ahead of the provider's clock, which we cannot read, in seconds.
 
-        By what Redis' clock was set back, or how far it is ahead of this host's.
+        As much as Redis' clock was set back, or is ahead of this host's.
         """
         return max(self.ahead, self.now - self.host if self.host is not None else 0.0)
 
@@ -75,9 +75,9 @@ class Survey:
 
     now: float
     unfinished: int  #: shards and jobs that have a due time
-    overdue: int  #: of these, past due
+    overdue: int  #: how many of these are overdue
     lag: float  #: how long past due the most overdue one is
-    swept: float | None  #: when a sweep last came to its end
+    swept: float | None  #: when a sweep was last completed
     jobs: dict[str, int]  #: by state; ended ones only as long as their records are kept
     ahead: float  #: how much our time is ahead of Redis' clock, which was set back
 
@@ -88,7 +88,7 @@ class Census:
 
     stages: dict[str, int]
     oldest: float  #: seconds since the oldest of them was planned
-    troubled: int  #: those that do not get on just now, for a reason that status shows
+    troubled: int  #: those that make no progress just now, for a reason that status shows
 
 
 class Records:
@@ -128,13 +128,13 @@ class Records:
             client = redis.Redis.from_url(
                 url,
                 decode_responses=True,
-                encoding_errors="replace",  # one record that is no UTF-8 must not end the reading of all
+                encoding_errors="replace",  # one record that is not UTF-8 must not prevent reading the others
                 socket_timeout=10,
                 socket_connect_timeout=5,
                 health_check_interval=25,
-                # The scripts may be repeated, and a blip must not cost a turn. A Redis that hangs is asked once:
-                # redis-py has this policy in the connect within a command, too, and 16 times 10 s hold up a view.
-                # Each try is a new connection, and so asks again where a name leads to: after a failover, elsewhere.
+                # The scripts may be repeated, and a short interruption must not fail a turn. A Redis that hangs is
+                # tried once: redis-py also retries the connect within a command, and 16 times 10 s hold up a view.
+                # Each try is a new connection and resolves the name again, which a failover may have changed.
                 retry=Retry(EqualJitterBackoff(base=0.05, cap=1.0), 3, supported_errors=_OF_THE_CONNECTION),
                 **options,
             )
@@ -179,16 +179,16 @@ class Records:
         return f"{self.prefix}clock"
 
     def clock(self) -> Clock:
-        """The time of all records, which never goes back though Redis' clock may; and what is known of that."""
+        """The time of all records, which never goes back though Redis' clock may; and what is known about that."""
         now, ahead, back_at, back_by, leap_at, leap_by = map(float, self._run("now", []))
         return Clock(now, ahead, back_at, back_by, leap_at, leap_by, self.host_time())
 
     def now(self) -> float:
-        """The time of all records: Redis' clock, unix seconds, but for what ``clock`` says."""
+        """The time of all records: Redis' clock in unix seconds, with the exceptions that ``clock`` describes."""
         return self.clock().now
 
     def get_job(self, job_id: str) -> JobRecord:
-        """The job with this id, or the one that its id stands for. Raises JobNotFound, RecordUnreadable."""
+        """The job with this id, or the one that the id is an alias of. Raises JobNotFound, RecordUnreadable."""
         fields = self._call(self.client.hgetall, self._job_key(job_id))
         if not fields and (first := self._call(self.client.get, f"{self.prefix}alias:{job_id}")):
             fields = self._call(self.client.hgetall, self._job_key(first))
@@ -203,7 +203,7 @@ class Records:
     # -- accounts --------------------------------------------------------------------------------------------------
 
     def pause(self, account: str, seconds: float, problem: Problem) -> None:
-        """Nobody uses this account for so long; everybody can read why."""
+        """Pause this account for so long, with the reason."""
         self._run("pause", [f"{self.prefix}pause:{account}"], seconds, *bounded_problem(problem))
 
     def paused(self, account: str) -> Pause | None:
@@ -215,13 +215,13 @@ class Records:
         return bool(self._call(self.client.delete, f"{self.prefix}pause:{account}"))
 
     def creating_accounts(self, since: float) -> list[str]:
-        """Names of the accounts on which a create call was made since then."""
+        """Names of the accounts with a create call since then."""
         return cast(
             "list[str]", self._call(self.client.zrangebyscore, f"{self.prefix}accounts", f"{since:.6f}", "+inf")
         )
 
     def listings(self, account: str) -> tuple[float, float]:
-        """When a listing of the account's batches last began, and when one that came to its end began; 0: never."""
+        """When a listing of the account's batches last began, and when the last complete one began; 0: never."""
         begun, done = self._call(self.client.hmget, f"{self.prefix}listed:{account}", "begun", "done")
         return float(begun or 0), float(done or 0)
 
@@ -231,13 +231,13 @@ class Records:
         self._call(self.client.hset, f"{self.prefix}listed:{account}", mapping=fields)
 
     def take_rate_token(self, account: str, *, per_second: float, burst: float) -> float:
-        """Take one look at the provider from the account's budget. Answers 0, or the seconds until there is one."""
+        """Take one look at the provider from the account's budget. Returns 0, or the seconds until there is one."""
         return float(cast(Any, self._run("look", [f"{self.prefix}looks:{account}"], per_second, burst)))
 
     # -- what is seen ----------------------------------------------------------------------------------------------
 
     def add_counts(self, counts: Mapping[str, float]) -> None:
-        """Add to the counts of all processes. A repeated call counts twice: counts are no truth."""
+        """Add to the counts of all processes. A repeated call counts twice: these counts are only for people."""
         if not counts:
             return
         pipe = self.client.pipeline(transaction=False)
@@ -248,19 +248,19 @@ class Records:
     def read_counts(self) -> dict[str, float]:
         counts = dict[str, float]()
         for name, value in self._call(self.client.hgetall, f"{self.prefix}metrics").items():
-            with suppress(ValueError):  # made by hand
+            with suppress(ValueError):  # written by hand
                 counts[name] = float(value)
         return counts
 
     def note_sweep(self) -> None:
-        """A sweep has come to its end."""
+        """Note that a sweep is complete."""
         self._run("swept", [f"{self.prefix}swept"])
 
     def stats(self) -> Survey:
-        """A few numbers about all jobs, for the price of a few reads, however many there are."""
+        """A few numbers about all jobs, at the cost of a few reads, however many there are."""
         clock = self.clock()
         now = clock.now
-        kept = f"{now - self.ttl_seconds:.6f}"  # the lists still name jobs whose records have expired
+        kept = f"{now - self.ttl_seconds:.6f}"  # the lists still name jobs with expired records
         pipe = self.client.pipeline(transaction=False)
         pipe.zcard(f"{self.prefix}due")
         pipe.zcount(f"{self.prefix}due", "-inf", f"{now:.6f}")
@@ -281,9 +281,9 @@ class Records:
         )
 
     def count_open_shards(self, *, chunk: int = 500, most: int = 100_000) -> Census:
-        """Count the unfinished shards by stage: all in Redis, a chunk at a time, so that nobody waits long for it.
+        """Count the unfinished shards by stage: within Redis, a chunk at a time, so that it delays nobody for long.
 
-        About 1 ms a chunk. Others work on between two chunks, so a few may be missed or counted twice.
+        About 1 ms a chunk. Work goes on between two chunks, so a few shards may be missed or counted twice.
         """
         stages: dict[str, int] = {stage.value: 0 for stage in Stage if stage is not Stage.COLLECTED}
         oldest, troubled = 0.0, 0
@@ -301,7 +301,7 @@ class Records:
     # -- the server ------------------------------------------------------------------------------------------------
 
     def ping(self) -> None:
-        """One short try: whoever asks is waiting. Raises StoreUnavailable."""
+        """One short try, because the caller waits. Raises StoreUnavailable."""
         if self._url is None:
             self._call(self.client.ping)
             return
@@ -316,13 +316,13 @@ class Records:
             raise unavailable(error) from error
 
     def check_writing(self) -> None:
-        """Ask for a write that changes nothing. Raises StoreUnavailable if Redis would refuse a record just now."""
+        """Try a write that changes nothing. Raises StoreUnavailable if Redis would refuse a record just now."""
         self._call(self.client.lpushx, f"{self.prefix}check", "")
 
     def server_facts(self) -> dict[str, str]:
-        """version, appendonly, appendfsync, maxmemory-policy, cluster ("1"): "" where the server does not tell."""
+        """version, appendonly, appendfsync, maxmemory-policy, cluster ("1"): "" if the server does not tell."""
         facts = {"version": "", "appendonly": "", "appendfsync": "", "maxmemory-policy": "", "cluster": ""}
-        # a hosted Redis often forbids INFO or CONFIG, and fakeredis has neither
+        # a hosted Redis often forbids INFO or CONFIG, and fakeredis lacks both
         facts["version"] = str(self._told(self.client.info, "server").get("redis_version", ""))
         facts["cluster"] = str(self._told(self.client.info, "cluster").get("cluster_enabled", ""))
         for name in ("appendonly", "appendfsync", "maxmemory-policy"):
@@ -352,9 +352,9 @@ class Records:
             raise self._failed(error) from error
 
     def _failed(self, error: redis.RedisError) -> StoreUnavailable:
-        """What to raise. After a failover the other connections lead to the old primary, too: they are dropped.
+        """The error to raise. After a failover the other connections lead to the old primary, too: they are dropped.
 
-        Those that are in use meet the same answer, and drop themselves.
+        Connections in use get the same error, and drop themselves.
         """
         if (found := refusal(error)) is not None and found.kind is Kind.CONNECTION:
             self.client.connection_pool.disconnect(inuse_connections=False)
@@ -362,7 +362,7 @@ class Records:
 
 
 def is_of_record(error: redis.RedisError) -> bool:
-    """Whether it says that what lies at a key is no record, or one that a script cannot work with."""
+    """Whether the error says that a key holds no record, or one that a script cannot handle."""
     text = str(error)
     return isinstance(error, redis.ResponseError) and (
         "WRONGTYPE" in text or (refusal(error) is None and ("user_script" in text or "Error running script" in text))
@@ -370,18 +370,18 @@ def is_of_record(error: redis.RedisError) -> bool:
 
 
 def decoded(kind: type[R], found: Any, what: str) -> R | None:
-    """A record from its hash, None where there is none. Raises RecordUnreadable."""
+    """A record from its hash, None if there is none. Raises RecordUnreadable."""
     if isinstance(found, redis.RedisError):
         raise unreadable(what, str(found))
     return decode(kind, found) if found else None
 
 
-#: Records of which this process has said that it cannot read them.
+#: Records that this process has logged as unreadable.
 _named: set[str] = set()
 
 
 def name_once(error: RecordUnreadable) -> str:
-    """Log that a record is passed over, once in this process; answers the message."""
+    """Log that a record is skipped, once in this process; returns the message."""
     if error.message not in _named and len(_named) < 10_000:
         _named.add(error.message)
         logger.warning("%s", error.message, extra={"event": "record_unreadable"})
@@ -389,14 +389,14 @@ def name_once(error: RecordUnreadable) -> str:
 
 
 def _refuse_others(probe: redis.Redis) -> None:
-    """Raises StoreUnavailable for a Cluster and a Sentinel, which answer PING, too."""
+    """Raises StoreUnavailable for a Cluster or a Sentinel, which also answer PING."""
     for section, mark, word in (("cluster", "cluster_enabled", "MOVED"), ("sentinel", "sentinel_masters", "SENTINEL")):
         if probe.info(section).get(mark):
             raise StoreUnavailable(REFUSALS[word].said, code=REFUSALS[word].code)
 
 
 def unavailable(error: redis.RedisError) -> StoreUnavailable:
-    """Redis' own trouble in our words; the address stays out, for it may hold the password."""
+    """An error of Redis in our words, without the address, which may hold the password."""
     if (found := refusal(error)) is None:
         return StoreUnavailable(in_words(error))
     return StoreUnavailable(in_words(error), code=found.code)

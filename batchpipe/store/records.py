@@ -1,4 +1,4 @@
-"""Records <-> Redis hashes. Strings stay strings, numbers are decimal, everything deeper is JSON."""
+"""Records <-> Redis hashes. Strings stay strings, numbers are decimal, nested values are JSON."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from batchpipe.model.records import JobRecord, Problem, Record, ShardRecord, Sta
 
 R = TypeVar("R", bound=Record)
 
-#: What the scripts take as "remove this field": Redis hashes know no null.
+#: Tells the scripts to remove a field: Redis hashes have no null.
 NIL = "\0nil"
 
 _SCALARS = (str, int, float, bool, type(None))
@@ -34,7 +34,7 @@ def _is_scalar(hint: Any) -> bool:
 
 
 def bounded_problem(problem: Problem) -> tuple[str, str]:
-    """Its code and message as records hold them: they may be a provider's or a library's words."""
+    """An error's code and message as records hold them: they may come from a provider or a library."""
     return shortened(problem.code, MOST_CODE), shortened(problem.message, MOST_MESSAGE)
 
 
@@ -69,12 +69,12 @@ def encode_record(record: Record) -> list[str]:
     return encode_changes(changes)
 
 
-#: Fields of a new shard that scripts read and that have no meaning when they are absent.
+#: Fields of a new shard that scripts read and that must be present.
 _ALWAYS = frozenset({"v", "job", "index", "stage", "epoch", "round", "rows", "bytes", "try"})
 
 
 def encode_shard(shard: ShardRecord) -> list[str]:
-    """The fields of a shard that tell something: what is not there has its default, and there may be 100,000."""
+    """The fields of a shard without defaults, to save memory: there may be 100,000 shards."""
     plain = msgspec.to_builtins(shard)
     told = {name: value for name, value in plain.items() if name in _ALWAYS or value != _NEW_SHARD.get(name)}
     return encode_changes({name: value for name, value in told.items() if value is not None})
@@ -94,14 +94,14 @@ def decode(kind: type[R], flat: Iterable[str] | Mapping[str, str]) -> R:
         for name in _json_fields(kind) & fields.keys():
             fields[name] = orjson.loads(fields[name])
         record = msgspec.convert(fields, kind, strict=False)
-        _stages(kind)(record.stage)  # one that is not known here has no meaning here
+        _stages(kind)(record.stage)  # a value that this version does not know
     except ValueError as error:  # also of msgspec and orjson
         raise unreadable(fields.get("id") or f"{fields.get('job')}, shard {fields.get('index')}", str(error)) from error
     return record
 
 
 def unreadable(what: str, why: str) -> RecordUnreadable:
-    """What to say of a record that this version does not understand."""
+    """The message about a record that this version does not understand."""
     said = f"the record of {shortened(what, 100)} in Redis cannot be read ({shortened(why, 200)})"
     return RecordUnreadable(f"{said}: made by hand, or by a newer version?")
 
@@ -110,8 +110,8 @@ def _stages(kind: type[Record]) -> type[StrEnum]:
     return State if issubclass(kind, JobRecord) else Stage
 
 
-# msgspec learns a type at its first use, and ends the process if a second thread comes upon it half learnt (0.19 to
-# 0.22). An import is alone.
+# msgspec analyses a type at its first use, and crashes the process if a second thread uses it during that (0.19 to
+# 0.22). An import runs in one thread.
 decode(JobRecord, {"id": ""})
 decode(ShardRecord, {"job": "", "index": "0"})
 

@@ -15,8 +15,8 @@ from batchpipe.local_redis.shared import read_record
 def label_of(settings: Settings) -> str:
     """The label of the Redis of these settings, such as ``redis.lan:6379/0 {batchpipe}:``.
 
-    What only this machine can reach names the machine: two that share a workspace must not look like one. The
-    private Redis is known by its folder, for its port changes.
+    An address that only this machine can reach gets the machine's name: two machines that share a workspace must
+    not have the same label. The private Redis is identified by its folder, because its port changes.
     """
     url = settings.redis_url.get_secret_value() if settings.redis_url is not None else None
     private = url is None or _is_private(url, settings.home)
@@ -27,7 +27,7 @@ def label_of(settings: Settings) -> str:
 
 
 def _is_private(url: str, home: Path) -> bool:
-    """It may have come by a setting, to the worker of a ``run``; the keeper's record tells."""
+    """The worker of a ``run`` may have got its address by a setting; the keeper's record tells."""
     record, parts = read_record(home / "redis"), urlsplit(url)
     if record is None or not _is_loopback(parts.hostname or ""):
         return False

@@ -1,6 +1,6 @@
-"""What a Redis that answers with an error means: trouble of the connection, trouble that passes, or a setting to mend.
+"""What an error from Redis means: trouble of the connection, trouble that passes, or a setting to correct.
 
-Redis names its state in the first word of the answer; one that comes out of a Lua script may have it further inside.
+Redis names its state in the first word of the error; in an error from a Lua script that word may come later.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from redis import exceptions
 
 
 class Kind(StrEnum):
-    """What helps."""
+    """What can cure it."""
 
-    CONNECTION = "connection"  #: another connection: the name or virtual address may lead to another server by now
+    CONNECTION = "connection"  #: a new connection: the name or virtual address may lead to another server by now
     PASSES = "passes"  #: time
     SETTING = "setting"  #: a person
 
 
 @dataclass(frozen=True)
 class Refusal:
-    """A state of Redis in which it refuses what it is asked. ``said`` is one line: what is wrong and what to do."""
+    """A state in which Redis refuses commands. ``said`` is one line: what is wrong and what to do."""
 
     kind: Kind
     code: str
@@ -36,12 +36,14 @@ _CLUSTER = Refusal(
     "Redis is a cluster, which is not supported: use a Redis or Valkey that is not (cluster-enabled no)",
 )
 _LOGIN = Refusal(
-    Kind.SETTING, "redis_login", "Redis refuses the user or password: mend those in the URL (redis://USER:PASSWORD@...)"
+    Kind.SETTING,
+    "redis_login",
+    "Redis refuses the user or password: correct those in the URL (redis://USER:PASSWORD@...)",
 )
 _BUSY = Refusal(
     Kind.PASSES, "redis_busy", "Redis is busy with a Lua script: it answers once that has ended (or SCRIPT KILL)"
 )
-#: First word of the answer -> what it means.
+#: First word of the error -> what it means.
 REFUSALS: dict[str, Refusal] = {
     "READONLY": Refusal(
         Kind.CONNECTION,
@@ -68,9 +70,7 @@ REFUSALS: dict[str, Refusal] = {
         "Redis cannot write to its disk and refuses writes: its log says why (disk full? rights of its folder?)",
     ),
     "NOSCRIPT": Refusal(Kind.PASSES, "redis_restarted", "Redis has forgotten our scripts: they are loaded again"),
-    "OOM": Refusal(
-        Kind.SETTING, "redis_full", "Redis is full: raise its maxmemory; what is there can be read meanwhile"
-    ),
+    "OOM": Refusal(Kind.SETTING, "redis_full", "Redis is full: raise its maxmemory; until then it only answers reads"),
     "NOPERM": Refusal(
         Kind.SETTING,
         "redis_denied",
@@ -92,10 +92,10 @@ REFUSALS: dict[str, Refusal] = {
     **dict.fromkeys(("MOVED", "ASK", "CROSSSLOT", "CLUSTERDOWN", "TRYAGAIN"), _CLUSTER),
 }
 
-#: redis-py takes the first word away where it has a class of its own for it.
+#: redis-py removes the first word if it has a class for it.
 _BY_CLASS: tuple[tuple[type[Exception], str], ...] = (
     (exceptions.ReadOnlyError, "READONLY"),
-    (exceptions.MasterDownError, "MASTERDOWN"),  # before ClusterDownError, which it is, too
+    (exceptions.MasterDownError, "MASTERDOWN"),  # before its base class ClusterDownError
     (exceptions.BusyLoadingError, "LOADING"),
     (exceptions.NoScriptError, "NOSCRIPT"),
     (exceptions.OutOfMemoryError, "OOM"),
@@ -109,7 +109,7 @@ _BY_CLASS: tuple[tuple[type[Exception], str], ...] = (
     (exceptions.ClusterCrossSlotError, "CROSSSLOT"),
 )
 _WORD = re.compile(rf"(?:^|[\s:]-|^ERR )({'|'.join(REFUSALS)})\b")
-#: Answers that begin with a plain ERR, in the words of Redis 6.2 to 8 and Valkey.
+#: Errors that begin with a plain ERR, in the words of Redis 6.2 to 8 and Valkey.
 _BY_TEXT = (
     ("user executing the script can't", "NOPERM"),
     ("max number of clients reached", "MAXCLIENTS"),
@@ -120,34 +120,34 @@ _BY_TEXT = (
 )
 
 
-#: Any error that Redis itself answered.
+#: Any error that Redis itself returned.
 RedisAnswer = redis.ResponseError
-#: The same, or that no answer came.
+#: The same, or no reply.
 RedisTrouble = redis.RedisError
-#: Codes of what ends by itself: a process that starts meanwhile waits for it.
+#: Codes of states that end by themselves: a process that starts waits for that.
 PASSING = frozenset(found.code for found in REFUSALS.values() if found.kind is not Kind.SETTING)
 
 
-#: No answer came: whatever listens there is no Redis of ours, or nothing does.
+#: No reply: no Redis of ours listens there, or nothing does.
 _NO_ANSWER = (exceptions.ConnectionError, exceptions.TimeoutError)
-#: How redis-py says where nobody is; the address is the host and port, or the path, without the password of the URL.
+#: redis-py's words for a failed connection; the address is host and port, or path, without the URL's password.
 _NOBODY = re.compile(r"Error \S+ connecting to (?P<where>.+?)\. (?P<why>.+?)\.?$", re.DOTALL)
 
 
 def unreachable(error: BaseException) -> str | None:
-    """Where nobody is, and why: `at HOST:PORT cannot be reached: Connection refused`. None: the error is another."""
+    """Where the connection failed, and why: `at HOST:PORT cannot be reached: Connection refused`. Else None."""
     found = _NOBODY.match(str(error))
     return f"at {found['where']} cannot be reached: {found['why']}" if found is not None else None
 
 
 def _unanswered(error: BaseException) -> str:
-    """What to start or set. A site spells the setting in its own way."""
+    """What to start or set, with the setting's name as the site spells it."""
     what = unreachable(error) or f"does not answer: {str(error).rstrip('.') or type(error).__name__}"
     return f"Redis {what}; start it (redis-server), or set BATCHPIPE_REDIS_URL (in a site: REDIS_URL) to one that runs"
 
 
 def refusal(error: BaseException) -> Refusal | None:
-    """The state that an error of redis-py tells of; None: no answer came, or another error."""
+    """The state that an error of redis-py reports; None if no reply came, or for another error."""
     if not isinstance(error, redis.RedisError):
         return None
     text = str(error)
@@ -160,7 +160,7 @@ def refusal(error: BaseException) -> Refusal | None:
 
 
 def in_words(error: BaseException) -> str:
-    """One line for people; of what is denied, also what: Redis names the command, key or channel."""
+    """One line for people; if something is denied, it names the command, key or channel, as Redis does."""
     found = refusal(error)
     if found is None and isinstance(error, _NO_ANSWER):
         return _unanswered(error)

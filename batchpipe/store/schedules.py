@@ -1,4 +1,4 @@
-"""What is known of schedules: up to which time their runs are handled, and what became of the last one."""
+"""The state of schedules: up to which time their runs are handled, and the outcome of the last one."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class LastRun:
 
 @dataclass(frozen=True)
 class Mark:
-    """Where a schedule stands. None: nobody has looked for its runs yet."""
+    """The state of a schedule. None: its runs were never looked for."""
 
     handled: float | None
     looked: float | None
@@ -36,18 +36,18 @@ class ScheduleRecords(Events):
         return f"{self.prefix}schedules"
 
     def see_schedule(self, name: str, fingerprint: str) -> tuple[float, float]:
-        """(now, time up to which its runs are handled): now as well for a definition that was never seen."""
+        """(now, time up to which its runs are handled), the latter also now for a definition that was never seen."""
         now, handled = self._run("schedule_seen", [self._schedules], name, fingerprint)
         return float(now), float(handled)
 
     def schedule_handled(self, name: str, fingerprint: str, handled: float | None, last: LastRun | None = None) -> None:
-        """Its runs up to this time need not be looked at again; the mark never goes back."""
+        """Note that its runs up to this time are handled; the mark never goes back."""
         mark = f"{handled:.6f}" if handled is not None else ""
         run = (f"{last.at:.6f}", _json(last)) if last else ("", "")
         self._run("schedule_handled", [self._schedules], name, fingerprint, mark, *run)
 
     def schedule_mark(self, name: str, fingerprint: str) -> Mark:
-        """Where a schedule stands, read only."""
+        """The state of a schedule, read only."""
         mine = f"{name}/{fingerprint}"
         fields = (mine, f"{mine}/looked", f"{name}//last")
         handled, looked, last = self._call(self.client.hmget, self._schedules, *fields)

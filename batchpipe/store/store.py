@@ -20,13 +20,13 @@ from batchpipe.store.records import decode, encode_changes, encode_record, encod
 When = Literal["overdue", "asleep", "always"]
 
 
-#: How long an alias outlives the records of an ended job: as long as a job may take.
+#: How long an alias is kept after the records of an ended job: as long as a job may take.
 ALIAS_SECONDS = 60 * 86_400
-#: How late a submit that was given up may still reach Redis.
+#: How late an abandoned submit may still reach Redis.
 GIVEN_UP_SECONDS = 86_400
 
 
-#: Ids that are kept of unclear answers to a shard's create calls.
+#: How many ids from unclear answers to a shard's create calls are kept.
 MOST_NAMED = 8
 
 
@@ -42,8 +42,8 @@ class Raised:
 
 @dataclass(frozen=True)
 class Settled:
-    """What became of a batch id: ``ok``, ``late``, ``known``, ``other`` (it is another shard's), or ``cancel``: the
-    caller cancels the batch it made."""
+    """The outcome of recording a batch id: ``ok``, ``late``, ``known``, ``other`` (it is another shard's), or
+    ``cancel``: the caller cancels the batch it made."""
 
     verdict: str
     news: Renewal = NO_NEWS
@@ -60,10 +60,10 @@ class Store(ManyShards):
     # -- a job's beginning and end ---------------------------------------------------------------------------------
 
     def submit(self, job: JobRecord, *, again: str = "", alias: bool = False) -> tuple[str, bool]:
-        """Record a job, due at once. Answers (id, True), or (the first job's id, False) if its key is taken.
+        """Record a job, due at once. Returns (id, True), or (the first job's id, False) if its key is taken.
 
-        ``again``: "1" lets it take the key from any job, a job's id from that one only. ``alias``: somebody knows this
-        id already; if the key is taken, it stands for the first job from now on.
+        ``again``: "1" lets it take the key from any job, a job's id from that one only. ``alias``: the id was already
+        given out; if the key is taken, the id refers to the first job from now on.
         Raises OutputInUse if its output is that of another job that is not closed.
         """
         key = f"{self.prefix}key:{job.key}" if job.key else self._job_key(job.id)
@@ -89,9 +89,9 @@ class Store(ManyShards):
         return bool(self._run("give_up", [self._job_key(job_id)], *args)[0] == "ok")
 
     def cancel(self, job_id: str, *, waking: int | None = None) -> tuple[bool, int]:
-        """Set the cancel flag. Answers (False if the job had ended, number of its shards). Raises JobNotFound.
+        """Set the cancel flag. Returns (False if the job had ended, number of its shards). Raises JobNotFound.
 
-        ``waking``: the caller wakes so many shards, and the sweep the others; None: it wakes all.
+        ``waking``: how many shards the caller wakes; the sweep wakes the others. None: the caller wakes all.
         """
         args = (self.prefix, job_id, _waking(waking))
         answer = self._run("cancel", self._keys(job_id, JOB), *args)
@@ -100,7 +100,7 @@ class Store(ManyShards):
         return answer[0] == "ok", int(answer[1])
 
     def finish(self, lease: Lease, state: State, changes: Mapping[str, Any]) -> State:
-        """Fix the end state; the lease stays for telling. Returns what it became: the cancel flag wins."""
+        """Record the end state; the lease is kept for notifications. Returns that state: the cancel flag wins."""
         return State(self._fenced("finish", lease, lease.token, state.value, *encode_changes(changes))[1])
 
     def own(self, lease: Lease, names: Sequence[str]) -> None:
@@ -115,8 +115,8 @@ class Store(ManyShards):
         lease.job = lease.job.evolve(owns=owns)
 
     def moved(self, job_id: str, results: str, real: str) -> None:
-        """The result files of a closed job lie there now (``real``: the same without links). Nothing happens if it is
-        not known here.
+        """Note where the result files of a closed job lie now (``real``: the same without links). Does nothing if the
+        job is not known here.
         """
         self._run("moved", self._keys(job_id, JOB), results, real)
 
@@ -125,10 +125,10 @@ class Store(ManyShards):
     def claim(
         self, job_id: str, index: int, epoch: int, stages: Sequence[str], *, deadline: float, enter: str = ""
     ) -> Lease | Refused:
-        """Take the lease on a record whose stage is one of ``stages``.
+        """Take the lease on a record at one of these ``stages``.
 
-        It ends after ``deadline`` seconds in which the turn did not get on (``Lease.check``), twice as many after each
-        turn that met this, ``LONGEST_GROWTH`` times at most.
+        It ends after ``deadline`` seconds without progress (``Lease.check``), twice as many after each turn that ran
+        into this, at most ``LONGEST_GROWTH`` times as many.
         """
         token, before = uuid.uuid4().hex, host_clock()
         answer = self._run(
@@ -174,7 +174,7 @@ class Store(ManyShards):
     def advance(self, lease: Lease, move: Move, *, tries: str, merge_ids: list[str]) -> tuple[Renewal, int]:
         """End a turn. Returns what the holder must know, and the epoch under which to publish merge (0: not now).
 
-        ``tries``: keep (unforeseen trouble), refund (foreseen) or reset (it got on). Raises LeaseLost.
+        ``tries``: keep (unexpected trouble), refund (expected trouble) or reset (progress). Raises LeaseLost.
         """
         answer = self._fenced(
             "advance",
@@ -192,7 +192,7 @@ class Store(ManyShards):
         return _news(answer[1], answer[2]), int(answer[3])
 
     def defer(self, lease: Lease, after: float, changes: Mapping[str, Any], *, tries: str) -> Renewal:
-        """End a turn of the job itself without a new stage: come back after ``after`` seconds."""
+        """End a turn of the job itself without a new stage: retry after ``after`` seconds."""
         answer = self._fenced(
             "advance",
             lease,
@@ -212,10 +212,10 @@ class Store(ManyShards):
         self, job_id: str, index: int, ids: list[str], *, when: When = "always", after: float = 0.0
     ) -> Raised | None:
         """Void a record's messages and take a new epoch for new ones, which run after ``after`` seconds, with their
-        task ids. None: not now, or not ever.
+        task ids. Returns None if not now, or not ever.
 
         ``when``: only if its message is ``overdue``, also if it is ``asleep`` until its time, or ``always``, even
-        while one is under way. While a lease lives a wake mark is left instead: its holder publishes.
+        while one is under way. If the record is leased, a wake mark is left instead, and the holder publishes.
         """
         answer = self._run(
             "raise",
@@ -233,18 +233,18 @@ class Store(ManyShards):
         return Raised(int(answer[1]), answer[2], answer[3], orjson.loads(answer[4]))
 
     def observe(self, shard: ShardRecord, batch_id: str, changes: Mapping[str, Any]) -> bool:
-        """Note what a list said of a shard's batch. Answers False if the shard waits for it no more."""
+        """Note what a list shows of a shard's batch. Returns False if the shard no longer waits for it."""
         args = (batch_id, *encode_changes(changes))
         return bool(self._run("observe", self._keys(shard.job, shard.index), *args)[0] == "ok")
 
     def note_trouble(self, job_id: str, index: int, problem: Problem) -> None:
-        """Note why a record does not get on, though nobody holds it. Nothing for one that has ended."""
+        """Note why a record makes no progress, though nobody holds it. Does nothing if it has ended."""
         self._run("troubled", self._keys(job_id, index), *encode_changes({"trouble": problem}))
 
     # -- jobs that wait for a person -------------------------------------------------------------------------------
 
     def hold(self, shard: ShardRecord, mode: str, problem: Problem) -> bool:
-        """Note that a shard's batch was cancelled by somebody else; ``mode`` says what becomes of the job.
+        """Note that a shard's batch was cancelled elsewhere; ``mode`` says how the job goes on.
 
         Needs no lease. Returns whether that is new.
         """
@@ -265,7 +265,7 @@ class Store(ManyShards):
     # -- the paid call ---------------------------------------------------------------------------------------------
 
     def intend(self, lease: Lease) -> Renewal:
-        """Record that a create call goes out under the shard's key; not if the job is held. Raises LeaseLost."""
+        """Record that a create call will be sent under the shard's key; not if the job is held. Raises LeaseLost."""
         keys = self._keys(lease.job.id, lease.index)
         answer = self._run("intent", keys, self.prefix, lease.token, f"{self.host_time():.6f}")
         news = _news_or_lost(answer)
@@ -315,10 +315,10 @@ def _waking(count: int | None) -> int:
 
 
 def output_in_use(output: str, owner: str, stage: str) -> str:
-    """What to say of an output that is another job's, which stands at this stage and is not closed."""
+    """The message about an output of another job, which is at this stage and not closed."""
     if State(stage).ended:
         return (
-            f"output {output} belongs to job {owner}, which has ended, but not everybody has been told: "
+            f"output {output} belongs to job {owner}, which has ended, but its receivers are not all notified: "
             f"wait for that (batchpipe wait {owner}) or choose another output"
         )
     return (

@@ -323,7 +323,7 @@ def tell(job: JobRecord) -> None:
 def _not_loaded(job: JobRecord, names: Sequence[str]) -> NotDelivered:
     frameworks = ", ".join(seams.SITES[name][0] if name in seams.SITES else name for name in names)
     message = (
-        f"this worker has not loaded the site whose receivers wait for it ({frameworks}): "
+        f"this worker has not loaded the site with the receivers of this job ({frameworks}): "
         f"start it as {seams.worker_of(names)}"
     )
     if job.notify_attempts == job.receiver_errors:  # once, since later tries say the same

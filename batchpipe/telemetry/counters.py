@@ -1,7 +1,7 @@
-"""What is counted for monitoring: in this process first, then added up in one hash of Redis (``Store.add_counts``).
+"""Counters for monitoring: first in this process, then added up in one hash of Redis (``Store.add_counts``).
 
-Counts are no truth. What a process had not handed over when it was killed is lost, a repeated write may count twice,
-and nothing may ever be decided by them. Their labels are few and known: no ids of jobs, shards or batches.
+Counts are not exact. Those that a killed process had not written yet are lost, a repeated write may count twice, and
+nothing may ever be decided by them. Their labels are few and known: no ids of jobs, shards or batches.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ import orjson
 from batchpipe.errors import Paused, SettingsError, StorageTrouble, TransientError, Unavailable
 from batchpipe.model.records import ENDED, Stage, State
 
-#: What a label says whose value is none of those below: so that nobody else's words can make series without end.
+#: The value of a label for all values not listed below, so that texts of others cannot create endless series.
 OTHER = "other"
-#: The label whose values are the operator's: names of accounts.
+#: The label with values from the operator: names of accounts.
 ACCOUNT = "account"
-#: Accounts that are told apart in one process; more than anybody has.
+#: How many accounts are counted separately in one process; more than anybody has.
 MOST_ACCOUNTS = 200
 
 LINKS = ("prepare", "upload", "create", "poll", "download", "merge")
@@ -47,7 +47,7 @@ ROUTES = (
     *("POST /files", "GET /files", "GET /files/{id}", "DELETE /files/{id}", "GET /files/{id}/content"),
     *("POST /batches", "GET /batches", "GET /batches/{id}", "POST /batches/{id}/cancel"),
 )
-#: No answer came: refused, timed out, broken off.
+#: The status for no answer: refused, timed out, broken off.
 NO_ANSWER = "error"
 
 #: label -> its values. ``account`` is not here.
@@ -132,7 +132,7 @@ class Counters:
     def add(self, name: str, amount: float = 1.0, **labels: str) -> None:
         """Count. Raises KeyError for a metric or label that is not in the table above."""
         if self._pid != os.getpid():
-            self._begin()  # the parent hands over what it has counted; its lock may have been held at the fork
+            self._begin()  # the parent reports its own counts; its lock may have been held at the fork
         metric = METRICS[name]
         with self._lock:
             values = [self._value(label, labels[label]) for label in metric.labels]
@@ -154,7 +154,7 @@ class Counters:
         return value if value in self._accounts else OTHER
 
     def take(self) -> dict[str, float]:
-        """What was counted since the last time, as fields of the hash; it is now the caller's."""
+        """The counts since the last call, as fields of the hash; the caller must now report them."""
         if self._pid != os.getpid():
             self._begin()
         with self._lock:
@@ -162,7 +162,7 @@ class Counters:
         return {field_of(*key): amount for key, amount in taken.items() if amount}
 
     def put_back(self, taken: Mapping[str, float]) -> None:
-        """What could not be handed over waits for the next time."""
+        """Add counts again that could not be reported, for the next time."""
         with self._lock:
             for field, amount in taken.items():
                 self._plus(key_of(field), amount)
@@ -200,7 +200,7 @@ def field_of(name: str, *values: str) -> str:
 
 
 def key_of(field: str) -> tuple[str, ...]:
-    """A count's name and the values of its labels. Raises ValueError for what is no count."""
+    """A count's name and the values of its labels. Raises ValueError for other fields."""
     key = orjson.loads(field)
     if not isinstance(key, list) or not key or not all(isinstance(part, str) for part in key):
         raise ValueError(f"{field!r} is no count")
@@ -208,7 +208,7 @@ def key_of(field: str) -> tuple[str, ...]:
 
 
 def reason_of(error: BaseException) -> str:
-    """Why a turn that met this error waits."""
+    """The reason why a turn with this error waits."""
     match error:
         case Paused():
             return "paused"

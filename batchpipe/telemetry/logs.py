@@ -1,7 +1,7 @@
 """Log lines of our own processes, one event a line: text for people, or one JSON object for machines.
 
-Each line that concerns a job says so: ``event``, ``job``, ``shard``, ``batch``, ``account``, where they are known. A
-site with a logging configuration of its own takes ``ContextFilter`` and one of the formatters.
+Each line about a job has ``event``, ``job``, ``shard``, ``batch``, ``account``, if they are known. A site with a
+logging configuration of its own uses ``ContextFilter`` and one of the formatters.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from batchpipe.masking import printable, printable_json, without_secrets
 
 #: Tasks that beat sends every few seconds.
 PULSE_TASKS = frozenset({"batchpipe.sweep", "batchpipe.schedules"})
-#: What a line says of whom it is about, in this order.
+#: The ids in a line, in this order.
 IDS = ("event", "job", "shard", "batch", "account")
 
 _PLAIN = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName", "data", "fields", "brief"}
-# Bounded repeats only: these look at lines that hold users' texts, and must take time in proportion to their length.
+# Bounded repeats only: these run on lines with users' texts, and must take time in proportion to their length.
 _JOB = re.compile(r"\bjob_[0-9a-z]{1,40}")
 _SHARD = re.compile(r"""\bshard['"]?\s{0,2}[:= ]\s{0,2}(-?\d{1,9})\b""")
 
@@ -34,7 +34,7 @@ _about: ContextVar[Mapping[str, Any]] = ContextVar("batchpipe_about", default={}
 
 @contextmanager
 def about(**ids: Any) -> Iterator[None]:
-    """Lines that are logged inside, by whatever library, are about these ids."""
+    """Lines logged within the block, by any library, get these ids."""
     known = {name: value for name, value in ids.items() if value is not None}
     token = _about.set({**_about.get(), **known})
     try:
@@ -46,7 +46,7 @@ def about(**ids: Any) -> Iterator[None]:
 def log_event(
     logger: logging.Logger, event: str, fields: Mapping[str, Any], *, level: int = logging.INFO, **ids: Any
 ) -> None:
-    """A line for an event. Its text alone says all, for sites that have a format of their own."""
+    """A line for an event. Its text alone is complete, for sites with a format of their own."""
     rest = {name: value for name, value in fields.items() if name not in ("message", "batch_id", "account")}
     known = {"batch": fields.get("batch_id"), "account": fields.get("account")}
     known = {**_about.get(), "event": event, **ids, **{name: v for name, v in known.items() if v is not None}}
@@ -57,7 +57,7 @@ def log_event(
 
 
 class ContextFilter(logging.Filter):
-    """Adds to each record what it is about. Put it on the handler; it drops nothing."""
+    """Adds to each record the ids that it is about. Put it on the handler; it drops no record."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         for name, value in {**_of_celery(record), **_about.get()}.items():
@@ -67,9 +67,9 @@ class ContextFilter(logging.Filter):
 
 
 class PulseFilter(logging.Filter):
-    """Makes DEBUG of the lines with which Celery tells of each sweep and each look for schedules that did nothing.
+    """Lowers Celery's lines about sweeps and looks for schedules that did nothing to DEBUG.
 
-    Beat sends these every few seconds: that would be 50,000 lines a day. No other task's line is touched.
+    Beat sends these tasks every few seconds: that would be 50,000 lines a day. Lines of other tasks are not changed.
     """
 
     def filter(self, record: logging.LogRecord) -> bool:
@@ -86,11 +86,11 @@ def _is_empty_pulse(record: logging.LogRecord) -> bool:
     data = getattr(record, "data", None)
     if not isinstance(data, dict) or data.get("name") not in PULSE_TASKS:
         return False
-    return str(data.get("return_value", "0")) == "0"  # the line of a task that begins has none
+    return str(data.get("return_value", "0")) == "0"  # the line about the start of a task has none
 
 
 def quiet_pulse() -> None:
-    """Put the filter on the loggers of Celery that tell of tasks; once is enough."""
+    """Put the filter on Celery's loggers of tasks; once is enough."""
     for name in ("celery.beat", "celery.worker.strategy", "celery.app.trace"):
         chatty = logging.getLogger(name)
         if not any(isinstance(one, PulseFilter) for one in chatty.filters):
@@ -98,7 +98,7 @@ def quiet_pulse() -> None:
 
 
 class TroubleFilter(logging.Filter):
-    """Takes the traceback from what Celery and kombu say of a broker that is away or refuses: that is foreseen."""
+    """Removes tracebacks from Celery's and kombu's lines about a broker that is away or refuses: that is expected."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         if record.name.partition(".")[0] not in _LIBRARIES or not record.exc_info:
@@ -106,7 +106,7 @@ class TroubleFilter(logging.Filter):
         error = record.exc_info[1]
         if error is None or not _is_of_broker(error):
             return True
-        said = record.getMessage() if record.name != "celery.beat" else "Message Error"  # else its stack is in it
+        said = record.getMessage() if record.name != "celery.beat" else "Message Error"  # else it includes the stack
         text = f"{type(error).__name__}: {error}"
         record.msg, record.args = said if str(error) and str(error) in said else f"{said}: {text}", ()
         record.exc_info = record.exc_text = None
@@ -117,7 +117,7 @@ _LIBRARIES = ("celery", "kombu", "flower", "tornado")
 
 
 def _is_of_broker(error: BaseException | None) -> bool:
-    """Whether it is, or comes from, an error of the broker or its connection."""
+    """Whether an error is, or comes from, one of the broker or its connection."""
     for _ in range(10):
         if error is None:
             return False
@@ -129,7 +129,7 @@ def _is_of_broker(error: BaseException | None) -> bool:
 
 
 def brief_trouble() -> None:
-    """Put the filter on the loggers of Celery and kombu that tell of the broker, for sites; once is enough."""
+    """Put the filter on the loggers of Celery and kombu about the broker, for sites; once is enough."""
     for name in _TELL_OF_BROKER:
         logger = logging.getLogger(name)
         if not any(isinstance(one, TroubleFilter) for one in logger.filters):
@@ -144,7 +144,7 @@ _TELL_OF_BROKER = (
 
 
 def _of_celery(record: logging.LogRecord) -> dict[str, Any]:
-    """Celery's own lines carry the task they are about, with its arguments as text."""
+    """Celery's own lines include their task, with its arguments as text."""
     data = getattr(record, "data", None)
     if not isinstance(data, dict) or not str(data.get("name", "")).startswith("batchpipe."):
         return {}
@@ -158,7 +158,7 @@ def _of_celery(record: logging.LogRecord) -> dict[str, Any]:
 
 
 class TextFormatter(logging.Formatter):
-    """A readable line, then ``key=value`` for what it is about. Only a traceback takes more lines."""
+    """A readable line, then ``key=value`` for its ids. Only a traceback takes more lines."""
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)-7s %(name)s: %(message)s")
@@ -189,7 +189,7 @@ def _value(value: Any) -> str:
 
 
 class JsonFormatter(logging.Formatter):
-    """One object a line: time, level, logger, message, and what the caller gave as ``extra``."""
+    """One object a line: time, level, logger, message, and the caller's ``extra``."""
 
     def format(self, record: logging.LogRecord) -> str:
         line: dict[str, Any] = {
@@ -219,12 +219,12 @@ def _as_json(line: dict[str, Any]) -> str:
 
 
 def configure_logging(log_format: str, level: str) -> None:
-    """Set up the root logger of a process of ours. A library never calls this."""
+    """Set up the root logger of a process of ours. Not for use within a site's process."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter())
     handler.addFilter(ContextFilter())
     handler.addFilter(TroubleFilter())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
-    logging.captureWarnings(True)  # what libraries warn of is a line like others
+    logging.captureWarnings(True)  # warnings of libraries become log lines, too
     for chatty in ("httpx2", "httpcore2", "openai", "fsspec", "uvicorn.error"):
         logging.getLogger(chatty).setLevel(logging.WARNING)

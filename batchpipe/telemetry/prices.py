@@ -1,6 +1,6 @@
 """What one row costs in a batch at OpenAI's list prices. An estimate: the bill is the provider's.
 
-Rows are priced one by one, for a long request is dearer per token; and in whole pico-dollars (a millionth of a
+Rows are priced one by one, because a long request costs more per token; and in whole pico-dollars (a millionth of a
 millionth), in which a token costs a whole number, so that sums are exact.
 """
 
@@ -14,11 +14,11 @@ from typing import Any
 import msgspec
 
 PICO_PER_DOLLAR = 10**12
-#: More than a record can hold, and than anybody has paid.
+#: More than a record can hold, and more than anybody has paid.
 MAX_COST = 2**63 - 1
 #: A provider may name any model.
 _LONGEST_NAME = 200
-_BATCH = {"processing": "batch"}  # `service_tier` would be ignored silently; this is how batch prices are chosen
+_BATCH = {"processing": "batch"}  # `service_tier` would be ignored silently; this chooses batch prices
 
 #: Prices a row by its model and its tokens (``Answer.usage``): pico-dollars, None where the price is not known.
 Pricer = Callable[[str | None, dict[str, int]], int | None]
@@ -27,7 +27,7 @@ Pricer = Callable[[str | None, dict[str, int]], int | None]
 class Rates(msgspec.Struct, frozen=True):
     """Pico-dollars for a token in a request of more than ``above`` input tokens.
 
-    All but ``input`` and ``output`` are what such a token costs more (or less) than a plain one.
+    All but ``input`` and ``output`` are differences to the price of a plain token.
     """
 
     above: int
@@ -40,19 +40,19 @@ class Rates(msgspec.Struct, frozen=True):
 
 
 def free(model: str | None, usage: dict[str, int]) -> int | None:
-    """The price of any row where nothing is paid: a sandbox."""
+    """The price of any row if nothing is paid: in a sandbox."""
     return 0
 
 
 def unknown(model: str | None, usage: dict[str, int]) -> int | None:
-    """The price of any row at a provider whose prices are not known."""
+    """The price of any row at a provider with unknown prices."""
     return None
 
 
 def openai_prices(on: date | None = None) -> Pricer:
-    """A pricer with OpenAI's batch prices of a day (UTC; by default today), from the table that genai-prices brings.
+    """A pricer with OpenAI's batch prices of a day (UTC; by default today), from the table of genai-prices.
 
-    A model that has no batch price in it costs None: the usual price would be twice too much.
+    A model without a batch price in it costs None: the usual price would be twice as high.
     """
     day = on or datetime.now(tz=UTC).date()
 
@@ -86,9 +86,9 @@ def row_cost(tiers: tuple[Rates, ...], usage: dict[str, int]) -> int:
 
 @lru_cache(maxsize=1024)
 def rates_of(model: str | None, day: date) -> tuple[Rates, ...] | None:
-    """The batch prices of a model at OpenAI on a day, longest requests first; None where they are not known.
+    """The batch prices of a model at OpenAI on a day, longest requests first; None if they are not known.
 
-    Asked of genai-prices once for each tier and kind of token: its own calculation is too slow for each row.
+    genai-prices is called once for each tier and kind of token: its own calculation is too slow for each row.
     """
     if not model or len(model) > _LONGEST_NAME:
         return None
@@ -108,13 +108,13 @@ def rates_of(model: str | None, day: date) -> tuple[Rates, ...] | None:
     starts = {tier.start for kind in kinds if isinstance(kind, TieredPrices) for tier in kind.tiers}
     try:
         return tuple(_rates(above, price) for above in sorted({-1, *starts}, reverse=True))
-    except ValueError:  # a table that its own library cannot reckon with
+    except ValueError:  # a table that its own library cannot use
         return None
 
 
 @lru_cache(maxsize=1)
 def _openai() -> Any:
-    """OpenAI's table. Not asked through ``calc_price``, which remembers each name that it was ever asked for."""
+    """OpenAI's table. Not through ``calc_price``, which remembers each name that it was ever called with."""
     from genai_prices.data_snapshot import get_snapshot
 
     return get_snapshot().find_provider(None, "openai", None)
@@ -126,7 +126,7 @@ def _has_batch_price(model: Any, at: datetime) -> bool:
 
 
 def _rates(above: int, price: Callable[..., int]) -> Rates:
-    """By asking what as many tokens cost as make a request of this length."""
+    """The price, taken from the cost of a whole request of this length."""
     given = max(above + 1, 1)
     plain = price(input_tokens=given)
 

@@ -1,4 +1,4 @@
-"""An in-process stand-in for ``openai_api.Api``."""
+"""An in-process stand-in for ``provider.api.Api``."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ class _Failure:
 
 
 class FakeOpenAI:
-    """An in-process provider with the methods and errors of ``openai_api.Api``.
+    """An in-process provider with the methods and errors of ``provider.api.Api``.
 
     A batch stays as it is until ``finish``, ``expire`` or ``fail`` ends it; with ``autofinish`` each ``retrieve``
     moves it on: validating, in_progress, completed. Result lines come in reverse order of the requests.
@@ -95,9 +95,9 @@ class FakeOpenAI:
     def __init__(self, clock: Callable[[], float] = time.time, *, autofinish: bool = False) -> None:
         self.clock = clock
         self.autofinish = autofinish
-        self.project = ""  #: whose files and batches the key sees: what was made while it was another is not there
-        self.echo_metadata = True  #: False: batches are told without their metadata, as some servers do
-        self.list_metadata = True  #: False: only its list is without them
+        self.project = ""  #: the project that the key belongs to: files and batches made in another one are not visible
+        self.echo_metadata = True  #: False: batches come without their metadata, as with some servers
+        self.list_metadata = True  #: False: only the list comes without metadata
         self.rewrites_files = False  #: batches show another input_file_id than the upload gave, as some gateways do
         self.answer: Callable[[Mapping[str, Any]], Answer] = polite_answer
         self.files: dict[str, FakeFile] = {}
@@ -117,7 +117,7 @@ class FakeOpenAI:
         self._failures.setdefault(method, []).append(_Failure(error, times, processed))
 
     def hide_from_list(self, batch: str | bool = True) -> None:
-        """Keep one batch (or, with True, all, later ones too) out of ``iter_batches``; False shows all again."""
+        """Hide one batch (or, with True, all, also later ones) from ``iter_batches``; False shows all again."""
         if isinstance(batch, str):
             self._hidden.add(batch)
             return
@@ -168,7 +168,7 @@ class FakeOpenAI:
         self.finish(batch_id, Status.EXPIRED, after=after)
 
     def fail(self, batch_id: str, errors: Iterable[BatchError | Mapping[str, Any]]) -> None:
-        """Let the provider refuse a batch as a whole."""
+        """End a batch as refused by the provider."""
         batch = self.batches[batch_id]
         batch.status = Status.FAILED
         batch.errors = [error if isinstance(error, BatchError) else BatchError(**error) for error in errors]

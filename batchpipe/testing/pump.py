@@ -25,12 +25,12 @@ from batchpipe.store import Store
 from batchpipe.store.store import new_task_ids
 from batchpipe.testing.provider import FakeOpenAI
 
-#: Pause of a message whose turn could not reach Redis, as in the Celery tasks.
+#: Pause of a message after a turn that could not reach Redis, as in the Celery tasks.
 REDIS_PAUSE_SECONDS = 10.0
 
 
 class Vanished(BaseException):
-    """A worker that dies here. Let ``fail_next`` raise it: the Pump then forgets that turn, as a kill does."""
+    """Simulates a worker that dies here. Let ``fail_next`` raise it: the Pump then drops that turn, as a kill does."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Pump:
     """Drives real jobs without Celery: delivers messages in order of their time, sweeps what is overdue.
 
     ``copies`` decides for each published message how often it arrives (0: lost, 2: doubled); ``waiting`` may be
-    changed at will between two steps. The clock stands still but for ``advance`` and the runs.
+    changed between two steps. Only ``advance`` and the runs move the clock.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class Pump:
         self.api = api or FakeOpenAI(autofinish=True)
         self.api.clock = lambda: self.at
         self.copies: Callable[[Message], int] = lambda message: 1
-        #: What the broker tells of a queue's length; None, as of brokers that do not tell.
+        #: The length of a queue; None, as with brokers that do not tell it.
         self.waiting_in: Callable[[str], int | None] = lambda queue: None
         self.published: list[Message] = []
         self.waiting: list[Delivery] = []
@@ -113,7 +113,7 @@ class Pump:
         return job_id
 
     def cancel(self, job_id: str) -> None:
-        """As ``client.cancel``; its revokes are lost, as they may be."""
+        """Like ``client.cancel``, but its revokes are lost, which may happen."""
         asked, shards = self.store.cancel(job_id)
         for index in (JOB, *range(shards)) if asked else ():
             self.job_turns.wake(job_id, index)
@@ -145,7 +145,7 @@ class Pump:
         self.at += seconds
 
     def step(self) -> Delivery | None:
-        """Deliver the next message that is due. Returns it, or None where none is."""
+        """Deliver the next message that is due. Returns it, or None if there is none."""
         due = [delivery for delivery in self.waiting if delivery.at <= self.at]
         if not due:
             return None
@@ -173,8 +173,8 @@ class Pump:
     def run_until_idle(self, max_seconds: float = 172_800.0, *, sweeping: bool = True) -> None:
         """Deliver, sweep and move the clock until nothing is left to do.
 
-        Raises TimeoutError when ``max_seconds`` have passed on the clock. ``sweeping=False``: no sweep helps, and it
-        is over when no message is left.
+        Raises TimeoutError when ``max_seconds`` have passed on the clock. ``sweeping=False``: no sweeps; it
+        ends when no message is left.
         """
         ends = self.at + max_seconds
         while True:

@@ -78,7 +78,7 @@ def _look_at_visibility(app: Celery, settings: Settings) -> Iterator[Finding]:
         name = _setting(app, "broker_transport_options")
         why = (
             f"visibility_timeout is {seconds:g} s, but a poll may wait for {LONGEST_PAUSE:g} s and a task run for "
-            f"{task_limit(settings, 'poll'):g} s: Redis would deliver it again and again meanwhile"
+            f"{task_limit(settings, 'poll'):g} s: Redis would deliver it again and again before that"
         )
         yield Finding(name, why, _transport_line(app, settings))
 

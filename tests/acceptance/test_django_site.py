@@ -196,8 +196,8 @@ def test_a_person_watches_a_job_in_a_real_browser(shop: Shop) -> None:
         text = see("", "admin-job")
         assert "State cancelled" in text
         assert re.search(r"Rows 20: \d+ ok, \d+ failed, \d+ missing", text)
-        click("Send again what was not ok")
-        shows("sends the rows again that were not ok", "admin-retried")
+        click("Retry failed rows")
+        shows("retries the failed rows", "admin-retried")
         see(JOBS, "admin-list")
         until(lambda: "20 of 20 products" in see("/", "example-done"), what="the rest is described, too")
 

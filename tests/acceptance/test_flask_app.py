@@ -292,7 +292,7 @@ def test_a_plain_worker_leaves_telling_to_one_that_has_loaded_the_app(new_place:
     place.write("make_celery.py", MAKE_CELERY.encode())
     plain = place.worker()
     job = flask(place, "submit", place.input(rows=2), "-o", place.folder / "out").finish().out.strip()
-    until(lambda: "receivers not told yet" in place.run("status", job).out, what="a try is noted")
+    until(lambda: "receivers not notified yet" in place.run("status", job).out, what="a try is noted")
     assert place.json("status", job)["state"] == "succeeded"
     plain.popen.terminate()
     assert plain.finish().code == 0

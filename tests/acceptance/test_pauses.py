@@ -38,7 +38,7 @@ def told(new_place: NewPlace, new_sandbox: Callable[..., Sandbox], at_once: Thre
 
 def test_a_pause_says_why_and_what_to_do(told: dict[str, Any]) -> None:
     """With the provider's own words; meanwhile it is not asked again."""
-    assert f"{QUOTA} (mended? batchpipe resume default)" in told["status"].out
+    assert f"{QUOTA} (fixed? batchpipe resume default)" in told["status"].out
     assert told["uploads"] == 1
 
 

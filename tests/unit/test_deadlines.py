@@ -102,7 +102,7 @@ def test_a_merge_that_stands_still_is_ended_shown_and_given_longer(
     assert slow.pump.job(job_id).stage == State.SUCCEEDED
     assert len(begun) == 3  # one, two and four times the first deadline
     assert slow.events(job_id).count("deadline") == 2
-    assert shown[0].startswith("deadline: merge did not get on")
+    assert shown[0].startswith("deadline: merge made no progress")
 
 
 def test_a_prepare_that_never_gets_on_is_refused_with_what_can_be_done(

@@ -191,7 +191,7 @@ def test_the_admin_says_that_receivers_have_not_heard(tmp_path: Path) -> None:
     for url in (LIST, _change_url(job.id)):
         page = boss().get(url).content.decode()
         assert '<span class="state state-succeeded">succeeded</span>' in page
-        assert "receivers not told yet: 2 tries, last: KeyError: 7" in page
+        assert "receivers not notified yet: 2 tries, last: KeyError: 7" in page
     assert "http-equiv" in page
 
 
@@ -332,7 +332,7 @@ def test_retry_sends_what_was_not_ok_once(tmp_path: Path) -> None:
     assert f">Job {good.id} has no rows to retry<" in page
     assert "no job job_x is known here" in page
     [again] = batchpipe.list_jobs(state="pending")
-    assert f"{again.id}</a> sends the rows again that were not ok in {bad.id}" in page
+    assert f"{again.id}</a> retries the failed rows of {bad.id}" in page
     assert again.tags == {"retry_of": bad.id}
     land(tmp_path)
     page = browser.post(LIST, {"action": "retry", "job": [bad.id]}, follow=True).content.decode()

@@ -72,7 +72,7 @@ def test_a_turn_that_is_put_off_says_why(tmp_path: Path) -> None:
     assert _why(pump, "upload", job, epoch) == "HTTP 503 of the provider"
     pump.advance(60)
     assert _why(pump, "poll", job, epoch) == "nothing to do: it is at another step"
-    assert _why(pump, "upload", job, epoch + 1) == "void: a newer message does it"
+    assert _why(pump, "upload", job, epoch + 1) == "void: a newer message replaces it"
 
 
 def _why(pump: Pump, link: str, job: str, epoch: int) -> str:

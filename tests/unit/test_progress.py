@@ -31,7 +31,7 @@ def test_a_run_says_again_and_again_what_it_waits_for(
         for _ in range(3):
             display.update(JOB, [shard()], Pause(290.0, "insufficient_quota", "no money"))
         lines = capsys.readouterr().err.splitlines()
-        said = "account 'default' is paused for 290 s (insufficient_quota): no money (mended? batchpipe resume default)"
+        said = "account 'default' is paused for 290 s (insufficient_quota): no money (fixed? batchpipe resume default)"
         assert lines.count(said) == 3
 
         display.update(JOB.evolve(hold=Problem(code="held", message="decide")), [shard()], None)

@@ -23,7 +23,7 @@ from batchpipe.tasks.app import make_app
 from batchpipe.testing import Pump
 
 Rows = Callable[..., list[dict[str, object]]]
-UNTOLD = "receivers not told yet: "
+UNTOLD = "receivers not notified yet: "
 
 
 @pytest.fixture
@@ -77,8 +77,8 @@ def test_a_site_whose_worker_never_comes_is_given_up_after_an_hour_and_it_is_sai
     assert 3_000 < pump.at - ended < 4_500
     [event] = [event for event in pump.store.read_log(job_id) if event["event"] == "not_told"]
     assert "(Flask)" in event["message"]
-    assert len(logged(caplog, f"nobody is told of the end of job {job_id}")) == 1
-    assert telling(job) == "receivers were never told: given up after 61 tries; see its log"
+    assert len(logged(caplog, f"no receiver is notified of the end of job {job_id}")) == 1
+    assert telling(job) == "receivers were never notified: stopped after 61 tries; see its log"
 
 
 def test_a_job_of_one_site_is_not_told_to_the_receivers_of_another(pump: Pump, chat_rows: Rows) -> None:

@@ -131,7 +131,7 @@ class JobAdmin(admin.ModelAdmin):
         names = (name.strip() for name in request.POST.getlist("job")[:JOBS_PER_PAGE])
         chosen = [name for name in names if 0 < len(name) <= MOST_OF_A_NAME]
         if not chosen or action not in ("cancel", "retry"):
-            messages.warning(request, "Choose jobs, and what to do with them.")
+            messages.warning(request, "Choose at least one job and an action.")
         elif action == "cancel" and "sure" not in request.POST:
             return self._answer(request, "confirm_cancel", "Are you sure?", {"chosen": chosen})
         else:
@@ -157,7 +157,7 @@ class JobAdmin(admin.ModelAdmin):
         if action == "retry" and (job := client.retry(job_id)).state.ended:
             messages.warning(request, f"Job {job_id} was retried before, by {job.id}, which has ended.")
         elif action == "retry":
-            self._tell(request, job, f"Retries {job_id}.", f"sends the rows again that were not ok in {job_id}")
+            self._tell(request, job, f"Retries {job_id}.", f"retries the failed rows of {job_id}")
         elif (job := client.get_job(job_id)).state.ended:
             messages.warning(request, f"Job {job_id} has ended already: {job.state.value}.")
         else:

@@ -43,7 +43,7 @@ def _look() -> Iterator[CheckMessage]:
     try:
         settings = conf.read_settings()
     except SettingsError as error:
-        hint = f"Mend {conf.NAME} in your settings; docs/settings.md lists all names, here without BATCHPIPE_."
+        hint = f"Correct {conf.NAME} in your settings; docs/settings.md lists all names, here without BATCHPIPE_."
         yield Error(str(error), hint=hint, id="batchpipe.E001")
         return
     if settings.redis_url is None:

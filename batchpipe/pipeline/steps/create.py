@@ -40,7 +40,7 @@ logger = logging.getLogger(__name__)
 #: The provider's clock and Redis' may differ by so much.
 CLOCK_SLACK_SECONDS = 300.0
 
-#: Pause before the first look for a batch whose create call got no clear answer.
+#: Pause before the first look for a batch after a create call without a clear answer.
 FIRST_LOOK_SECONDS = 2.0
 
 #: How many seconds a fresh file may be "not found" before it is uploaded again; doubles with each upload.
@@ -277,7 +277,7 @@ def _of_another(batch: Batch, shard: ShardRecord, turn: Turn) -> Move:
         return msgspec.structs.replace(answer, changes={**answer.changes, "other_at": since})
     message = (
         f"for {in_words(now - since)} create calls were answered with batches of other rows (at last {batch.id}), "
-        f"and no batch of these rows was found: {advice} Mend that, then: batchpipe retry {shard.job}"
+        f"and no batch of these rows was found: {advice} Fix that, then: batchpipe retry {shard.job}"
     )
     answer = _unanswered(AmbiguousResult(message, code=OTHERS_BATCH))
     return msgspec.structs.replace(answer, changes={**answer.changes, "refusal": answer.changes["trouble"]})
@@ -489,7 +489,9 @@ def _read_one_by_one(strangers: list[Batch], shard: ShardRecord, api: BatchesApi
     left += [batch.id for batch in strangers[MOST_READ:]]
     if not left:
         return _Seen()
-    return _Seen(doubt=f"the provider's list does not show whose batches are: it may be {' or '.join(left[:3])}")
+    return _Seen(
+        doubt=f"the provider's list does not show which shard batches belong to: ours may be {' or '.join(left[:3])}"
+    )
 
 
 def _name_of_input(batch: Batch, api: BatchesApi) -> str | None:

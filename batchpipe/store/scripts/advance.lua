@@ -6,7 +6,7 @@
 local now = clock(ARGV[1])
 local rec, job, due = KEYS[1], KEYS[2], KEYS[3]
 local token, stage, wait, lease = ARGV[6], ARGV[7], tonumber(ARGV[8]), ARGV[10]
-if get(rec, 'last') == token then return { 'ok', 0, 0, 0 } end -- repeated by the client after a lost answer
+if get(rec, 'last') == token then return { 'ok', 0, 0, 0 } end -- repeated by the client after a lost reply
 if not holds(rec, token, now) then return { 'lost' } end
 if stage == '' then stage = get(rec, 'stage') end
 write(rec, 12)

@@ -9,10 +9,10 @@ if redis.call('EXISTS', rec) == 0 or redis.call('EXISTS', job) == 0 then return 
 local queue = get(job, 'queue')
 if queue and queue ~= '' then redis.call('ZADD', ARGV[2] .. 'taken', num(now), queue) end
 if get(rec, 'epoch') ~= ARGV[3] or leased(rec, now) then return { 'claim' } end
--- of a cancelled job nothing more is sent, and of one that has no shards nothing is read or merged
+-- a cancelled job sends nothing more, and one that has no shards reads or merges nothing
 local nothing = get(rec, 'stage') == 'planned' or (rec == job and (get(job, 'shards') or '0') == '0')
 if nothing and flag(job, 'cancel') == 1 then return { 'small' } end
--- of a job before it is prepared only the bytes are known, if its input lies at hand
+-- before a job is prepared only the bytes are known, if its input is local
 local bytes, rows = tonumber(get(rec, 'bytes') or 'inf'), tonumber(get(rec, 'rows') or get(rec, 'total') or '0')
 if bytes <= tonumber(ARGV[7]) and rows <= tonumber(ARGV[8]) then return { 'small' } end
 local due, score = now + tonumber(ARGV[4]) + tonumber(ARGV[5]), redis.call('ZSCORE', KEYS[3], ARGV[6])

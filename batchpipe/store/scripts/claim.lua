@@ -19,7 +19,7 @@ end
 if get(rec, 'epoch') ~= ARGV[4] then return { 'epoch' } end
 local stage = get(rec, 'stage')
 if string.find(ARGV[5], ',' .. stage .. ',', 1, true) == nil or get(rec, 'closed') == '1' then return { 'stage' } end
-if get(rec, 'token') ~= token then -- else: our own claim, repeated by the client after a lost answer
+if get(rec, 'token') ~= token then -- else: our own claim, repeated by the client after a lost reply
   if leased(rec, now) then return { 'lease', num(tonumber(get(rec, 'lease_until')) - now) } end
   local early = tonumber(get(rec, 'next_at') or '0') - now
   -- Celery's countdown runs on host clocks: a little early counts as due
@@ -29,7 +29,7 @@ if get(rec, 'token') ~= token then -- else: our own claim, repeated by the clien
   if vanished then
     redis.call('HINCRBY', rec, 'lost', 1) -- its holder vanished; that try was counted when it claimed
     local last = tonumber(get(rec, 'lease_end') or 'inf')
-    if tonumber(get(rec, 'lease_until') or '0') >= last then -- or it lived, and did not get on
+    if tonumber(get(rec, 'lease_until') or '0') >= last then -- or it was alive without progress
       overran = 1
       redis.call('HINCRBY', rec, 'overran', 1)
     end

@@ -195,8 +195,8 @@ local ahead = 0
 -- and how far `ahead` of Redis' clock we are since that was set back. Our time then goes on from where it was, a twentieth
 -- slower until Redis' clock has caught up, so leases, due times and marks keep their meaning, and the countdown of a
 -- message on a host's clock stays within what claim allows. Less than five seconds are waited for. A leap forward cannot be
--- told from an hour in which nobody called, so it is only noted: see the look for unanswered creates.
--- `peek`: write nothing, for what must work on a Redis that is full.
+-- told from an hour without calls, so it is only noted: see the look for unanswered creates.
+-- `peek`: write nothing, for calls that must work on a Redis that is full.
 local function clock(skew, peek)
   local t = redis.call('TIME')
   local raw = tonumber(t[1]) + tonumber(t[2]) / 1000000 + tonumber(skew)
@@ -263,7 +263,7 @@ local function release(key)
   redis.call('HDEL', key, 'token', 'lease_until', 'lease_end')
 end
 
--- how long after next_at sweep takes the message for lost: doubled with each re-publication, at most 30 minutes
+-- how long after next_at the sweep considers the message lost: doubled with each re-publication, at most 30 minutes
 local function margin(key, lease)
   local pubs = tonumber(get(key, 'pubs') or '0')
   return math.min(tonumber(lease) * 2 ^ math.min(pubs, 20), math.max(1800, tonumber(lease)))
@@ -294,7 +294,7 @@ local function flag(key, field)
   return get(key, field) == '1' and 1 or 0
 end
 
--- claim an output under all of its names (a JSON list), or none; answers the other job, not closed, that has one, and its stage
+-- claim an output under all of its names (a JSON list), or none; returns the other job, not closed, that has one, and its stage
 local function own(prefix, names, id)
   names = cjson.decode(names)
   for _, name in ipairs(names) do
@@ -307,7 +307,7 @@ local function own(prefix, names, id)
   return nil
 end
 
--- make a job finalizing and due; answers the new epoch, under which the caller publishes merge
+-- make a job finalizing and due; returns the new epoch, under which the caller publishes merge
 local function finalize(key, prefix, id, due, member, lease, now, task_ids)
   set_state(key, prefix, id, 'finalizing', now)
   local epoch = redis.call('HINCRBY', key, 'epoch', 1)
@@ -317,7 +317,7 @@ local function finalize(key, prefix, id, due, member, lease, now, task_ids)
   return epoch
 end
 
--- leave it to the sweep to wake a job's shards from an index on
+-- let the sweep wake a job's shards from an index on
 local function wake_rest(prefix, id, when, first, shards)
   if shards > first then redis.call('ZADD', prefix .. 'waking', first, id .. '/' .. when) end
 end

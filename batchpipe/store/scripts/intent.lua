@@ -11,7 +11,7 @@ if (get(KEYS[2], 'hold_at') or flag(KEYS[2], 'send_no_more') == 1) and flag(KEYS
   return { 'held', flag(KEYS[1], 'wake'), 0 }
 end
 if redis.call('HSETNX', KEYS[1], 'intent_at', num(now)) == 1 then
-  -- the list is read back to the earliest of the times that it may have been for the provider
+  -- the list is read back to the earliest time that the call may have had at the provider
   redis.call('HSET', KEYS[1], 'intent_ahead', num(math.max(ahead, now - tonumber(ARGV[4]))))
 end
 redis.call('HDEL', KEYS[1], 'empty_at', 'named')

@@ -7,7 +7,7 @@
 local now = clock(ARGV[1])
 local prefix, id, token, lease, job, due = ARGV[2], ARGV[3], ARGV[4], ARGV[5], KEYS[1], KEYS[3]
 if redis.call('EXISTS', job) == 0 then return { 'gone' } end
-if get(job, 'last') == token then return { 'ok' } end -- repeated by the client after a lost answer
+if get(job, 'last') == token then return { 'ok' } end -- repeated by the client after a lost reply
 if not ENDED[get(job, 'stage')] then return { 'running' } end
 if flag(job, 'closed') == 0 then return { 'not_closed' } end
 local count = get(job, 'to_land')
@@ -22,7 +22,7 @@ redis.call('HDEL', job, 'closed', 'notified', 'notify_attempts', 'receiver_error
 redis.call('HSET', job, 'last', token, 'open', count, 'send_no_more', '1')
 redis.call('HINCRBY', job, 'epoch', 1)
 set_state(job, prefix, id, 'running', now)
--- `make_due` takes up the marked ones, and lets the records of all its shards live on
+-- `make_due` makes the marked ones due, and keeps the records of all its shards
 redis.call('HSET', job, 'due_from', '0', 'due_now', '1')
 redis.call('ZADD', due, num(now + tonumber(lease)), id .. '/-1')
 return { 'ok' }

@@ -1,5 +1,5 @@
--- Go on with what `plan`, `restore` and `land` begin: make the next shards of a running job due, a chunk at a time.
--- Any process may do it, more than once; what is due already, or collected, is left as it is. `due_now`: their records may
+-- Continue what `plan`, `restore` and `land` begin: make the next shards of a running job due, a chunk at a time.
+-- Any process may do it, more than once; shards that are already due, or collected, are left as they are. `due_now`: their records may
 -- have been about to expire, and they are past due at once.
 -- KEYS: 1 job, 2 job, 3 due, 4 clock
 -- ARGV: 1 skew (s), 2 prefix, 3 job id, 4 lease (s), 5 shards at most (count)
@@ -8,7 +8,7 @@ local now = clock(ARGV[1])
 local prefix, id, lease, job, due = ARGV[2], ARGV[3], ARGV[4], KEYS[1], KEYS[3]
 local from = tonumber(get(job, 'due_from') or '')
 if not from then return { 0 } end
-if get(job, 'stage') ~= 'running' then -- it has gone on meanwhile
+if get(job, 'stage') ~= 'running' then -- it has gone on since
   redis.call('HDEL', job, 'due_from', 'due_now')
   return { 0 }
 end

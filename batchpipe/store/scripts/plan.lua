@@ -1,4 +1,4 @@
--- Let the drafted shards of a round be seen, or, if the job is being cancelled, send it on to its end.
+-- Make the drafted shards of a round visible, or, if the job is being cancelled, send it on to its end.
 -- They are not due yet: `due_from` says from which index on `make_due` goes on, and until then the job itself stays due.
 -- KEYS: 1 job, 2 job, 3 due, 4 clock
 -- ARGV: 1 skew (s), 2 prefix, 3 job id, 4 member, 5 token, 6 lease (s), 7 task ids of merge (JSON [..]), 8 shards (count),
@@ -7,7 +7,7 @@
 local now = clock(ARGV[1])
 local prefix, id, lease = ARGV[2], ARGV[3], ARGV[6]
 local job, due = KEYS[1], KEYS[3]
-if get(job, 'last') == ARGV[5] then -- repeated by the client after a lost answer
+if get(job, 'last') == ARGV[5] then -- repeated by the client after a lost reply
   if get(job, 'stage') == 'finalizing' then return { 'cancel', tonumber(get(job, 'epoch')) } end
   return { 'ok' }
 end

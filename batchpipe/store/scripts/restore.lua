@@ -5,23 +5,23 @@
 local now = clock(ARGV[1])
 local prefix, id, job, due = ARGV[2], ARGV[3], KEYS[1], KEYS[3]
 if redis.call('EXISTS', job) == 1 then
-  return { get(job, 'last') == ARGV[4] and 'ok' or 'known' } -- ok: repeated by the client after a lost answer
+  return { get(job, 'last') == ARGV[4] and 'ok' or 'known' } -- ok: repeated by the client after a lost reply
 end
 local owner, owner_stage = own(prefix, ARGV[5], id)
 if owner then return { 'output', owner, owner_stage } end
 if KEYS[4] ~= job then
   local first = redis.call('GET', KEYS[4])
-  -- a job that was submitted under the same key meanwhile keeps it
+  -- a job that was since submitted under the same key keeps it
   if not first or redis.call('EXISTS', prefix .. 'job:' .. first) == 0 then redis.call('SET', KEYS[4], id) end
 end
 
 for i = 6, #ARGV, 2 do redis.call('HSET', job, ARGV[i], ARGV[i + 1]) end
--- its shards are drafted: `make_due` makes them due, and lets their records live
+-- its shards are drafted: `make_due` makes them due, and keeps their records from expiring
 redis.call('HSET', job, 'last', ARGV[4], 'due_from', '0', 'due_now', '1')
 redis.call('ZADD', due, num(now), id .. '/-1')
 if flag(job, 'cancel') == 1 then redis.call('ZADD', prefix .. 'jobs:cancelling', get(job, 'created_at') or '0', id) end
 redis.call('HSET', job, 'running_at', num(now))
-redis.call('ZADD', prefix .. 'accounts', num(now), get(job, 'account') or 'default') -- sweep looks after it
+redis.call('ZADD', prefix .. 'accounts', num(now), get(job, 'account') or 'default') -- the sweep watches it
 redis.call('ZADD', prefix .. 'jobs', get(job, 'created_at'), id)
 redis.call('ZADD', prefix .. 'jobs:running', get(job, 'created_at'), id)
 return { 'ok' }

@@ -6,13 +6,13 @@
 -- -> {'ok'} | {'known'} nothing was written
 local prefix, id, job, ttl = ARGV[2], ARGV[3], KEYS[1], ARGV[5]
 if redis.call('EXISTS', job) == 1 then
-  return { get(job, 'last') == ARGV[4] and 'ok' or 'known' } -- ok: repeated by the client after a lost answer
+  return { get(job, 'last') == ARGV[4] and 'ok' or 'known' } -- ok: repeated by the client after a lost reply
 end
 for i = 6, #ARGV do
   local fields = cjson.decode(ARGV[i])
   local index = table.remove(fields, 1)
   local member, key = id .. '/' .. index, prefix .. 'shard:' .. id .. ':' .. index
-  redis.call('DEL', key) -- what may be left of it is of a time before
+  redis.call('DEL', key) -- remove what is left of an earlier record
   redis.call('HSET', key, unpack(fields))
   redis.call('EXPIRE', key, ttl)
   local shard = redis.call('HMGET', key, 'batch_id', 'spent')

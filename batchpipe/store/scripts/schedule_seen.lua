@@ -7,7 +7,7 @@ local now = clock(ARGV[1])
 local mine = ARGV[2] .. '/' .. ARGV[3]
 redis.call('HSETNX', KEYS[1], mine, num(now))
 redis.call('HSET', KEYS[1], mine .. '/looked', num(now))
--- during a deploy hosts of two definitions may take turns, so another one is forgotten only when nobody has looked at it
+-- during a deploy hosts with two definitions may take turns, so another one is removed only when no host has looked at it
 -- for an hour; one that came back after a month would find a month of missed runs
 local all = redis.call('HGETALL', KEYS[1])
 for i = 1, #all, 2 do

@@ -5,7 +5,7 @@
 -- sure: '1' if the batch itself shows our key or file; else '0', and one that a record names is that shard's
 -- -> {'ok', wake, cancel} from the live holder: the turn is over | {'late'} recorded for a shard that is due now
 --  | {'known'} nothing to do | {'cancel'} the caller cancels the batch it made
---  | {'other'} it is the batch of another shard: whoever named it was wrong
+--  | {'other'} it is the batch of another shard: the answer that named it was wrong
 local function belongs_to_another(prefix, batch, member, account)
   local owner = redis.call('GET', prefix .. 'batch:' .. batch)
   if not owner or owner == member then return false end
@@ -29,7 +29,7 @@ for _, spent in ipairs(cjson.decode(get(rec, 'spent') or '[]')) do
 end
 local recorded = get(rec, 'batch_id')
 if recorded == batch then
-  if get(rec, 'last') == token and token ~= '' then return { 'ok', 0, 0 } end -- repeated after a lost answer
+  if get(rec, 'last') == token and token ~= '' then return { 'ok', 0, 0 } end -- repeated after a lost reply
   return { 'known' }
 end
 local key = get(rec, 'job') .. ':' .. get(rec, 'index') .. ':' .. (get(rec, 'try') or '1')

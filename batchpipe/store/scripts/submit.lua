@@ -5,7 +5,7 @@
 -- -> {'ok', id} | {'exists', id of the first job} | {'given up', id} | {'output', id of its owner, the owner's state}
 local now = clock(ARGV[1])
 local prefix, id, again = ARGV[2], ARGV[3], ARGV[6]
-if redis.call('EXISTS', KEYS[1]) == 1 then return { 'ok', id } end -- repeated by the client after a lost answer
+if redis.call('EXISTS', KEYS[1]) == 1 then return { 'ok', id } end -- repeated by the client after a lost reply
 if redis.call('EXISTS', prefix .. 'given_up:' .. id) == 1 then return { 'given up', id } end -- late: its input is gone
 if KEYS[4] ~= KEYS[1] then
   local first = redis.call('GET', KEYS[4])
