@@ -98,8 +98,8 @@ def _print_job(client: Client, job: JobRecord, view: dict[str, Any]) -> None:
         out(f"held      {job.hold.message}")
     elif job.trouble and not job.state.ended:
         out(f"trouble   {job.trouble.message}")
-    if untold := telling(job):
-        out(f"telling   {untold}")
+    if problem := telling(job):
+        out(f"telling   {problem}")
 
 
 def _pause_note(client: Any, view: dict[str, Any]) -> str:

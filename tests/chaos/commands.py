@@ -97,6 +97,11 @@ def cancel(job: str) -> None:
         raise SystemExit(3) from None
 
 
+def land(job: str) -> None:
+    """``batchpipe land``."""
+    _client().land(job)
+
+
 def sweep() -> None:
     """``batchpipe sweep``: one pass, with a look into the provider's list."""
     _client().sweep(listing=True)
@@ -112,6 +117,7 @@ ROLES: dict[str, Callable[..., None]] = {
     "beat": beat,
     "submit": submit,
     "cancel": cancel,
+    "land": land,
     "sweep": sweep,
     "program": program,
 }
