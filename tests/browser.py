@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import NoReturn
 
 import pytest
 from selenium import webdriver
+from selenium.common.exceptions import NoSuchElementException, StaleElementReferenceException
+from selenium.webdriver.common.by import By
 
 _BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 #: It needs no graphics, no sandbox of its own, and nothing of the network but what it is shown.
@@ -36,6 +38,13 @@ def open_browser(width: int = 1600, height: int = 900) -> Iterator[webdriver.Chr
         yield browser
     finally:
         browser.quit()
+
+
+def text_of(browser: webdriver.Chrome) -> str:
+    """What the page shows; "" while one page goes and the next has not come."""
+    with suppress(NoSuchElementException, StaleElementReferenceException):
+        return str(browser.find_element(By.TAG_NAME, "body").text)
+    return ""
 
 
 def _give_up(reason: str) -> NoReturn:

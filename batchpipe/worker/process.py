@@ -38,6 +38,8 @@ logger = logging.getLogger(__name__)
 ORPHAN_GRACE_SECONDS = 20.0
 #: How long a worker that is told to stop may take to hand back its messages, beside the time that its tasks get.
 HAND_BACK_SECONDS = 40.0
+#: How long beat may take to end when it is told to.
+BEAT_STOP_SECONDS = 5.0
 
 
 def standalone_app(settings: Settings) -> Celery:
@@ -167,7 +169,27 @@ def run_beat(settings: Settings, *, loglevel: str = "INFO", alive_file: Path | N
     _show_life(alive_file, signals.after_task_publish)
     Folder(str(settings.home), private=True).make()
     keep_private(settings.home, "beat-schedule*")
+    _end_in_time(BEAT_STOP_SECONDS)
     app.start(["beat", "--schedule", str(settings.home / "beat-schedule"), "--pidfile=", "--loglevel", loglevel])
+
+
+def _end_in_time(seconds: float) -> None:
+    """End with code 0 this long after SIGTERM or SIGINT, whatever the main thread does. Beat has nothing to lose.
+
+    Python calls a signal's handler between two steps of its main thread only. Where a name server has gone, the look-up
+    of Redis' host is one step of 20 seconds and more, and a supervisor would kill beat in the midst of it.
+    """
+    readable, writable = os.pipe()
+    os.set_blocking(writable, False)
+    signal.set_wakeup_fd(writable, warn_on_full_buffer=False)
+
+    def watch() -> None:
+        while os.read(readable, 1)[0] not in (signal.SIGTERM, signal.SIGINT):
+            pass
+        time.sleep(seconds)
+        os._exit(0)
+
+    threading.Thread(target=watch, name="batchpipe-end-in-time", daemon=True).start()
 
 
 def _show_life(path: Path | None, sign: Any) -> None:

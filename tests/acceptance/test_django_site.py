@@ -12,7 +12,6 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
-from contextlib import suppress
 from http.cookiejar import CookieJar
 from pathlib import Path
 
@@ -20,7 +19,7 @@ import psutil
 import pytest
 
 from tests.acceptance.user_machine import RedisServer, free_port, request_lines, until
-from tests.browser import open_browser
+from tests.browser import open_browser, text_of
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "django_site"
 JOBS = "/admin/batchpipe/job/"
@@ -146,7 +145,6 @@ def test_products_get_their_descriptions(shop: Shop) -> None:
 
 def test_a_person_watches_a_job_in_a_real_browser(shop: Shop) -> None:
     """The bar moves, the admin shows the same job, and cancelling it keeps what is finished."""
-    from selenium.common.exceptions import StaleElementReferenceException
     from selenium.webdriver.common.by import By
 
     shots = os.environ.get("SHOTS")
@@ -157,17 +155,11 @@ def test_a_person_watches_a_job_in_a_real_browser(shop: Shop) -> None:
                 browser.get(shop.url + path)
             if shots and name:
                 browser.save_screenshot(f"{shots}/django-{name}.png")
-            return browser.find_element(By.TAG_NAME, "body").text
+            return text_of(browser)
 
         def shows(text: str, name: str = "") -> None:
-            """The page that a click leads to is not there at once, and the old one goes while it is read."""
-
-            def is_there() -> bool:
-                with suppress(StaleElementReferenceException):
-                    return text in see("", name)
-                return False
-
-            until(is_there, what=f"the page shows {text!r}")
+            """The page that a click leads to is not there at once."""
+            until(lambda: text in see("", name), what=f"the page shows {text!r}")
 
         def click(text: str) -> None:
             browser.find_element(By.XPATH, f"//button[normalize-space()='{text}']").click()

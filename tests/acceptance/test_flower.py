@@ -14,11 +14,10 @@ from typing import Any
 
 import pytest
 from selenium.webdriver import Chrome
-from selenium.webdriver.common.by import By
 
 from batchpipe.sandbox import Sandbox
 from tests.acceptance.user_machine import API_KEY, Place, Process, until
-from tests.browser import open_browser
+from tests.browser import open_browser, text_of
 
 NewPlace = Callable[..., Place]
 Tasks = list[dict[str, Any]]
@@ -202,8 +201,8 @@ def test_the_sweep_does_not_flood_the_list(scene: Scene) -> None:
 def page(browser: Chrome, flower: Flower, path: str, words: str) -> str:
     """The text of a page, once these words are there."""
     browser.get(f"http://batchpipe:{flower.password}@{flower.address}{path}")
-    until(lambda: words in browser.find_element(By.TAG_NAME, "body").text, what=f"{words!r} on {path}")
-    return str(browser.find_element(By.TAG_NAME, "body").text)
+    until(lambda: words in text_of(browser), what=f"{words!r} on {path}")
+    return text_of(browser)
 
 
 def test_the_pages_in_a_browser(scene: Scene) -> None:

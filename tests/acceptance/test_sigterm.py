@@ -143,3 +143,31 @@ def test_polls_that_wait_go_back_to_the_queue(stories: dict[str, Future[Any]], s
     """An idle worker ends at once: it does not wait for tasks that it does not have."""
     told = stories[story].result()
     assert (told["code"], told["queued"], told["unacked"]) == (0, 2, 0)
+
+
+#: Beat that publishes for ever in one call that lets no signal handler run, as a look-up of a host's name does.
+STUCK_BEAT = """
+import ctypes, sys
+from celery.signals import before_task_publish
+from batchpipe.cli import main
+mutex, lock = ctypes.create_string_buffer(64), ctypes.CDLL(None).pthread_mutex_lock
+
+@before_task_publish.connect
+def publish(**_):
+    print("is stuck", file=sys.stderr, flush=True)
+    while True:
+        lock(mutex)  # it is locked already from the second time on
+
+sys.argv = ["batchpipe", "beat"]
+main()
+"""
+
+
+def test_beat_ends_in_time_though_a_name_server_does_not_answer(new_place: NewPlace) -> None:
+    """A supervisor waits for 15 seconds before it kills."""
+    place = new_place("beat")
+    beat = place.start_python("-c", STUCK_BEAT)
+    until(lambda: "is stuck" in beat.err, what="beat is stuck")
+    beat.popen.send_signal(signal.SIGTERM)
+
+    assert beat.finish(12).code == 0
