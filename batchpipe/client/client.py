@@ -271,9 +271,10 @@ class Client:
 
     def land(self, job_id: str) -> Job:
         """Collect what is there. For a held job, nothing more is sent. For an ended job, the batches that it stopped
-        waiting for are read again, and their rows merged into its results; until then it is running. May be repeated.
+        waiting for are read again, and their rows merged into its results, wherever these lie now; until then it is
+        running. May be repeated.
 
-        Raises JobNotFound, OutputInUse, PermanentError (``not_ended``, ``nothing_to_land``, ``output_taken``).
+        Raises JobNotFound, OutputInUse, PermanentError (``not_ended``, ``nothing_to_land``).
         """
         job = self.get_job(job_id).record
         if not job.state.ended:
@@ -289,9 +290,8 @@ class Client:
             raise PermanentError(
                 f"the workspace of job {job.id} is no longer there: {job.workspace}", code="no_workspace"
             )
-        if results_place(job).url != Folder(job.output).url:
-            raise PermanentError(f"the output of job {job.id} is another job's now: {job.output}", code="output_taken")
-        verdict = self.store.land(job.id, self._given_up(job))
+        in_output = results_place(job).url == Folder(job.output).url  # else a later job has moved them out of there
+        verdict = self.store.land(job.id, self._given_up(job), in_output=in_output)
         if verdict == "output":
             raise OutputInUse(f"another job that has not ended writes to the output of job {job.id}: {job.output}")
         if verdict == "not_closed":

@@ -83,11 +83,12 @@ class ManyShards(QueueRecords):
             self.make_due(job.id)
         return answer[0], answer[1] if len(answer) > 1 else ""
 
-    def land(self, job_id: str, indexes: Iterable[int]) -> str:
+    def land(self, job_id: str, indexes: Iterable[int], *, in_output: bool = True) -> str:
         """Reopen an ended job to collect these shards, which are due at once; it is running then.
 
         They are marked first, which changes nothing, then one script makes it running, and `make_due` takes them up.
-        Answers ok, or why not: running, not_closed, none, output (another job, not closed, writes there).
+        ``in_output``: its results go to its output; else they lie elsewhere, and the output may be another job's.
+        Returns ok, or why not: running, not_closed, none, output (another job, not closed, writes there).
         Raises JobNotFound.
         """
         keys, verdict = self._keys(job_id, JOB), "ok"
@@ -96,7 +97,8 @@ class ManyShards(QueueRecords):
             if verdict != "ok":
                 break
         else:
-            verdict = str(self._run("land", keys, self.prefix, job_id, uuid.uuid4().hex, self.lease_seconds)[0])
+            args = (self.prefix, job_id, uuid.uuid4().hex, self.lease_seconds, int(in_output))
+            verdict = str(self._run("land", keys, *args)[0])
         if verdict == "gone":
             raise JobNotFound(f"no job {job_id} is known here", job=job_id)
         self.make_due(job_id)

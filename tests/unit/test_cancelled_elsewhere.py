@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 
 from batchpipe.model.records import JobRecord, Stage, State, Status
+from batchpipe.pipeline.manifest import results_place
+from batchpipe.storage import Folder
 from batchpipe.testing import FakeOpenAI, Pump
 from batchpipe.testing.provider import FakeFile
 from tests.unit.test_verdicts import DAY, HOUR, events, once, run_for
@@ -34,7 +36,8 @@ def decide(pump: Pump, job_id: str, decision: Any) -> None:
 
 def land(pump: Pump, job_id: str) -> str:
     """As ``client.land`` of a job that has ended; the sweep finds what is due."""
-    return pump.store.land(job_id, [shard.index for shard in pump.shards(job_id) if shard.error is not None])
+    job, indexes = pump.job(job_id), [shard.index for shard in pump.shards(job_id) if shard.error is not None]
+    return pump.store.land(job_id, indexes, in_output=results_place(job).url == Folder(job.output).url)
 
 
 def cancelled_in_the_dashboard(pump: Pump, rows: list[dict[str, object]], *, done: int = 1) -> tuple[str, str]:
@@ -258,6 +261,33 @@ def test_a_row_whose_answer_nobody_could_read_is_landed_when_it_can_be_read(pump
     pump.run_until_idle(HOUR)
     assert pump.outcomes(job_id) == {"r0": "ok", "r1": "ok"}
     assert (pump.job(job_id).state, list(pump.api.batches)) == (State.SUCCEEDED, [batch])
+
+
+@pytest.mark.parametrize("later_has_ended", [False, True])
+def test_a_row_is_landed_though_a_later_job_has_the_output(
+    pump: Pump, chat_rows: Rows, *, later_has_ended: bool
+) -> None:
+    """Its job's results lie elsewhere since then, and that is where they stay; the later job's are not touched."""
+    first, batch = given_up(pump, chat_rows(5))
+    output = pump.job(first).output
+    later = pump.submit(chat_rows(2, start=5), output=output)
+    run_for(pump, 60)
+    its_batch = list(pump.api.batches)[-1]
+    if later_has_ended:
+        pump.api.finish(its_batch)
+        run_for(pump, HOUR)
+    pump.api.batches[batch].project = ""
+    pump.api.finish(batch)
+    assert land(pump, first) == "ok"
+    run_for(pump, HOUR)
+    if not later_has_ended:
+        pump.api.finish(its_batch)
+    pump.run_until_idle(DAY)
+
+    assert pump.outcomes(first) == {f"r{number}": "ok" for number in range(5)}
+    assert pump.outcomes(later) == {"r5": "ok", "r6": "ok"}
+    assert pump.job(first).state is pump.job(later).state is State.SUCCEEDED
+    assert results_place(pump.job(later)).url == Folder(output).url
 
 
 def test_an_output_that_an_unfinished_job_writes_to_is_not_landed_into(pump: Pump, chat_rows: Rows) -> None:

@@ -1,7 +1,8 @@
 -- Take up an ended job again, to land shards that were given up and are marked (`land_mark`): their batches are read again.
 -- Nothing is sent again.
 -- KEYS: 1 job, 2 job, 3 due, 4 clock
--- ARGV: 1 skew (s), 2 prefix, 3 job id, 4 token of this call, 5 lease (s)
+-- ARGV: 1 skew (s), 2 prefix, 3 job id, 4 token of this call, 5 lease (s), 6 1: its results go to its output, which it
+--   claims again | 0: they lie elsewhere
 -- -> {'ok'} | {'gone'} | {'running'} it has not ended | {'not_closed'} its end is still being told
 --  | {'none'} nothing is marked | {'output'} its output is that of another job that is not closed
 local now = clock(ARGV[1])
@@ -12,7 +13,7 @@ if not ENDED[get(job, 'stage')] then return { 'running' } end
 if flag(job, 'closed') == 0 then return { 'not_closed' } end
 local count = get(job, 'to_land')
 if not count then return { 'none' } end
-if own(prefix, get(job, 'owns') or '[]', id) then return { 'output' } end
+if ARGV[6] == '1' and own(prefix, get(job, 'owns') or '[]', id) then return { 'output' } end
 
 redis.call('PERSIST', job)
 redis.call('PERSIST', prefix .. 'log:' .. id)
