@@ -1,8 +1,8 @@
 -- Take up an ended job again, to land shards that were given up and are marked (`land_mark`): their batches are read again.
 -- Nothing is sent again.
 -- KEYS: 1 job, 2 job, 3 due, 4 clock
--- ARGV: 1 skew (s), 2 prefix, 3 job id, 4 token of this call, 5 lease (s), 6 1: its results go to its output, which it
---   claims again | 0: they lie elsewhere
+-- ARGV: 1 skew (s), 2 prefix, 3 job id, 4 token of this call, 5 lease (s), 6 in output: 1: its results go to its
+--   output, which it claims again | 0: they lie elsewhere
 -- -> {'ok'} | {'gone'} | {'running'} it has not ended | {'not_closed'} its end is still being told
 --  | {'none'} nothing is marked | {'output'} its output is that of another job that is not closed
 local now = clock(ARGV[1])
