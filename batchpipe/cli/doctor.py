@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from batchpipe.cli.common import emit_json, json_option, out, quiet_libraries, settings
+from batchpipe.cli.common import emit_json, out, quiet_libraries, settings
+from batchpipe.cli.options import json_option
 from batchpipe.errors import (
     BatchpipeError,
     JobNotFound,

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from batchpipe.cli.common import emit_json, json_option, number, open_client, say
+from batchpipe.cli.common import emit_json, number, open_client, say
+from batchpipe.cli.options import json_option
 from batchpipe.errors import Gone, JobNotFound
 
 if TYPE_CHECKING:

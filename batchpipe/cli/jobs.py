@@ -12,24 +12,22 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from batchpipe.cli.common import (
-    Place,
     clock,
     counted,
     emit_json,
     emit_parts,
     input_of,
-    json_option,
     number,
     open_client,
     out,
     say,
     settings,
-    submit_options,
 )
+from batchpipe.cli.options import Place, endpoint_option, json_option, size_options, submit_options
 from batchpipe.config.settings import SANDBOX_ACCOUNT
 from batchpipe.errors import PermanentError
 from batchpipe.masking import without_secrets
-from batchpipe.model.records import State
+from batchpipe.model.records import DEFAULT_ACCOUNT, State
 from batchpipe.model.views import telling
 from batchpipe.store.events import LOG_LENGTH
 
@@ -42,7 +40,7 @@ MOST_OF_AN_ERROR = 100
 
 @click.command("submit")
 @submit_options
-def submit_command(input: str, metadata: Any, extra: Any, account: str | None, **options: Any) -> None:
+def submit_command(input: str, account: str | None, **options: Any) -> None:
     """Enqueue a job and print its id alone. A worker does the work: `batchpipe worker`."""
     from batchpipe.client.listeners import missing_worker
     from batchpipe.client.submission import absolute
@@ -53,7 +51,7 @@ def submit_command(input: str, metadata: Any, extra: Any, account: str | None, *
     source = input_of(input)
     client = open_client()
     with _messages_told():
-        job = client.submit(source, account=account or "default", metadata=dict(metadata), extra=dict(extra), **options)
+        job = client.submit(source, account=account or DEFAULT_ACCOUNT, **options)
     if job.record.output != absolute(options["output"]):
         say(f"this key is known: its job reads {without_secrets(job.record.input)} and writes to {job.record.output}")
     _warn_of(missing_worker(client.store, client.settings, job.record))
@@ -177,8 +175,7 @@ def cancel_command(job_id: str, as_json: bool) -> None:
 @click.command("retry")
 @click.argument("job_id", metavar="JOB")
 @click.option("-o", "--output", type=Place(), help="Folder or URL for the results.  [default: below the job's]")
-@click.option("--max-rows", type=click.IntRange(min=1), help="Rows per shard at most.  [default: the job's]")
-@click.option("--max-bytes", type=click.IntRange(min=1), help="Bytes per shard at most.  [default: the job's]")
+@size_options("the job's")
 def retry_command(job_id: str, output: str | None, max_rows: int | None, max_bytes: int | None) -> None:
     """Send the rows of an ended job that are not ok as a new job, and print its id."""
     from batchpipe.client.listeners import missing_worker
@@ -228,9 +225,8 @@ def resume_command(account: str) -> None:
 
 @click.command("validate")
 @click.argument("input", metavar="INPUT")
-@click.option("--endpoint", default="/v1/chat/completions", show_default=True, help="Of every row.")
-@click.option("--max-rows", type=click.IntRange(min=1), help="Rows per shard at most.")
-@click.option("--max-bytes", type=click.IntRange(min=1), help="Bytes per shard at most.")
+@endpoint_option
+@size_options()
 @json_option
 def validate_command(input: str, endpoint: str, max_rows: int | None, max_bytes: int | None, as_json: bool) -> None:
     """Check an input without sending anything. Needs no Redis."""

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from batchpipe.cli.common import Place, emit_json, json_option, open_client, out, settings
+from batchpipe.cli.common import emit_json, open_client, out, settings
+from batchpipe.cli.options import Place, json_option
 
 if TYPE_CHECKING:
     from batchpipe.recover import Report

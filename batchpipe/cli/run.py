@@ -16,21 +16,19 @@ from batchpipe.cli.common import (
     EXIT_CODES,
     INTERRUPTED,
     NOT_ENDED,
-    Seconds,
     emit_json,
     emit_parts,
     input_of,
-    json_option,
     number,
     open_client,
     say,
     settings,
-    submit_options,
 )
 from batchpipe.cli.foreground import OwnWorker, own_worker
+from batchpipe.cli.options import Seconds, json_option, submit_options
 from batchpipe.cli.progress import Display, make_display
 from batchpipe.errors import PermanentError, SettingsError
-from batchpipe.model.records import JobRecord, ShardRecord, Stage, State
+from batchpipe.model.records import DEFAULT_ACCOUNT, JobRecord, ShardRecord, Stage, State
 
 #: How long ``cancel`` itself tries to stop the provider's batches.
 CANCEL_SECONDS = 60.0
@@ -47,8 +45,6 @@ if TYPE_CHECKING:
 @json_option
 def run_command(
     input: str,
-    metadata: Any,
-    extra: Any,
     account: str | None,
     again: bool,
     sandbox: bool,
@@ -64,8 +60,7 @@ def run_command(
 
     if sandbox and account not in (None, SANDBOX_ACCOUNT):
         raise click.UsageError("--sandbox brings its own account: leave --account away")
-    options |= {"account": SANDBOX_ACCOUNT if sandbox else account or "default"}
-    options |= {"metadata": dict(metadata), "extra": dict(extra)}
+    options["account"] = SANDBOX_ACCOUNT if sandbox else account or DEFAULT_ACCOUNT
     source = input_of(input)
     if not sandbox:
         _check_account(options["account"])
@@ -99,7 +94,7 @@ def _run(client: Client, source: Any, options: dict[str, Any], *, again: bool, s
     run_id = new_job_id().removeprefix("job_")
     queue = f"{client.settings.queue}.run.{run_id}"
     with own_worker(client.settings, queue, job_key=run_id, sandbox=sandbox) as worker:
-        job = client.submit(source, queue=queue, own_queue=True, again=replace, **options)
+        job = client.submit(source, queue=queue, own_queue=True, replace_job=replace, **options)
         if job.record.queue != queue:  # another process has just submitted the same
             return _resume(client, job, as_json)
         return _follow(client, job, worker, as_json)

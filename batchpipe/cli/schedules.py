@@ -7,7 +7,8 @@ from typing import Any
 
 import click
 
-from batchpipe.cli.common import emit_json, json_option, open_client, out, say
+from batchpipe.cli.common import emit_json, open_client, out, say
+from batchpipe.cli.options import json_option
 
 
 @click.group("schedules", context_settings={"help_option_names": ["-h", "--help"]})

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from batchpipe.cli.common import clock, emit_parts, json_option, number, open_client, out, say
+from batchpipe.cli.common import clock, emit_parts, number, open_client, out, say
+from batchpipe.cli.options import json_option
 from batchpipe.model.records import Stage
 from batchpipe.model.views import SHOWN, Sums, ended_early, job_view, telling
 from batchpipe.pipeline.manifest import located

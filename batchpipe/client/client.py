@@ -5,14 +5,15 @@ from __future__ import annotations
 import atexit
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal, Unpack
 
 from batchpipe.client.job import Job
 from batchpipe.client.listeners import warn_of_submit
+from batchpipe.client.options import SubmitOptions, complete, options_of, shows_options
 from batchpipe.client.submission import HeldSpool, Input, as_text, drop_spool, held_back, new_record, with_input
 from batchpipe.client.waiting import follow
 from batchpipe.config.settings import SANDBOX_ACCOUNT, Settings, bare_environment, current_settings, install_settings
@@ -67,64 +68,35 @@ class Client:
         self,
         input: Input,
         *,
-        output: str | Path | None = None,
-        endpoint: str = "/v1/chat/completions",
-        completion_window: str = "24h",
-        metadata: Mapping[str, str] | None = None,
-        extra: Mapping[str, Any] | None = None,
-        account: str = "default",
-        name: str | None = None,
-        key: str | None = None,
-        tags: Mapping[str, Any] | None = None,
-        queue: str | None = None,
-        on_done: Any = None,
-        max_rows: int | None = None,
-        max_bytes: int | None = None,
-        attempts: int | None = None,
         own_queue: bool = False,
-        again: str = "",
+        replace_job: str = "",
         notify_sites: Sequence[str] = (),
         may_come_later: bool = False,
+        **options: Unpack[SubmitOptions],
     ) -> Job:
-        """Record a job and enqueue it. See ``batchpipe.submit``; the last four options are for commands, retries and
+        """Record a job and enqueue it. See ``batchpipe.submit``; the other arguments are for commands, retries and
         schedules.
 
+        ``own_queue``: only this host works on it (``run``).
+        ``replace_job``: take the key from this job; "1": from any.
         ``notify_sites``: names of the listeners to notify of its end, instead of those of this process.
         ``may_come_later``: wait for an input that is not there yet.
         """
-        job_id, key = new_job_id(), as_text(key, "key")
-        if key is not None and not again and (first := self.store.job_of_key(key)) is not None:
+        options = complete(options)
+        job_id, key = new_job_id(), as_text(options["key"], "key")
+        if key is not None and not replace_job and (first := self.store.job_of_key(key)) is not None:
             return self.get_job(first)
-        if not self.durable and not self.settings.is_sandbox(account):
+        if not self.durable and not self.settings.is_sandbox(options["account"]):
             raise SettingsError(
                 "no redis-server was found, and the built-in stand-in forgets what was paid for when it stops: install "
                 "redis-server (or valkey), or set BATCHPIPE_REDIS_URL; a sandbox needs neither: BATCHPIPE_SANDBOX=true"
             )
         tasks.check_not_eager()  # nor with a broker URL that cannot be used: raised before anything is recorded
-        record = new_record(
-            self.settings,
-            job_id,
-            output=output,
-            name=name,
-            account=account,
-            endpoint=endpoint,
-            completion_window=completion_window,
-            metadata=metadata,
-            extra=extra,
-            tags=tags,
-            key=key,
-            queue=queue,
-            input_here=own_queue,
-            max_rows=max_rows,
-            max_bytes=max_bytes,
-            attempts=attempts,
-            on_done=on_done,
-            notify_sites=list(notify_sites),
-        )
+        record = new_record(self.settings, job_id, options, own_queue=own_queue, notify_sites=notify_sites)
         record = with_input(record, input, self.settings, may_come_later=may_come_later)
-        if not again and self._record_later(record):
+        if not replace_job and self._record_later(record):
             return Job(record, self, held=True)
-        return self._record(record, again)
+        return self._record(record, replace_job)
 
     def _record_later(self, record: JobRecord) -> bool:
         """If a framework's transaction is open, let its commit record the job. Returns whether one is open."""
@@ -139,8 +111,8 @@ class Client:
         spool.hand_over()
         return False
 
-    def _record(self, record: JobRecord, again: str, *, alias: bool = False) -> Job:
-        job_id, created = self._record_or_drop(record, again, alias)
+    def _record(self, record: JobRecord, replace_job: str, *, alias: bool = False) -> Job:
+        job_id, created = self._record_or_drop(record, replace_job, alias)
         if created:
             note_workspace(self.settings, record, record=basics(record))
             turns = tasks.runtime(self.settings).jobs
@@ -151,7 +123,7 @@ class Client:
             drop_spool(record)
         return self.get_job(job_id)
 
-    def _record_or_drop(self, record: JobRecord, again: str, alias: bool) -> tuple[str, bool]:
+    def _record_or_drop(self, record: JobRecord, replace_job: str, alias: bool) -> tuple[str, bool]:
         """Record the job; if that fails, what was copied for it is removed."""
         if record.spooled:
             try:
@@ -160,7 +132,7 @@ class Client:
                 drop_spool(record)
                 raise
         try:
-            return self.store.submit(record, again=again, alias=alias)
+            return self.store.submit(record, again=replace_job, alias=alias)
         except PermanentError:
             drop_spool(record)
             raise
@@ -193,25 +165,14 @@ class Client:
             raise PermanentError(f"job {job_id} has not ended; its rows may still come", code="not_ended")
         if not old.failed and not old.missing:
             raise PermanentError(f"job {job_id} has no rows to retry", code="nothing_to_retry")
-        new = self.submit(
-            self._failed_requests(old),
-            output=output or f"{old.output.rstrip('/')}/retry-{new_job_id().removeprefix('job_')}",
-            endpoint=old.endpoint,
-            completion_window=old.completion_window,
-            metadata=old.metadata,
-            extra=old.extra,
-            account=old.account,
-            name=old.name,
-            tags={**old.tags, "retry_of": old.id},
-            key=f"retry-{old.id}",  # after a second call, they are still paid for once
-            queue=_own_queue(self.settings) if own_queue else None if old.input_here else old.queue,
-            on_done=old.on_done,
-            max_rows=old.max_rows if max_rows is None else max_rows,
-            max_bytes=old.max_bytes if max_bytes is None else max_bytes,
-            attempts=old.attempts,
-            own_queue=own_queue,
-            notify_sites=old.notify_sites,
-        )
+        options = options_of(old)
+        options["output"] = output or f"{old.output.rstrip('/')}/retry-{new_job_id().removeprefix('job_')}"
+        options["tags"] = {**old.tags, "retry_of": old.id}
+        options["key"] = f"retry-{old.id}"  # after a second call, they are still paid for once
+        options["queue"] = _own_queue(self.settings) if own_queue else None if old.input_here else old.queue
+        options["max_rows"] = old.max_rows if max_rows is None else max_rows
+        options["max_bytes"] = old.max_bytes if max_bytes is None else max_bytes
+        new = self.submit(self._failed_requests(old), own_queue=own_queue, notify_sites=old.notify_sites, **options)
         for name, size in (("max_rows", max_rows), ("max_bytes", max_bytes)):
             if size is not None and getattr(new.record, name) != size:
                 message = (
@@ -383,34 +344,13 @@ def default_client() -> Client:
         return _default
 
 
-def submit(
-    input: Input,
-    *,
-    output: str | Path | None = None,
-    endpoint: str = "/v1/chat/completions",
-    completion_window: str = "24h",
-    metadata: Mapping[str, str] | None = None,
-    extra: Mapping[str, Any] | None = None,
-    account: str = "default",
-    name: str | None = None,
-    key: str | None = None,
-    tags: Mapping[str, Any] | None = None,
-    queue: str | None = None,
-    on_done: Any = None,
-    max_rows: int | None = None,
-    max_bytes: int | None = None,
-    attempts: int | None = None,
-) -> Job:
+@shows_options
+def submit(input: Input, **options: Unpack[SubmitOptions]) -> Job:
     """Enqueue a batch job and return at once; a worker does the rest.
 
     ``input``: a path or URL of a JSONL file, read by the worker; or any iterable of requests, as dicts or as
     pydantic, msgspec or dataclass objects, which is written to the workspace first, a line at a time.
-    ``output``: a folder or URL for ``output.jsonl``, ``errors.jsonl`` and ``job.json``; without it, a folder of its
-    own under the workspace setting or the user's data.
-    ``metadata``: at most 13 pairs for the provider's batches; ``extra``: further arguments of ``batches.create``.
-    ``key``: a second submit with the same key returns the first job. ``tags`` (user, tenant) stay with us.
-    ``on_done``: a Celery signature, sent with the job id when the job has ended, whatever its end, at least once.
-    ``max_rows``, ``max_bytes`` (newlines included): the most in one shard; ``attempts``: rounds a row may go through.
+    ``options``: see ``batchpipe.client.options.SubmitOptions``.
 
     Within a transaction of Django (``batchpipe.contrib.django``) the job is recorded and sent when that commits, and
     not at all if it rolls back; if its ``key`` is taken by then, its id refers to the first job from then on.
@@ -418,24 +358,9 @@ def submit(
     Raises InvalidInput, OutputInUse, SettingsError, StoreUnavailable (Redis did not answer: it is not certain that the
     job was recorded; with a ``key`` it is safe to call again).
     """
+    options = complete(options)
     client = default_client()
-    job = client.submit(
-        input,
-        output=output,
-        endpoint=endpoint,
-        completion_window=completion_window,
-        metadata=metadata,
-        extra=extra,
-        account=account,
-        name=name,
-        key=key,
-        tags=tags,
-        queue=queue,
-        on_done=on_done,
-        max_rows=max_rows,
-        max_bytes=max_bytes,
-        attempts=attempts,
-    )
+    job = client.submit(input, **options)
     warn_of_submit(client.store, client.settings, job.record)
     return job
 

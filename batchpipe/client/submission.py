@@ -6,7 +6,7 @@ import dataclasses
 import logging
 import os
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import msgspec
 import orjson
 
 from batchpipe.client.option_checks import check_options, check_output, check_place, check_signature
+from batchpipe.client.options import SubmitOptions
 from batchpipe.config import seams
 from batchpipe.config.settings import Settings
 from batchpipe.errors import BatchpipeError, InvalidInput
@@ -28,14 +29,26 @@ logger = logging.getLogger(__name__)
 #: dicts or as objects that dump to dicts.
 Input = str | Path | Iterable[Any]
 
+#: The options by what they must be.
+_TEXTS = ("name", "key", "account", "endpoint", "completion_window", "queue")
+_MAPPINGS = ("metadata", "extra", "tags")
+_NUMBERS = ("max_rows", "max_bytes", "attempts")
+
 #: An iterator's file in the workspace.
 SPOOLED_INPUT = "input.jsonl"
 
 
-def new_record(settings: Settings, job_id: str, *, output: str | Path | None, **options: Any) -> JobRecord:
-    """The record of a new job, without its input. Raises InvalidInput that names the option."""
-    for field in ("name", "key", "account", "endpoint", "completion_window", "queue"):
-        options[field] = as_text(options[field], field)
+def new_record(
+    settings: Settings,
+    job_id: str,
+    options: SubmitOptions,
+    *,
+    own_queue: bool = False,
+    notify_sites: Sequence[str] = (),
+) -> JobRecord:
+    """The record of a new job, of complete options, without its input. Raises InvalidInput that names the option."""
+    fields = _checked(options, settings)
+    output = options["output"]
     if output is not None:
         check_place(str(output), "output")
     folder = absolute(settings.workspace or settings.home / "jobs").rstrip("/")
@@ -48,21 +61,9 @@ def new_record(settings: Settings, job_id: str, *, output: str | Path | None, **
         output=place,
         owns=[place_name(place)],
         workspace=below,
-        name=options["name"],
-        account=(options["account"] or "").lower(),
-        endpoint=options["endpoint"],
-        completion_window=options["completion_window"],
-        metadata=_mapping(options["metadata"], "metadata"),
-        extra=_mapping(options["extra"], "extra"),
-        tags=_mapping(options["tags"], "tags"),
-        key=options["key"],
-        queue=options["queue"] or settings.queue,
-        input_here=options["input_here"],
-        max_rows=_number(options["max_rows"], settings.max_rows, "max_rows"),
-        max_bytes=_number(options["max_bytes"], settings.max_bytes, "max_bytes"),
-        attempts=_number(options["attempts"], settings.attempts, "attempts"),
-        on_done=_signature(options["on_done"]),
-        notify_sites=options.get("notify_sites") or seams.sites(),
+        input_here=own_queue,
+        notify_sites=list(notify_sites) or seams.sites(),
+        **fields,
     )
     check_options(record)
     check_output(record.output)
@@ -70,6 +71,16 @@ def new_record(settings: Settings, job_id: str, *, output: str | Path | None, **
     check_no_workspace(record.output, job_id, settings.workspace)
     check_output_here(record.output)
     return record
+
+
+def _checked(options: Mapping[str, Any], settings: Settings) -> dict[str, Any]:
+    """The options as the record holds them, each of its type. Raises InvalidInput."""
+    fields: dict[str, Any] = {field: as_text(options[field], field) for field in _TEXTS}
+    fields["account"] = (fields["account"] or "").lower()
+    fields["queue"] = fields["queue"] or settings.queue
+    fields |= {field: _mapping(options[field], field) for field in _MAPPINGS}
+    fields |= {field: _number(options[field], getattr(settings, field), field) for field in _NUMBERS}
+    return {**fields, "on_done": _signature(options["on_done"])}
 
 
 def with_input(record: JobRecord, source: Input, settings: Settings, *, may_come_later: bool = False) -> JobRecord:
