@@ -57,14 +57,14 @@ def open_client(*, patient: bool = False) -> Client:
     ``patient``: for a process that keeps running. A Redis that will be ready soon is waited for.
     """
     from batchpipe.client.client import Client
-    from batchpipe.store.refusals import PASSING
+    from batchpipe.client.health import is_passing
 
     quiet_libraries()
     client = Client(settings())
     try:
-        client.store.ping()
+        client.ping()
     except StoreUnavailable as error:
-        if not patient or error.code not in PASSING:
+        if not patient or not is_passing(error):
             raise
         say(f"{error}; waiting for it")
     return client

@@ -5,30 +5,41 @@ from __future__ import annotations
 import atexit
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
-from itertools import islice
 from pathlib import Path
-from typing import Literal, Unpack
+from typing import Unpack
 
+from batchpipe.client.health import Health
 from batchpipe.client.job import Job
-from batchpipe.client.listeners import warn_of_submit
-from batchpipe.client.options import SubmitOptions, complete, options_of, shows_options
-from batchpipe.client.submission import HeldSpool, Input, as_text, drop_spool, held_back, new_record, with_input
+from batchpipe.client.landing import decide, land
+from batchpipe.client.listeners import Watch, deserted, missing_worker, warn_of_submit
+from batchpipe.client.measures import Measures, Meter
+from batchpipe.client.options import SubmitOptions, complete, shows_options
+from batchpipe.client.retry import check_retriable, check_sizes, failed_requests, retry_options
+from batchpipe.client.submission import (
+    HeldSpool,
+    Input,
+    as_text,
+    drop_spool,
+    held_back,
+    new_record,
+    new_run_queue,
+    with_input,
+)
 from batchpipe.client.waiting import follow
 from batchpipe.config.settings import SANDBOX_ACCOUNT, Settings, bare_environment, current_settings, install_settings
-from batchpipe.errors import InvalidInput, JobNotFound, OutputInUse, PermanentError, SettingsError, StoreUnavailable
+from batchpipe.errors import InvalidInput, JobNotFound, PermanentError, SettingsError, StoreUnavailable
 from batchpipe.local_redis import acquire
 from batchpipe.masking import without_secrets
 from batchpipe.model.records import JOB, JobRecord, State, new_job_id
-from batchpipe.model.refusals import LANDABLE
-from batchpipe.pipeline.manifest import basics, note_workspace, prune_workspaces, results_place, workspace_of
-from batchpipe.pipeline.results import INDEX, BatchResult, Outcome, iter_failed_requests
-from batchpipe.pipeline.runner import Message
+from batchpipe.model.stats import Clock, Pause, Stats
+from batchpipe.pipeline.manifest import basics, note_workspace, prune_workspaces
+from batchpipe.pipeline.results import BatchResult, Outcome
+from batchpipe.pipeline.runner import NO_QUOTA, Message
 from batchpipe.pipeline.sweep import sweep
 from batchpipe.pipeline.waking import WOKEN_AT_ONCE, Resumed, resume_account, wake_first, wake_job
 from batchpipe.recover import Report, recover
-from batchpipe.storage import Folder
 from batchpipe.store import Store
 from batchpipe.tasks import chain as tasks
 
@@ -57,6 +68,7 @@ class Client:
         if settings is not in_use:
             install_settings(settings)
         self.settings = settings
+        self._meter = Meter(lambda: self.store, lambda: self.settings.accounts)
 
     @property
     def store(self) -> Store:
@@ -160,44 +172,25 @@ class Client:
         new job has other sizes than asked for now).
         """
         old = self.store.get_job(job_id)
+        check_retriable(old)
         own_queue = old.input_here and old.account == SANDBOX_ACCOUNT
-        if not old.state.ended:
-            raise PermanentError(f"job {job_id} has not ended; its rows may still come", code="not_ended")
-        if not old.failed and not old.missing:
-            raise PermanentError(f"job {job_id} has no rows to retry", code="nothing_to_retry")
-        options = options_of(old)
-        options["output"] = output or f"{old.output.rstrip('/')}/retry-{new_job_id().removeprefix('job_')}"
-        options["tags"] = {**old.tags, "retry_of": old.id}
-        options["key"] = f"retry-{old.id}"  # after a second call, they are still paid for once
-        options["queue"] = _own_queue(self.settings) if own_queue else None if old.input_here else old.queue
-        options["max_rows"] = old.max_rows if max_rows is None else max_rows
-        options["max_bytes"] = old.max_bytes if max_bytes is None else max_bytes
-        new = self.submit(self._failed_requests(old), own_queue=own_queue, notify_sites=old.notify_sites, **options)
-        for name, size in (("max_rows", max_rows), ("max_bytes", max_bytes)):
-            if size is not None and getattr(new.record, name) != size:
-                message = (
-                    f"job {old.id} was retried as {new.id}, with {name} {getattr(new.record, name)}: "
-                    f"when that has ended, retry it with the size you want"
-                )
-                raise PermanentError(message, code="retried")
+        queue = new_run_queue(self.settings) if own_queue else None if old.input_here else old.queue
+        options = retry_options(old, output=output, queue=queue, max_rows=max_rows, max_bytes=max_bytes)
+        rows = failed_requests(self.store, old, self.settings)
+        new = self.submit(rows, own_queue=own_queue, notify_sites=old.notify_sites, **options)
+        check_sizes(old, new.record, max_rows=max_rows, max_bytes=max_bytes)
         return new
-
-    def _failed_requests(self, job: JobRecord) -> Iterator[bytes]:
-        """Request lines of the rows that are not ok, in input order, from the job's workspace."""
-        workspace = workspace_of(job, self.settings)
-        files = {
-            shard.index: shard.file
-            for shard in self.store.iter_shards(job, fields=("round", "file"))
-            if shard.round == 1
-        }
-        with workspace.reader(job.order_files[0]) as order, workspace.reader(INDEX) as index:
-            yield from iter_failed_requests(order, workspace, files, index)
 
     # -- finding ---------------------------------------------------------------------------------------------------
 
     def get_job(self, job_id: str) -> Job:
         """Raises JobNotFound."""
         return Job(self.store.get_job(job_id), self)
+
+    def find_by_key(self, key: str) -> Job | None:
+        """The job that was submitted with this key."""
+        job_id = self.store.job_of_key(key)
+        return self.get_job(job_id) if job_id is not None else None
 
     def list_jobs(self, *, state: State | str | None = None, limit: int = 100) -> list[Job]:
         """Newest first."""
@@ -228,7 +221,7 @@ class Client:
 
         Raises JobNotFound.
         """
-        return self._decide(self.get_job(job_id).record, "resend")
+        return decide(tasks.runtime(self.settings).jobs, self.get_job(job_id).id, "resend")
 
     def land(self, job_id: str) -> Job:
         """Collect what is there. For a held job, nothing more is sent. For an ended job, the batches that it stopped
@@ -238,48 +231,8 @@ class Client:
         Raises JobNotFound, OutputInUse, PermanentError (``not_ended``, ``nothing_to_land``).
         """
         job = self.get_job(job_id).record
-        if not job.state.ended:
-            if not self._decide(job, "land") and not job.send_no_more:
-                message = f"job {job.id} has not ended, and nothing holds it: follow it with batchpipe wait {job.id}"
-                raise PermanentError(message, code="not_ended")
-            return self.get_job(job.id)
-        if not (first := list(islice(self._given_up(job), WOKEN_AT_ONCE))):
-            raise PermanentError(
-                f"job {job.id} has nothing to land: it waits for no more batches", code="nothing_to_land"
-            )
-        if job.total and not Folder(job.workspace, private=True).exists(job.order_files[0]):
-            raise PermanentError(
-                f"the workspace of job {job.id} is no longer there: {job.workspace}", code="no_workspace"
-            )
-        in_output = results_place(job).url == Folder(job.output).url  # else a later job has moved them out of there
-        verdict = self.store.land(job.id, self._given_up(job), in_output=in_output)
-        if verdict == "output":
-            raise OutputInUse(f"another job that has not ended writes to the output of job {job.id}: {job.output}")
-        if verdict == "not_closed":
-            raise PermanentError(
-                f"the receivers of job {job.id} are still being notified; try again in a minute", code="not_told"
-            )
-        if verdict == "ok":  # else another caller has just asked for it
-            turns = tasks.runtime(self.settings).jobs
-            turns.log(job.id, [("landing", {"shards": self.store.get_job(job.id).open})])
-            for index in first:  # the sweeps find the others
-                turns.wake(job.id, index, when="overdue")
+        land(tasks.runtime(self.settings).jobs, job)
         return self.get_job(job.id)
-
-    def _given_up(self, job: JobRecord) -> Iterator[int]:
-        """Indexes of the shards of an ended job with batches that may have more rows than were collected."""
-        for shard in self.store.iter_shards(job, fields=("batch_id", "error")):
-            if shard.batch_id is not None and shard.error is not None and shard.error.code in LANDABLE:
-                yield shard.index
-
-    def _decide(self, job: JobRecord, decision: Literal["resend", "land"]) -> bool:
-        verdict, shards = self.store.decide(job.id, decision, waking=WOKEN_AT_ONCE)
-        if verdict != "ok":
-            return False
-        turns = tasks.runtime(self.settings).jobs
-        turns.log(job.id, [("hold_ended", {"then": decision})])
-        wake_first(turns, job.id, shards, "asleep")
-        return True
 
     def wake(self, job_id: str) -> None:
         """Publish all open work of a job again, for a caller who knows that its worker is gone: some of it at once, the
@@ -301,6 +254,20 @@ class Client:
         """
         return resume_account(tasks.runtime(self.settings).jobs, account.lower())
 
+    def lift_pause(self, account: str) -> bool:
+        """End an account's pause, if there is one: each shard goes on at its own time. Returns whether there was one.
+
+        For a caller who sends something to the account now: the cause is corrected, or shows again at once.
+        """
+        return self.store.resume(account)
+
+    def key_works(self, account: str) -> bool:
+        """The provider takes the account's key: end its pause, unless that is for a quota which is used up. Returns
+        whether it was paused.
+        """
+        pause = self.store.paused(account)
+        return pause is not None and pause.code != NO_QUOTA and self.resume(account).paused
+
     def recover(
         self, folders: Sequence[str] = (), *, dry_run: bool = False, jobs: Sequence[str] = (), of: Sequence[str] = ()
     ) -> Report:
@@ -315,20 +282,59 @@ class Client:
             )
         return recover(tasks.runtime(self.settings).jobs, folders, dry_run=dry_run, jobs=jobs, of=of)
 
+    # -- looking ---------------------------------------------------------------------------------------------------
+
     def follow(
         self,
         job_id: str,
         *,
         timeout: float | None = None,
-        tick: Callable[[JobRecord], None] = lambda job: None,
+        tick: Callable[[Job], None] = lambda job: None,
         pause: float = 0.2,
-    ) -> JobRecord:
-        """Read a job again and again until it is closed (see ``waiting.follow``)."""
-        return follow(self.store, job_id, timeout=timeout, tick=tick, pause=pause)
+    ) -> Job:
+        """Read a job again and again until it is closed (see ``waiting.follow``); ``tick`` gets it at each reading."""
+        record = follow(self.store, job_id, timeout=timeout, tick=lambda record: tick(Job(record, self)), pause=pause)
+        return Job(record, self)
 
+    def ping(self) -> None:
+        """One short try. Raises StoreUnavailable."""
+        self.store.ping()
 
-def _own_queue(settings: Settings) -> str:
-    return f"{settings.queue}.run.{new_job_id().removeprefix('job_')}"
+    def clock(self) -> Clock:
+        """The time of all records, and what is known of Redis' clock."""
+        return self.store.clock()
+
+    def now(self) -> float:
+        """The time of all records, in unix seconds."""
+        return self.store.now()
+
+    def pause_of(self, account: str) -> Pause | None:
+        """Why an account is paused, and for how many more seconds."""
+        return self.store.paused(account)
+
+    def stats(self) -> Stats:
+        """A few numbers about all jobs, at the cost of a few reads."""
+        return self.store.stats()
+
+    def measure(self) -> Measures:
+        """All numbers for metrics. Raises StoreUnavailable."""
+        return self._meter.read()
+
+    def health(self) -> Health:
+        """What ``doctor`` looks at."""
+        return Health(self.store, self.settings)
+
+    def missing_worker(self, job: Job) -> str:
+        """One line that says that no worker listens on this job's queue, and what to start; else ""."""
+        return missing_worker(self.store, self.settings, job.record)
+
+    def deserted(self, queues: Collection[str]) -> set[str]:
+        """Those of these queues on which no worker listens."""
+        return deserted(self.store, queues)
+
+    def watch(self, say: Callable[[str], object] | None = None) -> Watch:
+        """Called repeatedly with a job's record, it says if no worker listens on its queue."""
+        return Watch(self.store, self.settings, say)
 
 
 _default: Client | None = None

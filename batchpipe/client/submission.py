@@ -18,7 +18,7 @@ from batchpipe.client.options import SubmitOptions
 from batchpipe.config import seams
 from batchpipe.config.settings import Settings
 from batchpipe.errors import BatchpipeError, InvalidInput
-from batchpipe.model.records import JobRecord
+from batchpipe.model.records import JobRecord, new_job_id
 from batchpipe.pipeline.manifest import check_apart, check_no_workspace, check_output_here
 from batchpipe.storage import Folder, check_allowed, lines_of, local_path, place_name, stored_at
 from batchpipe.store.store import new_task_ids
@@ -81,6 +81,11 @@ def _checked(options: Mapping[str, Any], settings: Settings) -> dict[str, Any]:
     fields |= {field: _mapping(options[field], field) for field in _MAPPINGS}
     fields |= {field: _number(options[field], getattr(settings, field), field) for field in _NUMBERS}
     return {**fields, "on_done": _signature(options["on_done"])}
+
+
+def new_run_queue(settings: Settings) -> str:
+    """A queue for one ``run`` and its own worker."""
+    return f"{settings.queue}.run.{new_job_id().removeprefix('job_')}"
 
 
 def with_input(record: JobRecord, source: Input, settings: Settings, *, may_come_later: bool = False) -> JobRecord:

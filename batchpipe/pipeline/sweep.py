@@ -11,12 +11,12 @@ from itertools import islice
 from batchpipe.config.settings import SANDBOX_ACCOUNT
 from batchpipe.errors import BatchpipeError, Refused, SettingsError, StoreUnavailable, Unavailable
 from batchpipe.model.records import ShardRecord, Stage, Status
+from batchpipe.model.stats import Clock
 from batchpipe.pipeline.manifest import prune_workspaces
 from batchpipe.pipeline.overdue import PASS_LENGTH, publish_overdue
 from batchpipe.pipeline.runner import NO_QUOTA, Runner
 from batchpipe.pipeline.waking import wake_rest
 from batchpipe.provider import Api, Snapshot
-from batchpipe.store import Clock
 from batchpipe.telemetry.logs import about
 
 logger = logging.getLogger(__name__)

@@ -8,16 +8,14 @@ from __future__ import annotations
 
 from batchpipe.store.leases import Lease, Refused, Renewal, host_clock
 from batchpipe.store.queues import LISTENING_PACE, Waiting
-from batchpipe.store.reading import Clock, Pause, name_once
+from batchpipe.store.reading import name_once
 from batchpipe.store.schedules import LastRun
 from batchpipe.store.store import Raised, Settled, Store, When
 
 __all__ = [
     "LISTENING_PACE",
-    "Clock",
     "LastRun",
     "Lease",
-    "Pause",
     "Raised",
     "Refused",
     "Renewal",

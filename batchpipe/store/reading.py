@@ -6,7 +6,6 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any, Self, cast
 
 import redis
@@ -15,6 +14,7 @@ from redis.retry import Retry
 
 from batchpipe.errors import JobNotFound, RecordUnreadable, SettingsError, StoreUnavailable
 from batchpipe.model.records import JOB, JobRecord, Problem, Stage, State
+from batchpipe.model.stats import Clock, OpenShards, Pause, Stats
 from batchpipe.store.records import R, bounded_problem, decode, unreadable
 from batchpipe.store.refusals import REFUSALS, Kind, in_words, refusal
 from batchpipe.store.scripts import source
@@ -23,72 +23,6 @@ logger = logging.getLogger(__name__)
 
 #: Errors that another connection may cure. With none of them Redis has changed anything.
 _OF_THE_CONNECTION = (redis.ConnectionError, redis.exceptions.ReadOnlyError, redis.exceptions.MasterDownError)
-
-
-@dataclass(frozen=True)
-class Pause:
-    """Why an account is paused, and for how many more seconds."""
-
-    seconds: float
-    code: str
-    message: str
-
-
-@dataclass(frozen=True)
-class Clock:
-    """Our time, and how it relates to Redis' clock. Seconds; 0 if there is nothing to report.
-
-    When Redis' clock is set back, our time goes on from where it was, slower by a twentieth until that clock has
-    caught up. A leap forward is only noted: it looks like a time in which nobody called.
-    """
-
-    now: float
-    ahead: float = 0.0  #: how far we are ahead of Redis' clock
-    back_at: float = 0.0  #: when Redis' clock was last set back
-    back_by: float = 0.0
-    leap_at: float = 0.0  #: when time last leapt forward, in our time after it
-    leap_by: float = 0.0
-    host: float | None = None  #: the time of this host
-
-    @property
-    def slack(self) -> float:
-        """How much our time may be ahead of the provider's clock, which we cannot read, in seconds.
-
-        As much as Redis' clock was set back, or is ahead of this host's.
-        """
-        return max(self.ahead, self.now - self.host if self.host is not None else 0.0)
-
-    def words(self) -> str:
-        """What to say while it is ahead; else ""."""
-        if not self.ahead:
-            return ""
-        back = f" by {self.back_by:.0f} s" if self.back_by else ""
-        return (
-            f"Redis' clock was set back{back}: batchpipe's time goes on from where it was, {self.ahead:.0f} s ahead; "
-            "look after the clock (NTP) of the machine that Redis runs on"
-        )
-
-
-@dataclass(frozen=True)
-class Survey:
-    """Numbers about all jobs; times in seconds of Redis' clock."""
-
-    now: float
-    unfinished: int  #: shards and jobs that have a due time
-    overdue: int  #: how many of these are overdue
-    lag: float  #: how long past due the most overdue one is
-    swept: float | None  #: when a sweep was last completed
-    jobs: dict[str, int]  #: by state; ended ones only as long as their records are kept
-    ahead: float  #: how much our time is ahead of Redis' clock, which was set back
-
-
-@dataclass(frozen=True)
-class Census:
-    """The unfinished shards."""
-
-    stages: dict[str, int]
-    oldest: float  #: seconds since the oldest of them was planned
-    troubled: int  #: those that make no progress just now, for a reason that status shows
 
 
 class Records:
@@ -256,7 +190,7 @@ class Records:
         """Note that a sweep is complete."""
         self._run("swept", [f"{self.prefix}swept"])
 
-    def stats(self) -> Survey:
+    def stats(self) -> Stats:
         """A few numbers about all jobs, at the cost of a few reads, however many there are."""
         clock = self.clock()
         now = clock.now
@@ -270,7 +204,7 @@ class Records:
         for state in states:
             pipe.zcount(f"{self.prefix}jobs:{state.value}", kept if state.ended else "-inf", "+inf")
         unfinished, overdue, first, swept, *jobs = self._call(pipe.execute)
-        return Survey(
+        return Stats(
             now=now,
             unfinished=unfinished,
             overdue=overdue,
@@ -280,7 +214,7 @@ class Records:
             ahead=clock.ahead,
         )
 
-    def count_open_shards(self, *, chunk: int = 500, most: int = 100_000) -> Census:
+    def count_open_shards(self, *, chunk: int = 500, most: int = 100_000) -> OpenShards:
         """Count the unfinished shards by stage: within Redis, a chunk at a time, so that it delays nobody for long.
 
         About 1 ms a chunk. Work goes on between two chunks, so a few shards may be missed or counted twice.
@@ -296,7 +230,7 @@ class Records:
                     stages[name] += int(count)
             if read < chunk:
                 break
-        return Census(stages, oldest, troubled)
+        return OpenShards(stages, oldest, troubled)
 
     # -- the server ------------------------------------------------------------------------------------------------
 

@@ -29,13 +29,14 @@ from batchpipe.errors import (
     Unavailable,
 )
 from batchpipe.model.records import JOB, BatchError, JobRecord, Move, Problem, Stage, State, Status
+from batchpipe.model.stats import Clock
 from batchpipe.pipeline.job_runner import JobRunner
 from batchpipe.pipeline.runner import Continue, Message, Next, Retry, links_from
 from batchpipe.pipeline.shard_runner import ShardRunner
 from batchpipe.pipeline.sharding import Prepared, ShardPlan
 from batchpipe.pipeline.sweep import sweep
 from batchpipe.provider import Snapshot
-from batchpipe.store import Clock, Lease, Store
+from batchpipe.store import Lease, Store
 from batchpipe.store import Refused as ClaimRefused
 from batchpipe.store.scripts import source
 from batchpipe.testing import Delivery, FakeBatch, FakeOpenAI

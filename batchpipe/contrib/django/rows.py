@@ -53,12 +53,8 @@ _ANSWERED = ("round", "rows", "counts")
 
 def progress_of(job: Job) -> Progress:
     """How far a job is, for a page of your own; its shards are read if they are few. Raises StoreUnavailable."""
-    from batchpipe.client.client import default_client
-
     few = not job.state.ended and 0 < job.record.shards <= FEW_SHARDS
-    return progress(
-        job.record, list(default_client().store.iter_shards(job.record, fields=_ANSWERED, bad="show")) if few else None
-    )
+    return progress(job.record, list(job.shards(_ANSWERED)) if few else None)
 
 
 def _answered(shard: ShardRecord) -> int:
