@@ -29,7 +29,7 @@ from batchpipe.config.settings import SANDBOX_ACCOUNT
 from batchpipe.errors import PermanentError
 from batchpipe.masking import without_secrets
 from batchpipe.model.records import DEFAULT_ACCOUNT, State
-from batchpipe.model.views import telling
+from batchpipe.model.views import not_notified
 
 if TYPE_CHECKING:
     from batchpipe.model.records import JobRecord, Problem
@@ -104,7 +104,7 @@ def list_command(state: str | None, limit: int, as_json: bool) -> None:
             f"{counts:>15}  {name_of(job.record)}"
             + (f"  ! {_brief(job.error)}" if job.error else "")
             + (f"  ! held: {_brief(job.record.hold)}" if job.record.hold and not job.state.ended else "")
-            + ("  ! receivers not told" if telling(job.record) else "")
+            + ("  ! receivers not notified" if not_notified(job.record) else "")
             + (f"  ! no worker on queue {job.record.queue}" if _waits_in(silent, job.record) else "")
         )
     return None
@@ -162,7 +162,7 @@ def cancel_command(job_id: str, as_json: bool) -> None:
 
         local_runs(client).carry_out_cancel(job)
         if not job.refresh().state.ended:
-            say(f"the provider is stopping its batches; `batchpipe wait {job.id}` lands the rows that finished")
+            say(f"the provider is stopping its batches; `batchpipe wait {job.id}` collects the rows that finished")
     if as_json:
         return emit_parts(job.iter_json())
     say(f"{job.id} is {job.state.value}")

@@ -10,7 +10,7 @@ import click
 from batchpipe.cli.common import clock, emit_parts, number, open_client, out, say
 from batchpipe.cli.options import json_option
 from batchpipe.model.records import Stage
-from batchpipe.model.views import SHOWN, Sums, ended_early, telling
+from batchpipe.model.views import SHOWN, Sums, ended_early, not_notified
 
 if TYPE_CHECKING:
     from batchpipe.client.client import Client
@@ -93,8 +93,8 @@ def _print_job(client: Client, job: JobRecord, view: dict[str, Any]) -> None:
         out(f"held      {job.hold.message}")
     elif job.trouble and not job.state.ended:
         out(f"trouble   {job.trouble.message}")
-    if problem := telling(job):
-        out(f"telling   {problem}")
+    if problem := not_notified(job):
+        out(f"notices   {problem}")
 
 
 def _pause_note(client: Client, view: dict[str, Any]) -> str:

@@ -10,7 +10,7 @@ from batchpipe.client.listeners import STARTING_SECONDS
 from batchpipe.config.settings import Settings
 from batchpipe.errors import JobNotFound, RecordUnreadable, StoreUnavailable
 from batchpipe.model.records import JOB, JobRecord, Problem, ShardRecord, Stage
-from batchpipe.model.views import telling
+from batchpipe.model.views import not_notified
 from batchpipe.recover import lost_jobs
 from batchpipe.store import Store
 from batchpipe.store.refusals import PASSING
@@ -31,7 +31,7 @@ class OpenJob:
     def problem(self) -> str | None:
         """Why it makes no progress just now, as `status` says it."""
         if self.job.state.ended:  # its trouble is over: only its receivers may not have been notified
-            return telling(self.job)
+            return not_notified(self.job)
         found = (record.trouble.message for record in self.records if record.trouble is not None)
         held = self.job.hold.message if self.job.hold is not None else None
         return held or next(found, None)

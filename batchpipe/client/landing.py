@@ -53,7 +53,7 @@ def _reopen(store: Store, job: JobRecord) -> bool:
         raise OutputInUse(f"another job that has not ended writes to the output of job {job.id}: {job.output}")
     if verdict == "not_closed":
         message = f"the receivers of job {job.id} are still being notified; try again in a minute"
-        raise PermanentError(message, code="not_told")
+        raise PermanentError(message, code="not_notified")
     return verdict == "ok"
 
 

@@ -10,7 +10,7 @@ from django.core import checks
 from django.core.signals import setting_changed
 
 from batchpipe.config import seams
-from batchpipe.contrib.django import conf, telling, transactions
+from batchpipe.contrib.django import conf, notify, transactions
 from batchpipe.contrib.django.checks import check_deployment, check_site
 
 
@@ -30,7 +30,7 @@ class BatchpipeConfig(AppConfig):
         """From now on settings are read, submits delayed and ends of jobs signalled in Django's way."""
         seams.site = conf.read_settings
         seams.hold = transactions.hold
-        seams.listeners[seams.DJANGO] = telling.tell
+        seams.listeners[seams.DJANGO] = notify.notify
         conf.forget_settings()
 
 
