@@ -17,6 +17,13 @@ ALLOWED: dict[str, dict[str, str]] = {
     "telemetry/logs.py": {"_about": "of the calling context: the ids that its log lines get"},
     "worker/process.py": {"globals()": "the app that `celery -A batchpipe.worker` finds, made when asked for"},
 }
+#: Functions that remember what they have returned. For the same arguments it is the same in every site and at any time.
+PURE = {
+    "_json_fields": "the fields of a kind of record",
+    "source": "the text of a Lua script of the package",
+    "rates_of": "prices of a model on a day",
+    "_openai": "the price list of a library",
+}
 #: Methods that change a collection, an event or a variable of a context.
 _CHANGING = {
     *("add", "append", "appendleft", "clear", "discard", "extend", "insert", "pop", "popitem", "remove", "set"),
@@ -39,6 +46,13 @@ def test_no_module_but_the_site_keeps_state() -> None:
     left = {name: state_of(tree) - ALLOWED.get(name, {}).keys() for name, tree in MODULES.items() if name != HOME}
 
     assert {name: changed for name, changed in left.items() if changed} == {}
+
+
+def test_only_pure_functions_remember_what_they_returned() -> None:
+    """A cache is state, too, where its function may return something else the next time."""
+    caching = {function for tree in MODULES.values() for function in caching_in(tree)}
+
+    assert caching == PURE.keys()
 
 
 def test_each_exception_is_needed() -> None:
@@ -70,6 +84,17 @@ def test_the_look_finds_each_way_to_keep_state() -> None:
     }
 
     assert {code: state_of(ast.parse(code)) for code in ways} == ways
+
+
+def caching_in(tree: ast.Module) -> set[str]:
+    """Names of functions, and methods, that ``functools`` keeps results of for as long as the process lives."""
+    functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+    return {it.name for it in functions if any(_is_cache(mark) for mark in it.decorator_list)}
+
+
+def _is_cache(decorator: ast.expr) -> bool:
+    made = decorator.func if isinstance(decorator, ast.Call) else decorator
+    return _last_name(made) in ("cache", "lru_cache")
 
 
 def state_of(tree: ast.Module) -> set[str]:

@@ -32,6 +32,11 @@ ROOM_SECONDS = 0.1
 _LOOK_SECONDS = 0.5
 
 
+def _kept_here() -> Any:
+    """kombu's in-process record of messages that are not acknowledged."""
+    return virtual.QoS
+
+
 def outlive_redis() -> None:
     """Keep the workers of this process alive while a Redis broker is away or refuses. A second call does no harm."""
     if getattr(transport.QoS.restore_unacked_once, "outlives_redis", False):
@@ -80,10 +85,10 @@ def _end(qos: Any, tag: str, tell: Callable[[], object], *, done: bool = True) -
                 raise
             with qos.channel.conn_or_acquire() as client:
                 qos._remove_from_indices(tag, client.pipeline(transaction=False)).execute()
-            virtual.QoS.ack(qos, tag)
+            _kept_here().ack(qos, tag)
     except RedisAnswer as error:
         logger.warning("the broker did not take the end of a task, which may come once more: %s", in_words(error))
-        virtual.QoS.ack(qos, tag)
+        _kept_here().ack(qos, tag)
 
 
 def _outlive_refusals() -> None:
@@ -99,7 +104,7 @@ def _outlive_refusals() -> None:
             note(self, message, tag)
         except RedisAnswer as error:
             logger.warning("a message was taken but not noted as such: %s", in_words(error))
-            virtual.QoS.append(self, message, tag)
+            _kept_here().append(self, message, tag)
 
     hands_out.append = append
     pauses = _Pauses()
