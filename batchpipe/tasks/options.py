@@ -41,7 +41,7 @@ def _limits(name: str) -> dict[str, Any]:
 
 _OPTIONS: dict[str, Any] = {
     "bind": True,
-    "Request": "batchpipe.tasks.request:TaskRequest",
+    "Request": "batchpipe.worker.request:TaskRequest",
     "acks_late": True,
     "reject_on_worker_lost": True,
     "acks_on_failure_or_timeout": True,

@@ -29,12 +29,12 @@ from batchpipe.pipeline.sweep import sweep
 from batchpipe.provider import warm_up
 from batchpipe.store import LISTENING_PACE
 from batchpipe.tasks.app import beat_schedule, current_site_app, is_ours, itself, queue_of, state_of
-from batchpipe.tasks.broker import outlive_redis
 from batchpipe.tasks.chain import bound_long_tasks
 from batchpipe.tasks.runtime import runtime
 from batchpipe.telemetry.logs import brief_trouble, quiet_pulse
 from batchpipe.worker import schedule_tasks  # noqa: F401 - its task is known once it is imported
 from batchpipe.worker.checks import check_app, pool_finding
+from batchpipe.worker.outlive_redis import outlive_redis
 
 logger = logging.getLogger(__name__)
 

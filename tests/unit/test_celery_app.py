@@ -16,8 +16,8 @@ from pydantic import SecretStr
 from batchpipe.config.loading import load_settings
 from batchpipe.config.settings import Settings
 from batchpipe.tasks.app import countdown_of, make_app
-from batchpipe.tasks.broker import outlive_redis
 from batchpipe.tasks.publishing import words_of_broker
+from batchpipe.worker.outlive_redis import outlive_redis
 from batchpipe.worker.process import end_in_time
 
 

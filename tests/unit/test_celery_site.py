@@ -20,8 +20,8 @@ from batchpipe.config.site import current_settings, current_site
 from batchpipe.config.site_values import SiteSettings
 from batchpipe.errors import SettingsError
 from batchpipe.tasks.app import app_in_use
-from batchpipe.tasks.request import TaskRequest
 from batchpipe.worker.checks import check_app
+from batchpipe.worker.request import TaskRequest
 from batchpipe.worker.setup import is_set_up, load_app, setup, site_app
 
 SETTINGS = Settings(_env_file=None)
