@@ -219,7 +219,7 @@ def _trouble(jobs: list[OpenJob]) -> Iterator[Finding]:
 
 def _workers(client: Client, jobs: list[JobRecord]) -> Iterator[Finding]:
     """Whether a worker listens on our queue, and on those of waiting jobs; a `run` brings a worker of its own."""
-    from batchpipe.tasks.chain import broker_refusal
+    from batchpipe.tasks.inspection import broker_refusal
 
     if (said := broker_refusal()) is not None:
         yield Finding("broker", "fail", said, _AT_REDIS)

@@ -25,7 +25,7 @@ from batchpipe.cli.common import (
     settings,
 )
 from batchpipe.cli.options import Place, endpoint_option, json_option, size_options, submit_options
-from batchpipe.config.settings import SANDBOX_ACCOUNT
+from batchpipe.config.account import SANDBOX_ACCOUNT
 from batchpipe.errors import PermanentError
 from batchpipe.masking import without_secrets
 from batchpipe.model.records import DEFAULT_ACCOUNT, State
@@ -43,7 +43,7 @@ MOST_OF_AN_ERROR = 100
 def submit_command(input: str, account: str | None, **options: Any) -> None:
     """Enqueue a job and print its id alone. A worker does the work: `batchpipe worker`."""
     from batchpipe.client.submission import absolute
-    from batchpipe.config.settings import SANDBOX_ACCOUNT
+    from batchpipe.config.account import SANDBOX_ACCOUNT
 
     if account == SANDBOX_ACCOUNT and account not in settings().accounts:
         raise click.UsageError(f"the account {account!r} exists only during `batchpipe run --sandbox`")

@@ -52,7 +52,7 @@ def run_command(
     errors.jsonl and job.json. Ctrl-C stops following; the job goes on at the provider.
     """
     from batchpipe.client.local_run import resume_key
-    from batchpipe.config.settings import SANDBOX_ACCOUNT
+    from batchpipe.config.account import SANDBOX_ACCOUNT
 
     if sandbox and account not in (None, SANDBOX_ACCOUNT):
         raise click.UsageError("--sandbox brings its own account: leave --account away")

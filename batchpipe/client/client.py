@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import threading
 import time
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
@@ -28,7 +27,10 @@ from batchpipe.client.submission import (
     with_input,
 )
 from batchpipe.client.waiting import follow
-from batchpipe.config.settings import SANDBOX_ACCOUNT, Settings, bare_environment, current_settings, install_settings
+from batchpipe.config.account import SANDBOX_ACCOUNT
+from batchpipe.config.environment import bare_environment
+from batchpipe.config.settings import Settings
+from batchpipe.config.site import current_site
 from batchpipe.errors import InvalidInput, JobNotFound, PermanentError, SettingsError, StoreUnavailable
 from batchpipe.local_redis import acquire
 from batchpipe.masking import without_secrets
@@ -41,10 +43,9 @@ from batchpipe.pipeline.sweep import sweep
 from batchpipe.pipeline.waking import WOKEN_AT_ONCE, Resumed, resume_account, wake_first, wake_job
 from batchpipe.recover import Report, recover
 from batchpipe.store import Store
-from batchpipe.tasks import chain as tasks
-
-#: Private Redis servers of this process that lose everything when they stop: a second client must know it, too.
-_FORGETFUL: set[str] = set()
+from batchpipe.tasks import publishing
+from batchpipe.tasks.app import check_not_eager
+from batchpipe.tasks.runtime import runtime
 
 
 class Client:
@@ -55,24 +56,19 @@ class Client:
 
         Raises SettingsError.
         """
-        in_use = None if settings is not None else current_settings()
-        settings = settings or in_use
-        assert settings is not None
+        site = current_site()
+        settings = settings or site.settings
         if settings.redis_url is None:
             handle = acquire(settings.home, environment=bare_environment())
             atexit.register(handle.close)
-            settings = settings.with_redis(handle.server.url)
-            if not handle.server.durable:
-                _FORGETFUL.add(handle.server.url)
-        self.durable = settings.redis_address() not in _FORGETFUL
-        if settings is not in_use:
-            install_settings(settings)
-        self.settings = settings
+            settings = settings.with_redis(handle.server.url, durable=handle.server.durable)
+        self.settings = site.settings = settings
+        self.durable = settings.durable
         self._meter = Meter(lambda: self.store, lambda: self.settings.accounts)
 
     @property
     def store(self) -> Store:
-        return tasks.runtime(self.settings).store
+        return runtime(self.settings).store
 
     # -- submitting ------------------------------------------------------------------------------------------------
 
@@ -103,7 +99,7 @@ class Client:
                 "no redis-server was found, and the built-in stand-in forgets what was paid for when it stops: install "
                 "redis-server (or valkey), or set BATCHPIPE_REDIS_URL; a sandbox needs neither: BATCHPIPE_SANDBOX=true"
             )
-        tasks.check_not_eager()  # nor with a broker URL that cannot be used: raised before anything is recorded
+        check_not_eager()  # nor with a broker URL that cannot be used: raised before anything is recorded
         record = new_record(self.settings, job_id, options, own_queue=own_queue, notify_sites=notify_sites)
         record = with_input(record, input, self.settings, may_come_later=may_come_later)
         if not replace_job and self._record_later(record):
@@ -127,7 +123,7 @@ class Client:
         job_id, created = self._record_or_drop(record, replace_job, alias)
         if created:
             note_workspace(self.settings, record, record=basics(record))
-            turns = tasks.runtime(self.settings).jobs
+            turns = runtime(self.settings).jobs
             prune_workspaces(self.settings, self.store.closed, record.created_at or time.time())
             turns.log(job_id, [("submitted", {"input": without_secrets(record.input), "queue": record.queue})])
             turns.publish(Message(job_id, JOB, record.epoch, State.PENDING, record.task_ids, record.queue))
@@ -210,8 +206,8 @@ class Client:
         job_id = self.get_job(job_id).id  # it may be an alias
         asked, shards = self.store.cancel(job_id, waking=WOKEN_AT_ONCE)
         if asked:
-            turns = tasks.runtime(self.settings).jobs
-            tasks.revoke(wake_first(turns, job_id, shards, "always"))
+            turns = runtime(self.settings).jobs
+            publishing.revoke(wake_first(turns, job_id, shards, "always"))
             note_workspace(self.settings, self.store.get_job(job_id), cancel=True)
             turns.log(job_id, [("cancel_asked", {})])
         return self.get_job(job_id)
@@ -221,7 +217,7 @@ class Client:
 
         Raises JobNotFound.
         """
-        return decide(tasks.runtime(self.settings).jobs, self.get_job(job_id).id, "resend")
+        return decide(runtime(self.settings).jobs, self.get_job(job_id).id, "resend")
 
     def land(self, job_id: str) -> Job:
         """Collect what is there. For a held job, nothing more is sent. For an ended job, the batches that it stopped
@@ -231,28 +227,28 @@ class Client:
         Raises JobNotFound, OutputInUse, PermanentError (``not_ended``, ``nothing_to_land``).
         """
         job = self.get_job(job_id).record
-        land(tasks.runtime(self.settings).jobs, job)
+        land(runtime(self.settings).jobs, job)
         return self.get_job(job.id)
 
     def wake(self, job_id: str) -> None:
         """Publish all open work of a job again, for a caller who knows that its worker is gone: some of it at once, the
         rest of a large job with the next sweeps. Raises JobNotFound.
         """
-        wake_job(tasks.runtime(self.settings).jobs, job_id)
+        wake_job(runtime(self.settings).jobs, job_id)
 
     def sweep(self, *, listing: bool | None = None) -> int:
         """One pass of the safety net. Returns how many records were published again.
 
         ``listing``: read the accounts' lists of batches now (True), not at all (False), or if it is time (None).
         """
-        return sweep(tasks.runtime(self.settings).jobs, listing=listing)
+        return sweep(runtime(self.settings).jobs, listing=listing)
 
     def resume(self, account: str) -> Resumed:
         """End an account's pause: all waiting shards go on. Without a pause, those that wait for a person do.
 
         Many waiting shards take no longer: some are woken here, the others by the next sweeps.
         """
-        return resume_account(tasks.runtime(self.settings).jobs, account.lower())
+        return resume_account(runtime(self.settings).jobs, account.lower())
 
     def lift_pause(self, account: str) -> bool:
         """End an account's pause, if there is one: each shard goes on at its own time. Returns whether there was one.
@@ -280,7 +276,7 @@ class Client:
                 "no redis-server was found, and the built-in stand-in would forget the records again: install "
                 "redis-server (or valkey), or set BATCHPIPE_REDIS_URL"
             )
-        return recover(tasks.runtime(self.settings).jobs, folders, dry_run=dry_run, jobs=jobs, of=of)
+        return recover(runtime(self.settings).jobs, folders, dry_run=dry_run, jobs=jobs, of=of)
 
     # -- looking ---------------------------------------------------------------------------------------------------
 
@@ -337,17 +333,10 @@ class Client:
         return Watch(self.store, self.settings, say)
 
 
-_default: Client | None = None
-_making = threading.Lock()
-
-
 def default_client() -> Client:
-    """The client of this process's settings. Raises SettingsError."""
-    global _default
-    with _making:
-        if _default is None or _default.settings is not current_settings():
-            _default = Client()
-        return _default
+    """The client of the current site. Raises SettingsError."""
+    site = current_site()
+    return site.keep(Client, site.settings)
 
 
 @shows_options

@@ -14,7 +14,7 @@ from batchpipe.model.views import not_notified
 from batchpipe.recover import lost_jobs
 from batchpipe.store import Store
 from batchpipe.store.refusals import PASSING
-from batchpipe.tasks import chain as tasks
+from batchpipe.tasks.inspection import queues_of_workers
 
 #: How many open records are read, and of how many jobs.
 MOST_RECORDS, MOST_JOBS = 1_000, 200
@@ -99,7 +99,7 @@ class Health:
         listening, answers = self._store.listening(), None
         for queue in queues:
             found: Collection[str] = listening.get(queue, ())
-            if not found and answers is None and (answers := tasks.queues_of_workers()) is None:
+            if not found and answers is None and (answers := queues_of_workers()) is None:
                 yield queue, None
                 return
             yield queue, found or (answers or {}).get(queue, ())

@@ -13,14 +13,15 @@ from typing import Any, Protocol
 
 from batchpipe.client.client import Client, Job
 from batchpipe.client.submission import absolute
-from batchpipe.config.settings import SANDBOX_ACCOUNT, child_environment
+from batchpipe.config.account import SANDBOX_ACCOUNT
+from batchpipe.config.loading import child_environment
 from batchpipe.errors import BatchpipeError, SettingsError
 from batchpipe.model.records import JobRecord, ShardRecord, Stage, State
 from batchpipe.model.stats import Pause
 from batchpipe.pipeline.runner import NO_QUOTA
 from batchpipe.storage import Folder, input_info
 from batchpipe.storage.local import hold_lock, open_log
-from batchpipe.tasks.chain import forget_queue
+from batchpipe.tasks.publishing import forget_queue
 
 #: Deaths in a row, each within so many seconds of its start, after which a worker is not started again.
 MAX_QUICK_DEATHS, QUICK_SECONDS = 3, 10.0

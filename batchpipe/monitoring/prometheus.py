@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cache
 from itertools import product
 from typing import TYPE_CHECKING, Any
 from wsgiref.types import WSGIApplication
@@ -21,6 +20,7 @@ from prometheus_client.registry import Collector
 
 from batchpipe.client.client import Client, default_client
 from batchpipe.client.measures import Measures
+from batchpipe.config.site import current_site
 from batchpipe.errors import StoreUnavailable
 from batchpipe.telemetry.counters import ACCOUNT, INFINITE, METRICS, NO_ANSWER, VALUES, key_of
 from batchpipe.telemetry.counters import Metric as Counted
@@ -165,9 +165,12 @@ def collector(client: Client | None = None) -> JobCollector:
     return JobCollector(lambda: (client or default_client()).measure())
 
 
-@cache
 def _registry(client: Client | None) -> CollectorRegistry:
-    """A registry of batchpipe's metrics alone; always the same one, because it keeps what is costly to count."""
+    """The site's registry of these metrics alone; always the same one, because it keeps what is costly to count."""
+    return current_site().keep(_make_registry, client)
+
+
+def _make_registry(client: Client | None) -> CollectorRegistry:
     made = CollectorRegistry(auto_describe=False)
     made.register(collector(client))
     return made
