@@ -232,32 +232,23 @@ def test_a_killed_server_comes_back_at_the_same_address_with_its_data(home: Path
             assert server_of(home).pid != old.pid
 
 
-def test_a_server_that_has_lost_its_keeper_is_adopted(home: Path) -> None:
-    """After a kill -9 of the keeper the next user brings a new one, and the server still stops at the end."""
+def test_a_server_that_has_lost_its_keeper_is_started_again(home: Path) -> None:
+    """After a kill -9 of the keeper the next user brings a new one; users that still live find data and address."""
     first = acquire(home)
+    ask(first.server, "SET", "key", "value")
     server = server_of(home)
     kill_keeper(home)
     assert answers(first.server)
 
     second = acquire(home)
     assert second.server == first.server
-    assert server_of(home) == server
+    assert server_of(home) != server
     assert keeper_of(home).is_running()
+    assert ask(first.server, "GET", "key") == "value"
 
     first.close()
     second.close()
     assert eventually(lambda: not processes_of(home))
-
-
-def test_an_adopted_server_is_started_again_too(home: Path) -> None:
-    """A keeper watches a server that is not its child as well."""
-    with acquire(home) as handle:
-        ask(handle.server, "SET", "key", "value")
-        kill_keeper(home)
-        acquire(home).close()
-        kill_server(home)
-        assert eventually(lambda: answers(handle.server))
-        assert ask(handle.server, "GET", "key") == "value"
 
 
 def test_a_server_is_recovered_after_everything_was_killed(home: Path) -> None:
@@ -273,15 +264,26 @@ def test_a_server_is_recovered_after_everything_was_killed(home: Path) -> None:
             assert ask(handle.server, "GET", "key") == "value"
 
 
-def test_a_server_whose_keeper_was_killed_while_starting_it_is_adopted(home: Path) -> None:
+def test_a_server_whose_keeper_was_killed_while_starting_it_is_no_obstacle(home: Path) -> None:
     """The record is written before the server is started, so its password is never lost."""
     with acquire(home) as first:
+        ask(first.server, "SET", "key", "value")
         record = record_of(home)
         kill_keeper(home)
         (home / "redis" / "server.json").write_text(json.dumps(record | {"pid": None}))
         with acquire(home) as second:
             assert second.server == first.server
-            assert record_of(home)["pid"] == record["pid"]
+            assert ask(second.server, "GET", "key") == "value"
+
+
+def test_a_frozen_server_that_has_lost_its_keeper_is_named(home: Path) -> None:
+    """Two servers never share the data: rather one clear line, with the process to end."""
+    with acquire(home):
+        kill_keeper(home)
+        frozen = server_of(home)
+        frozen.suspend()
+        with pytest.raises(SettingsError, match=rf"\(process {frozen.pid}\) still uses .*: end it first"):
+            acquire(home)
 
 
 def test_a_keeper_that_is_told_to_end_stops_its_server(home: Path) -> None:

@@ -16,7 +16,8 @@ small **keeper** process, and the keeper starts the **server**. Their shared sta
 ========================  ==================================================================================
 
 A server that is killed is started again by its keeper, at the same port and with the same password. A keeper
-that is killed leaves its server running, and the next user starts a keeper that adopts it.
+that is killed leaves its server running; the next user starts a keeper, which starts the server again in the
+same way, with its data.
 """
 
 from __future__ import annotations
