@@ -63,7 +63,7 @@ def home(tmp_path: Path) -> Iterator[Path]:
 
 
 def processes_of(home: Path) -> dict[str, psutil.Process]:
-    """The keeper and the server of this home, whoever has started them."""
+    """The supervisor and the server of this home, whoever has started them."""
     folder = str(home / "redis")
     found: dict[str, psutil.Process] = {}
     for process in psutil.process_iter():
@@ -74,14 +74,14 @@ def processes_of(home: Path) -> dict[str, psutil.Process]:
             if process.cwd() == folder:
                 found["server"] = process
             elif "batchpipe.local_redis.supervisor" in arguments and folder in arguments:
-                found["keeper"] = process
+                found["supervisor"] = process
         except psutil.Error:  # gone meanwhile
             continue
     return found
 
 
-def keeper_of(home: Path) -> psutil.Process:
-    return processes_of(home)["keeper"]
+def supervisor_of(home: Path) -> psutil.Process:
+    return processes_of(home)["supervisor"]
 
 
 def server_of(home: Path) -> psutil.Process:
@@ -115,10 +115,10 @@ def answers(server: PrivateRedis) -> bool:
         return False
 
 
-def kill_keeper(home: Path) -> None:
-    keeper_of(home).kill()
+def kill_supervisor(home: Path) -> None:
+    supervisor_of(home).kill()
     # The kernel lets go of its lock only with its last thread, a moment after it has become a zombie.
-    with (home / "redis" / "keeper.lock").open() as lock:
+    with (home / "redis" / "supervisor.lock").open() as lock:
         fcntl.flock(lock, fcntl.LOCK_SH)
 
 
@@ -221,7 +221,7 @@ def test_the_server_stops_when_its_user_was_killed(home: Path, start_user: Calla
 
 
 def test_a_killed_server_comes_back_at_the_same_address_with_its_data(home: Path) -> None:
-    """The keeper starts it again, so that its users connect again."""
+    """The supervisor starts it again, so that its users connect again."""
     with acquire(home) as handle:
         ask(handle.server, "SET", "key", "value")
         for _ in range(2):
@@ -232,18 +232,18 @@ def test_a_killed_server_comes_back_at_the_same_address_with_its_data(home: Path
             assert server_of(home).pid != old.pid
 
 
-def test_a_server_that_has_lost_its_keeper_is_started_again(home: Path) -> None:
-    """After a kill -9 of the keeper the next user brings a new one; users that still live find data and address."""
+def test_a_server_that_has_lost_its_supervisor_is_started_again(home: Path) -> None:
+    """After a kill -9 of the supervisor the next user brings a new one; users that still live find data and address."""
     first = acquire(home)
     ask(first.server, "SET", "key", "value")
     server = server_of(home)
-    kill_keeper(home)
+    kill_supervisor(home)
     assert answers(first.server)
 
     second = acquire(home)
     assert second.server == first.server
     assert server_of(home) != server
-    assert keeper_of(home).is_running()
+    assert supervisor_of(home).is_running()
     assert ask(first.server, "GET", "key") == "value"
 
     first.close()
@@ -255,7 +255,7 @@ def test_a_server_is_recovered_after_everything_was_killed(home: Path) -> None:
     """A stale server.json is no obstacle: users that still live find their data at the old address."""
     with acquire(home) as survivor:
         ask(survivor.server, "SET", "key", "value")
-        kill_keeper(home)
+        kill_supervisor(home)
         kill_server(home)
         assert record_of(home)
 
@@ -264,48 +264,49 @@ def test_a_server_is_recovered_after_everything_was_killed(home: Path) -> None:
             assert ask(handle.server, "GET", "key") == "value"
 
 
-def test_a_server_whose_keeper_was_killed_while_starting_it_is_no_obstacle(home: Path) -> None:
+def test_a_server_whose_supervisor_was_killed_while_starting_it_is_no_obstacle(home: Path) -> None:
     """The record is written before the server is started, so its password is never lost."""
     with acquire(home) as first:
         ask(first.server, "SET", "key", "value")
         record = record_of(home)
-        kill_keeper(home)
+        kill_supervisor(home)
         (home / "redis" / "server.json").write_text(json.dumps(record | {"pid": None}))
         with acquire(home) as second:
             assert second.server == first.server
             assert ask(second.server, "GET", "key") == "value"
 
 
-def test_a_frozen_server_that_has_lost_its_keeper_is_named(home: Path) -> None:
+@pytest.mark.slow
+def test_a_frozen_server_that_has_lost_its_supervisor_is_named(home: Path) -> None:
     """Two servers never share the data: rather one clear line, with the process to end."""
     with acquire(home):
-        kill_keeper(home)
+        kill_supervisor(home)
         frozen = server_of(home)
         frozen.suspend()
         with pytest.raises(SettingsError, match=rf"\(process {frozen.pid}\) still uses .*: end it first"):
             acquire(home)
 
 
-def test_a_keeper_that_is_told_to_end_stops_its_server(home: Path) -> None:
+def test_a_supervisor_that_is_told_to_end_stops_its_server(home: Path) -> None:
     """A shutdown of the machine ends both in order; whoever comes next starts again with the data."""
     with acquire(home) as handle:
         ask(handle.server, "SET", "key", "value")
-        keeper_of(home).terminate()
+        supervisor_of(home).terminate()
         assert eventually(lambda: not processes_of(home))
         with acquire(home) as again:
             assert again.server == handle.server
             assert ask(again.server, "GET", "key") == "value"
 
 
-def test_ctrl_c_in_the_terminal_does_not_reach_the_keeper(home: Path) -> None:
+def test_ctrl_c_in_the_terminal_does_not_reach_the_supervisor(home: Path) -> None:
     """Interrupting the command in the foreground leaves the server to the other users."""
     with acquire(home) as handle:
-        keeper = keeper_of(home)
+        supervisor = supervisor_of(home)
         for number in (signal.SIGINT, signal.SIGHUP):
-            keeper.send_signal(number)
-        assert os.getsid(keeper.pid) != os.getsid(0)
+            supervisor.send_signal(number)
+        assert os.getsid(supervisor.pid) != os.getsid(0)
         time.sleep(0.1)
-        assert keeper.is_running()
+        assert supervisor.is_running()
         assert answers(handle.server)
 
 
@@ -330,7 +331,7 @@ def test_the_password_is_needed_and_not_shown(home: Path) -> None:
 
         assert record["password"] in handle.server.url
         assert record["password"] not in repr(handle.server)
-        assert record["password"] not in (home / "redis" / "keeper.log").read_text()
+        assert record["password"] not in (home / "redis" / "supervisor.log").read_text()
         for process in processes_of(home).values():
             assert record["password"] not in " ".join(process.cmdline())
 
@@ -444,10 +445,10 @@ def test_a_home_that_cannot_be_written_to_is_a_clear_error(tmp_path: Path) -> No
 
 
 def test_it_gives_up_in_time(home: Path) -> None:
-    """A keeper that hangs does not hang its users."""
+    """A supervisor that hangs does not hang its users."""
     with acquire(home):
         kill_server(home)
-        keeper_of(home).suspend()
+        supervisor_of(home).suspend()
         started = time.monotonic()
         with pytest.raises(SettingsError, match=r"did not answer within 0\.5 seconds"):
             acquire(home, timeout=0.5)

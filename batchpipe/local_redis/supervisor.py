@@ -1,4 +1,4 @@
-"""The keeper process: ``python -m batchpipe.local_redis.supervisor FOLDER SERVERS``. See the package's docstring."""
+"""The supervisor: ``python -m batchpipe.local_redis.supervisor FOLDER SERVERS``. See the package's docstring."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ logfile ""
 """
 
 
-class _Keeper:
+class _Supervisor:
     """Starts the server, starts it again when it dies, stops it when its last user is gone."""
 
     def __init__(self, folder: Path, servers: Sequence[tuple[str, str]] | None) -> None:
@@ -68,7 +68,7 @@ class _Keeper:
         os.set_blocking(self.wake_write, False)
 
     def run(self) -> None:
-        lock = open_lock(self.folder / "keeper.lock")
+        lock = open_lock(self.folder / "supervisor.lock")
         if not wait_for(lambda: try_lock(lock, fcntl.LOCK_EX), time.monotonic() + 0.5):
             _say("busy")
             return
@@ -119,9 +119,9 @@ class _Keeper:
         return self.fake is not None or (self.process is not None and self.process.poll() is None)
 
     def end_orphan(self) -> None:
-        """Tell the server that a killed keeper has left to end; ``start`` waits for that."""
+        """Tell the server that a killed supervisor has left to end; ``start`` waits for that."""
         if (record := read_record(self.folder)) and is_held(self.folder / "data.lock"):
-            _log(f"stopping the server at port {record.port}, which has lost its keeper")
+            _log(f"stopping the server at port {record.port}, which has lost its supervisor")
             _shut_down(record)
 
     def start(self) -> None:
@@ -146,7 +146,7 @@ class _Keeper:
             for _ in range(3):
                 if self.start_at(binary, _free_port(), password, data_fd):
                     return
-            raise SettingsError(f"{binary.path} does not start: {last_line(self.folder / 'keeper.log')}")
+            raise SettingsError(f"{binary.path} does not start: {last_line(self.folder / 'supervisor.log')}")
         finally:
             if data_fd >= 0:
                 os.close(data_fd)  # the server has its own copy
@@ -171,7 +171,7 @@ class _Keeper:
 
     def start_at(self, binary: Binary, port: int, password: str, data_fd: int) -> bool:
         record = Record(port=port, password=password, kind=binary.kind)
-        # Written first, so that the next keeper can end the server if this one is killed right here.
+        # Written first, so that the next supervisor can end the server if this one is killed right here.
         write_json(self.folder / "server.json", asdict(record))
         # The configuration goes through stdin: everybody can read the arguments of a process.
         process = subprocess.Popen(
@@ -186,7 +186,7 @@ class _Keeper:
         assert process.stdin is not None
         with contextlib.suppress(BrokenPipeError), process.stdin as stdin:
             stdin.write(CONFIG.format(port=port, password=password).encode())
-        # A server that is still loading its data counts as started: its users wait, and its keeper may watch.
+        # A server that is still loading its data counts as started: its users wait, and its supervisor may watch.
         while process.poll() is None and ping(record)[:1] != [b"+OK"]:
             time.sleep(0.005)
         if process.poll() is not None:
@@ -244,11 +244,11 @@ def _free_port() -> int:
 
 
 def _log(text: str) -> None:
-    print(time.strftime("%Y-%m-%d %H:%M:%S"), "keeper:", text, file=sys.stderr, flush=True)
+    print(time.strftime("%Y-%m-%d %H:%M:%S"), "supervisor:", text, file=sys.stderr, flush=True)
 
 
 def _say(word: str) -> None:
-    """Report the result, once, to the user that started this keeper."""
+    """Report the result, once, to the user that started this supervisor."""
     _log(word)
     with contextlib.suppress(BrokenPipeError):  # it may have gone
         os.write(1, (word.replace("\n", " ") + "\n").encode())
@@ -259,11 +259,11 @@ def _say(word: str) -> None:
 
 def _main(folder: str, servers: str) -> None:
     if os.fork():
-        os._exit(0)  # the keeper is not a child of the user that starts it
+        os._exit(0)  # the supervisor is not a child of the user that starts it
     os.umask(0o077)
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # Ctrl-C is meant for the command in the foreground
-    _Keeper(Path(folder), json.loads(servers)).run()
+    _Supervisor(Path(folder), json.loads(servers)).run()
 
 
 if __name__ == "__main__":

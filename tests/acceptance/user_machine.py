@@ -228,7 +228,7 @@ class Place:
         if process.cwd() == str(self.home / "redis"):
             return True  # a Redis writes its title over its environment
         if str(self.home / "redis") in process.cmdline():
-            return True  # its keeper, which is given no environment of ours
+            return True  # its supervisor, which is given no environment of ours
         return bool(process.environ().get("BATCHPIPE_HOME") == str(self.home))
 
     def private_redis(self) -> psutil.Process | None:
