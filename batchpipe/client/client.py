@@ -16,16 +16,7 @@ from batchpipe.client.listeners import Watch, deserted, missing_worker, warn_of_
 from batchpipe.client.measures import Measures, Meter
 from batchpipe.client.options import SubmitOptions, complete, shows_options
 from batchpipe.client.retry import check_retriable, check_sizes, failed_requests, retry_options
-from batchpipe.client.submission import (
-    HeldSpool,
-    Input,
-    as_text,
-    drop_spool,
-    held_back,
-    new_record,
-    new_run_queue,
-    with_input,
-)
+from batchpipe.client.submission import Input, as_text, held_back, new_record, new_run_queue, with_input
 from batchpipe.client.waiting import follow
 from batchpipe.config.account import SANDBOX_ACCOUNT
 from batchpipe.config.environment import bare_environment
@@ -36,6 +27,7 @@ from batchpipe.local_redis import acquire
 from batchpipe.masking import without_secrets
 from batchpipe.model.records import JOB, JobRecord, State, new_job_id
 from batchpipe.model.stats import Clock, Pause, Stats
+from batchpipe.pipeline.copied_inputs import forget_copy, remove_copy, remove_unrecorded
 from batchpipe.pipeline.manifest import basics, note_workspace, prune_workspaces
 from batchpipe.pipeline.results import BatchResult, Outcome
 from batchpipe.pipeline.runner import NO_QUOTA, Message
@@ -108,47 +100,31 @@ class Client:
 
     def _record_later(self, record: JobRecord) -> bool:
         """If a framework's transaction is open, let its commit record the job. Returns whether one is open."""
-        spool = HeldSpool(record)
 
         def commit() -> None:
-            spool.hand_over()
             self._record(record, "", alias=True)
 
-        if held_back(commit):
-            return True
-        spool.hand_over()
-        return False
+        return held_back(commit)
 
     def _record(self, record: JobRecord, replace_job: str, *, alias: bool = False) -> Job:
-        job_id, created = self._record_or_drop(record, replace_job, alias)
+        try:
+            job_id, created = self.store.submit(record, again=replace_job, alias=alias)
+        except PermanentError:
+            remove_copy(self.settings, record)
+            raise
         if created:
             note_workspace(self.settings, record, record=basics(record))
-            turns = runtime(self.settings).jobs
-            prune_workspaces(self.settings, self.store.closed, record.created_at or time.time())
+            if record.spooled:
+                forget_copy(self.settings, job_id)
+            turns, now = runtime(self.settings).jobs, record.created_at or time.time()
+            prune_workspaces(self.settings, self.store.closed, now)
             turns.log(job_id, [("submitted", {"input": without_secrets(record.input), "queue": record.queue})])
             turns.publish(Message(job_id, JOB, record.epoch, State.PENDING, record.task_ids, record.queue))
+            with suppress(StoreUnavailable):  # on a host without workers nobody else does it
+                remove_unrecorded(self.settings, self.store, now)
         else:
-            drop_spool(record)
+            remove_copy(self.settings, record)
         return self.get_job(job_id)
-
-    def _record_or_drop(self, record: JobRecord, replace_job: str, alias: bool) -> tuple[str, bool]:
-        """Record the job; if that fails, what was copied for it is removed."""
-        if record.spooled:
-            try:
-                self.store.now()  # Redis is away, so nothing is recorded yet
-            except BaseException:
-                drop_spool(record)
-                raise
-        try:
-            return self.store.submit(record, again=replace_job, alias=alias)
-        except PermanentError:
-            drop_spool(record)
-            raise
-        except StoreUnavailable:  # it may have been recorded all the same
-            with suppress(StoreUnavailable):
-                if record.spooled and self.store.give_up(record.id):
-                    drop_spool(record)
-            raise
 
     def retry(
         self,

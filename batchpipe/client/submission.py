@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 import os
-import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,13 +15,12 @@ from batchpipe.client.option_checks import check_options, check_output, check_pl
 from batchpipe.client.options import SubmitOptions
 from batchpipe.config.settings import Settings
 from batchpipe.config.site import current_site
-from batchpipe.errors import BatchpipeError, InvalidInput
+from batchpipe.errors import InvalidInput
 from batchpipe.model.records import JobRecord, new_job_id
+from batchpipe.pipeline.copied_inputs import COPIED_INPUT, note_copy, remove_copy
 from batchpipe.pipeline.manifest import check_apart, check_no_workspace, check_output_here
 from batchpipe.storage import Folder, check_allowed, lines_of, local_path, place_name, stored_at
 from batchpipe.store.store import new_task_ids
-
-logger = logging.getLogger(__name__)
 
 #: What ``submit`` accepts: a path or URL of a JSONL file, an open one or an upload of a web framework, or requests as
 #: dicts or as objects that dump to dicts.
@@ -33,9 +30,6 @@ Input = str | Path | Iterable[Any]
 _TEXTS = ("name", "key", "account", "endpoint", "completion_window", "queue")
 _MAPPINGS = ("metadata", "extra", "tags")
 _NUMBERS = ("max_rows", "max_bytes", "attempts")
-
-#: An iterator's file in the workspace.
-SPOOLED_INPUT = "input.jsonl"
 
 
 def new_record(
@@ -104,17 +98,18 @@ def with_input(record: JobRecord, source: Input, settings: Settings, *, may_come
         check_apart(absolute(source), record.output)
         return record.evolve(input=absolute(source), bytes=_size_here(absolute(source)))
     folder, count, size = Folder(record.workspace, private=True), 0, 0
+    note_copy(settings, record)
     try:
-        with folder.writer(SPOOLED_INPUT) as file:
+        with folder.writer(COPIED_INPUT) as file:
             for line in dump_rows(source):
                 file.write(line)
                 count, size = count + 1, size + len(line)
             if not count:
                 raise InvalidInput("the input has no rows", code="input_empty")
     except BaseException:  # the iterator is the user's: it may raise anything, and Ctrl-C may strike
-        drop_spool(record.evolve(spooled=True))
+        remove_copy(settings, record.evolve(spooled=True))
         raise
-    return record.evolve(input=folder.path(SPOOLED_INPUT), bytes=size, spooled=True)
+    return record.evolve(input=folder.path(COPIED_INPUT), bytes=size, spooled=True)
 
 
 def _size_here(place: str) -> int | None:
@@ -148,34 +143,6 @@ def held_back(commit: Callable[[], None]) -> bool:
     """True if ``commit`` will be called when the caller's transaction commits, and never if it rolls back."""
     on_commit = current_site().on_commit
     return on_commit is not None and on_commit(commit)
-
-
-class HeldSpool:
-    """Keeps what ``with_input`` wrote for as long as this object exists, or for good once it is handed over.
-
-    A framework drops the function that holds it when the transaction rolls back, without any notice.
-    """
-
-    def __init__(self, record: JobRecord) -> None:
-        self._finalizer = weakref.finalize(self, drop_spool, record)
-
-    def hand_over(self) -> None:
-        self._finalizer.detach()
-
-
-def drop_spool(record: JobRecord) -> None:
-    """Remove what ``with_input`` wrote for a job that was not recorded, and the folder that was made for it alone.
-
-    Raises nothing: the caller is already handling an error.
-    """
-    if not record.spooled:
-        return
-    try:
-        Folder(record.workspace, private=True).remove("")
-        if record.output.rstrip("/").endswith(f"/{record.id}"):
-            Folder(record.output, private=True).remove("")
-    except (BatchpipeError, OSError) as error:
-        logger.warning("the copied input of job %s is left in %s: %s", record.id, record.workspace, error)
 
 
 def absolute(place: str | Path) -> str:

@@ -13,6 +13,7 @@ from batchpipe.config.site import current_site
 from batchpipe.errors import BatchpipeError, Refused, SettingsError, StoreUnavailable, Unavailable
 from batchpipe.model.records import ShardRecord, Stage, Status
 from batchpipe.model.stats import Clock
+from batchpipe.pipeline.copied_inputs import remove_unrecorded
 from batchpipe.pipeline.manifest import prune_workspaces
 from batchpipe.pipeline.overdue import PASS_LENGTH, publish_overdue
 from batchpipe.pipeline.runner import NO_QUOTA, Runner
@@ -38,7 +39,9 @@ def sweep(turns: Runner, *, limit: int = PASS_LENGTH, listing: bool | None = Non
     woken = publish_overdue(turns, limit)
     wake_rest(turns, limit)
     turns.store.prune_lists()
-    prune_workspaces(turns.settings, turns.store.closed, turns.store.now())
+    now = turns.store.now()
+    prune_workspaces(turns.settings, turns.store.closed, now)
+    remove_unrecorded(turns.settings, turns.store, now)
     if listing is not False:
         clock = turns.store.clock()
         _tell_of_clock(clock)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from batchpipe.storage.atomic import Draft
 from batchpipe.storage.backends import Checkpoint, local_path, read_lines
-from batchpipe.storage.duplicates import RepeatFinder
+from batchpipe.storage.duplicates import DuplicateFinder
 from batchpipe.storage.folder import Folder, Scratch, temporary
 from batchpipe.storage.inputs import allowed, check_allowed, input_info, open_input
 from batchpipe.storage.lines import LineFile
@@ -22,11 +22,11 @@ __all__ = [
     "ANY_INPUT",
     "Checkpoint",
     "Draft",
+    "DuplicateFinder",
     "Folder",
     "InputRules",
     "LineFile",
     "Partial",
-    "RepeatFinder",
     "Scratch",
     "Spill",
     "allowed",

@@ -22,8 +22,6 @@ When = Literal["overdue", "asleep", "always"]
 
 #: How long an alias is kept after the records of an ended job: as long as a job may take.
 ALIAS_SECONDS = 60 * 86_400
-#: How late an abandoned submit may still reach Redis.
-GIVEN_UP_SECONDS = 86_400
 
 
 #: How many ids from unclear answers to a shard's create calls are kept.
@@ -82,11 +80,6 @@ class Store(ManyShards):
         if verdict == "output":
             raise OutputInUse(output_in_use(job.output, job_id, stage[0]))
         return job_id, verdict == "ok"
-
-    def give_up(self, job_id: str) -> bool:
-        """After a submit without an answer: True if the job is not recorded, and from now on cannot be."""
-        args = (self.prefix, job_id, GIVEN_UP_SECONDS)
-        return bool(self._run("give_up", [self._job_key(job_id)], *args)[0] == "ok")
 
     def cancel(self, job_id: str, *, waking: int | None = None) -> tuple[bool, int]:
         """Set the cancel flag. Returns (False if the job had ended, number of its shards). Raises JobNotFound.
