@@ -19,7 +19,7 @@ from batchpipe.config import seams
 from batchpipe.config.settings import install_site
 from batchpipe.local_redis import find_server
 from batchpipe.sandbox import Sandbox
-from batchpipe.store import Store
+from batchpipe.store import Connection, Store
 from batchpipe.tasks.chain import install_app
 
 
@@ -114,7 +114,7 @@ def store(request: pytest.FixtureRequest, clock: MovableClock, prefix: str) -> I
     else:
         client = redis.Redis.from_url(request.getfixturevalue("redis_url"), decode_responses=True)
     with client:
-        yield Store(client, prefix=prefix, lease_seconds=60, ttl_seconds=3600, skew=clock)
+        yield Store(Connection(client, prefix=prefix, lease_seconds=60, ttl_seconds=3600, skew=clock))
 
 
 # -- the provider --------------------------------------------------------------------------------------------------

@@ -410,9 +410,9 @@ class Pulse(Task):  # type: ignore[misc]
         """A worker has taken the message, so it takes from its queue."""
         with suppress(BatchpipeError):
             store = runtime().store
-            store.note_pulse(self.name, taken=store.now())
+            store.queues.note_pulse(self.name, taken=store.now())
             if queue := (self.request.delivery_info or {}).get("routing_key"):
-                store.note_taken(queue)
+                store.queues.note_taken(queue)
 
 
 #: Options of the tasks that beat sends every few seconds: anybody who watches tasks would drown in them.
@@ -501,7 +501,7 @@ def _bounded(kind: Kind, job: str, index: int, epoch: int, turn: Callable[[], Ne
             return turn()
     after = slots.wait(kind)
     with suppress(RecordUnreadable):  # its turn notes that
-        if runtime().store.bounce(job, index, epoch, after, small=(SMALL_BYTES, SMALL_ROWS)) == "later":
+        if runtime().store.queues.bounce(job, index, epoch, after, small=(SMALL_BYTES, SMALL_ROWS)) == "later":
             return Retry(after, "this worker is busy with others of its kind", "slots")
     return turn()
 
