@@ -84,7 +84,7 @@ class Client:
         """
         options = complete(options)
         job_id, key = new_job_id(), as_text(options["key"], "key")
-        if key is not None and not replace_job and (first := self.store.job_of_key(key)) is not None:
+        if key is not None and not replace_job and (first := self.store.jobs.id_of_key(key)) is not None:
             return self.get_job(first)
         if not self.durable and not self.settings.is_sandbox(options["account"]):
             raise SettingsError(
@@ -108,7 +108,7 @@ class Client:
 
     def _record(self, record: JobRecord, replace_job: str, *, alias: bool = False) -> Job:
         try:
-            job_id, created = self.store.submit(record, again=replace_job, alias=alias)
+            job_id, created = self.store.jobs.submit(record, again=replace_job, alias=alias)
         except PermanentError:
             remove_copy(self.settings, record)
             raise
@@ -117,7 +117,7 @@ class Client:
             if record.spooled:
                 forget_copy(self.settings, job_id)
             turns, now = runtime(self.settings).jobs, record.created_at or time.time()
-            prune_workspaces(self.settings, self.store.closed, now)
+            prune_workspaces(self.settings, self.store.jobs.closed, now)
             turns.log(job_id, [("submitted", {"input": without_secrets(record.input), "queue": record.queue})])
             turns.publish(Message(job_id, JOB, record.epoch, State.PENDING, record.task_ids, record.queue))
             with suppress(StoreUnavailable):  # on a host without workers nobody else does it
@@ -143,7 +143,7 @@ class Client:
         Raises JobNotFound, InvalidInput, PermanentError (``not_ended``, ``nothing_to_retry``; ``retried``: the first
         new job has other sizes than asked for now).
         """
-        old = self.store.get_job(job_id)
+        old = self.store.jobs.get(job_id)
         check_retriable(old)
         own_queue = old.input_here and old.account == SANDBOX_ACCOUNT
         queue = new_run_queue(self.settings) if own_queue else None if old.input_here else old.queue
@@ -157,11 +157,11 @@ class Client:
 
     def get_job(self, job_id: str) -> Job:
         """Raises JobNotFound."""
-        return Job(self.store.get_job(job_id), self)
+        return Job(self.store.jobs.get(job_id), self)
 
     def find_by_key(self, key: str) -> Job | None:
         """The job that was submitted with this key."""
-        job_id = self.store.job_of_key(key)
+        job_id = self.store.jobs.id_of_key(key)
         return self.get_job(job_id) if job_id is not None else None
 
     def list_jobs(self, *, state: State | str | None = None, limit: int = 100) -> list[Job]:
@@ -170,7 +170,7 @@ class Client:
             wanted = State(state) if state is not None else None
         except ValueError:
             raise InvalidInput(f"{state!r} is no state of a job", field="state") from None
-        return [Job(record, self) for record in self.store.list_jobs(state=wanted, limit=limit)]
+        return [Job(record, self) for record in self.store.jobs.newest(state=wanted, limit=limit)]
 
     # -- acting ----------------------------------------------------------------------------------------------------
 
@@ -180,11 +180,11 @@ class Client:
         A job of many shards takes no longer: some are woken here, the others by the next sweeps.
         """
         job_id = self.get_job(job_id).id  # it may be an alias
-        asked, shards = self.store.cancel(job_id, waking=WOKEN_AT_ONCE)
+        asked, shards = self.store.jobs.cancel(job_id, waking=WOKEN_AT_ONCE)
         if asked:
             turns = runtime(self.settings).jobs
             publishing.revoke(wake_first(turns, job_id, shards, "always"))
-            note_workspace(self.settings, self.store.get_job(job_id), cancel=True)
+            note_workspace(self.settings, self.store.jobs.get(job_id), cancel=True)
             turns.log(job_id, [("cancel_asked", {})])
         return self.get_job(job_id)
 
@@ -231,13 +231,13 @@ class Client:
 
         For a caller who sends something to the account now: the cause is corrected, or shows again at once.
         """
-        return self.store.resume(account)
+        return self.store.accounts.resume(account)
 
     def key_works(self, account: str) -> bool:
         """The provider takes the account's key: end its pause, unless that is for a quota which is used up. Returns
         whether it was paused.
         """
-        pause = self.store.paused(account)
+        pause = self.store.accounts.paused(account)
         return pause is not None and pause.code != NO_QUOTA and self.resume(account).paused
 
     def recover(
@@ -274,7 +274,7 @@ class Client:
 
     def clock(self) -> Clock:
         """The time of all records, and what is known of Redis' clock."""
-        return self.store.clock()
+        return self.store.connection.clock()
 
     def now(self) -> float:
         """The time of all records, in unix seconds."""
@@ -282,11 +282,11 @@ class Client:
 
     def pause_of(self, account: str) -> Pause | None:
         """Why an account is paused, and for how many more seconds."""
-        return self.store.paused(account)
+        return self.store.accounts.paused(account)
 
     def stats(self) -> Stats:
         """A few numbers about all jobs, at the cost of a few reads."""
-        return self.store.stats()
+        return self.store.counters.stats()
 
     def measure(self) -> Measures:
         """All numbers for metrics. Raises StoreUnavailable."""

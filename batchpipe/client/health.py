@@ -45,16 +45,16 @@ class Health:
 
     def server(self) -> dict[str, str]:
         """``version``, ``appendonly``, ``appendfsync``, ``maxmemory-policy``; "": the server does not tell."""
-        return self._store.server_facts()
+        return self._store.connection.server_facts()
 
     def check_writing(self) -> None:
         """Try a write that changes nothing."""
-        self._store.check_writing()
+        self._store.connection.check_writing()
 
     def seconds_apart(self) -> float:
         """How far Redis' clock is ahead of the one of this host; negative: behind. 0 while it is known to be wrong."""
-        clock = self._store.clock()
-        return 0.0 if clock.ahead else clock.now - self._store.host_time()
+        clock = self._store.connection.clock()
+        return 0.0 if clock.ahead else clock.now - self._store.connection.host_time()
 
     def lost_jobs(self) -> list[str]:
         """Ids of unfinished jobs that this host has submitted, and that Redis does not know."""
@@ -63,17 +63,17 @@ class Health:
     def open_jobs(self) -> list[OpenJob]:
         """Those with records that are due first, no more than can be read in a moment."""
         indexes: dict[str, list[int]] = {}
-        for job_id, index in self._store.unfinished(MOST_RECORDS):
+        for job_id, index in self._store.due.unfinished(MOST_RECORDS):
             indexes.setdefault(job_id, []).append(index)
         found = (self._open_job(job_id, at) for job_id, at in list(indexes.items())[:MOST_JOBS])
         return [job for job in found if job is not None]
 
     def _open_job(self, job_id: str, indexes: Sequence[int]) -> OpenJob | None:
         """None if it ended between two reads."""
-        shards = self._store.shards_of([(job_id, index) for index in indexes if index != JOB])
+        shards = self._store.shards.at([(job_id, index) for index in indexes if index != JOB])
         with suppress(JobNotFound):
             try:
-                job = self._store.get_job(job_id)
+                job = self._store.jobs.get(job_id)
                 itself = [job] if JOB in indexes else []
             except RecordUnreadable as error:
                 problem = Problem(code=error.code, message=error.message)
@@ -96,7 +96,7 @@ class Health:
         """Each queue with the names of the workers that listen on it. If none has noted that it listens on one of the
         queues, all workers are asked, which takes a second; None, and no further queue, if the broker does not answer.
         """
-        listening, answers = self._store.listening(), None
+        listening, answers = self._store.queues.listening(), None
         for queue in queues:
             found: Collection[str] = listening.get(queue, ())
             if not found and answers is None and (answers := queues_of_workers()) is None:

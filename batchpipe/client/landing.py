@@ -18,7 +18,7 @@ from batchpipe.store import Store
 
 def decide(turns: Runner, job_id: str, decision: Literal["resend", "land"]) -> bool:
     """End a job's hold: send the rows again, or only collect what is there. Returns whether it was held."""
-    verdict, shards = turns.store.decide(job_id, decision, waking=WOKEN_AT_ONCE)
+    verdict, shards = turns.store.jobs.decide(job_id, decision, waking=WOKEN_AT_ONCE)
     if verdict != "ok":
         return False
     turns.log(job_id, [("hold_ended", {"then": decision})])
@@ -40,7 +40,7 @@ def land(turns: Runner, job: JobRecord) -> None:
         message = f"the workspace of job {job.id} is no longer there: {job.workspace}"
         raise PermanentError(message, code="no_workspace")
     if _reopen(turns.store, job):  # else another caller has just asked for it
-        turns.log(job.id, [("landing", {"shards": turns.store.get_job(job.id).open})])
+        turns.log(job.id, [("landing", {"shards": turns.store.jobs.get(job.id).open})])
         for index in first:  # the sweeps find the others
             turns.wake(job.id, index, when="overdue")
 
@@ -48,7 +48,7 @@ def land(turns: Runner, job: JobRecord) -> None:
 def _reopen(store: Store, job: JobRecord) -> bool:
     """Take an ended job back to running. Returns False if it is running already. Raises OutputInUse, PermanentError."""
     in_output = results_place(job).url == Folder(job.output).url  # else a later job has moved them out of there
-    verdict = store.land(job.id, _given_up(store, job), in_output=in_output)
+    verdict = store.jobs.land(job.id, _given_up(store, job), in_output=in_output)
     if verdict == "output":
         raise OutputInUse(f"another job that has not ended writes to the output of job {job.id}: {job.output}")
     if verdict == "not_closed":
@@ -59,6 +59,6 @@ def _reopen(store: Store, job: JobRecord) -> bool:
 
 def _given_up(store: Store, job: JobRecord) -> Iterator[int]:
     """Indexes of the shards of an ended job with batches that may have more rows than were collected."""
-    for shard in store.iter_shards(job, fields=("batch_id", "error")):
+    for shard in store.shards.of_job(job, fields=("batch_id", "error")):
         if shard.batch_id is not None and shard.error is not None and shard.error.code in LANDABLE:
             yield shard.index

@@ -44,10 +44,10 @@ class Meter:
         """Raises StoreUnavailable, after one short try: whoever reads metrics waits for seconds only."""
         store = self._open()
         store.ping()
-        stats, open_shards = store.stats(), self._count_open_shards(store)
-        accounts = sorted({"default", *self._accounts(), *store.creating_accounts(stats.now - RECENT_SECONDS)})
-        paused = {name: pause.seconds if (pause := store.paused(name)) else 0.0 for name in accounts}
-        return Measures(stats, open_shards, paused, store.read_counts())
+        stats, open_shards = store.counters.stats(), self._count_open_shards(store)
+        accounts = sorted({"default", *self._accounts(), *store.accounts.creating(stats.now - RECENT_SECONDS)})
+        paused = {name: pause.seconds if (pause := store.accounts.paused(name)) else 0.0 for name in accounts}
+        return Measures(stats, open_shards, paused, store.counters.read())
 
     def _count_open_shards(self, store: Store) -> OpenShards:
         with self._lock:  # other callers wait for the count that is under way
@@ -56,5 +56,5 @@ class Meter:
                 _, at, counted = self._counted
                 if 0 <= now - at < COUNT_SECONDS:
                     return counted
-            self._counted = store, now, store.count_open_shards()
+            self._counted = store, now, store.counters.count_open_shards()
             return self._counted[2]

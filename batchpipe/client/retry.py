@@ -39,7 +39,7 @@ def retry_options(
 def failed_requests(store: Store, job: JobRecord, settings: Settings) -> Iterator[bytes]:
     """Request lines of the rows that are not ok, in input order, from the job's workspace."""
     workspace = workspace_of(job, settings)
-    shards = store.iter_shards(job, fields=("round", "file"))
+    shards = store.shards.of_job(job, fields=("round", "file"))
     files = {shard.index: shard.file for shard in shards if shard.round == 1}
     with workspace.reader(job.order_files[0]) as order, workspace.reader(INDEX) as index:
         yield from iter_failed_requests(order, workspace, files, index)

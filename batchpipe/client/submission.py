@@ -20,7 +20,7 @@ from batchpipe.model.records import JobRecord, new_job_id
 from batchpipe.pipeline.copied_inputs import COPIED_INPUT, note_copy, remove_copy
 from batchpipe.pipeline.manifest import check_apart, check_no_workspace, check_output_here
 from batchpipe.storage import Folder, check_allowed, lines_of, local_path, place_name, stored_at
-from batchpipe.store.store import new_task_ids
+from batchpipe.store import new_task_ids
 
 #: What ``submit`` accepts: a path or URL of a JSONL file, an open one or an upload of a web framework, or requests as
 #: dicts or as objects that dump to dicts.
