@@ -134,11 +134,6 @@ def _check_is_there(place: str) -> None:
         raise InvalidInput(f"{os.path.abspath(path)}: no such file", field="input", code="input_missing")
 
 
-def hold_with(hold: Callable[[Callable[[], None]], bool] | None) -> None:
-    """Let a framework delay submits until its transaction commits (None: no longer)."""
-    current_site().on_commit = hold
-
-
 def held_back(commit: Callable[[], None]) -> bool:
     """True if ``commit`` will be called when the caller's transaction commits, and never if it rolls back."""
     on_commit = current_site().on_commit

@@ -11,7 +11,6 @@ import pytest
 from pydantic import SecretStr
 
 from batchpipe.client.client import Client, Job
-from batchpipe.client.submission import hold_with
 from batchpipe.config.settings import Settings
 from batchpipe.config.site import current_site
 from batchpipe.errors import InvalidInput, JobNotFound, OutputInUse, StoreUnavailable
@@ -54,9 +53,9 @@ def client(redis_url: str, prefix: str, tmp_path: Path) -> Client:
 @pytest.fixture
 def transaction() -> Iterator[Transaction]:
     made = Transaction()
-    hold_with(made.hold)
+    current_site().on_commit = made.hold
     yield made
-    hold_with(None)
+    current_site().on_commit = None
     current_site().app = None
 
 
@@ -113,7 +112,7 @@ def test_a_submit_outside_a_transaction_keeps_its_rows(client: Client, transacti
     """Where a framework could hold it back and does not, and where there is no framework."""
     transaction.open = False
     client.submit([ROW])
-    hold_with(None)
+    current_site().on_commit = None
     client.submit([ROW])
 
     assert len(spools(client)) == 2
