@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,24 +12,37 @@ import msgspec
 import orjson
 
 from batchpipe.client.option_checks import check_options, check_output, check_place, check_signature
-from batchpipe.config import seams
+from batchpipe.client.options import SubmitOptions
 from batchpipe.config.settings import Settings
+from batchpipe.config.site import current_site
 from batchpipe.errors import InvalidInput
-from batchpipe.model.records import JobRecord
+from batchpipe.model.records import JobRecord, new_job_id
 from batchpipe.pipeline.copied_inputs import COPIED_INPUT, note_copy, remove_copy
 from batchpipe.pipeline.manifest import check_apart, check_no_workspace, check_output_here
 from batchpipe.storage import Folder, check_allowed, lines_of, local_path, place_name, stored_at
-from batchpipe.store.store import new_task_ids
+from batchpipe.store import new_task_ids
 
 #: What ``submit`` accepts: a path or URL of a JSONL file, an open one or an upload of a web framework, or requests as
 #: dicts or as objects that dump to dicts.
 Input = str | Path | Iterable[Any]
 
+#: The options by what they must be.
+_TEXTS = ("name", "key", "account", "endpoint", "completion_window", "queue")
+_MAPPINGS = ("metadata", "extra", "tags")
+_NUMBERS = ("max_rows", "max_bytes", "attempts")
 
-def new_record(settings: Settings, job_id: str, *, output: str | Path | None, **options: Any) -> JobRecord:
-    """The record of a new job, without its input. Raises InvalidInput that names the option."""
-    for field in ("name", "key", "account", "endpoint", "completion_window", "queue"):
-        options[field] = as_text(options[field], field)
+
+def new_record(
+    settings: Settings,
+    job_id: str,
+    options: SubmitOptions,
+    *,
+    own_queue: bool = False,
+    notify_sites: Sequence[str] = (),
+) -> JobRecord:
+    """The record of a new job, of complete options, without its input. Raises InvalidInput that names the option."""
+    fields = _checked(options, settings)
+    output = options["output"]
     if output is not None:
         check_place(str(output), "output")
     folder = absolute(settings.workspace or settings.home / "jobs").rstrip("/")
@@ -42,21 +55,9 @@ def new_record(settings: Settings, job_id: str, *, output: str | Path | None, **
         output=place,
         owns=[place_name(place)],
         workspace=below,
-        name=options["name"],
-        account=(options["account"] or "").lower(),
-        endpoint=options["endpoint"],
-        completion_window=options["completion_window"],
-        metadata=_mapping(options["metadata"], "metadata"),
-        extra=_mapping(options["extra"], "extra"),
-        tags=_mapping(options["tags"], "tags"),
-        key=options["key"],
-        queue=options["queue"] or settings.queue,
-        input_here=options["input_here"],
-        max_rows=_number(options["max_rows"], settings.max_rows, "max_rows"),
-        max_bytes=_number(options["max_bytes"], settings.max_bytes, "max_bytes"),
-        attempts=_number(options["attempts"], settings.attempts, "attempts"),
-        on_done=_signature(options["on_done"]),
-        notify_sites=options.get("notify_sites") or seams.sites(),
+        input_here=own_queue,
+        notify_sites=list(notify_sites) or current_site().frameworks(),
+        **fields,
     )
     check_options(record)
     check_output(record.output)
@@ -64,6 +65,21 @@ def new_record(settings: Settings, job_id: str, *, output: str | Path | None, **
     check_no_workspace(record.output, job_id, settings.workspace)
     check_output_here(record.output)
     return record
+
+
+def _checked(options: Mapping[str, Any], settings: Settings) -> dict[str, Any]:
+    """The options as the record holds them, each of its type. Raises InvalidInput."""
+    fields: dict[str, Any] = {field: as_text(options[field], field) for field in _TEXTS}
+    fields["account"] = (fields["account"] or "").lower()
+    fields["queue"] = fields["queue"] or settings.queue
+    fields |= {field: _mapping(options[field], field) for field in _MAPPINGS}
+    fields |= {field: _number(options[field], getattr(settings, field), field) for field in _NUMBERS}
+    return {**fields, "on_done": _signature(options["on_done"])}
+
+
+def new_run_queue(settings: Settings) -> str:
+    """A queue for one ``run`` and its own worker."""
+    return f"{settings.queue}.run.{new_job_id().removeprefix('job_')}"
 
 
 def with_input(record: JobRecord, source: Input, settings: Settings, *, may_come_later: bool = False) -> JobRecord:
@@ -118,14 +134,10 @@ def _check_is_there(place: str) -> None:
         raise InvalidInput(f"{os.path.abspath(path)}: no such file", field="input", code="input_missing")
 
 
-def hold_with(hold: Callable[[Callable[[], None]], bool] | None) -> None:
-    """Let a framework delay submits until its transaction commits (None: no longer)."""
-    seams.hold = hold
-
-
 def held_back(commit: Callable[[], None]) -> bool:
     """True if ``commit`` will be called when the caller's transaction commits, and never if it rolls back."""
-    return seams.hold is not None and seams.hold(commit)
+    on_commit = current_site().on_commit
+    return on_commit is not None and on_commit(commit)
 
 
 def absolute(place: str | Path) -> str:

@@ -13,7 +13,7 @@ from batchpipe.store import Store
 #: Pause between two readings of an event log.
 LOG_PAUSE_SECONDS = 0.5
 #: How long ``wait`` gives an ended job to write its job.json and notify its receivers.
-TELL_SECONDS = 10.0
+NOTIFY_SECONDS = 10.0
 #: How long ``wait`` tolerates a Redis that does not answer.
 REDIS_AWAY_SECONDS = 60.0
 
@@ -35,7 +35,7 @@ def follow(
     while True:
         now = time.monotonic()
         try:
-            job = store.get_job(job_id)
+            job = store.jobs.get(job_id)
             tick(job)
             seen = now
         except StoreUnavailable:  # Redis is being restarted, say; the job goes on
@@ -45,7 +45,7 @@ def follow(
                 raise TimeoutError(f"job {job_id} has not ended after {timeout:g} s") from None
             time.sleep(min(1.0, timeout or 1.0))
             continue
-        if job.closed or (job.state.ended and ended and now - ended > TELL_SECONDS):
+        if job.closed or (job.state.ended and ended and now - ended > NOTIFY_SECONDS):
             return job
         if job.state.ended and not ended:
             ended = now
@@ -64,8 +64,8 @@ def follow_log(
     away = 0.0
     while True:
         try:
-            over = store.get_job(job_id).closed  # read before the log, so that events after the end are not missed
-            events, away = store.read_log(job_id, after=after), 0.0
+            over = store.jobs.get(job_id).closed  # read before the log, so that events after the end are not missed
+            events, away = store.events.read(job_id, after=after), 0.0
         except StoreUnavailable:
             away = away or time.monotonic()
             if time.monotonic() - away > REDIS_AWAY_SECONDS:

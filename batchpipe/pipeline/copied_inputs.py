@@ -65,7 +65,7 @@ def remove_unrecorded(settings: Settings, store: Store, now: float) -> None:
         note = _read(settings, job_id)
         if note.get("redis") != label_of(settings):
             continue  # of another Redis, or a draft of a note
-        if store.account_of(job_id) is not None:
+        if store.jobs.account_of(job_id) is not None:
             forget_copy(settings, job_id)
         elif 0 < submitted_at(job_id) < now - UNRECORDED_SECONDS:
             _remove(job_id, note["workspace"], note["output"])

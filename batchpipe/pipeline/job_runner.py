@@ -9,8 +9,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Any
 
-from batchpipe.config import seams
-from batchpipe.config.limits import REMEDIES, turn_deadline
+from batchpipe.config.limits import REMEDIES, out_of_time, turn_deadline
 from batchpipe.config.settings import Settings
 from batchpipe.errors import (
     FILE_MISSING,
@@ -68,9 +67,8 @@ from batchpipe.pipeline.steps.prepare import prepare
 from batchpipe.pipeline.steps.salvage import salvage, salvaged_file
 from batchpipe.provider import Api
 from batchpipe.storage import Folder, check_allowed
-from batchpipe.store import Lease, Refused, Store
+from batchpipe.store import Lease, Refused, Store, new_task_ids
 from batchpipe.store.redis_label import label_of
-from batchpipe.store.store import new_task_ids
 from batchpipe.telemetry.counters import Counters, reason_of
 from batchpipe.telemetry.logs import about
 
@@ -143,7 +141,7 @@ class JobRunner(Runner):
     def _turn(self, job_id: str, epoch: int, stages: tuple[str, ...], enter: str, body: Callable[[Lease], str]) -> Next:
         link = "prepare" if enter else "merge"
         deadline = turn_deadline(self.settings, link)
-        claim = self.store.claim(job_id, JOB, epoch, stages, deadline=deadline, enter=enter)
+        claim = self.store.leases.claim(job_id, JOB, epoch, stages, deadline=deadline, enter=enter)
         if isinstance(claim, Refused):
             return self.gone(job_id) if claim.why == "gone" else refused(claim)
         with claim, about(account=claim.job.account):
@@ -243,7 +241,7 @@ class JobRunner(Runner):
             "total": prepared.rows if job.total is None else job.total,
             "order_files": [*job.order_files, prepared.order_file or ""],
         }
-        count, merge_epoch = self.store.plan(lease, changes, _new_shards(job, prepared), ids)
+        count, merge_epoch = self.store.leases.plan(lease, changes, _new_shards(job, prepared), ids)
         self._count_stages(job)
         if merge_epoch:
             self.publish_merge(lease, merge_epoch, ids)
@@ -257,8 +255,8 @@ class JobRunner(Runner):
 
     def _publish_planned(self, job_id: str, number: int) -> None:
         """Read the shards again, since there may be too many for memory; skip those that were published again since."""
-        job = self.store.get_job(job_id)
-        for shard in self.store.iter_shards(job, fields=_OF_PLANNED, bad="show"):
+        job = self.store.jobs.get(job_id)
+        for shard in self.store.shards.of_job(job, fields=_OF_PLANNED, bad="show"):
             if shard.round == number and shard.epoch == 1 and shard.stage == Stage.PLANNED:
                 large = not is_small(shard.bytes, shard.rows)
                 message = Message(
@@ -297,7 +295,7 @@ class JobRunner(Runner):
 
     def _collected(self, lease: Lease, fields: Sequence[str] = ()) -> Iterator[ShardRecord]:
         """The shards of all rounds, never all of them in memory: they are read again each time they are needed."""
-        for number, shard in enumerate(self.store.iter_shards(lease.job, fields=fields)):
+        for number, shard in enumerate(self.store.shards.of_job(lease.job, fields=fields)):
             if number % 1_000 == 0:
                 lease.check()
             yield shard
@@ -396,7 +394,7 @@ class JobRunner(Runner):
         return not (job.cancel or job.send_no_more) and job.round < job.attempts and seen.resend
 
     def _finish(self, lease: Lease, state: State, changes: dict[str, Any]) -> str:
-        final = self.store.finish(lease, state, changes)
+        final = self.store.leases.finish(lease, state, changes)
         self._count_stages(lease.job)
         self.counters.add("jobs_ended", account=lease.job.account, state=final.value)
         self.counters.rows("rows", lease.job.account, changes)
@@ -416,7 +414,7 @@ class JobRunner(Runner):
 
     def _tell_all(self, lease: Lease, state: State) -> None:
         """Write job.json, clean up, notify the user: at least once, in an order that survives a crash at any point."""
-        job = self.store.get_job(lease.job.id)
+        job = self.store.jobs.get(lease.job.id)
         if not job.notified:
             try:
                 self._write_job_file(lease, job)
@@ -427,9 +425,9 @@ class JobRunner(Runner):
                 logger.warning("files left in %s: %s", job.workspace, error, extra={"event": "workspace_left"})
                 self.log(job.id, [("files_left", {"message": error.message})], level=logging.WARNING)
             self._tell_listeners(job, lease)
-            self.store.save(lease, {"notified": True})
+            self.store.leases.save(lease, {"notified": True})
         self._tidy(job, lease)
-        self.store.close_job(lease)
+        self.store.leases.close_job(lease)
 
     def _clear(self, job: JobRecord, state: State, lease: Lease) -> None:
         workspace = workspace_of(job, self.settings)
@@ -438,7 +436,7 @@ class JobRunner(Runner):
         if state is State.SUCCEEDED and not self.settings.keep_workspace:
             clean_up(job, workspace)
             return
-        shards = self.store.iter_shards(job) if job.shards else ()
+        shards = self.store.shards.of_job(job) if job.shards else ()
         try:
             names = {name for one in shards for name in (one.file, one.collected_file, salvaged_file(one)) if name}
         except RecordUnreadable:  # we cannot tell which files belong to it: all of them stay
@@ -450,7 +448,7 @@ class JobRunner(Runner):
         try:
             self._tell(job)
         except NotDelivered as error:
-            self.store.save(
+            self.store.leases.save(
                 lease,
                 {"notify_attempts": job.notify_attempts + 1, "receiver_errors": job.receiver_errors + error.raised},
             )
@@ -467,18 +465,18 @@ class JobRunner(Runner):
         if not job.shards:
             return
         try:
-            shards, which = self.store.iter_shards(job), self.settings.delete_files
+            shards, which = self.store.shards.of_job(job), self.settings.delete_files
             deleted = tidy(job, shards, self.apis(job.account), which, check=lease.check)
         except StoreUnavailable:
             raise
         except TransientError as error:
             if job.cleanup_attempts < MAX_TIDIES:
-                self.store.save(lease, {"cleanup_attempts": job.cleanup_attempts + 1})
+                self.store.leases.save(lease, {"cleanup_attempts": job.cleanup_attempts + 1})
                 raise
             self.log(job.id, [("files_left", {"message": error.message})])
         except LeaseLost:
             raise
-        except seams.out_of_time:
+        except out_of_time():
             raise
         except Exception as error:  # no error may keep an ended job open, and its output locked, for ever
             self.log(job.id, [("files_left", {"message": words(error)})])
@@ -495,7 +493,7 @@ class JobRunner(Runner):
             logger.warning("job.json not written: %s", error, extra={"event": "job_file"})
 
     def _shown(self, job: JobRecord) -> Callable[[], Iterator[ShardRecord]]:
-        return lambda: self.store.iter_shards(job, fields=SHOWN, bad="show")
+        return lambda: self.store.shards.of_job(job, fields=SHOWN, bad="show")
 
     # -- trouble ---------------------------------------------------------------------------------------------------
 
@@ -512,7 +510,7 @@ class JobRunner(Runner):
         after = 0.0 if problem.code == CANCELLING else min(max(named or 0.0, pause), LONGEST_PAUSE)
         repeated = lease.job.trouble is not None and lease.job.trouble.message == problem.message
         try:
-            news = self.store.defer(lease, after, {"trouble": problem}, tries="refund" if passes else "keep")
+            news = self.store.leases.defer(lease, after, {"trouble": problem}, tries="refund" if passes else "keep")
         except LeaseLost:
             return Done()
         if not repeated:

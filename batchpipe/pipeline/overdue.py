@@ -7,9 +7,9 @@ queue that is not empty and from which nothing was taken since: each time would 
 from __future__ import annotations
 
 import logging
-import time
 from dataclasses import dataclass
 
+from batchpipe.config.site import current_site
 from batchpipe.errors import RecordUnreadable
 from batchpipe.masking import without_secrets
 from batchpipe.pipeline.runner import Runner
@@ -28,11 +28,8 @@ LOOK_AGAIN_SECONDS = 300.0
 STUCK_SECONDS, LONGEST_STUCK_SECONDS = 3_600.0, 86_400.0
 #: A message taken so shortly after one was published proves nothing: clocks are read one after the other.
 MOMENT_SECONDS = 1.0
-#: How often a process logs that no worker serves a queue, in seconds; and for how many queues it remembers that.
-SAY_SECONDS, _MOST_SAID = 3_600.0, 1_000
-
-#: Queue -> when this process last logged (by the host's clock) that no worker serves it.
-_said: dict[str, float] = {}
+#: How often a process logs that no worker serves a queue, in seconds.
+SAY_SECONDS = 3_600.0
 
 
 @dataclass(frozen=True)
@@ -55,7 +52,7 @@ def publish_overdue(turns: Runner, limit: int = PASS_LENGTH) -> int:
     """Returns how many records were published again. Raises StoreUnavailable."""
     woken, queues = 0, _Queues(turns)
     for number in range(1, MOST_PASSES + 1):
-        places = turns.store.due(limit)
+        places = turns.store.due.overdue(limit)
         waiting = queues.that_have(places)
         for job_id, index in places:
             if (job_id, index) not in waiting and wake_or_set_aside(turns, job_id, index, "overdue"):
@@ -63,7 +60,7 @@ def publish_overdue(turns: Runner, limit: int = PASS_LENGTH) -> int:
                 logger.info("overdue, published again", extra={"event": "swept", "job": job_id, "shard": index})
         if waiting:
             turns.counters.add("left_waiting", len(waiting))
-            turns.store.look_later(list(waiting), min(LOOK_AGAIN_SECONDS, number * turns.settings.lease_seconds))
+            turns.store.due.look_later(list(waiting), min(LOOK_AGAIN_SECONDS, number * turns.settings.lease_seconds))
         if len(waiting) < limit:
             break
     queues.tell()
@@ -76,7 +73,7 @@ def wake_or_set_aside(turns: Runner, job_id: str, index: int, when: When) -> boo
         return turns.wake(job_id, index, when=when) is not None
     except RecordUnreadable as error:
         name_once(error)
-        turns.store.set_aside(job_id, index)
+        turns.store.due.set_aside(job_id, index)
         return False
 
 
@@ -94,7 +91,7 @@ class _Queues:
         if self._turns.waiting_in is None or not places:
             return {}
         now, found = self._turns.store.now(), {}
-        for place, waiting in zip(places, self._turns.store.waiting(places), strict=True):
+        for place, waiting in zip(places, self._turns.store.queues.waiting(places), strict=True):
             if waiting is None or not (queue := self._look(waiting.queue)).still_has(waiting, now):
                 continue
             found[place] = waiting
@@ -107,20 +104,17 @@ class _Queues:
             return known
         store, count = self._turns.store, self._turns.waiting_in
         if self._listening is None:
-            self._listening = store.listening()
+            self._listening = store.queues.listening()
         # read first what was taken: a message taken between the two reads then counts as still waiting
-        taken, messages = store.last_taken(name), count(name) if count is not None else None
+        taken, messages = store.queues.last_taken(name), count(name) if count is not None else None
         self._known[name] = found = _Queue(not messages, taken, name in self._listening)
         return found
 
     def tell(self) -> None:
         """Log now and then that work waits for a worker."""
         for name, records in self._dead.items():
-            if name in _said and time.monotonic() - _said[name] < SAY_SECONDS:
+            if not current_site().is_news("no_worker_swept", name, seconds=SAY_SECONDS):
                 continue
-            if len(_said) >= _MOST_SAID:
-                _said.clear()
-            _said[name] = time.monotonic()
             logger.warning(
                 "%d pieces of work wait in queue %s, and no worker listens on it: "
                 "start one (batchpipe worker --queues %s)",

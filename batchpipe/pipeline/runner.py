@@ -12,9 +12,9 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from batchpipe.config import seams
-from batchpipe.config.limits import REMEDIES
+from batchpipe.config.limits import REMEDIES, out_of_time
 from batchpipe.config.settings import Settings
+from batchpipe.config.site import current_site
 from batchpipe.errors import (
     MOST_MESSAGE,
     WORKSPACE_GONE,
@@ -29,8 +29,7 @@ from batchpipe.masking import without_secrets
 from batchpipe.model.lateness import utc
 from batchpipe.model.records import JOB, LONGEST_PAUSE, JobRecord, Problem, Stage, State
 from batchpipe.provider import Api
-from batchpipe.store import Lease, Refused, Store, When
-from batchpipe.store.store import new_task_ids
+from batchpipe.store import Lease, Refused, Store, When, new_task_ids
 from batchpipe.telemetry.counters import Counters
 from batchpipe.telemetry.logs import log_event
 
@@ -102,9 +101,6 @@ _REFUSED = {
     "gone": "the job is gone",
 }
 
-#: Jobs that this process has logged as unknown.
-_missed: set[str] = set()
-_MISSED_AT_MOST = 10_000
 _MISSED = (
     "job %s is unknown to this Redis: if Redis lost it, `batchpipe recover --dry-run`; if another installation shares "
     "this broker, give each a queue of its own (BATCHPIPE_QUEUE)"
@@ -180,10 +176,7 @@ class Runner:
     @staticmethod
     def gone(job_id: str) -> Done:
         """The outcome of a message for a job that this Redis does not know. Logged once, as nothing else reports it."""
-        if job_id not in _missed:
-            if len(_missed) >= _MISSED_AT_MOST:
-                _missed.clear()
-            _missed.add(job_id)
+        if current_site().is_news("job_unknown", job_id):
             logger.warning(_MISSED, job_id, extra={"event": "job_unknown", "job": job_id})
         return Done(_REFUSED["gone"])
 
@@ -192,7 +185,7 @@ class Runner:
         or None if it may not be published.
         """
         ids = new_task_ids(1 if index == JOB else len(LINKS))
-        raised = self.store.bump_epoch(job_id, index, ids, when=when, after=after)
+        raised = self.store.due.bump_epoch(job_id, index, ids, when=when, after=after)
         if raised is None:
             return None
         self.publish(Message(job_id, index, raised.epoch, raised.stage, ids, raised.queue, after))
@@ -206,7 +199,7 @@ class Runner:
             f"{link} made no progress and was ended; it starts over and may now go {lease.deadline:.0f} s without any: "
             f"it may need {REMEDIES[link]}"
         )
-        self.store.save(lease, {"trouble": Problem(code="deadline", message=message)})
+        self.store.leases.save(lease, {"trouble": Problem(code="deadline", message=message)})
         ids = {} if lease.shard is None else {"shard": lease.index}
         fields = {"link": link, "seconds": lease.deadline, "message": message}
         self.log(lease.job.id, [("deadline", fields)], level=logging.WARNING, **ids)
@@ -221,7 +214,7 @@ class Runner:
         for event, fields in events:
             log_event(logger, event, fields, level=level, job=job_id, **ids)
             try:
-                self.store.log(job_id, event, **ids, **fields)
+                self.store.events.add(job_id, event, **ids, **fields)
             except StoreUnavailable as error:
                 logger.warning("event not recorded: %s", error, extra={"event": event, "job": job_id, **ids})
 
@@ -235,7 +228,7 @@ class Runner:
         left = job.hold_at + self.settings.hold_seconds - self.store.now()
         if left > 0:
             raise OnHold(job.hold.message, code=job.hold.code, after=min(left, LONGEST_PAUSE))
-        if self.store.decide(job.id, "land")[0] == "ok":
+        if self.store.jobs.decide(job.id, "land")[0] == "ok":
             self.log(job.id, [("hold_ended", {"message": job.hold.message})], level=logging.WARNING)
         return job.evolve(hold=None, hold_at=None, send_no_more=True)
 
@@ -248,7 +241,7 @@ class Runner:
         except StoreUnavailable:
             self.counters.turn(link, "error")  # reported with a later turn
             raise
-        except seams.out_of_time:
+        except out_of_time():
             raise
         except Exception as error:  # raised around a turn: it could not be claimed, or not ended
             following = self._outside(error, *place)
@@ -263,7 +256,7 @@ class Runner:
         logger.error("turn failed", exc_info=error, extra={"event": "turn_failed", "job": job_id, "shard": index})
         problem = Problem(code=getattr(error, "code", "internal_error"), message=words(error))
         with suppress(RecordUnreadable):
-            self.store.note_trouble(job_id, index, problem)
+            self.store.due.note_trouble(job_id, index, problem)
         return Retry(LONGEST_PAUSE, problem.message)
 
     def wait_for_workspace(self, lease: Lease, error: StorageTrouble) -> None:
@@ -275,7 +268,7 @@ class Runner:
         record, now = lease.shard or lease.job, self.store.now()
         again = record.gone_at is not None and now - (record.gone_seen or 0.0) < GONE_SEEN_SECONDS
         since = record.gone_at if again and record.gone_at is not None else now
-        self.store.save(lease, {"gone_at": since, "gone_seen": now})
+        self.store.leases.save(lease, {"gone_at": since, "gone_seen": now})
         patience = self.settings.workspace_wait_seconds
         if lease.job.cancel:
             patience = min(patience, GONE_CANCELLED_SECONDS)
@@ -292,7 +285,7 @@ class Runner:
         """Report what was counted. Counts are only for people: a Redis that is away must not fail a turn."""
         taken = self.counters.take()
         try:
-            self.store.add_counts(taken)
+            self.store.counters.add(taken)
         except StoreUnavailable:
             self.counters.put_back(taken)
 
@@ -315,7 +308,7 @@ def check_cancel(lease: Lease) -> None:
 
 def foreseen(error: Exception, link: str) -> Exception:
     """The same error; but a worker's time limit is trouble of that worker, not a failure of the work."""
-    if not isinstance(error, seams.out_of_time):
+    if not isinstance(error, out_of_time()):
         return error
     message = f"{link} met the time limit of its worker (task_soft_time_limit); it may need {REMEDIES[link]}"
     return TransientError(message, code="time_limit")

@@ -53,8 +53,7 @@ from batchpipe.pipeline.steps.salvage import lost, salvage
 from batchpipe.pipeline.steps.upload import upload
 from batchpipe.provider import Api, Snapshot
 from batchpipe.storage import Folder
-from batchpipe.store import Lease, Refused
-from batchpipe.store.store import new_task_ids
+from batchpipe.store import Lease, Refused, new_task_ids
 from batchpipe.telemetry.counters import reason_of
 from batchpipe.telemetry.logs import about
 from batchpipe.telemetry.prices import Pricer, free, openai_prices, unknown
@@ -74,11 +73,13 @@ class ShardRunner(Runner):
             return self.counted(link, (job_id, index), lambda: self._run(link, job_id, index, epoch))
 
     def _run(self, link: str, job_id: str, index: int, epoch: int) -> Next:
-        account = self.store.account_of(job_id)
+        account = self.store.jobs.account_of(job_id)
         if account is None:
             return self.gone(job_id)
         api = self._api_or_trouble(account)  # built before the claim: its 20 ms are not the lease's
-        claim = self.store.claim(job_id, index, epoch, [LINKS[link]], deadline=turn_deadline(self.settings, link))
+        claim = self.store.leases.claim(
+            job_id, index, epoch, [LINKS[link]], deadline=turn_deadline(self.settings, link)
+        )
         if isinstance(claim, Refused):
             return refused(claim)
         with claim, about(account=account, batch=claim.shard.batch_id if claim.shard else None):
@@ -118,7 +119,7 @@ class ShardRunner(Runner):
             return self._abandon(lease, workspace, Problem(code="worker_lost", message=message))
         if isinstance(api, Exception):
             raise api
-        pause = self.store.paused(job.account)
+        pause = self.store.accounts.paused(job.account)
         # reading, cancelling and fetching need no quota, and a batch that runs on is billed
         if pause is not None and (pause.code != NO_QUOTA or link in ("upload", "create")):
             raise Paused(pause.message, code=pause.code, after=pause.seconds)
@@ -126,7 +127,7 @@ class ShardRunner(Runner):
         if link == "create" and not _is_committed(shard):
             workspace.size(shard.file)  # its answers could not be matched to rows: not worth paying for
         if link == "upload":
-            self.store.save(lease, {"uploads": shard.uploads + 1})  # first, else no record may know the file
+            self.store.leases.save(lease, {"uploads": shard.uploads + 1})  # first, else no record may know the file
             result = self._upload(lease, workspace, api)
         elif link == "create":
             if not shard.calls:  # else look first for what an unanswered call made
@@ -173,7 +174,7 @@ class ShardRunner(Runner):
         )
 
     def _poll(self, job: JobRecord, shard: ShardRecord, api: Api) -> Move | Problem:
-        account, clock = self.settings.account(job.account), self.store.clock()
+        account, clock = self.settings.account(job.account), self.store.connection.clock()
         rate, patience = account.looks_per_second, account.patience_seconds
         return poll(
             job,
@@ -181,7 +182,9 @@ class ShardRunner(Runner):
             api,
             now=clock.now,
             pace=Pace(self.settings.poll_min_seconds, self.settings.poll_max_seconds),
-            take_rate_token=lambda: self.store.take_rate_token(job.account, per_second=rate, burst=max(1.0, 2 * rate)),
+            take_rate_token=lambda: self.store.accounts.take_rate_token(
+                job.account, per_second=rate, burst=max(1.0, 2 * rate)
+            ),
             patience=patience + clock.slack if patience is not None else None,  # the provider's clock may be behind
             files_patience=self.settings.files_patience_seconds,
             unseen_seconds=self.settings.unseen_seconds,
@@ -268,10 +271,10 @@ class ShardRunner(Runner):
 
     def _pause(self, lease: Lease, problem: Problem, after: float | None) -> float:
         """Pause the account: every further call would be refused, too. Returns the seconds that the pause lasts."""
-        if (pause := self.store.paused(lease.job.account)) is not None:
+        if (pause := self.store.accounts.paused(lease.job.account)) is not None:
             return pause.seconds
         seconds = max(after if after is not None else self.settings.account_pause_seconds, 1.0)
-        self.store.pause(lease.job.account, seconds, problem)
+        self.store.accounts.pause(lease.job.account, seconds, problem)
         self.counters.add("account_pauses", account=lease.job.account)
         fields = {"account": lease.job.account, "seconds": seconds, "message": problem.message}
         self.log(lease.job.id, [("account_paused", fields)], level=logging.ERROR, shard=lease.index)
@@ -290,7 +293,7 @@ class ShardRunner(Runner):
         try:
             move, tries = self._as_move(lease.shard, ending)
             ids = new_task_ids(1)
-            news, merge_epoch = self.store.advance(lease, move, tries=tries, merge_ids=ids)
+            news, merge_epoch = self.store.leases.advance(lease, move, tries=tries, merge_ids=ids)
         except LeaseLost:
             return Done()
         self._count_move(lease.job.account, lease.shard, move)
@@ -323,7 +326,7 @@ class ShardRunner(Runner):
         assert lease.shard is not None
         mode = "land" if lease.job.send_no_more else self.settings.cancelled_elsewhere
         said = Problem(code=problem.code, message=f"{problem.message}: {_what_follows(mode, lease.job.id)}")
-        if self.store.hold(lease.shard, mode, said):
+        if self.store.shards.hold(lease.shard, mode, said):
             fields = {"batch_id": lease.shard.batch_id, "then": mode, "message": said.message}
             self.log(lease.job.id, [("cancelled_elsewhere", fields)], level=logging.WARNING, shard=lease.index)
 
@@ -402,16 +405,16 @@ class CreateContext:
 
     def ahead(self) -> float:
         if self._slack is None:  # asked for each batch of a list
-            self._slack = self._turns.store.clock().slack
+            self._slack = self._turns.store.connection.clock().slack
         return self._slack
 
     def leapt(self, since: float) -> bool:
-        clock = self._turns.store.clock()
+        clock = self._turns.store.connection.clock()
         # waiting for a grace period, or sleeping between two sweeps, is not a leap of the clock
         return clock.leap_at > since and clock.leap_by > max(2 * self.lease_seconds, 2 * self.grace_seconds)
 
     def intend(self) -> bool:
-        news = self._turns.store.intend(self._lease)
+        news = self._turns.store.leases.intend(self._lease)
         if news.held:
             self._turns.held(self._lease.job)
             raise OnHold("the job sends nothing more: a batch of it was cancelled at the provider", after=1.0)
@@ -421,22 +424,22 @@ class CreateContext:
         return cancel
 
     def withdraw(self) -> None:
-        self._turns.store.withdraw(self._shard, self._lease.token)
+        self._turns.store.shards.withdraw(self._shard, self._lease.token)
         self._lease.shard = self._shard
 
     def too_late_to_call(self) -> bool:
         return self._lease.too_late_to_call()
 
     def name(self, batch_ids: Mapping[str, bool]) -> None:
-        self._turns.store.name(self._shard, batch_ids)
+        self._turns.store.shards.name(self._shard, batch_ids)
 
     def known(self, batch_ids: Sequence[str]) -> dict[str, ShardRecord]:
-        return self._turns.store.shards_of_batches(self._lease.job.account, batch_ids)
+        return self._turns.store.shards.of_batches(self._lease.job.account, batch_ids)
 
     def settle(self, batch: Any, *, sure: bool = False) -> str:
         snapshot: Snapshot = batch
         self._lease.stop()
-        settled = self._turns.store.settle(
+        settled = self._turns.store.shards.settle(
             self._shard,
             snapshot.id,
             token=self._lease.token,

@@ -8,16 +8,17 @@ from __future__ import annotations
 import logging
 from itertools import islice
 
-from batchpipe.config.settings import SANDBOX_ACCOUNT
+from batchpipe.config.account import SANDBOX_ACCOUNT
+from batchpipe.config.site import current_site
 from batchpipe.errors import BatchpipeError, Refused, SettingsError, StoreUnavailable, Unavailable
 from batchpipe.model.records import ShardRecord, Stage, Status
+from batchpipe.model.stats import Clock
 from batchpipe.pipeline.copied_inputs import remove_unrecorded
 from batchpipe.pipeline.manifest import prune_workspaces
 from batchpipe.pipeline.overdue import PASS_LENGTH, publish_overdue
 from batchpipe.pipeline.runner import NO_QUOTA, Runner
 from batchpipe.pipeline.waking import wake_rest
 from batchpipe.provider import Api, Snapshot
-from batchpipe.store import Clock
 from batchpipe.telemetry.logs import about
 
 logger = logging.getLogger(__name__)
@@ -29,12 +30,6 @@ OVERLAP_SECONDS = 1_200.0
 #: How far back the first list is read, and how long after its last create call an account is watched.
 LOOK_BACK_SECONDS = 26 * 3_600.0
 
-#: Accounts that this process has logged as ones it cannot watch.
-_not_here: set[str] = set()
-_MOST_ACCOUNTS = 1_000
-#: The last time Redis' clock was set back that this process has logged.
-_told_of = 0.0
-
 
 def sweep(turns: Runner, *, limit: int = PASS_LENGTH, listing: bool | None = None) -> int:
     """One pass. Returns how many records were published again. Raises StoreUnavailable.
@@ -43,14 +38,14 @@ def sweep(turns: Runner, *, limit: int = PASS_LENGTH, listing: bool | None = Non
     """
     woken = publish_overdue(turns, limit)
     wake_rest(turns, limit)
-    turns.store.prune_lists()
+    turns.store.jobs.prune_lists()
     now = turns.store.now()
-    prune_workspaces(turns.settings, turns.store.closed, now)
+    prune_workspaces(turns.settings, turns.store.jobs.closed, now)
     remove_unrecorded(turns.settings, turns.store, now)
     if listing is not False:
-        clock = turns.store.clock()
+        clock = turns.store.connection.clock()
         _tell_of_clock(clock)
-        for account in turns.store.creating_accounts(clock.now - LOOK_BACK_SECONDS):
+        for account in turns.store.accounts.creating(clock.now - LOOK_BACK_SECONDS):
             with about(account=account):
                 _look_after(turns, account, at_once=listing is True)
     _count(turns, woken)
@@ -59,9 +54,7 @@ def sweep(turns: Runner, *, limit: int = PASS_LENGTH, listing: bool | None = Non
 
 def _tell_of_clock(clock: Clock) -> None:
     """Log once that Redis' clock was set back: nothing else would show it, because everything goes on."""
-    global _told_of
-    if clock.ahead and clock.back_at and clock.back_at != _told_of:
-        _told_of = clock.back_at
+    if clock.ahead and clock.back_at and current_site().is_news("clock_back", clock.back_at):
         logger.error("%s", clock.words(), extra={"event": "clock_back"})
 
 
@@ -69,14 +62,14 @@ def _count(turns: Runner, woken: int) -> None:
     turns.counters.add("sweeps")
     turns.counters.add("swept", woken)
     turns.flush()
-    turns.store.note_sweep()
+    turns.store.due.note_sweep()
 
 
 def _look_after(turns: Runner, account: str, *, at_once: bool) -> None:
     """Read an account's recent batches: cancel strays, wake the shards of those that have ended."""
-    clock = turns.store.clock()
+    clock = turns.store.connection.clock()
     now = clock.now
-    begun, done = turns.store.listings(account)
+    begun, done = turns.store.accounts.listings(account)
     if not at_once and abs(now - begun) < LIST_SECONDS:
         return
     try:
@@ -85,8 +78,8 @@ def _look_after(turns: Runner, account: str, *, at_once: bool) -> None:
         _tell_of_account(account, error)
         return
     try:
-        turns.store.note_listing(account, begun=now)
-        pause = turns.store.paused(account)
+        turns.store.accounts.note_listing(account, begun=now)
+        pause = turns.store.accounts.paused(account)
         if not in_settings.lists_batches or (pause is not None and pause.code != NO_QUOTA):
             return
         api, left, ours = turns.apis(account), 0, 0
@@ -105,14 +98,13 @@ def _look_after(turns: Runner, account: str, *, at_once: bool) -> None:
     # Else the next look goes as far back as this one. A list that shows none of ours does not prove that there is none:
     # for a while the key may be one of another project.
     if not left and ours:
-        turns.store.note_listing(account, done=now)
+        turns.store.accounts.note_listing(account, done=now)
 
 
 def _tell_of_account(account: str, error: SettingsError) -> None:
     """Log once that an account cannot be watched here. The account of a sandbox ends with it; that is not logged."""
-    level = logging.DEBUG if account == SANDBOX_ACCOUNT or account in _not_here else logging.WARNING
-    if len(_not_here) < _MOST_ACCOUNTS:
-        _not_here.add(account)
+    is_news = account != SANDBOX_ACCOUNT and current_site().is_news("not_listed", account)
+    level = logging.WARNING if is_news else logging.DEBUG
     logger.log(level, "batches of account %r not listed: %s", account, error, extra={"event": "not_listed"})
 
 
@@ -127,7 +119,7 @@ def _judge(turns: Runner, api: Api, batches: list[Snapshot]) -> tuple[int, int]:
     """
     left = 0
     ours = [(batch, place) for batch in batches if (place := _place(batch)) is not None]
-    shards = turns.store.shards_of([place for _, place in ours])
+    shards = turns.store.shards.at([place for _, place in ours])
     for (batch, _), shard in zip(ours, shards, strict=True):
         if shard is None:
             continue  # of another Redis, or of one that has lost it: see recover
@@ -135,7 +127,7 @@ def _judge(turns: Runner, api: Api, batches: list[Snapshot]) -> tuple[int, int]:
             left += not _cancel_stray(turns, api, batch, shard)
         elif batch.id == shard.batch_id and batch.status in Status.FINAL and _awaits_end(shard):
             seen = {"status": batch.status, "counts": batch.counts}
-            if turns.store.observe(shard, batch.id, seen):
+            if turns.store.shards.observe(shard, batch.id, seen):
                 turns.wake(shard.job, shard.index, when="asleep")
     return left, sum(shard is not None for shard in shards)
 

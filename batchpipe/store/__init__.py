@@ -6,18 +6,20 @@ that the client may repeat them after a lost reply.
 
 from __future__ import annotations
 
-from batchpipe.store.leases import Lease, Refused, Renewal, host_clock
+from batchpipe.store.connection import Connection
+from batchpipe.store.due import Raised, When, new_task_ids
+from batchpipe.store.lease import Lease, Refused, Renewal, host_clock
 from batchpipe.store.queues import LISTENING_PACE, Waiting
-from batchpipe.store.reading import Clock, Pause, name_once
 from batchpipe.store.schedules import LastRun
-from batchpipe.store.store import Raised, Settled, Store, When
+from batchpipe.store.shards import Settled
+from batchpipe.store.store import Store
+from batchpipe.store.unreadable import name_once
 
 __all__ = [
     "LISTENING_PACE",
-    "Clock",
+    "Connection",
     "LastRun",
     "Lease",
-    "Pause",
     "Raised",
     "Refused",
     "Renewal",
@@ -27,4 +29,5 @@ __all__ = [
     "When",
     "host_clock",
     "name_once",
+    "new_task_ids",
 ]

@@ -22,8 +22,6 @@ from pathlib import Path
 from typing import Any
 
 _POINT = re.compile(r"(?P<name>(?:before|after):[^#=]+)(?:#(?P<nth>\d+))?=(?P<act>kill|stop)")
-#: Writes that do not go through a script of the store.
-_PLAIN_WRITES = ("log", "pause", "resume")
 #: What differs from run to run in the name of a file: numbers, tokens.
 _UNIQUE = re.compile(r"batchpipe-[0-9a-f]{8}|[0-9a-f]{32}|job_\w+|job\d+-\d+|\d+")
 
@@ -111,11 +109,14 @@ def _wrap_provider(passed: Callable[[str], None]) -> None:
 
 
 def _wrap_store(passed: Callable[[str], None]) -> None:
-    from batchpipe.store import Store
+    from batchpipe.store import Connection
+    from batchpipe.store.accounts import Accounts
+    from batchpipe.store.events import Events
 
-    _wrap(Store, "_run", passed, lambda args: f"store.{args[1]}")
-    for name in _PLAIN_WRITES:
-        _wrap(Store, name, passed, _always(f"store.{name}"))
+    _wrap(Connection, "run", passed, lambda args: f"store.{args[1]}")
+    # writes that do not go through a script
+    _wrap(Accounts, "resume", passed, _always("store.resume"))
+    _wrap(Events, "add", passed, _always("store.log"))
 
 
 def _wrap_storage(passed: Callable[[str], None]) -> None:
@@ -131,11 +132,11 @@ def _wrap_celery(passed: Callable[[str], None]) -> None:
     from celery import signals
     from celery.worker.request import Request
 
-    from batchpipe.tasks import chain as tasks
+    from batchpipe.tasks import chain, notifying, publishing
 
-    for name in ("publish", "tell", "revoke"):
-        _wrap(tasks, name, passed, _always(f"tasks.{name}"))
-    _wrap(tasks, "_answer", passed, lambda args: f"turn.{args[0].name.removeprefix('batchpipe.')}")
+    for module, name in ((publishing, "publish"), (notifying, "tell"), (publishing, "revoke")):
+        _wrap(module, name, passed, _always(f"tasks.{name}"))
+    _wrap(chain, "_answer", passed, lambda args: f"turn.{args[0].name.removeprefix('batchpipe.')}")
     _wrap(Request, "acknowledge", passed, lambda args: f"celery.ack.{args[0].name.removeprefix('batchpipe.')}")
 
     # Celery's own publishing: the next link of a chain, a retry by countdown

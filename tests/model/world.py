@@ -1,8 +1,8 @@
 """One job, its workers, its provider and its Redis, on one clock: the shipped turns and scripts, each step apart.
 
-Real are: the scripts, Store, ShardRunner with the steps upload, create and poll, JobRunner' frame and planning, sweep.
-Stand-ins are what reads and writes large files (prepare, download, merge, job.json), for the protocol does not depend
-on it, and renewal, which here follows the model's clock instead of a thread.
+Real are: the scripts, the store, ShardRunner with the steps upload, create and poll, JobRunner's frame and planning,
+sweep. Stand-ins are what reads and writes large files (prepare, download, merge, job.json), for the protocol does not
+depend on it, and renewal, which here follows the model's clock instead of a thread.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ import orjson
 import redis
 from pydantic import SecretStr
 
-from batchpipe.config.settings import Account, Settings
+from batchpipe.config.account import Account
+from batchpipe.config.settings import Settings
 from batchpipe.errors import (
     AmbiguousResult,
     LeaseLost,
@@ -29,14 +30,20 @@ from batchpipe.errors import (
     Unavailable,
 )
 from batchpipe.model.records import JOB, BatchError, JobRecord, Move, Problem, Stage, State, Status
+from batchpipe.model.stats import Clock
 from batchpipe.pipeline.job_runner import JobRunner
 from batchpipe.pipeline.runner import Continue, Message, Next, Retry, links_from
 from batchpipe.pipeline.shard_runner import ShardRunner
 from batchpipe.pipeline.sharding import Prepared, ShardPlan
 from batchpipe.pipeline.sweep import sweep
 from batchpipe.provider import Snapshot
-from batchpipe.store import Clock, Lease, Store
+from batchpipe.store import Connection, Lease, Store
 from batchpipe.store import Refused as ClaimRefused
+from batchpipe.store.accounts import Accounts
+from batchpipe.store.due import Due
+from batchpipe.store.events import Events
+from batchpipe.store.jobs import Jobs
+from batchpipe.store.leases import Leases
 from batchpipe.store.scripts import source
 from batchpipe.testing import Delivery, FakeBatch, FakeOpenAI
 from batchpipe.testing.pump import REDIS_PAUSE_SECONDS
@@ -46,6 +53,8 @@ from tests.model.scheduler import Actor
 LEASE = 60.0
 GRACE = 30.0
 
+#: Scripts that change no record.
+_ABOUT_NO_RECORD = ("now", "swept")
 #: What may befall a script: it is repeated after a lost answer, Redis is away, or went away after it ran.
 SCRIPT_FAULTS = ("repeat", "away", "away after")
 #: What may befall whatever else takes time: provider calls that cost nothing, files.
@@ -119,7 +128,7 @@ class ModelLease(Lease):
         self.renew_at = before + max(self.seconds / 3, 0.1)  # near its deadline a lease grants less and less
 
 
-class ModelStore(Store):
+class ModelConnection(Connection):
     """The real scripts, with a point before and after each, and the watch told of each."""
 
     def __init__(self, client: redis.Redis, world: World, prefix: str, text: Source) -> None:
@@ -134,51 +143,20 @@ class ModelStore(Store):
         self.world = world
         self._text = text
         # past retries and pools, which the model does not need and which cost more than the script
-        self._connection = client.connection_pool.get_connection()
+        self._wire = client.connection_pool.get_connection()
 
     def close(self) -> None:
-        self.client.connection_pool.release(self._connection)
+        self.client.connection_pool.release(self._wire)
 
     def clock(self) -> Clock:
         if not self.world.redis_moved:
             return Clock(self.world.at)  # the same, and quicker
-        now, ahead, back_at, back_by, leap_at, leap_by = map(float, self._plain("now"))
-        return Clock(now, ahead, back_at, back_by, leap_at, leap_by, self.world.at)
+        return super().clock()
 
-    def note_sweep(self) -> None:
-        self._plain("swept", f"{self.prefix}swept")
-
-    def _plain(self, name: str, *keys: str) -> Any:
-        """A script that is about no record."""
-        given = [*keys, self._clock_key, f"{self.skew():.6f}"]
-        return self._ask("EVAL", self._text(name), len(keys) + 1, *given)
-
-    def account_of(self, job_id: str) -> str | None:
-        return "default"
-
-    def paused(self, account: str) -> None:
-        return None
-
-    def take_rate_token(self, account: str, *, per_second: float, burst: float) -> float:
-        return 0.0
-
-    def log(self, job_id: str, event: str, **fields: Any) -> None:
-        pass
-
-    def claim(self, *args: Any, **named: Any) -> Lease | ClaimRefused:
-        before = self.world.at
-        answer = super().claim(*args, **named)
-        if isinstance(answer, ClaimRefused):
-            self.world.watch.facts[f"refused: {answer.why}"] += 1
-            return answer
-        lease = ModelLease(
-            self, answer.job, answer.shard, answer.token, answer.seconds, before, answer.news, answer.deadline
-        )
-        lease.world = self.world
-        self.world.leases[self.world.actor] = lease
-        return lease
-
-    def _run(self, name: str, keys: Sequence[str], *args: Any) -> list[Any]:
+    def run(self, name: str, keys: Sequence[str], *args: Any) -> list[Any]:
+        if name in _ABOUT_NO_RECORD:
+            given = [*keys, self.clock_key, f"{self.skew():.6f}", *args]
+            return cast(list[Any], self._ask("EVAL", self._text(name), len(keys) + 1, *given))
         self.world.point(name)
         fault = self.world.take_fault(SCRIPT_FAULTS)
         if fault == "away":
@@ -193,8 +171,8 @@ class ModelStore(Store):
         return answer
 
     def _executed(self, name: str, keys: Sequence[str], args: Sequence[Any]) -> list[Any]:
-        job = self._job_key(self.world.job_id)
-        given = [*keys, job, self._clock_key, f"{self.skew():.6f}", *args]
+        job = self.job_key(self.world.job_id)
+        given = [*keys, job, self.clock_key, f"{self.skew():.6f}", *args]
         answer, seen = self._ask("EVALSHA", self._sha(name), len(keys) + 2, *given)
         self.world.tell(f"{name} {keys[0].rpartition(':')[2]} {args}")
         record = "job" if keys[0] == job else keys[0].rpartition(":")[2]
@@ -212,18 +190,70 @@ class ModelStore(Store):
         return _loaded(self, name, text)
 
     def _ask(self, *command: Any) -> Any:
-        self._connection.send_command(*command)
-        return self._connection.read_response()
+        self._wire.send_command(*command)
+        return self._wire.read_response()
+
+
+class ModelLeases(Leases):
+    """The real claims; their leases follow the model's clock."""
+
+    def __init__(self, connection: ModelConnection, due: Due) -> None:
+        super().__init__(connection, due)
+        self.world = connection.world
+
+    def claim(self, *args: Any, **named: Any) -> Lease | ClaimRefused:
+        before = self.world.at
+        answer = super().claim(*args, **named)
+        if isinstance(answer, ClaimRefused):
+            self.world.watch.facts[f"refused: {answer.why}"] += 1
+            return answer
+        lease = ModelLease(
+            self, answer.job, answer.shard, answer.token, answer.seconds, before, answer.news, answer.deadline
+        )
+        lease.world = self.world
+        self.world.leases[self.world.actor] = lease
+        return lease
+
+
+class ModelJobs(Jobs):
+    """All of one account."""
+
+    def account_of(self, job_id: str) -> str | None:
+        return "default"
+
+
+class ModelAccounts(Accounts):
+    """Never paused, and without a budget."""
+
+    def paused(self, account: str) -> None:
+        return None
+
+    def take_rate_token(self, account: str, *, per_second: float, burst: float) -> float:
+        return 0.0
+
+
+class NoEvents(Events):
+    """Not kept."""
+
+    def add(self, job_id: str, event: str, **fields: Any) -> None:
+        pass
+
+
+def model_store(connection: ModelConnection) -> Store:
+    store = Store(connection)
+    store.leases, store.jobs = ModelLeases(connection, store.due), ModelJobs(connection, store.due)
+    store.accounts, store.events = ModelAccounts(connection), NoEvents(connection)
+    return store
 
 
 _shas: dict[tuple[int, str], str] = {}
 
 
-def _loaded(store: ModelStore, name: str, text: str) -> str:
+def _loaded(connection: ModelConnection, name: str, text: str) -> str:
     """The script is sent to a server once."""
-    place = (id(store.client), text)
+    place = (id(connection.client), text)
     if place not in _shas:
-        _shas[place] = store._ask("SCRIPT", "LOAD", _WATCHED % text)
+        _shas[place] = connection._ask("SCRIPT", "LOAD", _WATCHED % text)
     return _shas[place]
 
 
@@ -362,7 +392,7 @@ class ModelJobTurns(JobRunner):
         self.world.files()
         self.world.notified += 1
         lease.stop()
-        self.store.close_job(lease)
+        self.store.leases.close_job(lease)
 
 
 class World:
@@ -383,7 +413,8 @@ class World:
         self.story: list[tuple[float, Actor | None, str]] = []  #: for whoever reads of a broken promise
         self.shards_a_round = shards
         self.job_id = f"job_{uuid.uuid4().hex[:12]}"
-        self.store = ModelStore(client, self, f"{{{self.job_id}}}:", text)
+        self.connection = ModelConnection(client, self, f"{{{self.job_id}}}:", text)
+        self.store = model_store(self.connection)
         self.api = ModelOpenAI(self)
         settings = _settings(folder)
         apis = cast(Any, lambda name: self.api)
@@ -405,15 +436,15 @@ class World:
             workspace=str(workspace),
             attempts=rounds,
         )
-        self.store.submit(job)
+        self.store.jobs.submit(job)
         self.job_turns.publish(Message(job.id, JOB, 1, State.PENDING, job.task_ids, job.queue))
 
     def close(self) -> None:
         """Leave nothing behind in Redis."""
-        keys = self.store.client.keys(f"{self.store.prefix}*")
+        keys = self.store.connection.client.keys(f"{self.store.connection.prefix}*")
         if keys:
-            self.store.client.delete(*cast(list[str], keys))
-        self.store.close()
+            self.store.connection.client.delete(*cast(list[str], keys))
+        self.connection.close()
 
     def tell(self, words: str) -> None:
         self.story.append((self.at, self.actor, words))
@@ -487,7 +518,7 @@ class World:
 
     def cancel(self) -> None:
         """As the client does; its revokes are lost, as they may be."""
-        asked, shards = self.store.cancel(self.job_id)
+        asked, shards = self.store.jobs.cancel(self.job_id)
         for index in (JOB, *range(shards)) if asked else ():
             self.job_turns.wake(self.job_id, index)
 

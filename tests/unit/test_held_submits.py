@@ -11,13 +11,13 @@ import pytest
 from pydantic import SecretStr
 
 from batchpipe.client.client import Client, Job
-from batchpipe.client.submission import hold_with
 from batchpipe.config.settings import Settings
+from batchpipe.config.site import current_site
 from batchpipe.errors import InvalidInput, JobNotFound, OutputInUse, StoreUnavailable
 from batchpipe.pipeline import copied_inputs
 from batchpipe.pipeline.copied_inputs import NOTES, UNRECORDED_SECONDS, remove_unrecorded
 from batchpipe.store import Store
-from batchpipe.tasks.chain import install_app
+from batchpipe.store.jobs import Jobs
 
 ROW = {"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": {"model": "gpt-4o-mini"}}
 
@@ -53,10 +53,10 @@ def client(redis_url: str, prefix: str, tmp_path: Path) -> Client:
 @pytest.fixture
 def transaction() -> Iterator[Transaction]:
     made = Transaction()
-    hold_with(made.hold)
+    current_site().on_commit = made.hold
     yield made
-    hold_with(None)
-    install_app(None)
+    current_site().on_commit = None
+    current_site().app = None
 
 
 def spools(client: Client) -> list[Path]:
@@ -112,7 +112,7 @@ def test_a_submit_outside_a_transaction_keeps_its_rows(client: Client, transacti
     """Where a framework could hold it back and does not, and where there is no framework."""
     transaction.open = False
     client.submit([ROW])
-    hold_with(None)
+    current_site().on_commit = None
     client.submit([ROW])
 
     assert len(spools(client)) == 2
@@ -140,7 +140,7 @@ def test_a_submit_that_cannot_reach_redis_keeps_its_copy_for_the_sweep(
     assert len(notes(client)) == 1
 
 
-class Troubled(Store):
+class Troubled(Jobs):
     """Loses the answer to a submit, before or after Redis has it."""
 
     recorded = False
@@ -152,7 +152,7 @@ class Troubled(Store):
 
 
 class TroubledClient(Client):
-    made: Troubled | None = None
+    made: Store | None = None
 
     @property
     def store(self) -> Store:
@@ -163,8 +163,9 @@ class TroubledClient(Client):
 def test_after_a_submit_without_an_answer_the_copy_stays_if_there_is_a_record(client: Client, recorded: bool) -> None:
     """Else nobody would ever read it: a sweep removes it after a day."""
     troubled = TroubledClient(client.settings)
-    troubled.made = Troubled(client.store.client, prefix=client.settings.prefix)
-    troubled.made.recorded = recorded
+    troubled.made = Store(client.store.connection)
+    troubled.made.jobs = jobs = Troubled(client.store.connection, client.store.due)
+    jobs.recorded = recorded
     with pytest.raises(StoreUnavailable):
         troubled.submit([ROW])
     assert len(spools(client)) == len(notes(client)) == 1
@@ -202,7 +203,7 @@ def test_a_copy_is_kept_for_a_day(client: Client, transaction: Transaction) -> N
 def test_the_copy_of_a_job_that_its_redis_has_lost_stays(client: Client) -> None:
     """Recover needs it: only what was noted as never recorded is removed."""
     client.submit([ROW])
-    redis = client.store.client
+    redis = client.store.connection.client
     redis.delete(*redis.scan_iter(f"{client.settings.prefix}*"))
 
     sweep_later(client)
@@ -267,8 +268,8 @@ def test_an_id_whose_key_was_taken_meanwhile_leads_to_the_first_job(client: Clie
     assert len(spools(client)) == 1
     assert client.cancel(given).state == "cancelling"
     assert client.get_job(first.id).state == "cancelling"
-    aliases = list(client.store.client.scan_iter(f"{client.settings.prefix}alias:*"))
-    assert [client.store.client.ttl(alias) > 86_400 for alias in aliases] == [True]
+    aliases = list(client.store.connection.client.scan_iter(f"{client.settings.prefix}alias:*"))
+    assert [client.store.connection.client.ttl(alias) > 86_400 for alias in aliases] == [True]
 
 
 def test_a_key_that_is_known_is_answered_at_once(client: Client, transaction: Transaction) -> None:

@@ -11,11 +11,13 @@ import redis
 from pydantic import SecretStr
 
 from batchpipe.config.settings import Settings
+from batchpipe.config.site import current_site
 from batchpipe.model.records import JOB, State
 from batchpipe.pipeline import overdue
 from batchpipe.pipeline.runner import Message
-from batchpipe.tasks import chain as tasks
 from batchpipe.tasks.app import make_app
+from batchpipe.tasks.inspection import waiting_in
+from batchpipe.tasks.publishing import forget_queue, publish
 from batchpipe.testing import Pump
 
 Rows = Callable[..., list[dict[str, object]]]
@@ -28,11 +30,6 @@ def pump(tmp_path: Path) -> Pump:
     made = Pump(tmp_path, max_rows=1)
     made.waiting_in = lambda queue: sum(it.message.queue == queue and it.at <= made.at for it in made.waiting)
     return made
-
-
-@pytest.fixture(autouse=True)
-def nothing_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(overdue, "_said", {})
 
 
 def planned(pump: Pump, rows: list[dict[str, object]]) -> str:
@@ -94,11 +91,11 @@ def test_shards_that_are_not_due_yet_are_made_due_though_their_queue_is_full(pum
     planned(pump, chat_rows(1))
     job_id = planned(pump, chat_rows(3))
     store, pump.waiting[:] = pump.store, [it for it in pump.waiting if it.message.job != job_id]
-    store.client.hset(f"{store.prefix}job:{job_id}", "due_from", "0")
-    store.client.zrem(f"{store.prefix}due", *(f"{job_id}/{index}" for index in range(3)))
-    store.client.zadd(f"{store.prefix}due", {f"{job_id}/{JOB}": store.now()})
+    store.connection.client.hset(f"{store.connection.prefix}job:{job_id}", "due_from", "0")
+    store.connection.client.zrem(f"{store.connection.prefix}due", *(f"{job_id}/{index}" for index in range(3)))
+    store.connection.client.zadd(f"{store.connection.prefix}due", {f"{job_id}/{JOB}": store.now()})
     pump.sweep()
-    assert {place for place in store.unfinished() if place[0] == job_id} == {(job_id, index) for index in range(3)}
+    assert {place for place in store.due.unfinished() if place[0] == job_id} == {(job_id, index) for index in range(3)}
     pump.run_until_idle()
     assert pump.job(job_id).stage == State.SUCCEEDED
     assert sum(pump.api.billed.values()) == 4
@@ -108,13 +105,13 @@ def test_a_record_that_cannot_be_read_does_not_hide_what_waits(pump: Pump, chat_
     """Neither is its job: what is due after it, and lost, is published again."""
     broken, job_id = planned(pump, chat_rows(1)), planned(pump, chat_rows(1))
     store = pump.store
-    store.client.delete(f"{store.prefix}shard:{broken}:0")
-    store.client.set(f"{store.prefix}shard:{broken}:0", "no hash")
+    store.connection.client.delete(f"{store.connection.prefix}shard:{broken}:0")
+    store.connection.client.set(f"{store.connection.prefix}shard:{broken}:0", "no hash")
     pump.waiting.clear()
     let_pass(pump, 900)
     assert {it.message.job for it in pump.waiting} == {job_id}
-    store.client.delete(f"{store.prefix}job:{broken}")
-    store.client.set(f"{store.prefix}job:{broken}", "no hash")
+    store.connection.client.delete(f"{store.connection.prefix}job:{broken}")
+    store.connection.client.set(f"{store.connection.prefix}job:{broken}", "no hash")
     pump.waiting.clear()
     let_pass(pump, 3_600)
     assert {it.message.job for it in pump.waiting} == {job_id}
@@ -140,7 +137,7 @@ def test_a_worker_that_listens_and_takes_nothing_is_given_up_after_an_hour(pump:
     def listen_for(seconds: int) -> int:
         for _ in range(seconds // 240):
             pump.advance(240)
-            pump.store.note_listening("w1", ["deep"])
+            pump.store.queues.note_listening("w1", ["deep"])
             pump.sweep()
         return len(pump.waiting)
 
@@ -154,7 +151,7 @@ def test_a_worker_that_takes_nothing_for_a_month_does_not_fill_its_queue(pump: P
     planned(pump, chat_rows(2))
     for _ in range(30 * 48):
         pump.advance(1_800)
-        pump.store.note_listening("w", ["deep"])
+        pump.store.queues.note_listening("w", ["deep"])
         pump.sweep()
     assert 2 * 30 <= len(pump.waiting) <= 2 * 40
 
@@ -188,30 +185,26 @@ def test_the_log_says_that_work_waits_in_a_queue_without_a_worker_and_is_not_fil
     ]
 
 
-def test_the_broker_tells_how_many_messages_wait(
-    tmp_path: Path, redis_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_broker_tells_how_many_messages_wait(tmp_path: Path, redis_url: str) -> None:
     """A queue that it does not know holds none; one that cannot be reached tells nothing."""
     app = make_app(Settings(_env_file=None, home=tmp_path, redis_url=SecretStr(redis_url)))
-    monkeypatch.setattr(tasks, "_installed_app", app)
-    assert tasks.waiting_in("counted") == 0
+    current_site().app = app
+    assert waiting_in("counted") == 0
     for _ in range(3):
-        tasks.publish(Message("job_x", JOB, 1, State.PENDING, ["t"], "counted"))
-    assert tasks.waiting_in("counted") == 3
+        publish(Message("job_x", JOB, 1, State.PENDING, ["t"], "counted"))
+    assert waiting_in("counted") == 3
 
     nowhere = make_app(Settings(_env_file=None, home=tmp_path, redis_url=SecretStr("redis://127.0.0.1:1/0")))
-    monkeypatch.setattr(tasks, "_installed_app", nowhere)
-    assert tasks.waiting_in("counted") is None
+    current_site().app = nowhere
+    assert waiting_in("counted") is None
 
 
-def test_the_queue_of_a_run_that_is_done_goes_with_what_is_left_in_it(
-    tmp_path: Path, redis_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_queue_of_a_run_that_is_done_goes_with_what_is_left_in_it(tmp_path: Path, redis_url: str) -> None:
     app = make_app(Settings(_env_file=None, home=tmp_path, redis_url=SecretStr(redis_url)))
-    monkeypatch.setattr(tasks, "_installed_app", app)
+    current_site().app = app
     with redis.Redis.from_url(redis_url) as server:
         before = set(server.scan_iter())
-        tasks.publish(Message("job_x", JOB, 1, State.PENDING, ["t"], "batchpipe.run.x"))
+        publish(Message("job_x", JOB, 1, State.PENDING, ["t"], "batchpipe.run.x"))
         assert set(server.scan_iter()) - before
-        tasks.forget_queue("batchpipe.run.x")
+        forget_queue("batchpipe.run.x")
         assert set(server.scan_iter()) - before == set()

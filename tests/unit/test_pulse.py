@@ -16,11 +16,13 @@ import redis
 from celery import Celery
 from celery.beat import Scheduler
 
-from batchpipe.config.settings import Settings, install_settings
+from batchpipe.config.settings import Settings
+from batchpipe.config.site import current_site
 from batchpipe.pipeline.pulse import LISTENED_SECONDS, MOVING_SECONDS, may_send
 from batchpipe.store import Store
 from batchpipe.tasks import chain as tasks
 from batchpipe.tasks.app import make_app
+from batchpipe.tasks.runtime import runtime
 from batchpipe.worker import schedule_tasks  # noqa: F401 - its task is known once it is imported
 
 NAME, QUEUE = "batchpipe.sweep", "q"
@@ -31,14 +33,14 @@ def settings(redis_url: str, prefix: str, tmp_path: Path) -> Settings:
     """A queue of this test alone."""
     chosen: dict[str, Any] = {"redis_url": redis_url, "prefix": prefix, "queue": prefix, "home": tmp_path}
     made = Settings(_env_file=None, **chosen)
-    install_settings(made)
+    current_site().settings = made
     return made
 
 
 @pytest.fixture
 def app(settings: Settings) -> Celery:
     made = make_app(settings)
-    tasks.install_app(made)
+    current_site().app = made
     made.set_current()
     return made
 
@@ -98,7 +100,7 @@ def test_a_worker_that_takes_it_lets_beat_send_the_next(store: Store, clock: Any
         assert may_send(store, NAME, QUEUE, lambda queue: 7)
         clock.advance(5)
         assert not may_send(store, NAME, QUEUE, lambda queue: 7)
-        store.note_pulse(NAME, taken=store.now())
+        store.queues.note_pulse(NAME, taken=store.now())
         clock.advance(5)
 
 
@@ -107,11 +109,11 @@ def test_a_queue_that_moves_or_is_listened_on_gets_it_now_and_then(store: Store,
     assert may_send(store, NAME, QUEUE, lambda queue: 7)
     clock.advance(MOVING_SECONDS + 1)
     assert not may_send(store, NAME, QUEUE, lambda queue: 7)
-    store.note_taken(QUEUE)
+    store.queues.note_taken(QUEUE)
     assert may_send(store, NAME, QUEUE, lambda queue: 7)
     clock.advance(LISTENED_SECONDS + 1)
     assert not may_send(store, NAME, QUEUE, lambda queue: 7)
-    store.note_listening("w1", [QUEUE])
+    store.queues.note_listening("w1", [QUEUE])
     assert may_send(store, NAME, QUEUE, lambda queue: 7)
     assert not may_send(store, NAME, QUEUE, lambda queue: 7)
 
@@ -120,15 +122,15 @@ def test_a_queue_of_which_nothing_is_taken_for_a_month_gets_it_less_and_less_oft
     """A worker that hangs still says that it listens: it was one message more every ten minutes."""
     sent = 0
     for _ in range(30 * 144):
-        store.note_listening("w", [QUEUE])
+        store.queues.note_listening("w", [QUEUE])
         sent += may_send(store, NAME, QUEUE, lambda queue: 7)
         clock.advance(600)
     assert 30 <= sent <= 45
-    store.note_taken(QUEUE)
-    store.note_pulse(NAME, taken=store.now())
+    store.queues.note_taken(QUEUE)
+    store.queues.note_pulse(NAME, taken=store.now())
     assert may_send(store, NAME, QUEUE, lambda queue: 1)
     clock.advance(LISTENED_SECONDS + 1)
-    store.note_listening("w", [QUEUE])
+    store.queues.note_listening("w", [QUEUE])
     assert may_send(store, NAME, QUEUE, lambda queue: 1)  # as often as at first
 
 
@@ -145,9 +147,9 @@ def test_a_worker_notes_that_it_has_taken_it(app: Celery, settings: Settings) ->
         task.before_start("id", (), {})
     finally:
         task.pop_request()
-    store = tasks.runtime(settings).store
-    assert store.pulse(NAME).taken > 0
-    assert store.last_taken(settings.queue) > 0
+    store = runtime(settings).store
+    assert store.queues.pulse(NAME).taken > 0
+    assert store.queues.last_taken(settings.queue) > 0
 
 
 DATABASE_BEAT = """
@@ -160,7 +162,7 @@ DATABASE_BEAT = """
     django.setup()
     from django.core.management import call_command
     call_command("migrate", verbosity=0)
-    from batchpipe.config.settings import current_settings
+    from batchpipe.config.site import current_settings
     from batchpipe.worker.process import standalone_app
     from django_celery_beat.schedulers import DatabaseScheduler
     app = standalone_app(current_settings())

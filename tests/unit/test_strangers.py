@@ -28,9 +28,13 @@ from pydantic import SecretStr
 from batchpipe.cli.common import emit_json
 from batchpipe.client.client import Client
 from batchpipe.client.option_checks import check_output
-from batchpipe.config.settings import Account, Settings, load_settings
+from batchpipe.config.account import Account
+from batchpipe.config.loading import load_settings
+from batchpipe.config.settings import Settings
+from batchpipe.config.site import current_site
 from batchpipe.errors import BatchpipeError, InvalidInput, Paused, PermanentError, Refused, SettingsError, Unavailable
 from batchpipe.local_redis import acquire
+from batchpipe.masking import one_line
 from batchpipe.model.outcomes import names_quota
 from batchpipe.model.records import JOB, BatchError, JobRecord, Move, ShardRecord, Stage, State
 from batchpipe.model.refusals import is_about_input_file
@@ -44,7 +48,7 @@ from batchpipe.sandbox import Sandbox
 from batchpipe.storage import Folder
 from batchpipe.storage.local import keep_private
 from batchpipe.store import Store
-from batchpipe.tasks import chain as tasks
+from batchpipe.tasks.publishing import publish
 from batchpipe.telemetry.logs import JsonFormatter, TextFormatter
 from batchpipe.testing import FakeOpenAI, Pump
 
@@ -223,7 +227,7 @@ def test_a_retry_takes_smaller_shards_and_is_still_one_retry(
     pump = Pump(tmp_path / "pump", store=client.store)
     pump.api.fail_next("upload", Refused("Request Entity Too Large", status=413))
     pump.run_until_idle()
-    [shard] = client.store.iter_shards(old.refresh().record)
+    [shard] = client.store.shards.of_job(old.refresh().record)
     assert shard.error is not None
     assert "--max-bytes" in shard.error.message
     with pytest.raises(InvalidInput, match="max_rows"):
@@ -244,13 +248,13 @@ def test_where_tasks_are_eager_a_submit_is_refused_before_anything_is_recorded(
     """Else the provider is called within the request, and a poll calls the next poll until the stack ends."""
     site = Celery("site", broker=redis_url, set_as_current=False)
     site.conf.task_always_eager = True
-    tasks.install_app(site)
+    current_site().app = site
     client = Client(Settings(_env_file=None, redis_url=redis_url, prefix=prefix, home=tmp_path / "home"))
     with pytest.raises(SettingsError, match=r"^app\.conf\.task_always_eager is on.*start a worker"):
         client.submit(chat_rows(2))
     assert client.list_jobs() == []
     with pytest.raises(SettingsError, match="task_always_eager"):
-        tasks.publish(Message("job_x", JOB, 1, State.PENDING, ["a", "b"], "batchpipe"))
+        publish(Message("job_x", JOB, 1, State.PENDING, ["a", "b"], "batchpipe"))
 
 
 # -- 34: the sandbox's switches ------------------------------------------------------------------------------------
@@ -400,7 +404,7 @@ def test_no_control_character_of_a_message_reaches_a_log(capsys: pytest.CaptureF
 
 
 def test_no_control_character_of_a_reason_reaches_celery_and_flower() -> None:
-    assert tasks._line(FORGED) == r"a\x1b]0;title\x07 b\u202ec\x9bd e"
+    assert one_line(FORGED) == r"a\x1b]0;title\x07 b\u202ec\x9bd e"
 
 
 def test_an_output_with_a_secret_in_it_is_refused_and_never_shown() -> None:
@@ -474,7 +478,7 @@ def test_tls_is_spelled_as_celery_and_redis_py_do_and_means_the_same_to_both(que
     """One of them asks for nothing where nothing is said: messages went to whoever stood between."""
     url = f"rediss://u:p%40ss@redis.example:6380/2{query}"
     for settings in (Settings(_env_file=None, redis_url=url), Settings(_env_file=None, redis_url=url, broker_url=url)):
-        records: Any = Store.connect(settings.redis_address()).client.connection_pool.make_connection()
+        records: Any = Store.connect(settings.redis_address()).connection.client.connection_pool.make_connection()
         assert (records.cert_reqs, records.password, records.db) == (wanted, "p@ss", 2)
         messages: Any = Connection(settings.broker_address())
         assert (messages.ssl["ssl_cert_reqs"], messages.password, messages.virtual_host) == (wanted, "p@ss", "2")
