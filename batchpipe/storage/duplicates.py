@@ -14,7 +14,7 @@ from itertools import islice, pairwise
 from operator import eq
 from typing import Self
 
-from batchpipe.storage.folder import Scratch, temporary
+from batchpipe.storage.scratch import Scratch, temporary
 
 #: Ids that are sorted in memory at once.
 RUN_IDS = 1 << 18
