@@ -207,7 +207,7 @@ def test_status_shows_what_is_in_trouble_and_sums_of_the_rest(capsys: pytest.Cap
     assert len(lines) == MOST_LINES + 2
     assert lines[0] == "shards    5,000: 2,500 collected, 2,500 created; 1 in trouble"
     assert "! why" in lines[1]
-    assert lines[-1] == "and 4,900 shards more: --json has them all"
+    assert lines[-1] == "and 4,900 more shards: --json has them all"
 
 
 # -- records that cannot be read -----------------------------------------------------------------------------------
