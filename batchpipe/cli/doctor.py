@@ -176,7 +176,7 @@ def _records(client: Client) -> Iterator[Finding]:
 
 
 def _account(client: Client | None, name: str) -> Iterator[Finding]:
-    from batchpipe.pipeline.runner import NO_QUOTA
+    from batchpipe.errors import NO_QUOTA
     from batchpipe.provider import Apis
 
     try:

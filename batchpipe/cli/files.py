@@ -10,7 +10,7 @@ from batchpipe.cli.common import emit_json, json_option, number, open_client, sa
 from batchpipe.errors import Gone, JobNotFound
 
 if TYPE_CHECKING:
-    from batchpipe.provider import StoredFile
+    from batchpipe.model.provider import StoredFile
     from batchpipe.store import Store
 
 #: Files that are looked at; the newest come first.

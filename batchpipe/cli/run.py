@@ -242,7 +242,7 @@ def _raise_if_refused(job: JobRecord, shards: list[ShardRecord], pause: Pause) -
 
     Only a person can correct that, and one is at this terminal. A quota may be raised elsewhere, so that is waited for.
     """
-    from batchpipe.pipeline.runner import NO_QUOTA
+    from batchpipe.errors import NO_QUOTA
 
     at_provider = any(_may_be_there(shard) for shard in shards)
     if pause.code == NO_QUOTA or at_provider or job.state.ended:

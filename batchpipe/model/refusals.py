@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from batchpipe.errors import Refused
+from batchpipe.errors import FILE_NOT_FOUND, Refused
 from batchpipe.model.records import LONGEST_PAUSE, JobRecord, Move, Problem, ShardRecord, Stage, window_seconds
 
 #: The longest that a job that is being cancelled waits for a batch or file that its key does not see.
@@ -21,7 +21,7 @@ FIRST_UNSEEN_PAUSE = 5.0
 FIRST_FILE_PAUSE, FIRST_UPLOAD_PAUSE = 2.0, 30.0
 
 #: Codes of trouble that a person can end: after that, `batchpipe resume ACCOUNT` looks again at once.
-FOR_A_PERSON = frozenset({"batch_unseen", "file_quota", "account_full", "file_not_ready", "file_not_found"})
+FOR_A_PERSON = frozenset({"batch_unseen", "file_quota", "account_full", "file_not_ready", FILE_NOT_FOUND})
 
 #: Codes with which a shard is abandoned though its batch may have results.
 LANDABLE = frozenset(
@@ -57,8 +57,6 @@ _UNFINISHED = frozenset({"pending", "uploaded", "uploading", "notrunning", "runn
 _BODY = frozenset({413, 414, 415})
 
 
-#: The code of a queue that is full.
-TOKEN_LIMIT = "token_limit_exceeded"
 #: How the messages of the two refusals begin that come without a code.
 _TOKEN_LIMIT_WORDS = re.compile(r"enqueued token limit reached\b", re.IGNORECASE)
 _NO_FILE_WORDS = re.compile(r"cannot find file\b", re.IGNORECASE)

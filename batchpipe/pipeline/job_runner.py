@@ -25,6 +25,7 @@ from batchpipe.errors import (
     StoreUnavailable,
     TransientError,
 )
+from batchpipe.model.provider import Provider
 from batchpipe.model.records import ENDED, JOB, LONGEST_PAUSE, MAX_TELLS, JobRecord, Problem, ShardRecord, Stage, State
 from batchpipe.model.views import EARLIER, SHOWN, json_of_job
 from batchpipe.pipeline.leftovers import remove_dead_turns, remove_leftovers, token_of
@@ -66,7 +67,6 @@ from batchpipe.pipeline.steps.merge import LOOKED_AT, MERGED, Merged, Overview, 
 from batchpipe.pipeline.steps.next_round import SENT, resend
 from batchpipe.pipeline.steps.prepare import prepare
 from batchpipe.pipeline.steps.salvage import salvage, salvaged_file
-from batchpipe.provider import Api
 from batchpipe.storage import Folder, check_allowed
 from batchpipe.store import Lease, Refused, Store
 from batchpipe.store.redis_label import label_of
@@ -115,7 +115,7 @@ class JobRunner(Runner):
         self,
         settings: Settings,
         store: Store,
-        apis: Callable[[str], Api],
+        apis: Callable[[str], Provider],
         publish: Publish,
         tell: Callable[[JobRecord], None],
         *,

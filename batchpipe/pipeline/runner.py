@@ -27,8 +27,8 @@ from batchpipe.errors import (
 )
 from batchpipe.masking import without_secrets
 from batchpipe.model.lateness import utc
+from batchpipe.model.provider import Provider
 from batchpipe.model.records import JOB, LONGEST_PAUSE, JobRecord, Problem, Stage, State
-from batchpipe.provider import Api
 from batchpipe.store import Lease, Refused, Store, When
 from batchpipe.store.store import new_task_ids
 from batchpipe.telemetry.counters import Counters
@@ -48,8 +48,6 @@ CANCELLING = "cancelling"
 GONE_CANCELLED_SECONDS = 120.0
 #: A file that was not reported missing for so long was there in between.
 GONE_SEEN_SECONDS = 1_800.0
-#: Code of the pause of an account that is out of money.
-NO_QUOTA = "insufficient_quota"
 #: The first pause after trouble; it doubles each time.
 FIRST_PAUSE = 1.0
 #: The longest pause for trouble that passes: a provider that is down for a minute must not cost ten.
@@ -146,7 +144,7 @@ class Runner:
         self,
         settings: Settings,
         store: Store,
-        apis: Callable[[str], Api],
+        apis: Callable[[str], Provider],
         publish: Publish,
         *,
         counters: Counters | None = None,

@@ -13,6 +13,7 @@ import msgspec
 from batchpipe.config.limits import turn_deadline
 from batchpipe.errors import (
     FILE_MISSING,
+    NO_QUOTA,
     WORKSPACE_GONE,
     LeaseLost,
     OnHold,
@@ -25,6 +26,7 @@ from batchpipe.errors import (
 )
 from batchpipe.errors import Refused as ProviderRefused
 from batchpipe.model.lateness import attended, waits_of
+from batchpipe.model.provider import Batch, Provider
 from batchpipe.model.records import LONGEST_PAUSE, JobRecord, Move, Problem, ShardRecord, Stage
 from batchpipe.pipeline.manifest import workspace_of
 from batchpipe.pipeline.runner import (
@@ -34,7 +36,6 @@ from batchpipe.pipeline.runner import (
     LONGEST_BACKOFF,
     MAX_LOST,
     MAX_TRIES,
-    NO_QUOTA,
     Continue,
     Done,
     Next,
@@ -51,7 +52,6 @@ from batchpipe.pipeline.steps.download import abandon, download
 from batchpipe.pipeline.steps.poll import Pace, poll
 from batchpipe.pipeline.steps.salvage import lost, salvage
 from batchpipe.pipeline.steps.upload import upload
-from batchpipe.provider import Api, Snapshot
 from batchpipe.storage import Folder
 from batchpipe.store import Lease, Refused
 from batchpipe.store.store import new_task_ids
@@ -97,7 +97,7 @@ class ShardRunner(Runner):
             claim.stop()
             return self._end(claim, ending)
 
-    def _api_or_trouble(self, account: str) -> Api | Exception:
+    def _api_or_trouble(self, account: str) -> Provider | Exception:
         """An error here is the shard's: it is raised once the shard is claimed."""
         try:
             return self.apis(account)
@@ -106,7 +106,7 @@ class ShardRunner(Runner):
         except Exception as error:
             return error
 
-    def _step(self, link: str, lease: Lease, api: Api | Exception) -> Move | Over | _Failed:
+    def _step(self, link: str, lease: Lease, api: Provider | Exception) -> Move | Over | _Failed:
         assert lease.shard is not None
         job, shard = lease.job, attended(lease.shard, self.store.now())
         lease.shard = shard
@@ -161,7 +161,7 @@ class ShardRunner(Runner):
             return free
         return openai_prices() if self.settings.is_openai(account) else unknown
 
-    def _upload(self, lease: Lease, workspace: Folder, api: Api) -> Move:
+    def _upload(self, lease: Lease, workspace: Folder, api: Provider) -> Move:
         assert lease.shard is not None
         return upload(
             lease.shard,
@@ -172,7 +172,7 @@ class ShardRunner(Runner):
             check=lambda: check_cancel(lease),
         )
 
-    def _poll(self, job: JobRecord, shard: ShardRecord, api: Api) -> Move | Problem:
+    def _poll(self, job: JobRecord, shard: ShardRecord, api: Provider) -> Move | Problem:
         account, clock = self.settings.account(job.account), self.store.clock()
         rate, patience = account.looks_per_second, account.patience_seconds
         return poll(
@@ -387,7 +387,7 @@ def _deferred_fields(failed: _Failed) -> dict[str, Any]:
 class CreateContext:
     """What the create step may do with its shard's record."""
 
-    def __init__(self, turns: ShardRunner, lease: Lease, api: Api) -> None:
+    def __init__(self, turns: ShardRunner, lease: Lease, api: Provider) -> None:
         assert lease.shard is not None
         self._turns, self._lease, self._api, self._shard = turns, lease, api, lease.shard
         self.grace_seconds = turns.settings.create_grace_seconds
@@ -395,7 +395,9 @@ class CreateContext:
         self._slack: float | None = None
         self.unseen_seconds = turns.settings.unseen_seconds
         self.refusal_seconds = turns.settings.refusal_wait_seconds
-        self.provider = turns.settings.account(lease.job.account)
+        account = turns.settings.account(lease.job.account)
+        self.lists_batches, self.echoes_metadata = account.lists_batches, account.echoes_metadata
+        self.resend_unanswered = account.resend_unanswered
 
     def now(self) -> float:
         return self._turns.store.now()
@@ -433,24 +435,23 @@ class CreateContext:
     def known(self, batch_ids: Sequence[str]) -> dict[str, ShardRecord]:
         return self._turns.store.shards_of_batches(self._lease.job.account, batch_ids)
 
-    def settle(self, batch: Any, *, sure: bool = False) -> str:
-        snapshot: Snapshot = batch
+    def settle(self, batch: Batch, *, sure: bool = False) -> str:
         self._lease.stop()
         settled = self._turns.store.settle(
             self._shard,
-            snapshot.id,
+            batch.id,
             token=self._lease.token,
             after=0.0,
             sure=sure,
             changes={
-                "status": snapshot.status,
-                "counts": snapshot.counts,
+                "status": batch.status,
+                "counts": batch.counts,
                 "snapshot_at": self._turns.store.now(),
                 "backoff": 0,
             },
         )
         if settled.verdict in ("ok", "late"):
-            event = ("created", {"batch_id": snapshot.id, "status": snapshot.status})
+            event = ("created", {"batch_id": batch.id, "status": batch.status})
             self._turns.log(self._shard.job, [event], shard=self._shard.index)
         if settled.news.wake:
             self._turns.wake(self._shard.job, self._shard.index)

@@ -12,6 +12,8 @@ from typing import IO, TYPE_CHECKING, Any, BinaryIO, cast
 from batchpipe.config.settings import Account, Settings
 from batchpipe.errors import (
     NO_ROUTE,
+    NOT_SENT,
+    TOKEN_LIMIT,
     AmbiguousResult,
     BatchpipeError,
     Gone,
@@ -21,18 +23,10 @@ from batchpipe.errors import (
     Unavailable,
 )
 from batchpipe.model.least_rate import SILENCE_SECONDS, LeastRate
-from batchpipe.provider.answers import (
-    Snapshot,
-    StoredFile,
-    identified,
-    json_object,
-    parse_batch,
-    parse_file,
-    same,
-    text,
-)
+from batchpipe.model.provider import Batch, Provider, Resumable, StoredFile
+from batchpipe.provider.answers import identified, json_object, parse_batch, parse_file, same, text
 from batchpipe.provider.created import Partly, Said, made, named
-from batchpipe.provider.transfers import WRONG, Resumable, Watched, range_headers, receive
+from batchpipe.provider.transfers import WRONG, Watched, range_headers, receive
 from batchpipe.provider.transport import Count, http_client, uncounted
 from batchpipe.provider.trouble import translated
 
@@ -45,8 +39,8 @@ _MOST_PAGES = 10_000
 _PAGE_TRIES = 3
 
 
-class Api:
-    """One account's Files and Batches. Safe between threads; never to be used across a fork (see ``api_for``)."""
+class Api(Provider):
+    """One account's Files and Batches over HTTP. Safe between threads, never across a fork (see ``Apis``)."""
 
     def __init__(
         self,
@@ -208,7 +202,7 @@ class Api:
         input_file_id: str,
         metadata: dict[str, str],
         extra: dict[str, Any],
-    ) -> Snapshot:
+    ) -> Batch:
         """The paid call: sent once. Raises AmbiguousResult unless the answer is clear.
 
         A clear refusal is Unavailable (a 4xx that may pass, or code ``not_sent``: nothing left this host), Paused or
@@ -266,13 +260,13 @@ class Api:
             said.append(Said(error.status_code, response.content, response.headers.get("location", "")))
             raise
 
-    def retrieve(self, batch_id: str) -> Snapshot:
+    def retrieve(self, batch_id: str) -> Batch:
         """Raises Gone, Unavailable (also when another object comes back), Paused, Refused."""
         with translated(self._key):
             answer = self._client.batches.with_raw_response.retrieve(batch_id)
             return same(parse_batch(json_object(answer.http_response.content)), batch_id)
 
-    def cancel_batch(self, batch_id: str) -> Snapshot:
+    def cancel_batch(self, batch_id: str) -> Batch:
         """Raises Refused if the batch has already ended (read it again), Gone, Unavailable, Paused."""
         try:
             with translated(self._key):
@@ -283,7 +277,7 @@ class Api:
                 raise
             raise Refused(error.message, code=error.code, status=409) from error
 
-    def iter_batches(self, since: float) -> Iterator[Snapshot]:
+    def iter_batches(self, since: float) -> Iterator[Batch]:
         """The account's batches, newest first, until one is older than ``since`` (the provider's clock).
 
         Raises Gone or Refused if the provider cannot list; Unavailable, Paused.
@@ -430,13 +424,13 @@ def _is_clear_no(error: BatchpipeError) -> bool:
     """This call made nothing. A conflict only says that something was made: perhaps by us, if a proxy repeated it."""
     if not isinstance(error, Unavailable):
         return True
-    if error.code in ("not_sent", "token_limit_exceeded") and (error.status or 400) < 500:
+    if error.code in (NOT_SENT, TOKEN_LIMIT) and (error.status or 400) < 500:
         return True
     refused = error.status is not None and 400 <= error.status < 500 and error.status not in (408, 409)
     return refused and error.code != NO_ROUTE
 
 
-def _is_past(page: Sequence[Snapshot | StoredFile], since: float) -> bool:
+def _is_past(page: Sequence[Batch | StoredFile], since: float) -> bool:
     """Whether a list, newest first, has reached older entries; one that is oldest first is read to its end."""
     first, last = page[0].created_at, page[-1].created_at
     return first is not None and last is not None and last < since and first >= last

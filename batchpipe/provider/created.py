@@ -17,7 +17,8 @@ from urllib.parse import unquote, urlsplit
 import orjson
 
 from batchpipe.errors import Unavailable
-from batchpipe.provider.answers import Snapshot, is_addressable, parse_batch, text
+from batchpipe.model.provider import Batch
+from batchpipe.provider.answers import is_addressable, parse_batch, text
 
 #: The answer to a create call is small; bytes beyond this are not read.
 _MOST_BYTES = 4_000_000
@@ -56,7 +57,7 @@ class Partly:
                 raise Unavailable("the provider's answer to the create call does not end", code="nonsense")
 
 
-def made(said: Said, key: str | None) -> Snapshot | None:
+def made(said: Said, key: str | None) -> Batch | None:
     """The batch that an answer is certainly about, if there is one.
 
     It is still certain with another ``input_file_id`` or without metadata: gateways rewrite both. It is not certain

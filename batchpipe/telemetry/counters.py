@@ -15,7 +15,7 @@ from http import HTTPStatus
 
 import orjson
 
-from batchpipe.errors import Paused, SettingsError, StorageTrouble, TransientError, Unavailable
+from batchpipe.errors import TOKEN_LIMIT, Paused, SettingsError, StorageTrouble, TransientError, Unavailable
 from batchpipe.model.records import ENDED, Stage, State
 
 #: The value of a label for all values not listed below, so that texts of others cannot create endless series.
@@ -217,7 +217,7 @@ def reason_of(error: BaseException) -> str:
         case SettingsError():
             return "settings"
         case Unavailable():
-            if error.code == "token_limit_exceeded":
+            if error.code == TOKEN_LIMIT:
                 return "token_limit"
             return "rate_limit" if error.status == 429 else "provider"
         case TransientError():

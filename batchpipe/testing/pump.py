@@ -14,6 +14,7 @@ from pydantic import SecretStr
 
 from batchpipe.config.settings import Account, Settings
 from batchpipe.errors import StoreUnavailable
+from batchpipe.model.provider import Provider
 from batchpipe.model.records import JOB, JobRecord, ShardRecord, State, new_job_id
 from batchpipe.pipeline.job_runner import JobRunner
 from batchpipe.pipeline.manifest import results_place
@@ -80,7 +81,10 @@ class Pump:
         self.notified: list[JobRecord] = []  #: jobs as they were told, tries that failed too
         self.vanished = 0  #: turns that ended in ``Vanished``
         self._tell_user = tell
-        apis = cast(Any, lambda name: self.api)
+
+        def apis(account: str) -> Provider:
+            return self.api
+
         self.shard_turns = ShardRunner(self.settings, self.store, apis, self._publish)
         self.job_turns = JobRunner(
             self.settings, self.store, apis, self._publish, self._tell, waiting_in=self._waiting_in

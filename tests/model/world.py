@@ -28,13 +28,13 @@ from batchpipe.errors import (
     TransientError,
     Unavailable,
 )
+from batchpipe.model.provider import Batch
 from batchpipe.model.records import JOB, BatchError, JobRecord, Move, Problem, Stage, State, Status
 from batchpipe.pipeline.job_runner import JobRunner
 from batchpipe.pipeline.runner import Continue, Message, Next, Retry, links_from
 from batchpipe.pipeline.shard_runner import ShardRunner
 from batchpipe.pipeline.sharding import Prepared, ShardPlan
 from batchpipe.pipeline.sweep import sweep
-from batchpipe.provider import Snapshot
 from batchpipe.store import Clock, Lease, Store
 from batchpipe.store import Refused as ClaimRefused
 from batchpipe.store.scripts import source
@@ -245,7 +245,7 @@ class ModelOpenAI(FakeOpenAI):
         self._shown_at: dict[str, float] = {}
         self._ends_as: dict[str, str] = {}
 
-    def create_batch(self, **arguments: Any) -> Snapshot:
+    def create_batch(self, **arguments: Any) -> Batch:
         lease = self.world.leases[self.world.actor]
         self.world.watch.calls(lease.age() <= lease.seconds / 2)
         self.world.point("create_batch")
@@ -271,12 +271,12 @@ class ModelOpenAI(FakeOpenAI):
             raise AmbiguousResult("dropped")
         return batch
 
-    def cancel_batch(self, batch_id: str) -> Snapshot:
+    def cancel_batch(self, batch_id: str) -> Batch:
         self.world.point()
         self.world.watch.cancelled(batch_id)
         return super().cancel_batch(batch_id)
 
-    def iter_batches(self, since: float) -> Iterator[Snapshot]:
+    def iter_batches(self, since: float) -> Iterator[Batch]:
         self.world.point()
         if self.world.take_fault(CALL_FAULTS):
             raise Unavailable("no list now")

@@ -14,8 +14,8 @@ from click.testing import CliRunner
 
 from batchpipe.cli import cli
 from batchpipe.errors import AmbiguousResult
+from batchpipe.model.provider import Batch
 from batchpipe.model.records import JOB, JobRecord, Problem, Stage, State, new_job_id
-from batchpipe.provider import Snapshot
 from batchpipe.store import Store
 from batchpipe.testing import FakeOpenAI, Pump, Vanished
 
@@ -27,7 +27,7 @@ HOUR = 3_600.0
 class StrictOpenAI(FakeOpenAI):
     """Its list holds nothing that is older than it is asked for: no batch is found by chance."""
 
-    def iter_batches(self, since: float) -> Iterator[Snapshot]:
+    def iter_batches(self, since: float) -> Iterator[Batch]:
         yield from (batch for batch in super().iter_batches(since) if (batch.created_at or 0.0) >= since)
 
 

@@ -7,13 +7,14 @@ there is no second call before the provider's list has been searched twice, a gr
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import islice
 from typing import Any, Protocol
 
 import msgspec
 
 from batchpipe.errors import (
+    FILE_NOT_FOUND,
     NO_ROUTE,
     AmbiguousResult,
     BatchpipeError,
@@ -23,7 +24,8 @@ from batchpipe.errors import (
     StoreUnavailable,
     Unavailable,
 )
-from batchpipe.model.records import LONGEST_PAUSE, Counts, JobRecord, Move, Problem, ShardRecord, Stage, Status
+from batchpipe.model.provider import CLOCK_SLACK_SECONDS, Batch, Provider, ProviderReads
+from batchpipe.model.records import LONGEST_PAUSE, JobRecord, Move, Problem, ShardRecord, Stage, Status
 from batchpipe.model.refusals import (
     FIRST_FILE_PAUSE,
     believed_at,
@@ -36,9 +38,6 @@ from batchpipe.model.refusals import (
 )
 
 logger = logging.getLogger(__name__)
-
-#: The provider's clock and Redis' may differ by so much.
-CLOCK_SLACK_SECONDS = 300.0
 
 #: Pause before the first look for a batch after a create call without a clear answer.
 FIRST_LOOK_SECONDS = 2.0
@@ -60,58 +59,11 @@ OTHERS_BATCH = "answered_with_other_batch"
 #: Responses to reading a batch that no later try changes.
 _NEVER_READ = ("nonsense", NO_ROUTE)
 
-NOT_SENT = Problem(
+HELD_BACK = Problem(
     code="cancelled_elsewhere",
     message="not sent: a batch of this job was cancelled at the provider, and nothing more was to be sent",
 )
 CANCELLED = Problem(code="cancelled", message="the job was cancelled before a batch was created")
-
-
-class Batch(Protocol):
-    """What this step reads of the provider's batch object."""
-
-    @property
-    def id(self) -> str: ...
-    @property
-    def status(self) -> str | None: ...
-    @property
-    def created_at(self) -> float | None: ...
-    @property
-    def input_file_id(self) -> str | None: ...
-    @property
-    def metadata(self) -> dict[str, str]: ...
-    @property
-    def counts(self) -> Counts: ...
-
-
-class BatchesApi(Protocol):
-    """What this step may do at the provider."""
-
-    def create_batch(
-        self,
-        *,
-        endpoint: str,
-        completion_window: str,
-        input_file_id: str,
-        metadata: dict[str, str],
-        extra: dict[str, Any],
-    ) -> Batch: ...
-    def file_status(self, file_id: str) -> str | None: ...
-    def iter_batches(self, since: float) -> Iterator[Batch]: ...
-    def retrieve(self, batch_id: str) -> Batch: ...
-    def file_name(self, file_id: str) -> str | None: ...
-    def cancel_batch(self, batch_id: str) -> object: ...
-
-
-class Provider(Protocol):
-    """What the account's provider supports, according to its settings."""
-
-    @property
-    def lists_batches(self) -> bool: ...
-    @property
-    def echoes_metadata(self) -> bool: ...
-    @property
-    def resend_unanswered(self) -> bool: ...
 
 
 class Turn(Protocol):
@@ -122,8 +74,9 @@ class Turn(Protocol):
     unseen_seconds: float  #: how long to wait, at least, for what the key does not see
     refusal_seconds: float  #: how long to wait for a refusal that may pass
 
-    @property
-    def provider(self) -> Provider: ...
+    lists_batches: bool  #: the account's settings say that its provider has a list of batches,
+    echoes_metadata: bool  #: that it shows their metadata,
+    resend_unanswered: bool  #: and that a call without a clear answer may be repeated
 
     def now(self) -> float:
         """The time of Redis' clock."""
@@ -172,7 +125,7 @@ class Over(msgspec.Struct, frozen=True):
 Ending = Move | GiveUp | Over
 
 
-def create(job: JobRecord, shard: ShardRecord, api: BatchesApi, turn: Turn) -> Ending:
+def create(job: JobRecord, shard: ShardRecord, api: Provider, turn: Turn) -> Ending:
     """Create the shard's batch, or adopt the one that an unanswered call made.
 
     Raises Unavailable, Paused (a clear no that may pass; the intent is withdrawn), LeaseLost, StoreUnavailable.
@@ -181,7 +134,7 @@ def create(job: JobRecord, shard: ShardRecord, api: BatchesApi, turn: Turn) -> E
         seen = _look(job, shard, api, turn)
         if seen.found:
             return _adopt(seen.found, shard, api, turn)
-        if seen.doubt and not (turn.provider.resend_unanswered and len(shard.calls) < MOST_CALLS):
+        if seen.doubt and not (turn.resend_unanswered and len(shard.calls) < MOST_CALLS):
             return _cannot_tell(job, shard, seen.doubt)
         blind = _cannot_see(job, shard, api, turn)
         if blind is not None:
@@ -190,11 +143,11 @@ def create(job: JobRecord, shard: ShardRecord, api: BatchesApi, turn: Turn) -> E
         if waiting is not None:
             return waiting
     elif job.cancel or job.send_no_more:
-        return GiveUp(CANCELLED if job.cancel else NOT_SENT)
+        return GiveUp(CANCELLED if job.cancel else HELD_BACK)
     return _call(job, shard, api, turn)
 
 
-def _cannot_see(job: JobRecord, shard: ShardRecord, api: BatchesApi, turn: Turn) -> Ending | None:
+def _cannot_see(job: JobRecord, shard: ShardRecord, api: Provider, turn: Turn) -> Ending | None:
     """Whether the key can see the calls' input file: only then does a batch that the list lacks prove anything.
 
     The key of another project sees neither, and a second call would be paid twice. Returns None if it sees the file.
@@ -218,7 +171,7 @@ def batch_metadata(job: JobRecord, shard: ShardRecord) -> dict[str, str]:
     return {**job.metadata, **ours}
 
 
-def _call(job: JobRecord, shard: ShardRecord, api: BatchesApi, turn: Turn) -> Ending:
+def _call(job: JobRecord, shard: ShardRecord, api: Provider, turn: Turn) -> Ending:
     if turn.intend():
         turn.withdraw()
         return GiveUp(CANCELLED) if not shard.calls else Move(stage=Stage.UPLOADED)
@@ -243,7 +196,7 @@ def _call(job: JobRecord, shard: ShardRecord, api: BatchesApi, turn: Turn) -> En
         turn.withdraw()
         if isinstance(error, Refused):
             return _refused_for_now(shard, error, api, turn) or _refused(shard, error)
-        if error.code == "file_not_found":
+        if error.code == FILE_NOT_FOUND:
             return _waits_for_file(shard, error, api, turn) or Move(stage=Stage.UPLOADED)
         raise
     if batch.id in shard.spent:
@@ -251,11 +204,11 @@ def _call(job: JobRecord, shard: ShardRecord, api: BatchesApi, turn: Turn) -> En
     return _settle(batch, shard, api, turn)
 
 
-def _made_in_spite_of(error: BatchpipeError, shard: ShardRecord, api: BatchesApi, turn: Turn) -> Batch | None:
+def _made_in_spite_of(error: BatchpipeError, shard: ShardRecord, api: Provider, turn: Turn) -> Batch | None:
     """The batch that a refusal names, if it shows that it is ours (a gateway that repeats calls gets "exists")."""
     for name in error.named:
         batch = _read(name, api)
-        if batch is not None and name not in shard.spent and _is_ours(batch, shard, turn.provider):
+        if batch is not None and name not in shard.spent and _is_ours(batch, shard, turn):
             return batch
     return None
 
@@ -293,7 +246,7 @@ def _unanswered(error: AmbiguousResult) -> Move:
     )
 
 
-def _refused_for_now(shard: ShardRecord, error: Refused, api: BatchesApi, turn: Turn) -> Ending | None:
+def _refused_for_now(shard: ShardRecord, error: Refused, api: Provider, turn: Turn) -> Ending | None:
     """What to do if the refusal concerns the moment or the account; None if it concerns the request."""
     if is_no_room(error):
         problem = Problem(code="account_full", message=f"the provider takes no further batch now: {error.message}")
@@ -306,7 +259,7 @@ def _refused_for_now(shard: ShardRecord, error: Refused, api: BatchesApi, turn: 
 
 
 def _waits_for_file(
-    shard: ShardRecord, error: BatchpipeError, api: BatchesApi, turn: Turn, *, sure: bool = True
+    shard: ShardRecord, error: BatchpipeError, api: Provider, turn: Turn, *, sure: bool = True
 ) -> Ending | None:
     """A fresh file may be unknown or not ready at first. ``sure``: it is the file; else None unless it says so."""
     try:
@@ -345,11 +298,11 @@ def _file_not_found(shard: ShardRecord, error: BatchpipeError, turn: Turn) -> En
     uploaded = len(shard.unused_files) + 1  # `uploads` has the refused ones, too
     longest = min(UNFOUND_SECONDS * 2 ** min(uploaded - 1, 10), turn.refusal_seconds)
     message = f"the provider does not find the file {shard.file_id} that was uploaded: {error.message}"
-    problem = Problem(code="file_not_found", message=message)
+    problem = Problem(code=FILE_NOT_FOUND, message=message)
     if shard.calls or now - since < longest:
         return _wait_out(shard, problem, turn, "was the key or project of the account changed?")
     if uploaded >= MAX_UPLOADS:
-        return _refused(shard, Refused(message, code="file_not_found"))
+        return _refused(shard, Refused(message, code=FILE_NOT_FOUND))
     changes: dict[str, Any] = {
         "refused_at": None,
         "file_id": None,
@@ -377,13 +330,13 @@ class _Seen(msgspec.Struct):
     unread: bool = False  #: an answer named an id that the provider does not know (yet)
 
 
-def _look(job: JobRecord, shard: ShardRecord, api: BatchesApi, turn: Turn) -> _Seen:
+def _look(job: JobRecord, shard: ShardRecord, api: Provider, turn: Turn) -> _Seen:
     """Read the ids that answers named; then look through the list. Raises Unavailable, Paused."""
     seen = _look_at_named(job, shard, api, turn)
     if seen.found:
         return seen
     try:
-        if not turn.provider.lists_batches:
+        if not turn.lists_batches:
             raise Refused("so its settings say")
         listed = _look_through_list(seen.strangers, shard, api, turn)
     except Refused as error:
@@ -394,7 +347,7 @@ def _look(job: JobRecord, shard: ShardRecord, api: BatchesApi, turn: Turn) -> _S
     return listed
 
 
-def _look_at_named(job: JobRecord, shard: ShardRecord, api: BatchesApi, turn: Turn) -> _Seen:
+def _look_at_named(job: JobRecord, shard: ShardRecord, api: Provider, turn: Turn) -> _Seen:
     """The batch that an answer to our call is about counts as ours, unless it shows that it is not.
 
     One that the answer only mentions must itself show that it is ours; else it is treated like any batch of the list.
@@ -415,7 +368,7 @@ def _look_at_named(job: JobRecord, shard: ShardRecord, api: BatchesApi, turn: Tu
             seen.unread = True
             continue
         key = batch.metadata.get("batchpipe_key")
-        if _is_ours(batch, shard, turn.provider):
+        if _is_ours(batch, shard, turn):
             return _Seen(found=[batch])
         if name in known or (key or "").startswith(f"{job.id}:"):
             continue
@@ -428,7 +381,7 @@ def _look_at_named(job: JobRecord, shard: ShardRecord, api: BatchesApi, turn: Tu
     return seen
 
 
-def _read(name: str, api: BatchesApi) -> Batch | None:
+def _read(name: str, api: ProviderReads) -> Batch | None:
     """Returns None if the provider does not know it as a batch. Raises Unavailable, Paused."""
     try:
         return api.retrieve(name)
@@ -446,7 +399,7 @@ def _since(shard: ShardRecord, turn: Turn) -> float:
     return (shard.intent_at or 0.0) - max(shard.intent_ahead, turn.ahead()) - CLOCK_SLACK_SECONDS
 
 
-def _look_through_list(strangers: list[Batch], shard: ShardRecord, api: BatchesApi, turn: Turn) -> _Seen:
+def _look_through_list(strangers: list[Batch], shard: ShardRecord, api: Provider, turn: Turn) -> _Seen:
     """Batches made under this shard's key. In doubt if the list shows some that could be ours, without a sign of that.
 
     Whether a list shows signs (our metadata, or input files) is known from the batches in it that are certainly ours.
@@ -457,7 +410,7 @@ def _look_through_list(strangers: list[Batch], shard: ShardRecord, api: BatchesA
     tells = hides = False
     batches = api.iter_batches(_since(shard, turn))
     while page := list(islice(batches, 100)):
-        found |= {b.id: b for b in page if b.id not in shard.spent and _is_ours(b, shard, turn.provider)}
+        found |= {b.id: b for b in page if b.id not in shard.spent and _is_ours(b, shard, turn)}
         tells = tells or any("batchpipe_key" in batch.metadata for batch in page)
         unsigned = [b for b in page if b.id not in found and "batchpipe_key" not in b.metadata]
         known = turn.known([batch.id for batch in unsigned])
@@ -474,15 +427,15 @@ def _look_through_list(strangers: list[Batch], shard: ShardRecord, api: BatchesA
     return _read_one_by_one(list(others.values()), shard, api, turn)
 
 
-def _read_one_by_one(strangers: list[Batch], shard: ShardRecord, api: BatchesApi, turn: Turn) -> _Seen:
+def _read_one_by_one(strangers: list[Batch], shard: ShardRecord, api: Provider, turn: Turn) -> _Seen:
     """A list may leave out fields that a batch shows when it is read, and the name of its file may tell its owner."""
     left: list[str] = []
     for stranger in strangers[:MOST_READ]:
         batch = _read(stranger.id, api)
-        if batch is None or ("batchpipe_key" in batch.metadata and not _is_ours(batch, shard, turn.provider)):
+        if batch is None or ("batchpipe_key" in batch.metadata and not _is_ours(batch, shard, turn)):
             continue
         name = _name_of_input(batch, api)
-        if _is_ours(batch, shard, turn.provider) or name == shard.upload_name:
+        if _is_ours(batch, shard, turn) or name == shard.upload_name:
             return _Seen(found=[batch])
         if name is None:
             left.append(batch.id)
@@ -494,7 +447,7 @@ def _read_one_by_one(strangers: list[Batch], shard: ShardRecord, api: BatchesApi
     )
 
 
-def _name_of_input(batch: Batch, api: BatchesApi) -> str | None:
+def _name_of_input(batch: Batch, api: ProviderReads) -> str | None:
     """None if that cannot be found out. Raises Unavailable, Paused."""
     try:
         return api.file_name(batch.input_file_id) if batch.input_file_id else None
@@ -515,26 +468,26 @@ def _cannot_tell(job: JobRecord, shard: ShardRecord, why: str) -> Ending:
     return Move(stage=Stage.UPLOADED, after=60.0, changes={"trouble": problem})
 
 
-def _is_ours(batch: Batch, shard: ShardRecord, provider: Provider) -> bool:
+def _is_ours(batch: Batch, shard: ShardRecord, turn: Turn) -> bool:
     """Whether the batch itself shows that it is ours: by our key, or, if it has no key, by our input file."""
     key = batch.metadata.get("batchpipe_key")
     if key == shard.key:
         return True
-    if key is not None and provider.echoes_metadata:
+    if key is not None and turn.echoes_metadata:
         return False
     return batch.input_file_id is not None and batch.input_file_id in (shard.file_id, *shard.unused_files)
 
 
-def _adopt(found: list[Batch], shard: ShardRecord, api: BatchesApi, turn: Turn) -> Ending:
+def _adopt(found: list[Batch], shard: ShardRecord, api: Provider, turn: Turn) -> Ending:
     if len(found) > 1:
         words = "%d batches were found for the same rows: all but one are cancelled"
         logger.error(words, len(found), extra={"event": "stray"})
     # settle each: the one that is recorded, perhaps by another turn in between, must not be cancelled
-    endings = [_settle(batch, shard, api, turn, sure=_is_ours(batch, shard, turn.provider)) for batch in found]
+    endings = [_settle(batch, shard, api, turn, sure=_is_ours(batch, shard, turn)) for batch in found]
     return endings[0]
 
 
-def _settle(batch: Batch, shard: ShardRecord, api: BatchesApi, turn: Turn, *, sure: bool = False) -> Ending:
+def _settle(batch: Batch, shard: ShardRecord, api: Provider, turn: Turn, *, sure: bool = False) -> Ending:
     try:
         verdict = turn.settle(batch, sure=sure)
     except StoreUnavailable:
@@ -550,7 +503,7 @@ def _settle(batch: Batch, shard: ShardRecord, api: BatchesApi, turn: Turn, *, su
     return Over(settled=verdict == "ok")
 
 
-def _cancel(batch: Batch, api: BatchesApi) -> None:
+def _cancel(batch: Batch, api: Provider) -> None:
     if batch.status in Status.FINAL:
         return
     try:
@@ -575,7 +528,7 @@ def _after_empty_look(job: JobRecord, shard: ShardRecord, turn: Turn, *, unread:
     if shard.refusal is not None:
         return GiveUp(shard.refusal, refused=True)
     if job.cancel or job.send_no_more:
-        return GiveUp(CANCELLED if job.cancel else NOT_SENT)
+        return GiveUp(CANCELLED if job.cancel else HELD_BACK)
     if shard.other_at is not None:  # each pause is as long as the wait so far, so pauses double
         until = shard.empty_at + min(shard.empty_at - shard.other_at, LONGEST_PAUSE)
         if (left := min(until, shard.other_at + turn.refusal_seconds) - now) > 0.1:
