@@ -34,8 +34,8 @@ from batchpipe.local_redis import acquire
 from batchpipe.model.records import JOB, JobRecord, Move, Problem, ShardRecord, Stage, State, new_job_id
 from batchpipe.model.views import SHOWN, json_of_job
 from batchpipe.pipeline.job_runner import JobRunner
+from batchpipe.pipeline.republish import WOKEN_AT_ONCE, resume_account, wake_first
 from batchpipe.pipeline.sweep import sweep
-from batchpipe.pipeline.waking import WOKEN_AT_ONCE, resume_account, wake_first
 from batchpipe.store import Lease, Store
 from batchpipe.store.scripts import source
 from batchpipe.testing import FakeOpenAI, Pump

@@ -22,10 +22,10 @@ from batchpipe.masking import without_secrets
 from batchpipe.model.records import JOB, JobRecord, State, new_job_id
 from batchpipe.model.refusals import LANDABLE
 from batchpipe.pipeline.manifest import basics, note_workspace, prune_workspaces, results_place, workspace_of
+from batchpipe.pipeline.republish import WOKEN_AT_ONCE, Resumed, resume_account, wake_first, wake_job
 from batchpipe.pipeline.results import INDEX, BatchResult, Outcome, iter_failed_requests
 from batchpipe.pipeline.runner import Message
 from batchpipe.pipeline.sweep import sweep
-from batchpipe.pipeline.waking import WOKEN_AT_ONCE, Resumed, resume_account, wake_first, wake_job
 from batchpipe.recover import Report, recover
 from batchpipe.storage import Folder
 from batchpipe.store import Store

@@ -28,7 +28,6 @@ from batchpipe.errors import (
 from batchpipe.model.provider import Provider
 from batchpipe.model.records import ENDED, JOB, LONGEST_PAUSE, MAX_TELLS, JobRecord, Problem, ShardRecord, Stage, State
 from batchpipe.model.views import EARLIER, SHOWN, json_of_job
-from batchpipe.pipeline.leftovers import remove_dead_turns, remove_leftovers, token_of
 from batchpipe.pipeline.manifest import (
     MANIFEST,
     input_rules,
@@ -67,6 +66,7 @@ from batchpipe.pipeline.steps.merge import LOOKED_AT, MERGED, Merged, Overview, 
 from batchpipe.pipeline.steps.next_round import SENT, resend
 from batchpipe.pipeline.steps.prepare import prepare
 from batchpipe.pipeline.steps.salvage import salvage, salvaged_file
+from batchpipe.pipeline.workspace_cleanup import remove_dead_turns, remove_leftovers, token_of
 from batchpipe.storage import Folder, check_allowed
 from batchpipe.store import Lease, Refused, Store
 from batchpipe.store.redis_label import label_of

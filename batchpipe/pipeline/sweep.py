@@ -14,8 +14,8 @@ from batchpipe.model.provider import Batch, Provider
 from batchpipe.model.records import ShardRecord, Stage, Status
 from batchpipe.pipeline.manifest import prune_workspaces
 from batchpipe.pipeline.overdue import PASS_LENGTH, publish_overdue
+from batchpipe.pipeline.republish import wake_rest
 from batchpipe.pipeline.runner import Runner
-from batchpipe.pipeline.waking import wake_rest
 from batchpipe.store import Clock
 from batchpipe.telemetry.logs import about
 

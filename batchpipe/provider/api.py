@@ -24,11 +24,11 @@ from batchpipe.errors import (
 )
 from batchpipe.model.least_rate import SILENCE_SECONDS, LeastRate
 from batchpipe.model.provider import Batch, Provider, Resumable, StoredFile
-from batchpipe.provider.answers import identified, json_object, parse_batch, parse_file, same, text
-from batchpipe.provider.created import Partly, Said, made, named
+from batchpipe.provider.create_answer import Partly, Said, made, named
+from batchpipe.provider.errors import translated
+from batchpipe.provider.parse import identified, json_object, parse_batch, parse_file, same, text
 from batchpipe.provider.transfers import WRONG, Watched, range_headers, receive
 from batchpipe.provider.transport import Count, http_client, uncounted
-from batchpipe.provider.trouble import translated
 
 if TYPE_CHECKING:
     import openai

@@ -25,8 +25,8 @@ from batchpipe.config.settings import Settings, current_settings
 from batchpipe.errors import BatchpipeError, RecordUnreadable, SettingsError, StoreUnavailable, TransientError
 from batchpipe.masking import printable, without_secrets
 from batchpipe.model.records import JOB, JobRecord
+from batchpipe.pipeline.beat import may_send
 from batchpipe.pipeline.job_runner import JobRunner, NotDelivered
-from batchpipe.pipeline.pulse import may_send
 from batchpipe.pipeline.runner import Done, Message, Next, Retry, links_from
 from batchpipe.pipeline.shard_runner import ShardRunner
 from batchpipe.pipeline.slots import SMALL_BYTES, SMALL_ROWS, Kind, Slots

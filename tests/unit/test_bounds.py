@@ -21,11 +21,11 @@ from batchpipe.model.records import JobRecord, Problem, ShardRecord, Stage, Stat
 from batchpipe.model.rows import MAX_MODEL, check_request
 from batchpipe.model.views import job_view, json_of_job
 from batchpipe.pipeline.manifest import noted_workspaces, pretty, prune_workspaces
+from batchpipe.pipeline.republish import WOKEN_AT_ONCE
 from batchpipe.pipeline.runner import Message, words
 from batchpipe.pipeline.sharding import Bounds, NoFiles, Planner
 from batchpipe.pipeline.sweep import sweep
-from batchpipe.pipeline.waking import WOKEN_AT_ONCE
-from batchpipe.provider.answers import MOST_ERROR_TEXTS, parse_batch
+from batchpipe.provider.parse import MOST_ERROR_TEXTS, parse_batch
 from batchpipe.storage import LineFile
 from batchpipe.store import Lease, Store
 from batchpipe.store.records import encode_value

@@ -30,7 +30,7 @@ from batchpipe.errors import (
 )
 from batchpipe.model.bodies import QUOTA_CODES
 from batchpipe.model.refusals import says_no_file, says_token_limit
-from batchpipe.provider.said import Said, said
+from batchpipe.provider.error_details import Said, said
 
 if TYPE_CHECKING:
     import openai

@@ -18,7 +18,7 @@ import orjson
 
 from batchpipe.errors import Unavailable
 from batchpipe.model.provider import Batch
-from batchpipe.provider.answers import is_addressable, parse_batch, text
+from batchpipe.provider.parse import is_addressable, parse_batch, text
 
 #: The answer to a create call is small; bytes beyond this are not read.
 _MOST_BYTES = 4_000_000

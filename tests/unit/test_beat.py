@@ -17,7 +17,7 @@ from celery import Celery
 from celery.beat import Scheduler
 
 from batchpipe.config.settings import Settings, install_settings
-from batchpipe.pipeline.pulse import LISTENED_SECONDS, MOVING_SECONDS, may_send
+from batchpipe.pipeline.beat import LISTENED_SECONDS, MOVING_SECONDS, may_send
 from batchpipe.store import Store
 from batchpipe.tasks import chain as tasks
 from batchpipe.tasks.app import make_app
