@@ -12,20 +12,11 @@ from typing import BinaryIO
 import msgspec
 
 from batchpipe.errors import NO_QUOTA, BatchpipeError
+from batchpipe.model.answers import Answer, add_usage, is_object, read_answer, readable_id
 from batchpipe.model.bodies import Failure
 from batchpipe.model.outcomes import names_quota, was_not_run
 from batchpipe.model.records import Problem, ShardRecord, Status
-from batchpipe.model.rows import (
-    EMBEDDINGS,
-    MODERATIONS,
-    Answer,
-    add_usage,
-    custom_id,
-    embedding_inputs,
-    is_object,
-    read_answer,
-    readable_id,
-)
+from batchpipe.model.requests import EMBEDDINGS, MODERATIONS, custom_id, embedding_inputs
 from batchpipe.pipeline.fetching import Extent
 from batchpipe.storage import Checkpoint, Folder, Scratch
 from batchpipe.telemetry.prices import MAX_COST, Pricer, unknown

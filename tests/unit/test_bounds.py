@@ -18,7 +18,7 @@ from batchpipe.client.client import Client
 from batchpipe.config.settings import Settings
 from batchpipe.errors import InvalidInput, Refused
 from batchpipe.model.records import JobRecord, Problem, ShardRecord, Stage, State, new_job_id
-from batchpipe.model.rows import MAX_MODEL, check_request
+from batchpipe.model.requests import MAX_MODEL, check_request
 from batchpipe.model.views import job_view, json_of_job
 from batchpipe.pipeline.manifest import noted_workspaces, pretty, prune_workspaces
 from batchpipe.pipeline.republish import WOKEN_AT_ONCE

@@ -31,10 +31,10 @@ from batchpipe.client.option_checks import check_output
 from batchpipe.config.settings import Account, Settings, load_settings
 from batchpipe.errors import BatchpipeError, InvalidInput, Paused, PermanentError, Refused, SettingsError, Unavailable
 from batchpipe.local_redis import acquire
+from batchpipe.model.answers import read_answer
 from batchpipe.model.outcomes import names_quota
 from batchpipe.model.records import JOB, BatchError, JobRecord, Move, ShardRecord, Stage, State
 from batchpipe.model.refusals import is_about_input_file
-from batchpipe.model.rows import read_answer
 from batchpipe.model.views import job_view
 from batchpipe.pipeline.runner import Message
 from batchpipe.pipeline.steps.poll import Pace, poll

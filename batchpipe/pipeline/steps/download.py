@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 
 from batchpipe.errors import BatchpipeError, Gone, Refused
+from batchpipe.model.answers import OutcomeState, error_line, failed_line, raw_error, read_answer
 from batchpipe.model.lateness import wait_for_files
 from batchpipe.model.outcomes import (
     FAILED,
@@ -29,7 +30,7 @@ from batchpipe.model.outcomes import (
 from batchpipe.model.provider import ProviderReads
 from batchpipe.model.records import BatchError, Counts, JobRecord, Move, Problem, ShardRecord, Stage, Status
 from batchpipe.model.refusals import believed_at, unseen
-from batchpipe.model.rows import OutcomeState, custom_id, error_line, failed_line, raw_error, read_answer
+from batchpipe.model.requests import custom_id
 from batchpipe.pipeline.answer_index import TOO_FEW, Answers, counted_answers, left_out, paced, tells_nothing
 from batchpipe.pipeline.fetching import Fetcher
 from batchpipe.storage import Folder

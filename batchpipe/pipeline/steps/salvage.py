@@ -11,10 +11,10 @@ from hashlib import blake2b
 from typing import Any
 
 from batchpipe.errors import Gone, Unavailable
+from batchpipe.model.answers import add_usage, failed_line, read_answer
 from batchpipe.model.outcomes import mark_of
 from batchpipe.model.provider import ProviderReads
 from batchpipe.model.records import Move, Problem, ShardRecord, Stage
-from batchpipe.model.rows import add_usage, failed_line, read_answer
 from batchpipe.storage import Checkpoint, Folder, Scratch, temporary
 
 
