@@ -67,7 +67,7 @@ class ProviderReads(Protocol):
     """The calls that change nothing and cost nothing. All raise Unavailable and Paused."""
 
     def file_bytes(self, file_id: str) -> int | None:
-        """The size that the provider reports, None if it reports none. Raises Gone."""
+        """The size that the provider reports, None if it reports none."""
 
     def file_status(self, file_id: str) -> str | None:
         """The status of a file (``processed``, ``pending``), None if it has none. Raises Gone."""

@@ -30,7 +30,7 @@ from batchpipe.errors import (
 )
 from batchpipe.model.bodies import QUOTA_CODES
 from batchpipe.model.refusals import says_no_file, says_token_limit
-from batchpipe.provider.error_details import Said, said
+from batchpipe.provider.error_details import ErrorDetails, error_details
 
 if TYPE_CHECKING:
     import openai
@@ -103,7 +103,7 @@ def _where(cause: BaseException) -> str:
 
 def _of_status(error: openai.APIStatusError) -> BatchpipeError:
     status, after = error.status_code, _retry_after(error.response.headers.get("retry-after"))
-    answer = _said(error)
+    answer = _details(error)
     code, param = answer.code, answer.param
     message = answer.message or f"HTTP {status} without a word"
     if status < 400:
@@ -126,11 +126,11 @@ def _of_status(error: openai.APIStatusError) -> BatchpipeError:
     return Refused(message, code=code or f"http_{status}", status=status, param=param)
 
 
-def _said(error: openai.APIStatusError) -> Said:
+def _details(error: openai.APIStatusError) -> ErrorDetails:
     try:
-        return said(error.response.content)
+        return error_details(error.response.content)
     except RuntimeError:  # the body was streamed and not read
-        return Said()
+        return ErrorDetails()
 
 
 def _is_json_object(response: Any) -> bool:
