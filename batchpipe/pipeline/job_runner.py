@@ -27,6 +27,7 @@ from batchpipe.errors import (
 )
 from batchpipe.model.provider import Provider
 from batchpipe.model.records import ENDED, JOB, LONGEST_PAUSE, MAX_TELLS, JobRecord, Problem, ShardRecord, Stage, State
+from batchpipe.model.retry import JOB_TROUBLE, UNFORESEEN
 from batchpipe.model.views import EARLIER, SHOWN, json_of_job
 from batchpipe.pipeline.manifest import (
     MANIFEST,
@@ -40,9 +41,7 @@ from batchpipe.pipeline.manifest import (
 from batchpipe.pipeline.output import Outputs
 from batchpipe.pipeline.runner import (
     CANCELLING,
-    FIRST_PAUSE,
     LINKS,
-    LONGEST_BACKOFF,
     MAX_LOST,
     MAX_OVERRUNS,
     MAX_TRIES,
@@ -506,9 +505,7 @@ class JobRunner(Runner):
             logger.error("turn failed", exc_info=error, extra={"event": "turn_failed"})
         problem = Problem(code=getattr(error, "code", "internal_error"), message=words(error))
         named = getattr(error, "after", None)
-        pause = FIRST_PAUSE * 2 ** min(lease.job.tries, 10)
-        if passes:  # each turn may read and write gigabytes before it meets the full disk
-            pause = min(max(2 * lease.job.wait, 5 * FIRST_PAUSE), LONGEST_BACKOFF)
+        pause = JOB_TROUBLE.after(lease.job.wait) if passes else UNFORESEEN.pause(lease.job.tries)
         after = 0.0 if problem.code == CANCELLING else min(max(named or 0.0, pause), LONGEST_PAUSE)
         repeated = lease.job.trouble is not None and lease.job.trouble.message == problem.message
         try:

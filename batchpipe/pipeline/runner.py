@@ -48,10 +48,6 @@ CANCELLING = "cancelling"
 GONE_CANCELLED_SECONDS = 120.0
 #: A file that was not reported missing for so long was there in between.
 GONE_SEEN_SECONDS = 1_800.0
-#: The first pause after trouble; it doubles each time.
-FIRST_PAUSE = 1.0
-#: The longest pause for trouble that passes: a provider that is down for a minute must not cost ten.
-LONGEST_BACKOFF = 60.0
 
 
 @dataclass(frozen=True)

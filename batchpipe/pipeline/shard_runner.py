@@ -28,12 +28,11 @@ from batchpipe.errors import Refused as ProviderRefused
 from batchpipe.model.lateness import attended, waits_of
 from batchpipe.model.provider import Batch, Provider
 from batchpipe.model.records import LONGEST_PAUSE, JobRecord, Move, Problem, ShardRecord, Stage
+from batchpipe.model.retry import SHARD_TROUBLE, UNFORESEEN
 from batchpipe.pipeline.manifest import workspace_of
 from batchpipe.pipeline.runner import (
     CANCELLING,
-    FIRST_PAUSE,
     LINKS,
-    LONGEST_BACKOFF,
     MAX_LOST,
     MAX_TRIES,
     Continue,
@@ -242,8 +241,7 @@ class ShardRunner(Runner):
         spent = lease.shard.tries >= MAX_TRIES
         if spent and not _is_committed(lease.shard):
             return self._give_up(lease, problem)
-        pause = min(FIRST_PAUSE * 2 ** min(lease.shard.tries, 10), LONGEST_PAUSE)
-        return _Failed(problem, LONGEST_PAUSE if spent else pause, counted=True)
+        return _Failed(problem, LONGEST_PAUSE if spent else UNFORESEEN.pause(lease.shard.tries), counted=True)
 
     def _give_up(self, lease: Lease, problem: Problem, *, refused: bool = False) -> Move | _Failed:
         workspace = workspace_of(lease.job, self.settings)
@@ -257,9 +255,9 @@ class ShardRunner(Runner):
             return self._defer(lease, Problem(code="storage_trouble", message=words(error)), None, reason_of(error))
 
     def _defer(self, lease: Lease, problem: Problem, after: float | None, reason: str) -> _Failed:
-        """Foreseen trouble: no try is counted, and the pause doubles."""
+        """Foreseen trouble: no try is counted, and the pauses become longer."""
         assert lease.shard is not None
-        pause = min(FIRST_PAUSE * 2 ** min(lease.shard.backoff, 10), LONGEST_BACKOFF) * random.uniform(0.8, 1.2)
+        pause = SHARD_TROUBLE.pause(lease.shard.backoff)
         # a pause that the provider named is kept, and spread so that not all retries fall in the same second
         named = after * random.uniform(1.0, 1.1) if after is not None else 0.0
         if problem.code == CANCELLING:

@@ -25,6 +25,7 @@ from batchpipe.config.settings import Settings, current_settings
 from batchpipe.errors import BatchpipeError, RecordUnreadable, SettingsError, StoreUnavailable, TransientError
 from batchpipe.masking import printable, without_secrets
 from batchpipe.model.records import JOB, JobRecord
+from batchpipe.model.retry import REDIS_PAUSE_SECONDS, SETTINGS_PAUSE_SECONDS
 from batchpipe.pipeline.beat import may_send
 from batchpipe.pipeline.job_runner import JobRunner, NotDelivered
 from batchpipe.pipeline.runner import Done, Message, Next, Retry, links_from
@@ -41,10 +42,6 @@ from batchpipe.telemetry.counters import Counters
 logger = logging.getLogger(__name__)
 seams.out_of_time = (SoftTimeLimitExceeded,)
 
-#: Pause of a task that could not reach Redis at all.
-REDIS_PAUSE_SECONDS = 10.0
-#: Pause of a task in a process with wrong settings: another worker may take it, or a person corrects them.
-SETTINGS_PAUSE_SECONDS = 60.0
 #: Errors of a broker that cannot be reached, or that refuses (RabbitMQ: our login, or the queue; a Redis that is full
 #: or read-only).
 _BROKER_TROUBLE = (KombuError, OperationalError, CeleryOperationalError, OSError, AMQPError, RedisTrouble)

@@ -16,6 +16,7 @@ from batchpipe.config.settings import Account, Settings
 from batchpipe.errors import StoreUnavailable
 from batchpipe.model.provider import Provider
 from batchpipe.model.records import JOB, JobRecord, ShardRecord, State, new_job_id
+from batchpipe.model.retry import REDIS_PAUSE_SECONDS
 from batchpipe.pipeline.job_runner import JobRunner
 from batchpipe.pipeline.manifest import results_place
 from batchpipe.pipeline.runner import Continue, Message, Next, Retry, links_from
@@ -25,9 +26,6 @@ from batchpipe.storage import Folder, place_name
 from batchpipe.store import Store
 from batchpipe.store.store import new_task_ids
 from batchpipe.testing.provider import FakeOpenAI
-
-#: Pause of a message after a turn that could not reach Redis, as in the Celery tasks.
-REDIS_PAUSE_SECONDS = 10.0
 
 
 class Vanished(BaseException):

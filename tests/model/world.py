@@ -30,6 +30,7 @@ from batchpipe.errors import (
 )
 from batchpipe.model.provider import Batch
 from batchpipe.model.records import JOB, BatchError, JobRecord, Move, Problem, Stage, State, Status
+from batchpipe.model.retry import REDIS_PAUSE_SECONDS
 from batchpipe.pipeline.job_runner import JobRunner
 from batchpipe.pipeline.runner import Continue, Message, Next, Retry, links_from
 from batchpipe.pipeline.shard_runner import ShardRunner
@@ -39,7 +40,6 @@ from batchpipe.store import Clock, Lease, Store
 from batchpipe.store import Refused as ClaimRefused
 from batchpipe.store.scripts import source
 from batchpipe.testing import Delivery, FakeBatch, FakeOpenAI
-from batchpipe.testing.pump import REDIS_PAUSE_SECONDS
 from tests.model.invariants import Broken, Records, Watch
 from tests.model.scheduler import Actor
 

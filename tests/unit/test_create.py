@@ -11,11 +11,11 @@ import pytest
 
 from batchpipe.errors import AmbiguousResult, Gone, LeaseLost, Paused, Refused, Unavailable
 from batchpipe.model.records import JobRecord, Move, ShardRecord, Stage
+from batchpipe.model.retry import FILE_UNFOUND
 from batchpipe.pipeline.steps.create import (
     CANCELLED,
     MAX_UPLOADS,
     MOST_CALLS,
-    UNFOUND_SECONDS,
     UNREAD_SECONDS,
     GiveUp,
     Over,
@@ -387,7 +387,7 @@ def test_a_fresh_file_that_is_not_found_is_tried_again_with_growing_pauses(world
         world.turn.at += ending.after
         shard = shard.evolve(backoff=ending.changes["backoff"], refused_at=ending.changes["refused_at"])
     assert pauses == sorted(set(pauses))
-    assert UNFOUND_SECONDS <= sum(pauses) < 2 * UNFOUND_SECONDS
+    assert FILE_UNFOUND.first <= sum(pauses) < FILE_UNFOUND.pause(1)
     assert ending.stage == Stage.PLANNED
     assert (ending.changes["file_id"], ending.changes["try_"], ending.changes["refused_at"]) == (None, 2, None)
 

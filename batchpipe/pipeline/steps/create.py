@@ -25,7 +25,6 @@ from batchpipe.errors import (
 from batchpipe.model.provider import Batch, Provider
 from batchpipe.model.records import LONGEST_PAUSE, JobRecord, Move, Problem, ShardRecord, Stage, Status
 from batchpipe.model.refusals import (
-    FIRST_FILE_PAUSE,
     believed_at,
     in_words,
     is_about_input_file,
@@ -34,6 +33,7 @@ from batchpipe.model.refusals import (
     unseen,
     wait_out,
 )
+from batchpipe.model.retry import FILE_NOT_READY, FILE_UNFOUND
 from batchpipe.pipeline.batch_search import SearchContext, is_ours, look, read_batch
 
 logger = logging.getLogger(__name__)
@@ -41,8 +41,6 @@ logger = logging.getLogger(__name__)
 #: Pause before the first look for a batch after a create call without a clear answer.
 FIRST_LOOK_SECONDS = 2.0
 
-#: How many seconds a fresh file may be "not found" before it is uploaded again; doubles with each upload.
-UNFOUND_SECONDS = 120.0
 #: How often a file that stays "not found" is uploaded again.
 MAX_UPLOADS = 6
 
@@ -266,7 +264,7 @@ def _wait_out(shard: ShardRecord, problem: Problem, turn: Turn, advice: str) -> 
             problem,
             now=turn.now(),
             longest=turn.refusal_seconds,
-            first=FIRST_FILE_PAUSE,
+            policy=FILE_NOT_READY,
             advice=advice,
         )
     except Refused as error:
@@ -281,7 +279,7 @@ def _file_not_found(shard: ShardRecord, error: BatchpipeError, turn: Turn) -> En
     now = turn.now()
     since = shard.refused_at if shard.refused_at is not None else now
     uploaded = len(shard.unused_files) + 1  # `uploads` has the refused ones, too
-    longest = min(UNFOUND_SECONDS * 2 ** min(uploaded - 1, 10), turn.refusal_seconds)
+    longest = min(FILE_UNFOUND.pause(uploaded - 1), turn.refusal_seconds)
     message = f"the provider does not find the file {shard.file_id} that was uploaded: {error.message}"
     problem = Problem(code=FILE_NOT_FOUND, message=message)
     if shard.calls or now - since < longest:

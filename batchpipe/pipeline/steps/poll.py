@@ -25,6 +25,7 @@ from batchpipe.model.records import (
     window_seconds,
 )
 from batchpipe.model.refusals import believed_at, says_token_limit, unseen
+from batchpipe.model.retry import QUEUE_FULL
 
 logger = logging.getLogger(__name__)
 
@@ -238,7 +239,7 @@ def _create_again(shard: ShardRecord, batch: Batch, events: list[tuple[str, dict
     message = next((error.message for error in batch.errors if _is_token_limit(error)), None) or TOKEN_LIMIT
     return Move(
         stage=Stage.UPLOADED,
-        after=min(5.0 * 2 ** min(len(shard.spent), 10), 600.0),
+        after=QUEUE_FULL.pause(len(shard.spent)),
         changes={
             "try_": shard.try_ + 1,
             "spent": [*shard.spent, shard.batch_id],

@@ -8,7 +8,8 @@ from itertools import islice
 from batchpipe.errors import BatchpipeError, Refused
 from batchpipe.model.provider import Provider
 from batchpipe.model.records import Move, Problem, ShardRecord, Stage
-from batchpipe.model.refusals import FIRST_UPLOAD_PAUSE, is_no_room, upload_may_pass, wait_out
+from batchpipe.model.refusals import is_no_room, upload_may_pass, wait_out
+from batchpipe.model.retry import UPLOAD_REFUSED
 from batchpipe.storage import Folder
 
 #: How many of the account's files are looked at, to say what could be deleted to make room.
@@ -35,9 +36,7 @@ def upload(
         if not upload_may_pass(error):
             raise _final(shard, error) from error
         problem, advice = _for_now(shard, error, api)
-        return wait_out(
-            shard, Stage.PLANNED, problem, now=now, longest=longest, first=FIRST_UPLOAD_PAUSE, advice=advice
-        )
+        return wait_out(shard, Stage.PLANNED, problem, now=now, longest=longest, policy=UPLOAD_REFUSED, advice=advice)
     return Move(
         stage=Stage.UPLOADED,
         changes={"file_id": file_id},
