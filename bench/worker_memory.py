@@ -24,7 +24,7 @@ from pathlib import Path
 import psutil
 
 from batchpipe.client.client import Client
-from batchpipe.config.settings import load_settings
+from batchpipe.config.loading import load_settings
 from batchpipe.model.records import JobRecord, Stage, State
 
 LIMIT_MB = 64

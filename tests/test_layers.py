@@ -64,7 +64,7 @@ CHANGES: dict[str, tuple[str, ...]] = {
 }
 
 #: Who reads the environment; the sandbox's command must not need the settings of the pipeline.
-ENVIRONMENT = ("config.settings", "sandbox.__main__")
+ENVIRONMENT = ("config.environment", "sandbox.__main__")
 
 #: Who opens and changes files, and why.
 FILES: dict[str, str] = {

@@ -43,17 +43,13 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print one JS
 
 def settings() -> Settings:
     """The settings, read once per command; warns once of names that look like settings. Raises SettingsError."""
-    from batchpipe.config.settings import current_settings
+    from batchpipe.config.site import current_site
 
-    found = current_settings()
-    for line in found.unknown if not _SAID else ():
+    site = current_site()
+    found = site.settings
+    for line in found.unknown if site.is_news("unknown settings") else ():
         say(f"Warning: {line}")
-    _SAID.add("unknown")
     return found
-
-
-#: What this process has already reported.
-_SAID: set[str] = set()
 
 
 def open_client(*, patient: bool = False) -> Client:

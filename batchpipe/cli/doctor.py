@@ -267,7 +267,7 @@ def _trouble(jobs: list[_Open]) -> Iterator[Finding]:
 def _workers(client: Client, jobs: list[JobRecord]) -> Iterator[Finding]:
     """Whether a worker listens on our queue, and on those of waiting jobs; a `run` brings a worker of its own."""
     from batchpipe.client.listeners import how_to_start
-    from batchpipe.tasks.chain import broker_refusal, queues_of_workers
+    from batchpipe.tasks.inspection import broker_refusal, queues_of_workers
 
     if (said := broker_refusal()) is not None:
         yield Finding("broker", "fail", said, _AT_REDIS)

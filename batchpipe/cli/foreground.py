@@ -37,7 +37,7 @@ class OwnWorker:
         self._process = self._start()
 
     def _start(self) -> subprocess.Popen[bytes]:
-        from batchpipe.config.settings import child_environment
+        from batchpipe.config.loading import child_environment
 
         self._started = time.monotonic()
         with self._open_log() as log:
@@ -101,7 +101,7 @@ def own_worker(
 def _tidy(settings: Settings, queue: str, job_key: str) -> None:
     """Remove everything of a finished run but its log."""
     from batchpipe.storage import Folder
-    from batchpipe.tasks.chain import forget_queue
+    from batchpipe.tasks.publishing import forget_queue
 
     forget_queue(queue)
     home = Folder(str(settings.home), private=True)
@@ -112,7 +112,7 @@ def _tidy(settings: Settings, queue: str, job_key: str) -> None:
 @contextmanager
 def _sandbox(settings: Settings, folder: Path) -> Iterator[dict[str, str]]:
     """A sandbox server in this process, and the settings with which a worker finds it."""
-    from batchpipe.config.settings import SANDBOX_ACCOUNT
+    from batchpipe.config.account import SANDBOX_ACCOUNT
     from batchpipe.sandbox import Sandbox
 
     with Sandbox(data_dir=folder) as server:

@@ -26,7 +26,7 @@ from batchpipe.cli.common import (
     settings,
     submit_options,
 )
-from batchpipe.config.settings import SANDBOX_ACCOUNT
+from batchpipe.config.account import SANDBOX_ACCOUNT
 from batchpipe.errors import PermanentError
 from batchpipe.masking import without_secrets
 from batchpipe.model.records import State
@@ -46,7 +46,7 @@ def submit_command(input: str, metadata: Any, extra: Any, account: str | None, *
     """Enqueue a job and print its id alone. A worker does the work: `batchpipe worker`."""
     from batchpipe.client.listeners import missing_worker
     from batchpipe.client.submission import absolute
-    from batchpipe.config.settings import SANDBOX_ACCOUNT
+    from batchpipe.config.account import SANDBOX_ACCOUNT
 
     if account == SANDBOX_ACCOUNT and account not in settings().accounts:
         raise click.UsageError(f"the account {account!r} exists only during `batchpipe run --sandbox`")

@@ -60,7 +60,7 @@ def run_command(
     INPUT is a JSONL file of requests, a URL to one, or - for stdin (which never resumes). DIR gets output.jsonl,
     errors.jsonl and job.json. Ctrl-C stops following; the job goes on at the provider.
     """
-    from batchpipe.config.settings import SANDBOX_ACCOUNT
+    from batchpipe.config.account import SANDBOX_ACCOUNT
 
     if sandbox and account not in (None, SANDBOX_ACCOUNT):
         raise click.UsageError("--sandbox brings its own account: leave --account away")
@@ -141,7 +141,7 @@ def _work_on(client: Client, job: Job, as_json: bool, timeout: float | None) -> 
     """Follow a job; one that belongs to a ``run`` is worked on here, unless another process does."""
     if job.record.closed or not job.record.input_here:
         return _follow(client, job, None, as_json, timeout)
-    from batchpipe.config.settings import SANDBOX_ACCOUNT
+    from batchpipe.config.account import SANDBOX_ACCOUNT
 
     run_id = job.record.queue.rpartition(".")[2]
     sandbox = job.record.account == SANDBOX_ACCOUNT
@@ -175,7 +175,7 @@ def _follow(client: Client, job: Job, worker: OwnWorker | None, as_json: bool, t
 
 def carry_out_cancel(client: Client, job: Job) -> None:
     """Tell the provider to stop the batches of a ``run`` without a worker; ``wait`` collects what finished."""
-    from batchpipe.config.settings import SANDBOX_ACCOUNT
+    from batchpipe.config.account import SANDBOX_ACCOUNT
 
     queue, sandbox = job.record.queue, job.record.account == SANDBOX_ACCOUNT
     run_id = queue.rpartition(".")[2]

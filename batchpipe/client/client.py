@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -15,7 +14,10 @@ from batchpipe.client.job import Job
 from batchpipe.client.listeners import warn_of_submit
 from batchpipe.client.submission import HeldSpool, Input, as_text, drop_spool, held_back, new_record, with_input
 from batchpipe.client.waiting import follow
-from batchpipe.config.settings import SANDBOX_ACCOUNT, Settings, bare_environment, current_settings, install_settings
+from batchpipe.config.account import SANDBOX_ACCOUNT
+from batchpipe.config.environment import bare_environment
+from batchpipe.config.settings import Settings
+from batchpipe.config.site import current_site
 from batchpipe.errors import InvalidInput, JobNotFound, OutputInUse, PermanentError, SettingsError, StoreUnavailable
 from batchpipe.local_redis import acquire
 from batchpipe.masking import without_secrets
@@ -29,10 +31,9 @@ from batchpipe.pipeline.sweep import sweep
 from batchpipe.recover import Report, recover
 from batchpipe.storage import Folder
 from batchpipe.store import Store
-from batchpipe.tasks import chain as tasks
-
-#: Private Redis servers of this process that lose everything when they stop: a second client must know it, too.
-_FORGETFUL: set[str] = set()
+from batchpipe.tasks import publishing
+from batchpipe.tasks.app import check_not_eager
+from batchpipe.tasks.runtime import runtime
 
 
 class Client:
@@ -43,23 +44,18 @@ class Client:
 
         Raises SettingsError.
         """
-        in_use = None if settings is not None else current_settings()
-        settings = settings or in_use
-        assert settings is not None
+        site = current_site()
+        settings = settings or site.settings
         if settings.redis_url is None:
             handle = acquire(settings.home, environment=bare_environment())
             atexit.register(handle.close)
-            settings = settings.with_redis(handle.server.url)
-            if not handle.server.durable:
-                _FORGETFUL.add(handle.server.url)
-        self.durable = settings.redis_address() not in _FORGETFUL
-        if settings is not in_use:
-            install_settings(settings)
-        self.settings = settings
+            settings = settings.with_redis(handle.server.url, durable=handle.server.durable)
+        self.settings = site.settings = settings
+        self.durable = settings.durable
 
     @property
     def store(self) -> Store:
-        return tasks.runtime(self.settings).store
+        return runtime(self.settings).store
 
     # -- submitting ------------------------------------------------------------------------------------------------
 
@@ -100,7 +96,7 @@ class Client:
                 "no redis-server was found, and the built-in stand-in forgets what was paid for when it stops: install "
                 "redis-server (or valkey), or set BATCHPIPE_REDIS_URL; a sandbox needs neither: BATCHPIPE_SANDBOX=true"
             )
-        tasks.check_not_eager()  # nor with a broker URL that cannot be used: raised before anything is recorded
+        check_not_eager()  # nor with a broker URL that cannot be used: raised before anything is recorded
         record = new_record(
             self.settings,
             job_id,
@@ -143,7 +139,7 @@ class Client:
         job_id, created = self._record_or_drop(record, again, alias)
         if created:
             note_workspace(self.settings, record, record=basics(record))
-            turns = tasks.runtime(self.settings).jobs
+            turns = runtime(self.settings).jobs
             prune_workspaces(self.settings, self.store.closed, record.created_at or time.time())
             turns.log(job_id, [("submitted", {"input": without_secrets(record.input), "queue": record.queue})])
             turns.publish(Message(job_id, JOB, record.epoch, State.PENDING, record.task_ids, record.queue))
@@ -256,8 +252,8 @@ class Client:
         job_id = self.get_job(job_id).id  # it may be an alias
         asked, shards = self.store.cancel(job_id, waking=WOKEN_AT_ONCE)
         if asked:
-            turns = tasks.runtime(self.settings).jobs
-            tasks.revoke(wake_first(turns, job_id, shards, "always"))
+            turns = runtime(self.settings).jobs
+            publishing.revoke(wake_first(turns, job_id, shards, "always"))
             note_workspace(self.settings, self.store.get_job(job_id), cancel=True)
             turns.log(job_id, [("cancel_asked", {})])
         return self.get_job(job_id)
@@ -299,7 +295,7 @@ class Client:
                 f"the receivers of job {job.id} are still being notified; try again in a minute", code="not_told"
             )
         if verdict == "ok":  # else another caller has just asked for it
-            turns = tasks.runtime(self.settings).jobs
+            turns = runtime(self.settings).jobs
             turns.log(job.id, [("landing", {"shards": self.store.get_job(job.id).open})])
             for index in first:  # the sweeps find the others
                 turns.wake(job.id, index, when="overdue")
@@ -315,7 +311,7 @@ class Client:
         verdict, shards = self.store.decide(job.id, decision, waking=WOKEN_AT_ONCE)
         if verdict != "ok":
             return False
-        turns = tasks.runtime(self.settings).jobs
+        turns = runtime(self.settings).jobs
         turns.log(job.id, [("hold_ended", {"then": decision})])
         wake_first(turns, job.id, shards, "asleep")
         return True
@@ -324,21 +320,21 @@ class Client:
         """Publish all open work of a job again, for a caller who knows that its worker is gone: some of it at once, the
         rest of a large job with the next sweeps. Raises JobNotFound.
         """
-        wake_job(tasks.runtime(self.settings).jobs, job_id)
+        wake_job(runtime(self.settings).jobs, job_id)
 
     def sweep(self, *, listing: bool | None = None) -> int:
         """One pass of the safety net. Returns how many records were published again.
 
         ``listing``: read the accounts' lists of batches now (True), not at all (False), or if it is time (None).
         """
-        return sweep(tasks.runtime(self.settings).jobs, listing=listing)
+        return sweep(runtime(self.settings).jobs, listing=listing)
 
     def resume(self, account: str) -> Resumed:
         """End an account's pause: all waiting shards go on. Without a pause, those that wait for a person do.
 
         Many waiting shards take no longer: some are woken here, the others by the next sweeps.
         """
-        return resume_account(tasks.runtime(self.settings).jobs, account.lower())
+        return resume_account(runtime(self.settings).jobs, account.lower())
 
     def recover(
         self, folders: Sequence[str] = (), *, dry_run: bool = False, jobs: Sequence[str] = (), of: Sequence[str] = ()
@@ -352,7 +348,7 @@ class Client:
                 "no redis-server was found, and the built-in stand-in would forget the records again: install "
                 "redis-server (or valkey), or set BATCHPIPE_REDIS_URL"
             )
-        return recover(tasks.runtime(self.settings).jobs, folders, dry_run=dry_run, jobs=jobs, of=of)
+        return recover(runtime(self.settings).jobs, folders, dry_run=dry_run, jobs=jobs, of=of)
 
     def follow(
         self,
@@ -370,17 +366,10 @@ def _own_queue(settings: Settings) -> str:
     return f"{settings.queue}.run.{new_job_id().removeprefix('job_')}"
 
 
-_default: Client | None = None
-_making = threading.Lock()
-
-
 def default_client() -> Client:
-    """The client of this process's settings. Raises SettingsError."""
-    global _default
-    with _making:
-        if _default is None or _default.settings is not current_settings():
-            _default = Client()
-        return _default
+    """The client of the current site. Raises SettingsError."""
+    site = current_site()
+    return site.keep(Client, site.settings)
 
 
 def submit(

@@ -14,8 +14,8 @@ import msgspec
 import orjson
 
 from batchpipe.client.option_checks import check_options, check_output, check_place, check_signature
-from batchpipe.config import seams
 from batchpipe.config.settings import Settings
+from batchpipe.config.site import current_site
 from batchpipe.errors import BatchpipeError, InvalidInput
 from batchpipe.model.records import JobRecord
 from batchpipe.pipeline.manifest import check_apart, check_no_workspace, check_output_here
@@ -62,7 +62,7 @@ def new_record(settings: Settings, job_id: str, *, output: str | Path | None, **
         max_bytes=_number(options["max_bytes"], settings.max_bytes, "max_bytes"),
         attempts=_number(options["attempts"], settings.attempts, "attempts"),
         on_done=_signature(options["on_done"]),
-        notify_sites=options.get("notify_sites") or seams.sites(),
+        notify_sites=options.get("notify_sites") or current_site().frameworks(),
     )
     check_options(record)
     check_output(record.output)
@@ -125,12 +125,13 @@ def _check_is_there(place: str) -> None:
 
 def hold_with(hold: Callable[[Callable[[], None]], bool] | None) -> None:
     """Let a framework delay submits until its transaction commits (None: no longer)."""
-    seams.hold = hold
+    current_site().on_commit = hold
 
 
 def held_back(commit: Callable[[], None]) -> bool:
     """True if ``commit`` will be called when the caller's transaction commits, and never if it rolls back."""
-    return seams.hold is not None and seams.hold(commit)
+    on_commit = current_site().on_commit
+    return on_commit is not None and on_commit(commit)
 
 
 class HeldSpool:

@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import json
-import re
-from contextlib import suppress
 from difflib import get_close_matches
-from enum import StrEnum
 from typing import Any, Literal
 
 import msgspec
-import orjson
 
 from batchpipe.errors import InvalidInput, shortened
-from batchpipe.model.bodies import Body, Failure, read_body
 
 #: Inputs that one batch of embeddings may hold, over all its rows.
 MAX_EMBEDDING_INPUTS = 50_000

@@ -21,7 +21,8 @@ from flower.urls import settings as web_settings
 from tornado.options import Error as OptionError
 from tornado.options import options
 
-from batchpipe.config.settings import PREFIX, Settings
+from batchpipe.config.environment import PREFIX
+from batchpipe.config.settings import Settings
 from batchpipe.errors import BatchpipeError, SettingsError
 from batchpipe.storage import Folder
 from batchpipe.storage.local import hold_lock, keep_private, kept_secret

@@ -11,7 +11,6 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import cache
 from itertools import product
 from typing import TYPE_CHECKING, Any
 from wsgiref.types import WSGIApplication
@@ -22,6 +21,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest, m
 from prometheus_client.registry import Collector
 
 from batchpipe.client.client import Client, default_client
+from batchpipe.config.site import current_site
 from batchpipe.errors import StoreUnavailable
 from batchpipe.store import Store
 from batchpipe.store.reading import Census
@@ -201,9 +201,12 @@ def collector(client: Client | None = None) -> StoreCollector:
     return StoreCollector(lambda: chosen().store, lambda: chosen().settings.accounts)
 
 
-@cache
 def _registry(client: Client | None) -> CollectorRegistry:
-    """A registry of batchpipe's metrics alone; always the same one, because it keeps what is costly to count."""
+    """The site's registry of these metrics alone; always the same one, because it keeps what is costly to count."""
+    return current_site().keep(_make_registry, client)
+
+
+def _make_registry(client: Client | None) -> CollectorRegistry:
     made = CollectorRegistry(auto_describe=False)
     made.register(collector(client))
     return made

@@ -8,7 +8,8 @@ from __future__ import annotations
 import logging
 from itertools import islice
 
-from batchpipe.config.settings import SANDBOX_ACCOUNT
+from batchpipe.config.account import SANDBOX_ACCOUNT
+from batchpipe.config.site import current_site
 from batchpipe.errors import NO_QUOTA, BatchpipeError, Refused, SettingsError, StoreUnavailable, Unavailable
 from batchpipe.model.provider import Batch, Provider
 from batchpipe.model.records import ShardRecord, Stage, Status
@@ -27,12 +28,6 @@ LIST_SECONDS = 30.0
 OVERLAP_SECONDS = 1_200.0
 #: How far back the first list is read, and how long after its last create call an account is watched.
 LOOK_BACK_SECONDS = 26 * 3_600.0
-
-#: Accounts that this process has logged as ones it cannot watch.
-_not_here: set[str] = set()
-_MOST_ACCOUNTS = 1_000
-#: The last time Redis' clock was set back that this process has logged.
-_told_of = 0.0
 
 
 def sweep(turns: Runner, *, limit: int = PASS_LENGTH, listing: bool | None = None) -> int:
@@ -56,9 +51,7 @@ def sweep(turns: Runner, *, limit: int = PASS_LENGTH, listing: bool | None = Non
 
 def _tell_of_clock(clock: Clock) -> None:
     """Log once that Redis' clock was set back: nothing else would show it, because everything goes on."""
-    global _told_of
-    if clock.ahead and clock.back_at and clock.back_at != _told_of:
-        _told_of = clock.back_at
+    if clock.ahead and clock.back_at and current_site().is_news("clock_back", clock.back_at):
         logger.error("%s", clock.words(), extra={"event": "clock_back"})
 
 
@@ -107,9 +100,8 @@ def _look_after(turns: Runner, account: str, *, at_once: bool) -> None:
 
 def _tell_of_account(account: str, error: SettingsError) -> None:
     """Log once that an account cannot be watched here. The account of a sandbox ends with it; that is not logged."""
-    level = logging.DEBUG if account == SANDBOX_ACCOUNT or account in _not_here else logging.WARNING
-    if len(_not_here) < _MOST_ACCOUNTS:
-        _not_here.add(account)
+    is_news = account != SANDBOX_ACCOUNT and current_site().is_news("not_listed", account)
+    level = logging.WARNING if is_news else logging.DEBUG
     logger.log(level, "batches of account %r not listed: %s", account, error, extra={"event": "not_listed"})
 
 

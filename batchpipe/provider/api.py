@@ -8,7 +8,9 @@ from contextlib import contextmanager
 from functools import cached_property, partial
 from typing import IO, TYPE_CHECKING, Any, BinaryIO, cast
 
-from batchpipe.config.settings import Account, Settings
+from batchpipe.config.account import Account
+from batchpipe.config.settings import Settings
+from batchpipe.config.site import default_site
 from batchpipe.errors import (
     NO_ROUTE,
     NOT_SENT,
@@ -27,7 +29,7 @@ from batchpipe.provider.create_answer import PartialBody, RawAnswer, batch_made_
 from batchpipe.provider.errors import translated
 from batchpipe.provider.lists import newest_first
 from batchpipe.provider.parse import identified, json_object, parse_batch, parse_file, same, text
-from batchpipe.provider.sdk import first_use, sdk_client
+from batchpipe.provider.sdk import sdk_client
 from batchpipe.provider.transfers import WRONG, Watched, range_headers, receive
 from batchpipe.provider.transport import Count, http_client, uncounted
 
@@ -319,7 +321,7 @@ class Apis:
         if found is not None:
             return found
         account = self._settings.account(name)
-        with first_use():
+        with default_site().lock:
             if key not in self._built:
                 self._built[key] = self._build(name, account)
             return self._built[key]

@@ -2,38 +2,22 @@
 
 from __future__ import annotations
 
-import os
-import threading
 from typing import TYPE_CHECKING, Any
 
-from batchpipe.config.settings import Account
+from batchpipe.config.account import Account
+from batchpipe.config.site import default_site
 from batchpipe.errors import SettingsError
 
 if TYPE_CHECKING:
     import openai
 
-#: The SDK imports itself in pieces, some at their first use. Several threads in the middle of that may deadlock, so
-#: the first one does all of it alone.
-_first_use = threading.Lock()
-
-
-def _forget_lock() -> None:
-    global _first_use
-    _first_use = threading.Lock()  # a thread that the child does not have may have held it
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_lock)
-
-
-def first_use() -> threading.Lock:
-    """Hold it while a client is made."""
-    return _first_use
-
-
 def warm_up() -> None:
-    """Import the SDK now, in a process without other threads: saves the first upload half a second."""
-    with first_use():
+    """Import the SDK now, in a process without other threads: saves the first upload half a second.
+
+    The SDK imports itself in pieces, some at their first use. Several threads in the middle of that may deadlock, so
+    the first one does all of it alone.
+    """
+    with default_site().lock:
         import httpx2
         import openai
 

@@ -6,7 +6,7 @@ import re
 from collections import defaultdict
 from typing import NamedTuple
 
-from batchpipe.config.settings import Account
+from batchpipe.config.account import Account
 from batchpipe.errors import NO_ROUTE, BatchpipeError, Refused, Unavailable
 from batchpipe.model.provider import Batch, ProviderReads, StoredFile
 from batchpipe.model.records import UPLOAD_NAME

@@ -13,6 +13,7 @@ import redis
 from redis.backoff import EqualJitterBackoff, NoBackoff
 from redis.retry import Retry
 
+from batchpipe.config.site import current_site
 from batchpipe.errors import JobNotFound, RecordUnreadable, SettingsError, StoreUnavailable
 from batchpipe.model.records import JOB, JobRecord, Problem, Stage, State
 from batchpipe.store.records import R, bounded_problem, decode, unreadable
@@ -376,14 +377,9 @@ def decoded(kind: type[R], found: Any, what: str) -> R | None:
     return decode(kind, found) if found else None
 
 
-#: Records that this process has logged as unreadable.
-_named: set[str] = set()
-
-
 def name_once(error: RecordUnreadable) -> str:
     """Log that a record is skipped, once in this process; returns the message."""
-    if error.message not in _named and len(_named) < 10_000:
-        _named.add(error.message)
+    if current_site().is_news("record_unreadable", error.message):
         logger.warning("%s", error.message, extra={"event": "record_unreadable"})
     return error.message
 

@@ -18,7 +18,8 @@ import orjson
 import redis
 from pydantic import SecretStr
 
-from batchpipe.config.settings import Account, Settings
+from batchpipe.config.account import Account
+from batchpipe.config.settings import Settings
 from batchpipe.errors import (
     AmbiguousResult,
     LeaseLost,

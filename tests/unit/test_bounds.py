@@ -29,7 +29,7 @@ from batchpipe.provider.parse import MOST_ERROR_TEXTS, parse_batch
 from batchpipe.storage import LineFile
 from batchpipe.store import Lease, Store
 from batchpipe.store.records import encode_value
-from batchpipe.tasks import chain as tasks
+from batchpipe.tasks.runtime import runtime
 from batchpipe.testing import FakeOpenAI, Pump
 
 ENDPOINT = "/v1/chat/completions"
@@ -255,7 +255,7 @@ def test_a_cancel_of_many_shards_wakes_a_few_at_once_and_the_sweep_the_others(
     lease = client.store.claim(job.id, -1, 1, stages, deadline=99, enter=State.PREPARING.value)
     assert isinstance(lease, Lease)
     client.store.plan(lease, {}, many_planned(job.id, count), ["m"])
-    turns = tasks.runtime(client.settings).jobs
+    turns = runtime(client.settings).jobs
     sent: list[int] = []
     monkeypatch.setattr(turns, "_publish", lambda message: sent.append(message.index))
     assert client.cancel(job.id).state is State.CANCELLING
@@ -273,7 +273,7 @@ class Waiting:
     """A client, jobs whose shards sleep until a pause ends, and what is sent of them."""
 
     def __init__(self, client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.client, self.turns = client, tasks.runtime(client.settings).jobs
+        self.client, self.turns = client, runtime(client.settings).jobs
         self.sent: list[tuple[str, int]] = []
         self.calls = 0
         run = self.client.store._run

@@ -20,7 +20,7 @@ import pytest
 
 import batchpipe
 from batchpipe.client.client import default_client
-from batchpipe.config import seams
+from batchpipe.config.site import current_site
 from tests import django_project
 from tests.django_project import requests, submit_at_once
 
@@ -173,7 +173,7 @@ def test_trouble_at_the_commit_is_told_to_who_commits() -> None:
     from django.db import transaction
     from django.test import override_settings
 
-    from batchpipe.config.settings import current_settings
+    from batchpipe.config.site import current_settings
     from tests.django_models import Note
 
     @transaction.atomic
@@ -401,6 +401,6 @@ def test_model_instances_are_no_requests() -> None:
 
 
 def test_the_hooks_are_those_of_django() -> None:
-    """The fixtures of all tests take them away again; here they are hung in."""
-    assert seams.hold is not None
-    assert list(seams.listeners) == ["receivers of Django's signals"]
+    """The fixtures of all tests take them away again; here they are installed."""
+    assert current_site().on_commit is not None
+    assert list(current_site().receivers) == ["receivers of Django's signals"]

@@ -12,9 +12,9 @@ from pydantic import SecretStr
 from batchpipe.client.client import Client, Job
 from batchpipe.client.submission import hold_with
 from batchpipe.config.settings import Settings
+from batchpipe.config.site import current_site
 from batchpipe.errors import InvalidInput, JobNotFound, OutputInUse, StoreUnavailable
 from batchpipe.store import Store
-from batchpipe.tasks.chain import install_app
 
 ROW = {"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": {"model": "gpt-4o-mini"}}
 
@@ -53,7 +53,7 @@ def transaction() -> Iterator[Transaction]:
     hold_with(made.hold)
     yield made
     hold_with(None)
-    install_app(None)
+    current_site().app = None
 
 
 def spools(client: Client) -> list[Path]:

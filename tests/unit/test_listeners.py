@@ -16,11 +16,11 @@ from batchpipe.cli import cli
 from batchpipe.client import listeners
 from batchpipe.client.client import Client
 from batchpipe.client.listeners import LOOK_SECONDS, SAY_SECONDS, Watch
-from batchpipe.config.settings import Settings, install_settings
+from batchpipe.config.settings import Settings
+from batchpipe.config.site import current_site
 from batchpipe.errors import StoreUnavailable
 from batchpipe.model.records import JobRecord
 from batchpipe.store import Store
-from batchpipe.tasks import chain as tasks
 from batchpipe.tasks.app import make_app
 from batchpipe.worker.setup import setup, site_worker_of
 
@@ -30,9 +30,8 @@ NOBODY = "no worker listens on queue deep; start one: `batchpipe worker --queues
 
 @pytest.fixture
 def client(redis_url: str, prefix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Client:
-    monkeypatch.setattr(listeners, "_said", {})
     made = Client(Settings(_env_file=None, redis_url=redis_url, prefix=prefix, home=tmp_path / "home"))
-    tasks.install_app(make_app(made.settings))
+    current_site().app = make_app(made.settings)
     return made
 
 
@@ -94,7 +93,7 @@ def test_a_submit_of_a_program_logs_that_no_worker_listens(
     client: Client, chat_rows: Rows, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Once a minute and queue; it asks nobody, for a web request must not wait."""
-    install_settings(client.settings)
+    current_site().settings = client.settings
     job = batchpipe.submit(chat_rows(1), queue="deep")
     batchpipe.submit(chat_rows(1), queue="deep")
     assert warnings(caplog) == [f"job {job.id} waits: {NOBODY}"]
@@ -154,7 +153,7 @@ def test_a_redis_that_is_away_fails_no_submit_for_the_look(client: Client, monke
 
 def test_a_worker_says_where_it_listens_until_it_is_told_to_stop(client: Client) -> None:
     """Of its consumer, so also what `celery control add_consumer` adds."""
-    install_settings(client.settings)
+    current_site().settings = client.settings
     app = make_app(client.settings)
     setup(app)
     site_worker, queues = site_worker_of(app), [SimpleNamespace(name="a"), SimpleNamespace(name="b")]

@@ -10,9 +10,8 @@ import logging
 from collections.abc import Callable
 from functools import wraps
 from typing import TYPE_CHECKING, Any
-from weakref import WeakSet
 
-from flask import Blueprint, Flask, Response, current_app, jsonify, request
+from flask import Blueprint, Response, current_app, jsonify, request
 from werkzeug.utils import import_string
 
 from batchpipe.contrib.flask.config import VIEW_PERMISSION, WrongConfig
@@ -27,9 +26,9 @@ MOST, LOOKED_AT = 100, 1_000
 MaySee = Callable[[Any, Any], bool]
 View = Callable[..., Response]
 
+#: In an app's extensions: that it has logged why nobody sees anything. It may have no site: the extension is missing.
+SAID = "batchpipe-views-said"
 SPELLED = f'app.config["{VIEW_PERMISSION}"]'
-#: Apps that have already logged why nobody sees anything.
-_warned: WeakSet[Flask] = WeakSet()
 
 blueprint = Blueprint("batchpipe", __name__, url_prefix="/batchpipe")
 
@@ -131,10 +130,10 @@ def _may_see() -> MaySee | None:
 
 
 def _say_once(level: int, text: str) -> None:
-    app: Flask = current_app._get_current_object()  # type: ignore[attr-defined]
-    if app not in _warned:
-        _warned.add(app)
-        app.logger.log(level, text)
+    """Log why nobody sees anything, once for each app."""
+    if not current_app.extensions.get(SAID):
+        current_app.extensions[SAID] = True
+        current_app.logger.log(level, text)
 
 
 def _forbidden() -> Response:
