@@ -54,7 +54,7 @@ def queue(url: str, folder: Path, name: str, days: int, *, listened: bool) -> It
     shards = (ShardRecord(job=job.id, index=n, epoch=1, rows=1, task_ids=["u", "c", "p", "d"]) for n in range(SHARDS))
     store.plan(lease, {"round": 1}, shards, ["m"])
     for index in range(SHARDS):
-        turns.wake(job.id, index)
+        turns.republish(job.id, index)
     for step in range(1, int(days * 86_400 / STEP_SECONDS) + 1):
         if listened:
             store.note_listening("stuck@host", [name])

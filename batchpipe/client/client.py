@@ -24,9 +24,9 @@ from batchpipe.masking import without_secrets
 from batchpipe.model.records import JOB, JobRecord, State, new_job_id
 from batchpipe.model.refusals import LANDABLE
 from batchpipe.pipeline.manifest import basics, note_workspace, prune_workspaces, results_place, workspace_of
+from batchpipe.pipeline.messages import Message
 from batchpipe.pipeline.republish import WOKEN_AT_ONCE, Resumed, resume_account, wake_first, wake_job
 from batchpipe.pipeline.results import INDEX, BatchResult, Outcome, iter_failed_requests
-from batchpipe.pipeline.runner import Message
 from batchpipe.pipeline.sweep import sweep
 from batchpipe.recover import Report, recover
 from batchpipe.storage import Folder
@@ -298,7 +298,7 @@ class Client:
             turns = runtime(self.settings).jobs
             turns.log(job.id, [("landing", {"shards": self.store.get_job(job.id).open})])
             for index in first:  # the sweeps find the others
-                turns.wake(job.id, index, when="overdue")
+                turns.republish(job.id, index, when="overdue")
         return self.get_job(job.id)
 
     def _given_up(self, job: JobRecord) -> Iterator[int]:

@@ -258,5 +258,3 @@ def _kind(value: Any) -> str:
         return "true" if value else "false"
     names: dict[type, str] = {dict: "an object", list: "a list", str: "a string"}
     return names.get(type(value), "a number")
-
-

@@ -68,7 +68,7 @@ def publish_overdue(turns: Runner, limit: int = PASS_LENGTH) -> int:
 def wake_or_set_aside(turns: Runner, job_id: str, index: int, when: When) -> bool:
     """Returns whether it was published again. A record that cannot be read is logged and skipped."""
     try:
-        return turns.wake(job_id, index, when=when) is not None
+        return turns.republish(job_id, index, when=when) is not None
     except RecordUnreadable as error:
         name_once(error)
         turns.store.set_aside(job_id, index)

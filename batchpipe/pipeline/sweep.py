@@ -125,7 +125,7 @@ def _judge(turns: Runner, api: Provider, batches: list[Batch]) -> tuple[int, int
         elif batch.id == shard.batch_id and batch.status in Status.FINAL and _awaits_end(shard):
             seen = {"status": batch.status, "counts": batch.counts}
             if turns.store.observe(shard, batch.id, seen):
-                turns.wake(shard.job, shard.index, when="asleep")
+                turns.republish(shard.job, shard.index, when="asleep")
     return left, sum(shard is not None for shard in shards)
 
 

@@ -11,6 +11,7 @@ from batchpipe.errors import SettingsError
 if TYPE_CHECKING:
     import openai
 
+
 def warm_up() -> None:
     """Import the SDK now, in a process without other threads: saves the first upload half a second.
 

@@ -20,8 +20,9 @@ from batchpipe.errors import (
 from batchpipe.model.provider import CLOCK_SLACK_SECONDS, Batch
 from batchpipe.model.records import JOB, JobRecord, ShardRecord, Stage, State, Status
 from batchpipe.pipeline.manifest import MANIFEST, note_workspace, pretty
+from batchpipe.pipeline.messages import Message
 from batchpipe.pipeline.results import INDEX
-from batchpipe.pipeline.runner import Message, Runner
+from batchpipe.pipeline.runner import Runner
 from batchpipe.recover.accounts import AccountView, Tag, cannot_list, look_into
 from batchpipe.recover.discovery import Trace, check_folders, find_traces, is_of_a_sandbox, redis_of
 from batchpipe.recover.ownership import Owners
@@ -286,7 +287,7 @@ class _Recovery:
         """Everything is already due: the sweep finds what is not published here."""
         for shard in shards:
             if shard.stage != Stage.COLLECTED:
-                self._turns.wake(job.id, shard.index)
+                self._turns.republish(job.id, shard.index)
 
     def _records_of(self, job_id: str) -> Records | None:
         """The job's records in Redis (or, in a dry run, those that would be rebuilt)."""

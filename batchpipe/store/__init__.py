@@ -6,7 +6,7 @@ that the client may repeat them after a lost reply.
 
 from __future__ import annotations
 
-from batchpipe.store.leases import Lease, Refused, Renewal, host_clock
+from batchpipe.store.leases import ClaimDenied, JobLease, Lease, Renewal, ShardLease, host_clock
 from batchpipe.store.queues import LISTENING_PACE, Waiting
 from batchpipe.store.reading import Clock, Pause, name_once
 from batchpipe.store.schedules import LastRun
@@ -14,14 +14,16 @@ from batchpipe.store.store import Raised, Settled, Store, When
 
 __all__ = [
     "LISTENING_PACE",
+    "ClaimDenied",
     "Clock",
+    "JobLease",
     "LastRun",
     "Lease",
     "Pause",
     "Raised",
-    "Refused",
     "Renewal",
     "Settled",
+    "ShardLease",
     "Store",
     "Waiting",
     "When",

@@ -11,7 +11,7 @@ import orjson
 
 from batchpipe.errors import JobNotFound, LeaseLost
 from batchpipe.model.records import JOB, JobRecord, ShardRecord
-from batchpipe.store.leases import Lease
+from batchpipe.store.leases import JobLease, Lease
 from batchpipe.store.queues import QueueRecords
 from batchpipe.store.records import encode_changes, encode_record, encode_shard
 
@@ -34,7 +34,7 @@ class ManyShards(QueueRecords):
     """Plan, restore, land, wake and expire shards, however many there are."""
 
     def plan(
-        self, lease: Lease, changes: Mapping[str, Any], shards: Iterable[ShardRecord], ids: list[str]
+        self, lease: JobLease, changes: Mapping[str, Any], shards: Iterable[ShardRecord], ids: list[str]
     ) -> tuple[int, int]:
         """Plan a round under the job's lease. Returns the number of its shards, and 0 or the epoch under which to
         publish merge: then the job is being cancelled, and nothing was planned.
@@ -104,7 +104,7 @@ class ManyShards(QueueRecords):
         self.make_due(job_id)
         return verdict
 
-    def close_job(self, lease: Lease) -> None:
+    def close_job(self, lease: JobLease) -> None:
         """Close an ended job when nothing is left to do: its output is free, it leaves the due set, its records expire.
 
         Ends the lease's renewals. Raises LeaseLost.

@@ -12,7 +12,7 @@ import orjson
 from batchpipe.config.limits import LONGEST_GROWTH
 from batchpipe.errors import JobNotFound, LeaseLost, OutputInUse
 from batchpipe.model.records import JOB, JobRecord, Move, Problem, ShardRecord, State
-from batchpipe.store.leases import NO_NEWS, Lease, Refused, Renewal, host_clock
+from batchpipe.store.leases import NO_NEWS, ClaimDenied, JobLease, Lease, Renewal, ShardLease, host_clock
 from batchpipe.store.many import ManyShards
 from batchpipe.store.records import decode, encode_changes, encode_record, encode_value
 
@@ -99,11 +99,11 @@ class Store(ManyShards):
             raise JobNotFound(f"no job {job_id} is known here", job=job_id)
         return answer[0] == "ok", int(answer[1])
 
-    def finish(self, lease: Lease, state: State, changes: Mapping[str, Any]) -> State:
+    def finish(self, lease: JobLease, state: State, changes: Mapping[str, Any]) -> State:
         """Record the end state; the lease is kept for notifications. Returns that state: the cancel flag wins."""
         return State(self._fenced("finish", lease, lease.token, state.value, *encode_changes(changes))[1])
 
-    def own(self, lease: Lease, names: Sequence[str]) -> None:
+    def own(self, lease: JobLease, names: Sequence[str]) -> None:
         """Claim names of a job's output until it is closed. Raises OutputInUse (none is claimed), LeaseLost."""
         owns = list(dict.fromkeys([*lease.job.owns, *names]))
         args = (self.prefix, lease.job.id, lease.token, orjson.dumps(owns).decode())
@@ -122,14 +122,30 @@ class Store(ManyShards):
 
     # -- turns -----------------------------------------------------------------------------------------------------
 
-    def claim(
-        self, job_id: str, index: int, epoch: int, stages: Sequence[str], *, deadline: float, enter: str = ""
-    ) -> Lease | Refused:
-        """Take the lease on a record at one of these ``stages``.
+    def claim_job(
+        self, job_id: str, epoch: int, stages: Sequence[str], *, deadline: float, enter: str = ""
+    ) -> JobLease | ClaimDenied:
+        """Take the lease on a job at one of these ``stages``; ``enter`` is its stage from now on.
 
         It ends after ``deadline`` seconds without progress (``Lease.check``), twice as many after each turn that ran
         into this, at most ``LONGEST_GROWTH`` times as many.
         """
+        claimed = self._claim(job_id, JOB, epoch, stages, deadline, enter)
+        return claimed if isinstance(claimed, ClaimDenied) else JobLease(**claimed[1])
+
+    def claim_shard(
+        self, job_id: str, index: int, epoch: int, stages: Sequence[str], *, deadline: float
+    ) -> ShardLease | ClaimDenied:
+        """The same for a shard."""
+        claimed = self._claim(job_id, index, epoch, stages, deadline, "")
+        if isinstance(claimed, ClaimDenied):
+            return claimed
+        return ShardLease(shard=decode(ShardRecord, claimed[0]), **claimed[1])
+
+    def _claim(
+        self, job_id: str, index: int, epoch: int, stages: Sequence[str], deadline: float, enter: str
+    ) -> tuple[Any, dict[str, Any]] | ClaimDenied:
+        """The record as it is stored, and the fields of its lease."""
         token, before = uuid.uuid4().hex, host_clock()
         answer = self._run(
             "claim",
@@ -146,11 +162,18 @@ class Store(ManyShards):
             self._member(job_id, index),
         )
         if answer[0] != "ok":
-            return Refused(answer[0], float(answer[1]) if len(answer) > 1 else 0.0)
+            return ClaimDenied(answer[0], float(answer[1]) if len(answer) > 1 else 0.0)
         job = decode(JobRecord, answer[2])
-        shard = decode(ShardRecord, answer[1]) if index != JOB else None
-        news = Renewal(cancel=job.cancel)
-        return Lease(self, job, shard, token, float(answer[3]), before, news, float(answer[4]), bool(int(answer[5])))
+        return answer[1], {
+            "store": self,
+            "job": job,
+            "token": token,
+            "seconds": float(answer[3]),
+            "confirmed": before,
+            "news": Renewal(cancel=job.cancel),
+            "deadline": float(answer[4]),
+            "overran": bool(int(answer[5])),
+        }
 
     def renew(self, lease: Lease) -> tuple[float, Renewal]:
         """Keep a lease. Returns the seconds it now lasts. Raises LeaseLost."""
@@ -171,7 +194,7 @@ class Store(ManyShards):
         answer = self._run("save", self._keys(lease.job.id, lease.index), lease.token, *encode_changes(changes))
         return _news_or_lost(answer)
 
-    def advance(self, lease: Lease, move: Move, *, tries: str, merge_ids: list[str]) -> tuple[Renewal, int]:
+    def advance(self, lease: ShardLease, move: Move, *, tries: str, merge_ids: list[str]) -> tuple[Renewal, int]:
         """End a turn. Returns what the holder must know, and the epoch under which to publish merge (0: not now).
 
         ``tries``: keep (unexpected trouble), refund (expected trouble) or reset (progress). Raises LeaseLost.
@@ -191,7 +214,7 @@ class Store(ManyShards):
         )
         return _news(answer[1], answer[2]), int(answer[3])
 
-    def defer(self, lease: Lease, after: float, changes: Mapping[str, Any], *, tries: str) -> Renewal:
+    def defer(self, lease: JobLease, after: float, changes: Mapping[str, Any], *, tries: str) -> Renewal:
         """End a turn of the job itself without a new stage: retry after ``after`` seconds."""
         answer = self._fenced(
             "advance",
@@ -264,7 +287,7 @@ class Store(ManyShards):
 
     # -- the paid call ---------------------------------------------------------------------------------------------
 
-    def intend(self, lease: Lease) -> Renewal:
+    def intend(self, lease: ShardLease) -> Renewal:
         """Record that a create call will be sent under the shard's key; not if the job is held. Raises LeaseLost."""
         keys = self._keys(lease.job.id, lease.index)
         answer = self._run("intent", keys, self.prefix, lease.token, f"{self.host_time():.6f}")

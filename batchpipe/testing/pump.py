@@ -20,7 +20,7 @@ from batchpipe.model.records import JOB, JobRecord, ShardRecord, State, new_job_
 from batchpipe.model.retry import REDIS_PAUSE_SECONDS
 from batchpipe.pipeline.job_runner import JobRunner
 from batchpipe.pipeline.manifest import results_place
-from batchpipe.pipeline.runner import Continue, Message, Next, Retry, links_from
+from batchpipe.pipeline.messages import Continue, Message, Next, Retry
 from batchpipe.pipeline.shard_runner import ShardRunner
 from batchpipe.pipeline.sweep import sweep
 from batchpipe.storage import Folder, place_name
@@ -119,7 +119,7 @@ class Pump:
         """Like ``client.cancel``, but its revokes are lost, which may happen."""
         asked, shards = self.store.cancel(job_id)
         for index in (JOB, *range(shards)) if asked else ():
-            self.job_turns.wake(job_id, index)
+            self.job_turns.republish(job_id, index)
 
     def job(self, job_id: str) -> JobRecord:
         return self.store.get_job(job_id)
@@ -164,7 +164,7 @@ class Pump:
         if isinstance(following, Retry):
             self.waiting.append(Delivery(self.at + following.after, delivery.message, delivery.link))
         elif isinstance(following, Continue):
-            links = links_from(delivery.message)
+            links = delivery.message.links()
             for link in links[links.index(delivery.link) + 1 :][:1]:
                 self.waiting.append(Delivery(self.at, delivery.message, link))
         return delivery
@@ -206,14 +206,12 @@ class Pump:
 
     def _turn(self, delivery: Delivery) -> Next:
         message = delivery.message
-        if message.index != JOB:
-            return self.shard_turns.run(delivery.link, message.job, message.index, message.epoch)
-        turn = self.job_turns.prepare if delivery.link == "prepare" else self.job_turns.merge
-        return turn(message.job, message.epoch)
+        runner = self.job_turns if message.index == JOB else self.shard_turns
+        return runner.run(delivery.link, message.job, message.index, message.epoch)
 
     def _publish(self, message: Message) -> None:
         self.published.append(message)
-        first = links_from(message)[0]
+        first = message.links()[0]
         self.waiting += [Delivery(self.at + message.countdown, message, first)] * self.copies(message)
 
     def _waiting_in(self, queue: str) -> int | None:

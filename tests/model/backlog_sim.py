@@ -15,7 +15,8 @@ import redis
 
 from batchpipe.config.settings import Settings
 from batchpipe.model.records import JOB, JobRecord, Move, ShardRecord, Stage, State
-from batchpipe.pipeline.runner import Message, Runner
+from batchpipe.pipeline.messages import Message
+from batchpipe.pipeline.runner import Runner
 from batchpipe.pipeline.sweep import sweep
 from batchpipe.store import Lease, Refused, Store
 from batchpipe.store.scripts import source

@@ -33,7 +33,7 @@ from batchpipe.model.provider import Batch
 from batchpipe.model.records import JOB, BatchError, JobRecord, Move, Problem, Stage, State, Status
 from batchpipe.model.retry import REDIS_PAUSE_SECONDS
 from batchpipe.pipeline.job_runner import JobRunner
-from batchpipe.pipeline.runner import Continue, Message, Next, Retry, links_from
+from batchpipe.pipeline.messages import Continue, Message, Next, Retry
 from batchpipe.pipeline.shard_runner import ShardRunner
 from batchpipe.pipeline.sharding import Prepared, ShardPlan
 from batchpipe.pipeline.sweep import sweep
@@ -454,7 +454,7 @@ class World:
 
     def _publish(self, message: Message) -> None:
         self.point()
-        first = links_from(message)[0]
+        first = message.links()[0]
         self.waiting.append(Delivery(self.at + message.countdown, message, first))
         self.point()
 
@@ -462,10 +462,8 @@ class World:
         """What a worker does with a message."""
         message = delivery.message
         try:
-            if message.index != JOB:
-                return self.shard_turns.run(delivery.link, message.job, message.index, message.epoch)
-            turn = self.job_turns.prepare if delivery.link == "prepare" else self.job_turns.merge
-            return turn(message.job, message.epoch)
+            runner = self.job_turns if message.index == JOB else self.shard_turns
+            return runner.run(delivery.link, message.job, message.index, message.epoch)
         except StoreUnavailable:
             return Retry(REDIS_PAUSE_SECONDS)
 
@@ -474,7 +472,7 @@ class World:
         if isinstance(following, Retry):
             self.waiting.append(Delivery(self.at + following.after, delivery.message, delivery.link))
         elif isinstance(following, Continue):
-            links = links_from(delivery.message)
+            links = delivery.message.links()
             for link in links[links.index(delivery.link) + 1 :][:1]:
                 self.waiting.append(Delivery(self.at, delivery.message, link))
 
@@ -490,7 +488,7 @@ class World:
         """As the client does; its revokes are lost, as they may be."""
         asked, shards = self.store.cancel(self.job_id)
         for index in (JOB, *range(shards)) if asked else ():
-            self.job_turns.wake(self.job_id, index)
+            self.job_turns.republish(self.job_id, index)
 
     def sweep(self) -> None:
         sweep(self.job_turns)

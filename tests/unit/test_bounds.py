@@ -21,8 +21,9 @@ from batchpipe.model.records import JobRecord, Problem, ShardRecord, Stage, Stat
 from batchpipe.model.requests import MAX_MODEL, check_request
 from batchpipe.model.views import job_view, json_of_job
 from batchpipe.pipeline.manifest import noted_workspaces, pretty, prune_workspaces
+from batchpipe.pipeline.messages import Message
 from batchpipe.pipeline.republish import WOKEN_AT_ONCE
-from batchpipe.pipeline.runner import Message, words
+from batchpipe.pipeline.runner import words
 from batchpipe.pipeline.sharding import Bounds, NoFiles, Planner
 from batchpipe.pipeline.sweep import sweep
 from batchpipe.provider.parse import MOST_ERROR_TEXTS, parse_batch

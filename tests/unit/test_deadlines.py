@@ -9,9 +9,10 @@ from typing import IO, Any
 import fakeredis
 import pytest
 
-from batchpipe.config.limits import JOB_DEADLINE_SECONDS, LONGEST_GROWTH
+from batchpipe.config.limits import LONGEST_GROWTH
 from batchpipe.errors import AmbiguousResult
 from batchpipe.model.records import State
+from batchpipe.model.steps import JOB_DEADLINE_SECONDS
 from batchpipe.pipeline import job_runner as job_turns
 from batchpipe.pipeline.runner import MAX_OVERRUNS
 from batchpipe.store import Lease, Store

@@ -26,7 +26,8 @@ from batchpipe.model.provider import Batch
 from batchpipe.model.records import JOB, JobRecord, Problem, Stage, State, Status
 from batchpipe.model.views import job_view
 from batchpipe.pipeline.manifest import read_owner, results_place
-from batchpipe.pipeline.runner import MAX_LOST, MAX_TRIES, Message
+from batchpipe.pipeline.messages import Message
+from batchpipe.pipeline.runner import MAX_LOST, MAX_TRIES
 from batchpipe.storage import Folder
 from batchpipe.store import Store
 from batchpipe.testing import Delivery, FakeOpenAI, Pump, Vanished

@@ -40,7 +40,7 @@ from batchpipe.model.outcomes import names_quota
 from batchpipe.model.records import JOB, BatchError, JobRecord, Move, ShardRecord, Stage, State
 from batchpipe.model.refusals import is_about_input_file
 from batchpipe.model.views import job_view
-from batchpipe.pipeline.runner import Message
+from batchpipe.pipeline.messages import Message
 from batchpipe.pipeline.steps.poll import Pace, poll
 from batchpipe.pipeline.steps.upload import upload
 from batchpipe.provider import Api
