@@ -64,8 +64,11 @@ def timed(took: Took, name: str, action: Callable[[], Any]) -> Any:
     return answer
 
 
-def claim(store: Store, job_id: str, index: int, epoch: int, stages: list[str], enter: str = "") -> Lease:
-    found = store.claim(job_id, index, epoch, stages, deadline=9_999, enter=enter)
+def claim(store: Store, job_id: str, index: int, epoch: int, stages: list[str], enter: str = "") -> Any:
+    if index == JOB:
+        found: Any = store.leases.claim_job(job_id, epoch, stages, deadline=9_999, enter=enter)
+    else:
+        found = store.leases.claim_shard(job_id, index, epoch, stages, deadline=9_999)
     assert isinstance(found, Lease), found
     return found
 
@@ -77,7 +80,7 @@ class Bench:
         os.environ.update(BATCHPIPE_REDIS_URL=url, BATCHPIPE_PREFIX="{growth}:", BATCHPIPE_HOME=str(home))
         self.store = Store.connect(url, prefix="{growth}:", ttl_seconds=2, lease_seconds=600)
         self.ahead = 0.0  #: the simulated time; it never goes back
-        self.store.skew = lambda: self.ahead
+        self.store.connection.skew = lambda: self.ahead
         settings = Settings(_env_file=None, redis_url=url, prefix="{growth}:", home=home)
         self.client = Client(settings)
         api = cast(Any, lambda name: FakeOpenAI())
@@ -88,100 +91,104 @@ class Bench:
         store, before, took = self.store, used(self.store), Took()
         cpu = redis_cpu(store)
         job = JobRecord(id=new_job_id(), epoch=1, task_ids=["p"], output="/o", owns=["/o"])
-        store.submit(job)
+        store.jobs.submit(job)
         beginning = [State.PENDING.value, State.PREPARING.value]
         lease = claim(store, job.id, JOB, 1, beginning, State.PREPARING.value)
-        timed(took, "plan", lambda: store.plan(lease, {"round": 1, "total": count}, shards_of(job.id, count), ["m"]))
-        running = store.get_job(job.id)
+        timed(
+            took,
+            "plan",
+            lambda: store.leases.plan(lease, {"round": 1, "total": count}, shards_of(job.id, count), ["m"]),
+        )
+        running = store.jobs.get(job.id)
         full = used(store)
         timed(took, "settle", lambda: self.settle(job.id))
-        timed(took, "count_open_shards", store.count_open_shards)
-        timed(took, "stats", store.stats)
+        timed(took, "count_open_shards", store.counters.count_open_shards)
+        timed(took, "stats", store.counters.stats)
         timed(took, "status", lambda: self.command("status", job.id))
         timed(took, "list", lambda: self.command("list"))
         timed(took, "doctor", lambda: list(_jobs_and_workers(self.client)))
-        read = lambda: store.iter_shards(running, fields=SHOWN, bad="show")  # noqa: E731
+        read = lambda: store.shards.of_job(running, fields=SHOWN, bad="show")  # noqa: E731
         timed(took, "json", lambda: sum(len(part) for part in json_of_job(running, read)))
         timed(took, "page", lambda: self.client.get_job(job.id).to_page())
-        store.pause("default", 600, Problem(code="insufficient_quota", message="no money"))
+        store.accounts.pause("default", 600, Problem(code="insufficient_quota", message="no money"))
         timed(took, "resume", lambda: resume_account(self.turns, "default"))
         self.ahead += 7_200.0  # all is overdue
         timed(took, "sweep", lambda: sweep(self.turns, listing=False))
         timed(took, "cancel", lambda: self.cancel(job.id))
-        while store.take_wakes(200) is not None:
+        while store.due.take_wakes(200) is not None:
             pass
         self.end(job.id, took, ttl=3_600)
         self.give_up(job.id, count)
-        timed(took, "land", lambda: store.land(job.id, range(count)))
+        timed(took, "land", lambda: store.jobs.land(job.id, range(count)))
         self.end(job.id, Took())
         again = running.evolve(id=new_job_id(), owns=[], created_at=store.now(), stage=State.RUNNING.value)
-        timed(took, "restore", lambda: store.restore(again, shards_of(again.id, count)))
+        timed(took, "restore", lambda: store.jobs.restore(again, shards_of(again.id, count)))
         self.end(again.id, Took())
-        scripts = slowest(store.client)
+        scripts = slowest(store.connection.client)
         time.sleep(2.5)  # the records of both expire
         wait_for_expiry(store)
         sizes = {"bytes": full - before, "left": used(store) - before, "redis_cpu": round(redis_cpu(store) - cpu, 2)}
-        return {**sizes, "keys_left": store.client.dbsize(), **took, "scripts": scripts}
+        return {**sizes, "keys_left": store.connection.client.dbsize(), **took, "scripts": scripts}
 
     def settle(self, job_id: str) -> None:
         """The first shard gets its batch."""
         store = self.store
-        store.advance(
+        store.leases.advance(
             claim(store, job_id, 0, 1, [Stage.PLANNED]), Move(stage=Stage.UPLOADED), tries="reset", merge_ids=[]
         )
         turn = claim(store, job_id, 0, 1, [Stage.UPLOADED])
         assert turn.shard is not None
-        store.intend(turn)
-        store.settle(turn.shard, "batch_0", token=turn.token, after=0.0, changes={"status": "validating"})
+        store.leases.intend(turn)
+        store.shards.settle(turn.shard, "batch_0", token=turn.token, after=0.0, changes={"status": "validating"})
 
     def command(self, *words: str) -> None:
         answer = CliRunner().invoke(cli, words)
         assert answer.exit_code == 0, answer.output
 
     def cancel(self, job_id: str) -> None:
-        _, shards = self.store.cancel(job_id, waking=WOKEN_AT_ONCE)
+        _, shards = self.store.jobs.cancel(job_id, waking=WOKEN_AT_ONCE)
         wake_first(self.turns, job_id, shards, "always")
 
     def end(self, job_id: str, took: Took, ttl: int = 2) -> None:
         """As if all shards had come home: their own turns are none of this table's."""
-        store, key = self.store, f"{self.store.prefix}job:{job_id}"
-        epoch = int(store.client.hget(key, "epoch") or 0) + 1
-        store.client.hset(key, mapping={"stage": "finalizing", "epoch": epoch})
-        store.client.hdel(key, "token", "lease_until")
-        pipe = store.client.pipeline(transaction=False)
-        for index in range(int(store.client.hget(key, "shards") or 0)):
-            pipe.zrem(f"{store.prefix}due", f"{job_id}/{index}")
+        store, key = self.store, f"{self.store.connection.prefix}job:{job_id}"
+        epoch = int(store.connection.client.hget(key, "epoch") or 0) + 1
+        store.connection.client.hset(key, mapping={"stage": "finalizing", "epoch": epoch})
+        store.connection.client.hdel(key, "token", "lease_until")
+        pipe = store.connection.client.pipeline(transaction=False)
+        for index in range(int(store.connection.client.hget(key, "shards") or 0)):
+            pipe.zrem(f"{store.connection.prefix}due", f"{job_id}/{index}")
         pipe.execute()
         lease = claim(store, job_id, JOB, epoch, ["finalizing"])
-        store.finish(lease, State.CANCELLED, {"ok": 0})
-        store.ttl_seconds = ttl
-        timed(took, "close_job", lambda: store.close_job(lease))
+        store.leases.finish(lease, State.CANCELLED, {"ok": 0})
+        store.connection.ttl_seconds = ttl
+        timed(took, "close_job", lambda: store.leases.close_job(lease))
 
     def give_up(self, job_id: str, count: int) -> None:
         """As if the batch of each shard had been given up."""
-        pipe = self.store.client.pipeline(transaction=False)
+        pipe = self.store.connection.client.pipeline(transaction=False)
         for index in range(count):
             fields = {"stage": "collected", "batch_id": f"batch_{index}", "error": "{}"}
-            pipe.hset(f"{self.store.prefix}shard:{job_id}:{index}", mapping=cast(Any, fields))
+            pipe.hset(f"{self.store.connection.prefix}shard:{job_id}:{index}", mapping=cast(Any, fields))
         pipe.execute()
 
 
 def redis_cpu(store: Store) -> float:
     """Seconds of CPU that Redis has used so far."""
-    facts: Any = store.client.info("cpu")
+    facts: Any = store.connection.client.info("cpu")
     return float(facts["used_cpu_user"]) + float(facts["used_cpu_sys"])
 
 
 def wait_for_expiry(store: Store) -> None:
-    pattern = f"{store.prefix}shard:*".replace("{", "\\{").replace("}", "\\}")
+    pattern = f"{store.connection.prefix}shard:*".replace("{", "\\{").replace("}", "\\}")
     for _ in range(600):
-        if next(iter(store.client.scan_iter(pattern, count=10_000)), None) is None:
+        if next(iter(store.connection.client.scan_iter(pattern, count=10_000)), None) is None:
             return
         time.sleep(0.1)
 
 
 def used(store: Store) -> int:
-    facts: Any = store.client.info("memory")
+    facts: Any = store.connection.client.info("memory")
     return int(facts["used_memory_dataset"])
 
 
@@ -226,8 +233,11 @@ def month(folder: Path, url: str, days: int) -> list[dict[str, float]]:
             pump.waiting = [one for one in pump.waiting if one.message.job not in dead]
         time.sleep(1.2)  # records of ended jobs expire
         sweep(pump.job_turns, listing=False)
-        keys = sum(1 for _ in store.client.scan_iter("*", count=10_000))
-        size = sum(store.client.memory_usage(key, samples=0) or 0 for key in store.client.scan_iter("*", count=10_000))
+        keys = sum(1 for _ in store.connection.client.scan_iter("*", count=10_000))
+        size = sum(
+            store.connection.client.memory_usage(key, samples=0) or 0
+            for key in store.connection.client.scan_iter("*", count=10_000)
+        )
         home = sum(1 for path in (folder / "home").rglob("*") if path.is_file())
         working = sum(1 for path in folder.rglob("shards/*") if path.is_file())
         cpu = round(time.process_time() - begun, 2)

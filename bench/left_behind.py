@@ -24,10 +24,10 @@ from typing import Any, cast
 from batchpipe.client.client import Client
 from batchpipe.config.settings import Settings
 from batchpipe.local_redis import acquire
-from batchpipe.model.records import JOB, JobRecord, ShardRecord, State, new_job_id
+from batchpipe.model.records import JobRecord, ShardRecord, State, new_job_id
 from batchpipe.pipeline.manifest import PRUNED_BYTES, WORKSPACES, basics, note_workspace, prune_workspaces
 from batchpipe.pipeline.sweep import sweep
-from batchpipe.store import Lease, Store
+from batchpipe.store import JobLease, Lease, Store
 from batchpipe.tasks import chain as tasks
 from batchpipe.tasks.runtime import runtime
 from batchpipe.testing import FakeOpenAI, Pump
@@ -46,28 +46,32 @@ def queue(url: str, folder: Path, name: str, days: int, *, listened: bool) -> It
     """Messages and bytes of a queue that nobody takes from, day by day."""
     settings = Settings(_env_file=None, redis_url=url, prefix=f"{{{name}}}:", home=folder / name, queue=name)
     store, turns, ahead = Client(settings).store, runtime(settings).jobs, 0.0
-    store.skew = lambda: ahead
+    store.connection.skew = lambda: ahead
     job = JobRecord(id=new_job_id(), epoch=1, task_ids=["p"], output="/o", owns=[f"/o/{name}"], queue=name)
-    store.submit(job)
-    lease = store.claim(job.id, JOB, 1, [State.PENDING.value], deadline=9_999, enter=State.PREPARING.value)
-    assert isinstance(lease, Lease), lease
+    store.jobs.submit(job)
+    lease = store.leases.claim_job(job.id, 1, [State.PENDING.value], deadline=9_999, enter=State.PREPARING.value)
+    assert isinstance(lease, JobLease), lease
     shards = (ShardRecord(job=job.id, index=n, epoch=1, rows=1, task_ids=["u", "c", "p", "d"]) for n in range(SHARDS))
-    store.plan(lease, {"round": 1}, shards, ["m"])
+    store.leases.plan(lease, {"round": 1}, shards, ["m"])
     for index in range(SHARDS):
         turns.republish(job.id, index)
     for step in range(1, int(days * 86_400 / STEP_SECONDS) + 1):
         if listened:
-            store.note_listening("stuck@host", [name])
+            store.queues.note_listening("stuck@host", [name])
         sweep(turns, listing=False)
         for pulse in (tasks.sweep, schedules):
             pulse.apply_async(queue=name, headers={"celery_beat_task": True})
         ahead += STEP_SECONDS
         if step * STEP_SECONDS % 86_400 == 0:
-            size = store.client.memory_usage(name, samples=0) or 0
-            ours = [key for key in store.client.scan_iter(count=10_000) if key.startswith(store.prefix)]
-            records = sum(store.client.memory_usage(key, samples=0) or 0 for key in ours)
+            size = store.connection.client.memory_usage(name, samples=0) or 0
+            ours = [
+                key
+                for key in store.connection.client.scan_iter(count=10_000)
+                if key.startswith(store.connection.prefix)
+            ]
+            records = sum(store.connection.client.memory_usage(key, samples=0) or 0 for key in ours)
             day = int(step * STEP_SECONDS / 86_400)
-            yield {"day": day, "messages": store.client.llen(name), "bytes": size, "records": records}
+            yield {"day": day, "messages": store.connection.client.llen(name), "bytes": size, "records": records}
 
 
 def workspaces(folder: Path, jobs: int) -> dict[str, int]:
@@ -110,7 +114,7 @@ def kills(folder: Path, url: str, days: int) -> Iterator[dict[str, int]]:
 def drive(pump: Pump, dice: random.Random) -> int:
     """Bring all jobs to their end; some turns die on the way. Answers how many."""
     killed = 0
-    while pump.waiting or pump.store.client.zcard(f"{pump.store.prefix}due"):
+    while pump.waiting or pump.store.connection.client.zcard(f"{pump.store.connection.prefix}due"):
         due = sorted((one for one in pump.waiting if one.at <= pump.at), key=lambda one: one.at)
         if not due:
             pump.advance(30.0)

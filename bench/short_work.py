@@ -66,16 +66,16 @@ def measure(folder: Path, uploads: int, options: argparse.Namespace) -> float:
         return time.monotonic() - start
 
     with worker(folder, options):
-        while not client.store.listening():
+        while not client.store.queues.listening():
             time.sleep(0.1)
         seconds_of("first")
         if not uploads:
             return max(seconds_of(f"small{number}") for number in range(JOBS))
         large = client.submit(make_requests(folder / "large.jsonl", uploads, options.size), max_rows=1)
-        while client.store.get_job(large.id).stage != State.RUNNING:
+        while client.store.jobs.get(large.id).stage != State.RUNNING:
             time.sleep(0.1)
         slowest = max(seconds_of(f"small{number}") for number in range(JOBS))
-        left = sum(shard.file_id is None for shard in client.store.iter_shards(client.store.get_job(large.id)))
+        left = sum(shard.file_id is None for shard in client.store.shards.of_job(client.store.jobs.get(large.id)))
     if left < uploads / 3:
         sys.exit(f"only {left} of {uploads} uploads still waited: let each last longer (--seconds)")
     return slowest

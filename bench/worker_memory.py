@@ -91,7 +91,7 @@ def doing(client: Client, job: JobRecord) -> str:
         return "merge"
     if job.state is not State.RUNNING:
         return "prepare"
-    stages = [Stage(shard.stage) for shard in client.store.iter_shards(job)]
+    stages = [Stage(shard.stage) for shard in client.store.shards.of_job(job)]
     return DOING.get(stages[0], "merge") if stages else "prepare"
 
 

@@ -17,7 +17,7 @@ import redis
 from batchpipe.config.site import forget_sites
 from batchpipe.local_redis import find_server
 from batchpipe.sandbox import Sandbox
-from batchpipe.store import Store
+from batchpipe.store import Connection, Store
 
 
 @pytest.fixture(autouse=True)
@@ -102,7 +102,7 @@ def store(request: pytest.FixtureRequest, clock: MovableClock, prefix: str) -> I
     else:
         client = redis.Redis.from_url(request.getfixturevalue("redis_url"), decode_responses=True)
     with client:
-        yield Store(client, prefix=prefix, lease_seconds=60, ttl_seconds=3600, skew=clock)
+        yield Store(Connection(client, prefix=prefix, lease_seconds=60, ttl_seconds=3600, skew=clock))
 
 
 # -- the provider --------------------------------------------------------------------------------------------------

@@ -125,7 +125,7 @@ def _site_app(chosen: Settings) -> Iterator[Finding]:
 
 
 def _redis(client: Client, private: bool) -> Iterator[Finding]:
-    facts = client.store.server_facts()
+    facts = client.store.connection.server_facts()
     kind = "private" if private else "given by BATCHPIPE_REDIS_URL"
     version = facts["version"]
     if private and not client.durable:
@@ -136,7 +136,7 @@ def _redis(client: Client, private: bool) -> Iterator[Finding]:
     if version and int(version.split(".")[0]) < 6:
         yield Finding("redis", "fail", f"version {version} is too old", "upgrade to Redis 6.2 or newer, or Valkey")
     try:
-        client.store.check_writing()
+        client.store.connection.check_writing()
     except StoreUnavailable as error:
         yield Finding("redis", "fail", str(error), _AT_REDIS)
     if facts["appendonly"] == "no":
@@ -154,8 +154,8 @@ def _redis(client: Client, private: bool) -> Iterator[Finding]:
 
 def _clock(client: Client) -> Iterator[Finding]:
     """Whether Redis' clock was set back."""
-    clock = client.store.clock()
-    apart = clock.now - client.store.host_time()
+    clock = client.store.connection.clock()
+    apart = clock.now - client.store.connection.host_time()
     if not clock.ahead and abs(apart) > CLOCK_SECONDS:
         differ = f"Redis' clock is {abs(apart):.0f} s {'ahead of' if apart > 0 else 'behind'} the one of this host"
         yield Finding("clock", "warn", differ, "set both by NTP: one of them is not the provider's time")
@@ -183,7 +183,7 @@ def _account(client: Client | None, name: str) -> Iterator[Finding]:
         api = Apis(settings())(name)
         api.ping()
         yield Finding("account", "ok", f"{name}: the provider answers and takes the key of this process")
-        pause = client.store.paused(name) if client is not None else None
+        pause = client.store.accounts.paused(name) if client is not None else None
         if client is not None and pause is not None and pause.code != NO_QUOTA and client.resume(name).paused:
             yield Finding("account", "ok", f"{name}: its pause is lifted")
         yield from _capabilities(name)
@@ -196,7 +196,7 @@ def _account(client: Client | None, name: str) -> Iterator[Finding]:
     except BatchpipeError as error:
         fix = _NO_SANDBOX if settings().sandbox and name == "default" else "check base_url and the network"
         yield Finding("account", "fail", f"{name}: {error}", fix)
-    if client is not None and (pause := client.store.paused(name)) is not None:
+    if client is not None and (pause := client.store.accounts.paused(name)) is not None:
         detail = f"{name}: paused for {pause.seconds:.0f} s more ({pause.code}): {pause.message}"
         yield Finding("account", "warn", detail, f"fix the cause; then: batchpipe resume {name}")
 
@@ -235,14 +235,14 @@ class _Open:
 def _open_jobs(client: Client) -> list[_Open]:
     """The records that are due first, no more than can be read in a moment."""
     indexes: dict[str, list[int]] = {}
-    for job_id, index in client.store.unfinished(MOST_RECORDS):
+    for job_id, index in client.store.due.unfinished(MOST_RECORDS):
         indexes.setdefault(job_id, []).append(index)
     found = []
     for job_id, open_ones in list(indexes.items())[:MOST_JOBS]:
-        shards = client.store.shards_of([(job_id, index) for index in open_ones if index != JOB])
+        shards = client.store.shards.at([(job_id, index) for index in open_ones if index != JOB])
         with suppress(JobNotFound):
             try:
-                job = client.store.get_job(job_id)
+                job = client.store.jobs.get(job_id)
                 itself = [job] if JOB in open_ones else []
             except RecordUnreadable as error:
                 problem = Problem(code=error.code, message=error.message)
@@ -274,7 +274,7 @@ def _workers(client: Client, jobs: list[JobRecord]) -> Iterator[Finding]:
         return
     ours, waiting = client.settings.queue, _by_queue(client, jobs)
     others = [queue for queue in waiting if queue != ours]
-    listening, answers = client.store.listening(), None
+    listening, answers = client.store.queues.listening(), None
     for queue in (ours, *others[:MOST_SAID]):
         found = listening.get(queue)
         if not found and answers is None and (answers := queues_of_workers()) is None:

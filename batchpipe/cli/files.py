@@ -62,7 +62,7 @@ def files_command(account: str, delete: bool, as_json: bool) -> None:
 
 def _state(store: Store, job_id: str) -> str:
     try:
-        job = store.get_job(job_id)
+        job = store.jobs.get(job_id)
     except JobNotFound:
         return "unknown"
     return "ended" if job.closed and job.id == job_id else "running"

@@ -93,7 +93,7 @@ def list_command(state: str | None, limit: int, as_json: bool) -> None:
 
     client = open_client()
     jobs = client.list_jobs(state=state, limit=limit)
-    if told := client.store.clock().words():
+    if told := client.store.connection.clock().words():
         say(f"Warning: {told}")
     if as_json:
         return emit_json([job.to_dict(shards=False) for job in jobs])

@@ -72,7 +72,7 @@ def run_command(
     if options["key"] is None and input != "-":
         options["key"] = resume_key(input, options)
     client = open_client()
-    if client.store.resume(options["account"]):  # the cause is corrected, or shows again at once
+    if client.store.accounts.resume(options["account"]):  # the cause is corrected, or shows again at once
         say(f"the pause of account {options['account']!r} is lifted")
     return _run(client, source, options, again=again, sandbox=sandbox, as_json=as_json)
 
@@ -106,7 +106,7 @@ def _run(client: Client, source: Any, options: dict[str, Any], *, again: bool, s
 
 
 def _known(client: Client, key: str | None) -> Job | None:
-    job_id = client.store.job_of_key(key) if key else None
+    job_id = client.store.jobs.id_of_key(key) if key else None
     return client.get_job(job_id) if job_id else None
 
 
@@ -147,7 +147,7 @@ def _work_on(client: Client, job: Job, as_json: bool, timeout: float | None) -> 
     sandbox = job.record.account == SANDBOX_ACCOUNT
     with own_worker(client.settings, job.record.queue, job_key=run_id, sandbox=sandbox, only_if_free=True) as worker:
         if worker is not None:  # we have its lock, so no other process works on it: work that was under way is lost
-            client.store.resume(job.record.account)  # as with run: corrected, or refused again at once
+            client.store.accounts.resume(job.record.account)  # as with run: corrected, or refused again at once
             client.wake(job.id)
         return _follow(client, job, worker, as_json, timeout)
 
@@ -195,7 +195,7 @@ def carry_out_cancel(client: Client, job: Job) -> None:
 
 def _is_winding_down(client: Client, job: Job) -> bool:
     record = job.refresh().record
-    shards = list(client.store.iter_shards(record, fields=("cancel_sent",), bad="show"))
+    shards = list(client.store.shards.of_job(record, fields=("cancel_sent",), bad="show"))
     stopped = all(shard.cancel_sent or shard.stage in (Stage.ENDED, Stage.COLLECTED) for shard in shards)
     return record.closed or (bool(shards) and stopped and record.state is State.CANCELLING and not _nearly_done(shards))
 
@@ -228,13 +228,13 @@ class _Tick:
         else:
             self._watch(job)
         if self._display.wants_update(job):
-            pause, shards = self._client.store.paused(job.account), self._shards(job)
+            pause, shards = self._client.store.accounts.paused(job.account), self._shards(job)
             if self._worker is not None and pause is not None:
                 _raise_if_refused(job, shards, pause)
             self._display.update(job, shards, pause)
 
     def _shards(self, job: JobRecord) -> list[ShardRecord]:
-        return list(self._client.store.iter_shards(job, fields=_SEEN, bad="show"))
+        return list(self._client.store.shards.of_job(job, fields=_SEEN, bad="show"))
 
 
 def _raise_if_refused(job: JobRecord, shards: list[ShardRecord], pause: Pause) -> None:
@@ -278,7 +278,7 @@ def _terminated_is_interrupted() -> Iterator[None]:
 
 def _say_goodbye(client: Client, job: Job) -> None:
     running = any(
-        shard.batch_id for shard in client.store.iter_shards(job.refresh().record, fields=("batch_id",), bad="show")
+        shard.batch_id for shard in client.store.shards.of_job(job.refresh().record, fields=("batch_id",), bad="show")
     )
     say(f"stopped following; job {job.id} " + ("goes on at the provider" if running else "is kept, nothing runs yet"))
     say(f"  follow it    batchpipe wait {job.id}   (or the same command again)")

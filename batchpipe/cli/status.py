@@ -37,14 +37,14 @@ def status_command(job_id: str, as_json: bool) -> None:
         return emit_parts(job.iter_json())
     record = job.record
     seen = _Seen()
-    for shard in client.store.iter_shards(record, fields=_FIELDS, bad="show"):
+    for shard in client.store.shards.of_job(record, fields=_FIELDS, bad="show"):
         seen.add(shard)
     place = located(record, roots=client.settings.roots())
     view = {**job_view(place), "rows": seen.sums.rows(record), "incomplete": seen.sums.incomplete(record)}
     _print_job(client, record, view)
     if nobody:
         out(f"workers   {nobody}")
-    if told := client.store.clock().words():
+    if told := client.store.connection.clock().words():
         out(f"clock     {told}")
     _print_shards(seen)
     return None
@@ -103,7 +103,7 @@ def _print_job(client: Client, job: JobRecord, view: dict[str, Any]) -> None:
 
 
 def _pause_note(client: Any, view: dict[str, Any]) -> str:
-    pause = client.store.paused(view["account"]) if view["ended_at"] is None else None
+    pause = client.store.accounts.paused(view["account"]) if view["ended_at"] is None else None
     hint = f" (fixed? batchpipe resume {view['account']})"
     return f"  paused for {pause.seconds:.0f} s: {pause.message}{hint}" if pause else ""
 

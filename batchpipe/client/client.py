@@ -89,7 +89,7 @@ class Client:
         ``may_come_later``: wait for an input that is not there yet.
         """
         job_id, key = new_job_id(), as_text(key, "key")
-        if key is not None and not again and (first := self.store.job_of_key(key)) is not None:
+        if key is not None and not again and (first := self.store.jobs.id_of_key(key)) is not None:
             return self.get_job(first)
         if not self.durable and not self.settings.is_sandbox(account):
             raise SettingsError(
@@ -140,7 +140,7 @@ class Client:
         if created:
             note_workspace(self.settings, record, record=basics(record))
             turns = runtime(self.settings).jobs
-            prune_workspaces(self.settings, self.store.closed, record.created_at or time.time())
+            prune_workspaces(self.settings, self.store.jobs.closed, record.created_at or time.time())
             turns.log(job_id, [("submitted", {"input": without_secrets(record.input), "queue": record.queue})])
             turns.publish(Message(job_id, JOB, record.epoch, State.PENDING, record.task_ids, record.queue))
         else:
@@ -156,13 +156,13 @@ class Client:
                 drop_spool(record)
                 raise
         try:
-            return self.store.submit(record, again=again, alias=alias)
+            return self.store.jobs.submit(record, again=again, alias=alias)
         except PermanentError:
             drop_spool(record)
             raise
         except StoreUnavailable:  # it may have been recorded all the same
             with suppress(StoreUnavailable):
-                if record.spooled and self.store.give_up(record.id):
+                if record.spooled and self.store.jobs.give_up(record.id):
                     drop_spool(record)
             raise
 
@@ -183,7 +183,7 @@ class Client:
         Raises JobNotFound, InvalidInput, PermanentError (``not_ended``, ``nothing_to_retry``; ``retried``: the first
         new job has other sizes than asked for now).
         """
-        old = self.store.get_job(job_id)
+        old = self.store.jobs.get(job_id)
         own_queue = old.input_here and old.account == SANDBOX_ACCOUNT
         if not old.state.ended:
             raise PermanentError(f"job {job_id} has not ended; its rows may still come", code="not_ended")
@@ -222,7 +222,7 @@ class Client:
         workspace = workspace_of(job, self.settings)
         files = {
             shard.index: shard.file
-            for shard in self.store.iter_shards(job, fields=("round", "file"))
+            for shard in self.store.shards.of_job(job, fields=("round", "file"))
             if shard.round == 1
         }
         with workspace.reader(job.order_files[0]) as order, workspace.reader(INDEX) as index:
@@ -232,7 +232,7 @@ class Client:
 
     def get_job(self, job_id: str) -> Job:
         """Raises JobNotFound."""
-        return Job(self.store.get_job(job_id), self)
+        return Job(self.store.jobs.get(job_id), self)
 
     def list_jobs(self, *, state: State | str | None = None, limit: int = 100) -> list[Job]:
         """Newest first."""
@@ -240,7 +240,7 @@ class Client:
             wanted = State(state) if state is not None else None
         except ValueError:
             raise InvalidInput(f"{state!r} is no state of a job", field="state") from None
-        return [Job(record, self) for record in self.store.list_jobs(state=wanted, limit=limit)]
+        return [Job(record, self) for record in self.store.jobs.newest(state=wanted, limit=limit)]
 
     # -- acting ----------------------------------------------------------------------------------------------------
 
@@ -250,11 +250,11 @@ class Client:
         A job of many shards takes no longer: some are woken here, the others by the next sweeps.
         """
         job_id = self.get_job(job_id).id  # it may be an alias
-        asked, shards = self.store.cancel(job_id, waking=WOKEN_AT_ONCE)
+        asked, shards = self.store.jobs.cancel(job_id, waking=WOKEN_AT_ONCE)
         if asked:
             turns = runtime(self.settings).jobs
             publishing.revoke(wake_first(turns, job_id, shards, "always"))
-            note_workspace(self.settings, self.store.get_job(job_id), cancel=True)
+            note_workspace(self.settings, self.store.jobs.get(job_id), cancel=True)
             turns.log(job_id, [("cancel_asked", {})])
         return self.get_job(job_id)
 
@@ -287,7 +287,7 @@ class Client:
                 f"the workspace of job {job.id} is no longer there: {job.workspace}", code="no_workspace"
             )
         in_output = results_place(job).url == Folder(job.output).url  # else a later job has moved them out of there
-        verdict = self.store.land(job.id, self._given_up(job), in_output=in_output)
+        verdict = self.store.jobs.land(job.id, self._given_up(job), in_output=in_output)
         if verdict == "output":
             raise OutputInUse(f"another job that has not ended writes to the output of job {job.id}: {job.output}")
         if verdict == "not_closed":
@@ -296,19 +296,19 @@ class Client:
             )
         if verdict == "ok":  # else another caller has just asked for it
             turns = runtime(self.settings).jobs
-            turns.log(job.id, [("landing", {"shards": self.store.get_job(job.id).open})])
+            turns.log(job.id, [("landing", {"shards": self.store.jobs.get(job.id).open})])
             for index in first:  # the sweeps find the others
                 turns.republish(job.id, index, when="overdue")
         return self.get_job(job.id)
 
     def _given_up(self, job: JobRecord) -> Iterator[int]:
         """Indexes of the shards of an ended job with batches that may have more rows than were collected."""
-        for shard in self.store.iter_shards(job, fields=("batch_id", "error")):
+        for shard in self.store.shards.of_job(job, fields=("batch_id", "error")):
             if shard.batch_id is not None and shard.error is not None and shard.error.code in LANDABLE:
                 yield shard.index
 
     def _decide(self, job: JobRecord, decision: Literal["resend", "land"]) -> bool:
-        verdict, shards = self.store.decide(job.id, decision, waking=WOKEN_AT_ONCE)
+        verdict, shards = self.store.jobs.decide(job.id, decision, waking=WOKEN_AT_ONCE)
         if verdict != "ok":
             return False
         turns = runtime(self.settings).jobs

@@ -75,7 +75,7 @@ class Job:
     def refresh(self) -> Job:
         """Read it again. Raises JobNotFound."""
         try:
-            self.record = self._client.store.get_job(self.id)
+            self.record = self._client.store.jobs.get(self.id)
         except JobNotFound:
             if self._held:
                 message = f"job {self.id} is submitted when the transaction around it commits, and not if it rolls back"
@@ -129,7 +129,7 @@ class Job:
 
     def logs(self) -> list[dict[str, Any]]:
         """The job's events, oldest first: ``{"id", "at" (unix seconds), "event", ...}``; the last 2,000 are kept."""
-        return self._client.store.read_log(self._recorded())
+        return self._client.store.events.read(self._recorded())
 
     def iter_logs(self, *, follow: bool = False, after: str = "-") -> Iterator[dict[str, Any]]:
         """The job's events, oldest first; with ``follow`` further ones as they come, until it is closed.
@@ -137,7 +137,7 @@ class Job:
         ``after``: the ``id`` of the last event that the caller already has.
         """
         store, job_id = self._client.store, self._recorded()
-        return follow_log(store, job_id, after=after) if follow else iter(store.read_log(job_id, after=after))
+        return follow_log(store, job_id, after=after) if follow else iter(store.events.read(job_id, after=after))
 
     def metrics(self) -> dict[str, Any]:
         """Rows, tokens, intended calls, waits, seconds in each stage, and ``cost_usd``: an estimate at OpenAI's batch
@@ -148,8 +148,8 @@ class Job:
         """
         store = self._client.store
         self.refresh()
-        shards = store.iter_shards(self.record, fields=MEASURED, bad="show")
-        return metrics_view(self.record, shards, store.now(), store.read_log(self.id))
+        shards = store.shards.of_job(self.record, fields=MEASURED, bad="show")
+        return metrics_view(self.record, shards, store.now(), store.events.read(self.id))
 
     def to_dict(self, *, shards: bool = True) -> dict[str, Any]:
         """What ``batchpipe status --json`` prints."""
@@ -163,14 +163,14 @@ class Job:
         """
         first, most = max(first, 0), min(max(most, 1), MOST_SHOWN)
         within = range(first, first + most)
-        shards = self._client.store.iter_shards(self.record, fields=SHOWN, bad="show", within=within)
+        shards = self._client.store.shards.of_job(self.record, fields=SHOWN, bad="show", within=within)
         return page_view(self._located(), first, shards)
 
     def _located(self) -> JobRecord:
         return located(self.record, roots=self._client.settings.roots())
 
     def _shards(self) -> Iterator[ShardRecord]:
-        return self._client.store.iter_shards(self.record, fields=SHOWN, bad="show")
+        return self._client.store.shards.of_job(self.record, fields=SHOWN, bad="show")
 
     def iter_json(self) -> Iterator[bytes]:
         """The text of ``to_dict()`` as JSON, a part at a time, for jobs of very many shards."""

@@ -33,7 +33,7 @@ def deserted(store: Store, queues: Collection[str], *, ask: bool = True) -> set[
     """
     if not queues:
         return set()
-    listening = store.listening()
+    listening = store.queues.listening()
     silent = {queue for queue in queues if queue not in listening}
     if not silent or not ask:
         return silent

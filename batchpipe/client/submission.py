@@ -20,7 +20,7 @@ from batchpipe.errors import BatchpipeError, InvalidInput
 from batchpipe.model.records import JobRecord
 from batchpipe.pipeline.manifest import check_apart, check_no_workspace, check_output_here
 from batchpipe.storage import Folder, check_allowed, lines_of, local_path, place_name, stored_at
-from batchpipe.store.store import new_task_ids
+from batchpipe.store import new_task_ids
 
 logger = logging.getLogger(__name__)
 

@@ -35,7 +35,7 @@ def follow(
     while True:
         now = time.monotonic()
         try:
-            job = store.get_job(job_id)
+            job = store.jobs.get(job_id)
             tick(job)
             seen = now
         except StoreUnavailable:  # Redis is being restarted, say; the job goes on
@@ -64,8 +64,8 @@ def follow_log(
     away = 0.0
     while True:
         try:
-            over = store.get_job(job_id).closed  # read before the log, so that events after the end are not missed
-            events, away = store.read_log(job_id, after=after), 0.0
+            over = store.jobs.get(job_id).closed  # read before the log, so that events after the end are not missed
+            events, away = store.events.read(job_id, after=after), 0.0
         except StoreUnavailable:
             away = away or time.monotonic()
             if time.monotonic() - away > REDIS_AWAY_SECONDS:

@@ -24,7 +24,7 @@ from batchpipe.client.client import Client, default_client
 from batchpipe.config.site import current_site
 from batchpipe.errors import StoreUnavailable
 from batchpipe.store import Store
-from batchpipe.store.reading import Census
+from batchpipe.store.counters import Census
 from batchpipe.telemetry.counters import ACCOUNT, INFINITE, METRICS, NO_ANSWER, VALUES, key_of
 from batchpipe.telemetry.counters import Metric as Counted
 
@@ -92,8 +92,8 @@ class StoreCollector(Collector):
 
     def _read(self, store: Store) -> Iterator[Metric]:
         store.ping()  # one short try: a Redis that hangs must not hang the scrape, which Prometheus would abort
-        stats, count_open_shards = store.stats(), self._count_open_shards(store)
-        accounts = sorted({"default", *self._accounts(), *store.creating_accounts(stats.now - RECENT_SECONDS)})
+        stats, count_open_shards = store.counters.stats(), self._count_open_shards(store)
+        accounts = sorted({"default", *self._accounts(), *store.accounts.creating(stats.now - RECENT_SECONDS)})
         values: dict[str, float | dict[str, float]] = {
             "jobs": dict(stats.jobs),
             "shards": dict(count_open_shards.stages),
@@ -108,7 +108,7 @@ class StoreCollector(Collector):
         }
         for name, (words, label) in GAUGES.items():
             yield _gauge(name, words, label, values[name])
-        yield from _counters(store.read_counts(), accounts)
+        yield from _counters(store.counters.read(), accounts)
 
     def _count_open_shards(self, store: Store) -> Census:
         with self._lock:  # other scrapes wait for the count that is under way
@@ -117,12 +117,12 @@ class StoreCollector(Collector):
                 _, at, count_open_shards = self._counted
                 if 0 <= now - at < CENSUS_SECONDS:
                     return count_open_shards
-            self._counted = store, now, store.count_open_shards()
+            self._counted = store, now, store.counters.count_open_shards()
             return self._counted[2]
 
 
 def _paused(store: Store, account: str) -> float:
-    pause = store.paused(account)
+    pause = store.accounts.paused(account)
     return pause.seconds if pause is not None else 0.0
 
 

@@ -44,7 +44,7 @@ class Closing:
 
     def close(self, lease: JobLease, state: State) -> None:
         """Write job.json, clean up, notify the user: at least once, in an order that survives a crash at any point."""
-        job = self._runner.store.get_job(lease.job.id)
+        job = self._runner.store.jobs.get(lease.job.id)
         if not job.notified:
             try:
                 self._write_job_file(lease, job)
@@ -55,9 +55,9 @@ class Closing:
                 logger.warning("files left in %s: %s", job.workspace, error, extra={"event": "workspace_left"})
                 self._runner.log(job.id, [("files_left", {"message": error.message})], level=logging.WARNING)
             self._notify_receivers(job, lease)
-            self._runner.store.save(lease, {"notified": True})
+            self._runner.store.leases.save(lease, {"notified": True})
         self._delete_files(job, lease)
-        self._runner.store.close_job(lease)
+        self._runner.store.leases.close_job(lease)
 
     def _clear(self, job: JobRecord, state: State, lease: JobLease) -> None:
         workspace = workspace_of(job, self._runner.settings)
@@ -66,7 +66,7 @@ class Closing:
         if state is State.SUCCEEDED and not self._runner.settings.keep_workspace:
             clean_up(job, workspace)
             return
-        shards = self._runner.store.iter_shards(job) if job.shards else ()
+        shards = self._runner.store.shards.of_job(job) if job.shards else ()
         try:
             names = {name for one in shards for name in (one.file, one.collected_file, salvaged_file(one)) if name}
         except RecordUnreadable:  # we cannot tell which files belong to it: all of them stay
@@ -78,7 +78,7 @@ class Closing:
         try:
             self._notify(job)
         except NotDelivered as error:
-            self._runner.store.save(
+            self._runner.store.leases.save(
                 lease,
                 {"notify_attempts": job.notify_attempts + 1, "receiver_errors": job.receiver_errors + error.raised},
             )
@@ -95,13 +95,13 @@ class Closing:
         if not job.shards:
             return
         try:
-            shards, which = self._runner.store.iter_shards(job), self._runner.settings.delete_files
+            shards, which = self._runner.store.shards.of_job(job), self._runner.settings.delete_files
             deleted = tidy(job, shards, self._runner.apis(job.account), which, check=lease.check)
         except StoreUnavailable:
             raise
         except TransientError as error:
             if job.cleanup_attempts < MAX_TIDIES:
-                self._runner.store.save(lease, {"cleanup_attempts": job.cleanup_attempts + 1})
+                self._runner.store.leases.save(lease, {"cleanup_attempts": job.cleanup_attempts + 1})
                 raise
             self._runner.log(job.id, [("files_left", {"message": error.message})])
         except LeaseLost:
@@ -123,4 +123,4 @@ class Closing:
             logger.warning("job.json not written: %s", error, extra={"event": "job_file"})
 
     def _shown(self, job: JobRecord) -> Callable[[], Iterator[ShardRecord]]:
-        return lambda: self._runner.store.iter_shards(job, fields=SHOWN, bad="show")
+        return lambda: self._runner.store.shards.of_job(job, fields=SHOWN, bad="show")

@@ -30,16 +30,16 @@ class CreateContext:
 
     def ahead(self) -> float:
         if self._slack is None:  # asked for each batch of a list
-            self._slack = self._runner.store.clock().slack
+            self._slack = self._runner.store.connection.clock().slack
         return self._slack
 
     def leapt(self, since: float) -> bool:
-        clock = self._runner.store.clock()
+        clock = self._runner.store.connection.clock()
         # waiting for a grace period, or sleeping between two sweeps, is not a leap of the clock
         return clock.leap_at > since and clock.leap_by > max(2 * self.lease_seconds, 2 * self.grace_seconds)
 
     def intend(self) -> bool:
-        news = self._runner.store.intend(self._lease)
+        news = self._runner.store.leases.intend(self._lease)
         if news.held:
             self._runner.held(self._lease.job)
             raise OnHold("the job sends nothing more: a batch of it was cancelled at the provider", after=1.0)
@@ -49,21 +49,21 @@ class CreateContext:
         return cancel
 
     def withdraw(self) -> None:
-        self._runner.store.withdraw(self._shard, self._lease.token)
+        self._runner.store.shards.withdraw(self._shard, self._lease.token)
         self._lease.shard = self._shard
 
     def too_late_to_call(self) -> bool:
         return self._lease.too_late_to_call()
 
     def name(self, batch_ids: Mapping[str, bool]) -> None:
-        self._runner.store.name(self._shard, batch_ids)
+        self._runner.store.shards.name(self._shard, batch_ids)
 
     def known(self, batch_ids: Sequence[str]) -> dict[str, ShardRecord]:
-        return self._runner.store.shards_of_batches(self._lease.job.account, batch_ids)
+        return self._runner.store.shards.of_batches(self._lease.job.account, batch_ids)
 
     def settle(self, batch: Batch, *, sure: bool = False) -> str:
         self._lease.stop()
-        settled = self._runner.store.settle(
+        settled = self._runner.store.shards.settle(
             self._shard,
             batch.id,
             token=self._lease.token,

@@ -57,9 +57,8 @@ from batchpipe.pipeline.steps.next_round import SENT, resend
 from batchpipe.pipeline.steps.prepare import prepare
 from batchpipe.pipeline.workspace_cleanup import remove_dead_turns, token_of
 from batchpipe.storage import Folder, check_allowed
-from batchpipe.store import ClaimDenied, JobLease, Store
+from batchpipe.store import ClaimDenied, JobLease, Store, new_task_ids
 from batchpipe.store.redis_label import label_of
-from batchpipe.store.store import new_task_ids
 from batchpipe.telemetry.counters import Counters, reason_of
 from batchpipe.telemetry.logs import about
 
@@ -102,7 +101,7 @@ class JobRunner(Runner):
 
     def _run(self, step: Step, job_id: str, epoch: int) -> Next:
         deadline = turn_deadline(self.settings, step)
-        lease = self.store.claim_job(job_id, epoch, step.stages, deadline=deadline, enter=step.enters)
+        lease = self.store.leases.claim_job(job_id, epoch, step.stages, deadline=deadline, enter=step.enters)
         if isinstance(lease, ClaimDenied):
             return self.gone(job_id) if lease.why == "gone" else denied(lease)
         with lease, about(account=lease.job.account):
@@ -202,7 +201,7 @@ class JobRunner(Runner):
             "total": prepared.rows if job.total is None else job.total,
             "order_files": [*job.order_files, prepared.order_file or ""],
         }
-        count, merge_epoch = self.store.plan(lease, changes, _new_shards(job, prepared), ids)
+        count, merge_epoch = self.store.leases.plan(lease, changes, _new_shards(job, prepared), ids)
         self._count_stages(job)
         if merge_epoch:
             self.publish_merge(lease, merge_epoch, ids)
@@ -216,8 +215,8 @@ class JobRunner(Runner):
 
     def _publish_planned(self, job_id: str, number: int) -> None:
         """Read the shards again, since there may be too many for memory; skip those that were published again since."""
-        job = self.store.get_job(job_id)
-        for shard in self.store.iter_shards(job, fields=_OF_PLANNED, bad="show"):
+        job = self.store.jobs.get(job_id)
+        for shard in self.store.shards.of_job(job, fields=_OF_PLANNED, bad="show"):
             if shard.round == number and shard.epoch == 1 and shard.stage == Stage.PLANNED:
                 large = not is_small(shard.bytes, shard.rows)
                 message = Message(
@@ -286,7 +285,7 @@ class JobRunner(Runner):
         return not (job.cancel or job.send_no_more) and job.round < job.attempts and seen.resend
 
     def _finish(self, lease: JobLease, state: State, changes: dict[str, Any]) -> str:
-        final = self.store.finish(lease, state, changes)
+        final = self.store.leases.finish(lease, state, changes)
         self._count_stages(lease.job)
         self.counters.add("jobs_ended", account=lease.job.account, state=final.value)
         self.counters.rows("rows", lease.job.account, changes)
@@ -320,7 +319,7 @@ class JobRunner(Runner):
         after = 0.0 if problem.code == CANCELLING else min(max(named or 0.0, pause), LONGEST_PAUSE)
         repeated = lease.job.trouble is not None and lease.job.trouble.message == problem.message
         try:
-            news = self.store.defer(lease, after, {"trouble": problem}, tries="refund" if passes else "keep")
+            news = self.store.leases.defer(lease, after, {"trouble": problem}, tries="refund" if passes else "keep")
         except LeaseLost:
             return Done()
         if not repeated:

@@ -30,7 +30,7 @@ class Merging:
 
     def collected(self, lease: JobLease, fields: Sequence[str] = ()) -> Iterator[ShardRecord]:
         """The shards of all rounds, never all of them in memory: they are read again each time they are needed."""
-        for number, shard in enumerate(self._runner.store.iter_shards(lease.job, fields=fields)):
+        for number, shard in enumerate(self._runner.store.shards.of_job(lease.job, fields=fields)):
             if number % 1_000 == 0:
                 lease.check()
             yield shard

@@ -28,7 +28,7 @@ from batchpipe.pipeline.manifest import (
 )
 from batchpipe.storage import Folder, check_allowed, place_name, real_place
 from batchpipe.store import JobLease, Store
-from batchpipe.store.store import output_in_use
+from batchpipe.store.jobs import output_in_use
 
 #: A job that was refused for one of these has no output to write to.
 _NO_OUTPUT = ("output_in_use", "output_unwritable", "output_foreign", "not_allowed")
@@ -87,7 +87,7 @@ class Outputs:
         owner = self.check(lease)
         if owner is not None:
             aside = {"aside": owner, "copied": False}
-            self._store.save(lease, aside)
+            self._store.leases.save(lease, aside)
             lease.job = lease.job.evolve(**aside)
             self.put_aside(lease)
         with self._folder(lease.job.output).writer(JOB_FILE) as file:
@@ -107,8 +107,8 @@ class Outputs:
                 return
             if not job.copied:
                 place = copy_aside(output, job.aside)
-                self._store.moved(job.aside, place, real_place(place))
-                self._store.save(lease, {"copied": True})
+                self._store.jobs.moved(job.aside, place, real_place(place))
+                self._store.leases.save(lease, {"copied": True})
             remove_copied(output, job.aside)
 
     def place(self, lease: JobLease) -> str:
@@ -124,7 +124,7 @@ class Outputs:
             self._check_still_ours(lease, sizes)
         written = [*(known for known in lease.job.written if known != list(sizes)), list(sizes)]
         where = {"results": place, "real": real_place(place), "written": written[-_MOST_WRITTEN:]}
-        self._store.save(lease, where)
+        self._store.leases.save(lease, where)
         lease.job = lease.job.evolve(**where)
 
     def _check_still_ours(self, lease: JobLease, sizes: Sequence[int]) -> None:
@@ -176,12 +176,12 @@ class Outputs:
 
     def _claim(self, lease: JobLease) -> None:
         """The path as this host sees it now: where its links lead, and whether its file system is case-sensitive."""
-        self._store.own(lease, [place_name(lease.job.output)])
+        self._store.leases.own(lease, [place_name(lease.job.output)])
 
     def _has_files(self, job: JobRecord, owner: Owner) -> bool:
         """Whether result files in a job's output may be another job's. Raises OutputInUse if that one is not closed."""
         try:
-            other = self._store.get_job(owner.id)
+            other = self._store.jobs.get(owner.id)
         except JobNotFound:
             if owner.ended:
                 return owner.has_files

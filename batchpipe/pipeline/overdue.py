@@ -50,7 +50,7 @@ def publish_overdue(turns: Runner, limit: int = PASS_LENGTH) -> int:
     """Returns how many records were published again. Raises StoreUnavailable."""
     woken, queues = 0, _Queues(turns)
     for number in range(1, MOST_PASSES + 1):
-        places = turns.store.due(limit)
+        places = turns.store.due.overdue(limit)
         waiting = queues.that_have(places)
         for job_id, index in places:
             if (job_id, index) not in waiting and wake_or_set_aside(turns, job_id, index, "overdue"):
@@ -58,7 +58,7 @@ def publish_overdue(turns: Runner, limit: int = PASS_LENGTH) -> int:
                 logger.info("overdue, published again", extra={"event": "swept", "job": job_id, "shard": index})
         if waiting:
             turns.counters.add("left_waiting", len(waiting))
-            turns.store.look_later(list(waiting), min(LOOK_AGAIN_SECONDS, number * turns.settings.lease_seconds))
+            turns.store.due.look_later(list(waiting), min(LOOK_AGAIN_SECONDS, number * turns.settings.lease_seconds))
         if len(waiting) < limit:
             break
     queues.tell()
@@ -71,7 +71,7 @@ def wake_or_set_aside(turns: Runner, job_id: str, index: int, when: When) -> boo
         return turns.republish(job_id, index, when=when) is not None
     except RecordUnreadable as error:
         name_once(error)
-        turns.store.set_aside(job_id, index)
+        turns.store.due.set_aside(job_id, index)
         return False
 
 
@@ -89,7 +89,7 @@ class _Queues:
         if self._turns.waiting_in is None or not places:
             return {}
         now, found = self._turns.store.now(), {}
-        for place, waiting in zip(places, self._turns.store.waiting(places), strict=True):
+        for place, waiting in zip(places, self._turns.store.queues.waiting(places), strict=True):
             if waiting is None or not (queue := self._look(waiting.queue)).still_has(waiting, now):
                 continue
             found[place] = waiting
@@ -102,9 +102,9 @@ class _Queues:
             return known
         store, count = self._turns.store, self._turns.waiting_in
         if self._listening is None:
-            self._listening = store.listening()
+            self._listening = store.queues.listening()
         # read first what was taken: a message taken between the two reads then counts as still waiting
-        taken, messages = store.last_taken(name), count(name) if count is not None else None
+        taken, messages = store.queues.last_taken(name), count(name) if count is not None else None
         self._known[name] = found = _Queue(not messages, taken, name in self._listening)
         return found
 

@@ -39,16 +39,16 @@ def wake_first(turns: Runner, job_id: str, shards: int, when: When) -> list[str]
 
 def wake_job(turns: Runner, job_id: str) -> None:
     """Publish all open work of a job again, for a caller who knows that its worker is gone. Raises JobNotFound."""
-    job = turns.store.get_job(job_id)
+    job = turns.store.jobs.get(job_id)
     if job.shards > WOKEN_AT_ONCE:  # before anything is woken: if the caller is killed, sweeps wake the others
-        turns.store.leave_wakes({job.id: WOKEN_AT_ONCE}, "always")
+        turns.store.due.leave_wakes({job.id: WOKEN_AT_ONCE}, "always")
     wake_first(turns, job.id, job.shards, "always")
 
 
 def resume_account(turns: Runner, account: str) -> Resumed:
     """End an account's pause: all of its waiting shards go on. Without a pause, those that wait for a person do."""
-    paused, woken, looked, left = turns.store.resume(account), 0, 0, 0
-    for page in turns.store.open_jobs(account):
+    paused, woken, looked, left = turns.store.accounts.resume(account), 0, 0, 0
+    for page in turns.store.jobs.open_of(account):
         rest = dict[str, int]()
         for job_id, shards in page.items():
             first = 0
@@ -59,14 +59,14 @@ def resume_account(turns: Runner, account: str) -> Resumed:
             if first < shards:
                 rest[job_id] = first
         if rest:
-            turns.store.leave_wakes(rest, "asleep" if paused else "person")
+            turns.store.due.leave_wakes(rest, "asleep" if paused else "person")
         left += len(rest)
     return Resumed(paused, woken, left)
 
 
 def wake_rest(turns: Runner, limit: int) -> None:
     """Wake the shards that a cancel, a resume or the end of a hold has left, so many at most."""
-    while limit > 0 and (found := turns.store.take_wakes(min(limit, _PAGE))) is not None:
+    while limit > 0 and (found := turns.store.due.take_wakes(min(limit, _PAGE))) is not None:
         indexes = range(found.first, found.last)
         if found.when == "person":
             _wake_waiting(turns, found.job, indexes, anything=False)
@@ -79,7 +79,7 @@ def wake_rest(turns: Runner, limit: int) -> None:
 def _wake_waiting(turns: Runner, job_id: str, indexes: range, *, anything: bool) -> int:
     """Wake those of these shards that wait for their time; only what waits for a person unless ``anything`` does."""
     woken = 0
-    for shard in turns.store.shards_of([(job_id, index) for index in indexes]):
+    for shard in turns.store.shards.at([(job_id, index) for index in indexes]):
         if shard is not None and (anything or (shard.trouble is not None and shard.trouble.code in FOR_A_PERSON)):
             woken += wake_or_set_aside(turns, job_id, shard.index, "asleep")
     return woken

@@ -26,8 +26,7 @@ from batchpipe.model.provider import Provider
 from batchpipe.model.records import JOB, LONGEST_PAUSE, JobRecord, Problem, State
 from batchpipe.model.steps import SHARD_STEPS, Step
 from batchpipe.pipeline.messages import Message, Next, Publish, Retry, WaitingIn, denied
-from batchpipe.store import ClaimDenied, Lease, Store, When
-from batchpipe.store.store import new_task_ids
+from batchpipe.store import ClaimDenied, Lease, Store, When, new_task_ids
 from batchpipe.telemetry.counters import Counters
 from batchpipe.telemetry.logs import log_event
 
@@ -103,7 +102,7 @@ class Runner:
         or None if it may not be published.
         """
         ids = new_task_ids(1 if index == JOB else len(SHARD_STEPS))
-        raised = self.store.bump_epoch(job_id, index, ids, when=when, after=after)
+        raised = self.store.due.bump_epoch(job_id, index, ids, when=when, after=after)
         if raised is None:
             return None
         self.publish(Message(job_id, index, raised.epoch, raised.stage, ids, raised.queue, after))
@@ -117,7 +116,7 @@ class Runner:
             f"{step.name} made no progress and was ended; it starts over and may now go {lease.deadline:.0f} s without "
             f"any: it may need {step.remedy}"
         )
-        self.store.save(lease, {"trouble": Problem(code="deadline", message=message)})
+        self.store.leases.save(lease, {"trouble": Problem(code="deadline", message=message)})
         ids = {} if lease.index == JOB else {"shard": lease.index}
         fields = {"link": step.name, "seconds": lease.deadline, "message": message}
         self.log(lease.job.id, [("deadline", fields)], level=logging.WARNING, **ids)
@@ -132,7 +131,7 @@ class Runner:
         for event, fields in events:
             log_event(logger, event, fields, level=level, job=job_id, **ids)
             try:
-                self.store.log(job_id, event, **ids, **fields)
+                self.store.events.add(job_id, event, **ids, **fields)
             except StoreUnavailable as error:
                 logger.warning("event not recorded: %s", error, extra={"event": event, "job": job_id, **ids})
 
@@ -146,7 +145,7 @@ class Runner:
         left = job.hold_at + self.settings.hold_seconds - self.store.now()
         if left > 0:
             raise OnHold(job.hold.message, code=job.hold.code, after=min(left, LONGEST_PAUSE))
-        if self.store.decide(job.id, "land")[0] == "ok":
+        if self.store.jobs.decide(job.id, "land")[0] == "ok":
             self.log(job.id, [("hold_ended", {"message": job.hold.message})], level=logging.WARNING)
         return job.evolve(hold=None, hold_at=None, send_no_more=True)
 
@@ -174,7 +173,7 @@ class Runner:
         logger.error("turn failed", exc_info=error, extra={"event": "turn_failed", "job": job_id, "shard": index})
         problem = Problem(code=getattr(error, "code", "internal_error"), message=words(error))
         with suppress(RecordUnreadable):
-            self.store.note_trouble(job_id, index, problem)
+            self.store.due.note_trouble(job_id, index, problem)
         return Retry(LONGEST_PAUSE, problem.message)
 
     def wait_for_workspace(self, lease: Lease, error: StorageTrouble) -> None:
@@ -186,7 +185,7 @@ class Runner:
         record, now = lease.record, self.store.now()
         again = record.gone_at is not None and now - (record.gone_seen or 0.0) < GONE_SEEN_SECONDS
         since = record.gone_at if again and record.gone_at is not None else now
-        self.store.save(lease, {"gone_at": since, "gone_seen": now})
+        self.store.leases.save(lease, {"gone_at": since, "gone_seen": now})
         patience = self.settings.workspace_wait_seconds
         if lease.job.cancel:
             patience = min(patience, GONE_CANCELLED_SECONDS)
@@ -203,7 +202,7 @@ class Runner:
         """Report what was counted. Counts are only for people: a Redis that is away must not fail a turn."""
         taken = self.counters.take()
         try:
-            self.store.add_counts(taken)
+            self.store.counters.add(taken)
         except StoreUnavailable:
             self.counters.put_back(taken)
 

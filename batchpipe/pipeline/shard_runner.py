@@ -38,8 +38,7 @@ from batchpipe.pipeline.steps.poll import Pace, poll
 from batchpipe.pipeline.steps.salvage import lost, salvage
 from batchpipe.pipeline.steps.upload import upload
 from batchpipe.storage import Folder
-from batchpipe.store import ClaimDenied, ShardLease
-from batchpipe.store.store import new_task_ids
+from batchpipe.store import ClaimDenied, ShardLease, new_task_ids
 from batchpipe.telemetry.counters import reason_of
 from batchpipe.telemetry.logs import about
 from batchpipe.telemetry.prices import Pricer, free, openai_prices, unknown
@@ -60,12 +59,12 @@ class ShardRunner(Runner):
             return self.counted(step, job_id, index, lambda: self._run(step, job_id, index, epoch))
 
     def _run(self, step: Step, job_id: str, index: int, epoch: int) -> Next:
-        account = self.store.account_of(job_id)
+        account = self.store.jobs.account_of(job_id)
         if account is None:
             return self.gone(job_id)
         api = self._api_or_trouble(account)  # built before the claim: its 20 ms are not the lease's
         deadline = turn_deadline(self.settings, step)
-        lease = self.store.claim_shard(job_id, index, epoch, step.stages, deadline=deadline)
+        lease = self.store.leases.claim_shard(job_id, index, epoch, step.stages, deadline=deadline)
         if isinstance(lease, ClaimDenied):
             return denied(lease)
         with lease, about(account=account, batch=lease.shard.batch_id):
@@ -103,7 +102,7 @@ class ShardRunner(Runner):
             return self._abandon(lease, Problem(code="worker_lost", message=message))
         if isinstance(api, Exception):
             raise api
-        pause = self.store.paused(job.account)
+        pause = self.store.accounts.paused(job.account)
         # reading, cancelling and fetching need no quota, and a batch that runs on is billed
         if pause is not None and (pause.code != NO_QUOTA or step.sends):
             raise Paused(pause.message, code=pause.code, after=pause.seconds)
@@ -120,7 +119,7 @@ class ShardRunner(Runner):
 
     def _upload(self, lease: ShardLease, api: Provider) -> Result:
         # first, else no record may know the file
-        self.store.save(lease, {"uploads": lease.shard.uploads + 1})
+        self.store.leases.save(lease, {"uploads": lease.shard.uploads + 1})
         return upload(
             lease.shard,
             workspace_of(lease.job, self.settings),
@@ -140,7 +139,7 @@ class ShardRunner(Runner):
 
     def _poll(self, lease: ShardLease, api: Provider) -> Result:
         job = lease.job
-        account, clock = self.settings.account(job.account), self.store.clock()
+        account, clock = self.settings.account(job.account), self.store.connection.clock()
         rate, patience = account.looks_per_second, account.patience_seconds
         return poll(
             job,
@@ -148,7 +147,9 @@ class ShardRunner(Runner):
             api,
             now=clock.now,
             pace=Pace(self.settings.poll_min_seconds, self.settings.poll_max_seconds),
-            take_rate_token=lambda: self.store.take_rate_token(job.account, per_second=rate, burst=max(1.0, 2 * rate)),
+            take_rate_token=lambda: self.store.accounts.take_rate_token(
+                job.account, per_second=rate, burst=max(1.0, 2 * rate)
+            ),
             patience=patience + clock.slack if patience is not None else None,  # the provider's clock may be behind
             files_patience=self.settings.files_patience_seconds,
             unseen_seconds=self.settings.unseen_seconds,
@@ -248,10 +249,10 @@ class ShardRunner(Runner):
 
     def _pause(self, lease: ShardLease, problem: Problem, after: float | None) -> float:
         """Pause the account: every further call would be refused, too. Returns the seconds that the pause lasts."""
-        if (pause := self.store.paused(lease.job.account)) is not None:
+        if (pause := self.store.accounts.paused(lease.job.account)) is not None:
             return pause.seconds
         seconds = max(after if after is not None else self.settings.account_pause_seconds, 1.0)
-        self.store.pause(lease.job.account, seconds, problem)
+        self.store.accounts.pause(lease.job.account, seconds, problem)
         self.counters.add("account_pauses", account=lease.job.account)
         fields = {"account": lease.job.account, "seconds": seconds, "message": problem.message}
         self.log(lease.job.id, [("account_paused", fields)], level=logging.ERROR, shard=lease.index)
@@ -269,7 +270,7 @@ class ShardRunner(Runner):
         try:
             move, tries = self._as_move(lease.shard, ending)
             ids = new_task_ids(1)
-            news, merge_epoch = self.store.advance(lease, move, tries=tries, merge_ids=ids)
+            news, merge_epoch = self.store.leases.advance(lease, move, tries=tries, merge_ids=ids)
         except LeaseLost:
             return Done()
         self._count_move(lease.job.account, lease.shard, move)
@@ -301,7 +302,7 @@ class ShardRunner(Runner):
         """Called before the turn is ended: a crash in between repeats the call, and the script recognises it."""
         mode = "land" if lease.job.send_no_more else self.settings.cancelled_elsewhere
         said = Problem(code=problem.code, message=f"{problem.message}: {_what_follows(mode, lease.job.id)}")
-        if self.store.hold(lease.shard, mode, said):
+        if self.store.shards.hold(lease.shard, mode, said):
             fields = {"batch_id": lease.shard.batch_id, "then": mode, "message": said.message}
             self.log(lease.job.id, [("cancelled_elsewhere", fields)], level=logging.WARNING, shard=lease.index)
 

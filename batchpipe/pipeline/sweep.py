@@ -37,12 +37,12 @@ def sweep(turns: Runner, *, limit: int = PASS_LENGTH, listing: bool | None = Non
     """
     woken = publish_overdue(turns, limit)
     wake_rest(turns, limit)
-    turns.store.prune_lists()
-    prune_workspaces(turns.settings, turns.store.closed, turns.store.now())
+    turns.store.jobs.prune_lists()
+    prune_workspaces(turns.settings, turns.store.jobs.closed, turns.store.now())
     if listing is not False:
-        clock = turns.store.clock()
+        clock = turns.store.connection.clock()
         _tell_of_clock(clock)
-        for account in turns.store.creating_accounts(clock.now - LOOK_BACK_SECONDS):
+        for account in turns.store.accounts.creating(clock.now - LOOK_BACK_SECONDS):
             with about(account=account):
                 _look_after(turns, account, at_once=listing is True)
     _count(turns, woken)
@@ -59,14 +59,14 @@ def _count(turns: Runner, woken: int) -> None:
     turns.counters.add("sweeps")
     turns.counters.add("swept", woken)
     turns.flush()
-    turns.store.note_sweep()
+    turns.store.due.note_sweep()
 
 
 def _look_after(turns: Runner, account: str, *, at_once: bool) -> None:
     """Read an account's recent batches: cancel strays, wake the shards of those that have ended."""
-    clock = turns.store.clock()
+    clock = turns.store.connection.clock()
     now = clock.now
-    begun, done = turns.store.listings(account)
+    begun, done = turns.store.accounts.listings(account)
     if not at_once and abs(now - begun) < LIST_SECONDS:
         return
     try:
@@ -75,8 +75,8 @@ def _look_after(turns: Runner, account: str, *, at_once: bool) -> None:
         _tell_of_account(account, error)
         return
     try:
-        turns.store.note_listing(account, begun=now)
-        pause = turns.store.paused(account)
+        turns.store.accounts.note_listing(account, begun=now)
+        pause = turns.store.accounts.paused(account)
         if not in_settings.lists_batches or (pause is not None and pause.code != NO_QUOTA):
             return
         api, left, ours = turns.apis(account), 0, 0
@@ -95,7 +95,7 @@ def _look_after(turns: Runner, account: str, *, at_once: bool) -> None:
     # Else the next look goes as far back as this one. A list that shows none of ours does not prove that there is none:
     # for a while the key may be one of another project.
     if not left and ours:
-        turns.store.note_listing(account, done=now)
+        turns.store.accounts.note_listing(account, done=now)
 
 
 def _tell_of_account(account: str, error: SettingsError) -> None:
@@ -116,7 +116,7 @@ def _judge(turns: Runner, api: Provider, batches: list[Batch]) -> tuple[int, int
     """
     left = 0
     ours = [(batch, place) for batch in batches if (place := _place(batch)) is not None]
-    shards = turns.store.shards_of([place for _, place in ours])
+    shards = turns.store.shards.at([place for _, place in ours])
     for (batch, _), shard in zip(ours, shards, strict=True):
         if shard is None:
             continue  # of another Redis, or of one that has lost it: see recover
@@ -124,7 +124,7 @@ def _judge(turns: Runner, api: Provider, batches: list[Batch]) -> tuple[int, int
             left += not _cancel_stray(turns, api, batch, shard)
         elif batch.id == shard.batch_id and batch.status in Status.FINAL and _awaits_end(shard):
             seen = {"status": batch.status, "counts": batch.counts}
-            if turns.store.observe(shard, batch.id, seen):
+            if turns.store.shards.observe(shard, batch.id, seen):
                 turns.republish(shard.job, shard.index, when="asleep")
     return left, sum(shard is not None for shard in shards)
 

@@ -24,7 +24,7 @@ def lost_jobs(settings: Settings, store: Store) -> list[str]:
     label, since = label_of(settings), store.now() - settings.ttl_seconds
     ours = (trace for trace in find_noted(settings).values() if trace.redis == label and trace.submitted_at > since)
     newest = sorted(ours, key=lambda trace: trace.submitted_at, reverse=True)[:_COMPARED]
-    unknown: Iterator[Trace] = (trace for trace in newest if store.account_of(trace.job) is None)
+    unknown: Iterator[Trace] = (trace for trace in newest if store.jobs.account_of(trace.job) is None)
     return [trace.job for trace in islice(unknown, _READ) if _is_unfinished(settings, trace)]
 
 

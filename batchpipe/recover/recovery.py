@@ -29,7 +29,7 @@ from batchpipe.recover.ownership import Owners
 from batchpipe.recover.rebuild import check_files, read_records, read_submitted, rebuild, stages
 from batchpipe.recover.report import GoneBatch, Orphan, Rebuilt, Report, Skipped, StrayFile, Unread
 from batchpipe.storage import Folder, check_allowed
-from batchpipe.store.store import new_task_ids
+from batchpipe.store import new_task_ids
 
 logger = logging.getLogger(__name__)
 
@@ -128,7 +128,7 @@ class _Recovery:
             if self._is_asked_for(trace.job):
                 self._try(trace.job, self._sort_one, trace, pending, unprepared)
         for job in sorted(self._only - {trace.job for trace in traces}):
-            if self._store.account_of(job) is not None:
+            if self._store.jobs.account_of(job) is not None:
                 self._leave(job, "known", "its records are there")
             else:
                 self._leave(job, "no_trace", "nothing of it was found: name the folder of its output")
@@ -138,7 +138,7 @@ class _Recovery:
         return not self._only or job in self._only
 
     def _sort_one(self, trace: Trace, pending: list[_Pending], unprepared: list[Trace]) -> None:
-        if self._store.account_of(trace.job) is not None:
+        if self._store.jobs.account_of(trace.job) is not None:
             return self._leave(trace.job, "known", "its records are there")
         if trace.has_ended():
             return self._leave(trace.job, "finished", f"it has ended: {trace.output}")
@@ -185,7 +185,7 @@ class _Recovery:
             raise PermanentError(message, code="maybe_sent")
         job = job.evolve(epoch=int(self._store.now()), task_ids=new_task_ids(1))
         if not self._report.dry_run:
-            job_id, created = self._store.submit(job)
+            job_id, created = self._store.jobs.submit(job)
             if not created:
                 return self._leave(job.id, "known", f"job {job_id} has its key now")
             self._note_taken(job, trace)
@@ -249,7 +249,7 @@ class _Recovery:
             self._records[job.id] = job, shards
         else:
             self._sign(lost)
-            verdict, owner = self._store.restore(job, shards)
+            verdict, owner = self._store.jobs.restore(job, shards)
             if verdict == "known":
                 return self._leave(job.id, "known", "somebody else has just rebuilt it")
             if verdict == "output":
@@ -293,8 +293,8 @@ class _Recovery:
         """The job's records in Redis (or, in a dry run, those that would be rebuilt)."""
         if job_id not in self._records:
             try:
-                job = self._store.get_job(job_id)
-                self._records[job_id] = job, list(self._store.iter_shards(job))
+                job = self._store.jobs.get(job_id)
+                self._records[job_id] = job, list(self._store.shards.of_job(job))
             except (JobNotFound, RecordUnreadable):
                 self._records[job_id] = None
         return self._records[job_id]
@@ -343,7 +343,7 @@ class _Recovery:
         for job in [*self._jobs(State.RUNNING), *self._jobs(State.CANCELLING)]:
             view = self._views.get(job.account.lower())
             for shard in (
-                self._store.iter_shards(job, bad="show") if view is not None and self._is_asked_for(job.id) else ()
+                self._store.shards.of_job(job, bad="show") if view is not None and self._is_asked_for(job.id) else ()
             ):
                 if shard.batch_id is None or shard.stage not in (Stage.CREATED, Stage.ENDED):
                     continue
@@ -351,7 +351,7 @@ class _Recovery:
                     yield GoneBatch(view.name, shard.batch_id, job.id, shard.index)
 
     def _jobs(self, state: State) -> list[JobRecord]:
-        return self._store.list_jobs(state=state, limit=1_000_000)
+        return self._store.jobs.newest(state=state, limit=1_000_000)
 
     def _is_gone(self, view: AccountView, batch_id: str) -> bool:
         try:

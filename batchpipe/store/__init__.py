@@ -6,16 +6,21 @@ that the client may repeat them after a lost reply.
 
 from __future__ import annotations
 
-from batchpipe.store.leases import ClaimDenied, JobLease, Lease, Renewal, ShardLease, host_clock
+from batchpipe.store.accounts import Pause
+from batchpipe.store.connection import Clock, Connection
+from batchpipe.store.due import Raised, When, new_task_ids
+from batchpipe.store.lease import ClaimDenied, JobLease, Lease, Renewal, ShardLease, host_clock
 from batchpipe.store.queues import LISTENING_PACE, Waiting
-from batchpipe.store.reading import Clock, Pause, name_once
 from batchpipe.store.schedules import LastRun
-from batchpipe.store.store import Raised, Settled, Store, When
+from batchpipe.store.shards import Settled
+from batchpipe.store.store import Store
+from batchpipe.store.unreadable import name_once
 
 __all__ = [
     "LISTENING_PACE",
     "ClaimDenied",
     "Clock",
+    "Connection",
     "JobLease",
     "LastRun",
     "Lease",
@@ -29,4 +34,5 @@ __all__ = [
     "When",
     "host_clock",
     "name_once",
+    "new_task_ids",
 ]

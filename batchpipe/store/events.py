@@ -9,7 +9,7 @@ from typing import Any
 import orjson
 
 from batchpipe.errors import MOST_CODE, shortened
-from batchpipe.store.listing import Lists
+from batchpipe.store.connection import Connection
 
 #: Limits for a field of an event: characters of a text, entries of a list.
 MOST_TEXT, MOST_ENTRIES = 1_000, 100
@@ -18,28 +18,31 @@ LOG_LENGTH = 2_000
 _LOG_SECONDS = 60 * 86_400
 
 
-class Events(Lists):
+class Events:
     """What happened to a job, for people."""
 
-    def log(self, job_id: str, event: str, **fields: Any) -> None:
+    def __init__(self, connection: Connection) -> None:
+        self._redis = connection
+
+    def add(self, job_id: str, event: str, **fields: Any) -> None:
         """Append to the job's bounded event log."""
-        key = f"{self.prefix}log:{job_id}"
+        key = f"{self._redis.prefix}log:{job_id}"
         data = orjson.dumps({name: bounded(value) for name, value in fields.items()})
-        pipe = self.client.pipeline(transaction=False)
+        pipe = self._redis.pipeline()
         pipe.xadd(key, {"event": shortened(event, 100), "data": data}, maxlen=LOG_LENGTH, approximate=True)
         pipe.expire(key, _LOG_SECONDS)
-        self._call(pipe.execute)
+        self._redis.execute(pipe)
 
-    def read_log(self, job_id: str, *, after: str = "-", limit: int = LOG_LENGTH) -> list[dict[str, Any]]:
+    def read(self, job_id: str, *, after: str = "-", limit: int = LOG_LENGTH) -> list[dict[str, Any]]:
         """Events, oldest first: ``{id, at, event, ...}``; ``at`` in unix seconds.
 
         ``after``: the id of the last event read; without one, and if there are more than ``limit``, the newest.
         """
-        key = f"{self.prefix}log:{job_id}"
+        key = f"{self._redis.prefix}log:{job_id}"
         if after == "-":
-            entries = self._call(self.client.xrevrange, key, count=limit)[::-1]
+            entries = self._redis.call("xrevrange", key, count=limit)[::-1]
         else:
-            entries = self._call(self.client.xrange, key, min=f"({after}", count=limit)
+            entries = self._redis.call("xrange", key, min=f"({after}", count=limit)
         return [event for entry in entries if (event := _event(*entry))]
 
 

@@ -1,192 +1,212 @@
-"""What a claim returns, and the lease that is held and kept alive while a step works."""
+"""Leases on records, and all that needs one: the turns of shards and of the job itself, from claim to end."""
 
 from __future__ import annotations
 
-import logging
-import threading
-import time
-from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
-from types import TracebackType
-from typing import Protocol, Self
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
-from batchpipe.errors import LeaseLost, StoreUnavailable
-from batchpipe.model.records import JOB, JobRecord, Record, ShardRecord
+import orjson
 
-logger = logging.getLogger(__name__)
-
-#: Seconds between two renewals; near a stage's deadline each grants less.
-_SHORTEST_PAUSE = 0.2
-#: The longest that a step works without letting other green threads run.
-_LONGEST_STRETCH = 0.5
+from batchpipe.config.limits import LONGEST_GROWTH
+from batchpipe.errors import LeaseLost, OutputInUse
+from batchpipe.model.records import JOB, JobRecord, Move, ShardRecord, State
+from batchpipe.store.connection import Connection
+from batchpipe.store.due import CHUNK, Due
+from batchpipe.store.jobs import output_in_use
+from batchpipe.store.lease import ClaimDenied, JobLease, Lease, Renewal, ShardLease, host_clock, news_of
+from batchpipe.store.records import chunks, decode, draft, encode_changes
 
 
-def host_clock() -> float:
-    """A clock in seconds that runs on while this machine is suspended or this process is frozen."""
-    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
+class Leases:
+    """Every write here is fenced: who has lost the lease changes nothing, and gets LeaseLost."""
 
+    def __init__(self, connection: Connection, due: Due) -> None:
+        self._redis, self._due = connection, due
 
-@dataclass(frozen=True)
-class ClaimDenied:
-    """A claim that was not granted. ``after``: seconds until the other lease ends or its time has come."""
+    def claim_job(
+        self, job_id: str, epoch: int, stages: Sequence[str], *, deadline: float, enter: str = ""
+    ) -> JobLease | ClaimDenied:
+        """Take the lease on a job at one of these ``stages``; ``enter`` is its stage from now on.
 
-    why: str  #: gone, epoch, stage, lease or early
-    after: float = 0.0
-
-
-@dataclass(frozen=True)
-class Renewal:
-    """What a holder learns from each write: a caller wanted to wake it, or the job is being cancelled."""
-
-    wake: bool = False
-    cancel: bool = False
-    held: bool = False  #: for an intent: it was not recorded, because the job sends nothing more for now, or at all
-
-
-NO_NEWS = Renewal()
-
-
-class Renewer(Protocol):
-    """The part of the store that a lease needs."""
-
-    def renew(self, lease: Lease) -> tuple[float, Renewal]: ...
-
-
-@dataclass(kw_only=True)
-class Lease(ABC):
-    """The right to work on one record. As a context manager it renews itself in the background, and in ``check`` if
-    that cannot run: green threads (gevent, eventlet) are blocked while one of them reads a file.
-
-    It ends at its deadline, unless the work makes progress. A renewal that Redis refuses, or that comes too late by
-    our own clock, ends it, too: ``check()`` then raises ``LeaseLost``. A frozen process renews nothing, so one that
-    resumes too late finds its lease ended.
-    """
-
-    store: Renewer
-    job: JobRecord
-    token: str
-    seconds: float  #: how long it lasts without renewal
-    confirmed: float = field(default_factory=host_clock)  #: our clock before the last call that granted it
-    news: Renewal = NO_NEWS
-    deadline: float = 0.0  #: seconds without a ``check`` after which it is no longer renewed
-    overran: bool = False  #: the turn before this one ran into its deadline
-    lost: bool = False
-    _got_on: bool = False
-    _gave_way: float = field(default_factory=host_clock)
-    _asked: float = field(default_factory=host_clock)
-    _renewing: threading.Lock = field(default_factory=threading.Lock)
-    _stop: threading.Event = field(default_factory=threading.Event)
-    _thread: threading.Thread | None = None
-
-    @property
-    @abstractmethod
-    def index(self) -> int:
-        """The index of its shard, or ``JOB``."""
-
-    @property
-    @abstractmethod
-    def record(self) -> Record:
-        """What it holds."""
-
-    def age(self) -> float:
-        """Seconds since Redis last confirmed this lease, by our own clock."""
-        return host_clock() - self.confirmed
-
-    def too_late_to_call(self) -> bool:
-        """True if more than half of the lease is gone: a call that costs money must not be sent any more."""
-        return self.lost or self.age() > self.seconds / 2
-
-    def check(self) -> None:
-        """Report progress: a step calls this as bytes or rows go by. Raises LeaseLost if this lease has ended.
-
-        Cheap: it calls Redis only if the renewals in the background have not run.
+        It ends after ``deadline`` seconds without progress (``Lease.check``), twice as many after each turn that ran
+        into this, at most ``LONGEST_GROWTH`` times as many.
         """
-        self._raise_if_lost()
-        self._got_on = True
-        now = host_clock()
-        if now - self._gave_way > _LONGEST_STRETCH:
-            self._gave_way = now
-            time.sleep(0)  # let other green threads run, including their renewals
-        if min(self.age(), now - self._asked) > self.seconds / 2 and not self._stop.is_set():
-            self._renew()
-            self._raise_if_lost()
+        claimed = self._claim(job_id, JOB, epoch, stages, deadline, enter)
+        return claimed if isinstance(claimed, ClaimDenied) else JobLease(**claimed[1])
 
-    def _raise_if_lost(self) -> None:
-        if self.lost or self.age() > self.seconds:
+    def claim_shard(
+        self, job_id: str, index: int, epoch: int, stages: Sequence[str], *, deadline: float
+    ) -> ShardLease | ClaimDenied:
+        """The same for a shard."""
+        claimed = self._claim(job_id, index, epoch, stages, deadline, "")
+        if isinstance(claimed, ClaimDenied):
+            return claimed
+        return ShardLease(shard=decode(ShardRecord, claimed[0]), **claimed[1])
+
+    def _claim(
+        self, job_id: str, index: int, epoch: int, stages: Sequence[str], deadline: float, enter: str
+    ) -> tuple[Any, dict[str, Any]] | ClaimDenied:
+        """The record as it is stored, and the fields of its lease."""
+        token, before = uuid.uuid4().hex, host_clock()
+        answer = self._redis.run(
+            "claim",
+            self._redis.keys(job_id, index),
+            self._redis.prefix,
+            job_id,
+            epoch,
+            f",{','.join(stages)},",
+            enter,
+            token,
+            self._redis.lease_seconds,
+            deadline,
+            LONGEST_GROWTH * deadline,
+            self._redis.member(job_id, index),
+        )
+        if answer[0] != "ok":
+            return ClaimDenied(answer[0], float(answer[1]) if len(answer) > 1 else 0.0)
+        job = decode(JobRecord, answer[2])
+        return answer[1], {
+            "renewer": self,
+            "job": job,
+            "token": token,
+            "seconds": float(answer[3]),
+            "confirmed": before,
+            "news": Renewal(cancel=job.cancel),
+            "deadline": float(answer[4]),
+            "overran": bool(int(answer[5])),
+        }
+
+    def renew(self, lease: Lease) -> tuple[float, Renewal]:
+        """Keep a lease. Returns the seconds it now lasts. Raises LeaseLost."""
+        answer = self._redis.run(
+            "renew",
+            self._redis.keys(lease.job.id, lease.index),
+            self._redis.member(lease.job.id, lease.index),
+            lease.token,
+            self._redis.lease_seconds,
+            lease.deadline if lease.has_got_on() else 0,
+        )
+        if answer[0] == "lost":
             raise LeaseLost
+        return float(answer[1]), news_of(answer[2], answer[3])
 
-    def has_got_on(self) -> bool:
-        """Whether ``check`` was called since the last renewal. Called once by each renewal."""
-        got_on, self._got_on = self._got_on, False
-        return got_on
+    def save(self, lease: Lease, changes: Mapping[str, Any]) -> Renewal:
+        """Write fields and keep the lease. Raises LeaseLost."""
+        answer = self._redis.run(
+            "save", self._redis.keys(lease.job.id, lease.index), lease.token, *encode_changes(changes)
+        )
+        return _news_or_lost(answer)
 
-    def __enter__(self) -> Self:
-        self._thread = threading.Thread(target=self._keep, name=f"lease-{self.job.id}/{self.index}", daemon=True)
-        self._thread.start()
-        return self
+    def advance(self, lease: ShardLease, move: Move, *, tries: str, merge_ids: list[str]) -> tuple[Renewal, int]:
+        """End a turn. Returns what the holder must know, and the epoch under which to publish merge (0: not now).
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
+        ``tries``: keep (unexpected trouble), refund (expected trouble) or reset (progress). Raises LeaseLost.
+        """
+        answer = self._fenced(
+            "advance",
+            lease,
+            self._redis.member(lease.job.id, lease.index),
+            self._redis.member(lease.job.id, JOB),
+            lease.token,
+            move.stage.value,
+            move.after,
+            tries,
+            self._redis.lease_seconds,
+            merge_ids,
+            *encode_changes(move.changes),
+        )
+        return news_of(answer[1], answer[2]), int(answer[3])
 
-    def stop(self) -> None:
-        """End the renewals, before the turn is ended in Redis."""
-        self._stop.set()
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
+    def defer(self, lease: JobLease, after: float, changes: Mapping[str, Any], *, tries: str) -> Renewal:
+        """End a turn of the job itself without a new stage: retry after ``after`` seconds."""
+        answer = self._fenced(
+            "advance",
+            lease,
+            self._redis.member(lease.job.id, JOB),
+            self._redis.member(lease.job.id, JOB),
+            lease.token,
+            "",
+            after,
+            tries,
+            self._redis.lease_seconds,
+            [],
+            *encode_changes(changes),
+        )
+        return news_of(answer[1], answer[2])
 
-    def _keep(self) -> None:
-        while not self.lost and not self._stop.wait(max(self.seconds / 3, _SHORTEST_PAUSE)):
-            self._renew()
+    def intend(self, lease: ShardLease) -> Renewal:
+        """Record that a create call will be sent under the shard's key; not if the job is held. Raises LeaseLost."""
+        keys = self._redis.keys(lease.job.id, lease.index)
+        answer = self._redis.run("intent", keys, self._redis.prefix, lease.token, f"{self._redis.host_time():.6f}")
+        news = _news_or_lost(answer)
+        return Renewal(wake=news.wake, cancel=news.cancel, held=answer[0] == "held")
 
-    def _renew(self) -> None:
-        if not self._renewing.acquire(blocking=False):
-            return  # the other thread is renewing
-        try:
-            self._asked = before = host_clock()
-            self.seconds, self.news = self._renewed()
-            self.confirmed = before
-        except StoreUnavailable as error:
-            self._got_on = True  # progress that was not received is reported again
-            job = self.job
-            ids = {"event": "lease_not_renewed", "job": job.id, "shard": self.index, "account": job.account}
-            logger.warning("lease not renewed: %s", error, extra=ids)
-        except LeaseLost:
-            self.lost = True
-        finally:
-            self._renewing.release()
+    def plan(
+        self, lease: JobLease, changes: Mapping[str, Any], shards: Iterable[ShardRecord], ids: list[str]
+    ) -> tuple[int, int]:
+        """Plan a round under the job's lease. Returns the number of its shards, and 0 or the epoch under which to
+        publish merge: then the job is being cancelled, and nothing was planned.
 
-    def _renewed(self) -> tuple[float, Renewal]:
-        left, news = self.store.renew(self)
-        # near the stage's own deadline a renewal grants less than a lease; it never becomes longer than one
-        return min(self.seconds, left), news
+        The records are first written where nobody sees them, then made visible by one script, and then made due. A turn
+        that plans again after a crash overwrites them. Ends the lease's renewals. Raises LeaseLost.
+        """
+        count, going = 0, True
+        for chunk in chunks(shards, CHUNK):
+            if count:
+                lease.check()
+            count += len(chunk)
+            if going:
+                going = self._fenced("draft", lease, lease.token, *map(draft, chunk))[0] != "cancel"
+        lease.stop()
+        member = self._redis.member(lease.job.id, JOB)
+        fields = encode_changes(changes)
+        answer = self._fenced("plan", lease, member, lease.token, self._redis.lease_seconds, ids, count, *fields)
+        if answer[0] == "cancel":
+            return 0, int(answer[1])
+        self._due.make_due(lease.job.id)
+        return count, 0
+
+    def own(self, lease: JobLease, names: Sequence[str]) -> None:
+        """Claim names of a job's output until it is closed. Raises OutputInUse (none is claimed), LeaseLost."""
+        owns = list(dict.fromkeys([*lease.job.owns, *names]))
+        args = (self._redis.prefix, lease.job.id, lease.token, orjson.dumps(owns).decode())
+        verdict, *owner = self._redis.run("own", self._redis.keys(lease.job.id, JOB), *args)
+        if verdict == "lost":
+            raise LeaseLost
+        if verdict == "output":
+            raise OutputInUse(output_in_use(lease.job.output, *owner))
+        lease.job = lease.job.evolve(owns=owns)
+
+    def finish(self, lease: JobLease, state: State, changes: Mapping[str, Any]) -> State:
+        """Record the end state; the lease is kept for notifications. Returns that state: the cancel flag wins."""
+        return State(self._fenced("finish", lease, lease.token, state.value, *encode_changes(changes))[1])
+
+    def close_job(self, lease: JobLease) -> None:
+        """Close an ended job when nothing is left to do: its output is free, it leaves the due set, its records expire.
+
+        Ends the lease's renewals. Raises LeaseLost.
+        """
+        first, count = 0, 1
+        while first < count:
+            if first:
+                lease.check()
+            answer = self._fenced("expire", lease, lease.token, self._redis.ttl_seconds, first, CHUNK)
+            first, count = first + CHUNK, int(answer[1])
+        lease.stop()
+        self._fenced("close_job", lease, self._redis.member(lease.job.id, JOB), lease.token, self._redis.ttl_seconds)
+
+    def _fenced(self, name: str, lease: Lease, *args: object) -> list[Any]:
+        flat = [orjson.dumps(arg).decode() if isinstance(arg, list) else arg for arg in args]
+        answer = self._redis.run(
+            name, self._redis.keys(lease.job.id, lease.index), self._redis.prefix, lease.job.id, *flat
+        )
+        if answer[0] == "lost":
+            raise LeaseLost
+        return answer
 
 
-@dataclass(kw_only=True)
-class JobLease(Lease):
-    """The right to work on a job itself."""
-
-    @property
-    def index(self) -> int:
-        return JOB
-
-    @property
-    def record(self) -> JobRecord:
-        return self.job
-
-
-@dataclass(kw_only=True)
-class ShardLease(Lease):
-    """The right to work on one shard of a job."""
-
-    shard: ShardRecord
-
-    @property
-    def index(self) -> int:
-        return self.shard.index
-
-    @property
-    def record(self) -> ShardRecord:
-        return self.shard
+def _news_or_lost(answer: list[Any]) -> Renewal:
+    if answer[0] == "lost":
+        raise LeaseLost
+    return news_of(answer[1], answer[2])

@@ -7,12 +7,10 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from batchpipe.model.records import State
-from batchpipe.store.schedules import ScheduleRecords
+from batchpipe.store.connection import Connection
 
 #: How often a worker notes on which queues it listens, and after what time without that it counts as gone. Seconds.
 LISTENING_PACE, LISTENING_SECONDS = 10.0, 35.0
-#: Records that one call of a script postpones.
-_CHUNK = 500
 
 
 @dataclass(frozen=True)
@@ -33,34 +31,37 @@ class Pulses(NamedTuple):
     since: float  #: the first one that was sent after that
 
 
-class QueueRecords(ScheduleRecords):
-    """Two sorted sets by time, pruned as they grow: ``taken`` of queues, ``listening`` of queue, newline, worker."""
+class Queues:
+    """Queues of Celery, by their names."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._redis = connection
 
     # -- listening -------------------------------------------------------------------------------------------------
 
     @property
     def _listening(self) -> str:
-        return f"{self.prefix}listening"
+        return f"{self._redis.prefix}listening"
 
     def note_listening(self, worker: str, queues: Iterable[str]) -> None:
         """Note that this worker takes from these queues now."""
-        now = self.now()
-        pipe = self.client.pipeline(transaction=False)
+        now = self._redis.now()
+        pipe = self._redis.pipeline()
         if found := {f"{queue}\n{worker}": now for queue in queues}:
             pipe.zadd(self._listening, found)
         pipe.zremrangebyscore(self._listening, "-inf", f"{now - LISTENING_SECONDS:.6f}")
-        self._call(pipe.execute)
+        self._redis.execute(pipe)
 
     def forget_listening(self, worker: str, queues: Iterable[str]) -> None:
         """Note that this worker no longer takes from these queues."""
         if members := [f"{queue}\n{worker}" for queue in queues]:
-            self._call(self.client.zrem, self._listening, *members)
+            self._redis.call("zrem", self._listening, *members)
 
     def listening(self) -> dict[str, list[str]]:
         """Queue -> names of the workers that listen on it, as they have noted."""
-        since = f"{self.now() - LISTENING_SECONDS:.6f}"
+        since = f"{self._redis.now() - LISTENING_SECONDS:.6f}"
         found: dict[str, list[str]] = {}
-        for member in self._call(self.client.zrangebyscore, self._listening, since, "+inf"):
+        for member in self._redis.call("zrangebyscore", self._listening, since, "+inf"):
             queue, _, worker = member.partition("\n")
             found.setdefault(queue, []).append(worker)
         return found
@@ -69,31 +70,31 @@ class QueueRecords(ScheduleRecords):
 
     def note_taken(self, queue: str) -> None:
         """Note that a worker has taken a message from this queue. Claims do this themselves."""
-        self._call(self.client.zadd, f"{self.prefix}taken", {queue: self.now()})
+        self._redis.call("zadd", f"{self._redis.prefix}taken", {queue: self._redis.now()})
 
     def last_taken(self, queue: str) -> float:
         """When a worker last took a message of ours from this queue; 0 if not within two days."""
-        return float(self._call(self.client.zscore, f"{self.prefix}taken", queue) or 0.0)
+        return float(self._redis.call("zscore", f"{self._redis.prefix}taken", queue) or 0.0)
 
     def pulse(self, name: str) -> Pulses:
         """When beat's messages of this name were sent and taken."""
         fields = [f"{name}:{what}" for what in Pulses._fields]
-        return Pulses(*(float(at or 0.0) for at in self._call(self.client.hmget, f"{self.prefix}pulses", *fields)))
+        return Pulses(*(float(at or 0.0) for at in self._redis.call("hmget", f"{self._redis.prefix}pulses", *fields)))
 
     def note_pulse(self, name: str, **times: float) -> None:
         """Note ``sent``, ``taken`` or ``since``."""
         fields = {f"{name}:{what}": f"{at:.6f}" for what, at in times.items()}
-        self._call(self.client.hset, f"{self.prefix}pulses", mapping=fields)
+        self._redis.call("hset", f"{self._redis.prefix}pulses", mapping=fields)
 
     def waiting(self, places: Sequence[tuple[str, int]]) -> list[Waiting | None]:
         """The messages of these records (job id, index); None if there is no such job or record, or no message: the
         record of a running job itself is due only until all of its shards are, and that waits in no queue.
         """
         jobs = list(dict.fromkeys(job_id for job_id, _ in places))
-        records = self._hashes(
-            [self._key(job_id, index) for job_id, index in places], ("stage", "next_at", "wait", "pubs")
+        records = self._redis.hashes(
+            [self._redis.key(job_id, index) for job_id, index in places], ("stage", "next_at", "wait", "pubs")
         )
-        found = self._hashes([self._job_key(job_id) for job_id in jobs], ("queue", "input_here"))
+        found = self._redis.hashes([self._redis.job_key(job_id) for job_id in jobs], ("queue", "input_here"))
         queues = dict(zip(jobs, found, strict=True))
         return [_waiting(record, queues[job_id]) for (job_id, _), record in zip(places, records, strict=True)]
 
@@ -102,15 +103,9 @@ class QueueRecords(ScheduleRecords):
 
         ``later``; ``small`` if it needs no slot (the argument: the most bytes and rows); ``claim``: let claim decide.
         """
-        member = self._member(job_id, index)
-        args = (self.prefix, epoch, seconds, self.lease_seconds, member, *small)
-        return str(self._run("bounce", self._keys(job_id, index), *args)[0])
-
-    def look_later(self, places: Sequence[tuple[str, int]], seconds: float) -> None:
-        """The messages of these overdue records are not lost: look at them again after so long."""
-        members = [self._member(job_id, index) for job_id, index in places]
-        for start in range(0, len(members), _CHUNK):
-            self._run("look_later", [f"{self.prefix}due"], seconds, *members[start : start + _CHUNK])
+        member = self._redis.member(job_id, index)
+        args = (self._redis.prefix, epoch, seconds, self._redis.lease_seconds, member, *small)
+        return str(self._redis.run("bounce", self._redis.keys(job_id, index), *args)[0])
 
 
 def _waiting(record: Any, job: Any) -> Waiting | None:
@@ -125,6 +120,3 @@ def _waiting(record: Any, job: Any) -> Waiting | None:
         return None
     times = record.get("pubs", "0")
     return Waiting(job["queue"], published, job.get("input_here") == "1", int(times) if times.isdigit() else 0)
-
-
-__all__ = ["LISTENING_PACE", "LISTENING_SECONDS", "QueueRecords", "Waiting"]

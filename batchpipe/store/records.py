@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from enum import StrEnum
 from functools import cache
+from itertools import islice
 from types import UnionType
 from typing import Any, TypeVar, get_args, get_type_hints
 
 import msgspec
 import orjson
+import redis
 
 from batchpipe.errors import MOST_CODE, MOST_MESSAGE, RecordUnreadable, shortened
 from batchpipe.model.records import JobRecord, Problem, Record, ShardRecord, Stage, State
 
 R = TypeVar("R", bound=Record)
+T = TypeVar("T")
 
 #: Tells the scripts to remove a field: Redis hashes have no null.
 NIL = "\0nil"
@@ -80,6 +83,24 @@ def encode_shard(shard: ShardRecord) -> list[str]:
     return encode_changes({name: value for name, value in told.items() if value is not None})
 
 
+def draft(shard: ShardRecord) -> str:
+    """A shard as a single argument of a script, because Redis limits the number of arguments."""
+    return orjson.dumps([str(shard.index), *encode_shard(shard)]).decode()
+
+
+def chunks(many: Iterable[T], size: int) -> Iterator[list[T]]:
+    """Lists of so many, the last one of fewer."""
+    found = iter(many)
+    while chunk := list(islice(found, size)):
+        yield chunk
+
+
+def parse_member(member: str) -> tuple[str, int]:
+    """The job id and index of a member of the due set. Raises ValueError."""
+    job_id, _, index = member.rpartition("/")
+    return job_id, int(index)
+
+
 def decode(kind: type[R], flat: Iterable[str] | Mapping[str, str]) -> R:
     """A record from a hash, given as a mapping or flat. Unknown fields are ignored: newer workers write them.
 
@@ -98,6 +119,13 @@ def decode(kind: type[R], flat: Iterable[str] | Mapping[str, str]) -> R:
     except ValueError as error:  # also of msgspec and orjson
         raise unreadable(fields.get("id") or f"{fields.get('job')}, shard {fields.get('index')}", str(error)) from error
     return record
+
+
+def decoded(kind: type[R], found: Any, what: str) -> R | None:
+    """A record from its hash, None if there is none. Raises RecordUnreadable."""
+    if isinstance(found, redis.RedisError):
+        raise unreadable(what, str(found))
+    return decode(kind, found) if found else None
 
 
 def unreadable(what: str, why: str) -> RecordUnreadable:

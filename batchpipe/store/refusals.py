@@ -169,3 +169,11 @@ def in_words(error: BaseException) -> str:
     if found.code == "redis_denied" and "channel" in str(error).lower():
         return f"Redis: the user lacks &channels ({error}): docs/deploy.md has the ACL that is needed"
     return f"{found.said} ({error})" if found.code == "redis_denied" else found.said
+
+
+def is_of_record(error: redis.RedisError) -> bool:
+    """Whether the error says that a key holds no record, or one that a script cannot handle."""
+    text = str(error)
+    return isinstance(error, redis.ResponseError) and (
+        "WRONGTYPE" in text or (refusal(error) is None and ("user_script" in text or "Error running script" in text))
+    )

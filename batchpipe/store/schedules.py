@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import orjson
 
 from batchpipe.model.records import Problem
-from batchpipe.store.events import Events
+from batchpipe.store.connection import Connection
 
 
 @dataclass(frozen=True)
@@ -28,29 +28,32 @@ class Mark:
     last: LastRun | None
 
 
-class ScheduleRecords(Events):
+class Schedules:
     """One hash for all schedules: ``NAME/FINGERPRINT`` is the mark, ``NAME//last`` the last run."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._redis = connection
 
     @property
     def _schedules(self) -> str:
-        return f"{self.prefix}schedules"
+        return f"{self._redis.prefix}schedules"
 
-    def see_schedule(self, name: str, fingerprint: str) -> tuple[float, float]:
+    def see(self, name: str, fingerprint: str) -> tuple[float, float]:
         """(now, time up to which its runs are handled), the latter also now for a definition that was never seen."""
-        now, handled = self._run("schedule_seen", [self._schedules], name, fingerprint)
+        now, handled = self._redis.run("schedule_seen", [self._schedules], name, fingerprint)
         return float(now), float(handled)
 
-    def schedule_handled(self, name: str, fingerprint: str, handled: float | None, last: LastRun | None = None) -> None:
+    def handled(self, name: str, fingerprint: str, handled: float | None, last: LastRun | None = None) -> None:
         """Note that its runs up to this time are handled; the mark never goes back."""
         mark = f"{handled:.6f}" if handled is not None else ""
         run = (f"{last.at:.6f}", _json(last)) if last else ("", "")
-        self._run("schedule_handled", [self._schedules], name, fingerprint, mark, *run)
+        self._redis.run("schedule_handled", [self._schedules], name, fingerprint, mark, *run)
 
-    def schedule_mark(self, name: str, fingerprint: str) -> Mark:
+    def mark(self, name: str, fingerprint: str) -> Mark:
         """The state of a schedule, read only."""
         mine = f"{name}/{fingerprint}"
         fields = (mine, f"{mine}/looked", f"{name}//last")
-        handled, looked, last = self._call(self.client.hmget, self._schedules, *fields)
+        handled, looked, last = self._redis.call("hmget", self._schedules, *fields)
         return Mark(_number(handled), _number(looked), _last_run(last))
 
 

@@ -97,9 +97,9 @@ class Pulse(Task):  # type: ignore[misc]
         """A worker has taken the message, so it takes from its queue."""
         with suppress(BatchpipeError):
             store = runtime().store
-            store.note_pulse(self.name, taken=store.now())
+            store.queues.note_pulse(self.name, taken=store.now())
             if queue := (self.request.delivery_info or {}).get("routing_key"):
-                store.note_taken(queue)
+                store.queues.note_taken(queue)
 
 
 #: Options of the tasks that beat sends every few seconds: anybody who watches tasks would drown in them.

@@ -1,4 +1,4 @@
-"""Counters for monitoring: first in this process, then added up in one hash of Redis (``Store.add_counts``).
+"""Counters for monitoring: first in this process, then added up in one hash of Redis (``Counters.add``).
 
 Counts are not exact. Those that a killed process had not written yet are lost, a repeated write may count twice, and
 nothing may ever be decided by them. Their labels are few and known: no ids of jobs, shards or batches.

@@ -24,8 +24,7 @@ from batchpipe.pipeline.messages import Continue, Message, Next, Retry
 from batchpipe.pipeline.shard_runner import ShardRunner
 from batchpipe.pipeline.sweep import sweep
 from batchpipe.storage import Folder, place_name
-from batchpipe.store import Store
-from batchpipe.store.store import new_task_ids
+from batchpipe.store import Connection, Store, new_task_ids
 from batchpipe.testing.provider import FakeOpenAI
 
 
@@ -66,10 +65,10 @@ class Pump:
         )
         self.at = time.time()
         self.redis_off = 0.0  #: how much Redis' clock differs from all others
-        self.store = store or Store(fakeredis.FakeRedis(decode_responses=True))
-        self.store.lease_seconds = self.settings.lease_seconds
-        self.store.skew = lambda: self.at + self.redis_off - time.time()
-        self.store.host_time = lambda: self.at
+        self.store = store or Store(Connection(fakeredis.FakeRedis(decode_responses=True)))
+        self.store.connection.lease_seconds = self.settings.lease_seconds
+        self.store.connection.skew = lambda: self.at + self.redis_off - time.time()
+        self.store.connection.host_time = lambda: self.at
         self.api = api or FakeOpenAI(autofinish=True)
         self.api.clock = lambda: self.at
         self.copies: Callable[[Message], int] = lambda message: 1
@@ -111,21 +110,21 @@ class Pump:
                 **fields,
             },
         )
-        self.store.submit(record)
+        self.store.jobs.submit(record)
         self.job_turns.publish(Message(job_id, JOB, 1, State.PENDING, record.task_ids, record.queue))
         return job_id
 
     def cancel(self, job_id: str) -> None:
         """Like ``client.cancel``, but its revokes are lost, which may happen."""
-        asked, shards = self.store.cancel(job_id)
+        asked, shards = self.store.jobs.cancel(job_id)
         for index in (JOB, *range(shards)) if asked else ():
             self.job_turns.republish(job_id, index)
 
     def job(self, job_id: str) -> JobRecord:
-        return self.store.get_job(job_id)
+        return self.store.jobs.get(job_id)
 
     def shards(self, job_id: str) -> list[ShardRecord]:
-        return list(self.store.iter_shards(self.job(job_id)))
+        return list(self.store.shards.of_job(self.job(job_id)))
 
     def outcomes(self, job_id: str) -> dict[str, str]:
         """custom_id -> ok, failed or missing, from the result files. Raises ValueError if one is there twice."""
@@ -196,10 +195,12 @@ class Pump:
                 self.advance(self.settings.sweep_seconds)
 
     def _open(self) -> list[str]:
-        return [f"{job}/{index}" for job, index in self.store.due()]
+        return [f"{job}/{index}" for job, index in self.store.due.overdue()]
 
     def _next_due(self) -> float | None:
-        first = cast(Any, self.store.client.zrange(f"{self.store.prefix}due", 0, 0, withscores=True))
+        first = cast(
+            Any, self.store.connection.client.zrange(f"{self.store.connection.prefix}due", 0, 0, withscores=True)
+        )
         return float(first[0][1]) if first else None
 
     # -- inside ----------------------------------------------------------------------------------------------------

@@ -179,12 +179,12 @@ class SiteWorker:
                 if current := list(consumer.task_consumer.queues):
                     names = [str(getattr(queue, "name", queue)) for queue in current]
                     gone, queues = set(queues) - set(names), names
-                    runtime().store.forget_listening(worker, gone)
-                runtime().store.note_listening(worker, queues)
+                    runtime().store.queues.forget_listening(worker, gone)
+                runtime().store.queues.note_listening(worker, queues)
             if self.stopping.wait(LISTENING_PACE):
                 break
         with suppress(Exception):
-            runtime().store.forget_listening(worker, queues)
+            runtime().store.queues.forget_listening(worker, queues)
 
     def _sweep_on(self) -> None:
         pause = 60.0

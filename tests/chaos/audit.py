@@ -80,11 +80,11 @@ def judge(lane: Lane, jobs: Sequence[Job], *, rounds: bool = True, check_files: 
             verdict.refused += 1
             continue
         try:
-            record = lane.store.get_job(job.id)
+            record = lane.store.jobs.get(job.id)
         except JobNotFound:
             verdict.lost_jobs.append(f"{job.id}: no record")
             continue
-        shards = list(lane.store.iter_shards(record))
+        shards = list(lane.store.shards.of_job(record))
         _judge_end(verdict, job, record, shards)
         for shard in shards:
             for batch_id in filter(None, (shard.batch_id, *shard.spent)):

@@ -193,7 +193,7 @@ class _Run:
         )
         if self.scenario.armed == "cancel":
             self._until_struck(self.lane.start("cancel", chaos=self._next_point(), job=self.job.id))
-            if self.lane.store.get_job(self.job.id).cancel:  # the flag is the truth: the rest follows
+            if self.lane.store.jobs.get(self.job.id).cancel:  # the flag is the truth: the rest follows
                 self.job.cancelled = True
                 return
         self.job.cancelled = True
@@ -228,7 +228,7 @@ class _Run:
         return None
 
     def _told(self) -> bool:
-        return bool(self.job.id and self.lane.store.get_job(self.job.id).closed)
+        return bool(self.job.id and self.lane.store.jobs.get(self.job.id).closed)
 
 
 # -- many cases ----------------------------------------------------------------------------------------------------
@@ -344,7 +344,7 @@ def frozen_before_the_call(house: House, number: int, *, dies: bool) -> Audit:
         if dies:
             late.wait(STALL_SECONDS)
             lane.start("sweep").wait(STALL_SECONDS)
-        until(lambda: lane.store.get_job(job.id).closed, CASE_SECONDS, "the end of the job")
+        until(lambda: lane.store.jobs.get(job.id).closed, CASE_SECONDS, "the end of the job")
         return judge(lane, [job])
     finally:
         lane.close()

@@ -128,7 +128,7 @@ class Workspaces(Kind):
             return
         job = self.dice.choice(alone)
         with suppress(BatchpipeError):  # Redis may be away
-            record = self.soak.lane.store.get_job(job.id)
+            record = self.soak.lane.store.jobs.get(job.id)
             job.gone = True
             victim = Path(self.dice.choice([record.workspace, record.workspace, record.output]))
             for _ in range(3):  # somebody may write there meanwhile

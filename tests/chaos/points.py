@@ -22,8 +22,6 @@ from pathlib import Path
 from typing import Any
 
 _POINT = re.compile(r"(?P<name>(?:before|after):[^#=]+)(?:#(?P<nth>\d+))?=(?P<act>kill|stop)")
-#: Writes that do not go through a script of the store.
-_PLAIN_WRITES = ("log", "pause", "resume")
 #: What differs from run to run in the name of a file: numbers, tokens.
 _UNIQUE = re.compile(r"batchpipe-[0-9a-f]{8}|[0-9a-f]{32}|job_\w+|job\d+-\d+|\d+")
 
@@ -111,11 +109,14 @@ def _wrap_provider(passed: Callable[[str], None]) -> None:
 
 
 def _wrap_store(passed: Callable[[str], None]) -> None:
-    from batchpipe.store import Store
+    from batchpipe.store import Connection
+    from batchpipe.store.accounts import Accounts
+    from batchpipe.store.events import Events
 
-    _wrap(Store, "_run", passed, lambda args: f"store.{args[1]}")
-    for name in _PLAIN_WRITES:
-        _wrap(Store, name, passed, _always(f"store.{name}"))
+    _wrap(Connection, "run", passed, lambda args: f"store.{args[1]}")
+    # writes that do not go through a script
+    _wrap(Accounts, "resume", passed, _always("store.resume"))
+    _wrap(Events, "add", passed, _always("store.log"))
 
 
 def _wrap_storage(passed: Callable[[str], None]) -> None:
@@ -193,7 +194,7 @@ def _note_the_paid_call(folder: Path) -> None:
     """Keep a file in ``folder``, named after the process group, from the last look at the clock until the paid call
     has returned: whoever freezes processes at random must not freeze this one there (that moment is tried on its own).
     """
-    from batchpipe.pipeline.shard_runner import CreateContext
+    from batchpipe.pipeline.create_context import CreateContext
     from batchpipe.provider import Api
 
     looked, called = CreateContext.too_late_to_call, Api.create_batch

@@ -153,13 +153,13 @@ class Lane:
 
     def close(self) -> None:
         self.end_children()
-        self.store.client.close()
+        self.store.connection.client.close()
         self.sandbox.stop()
 
     def clear(self) -> None:
         """Forget the last case. Redis, too: it is this lane's own database."""
         self.end_children()
-        self.store.client.flushdb()
+        self.store.connection.client.flushdb()
         self.sandbox.reset()
 
     def end_children(self) -> None:

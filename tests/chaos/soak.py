@@ -331,10 +331,10 @@ class Soak:
 
     def _has_unreadable(self, job: Job) -> bool:
         try:
-            record = self.lane.store.get_job(job.id)
+            record = self.lane.store.jobs.get(job.id)
         except JobNotFound:  # it is lost: the audit says so
             return False
-        errors = (shard.error for shard in self.lane.store.iter_shards(record, fields=("error",)))
+        errors = (shard.error for shard in self.lane.store.shards.of_job(record, fields=("error",)))
         return record.closed and any(error is not None and error.code == "answer_unreadable" for error in errors)
 
     def _all_end_within(self, seconds: float) -> bool:
@@ -349,7 +349,7 @@ class Soak:
 
     def _count_down(self) -> None:
         with suppress(StoreUnavailable):
-            self.open -= {job_id for job_id in self.open if self.lane.store.get_job(job_id).closed}
+            self.open -= {job_id for job_id in self.open if self.lane.store.jobs.get(job_id).closed}
 
 
 def table(report: Report, plan: Plan) -> list[tuple[str, object]]:

@@ -37,6 +37,6 @@ def test_a_file_that_is_another_document_is_fetched_again_and_its_rows_are_not_p
     job = lane.new_job(requests(1), attempts=3)
     lane.submit(job)
     lane.start("worker", pool="solo", concurrency=1, sweep_every=0.2)
-    until(lambda: lane.store.get_job(job.id).closed, 60, "the end of the job")
+    until(lambda: lane.store.jobs.get(job.id).closed, 60, "the end of the job")
     verdict = judge(lane, [job])
     assert verdict.good, verdict

@@ -9,8 +9,8 @@ import pytest
 
 from batchpipe.errors import LeaseLost, RecordUnreadable
 from batchpipe.model.records import JOB, JobRecord, Move, ShardRecord, Stage, State, new_job_id
-from batchpipe.store import Lease, Store
-from batchpipe.store.many import CHUNK
+from batchpipe.store import JobLease, ShardLease, Store
+from batchpipe.store.due import CHUNK
 
 COUNT = 2 * CHUNK + 1
 
@@ -29,10 +29,10 @@ def shards(job_id: str, count: int = COUNT, file: str = "f") -> Iterator[ShardRe
         yield ShardRecord(job=job_id, index=index, epoch=1, rows=1, file=file, task_ids=["u", "c", "p", "d"])
 
 
-def prepare(store: Store, job_id: str) -> Lease:
+def prepare(store: Store, job_id: str) -> JobLease:
     stages = [State.PENDING.value, State.PREPARING.value]
-    found = store.claim(job_id, JOB, 1, stages, deadline=9_999, enter=State.PREPARING.value)
-    assert isinstance(found, Lease), found
+    found = store.leases.claim_job(job_id, 1, stages, deadline=9_999, enter=State.PREPARING.value)
+    assert isinstance(found, JobLease), found
     return found
 
 
@@ -43,7 +43,7 @@ class Scripts:
         self.names: list[str] = []
         self.most_args = 0
         self.fatal: tuple[str, int] | None = None
-        run = store._run
+        run = store.connection.run
 
         def counted(name: str, keys: Any, *args: Any) -> Any:
             if self.fatal == (name, self.names.count(name)):
@@ -52,11 +52,11 @@ class Scripts:
             self.most_args = max(self.most_args, len(args))
             return run(name, keys, *args)
 
-        monkeypatch.setattr(store, "_run", counted)
+        monkeypatch.setattr(store.connection, "run", counted)
 
 
 def due(store: Store) -> set[str]:
-    return {member for member, _ in store.client.zscan_iter(f"{store.prefix}due")}
+    return {member for member, _ in store.connection.client.zscan_iter(f"{store.connection.prefix}due")}
 
 
 def expected(job_id: str) -> set[str]:
@@ -66,12 +66,12 @@ def expected(job_id: str) -> set[str]:
 def test_no_script_is_given_more_than_a_few_hundred_shards(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """Redis bounds the arguments, and serves nobody else while a script runs."""
     job = new_job()
-    store.submit(job)
+    store.jobs.submit(job)
     scripts = Scripts(store, monkeypatch)
-    assert store.plan(prepare(store, job.id), {"round": 1}, shards(job.id), ["m"]) == (COUNT, 0)
+    assert store.leases.plan(prepare(store, job.id), {"round": 1}, shards(job.id), ["m"]) == (COUNT, 0)
     assert scripts.names.count("draft") == scripts.names.count("make_due") == 3
     assert scripts.most_args < CHUNK + 10
-    found = store.get_job(job.id)
+    found = store.jobs.get(job.id)
     assert (found.stage, found.shards, found.open) == (State.RUNNING, COUNT, COUNT)
     assert due(store) == expected(job.id)
 
@@ -82,20 +82,20 @@ def test_a_plan_that_dies_before_it_is_seen_is_made_again(
 ) -> None:
     """Nobody sees what it wrote; the next one, of fewer shards, overwrites it."""
     job = new_job()
-    store.submit(job)
+    store.jobs.submit(job)
     scripts = Scripts(store, monkeypatch)
     scripts.fatal = at
     dead = prepare(store, job.id)
     with pytest.raises(Killed):
-        store.plan(dead, {}, shards(job.id, COUNT + 5, "old"), ["m"])
-    found = store.get_job(job.id)
+        store.leases.plan(dead, {}, shards(job.id, COUNT + 5, "old"), ["m"])
+    found = store.jobs.get(job.id)
     assert (found.stage, found.shards, due(store)) == (State.PREPARING, 0, {f"{job.id}/-1"})
     scripts.fatal = None
     clock.advance(61)
     with pytest.raises(LeaseLost):
-        store.plan(dead, {}, shards(job.id, 3, "old"), ["m"])
-    assert store.plan(prepare(store, job.id), {}, shards(job.id, COUNT, "new"), ["m"]) == (COUNT, 0)
-    assert {shard.file for shard in store.iter_shards(store.get_job(job.id))} == {"new"}
+        store.leases.plan(dead, {}, shards(job.id, 3, "old"), ["m"])
+    assert store.leases.plan(prepare(store, job.id), {}, shards(job.id, COUNT, "new"), ["m"]) == (COUNT, 0)
+    assert {shard.file for shard in store.shards.of_job(store.jobs.get(job.id))} == {"new"}
 
 
 @pytest.mark.parametrize("at", [0, 1, 2])
@@ -104,40 +104,44 @@ def test_a_plan_that_dies_before_all_is_due_is_gone_on_with_by_the_sweep(
 ) -> None:
     """The job itself stays due until then."""
     job = new_job()
-    store.submit(job)
+    store.jobs.submit(job)
     scripts = Scripts(store, monkeypatch)
     scripts.fatal = ("make_due", at)
     with pytest.raises(Killed):
-        store.plan(prepare(store, job.id), {}, shards(job.id), ["m"])
+        store.leases.plan(prepare(store, job.id), {}, shards(job.id), ["m"])
     scripts.fatal = None
-    claimed = store.claim(job.id, COUNT - 1, 1, [Stage.PLANNED], deadline=100)  # its message was published early
-    assert isinstance(claimed, Lease)
-    store.advance(claimed, Move(stage=Stage.COLLECTED), tries="reset", merge_ids=["m"])
+    claimed = store.leases.claim_shard(
+        job.id, COUNT - 1, 1, [Stage.PLANNED], deadline=100
+    )  # its message was published early
+    assert isinstance(claimed, ShardLease)
+    store.leases.advance(claimed, Move(stage=Stage.COLLECTED), tries="reset", merge_ids=["m"])
     clock.advance(61)
-    assert (job.id, JOB) in store.due()
-    assert store.bump_epoch(job.id, JOB, ["x"], when="overdue") is None
+    assert (job.id, JOB) in store.due.overdue()
+    assert store.due.bump_epoch(job.id, JOB, ["x"], when="overdue") is None
     assert due(store) == expected(job.id) - {f"{job.id}/{COUNT - 1}"}
 
 
 def test_a_cancelled_job_drafts_nothing(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     job = new_job()
-    store.submit(job)
+    store.jobs.submit(job)
     lease = prepare(store, job.id)
-    store.cancel(job.id)
-    count, epoch = store.plan(lease, {}, shards(job.id), ["m"])
-    assert (count, epoch) == (0, store.get_job(job.id).epoch)
-    assert not list(store.client.scan_iter(f"{store.prefix}shard:{job.id}:*".replace("{", "\\{")))
+    store.jobs.cancel(job.id)
+    count, epoch = store.leases.plan(lease, {}, shards(job.id), ["m"])
+    assert (count, epoch) == (0, store.jobs.get(job.id).epoch)
+    assert not list(store.connection.client.scan_iter(f"{store.connection.prefix}shard:{job.id}:*".replace("{", "\\{")))
 
 
 def test_all_records_of_a_told_job_expire_also_those_that_nobody_saw(store: Store, clock: Any) -> None:
     """A round that was drafted, and then cancelled, leaves nothing behind."""
     job = new_job()
-    store.submit(job)
+    store.jobs.submit(job)
     lease = prepare(store, job.id)
-    store._fenced("draft", lease, lease.token, f'["{COUNT}", "stage", "planned"]')
-    store.finish(lease, State.FAILED, {})
-    store.close_job(lease)
-    assert store.client.ttl(f"{store.prefix}shard:{job.id}:{COUNT}") == pytest.approx(store.ttl_seconds, abs=5)
+    store.leases._fenced("draft", lease, lease.token, f'["{COUNT}", "stage", "planned"]')
+    store.leases.finish(lease, State.FAILED, {})
+    store.leases.close_job(lease)
+    assert store.connection.client.ttl(f"{store.connection.prefix}shard:{job.id}:{COUNT}") == pytest.approx(
+        store.connection.ttl_seconds, abs=5
+    )
 
 
 def test_a_restore_that_dies_leaves_records_that_expire(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,42 +149,45 @@ def test_a_restore_that_dies_leaves_records_that_expire(store: Store, monkeypatc
     scripts = Scripts(store, monkeypatch)
     scripts.fatal = ("restore", 0)
     with pytest.raises(Killed):
-        store.restore(job, shards(job.id))
-    assert store.client.ttl(f"{store.prefix}shard:{job.id}:0") > 0
+        store.jobs.restore(job, shards(job.id))
+    assert store.connection.client.ttl(f"{store.connection.prefix}shard:{job.id}:0") > 0
     scripts.fatal = ("make_due", 1)
     with pytest.raises(Killed):
-        store.restore(job, shards(job.id))
+        store.jobs.restore(job, shards(job.id))
     scripts.fatal = None
-    assert store.restore(job, shards(job.id, 1, "other")) == ("known", "")
-    store.bump_epoch(job.id, JOB, ["x"], when="overdue")  # as the sweep does
+    assert store.jobs.restore(job, shards(job.id, 1, "other")) == ("known", "")
+    store.due.bump_epoch(job.id, JOB, ["x"], when="overdue")  # as the sweep does
     assert due(store) == expected(job.id)
-    assert {store.client.ttl(f"{store.prefix}shard:{job.id}:{index}") for index in (0, CHUNK, COUNT - 1)} == {-1}
+    assert {
+        store.connection.client.ttl(f"{store.connection.prefix}shard:{job.id}:{index}")
+        for index in (0, CHUNK, COUNT - 1)
+    } == {-1}
 
 
 def given_up(store: Store, indexes: range) -> str:
     """An ended job of which everybody was told, with these shards given up."""
     job = new_job()
-    store.submit(job)
-    store.plan(prepare(store, job.id), {}, shards(job.id), ["m"])
-    key, pipe = f"{store.prefix}job:{job.id}", store.client.pipeline(transaction=False)
+    store.jobs.submit(job)
+    store.leases.plan(prepare(store, job.id), {}, shards(job.id), ["m"])
+    key, pipe = f"{store.connection.prefix}job:{job.id}", store.connection.client.pipeline(transaction=False)
     for index in range(COUNT):
         fields = {"stage": "collected"} | ({"batch_id": f"b{index}", "error": "{}"} if index in indexes else {})
-        pipe.hset(f"{store.prefix}shard:{job.id}:{index}", mapping=cast(Any, fields))
-        pipe.zrem(f"{store.prefix}due", f"{job.id}/{index}")
+        pipe.hset(f"{store.connection.prefix}shard:{job.id}:{index}", mapping=cast(Any, fields))
+        pipe.zrem(f"{store.connection.prefix}due", f"{job.id}/{index}")
     pipe.hset(key, mapping={"stage": "finalizing", "epoch": "9", "open": "0"})
     pipe.execute()
-    lease = store.claim(job.id, JOB, 9, ["finalizing"], deadline=9_999)
-    assert isinstance(lease, Lease)
-    store.finish(lease, State.PARTIAL, {})
-    store.close_job(lease)
+    lease = store.leases.claim_job(job.id, 9, ["finalizing"], deadline=9_999)
+    assert isinstance(lease, JobLease)
+    store.leases.finish(lease, State.PARTIAL, {})
+    store.leases.close_job(lease)
     return job.id
 
 
 def landed(store: Store, job_id: str) -> list[int]:
     """Shards that are taken up again; all of them are due, and no record expires."""
-    found = [shard.index for shard in store.iter_shards(store.get_job(job_id)) if shard.landing]
+    found = [shard.index for shard in store.shards.of_job(store.jobs.get(job_id)) if shard.landing]
     assert due(store) == {f"{job_id}/{index}" for index in found}
-    assert store.client.ttl(f"{store.prefix}shard:{job_id}:{COUNT - 1}") == -1
+    assert store.connection.client.ttl(f"{store.connection.prefix}shard:{job_id}:{COUNT - 1}") == -1
     return found
 
 
@@ -188,13 +195,13 @@ def test_all_that_was_given_up_is_landed_in_one_call(store: Store, monkeypatch: 
     """However many there are; a chunk in each script."""
     job_id, wanted = given_up(store, range(1, COUNT)), list(range(1, COUNT))
     scripts = Scripts(store, monkeypatch)
-    assert store.land(job_id, wanted) == "ok"
+    assert store.jobs.land(job_id, wanted) == "ok"
     assert scripts.most_args < CHUNK + 10
-    job = store.get_job(job_id)
+    job = store.jobs.get(job_id)
     assert (job.stage, job.open, job.ended_at, landed(store, job_id)) == (State.RUNNING, COUNT - 1, None, wanted)
-    assert store.land(job_id, wanted) == "running"
-    shard = store.claim(job_id, 1, 2, [Stage.CREATED], deadline=9)
-    assert isinstance(shard, Lease)
+    assert store.jobs.land(job_id, wanted) == "running"
+    shard = store.leases.claim_shard(job_id, 1, 2, [Stage.CREATED], deadline=9)
+    assert isinstance(shard, ShardLease)
     assert shard.shard is not None
     assert (shard.shard.error, shard.shard.batch_id) == (None, "b1")
 
@@ -208,31 +215,31 @@ def test_a_landing_that_dies_is_gone_on_with(
     scripts = Scripts(store, monkeypatch)
     scripts.fatal = at
     with pytest.raises(Killed):
-        store.land(job_id, wanted)
+        store.jobs.land(job_id, wanted)
     scripts.fatal = None
     if at[0] == "make_due":
         clock.advance(61)
-        store.bump_epoch(job_id, JOB, ["x"], when="overdue")  # as the sweep does
+        store.due.bump_epoch(job_id, JOB, ["x"], when="overdue")  # as the sweep does
     else:
-        assert store.get_job(job_id).stage == State.PARTIAL
-        assert store.land(job_id, wanted) == "ok"
-    assert (store.get_job(job_id).open, landed(store, job_id)) == (COUNT, wanted)
+        assert store.jobs.get(job_id).stage == State.PARTIAL
+        assert store.jobs.land(job_id, wanted) == "ok"
+    assert (store.jobs.get(job_id).open, landed(store, job_id)) == (COUNT, wanted)
 
 
 def test_a_job_that_has_not_ended_or_has_nothing_marked_is_not_landed(store: Store) -> None:
     job = new_job()
-    store.submit(job)
-    assert store.land(job.id, [0]) == "running"
-    assert store.land(given_up(store, range(0)), []) == "none"
+    store.jobs.submit(job)
+    assert store.jobs.land(job.id, [0]) == "running"
+    assert store.jobs.land(given_up(store, range(0)), []) == "none"
 
 
 def test_a_cancel_wakes_some_and_leaves_the_others_to_the_sweep(store: Store) -> None:
     """A web request waits for a few, whatever the job's size; nobody is forgotten or taken twice."""
     job = new_job()
-    store.submit(job)
-    store.plan(prepare(store, job.id), {}, shards(job.id), ["m"])
-    assert store.cancel(job.id, waking=20) == (True, COUNT)
-    taken = list(iter(lambda: store.take_wakes(200), None))
+    store.jobs.submit(job)
+    store.leases.plan(prepare(store, job.id), {}, shards(job.id), ["m"])
+    assert store.jobs.cancel(job.id, waking=20) == (True, COUNT)
+    taken = list(iter(lambda: store.due.take_wakes(200), None))
     assert [(found.job, found.when) for found in taken] == [(job.id, "always")] * len(taken)
     assert [index for found in taken for index in range(found.first, found.last)] == list(range(20, COUNT))
 
@@ -240,28 +247,32 @@ def test_a_cancel_wakes_some_and_leaves_the_others_to_the_sweep(store: Store) ->
 def test_jobs_that_are_being_cancelled_are_listed_without_reading_all(store: Store) -> None:
     jobs = [new_job() for _ in range(3)]
     for job in jobs:
-        store.submit(job)
-    store.cancel(jobs[1].id)
-    assert [job.id for job in store.list_jobs(state=State.CANCELLING)] == [jobs[1].id]
-    assert store.client.zcard(f"{store.prefix}jobs:cancelling") == 1
+        store.jobs.submit(job)
+    store.jobs.cancel(jobs[1].id)
+    assert [job.id for job in store.jobs.newest(state=State.CANCELLING)] == [jobs[1].id]
+    assert store.connection.client.zcard(f"{store.connection.prefix}jobs:cancelling") == 1
     lease = prepare(store, jobs[1].id)
-    store.finish(lease, State.FAILED, {})
-    assert store.list_jobs(state=State.CANCELLING) == []
-    assert store.client.zcard(f"{store.prefix}jobs:cancelling") == 0
+    store.leases.finish(lease, State.FAILED, {})
+    assert store.jobs.newest(state=State.CANCELLING) == []
+    assert store.connection.client.zcard(f"{store.connection.prefix}jobs:cancelling") == 0
 
 
 def test_lists_are_pruned_of_expired_jobs_though_living_ones_stand_before_them(store: Store, clock: Any) -> None:
     """A few at a time, and all in the end."""
     jobs = [new_job() for _ in range(30)]
     for job in jobs:
-        store.submit(job)
+        store.jobs.submit(job)
     for job in jobs[5:]:
-        store.client.delete(f"{store.prefix}job:{job.id}")
-    assert store.prune_lists(most=4) == 0  # their records may be on their way
-    clock.advance(store.ttl_seconds + 60)
+        store.connection.client.delete(f"{store.connection.prefix}job:{job.id}")
+    assert store.jobs.prune_lists(most=4) == 0  # their records may be on their way
+    clock.advance(store.connection.ttl_seconds + 60)
     for _ in range(20):
-        store.prune_lists(most=4)
-    assert store.client.zcard(f"{store.prefix}jobs") == store.client.zcard(f"{store.prefix}jobs:pending") == 5
+        store.jobs.prune_lists(most=4)
+    assert (
+        store.connection.client.zcard(f"{store.connection.prefix}jobs")
+        == store.connection.client.zcard(f"{store.connection.prefix}jobs:pending")
+        == 5
+    )
 
 
 # -- records that cannot be read -----------------------------------------------------------------------------------
@@ -271,10 +282,10 @@ BAD = ({"open": "many"}, {"stage": "archived"}, {"tags": "{"}, None)
 
 def spoil(store: Store, key: str, how: dict[str, str] | None) -> None:
     if how is None:
-        store.client.delete(key)
-        store.client.set(key, "no hash")
+        store.connection.client.delete(key)
+        store.connection.client.set(key, "no hash")
     else:
-        store.client.hset(key, mapping=cast(Any, how))
+        store.connection.client.hset(key, mapping=cast(Any, how))
 
 
 @pytest.mark.parametrize("how", BAD)
@@ -283,12 +294,12 @@ def test_a_job_that_cannot_be_read_is_listed_as_such_and_ends_no_list(
 ) -> None:
     good, bad = new_job(), new_job()
     for job in (good, bad):
-        store.submit(job)
-    spoil(store, f"{store.prefix}job:{bad.id}", how)
+        store.jobs.submit(job)
+    spoil(store, f"{store.connection.prefix}job:{bad.id}", how)
     for _ in range(2):
-        listed = {job.id: job.error and job.error.code for job in store.list_jobs()}
+        listed = {job.id: job.error and job.error.code for job in store.jobs.newest()}
         assert listed == {good.id: None, bad.id: "record_unreadable"}
-        assert bad.id in {job.id for job in store.list_jobs(state=State.PENDING)} or how == {"stage": "archived"}
+        assert bad.id in {job.id for job in store.jobs.newest(state=State.PENDING)} or how == {"stage": "archived"}
     assert len([record for record in caplog.records if bad.id in record.message]) == 1
 
 
@@ -298,25 +309,25 @@ def test_a_shard_that_cannot_be_read_is_shown_and_stops_only_its_own_steps(
 ) -> None:
     """A merge without it would lose rows."""
     job = new_job()
-    store.submit(job)
-    store.plan(prepare(store, job.id), {}, shards(job.id, 3), ["m"])
-    spoil(store, f"{store.prefix}shard:{job.id}:1", how)
-    found = store.get_job(job.id)
-    shown = list(store.iter_shards(found, bad="show"))
+    store.jobs.submit(job)
+    store.leases.plan(prepare(store, job.id), {}, shards(job.id, 3), ["m"])
+    spoil(store, f"{store.connection.prefix}shard:{job.id}:1", how)
+    found = store.jobs.get(job.id)
+    shown = list(store.shards.of_job(found, bad="show"))
     assert [(shard.index, shard.trouble and shard.trouble.code) for shard in shown] == [
         (0, None),
         (1, "record_unreadable"),
         (2, None),
     ]
     with pytest.raises(RecordUnreadable):
-        list(store.iter_shards(found))
-    assert [shard is not None for shard in store.shards_of([(job.id, index) for index in range(3)])] == [1, 0, 1]
-    assert store.count_open_shards().stages["planned"] >= 2
+        list(store.shards.of_job(found))
+    assert [shard is not None for shard in store.shards.at([(job.id, index) for index in range(3)])] == [1, 0, 1]
+    assert store.counters.count_open_shards().stages["planned"] >= 2
 
 
 def test_a_member_of_the_due_set_that_names_nothing_is_taken_out(store: Store) -> None:
-    store.client.zadd(f"{store.prefix}due", {"rubbish": 1, "a/b": 2, "job_x/3": 3})
-    assert store.due() == [("job_x", 3)]
+    store.connection.client.zadd(f"{store.connection.prefix}due", {"rubbish": 1, "a/b": 2, "job_x/3": 3})
+    assert store.due.overdue() == [("job_x", 3)]
     assert due(store) == {"job_x/3"}
 
 
@@ -326,14 +337,14 @@ def test_a_member_of_the_due_set_that_names_nothing_is_taken_out(store: Store) -
 def test_a_log_shows_its_newest_events(store: Store) -> None:
     """Its end is what a person looks for."""
     for number in range(12):
-        store.log("job_x", "e", number=number)
-    assert [event["number"] for event in store.read_log("job_x", limit=5)] == [7, 8, 9, 10, 11]
+        store.events.add("job_x", "e", number=number)
+    assert [event["number"] for event in store.events.read("job_x", limit=5)] == [7, 8, 9, 10, 11]
 
 
 def test_an_event_is_bounded_whatever_is_in_it(store: Store) -> None:
-    store.log(
+    store.events.add(
         "job_x", "e" * 9_999, message="x" * 10_000_000, many=["y" * 5_000] * 5_000, deep={"a": {"b": {"c": [[1]]}}}
     )
-    [entry] = cast(Any, store.client.xrange(f"{store.prefix}log:job_x"))
+    [entry] = cast(Any, store.connection.client.xrange(f"{store.connection.prefix}log:job_x"))
     assert len(str(entry)) < 250_000
-    assert len(store.read_log("job_x")[0]["message"]) == 1_000
+    assert len(store.events.read("job_x")[0]["message"]) == 1_000

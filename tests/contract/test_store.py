@@ -9,9 +9,9 @@ import pytest
 
 from batchpipe.errors import JobNotFound, LeaseLost, OutputInUse
 from batchpipe.model.records import JOB, Counts, JobRecord, Move, Problem, ShardRecord, Stage, State, new_job_id
-from batchpipe.store import Lease, Refused, Store
+from batchpipe.store import ClaimDenied, JobLease, Lease, ShardLease, Store
 from batchpipe.store.events import LOG_LENGTH
-from batchpipe.store.store import MOST_NAMED
+from batchpipe.store.shards import MOST_NAMED
 
 LEASE = 60.0
 DEADLINE = 300.0
@@ -26,36 +26,42 @@ def new_job(**fields: Any) -> JobRecord:
 
 
 def claim(store: Store, job_id: str, index: int, *stages: str, epoch: int = 1, deadline: float = DEADLINE) -> Any:
-    return store.claim(job_id, index, epoch, stages, deadline=deadline)
+    if index == JOB:
+        return store.leases.claim_job(job_id, epoch, stages, deadline=deadline)
+    return store.leases.claim_shard(job_id, index, epoch, stages, deadline=deadline)
 
 
-def granted(answer: Lease | Refused) -> Lease:
+def granted(answer: Lease | ClaimDenied) -> Any:
     assert isinstance(answer, Lease), answer
     return answer
 
 
-def claim_job(store: Store, job_id: str, epoch: int = 1) -> Lease:
+def claim_job(store: Store, job_id: str, epoch: int = 1) -> JobLease:
     enter, stages = State.PREPARING.value, [State.PENDING.value, State.PREPARING.value]
-    return granted(store.claim(job_id, JOB, epoch, stages, deadline=DEADLINE, enter=enter))
+    lease = store.leases.claim_job(job_id, epoch, stages, deadline=DEADLINE, enter=enter)
+    assert isinstance(lease, JobLease), lease
+    return lease
 
 
 def planned(store: Store, count: int = 1, **fields: Any) -> str:
     """A running job with shards in the stage `planned`."""
     job = new_job(**fields)
-    store.submit(job)
+    store.jobs.submit(job)
     lease = claim_job(store, job.id)
     shards = [
         ShardRecord(job=job.id, index=index, epoch=1, rows=2, file="f", task_ids=["u", "c", "p", "d"])
         for index in range(count)
     ]
-    assert store.plan(lease, {"round": 1, "total": 2 * count}, shards, ["m"]) == (count, 0)
+    assert store.leases.plan(lease, {"round": 1, "total": 2 * count}, shards, ["m"]) == (count, 0)
     return job.id
 
 
 def advance(
-    store: Store, lease: Lease, stage: Stage, after: float = 0.0, *, tries: str = "reset", **changes: Any
+    store: Store, lease: ShardLease, stage: Stage, after: float = 0.0, *, tries: str = "reset", **changes: Any
 ) -> tuple[Any, int]:
-    return store.advance(lease, Move(stage=stage, after=after, changes=changes), tries=tries, merge_ids=["merge-1"])
+    return store.leases.advance(
+        lease, Move(stage=stage, after=after, changes=changes), tries=tries, merge_ids=["merge-1"]
+    )
 
 
 def uploaded(store: Store, count: int = 1, **fields: Any) -> str:
@@ -66,12 +72,12 @@ def uploaded(store: Store, count: int = 1, **fields: Any) -> str:
 
 
 def shard(store: Store, job_id: str, index: int = 0) -> ShardRecord:
-    return list(store.iter_shards(store.get_job(job_id)))[index]
+    return list(store.shards.of_job(store.jobs.get(job_id)))[index]
 
 
 def due_in(store: Store, job_id: str, index: int) -> float | None:
     """Seconds until sweep takes the record's message for lost; None where it is not waited for."""
-    score: Any = store.client.zscore(f"{store.prefix}due", f"{job_id}/{index}")
+    score: Any = store.connection.client.zscore(f"{store.connection.prefix}due", f"{job_id}/{index}")
     return None if score is None else score - store.now()
 
 
@@ -86,8 +92,8 @@ def about(seconds: float) -> Any:
 def test_a_submitted_job_is_pending_and_due_one_margin_later(store: Store) -> None:
     """Its due time is recorded before any message: a submit that crashes here is found by sweep."""
     job = new_job(name="n", tags={"user": 7}, metadata={"a": "b"})
-    assert store.submit(job) == (job.id, True)
-    found = store.get_job(job.id)
+    assert store.jobs.submit(job) == (job.id, True)
+    found = store.jobs.get(job.id)
     assert found.evolve(created_at=0.0, next_at=0.0) == job
     assert found.created_at == about(store.now())
     assert due_in(store, job.id, JOB) == about(LEASE)
@@ -96,59 +102,59 @@ def test_a_submitted_job_is_pending_and_due_one_margin_later(store: Store) -> No
 def test_a_second_submit_with_the_same_key_answers_the_first_job(store: Store) -> None:
     """Nothing of the second is recorded."""
     first, second = new_job(key="k"), new_job(key="k")
-    store.submit(first)
-    assert store.submit(second) == (first.id, False)
-    assert store.job_of_key("k") == first.id
+    store.jobs.submit(first)
+    assert store.jobs.submit(second) == (first.id, False)
+    assert store.jobs.id_of_key("k") == first.id
     with pytest.raises(JobNotFound):
-        store.get_job(second.id)
+        store.jobs.get(second.id)
 
 
 @pytest.mark.parametrize(("again", "taken"), [("1", True), ("first", True), ("job_of_somebody", False)])
 def test_again_takes_the_key_over(store: Store, again: str, taken: bool) -> None:
     """ "1" from any job, an id from that job only."""
     first, second = new_job(key="k"), new_job(key="k")
-    store.submit(first)
-    assert store.submit(second, again=first.id if again == "first" else again)[1] is taken
-    assert store.job_of_key("k") == (second.id if taken else first.id)
+    store.jobs.submit(first)
+    assert store.jobs.submit(second, again=first.id if again == "first" else again)[1] is taken
+    assert store.jobs.id_of_key("k") == (second.id if taken else first.id)
 
 
 def test_an_output_belongs_to_one_unfinished_job(store: Store) -> None:
     """Under each of its names."""
     first = new_job(output="/out/x", owns=["/out/x", "/real/x"])
-    store.submit(first)
+    store.jobs.submit(first)
     for names in (["/out/x"], ["/other", "/real/x"]):
         with pytest.raises(OutputInUse, match=f"{first.id}, which has not ended"):
-            store.submit(new_job(owns=names))
-    assert store.submit(new_job(owns=["/other"]))[1]  # which the refused one has not taken
+            store.jobs.submit(new_job(owns=names))
+    assert store.jobs.submit(new_job(owns=["/other"]))[1]  # which the refused one has not taken
 
 
 def test_a_refused_output_does_not_take_the_key(store: Store) -> None:
     """The key stays free for the next try."""
-    store.submit(new_job(output="/out/x"))
+    store.jobs.submit(new_job(output="/out/x"))
     with pytest.raises(OutputInUse):
-        store.submit(new_job(output="/out/x", key="k"))
-    assert store.job_of_key("k") is None
+        store.jobs.submit(new_job(output="/out/x", key="k"))
+    assert store.jobs.id_of_key("k") is None
 
 
 def test_a_submit_that_was_given_up_is_not_recorded_later(store: Store) -> None:
     """Its script may reach Redis after all, when nobody waits for the answer: its input is gone by then."""
     late, known = new_job(key="late"), new_job()
-    store.submit(known)
+    store.jobs.submit(known)
 
-    assert store.give_up(known.id) is False
-    assert store.give_up(late.id) is True
-    assert store.submit(late) == (late.id, False)
-    assert [job.id for job in store.list_jobs()] == [known.id]
-    assert store.submit(new_job(key="late"))[1] is True
+    assert store.jobs.give_up(known.id) is False
+    assert store.jobs.give_up(late.id) is True
+    assert store.jobs.submit(late) == (late.id, False)
+    assert [job.id for job in store.jobs.newest()] == [known.id]
+    assert store.jobs.submit(new_job(key="late"))[1] is True
 
 
 def test_a_repeated_submit_is_no_second_one(store: Store) -> None:
     """The client repeats it after a lost answer: the same job, its key and its output are its own."""
     job = new_job(key="k")
-    assert store.submit(job) == (job.id, True)
+    assert store.jobs.submit(job) == (job.id, True)
     claim_job(store, job.id)
-    assert store.submit(job) == (job.id, True)
-    assert store.get_job(job.id).stage == State.PREPARING
+    assert store.jobs.submit(job) == (job.id, True)
+    assert store.jobs.get(job.id).stage == State.PREPARING
 
 
 # -- claim ---------------------------------------------------------------------------------------------------------
@@ -173,8 +179,8 @@ def test_claims_are_refused_by_epoch_then_stage_then_lease_then_time(store: Stor
     """A message of another epoch must not wait for somebody else's lease."""
     job_id = planned(store)
     lease = granted(claim(store, job_id, 0, Stage.PLANNED))
-    assert claim(store, job_id, 0, Stage.ENDED, epoch=9) == Refused("epoch")
-    assert claim(store, job_id, 0, Stage.ENDED) == Refused("stage")
+    assert claim(store, job_id, 0, Stage.ENDED, epoch=9) == ClaimDenied("epoch")
+    assert claim(store, job_id, 0, Stage.ENDED) == ClaimDenied("stage")
     held = claim(store, job_id, 0, Stage.PLANNED)
     assert (held.why, held.after) == ("lease", about(LEASE))
     advance(store, lease, Stage.PLANNED, after=100)
@@ -185,14 +191,14 @@ def test_claims_are_refused_by_epoch_then_stage_then_lease_then_time(store: Stor
 @pytest.mark.parametrize("epoch", [0, 2, 1_800_000_000])
 def test_any_other_epoch_is_void(store: Store, epoch: int) -> None:
     """A later one too: Redis may have lost a second."""
-    assert claim(store, planned(store), 0, Stage.PLANNED, epoch=epoch) == Refused("epoch")
+    assert claim(store, planned(store), 0, Stage.PLANNED, epoch=epoch) == ClaimDenied("epoch")
 
 
 def test_unknown_records_are_gone(store: Store) -> None:
     """A message for a job that has expired ends."""
     job_id = planned(store)
-    assert claim(store, job_id, 5, Stage.PLANNED) == Refused("gone")
-    assert claim(store, "job_no", JOB, State.PENDING) == Refused("gone")
+    assert claim(store, job_id, 5, Stage.PLANNED) == ClaimDenied("gone")
+    assert claim(store, "job_no", JOB, State.PENDING) == ClaimDenied("gone")
 
 
 @pytest.mark.parametrize(
@@ -240,21 +246,21 @@ def test_reset_forgives_lost_leases_and_a_new_stage_begins_at_nought(store: Stor
 def test_a_repeated_claim_is_the_same_claim(store: Store) -> None:
     """After a lost answer the client repeats it with its token: no try is counted twice, no lease stands in its way."""
     job_id = planned(store)
-    args = (store.prefix, job_id, 1, ",planned,", "", "token-1", LEASE, DEADLINE, DEADLINE, f"{job_id}/0")
-    assert store._run("claim", store._keys(job_id, 0), *args)[0] == "ok"
-    assert store._run("claim", store._keys(job_id, 0), *args)[0] == "ok"
+    args = (store.connection.prefix, job_id, 1, ",planned,", "", "token-1", LEASE, DEADLINE, DEADLINE, f"{job_id}/0")
+    assert store.connection.run("claim", store.connection.keys(job_id, 0), *args)[0] == "ok"
+    assert store.connection.run("claim", store.connection.keys(job_id, 0), *args)[0] == "ok"
     assert shard(store, job_id).tries == 1
 
 
 def test_a_job_is_claimed_like_a_shard(store: Store) -> None:
     """The first claim makes it `preparing`, and moves it in the lists."""
     job = new_job()
-    store.submit(job)
+    store.jobs.submit(job)
     claim_job(store, job.id)
-    found = store.get_job(job.id)
+    found = store.jobs.get(job.id)
     assert (found.stage, found.tries) == (State.PREPARING, 1)
     assert found.preparing_at == about(store.now())
-    assert store.list_jobs(state=State.PENDING) == []
+    assert store.jobs.newest(state=State.PENDING) == []
 
 
 # -- renew and save ------------------------------------------------------------------------------------------------
@@ -265,13 +271,13 @@ def test_renewals_end_at_the_deadline(store: Store, clock: Any) -> None:
     job_id = planned(store)
     lease = granted(claim(store, job_id, 0, Stage.PLANNED, deadline=100))
     clock.advance(50)
-    assert store.renew(lease)[0] == about(50)
+    assert store.leases.renew(lease)[0] == about(50)
     assert due_in(store, job_id, 0) == about(50)
     clock.advance(49)
-    assert store.renew(lease)[0] == about(1)
+    assert store.leases.renew(lease)[0] == about(1)
     clock.advance(2)
     with pytest.raises(LeaseLost):
-        store.renew(lease)
+        store.leases.renew(lease)
 
 
 def test_a_renewal_makes_the_lease_whole_again(store: Store, clock: Any) -> None:
@@ -279,7 +285,7 @@ def test_a_renewal_makes_the_lease_whole_again(store: Store, clock: Any) -> None
     job_id = planned(store)
     lease = granted(claim(store, job_id, 0, Stage.PLANNED))
     clock.advance(40)
-    assert store.renew(lease)[0] == about(LEASE)
+    assert store.leases.renew(lease)[0] == about(LEASE)
     clock.advance(40)
     assert claim(store, job_id, 0, Stage.PLANNED).why == "lease"
 
@@ -288,8 +294,8 @@ def test_save_writes_fields_and_keeps_the_lease(store: Store) -> None:
     """None removes a field."""
     job_id = planned(store)
     lease = granted(claim(store, job_id, 0, Stage.PLANNED))
-    store.save(lease, {"file_id": "file-1", "counts": Counts(total=3)})
-    store.save(lease, {"file_id": None})
+    store.leases.save(lease, {"file_id": "file-1", "counts": Counts(total=3)})
+    store.leases.save(lease, {"file_id": None})
     found = shard(store, job_id)
     assert (found.file_id, found.counts.total, found.token) == (None, 3, lease.token)
 
@@ -304,9 +310,9 @@ def test_who_lost_the_lease_cannot_write(store: Store, clock: Any, late: bool) -
         claim(store, job_id, 0, Stage.UPLOADED)
     before = shard(store, job_id)
     writes: list[Callable[[], object]] = [
-        lambda: store.renew(lease),
-        lambda: store.save(lease, {"file_id": "x"}),
-        lambda: store.intend(lease),
+        lambda: store.leases.renew(lease),
+        lambda: store.leases.save(lease, {"file_id": "x"}),
+        lambda: store.leases.intend(lease),
         lambda: advance(store, lease, Stage.CREATED, batch_id="x"),
     ]
     for write in writes:
@@ -318,19 +324,19 @@ def test_who_lost_the_lease_cannot_write(store: Store, clock: Any, late: bool) -
 def test_who_lost_the_job_cannot_plan_finish_tell_or_defer(store: Store, clock: Any) -> None:
     """A prepare or merge that thaws late changes nothing."""
     job = new_job()
-    store.submit(job)
+    store.jobs.submit(job)
     lease = claim_job(store, job.id)
     clock.advance(LEASE + 1)
     writes: list[Callable[[], object]] = [
-        lambda: store.plan(lease, {}, [], ["m"]),
-        lambda: store.finish(lease, State.SUCCEEDED, {}),
-        lambda: store.close_job(lease),
-        lambda: store.defer(lease, 1.0, {}, tries="keep"),
+        lambda: store.leases.plan(lease, {}, [], ["m"]),
+        lambda: store.leases.finish(lease, State.SUCCEEDED, {}),
+        lambda: store.leases.close_job(lease),
+        lambda: store.leases.defer(lease, 1.0, {}, tries="keep"),
     ]
     for write in writes:
         with pytest.raises(LeaseLost):
             write()
-    assert store.get_job(job.id).stage == State.PREPARING
+    assert store.jobs.get(job.id).stage == State.PREPARING
 
 
 # -- advance -------------------------------------------------------------------------------------------------------
@@ -353,7 +359,7 @@ def test_a_repeated_advance_changes_nothing_more(store: Store) -> None:
     lease = granted(claim(store, job_id, 0, Stage.PLANNED))
     advance(store, lease, Stage.COLLECTED)
     assert advance(store, lease, Stage.COLLECTED)[1] == 0
-    assert store.get_job(job_id).open == 2
+    assert store.jobs.get(job_id).open == 2
 
 
 def test_the_last_collected_shard_finalizes_the_job_once(store: Store) -> None:
@@ -361,9 +367,9 @@ def test_the_last_collected_shard_finalizes_the_job_once(store: Store) -> None:
     job_id = planned(store, 2)
     leases = [granted(claim(store, job_id, index, Stage.PLANNED)) for index in range(2)]
     assert advance(store, leases[0], Stage.COLLECTED)[1] == 0
-    assert (store.get_job(job_id).stage, due_in(store, job_id, JOB)) == (State.RUNNING, None)
+    assert (store.jobs.get(job_id).stage, due_in(store, job_id, JOB)) == (State.RUNNING, None)
     epoch = advance(store, leases[1], Stage.COLLECTED)[1]
-    job = store.get_job(job_id)
+    job = store.jobs.get(job_id)
     assert (job.stage, job.epoch, job.open, job.task_ids) == (State.FINALIZING, epoch, 0, ["merge-1"])
     assert epoch > 0
     assert due_in(store, job_id, JOB) == about(LEASE)
@@ -385,7 +391,7 @@ def test_raising_voids_the_epoch_and_answers_the_old_ids(store: Store) -> None:
     """next_at is now, the new ids are stored, and the old message ends at its claim."""
     job_id = planned(store)
     advance(store, claim(store, job_id, 0, Stage.PLANNED), Stage.PLANNED, after=500)
-    raised = store.bump_epoch(job_id, 0, ["new"])
+    raised = store.due.bump_epoch(job_id, 0, ["new"])
     assert raised is not None
     assert (raised.epoch, raised.stage, raised.queue) == (2, Stage.PLANNED, "batchpipe")
     assert raised.old_ids == ["u", "c", "p", "d"]
@@ -398,14 +404,14 @@ def test_raising_during_a_lease_leaves_a_wake_mark(store: Store) -> None:
     """The holder learns of it from each write, and from its end; the record is then due now."""
     job_id = planned(store)
     lease = granted(claim(store, job_id, 0, Stage.PLANNED))
-    assert store.bump_epoch(job_id, 0, ["new"]) is None
+    assert store.due.bump_epoch(job_id, 0, ["new"]) is None
     assert shard(store, job_id).epoch == 1
-    assert store.renew(lease)[1].wake
-    assert store.save(lease, {}).wake
+    assert store.leases.renew(lease)[1].wake
+    assert store.leases.save(lease, {}).wake
     news, _ = advance(store, lease, Stage.UPLOADED, after=500)
     assert news.wake
     assert shard(store, job_id).next_at == about(store.now())
-    assert store.bump_epoch(job_id, 0, ["new"]) is not None
+    assert store.due.bump_epoch(job_id, 0, ["new"]) is not None
     assert not shard(store, job_id).wake
 
 
@@ -413,7 +419,7 @@ def test_a_claim_clears_an_old_wake_mark(store: Store, clock: Any) -> None:
     """What it was meant for is being done."""
     job_id = planned(store)
     claim(store, job_id, 0, Stage.PLANNED)
-    store.bump_epoch(job_id, 0, ["new"])
+    store.due.bump_epoch(job_id, 0, ["new"])
     clock.advance(LEASE + 1)
     lease = granted(claim(store, job_id, 0, Stage.PLANNED))
     assert not advance(store, lease, Stage.UPLOADED)[0].wake
@@ -424,7 +430,7 @@ def test_an_ended_lease_does_not_stop_a_raise(store: Store, clock: Any) -> None:
     job_id = planned(store)
     claim(store, job_id, 0, Stage.PLANNED)
     clock.advance(LEASE + 1)
-    assert store.bump_epoch(job_id, 0, ["new"]) is not None
+    assert store.due.bump_epoch(job_id, 0, ["new"]) is not None
 
 
 def test_the_margin_doubles_with_each_publication_up_to_half_an_hour(store: Store) -> None:
@@ -432,7 +438,7 @@ def test_the_margin_doubles_with_each_publication_up_to_half_an_hour(store: Stor
     job_id = planned(store)
     margins = []
     for _ in range(7):
-        store.bump_epoch(job_id, 0, ["new"])
+        store.due.bump_epoch(job_id, 0, ["new"])
         margins.append(due_in(store, job_id, 0))
     assert margins == [about(seconds) for seconds in (120, 240, 480, 960, 1800, 1800, 1800)]
     advance(store, claim(store, job_id, 0, Stage.PLANNED, epoch=8), Stage.PLANNED)
@@ -442,25 +448,25 @@ def test_the_margin_doubles_with_each_publication_up_to_half_an_hour(store: Stor
 def test_if_due_leaves_alone_what_is_under_way(store: Store, clock: Any) -> None:
     """Two sweeps at once: the second finds it published."""
     job_id = planned(store)
-    assert store.bump_epoch(job_id, 0, ["new"], when="overdue") is None
+    assert store.due.bump_epoch(job_id, 0, ["new"], when="overdue") is None
     clock.advance(LEASE + 1)
-    assert store.due() == [(job_id, 0)]
-    assert store.bump_epoch(job_id, 0, ["new"], when="overdue") is not None
-    assert store.bump_epoch(job_id, 0, ["newer"], when="overdue") is None
-    assert store.due() == []
+    assert store.due.overdue() == [(job_id, 0)]
+    assert store.due.bump_epoch(job_id, 0, ["new"], when="overdue") is not None
+    assert store.due.bump_epoch(job_id, 0, ["newer"], when="overdue") is None
+    assert store.due.overdue() == []
 
 
 def test_a_wake_reaches_what_sleeps_and_not_what_is_under_way(store: Store, clock: Any) -> None:
     """Else wakes that come faster than workers work would void each message before it is read."""
     job_id = planned(store)
     advance(store, claim(store, job_id, 0, Stage.PLANNED), Stage.PLANNED, after=500)
-    assert store.bump_epoch(job_id, 0, ["new"], when="asleep") is not None
-    assert store.bump_epoch(job_id, 0, ["newer"], when="asleep") is None
+    assert store.due.bump_epoch(job_id, 0, ["new"], when="asleep") is not None
+    assert store.due.bump_epoch(job_id, 0, ["newer"], when="asleep") is None
     assert shard(store, job_id).task_ids == ["new"]
     clock.advance(2 * LEASE + 1)
-    assert store.bump_epoch(job_id, 0, ["newest"], when="asleep") is not None
+    assert store.due.bump_epoch(job_id, 0, ["newest"], when="asleep") is not None
     claim(store, job_id, 0, Stage.PLANNED, epoch=3)
-    assert store.bump_epoch(job_id, 0, ["x"], when="asleep") is None
+    assert store.due.bump_epoch(job_id, 0, ["x"], when="asleep") is None
     assert shard(store, job_id).wake
 
 
@@ -469,10 +475,10 @@ def test_a_snapshot_is_noted_only_of_the_batch_that_is_waited_for(store: Store) 
     job_id = uploaded(store)
     lease = granted(claim(store, job_id, 0, Stage.UPLOADED))
     assert lease.shard is not None
-    assert not store.observe(lease.shard, "batch_1", {"status": "completed"})
-    store.settle(lease.shard, "batch_1", token=lease.token, after=0.0, changes={})
-    assert not store.observe(lease.shard, "batch_2", {"status": "completed"})
-    assert store.observe(lease.shard, "batch_1", {"status": "completed"})
+    assert not store.shards.observe(lease.shard, "batch_1", {"status": "completed"})
+    store.shards.settle(lease.shard, "batch_1", token=lease.token, after=0.0, changes={})
+    assert not store.shards.observe(lease.shard, "batch_2", {"status": "completed"})
+    assert store.shards.observe(lease.shard, "batch_1", {"status": "completed"})
     found = shard(store, job_id)
     assert (found.status, found.stage, found.epoch) == ("completed", Stage.CREATED, 1)
     assert found.snapshot_at == about(store.now())
@@ -481,11 +487,11 @@ def test_a_snapshot_is_noted_only_of_the_batch_that_is_waited_for(store: Store) 
 def test_accounts_that_create_calls_are_made_on_are_remembered(store: Store, clock: Any) -> None:
     """Only there can strays be."""
     job_id = uploaded(store, account="team")
-    assert store.creating_accounts(0) == []
-    store.intend(granted(claim(store, job_id, 0, Stage.UPLOADED)))
-    assert store.creating_accounts(store.now() - 10) == ["team"]
+    assert store.accounts.creating(0) == []
+    store.leases.intend(granted(claim(store, job_id, 0, Stage.UPLOADED)))
+    assert store.accounts.creating(store.now() - 10) == ["team"]
     clock.advance(100)
-    assert store.creating_accounts(store.now() - 10) == []
+    assert store.accounts.creating(store.now() - 10) == []
 
 
 def test_due_tells_the_longest_overdue_first(store: Store, clock: Any) -> None:
@@ -494,17 +500,19 @@ def test_due_tells_the_longest_overdue_first(store: Store, clock: Any) -> None:
     clock.advance(10)
     second = planned(store)
     clock.advance(LEASE + 1)
-    assert store.due() == [(first, 0), (second, 0)]
-    assert store.due(limit=1) == [(first, 0)]
+    assert store.due.overdue() == [(first, 0), (second, 0)]
+    assert store.due.overdue(limit=1) == [(first, 0)]
 
 
 def test_what_has_ended_or_is_unknown_leaves_the_due_set(store: Store) -> None:
     """Raising it is refused."""
     job_id = planned(store, 2)
     advance(store, claim(store, job_id, 0, Stage.PLANNED), Stage.COLLECTED)
-    store.client.zadd(f"{store.prefix}due", {f"{job_id}/0": 1.0, "job_no/3": 1.0, f"{job_id}/-1": 1.0})
+    store.connection.client.zadd(
+        f"{store.connection.prefix}due", {f"{job_id}/0": 1.0, "job_no/3": 1.0, f"{job_id}/-1": 1.0}
+    )
     for name, index in [(job_id, 0), ("job_no", 3), (job_id, JOB)]:
-        assert store.bump_epoch(name, index, ["new"]) is None
+        assert store.due.bump_epoch(name, index, ["new"]) is None
         assert due_in(store, name, index) is None
 
 
@@ -514,44 +522,44 @@ def test_what_has_ended_or_is_unknown_leaves_the_due_set(store: Store) -> None:
 def test_planning_a_cancelled_job_sends_it_to_its_end(store: Store) -> None:
     """No shard is planned, so nothing is paid for."""
     job = new_job()
-    store.submit(job)
+    store.jobs.submit(job)
     lease = claim_job(store, job.id)
-    assert store.cancel(job.id) == (True, 0)
-    _, epoch = store.plan(lease, {"total": 2}, [ShardRecord(job=job.id, index=0, epoch=1)], ["merge-1"])
-    found = store.get_job(job.id)
+    assert store.jobs.cancel(job.id) == (True, 0)
+    _, epoch = store.leases.plan(lease, {"total": 2}, [ShardRecord(job=job.id, index=0, epoch=1)], ["merge-1"])
+    found = store.jobs.get(job.id)
     assert (found.stage, found.state, found.epoch, found.shards) == (State.FINALIZING, State.CANCELLING, epoch, 0)
-    assert list(store.iter_shards(found.evolve(shards=1))) == []
+    assert list(store.shards.of_job(found.evolve(shards=1))) == []
     assert due_in(store, job.id, JOB) == about(LEASE)
 
 
 def test_a_repeated_plan_changes_nothing_more(store: Store) -> None:
     """Shards that have gone on meanwhile are not thrown back."""
     job = new_job()
-    store.submit(job)
+    store.jobs.submit(job)
     lease = claim_job(store, job.id)
     shards = [ShardRecord(job=job.id, index=0, epoch=1, rows=2)]
-    store.plan(lease, {}, shards, ["m"])
+    store.leases.plan(lease, {}, shards, ["m"])
     advance(store, claim(store, job.id, 0, Stage.PLANNED), Stage.UPLOADED)
-    assert store.plan(lease, {}, shards, ["m"]) == (1, 0)
-    assert (shard(store, job.id).stage, store.get_job(job.id).shards) == (Stage.UPLOADED, 1)
+    assert store.leases.plan(lease, {}, shards, ["m"]) == (1, 0)
+    assert (shard(store, job.id).stage, store.jobs.get(job.id).shards) == (Stage.UPLOADED, 1)
 
 
 def test_cancel_tells_the_number_of_shards_and_is_learnt_by_each_holder(store: Store) -> None:
     """The flag is the truth; it stands beside the state."""
     job_id = planned(store, 2)
     lease = granted(claim(store, job_id, 0, Stage.PLANNED))
-    assert store.cancel(job_id) == (True, 2)
-    assert store.cancel(job_id) == (True, 2)
-    assert store.renew(lease)[1].cancel
+    assert store.jobs.cancel(job_id) == (True, 2)
+    assert store.jobs.cancel(job_id) == (True, 2)
+    assert store.leases.renew(lease)[1].cancel
     assert advance(store, lease, Stage.UPLOADED)[0].cancel
     assert granted(claim(store, job_id, 1, Stage.PLANNED)).job.cancel
-    assert store.get_job(job_id).state is State.CANCELLING
+    assert store.jobs.get(job_id).state is State.CANCELLING
 
 
 def test_cancelling_an_unknown_job_is_told(store: Store) -> None:
     """It may have expired."""
     with pytest.raises(JobNotFound):
-        store.cancel("job_no")
+        store.jobs.cancel("job_no")
 
 
 # -- the paid call -------------------------------------------------------------------------------------------------
@@ -561,12 +569,12 @@ def test_the_time_of_the_first_intent_is_never_overwritten(store: Store, clock: 
     """It says from when on a batch may be in the provider's list. Each call clears the time of the empty look."""
     job_id = uploaded(store)
     lease = granted(claim(store, job_id, 0, Stage.UPLOADED))
-    store.intend(lease)
+    store.leases.intend(lease)
     first = shard(store, job_id).intent_at
     advance(store, lease, Stage.UPLOADED, empty_at=store.now())
     clock.advance(40)
     second = granted(claim(store, job_id, 0, Stage.UPLOADED))
-    store.intend(second)
+    store.leases.intend(second)
     found = shard(store, job_id)
     assert (found.intent_at, found.empty_at, found.calls) == (first, None, [lease.token, second.token])
 
@@ -575,8 +583,8 @@ def test_a_repeated_intent_is_one_call(store: Store) -> None:
     """After a lost answer the client repeats it."""
     job_id = uploaded(store)
     lease = granted(claim(store, job_id, 0, Stage.UPLOADED))
-    store.intend(lease)
-    store.intend(lease)
+    store.leases.intend(lease)
+    store.leases.intend(lease)
     assert shard(store, job_id).calls == [lease.token]
 
 
@@ -584,26 +592,26 @@ def test_an_intent_tells_of_a_cancel(store: Store) -> None:
     """Then the paid call is not made."""
     job_id = uploaded(store)
     lease = granted(claim(store, job_id, 0, Stage.UPLOADED))
-    assert not store.intend(lease).cancel
-    store.cancel(job_id)
-    assert store.intend(lease).cancel
+    assert not store.leases.intend(lease).cancel
+    store.jobs.cancel(job_id)
+    assert store.leases.intend(lease).cancel
 
 
 def test_only_the_last_withdrawn_call_clears_the_intent(store: Store) -> None:
     """While another call is unanswered its batch may turn up. Withdrawing twice is no different from once."""
     job_id = uploaded(store)
     lease = granted(claim(store, job_id, 0, Stage.UPLOADED))
-    store.intend(lease)
+    store.leases.intend(lease)
     advance(store, lease, Stage.UPLOADED)
     second = granted(claim(store, job_id, 0, Stage.UPLOADED))
-    store.intend(second)
+    store.leases.intend(second)
     record = shard(store, job_id)
     for _ in range(2):
-        store.withdraw(record, second.token)
+        store.shards.withdraw(record, second.token)
         found = shard(store, job_id)
         assert (found.intent_at, found.calls) == (record.intent_at, [lease.token])
     for _ in range(2):
-        store.withdraw(record, lease.token)
+        store.shards.withdraw(record, lease.token)
         found = shard(store, job_id)
         assert (found.intent_at, found.calls) == (None, [])
 
@@ -612,29 +620,29 @@ def test_withdrawing_an_unknown_call_leaves_the_intent(store: Store) -> None:
     """A call of an older key has nothing to say about this one."""
     job_id = uploaded(store)
     lease = granted(claim(store, job_id, 0, Stage.UPLOADED))
-    store.intend(lease)
-    store.withdraw(shard(store, job_id), "somebody")
-    store.withdraw(shard(store, job_id).evolve(try_=7), lease.token)
+    store.leases.intend(lease)
+    store.shards.withdraw(shard(store, job_id), "somebody")
+    store.shards.withdraw(shard(store, job_id).evolve(try_=7), lease.token)
     assert shard(store, job_id).calls == [lease.token]
 
 
 def settle(store: Store, job_id: str, batch: str = "batch_1", token: str | None = None, **fields: Any) -> Any:
     record = shard(store, job_id).evolve(**fields)
-    return store.settle(record, batch, token=token, after=5.0, changes={"status": "validating"})
+    return store.shards.settle(record, batch, token=token, after=5.0, changes={"status": "validating"})
 
 
 def test_settling_by_the_holder_is_an_advance(store: Store) -> None:
     """The id, the stage and the index of batches are written, the lease is released."""
     job_id = uploaded(store)
     lease = granted(claim(store, job_id, 0, Stage.UPLOADED))
-    store.intend(lease)
+    store.leases.intend(lease)
     assert settle(store, job_id, token=lease.token).verdict == "ok"
     found = shard(store, job_id)
     assert (found.stage, found.batch_id, found.status) == (Stage.CREATED, "batch_1", "validating")
     assert (found.token, found.calls, found.tries) == (None, [], 0)
     assert found.next_at == about(store.now() + 5)
     assert due_in(store, job_id, 0) == about(5 + LEASE)
-    assert store.job_of_batch("batch_1") == (job_id, 0)
+    assert store.shards.place_of_batch("batch_1") == (job_id, 0)
 
 
 def test_a_repeated_settle_of_the_holder_is_the_same(store: Store) -> None:
@@ -643,7 +651,7 @@ def test_a_repeated_settle_of_the_holder_is_the_same(store: Store) -> None:
     lease = granted(claim(store, job_id, 0, Stage.UPLOADED))
     record = shard(store, job_id)
     for _ in range(2):
-        settled = store.settle(record, "batch_1", token=lease.token, after=5.0, changes={})
+        settled = store.shards.settle(record, "batch_1", token=lease.token, after=5.0, changes={})
         assert settled.verdict == "ok"
     assert shard(store, job_id).next_at == about(store.now() + 5)
 
@@ -653,36 +661,36 @@ def test_a_batch_that_another_shard_has_is_not_settled_but_by_its_own_word(store
     job_id = uploaded(store, 2)
     assert settle(store, job_id).verdict == "late"
     record = shard(store, job_id, 1)
-    assert store.settle(record, "batch_1", token=None, after=0.0, changes={}).verdict == "other"
+    assert store.shards.settle(record, "batch_1", token=None, after=0.0, changes={}).verdict == "other"
     assert shard(store, job_id, 1).batch_id is None
-    assert store.settle(record, "batch_1", token=None, after=0.0, changes={}, sure=True).verdict == "late"
+    assert store.shards.settle(record, "batch_1", token=None, after=0.0, changes={}, sure=True).verdict == "late"
 
 
 def test_another_account_may_have_the_same_id(store: Store) -> None:
     """Each server counts for itself."""
     assert settle(store, uploaded(store)).verdict == "late"
     other = uploaded(store, account="other")
-    assert store.shards_of_batches("other", ["batch_1"]) == {}
+    assert store.shards.of_batches("other", ["batch_1"]) == {}
     assert settle(store, other).verdict == "late"
-    assert [found.job for found in store.shards_of_batches("other", ["batch_1", "batch_9"]).values()] == [other]
+    assert [found.job for found in store.shards.of_batches("other", ["batch_1", "batch_9"]).values()] == [other]
 
 
 def test_ids_that_answers_named_are_kept_until_the_shard_has_its_batch(store: Store) -> None:
     """Or until somebody calls again, having settled them; a few at most."""
     job_id = uploaded(store)
     lease = granted(claim(store, job_id, 0, Stage.UPLOADED))
-    store.intend(lease)
-    store.name(shard(store, job_id), {"batch_1": False, "batch_2": True})
-    store.name(shard(store, job_id), {"batch_1": True, "batch_2": False})
+    store.leases.intend(lease)
+    store.shards.name(shard(store, job_id), {"batch_1": False, "batch_2": True})
+    store.shards.name(shard(store, job_id), {"batch_1": True, "batch_2": False})
     assert shard(store, job_id).named == {"batch_1": True, "batch_2": True}
-    store.name(shard(store, job_id), {f"batch_{n}": True for n in range(50)})
+    store.shards.name(shard(store, job_id), {f"batch_{n}": True for n in range(50)})
     assert len(shard(store, job_id).named) == MOST_NAMED
-    store.name(shard(store, job_id).evolve(try_=9), {"batch_77": True})
-    store.intend(lease)
+    store.shards.name(shard(store, job_id).evolve(try_=9), {"batch_77": True})
+    store.leases.intend(lease)
     assert shard(store, job_id).named == {}
-    store.name(shard(store, job_id), {"batch_3": True})
+    store.shards.name(shard(store, job_id), {"batch_3": True})
     settle(store, job_id, token=lease.token)
-    store.name(shard(store, job_id), {"batch_4": True})
+    store.shards.name(shard(store, job_id), {"batch_4": True})
     assert shard(store, job_id).named == {}
 
 
@@ -691,7 +699,7 @@ def test_calls_without_an_answer_do_not_pile_up(store: Store) -> None:
     job_id = uploaded(store)
     for number in range(30):
         lease = granted(claim(store, job_id, 0, Stage.UPLOADED, epoch=shard(store, job_id).epoch))
-        store.intend(lease)
+        store.leases.intend(lease)
         advance(store, lease, Stage.UPLOADED)
         assert shard(store, job_id).calls[-1] == lease.token, number
     assert len(shard(store, job_id).calls) == 20
@@ -701,8 +709,8 @@ def test_settling_tells_the_holder_of_wake_and_cancel(store: Store) -> None:
     """It publishes the new chain itself."""
     job_id = uploaded(store)
     lease = granted(claim(store, job_id, 0, Stage.UPLOADED))
-    store.cancel(job_id)
-    store.bump_epoch(job_id, 0, ["new"])
+    store.jobs.cancel(job_id)
+    store.due.bump_epoch(job_id, 0, ["new"])
     news = settle(store, job_id, token=lease.token).news
     assert (news.wake, news.cancel) == (True, True)
     assert shard(store, job_id).next_at == about(store.now())
@@ -718,7 +726,7 @@ def test_settling_late_ends_a_living_lease_and_makes_the_shard_due(store: Store,
     assert (found.batch_id, found.stage, found.token) == ("batch_1", Stage.CREATED, None)
     assert due_in(store, job_id, 0) == about(0)
     with pytest.raises(LeaseLost):
-        store.intend(other)
+        store.leases.intend(other)
 
 
 def test_a_recorded_id_is_known(store: Store) -> None:
@@ -758,18 +766,19 @@ def test_a_batch_of_another_key_stage_or_record_is_to_be_cancelled(store: Store)
 # -- the end -------------------------------------------------------------------------------------------------------
 
 
-def merging(store: Store, **fields: Any) -> Lease:
+def merging(store: Store, **fields: Any) -> JobLease:
     """A claim on a job whose shards are collected."""
     job_id = planned(store, **fields)
     epoch = advance(store, claim(store, job_id, 0, Stage.PLANNED), Stage.COLLECTED)[1]
-    return granted(claim(store, job_id, JOB, State.FINALIZING, epoch=epoch))
+    lease: JobLease = granted(claim(store, job_id, JOB, State.FINALIZING, epoch=epoch))
+    return lease
 
 
 def test_finishing_fixes_the_state_and_leaves_the_job_due(store: Store) -> None:
     """A crash before telling is found by sweep."""
     lease = merging(store)
-    assert store.finish(lease, State.PARTIAL, {"ok": 1, "failed": 1}) is State.PARTIAL
-    job = store.get_job(lease.job.id)
+    assert store.leases.finish(lease, State.PARTIAL, {"ok": 1, "failed": 1}) is State.PARTIAL
+    job = store.jobs.get(lease.job.id)
     assert (job.stage, job.ok, job.failed, job.token) == (State.PARTIAL, 1, 1, lease.token)
     assert job.ended_at == about(store.now())
     assert due_in(store, lease.job.id, JOB) == about(LEASE)
@@ -778,26 +787,26 @@ def test_finishing_fixes_the_state_and_leaves_the_job_due(store: Store) -> None:
 def test_the_cancel_flag_wins(store: Store) -> None:
     """A job whose user asked for its end is `cancelled`, however its rows came out."""
     lease = merging(store)
-    store.cancel(lease.job.id)
-    assert store.finish(lease, State.SUCCEEDED, {}) is State.CANCELLED
+    store.jobs.cancel(lease.job.id)
+    assert store.leases.finish(lease, State.SUCCEEDED, {}) is State.CANCELLED
 
 
 def test_a_fixed_end_stays(store: Store) -> None:
     """A repeat, or a cancel that comes too late, changes nothing."""
     lease = merging(store)
-    store.finish(lease, State.SUCCEEDED, {"ok": 2})
-    assert store.cancel(lease.job.id) == (False, 1)
-    assert store.finish(lease, State.FAILED, {"ok": 0}) is State.SUCCEEDED
-    job = store.get_job(lease.job.id)
+    store.leases.finish(lease, State.SUCCEEDED, {"ok": 2})
+    assert store.jobs.cancel(lease.job.id) == (False, 1)
+    assert store.leases.finish(lease, State.FAILED, {"ok": 0}) is State.SUCCEEDED
+    job = store.jobs.get(lease.job.id)
     assert (job.ok, job.cancel) == (2, False)
 
 
 def test_an_ended_but_untold_job_can_be_claimed(store: Store, clock: Any) -> None:
     """Whoever told it may have vanished."""
     lease = merging(store)
-    store.finish(lease, State.SUCCEEDED, {})
+    store.leases.finish(lease, State.SUCCEEDED, {})
     clock.advance(LEASE + 1)
-    raised = store.bump_epoch(lease.job.id, JOB, ["new"], when="overdue")
+    raised = store.due.bump_epoch(lease.job.id, JOB, ["new"], when="overdue")
     assert raised is not None
     assert isinstance(claim(store, lease.job.id, JOB, State.SUCCEEDED, epoch=raised.epoch), Lease)
 
@@ -805,35 +814,35 @@ def test_an_ended_but_untold_job_can_be_claimed(store: Store, clock: Any) -> Non
 def test_putting_off_an_ended_job_leaves_its_end(store: Store) -> None:
     """Telling may fail for a while; the state that users have seen stays."""
     lease = merging(store)
-    store.finish(lease, State.SUCCEEDED, {"ok": 2})
-    store.defer(lease, 10.0, {"trouble": Problem(code="x", message="y")}, tries="refund")
-    assert store.get_job(lease.job.id).stage == State.SUCCEEDED
+    store.leases.finish(lease, State.SUCCEEDED, {"ok": 2})
+    store.leases.defer(lease, 10.0, {"trouble": Problem(code="x", message="y")}, tries="refund")
+    assert store.jobs.get(lease.job.id).stage == State.SUCCEEDED
 
 
 def test_a_told_job_leaves_the_due_set_and_its_records_expire(store: Store) -> None:
     """Its output is free for another; told twice is told once."""
     lease = merging(store, key="k", output="/out/told/")
     job_id = lease.job.id
-    store.log(job_id, "x")
-    store.finish(lease, State.SUCCEEDED, {})
+    store.events.add(job_id, "x")
+    store.leases.finish(lease, State.SUCCEEDED, {})
     for _ in range(2):
-        store.close_job(lease)
-        assert store.get_job(job_id).closed
+        store.leases.close_job(lease)
+        assert store.jobs.get(job_id).closed
     assert due_in(store, job_id, JOB) is None
-    assert claim(store, job_id, JOB, State.SUCCEEDED, epoch=store.get_job(job_id).epoch) == Refused("stage")
+    assert claim(store, job_id, JOB, State.SUCCEEDED, epoch=store.jobs.get(job_id).epoch) == ClaimDenied("stage")
     for name in (f"job:{job_id}", f"shard:{job_id}:0", f"log:{job_id}", "key:k"):
-        assert 0 < int(str(store.client.ttl(store.prefix + name))) <= 3600, name
-    assert store.submit(new_job(output="/out/told"))[1]
+        assert 0 < int(str(store.connection.client.ttl(store.connection.prefix + name))) <= 3600, name
+    assert store.jobs.submit(new_job(output="/out/told"))[1]
 
 
 def test_an_output_belongs_to_an_ended_job_until_it_is_told(store: Store) -> None:
     """Its telling is repeated, and writes job.json there."""
     lease = merging(store, output="/out/same")
-    store.finish(lease, State.SUCCEEDED, {})
+    store.leases.finish(lease, State.SUCCEEDED, {})
     with pytest.raises(OutputInUse, match=f"{lease.job.id}, which has ended, but"):
-        store.submit(new_job(output="/out/same"))
-    store.close_job(lease)
-    assert store.submit(new_job(output="/out/same"))[1]
+        store.jobs.submit(new_job(output="/out/same"))
+    store.leases.close_job(lease)
+    assert store.jobs.submit(new_job(output="/out/same"))[1]
 
 
 def test_a_job_claims_the_names_that_its_worker_sees_for_its_output(store: Store) -> None:
@@ -841,39 +850,39 @@ def test_a_job_claims_the_names_that_its_worker_sees_for_its_output(store: Store
     other = planned(store, owns=["/taken"])
     lease = merging(store, owns=["/link"])
     with pytest.raises(OutputInUse, match=other):
-        store.own(lease, ["/real", "/taken"])
-    store.own(lease, ["/real", "/link"])
-    assert store.get_job(lease.job.id).owns == lease.job.owns == ["/link", "/real"]
+        store.leases.own(lease, ["/real", "/taken"])
+    store.leases.own(lease, ["/real", "/link"])
+    assert store.jobs.get(lease.job.id).owns == lease.job.owns == ["/link", "/real"]
     for name in ("/link", "/real"):
         with pytest.raises(OutputInUse):
-            store.submit(new_job(owns=[name]))
-    store.finish(lease, State.SUCCEEDED, {})
-    store.close_job(lease)
+            store.jobs.submit(new_job(owns=[name]))
+    store.leases.finish(lease, State.SUCCEEDED, {})
+    store.leases.close_job(lease)
     with pytest.raises(LeaseLost):
-        store.own(lease, ["/late"])
-    assert store.submit(new_job(owns=["/link", "/real", "/late"]))[1]
+        store.leases.own(lease, ["/late"])
+    assert store.jobs.submit(new_job(owns=["/link", "/real", "/late"]))[1]
 
 
 def test_a_closed_job_does_not_free_the_output_of_another(store: Store) -> None:
     """A frozen worker may close it late."""
     lease = merging(store, owns=["/out/a"])
-    store.client.set(f"{store.prefix}output:/out/a", "job_of_another")
-    store.finish(lease, State.SUCCEEDED, {})
-    store.close_job(lease)
-    assert store.client.get(f"{store.prefix}output:/out/a") == "job_of_another"
+    store.connection.client.set(f"{store.connection.prefix}output:/out/a", "job_of_another")
+    store.leases.finish(lease, State.SUCCEEDED, {})
+    store.leases.close_job(lease)
+    assert store.connection.client.get(f"{store.connection.prefix}output:/out/a") == "job_of_another"
 
 
 def test_that_results_were_moved_is_noted_where_there_are_some(store: Store) -> None:
     """A job that has none, or that this Redis does not know, gets no record by it."""
     lease = merging(store, results="/out/a")
-    store.moved(lease.job.id, "/out/a/.batchpipe/x", "/real/a/.batchpipe/x")
-    assert store.get_job(lease.job.id).results == "/out/a/.batchpipe/x"
+    store.jobs.moved(lease.job.id, "/out/a/.batchpipe/x", "/real/a/.batchpipe/x")
+    assert store.jobs.get(lease.job.id).results == "/out/a/.batchpipe/x"
     without = planned(store)
     for job_id in (without, "job_unknown"):
-        store.moved(job_id, "/elsewhere", "/elsewhere")
-    assert store.get_job(without).results == ""
+        store.jobs.moved(job_id, "/elsewhere", "/elsewhere")
+    assert store.jobs.get(without).results == ""
     with pytest.raises(JobNotFound):
-        store.get_job("job_unknown")
+        store.jobs.get("job_unknown")
 
 
 # -- lists, log, accounts ------------------------------------------------------------------------------------------
@@ -882,18 +891,18 @@ def test_that_results_were_moved_is_noted_where_there_are_some(store: Store) -> 
 def test_jobs_are_listed_newest_first_and_by_state(store: Store, clock: Any) -> None:
     """`cancelling` is a state to the user, though it is never stored."""
     pending = new_job()
-    store.submit(pending)
+    store.jobs.submit(pending)
     clock.advance(1)
     running = planned(store)
     clock.advance(1)
     cancelling = planned(store)
-    store.cancel(cancelling)
+    store.jobs.cancel(cancelling)
     clock.advance(1)
     ended = merging(store)
-    store.finish(ended, State.SUCCEEDED, {})
+    store.leases.finish(ended, State.SUCCEEDED, {})
 
     def ids(state: State | None, limit: int = 100) -> list[str]:
-        return [job.id for job in store.list_jobs(state=state, limit=limit)]
+        return [job.id for job in store.jobs.newest(state=state, limit=limit)]
 
     assert ids(None) == [ended.job.id, cancelling, running, pending.id]
     assert ids(None, limit=2) == [ended.job.id, cancelling]
@@ -906,66 +915,66 @@ def test_jobs_are_listed_newest_first_and_by_state(store: Store, clock: Any) -> 
 def test_expired_jobs_vanish_from_the_lists(store: Store) -> None:
     """The lists are no memory of their own."""
     job_id, other = planned(store), planned(store)
-    store.client.delete(f"{store.prefix}job:{job_id}")
+    store.connection.client.delete(f"{store.connection.prefix}job:{job_id}")
     for _ in range(2):
-        assert [job.id for job in store.list_jobs()] == [other]
+        assert [job.id for job in store.jobs.newest()] == [other]
 
 
 def test_expired_jobs_do_not_hide_others(store: Store, clock: Any) -> None:
     """However many there are, one listing finds what is left."""
     kept = new_job()
-    store.submit(kept)
+    store.jobs.submit(kept)
     clock.advance(1)
     for _ in range(300):
         gone = new_job()
-        store.submit(gone)
-        store.client.delete(f"{store.prefix}job:{gone.id}")
-    assert [job.id for job in store.list_jobs()] == [kept.id]
+        store.jobs.submit(gone)
+        store.connection.client.delete(f"{store.connection.prefix}job:{gone.id}")
+    assert [job.id for job in store.jobs.newest()] == [kept.id]
 
 
 def test_the_log_is_read_in_order_and_from_an_id_on(store: Store) -> None:
     """Each event has an id, a time and its fields."""
-    store.log("job_x", "one", shard=1)
-    store.log("job_x", "two", text="é")
-    first, second = store.read_log("job_x")
+    store.events.add("job_x", "one", shard=1)
+    store.events.add("job_x", "two", text="é")
+    first, second = store.events.read("job_x")
     assert (first["event"], first["shard"], second["event"], second["text"]) == ("one", 1, "two", "é")
-    assert store.read_log("job_x", after=first["id"]) == [second]
+    assert store.events.read("job_x", after=first["id"]) == [second]
 
 
 def test_the_log_is_bounded(store: Store) -> None:
     """A job that has trouble for days does not fill Redis."""
-    pipe = store.client.pipeline(transaction=False)
+    pipe = store.connection.client.pipeline(transaction=False)
     for _ in range(LOG_LENGTH + 500):
-        pipe.xadd(f"{store.prefix}log:job_x", {"event": "e", "data": "{}"})
+        pipe.xadd(f"{store.connection.prefix}log:job_x", {"event": "e", "data": "{}"})
     pipe.execute()
-    store.log("job_x", "last")
-    length = int(str(store.client.xlen(f"{store.prefix}log:job_x")))
+    store.events.add("job_x", "last")
+    length = int(str(store.connection.client.xlen(f"{store.connection.prefix}log:job_x")))
     assert length <= LOG_LENGTH + 100  # Redis cuts whole nodes
-    assert int(str(store.client.ttl(f"{store.prefix}log:job_x"))) > 0
+    assert int(str(store.connection.client.ttl(f"{store.connection.prefix}log:job_x"))) > 0
 
 
 def test_a_paused_account_tells_why_until_it_is_resumed(store: Store) -> None:
     """Another account goes on."""
-    assert store.paused("default") is None
-    store.pause("default", 100, Problem(code="insufficient_quota", message="no money"))
-    pause = store.paused("default")
+    assert store.accounts.paused("default") is None
+    store.accounts.pause("default", 100, Problem(code="insufficient_quota", message="no money"))
+    pause = store.accounts.paused("default")
     assert pause is not None
     assert (pause.code, pause.message, pause.seconds) == ("insufficient_quota", "no money", about(100))
-    assert store.paused("other") is None
-    assert store.resume("default")
-    assert not store.resume("default")
-    assert store.paused("default") is None
+    assert store.accounts.paused("other") is None
+    assert store.accounts.resume("default")
+    assert not store.accounts.resume("default")
+    assert store.accounts.paused("default") is None
 
 
 def test_the_budget_of_looks_is_spent_and_refilled(store: Store, clock: Any) -> None:
     """A burst first, then so many in a second, over all workers."""
 
     def look() -> float:
-        return store.take_rate_token("default", per_second=0.5, burst=2)
+        return store.accounts.take_rate_token("default", per_second=0.5, burst=2)
 
     assert [look(), look()] == [0, 0]
     assert look() == pytest.approx(2, abs=0.5)
-    assert store.take_rate_token("other", per_second=0.5, burst=2) == 0
+    assert store.accounts.take_rate_token("other", per_second=0.5, burst=2) == 0
     clock.advance(2)
     assert look() == 0
     assert look() > 0
@@ -976,8 +985,8 @@ def test_the_budget_of_looks_is_spent_and_refilled(store: Store, clock: Any) -> 
 def test_fields_of_a_newer_version_are_ignored(store: Store) -> None:
     """Deploys roll: an older worker reads what a newer one wrote."""
     job_id = planned(store)
-    store.client.hset(f"{store.prefix}job:{job_id}", "from_the_future", "[1")
-    assert store.get_job(job_id).id == job_id
+    store.connection.client.hset(f"{store.connection.prefix}job:{job_id}", "from_the_future", "[1")
+    assert store.jobs.get(job_id).id == job_id
 
 
 def test_a_deadline_that_was_met_is_known_and_grows_up_to_a_bound(store: Store, clock: Any) -> None:
@@ -989,7 +998,7 @@ def test_a_deadline_that_was_met_is_known_and_grows_up_to_a_bound(store: Store, 
         for _ in range(60):
             clock.advance(LEASE / 2)
             try:
-                store.renew(lease)
+                store.leases.renew(lease)
             except LeaseLost:
                 break
     assert granted_for == [(100, False), (200, True), (400, True), (800, True), (800, True), (800, True)]
@@ -1006,11 +1015,11 @@ def test_who_gets_on_keeps_its_lease_beyond_the_deadline(store: Store, clock: An
     for _ in range(30):
         clock.advance(LEASE / 2)
         lease._got_on = True
-        store.renew(lease)
+        store.leases.renew(lease)
     clock.advance(50)
-    assert store.renew(lease)[0] == about(50)
+    assert store.leases.renew(lease)[0] == about(50)
     clock.advance(49)
-    assert store.renew(lease)[0] == about(1)
+    assert store.leases.renew(lease)[0] == about(1)
     clock.advance(2)
     with pytest.raises(LeaseLost):
-        store.renew(lease)
+        store.leases.renew(lease)

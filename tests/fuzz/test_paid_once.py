@@ -17,7 +17,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from batchpipe.model.records import ShardRecord
-from batchpipe.store import Store
+from batchpipe.store import Connection, Store
+from batchpipe.store.shards import Shards
 from batchpipe.testing import FakeOpenAI, Pump
 from batchpipe.testing.pump import Vanished
 from tests.fuzz.gateway import MADE, NOT_MADE, Gateway, Manner
@@ -49,16 +50,16 @@ def line() -> Iterator[Line]:
     assert line.wire.broken == []
 
 
-class DeadlyStore(Store):
+class DeadlyShards(Shards):
     """A worker dies before or after it records what an answer named."""
 
     deaths: list[str]
 
     def name(self, shard: ShardRecord, batch_ids: Mapping[str, bool]) -> None:
-        self._dying(lambda: super(DeadlyStore, self).name(shard, batch_ids))
+        self._dying(lambda: super(DeadlyShards, self).name(shard, batch_ids))
 
     def settle(self, *args: Any, **named: Any) -> Any:
-        return self._dying(lambda: super(DeadlyStore, self).settle(*args, **named))
+        return self._dying(lambda: super(DeadlyShards, self).settle(*args, **named))
 
     def _dying(self, act: Any) -> Any:
         death = self.deaths.pop(0) if self.deaths else ""
@@ -76,8 +77,9 @@ class Job:
     def __init__(self, line: Line, manner: Manner, plan: list[str], dying: list[str], rows: int = 4, **account: Any):
         self.gateway = Gateway(Results(PLAIN), manner, plan)
         line.wire.answer = self.gateway
-        store = DeadlyStore(fakeredis.FakeRedis(decode_responses=True))
-        store.deaths = list(dying)
+        store = Store(Connection(fakeredis.FakeRedis(decode_responses=True)))
+        store.shards = shards = DeadlyShards(store.connection)
+        shards.deaths = list(dying)
         with tempfile.TemporaryDirectory(dir=MEMORY) as folder:
             pump = Pump(Path(folder), api=cast(FakeOpenAI, line.api), store=store, max_rows=2, account_pause_seconds=30)
             self.gateway.clock = lambda: pump.at

@@ -18,7 +18,7 @@ from batchpipe.model.records import JOB, JobRecord, Move, ShardRecord, Stage, St
 from batchpipe.pipeline.messages import Message
 from batchpipe.pipeline.runner import Runner
 from batchpipe.pipeline.sweep import sweep
-from batchpipe.store import Lease, Refused, Store
+from batchpipe.store import ClaimDenied, Connection, JobLease, ShardLease, Store
 from batchpipe.store.scripts import source
 
 DOWNLOAD_SECONDS = 0.5
@@ -29,26 +29,29 @@ SWEEP_SECONDS = 5.0
 LONGEST_MARGIN = 1_800.0
 
 
-class _Store(Store):
+class _Connection(Connection):
     """Past retries and pools: tens of thousands of scripts; and with the text it is given."""
 
     def __init__(
         self, client: redis.Redis, skew: Callable[[], float], lease: float, text: Callable[[str], str]
     ) -> None:
         super().__init__(client, prefix="{depot}:", lease_seconds=lease, skew=skew)
-        self.connection = client.connection_pool.get_connection()
+        self._plain = client.connection_pool.get_connection()
         self._text = text
         self._shas: dict[str, str] = {}
 
-    def _run(self, name: str, keys: Any, *args: Any) -> list[Any]:
+    def run(self, name: str, keys: Any, *args: Any) -> list[Any]:
         if name not in self._shas:
             self._shas[name] = self._ask("SCRIPT", "LOAD", self._text(name))
-        given = [*keys, self._clock_key, f"{self.skew():.6f}", *args]
+        given = [*keys, self.clock_key, f"{self.skew():.6f}", *args]
         return cast(list[Any], self._ask("EVALSHA", self._shas[name], len(keys) + 1, *given))
 
     def _ask(self, *command: Any) -> Any:
-        self.connection.send_command(*command)
-        return self.connection.read_response()
+        self._plain.send_command(*command)
+        return self._plain.read_response()
+
+    def close(self) -> None:
+        self.client.connection_pool.release(self._plain)
 
 
 @dataclass
@@ -89,7 +92,8 @@ class Depot:
         text: Callable[[str], str] = source,
     ) -> None:
         self.at = self.begun = time.time()
-        self.store = _Store(client, lambda: self.at - time.time(), lease, text)
+        self.connection = _Connection(client, lambda: self.at - time.time(), lease, text)
+        self.store = Store(self.connection)
         self.queue: deque[Message] = deque()
         self.result = Drained()
         self._started = 0
@@ -100,17 +104,17 @@ class Depot:
             self._plan(f"job_{number}", shards)
 
     def close(self) -> None:
-        keys = cast(list[str], self.store.client.keys("{depot}:*"))
+        keys = cast(list[str], self.store.connection.client.keys("{depot}:*"))
         for start in range(0, len(keys), 5_000):
-            self.store.client.delete(*keys[start : start + 5_000])
-        self.store.client.connection_pool.release(self.store.connection)
+            self.store.connection.client.delete(*keys[start : start + 5_000])
+        self.connection.close()
 
     def _plan(self, job_id: str, count: int) -> None:
-        self.store.submit(JobRecord(id=job_id, epoch=1, output=job_id))
-        lease = self.store.claim(job_id, JOB, 1, [State.PENDING], deadline=60.0, enter=State.PREPARING)
-        assert isinstance(lease, Lease)
+        self.store.jobs.submit(JobRecord(id=job_id, epoch=1, output=job_id))
+        lease = self.store.leases.claim_job(job_id, 1, [State.PENDING], deadline=60.0, enter=State.PREPARING)
+        assert isinstance(lease, JobLease)
         shards = [ShardRecord(job=job_id, index=index, epoch=1, stage=Stage.ENDED, rows=1) for index in range(count)]
-        self.store.plan(lease, {"round": 1}, shards, [])
+        self.store.leases.plan(lease, {"round": 1}, shards, [])
         for shard in shards:
             self._publish(Message(job_id, shard.index, 1, Stage.ENDED, [], "q"))
 
@@ -123,7 +127,7 @@ class Depot:
     def drain(self, *, lose_all_at: float = math.inf, give_up: float = 12 * 3_600.0) -> Drained:
         """Until every shard is collected. ``lose_all_at``: after so many seconds no message is left in the queue."""
         free = [self.at] * self.workers
-        downloads: list[tuple[float, int, Lease]] = []
+        downloads: list[tuple[float, int, ShardLease]] = []
         sweep_at, lost = self.at, False
         while len(self.result.waited) < self.shards and self.at - self.begun < give_up:
             next_worker = max(free[0], self.at) if free and self.queue else math.inf
@@ -144,16 +148,16 @@ class Depot:
         self.result.seconds = self.at - self.begun
         return self.result
 
-    def _take(self, message: Message, free: list[float], downloads: list[tuple[float, int, Lease]]) -> None:
-        claim = self.store.claim(message.job, message.index, message.epoch, [Stage.ENDED], deadline=600.0)
-        if isinstance(claim, Refused):
+    def _take(self, message: Message, free: list[float], downloads: list[tuple[float, int, ShardLease]]) -> None:
+        claim = self.store.leases.claim_shard(message.job, message.index, message.epoch, [Stage.ENDED], deadline=600.0)
+        if isinstance(claim, ClaimDenied):
             heapq.heappush(free, self.at + VOID_SECONDS)
         else:
             self._started += 1  # a tie-break: leases have no order
             heapq.heappush(downloads, (self.at + DOWNLOAD_SECONDS, self._started, claim))
 
-    def _collected(self, lease: Lease) -> None:
+    def _collected(self, lease: ShardLease) -> None:
         move = Move(stage=Stage.COLLECTED, changes={"ok": 1})
-        _, merge = self.store.advance(lease, move, tries="reset", merge_ids=[])
+        _, merge = self.store.leases.advance(lease, move, tries="reset", merge_ids=[])
         self.result.merges += merge > 0
         self.result.waited[lease.job.id, lease.index] = self.at - self.begun

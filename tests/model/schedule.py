@@ -294,7 +294,7 @@ class Schedule:
     def _calmly(self) -> bool:
         """The next thing that happens by itself, without faults: a message or a sweep. False: nothing is left."""
         world = self.world
-        ahead = world.store.clock().now - world.at  # due times are Redis'
+        ahead = world.store.connection.clock().now - world.at  # due times are Redis'
         moments = [delivery.at for delivery in world.waiting] + [at - ahead for at in world.watch.seen.due.values()]
         if not moments:
             return False

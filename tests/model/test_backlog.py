@@ -31,8 +31,8 @@ def assert_drained(depot: Depot, result: Drained, jobs: int) -> None:
     """All are collected, each job went on to its merge once, and nothing but those merges is due."""
     assert len(result.waited) == depot.shards
     assert result.merges == jobs
-    assert {index for _, index in depot.store.due(100_000)} <= {-1}
-    assert depot.store.client.zcard(f"{depot.store.prefix}due") == jobs
+    assert {index for _, index in depot.store.due.overdue(100_000)} <= {-1}
+    assert depot.store.connection.client.zcard(f"{depot.store.connection.prefix}due") == jobs
 
 
 @pytest.mark.timeout(300)

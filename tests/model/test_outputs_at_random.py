@@ -26,7 +26,7 @@ from batchpipe.errors import InvalidInput, OutputInUse, TransientError
 from batchpipe.model.records import JobRecord, new_job_id
 from batchpipe.pipeline.manifest import check_output_here
 from batchpipe.storage import Folder, place_name
-from batchpipe.store import Store
+from batchpipe.store import Connection, Store
 from batchpipe.testing import FakeOpenAI, Pump, Vanished
 from tests.size import scaled
 
@@ -47,12 +47,12 @@ class Mortal:
                 raise Vanished
 
 
-class MortalStore(Store):
+class MortalConnection(Connection):
     mortal: Mortal
 
-    def _run(self, name: str, keys: Any, *args: Any) -> list[Any]:
+    def run(self, name: str, keys: Any, *args: Any) -> list[Any]:
         self.mortal()
-        answer = super()._run(name, keys, *args)
+        answer = super().run(name, keys, *args)
         self.mortal()
         return answer
 
@@ -74,11 +74,11 @@ class Site:
         self.jobs: dict[str, list[str]] = {}  #: the rows of each, in order
         self.notify_sites = True
         self.mortal = mortal
-        store = MortalStore(fakeredis.FakeRedis(decode_responses=True))
+        connection = MortalConnection(fakeredis.FakeRedis(decode_responses=True))
         api = MortalOpenAI(autofinish=True)
         api.answer = lambda request: 400 if request["custom_id"].startswith("bad") else {"usage": {}}
-        store.mortal = api.mortal = mortal
-        self.pump = Pump(folder, api=api, store=store, tell=self._tell, max_rows=2, keep_workspace=True)
+        connection.mortal = api.mortal = mortal
+        self.pump = Pump(folder, api=api, store=Store(connection), tell=self._tell, max_rows=2, keep_workspace=True)
 
     def _tell(self, job: JobRecord) -> None:
         if not self.notify_sites:

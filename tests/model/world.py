@@ -1,8 +1,8 @@
 """One job, its workers, its provider and its Redis, on one clock: the shipped turns and scripts, each step apart.
 
-Real are: the scripts, Store, ShardRunner with the steps upload, create and poll, JobRunner' frame and planning, sweep.
-Stand-ins are what reads and writes large files (prepare, download, merge, job.json), for the protocol does not depend
-on it, and renewal, which here follows the model's clock instead of a thread.
+Real are: the scripts, the store, ShardRunner with the steps upload, create and poll, JobRunner's frame and planning,
+sweep. Stand-ins are what reads and writes large files (prepare, download, merge, job.json), for the protocol does not
+depend on it, and renewal, which here follows the model's clock instead of a thread.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import orjson
 import redis
@@ -32,13 +32,18 @@ from batchpipe.errors import (
 from batchpipe.model.provider import Batch
 from batchpipe.model.records import JOB, BatchError, JobRecord, Move, Problem, Stage, State, Status
 from batchpipe.model.retry import REDIS_PAUSE_SECONDS
+from batchpipe.model.steps import Step
 from batchpipe.pipeline.job_runner import JobRunner
 from batchpipe.pipeline.messages import Continue, Message, Next, Retry
 from batchpipe.pipeline.shard_runner import ShardRunner
 from batchpipe.pipeline.sharding import Prepared, ShardPlan
 from batchpipe.pipeline.sweep import sweep
-from batchpipe.store import Clock, Lease, Store
-from batchpipe.store import Refused as ClaimRefused
+from batchpipe.store import ClaimDenied, Clock, Connection, JobLease, Lease, ShardLease, Store
+from batchpipe.store.accounts import Accounts
+from batchpipe.store.due import Due
+from batchpipe.store.events import Events
+from batchpipe.store.jobs import Jobs
+from batchpipe.store.leases import Leases
 from batchpipe.store.scripts import source
 from batchpipe.testing import Delivery, FakeBatch, FakeOpenAI
 from tests.model.invariants import Broken, Records, Watch
@@ -47,6 +52,8 @@ from tests.model.scheduler import Actor
 LEASE = 60.0
 GRACE = 30.0
 
+#: Scripts that change no record.
+_ABOUT_NO_RECORD = ("now", "swept")
 #: What may befall a script: it is repeated after a lost answer, Redis is away, or went away after it ran.
 SCRIPT_FAULTS = ("repeat", "away", "away after")
 #: What may befall whatever else takes time: provider calls that cost nothing, files.
@@ -120,7 +127,18 @@ class ModelLease(Lease):
         self.renew_at = before + max(self.seconds / 3, 0.1)  # near its deadline a lease grants less and less
 
 
-class ModelStore(Store):
+class ModelJobLease(ModelLease, JobLease):
+    """Of a job."""
+
+
+class ModelShardLease(ModelLease, ShardLease):
+    """Of a shard."""
+
+
+L = TypeVar("L", ModelJobLease, ModelShardLease)
+
+
+class ModelConnection(Connection):
     """The real scripts, with a point before and after each, and the watch told of each."""
 
     def __init__(self, client: redis.Redis, world: World, prefix: str, text: Source) -> None:
@@ -135,51 +153,20 @@ class ModelStore(Store):
         self.world = world
         self._text = text
         # past retries and pools, which the model does not need and which cost more than the script
-        self._connection = client.connection_pool.get_connection()
+        self._wire = client.connection_pool.get_connection()
 
     def close(self) -> None:
-        self.client.connection_pool.release(self._connection)
+        self.client.connection_pool.release(self._wire)
 
     def clock(self) -> Clock:
         if not self.world.redis_moved:
             return Clock(self.world.at)  # the same, and quicker
-        now, ahead, back_at, back_by, leap_at, leap_by = map(float, self._plain("now"))
-        return Clock(now, ahead, back_at, back_by, leap_at, leap_by, self.world.at)
+        return super().clock()
 
-    def note_sweep(self) -> None:
-        self._plain("swept", f"{self.prefix}swept")
-
-    def _plain(self, name: str, *keys: str) -> Any:
-        """A script that is about no record."""
-        given = [*keys, self._clock_key, f"{self.skew():.6f}"]
-        return self._ask("EVAL", self._text(name), len(keys) + 1, *given)
-
-    def account_of(self, job_id: str) -> str | None:
-        return "default"
-
-    def paused(self, account: str) -> None:
-        return None
-
-    def take_rate_token(self, account: str, *, per_second: float, burst: float) -> float:
-        return 0.0
-
-    def log(self, job_id: str, event: str, **fields: Any) -> None:
-        pass
-
-    def claim(self, *args: Any, **named: Any) -> Lease | ClaimRefused:
-        before = self.world.at
-        answer = super().claim(*args, **named)
-        if isinstance(answer, ClaimRefused):
-            self.world.watch.facts[f"refused: {answer.why}"] += 1
-            return answer
-        lease = ModelLease(
-            self, answer.job, answer.shard, answer.token, answer.seconds, before, answer.news, answer.deadline
-        )
-        lease.world = self.world
-        self.world.leases[self.world.actor] = lease
-        return lease
-
-    def _run(self, name: str, keys: Sequence[str], *args: Any) -> list[Any]:
+    def run(self, name: str, keys: Sequence[str], *args: Any) -> list[Any]:
+        if name in _ABOUT_NO_RECORD:
+            given = [*keys, self.clock_key, f"{self.skew():.6f}", *args]
+            return cast(list[Any], self._ask("EVAL", self._text(name), len(keys) + 1, *given))
         self.world.point(name)
         fault = self.world.take_fault(SCRIPT_FAULTS)
         if fault == "away":
@@ -194,8 +181,8 @@ class ModelStore(Store):
         return answer
 
     def _executed(self, name: str, keys: Sequence[str], args: Sequence[Any]) -> list[Any]:
-        job = self._job_key(self.world.job_id)
-        given = [*keys, job, self._clock_key, f"{self.skew():.6f}", *args]
+        job = self.job_key(self.world.job_id)
+        given = [*keys, job, self.clock_key, f"{self.skew():.6f}", *args]
         answer, seen = self._ask("EVALSHA", self._sha(name), len(keys) + 2, *given)
         self.world.tell(f"{name} {keys[0].rpartition(':')[2]} {args}")
         record = "job" if keys[0] == job else keys[0].rpartition(":")[2]
@@ -213,18 +200,80 @@ class ModelStore(Store):
         return _loaded(self, name, text)
 
     def _ask(self, *command: Any) -> Any:
-        self._connection.send_command(*command)
-        return self._connection.read_response()
+        self._wire.send_command(*command)
+        return self._wire.read_response()
+
+
+class ModelLeases(Leases):
+    """The real claims; their leases follow the model's clock."""
+
+    def __init__(self, connection: ModelConnection, due: Due) -> None:
+        super().__init__(connection, due)
+        self.world = connection.world
+
+    def claim_job(self, *args: Any, **named: Any) -> JobLease | ClaimDenied:
+        before = self.world.at
+        answer = super().claim_job(*args, **named)
+        return self._denied(answer) if isinstance(answer, ClaimDenied) else self._ours(ModelJobLease, answer, before)
+
+    def claim_shard(self, *args: Any, **named: Any) -> ShardLease | ClaimDenied:
+        before = self.world.at
+        answer = super().claim_shard(*args, **named)
+        if isinstance(answer, ClaimDenied):
+            return self._denied(answer)
+        return self._ours(ModelShardLease, answer, before, shard=answer.shard)
+
+    def _denied(self, answer: ClaimDenied) -> ClaimDenied:
+        self.world.watch.facts[f"refused: {answer.why}"] += 1
+        return answer
+
+    def _ours(self, kind: type[L], answer: Lease, before: float, **more: Any) -> L:
+        names = ("renewer", "job", "token", "seconds", "news", "deadline")
+        lease = kind(**{name: getattr(answer, name) for name in names}, **more, confirmed=before)
+        lease.world = self.world
+        self.world.leases[self.world.actor] = lease
+        return lease
+
+
+class ModelJobs(Jobs):
+    """All of one account."""
+
+    def account_of(self, job_id: str) -> str | None:
+        return "default"
+
+
+class ModelAccounts(Accounts):
+    """Never paused, and without a budget."""
+
+    def paused(self, account: str) -> None:
+        return None
+
+    def take_rate_token(self, account: str, *, per_second: float, burst: float) -> float:
+        return 0.0
+
+
+class NoEvents(Events):
+    """Not kept."""
+
+    def add(self, job_id: str, event: str, **fields: Any) -> None:
+        pass
+
+
+def model_store(connection: ModelConnection) -> Store:
+    store = Store(connection)
+    store.leases, store.jobs = ModelLeases(connection, store.due), ModelJobs(connection, store.due)
+    store.accounts, store.events = ModelAccounts(connection), NoEvents(connection)
+    return store
 
 
 _shas: dict[tuple[int, str], str] = {}
 
 
-def _loaded(store: ModelStore, name: str, text: str) -> str:
+def _loaded(connection: ModelConnection, name: str, text: str) -> str:
     """The script is sent to a server once."""
-    place = (id(store.client), text)
+    place = (id(connection.client), text)
     if place not in _shas:
-        _shas[place] = store._ask("SCRIPT", "LOAD", _WATCHED % text)
+        _shas[place] = connection._ask("SCRIPT", "LOAD", _WATCHED % text)
     return _shas[place]
 
 
@@ -312,19 +361,17 @@ class ModelShardTurns(ShardRunner):
 
     world: World
 
-    def _step(self, link: str, lease: Lease, api: Any) -> Any:
-        if link != "download":
-            return super()._step(link, lease, api)
+    def _step(self, step: Step, lease: ShardLease, api: Any) -> Any:
+        if step.name != "download":
+            return super()._step(step, lease, api)
         self.world.files()
         lease.check()
-        assert lease.shard is not None
         return Move(stage=Stage.COLLECTED, changes={"ok": lease.shard.rows})
 
-    def _unforeseen(self, lease: Lease, problem: Problem) -> Any:
+    def _unforeseen(self, step: Step, lease: ShardLease, problem: Problem) -> Any:
         raise Broken(problem.message)
 
-    def _abandon(self, lease: Lease, workspace: Any, problem: Problem, **how: Any) -> Move:
-        assert lease.shard is not None
+    def _abandon(self, lease: ShardLease, problem: Problem, **how: Any) -> Move:
         self.world.watch.facts[f"abandoned: {problem.code}"] += 1
         return Move(stage=Stage.COLLECTED, changes={"missing": lease.shard.rows, "error": problem})
 
@@ -335,14 +382,14 @@ class ModelJobTurns(JobRunner):
 
     world: World
 
-    def _prepare(self, lease: Lease) -> str:
+    def _prepare(self, lease: JobLease) -> str:
         self.world.files()
         return self._plan(lease, Prepared([], 0, None) if lease.job.cancel else self._prepared(lease.job))
 
-    def _merge(self, lease: Lease) -> str:
+    def _merge(self, lease: JobLease) -> str:
         job = lease.job
         if State(job.stage).ended:
-            self._tell_all(lease, State(job.stage))
+            self._close(lease, State(job.stage))
             return ""
         self.world.files()
         if not job.cancel and job.round < job.attempts:
@@ -350,7 +397,7 @@ class ModelJobTurns(JobRunner):
         lease.check()
         return self._finish(lease, State.SUCCEEDED, {"ok": 1})
 
-    def _trouble(self, lease: Lease, error: Exception) -> Next:
+    def _trouble(self, lease: JobLease, error: Exception) -> Next:
         if not isinstance(error, TransientError):
             raise error
         return super()._trouble(lease, error)
@@ -359,11 +406,11 @@ class ModelJobTurns(JobRunner):
         indexes = range(job.shards, job.shards + self.world.shards_a_round)
         return Prepared([ShardPlan(index, "requests.jsonl", 1, 1, None) for index in indexes], len(indexes), None)
 
-    def _tell_all(self, lease: Lease, state: State) -> None:
+    def _close(self, lease: JobLease, state: State) -> None:
         self.world.files()
         self.world.notified += 1
         lease.stop()
-        self.store.close_job(lease)
+        self.store.leases.close_job(lease)
 
 
 class World:
@@ -384,7 +431,8 @@ class World:
         self.story: list[tuple[float, Actor | None, str]] = []  #: for whoever reads of a broken promise
         self.shards_a_round = shards
         self.job_id = f"job_{uuid.uuid4().hex[:12]}"
-        self.store = ModelStore(client, self, f"{{{self.job_id}}}:", text)
+        self.connection = ModelConnection(client, self, f"{{{self.job_id}}}:", text)
+        self.store = model_store(self.connection)
         self.api = ModelOpenAI(self)
         settings = _settings(folder)
         apis = cast(Any, lambda name: self.api)
@@ -406,15 +454,15 @@ class World:
             workspace=str(workspace),
             attempts=rounds,
         )
-        self.store.submit(job)
+        self.store.jobs.submit(job)
         self.job_turns.publish(Message(job.id, JOB, 1, State.PENDING, job.task_ids, job.queue))
 
     def close(self) -> None:
         """Leave nothing behind in Redis."""
-        keys = self.store.client.keys(f"{self.store.prefix}*")
+        keys = self.store.connection.client.keys(f"{self.store.connection.prefix}*")
         if keys:
-            self.store.client.delete(*cast(list[str], keys))
-        self.store.close()
+            self.store.connection.client.delete(*cast(list[str], keys))
+        self.connection.close()
 
     def tell(self, words: str) -> None:
         self.story.append((self.at, self.actor, words))
@@ -486,7 +534,7 @@ class World:
 
     def cancel(self) -> None:
         """As the client does; its revokes are lost, as they may be."""
-        asked, shards = self.store.cancel(self.job_id)
+        asked, shards = self.store.jobs.cancel(self.job_id)
         for index in (JOB, *range(shards)) if asked else ():
             self.job_turns.republish(self.job_id, index)
 

@@ -100,7 +100,7 @@ def test_a_worker_that_takes_it_lets_beat_send_the_next(store: Store, clock: Any
         assert may_send(store, NAME, QUEUE, lambda queue: 7)
         clock.advance(5)
         assert not may_send(store, NAME, QUEUE, lambda queue: 7)
-        store.note_pulse(NAME, taken=store.now())
+        store.queues.note_pulse(NAME, taken=store.now())
         clock.advance(5)
 
 
@@ -109,11 +109,11 @@ def test_a_queue_that_moves_or_is_listened_on_gets_it_now_and_then(store: Store,
     assert may_send(store, NAME, QUEUE, lambda queue: 7)
     clock.advance(MOVING_SECONDS + 1)
     assert not may_send(store, NAME, QUEUE, lambda queue: 7)
-    store.note_taken(QUEUE)
+    store.queues.note_taken(QUEUE)
     assert may_send(store, NAME, QUEUE, lambda queue: 7)
     clock.advance(LISTENED_SECONDS + 1)
     assert not may_send(store, NAME, QUEUE, lambda queue: 7)
-    store.note_listening("w1", [QUEUE])
+    store.queues.note_listening("w1", [QUEUE])
     assert may_send(store, NAME, QUEUE, lambda queue: 7)
     assert not may_send(store, NAME, QUEUE, lambda queue: 7)
 
@@ -122,15 +122,15 @@ def test_a_queue_of_which_nothing_is_taken_for_a_month_gets_it_less_and_less_oft
     """A worker that hangs still says that it listens: it was one message more every ten minutes."""
     sent = 0
     for _ in range(30 * 144):
-        store.note_listening("w", [QUEUE])
+        store.queues.note_listening("w", [QUEUE])
         sent += may_send(store, NAME, QUEUE, lambda queue: 7)
         clock.advance(600)
     assert 30 <= sent <= 45
-    store.note_taken(QUEUE)
-    store.note_pulse(NAME, taken=store.now())
+    store.queues.note_taken(QUEUE)
+    store.queues.note_pulse(NAME, taken=store.now())
     assert may_send(store, NAME, QUEUE, lambda queue: 1)
     clock.advance(LISTENED_SECONDS + 1)
-    store.note_listening("w", [QUEUE])
+    store.queues.note_listening("w", [QUEUE])
     assert may_send(store, NAME, QUEUE, lambda queue: 1)  # as often as at first
 
 
@@ -148,8 +148,8 @@ def test_a_worker_notes_that_it_has_taken_it(app: Celery, settings: Settings) ->
     finally:
         task.pop_request()
     store = runtime(settings).store
-    assert store.pulse(NAME).taken > 0
-    assert store.last_taken(settings.queue) > 0
+    assert store.queues.pulse(NAME).taken > 0
+    assert store.queues.last_taken(settings.queue) > 0
 
 
 DATABASE_BEAT = """

@@ -129,7 +129,7 @@ def test_a_sweep_looks_after_the_others_though_an_account_has_no_client(tmp_path
     pump.job_turns.apis = broken
     pump.advance(60.0)
     assert pump.sweep() == 0
-    assert pump.store.stats().swept == pytest.approx(pump.at, abs=1.0)
+    assert pump.store.counters.stats().swept == pytest.approx(pump.at, abs=1.0)
     assert pump.job(job_id).closed
 
 
@@ -140,8 +140,8 @@ def test_a_record_that_cannot_be_read_is_said_in_one_line(
         monkeypatch.setenv(f"BATCHPIPE_{key}", text)
     store = Store.connect(redis_url, prefix=prefix)
     job = JobRecord(id=new_job_id(), epoch=1, output="/nowhere/out")
-    store.submit(job)
-    store.client.hset(f"{prefix}job:{job.id}", "max_rows", "many")
+    store.jobs.submit(job)
+    store.connection.client.hset(f"{prefix}job:{job.id}", "max_rows", "many")
     said = CliRunner().invoke(cli, ["status", job.id])
     assert f"the record of {job.id} in Redis cannot be read" in str(said.exception)
     assert isinstance(said.exception, BatchpipeError)  # which the command line prints as one line
@@ -151,11 +151,11 @@ def test_what_keeps_a_record_from_being_claimed_is_noted_on_it(tmp_path: Path, c
     """And tried again later, for a deploy may mend it."""
     pump = Pump(tmp_path)
     job_id = pump.submit(chat_rows(1))
-    key = f"{pump.store.prefix}job:{job_id}"
-    pump.store.client.hset(key, "max_rows", "many")
+    key = f"{pump.store.connection.prefix}job:{job_id}"
+    pump.store.connection.client.hset(key, "max_rows", "many")
     pump.step()
-    assert "cannot be read" in cast(str, pump.store.client.hget(key, "trouble"))
-    pump.store.client.hset(key, "max_rows", "2")
+    assert "cannot be read" in cast(str, pump.store.connection.client.hget(key, "trouble"))
+    pump.store.connection.client.hset(key, "max_rows", "2")
     pump.run_until_idle()
     assert pump.job(job_id).state is State.SUCCEEDED
     assert JOB == -1

@@ -28,7 +28,7 @@ from batchpipe.pipeline.sharding import Bounds, NoFiles, Planner
 from batchpipe.pipeline.sweep import sweep
 from batchpipe.provider.parse import MOST_ERROR_TEXTS, parse_batch
 from batchpipe.storage import LineFile
-from batchpipe.store import Lease, Store
+from batchpipe.store import Connection, JobLease, Store
 from batchpipe.store.records import encode_value
 from batchpipe.tasks.runtime import runtime
 from batchpipe.testing import FakeOpenAI, Pump
@@ -216,17 +216,17 @@ def test_status_shows_what_is_in_trouble_and_sums_of_the_rest(capsys: pytest.Cap
 
 def test_a_sweep_goes_on_past_a_record_that_cannot_be_read(tmp_path: Path, chat_rows: Rows) -> None:
     """It is named and put aside; what is due after it is published again."""
-    store = Store(fakeredis.FakeRedis(decode_responses=True))
+    store = Store(Connection(fakeredis.FakeRedis(decode_responses=True)))
     pump = Pump(tmp_path, store=store, api=FakeOpenAI())
     jobs = [pump.submit(chat_rows(1)) for _ in range(2)]
-    store.client.delete(f"{store.prefix}job:{jobs[0]}")
-    store.client.set(f"{store.prefix}job:{jobs[0]}", "no hash")
+    store.connection.client.delete(f"{store.connection.prefix}job:{jobs[0]}")
+    store.connection.client.set(f"{store.connection.prefix}job:{jobs[0]}", "no hash")
     pump.waiting.clear()
     pump.advance(3_600)
     sweep(pump.job_turns)
     assert {message.job for message in pump.published[2:]} == {jobs[1]}
     pump.advance(120)
-    assert jobs[0] not in {job for job, _ in store.due()}
+    assert jobs[0] not in {job for job, _ in store.due.overdue()}
 
 
 def test_doctor_names_a_record_that_cannot_be_read(
@@ -236,10 +236,10 @@ def test_doctor_names_a_record_that_cannot_be_read(
 
     prefix = f"{{{new_job_id()}}}:"
     client = Client(Settings(_env_file=None, redis_url=redis_url, home=tmp_path))
-    monkeypatch.setattr(client.store, "prefix", prefix)
+    monkeypatch.setattr(client.store.connection, "prefix", prefix)
     job_id = new_job_id()
-    client.store.submit(JobRecord(id=job_id, epoch=1, output="/o"))
-    client.store.client.hset(f"{prefix}job:{job_id}", "stage", "archived")
+    client.store.jobs.submit(JobRecord(id=job_id, epoch=1, output="/o"))
+    client.store.connection.client.hset(f"{prefix}job:{job_id}", "stage", "archived")
     [finding] = _trouble(_open_jobs(client))
     assert "cannot be read" in finding.detail
 
@@ -251,11 +251,11 @@ def test_a_cancel_of_many_shards_wakes_a_few_at_once_and_the_sweep_the_others(
     count = 70
     client = Client(Settings(_env_file=None, redis_url=redis_url, prefix=prefix, home=tmp_path))
     job = JobRecord(id=new_job_id(), epoch=1, output="/o", task_ids=["p"])
-    client.store.submit(job)
+    client.store.jobs.submit(job)
     stages = [State.PENDING.value]
-    lease = client.store.claim(job.id, -1, 1, stages, deadline=99, enter=State.PREPARING.value)
-    assert isinstance(lease, Lease)
-    client.store.plan(lease, {}, many_planned(job.id, count), ["m"])
+    lease = client.store.leases.claim_job(job.id, 1, stages, deadline=99, enter=State.PREPARING.value)
+    assert isinstance(lease, JobLease)
+    client.store.leases.plan(lease, {}, many_planned(job.id, count), ["m"])
     turns = runtime(client.settings).jobs
     sent: list[int] = []
     monkeypatch.setattr(turns, "_publish", lambda message: sent.append(message.index))
@@ -277,7 +277,7 @@ class Waiting:
         self.client, self.turns = client, runtime(client.settings).jobs
         self.sent: list[tuple[str, int]] = []
         self.calls = 0
-        run = self.client.store._run
+        run = self.client.store.connection.run
 
         def counted(*args: Any) -> Any:
             self.calls += 1
@@ -286,28 +286,30 @@ class Waiting:
         def note(message: Message) -> None:
             self.sent.append((message.job, message.index))
 
-        monkeypatch.setattr(self.client.store, "_run", counted)
+        monkeypatch.setattr(self.client.store.connection, "run", counted)
         monkeypatch.setattr(self.turns, "_publish", note)
 
     def job(self, count: int, *, account: str = "default", troubled: Sequence[int] = ()) -> str:
         store = self.client.store
         job = JobRecord(id=new_job_id(), epoch=1, output=f"/o/{new_job_id()}", task_ids=["p"], account=account)
-        store.submit(job)
-        lease = store.claim(job.id, -1, 1, [State.PENDING.value], deadline=99, enter=State.PREPARING.value)
-        assert isinstance(lease, Lease)
-        store.plan(lease, {}, many_planned(job.id, count), ["m"])
-        pipe = store.client.pipeline(transaction=False)
+        store.jobs.submit(job)
+        lease = store.leases.claim_job(job.id, 1, [State.PENDING.value], deadline=99, enter=State.PREPARING.value)
+        assert isinstance(lease, JobLease)
+        store.leases.plan(lease, {}, many_planned(job.id, count), ["m"])
+        pipe = store.connection.client.pipeline(transaction=False)
         for index in range(count):
-            pipe.hset(f"{store.prefix}shard:{job.id}:{index}", "next_at", str(store.host_time() + 600))
+            pipe.hset(
+                f"{store.connection.prefix}shard:{job.id}:{index}", "next_at", str(store.connection.host_time() + 600)
+            )
         for index in troubled:
             full = encode_value(Problem(code="account_full", message="full"))
-            pipe.hset(f"{store.prefix}shard:{job.id}:{index}", "trouble", full)
+            pipe.hset(f"{store.connection.prefix}shard:{job.id}:{index}", "trouble", full)
         pipe.execute()
         self.calls = 0
         return job.id
 
     def sweep_all(self) -> None:
-        while self.client.store.client.exists(f"{self.client.store.prefix}waking"):
+        while self.client.store.connection.client.exists(f"{self.client.store.connection.prefix}waking"):
             sweep(self.turns, listing=False)
 
 
@@ -316,7 +318,7 @@ def test_the_end_of_a_pause_wakes_a_few_at_once_and_the_sweeps_the_others(waitin
     """A command and a request of the web take as long for 10,000 shards that wait as for 20."""
     large, others = waiting.job(count), [waiting.job(1) for _ in range(30)]
     waiting.job(3, account="other")
-    waiting.client.store.pause("default", 600, Problem(code="insufficient_quota", message="no money"))
+    waiting.client.store.accounts.pause("default", 600, Problem(code="insufficient_quota", message="no money"))
     waiting.calls = 0
     found = waiting.client.resume("DEFAULT")
     assert (found.paused, found.woken, len(waiting.sent)) == (True, WOKEN_AT_ONCE, WOKEN_AT_ONCE)
@@ -376,10 +378,10 @@ def test_list_shows_a_job_that_cannot_be_read_and_logs_say_what_was_dropped(
     store = Store.connect(redis_url, prefix=prefix)
     jobs = [JobRecord(id=new_job_id(), epoch=1, output=f"/o/{at}") for at in range(2)]
     for job in jobs:
-        store.submit(job)
-    store.client.hset(f"{prefix}job:{jobs[0].id}", "stage", "archived")
+        store.jobs.submit(job)
+    store.connection.client.hset(f"{prefix}job:{jobs[0].id}", "stage", "archived")
     for at in range(3):
-        store.log(jobs[1].id, "deferred", number=at)
+        store.events.add(jobs[1].id, "deferred", number=at)
     listed = CliRunner().invoke(cli, ["list"])
     assert f"{jobs[0].id}  unreadable" in listed.stdout
     assert f"{jobs[1].id}  pending" in listed.stdout

@@ -29,7 +29,7 @@ def pump(tmp_path: Path) -> Pump:
 
 def decide(pump: Pump, job_id: str, decision: Any) -> None:
     """As ``client.resume_job`` and ``client.land``."""
-    assert pump.store.decide(job_id, decision)[0] == "ok"
+    assert pump.store.jobs.decide(job_id, decision)[0] == "ok"
     for index in range(-1, pump.job(job_id).shards):
         pump.job_turns.republish(job_id, index, when="asleep")
 
@@ -37,7 +37,7 @@ def decide(pump: Pump, job_id: str, decision: Any) -> None:
 def land(pump: Pump, job_id: str) -> str:
     """As ``client.land`` of a job that has ended; the sweep finds what is due."""
     job, indexes = pump.job(job_id), [shard.index for shard in pump.shards(job_id) if shard.error is not None]
-    return pump.store.land(job_id, indexes, in_output=results_place(job).url == Folder(job.output).url)
+    return pump.store.jobs.land(job_id, indexes, in_output=results_place(job).url == Folder(job.output).url)
 
 
 def cancelled_in_the_dashboard(pump: Pump, rows: list[dict[str, object]], *, done: int = 1) -> tuple[str, str]:
@@ -110,7 +110,7 @@ def test_a_setting_decides_beforehand(tmp_path: Path, chat_rows: Rows, mode: str
         pump.api.finish(batch.id)
     pump.run_until_idle(DAY)
     assert (len(pump.api.batches), pump.job(job_id).ok, once(pump)) == (batches, ok, True)
-    [said] = [event["message"] for event in pump.store.read_log(job_id) if event["event"] == "cancelled_elsewhere"]
+    [said] = [event["message"] for event in pump.store.events.read(job_id) if event["event"] == "cancelled_elsewhere"]
     follows = {"resend": "its rows that were not run are sent again", "land": "nothing more is sent of this job"}
     assert follows[mode] in said
     assert (follows["land"] in said) == (mode == "land")
@@ -187,7 +187,7 @@ def test_what_was_given_up_is_landed_when_its_batch_is_seen_again(pump: Pump, ch
     assert (job.state, job.ok, job.missing, job.error) == (State.SUCCEEDED, count, 0, None)
     assert pump.outcomes(job_id) == {f"r{number}": "ok" for number in range(count)}
     assert (len(pump.api.batches), once(pump), len(pump.notified)) == (made, True, told + 1)
-    assert pump.store.client.zcard(f"{pump.store.prefix}due") == 0
+    assert pump.store.connection.client.zcard(f"{pump.store.connection.prefix}due") == 0
 
 
 def test_a_batch_that_is_still_not_seen_changes_nothing(pump: Pump, chat_rows: Rows) -> None:

@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from batchpipe.cli import cli
 from batchpipe.errors import AmbiguousResult
 from batchpipe.model.provider import Batch
-from batchpipe.model.records import JOB, JobRecord, Problem, Stage, State, new_job_id
+from batchpipe.model.records import JobRecord, Problem, Stage, State, new_job_id
 from batchpipe.store import Store
 from batchpipe.testing import FakeOpenAI, Pump, Vanished
 
@@ -72,7 +72,7 @@ def test_a_job_goes_on_though_redis_clock_is_set_back_by_an_hour(pump: Pump, cha
 def test_a_worker_that_vanished_before_the_clock_was_set_back_is_replaced(pump: Pump, chat_rows: Rows) -> None:
     """Its lease does not last an hour longer."""
     job_id = pump.submit(chat_rows(2))
-    lease = pump.store.claim(job_id, JOB, 1, [State.PENDING.value], deadline=600.0, enter=State.PREPARING.value)
+    lease = pump.store.leases.claim_job(job_id, 1, [State.PENDING.value], deadline=600.0, enter=State.PREPARING.value)
     assert lease
     pump.redis_off = -HOUR
     pass_time(pump, 200.0)
@@ -80,20 +80,20 @@ def test_a_worker_that_vanished_before_the_clock_was_set_back_is_replaced(pump: 
 
 
 def test_the_pause_of_an_account_ends_in_time_though_the_clock_is_set_back(pump: Pump) -> None:
-    pump.store.pause("default", 60.0, Problem(code="insufficient_quota", message="no money"))
+    pump.store.accounts.pause("default", 60.0, Problem(code="insufficient_quota", message="no money"))
     pump.redis_off = -HOUR
     pass_time(pump, 70.0)
-    assert pump.store.paused("default") is None
+    assert pump.store.accounts.paused("default") is None
 
 
 def test_polls_of_an_account_are_granted_though_the_clock_is_set_back(pump: Pump) -> None:
     """The budget fills again."""
-    while not pump.store.take_rate_token("default", per_second=1.0, burst=2.0):
+    while not pump.store.accounts.take_rate_token("default", per_second=1.0, burst=2.0):
         pass
     pump.redis_off = -HOUR
-    pump.store.note_sweep()
+    pump.store.due.note_sweep()
     pump.advance(3.0)
-    assert pump.store.take_rate_token("default", per_second=1.0, burst=2.0) == 0
+    assert pump.store.accounts.take_rate_token("default", per_second=1.0, burst=2.0) == 0
 
 
 def test_that_the_clock_was_set_back_is_logged_once(pump: Pump, caplog: pytest.LogCaptureFixture) -> None:
@@ -161,7 +161,7 @@ def times(store: Any, clock: Any, moves: list[float]) -> list[float]:
     found = []
     for move in moves:
         clock.advance(move)
-        store.note_sweep()
+        store.due.note_sweep()
         found.append(store.now())
     return found
 
@@ -170,26 +170,26 @@ def test_time_never_goes_back_and_returns_to_redis_clock(store: Any, clock: Any)
     """By a twentieth of what passes, so that messages on hosts' clocks are not too early."""
     first = store.now()
     assert times(store, clock, [0.0, 100.0, -HOUR]) == pytest.approx([first, first + 100, first + 100], abs=1.5)
-    assert store.clock().ahead == pytest.approx(HOUR, abs=1.5)
+    assert store.connection.clock().ahead == pytest.approx(HOUR, abs=1.5)
     after = times(store, clock, [20.0] * 10)
     assert after == sorted(after)
     assert after[-1] - first - 100 == pytest.approx(200 * 0.95, abs=2.5)
     times(store, clock, [600.0] * 130)
-    assert store.clock().ahead == 0
-    assert store.clock().back_by == pytest.approx(HOUR, abs=1.5)
+    assert store.connection.clock().ahead == 0
+    assert store.connection.clock().back_by == pytest.approx(HOUR, abs=1.5)
 
 
 def test_a_clock_that_is_set_right_again_is_taken_at_its_word(store: Any, clock: Any) -> None:
     times(store, clock, [0.0, -HOUR, 10.0])
     before = store.now()
     times(store, clock, [HOUR])
-    assert store.clock().ahead == 0
+    assert store.connection.clock().ahead == 0
     assert store.now() >= before
 
 
 def test_a_leap_forward_is_remembered_and_not_hidden_by_a_smaller_one(store: Any, clock: Any) -> None:
     times(store, clock, [0.0, HOUR, 40.0])
-    known = store.clock()
+    known = store.connection.clock()
     assert known.leap_by == pytest.approx(HOUR, abs=1.5)
     assert known.now - known.leap_at == pytest.approx(40.0, abs=1.5)
 
@@ -203,11 +203,11 @@ def test_status_list_and_doctor_say_that_the_clock_was_set_back(
     monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:9/v1")
     monkeypatch.setenv("OPENAI_API_KEY", "sk-test")
     store = Store.connect(redis_url, prefix=prefix)
-    store.skew = lambda: HOUR
+    store.connection.skew = lambda: HOUR
     job = JobRecord(id=new_job_id(), epoch=1, output="/nowhere/out")
-    store.submit(job)
-    store.skew = lambda: 0.0
-    store.note_sweep()
-    store.client.close()
+    store.jobs.submit(job)
+    store.connection.skew = lambda: 0.0
+    store.due.note_sweep()
+    store.connection.client.close()
     for command in (["status", job.id], ["list"], ["doctor"]):
         assert "Redis' clock was set back by 3600 s" in CliRunner().invoke(cli, command).output

@@ -137,7 +137,7 @@ if child:
     counters._lock.release()
     assert os.waitpid(child, 0)[1] == 0
 counters.add("rows_resent", 40 if child else 500)
-store.add_counts(counters.take())
+store.counters.add(counters.take())
 if not child:
     os._exit(0)
 """
@@ -147,19 +147,19 @@ def test_counts_of_many_processes_add_up(redis_url: str, prefix: str) -> None:
     """Forked children begin with nothing: what their parent counted before is the parent's to hand over."""
     for _ in range(2):
         subprocess.run([sys.executable, "-c", FORKING, redis_url, prefix], check=True, timeout=30)
-    assert Store.connect(redis_url, prefix=prefix).read_counts() == {field_of("rows_resent"): 2 * 543}
+    assert Store.connect(redis_url, prefix=prefix).counters.read() == {field_of("rows_resent"): 2 * 543}
 
 
 def test_a_store_adds_and_nothing_is_no_call(store: Store) -> None:
-    store.add_counts({field_of("sweeps"): 1.5})
-    store.add_counts({field_of("sweeps"): 1.0})
-    store.add_counts({})
-    assert store.read_counts() == {field_of("sweeps"): 2.5}
+    store.counters.add({field_of("sweeps"): 1.5})
+    store.counters.add({field_of("sweeps"): 1.0})
+    store.counters.add({})
+    assert store.counters.read() == {field_of("sweeps"): 2.5}
 
 
 def test_a_redis_that_is_away_says_so() -> None:
     with pytest.raises(StoreUnavailable):
-        Store.connect("redis://127.0.0.1:1/0").add_counts({field_of("sweeps"): 1})
+        Store.connect("redis://127.0.0.1:1/0").counters.add({field_of("sweeps"): 1})
 
 
 # -- calls to the provider -----------------------------------------------------------------------------------------

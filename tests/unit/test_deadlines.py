@@ -15,19 +15,25 @@ from batchpipe.model.records import State
 from batchpipe.model.steps import JOB_DEADLINE_SECONDS
 from batchpipe.pipeline import job_runner as job_turns
 from batchpipe.pipeline.runner import MAX_OVERRUNS
-from batchpipe.store import Lease, Store
+from batchpipe.store import ClaimDenied, Connection, Lease, Store
+from batchpipe.store.leases import Leases
 from batchpipe.testing import FakeOpenAI, Pump
 
 Rows = Callable[..., list[dict[str, object]]]
 
 
-class Watched(Store):
+class Watched(Leases):
     """Knows the lease that was granted last."""
 
     lease: Lease
 
-    def claim(self, *args: Any, **named: Any) -> Any:
-        answer = super().claim(*args, **named)
+    def claim_job(self, *args: Any, **named: Any) -> Any:
+        return self._noted(super().claim_job(*args, **named))
+
+    def claim_shard(self, *args: Any, **named: Any) -> Any:
+        return self._noted(super().claim_shard(*args, **named))
+
+    def _noted(self, answer: Lease | ClaimDenied) -> Lease | ClaimDenied:
         if isinstance(answer, Lease):
             self.lease = answer
         return answer
@@ -37,21 +43,22 @@ class Slow:
     """A pump whose time passes within turns; leases are renewed meanwhile, as their threads do."""
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, api: FakeOpenAI | None = None) -> None:
-        self.store = Watched(fakeredis.FakeRedis(decode_responses=True))
+        self.store = Store(Connection(fakeredis.FakeRedis(decode_responses=True)))
+        self.leases = self.store.leases = Watched(self.store.connection, self.store.due)
         self.pump = Pump(folder, store=self.store, max_rows=2, api=api)
-        for module in ("leases", "store"):
+        for module in ("lease", "leases"):
             monkeypatch.setattr(f"batchpipe.store.{module}.host_clock", lambda: self.pump.at)
 
     def passes(self, seconds: float, *, getting_on: bool) -> None:
         for _ in range(int(seconds / 45)):
             self.pump.advance(45)
             if getting_on:
-                self.store.lease.check()
-            elif not self.store.lease.lost:
-                self.store.lease._renew()
+                self.leases.lease.check()
+            elif not self.leases.lease.lost:
+                self.leases.lease._renew()
 
     def events(self, job_id: str) -> list[str]:
-        return [event["event"] for event in self.store.read_log(job_id)]
+        return [event["event"] for event in self.store.events.read(job_id)]
 
 
 @pytest.fixture
@@ -90,7 +97,7 @@ def test_a_merge_that_stands_still_is_ended_shown_and_given_longer(
     begun = merging(slow, monkeypatch, 3 * JOB_DEADLINE_SECONDS, getting_on=False)
     shown: list[str] = []
     job_id = slow.pump.submit(chat_rows(2))
-    save = slow.store.save
+    save = slow.store.leases.save
 
     def saved(lease: Lease, changes: Any) -> Any:
         answer = save(lease, changes)
@@ -98,7 +105,7 @@ def test_a_merge_that_stands_still_is_ended_shown_and_given_longer(
             shown.append(f"{trouble.code}: {trouble.message}")
         return answer
 
-    slow.store.save = saved  # type: ignore[method-assign]
+    slow.store.leases.save = saved  # type: ignore[method-assign]
     slow.pump.run_until_idle()
     assert slow.pump.job(job_id).stage == State.SUCCEEDED
     assert len(begun) == 3  # one, two and four times the first deadline
@@ -154,7 +161,7 @@ def test_a_look_for_an_unanswered_create_that_takes_long_gets_the_time(
     assert slow.pump.job(job_id).stage == State.SUCCEEDED
     assert slow.pump.api.billed == {"r0": 1, "r1": 1}
     assert 0 < slow.events(job_id).count("deadline") <= 3
-    assert "CONTROL_TIMEOUT_SECONDS" in str(slow.store.read_log(job_id))
+    assert "CONTROL_TIMEOUT_SECONDS" in str(slow.store.events.read(job_id))
 
 
 @pytest.mark.parametrize("method", ["upload", "download"])

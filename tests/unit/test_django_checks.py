@@ -198,7 +198,7 @@ def test_with_deploy_redis_and_the_sweep_are_looked_at(redis_url: str, prefix: s
     assert deployed("redis://127.0.0.1:1/0") == ["batchpipe.W004"]
     assert deployed(redis_url) == ["batchpipe.W005"]
     with override_settings(BATCHPIPE={**GOOD, "REDIS_URL": redis_url, "PREFIX": prefix}):
-        default_client().store.note_sweep()
+        default_client().store.due.note_sweep()
     assert deployed(redis_url) == []
 
 

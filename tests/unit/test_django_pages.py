@@ -186,7 +186,7 @@ def test_the_admin_says_that_receivers_have_not_heard(tmp_path: Path) -> None:
         "notify_attempts": 2,
         "trouble": '{"code": "unheard", "message": "KeyError: 7"}',
     }
-    store.client.hset(f"{store.prefix}job:{job.id}", mapping=fields)
+    store.connection.client.hset(f"{store.connection.prefix}job:{job.id}", mapping=fields)
 
     for url in (LIST, _change_url(job.id)):
         page = boss().get(url).content.decode()

@@ -15,6 +15,7 @@ from batchpipe.config.settings import Settings
 from batchpipe.config.site import current_site
 from batchpipe.errors import InvalidInput, JobNotFound, OutputInUse, StoreUnavailable
 from batchpipe.store import Store
+from batchpipe.store.jobs import Jobs
 
 ROW = {"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": {"model": "gpt-4o-mini"}}
 
@@ -125,7 +126,7 @@ def test_a_submit_that_cannot_reach_redis_leaves_no_copy_of_its_input(
     assert list((client.settings.home / "jobs").iterdir()) == []
 
 
-class Troubled(Store):
+class Troubled(Jobs):
     """Loses the answer to a submit, before or after Redis has it."""
 
     recorded = False
@@ -137,7 +138,7 @@ class Troubled(Store):
 
 
 class TroubledClient(Client):
-    made: Troubled | None = None
+    made: Store | None = None
 
     @property
     def store(self) -> Store:
@@ -148,8 +149,9 @@ class TroubledClient(Client):
 def test_after_a_submit_without_an_answer_the_input_stays_if_there_is_a_record(client: Client, recorded: bool) -> None:
     """Else nobody would ever read it; and a script that comes late finds that it was given up."""
     troubled = TroubledClient(client.settings)
-    troubled.made = Troubled(client.store.client, prefix=client.settings.prefix)
-    troubled.made.recorded = recorded
+    troubled.made = Store(client.store.connection)
+    troubled.made.jobs = jobs = Troubled(client.store.connection, client.store.due)
+    jobs.recorded = recorded
     with pytest.raises(StoreUnavailable):
         troubled.submit([ROW])
 
@@ -178,8 +180,8 @@ def test_an_id_whose_key_was_taken_meanwhile_leads_to_the_first_job(client: Clie
     assert len(spools(client)) == 1
     assert client.cancel(given).state == "cancelling"
     assert client.get_job(first.id).state == "cancelling"
-    aliases = list(client.store.client.scan_iter(f"{client.settings.prefix}alias:*"))
-    assert [client.store.client.ttl(alias) > 86_400 for alias in aliases] == [True]
+    aliases = list(client.store.connection.client.scan_iter(f"{client.settings.prefix}alias:*"))
+    assert [client.store.connection.client.ttl(alias) > 86_400 for alias in aliases] == [True]
 
 
 def test_a_key_that_is_known_is_answered_at_once(client: Client, transaction: Transaction) -> None:

@@ -69,7 +69,7 @@ def test_that_files_are_waited_for_is_said(tmp_path: Path) -> None:
     assert shard.trouble is not None
     assert shard.trouble.code == "files_late"
     assert "10 answers counted" in shard.trouble.message
-    assert [event["event"] for event in pump.store.read_log(job_id)].count("files_late") == 1
+    assert [event["event"] for event in pump.store.events.read(job_id)].count("files_late") == 1
 
 
 def test_time_in_which_nobody_looked_is_no_patience(tmp_path: Path) -> None:
@@ -97,7 +97,7 @@ def away_once(api: Lagging) -> None:
 
 def busy_once(pump: Pump) -> None:
     """The first turn may not look: of many shards that come back at once only some may."""
-    pump.store.take_rate_token("default", per_second=0.1, burst=1.0)
+    pump.store.accounts.take_rate_token("default", per_second=0.1, burst=1.0)
 
 
 def lost(pump: Pump) -> None:

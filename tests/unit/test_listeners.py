@@ -21,6 +21,7 @@ from batchpipe.config.site import current_site
 from batchpipe.errors import StoreUnavailable
 from batchpipe.model.records import JobRecord
 from batchpipe.store import Store
+from batchpipe.store.queues import Queues
 from batchpipe.tasks.app import make_app
 from batchpipe.worker.setup import setup, site_worker_of
 
@@ -52,7 +53,7 @@ def ask(
 
 
 def put(client: Client, job_id: str, **fields: Any) -> None:
-    client.store.client.hset(f"{client.store.prefix}job:{job_id}", mapping=dict[Any, Any](fields))
+    client.store.connection.client.hset(f"{client.store.connection.prefix}job:{job_id}", mapping=dict[Any, Any](fields))
 
 
 def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -79,12 +80,12 @@ def test_commands_say_at_once_that_no_worker_listens_where_a_job_waits(
     found = {one["detail"]: one["verdict"] for one in json.loads(ask("doctor", "--json")[0])}
     assert found["no worker listens on queue deep, and 1 job waits"] == "fail"
 
-    client.store.note_listening("w1", ["deep"])
+    client.store.queues.note_listening("w1", ["deep"])
     assert "no worker" not in ask("status", job_id)[0] + ask("list")[0]
     found = {one["detail"]: one["verdict"] for one in json.loads(ask("doctor", "--json")[0])}
     assert found["1 on queue deep: w1"] == "ok"
 
-    client.store.forget_listening("w1", ["deep"])
+    client.store.queues.forget_listening("w1", ["deep"])
     put(client, job_id, stage="succeeded", closed="1")
     assert "no worker" not in ask("status", job_id)[0] + ask("list")[0]
 
@@ -99,7 +100,7 @@ def test_a_submit_of_a_program_logs_that_no_worker_listens(
     assert warnings(caplog) == [f"job {job.id} waits: {NOBODY}"]
 
     caplog.clear()
-    client.store.note_listening("w1", ["batchpipe"])
+    client.store.queues.note_listening("w1", ["batchpipe"])
     batchpipe.submit(chat_rows(1))
     assert warnings(caplog) == []
 
@@ -126,10 +127,10 @@ def test_who_waits_is_told_again_each_minute_and_no_longer_once_a_worker_listens
         watch(job)
         watch(job)
     assert said == [f"job {job.id} waits: {NOBODY}"] * 3
-    client.store.note_listening("w1", ["deep"])
+    client.store.queues.note_listening("w1", ["deep"])
     at[0] += SAY_SECONDS
     watch(job)
-    client.store.forget_listening("w1", ["deep"])
+    client.store.queues.forget_listening("w1", ["deep"])
     at[0] += LOOK_SECONDS
     watch(job.evolve(closed=True))
     assert len(said) == 3
@@ -144,11 +145,13 @@ def test_a_job_of_a_run_names_wait_and_not_while_its_worker_starts(client: Clien
 
 
 def test_a_redis_that_is_away_fails_no_submit_for_the_look(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Away(Store):
+    class Away(Queues):
         def listening(self) -> dict[str, list[str]]:
             raise StoreUnavailable("away")
 
-    listeners.warn_of_submit(Away(client.store.client), client.settings, JobRecord(id="job_x", queue="deep"))
+    store = Store(client.store.connection)
+    store.queues = Away(store.connection)
+    listeners.warn_of_submit(store, client.settings, JobRecord(id="job_x", queue="deep"))
 
 
 def test_a_worker_says_where_it_listens_until_it_is_told_to_stop(client: Client) -> None:
@@ -164,22 +167,22 @@ def test_a_worker_says_where_it_listens_until_it_is_told_to_stop(client: Client)
         """Is asked between two notes: the second time it is over."""
 
         def wait(self, seconds: float) -> bool:
-            told.append(client.store.listening())
+            told.append(client.store.queues.listening())
             queues.pop()
             return len(told) == 2
 
     site_worker.stopping = Stopping()  # type: ignore[assignment]
     site_worker._say_where_it_listens(consumer)
     assert told == [{"a": ["w1"], "b": ["w1"]}, {"a": ["w1"]}]
-    assert client.store.listening() == {}
+    assert client.store.queues.listening() == {}
 
 
 def test_a_worker_that_was_killed_is_forgotten(store: Store, clock: Any) -> None:
-    store.note_listening("w1", ["a"])
+    store.queues.note_listening("w1", ["a"])
     clock.advance(36)
-    assert store.listening() == {}
-    store.note_listening("w2", ["b"])
-    assert store.client.zcard(f"{store.prefix}listening") == 1
+    assert store.queues.listening() == {}
+    store.queues.note_listening("w2", ["b"])
+    assert store.connection.client.zcard(f"{store.connection.prefix}listening") == 1
 
 
 @pytest.mark.parametrize(("account", "queue"), [("default", "batchpipe"), ("sandbox", "batchpipe.run.")])

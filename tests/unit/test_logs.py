@@ -89,7 +89,7 @@ def test_an_account_that_is_paused_is_one_line(tmp_path: Path, chat_rows: Rows, 
     (line,) = (line for line in lines if "no such key" in line)
     assert line.startswith("ERROR account paused: 401: no such key seconds=300")
     assert line.endswith(f"event=account_paused job={job_id} shard=0 account=default")
-    assert "deferred" in [event["event"] for event in pump.store.read_log(job_id)]
+    assert "deferred" in [event["event"] for event in pump.store.events.read(job_id)]
 
 
 def test_an_input_that_is_not_there_yet_is_warned_of_once(tmp_path: Path, chat_rows: Rows, listen: Listen) -> None:

@@ -26,7 +26,9 @@ from batchpipe.model.records import Stage
 from batchpipe.model.views import metrics_view
 from batchpipe.monitoring import prometheus as metrics
 from batchpipe.monitoring.prometheus import CENSUS_SECONDS, GAUGES, PREFIX, StoreCollector
-from batchpipe.store import Store
+from batchpipe.store import Connection, Store
+from batchpipe.store.counters import Counters
+from batchpipe.store.events import Events
 from batchpipe.telemetry.counters import METRICS, REASONS
 from batchpipe.testing import FakeOpenAI, Pump
 
@@ -121,9 +123,9 @@ def test_many_shards_are_counted_a_chunk_at_a_time(pump: Pump, chat_rows: Rows) 
     """Across the borders of chunks, and not beyond the bound."""
     pump.submit(chat_rows(14))
     pump.step()
-    assert pump.store.count_open_shards(chunk=3).stages[Stage.PLANNED] == 7
-    assert pump.store.count_open_shards(chunk=7).stages[Stage.PLANNED] == 7
-    assert pump.store.count_open_shards(chunk=2, most=4).stages[Stage.PLANNED] == 4
+    assert pump.store.counters.count_open_shards(chunk=3).stages[Stage.PLANNED] == 7
+    assert pump.store.counters.count_open_shards(chunk=7).stages[Stage.PLANNED] == 7
+    assert pump.store.counters.count_open_shards(chunk=2, most=4).stages[Stage.PLANNED] == 4
 
 
 def test_waits_are_counted_by_reason(pump: Pump, chat_rows: Rows) -> None:
@@ -132,7 +134,7 @@ def test_waits_are_counted_by_reason(pump: Pump, chat_rows: Rows) -> None:
     job_id = pump.submit(chat_rows(2))
     found: Numbers = {}
     for _ in range(100):
-        if pump.store.paused("default"):
+        if pump.store.accounts.paused("default"):
             found = numbers(exposed(pump.store))
             break
         if pump.step() is None:
@@ -149,7 +151,7 @@ def test_waits_are_counted_by_reason(pump: Pump, chat_rows: Rows) -> None:
 
 def _metrics_of(pump: Pump, job_id: str) -> dict[str, Any]:
     job, store = pump.job(job_id), pump.store
-    return metrics_view(job, store.iter_shards(job), store.now(), store.read_log(job_id))
+    return metrics_view(job, store.shards.of_job(job), store.now(), store.events.read(job_id))
 
 
 def test_one_job_tells_the_same_of_itself(pump: Pump, chat_rows: Rows) -> None:
@@ -171,20 +173,21 @@ def test_one_job_tells_the_same_of_itself(pump: Pump, chat_rows: Rows) -> None:
 def test_a_turn_does_not_fail_for_its_counts(tmp_path: Path, chat_rows: Rows) -> None:
     """They wait in the process until Redis takes them."""
 
-    class Forgetful(Store):
+    class Forgetful(Counters):
         away = True
 
-        def add_counts(self, counts: Any) -> None:
+        def add(self, counts: Any) -> None:
             if self.away:
                 raise StoreUnavailable("Redis: gone")
-            super().add_counts(counts)
+            super().add(counts)
 
-    store = Forgetful(fakeredis.FakeRedis(decode_responses=True))
+    store = Store(Connection(fakeredis.FakeRedis(decode_responses=True)))
+    counters = store.counters = Forgetful(store.connection)
     pump = Pump(tmp_path, store=store)
     job_id = pump.submit(chat_rows(2))
     pump.run_until_idle()
     assert pump.job(job_id).ok == 2
-    store.away = False
+    counters.away = False
     pump.shard_turns.flush()
     assert value(numbers(exposed(store)), "rows_collected_total", account="default", outcome="ok") == 2
 
@@ -196,7 +199,7 @@ def test_a_scrape_while_redis_is_away_says_so() -> None:
 
 
 def test_a_count_of_a_newer_version_is_no_trouble(pump: Pump) -> None:
-    pump.store.add_counts({"what is this": 1, '["new","a","b"]': 1, '["turns","too few"]': 1, "{}": 1})
+    pump.store.counters.add({"what is this": 1, '["new","a","b"]': 1, '["turns","too few"]': 1, "{}": 1})
     assert value(numbers(exposed(pump.store)), "up") == 1
 
 
@@ -271,14 +274,16 @@ def client(redis_url: str, prefix: str, tmp_path: Path) -> Client:
 def test_a_redis_that_hangs_is_asked_once() -> None:
     """Each of its readings would be tried for minutes, and Prometheus waits for seconds."""
 
-    class Hanging(Store):
+    class Hanging(Connection):
         def ping(self) -> None:
             raise StoreUnavailable("it hangs")
 
-        def _call(self, *_: Any, **__: Any) -> Any:
+        def call(self, *_: Any, **__: Any) -> Any:
             raise AssertionError("it was asked again")
 
-    assert numbers(exposed(Hanging(fakeredis.FakeRedis(decode_responses=True)))) == {("batchpipe_up", ()): 0}
+        run = execute = call
+
+    assert numbers(exposed(Store(Hanging(fakeredis.FakeRedis(decode_responses=True))))) == {("batchpipe_up", ()): 0}
 
 
 def test_some_of_the_metrics_can_be_asked_for(pump: Pump) -> None:
@@ -399,21 +404,22 @@ def test_each_alert_fires_when_its_day_has_come(tmp_path: Path) -> None:
 def test_a_log_is_followed_to_the_end_though_redis_blinks(tmp_path: Path, chat_rows: Rows) -> None:
     """Each event comes once, in order, and the last one is there."""
 
-    class Blinking(Store):
+    class Blinking(Events):
         pump: Pump
         reads = 0
 
-        def read_log(self, *args: Any, **kwargs: Any) -> list[dict[str, Any]]:
+        def read(self, *args: Any, **kwargs: Any) -> list[dict[str, Any]]:
             self.reads += 1
             if self.reads % 2:
                 raise StoreUnavailable("Redis: gone")
             if self.pump.step() is None:  # the job goes on between two readings
                 self.pump.advance(5)
-            return super().read_log(*args, **kwargs)
+            return super().read(*args, **kwargs)
 
-    store = Blinking(fakeredis.FakeRedis(decode_responses=True))
-    pump = store.pump = Pump(tmp_path, store=store)
+    store = Store(Connection(fakeredis.FakeRedis(decode_responses=True)))
+    store.events = blinking = Blinking(store.connection)
+    pump = blinking.pump = Pump(tmp_path, store=store)
     job_id = pump.submit(chat_rows(2))
     seen = list(follow_log(store, job_id, pause=0))
-    assert seen == Store.read_log(store, job_id)
+    assert seen == Events(store.connection).read(job_id)
     assert [event["event"] for event in seen if event["event"] in ("planned", "ended")] == ["planned", "ended"]

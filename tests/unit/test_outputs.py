@@ -26,7 +26,7 @@ from batchpipe.pipeline.manifest import (
     results_place,
 )
 from batchpipe.storage import Folder, place_name
-from batchpipe.store import Store
+from batchpipe.store import Connection, Store
 from batchpipe.testing import FakeOpenAI, Pump, Vanished
 
 Rows = Callable[..., list[dict[str, object]]]
@@ -97,12 +97,12 @@ def test_a_job_cancelled_before_it_has_shards_touches_no_results(
 
 def test_a_cancel_while_earlier_results_are_moved_leaves_them_together(chat_rows: Rows, tmp_path: Path) -> None:
     """Its worker dies in the middle; nobody prepares the job after that, but the move is ended."""
-    pump = Pump(tmp_path, max_rows=2, store=DyingStore(fakeredis.FakeRedis(decode_responses=True)))
+    pump = Pump(tmp_path, max_rows=2, store=Store(DyingConnection(fakeredis.FakeRedis(decode_responses=True))))
     place = str(tmp_path / "shared")
     first = pump.submit(chat_rows(3), output=place)
     pump.run_until_idle()
-    assert isinstance(pump.store, DyingStore)
-    pump.store.dies_after = "moved"
+    assert isinstance(pump.store.connection, DyingConnection)
+    pump.store.connection.dies_after = "moved"
     second = pump.submit(chat_rows(1), output=place)
     while not pump.vanished:
         pump.step()
@@ -118,13 +118,13 @@ def test_a_cancel_while_earlier_results_are_moved_leaves_them_together(chat_rows
     assert owner_of(place).id == second
 
 
-class DyingStore(Store):
+class DyingConnection(Connection):
     """Its worker dies after one script, once."""
 
     dies_after = ""
 
-    def _run(self, name: str, keys: Any, *args: Any) -> list[Any]:
-        answer = super()._run(name, keys, *args)
+    def run(self, name: str, keys: Any, *args: Any) -> list[Any]:
+        answer = super().run(name, keys, *args)
         if name == self.dies_after:
             self.dies_after = ""
             raise Vanished
@@ -254,7 +254,7 @@ def test_a_link_that_was_set_to_anothers_folder_costs_nobody_his_rows(chat_rows:
     assert job_view(pump.job(second))["output_file"] == f"{place}/output.jsonl"
     assert Folder(place).exists("job.json")
     assert owner_of(tmp_path / "a").id == first
-    assert any(event["event"] == "results_elsewhere" for event in pump.store.read_log(second))
+    assert any(event["event"] == "results_elsewhere" for event in pump.store.events.read(second))
 
 
 def test_two_redis_with_one_folder_cost_nobody_his_rows(chat_rows: Rows, tmp_path: Path) -> None:

@@ -91,11 +91,11 @@ def test_shards_that_are_not_due_yet_are_made_due_though_their_queue_is_full(pum
     planned(pump, chat_rows(1))
     job_id = planned(pump, chat_rows(3))
     store, pump.waiting[:] = pump.store, [it for it in pump.waiting if it.message.job != job_id]
-    store.client.hset(f"{store.prefix}job:{job_id}", "due_from", "0")
-    store.client.zrem(f"{store.prefix}due", *(f"{job_id}/{index}" for index in range(3)))
-    store.client.zadd(f"{store.prefix}due", {f"{job_id}/{JOB}": store.now()})
+    store.connection.client.hset(f"{store.connection.prefix}job:{job_id}", "due_from", "0")
+    store.connection.client.zrem(f"{store.connection.prefix}due", *(f"{job_id}/{index}" for index in range(3)))
+    store.connection.client.zadd(f"{store.connection.prefix}due", {f"{job_id}/{JOB}": store.now()})
     pump.sweep()
-    assert {place for place in store.unfinished() if place[0] == job_id} == {(job_id, index) for index in range(3)}
+    assert {place for place in store.due.unfinished() if place[0] == job_id} == {(job_id, index) for index in range(3)}
     pump.run_until_idle()
     assert pump.job(job_id).stage == State.SUCCEEDED
     assert sum(pump.api.billed.values()) == 4
@@ -105,13 +105,13 @@ def test_a_record_that_cannot_be_read_does_not_hide_what_waits(pump: Pump, chat_
     """Neither is its job: what is due after it, and lost, is published again."""
     broken, job_id = planned(pump, chat_rows(1)), planned(pump, chat_rows(1))
     store = pump.store
-    store.client.delete(f"{store.prefix}shard:{broken}:0")
-    store.client.set(f"{store.prefix}shard:{broken}:0", "no hash")
+    store.connection.client.delete(f"{store.connection.prefix}shard:{broken}:0")
+    store.connection.client.set(f"{store.connection.prefix}shard:{broken}:0", "no hash")
     pump.waiting.clear()
     let_pass(pump, 900)
     assert {it.message.job for it in pump.waiting} == {job_id}
-    store.client.delete(f"{store.prefix}job:{broken}")
-    store.client.set(f"{store.prefix}job:{broken}", "no hash")
+    store.connection.client.delete(f"{store.connection.prefix}job:{broken}")
+    store.connection.client.set(f"{store.connection.prefix}job:{broken}", "no hash")
     pump.waiting.clear()
     let_pass(pump, 3_600)
     assert {it.message.job for it in pump.waiting} == {job_id}
@@ -137,7 +137,7 @@ def test_a_worker_that_listens_and_takes_nothing_is_given_up_after_an_hour(pump:
     def listen_for(seconds: int) -> int:
         for _ in range(seconds // 240):
             pump.advance(240)
-            pump.store.note_listening("w1", ["deep"])
+            pump.store.queues.note_listening("w1", ["deep"])
             pump.sweep()
         return len(pump.waiting)
 
@@ -151,7 +151,7 @@ def test_a_worker_that_takes_nothing_for_a_month_does_not_fill_its_queue(pump: P
     planned(pump, chat_rows(2))
     for _ in range(30 * 48):
         pump.advance(1_800)
-        pump.store.note_listening("w", ["deep"])
+        pump.store.queues.note_listening("w", ["deep"])
         pump.sweep()
     assert 2 * 30 <= len(pump.waiting) <= 2 * 40
 

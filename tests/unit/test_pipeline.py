@@ -29,7 +29,7 @@ from batchpipe.pipeline.manifest import read_owner, results_place
 from batchpipe.pipeline.messages import Message
 from batchpipe.pipeline.runner import MAX_LOST, MAX_TRIES
 from batchpipe.storage import Folder
-from batchpipe.store import Store
+from batchpipe.store import Connection, Store
 from batchpipe.testing import Delivery, FakeOpenAI, Pump, Vanished
 
 Rows = Callable[..., list[dict[str, object]]]
@@ -53,14 +53,14 @@ class Boundaries:
                 raise self.error()
 
 
-class MortalStore(Store):
+class MortalConnection(Connection):
     """A worker may die before and after each script."""
 
     boundaries: Boundaries
 
-    def _run(self, name: str, keys: Any, *args: Any) -> list[Any]:
+    def run(self, name: str, keys: Any, *args: Any) -> list[Any]:
         self.boundaries()
-        answer = super()._run(name, keys, *args)
+        answer = super().run(name, keys, *args)
         self.boundaries()
         return answer
 
@@ -89,9 +89,9 @@ def pump(tmp_path: Path) -> Pump:
 
 def mortal_pump(folder: Path, **settings: Any) -> tuple[Pump, Boundaries]:
     boundaries, api = Boundaries(), WatchedOpenAI()
-    store = MortalStore(fakeredis.FakeRedis(decode_responses=True))
-    store.boundaries = api.boundaries = boundaries
-    return Pump(folder, api=api, store=store, max_rows=2, **settings), boundaries
+    connection = MortalConnection(fakeredis.FakeRedis(decode_responses=True))
+    connection.boundaries = api.boundaries = boundaries
+    return Pump(folder, api=api, store=Store(connection), max_rows=2, **settings), boundaries
 
 
 def go(pump: Pump, turns: int) -> int:
@@ -114,7 +114,7 @@ def assert_done(pump: Pump, job_id: str, rows: int) -> None:
     assert (job.stage, job.closed, job.total, job.ok) == (State.SUCCEEDED, True, rows, rows)
     assert pump.outcomes(job_id) == {f"r{number}": "ok" for number in range(rows)}
     assert pump.api.billed == once(rows)
-    assert pump.store.client.zcard(f"{pump.store.prefix}due") == 0
+    assert pump.store.connection.client.zcard(f"{pump.store.connection.prefix}due") == 0
     assert pump.waiting == []
 
 
@@ -431,7 +431,7 @@ def test_a_paused_account_is_not_called_until_it_is_resumed(pump: Pump, chat_row
     job_id = pump.submit(chat_rows(5))
     with pytest.raises(TimeoutError):
         pump.run_until_idle(max_seconds=20_000)
-    pause = pump.store.paused("default")
+    pause = pump.store.accounts.paused("default")
     assert pause is not None
     assert (pause.code, pause.message) == ("insufficient_quota", "no money left")
     assert pump.api.count("create_batch") == 1
@@ -439,7 +439,7 @@ def test_a_paused_account_is_not_called_until_it_is_resumed(pump: Pump, chat_row
     trouble = pump.shards(job_id)[0].trouble
     assert trouble is not None
     assert trouble.message == "no money left"
-    pump.store.resume("default")
+    pump.store.accounts.resume("default")
     pump.run_until_idle(max_seconds=3_600)
     assert_done(pump, job_id, 5)
     assert all(shard.trouble is None for shard in pump.shards(job_id))
@@ -584,7 +584,7 @@ def cancel_and_settle(pump: Pump, job_id: str) -> None:
     assert pump.api.count("create_batch") == calls
     assert pump.job(job_id).closed
     assert all(batch.is_final for batch in pump.api.batches.values())
-    assert pump.store.client.zcard(f"{pump.store.prefix}due") == 0
+    assert pump.store.connection.client.zcard(f"{pump.store.connection.prefix}due") == 0
 
 
 def turns_of(folder: Path, rows: list[dict[str, object]]) -> int:
@@ -680,7 +680,7 @@ def test_a_cancel_does_not_wait_for_an_account_to_have_money_again(pump: Pump, c
     job_id = pump.submit(chat_rows(2))
     while not pump.api.batches or pump.shards(job_id)[0].stage != Stage.CREATED:
         assert go(pump, 1)
-    pump.store.pause("default", 3_000, Problem(code="insufficient_quota", message="no money"))
+    pump.store.accounts.pause("default", 3_000, Problem(code="insufficient_quota", message="no money"))
     pump.cancel(job_id)
     started = pump.at
     while pump.api.batches["batch_0001"].status != "cancelling":

@@ -44,7 +44,7 @@ def go(pump: Pump, turns: int) -> int:
 
 def forget(pump: Pump, *, messages: bool = True) -> None:
     """Redis loses everything; it is the broker, too, unless the ``messages`` are elsewhere."""
-    pump.store.client.flushall()
+    pump.store.connection.client.flushall()
     if messages:
         pump.waiting.clear()
 
@@ -67,7 +67,7 @@ def assert_done(pump: Pump, job_id: str, rows: int) -> None:
     assert (job.stage, job.closed, job.total, job.ok) == (State.SUCCEEDED, True, rows, rows)
     assert pump.outcomes(job_id) == {f"r{number}": "ok" for number in range(rows)}
     assert pump.api.billed == once(rows)
-    assert pump.store.client.zcard(f"{pump.store.prefix}due") == 0
+    assert pump.store.connection.client.zcard(f"{pump.store.connection.prefix}due") == 0
 
 
 def manifest_of(pump: Pump, job_id: str) -> Path:
@@ -170,7 +170,7 @@ def test_a_worker_of_the_time_before_whose_call_is_answered_late_does_no_harm(
     forget(pump)
     again(pump)
     assert pump.shards(job_id)[0].stage == stage
-    assert pump.store.settle(before, "batch_9999", token="gone", after=0.0, changes={}).verdict == verdict
+    assert pump.store.shards.settle(before, "batch_9999", token="gone", after=0.0, changes={}).verdict == verdict
 
 
 def test_a_batch_that_ended_meanwhile_is_downloaded(pump: Pump, chat_rows: Rows) -> None:
@@ -216,7 +216,9 @@ def test_batches_of_earlier_tries_are_spent(pump: Pump, chat_rows: Rows) -> None
     again(pump)
     [shard] = pump.shards(job_id)
     assert (shard.key, shard.batch_id, shard.spent) == (f"{job_id}:0:2", "batch_0002", ["batch_0001"])
-    assert pump.store.job_of_batch("batch_0001") == pump.store.job_of_batch("batch_0002") == (job_id, 0)
+    assert (
+        pump.store.shards.place_of_batch("batch_0001") == pump.store.shards.place_of_batch("batch_0002") == (job_id, 0)
+    )
     pump.run_until_idle()
     assert_done(pump, job_id, 2)
 
@@ -305,9 +307,9 @@ def test_the_records_are_as_before(pump: Pump, chat_rows: Rows) -> None:
     kept = ("index", "round", "file", "rows", "bytes", "model", "batch_id", "file_id", "stage", "try_")
     for old, new in zip(shards, pump.shards(job_id), strict=True):
         assert {name: getattr(new, name) for name in kept} == {name: getattr(old, name) for name in kept}
-    assert pump.store.job_of_key("k") == job_id
-    assert [job.id for job in pump.store.list_jobs(state=State.RUNNING)] == [job_id]
-    assert [event["event"] for event in pump.store.read_log(job_id)] == ["recovered"]
+    assert pump.store.jobs.id_of_key("k") == job_id
+    assert [job.id for job in pump.store.jobs.newest(state=State.RUNNING)] == [job_id]
+    assert [event["event"] for event in pump.store.events.read(job_id)] == ["recovered"]
 
 
 def test_what_is_known_is_left_alone(pump: Pump, chat_rows: Rows) -> None:
@@ -318,7 +320,7 @@ def test_what_is_known_is_left_alone(pump: Pump, chat_rows: Rows) -> None:
     records = pump.job(job_id), pump.shards(job_id)
     assert codes(again(pump)) == {job_id: "known"}
     assert (pump.job(job_id), pump.shards(job_id)) == records
-    assert pump.store.restore(*records) == ("known", "")
+    assert pump.store.jobs.restore(*records) == ("known", "")
     pump.run_until_idle()
     assert_done(pump, job_id, 3)
 
@@ -329,7 +331,7 @@ def test_a_key_that_was_taken_meanwhile_stays_with_its_new_job(pump: Pump, chat_
     forget(pump)
     new = pump.submit(chat_rows(2), key="k")
     assert [job.job for job in again(pump).rebuilt] == [lost]
-    assert pump.store.job_of_key("k") == new
+    assert pump.store.jobs.id_of_key("k") == new
 
 
 # -- jobs that were not prepared -----------------------------------------------------------------------------------
@@ -350,7 +352,7 @@ def test_a_job_that_was_not_prepared_is_submitted_again_under_its_id(pump: Pump,
     dry = recover(pump.job_turns, dry_run=True)
     assert [(found.job, found.round, found.stages) for found in dry.rebuilt if found.job == job.id] == [(job.id, 0, {})]
     assert job.id in [found.job for found in again(pump).rebuilt]
-    assert pump.store.job_of_key("k") == job.id
+    assert pump.store.jobs.id_of_key("k") == job.id
     pump.run_until_idle()
     done = pump.job(job.id)
     assert (done.stage, done.ok, done.name, done.metadata) == (State.SUCCEEDED, 3, "nightly", {"team": "a"})
@@ -457,7 +459,7 @@ def test_missing_files_are_named(pump: Pump, chat_rows: Rows, which: str) -> Non
     report = again(pump)
     assert codes(report) == {job_id: "files_missing"}
     assert name in report.lost[0].why
-    assert pump.store.client.keys("*") == []
+    assert pump.store.connection.client.keys("*") == []
 
 
 @pytest.mark.parametrize(
@@ -523,7 +525,7 @@ def test_a_provider_without_a_list_leaves_the_job_to_a_human(pump: Pump, chat_ro
     forget(pump)
     pump.api.fail_next("iter_batches", error)
     assert codes(again(pump)) == {job_id: "cannot_list"}
-    assert pump.store.client.keys("*") == []
+    assert pump.store.connection.client.keys("*") == []
 
 
 def test_a_provider_that_is_down_is_asked_again_later(pump: Pump, chat_rows: Rows) -> None:
@@ -646,7 +648,7 @@ def test_a_folder_that_is_not_there_is_refused(pump: Pump) -> None:
 
 def reading(pump: Pump, **options: Any) -> Report:
     """A dry run, of which it is asserted that it has changed nothing anywhere."""
-    client = pump.store.client
+    client = pump.store.connection.client
     records = {key: client.dump(key) for key in client.keys("*")}
     calls, published = len(pump.api.calls), len(pump.published)
     report = again(pump, dry_run=True)
@@ -723,7 +725,7 @@ def test_a_dry_run_tells_of_stray_files(pump: Pump, chat_rows: Rows) -> None:
     names = (f"batchpipe-{job_id}-0-1.jsonl", "batchpipe-job_unknown-0-1.jsonl", "theirs.jsonl")
     files = {name: pump.api._add(name, b"{}\n", "batch") for name in names}
     assert [file.file_id for file in reading(pump).stray_files] == [files[names[1]]]
-    pump.store.client.flushall()
+    pump.store.connection.client.flushall()
     assert [file.file_id for file in reading(pump).stray_files] == [files[names[1]]]
     pump.waiting.clear()
     again(pump)

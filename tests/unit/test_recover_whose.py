@@ -19,7 +19,7 @@ from batchpipe.errors import Unavailable
 from batchpipe.model.records import Stage, State
 from batchpipe.pipeline.manifest import basics, note_workspace
 from batchpipe.recover import Report, Skipped, lost_jobs, recover
-from batchpipe.store import Store
+from batchpipe.store import Connection, Store
 from batchpipe.store.redis_label import label_of
 from batchpipe.testing import FakeOpenAI, Pump
 
@@ -44,7 +44,7 @@ class Host:
             client = fakeredis.FakeRedis(decode_responses=True)
         self._clients.append(client)
         given: dict[str, Any] = {"home": self.folder / "home", "redis_url": SecretStr(url), "prefix": prefix}
-        return Pump(self.folder, api=self.api, store=Store(client, prefix=prefix), max_rows=2, **given)
+        return Pump(self.folder, api=self.api, store=Store(Connection(client, prefix=prefix)), max_rows=2, **given)
 
     def listen(self) -> str:
         """The URL of something that accepts connections."""
@@ -81,7 +81,7 @@ def created(site: Pump, rows: list[dict[str, object]]) -> str:
 
 def forget(site: Pump) -> None:
     """Its Redis loses what it has of this site, and no more."""
-    site.store.client.delete(*site.store.client.keys(f"{site.store.prefix}*"))
+    site.store.connection.client.delete(*site.store.connection.client.keys(f"{site.store.connection.prefix}*"))
     site.waiting.clear()
 
 
@@ -130,7 +130,7 @@ def test_jobs_of_another_redis_that_lives_are_left_alone(host: Host, chat_rows: 
         assert report.lost == []
     [said] = report.left
     assert (said.redis, f"--of '{label(theirs)}'" in said.why) == (label(theirs), True)
-    assert ours.store.account_of(lives) is None
+    assert ours.store.jobs.account_of(lives) is None
     assert len(theirs.published) == published
     assert_done(ours, lost)
     assert_done(theirs, lives)
@@ -146,7 +146,7 @@ def test_a_job_of_another_redis_that_was_not_prepared_is_not_submitted_again(
     job = theirs.job(theirs.submit(chat_rows(2)))
     note_workspace(theirs.settings, job, record=basics(job))
     assert left(again(ours)) == {job.id: "foreign"}
-    assert ours.store.client.keys("*") == []
+    assert ours.store.connection.client.keys("*") == []
 
 
 def test_uploads_of_another_redis_are_no_strays(host: Host, chat_rows: Rows, prefix: str) -> None:
@@ -212,7 +212,7 @@ def test_a_job_that_was_not_prepared_moves_to_the_new_redis_too(host: Host, chat
     job = old.job(old.submit(chat_rows(2)))
     note_workspace(old.settings, job, record=basics(job))
     assert [found.job for found in again(new, of=[label(old)]).rebuilt] == [job.id]
-    new.store.client.flushall()
+    new.store.connection.client.flushall()
     assert [found.job for found in again(new).rebuilt] == [job.id]
     assert_done(new, job.id)
 
@@ -275,7 +275,7 @@ def test_a_message_of_a_job_that_redis_does_not_know_is_warned_of_once(
     """Redis may have lost it, or workers of another installation share the queue."""
     site = host.site(prefix=prefix, url=host.listen())
     running, fresh = created(site, chat_rows(3)), site.submit(chat_rows(1))
-    site.store.client.flushall()
+    site.store.connection.client.flushall()
     caplog.set_level(logging.INFO)
     while site.waiting:
         site.advance(700)

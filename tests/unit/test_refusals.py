@@ -149,10 +149,10 @@ def test_no_connection_to_a_demoted_primary_is_kept() -> None:
     with demoted(READ_ONLY) as server:
         store = Store.connect(f"redis://127.0.0.1:{server.port}/0?protocol=2")
         with pytest.raises(StoreUnavailable) as caught:
-            store.get_job("job_x")
+            store.jobs.get("job_x")
         assert caught.value.code == "redis_read_only"
         assert server.connections == 4
-        pool = store.client.connection_pool
+        pool = store.connection.client.connection_pool
         assert all(connection._sock is None for connection in pool._available_connections)
 
 
@@ -162,7 +162,7 @@ def test_a_redis_that_is_full_keeps_its_connections() -> None:
         store = Store.connect(f"redis://127.0.0.1:{server.port}/0?protocol=2")
         for _ in range(3):
             with pytest.raises(StoreUnavailable, match="full"):
-                store.get_job("job_x")
+                store.jobs.get("job_x")
         assert server.connections == 1
 
 

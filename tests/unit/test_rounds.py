@@ -16,7 +16,7 @@ from batchpipe.model.answers import read_answer
 from batchpipe.model.outcomes import FAILED, FAILED_FOR_NOW, OK, mark_of, names_quota
 from batchpipe.model.records import BatchError, JobRecord, State, Status
 from batchpipe.storage import Folder
-from batchpipe.store import Store
+from batchpipe.store import Connection, Store
 from batchpipe.testing import FakeOpenAI, Pump, Vanished
 from batchpipe.testing.provider import Answer, FakeBatch, polite_answer
 
@@ -175,23 +175,23 @@ def test_a_cancel_ends_the_rounds(tmp_path: Path, chat_rows: Rows) -> None:
 def test_a_cancel_while_a_round_is_planned_leads_to_the_end(tmp_path: Path, chat_rows: Rows, when: str) -> None:
     """The script that plans reads the flag: no shard of a further round is recorded."""
 
-    class Cancelling(Store):
+    class Cancelling(Connection):
         plans = 0
         act: Callable[[], None] = staticmethod(lambda: None)
 
-        def _run(self, name: str, keys: Any, *args: Any) -> list[Any]:
+        def run(self, name: str, keys: Any, *args: Any) -> list[Any]:
             self.plans += name == "plan"
             if name == "plan" and self.plans == 2 and when == "before":
                 self.act()
-            answer = super()._run(name, keys, *args)
+            answer = super().run(name, keys, *args)
             if name == "plan" and self.plans == 2 and when == "after":
                 self.act()
             return answer
 
-    store, api = Cancelling(fakeredis.FakeRedis(decode_responses=True)), Script({"r0": [500]})
-    pump = pump_of(tmp_path, api, store=store)
+    connection, api = Cancelling(fakeredis.FakeRedis(decode_responses=True)), Script({"r0": [500]})
+    pump = pump_of(tmp_path, api, store=Store(connection))
     job_id = pump.submit(chat_rows(3))
-    store.act = lambda: pump.cancel(job_id)
+    connection.act = lambda: pump.cancel(job_id)
     pump.run_until_idle()
     job = pump.job(job_id)
     assert (job.stage, job.ok, job.closed) == (State.CANCELLED, 2, True)
@@ -221,7 +221,7 @@ def test_a_quota_that_is_used_up_pauses_the_account_before_the_next_round(tmp_pa
     pump.run_until_idle()
     assert pump.job(job_id).stage == State.SUCCEEDED
     assert api.batches["batch_0002"].created_at - started > 500
-    assert "account_paused" in [event["event"] for event in pump.store.read_log(job_id)]
+    assert "account_paused" in [event["event"] for event in pump.store.events.read(job_id)]
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -260,15 +260,15 @@ def _end(fates: list[Answer], attempts: int = 3) -> tuple[str, int]:
     raise AssertionError
 
 
-class Mortal(Store):
+class Mortal(Connection):
     """A worker dies before or after its n-th script since the first round was collected."""
 
     left = 0
     collected = False
 
-    def _run(self, name: str, keys: Any, *args: Any) -> list[Any]:
+    def run(self, name: str, keys: Any, *args: Any) -> list[Any]:
         self._tick()
-        answer = super()._run(name, keys, *args)
+        answer = super().run(name, keys, *args)
         self.collected = self.collected or (name == "advance" and len(answer) > 3 and int(answer[3]) > 0)
         self._tick()
         return answer
@@ -285,17 +285,17 @@ def test_a_worker_may_die_at_any_script_of_a_further_round(tmp_path: Path, chat_
     """The job ends as if nothing had happened, and no row is paid for twice."""
     ends, left = 0, 1
     while not ends:
-        store = Mortal(fakeredis.FakeRedis(decode_responses=True))
+        connection = Mortal(fakeredis.FakeRedis(decode_responses=True))
         api = Script({"r0": [500], "r2": ["batch_expired"]})
-        pump = pump_of(tmp_path / str(left), api, store=store, max_rows=2)
+        pump = pump_of(tmp_path / str(left), api, store=Store(connection), max_rows=2)
         job_id = pump.submit(chat_rows(3))
-        store.left = left
+        connection.left = left
         pump.run_until_idle()
         job = pump.job(job_id)
         assert (job.stage, job.ok, job.closed, job.round) == (State.SUCCEEDED, 3, True, 2), left
         assert api.billed == Counter(["r0", "r1", "r2"])
         assert [row["custom_id"] for row in lines(pump, job, "output.jsonl")] == ["r0", "r1", "r2"]
-        ends, left = store.left > 0, left + 1
+        ends, left = connection.left > 0, left + 1
     assert left > 20
 
 

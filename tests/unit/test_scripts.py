@@ -73,6 +73,6 @@ def test_the_dictionary_explains_every_field_of_the_records_once() -> None:
 def test_the_dictionary_explains_every_key() -> None:
     """Whatever the scripts and the store put after the prefix; no family that is not used."""
     texts = [path.read_text(encoding="utf-8") for path in (*FOLDER.glob("*.lua"), *FOLDER.parent.glob("*.py"))]
-    pattern = r"""(?:(?:prefix|ARGV\[2\]|ARGV\[3\]) \.\. '|self\.prefix\}|\{prefix\})([a-z_]+)"""
+    pattern = r"""(?:(?:prefix|ARGV\[2\]|ARGV\[3\]) \.\. '|\.prefix\}|\{prefix\})([a-z_]+)"""
     used = {family for text in texts for family in re.findall(pattern, text)}
     assert {name.partition(":")[0] for name in told("Keys, each after the prefix.")} == used

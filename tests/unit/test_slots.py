@@ -23,8 +23,7 @@ from batchpipe.model.records import JOB, Stage, State
 from batchpipe.pipeline.messages import Continue, Message, Next, Retry
 from batchpipe.pipeline.slots import FEWEST_TRIES, LONGEST_WAIT_SECONDS, MOST_TRIES, SHORTEST_WAIT_SECONDS, Kind, Slots
 from batchpipe.storage.local import nameless_file
-from batchpipe.store import Store
-from batchpipe.store.store import new_task_ids
+from batchpipe.store import Connection, Store, new_task_ids
 from batchpipe.tasks.app import app_in_use, make_app, state_of
 from batchpipe.tasks.chain import _bounded, bound_long_tasks
 from batchpipe.tasks.inspection import waiting_in
@@ -164,7 +163,7 @@ def test_what_waits_for_a_slot_is_not_overdue(tmp_path: Path, chat_rows: Rows) -
     job_id = shard_of(pump, chat_rows(20))
     epoch = pump.shards(job_id)[0].epoch
     for _ in range(10):
-        assert pump.store.bounce(job_id, 0, epoch, 300.0, small=SMALL) == "later"
+        assert pump.store.queues.bounce(job_id, 0, epoch, 300.0, small=SMALL) == "later"
         pump.advance(300)
         assert pump.sweep() == 0
     pump.waiting.clear()  # its worker dies
@@ -176,10 +175,10 @@ def test_a_small_shard_needs_no_slot_and_a_void_message_is_not_kept(tmp_path: Pa
     pump = Pump(tmp_path)
     job_id = shard_of(pump, chat_rows(1))
     epoch = pump.shards(job_id)[0].epoch
-    assert pump.store.bounce(job_id, 0, epoch, 1.0, small=SMALL) == "small"
-    assert pump.store.bounce(job_id, 0, epoch + 1, 1.0, small=SMALL) == "claim"
-    assert pump.store.bounce(job_id, 7, epoch, 1.0, small=SMALL) == "claim"
-    assert pump.store.bounce(job_id, JOB, pump.job(job_id).epoch, 1.0, small=SMALL) == "later"
+    assert pump.store.queues.bounce(job_id, 0, epoch, 1.0, small=SMALL) == "small"
+    assert pump.store.queues.bounce(job_id, 0, epoch + 1, 1.0, small=SMALL) == "claim"
+    assert pump.store.queues.bounce(job_id, 7, epoch, 1.0, small=SMALL) == "claim"
+    assert pump.store.queues.bounce(job_id, JOB, pump.job(job_id).epoch, 1.0, small=SMALL) == "later"
 
 
 def test_a_small_job_needs_no_slot(tmp_path: Path, chat_rows: Rows) -> None:
@@ -188,7 +187,7 @@ def test_a_small_job_needs_no_slot(tmp_path: Path, chat_rows: Rows) -> None:
 
     def verdict(**fields: Any) -> str:
         job = pump.job(pump.submit(chat_rows(1), **fields))
-        return pump.store.bounce(job.id, JOB, job.epoch, 1.0, small=SMALL)
+        return pump.store.queues.bounce(job.id, JOB, job.epoch, 1.0, small=SMALL)
 
     assert verdict(bytes=1_000) == "small"
     assert verdict(bytes=1_000, total=11) == "later"
@@ -200,9 +199,9 @@ def test_of_a_cancelled_job_nothing_waits_to_be_uploaded(tmp_path: Path, chat_ro
     pump = Pump(tmp_path)
     job_id = shard_of(pump, chat_rows(20))
     shard = pump.shards(job_id)[0]
-    assert pump.store.bounce(job_id, 0, shard.epoch, 1.0, small=SMALL) == "later"
-    pump.store.cancel(job_id)
-    assert pump.store.bounce(job_id, 0, pump.shards(job_id)[0].epoch, 1.0, small=SMALL) == "small"
+    assert pump.store.queues.bounce(job_id, 0, shard.epoch, 1.0, small=SMALL) == "later"
+    pump.store.jobs.cancel(job_id)
+    assert pump.store.queues.bounce(job_id, 0, pump.shards(job_id)[0].epoch, 1.0, small=SMALL) == "small"
 
 
 def test_a_job_that_is_cancelled_before_it_was_prepared_ends_while_all_slots_are_taken(
@@ -213,10 +212,10 @@ def test_a_job_that_is_cancelled_before_it_was_prepared_ends_while_all_slots_are
     job_id = pump.submit(chat_rows(1), bytes=1_000_000)
 
     def verdict() -> str:
-        return pump.store.bounce(job_id, JOB, pump.job(job_id).epoch, 1.0, small=SMALL)
+        return pump.store.queues.bounce(job_id, JOB, pump.job(job_id).epoch, 1.0, small=SMALL)
 
     assert verdict() == "later"
-    pump.store.cancel(job_id)
+    pump.store.jobs.cancel(job_id)
     while not pump.job(job_id).closed:
         assert verdict() == "small"
         assert pump.step() is not None
@@ -228,12 +227,12 @@ def bounded(redis_url: str, prefix: str, tmp_path: Path) -> Pump:
     url = SecretStr(redis_url)
     current_site().settings = Settings(_env_file=None, redis_url=url, prefix=prefix, home=tmp_path)
     bound_long_tasks(app_in_use(), 4)
-    return Pump(tmp_path, store=Store(runtime().store.client, prefix=prefix))
+    return Pump(tmp_path, store=Store(Connection(runtime().store.connection.client, prefix=prefix)))
 
 
 def test_large_uploads_lie_behind_short_work_in_a_queue_of_redis(bounded: Pump, prefix: str) -> None:
     """What is taken first is known by the list where it lies. Creates, polls and small shards are never behind."""
-    server, queue = bounded.store.client, f"{prefix}queue"
+    server, queue = bounded.store.connection.client, f"{prefix}queue"
     current_site().app = make_app(current_settings())
     publish(Message("job_1", 0, 1, Stage.PLANNED, new_task_ids(4), queue, large=True))
     publish(Message("job_1", 1, 1, Stage.PLANNED, new_task_ids(4), queue))

@@ -227,7 +227,7 @@ def test_a_retry_takes_smaller_shards_and_is_still_one_retry(
     pump = Pump(tmp_path / "pump", store=client.store)
     pump.api.fail_next("upload", Refused("Request Entity Too Large", status=413))
     pump.run_until_idle()
-    [shard] = client.store.iter_shards(old.refresh().record)
+    [shard] = client.store.shards.of_job(old.refresh().record)
     assert shard.error is not None
     assert "--max-bytes" in shard.error.message
     with pytest.raises(InvalidInput, match="max_rows"):
@@ -478,7 +478,7 @@ def test_tls_is_spelled_as_celery_and_redis_py_do_and_means_the_same_to_both(que
     """One of them asks for nothing where nothing is said: messages went to whoever stood between."""
     url = f"rediss://u:p%40ss@redis.example:6380/2{query}"
     for settings in (Settings(_env_file=None, redis_url=url), Settings(_env_file=None, redis_url=url, broker_url=url)):
-        records: Any = Store.connect(settings.redis_address()).client.connection_pool.make_connection()
+        records: Any = Store.connect(settings.redis_address()).connection.client.connection_pool.make_connection()
         assert (records.cert_reqs, records.password, records.db) == (wanted, "p@ss", 2)
         messages: Any = Connection(settings.broker_address())
         assert (messages.ssl["ssl_cert_reqs"], messages.password, messages.virtual_host) == (wanted, "p@ss", "2")

@@ -15,7 +15,7 @@ from batchpipe.config.account import Account
 from batchpipe.errors import Gone, Paused, Refused, Unavailable
 from batchpipe.model.records import Problem, Stage, State
 from batchpipe.pipeline.sweep import LIST_SECONDS, sweep
-from batchpipe.store import Store
+from batchpipe.store import Connection, Store
 from batchpipe.testing import FakeOpenAI, Pump
 
 Rows = Callable[..., list[dict[str, object]]]
@@ -71,7 +71,7 @@ def test_a_stray_is_cancelled_within_one_sweep(pump: Pump, chat_rows: Rows) -> N
     stray = second_batch(pump, job_id)
     sweep(pump.job_turns, listing=True)
     assert statuses(pump) == ["validating", "cancelling"]
-    assert [e["batch_id"] for e in pump.store.read_log(job_id) if e["event"] == "stray_cancelled"] == [stray]
+    assert [e["batch_id"] for e in pump.store.events.read(job_id) if e["event"] == "stray_cancelled"] == [stray]
     sweep(pump.job_turns, listing=True)
     assert pump.api.count("cancel_batch") == 1
 
@@ -115,8 +115,8 @@ def test_spent_batches_of_others_and_of_unknown_jobs_are_left_alone(pump: Pump, 
     job_id = created(pump, chat_rows(1))
     shard = pump.shards(job_id)[0]
     spent = second_batch(pump, job_id)
-    key = pump.store._key(job_id, 0)
-    pump.store.client.hset(key, "spent", f'["{spent}"]')
+    key = pump.store.connection.key(job_id, 0)
+    pump.store.connection.client.hset(key, "spent", f'["{spent}"]')
     second_batch(pump, job_id, batchpipe_job="job_unknown")
     second_batch(pump, job_id, batchpipe_shard="7")
     second_batch(pump, job_id, batchpipe_shard="-1")
@@ -143,7 +143,7 @@ def test_the_record_is_read_after_the_list(tmp_path: Path, chat_rows: Rows) -> N
     job_id = created(pump, chat_rows(1))
     late = second_batch(pump, job_id)
     api: Any = pump.api
-    api.after = lambda: pump.store.client.hset(pump.store._key(job_id, 0), "batch_id", late)
+    api.after = lambda: pump.store.connection.client.hset(pump.store.connection.key(job_id, 0), "batch_id", late)
     sweep(pump.job_turns, listing=True)
     assert statuses(pump) == ["cancelling", "validating"]
 
@@ -205,7 +205,7 @@ def test_a_stray_that_has_just_ended_is_no_error(pump: Pump, chat_rows: Rows) ->
     second_batch(pump, job_id)
     pump.api.fail_next("cancel_batch", Refused("Cannot cancel a batch with status 'completed'.", status=409))
     sweep(pump.job_turns, listing=True)
-    assert [e for e in pump.store.read_log(job_id) if e["event"] == "stray_cancelled"] == []
+    assert [e for e in pump.store.events.read(job_id) if e["event"] == "stray_cancelled"] == []
 
 
 def test_a_stray_that_cannot_be_cancelled_does_not_hold_up_the_others(pump: Pump, chat_rows: Rows) -> None:
@@ -246,7 +246,7 @@ def test_accounts_that_must_or_can_not_be_asked_are_passed_over(tmp_path: Path, 
     pump = Pump(tmp_path, api=FakeOpenAI())
     created(pump, chat_rows(1))
     if how == "paused":
-        pump.store.pause("default", 60, Problem(code="x", message="no money"))
+        pump.store.accounts.pause("default", 60, Problem(code="x", message="no money"))
     else:
         account = Account(api_key=SecretStr("k"), lists_batches=False) if how == "cannot list" else Account()
         pump.job_turns.settings = pump.settings.model_copy(update={"accounts": {"default": account}})
@@ -284,7 +284,7 @@ def test_an_account_that_is_not_in_the_settings_is_warned_of_once_and_that_of_a_
 @pytest.mark.parametrize("index", [-1, 0])
 def test_several_sweeps_at_once_publish_once(tmp_path: Path, chat_rows: Rows, index: int) -> None:
     """The first one moves the due time; the next one leaves alone what is under way."""
-    pump = Pump(tmp_path, store=Store(fakeredis.FakeRedis(decode_responses=True)))
+    pump = Pump(tmp_path, store=Store(Connection(fakeredis.FakeRedis(decode_responses=True))))
     job_id = pump.submit(chat_rows(1))
     if index == 0:
         until(pump, lambda: bool(pump.shards(job_id)))

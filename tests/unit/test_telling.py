@@ -75,7 +75,7 @@ def test_a_site_whose_worker_never_comes_is_given_up_after_an_hour_and_it_is_sai
     job = pump.job(job_id)
     assert (job.state, job.closed, job.notify_attempts) == (State.SUCCEEDED, True, MAX_TELLS + 1)
     assert 3_000 < pump.at - ended < 4_500
-    [event] = [event for event in pump.store.read_log(job_id) if event["event"] == "not_told"]
+    [event] = [event for event in pump.store.events.read(job_id) if event["event"] == "not_told"]
     assert "(Flask)" in event["message"]
     assert len(logged(caplog, f"no receiver is notified of the end of job {job_id}")) == 1
     assert telling(job) == "receivers were never notified: stopped after 61 tries; see its log"
@@ -199,7 +199,7 @@ def ask(
 
 
 def put(client: Client, job_id: str, **fields: str | float) -> None:
-    client.store.client.hset(f"{client.store.prefix}job:{job_id}", mapping=dict[Any, Any](fields))
+    client.store.connection.client.hset(f"{client.store.connection.prefix}job:{job_id}", mapping=dict[Any, Any](fields))
 
 
 def test_status_and_list_say_that_receivers_have_not_heard(

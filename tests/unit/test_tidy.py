@@ -34,7 +34,7 @@ def names(pump: Pump) -> list[str]:
 
 
 def events(pump: Pump, job_id: str) -> list[str]:
-    return [event["event"] for event in pump.store.read_log(job_id)]
+    return [event["event"] for event in pump.store.events.read(job_id)]
 
 
 def test_a_job_without_strays_asks_for_no_list_and_deletes_nothing(tmp_path: Path, chat_rows: Rows) -> None:

@@ -33,7 +33,7 @@ def run_for(pump: Pump, seconds: float) -> None:
 
 
 def events(pump: Pump, job_id: str, name: str) -> int:
-    return sum(event["event"] == name for event in pump.store.read_log(job_id))
+    return sum(event["event"] == name for event in pump.store.events.read(job_id))
 
 
 def trouble(pump: Pump, job_id: str) -> str:

@@ -215,7 +215,7 @@ def _list(state: str | None, number: int) -> dict[str, Any]:
     upto = number * JOBS_PER_PAGE
     jobs = client.list_jobs(state=state, limit=upto + 1)
     rows = [job_row(job) for job in jobs[upto - JOBS_PER_PAGE : upto]]
-    counts = client.store.stats().jobs
+    counts = client.store.counters.stats().jobs
     states = [{"name": name, "count": count} for name, count in counts.items() if count or name == state]
     return {"rows": rows, "states": states, "more": len(jobs) > upto}
 
@@ -226,8 +226,8 @@ def _detail(job_id: str) -> dict[str, Any]:
 
     client = default_client()
     job = client.get_job(job_id)
-    shards = list(islice(client.store.iter_shards(job.record, bad="show"), MOST_SHARDS))
-    pause = client.store.paused(job.record.account) if not job.state.ended else None
+    shards = list(islice(client.store.shards.of_job(job.record, bad="show"), MOST_SHARDS))
+    pause = client.store.accounts.paused(job.record.account) if not job.state.ended else None
     events = [_event(event) for event in job.logs()[-MOST_EVENTS:]]
     return {
         "job": job_row(job),

@@ -57,7 +57,8 @@ def progress_of(job: Job) -> Progress:
 
     few = not job.state.ended and 0 < job.record.shards <= FEW_SHARDS
     return progress(
-        job.record, list(default_client().store.iter_shards(job.record, fields=_ANSWERED, bad="show")) if few else None
+        job.record,
+        list(default_client().store.shards.of_job(job.record, fields=_ANSWERED, bad="show")) if few else None,
     )
 
 

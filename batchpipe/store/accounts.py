@@ -1,0 +1,59 @@
+"""What all workers share about an account: its pause, its budget of reads, and when its batches were listed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, cast
+
+from batchpipe.model.records import Problem
+from batchpipe.store.connection import Connection
+from batchpipe.store.records import bounded_problem
+
+
+@dataclass(frozen=True)
+class Pause:
+    """Why an account is paused, and for how many more seconds."""
+
+    seconds: float
+    code: str
+    message: str
+
+
+class Accounts:
+    """By the name of the account in the settings."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._redis = connection
+
+    def pause(self, account: str, seconds: float, problem: Problem) -> None:
+        """Pause this account for so long, with the reason."""
+        self._redis.run("pause", [f"{self._redis.prefix}pause:{account}"], seconds, *bounded_problem(problem))
+
+    def paused(self, account: str) -> Pause | None:
+        found = self._redis.run("paused", [f"{self._redis.prefix}pause:{account}"])
+        return Pause(float(found[0]), found[1], found[2]) if found else None
+
+    def resume(self, account: str) -> bool:
+        """End a pause. True if there was one."""
+        return bool(self._redis.call("delete", f"{self._redis.prefix}pause:{account}"))
+
+    def creating(self, since: float) -> list[str]:
+        """Names of the accounts with a create call since then."""
+        return cast(
+            "list[str]",
+            self._redis.call("zrangebyscore", f"{self._redis.prefix}accounts", f"{since:.6f}", "+inf"),
+        )
+
+    def listings(self, account: str) -> tuple[float, float]:
+        """When a listing of the account's batches last began, and when the last complete one began; 0: never."""
+        begun, done = self._redis.call("hmget", f"{self._redis.prefix}listed:{account}", "begun", "done")
+        return float(begun or 0), float(done or 0)
+
+    def note_listing(self, account: str, **times: float) -> None:
+        """Note ``begun`` or ``done``."""
+        fields = {name: f"{at:.6f}" for name, at in times.items()}
+        self._redis.call("hset", f"{self._redis.prefix}listed:{account}", mapping=fields)
+
+    def take_rate_token(self, account: str, *, per_second: float, burst: float) -> float:
+        """Take one look at the provider from the account's budget. Returns 0, or the seconds until there is one."""
+        return float(cast(Any, self._redis.run("look", [f"{self._redis.prefix}looks:{account}"], per_second, burst)))

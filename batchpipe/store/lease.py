@@ -1,0 +1,197 @@
+"""What a claim returns, and the lease that is held and kept alive while a step works."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+from batchpipe.errors import LeaseLost, StoreUnavailable
+from batchpipe.model.records import JOB, JobRecord, Record, ShardRecord
+
+logger = logging.getLogger(__name__)
+
+#: Seconds between two renewals; near a stage's deadline each grants less.
+_SHORTEST_PAUSE = 0.2
+#: The longest that a step works without letting other green threads run.
+_LONGEST_STRETCH = 0.5
+
+
+def host_clock() -> float:
+    """A clock in seconds that runs on while this machine is suspended or this process is frozen."""
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
+
+
+@dataclass(frozen=True)
+class ClaimDenied:
+    """A claim that was not granted. ``after``: seconds until the other lease ends or its time has come."""
+
+    why: str  #: gone, epoch, stage, lease or early
+    after: float = 0.0
+
+
+@dataclass(frozen=True)
+class Renewal:
+    """What a holder learns from each write: a caller wanted to wake it, or the job is being cancelled."""
+
+    wake: bool = False
+    cancel: bool = False
+    held: bool = False  #: for an intent: it was not recorded, because the job sends nothing more for now, or at all
+
+
+NO_NEWS = Renewal()
+
+
+def news_of(wake: Any, cancel: Any) -> Renewal:
+    """What a script returns of it: 0 or 1 each."""
+    return Renewal(wake=bool(int(wake)), cancel=bool(int(cancel)))
+
+
+class Renewer(Protocol):
+    """The part of the store that keeps a lease."""
+
+    def renew(self, lease: Lease) -> tuple[float, Renewal]: ...
+
+
+@dataclass(kw_only=True)
+class Lease(ABC):
+    """The right to work on one record. As a context manager it renews itself in the background, and in ``check`` if
+    that cannot run: green threads (gevent, eventlet) are blocked while one of them reads a file.
+
+    It ends at its deadline, unless the work makes progress. A renewal that Redis refuses, or that comes too late by
+    our own clock, ends it, too: ``check()`` then raises ``LeaseLost``. A frozen process renews nothing, so one that
+    resumes too late finds its lease ended.
+    """
+
+    renewer: Renewer
+    job: JobRecord
+    token: str
+    seconds: float  #: how long it lasts without renewal
+    confirmed: float = field(default_factory=host_clock)  #: our clock before the last call that granted it
+    news: Renewal = NO_NEWS
+    deadline: float = 0.0  #: seconds without a ``check`` after which it is no longer renewed
+    overran: bool = False  #: the turn before this one ran into its deadline
+    lost: bool = False
+    _got_on: bool = False
+    _gave_way: float = field(default_factory=host_clock)
+    _asked: float = field(default_factory=host_clock)
+    _renewing: threading.Lock = field(default_factory=threading.Lock)
+    _stop: threading.Event = field(default_factory=threading.Event)
+    _thread: threading.Thread | None = None
+
+    @property
+    @abstractmethod
+    def index(self) -> int:
+        """The index of its shard, or ``JOB``."""
+
+    @property
+    @abstractmethod
+    def record(self) -> Record:
+        """What it holds."""
+
+    def age(self) -> float:
+        """Seconds since Redis last confirmed this lease, by our own clock."""
+        return host_clock() - self.confirmed
+
+    def too_late_to_call(self) -> bool:
+        """True if more than half of the lease is gone: a call that costs money must not be sent any more."""
+        return self.lost or self.age() > self.seconds / 2
+
+    def check(self) -> None:
+        """Report progress: a step calls this as bytes or rows go by. Raises LeaseLost if this lease has ended.
+
+        Cheap: it calls Redis only if the renewals in the background have not run.
+        """
+        self._raise_if_lost()
+        self._got_on = True
+        now = host_clock()
+        if now - self._gave_way > _LONGEST_STRETCH:
+            self._gave_way = now
+            time.sleep(0)  # let other green threads run, including their renewals
+        if min(self.age(), now - self._asked) > self.seconds / 2 and not self._stop.is_set():
+            self._renew()
+            self._raise_if_lost()
+
+    def _raise_if_lost(self) -> None:
+        if self.lost or self.age() > self.seconds:
+            raise LeaseLost
+
+    def has_got_on(self) -> bool:
+        """Whether ``check`` was called since the last renewal. Called once by each renewal."""
+        got_on, self._got_on = self._got_on, False
+        return got_on
+
+    def __enter__(self) -> Self:
+        self._thread = threading.Thread(target=self._keep, name=f"lease-{self.job.id}/{self.index}", daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """End the renewals, before the turn is ended in Redis."""
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+    def _keep(self) -> None:
+        while not self.lost and not self._stop.wait(max(self.seconds / 3, _SHORTEST_PAUSE)):
+            self._renew()
+
+    def _renew(self) -> None:
+        if not self._renewing.acquire(blocking=False):
+            return  # the other thread is renewing
+        try:
+            self._asked = before = host_clock()
+            self.seconds, self.news = self._renewed()
+            self.confirmed = before
+        except StoreUnavailable as error:
+            self._got_on = True  # progress that was not received is reported again
+            job = self.job
+            ids = {"event": "lease_not_renewed", "job": job.id, "shard": self.index, "account": job.account}
+            logger.warning("lease not renewed: %s", error, extra=ids)
+        except LeaseLost:
+            self.lost = True
+        finally:
+            self._renewing.release()
+
+    def _renewed(self) -> tuple[float, Renewal]:
+        left, news = self.renewer.renew(self)
+        # near the stage's own deadline a renewal grants less than a lease; it never becomes longer than one
+        return min(self.seconds, left), news
+
+
+@dataclass(kw_only=True)
+class JobLease(Lease):
+    """The right to work on a job itself."""
+
+    @property
+    def index(self) -> int:
+        return JOB
+
+    @property
+    def record(self) -> JobRecord:
+        return self.job
+
+
+@dataclass(kw_only=True)
+class ShardLease(Lease):
+    """The right to work on one shard of a job."""
+
+    shard: ShardRecord
+
+    @property
+    def index(self) -> int:
+        return self.shard.index
+
+    @property
+    def record(self) -> ShardRecord:
+        return self.shard
