@@ -183,7 +183,7 @@ def _account(client: Client | None, name: str) -> Iterator[Finding]:
         api = Apis(settings())(name)
         api.ping()
         yield Finding("account", "ok", f"{name}: the provider answers and takes the key of this process")
-        pause = client.store.accounts.paused(name) if client is not None else None
+        pause = client.store.accounts.pause_of(name) if client is not None else None
         if client is not None and pause is not None and pause.code != NO_QUOTA and client.resume(name).paused:
             yield Finding("account", "ok", f"{name}: its pause is lifted")
         yield from _capabilities(name)
@@ -196,7 +196,7 @@ def _account(client: Client | None, name: str) -> Iterator[Finding]:
     except BatchpipeError as error:
         fix = _NO_SANDBOX if settings().sandbox and name == "default" else "check base_url and the network"
         yield Finding("account", "fail", f"{name}: {error}", fix)
-    if client is not None and (pause := client.store.accounts.paused(name)) is not None:
+    if client is not None and (pause := client.store.accounts.pause_of(name)) is not None:
         detail = f"{name}: paused for {pause.seconds:.0f} s more ({pause.code}): {pause.message}"
         yield Finding("account", "warn", detail, f"fix the cause; then: batchpipe resume {name}")
 

@@ -228,7 +228,7 @@ class _Tick:
         else:
             self._watch(job)
         if self._display.wants_update(job):
-            pause, shards = self._client.store.accounts.paused(job.account), self._shards(job)
+            pause, shards = self._client.store.accounts.pause_of(job.account), self._shards(job)
             if self._worker is not None and pause is not None:
                 _raise_if_refused(job, shards, pause)
             self._display.update(job, shards, pause)

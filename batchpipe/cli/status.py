@@ -103,7 +103,7 @@ def _print_job(client: Client, job: JobRecord, view: dict[str, Any]) -> None:
 
 
 def _pause_note(client: Any, view: dict[str, Any]) -> str:
-    pause = client.store.accounts.paused(view["account"]) if view["ended_at"] is None else None
+    pause = client.store.accounts.pause_of(view["account"]) if view["ended_at"] is None else None
     hint = f" (fixed? batchpipe resume {view['account']})"
     return f"  paused for {pause.seconds:.0f} s: {pause.message}{hint}" if pause else ""
 

@@ -160,7 +160,7 @@ class Client:
                 drop_spool(record)
                 raise
         try:
-            return self.store.jobs.submit(record, again=again, alias=alias)
+            return self.store.jobs.submit(record, replace_job=again, alias=alias)
         except PermanentError:
             drop_spool(record)
             raise
@@ -254,7 +254,7 @@ class Client:
         A job of many shards takes no longer: some are woken here, the others by the next sweeps.
         """
         job_id = self.get_job(job_id).id  # it may be an alias
-        asked, shards = self.store.jobs.cancel(job_id, waking=WOKEN_AT_ONCE)
+        asked, shards = self.store.jobs.cancel(job_id, published=WOKEN_AT_ONCE)
         if asked:
             turns = tasks.runtime(self.settings).jobs
             tasks.revoke(wake_first(turns, job_id, shards, "always"))
@@ -312,7 +312,7 @@ class Client:
                 yield shard.index
 
     def _decide(self, job: JobRecord, decision: Literal["resend", "land"]) -> bool:
-        verdict, shards = self.store.jobs.decide(job.id, decision, waking=WOKEN_AT_ONCE)
+        verdict, shards = self.store.jobs.resolve_hold(job.id, decision, published=WOKEN_AT_ONCE)
         if verdict != "ok":
             return False
         turns = tasks.runtime(self.settings).jobs

@@ -24,7 +24,7 @@ from prometheus_client.registry import Collector
 from batchpipe.client.client import Client, default_client
 from batchpipe.errors import StoreUnavailable
 from batchpipe.store import Store
-from batchpipe.store.counters import Census
+from batchpipe.store.counters import OpenShards
 from batchpipe.telemetry.counters import ACCOUNT, INFINITE, METRICS, NO_ANSWER, VALUES, key_of
 from batchpipe.telemetry.counters import Metric as Counted
 
@@ -70,7 +70,7 @@ class StoreCollector(Collector):
         self._accounts = accounts
         self._clock = clock
         self._lock = threading.Lock()
-        self._counted: tuple[Store, float, Census] | None = None
+        self._counted: tuple[Store, float, OpenShards] | None = None
 
     def describe(self) -> list[Metric]:
         """Only the names, for requests of some of them: nothing is read when the collector is registered."""
@@ -110,7 +110,7 @@ class StoreCollector(Collector):
             yield _gauge(name, words, label, values[name])
         yield from _counters(store.counters.read(), accounts)
 
-    def _count_open_shards(self, store: Store) -> Census:
+    def _count_open_shards(self, store: Store) -> OpenShards:
         with self._lock:  # other scrapes wait for the count that is under way
             now = self._clock()
             if self._counted is not None and self._counted[0] is store:
@@ -122,7 +122,7 @@ class StoreCollector(Collector):
 
 
 def _paused(store: Store, account: str) -> float:
-    pause = store.accounts.paused(account)
+    pause = store.accounts.pause_of(account)
     return pause.seconds if pause is not None else 0.0
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from batchpipe.store.accounts import Pause
 from batchpipe.store.connection import Clock, Connection
-from batchpipe.store.due import Raised, When, new_task_ids
+from batchpipe.store.due import NewEpoch, When, new_task_ids
 from batchpipe.store.lease import Lease, Refused, Renewal, host_clock
 from batchpipe.store.queues import LISTENING_PACE, Waiting
 from batchpipe.store.schedules import LastRun
@@ -22,8 +22,8 @@ __all__ = [
     "Connection",
     "LastRun",
     "Lease",
+    "NewEpoch",
     "Pause",
-    "Raised",
     "Refused",
     "Renewal",
     "Settled",

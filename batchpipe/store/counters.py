@@ -11,7 +11,7 @@ from batchpipe.store.connection import Connection
 
 
 @dataclass(frozen=True)
-class Survey:
+class Stats:
     """Numbers about all jobs; times in seconds of Redis' clock."""
 
     now: float
@@ -24,7 +24,7 @@ class Survey:
 
 
 @dataclass(frozen=True)
-class Census:
+class OpenShards:
     """The unfinished shards."""
 
     stages: dict[str, int]
@@ -54,7 +54,7 @@ class Counters:
                 counts[name] = float(value)
         return counts
 
-    def stats(self) -> Survey:
+    def stats(self) -> Stats:
         """A few numbers about all jobs, at the cost of a few reads, however many there are."""
         clock = self._redis.clock()
         now = clock.now
@@ -68,7 +68,7 @@ class Counters:
         for state in states:
             pipe.zcount(f"{self._redis.prefix}jobs:{state.value}", kept if state.ended else "-inf", "+inf")
         unfinished, overdue, first, swept, *jobs = self._redis.execute(pipe)
-        return Survey(
+        return Stats(
             now=now,
             unfinished=unfinished,
             overdue=overdue,
@@ -78,7 +78,7 @@ class Counters:
             ahead=clock.ahead,
         )
 
-    def count_open_shards(self, *, chunk: int = 500, most: int = 100_000) -> Census:
+    def count_open_shards(self, *, chunk: int = 500, most: int = 100_000) -> OpenShards:
         """Count the unfinished shards by stage: within Redis, a chunk at a time, so that it delays nobody for long.
 
         About 1 ms a chunk. Work goes on between two chunks, so a few shards may be missed or counted twice.
@@ -96,4 +96,4 @@ class Counters:
                     stages[name] += int(count)
             if read < chunk:
                 break
-        return Census(stages, oldest, troubled)
+        return OpenShards(stages, oldest, troubled)

@@ -227,7 +227,7 @@ def _detail(job_id: str) -> dict[str, Any]:
     client = default_client()
     job = client.get_job(job_id)
     shards = list(islice(client.store.shards.of_job(job.record, bad="show"), MOST_SHARDS))
-    pause = client.store.accounts.paused(job.record.account) if not job.state.ended else None
+    pause = client.store.accounts.pause_of(job.record.account) if not job.state.ended else None
     events = [_event(event) for event in job.logs()[-MOST_EVENTS:]]
     return {
         "job": job_row(job),
