@@ -44,6 +44,11 @@ def printable(text: str) -> str:
     return text.translate(_CONTROLS)
 
 
+def one_line(text: str) -> str:
+    """A text for one line of a log or a list: masked, printable, and of 300 characters at most."""
+    return printable(without_secrets(" ".join(text.split())))[:300]
+
+
 def printable_json(document: str) -> str:
     """An equivalent JSON document, escaped in the same way."""
     return document.translate(_JSON_CONTROLS)

@@ -29,6 +29,7 @@ from batchpipe.pipeline.manifest import PRUNED_BYTES, WORKSPACES, basics, note_w
 from batchpipe.pipeline.sweep import sweep
 from batchpipe.store import Lease, Store
 from batchpipe.tasks import chain as tasks
+from batchpipe.tasks.runtime import runtime
 from batchpipe.testing import FakeOpenAI, Pump
 from batchpipe.worker.schedule_tasks import schedules
 
@@ -44,7 +45,7 @@ MOST_ON_FIRST_DAY = 10
 def queue(url: str, folder: Path, name: str, days: int, *, listened: bool) -> Iterator[dict[str, Any]]:
     """Messages and bytes of a queue that nobody takes from, day by day."""
     settings = Settings(_env_file=None, redis_url=url, prefix=f"{{{name}}}:", home=folder / name, queue=name)
-    store, turns, ahead = Client(settings).store, tasks.runtime(settings).jobs, 0.0
+    store, turns, ahead = Client(settings).store, runtime(settings).jobs, 0.0
     store.connection.skew = lambda: ahead
     job = JobRecord(id=new_job_id(), epoch=1, task_ids=["p"], output="/o", owns=[f"/o/{name}"], queue=name)
     store.jobs.submit(job)

@@ -23,7 +23,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from batchpipe.client.client import Client
-from batchpipe.config.settings import load_settings
+from batchpipe.config.loading import load_settings
 from batchpipe.model.records import State
 from batchpipe.sandbox import Sandbox
 

@@ -14,13 +14,10 @@ import fakeredis
 import pytest
 import redis
 
-from batchpipe.client.submission import hold_with
-from batchpipe.config import seams
-from batchpipe.config.settings import install_site
+from batchpipe.config.site import forget_sites
 from batchpipe.local_redis import find_server
 from batchpipe.sandbox import Sandbox
 from batchpipe.store import Connection, Store
-from batchpipe.tasks.chain import install_app
 
 
 @pytest.fixture(autouse=True)
@@ -31,18 +28,9 @@ def clean_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
             monkeypatch.delenv(name)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("BATCHPIPE_HOME", str(tmp_path / "home"))
-    _unhook()
+    forget_sites()
     yield
-    _unhook()
-
-
-def _unhook() -> None:
-    """What a site or framework has hung in is of one test only."""
-    install_site(None)
-    install_app(None)
-    hold_with(None)
-    seams.listeners.clear()
-    seams.settings_here = seams.app_here = seams.read_again = None
+    forget_sites()
 
 
 # -- Redis ---------------------------------------------------------------------------------------------------------

@@ -15,7 +15,9 @@ from pydantic import SecretStr
 from pydantic.fields import FieldInfo
 
 from batchpipe.cli import COMMANDS, cli
-from batchpipe.config.settings import PREFIX, Account, Settings
+from batchpipe.config.account import Account
+from batchpipe.config.environment import PREFIX
+from batchpipe.config.settings import Settings
 
 ROOT = Path(__file__).parents[1]
 BEGIN, END = "<!-- generated: python tests/regen_docs.py -->\n", "<!-- end -->"

@@ -19,7 +19,8 @@ from typing import Any
 import pytest
 
 import batchpipe
-from batchpipe.config.settings import Account, Settings
+from batchpipe.config.account import Account
+from batchpipe.config.settings import Settings
 from batchpipe.sandbox import Sandbox
 from tests.test_layers import LAYERS
 

@@ -28,6 +28,8 @@ LAYERS: list[tuple[str, ...]] = [
 ]
 #: Stands by itself: it imports nothing of the pipeline, and only these import it.
 ISLAND, ISLAND_USERS = "sandbox", ("cli", "testing")
+#: What people and other programs meet: they ask the client.
+FRONTS = ("cli", "contrib", "monitoring")
 #: The public face: it may name anything, and nobody inside imports a name from it.
 FACADE = "__init__"
 #: What the facade defines itself, so that importing it leads nowhere.
@@ -54,7 +56,7 @@ DOORS: dict[str, tuple[str, ...]] = {
 }
 
 #: Who reads the environment; the sandbox's command must not need the settings of the pipeline.
-ENVIRONMENT = ("config.settings", "sandbox.__main__")
+ENVIRONMENT = ("config.environment", "sandbox.__main__")
 
 #: Who opens and changes files, and why.
 FILES: dict[str, str] = {
@@ -184,6 +186,16 @@ def test_steps_know_neither_the_store_nor_the_provider_nor_the_settings() -> Non
     forbidden = {"store", "provider", "config"}
 
     assert offenders(lambda step: {name for name in step.inner_imports() if _unit(name) in forbidden}, STEPS) == {}
+
+
+def test_commands_sites_and_monitors_ask_the_client() -> None:
+    """Neither the store nor the pipeline, not even by way of the client: what they need is a method there."""
+
+    def behind(module: Module) -> set[str]:
+        reached = {node.attr for node in ast.walk(module.tree) if isinstance(node, ast.Attribute)} & {"store"}
+        return reached | {name for name in module.inner_imports() if _unit(name) in ("store", "pipeline")}
+
+    assert offenders(behind, [module for module in MODULES if module.unit in FRONTS]) == {}
 
 
 def test_the_sandbox_imports_nothing_of_the_pipeline() -> None:

@@ -63,7 +63,7 @@ def worker_command(
     celery_options: tuple[str, ...],
 ) -> None:
     """Run a Celery worker with the right settings. Further options go to Celery."""
-    from batchpipe.config.settings import use_sandbox
+    from batchpipe.config.site import use_sandbox
     from batchpipe.telemetry.logs import configure_logging
     from batchpipe.worker.process import run_worker
 
@@ -160,7 +160,7 @@ def sandbox_command(
 
     The key for --upstream is read from BATCHPIPE_SANDBOX_UPSTREAM_KEY.
     """
-    from batchpipe.config.settings import sandbox_upstream_key
+    from batchpipe.config.environment import sandbox_upstream_key
     from batchpipe.sandbox import serve
 
     logging.basicConfig(level=logging.WARNING)

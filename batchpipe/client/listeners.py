@@ -10,13 +10,13 @@ import time
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 
-from batchpipe.config import seams
 from batchpipe.config.settings import Settings
+from batchpipe.config.site import current_site, worker_of
 from batchpipe.errors import StoreUnavailable
 from batchpipe.model.records import JobRecord
 from batchpipe.store import Store
-from batchpipe.tasks import chain as tasks
-from batchpipe.tasks.app import is_ours
+from batchpipe.tasks.app import current_site_app, is_ours
+from batchpipe.tasks.inspection import queues_of_workers
 
 logger = logging.getLogger(__name__)
 
@@ -24,11 +24,6 @@ logger = logging.getLogger(__name__)
 STARTING_SECONDS = 10.0
 #: For a caller that waits for a job: seconds to the first look, between looks, and between two warnings.
 FIRST_LOOK_SECONDS, LOOK_SECONDS, SAY_SECONDS = 2.0, 10.0, 60.0
-#: How many queues with a warning a process remembers.
-_MOST_SAID = 1_000
-
-#: Queue -> when a submit in this process last warned (by the host's clock) that no worker listens on it.
-_said: dict[str, float] = {}
 
 
 def deserted(store: Store, queues: Collection[str], *, ask: bool = True) -> set[str]:
@@ -42,7 +37,7 @@ def deserted(store: Store, queues: Collection[str], *, ask: bool = True) -> set[
     silent = {queue for queue in queues if queue not in listening}
     if not silent or not ask:
         return silent
-    answers = tasks.queues_of_workers()
+    answers = queues_of_workers()
     return silent - set(answers) if answers is not None else set()
 
 
@@ -62,27 +57,23 @@ def how_to_start(settings: Settings, queue: str, jobs: Sequence[JobRecord]) -> s
     """The command that starts a worker of this site, or of the site that the jobs belong to."""
     if own := next((job for job in jobs if job.input_here), None):
         return f"start one: `batchpipe wait {own.id}`"
-    names = sorted({*seams.sites(), *(name for job in jobs for name in job.notify_sites)})
+    names = sorted({*current_site().frameworks(), *(name for job in jobs for name in job.notify_sites)})
     ours = queue == settings.queue
     there = "" if ours else f", each for this queue ({queue})"
     if names:
         plain = "a plain `batchpipe worker` does not run a site's receivers"
-        return f"start one: {seams.worker_of(names)}{there}; {plain}"
-    app = tasks.current_site_app()
+        return f"start one: {worker_of(names)}{there}; {plain}"
+    app = current_site_app()
     if app is not None and not is_ours(app):
         return f"start one: `celery -A ... worker` of the app {app.main}, or `batchpipe -A ... worker`{there}"
     return f"start one: `batchpipe worker{'' if ours else f' --queues {queue}'}` (`batchpipe run` brings its own)"
 
 
 def warn_of_submit(store: Store, settings: Settings, job: JobRecord) -> None:
-    """Log that no worker listens on this new job's queue: at once, at the cost of one read, once a minute per queue."""
-    if time.monotonic() - _said.get(job.queue, float("-inf")) < SAY_SECONDS:
-        return
+    """Log that no worker listens on this new job's queue: at once, at the cost of one read; once a minute per queue."""
     with suppress(StoreUnavailable):  # it is recorded: its submit must not fail for this
-        if line := missing_worker(store, settings, job, ask=False):
-            if len(_said) >= _MOST_SAID:
-                _said.clear()
-            _said[job.queue] = time.monotonic()
+        line = missing_worker(store, settings, job, ask=False)
+        if line and current_site().is_news("no_worker", job.queue, seconds=SAY_SECONDS):
             logger.warning("job %s waits: %s", job.id, line, extra={"event": "no_worker", "job": job.id})
 
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, cast
 
 from batchpipe.client.client import Client, Job
+from batchpipe.client.options import NAMES, SubmitOptions
 from batchpipe.errors import BatchpipeError, JobNotFound, PermanentError, SettingsError, StoreUnavailable
 from batchpipe.masking import without_secrets
 from batchpipe.model.records import Problem
@@ -89,27 +90,13 @@ def _run(client: Client, name: str, schedule: Schedule, at: datetime) -> Job | N
 def submit_run(client: Client, name: str, schedule: Schedule, at: datetime) -> Job:
     """Submit the run of this time; the same time is the same job. Raises as ``submit``."""
 
-    def fill(text: str) -> str:
-        return schedule.fill(text, name, at)
-
-    return client.submit(
-        fill(schedule.input),
-        output=fill(schedule.output) if schedule.output is not None else None,
-        key=fill(schedule.key),
-        name=fill(schedule.name),
-        endpoint=schedule.endpoint,
-        completion_window=schedule.completion_window,
-        metadata=schedule.metadata,
-        extra=schedule.extra,
-        tags={"schedule": name, **schedule.tags},
-        account=schedule.account,
-        queue=schedule.queue,
-        on_done=schedule.on_done,
-        max_rows=schedule.max_rows,
-        max_bytes=schedule.max_bytes,
-        attempts=schedule.attempts,
-        may_come_later=True,
-    )
+    options: dict[str, Any] = {field: getattr(schedule, field) for field in NAMES}
+    options["tags"] = {"schedule": name, **schedule.tags}
+    for field in ("output", "key", "name"):
+        if options[field] is not None:
+            options[field] = schedule.fill(options[field], name, at)
+    source = schedule.fill(schedule.input, name, at)
+    return client.submit(source, may_come_later=True, **cast(SubmitOptions, options))
 
 
 def find_schedule(client: Client, name: str) -> Schedule:

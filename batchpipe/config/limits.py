@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 from batchpipe.config.settings import Settings
 
 #: A turn that ran into its deadline gets twice as long the next time, up to so many times the first one.
@@ -55,3 +57,9 @@ def task_limit(settings: Settings, name: str) -> int:
 def visibility_seconds(settings: Settings, longest_countdown: float) -> int:
     """How long a message may be unacknowledged: its countdown, plus a short task."""
     return max(VISIBILITY_SECONDS, int(longest_countdown) + task_limit(settings, "poll") + 2 * HARD_AFTER_SOFT_SECONDS)
+
+
+def out_of_time() -> tuple[type[Exception], ...]:
+    """The errors that a worker's time limit raises in the middle of a task; none where Celery is not loaded."""
+    loaded = sys.modules.get("billiard.exceptions")
+    return (loaded.SoftTimeLimitExceeded,) if loaded is not None else ()

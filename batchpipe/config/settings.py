@@ -1,90 +1,29 @@
-"""All settings, and the only reader of the environment (variables, ``.env``, secret files).
-
-Settings are read once, at the edge (a command, a worker, a program's first call), and passed down as values.
-"""
+"""All settings: read once, at the edge (a command, a worker, a program's first call), and passed down as values."""
 
 from __future__ import annotations
 
-import os
 import re
-import threading
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import parse_qsl, urlencode, urlsplit
 
 import platformdirs
-from dotenv import dotenv_values
-from pydantic import (
-    AliasChoices,
-    BaseModel,
-    ConfigDict,
-    Field,
-    PrivateAttr,
-    SecretStr,
-    ValidationError,
-    field_validator,
-)
-from pydantic.fields import FieldInfo
+from pydantic import AliasChoices, Field, PrivateAttr, SecretStr, field_validator
 from pydantic_settings import (
     BaseSettings,
     NestedSecretsSettingsSource,
     NoDecode,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
-    TomlConfigSettingsSource,
 )
 
-from batchpipe.config import seams
-from batchpipe.config.site_values import SiteSettings
+from batchpipe.config.account import SANDBOX_ACCOUNT, Account
+from batchpipe.config.environment import PREFIX
+from batchpipe.config.redis_urls import checked_broker_url, checked_redis_url
+from batchpipe.config.schedule_file import ScheduleFile
 from batchpipe.errors import SettingsError
 from batchpipe.model.schedule import Schedule
-
-PREFIX = "BATCHPIPE_"
-
-#: The account of ``run --sandbox``; its server runs as long as the command.
-SANDBOX_ACCOUNT = "sandbox"
-
-
-class Account(BaseModel):
-    """One set of provider credentials and limits. Messages contain its name, never its key."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    kind: Literal["openai", "azure"] = Field("openai", description="openai (or any compatible server), or azure")
-    api_key: SecretStr | None = Field(None, description="the provider's API key")
-    organization: str | None = Field(None, description="OpenAI organization id")
-    project: str | None = Field(None, description="OpenAI project id")
-    base_url: str | None = Field(None, description="URL of an OpenAI-compatible server, with its /v1")
-    webhook_secret: SecretStr | None = Field(None, description="secret of the provider's webhooks")
-    azure_endpoint: str | None = Field(None, description="azure: https://NAME.openai.azure.com")
-    api_version: str | None = Field(None, description="azure: api version, such as 2025-04-01-preview")
-    sandbox: bool = Field(False, description="a test server: nothing is paid, so a Redis that forgets is allowed")
-    file_expires_seconds: int = Field(
-        1_209_600, description="the provider may delete uploaded inputs after so long; 0: do not ask for it"
-    )
-    looks_per_second: float = Field(5.0, gt=0, description="status reads per second, over all workers")
-    lists_batches: bool = Field(True, description="the provider can list batches; see docs/guarantees.md where not")
-    echoes_metadata: bool = Field(True, description="the provider's list shows the metadata of batches")
-    resend_unanswered: bool = Field(
-        False,
-        description="where batches cannot be listed: repeat a create call without an answer, up to three calls; "
-        "rows may be paid for each",
-    )
-    overdue_seconds: float | None = Field(
-        None,
-        ge=0,
-        description="cancel a batch that has not ended so long after its window and send its rows again; "
-        "0: never  [7200; azure: never]",
-    )
-
-    @property
-    def patience_seconds(self) -> float | None:
-        """How long to wait for a batch after its completion window; None: for ever."""
-        if self.overdue_seconds is not None:
-            return self.overdue_seconds or None
-        return None if self.kind == "azure" else 7_200.0  # Azure goes on after the window, and documents that
 
 
 class Settings(BaseSettings):
@@ -222,7 +161,7 @@ class Settings(BaseSettings):
         nested = NestedSecretsSettingsSource(
             file_secret_settings, secrets_nested_delimiter="__", secrets_dir_missing="ok"
         )
-        return init_settings, env_settings, dotenv_settings, nested, _ScheduleFile(settings_cls)
+        return init_settings, env_settings, dotenv_settings, nested, ScheduleFile(settings_cls)
 
     @field_validator("allowed_roots", mode="before")
     @classmethod
@@ -233,28 +172,12 @@ class Settings(BaseSettings):
     @classmethod
     def _is_redis(cls, value: SecretStr | None) -> SecretStr | None:
         """Checked here, so that the checks of a site report it."""
-        if value is None:
-            return None
-        url = value.get_secret_value()
-        if (other := _other_redis(url)) is not None:
-            raise ValueError(other)
-        if not _is_redis_url(url):
-            raise ValueError("is no Redis URL: write redis://HOST:PORT/DB, rediss://HOST:PORT/DB or unix://PATH")
-        if _is_cut(url):
-            raise ValueError(_CUT)
-        return SecretStr(one_spelling(url))
+        return None if value is None else SecretStr(checked_redis_url(value.get_secret_value()))
 
     @field_validator("broker_url")
     @classmethod
     def _is_broker(cls, value: SecretStr | None) -> SecretStr | None:
-        if value is None:
-            return None
-        url = value.get_secret_value()
-        if (other := _other_redis(url)) is not None:
-            raise ValueError(other)
-        if _is_cut(url):
-            raise ValueError(_CUT)
-        return SecretStr(one_spelling(url))
+        return None if value is None else SecretStr(checked_broker_url(value.get_secret_value()))
 
     @field_validator("home")
     @classmethod
@@ -277,6 +200,7 @@ class Settings(BaseSettings):
     #: How a site spells our names; None if there is no site.
     _spell: Callable[[str], str] | None = PrivateAttr(None)
     _unknown: tuple[str, ...] = PrivateAttr(())
+    _durable: bool = PrivateAttr(True)
 
     @property
     def unknown(self) -> tuple[str, ...]:
@@ -362,245 +286,13 @@ class Settings(BaseSettings):
         """The broker's URL in clear; Redis unless BROKER_URL says otherwise."""
         return self.broker_url.get_secret_value() if self.broker_url is not None else self.redis_address()
 
-    def with_redis(self, url: str) -> Settings:
+    @property
+    def durable(self) -> bool:
+        """False if Redis is a private one that loses everything when it stops."""
+        return self._durable
+
+    def with_redis(self, url: str, *, durable: bool = True) -> Settings:
         """The same settings, with the private Redis filled in."""
-        return self.model_copy(update={"redis_url": SecretStr(url)})
-
-
-#: Values for how a client of Redis checks the server's certificate, as redis-py and Celery's transport spell them.
-_CERT_REQS = ("required", "optional", "none")
-#: Part of a URL's scheme -> why that way to reach Redis is refused.
-_OTHER_REDIS = {
-    "sentinel": "Sentinel is not supported: give a name or address that leads to the primary",
-    "cluster": "Redis Cluster is not supported: give a single Redis or Valkey server",
-}
-
-
-def _other_redis(url: str) -> str | None:
-    """The error message for a URL for Sentinel or Cluster, in any spelling; None for others."""
-    scheme = url.partition("://")[0].lower()
-    return next((said for name, said in _OTHER_REDIS.items() if name in scheme), None)
-
-
-def one_spelling(url: str) -> str:
-    """A URL with TLS (``rediss://``) as redis-py and Celery's transport both read it.
-
-    They spell the checks of the server's certificate differently. By default one of them checks everything and the
-    other nothing; here the default is ``required``. Raises ValueError for values that neither knows.
-    """
-    address, _, query = url.partition("?")
-    if not address.lower().startswith("rediss://"):
-        return url
-    pairs = parse_qsl(query, keep_blank_values=True)
-    given = [value for name, value in pairs if name == "ssl_cert_reqs"]
-    wanted = given[-1].lower().removeprefix("cert_") if given else "required"
-    if wanted not in _CERT_REQS:
-        raise ValueError("ssl_cert_reqs is none of required, optional and none (or CERT_REQUIRED and so on)")
-    others = [(name, value) for name, value in pairs if name != "ssl_cert_reqs"]
-    return f"rediss://{address[9:]}?{urlencode([*others, ('ssl_cert_reqs', wanted)], safe='/:')}"
-
-
-def _is_redis_url(url: str) -> bool:
-    try:
-        parts = urlsplit(url)
-        return parts.scheme in ("redis", "rediss", "unix") and (parts.port is None or parts.port > 0)
-    except ValueError:  # the port is not a number
-        return False
-
-
-_CUT = "has a password that cuts it: write its @, / and # as %40, %2F and %23"
-
-
-def _is_cut(url: str) -> bool:
-    """Whether a TCP address has an ``@`` in its path: part of the password would be taken for the host, and shown."""
-    try:
-        parts = urlsplit(url)
-    except ValueError:
-        return False
-    return parts.scheme in ("redis", "rediss") and "@" in parts.path + parts.fragment
-
-
-class _ScheduleFile(PydanticBaseSettingsSource):
-    """The tables ``[schedules.NAME]`` of batchpipe.toml. Paths in it are relative to its folder."""
-
-    def __call__(self) -> dict[str, Any]:
-        named = self.current_state.get("config")
-        path = Path(named or "batchpipe.toml").expanduser()
-        if named and not path.is_file():
-            raise SettingsError(f"{PREFIX}CONFIG: there is no file {named}")
-        try:
-            data = TomlConfigSettingsSource(self.settings_cls, path).toml_data
-        except (ValueError, OSError) as error:
-            raise SettingsError(f"{path}: cannot be read: {error}") from None
-        if others := sorted(data.keys() - {"schedules"}):
-            raise SettingsError(f"{path}: {others[0]}: only [schedules.NAME] tables belong here; see docs/settings.md")
-        return {"schedules": _below(path.absolute().parent, data["schedules"])} if data else {}
-
-    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
-        return None, field_name, False  # called only for sources that go field by field
-
-
-def _below(folder: Path, schedules: Any) -> Any:
-    """Schedules with local paths that do not depend on where a worker was started."""
-    if not isinstance(schedules, dict):
-        return schedules
-    base = str(folder).replace("{", "{{").replace("}", "}}")
-
-    def rooted(field: str, value: Any) -> Any:
-        places = field in ("input", "output") and isinstance(value, str) and value
-        return value if not places or "://" in value or value.startswith(("/", "~")) else f"{base}/{value}"
-
-    return {
-        name: {field: rooted(field, value) for field, value in parts.items()} if isinstance(parts, dict) else parts
-        for name, parts in schedules.items()
-    }
-
-
-_SECRETS_DIR = Path("/run/secrets")
-
-
-def load_settings(*, env_file: str | Path | None = "", given: SiteSettings | None = None) -> Settings:
-    """Read the environment, a file of variables and secret files; values that a site has ``given`` override them.
-
-    ``env_file``: "" means the file that ENV_FILE names, ``.env`` if that is not set, and none if it is set to "".
-
-    Raises SettingsError: one line that names the variable, spelled as where it was set.
-    """
-    secrets = os.environ.get(f"{PREFIX}SECRETS_DIR") or (_SECRETS_DIR if _SECRETS_DIR.is_dir() else None)
-    site, env_file = given or SiteSettings({}, str), _env_file() if env_file == "" else env_file
-    try:
-        where: dict[str, Any] = {"_env_file": env_file, "_env_file_encoding": "utf-8", "_secrets_dir": secrets}
-        settings = Settings(**where, **site.known(Settings.model_fields))
-    except ValidationError as error:
-        parts = error.errors(include_input=False)
-        names = site.known(Settings.model_fields).keys()
-        raise SettingsError("; ".join(_explain(part, site, names) for part in parts)) from None
-    except (ValueError, OSError) as error:  # a .env that is not UTF-8, or invalid JSON
-        raise SettingsError(f"the settings cannot be read: {error}") from None
-    settings._spell = given.spell if given is not None else None
-    settings._unknown = _unknown_names(env_file)
-    return settings
-
-
-def _env_file() -> str | None:
-    """Raises SettingsError if a named file does not exist: else other settings than intended would apply."""
-    named = os.environ.get(f"{PREFIX}ENV_FILE")
-    if named and not Path(named).expanduser().is_file():
-        raise SettingsError(f"{PREFIX}ENV_FILE: there is no file {named}")
-    return ".env" if named is None else str(Path(named).expanduser()) if named else None
-
-
-#: Variables that are read elsewhere, or that others set: Kubernetes for a service of this name.
-_ELSEWHERE = frozenset({"ENV_FILE", "SECRETS_DIR", "SANDBOX_UPSTREAM_KEY"})
-_OF_KUBERNETES = re.compile(r"(\w+_)?(SERVICE_(HOST|PORT(_\w+)?)|PORT(_\d+_(TCP|UDP)(_\w+)?)?)")
-#: At most so many are named: the rest is shown when these are corrected.
-_MOST_UNKNOWN = 10
-
-
-def _unknown_names(env_file: str | Path | None) -> tuple[str, ...]:
-    """A line for each variable, of the environment or of ``.env``, that looks like a setting and is not one."""
-    fields = [name.upper() for name in Settings.model_fields if not name.startswith("openai_")]
-    names = {name.upper() for name in [*os.environ, *dotenv_values(env_file or os.devnull, encoding="utf-8")]}
-    lines = []
-    for name in sorted(name.removeprefix(PREFIX) for name in names if name.startswith(PREFIX)):
-        if name.partition("__")[0] in fields or name in _ELSEWHERE or _OF_KUBERNETES.fullmatch(name[:200]):
-            continue
-        near = get_close_matches(name.partition("__")[0][:100], fields, n=1)
-        hint = f"; did you mean {PREFIX}{near[0]}?" if near else ""
-        lines.append(f"{PREFIX}{name[:100]}: there is no such setting{hint}")
-    return tuple(lines[:_MOST_UNKNOWN])
-
-
-def _explain(part: Mapping[str, Any], given: SiteSettings, names: Collection[str]) -> str:
-    """One validation error without the value, which may be a secret."""
-    steps, message = [str(step) for step in part["loc"]], part["msg"].removeprefix("Value error, ")
-    if part["type"] == "extra_forbidden":
-        near = get_close_matches(
-            steps[-1], Account.model_fields if steps[0] == "accounts" else Schedule.model_fields, 1
-        )
-        message = f"there is no such setting{f'; did you mean {near[0]}?' if near else ''}"
-    if part["type"] == "missing":
-        message = "is missing"
-    if steps and steps[0] in names:
-        return f"{given.spell(steps[0].upper())}{''.join(f'[{step!r}]' for step in steps[1:])}: {message}"
-    if steps[:1] == ["schedules"]:
-        return f"{'.'.join(steps)}: {message}"
-    name = "__".join(steps).upper()
-    return f"{name if name.startswith('OPENAI_') else PREFIX + name}: {message}"
-
-
-_installed: Settings | None = None
-_reading = threading.RLock()
-
-
-def install_settings(settings: Settings | None) -> None:
-    """Make these the settings of this process (None: read them again at the next use)."""
-    global _installed
-    _installed = settings
-
-
-def install_site(read: Callable[[], Settings] | None) -> None:
-    """Read the settings of this process by this function at their next use (None: from the environment).
-
-    Errors that it raises appear at the use of the settings, so that a site starts and its checks can report them.
-    """
-    seams.site = read
-    install_settings(None)
-
-
-def current_settings() -> Settings:
-    """The settings of the calling site, else of this process: those installed, else read now and kept."""
-    if seams.settings_here is not None:
-        here: Settings | None = seams.settings_here()
-        if here is not None:
-            return here
-    with _reading:  # two threads of a web server must not use two different readings
-        if _installed is None:
-            install_settings((seams.site or load_settings)())
-        assert _installed is not None
-        return _installed
-
-
-#: Variables that the HTTP client reads by itself; also in lower case.
-_TRANSPORT = ("ALL_PROXY", "HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY", "SSL_CERT_FILE", "SSL_CERT_DIR")
-
-
-def transport_environment() -> dict[str, str]:
-    """The variables that the HTTP client reads by itself, spelled as they are set. Values may hold passwords."""
-    names = [spelled for name in _TRANSPORT for spelled in (name, name.lower())]
-    return {name: value for name in names if (value := os.environ.get(name))}
-
-
-def bare_environment() -> dict[str, str]:
-    """The variables that a helper process needs, and none that may be a secret."""
-    wanted = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "VIRTUAL_ENV", "PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH")
-    return {name: os.environ[name] for name in wanted if name in os.environ}
-
-
-def is_path_safe() -> bool:
-    """Whether modules must not be imported from the current folder. Our own ``-P``, for the worker of a ``run``, does
-    not count.
-    """
-    return bool(os.environ.get("PYTHONSAFEPATH"))
-
-
-def use_sandbox() -> None:
-    """Make the account ``default`` of this process, and of those that it starts, a sandbox: as if SANDBOX were set."""
-    os.environ[f"{PREFIX}SANDBOX"] = "true"
-    install_settings(None)
-    if seams.read_again is not None:
-        seams.read_again()
-
-
-def sandbox_upstream_key() -> str | None:
-    """The key of ``sandbox --upstream``: from the environment, because others can read command lines."""
-    return os.environ.get(f"{PREFIX}SANDBOX_UPSTREAM_KEY")
-
-
-def child_environment(settings: Settings, **extra: str) -> dict[str, str]:
-    """The environment of a child process (a worker): ours, with the Redis and other values that we found.
-
-    An environment is private to the user; secrets must not be in process arguments, which everybody can read.
-    """
-    ours = {f"{PREFIX}REDIS_URL": settings.redis_address(), f"{PREFIX}HOME": str(settings.home)}
-    return {**os.environ, **ours, **{f"{PREFIX}{name}": value for name, value in extra.items()}}
+        copied = self.model_copy(update={"redis_url": SecretStr(url)})
+        copied._durable = durable
+        return copied

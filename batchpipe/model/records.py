@@ -16,6 +16,9 @@ import msgspec
 #: Version of the records. Readers tolerate older ones: every field has a default.
 VERSION = 1
 
+#: What a job has where its submit says nothing, and the settings have no say.
+DEFAULT_ENDPOINT, DEFAULT_WINDOW, DEFAULT_ACCOUNT = "/v1/chat/completions", "24h", "default"
+
 #: How often notifying a site's receivers may be postponed: about an hour of tries.
 MAX_TELLS = 60
 
@@ -124,9 +127,9 @@ class JobRecord(Record, frozen=True, kw_only=True):
     id: str
     stage: str = State.PENDING.value
     name: str | None = None
-    account: str = "default"
-    endpoint: str = "/v1/chat/completions"
-    completion_window: str = "24h"
+    account: str = DEFAULT_ACCOUNT
+    endpoint: str = DEFAULT_ENDPOINT
+    completion_window: str = DEFAULT_WINDOW
     metadata: dict[str, str] = {}
     extra: dict[str, Any] = {}
     tags: dict[str, Any] = {}

@@ -9,8 +9,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Any
 
-from batchpipe.config import seams
-from batchpipe.config.limits import REMEDIES, turn_deadline
+from batchpipe.config.limits import REMEDIES, out_of_time, turn_deadline
 from batchpipe.config.settings import Settings
 from batchpipe.errors import (
     FILE_MISSING,
@@ -477,7 +476,7 @@ class JobRunner(Runner):
             self.log(job.id, [("files_left", {"message": error.message})])
         except LeaseLost:
             raise
-        except seams.out_of_time:
+        except out_of_time():
             raise
         except Exception as error:  # no error may keep an ended job open, and its output locked, for ever
             self.log(job.id, [("files_left", {"message": words(error)})])

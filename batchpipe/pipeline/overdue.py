@@ -7,9 +7,9 @@ queue that is not empty and from which nothing was taken since: each time would 
 from __future__ import annotations
 
 import logging
-import time
 from dataclasses import dataclass
 
+from batchpipe.config.site import current_site
 from batchpipe.errors import RecordUnreadable
 from batchpipe.masking import without_secrets
 from batchpipe.pipeline.runner import Runner
@@ -28,11 +28,8 @@ LOOK_AGAIN_SECONDS = 300.0
 STUCK_SECONDS, LONGEST_STUCK_SECONDS = 3_600.0, 86_400.0
 #: A message taken so shortly after one was published proves nothing: clocks are read one after the other.
 MOMENT_SECONDS = 1.0
-#: How often a process logs that no worker serves a queue, in seconds; and for how many queues it remembers that.
-SAY_SECONDS, _MOST_SAID = 3_600.0, 1_000
-
-#: Queue -> when this process last logged (by the host's clock) that no worker serves it.
-_said: dict[str, float] = {}
+#: How often a process logs that no worker serves a queue, in seconds.
+SAY_SECONDS = 3_600.0
 
 
 @dataclass(frozen=True)
@@ -116,11 +113,8 @@ class _Queues:
     def tell(self) -> None:
         """Log now and then that work waits for a worker."""
         for name, records in self._dead.items():
-            if name in _said and time.monotonic() - _said[name] < SAY_SECONDS:
+            if not current_site().is_news("no_worker_swept", name, seconds=SAY_SECONDS):
                 continue
-            if len(_said) >= _MOST_SAID:
-                _said.clear()
-            _said[name] = time.monotonic()
             logger.warning(
                 "%d pieces of work wait in queue %s, and no worker listens on it: "
                 "start one (batchpipe worker --queues %s)",

@@ -12,9 +12,9 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from batchpipe.config import seams
-from batchpipe.config.limits import REMEDIES
+from batchpipe.config.limits import REMEDIES, out_of_time
 from batchpipe.config.settings import Settings
+from batchpipe.config.site import current_site
 from batchpipe.errors import (
     MOST_MESSAGE,
     WORKSPACE_GONE,
@@ -101,9 +101,6 @@ _REFUSED = {
     "gone": "the job is gone",
 }
 
-#: Jobs that this process has logged as unknown.
-_missed: set[str] = set()
-_MISSED_AT_MOST = 10_000
 _MISSED = (
     "job %s is unknown to this Redis: if Redis lost it, `batchpipe recover --dry-run`; if another installation shares "
     "this broker, give each a queue of its own (BATCHPIPE_QUEUE)"
@@ -179,10 +176,7 @@ class Runner:
     @staticmethod
     def gone(job_id: str) -> Done:
         """The outcome of a message for a job that this Redis does not know. Logged once, as nothing else reports it."""
-        if job_id not in _missed:
-            if len(_missed) >= _MISSED_AT_MOST:
-                _missed.clear()
-            _missed.add(job_id)
+        if current_site().is_news("job_unknown", job_id):
             logger.warning(_MISSED, job_id, extra={"event": "job_unknown", "job": job_id})
         return Done(_REFUSED["gone"])
 
@@ -247,7 +241,7 @@ class Runner:
         except StoreUnavailable:
             self.counters.turn(link, "error")  # reported with a later turn
             raise
-        except seams.out_of_time:
+        except out_of_time():
             raise
         except Exception as error:  # raised around a turn: it could not be claimed, or not ended
             following = self._outside(error, *place)
@@ -314,7 +308,7 @@ def check_cancel(lease: Lease) -> None:
 
 def foreseen(error: Exception, link: str) -> Exception:
     """The same error; but a worker's time limit is trouble of that worker, not a failure of the work."""
-    if not isinstance(error, seams.out_of_time):
+    if not isinstance(error, out_of_time()):
         return error
     message = f"{link} met the time limit of its worker (task_soft_time_limit); it may need {REMEDIES[link]}"
     return TransientError(message, code="time_limit")

@@ -8,15 +8,17 @@ from __future__ import annotations
 import logging
 from itertools import islice
 
-from batchpipe.config.settings import SANDBOX_ACCOUNT
+from batchpipe.config.account import SANDBOX_ACCOUNT
+from batchpipe.config.site import current_site
 from batchpipe.errors import BatchpipeError, Refused, SettingsError, StoreUnavailable, Unavailable
 from batchpipe.model.records import ShardRecord, Stage, Status
+from batchpipe.model.stats import Clock
+from batchpipe.pipeline.copied_inputs import remove_unrecorded
 from batchpipe.pipeline.manifest import prune_workspaces
 from batchpipe.pipeline.overdue import PASS_LENGTH, publish_overdue
 from batchpipe.pipeline.runner import NO_QUOTA, Runner
 from batchpipe.pipeline.waking import wake_rest
 from batchpipe.provider import Api, Snapshot
-from batchpipe.store import Clock
 from batchpipe.telemetry.logs import about
 
 logger = logging.getLogger(__name__)
@@ -28,12 +30,6 @@ OVERLAP_SECONDS = 1_200.0
 #: How far back the first list is read, and how long after its last create call an account is watched.
 LOOK_BACK_SECONDS = 26 * 3_600.0
 
-#: Accounts that this process has logged as ones it cannot watch.
-_not_here: set[str] = set()
-_MOST_ACCOUNTS = 1_000
-#: The last time Redis' clock was set back that this process has logged.
-_told_of = 0.0
-
 
 def sweep(turns: Runner, *, limit: int = PASS_LENGTH, listing: bool | None = None) -> int:
     """One pass. Returns how many records were published again. Raises StoreUnavailable.
@@ -43,7 +39,9 @@ def sweep(turns: Runner, *, limit: int = PASS_LENGTH, listing: bool | None = Non
     woken = publish_overdue(turns, limit)
     wake_rest(turns, limit)
     turns.store.jobs.prune_lists()
-    prune_workspaces(turns.settings, turns.store.jobs.closed, turns.store.now())
+    now = turns.store.now()
+    prune_workspaces(turns.settings, turns.store.jobs.closed, now)
+    remove_unrecorded(turns.settings, turns.store, now)
     if listing is not False:
         clock = turns.store.connection.clock()
         _tell_of_clock(clock)
@@ -56,9 +54,7 @@ def sweep(turns: Runner, *, limit: int = PASS_LENGTH, listing: bool | None = Non
 
 def _tell_of_clock(clock: Clock) -> None:
     """Log once that Redis' clock was set back: nothing else would show it, because everything goes on."""
-    global _told_of
-    if clock.ahead and clock.back_at and clock.back_at != _told_of:
-        _told_of = clock.back_at
+    if clock.ahead and clock.back_at and current_site().is_news("clock_back", clock.back_at):
         logger.error("%s", clock.words(), extra={"event": "clock_back"})
 
 
@@ -107,9 +103,8 @@ def _look_after(turns: Runner, account: str, *, at_once: bool) -> None:
 
 def _tell_of_account(account: str, error: SettingsError) -> None:
     """Log once that an account cannot be watched here. The account of a sandbox ends with it; that is not logged."""
-    level = logging.DEBUG if account == SANDBOX_ACCOUNT or account in _not_here else logging.WARNING
-    if len(_not_here) < _MOST_ACCOUNTS:
-        _not_here.add(account)
+    is_news = account != SANDBOX_ACCOUNT and current_site().is_news("not_listed", account)
+    level = logging.WARNING if is_news else logging.DEBUG
     logger.log(level, "batches of account %r not listed: %s", account, error, extra={"event": "not_listed"})
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property, partial
 from typing import IO, TYPE_CHECKING, Any, BinaryIO, cast
 
-from batchpipe.config.settings import Account, Settings
+from batchpipe.config.account import Account
+from batchpipe.config.settings import Settings
+from batchpipe.config.site import default_site
 from batchpipe.errors import (
     NO_ROUTE,
     AmbiguousResult,
@@ -355,23 +356,13 @@ class Api:
         return LeastRate(what, self._rate, check, window=min(SILENCE_SECONDS, self._transfer))
 
 
-#: The SDK imports itself in pieces, some at their first use. Several threads in the middle of that may deadlock, so
-#: the first one does all of it alone.
-_first_use = threading.Lock()
-
-
-def _forget_lock() -> None:
-    global _first_use
-    _first_use = threading.Lock()  # a thread that the child does not have may have held it
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_lock)
-
-
 def warm_up() -> None:
-    """Import the SDK now, in a process without other threads: saves the first upload half a second."""
-    with _first_use:
+    """Import the SDK now, in a process without other threads: saves the first upload half a second.
+
+    The SDK imports itself in pieces, some at their first use. Several threads in the middle of that may deadlock, so
+    the first one does all of it alone.
+    """
+    with default_site().lock:
         import httpx2
         import openai
 
@@ -402,7 +393,7 @@ class Apis:
         if found is not None:
             return found
         account = self._settings.account(name)
-        with _first_use:
+        with default_site().lock:
             if key not in self._built:
                 self._built[key] = self._build(name, account)
             return self._built[key]

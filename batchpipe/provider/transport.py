@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from http.cookiejar import DefaultCookiePolicy
 from typing import Any
 
-from batchpipe.config.settings import transport_environment
+from batchpipe.config.environment import transport_environment
 from batchpipe.errors import SettingsError
 
 #: Called for each call with account, route, HTTP status or ``error``, seconds.

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import orjson
 
-from batchpipe.config import seams
-from batchpipe.config.settings import transport_environment
+from batchpipe.config.environment import transport_environment
+from batchpipe.config.limits import out_of_time
 from batchpipe.errors import NO_ROUTE, BatchpipeError, Gone, Paused, Refused, SettingsError, Unavailable
 from batchpipe.model.bodies import QUOTA_CODES
 from batchpipe.model.refusals import TOKEN_LIMIT, says_no_file, says_token_limit
@@ -70,7 +70,7 @@ def _of_transport(cause: BaseException) -> BatchpipeError:
 
     if isinstance(cause, httpx2.UnsupportedProtocol | httpx2.InvalidURL | httpx2.LocalProtocolError):
         return SettingsError(f"the account's base_url or key is not usable: {cause}")
-    if isinstance(cause, seams.out_of_time):  # the SDK takes any error within a call for the end of its connection
+    if isinstance(cause, out_of_time()):  # the SDK takes any error within a call for the end of its connection
         return Unavailable("the worker's time limit (task_soft_time_limit) ended the call", code="time_limit")
     text = _ERRNO.sub("", str(cause)) or type(cause).__name__
     if "CERTIFICATE_VERIFY_FAILED" in text and (names := [*filter(_is_of_tls, transport_environment())]):

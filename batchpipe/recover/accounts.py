@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from typing import NamedTuple, Protocol
 
-from batchpipe.config.settings import Account
+from batchpipe.config.account import Account
 from batchpipe.errors import NO_ROUTE, BatchpipeError, Refused, Unavailable
 from batchpipe.model.records import UPLOAD_NAME
 from batchpipe.provider import Snapshot, StoredFile

@@ -10,7 +10,8 @@ from typing import Any
 
 import orjson
 
-from batchpipe.config.settings import SANDBOX_ACCOUNT, Settings
+from batchpipe.config.account import SANDBOX_ACCOUNT
+from batchpipe.config.settings import Settings
 from batchpipe.errors import FILE_MISSING, InvalidInput, StorageTrouble
 from batchpipe.model.views import EARLIER
 from batchpipe.pipeline.manifest import MANIFEST, noted_workspaces, read_owner, submitted_at

@@ -6,8 +6,7 @@ that the client may repeat them after a lost reply.
 
 from __future__ import annotations
 
-from batchpipe.store.accounts import Pause
-from batchpipe.store.connection import Clock, Connection
+from batchpipe.store.connection import Connection
 from batchpipe.store.due import NewEpoch, When, new_task_ids
 from batchpipe.store.lease import Lease, Refused, Renewal, host_clock
 from batchpipe.store.queues import LISTENING_PACE, Waiting
@@ -18,12 +17,10 @@ from batchpipe.store.unreadable import name_once
 
 __all__ = [
     "LISTENING_PACE",
-    "Clock",
     "Connection",
     "LastRun",
     "Lease",
     "NewEpoch",
-    "Pause",
     "Refused",
     "Renewal",
     "Settled",

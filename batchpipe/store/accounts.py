@@ -2,21 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, cast
 
 from batchpipe.model.records import Problem
+from batchpipe.model.stats import Pause
 from batchpipe.store.connection import Connection
 from batchpipe.store.records import bounded_problem
-
-
-@dataclass(frozen=True)
-class Pause:
-    """Why an account is paused, and for how many more seconds."""
-
-    seconds: float
-    code: str
-    message: str
 
 
 class Accounts:

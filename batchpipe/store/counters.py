@@ -4,32 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 
 from batchpipe.model.records import Stage, State
+from batchpipe.model.stats import OpenShards, Stats
 from batchpipe.store.connection import Connection
-
-
-@dataclass(frozen=True)
-class Stats:
-    """Numbers about all jobs; times in seconds of Redis' clock."""
-
-    now: float
-    unfinished: int  #: shards and jobs that have a due time
-    overdue: int  #: how many of these are overdue
-    lag: float  #: how long past due the most overdue one is
-    swept: float | None  #: when a sweep was last completed
-    jobs: dict[str, int]  #: by state; ended ones only as long as their records are kept
-    ahead: float  #: how much our time is ahead of Redis' clock, which was set back
-
-
-@dataclass(frozen=True)
-class OpenShards:
-    """The unfinished shards."""
-
-    stages: dict[str, int]
-    oldest: float  #: seconds since the oldest of them was planned
-    troubled: int  #: those that make no progress just now, for a reason that status shows
 
 
 class Counters:

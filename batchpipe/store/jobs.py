@@ -18,8 +18,6 @@ from batchpipe.store.unreadable import name_once
 
 #: How long an alias is kept after the records of an ended job: as long as a job may take.
 ALIAS_SECONDS = 60 * 86_400
-#: How late an abandoned submit may still reach Redis.
-GIVEN_UP_SECONDS = 86_400
 #: Jobs that are read in one pipeline.
 LISTED_AT_ONCE = 200
 
@@ -53,11 +51,6 @@ class Jobs:
         if verdict == "output":
             raise OutputInUse(output_in_use(job.output, job_id, stage[0]))
         return job_id, verdict == "ok"
-
-    def give_up(self, job_id: str) -> bool:
-        """After a submit without an answer: True if the job is not recorded, and from now on cannot be."""
-        args = (self._redis.prefix, job_id, GIVEN_UP_SECONDS)
-        return bool(self._redis.run("give_up", [self._redis.job_key(job_id)], *args)[0] == "ok")
 
     def get(self, job_id: str) -> JobRecord:
         """The job with this id, or the one that the id is an alias of. Raises JobNotFound, RecordUnreadable."""

@@ -1,39 +1,92 @@
-"""A Celery app for processes that have none: the standalone worker, beat, the command line, a plain script.
-
-A Django or Flask site runs our tasks in its own app; nothing here is needed there.
-"""
+"""The Celery app in use: a site's own; ours for the standalone worker, beat, the command line and plain scripts."""
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, cast
 from urllib.parse import parse_qsl, quote, urlencode
-from weakref import WeakSet
 
-from celery import Celery
+from celery import Celery, current_app
+from celery.local import Proxy
 from kombu.transport import TRANSPORT_ALIASES
 
 from batchpipe.config.limits import visibility_seconds
 from batchpipe.config.settings import Settings
+from batchpipe.config.site import current_settings, current_site
 from batchpipe.errors import SettingsError
 from batchpipe.model.records import LONGEST_PAUSE
+from batchpipe.pipeline.slots import Slots
 
-#: Apps that were made here. A site's own app may also be called batchpipe.
-_ours: WeakSet[Celery] = WeakSet()
+
+@dataclass
+class AppState:
+    """What a process remembers of one Celery app; it lives as long as the app."""
+
+    made_here: bool = False  #: by ``make_app``; a site's own app may also be called batchpipe
+    stands_in_for: Settings | None = None  #: made because there was none, from these settings
+    beats: bool = False  #: this process runs its beat; not every version of beat marks its messages
+    slots: Slots | None = None  #: of the worker of this app, or of the one that forked this process; None: no limit
+    worker: Any = None  #: what ``setup`` has made for it, see ``worker.setup``
+
+
+def state_of(app: Celery) -> AppState:
+    """The state of an app, kept on the app itself."""
+    state: AppState = vars(itself(app)).setdefault("batchpipe_state", AppState())
+    return state
+
+
+def itself(app: Celery) -> Celery:
+    """The app behind ``celery.current_app``: signals are sent for that one."""
+    return app._get_current_object() if isinstance(app, Proxy) else app
 
 
 def make_app(settings: Settings) -> Celery:
     """A configured app. Every value here was measured to lose nothing (docs/architecture.md). Raises SettingsError."""
     _check_broker(settings.broker_address())
     app = Celery("batchpipe", set_as_current=False)
-    _ours.add(app)
+    state_of(app).made_here = True
     app.conf.update(_configuration(settings))
     return app
 
 
 def is_ours(app: Celery) -> bool:
     """True for an app of ``make_app``, False for a site's own."""
-    return app in _ours
+    return state_of(app).made_here
+
+
+def current_site_app() -> Celery | None:
+    """The app of the current site, else Celery's current one; None if there is none."""
+    if (app := current_site().current_app()) is not None:
+        return cast(Celery, app)
+    app = current_app._get_current_object()
+    nobodys = app.main == "default" and not app.set_as_current and not app.configured
+    return None if nobodys else app
+
+
+def app_in_use() -> Celery:
+    """The site's app; where none was made, ours, from the settings."""
+    app = current_site_app()
+    stands_in_for = state_of(app).stands_in_for if app is not None else None
+    if app is None or (stands_in_for is not None and stands_in_for is not current_settings()):  # another site's broker
+        app = make_app(current_settings())
+        state_of(app).stands_in_for = current_settings()
+        app.set_default()
+        app.set_current()
+    return app
+
+
+def check_not_eager(app: Celery | None = None) -> None:
+    """Raises SettingsError if Celery would run a task within the call that publishes it: that call would then call the
+    provider, and each look at a batch would call the next one.
+    """
+    app = app or app_in_use()
+    if app.conf.task_always_eager:
+        name = f"{app.namespace}_TASK_ALWAYS_EAGER" if app.namespace else "app.conf.task_always_eager"
+        raise SettingsError(
+            f"{name} is on, so the whole job would run within this call: set {name} = False and start a worker; "
+            "tests run jobs with batchpipe.testing.Pump"
+        )
 
 
 def queue_of(app: Celery, name: str) -> Any:

@@ -12,7 +12,8 @@ import fakeredis
 import orjson
 from pydantic import SecretStr
 
-from batchpipe.config.settings import Account, Settings
+from batchpipe.config.account import Account
+from batchpipe.config.settings import Settings
 from batchpipe.errors import StoreUnavailable
 from batchpipe.model.records import JOB, JobRecord, ShardRecord, State, new_job_id
 from batchpipe.pipeline.job_runner import JobRunner

@@ -20,11 +20,13 @@ from celery import Celery, signals
 from celery.concurrency.thread import TaskPool
 from celery.worker import state
 
-from batchpipe.config.settings import Settings, bare_environment, current_settings, install_settings
+from batchpipe.config.environment import bare_environment
+from batchpipe.config.settings import Settings
+from batchpipe.config.site import current_settings, current_site
 from batchpipe.local_redis import acquire
 from batchpipe.storage import Folder
 from batchpipe.storage.local import keep_private, touch
-from batchpipe.tasks import chain as tasks
+from batchpipe.tasks import chain
 from batchpipe.tasks.app import make_app
 from batchpipe.worker import schedule_tasks
 from batchpipe.worker.setup import setup, site_app, site_worker_of
@@ -47,7 +49,7 @@ def standalone_app(settings: Settings) -> Celery:
     app = make_app(settings)
     app.set_default()
     app.set_current()
-    app.conf.imports = (*app.conf.imports, tasks.__name__, schedule_tasks.__name__)
+    app.conf.imports = (*app.conf.imports, chain.__name__, schedule_tasks.__name__)
     app.autodiscover_tasks()  # in a Django site without a Celery app: the tasks.py of its Django apps
     setup(app)
     return app
@@ -95,7 +97,7 @@ def run_worker(
         # with 0 a supervisor would take this for an intended end
         logger.error("the worker ended though nobody asked it to")
         raise SystemExit(1)
-    if ThreadPool.left_behind:
+    if site_worker.left_tasks:
         logging.shutdown()
         sys.stdout.flush()
         os._exit(0)
@@ -106,9 +108,6 @@ class ThreadPool(TaskPool):  # type: ignore[misc]
 
     Their messages are handed back; the process then ends without them, as if killed, and their leases expire.
     """
-
-    left_behind = False
-    hurry = False  #: told to stop for the second time
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -122,13 +121,13 @@ class ThreadPool(TaskPool):  # type: ignore[misc]
 
     def on_stop(self) -> None:
         self.executor.shutdown(wait=False, cancel_futures=True)
-        seconds = current_settings().stop_seconds
+        seconds, site_worker = current_settings().stop_seconds, site_worker_of(self.app)
         if self._running:
             logger.info("told to stop: %d tasks get %g s to end", len(self._running), seconds)
         deadline = time.monotonic() + seconds
-        while self._running and time.monotonic() < deadline and not ThreadPool.hurry:
+        while self._running and time.monotonic() < deadline and not site_worker.hurry:
             wait(tuple(self._running), timeout=0.2)
-        ThreadPool.left_behind = bool(self._running)
+        site_worker.left_tasks = bool(self._running)
 
 
 def _stop_gently(sender: Any, **_: Any) -> None:
@@ -139,7 +138,7 @@ def _stop_gently(sender: Any, **_: Any) -> None:
     """
 
     def told(number: int, frame: Any) -> None:
-        ThreadPool.hurry = state.should_stop is not None
+        site_worker_of(sender.app).hurry = state.should_stop is not None
         state.should_stop = 0
         name = signal.Signals(number).name
         signals.worker_shutting_down.send(sender=sender.hostname, sig=name, how="Warm", exitcode=0)
@@ -215,7 +214,7 @@ def __getattr__(name: str) -> Any:
     if settings.redis_url is None:
         handle = acquire(settings.home, environment=bare_environment())
         globals()["_private_redis"] = handle  # held as long as this process runs
-        settings = settings.with_redis(handle.server.url)
-        install_settings(settings)
+        settings = settings.with_redis(handle.server.url, durable=handle.server.durable)
+        current_site().settings = settings
     globals()["app"] = made = standalone_app(settings)
     return made

@@ -14,7 +14,7 @@ from celery.exceptions import SoftTimeLimitExceeded
 from batchpipe.client.client import default_client
 from batchpipe.client.schedules import tick
 from batchpipe.errors import BatchpipeError
-from batchpipe.tasks.chain import pulse_options
+from batchpipe.tasks.options import pulse_options
 
 logger = logging.getLogger(__name__)
 

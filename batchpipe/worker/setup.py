@@ -17,22 +17,23 @@ from typing import Any
 from celery import Celery, signals
 from celery.app.utils import find_app
 from celery.concurrency.solo import TaskPool as SoloPool
-from celery.local import Proxy
 
 from batchpipe.client.client import default_client
-from batchpipe.config import seams
-from batchpipe.config.settings import Settings, current_settings, install_site, is_path_safe, load_settings
+from batchpipe.config.environment import is_path_safe
+from batchpipe.config.loading import load_settings
+from batchpipe.config.settings import Settings
+from batchpipe.config.site import current_settings, current_site
 from batchpipe.config.site_values import SiteSettings
 from batchpipe.errors import BatchpipeError, SettingsError
 from batchpipe.pipeline.sweep import sweep
 from batchpipe.provider import warm_up
 from batchpipe.store import LISTENING_PACE
-from batchpipe.tasks import chain as tasks
-from batchpipe.tasks.app import beat_schedule, is_ours, queue_of
-from batchpipe.tasks.broker import outlive_redis
-from batchpipe.telemetry.logs import brief_trouble, quiet_pulse
+from batchpipe.tasks.app import beat_schedule, current_site_app, is_ours, itself, queue_of, state_of
+from batchpipe.tasks.chain import bound_long_tasks
+from batchpipe.tasks.runtime import runtime
 from batchpipe.worker import schedule_tasks  # noqa: F401 - its task is known once it is imported
 from batchpipe.worker.checks import check_app, pool_finding
+from batchpipe.worker.outlive_redis import outlive_redis
 
 logger = logging.getLogger(__name__)
 
@@ -42,19 +43,19 @@ def setup(app: Celery, settings: Mapping[str, Any] | None = None) -> None:
 
     It adds to the app: our tasks, their queue (which a worker without ``-Q`` then takes besides its own) and route, the
     beat entry of the sweep and of the schedules. Workers of the app sweep at their start and once a lease. Settings of
-    the app are checked when a worker starts, and never changed. Celery logs sweeps that do nothing at DEBUG.
+    the app are checked when a worker starts, and never changed.
 
     ``settings``: names of our settings without their prefix; they override the environment. A Django or Flask site
     has them in its own settings instead (``batchpipe.contrib``).
     """
     if settings is not None:
         given = SiteSettings(dict(settings), lambda name: f"batchpipe.setup(app, settings={{{name!r}: ...}})")
-        install_site(lambda: load_settings(given=given))
-    app = _itself(app)
+        site = current_site()
+        site.read, site.settings = lambda: load_settings(given=given), None
+    app = itself(app)
+    current_site().app = app
     if is_set_up(app):
-        return tasks.install_app(app)
-    quiet_pulse()
-    brief_trouble()
+        return
     site_worker = SiteWorker(app)
     own: dict[str, Any] = {"weak": False}
     app.on_after_configure.connect(site_worker.configure_early, **own)
@@ -68,23 +69,18 @@ def setup(app: Celery, settings: Mapping[str, Any] | None = None) -> None:
     signals.celeryd_after_setup.connect(site_worker.report, dispatch_uid=f"batchpipe-report-{id(app)}", **own)
     signals.worker_ready.connect(site_worker.start_sweeping, dispatch_uid=f"batchpipe-sweep-{id(app)}", **own)
     signals.worker_shutting_down.connect(site_worker.stop_sweeping, dispatch_uid=f"batchpipe-stop-{id(app)}", **own)
-    _SITE_WORKERS[id(app)] = site_worker
-    return tasks.install_app(app)
+    state_of(app).worker = site_worker
 
 
 def is_set_up(app: Celery) -> bool:
     """True if ``setup`` was called for this app in this process."""
-    return id(_itself(app)) in _SITE_WORKERS
+    return state_of(app).worker is not None
 
 
 def site_worker_of(app: Celery) -> SiteWorker:
     """The state of the worker of an app that was set up: whether it was ready, and whether it was told to stop."""
-    return _SITE_WORKERS[id(_itself(app))]
-
-
-def _itself(app: Celery) -> Celery:
-    """The app behind ``celery.current_app``: signals are sent for that one."""
-    return app._get_current_object() if isinstance(app, Proxy) else app
+    worker: SiteWorker = state_of(app).worker
+    return worker
 
 
 class SiteWorker:
@@ -94,14 +90,15 @@ class SiteWorker:
         self.app = app
         self.stopping = threading.Event()
         self.was_ready = threading.Event()
+        self.hurry = False  #: told to stop for the second time
+        self.left_tasks = False  #: its pool ended while tasks ran
         self._entries: dict[str, Any] = {}
         self._route: dict[str, Any] = {}
 
     def configure_early(self, **_: Any) -> None:
         """The app has read its own configuration: add our entries to it, if our settings are known by now."""
         with suppress(Exception):  # settings that are not there yet, or wrong: reported when the site is loaded
-            here = seams.settings_here() if seams.settings_here is not None else None
-            self._add(here or (seams.site or load_settings)())  # not kept: they may change until they are used
+            self._add(current_site().settings_to_be())
 
     def configure(self, **_: Any) -> None:
         """The site is loaded, and so its settings: beat and routes need them."""
@@ -127,7 +124,7 @@ class SiteWorker:
         """A worker of this app starts: it takes our queue, too, unless -Q or -X say otherwise later on."""
         if instance.app is not self.app:
             return
-        tasks.install_app(self.app)  # if several apps were set up, tasks publish through the one that runs them
+        current_site().app = self.app  # if several apps were set up, tasks publish through the one that runs them
         warm_up()  # before there are threads or forked children
         outlive_redis()
         try:
@@ -140,7 +137,7 @@ class SiteWorker:
         if instance.app is not self.app:
             return
         try:
-            tasks.bound_long_tasks(_at_once(instance))
+            bound_long_tasks(self.app, _at_once(instance))
         except BatchpipeError as error:
             logger.warning("long tasks of this worker are not bounded: %s", error)
         try:
@@ -179,28 +176,25 @@ class SiteWorker:
                 if current := list(consumer.task_consumer.queues):
                     names = [str(getattr(queue, "name", queue)) for queue in current]
                     gone, queues = set(queues) - set(names), names
-                    tasks.runtime().store.queues.forget_listening(worker, gone)
-                tasks.runtime().store.queues.note_listening(worker, queues)
+                    runtime().store.queues.forget_listening(worker, gone)
+                runtime().store.queues.note_listening(worker, queues)
             if self.stopping.wait(LISTENING_PACE):
                 break
         with suppress(Exception):
-            tasks.runtime().store.queues.forget_listening(worker, queues)
+            runtime().store.queues.forget_listening(worker, queues)
 
     def _sweep_on(self) -> None:
         pause = 60.0
         while True:
             try:
                 pause = current_settings().lease_seconds
-                sweep(tasks.runtime().jobs)
+                sweep(runtime().jobs)
             except BatchpipeError as error:
                 logger.warning("sweep failed: %s", error)
             except Exception:  # without beat this thread is the whole safety net
                 logger.exception("sweep failed")
             if self.stopping.wait(pause):
                 return
-
-
-_SITE_WORKERS: dict[int, SiteWorker] = {}
 
 
 def _at_once(worker: Any) -> int:
@@ -240,10 +234,10 @@ def load_app(name: str) -> Celery:
         app = find_app(name) if trusted else find_app(name, imp=import_module)
         if not isinstance(app, Celery):
             raise SettingsError(f"-A {name}: is a {type(app).__name__}, not a Celery app")
-        app = _itself(app)
+        app = itself(app)
         app.set_default()
         app.set_current()
-        tasks.install_app(app)
+        current_site().app = app
         app.loader.import_default_modules()
     except BatchpipeError:
         raise
@@ -256,5 +250,5 @@ def load_app(name: str) -> Celery:
 
 def site_app() -> Celery | None:
     """The site's Celery app, if this process has one."""
-    app = tasks.current_site_app()
+    app = current_site_app()
     return app if app is not None and not is_ours(app) else None

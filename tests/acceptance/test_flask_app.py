@@ -296,7 +296,7 @@ def test_a_plain_worker_leaves_telling_to_one_that_has_loaded_the_app(new_place:
     assert place.json("status", job)["state"] == "succeeded"
     plain.popen.terminate()
     assert plain.finish().code == 0
-    assert (plain.err + plain.out).count("WARNING batchpipe.tasks.chain: ") == 1
+    assert (plain.err + plain.out).count("WARNING batchpipe.tasks.notifying: ") == 1
     place.start_python("-m", "celery", "-A", "make_celery", "worker", "--pool", "threads")
 
     until(lambda: told(place), what="the signal is received")

@@ -19,7 +19,7 @@ from zoneinfo import ZoneInfo
 import pytest
 from cronsim import CronSim
 
-from batchpipe.config.settings import load_settings
+from batchpipe.config.loading import load_settings
 from batchpipe.config.site_values import SiteSettings
 from batchpipe.sandbox import Sandbox
 from tests.acceptance.snippets import ROOT, House, Snippet, Story, Telling, Terminal, asked_for, blocks, claims

@@ -16,7 +16,7 @@ from tests.chaos import points
 def _client() -> Any:
     points.install_from_environment()
     from batchpipe.client.client import Client
-    from batchpipe.config.settings import load_settings
+    from batchpipe.config.loading import load_settings
     from batchpipe.telemetry.logs import configure_logging
 
     client = Client(load_settings(env_file=None))
@@ -47,14 +47,14 @@ def _sweep_on(client: Any, pause: float) -> None:
 
 
 def _load_site(folder: Path) -> None:
-    from batchpipe.config import seams
+    from batchpipe.config.site import DJANGO, current_site
 
     def receive(job_id: str) -> None:
         if (folder / "fail").exists() and random.random() < 0.5:
             raise RuntimeError("a receiver of the site fails")
         (folder / job_id).touch()
 
-    seams.listeners[seams.DJANGO] = receive
+    current_site().receivers[DJANGO] = receive
 
 
 def beat() -> None:
@@ -68,11 +68,11 @@ def submit(key: str, told: str, *, heard: bool = False, **options: Any) -> None:
     """Submit a job under a key and write its id to the file ``told``. Redis may be away: ends with code 3; so it does
     where the output is another's. ``heard``: from within a site, whose receivers are to hear of the job's end.
     """
-    from batchpipe.config import seams
+    from batchpipe.config.site import DJANGO, current_site
     from batchpipe.errors import InvalidInput, OutputInUse, StoreUnavailable
 
     if heard:
-        seams.listeners[seams.DJANGO] = lambda job_id: None
+        current_site().receivers[DJANGO] = lambda job_id: None
     try:
         job = _client().submit(key=key, **options)
     except (StoreUnavailable, OutputInUse):

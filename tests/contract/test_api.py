@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-from batchpipe.config.settings import Account
+from batchpipe.config.account import Account
 from batchpipe.errors import Gone, LeaseLost, Refused, Unavailable
 from batchpipe.model.records import BatchError, Counts, Status
 from batchpipe.provider import Api, Snapshot

@@ -21,11 +21,12 @@ from batchpipe.cli.schedules import print_schedule
 from batchpipe.client.client import Client, Job
 from batchpipe.client.schedules import MOST_MISSED, overview, run_now, tick
 from batchpipe.config.settings import Settings
+from batchpipe.config.site import current_site
 from batchpipe.errors import SettingsError, StoreUnavailable, TransientError
 from batchpipe.model.schedule import Schedule
 from batchpipe.store import LastRun, Store
-from batchpipe.tasks import chain as tasks
-from batchpipe.tasks.app import make_app
+from batchpipe.tasks.app import current_site_app, make_app
+from batchpipe.tasks.runtime import Runtime
 from batchpipe.worker.setup import setup
 
 #: A moment at which nothing is due.
@@ -39,7 +40,7 @@ class House:
         self.clock = clock
         queue = prefix.strip("{}:")
         self.settings = Settings(redis_url=SecretStr(redis_url), prefix=prefix, home=home, queue=queue)
-        tasks.install_app(make_app(self.settings))
+        current_site().app = make_app(self.settings)
         self.be_at(NOON)
 
     def be_at(self, moment: datetime) -> None:
@@ -62,7 +63,7 @@ class House:
 def house(redis_url: str, prefix: str, tmp_path: Path, clock: Any) -> Iterator[House]:
     house = House(redis_url, prefix, tmp_path / "home", clock)
     yield house
-    app = tasks.current_site_app()
+    app = current_site_app()
     assert app is not None
     app.close()
 
@@ -243,7 +244,7 @@ def test_what_the_job_of_the_last_run_waits_for_is_told(
     tick(client)
     house.be_at(NOON + timedelta(days=1))
     [job] = tick(client)
-    turns = tasks.Runtime(client.settings).jobs
+    turns = Runtime(client.settings).jobs
     turns.store.connection.skew = house.clock
     assert overview(client)[0]["last_job_trouble"] is None
     turns.prepare(job.id, 1)
@@ -287,7 +288,6 @@ def test_many_looks_at_once_make_one_job_of_each_run(house: House) -> None:
 
 DYING = """
 import os, signal, sys
-from batchpipe.tasks import chain as tasks
 from batchpipe.client.client import default_client
 from batchpipe.client.schedules import tick
 

@@ -132,18 +132,6 @@ def test_a_refused_output_does_not_take_the_key(store: Store) -> None:
     assert store.jobs.id_of_key("k") is None
 
 
-def test_a_submit_that_was_given_up_is_not_recorded_later(store: Store) -> None:
-    """Its script may reach Redis after all, when nobody waits for the answer: its input is gone by then."""
-    late, known = new_job(key="late"), new_job()
-    store.jobs.submit(known)
-
-    assert store.jobs.give_up(known.id) is False
-    assert store.jobs.give_up(late.id) is True
-    assert store.jobs.submit(late) == (late.id, False)
-    assert [job.id for job in store.jobs.newest()] == [known.id]
-    assert store.jobs.submit(new_job(key="late"))[1] is True
-
-
 def test_a_repeated_submit_is_no_second_one(store: Store) -> None:
     """The client repeats it after a lost answer: the same job, its key and its output are its own."""
     job = new_job(key="k")

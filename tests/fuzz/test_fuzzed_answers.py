@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import SecretStr
 
-from batchpipe.config.settings import Account
+from batchpipe.config.account import Account
 from batchpipe.errors import AmbiguousResult, BatchpipeError, Gone, Paused, Refused, Unavailable
 from batchpipe.model.records import Problem, ShardRecord
 from batchpipe.provider import Api, Snapshot

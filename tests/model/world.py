@@ -18,7 +18,8 @@ import orjson
 import redis
 from pydantic import SecretStr
 
-from batchpipe.config.settings import Account, Settings
+from batchpipe.config.account import Account
+from batchpipe.config.settings import Settings
 from batchpipe.errors import (
     AmbiguousResult,
     LeaseLost,
@@ -29,13 +30,14 @@ from batchpipe.errors import (
     Unavailable,
 )
 from batchpipe.model.records import JOB, BatchError, JobRecord, Move, Problem, Stage, State, Status
+from batchpipe.model.stats import Clock
 from batchpipe.pipeline.job_runner import JobRunner
 from batchpipe.pipeline.runner import Continue, Message, Next, Retry, links_from
 from batchpipe.pipeline.shard_runner import ShardRunner
 from batchpipe.pipeline.sharding import Prepared, ShardPlan
 from batchpipe.pipeline.sweep import sweep
 from batchpipe.provider import Snapshot
-from batchpipe.store import Clock, Connection, Lease, Store
+from batchpipe.store import Connection, Lease, Store
 from batchpipe.store import Refused as ClaimRefused
 from batchpipe.store.accounts import Accounts
 from batchpipe.store.due import Due

@@ -12,7 +12,8 @@ from click.testing import CliRunner
 from pydantic import SecretStr
 
 from batchpipe.cli import cli
-from batchpipe.config.settings import Account, Settings
+from batchpipe.config.account import Account
+from batchpipe.config.settings import Settings
 from batchpipe.errors import BatchpipeError, SettingsError
 from batchpipe.model.records import JOB, JobRecord, State, new_job_id
 from batchpipe.provider import Apis, warm_up

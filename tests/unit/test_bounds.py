@@ -29,7 +29,7 @@ from batchpipe.provider.answers import MOST_ERROR_TEXTS, parse_batch
 from batchpipe.storage import LineFile
 from batchpipe.store import Connection, Lease, Store
 from batchpipe.store.records import encode_value
-from batchpipe.tasks import chain as tasks
+from batchpipe.tasks.runtime import runtime
 from batchpipe.testing import FakeOpenAI, Pump
 
 ENDPOINT = "/v1/chat/completions"
@@ -231,7 +231,7 @@ def test_a_sweep_goes_on_past_a_record_that_cannot_be_read(tmp_path: Path, chat_
 def test_doctor_names_a_record_that_cannot_be_read(
     tmp_path: Path, redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from batchpipe.cli.doctor import _open_jobs, _trouble
+    from batchpipe.cli.doctor import _trouble
 
     prefix = f"{{{new_job_id()}}}:"
     client = Client(Settings(_env_file=None, redis_url=redis_url, home=tmp_path))
@@ -239,7 +239,7 @@ def test_doctor_names_a_record_that_cannot_be_read(
     job_id = new_job_id()
     client.store.jobs.submit(JobRecord(id=job_id, epoch=1, output="/o"))
     client.store.connection.client.hset(f"{prefix}job:{job_id}", "stage", "archived")
-    [finding] = _trouble(_open_jobs(client))
+    [finding] = _trouble(client.health().open_jobs())
     assert "cannot be read" in finding.detail
 
 
@@ -255,7 +255,7 @@ def test_a_cancel_of_many_shards_wakes_a_few_at_once_and_the_sweep_the_others(
     lease = client.store.leases.claim(job.id, -1, 1, stages, deadline=99, enter=State.PREPARING.value)
     assert isinstance(lease, Lease)
     client.store.leases.plan(lease, {}, many_planned(job.id, count), ["m"])
-    turns = tasks.runtime(client.settings).jobs
+    turns = runtime(client.settings).jobs
     sent: list[int] = []
     monkeypatch.setattr(turns, "_publish", lambda message: sent.append(message.index))
     assert client.cancel(job.id).state is State.CANCELLING
@@ -273,7 +273,7 @@ class Waiting:
     """A client, jobs whose shards sleep until a pause ends, and what is sent of them."""
 
     def __init__(self, client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.client, self.turns = client, tasks.runtime(client.settings).jobs
+        self.client, self.turns = client, runtime(client.settings).jobs
         self.sent: list[tuple[str, int]] = []
         self.calls = 0
         run = self.client.store.connection.run
@@ -373,7 +373,7 @@ def test_list_shows_a_job_that_cannot_be_read_and_logs_say_what_was_dropped(
 ) -> None:
     for key, text in {"REDIS_URL": redis_url, "PREFIX": prefix}.items():
         monkeypatch.setenv(f"BATCHPIPE_{key}", text)
-    monkeypatch.setattr("batchpipe.cli.jobs.LOG_LENGTH", 3)
+    monkeypatch.setattr("batchpipe.client.job.MOST_EVENTS", 3)
     store = Store.connect(redis_url, prefix=prefix)
     jobs = [JobRecord(id=new_job_id(), epoch=1, output=f"/o/{at}") for at in range(2)]
     for job in jobs:

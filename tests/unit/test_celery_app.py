@@ -13,10 +13,11 @@ from kombu.messaging import Consumer, Producer
 from kombu.transport import redis as transport
 from pydantic import SecretStr
 
-from batchpipe.config.settings import Settings, load_settings
-from batchpipe.tasks import chain as tasks
+from batchpipe.config.loading import load_settings
+from batchpipe.config.settings import Settings
 from batchpipe.tasks.app import countdown_of, make_app
-from batchpipe.tasks.broker import outlive_redis
+from batchpipe.tasks.publishing import words_of_broker
+from batchpipe.worker.outlive_redis import outlive_redis
 from batchpipe.worker.process import end_in_time
 
 
@@ -119,6 +120,6 @@ def test_a_pause_is_one_that_the_broker_can_keep(broker: str, seconds: float) ->
 
 def test_what_a_library_says_of_the_brokers_url_is_shown_without_its_password() -> None:
     """Some name the whole of it, and a submit shows that line."""
-    told = tasks._told_of_broker(OSError("cannot connect to sqla+postgresql://me:secret-word@db/x"))
+    told = words_of_broker(OSError("cannot connect to sqla+postgresql://me:secret-word@db/x"))
     assert "cannot connect to sqla+postgresql://" in told
     assert "secret-word" not in told

@@ -14,12 +14,14 @@ from celery import Celery, Task, current_app, signals
 from kombu.entity import Exchange, Queue
 
 from batchpipe.config.limits import LONG_TASK_SECONDS, LONG_TASKS, LONGEST_GROWTH, task_limit, turn_deadline
-from batchpipe.config.settings import Settings, current_settings, install_settings, install_site, load_settings
+from batchpipe.config.loading import load_settings
+from batchpipe.config.settings import Settings
+from batchpipe.config.site import current_settings, current_site
 from batchpipe.config.site_values import SiteSettings
 from batchpipe.errors import SettingsError
-from batchpipe.tasks import chain as tasks
-from batchpipe.tasks.request import TaskRequest
+from batchpipe.tasks.app import app_in_use
 from batchpipe.worker.checks import check_app
+from batchpipe.worker.request import TaskRequest
 from batchpipe.worker.setup import is_set_up, load_app, setup, site_app
 
 SETTINGS = Settings(_env_file=None)
@@ -179,7 +181,7 @@ def test_what_setup_adds_follows_the_settings_of_the_site() -> None:
     setup(site)
     assert site.conf.beat_schedule["batchpipe-sweep"]["schedule"] == 5
     given = SiteSettings({"QUEUE": "ours", "SWEEP_SECONDS": 9}, str)
-    install_site(lambda: load_settings(given=given))
+    current_site().read = lambda: load_settings(given=given)
     site.loader.import_default_modules()
 
     assert site.conf.beat_schedule["batchpipe-sweep"]["schedule"] == 9
@@ -240,7 +242,7 @@ def test_of_two_apps_the_one_whose_worker_this_is_publishes() -> None:
         setup(site, {"REDIS_URL": "redis://127.0.0.1:1/0"})
     signals.celeryd_init.send(sender="worker", instance=SimpleNamespace(app=first), conf=first.conf)
 
-    assert tasks.app_in_use() is first
+    assert app_in_use() is first
     assert set(first.amqp.queues.consume_from) == {"celery", "batchpipe"}
 
 
@@ -299,7 +301,7 @@ def test_the_app_that_was_set_up_is_used_in_every_thread() -> None:
     setup(site)
 
     assert site_app() is site
-    assert tasks.app_in_use() is site
+    assert app_in_use() is site
     assert is_set_up(site)
 
 
@@ -353,7 +355,7 @@ def test_limits_of_transfers_follow_the_settings(seconds: float) -> None:
     site = app()
     setup(site)
     site.finalize()
-    install_settings(Settings(_env_file=None, transfer_timeout_seconds=seconds))
+    current_site().settings = Settings(_env_file=None, transfer_timeout_seconds=seconds)
     try:
         settings = current_settings()
         for name in LONG_TASKS:
@@ -362,7 +364,7 @@ def test_limits_of_transfers_follow_the_settings(seconds: float) -> None:
         assert site.tasks["batchpipe.upload"].soft_time_limit > LONGEST_GROWTH * seconds
         assert check_app(site, settings) == []
     finally:
-        install_settings(None)
+        current_site().settings = None
 
 
 def test_a_limit_that_a_message_brings_along_does_not_count() -> None:

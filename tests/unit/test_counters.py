@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from pydantic import SecretStr
 
-from batchpipe.config.settings import Account
+from batchpipe.config.account import Account
 from batchpipe.errors import (
     Gone,
     LeaseLost,

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import pytest
 
-from batchpipe.config.settings import Account
+from batchpipe.config.account import Account
 from batchpipe.errors import AmbiguousResult, Gone, LeaseLost, Paused, Refused, Unavailable
 from batchpipe.model.records import JobRecord, Move, ShardRecord, Stage
 from batchpipe.pipeline.steps.create import (

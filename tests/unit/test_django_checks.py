@@ -13,7 +13,7 @@ import pytest
 from celery import Celery
 
 import batchpipe
-from batchpipe.tasks.chain import install_app
+from batchpipe.config.site import current_site
 from tests import django_project
 
 
@@ -135,9 +135,9 @@ def test_a_rule_may_be_a_function() -> None:
 def test_an_app_that_was_not_set_up_is_a_warning() -> None:
     """A site without one needs none: `manage.py batchpipe worker` brings its own."""
     assert found(BATCHPIPE=GOOD) == {}
-    install_app(app())
+    current_site().app = app()
     assert "batchpipe.setup(app)" in found(BATCHPIPE=GOOD)["W001"].hint
-    install_app(app(worker_prefetch_multiplier=4))
+    current_site().app = app(worker_prefetch_multiplier=4)
     assert list(found(BATCHPIPE=GOOD)) == ["W001", "W014"]  # all at once, not one after the other
 
 

@@ -29,7 +29,7 @@ FUNCTIONS = ("compile", "search", "match", "fullmatch", "sub", "subn", "split", 
 USES = frozenset(FUNCTIONS) - {"compile"}
 
 #: Expressions whose text is cut before they see it, with its length there.
-CUT = {("config/settings", "_OF_KUBERNETES"): 200}
+CUT = {("config/loading", "_OF_KUBERNETES"): 200}
 #: Expressions that are not ours: a person's own, for a sandbox of his own.
 GIVEN = {("sandbox/faults", "self.custom_id"), ("sandbox/faults", "fault.custom_id")}
 

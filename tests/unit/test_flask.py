@@ -15,8 +15,7 @@ from celery import Celery
 from flask import Flask, current_app, g, request
 
 import batchpipe
-from batchpipe.config import seams
-from batchpipe.config.settings import current_settings, use_sandbox
+from batchpipe.config.site import current_settings, current_site, use_sandbox
 from batchpipe.contrib.flask import BatchPipe, blueprint, job_failed, job_succeeded
 from batchpipe.model.records import State
 from batchpipe.worker.setup import is_set_up, site_app
@@ -351,7 +350,7 @@ def test_the_end_of_a_job_becomes_a_signal_in_the_context_of_the_app(
 
     with job_succeeded.connected_to(hear, app):
         job = end(batch, monkeypatch, State.SUCCEEDED)
-        for listener in seams.listeners.values():
+        for listener in current_site().receivers.values():
             listener(job.id)
 
     assert heard == [(app, job.id, "shop")]
@@ -372,7 +371,7 @@ def test_a_receiver_that_raises_keeps_no_other_from_hearing(new_app: NewApp, mon
 
     with job_failed.connected_to(fail, app), job_failed.connected_to(fail_too, app):
         job = end(batch, monkeypatch, State.FAILED)
-        [listener] = seams.listeners.values()
+        [listener] = current_site().receivers.values()
         with pytest.raises(OSError, match="database away"):
             listener(job.id)
 

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-from batchpipe.config.settings import Settings, child_environment, load_settings
+from batchpipe.config.loading import child_environment, load_settings
+from batchpipe.config.settings import Settings
 from batchpipe.local_redis import acquire
 from batchpipe.store.redis_label import label_of
 

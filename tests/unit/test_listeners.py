@@ -16,12 +16,12 @@ from batchpipe.cli import cli
 from batchpipe.client import listeners
 from batchpipe.client.client import Client
 from batchpipe.client.listeners import LOOK_SECONDS, SAY_SECONDS, Watch
-from batchpipe.config.settings import Settings, install_settings
+from batchpipe.config.settings import Settings
+from batchpipe.config.site import current_site
 from batchpipe.errors import StoreUnavailable
 from batchpipe.model.records import JobRecord
 from batchpipe.store import Store
 from batchpipe.store.queues import Queues
-from batchpipe.tasks import chain as tasks
 from batchpipe.tasks.app import make_app
 from batchpipe.worker.setup import setup, site_worker_of
 
@@ -31,9 +31,8 @@ NOBODY = "no worker listens on queue deep; start one: `batchpipe worker --queues
 
 @pytest.fixture
 def client(redis_url: str, prefix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Client:
-    monkeypatch.setattr(listeners, "_said", {})
     made = Client(Settings(_env_file=None, redis_url=redis_url, prefix=prefix, home=tmp_path / "home"))
-    tasks.install_app(make_app(made.settings))
+    current_site().app = make_app(made.settings)
     return made
 
 
@@ -95,7 +94,7 @@ def test_a_submit_of_a_program_logs_that_no_worker_listens(
     client: Client, chat_rows: Rows, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Once a minute and queue; it asks nobody, for a web request must not wait."""
-    install_settings(client.settings)
+    current_site().settings = client.settings
     job = batchpipe.submit(chat_rows(1), queue="deep")
     batchpipe.submit(chat_rows(1), queue="deep")
     assert warnings(caplog) == [f"job {job.id} waits: {NOBODY}"]
@@ -157,7 +156,7 @@ def test_a_redis_that_is_away_fails_no_submit_for_the_look(client: Client, monke
 
 def test_a_worker_says_where_it_listens_until_it_is_told_to_stop(client: Client) -> None:
     """Of its consumer, so also what `celery control add_consumer` adds."""
-    install_settings(client.settings)
+    current_site().settings = client.settings
     app = make_app(client.settings)
     setup(app)
     site_worker, queues = site_worker_of(app), [SimpleNamespace(name="a"), SimpleNamespace(name="b")]
@@ -193,7 +192,7 @@ def test_a_retry_of_a_job_of_run_goes_where_a_worker_can_be(
     """To the default queue; but to one of its own where only `wait` brings the sandbox that it needs."""
     old = client.submit(chat_rows(1), queue="batchpipe.run.x", own_queue=True, account=account)
     put(client, old.id, stage="partial", closed="1", failed="1")
-    monkeypatch.setattr(Client, "_failed_requests", lambda self, job: iter([b'{"custom_id": "r0"}\n']))
+    monkeypatch.setattr("batchpipe.client.client.failed_requests", lambda *_: iter([b'{"custom_id": "r0"}\n']))
     again = client.retry(old.id).record
     assert again.queue.startswith(queue)
     assert again.queue != old.record.queue

@@ -11,11 +11,13 @@ import redis
 from pydantic import SecretStr
 
 from batchpipe.config.settings import Settings
+from batchpipe.config.site import current_site
 from batchpipe.model.records import JOB, State
 from batchpipe.pipeline import overdue
 from batchpipe.pipeline.runner import Message
-from batchpipe.tasks import chain as tasks
 from batchpipe.tasks.app import make_app
+from batchpipe.tasks.inspection import waiting_in
+from batchpipe.tasks.publishing import forget_queue, publish
 from batchpipe.testing import Pump
 
 Rows = Callable[..., list[dict[str, object]]]
@@ -28,11 +30,6 @@ def pump(tmp_path: Path) -> Pump:
     made = Pump(tmp_path, max_rows=1)
     made.waiting_in = lambda queue: sum(it.message.queue == queue and it.at <= made.at for it in made.waiting)
     return made
-
-
-@pytest.fixture(autouse=True)
-def nothing_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(overdue, "_said", {})
 
 
 def planned(pump: Pump, rows: list[dict[str, object]]) -> str:
@@ -188,30 +185,26 @@ def test_the_log_says_that_work_waits_in_a_queue_without_a_worker_and_is_not_fil
     ]
 
 
-def test_the_broker_tells_how_many_messages_wait(
-    tmp_path: Path, redis_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_broker_tells_how_many_messages_wait(tmp_path: Path, redis_url: str) -> None:
     """A queue that it does not know holds none; one that cannot be reached tells nothing."""
     app = make_app(Settings(_env_file=None, home=tmp_path, redis_url=SecretStr(redis_url)))
-    monkeypatch.setattr(tasks, "_installed_app", app)
-    assert tasks.waiting_in("counted") == 0
+    current_site().app = app
+    assert waiting_in("counted") == 0
     for _ in range(3):
-        tasks.publish(Message("job_x", JOB, 1, State.PENDING, ["t"], "counted"))
-    assert tasks.waiting_in("counted") == 3
+        publish(Message("job_x", JOB, 1, State.PENDING, ["t"], "counted"))
+    assert waiting_in("counted") == 3
 
     nowhere = make_app(Settings(_env_file=None, home=tmp_path, redis_url=SecretStr("redis://127.0.0.1:1/0")))
-    monkeypatch.setattr(tasks, "_installed_app", nowhere)
-    assert tasks.waiting_in("counted") is None
+    current_site().app = nowhere
+    assert waiting_in("counted") is None
 
 
-def test_the_queue_of_a_run_that_is_done_goes_with_what_is_left_in_it(
-    tmp_path: Path, redis_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_queue_of_a_run_that_is_done_goes_with_what_is_left_in_it(tmp_path: Path, redis_url: str) -> None:
     app = make_app(Settings(_env_file=None, home=tmp_path, redis_url=SecretStr(redis_url)))
-    monkeypatch.setattr(tasks, "_installed_app", app)
+    current_site().app = app
     with redis.Redis.from_url(redis_url) as server:
         before = set(server.scan_iter())
-        tasks.publish(Message("job_x", JOB, 1, State.PENDING, ["t"], "batchpipe.run.x"))
+        publish(Message("job_x", JOB, 1, State.PENDING, ["t"], "batchpipe.run.x"))
         assert set(server.scan_iter()) - before
-        tasks.forget_queue("batchpipe.run.x")
+        forget_queue("batchpipe.run.x")
         assert set(server.scan_iter()) - before == set()

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from batchpipe.config.settings import Account
+from batchpipe.config.account import Account
 from batchpipe.errors import Gone, Unavailable
 from batchpipe.model.records import (
     BatchError,

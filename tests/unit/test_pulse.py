@@ -16,11 +16,13 @@ import redis
 from celery import Celery
 from celery.beat import Scheduler
 
-from batchpipe.config.settings import Settings, install_settings
+from batchpipe.config.settings import Settings
+from batchpipe.config.site import current_site
 from batchpipe.pipeline.pulse import LISTENED_SECONDS, MOVING_SECONDS, may_send
 from batchpipe.store import Store
 from batchpipe.tasks import chain as tasks
 from batchpipe.tasks.app import make_app
+from batchpipe.tasks.runtime import runtime
 from batchpipe.worker import schedule_tasks  # noqa: F401 - its task is known once it is imported
 
 NAME, QUEUE = "batchpipe.sweep", "q"
@@ -31,14 +33,14 @@ def settings(redis_url: str, prefix: str, tmp_path: Path) -> Settings:
     """A queue of this test alone."""
     chosen: dict[str, Any] = {"redis_url": redis_url, "prefix": prefix, "queue": prefix, "home": tmp_path}
     made = Settings(_env_file=None, **chosen)
-    install_settings(made)
+    current_site().settings = made
     return made
 
 
 @pytest.fixture
 def app(settings: Settings) -> Celery:
     made = make_app(settings)
-    tasks.install_app(made)
+    current_site().app = made
     made.set_current()
     return made
 
@@ -145,7 +147,7 @@ def test_a_worker_notes_that_it_has_taken_it(app: Celery, settings: Settings) ->
         task.before_start("id", (), {})
     finally:
         task.pop_request()
-    store = tasks.runtime(settings).store
+    store = runtime(settings).store
     assert store.queues.pulse(NAME).taken > 0
     assert store.queues.last_taken(settings.queue) > 0
 
@@ -160,7 +162,7 @@ DATABASE_BEAT = """
     django.setup()
     from django.core.management import call_command
     call_command("migrate", verbosity=0)
-    from batchpipe.config.settings import current_settings
+    from batchpipe.config.site import current_settings
     from batchpipe.worker.process import standalone_app
     from django_celery_beat.schedulers import DatabaseScheduler
     app = standalone_app(current_settings())

@@ -12,7 +12,7 @@ import orjson
 import pytest
 from pydantic import SecretStr
 
-from batchpipe.config.settings import Account
+from batchpipe.config.account import Account
 from batchpipe.errors import AmbiguousResult, Gone, InvalidInput, Refused, Unavailable
 from batchpipe.model.records import BatchError, JobRecord, ShardRecord, Stage, State
 from batchpipe.pipeline.manifest import basics, note_workspace

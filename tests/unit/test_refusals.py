@@ -15,8 +15,8 @@ from redis._parsers.base import BaseParser
 from batchpipe.errors import StoreUnavailable
 from batchpipe.store import Store
 from batchpipe.store.refusals import PASSING, REFUSALS, Kind, in_words, refusal
-from batchpipe.tasks.broker import outlive_redis
 from batchpipe.telemetry.logs import TroubleFilter
+from batchpipe.worker.outlive_redis import outlive_redis
 
 READ_ONLY = "READONLY You can't write against a read only replica."
 #: What servers say, of several versions, and the code under which it is told.

@@ -8,14 +8,9 @@ from typing import Any
 
 import pytest
 
-from batchpipe.config.settings import (
-    Settings,
-    child_environment,
-    current_settings,
-    install_settings,
-    install_site,
-    load_settings,
-)
+from batchpipe.config.loading import child_environment, load_settings
+from batchpipe.config.settings import Settings
+from batchpipe.config.site import Site, current_settings, current_site, install_site
 from batchpipe.config.site_values import SiteSettings
 from batchpipe.errors import SettingsError
 
@@ -143,7 +138,7 @@ def test_settings_are_read_once_and_can_be_installed() -> None:
     first = current_settings()
     assert current_settings() is first
     other = first.with_redis("redis://localhost/1")
-    install_settings(other)
+    current_site().settings = other
     assert current_settings().redis_address() == "redis://localhost/1"
 
 
@@ -237,10 +232,10 @@ def test_what_the_environment_gets_wrong_is_spelled_as_the_environment_spells_it
 
 def test_a_site_whose_settings_are_wrong_is_told_by_whoever_uses_them() -> None:
     """Not at its start: its checks say it better."""
-    install_site(lambda: given(ATTEMPTS=0))
+    install_site(Site(lambda: given(ATTEMPTS=0)))
     with pytest.raises(SettingsError):
         current_settings()
-    install_site(lambda: given(ATTEMPTS=2))
+    install_site(Site(lambda: given(ATTEMPTS=2)))
     assert current_settings().attempts == 2
     assert current_settings() is current_settings()
 

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from base64 import b64decode
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,14 +17,18 @@ import pytest
 from celery.concurrency import get_implementation
 from pydantic import SecretStr
 
-from batchpipe.config.settings import Settings, current_settings, install_settings
+from batchpipe.config.settings import Settings
+from batchpipe.config.site import current_settings, current_site
 from batchpipe.model.records import JOB, Stage, State
 from batchpipe.pipeline.runner import Continue, Message, Next, Retry
 from batchpipe.pipeline.slots import FEWEST_TRIES, LONGEST_WAIT_SECONDS, MOST_TRIES, SHORTEST_WAIT_SECONDS, Kind, Slots
 from batchpipe.storage.local import nameless_file
 from batchpipe.store import Connection, Store, new_task_ids
-from batchpipe.tasks import chain as tasks
-from batchpipe.tasks.app import make_app
+from batchpipe.tasks.app import app_in_use, make_app, state_of
+from batchpipe.tasks.chain import _bounded, bound_long_tasks
+from batchpipe.tasks.inspection import waiting_in
+from batchpipe.tasks.publishing import publish
+from batchpipe.tasks.runtime import runtime
 from batchpipe.testing import Pump
 from batchpipe.worker import setup as celery_site
 
@@ -218,23 +222,20 @@ def test_a_job_that_is_cancelled_before_it_was_prepared_ends_while_all_slots_are
 
 
 @pytest.fixture
-def bounded(redis_url: str, prefix: str, tmp_path: Path) -> Iterator[Pump]:
+def bounded(redis_url: str, prefix: str, tmp_path: Path) -> Pump:
     """Tasks of a worker of four threads, on the records of a pump."""
     url = SecretStr(redis_url)
-    install_settings(Settings(_env_file=None, redis_url=url, prefix=prefix, home=tmp_path))
-    tasks.bound_long_tasks(4)
-    yield Pump(tmp_path, store=Store(Connection(tasks.runtime().store.connection.client, prefix=prefix)))
-    tasks.bound_long_tasks(1)
+    current_site().settings = Settings(_env_file=None, redis_url=url, prefix=prefix, home=tmp_path)
+    bound_long_tasks(app_in_use(), 4)
+    return Pump(tmp_path, store=Store(Connection(runtime().store.connection.client, prefix=prefix)))
 
 
-def test_large_uploads_lie_behind_short_work_in_a_queue_of_redis(
-    bounded: Pump, prefix: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_large_uploads_lie_behind_short_work_in_a_queue_of_redis(bounded: Pump, prefix: str) -> None:
     """What is taken first is known by the list where it lies. Creates, polls and small shards are never behind."""
     server, queue = bounded.store.connection.client, f"{prefix}queue"
-    monkeypatch.setattr(tasks, "_installed_app", make_app(current_settings()))
-    tasks.publish(Message("job_1", 0, 1, Stage.PLANNED, new_task_ids(4), queue, large=True))
-    tasks.publish(Message("job_1", 1, 1, Stage.PLANNED, new_task_ids(4), queue))
+    current_site().app = make_app(current_settings())
+    publish(Message("job_1", 0, 1, Stage.PLANNED, new_task_ids(4), queue, large=True))
+    publish(Message("job_1", 1, 1, Stage.PLANNED, new_task_ids(4), queue))
     (first,), (last,) = server.lrange(queue, 0, -1), server.lrange(f"{queue}\x06\x169", 0, -1)
     assert json.loads(first)["headers"]["argsrepr"] == "job_1 shard 1"
     message = json.loads(last)
@@ -242,7 +243,7 @@ def test_large_uploads_lie_behind_short_work_in_a_queue_of_redis(
     links = json.loads(b64decode(message["body"]))[2]["chain"]
     behind = {link["task"]: link["options"].get("priority") for link in links}
     assert behind == {"batchpipe.create": None, "batchpipe.poll": None, "batchpipe.download": 9}
-    assert tasks.waiting_in(queue) == 2
+    assert waiting_in(queue) == 2
 
 
 def test_a_transfer_without_a_slot_comes_back_and_claims_nothing(bounded: Pump, chat_rows: Rows) -> None:
@@ -253,11 +254,11 @@ def test_a_transfer_without_a_slot_comes_back_and_claims_nothing(bounded: Pump, 
         return Continue("done")
 
     def take(kind: Kind = "transfer") -> Next:
-        return tasks._bounded(kind, job_id, 0, shard.epoch, turn)
+        return _bounded(SimpleNamespace(app=app_in_use()), kind, job_id, 0, shard.epoch, turn)
 
     assert take() == Continue()
     with ExitStack() as held:
-        slots = tasks._slots
+        slots = state_of(app_in_use()).slots
         assert slots is not None
         for _ in range(2):
             held.enter_context(slots.take("transfer"))

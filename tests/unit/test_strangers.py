@@ -28,9 +28,13 @@ from pydantic import SecretStr
 from batchpipe.cli.common import emit_json
 from batchpipe.client.client import Client
 from batchpipe.client.option_checks import check_output
-from batchpipe.config.settings import Account, Settings, load_settings
+from batchpipe.config.account import Account
+from batchpipe.config.loading import load_settings
+from batchpipe.config.settings import Settings
+from batchpipe.config.site import current_site
 from batchpipe.errors import BatchpipeError, InvalidInput, Paused, PermanentError, Refused, SettingsError, Unavailable
 from batchpipe.local_redis import acquire
+from batchpipe.masking import one_line
 from batchpipe.model.outcomes import names_quota
 from batchpipe.model.records import JOB, BatchError, JobRecord, Move, ShardRecord, Stage, State
 from batchpipe.model.refusals import is_about_input_file
@@ -44,7 +48,7 @@ from batchpipe.sandbox import Sandbox
 from batchpipe.storage import Folder
 from batchpipe.storage.local import keep_private
 from batchpipe.store import Store
-from batchpipe.tasks import chain as tasks
+from batchpipe.tasks.publishing import publish
 from batchpipe.telemetry.logs import JsonFormatter, TextFormatter
 from batchpipe.testing import FakeOpenAI, Pump
 
@@ -244,13 +248,13 @@ def test_where_tasks_are_eager_a_submit_is_refused_before_anything_is_recorded(
     """Else the provider is called within the request, and a poll calls the next poll until the stack ends."""
     site = Celery("site", broker=redis_url, set_as_current=False)
     site.conf.task_always_eager = True
-    tasks.install_app(site)
+    current_site().app = site
     client = Client(Settings(_env_file=None, redis_url=redis_url, prefix=prefix, home=tmp_path / "home"))
     with pytest.raises(SettingsError, match=r"^app\.conf\.task_always_eager is on.*start a worker"):
         client.submit(chat_rows(2))
     assert client.list_jobs() == []
     with pytest.raises(SettingsError, match="task_always_eager"):
-        tasks.publish(Message("job_x", JOB, 1, State.PENDING, ["a", "b"], "batchpipe"))
+        publish(Message("job_x", JOB, 1, State.PENDING, ["a", "b"], "batchpipe"))
 
 
 # -- 34: the sandbox's switches ------------------------------------------------------------------------------------
@@ -400,7 +404,7 @@ def test_no_control_character_of_a_message_reaches_a_log(capsys: pytest.CaptureF
 
 
 def test_no_control_character_of_a_reason_reaches_celery_and_flower() -> None:
-    assert tasks._line(FORGED) == r"a\x1b]0;title\x07 b\u202ec\x9bd e"
+    assert one_line(FORGED) == r"a\x1b]0;title\x07 b\u202ec\x9bd e"
 
 
 def test_an_output_with_a_secret_in_it_is_refused_and_never_shown() -> None:
@@ -427,9 +431,9 @@ def test_what_flower_and_beat_keep_is_for_their_owner(tmp_path: Path) -> None:
     assert {path.stat().st_mode & 0o777 for path in home.iterdir()} == {0o600}
 
 
-@pytest.mark.parametrize("entry", ["the folder", "server.json", "keeper.log", "users.lock"])
+@pytest.mark.parametrize("entry", ["the folder", "server.json", "supervisor.log", "users.lock"])
 def test_a_redis_folder_with_links_in_it_is_refused(tmp_path: Path, entry: str) -> None:
-    """Server and keeper would read, follow and overwrite what a stranger has put there."""
+    """Server and supervisor would read, follow and overwrite what a stranger has put there."""
     home, theirs = tmp_path / "home", tmp_path / "theirs"
     home.mkdir()
     theirs.mkdir()

@@ -11,8 +11,7 @@ import fakeredis
 import pytest
 from pydantic import SecretStr
 
-import batchpipe.pipeline.sweep as sweep_module
-from batchpipe.config.settings import Account
+from batchpipe.config.account import Account
 from batchpipe.errors import Gone, Paused, Refused, Unavailable
 from batchpipe.model.records import Problem, Stage, State
 from batchpipe.pipeline.sweep import LIST_SECONDS, sweep
@@ -260,12 +259,10 @@ def test_an_account_that_is_not_in_the_settings_is_warned_of_once_and_that_of_a_
     tmp_path: Path,
     chat_rows: Rows,
     caplog: pytest.LogCaptureFixture,
-    monkeypatch: pytest.MonkeyPatch,
     account: str,
     said: int,
 ) -> None:
     """A worker warned every minute, for a day, of the account of a `run --sandbox` that had long ended."""
-    monkeypatch.setattr(sweep_module, "_not_here", set())
     key = Account(api_key=SecretStr("k"))
     pump = Pump(tmp_path, api=FakeOpenAI(), accounts={account: key})
     created(pump, chat_rows(1), account=account)

@@ -14,12 +14,12 @@ from celery import Celery, signature
 
 from batchpipe.cli import cli
 from batchpipe.client.client import Client
-from batchpipe.config import seams
 from batchpipe.config.settings import Settings
+from batchpipe.config.site import DJANGO, FLASK, current_site
 from batchpipe.model.records import MAX_TELLS, JobRecord, Problem, State
-from batchpipe.model.views import telling
-from batchpipe.tasks import chain as tasks
+from batchpipe.model.views import not_notified
 from batchpipe.tasks.app import make_app
+from batchpipe.tasks.notifying import tell
 from batchpipe.testing import Pump
 
 Rows = Callable[..., list[dict[str, object]]]
@@ -28,7 +28,7 @@ UNTOLD = "receivers not notified yet: "
 
 @pytest.fixture
 def pump(tmp_path: Path) -> Pump:
-    return Pump(tmp_path, tell=tasks.tell)
+    return Pump(tmp_path, tell=tell)
 
 
 def pump_until(pump: Pump, condition: Callable[[], bool]) -> None:
@@ -45,11 +45,11 @@ def test_a_worker_that_has_not_loaded_the_site_leaves_telling_to_one_that_has(
     pump: Pump, chat_rows: Rows, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The job has ended meanwhile; the log says once what to start, the status each time."""
-    job_id = pump.submit(chat_rows(1), notify_sites=[seams.DJANGO])
+    job_id = pump.submit(chat_rows(1), notify_sites=[DJANGO])
     pump_until(pump, lambda: pump.job(job_id).notify_attempts == 3)
     job = pump.job(job_id)
     assert (job.state, job.closed) == (State.SUCCEEDED, False)
-    said = telling(job)
+    said = not_notified(job)
     assert said is not None
     assert said.startswith(f"{UNTOLD}3 tries, last: this worker has not loaded the site")
     assert "(Django): start it as `manage.py batchpipe worker` or `celery -A proj worker`" in said
@@ -57,17 +57,17 @@ def test_a_worker_that_has_not_loaded_the_site_leaves_telling_to_one_that_has(
     assert job_id in warning.getMessage()
 
     heard: list[str] = []
-    tasks.on_end(seams.DJANGO, heard.append)
+    current_site().receivers[DJANGO] = heard.append
     pump.run_until_idle()
 
     job = pump.job(job_id)
-    assert (heard, job.closed, telling(job)) == ([job_id], True, None)
+    assert (heard, job.closed, not_notified(job)) == ([job_id], True, None)
 
 
 def test_a_site_whose_worker_never_comes_is_given_up_after_an_hour_and_it_is_said(
     pump: Pump, chat_rows: Rows, caplog: pytest.LogCaptureFixture
 ) -> None:
-    job_id = pump.submit(chat_rows(1), notify_sites=[seams.FLASK])
+    job_id = pump.submit(chat_rows(1), notify_sites=[FLASK])
     pump_until(pump, lambda: pump.job(job_id).state.ended)
     ended = pump.at
     pump.run_until_idle()
@@ -78,20 +78,20 @@ def test_a_site_whose_worker_never_comes_is_given_up_after_an_hour_and_it_is_sai
     [event] = [event for event in pump.store.events.read(job_id) if event["event"] == "not_told"]
     assert "(Flask)" in event["message"]
     assert len(logged(caplog, f"no receiver is notified of the end of job {job_id}")) == 1
-    assert telling(job) == "receivers were never notified: stopped after 61 tries; see its log"
+    assert not_notified(job) == "receivers were never notified: stopped after 61 tries; see its log"
 
 
 def test_a_job_of_one_site_is_not_told_to_the_receivers_of_another(pump: Pump, chat_rows: Rows) -> None:
     """What a program hangs in for all jobs of its process hears of it; a job of no site is told to all."""
-    heard: dict[str, list[str]] = {name: [] for name in (seams.DJANGO, seams.FLASK, "mine")}
+    heard: dict[str, list[str]] = {name: [] for name in (DJANGO, FLASK, "mine")}
     for name, ids in heard.items():
-        tasks.on_end(name, ids.append)
-    job_id, anybodys = pump.submit(chat_rows(1), notify_sites=[seams.DJANGO]), pump.submit(chat_rows(1))
+        current_site().receivers[name] = ids.append
+    job_id, anybodys = pump.submit(chat_rows(1), notify_sites=[DJANGO]), pump.submit(chat_rows(1))
     pump.run_until_idle()
 
     both = sorted([job_id, anybodys])
     found = {name: sorted(ids) for name, ids in heard.items()}
-    assert found == {seams.DJANGO: both, seams.FLASK: [anybodys], "mine": both}
+    assert found == {DJANGO: both, FLASK: [anybodys], "mine": both}
 
 
 def test_a_receiver_that_always_raises_leaves_one_traceback_in_the_log(
@@ -102,9 +102,9 @@ def test_a_receiver_that_always_raises_leaves_one_traceback_in_the_log(
     def fail(job_id: str) -> None:
         raise OSError("database\naway")
 
-    job_id = pump.submit(chat_rows(1), notify_sites=[seams.DJANGO])
+    job_id = pump.submit(chat_rows(1), notify_sites=[DJANGO])
     pump_until(pump, lambda: pump.job(job_id).notify_attempts == 2)
-    tasks.on_end(seams.DJANGO, fail)
+    current_site().receivers[DJANGO] = fail
     pump_until(pump, lambda: pump.job(job_id).notify_attempts == 6)
 
     records = logged(caplog, "receivers of Django's signals failed")
@@ -112,15 +112,17 @@ def test_a_receiver_that_always_raises_leaves_one_traceback_in_the_log(
     assert {record.getMessage() for record in records[1:]} == {
         "receivers of Django's signals failed: OSError: database away"
     }
-    assert (telling(pump.job(job_id)) or "").startswith(f"{UNTOLD}6 tries, last: receivers of Django's signals failed")
+    assert (not_notified(pump.job(job_id)) or "").startswith(
+        f"{UNTOLD}6 tries, last: receivers of Django's signals failed"
+    )
 
 
 def test_on_done_is_not_sent_again_because_receivers_have_not_heard(
     pump: Pump, chat_rows: Rows, redis_url: str, prefix: str
 ) -> None:
-    tasks.install_app(Celery("site", broker=redis_url, set_as_current=False))
+    current_site().app = Celery("site", broker=redis_url, set_as_current=False)
     done = dict(signature("site.done", queue=prefix))
-    job_id = pump.submit(chat_rows(1), notify_sites=[seams.DJANGO], on_done=done)
+    job_id = pump.submit(chat_rows(1), notify_sites=[DJANGO], on_done=done)
     pump_until(pump, lambda: pump.job(job_id).notify_attempts == 3)
 
     with redis.Redis.from_url(redis_url) as broker:
@@ -136,19 +138,19 @@ def client(redis_url: str, prefix: str, tmp_path: Path) -> Client:
 
 
 def listen(*names: str) -> None:
-    seams.listeners.clear()
+    current_site().receivers.clear()
     for name in names:
-        tasks.on_end(name, lambda job_id: None)
+        current_site().receivers[name] = lambda job_id: None
 
 
 def test_a_submit_records_the_frameworks_of_its_process(client: Client, chat_rows: Rows) -> None:
     """Not what else hangs there: only this process knows that."""
     found = []
-    for names in ((), ("mine",), (seams.FLASK, "mine"), (seams.FLASK, seams.DJANGO)):
+    for names in ((), ("mine",), (FLASK, "mine"), (FLASK, DJANGO)):
         listen(*names)
         found.append(client.submit(chat_rows(1)).record.notify_sites)
 
-    assert found == [[], [], [seams.FLASK], [seams.DJANGO, seams.FLASK]]
+    assert found == [[], [], [FLASK], [DJANGO, FLASK]]
 
 
 def test_a_retry_from_anywhere_waits_for_the_site_of_the_first_job(
@@ -156,12 +158,12 @@ def test_a_retry_from_anywhere_waits_for_the_site_of_the_first_job(
 ) -> None:
     """One from a site, of a job that was nobody's, waits for that site."""
     of_site, nobodys = (failed_job(client, chat_rows, tmp_path / name, *sites) for name, sites in _SITES.items())
-    listen(seams.FLASK)
-    assert client.retry(of_site).record.notify_sites == [seams.DJANGO]
-    assert client.retry(nobodys).record.notify_sites == [seams.FLASK]
+    listen(FLASK)
+    assert client.retry(of_site).record.notify_sites == [DJANGO]
+    assert client.retry(nobodys).record.notify_sites == [FLASK]
 
 
-_SITES = {"site": (seams.DJANGO,), "nobody": ()}
+_SITES = {"site": (DJANGO,), "nobody": ()}
 
 
 def failed_job(client: Client, chat_rows: Rows, folder: Path, *sites: str) -> str:
@@ -186,7 +188,7 @@ def ask(
     capsys: pytest.CaptureFixture[str],
 ) -> Callable[..., str]:
     """What a command prints, in a process without a site."""
-    tasks.install_app(make_app(client.settings))
+    current_site().app = make_app(client.settings)
     monkeypatch.setenv("BATCHPIPE_REDIS_URL", redis_url)
     monkeypatch.setenv("BATCHPIPE_PREFIX", prefix)
     monkeypatch.setenv("BATCHPIPE_QUEUE", client.settings.queue)
@@ -208,9 +210,9 @@ def test_status_and_list_say_that_receivers_have_not_heard(
     job = client.submit(chat_rows(1))
     put(client, job.id, stage="succeeded", notify_attempts=2, trouble='{"code": "unheard", "message": "KeyError: 7"}')
 
-    assert f"telling   {UNTOLD}2 tries, last: KeyError: 7\n" in ask("status", job.id)
-    assert "  ! receivers not told" in ask("list")
-    assert "not told" not in ask("status", job.id, "--json")  # its keys are a contract
+    assert f"notices   {UNTOLD}2 tries, last: KeyError: 7\n" in ask("status", job.id)
+    assert "  ! receivers not notified" in ask("list")
+    assert "not notified" not in ask("status", job.id, "--json")  # its keys are a contract
 
 
 def findings(ask: Callable[..., str], what: str) -> list[tuple[str, str, str]]:
@@ -229,7 +231,7 @@ def test_doctor_warns_of_jobs_in_trouble_and_fails_where_jobs_wait_and_no_worker
     assert findings(ask, "jobs") == []
 
     job, deep = client.submit(chat_rows(1)), client.submit(chat_rows(1), queue="deep")
-    listen(seams.DJANGO)
+    listen(DJANGO)
     of_site = client.submit(chat_rows(1))
     listen()
     put(client, job.id, trouble='{"code": "x", "message": "the disk is full"}')
@@ -254,7 +256,7 @@ def test_doctor_warns_of_jobs_in_trouble_and_fails_where_jobs_wait_and_no_worker
 def test_telling_has_words_for_each_case() -> None:
     """A job that runs, or whose receivers have heard, has nothing to say."""
     job = JobRecord(id="job_x", stage=State.PARTIAL, trouble=Problem(code="unheard", message="KeyError: 7"))
-    assert telling(job) is None
-    assert telling(job.evolve(notify_attempts=1)) == f"{UNTOLD}1 try, last: KeyError: 7"
-    assert telling(job.evolve(notify_attempts=1, notified=True)) is None
-    assert telling(job.evolve(notify_attempts=1, stage=State.RUNNING)) is None
+    assert not_notified(job) is None
+    assert not_notified(job.evolve(notify_attempts=1)) == f"{UNTOLD}1 try, last: KeyError: 7"
+    assert not_notified(job.evolve(notify_attempts=1, notified=True)) is None
+    assert not_notified(job.evolve(notify_attempts=1, stage=State.RUNNING)) is None

@@ -10,12 +10,13 @@ import pytest
 from celery import Celery
 from celery.exceptions import SoftTimeLimitExceeded
 
-from batchpipe.config import seams
+from batchpipe.config.site import current_site
 from batchpipe.errors import Unavailable
 from batchpipe.model.records import State
 from batchpipe.pipeline.runner import MAX_TRIES
 from batchpipe.provider.trouble import translated
 from batchpipe.tasks import chain as tasks
+from batchpipe.tasks.notifying import tell
 from batchpipe.testing import Pump
 
 Rows = Callable[..., list[dict[str, object]]]
@@ -55,8 +56,8 @@ def test_a_limit_that_strikes_while_a_job_is_told_is_no_error_of_its_receiver(
         if left:
             raise left.pop()
 
-    monkeypatch.setitem(seams.listeners, "slow", listener)
-    pump = Pump(tmp_path, tell=tasks.tell)
+    current_site().receivers["slow"] = listener
+    pump = Pump(tmp_path, tell=tell)
     job_id = pump.submit(chat_rows(1))
     pump.run_until_idle()
     assert (pump.job(job_id).notify_attempts, pump.job(job_id).closed, left) == (0, True, [])

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from batchpipe.config.settings import Settings, load_settings
+from batchpipe.config.loading import load_settings
+from batchpipe.config.settings import Settings
 from batchpipe.config.site_values import SiteSettings
 from batchpipe.errors import SettingsError
 from batchpipe.model.schedule import ALIASES, PLACEHOLDERS, Schedule

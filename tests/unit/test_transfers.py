@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-from batchpipe.config.settings import Account
+from batchpipe.config.account import Account
 from batchpipe.errors import LeaseLost, StorageTrouble, Unavailable
 from batchpipe.model.least_rate import LeastRate
 from batchpipe.pipeline.fetching import FETCHES_AT_ONCE, Fetcher

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 from django.apps import AppConfig
 from django.core import checks
 from django.core.signals import setting_changed
 
-from batchpipe.config import seams
-from batchpipe.contrib.django import conf, telling, transactions
+from batchpipe.config.site import DJANGO, Site, current_site, install_site
+from batchpipe.contrib.django import conf, notify, transactions
 from batchpipe.contrib.django.checks import check_deployment, check_site
 
 
@@ -20,21 +19,21 @@ class BatchpipeConfig(AppConfig):
     verbose_name = "batchpipe"
 
     def ready(self) -> None:
-        self.hang_in()
+        self.install()
         checks.register(check_site, "batchpipe")
         checks.register(check_deployment, "batchpipe", deploy=True)
         setting_changed.connect(_reread, dispatch_uid="batchpipe")
 
     @staticmethod
-    def hang_in() -> None:
+    def install() -> None:
         """From now on settings are read, submits delayed and ends of jobs signalled in Django's way."""
-        seams.site = conf.read_settings
-        seams.hold = transactions.hold
-        seams.listeners[seams.DJANGO] = telling.tell
-        conf.forget_settings()
+        site = Site(conf.read_settings)
+        site.on_commit = transactions.hold
+        site.receivers[DJANGO] = notify.notify
+        install_site(site)
 
 
 def _reread(*, setting: str, **_: Any) -> None:
     """Tests override settings: those of batchpipe are read again at their next use."""
-    if setting == conf.NAME and "batchpipe.config.settings" in sys.modules:
-        conf.forget_settings()
+    if setting == conf.NAME:
+        current_site().settings = None

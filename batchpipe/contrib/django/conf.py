@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -21,16 +20,10 @@ def spell(name: str) -> str:
 
 def read_settings() -> Settings:
     """The settings of this site; those it does not set may come from the environment. Raises SettingsError."""
-    from batchpipe.config.settings import load_settings
+    from batchpipe.config.loading import load_settings
     from batchpipe.config.site_values import SiteSettings
     from batchpipe.errors import SettingsError
 
     if not isinstance(getattr(settings, NAME, None), Mapping | None):
         raise SettingsError(f"{NAME} is a {type(getattr(settings, NAME)).__name__}; it must be a dict of settings")
     return load_settings(given=SiteSettings(getattr(settings, NAME, None) or {}, spell))
-
-
-def forget_settings() -> None:
-    """Read them again at their next use."""
-    if (loaded := sys.modules.get("batchpipe.config.settings")) is not None:
-        loaded.install_settings(None)

@@ -40,7 +40,7 @@ def read_settings(app: Flask, defaults: Mapping[str, Any]) -> Settings:
 
     ``defaults``: for those that ``app.config`` does not set, names without their prefix.
     """
-    from batchpipe.config.settings import load_settings
+    from batchpipe.config.loading import load_settings
 
     try:
         settings = load_settings(given=_given(app, defaults))

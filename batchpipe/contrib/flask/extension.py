@@ -8,23 +8,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary
+from typing import TYPE_CHECKING, Any, Unpack
 
 from flask import Flask, current_app, has_app_context
 
-from batchpipe.config import seams
+from batchpipe.config.site import FLASK, Site, current_site, install_site
 from batchpipe.contrib.flask.command import command
 from batchpipe.contrib.flask.config import read_settings
 from batchpipe.contrib.flask.signals import send
 
 if TYPE_CHECKING:
-    from celery import Celery
-
     from batchpipe.client.client import Client, Job
+    from batchpipe.client.options import SubmitOptions
+    from batchpipe.client.submission import Input
     from batchpipe.config.settings import Settings
 
-NAME = "batchpipe"
+#: In an app's extensions: this one, and the app's ``Site``.
+NAME, SITE = "batchpipe", "batchpipe-site"
 
 
 class BatchPipe:
@@ -38,7 +38,6 @@ class BatchPipe:
 
     def __init__(self, app: Flask | None = None, *, settings: Mapping[str, Any] | None = None) -> None:
         self._defaults = dict(settings or {})
-        self._settings: WeakKeyDictionary[Flask, Settings] = WeakKeyDictionary()
         self._last: Flask | None = None
         if app is not None:
             self.init_app(app)
@@ -49,18 +48,16 @@ class BatchPipe:
             raise RuntimeError(
                 "batchpipe is registered on this Flask app already: call BatchPipe(app) or init_app(app), and only once"
             )
-        self._read(app)
+        site = Site(lambda: read_settings(app, self._defaults))
+        _ = site.settings
         self._last = app
-        app.extensions[NAME] = self
+        app.extensions.update({NAME: self, SITE: site})
         app.cli.add_command(command)
-        _hang_in(self, app)
-
-    def _read(self, app: Flask) -> None:
-        self._settings[app] = read_settings(app, self._defaults)
+        _install(site, app)
 
     # -- jobs --------------------------------------------------------------------------------------------------------
 
-    def submit(self, input: Any, **options: Any) -> Job:
+    def submit(self, input: Input, **options: Unpack[SubmitOptions]) -> Job:
         """Enqueue a job of the current app and return at once. Same arguments as ``batchpipe.submit``."""
         with self._context():
             return self.client.submit(input, **options)
@@ -90,7 +87,8 @@ class BatchPipe:
 
     @property
     def settings(self) -> Settings:
-        return self._settings[self._app()]
+        site: Site = self._app().extensions[SITE]
+        return site.settings
 
     def _context(self) -> AbstractContextManager[Any]:
         """The caller's context, with its ``g`` and its database session; one of our own if there is none."""
@@ -100,7 +98,7 @@ class BatchPipe:
     def _app(self) -> Flask:
         if has_app_context():
             app: Flask = current_app._get_current_object()  # type: ignore[attr-defined]
-            if app in self._settings:
+            if app.extensions.get(NAME) is self:
                 return app
             raise RuntimeError(f"batchpipe is not registered on the Flask app {app.name!r}: call init_app(app)")
         if self._last is None:
@@ -111,68 +109,33 @@ class BatchPipe:
 # -- what batchpipe asks for ---------------------------------------------------------------------------------------
 
 
-#: Lives as long as the process.
-_last: Flask | None = None
+def _install(site: Site, app: Flask) -> None:
+    """From now on settings are read, the Celery app is found and ends of jobs are signalled in Flask's way.
 
-
-def _hang_in(extension: BatchPipe, app: Flask) -> None:
-    """From now on settings are read, the Celery app is found and ends of jobs are signalled in Flask's way."""
+    The Celery app is where Flask's documentation puts it; looked up each time, because it may be set after us.
+    """
     from celery import signals
 
-    from batchpipe.config.settings import install_site
-
-    global _last
-    _last = app
-    install_site(lambda: extension._settings[app])
-    seams.settings_here = _settings_here
-    seams.read_again = _read_again
-    seams.app_here = _celery_here
-    seams.listeners[seams.FLASK] = _tell
+    site.find_app = lambda: app.extensions.get("celery")
+    site.receivers[FLASK] = lambda job_id: _notify(app, job_id)
+    install_site(site, _site_here)
     signals.import_modules.connect(_join_worker, dispatch_uid="batchpipe-flask", weak=False)
 
 
-def _extension_here() -> tuple[BatchPipe, Flask] | None:
-    """The extension of the app that the current context belongs to."""
-    if not has_app_context():
-        return None
-    app: Flask = current_app._get_current_object()  # type: ignore[attr-defined]
-    found = app.extensions.get(NAME)
-    return (found, app) if isinstance(found, BatchPipe) else None
-
-
-def _settings_here() -> Settings | None:
-    here = _extension_here()
-    return here[0]._settings.get(here[1]) if here is not None else None
-
-
-def _read_again() -> None:
-    app = _app_here()
-    assert app is not None
-    app.extensions[NAME]._read(app)
-
-
-def _app_here() -> Flask | None:
-    here = _extension_here()
-    return here[1] if here is not None else _last
-
-
-def _celery_here() -> Celery | None:
-    """The Celery app, where Flask's documentation puts it; looked up each time, because it may be set after us."""
-    app = _app_here()
-    return app.extensions.get("celery") if app is not None else None
+def _site_here() -> Site | None:
+    """The site of the app that the current context belongs to."""
+    return current_app.extensions.get(SITE) if has_app_context() else None
 
 
 def _join_worker(sender: Any, **_: Any) -> None:
     """A worker or beat starts, and its site is loaded: its Celery app may have been made after ``init_app``."""
     from batchpipe.worker.setup import is_set_up, setup, site_worker_of
 
-    if sender is _celery_here() and not is_set_up(sender):
+    if sender is current_site().current_app() and not is_set_up(sender):
         setup(sender)
         site_worker_of(sender).configure()  # receivers connected during this signal are not called by it
 
 
-def _tell(job_id: str) -> None:
-    app = _app_here()
-    assert app is not None
+def _notify(app: Flask, job_id: str) -> None:
     with app.app_context():
         send(app, app.extensions[NAME].get_job(job_id))

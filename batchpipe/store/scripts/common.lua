@@ -21,7 +21,6 @@
 --   key:KEY          text     JOB that was submitted last under this idempotency key; expires with the job
 --   alias:JOB        text     JOB that this id, handed out before its key was found taken, stands for; 60 days more than
 --                             JOB_TTL_DAYS
---   given_up:JOB     text     '1': a submit of it that is still under way must record nothing; 1 day
 --   log:JOB          stream   events for people: event (text), data (JSON {..}); ids are Redis' own time (milliseconds);
 --                             about 2,000 of them. An event lets it live 60 days, the job's closing JOB_TTL_DAYS
 --   jobs             zset     JOB by its created_at (at); the sweep takes out those whose records have expired

@@ -2,11 +2,10 @@
 -- KEYS: 1 job, 2 job, 3 due, 4 key:KEY (or the job again, if it has none), 5 clock
 -- ARGV: 1 skew (s), 2 prefix, 3 job id, 4 member, 5 lease (s), 6 replace: '' | '1': any | id of the one job that may be replaced,
 --   7 how long its id is an alias if its key is taken (s; 0: it is none), 8 names of its output (JSON [..]), 9 fields
--- -> {'ok', id} | {'exists', id of the first job} | {'given up', id} | {'output', id of its owner, the owner's state}
+-- -> {'ok', id} | {'exists', id of the first job} | {'output', id of its owner, the owner's state}
 local now = clock(ARGV[1])
 local prefix, id, replace = ARGV[2], ARGV[3], ARGV[6]
 if redis.call('EXISTS', KEYS[1]) == 1 then return { 'ok', id } end -- repeated by the client after a lost reply
-if redis.call('EXISTS', prefix .. 'given_up:' .. id) == 1 then return { 'given up', id } end -- late: its input is gone
 if KEYS[4] ~= KEYS[1] then
   local first = redis.call('GET', KEYS[4])
   if first and redis.call('EXISTS', prefix .. 'job:' .. first) == 1 and replace ~= '1' and replace ~= first then

@@ -22,8 +22,6 @@ from batchpipe.store.refusals import RedisAnswer, in_words
 
 logger = logging.getLogger(__name__)
 
-#: kombu's in-process record of messages that are not acknowledged.
-_KEPT_HERE: Any = virtual.QoS
 #: Pauses of a worker that its broker refuses, in seconds: longer each time, up to the last.
 FIRST_PAUSE, LONGEST_PAUSE = 2.0, 10.0
 #: After so many seconds without a refusal the pauses start over.
@@ -32,6 +30,11 @@ FORGOTTEN_AFTER = 120.0
 ROOM_SECONDS = 0.1
 #: How often a worker that pauses looks whether it is told to stop.
 _LOOK_SECONDS = 0.5
+
+
+def _kept_here() -> Any:
+    """kombu's in-process record of messages that are not acknowledged."""
+    return virtual.QoS
 
 
 def outlive_redis() -> None:
@@ -82,10 +85,10 @@ def _end(qos: Any, tag: str, tell: Callable[[], object], *, done: bool = True) -
                 raise
             with qos.channel.conn_or_acquire() as client:
                 qos._remove_from_indices(tag, client.pipeline(transaction=False)).execute()
-            _KEPT_HERE.ack(qos, tag)
+            _kept_here().ack(qos, tag)
     except RedisAnswer as error:
         logger.warning("the broker did not take the end of a task, which may come once more: %s", in_words(error))
-        _KEPT_HERE.ack(qos, tag)
+        _kept_here().ack(qos, tag)
 
 
 def _outlive_refusals() -> None:
@@ -101,7 +104,7 @@ def _outlive_refusals() -> None:
             note(self, message, tag)
         except RedisAnswer as error:
             logger.warning("a message was taken but not noted as such: %s", in_words(error))
-            _KEPT_HERE.append(self, message, tag)
+            _kept_here().append(self, message, tag)
 
     hands_out.append = append
     pauses = _Pauses()

@@ -1,0 +1,50 @@
+"""The settings of one account at a provider."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr
+
+#: The account of ``run --sandbox``; its server runs as long as the command.
+SANDBOX_ACCOUNT = "sandbox"
+
+
+class Account(BaseModel):
+    """One set of provider credentials and limits. Messages contain its name, never its key."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["openai", "azure"] = Field("openai", description="openai (or any compatible server), or azure")
+    api_key: SecretStr | None = Field(None, description="the provider's API key")
+    organization: str | None = Field(None, description="OpenAI organization id")
+    project: str | None = Field(None, description="OpenAI project id")
+    base_url: str | None = Field(None, description="URL of an OpenAI-compatible server, with its /v1")
+    webhook_secret: SecretStr | None = Field(None, description="secret of the provider's webhooks")
+    azure_endpoint: str | None = Field(None, description="azure: https://NAME.openai.azure.com")
+    api_version: str | None = Field(None, description="azure: api version, such as 2025-04-01-preview")
+    sandbox: bool = Field(False, description="a test server: nothing is paid, so a Redis that forgets is allowed")
+    file_expires_seconds: int = Field(
+        1_209_600, description="the provider may delete uploaded inputs after so long; 0: do not ask for it"
+    )
+    looks_per_second: float = Field(5.0, gt=0, description="status reads per second, over all workers")
+    lists_batches: bool = Field(True, description="the provider can list batches; see docs/guarantees.md where not")
+    echoes_metadata: bool = Field(True, description="the provider's list shows the metadata of batches")
+    resend_unanswered: bool = Field(
+        False,
+        description="where batches cannot be listed: repeat a create call without an answer, up to three calls; "
+        "rows may be paid for each",
+    )
+    overdue_seconds: float | None = Field(
+        None,
+        ge=0,
+        description="cancel a batch that has not ended so long after its window and send its rows again; "
+        "0: never  [7200; azure: never]",
+    )
+
+    @property
+    def patience_seconds(self) -> float | None:
+        """How long to wait for a batch after its completion window; None: for ever."""
+        if self.overdue_seconds is not None:
+            return self.overdue_seconds or None
+        return None if self.kind == "azure" else 7_200.0  # Azure goes on after the window, and documents that

@@ -1,0 +1,36 @@
+"""What the tasks of one site share: the store, the provider's clients and the runners, made from its settings."""
+
+from __future__ import annotations
+
+from batchpipe.config.settings import Settings
+from batchpipe.config.site import current_site
+from batchpipe.pipeline.job_runner import JobRunner
+from batchpipe.pipeline.shard_runner import ShardRunner
+from batchpipe.provider import Apis
+from batchpipe.store import Store
+from batchpipe.tasks import notifying, publishing
+from batchpipe.tasks.inspection import waiting_in
+from batchpipe.telemetry.counters import Counters
+
+
+class Runtime:
+    """Everything a turn is taken with; it connects at its first use."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.store = Store.connect(
+            settings.redis_address(),
+            prefix=settings.prefix,
+            lease_seconds=settings.lease_seconds,
+            ttl_seconds=settings.ttl_seconds,
+        )
+        counters = Counters()
+        apis, publish, tell = Apis(settings, counters.call), publishing.publish, notifying.tell
+        self.shards = ShardRunner(settings, self.store, apis, publish, counters=counters)
+        self.jobs = JobRunner(settings, self.store, apis, publish, tell, counters=counters, waiting_in=waiting_in)
+
+
+def runtime(settings: Settings | None = None) -> Runtime:
+    """The runtime of the current site for these settings, or for those in use there. Raises SettingsError."""
+    site = current_site()
+    return site.keep(Runtime, settings or site.settings)
