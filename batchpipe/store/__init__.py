@@ -7,7 +7,7 @@ that the client may repeat them after a lost reply.
 from __future__ import annotations
 
 from batchpipe.store.connection import Connection
-from batchpipe.store.due import Raised, When, new_task_ids
+from batchpipe.store.due import NewEpoch, When, new_task_ids
 from batchpipe.store.lease import ClaimDenied, JobLease, Lease, Renewal, ShardLease, host_clock
 from batchpipe.store.queues import LISTENING_PACE, Waiting
 from batchpipe.store.schedules import LastRun
@@ -22,7 +22,7 @@ __all__ = [
     "JobLease",
     "LastRun",
     "Lease",
-    "Raised",
+    "NewEpoch",
     "Renewal",
     "Settled",
     "ShardLease",
