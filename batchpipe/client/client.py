@@ -108,7 +108,7 @@ class Client:
 
     def _record(self, record: JobRecord, replace_job: str, *, alias: bool = False) -> Job:
         try:
-            job_id, created = self.store.jobs.submit(record, again=replace_job, alias=alias)
+            job_id, created = self.store.jobs.submit(record, replace_job=replace_job, alias=alias)
         except PermanentError:
             remove_copy(self.settings, record)
             raise
@@ -180,7 +180,7 @@ class Client:
         A job of many shards takes no longer: some are woken here, the others by the next sweeps.
         """
         job_id = self.get_job(job_id).id  # it may be an alias
-        asked, shards = self.store.jobs.cancel(job_id, waking=WOKEN_AT_ONCE)
+        asked, shards = self.store.jobs.cancel(job_id, published=WOKEN_AT_ONCE)
         if asked:
             turns = runtime(self.settings).jobs
             publishing.revoke(wake_first(turns, job_id, shards, "always"))
@@ -237,7 +237,7 @@ class Client:
         """The provider takes the account's key: end its pause, unless that is for a quota which is used up. Returns
         whether it was paused.
         """
-        pause = self.store.accounts.paused(account)
+        pause = self.store.accounts.pause_of(account)
         return pause is not None and pause.code != NO_QUOTA and self.resume(account).paused
 
     def recover(
@@ -282,7 +282,7 @@ class Client:
 
     def pause_of(self, account: str) -> Pause | None:
         """Why an account is paused, and for how many more seconds."""
-        return self.store.accounts.paused(account)
+        return self.store.accounts.pause_of(account)
 
     def stats(self) -> Stats:
         """A few numbers about all jobs, at the cost of a few reads."""

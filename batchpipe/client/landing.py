@@ -18,7 +18,7 @@ from batchpipe.store import Store
 
 def decide(turns: Runner, job_id: str, decision: Literal["resend", "land"]) -> bool:
     """End a job's hold: send the rows again, or only collect what is there. Returns whether it was held."""
-    verdict, shards = turns.store.jobs.decide(job_id, decision, waking=WOKEN_AT_ONCE)
+    verdict, shards = turns.store.jobs.resolve_hold(job_id, decision, published=WOKEN_AT_ONCE)
     if verdict != "ok":
         return False
     turns.log(job_id, [("hold_ended", {"then": decision})])

@@ -119,7 +119,7 @@ class ShardRunner(Runner):
             return self._abandon(lease, workspace, Problem(code="worker_lost", message=message))
         if isinstance(api, Exception):
             raise api
-        pause = self.store.accounts.paused(job.account)
+        pause = self.store.accounts.pause_of(job.account)
         # reading, cancelling and fetching need no quota, and a batch that runs on is billed
         if pause is not None and (pause.code != NO_QUOTA or link in ("upload", "create")):
             raise Paused(pause.message, code=pause.code, after=pause.seconds)
@@ -271,7 +271,7 @@ class ShardRunner(Runner):
 
     def _pause(self, lease: Lease, problem: Problem, after: float | None) -> float:
         """Pause the account: every further call would be refused, too. Returns the seconds that the pause lasts."""
-        if (pause := self.store.accounts.paused(lease.job.account)) is not None:
+        if (pause := self.store.accounts.pause_of(lease.job.account)) is not None:
             return pause.seconds
         seconds = max(after if after is not None else self.settings.account_pause_seconds, 1.0)
         self.store.accounts.pause(lease.job.account, seconds, problem)
@@ -309,7 +309,7 @@ class ShardRunner(Runner):
             if merge_epoch:
                 self.publish_merge(lease, merge_epoch, ids)
             return Done(f"collected: {numbers(counts)}")
-        if news.wake:
+        if news.republish:
             self.wake(lease.job.id, lease.index)
             return Done("published again")
         if move.stage == lease.shard.stage:
@@ -326,7 +326,7 @@ class ShardRunner(Runner):
         assert lease.shard is not None
         mode = "land" if lease.job.send_no_more else self.settings.cancelled_elsewhere
         said = Problem(code=problem.code, message=f"{problem.message}: {_what_follows(mode, lease.job.id)}")
-        if self.store.shards.hold(lease.shard, mode, said):
+        if self.store.shards.record_cancelled_elsewhere(lease.shard, mode, said):
             fields = {"batch_id": lease.shard.batch_id, "then": mode, "message": said.message}
             self.log(lease.job.id, [("cancelled_elsewhere", fields)], level=logging.WARNING, shard=lease.index)
 
@@ -414,7 +414,7 @@ class CreateContext:
         return clock.leap_at > since and clock.leap_by > max(2 * self.lease_seconds, 2 * self.grace_seconds)
 
     def intend(self) -> bool:
-        news = self._turns.store.leases.intend(self._lease)
+        news = self._turns.store.leases.record_intent(self._lease)
         if news.held:
             self._turns.held(self._lease.job)
             raise OnHold("the job sends nothing more: a batch of it was cancelled at the provider", after=1.0)
@@ -424,14 +424,14 @@ class CreateContext:
         return cancel
 
     def withdraw(self) -> None:
-        self._turns.store.shards.withdraw(self._shard, self._lease.token)
+        self._turns.store.shards.withdraw_call(self._shard, self._lease.token)
         self._lease.shard = self._shard
 
     def too_late_to_call(self) -> bool:
         return self._lease.too_late_to_call()
 
     def name(self, batch_ids: Mapping[str, bool]) -> None:
-        self._turns.store.shards.name(self._shard, batch_ids)
+        self._turns.store.shards.record_named_batches(self._shard, batch_ids)
 
     def known(self, batch_ids: Sequence[str]) -> dict[str, ShardRecord]:
         return self._turns.store.shards.of_batches(self._lease.job.account, batch_ids)
@@ -455,7 +455,7 @@ class CreateContext:
         if settled.verdict in ("ok", "late"):
             event = ("created", {"batch_id": snapshot.id, "status": snapshot.status})
             self._turns.log(self._shard.job, [event], shard=self._shard.index)
-        if settled.news.wake:
+        if settled.news.republish:
             self._turns.wake(self._shard.job, self._shard.index)
             return "known"  # the new chain goes on
         return settled.verdict

@@ -79,7 +79,7 @@ def _look_after(turns: Runner, account: str, *, at_once: bool) -> None:
         return
     try:
         turns.store.accounts.note_listing(account, begun=now)
-        pause = turns.store.accounts.paused(account)
+        pause = turns.store.accounts.pause_of(account)
         if not in_settings.lists_batches or (pause is not None and pause.code != NO_QUOTA):
             return
         api, left, ours = turns.apis(account), 0, 0
@@ -127,7 +127,7 @@ def _judge(turns: Runner, api: Api, batches: list[Snapshot]) -> tuple[int, int]:
             left += not _cancel_stray(turns, api, batch, shard)
         elif batch.id == shard.batch_id and batch.status in Status.FINAL and _awaits_end(shard):
             seen = {"status": batch.status, "counts": batch.counts}
-            if turns.store.shards.observe(shard, batch.id, seen):
+            if turns.store.shards.record_batch_status(shard, batch.id, seen):
                 turns.wake(shard.job, shard.index, when="asleep")
     return left, sum(shard is not None for shard in shards)
 

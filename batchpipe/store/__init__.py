@@ -7,7 +7,7 @@ that the client may repeat them after a lost reply.
 from __future__ import annotations
 
 from batchpipe.store.connection import Connection
-from batchpipe.store.due import Raised, When, new_task_ids
+from batchpipe.store.due import NewEpoch, When, new_task_ids
 from batchpipe.store.lease import Lease, Refused, Renewal, host_clock
 from batchpipe.store.queues import LISTENING_PACE, Waiting
 from batchpipe.store.schedules import LastRun
@@ -20,7 +20,7 @@ __all__ = [
     "Connection",
     "LastRun",
     "Lease",
-    "Raised",
+    "NewEpoch",
     "Refused",
     "Renewal",
     "Settled",

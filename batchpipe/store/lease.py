@@ -35,9 +35,9 @@ class Refused:
 
 @dataclass(frozen=True)
 class Renewal:
-    """What a holder learns from each write: a caller wanted to wake it, or the job is being cancelled."""
+    """What a holder learns from each write: it is to publish again, or the job is being cancelled."""
 
-    wake: bool = False
+    republish: bool = False
     cancel: bool = False
     held: bool = False  #: for an intent: it was not recorded, because the job sends nothing more for now, or at all
 
@@ -45,9 +45,9 @@ class Renewal:
 NO_NEWS = Renewal()
 
 
-def news_of(wake: Any, cancel: Any) -> Renewal:
+def news_of(republish: Any, cancel: Any) -> Renewal:
     """What a script returns of it: 0 or 1 each."""
-    return Renewal(wake=bool(int(wake)), cancel=bool(int(cancel)))
+    return Renewal(republish=bool(int(republish)), cancel=bool(int(cancel)))
 
 
 class Renewer(Protocol):

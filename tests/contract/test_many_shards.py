@@ -69,14 +69,14 @@ def test_no_script_is_given_more_than_a_few_hundred_shards(store: Store, monkeyp
     store.jobs.submit(job)
     scripts = Scripts(store, monkeypatch)
     assert store.leases.plan(prepare(store, job.id), {"round": 1}, shards(job.id), ["m"]) == (COUNT, 0)
-    assert scripts.names.count("draft") == scripts.names.count("make_due") == 3
+    assert scripts.names.count("draft_shards") == scripts.names.count("make_due") == 3
     assert scripts.most_args < CHUNK + 10
     found = store.jobs.get(job.id)
     assert (found.stage, found.shards, found.open) == (State.RUNNING, COUNT, COUNT)
     assert due(store) == expected(job.id)
 
 
-@pytest.mark.parametrize("at", [("draft", 0), ("draft", 2), ("plan", 0)])
+@pytest.mark.parametrize("at", [("draft_shards", 0), ("draft_shards", 2), ("plan", 0)])
 def test_a_plan_that_dies_before_it_is_seen_is_made_again(
     store: Store, clock: Any, monkeypatch: pytest.MonkeyPatch, at: tuple[str, int]
 ) -> None:
@@ -134,7 +134,7 @@ def test_all_records_of_a_told_job_expire_also_those_that_nobody_saw(store: Stor
     job = new_job()
     store.jobs.submit(job)
     lease = prepare(store, job.id)
-    store.leases._fenced("draft", lease, lease.token, f'["{COUNT}", "stage", "planned"]')
+    store.leases._fenced("draft_shards", lease, lease.token, f'["{COUNT}", "stage", "planned"]')
     store.leases.finish(lease, State.FAILED, {})
     store.leases.close_job(lease)
     assert store.connection.client.ttl(f"{store.connection.prefix}shard:{job.id}:{COUNT}") == pytest.approx(
@@ -204,7 +204,7 @@ def test_all_that_was_given_up_is_landed_in_one_call(store: Store, monkeypatch: 
     assert (shard.shard.error, shard.shard.batch_id) == (None, "b1")
 
 
-@pytest.mark.parametrize("at", [("land_mark", 1), ("land", 0), ("make_due", 0), ("make_due", 1)])
+@pytest.mark.parametrize("at", [("mark_for_landing", 1), ("land", 0), ("make_due", 0), ("make_due", 1)])
 def test_a_landing_that_dies_is_gone_on_with(
     store: Store, clock: Any, monkeypatch: pytest.MonkeyPatch, at: tuple[str, int]
 ) -> None:
@@ -236,8 +236,8 @@ def test_a_cancel_wakes_some_and_leaves_the_others_to_the_sweep(store: Store) ->
     job = new_job()
     store.jobs.submit(job)
     store.leases.plan(prepare(store, job.id), {}, shards(job.id), ["m"])
-    assert store.jobs.cancel(job.id, waking=20) == (True, COUNT)
-    taken = list(iter(lambda: store.due.take_wakes(200), None))
+    assert store.jobs.cancel(job.id, published=20) == (True, COUNT)
+    taken = list(iter(lambda: store.due.take_to_republish(200), None))
     assert [(found.job, found.when) for found in taken] == [(job.id, "always")] * len(taken)
     assert [index for found in taken for index in range(found.first, found.last)] == list(range(20, COUNT))
 

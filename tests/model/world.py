@@ -54,7 +54,7 @@ LEASE = 60.0
 GRACE = 30.0
 
 #: Scripts that change no record.
-_ABOUT_NO_RECORD = ("now", "swept")
+_ABOUT_NO_RECORD = ("read_clock", "note_sweep")
 #: What may befall a script: it is repeated after a lost answer, Redis is away, or went away after it ran.
 SCRIPT_FAULTS = ("repeat", "away", "away after")
 #: What may befall whatever else takes time: provider calls that cost nothing, files.
@@ -225,7 +225,7 @@ class ModelJobs(Jobs):
 class ModelAccounts(Accounts):
     """Never paused, and without a budget."""
 
-    def paused(self, account: str) -> None:
+    def pause_of(self, account: str) -> None:
         return None
 
     def take_rate_token(self, account: str, *, per_second: float, burst: float) -> float:

@@ -308,7 +308,7 @@ class Waiting:
         return job.id
 
     def sweep_all(self) -> None:
-        while self.client.store.connection.client.exists(f"{self.client.store.connection.prefix}waking"):
+        while self.client.store.connection.client.exists(f"{self.client.store.connection.prefix}to_republish"):
             sweep(self.turns, listing=False)
 
 
