@@ -206,7 +206,7 @@ class Client:
         land(runtime(self.settings).jobs, job)
         return self.get_job(job.id)
 
-    def wake(self, job_id: str) -> None:
+    def republish(self, job_id: str) -> None:
         """Publish all open work of a job again, for a caller who knows that its worker is gone: some of it at once, the
         rest of a large job with the next sweeps. Raises JobNotFound.
         """

@@ -123,7 +123,7 @@ class LocalRuns:
         with self._worker_of(job) as worker:
             if worker is not None:
                 self._client.lift_pause(job.record.account)  # its cause is corrected, or shows again at once
-                self._client.wake(job.id)
+                self._client.republish(job.id)
             yield worker
 
     def carry_out_cancel(self, job: Job) -> None:
@@ -131,7 +131,7 @@ class LocalRuns:
         with self._worker_of(job) as worker:
             if worker is None:
                 return  # the run itself is still there and does it
-            self._client.wake(job.id)
+            self._client.republish(job.id)
             self._client.sweep(listing=False)
             ends = time.monotonic() + CANCEL_SECONDS
             while time.monotonic() < ends and not _is_winding_down(job.refresh()):

@@ -342,7 +342,7 @@ def test_what_waits_for_a_person_is_found_by_the_sweeps_where_there_is_much(wait
 def test_a_job_whose_worker_is_gone_is_woken_a_few_at_once_and_then_by_the_sweeps(waiting: Waiting) -> None:
     """As ``run`` and ``wait`` do that go on with it."""
     job = waiting.job(450)
-    waiting.client.wake(job)
+    waiting.client.republish(job)
     assert sorted(waiting.sent) == [(job, index) for index in range(WOKEN_AT_ONCE)]
     waiting.sweep_all()
     assert sorted(waiting.sent) == [(job, index) for index in range(450)]
