@@ -39,7 +39,7 @@ COMMANDS = {
     "files": ("files", "List our files at the provider, or delete those that are no longer needed."),
     "sweep": ("processes", "One pass of the safety net, for cron."),
     "schedules": ("schedules", "List the schedules, or run one now."),
-    "recover": ("recover", "Rebuild records that Redis has lost; report strays."),
+    "recover": ("recover", "Rebuild records that Redis has lost; report orphans."),
     "worker": ("processes", "Run a Celery worker with the right settings."),
     "beat": ("processes", "Run Celery beat: the sweep every few seconds, and the schedules."),
     "flower": ("flower", "Run Flower: workers and tasks in a browser."),

@@ -249,9 +249,9 @@ def _as_path(source: Any) -> Any:
     """Standard input is read twice, so it needs a file."""
     from contextlib import nullcontext
 
-    from batchpipe.storage.local import spooled
+    from batchpipe.storage.local import temporary_lines
 
-    return nullcontext(source) if isinstance(source, str) else spooled(source)
+    return nullcontext(source) if isinstance(source, str) else temporary_lines(source)
 
 
 @click.command("logs")

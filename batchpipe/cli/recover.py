@@ -57,9 +57,9 @@ def recover_command(
 
 def where_it_is(job_id: str) -> str:
     """What else to say about an unknown job: where to look, or that this host has submitted it."""
-    from batchpipe.recover import Owners, find_noted
+    from batchpipe.recover import Owners, noted_jobs
 
-    noted = find_noted(settings()).get(job_id)
+    noted = noted_jobs(settings()).get(job_id)
     if noted is None:
         return "; `batchpipe list` shows those that are"
     if not Owners(settings(), ()).is_ours(noted.redis):
@@ -77,10 +77,10 @@ def _lines(report: Report) -> Iterator[str]:
         yield f"{job.job}  {verb}: round {job.round}, shards: {parts}; output {job.output}"
         if job.own_queue:
             yield f"  it belongs to a `run`: go on with the same `batchpipe run`, or with `batchpipe wait {job.job}`"
-    for left in report.left:
-        if left.code == FOREIGN:
-            batches = f" ({running[left.job]} of its batches run)" if running[left.job] else ""
-            yield f"{left.job}  left alone: {' '.join(left.why.split())}{batches}"
+    for skipped in report.skipped:
+        if skipped.code == FOREIGN:
+            batches = f" ({running[skipped.job]} of its batches run)" if running[skipped.job] else ""
+            yield f"{skipped.job}  left alone: {' '.join(skipped.why.split())}{batches}"
     for lost in report.lost:
         yield f"{lost.job}  not rebuilt: {' '.join(lost.why.split())}"
     for batch in report.cancelled:
@@ -92,8 +92,8 @@ def _lines(report: Report) -> Iterator[str]:
         )
     for gone in report.gone:
         yield f"{gone.batch_id}  gone at the provider: job {gone.job}, shard {gone.shard} ({gone.account})"
-    for file in report.stray_files:
-        yield f"{file.file_id}  stray file {file.name} ({file.account})"
+    for file in report.orphan_files:
+        yield f"{file.file_id}  orphan file {file.name} ({file.account})"
     for account in report.unread:
         yield f"account {account.account} was not looked into: {' '.join(account.why.split())}"
     yield _summary(report)
@@ -102,7 +102,7 @@ def _lines(report: Report) -> Iterator[str]:
 def _summary(report: Report) -> str:
     from batchpipe.recover import FOREIGN
 
-    codes = [left.code for left in report.left]
+    codes = [job.code for job in report.skipped]
     others = codes.count(FOREIGN)
     done = "to rebuild" if report.dry_run else "rebuilt"
     return (

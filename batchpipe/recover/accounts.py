@@ -44,7 +44,7 @@ class AccountView:
                 self._files_of[found.job, found.shard].append(file)
 
     @property
-    def is_mute(self) -> bool:
+    def lacks_metadata(self) -> bool:
         """Whether nothing has shown that this provider's list includes metadata."""
         return not self._echoes or not any(batch.metadata for batch in self.batches.values())
 
@@ -66,7 +66,7 @@ class AccountView:
 
     def knows_nothing_of(self, job: str) -> bool:
         """Whether it is certain that nothing of a job was sent to this account since the view's moment."""
-        if self.batches and self.is_mute and not self.names_files:
+        if self.batches and self.lacks_metadata and not self.names_files:
             return False
         return not self.has_any_of(job) and not any(tag.job == job for tag in self.file_tags.values())
 

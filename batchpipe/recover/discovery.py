@@ -1,4 +1,4 @@
-"""What jobs have left in files: which were submitted, where their workspaces lie, whether they have ended."""
+"""Jobs that have left files: which were submitted, where their workspaces lie, whether they ended, which are lost."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 import orjson
@@ -16,13 +17,17 @@ from batchpipe.errors import FILE_MISSING, InvalidInput, StorageTrouble
 from batchpipe.model.views import EARLIER
 from batchpipe.pipeline.manifest import MANIFEST, noted_workspaces, read_owner, submitted_at
 from batchpipe.storage import Folder, local_path
+from batchpipe.store import Store
+from batchpipe.store.redis_label import label_of
 
 #: The largest file that is read as a whole here.
 _MOST_BYTES = 1 << 28
+#: How many of the newest jobs are compared with Redis, and the folders of how many unknown ones are examined.
+_COMPARED, _READ = 1_000, 200
 
 
 @dataclass(frozen=True)
-class Trace:
+class FoundJob:
     """A job that was submitted, and where its files lie."""
 
     job: str
@@ -30,7 +35,7 @@ class Trace:
     output: str
     record: dict[str, Any] | None = None  #: the submitted record, of a job that was not prepared on this host
     cancelled: bool = False  #: it was cancelled on this host
-    redis: str | None = None  #: label of the Redis that it belongs to, as far as this trace tells
+    redis: str | None = None  #: label of the Redis that it belongs to, as far as this tells
     taken: tuple[str, ...] = ()  #: labels of the Redis servers from which recover has taken it over
 
     def manifest(self) -> dict[str, Any] | None:
@@ -57,21 +62,21 @@ class Trace:
         return owner.id if owner is not None else None
 
 
-def find_traces(settings: Settings, folders: Sequence[str]) -> list[Trace]:
+def find_jobs(settings: Settings, folders: Sequence[str]) -> list[FoundJob]:
     """All jobs that have left traces in our home, under WORKSPACE or in ``folders``; each job once.
 
     Raises InvalidInput for a folder that is not there.
     """
-    found = find_noted(settings)
+    found = noted_jobs(settings)
     places = [*_below(settings.workspace)] if settings.workspace else []
     for folder in (str(settings.home / "jobs"), *folders):
         places += _workspaces_in(folder)
     for place in dict.fromkeys(places):
         with suppress(StorageTrouble):  # other people's folders may be there, too
-            if (trace := _trace_at(place)) is not None:
-                known = found.get(trace.job, trace)
-                redis, taken = trace.redis or known.redis, trace.taken or known.taken
-                found[trace.job] = replace(trace, cancelled=known.cancelled, redis=redis, taken=taken)
+            if (found_job := _found_at(place)) is not None:
+                known = found.get(found_job.job, found_job)
+                redis, taken = found_job.redis or known.redis, found_job.taken or known.taken
+                found[found_job.job] = replace(found_job, cancelled=known.cancelled, redis=redis, taken=taken)
     return [found[job] for job in sorted(found)]
 
 
@@ -83,15 +88,37 @@ def check_folders(folders: Iterable[str]) -> None:
             raise InvalidInput(f"{folder}: no such folder", field="DIR", code="folder_missing")
 
 
-def find_noted(settings: Settings) -> dict[str, Trace]:
+def noted_jobs(settings: Settings) -> dict[str, FoundJob]:
     """The jobs that were submitted or prepared on this host, each once."""
-    found: dict[str, Trace] = {}
+    found: dict[str, FoundJob] = {}
     for noted in _noted(settings):
-        found[noted.job] = _together(found.get(noted.job), noted)
+        found[noted.job] = _merged(found.get(noted.job), noted)
     return found
 
 
-def _together(known: Trace | None, noted: Trace) -> Trace:
+def lost_jobs(settings: Settings, store: Store) -> list[str]:
+    """Ids of the newest unfinished jobs of this host that their Redis does not know. Raises StoreUnavailable.
+
+    Jobs older than the time for which ended jobs are kept are not included: their records may have expired normally.
+    """
+    label, since = label_of(settings), store.now() - settings.ttl_seconds
+    ours = (job for job in noted_jobs(settings).values() if job.redis == label and job.submitted_at > since)
+    newest = sorted(ours, key=lambda job: job.submitted_at, reverse=True)[:_COMPARED]
+    unknown = (job for job in newest if store.jobs.account_of(job.job) is None)
+    return [job.job for job in islice(unknown, _READ) if _is_unfinished(settings, job)]
+
+
+def _is_unfinished(settings: Settings, job: FoundJob) -> bool:
+    """Whether it has not ended, and enough of it is left to assume that somebody still wants it."""
+    with suppress(StorageTrouble):
+        if job.has_ended():
+            return False
+        found = job.manifest() or job.record
+        return found is not None and not is_of_a_sandbox(settings, found)
+    return False
+
+
+def _merged(known: FoundJob | None, noted: FoundJob) -> FoundJob:
     """Merges the lines of one job: the later one counts."""
     if known is None:
         return noted
@@ -101,28 +128,28 @@ def _together(known: Trace | None, noted: Trace) -> Trace:
     return replace(noted, record=record, cancelled=cancelled, redis=noted.redis or known.redis, taken=taken)
 
 
-def _noted(settings: Settings) -> Iterator[Trace]:
-    """From the list that each submit and prepare on this host adds to: a trace for each line."""
+def _noted(settings: Settings) -> Iterator[FoundJob]:
+    """From the list that each submit and prepare on this host adds to: one for each line."""
     try:
-        yield from _traces(noted_workspaces(settings))
+        yield from _parsed(noted_workspaces(settings))
     except StorageTrouble as error:
         if error.code != FILE_MISSING:
             raise
 
 
-def _traces(lines: Iterable[bytes]) -> Iterator[Trace]:
+def _parsed(lines: Iterable[bytes]) -> Iterator[FoundJob]:
     for line in lines:
         with suppress(orjson.JSONDecodeError, KeyError, TypeError):  # a crash may have cut a line
             noted = orjson.loads(line)
             if _is_id(noted["job"]):
                 record = noted.get("record")
-                yield Trace(
+                yield FoundJob(
                     noted["job"],
                     str(noted["workspace"]),
                     str(noted["output"]),
                     record if isinstance(record, dict) else None,
                     noted.get("cancel") is True,
-                    **_whose(noted),
+                    **_labels(noted),
                 )
 
 
@@ -143,7 +170,7 @@ def _join(folder: str, name: str) -> str:
     return Folder(folder).path(name)
 
 
-def _trace_at(place: str) -> Trace | None:
+def _found_at(place: str) -> FoundJob | None:
     """The job of the workspace that lies here. If the whole output was moved, its new place counts."""
     manifest = _manifest(place)
     if manifest is None:
@@ -152,8 +179,8 @@ def _trace_at(place: str) -> Trace | None:
     if stated.rstrip("/") != place.rstrip("/") and _manifest(stated, job) is None:
         if stated.rstrip("/") == f"{output.rstrip('/')}/{EARLIER}/{job}":
             output = place.rstrip("/").removesuffix(f"/{EARLIER}/{job}")
-        return Trace(job, place, output, **_whose(manifest))
-    return Trace(job, stated, output, **_whose(manifest))
+        return FoundJob(job, place, output, **_labels(manifest))
+    return FoundJob(job, stated, output, **_labels(manifest))
 
 
 def redis_of(manifest: dict[str, Any]) -> str | None:
@@ -167,7 +194,7 @@ def is_of_a_sandbox(settings: Settings, found: dict[str, Any] | None) -> bool:
     return found is not None and found.get("account") == SANDBOX_ACCOUNT and SANDBOX_ACCOUNT not in settings.accounts
 
 
-def _whose(found: dict[str, Any]) -> dict[str, Any]:
+def _labels(found: dict[str, Any]) -> dict[str, Any]:
     taken = found.get("taken")
     labels = taken if isinstance(taken, list) else []
     return {"redis": redis_of(found), "taken": tuple(label for label in labels if isinstance(label, str))}

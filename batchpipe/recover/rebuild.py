@@ -14,7 +14,7 @@ from batchpipe.model.provider import CLOCK_SLACK_SECONDS, Batch
 from batchpipe.model.records import JobRecord, Record, ShardRecord, Stage, State, Status
 from batchpipe.pipeline.results import INDEX
 from batchpipe.recover.accounts import AccountView
-from batchpipe.recover.discovery import Trace
+from batchpipe.recover.discovery import FoundJob
 from batchpipe.storage import Folder, place_name
 
 #: Represents a call that may have been under way when Redis lost its data: first, its batch is looked for, twice.
@@ -23,53 +23,53 @@ _UNANSWERED = "recovered"
 _STALE = {field.encode_name for field in msgspec.structs.fields(Record)} - {"v", "stage"}
 
 
-def read_records(manifest: dict[str, Any], trace: Trace) -> tuple[JobRecord, list[ShardRecord]]:
+def read_records(manifest: dict[str, Any], found: FoundJob) -> tuple[JobRecord, list[ShardRecord]]:
     """The records from the manifest: shards of earlier rounds complete, those of its round without a batch.
 
     Raises PermanentError (``manifest_damaged``).
     """
     try:
-        shards = [_shard(entry, trace.job) for entry in manifest["shards"]]
+        shards = [_shard(entry, found.job) for entry in manifest["shards"]]
         current = int(manifest.get("round") or 1)
         orders = manifest.get("order_files") or [manifest.get("order_file")]
         plain = {name: value for name, value in manifest.items() if name not in (*_STALE, "shards", "cancel")}
         queue = str(manifest.get("queue") or "")
         computed = {
-            "workspace": trace.workspace,
-            "output": trace.output,
-            "owns": [place_name(trace.output)],
+            "workspace": found.workspace,
+            "output": found.output,
+            "owns": [place_name(found.output)],
             "round": current,
             "order_files": orders,
             "total": manifest.get("rows"),
-            "cancel": trace.cancelled,
+            "cancel": found.cancelled,
             "input_here": manifest.get("input_here", ".run." in queue),
             "shards": max((shard.index for shard in shards), default=-1) + 1,
         }
         job = msgspec.convert({**plain, **computed}, JobRecord, strict=False)
     except (msgspec.ValidationError, KeyError, TypeError, ValueError) as error:
-        raise _damaged(trace, str(error)) from None
+        raise _damaged(found, str(error)) from None
     rounds = list(range(1, current + 1))
     if sorted({shard.round for shard in shards}) != rounds or len(orders) != current:
-        raise _damaged(trace, "its rounds and shards do not fit each other")
+        raise _damaged(found, "its rounds and shards do not fit each other")
     if len({shard.index for shard in shards}) != len(shards):
-        raise _damaged(trace, "a shard is there twice")
+        raise _damaged(found, "a shard is there twice")
     return job, [
         shard.evolve(stage=(Stage.COLLECTED if shard.round < current else Stage.PLANNED).value) for shard in shards
     ]
 
 
-def read_submitted(trace: Trace) -> JobRecord:
+def read_submitted(found: FoundJob) -> JobRecord:
     """The record of a job that was submitted and not prepared, ready to be submitted again under its id.
 
     Raises PermanentError (``not_prepared``) if the record was not noted.
     """
     try:
-        if trace.record is None:
+        if found.record is None:
             raise TypeError
-        plain = {name: value for name, value in trace.record.items() if name not in _STALE}
-        job = msgspec.convert({**plain, "id": trace.job}, JobRecord, strict=False)
-        place = {"workspace": trace.workspace, "output": trace.output, "owns": [place_name(trace.output)]}
-        return job.evolve(**place, cancel=trace.cancelled)
+        plain = {name: value for name, value in found.record.items() if name not in _STALE}
+        job = msgspec.convert({**plain, "id": found.job}, JobRecord, strict=False)
+        place = {"workspace": found.workspace, "output": found.output, "owns": [place_name(found.output)]}
+        return job.evolve(**place, cancel=found.cancelled)
     except (msgspec.ValidationError, TypeError):
         message = "it was submitted but not prepared, and no account that was read has a batch of it: submit it again"
         raise PermanentError(message, code="not_prepared") from None
@@ -80,8 +80,8 @@ def _shard(entry: dict[str, Any], job: str) -> ShardRecord:
     return msgspec.convert({**plain, "job": job}, ShardRecord, strict=False)
 
 
-def _damaged(trace: Trace, why: str) -> PermanentError:
-    return PermanentError(f"its manifest in {trace.workspace} cannot be used: {why}", code="manifest_damaged")
+def _damaged(found: FoundJob, why: str) -> PermanentError:
+    return PermanentError(f"its manifest in {found.workspace} cannot be used: {why}", code="manifest_damaged")
 
 
 def check_files(job: JobRecord, shards: Sequence[ShardRecord]) -> None:
@@ -137,7 +137,7 @@ def _check_knowable(job: JobRecord, view: AccountView) -> None:
     """A list without metadata and without names of files does not tell which shard its batches belong to."""
     since = job.created_at - CLOCK_SLACK_SECONDS
     unknown = sum(batch.created_at is None or batch.created_at >= since for batch in view.batches.values())
-    if view.is_mute and not view.names_files and unknown:
+    if view.lacks_metadata and not view.names_files and unknown:
         raise PermanentError(
             f"the provider tells neither the metadata nor the input files of its {unknown} batches since then, so "
             "nobody can know which are paid for; look there by hand before you submit it again",
@@ -196,7 +196,7 @@ def _without_batch(job: JobRecord, shard: ShardRecord, view: AccountView) -> Sha
         if view.file_tags[file.id].try_ == try_ and file.bytes in (None, shard.bytes)
     ]
     # if batches may come without metadata, only our input file identifies that call's batch
-    file_id = uploaded[0] if uploaded and view.is_mute else None
+    file_id = uploaded[0] if uploaded and view.lacks_metadata else None
     return _with_files(shard, view, file_id).evolve(
         stage=(Stage.UPLOADED if file_id else Stage.PLANNED).value,
         try_=try_,

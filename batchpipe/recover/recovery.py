@@ -24,10 +24,10 @@ from batchpipe.pipeline.messages import Message
 from batchpipe.pipeline.results import INDEX
 from batchpipe.pipeline.runner import Runner
 from batchpipe.recover.accounts import AccountView, Tag, cannot_list, look_into
-from batchpipe.recover.discovery import Trace, check_folders, find_traces, is_of_a_sandbox, redis_of
+from batchpipe.recover.discovery import FoundJob, check_folders, find_jobs, is_of_a_sandbox, redis_of
 from batchpipe.recover.ownership import Owners
 from batchpipe.recover.rebuild import check_files, read_records, read_submitted, rebuild, stages
-from batchpipe.recover.report import GoneBatch, Orphan, Rebuilt, Report, Skipped, StrayFile, Unread
+from batchpipe.recover.report import GoneBatch, Orphan, OrphanFile, Rebuilt, Report, Skipped, Unread
 from batchpipe.storage import Folder, check_allowed
 from batchpipe.store import new_task_ids
 
@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 #: How far back batches that belong to no job are searched: normally they run for a day.
 ORPHAN_SECONDS = 3 * 86_400.0
 #: The same for files in a dry run: by default the provider deletes our inputs after so long.
-STRAY_SECONDS = 14 * 86_400.0
+ORPHAN_FILE_SECONDS = 14 * 86_400.0
 
 #: Batches that are older may have left the provider's list.
 LISTED_SECONDS = 25 * 86_400.0
@@ -45,7 +45,7 @@ Records = tuple[JobRecord, list[ShardRecord]]
 
 
 def recover(
-    turns: Runner,
+    runner: Runner,
     folders: Sequence[str] = (),
     *,
     dry_run: bool = False,
@@ -61,8 +61,8 @@ def recover(
     Raises InvalidInput for a folder that is not there, StoreUnavailable.
     """
     check_folders(folders)
-    traces = find_traces(turns.settings, folders)
-    return _Recovery(turns, dry_run, jobs, Owners(turns.settings, of)).run(traces)
+    jobs_found = find_jobs(runner.settings, folders)
+    return _Recovery(runner, dry_run, jobs, Owners(runner.settings, of)).run(jobs_found)
 
 
 @dataclass(frozen=True)
@@ -71,40 +71,40 @@ class _Pending:
 
     job: JobRecord
     shards: list[ShardRecord]
-    trace: Trace
+    found: FoundJob
     manifest: dict[str, Any] | None  #: if it is taken over from another Redis
 
 
 class _Recovery:
     """One call of ``recover``."""
 
-    def __init__(self, turns: Runner, dry_run: bool, jobs: Collection[str], owners: Owners) -> None:
-        self._turns, self._owners = turns, owners
+    def __init__(self, runner: Runner, dry_run: bool, jobs: Collection[str], owners: Owners) -> None:
+        self._runner, self._owners = runner, owners
         self._only = frozenset(jobs)
         self._foreign: set[str] = set()  #: jobs that are left to another Redis
-        self._store, self._settings = turns.store, turns.settings
+        self._store, self._settings = runner.store, runner.settings
         self._report = Report(dry_run=dry_run)
         self._views: dict[str, AccountView] = {}
         self._since: dict[str, float] = {}  #: how far back the lists of an account were read
         self._troubles: dict[str, BatchpipeError] = {}
         self._records: dict[str, Records | None] = {}  #: of jobs that batches belong to; None: not known
 
-    def run(self, traces: Sequence[Trace]) -> Report:
-        pending, unprepared = self._sort(traces)
+    def run(self, jobs_found: Sequence[FoundJob]) -> Report:
+        pending, unprepared = self._select(jobs_found)
         self._look(pending, unprepared)
         for lost in pending:
             self._try(lost.job.id, self._rebuild, lost)
-        for trace in unprepared:
-            self._try(trace.job, self._submit_again, trace)
-        strangers = list(self._strangers())  # the records are read after the lists
+        for found in unprepared:
+            self._try(found.job, self._submit_again, found)
+        unknown = list(self._unknown_batches())  # the records are read after the lists
         if not self._report.dry_run:
-            strangers = [stranger for stranger in strangers if not self._cancel_spare(*stranger)]
-        for view, batch, tag in strangers:
+            unknown = [batch for batch in unknown if not self._cancel_duplicate(*batch)]
+        for view, batch, tag in unknown:
             known = self._report.foreign_batches if tag.job in self._foreign else self._report.orphans
             known.append(_orphan(view, batch, tag))
         if self._report.dry_run:
             self._report.gone += self._gone()
-            self._report.stray_files += self._stray_files()
+            self._report.orphan_files += self._orphan_files()
         return self._report
 
     def _try(self, job: str, action: Any, *args: Any) -> None:
@@ -114,70 +114,70 @@ class _Recovery:
         except StoreUnavailable:
             raise
         except BatchpipeError as error:
-            self._leave(job, error.code, error.message)
+            self._skip(job, error.code, error.message)
 
-    def _leave(self, job: str, code: str, why: str, redis: str | None = None) -> None:
-        self._report.left.append(Skipped(job, code, why, redis))
+    def _skip(self, job: str, code: str, why: str, redis: str | None = None) -> None:
+        self._report.skipped.append(Skipped(job, code, why, redis))
 
     # -- what was lost ---------------------------------------------------------------------------------------------
 
-    def _sort(self, traces: Sequence[Trace]) -> tuple[list[_Pending], list[Trace]]:
+    def _select(self, jobs_found: Sequence[FoundJob]) -> tuple[list[_Pending], list[FoundJob]]:
         pending: list[_Pending] = []
-        unprepared: list[Trace] = []
-        for trace in traces:
-            if self._is_asked_for(trace.job):
-                self._try(trace.job, self._sort_one, trace, pending, unprepared)
-        for job in sorted(self._only - {trace.job for trace in traces}):
+        unprepared: list[FoundJob] = []
+        for found in jobs_found:
+            if self._is_asked_for(found.job):
+                self._try(found.job, self._select_one, found, pending, unprepared)
+        for job in sorted(self._only - {found.job for found in jobs_found}):
             if self._store.jobs.account_of(job) is not None:
-                self._leave(job, "known", "its records are there")
+                self._skip(job, "known", "its records are there")
             else:
-                self._leave(job, "no_trace", "nothing of it was found: name the folder of its output")
+                self._skip(job, "not_found", "nothing of it was found: name the folder of its output")
         return pending, unprepared
 
     def _is_asked_for(self, job: str) -> bool:
         return not self._only or job in self._only
 
-    def _sort_one(self, trace: Trace, pending: list[_Pending], unprepared: list[Trace]) -> None:
-        if self._store.jobs.account_of(trace.job) is not None:
-            return self._leave(trace.job, "known", "its records are there")
-        if trace.has_ended():
-            return self._leave(trace.job, "finished", f"it has ended: {trace.output}")
-        manifest = trace.manifest()
-        if manifest is None and 0 < trace.submitted_at < self._store.now() - self._settings.ttl_seconds:
+    def _select_one(self, found: FoundJob, pending: list[_Pending], unprepared: list[FoundJob]) -> None:
+        if self._store.jobs.account_of(found.job) is not None:
+            return self._skip(found.job, "known", "its records are there")
+        if found.has_ended():
+            return self._skip(found.job, "finished", f"it has ended: {found.output}")
+        manifest = found.manifest()
+        if manifest is None and 0 < found.submitted_at < self._store.now() - self._settings.ttl_seconds:
             return None  # it is long over: its folders were removed
-        if is_of_a_sandbox(self._settings, manifest or trace.record):
-            return self._leave(trace.job, "sandbox_gone", "its sandbox ended with its `run`; nothing was paid for")
-        label = redis_of(manifest or {}) or trace.redis
+        if is_of_a_sandbox(self._settings, manifest or found.record):
+            return self._skip(found.job, "sandbox_gone", "its sandbox ended with its `run`; nothing was paid for")
+        label = redis_of(manifest or {}) or found.redis
         if (refusal := self._owners.refusal(label)) is not None:
-            self._foreign.add(trace.job)
-            return self._leave(trace.job, *refusal)
-        trace = replace(trace, redis=label)
+            self._foreign.add(found.job)
+            return self._skip(found.job, *refusal)
+        found = replace(found, redis=label)
         if manifest is None:
-            unprepared.append(trace)
+            unprepared.append(found)
             return None
-        job, shards = read_records(manifest, trace)
+        job, shards = read_records(manifest, found)
         roots = self._settings.roots()
         check_allowed(job.output, roots, "output")
         check_allowed(job.workspace, roots, "workspace")
-        if (owner := trace.output_owner()) not in (None, job.id):
+        if (owner := found.output_owner()) not in (None, job.id):
             raise PermanentError(f"its output {job.output} is that of job {owner} now", code="output_taken")
-        if trace.output_owner() is None and INDEX in Folder(job.workspace, private=True).names():
+        if found.output_owner() is None and INDEX in Folder(job.workspace, private=True).names():
             # merge writes it last: that output was moved away later
-            return self._leave(job.id, "finished", "it has ended: its results were written")
+            return self._skip(job.id, "finished", "it has ended: its results were written")
         check_files(job, shards)
-        pending.append(_Pending(job, shards, trace, None if self._owners.is_ours(label) else manifest))
+        pending.append(_Pending(job, shards, found, None if self._owners.is_ours(label) else manifest))
         return None
 
-    def _submit_again(self, trace: Trace) -> None:
+    def _submit_again(self, found: FoundJob) -> None:
         """A job that was not prepared: nothing of it was paid, and its submitted record is known."""
-        batches = sum(view.has_any_of(trace.job) for view in self._views.values())
+        batches = sum(view.has_any_of(found.job) for view in self._views.values())
         if batches:
             message = (
-                f"its workspace {trace.workspace} has no manifest, but the provider has {batches} batch(es) of it: "
+                f"its workspace {found.workspace} has no manifest, but the provider has {batches} batch(es) of it: "
                 "bring the workspace back, and call `batchpipe recover DIR` with its place"
             )
             raise PermanentError(message, code="no_workspace")
-        job = read_submitted(trace)
+        job = read_submitted(found)
         if job.spooled and not Folder(job.workspace, private=True).exists():
             raise PermanentError("its input, which was in its workspace, is gone: submit it again", code="not_prepared")
         if not self._view_of(job).knows_nothing_of(job.id):
@@ -187,20 +187,20 @@ class _Recovery:
         if not self._report.dry_run:
             job_id, created = self._store.jobs.submit(job)
             if not created:
-                return self._leave(job.id, "known", f"job {job_id} has its key now")
-            self._note_taken(job, trace)
-            self._turns.log(job.id, [("recovered", {"round": 0, "shards": {}})])
-            self._turns.publish(Message(job.id, JOB, job.epoch, job.stage, job.task_ids, job.queue))
+                return self._skip(job.id, "known", f"job {job_id} has its key now")
+            self._note_taken(job, found)
+            self._runner.log(job.id, [("recovered", {"round": 0, "shards": {}})])
+            self._runner.publish(Message(job.id, JOB, job.epoch, job.stage, job.task_ids, job.queue))
         self._report.rebuilt.append(Rebuilt(job.id, job.output, job.queue, job.input_here, 0, {}))
         return None
 
     # -- the provider ----------------------------------------------------------------------------------------------
 
-    def _look(self, pending: Sequence[_Pending], unprepared: Sequence[Trace]) -> None:
+    def _look(self, pending: Sequence[_Pending], unprepared: Sequence[FoundJob]) -> None:
         """Read the lists of every account that may have something of ours."""
-        horizon = self._store.now() - (STRAY_SECONDS if self._report.dry_run else ORPHAN_SECONDS)
-        for trace in unprepared:  # its account is not known
-            horizon = min(horizon, trace.submitted_at - CLOCK_SLACK_SECONDS if trace.submitted_at else horizon)
+        horizon = self._store.now() - (ORPHAN_FILE_SECONDS if self._report.dry_run else ORPHAN_SECONDS)
+        for found in unprepared:  # its account is not known
+            horizon = min(horizon, found.submitted_at - CLOCK_SLACK_SECONDS if found.submitted_at else horizon)
         self._since = dict.fromkeys(self._own_accounts(), horizon)
         for lost in pending:
             name = lost.job.account.lower()
@@ -209,7 +209,7 @@ class _Recovery:
         for name, start in self._since.items():
             try:
                 account = self._settings.account(name)
-                self._views[name] = look_into(self._turns.apis(name), name, account, start)
+                self._views[name] = look_into(self._runner.apis(name), name, account, start)
             except BatchpipeError as error:
                 self._troubles[name] = error
                 if name not in needed:
@@ -251,14 +251,14 @@ class _Recovery:
             self._sign(lost)
             verdict, owner = self._store.jobs.restore(job, shards)
             if verdict == "known":
-                return self._leave(job.id, "known", "somebody else has just rebuilt it")
+                return self._skip(job.id, "known", "somebody else has just rebuilt it")
             if verdict == "output":
                 message = (
                     f"its output {job.output} belongs to job {owner}, which is not closed: wait for it, or cancel it"
                 )
                 raise PermanentError(message, code="output_in_use")
-            self._note_taken(job, lost.trace)
-            self._turns.log(job.id, [("recovered", {"round": job.round, "shards": stages(shards)})])
+            self._note_taken(job, lost.found)
+            self._runner.log(job.id, [("recovered", {"round": job.round, "shards": stages(shards)})])
             self._publish(job, shards)
         self._report.rebuilt.append(Rebuilt(job.id, job.output, job.queue, job.input_here, job.round, stages(shards)))
         return None
@@ -267,14 +267,14 @@ class _Recovery:
         """Put our label into the manifest of a job that is taken over, before a worker may write it."""
         if lost.manifest is None:
             return
-        signed = {**lost.manifest, "redis": self._owners.label, "taken": [*lost.trace.taken, lost.trace.redis]}
+        signed = {**lost.manifest, "redis": self._owners.label, "taken": [*lost.found.taken, lost.found.redis]}
         with Folder(lost.job.workspace, private=True).writer(MANIFEST) as file:
             file.write(pretty(signed))
 
-    def _note_taken(self, job: JobRecord, trace: Trace) -> None:
+    def _note_taken(self, job: JobRecord, found: FoundJob) -> None:
         """Note the owner, in case the Redis that it comes from, or ours, is emptied later."""
-        if trace.redis is not None and not self._owners.is_ours(trace.redis):
-            note_workspace(self._settings, job, taken=[trace.redis])
+        if found.redis is not None and not self._owners.is_ours(found.redis):
+            note_workspace(self._settings, job, taken=[found.redis])
 
     def _check_age(self, job: JobRecord, shards: Sequence[ShardRecord]) -> None:
         """Raises PermanentError for an old job if a shard has no batch in the list: old batches disappear from it."""
@@ -287,7 +287,7 @@ class _Recovery:
         """Everything is already due: the sweep finds what is not published here."""
         for shard in shards:
             if shard.stage != Stage.COLLECTED:
-                self._turns.republish(job.id, shard.index)
+                self._runner.republish(job.id, shard.index)
 
     def _records_of(self, job_id: str) -> Records | None:
         """The job's records in Redis (or, in a dry run, those that would be rebuilt)."""
@@ -308,7 +308,7 @@ class _Recovery:
 
     # -- what does not fit -----------------------------------------------------------------------------------------
 
-    def _strangers(self) -> Iterator[tuple[AccountView, Batch, Tag]]:
+    def _unknown_batches(self) -> Iterator[tuple[AccountView, Batch, Tag]]:
         """Running batches of ours that no record knows, or is about to know."""
         for view in self._views.values():
             for batch_id, tag in view.tags.items():
@@ -321,7 +321,7 @@ class _Recovery:
                 if shard is None or not _explains(shard, batch_id, tag):
                     yield view, batch, tag
 
-    def _cancel_spare(self, view: AccountView, batch: Batch, tag: Tag) -> bool:
+    def _cancel_duplicate(self, view: AccountView, batch: Batch, tag: Tag) -> bool:
         """Cancel a running batch if another batch has, or will have, the same rows: one of the two is too many."""
         records, shard = self._records_of(tag.job), self._shard(tag)
         if records is None or shard is None:
@@ -330,11 +330,11 @@ class _Recovery:
             return False
         logger.error("batch %s is cancelled: the rows of %s/%s have another", batch.id, tag.job, tag.shard)
         try:
-            self._turns.apis(view.name).cancel_batch(batch.id)
+            self._runner.apis(view.name).cancel_batch(batch.id)
         except BatchpipeError as error:
             logger.error("batch %s could not be cancelled: %s", batch.id, error)
             return isinstance(error, Refused)  # it has just ended
-        self._turns.log(tag.job, [("spare_batch_cancelled", {"batch_id": batch.id})], shard=tag.shard)
+        self._runner.log(tag.job, [("duplicate_batch_cancelled", {"batch_id": batch.id})], shard=tag.shard)
         self._report.cancelled.append(_orphan(view, batch, tag))
         return True
 
@@ -355,14 +355,14 @@ class _Recovery:
 
     def _is_gone(self, view: AccountView, batch_id: str) -> bool:
         try:
-            self._turns.apis(view.name).retrieve(batch_id)
+            self._runner.apis(view.name).retrieve(batch_id)
         except Gone:
             return True
         except BatchpipeError as error:
             logger.warning("batch %s could not be read: %s", batch_id, error)
         return False
 
-    def _stray_files(self) -> Iterator[StrayFile]:
+    def _orphan_files(self) -> Iterator[OrphanFile]:
         """Input files that no batch was made from, of jobs that have ended or have left nothing else."""
         for view in self._views.values():
             used, since = {batch.input_file_id for batch in view.batches.values()}, self._since[view.name]
@@ -374,7 +374,7 @@ class _Recovery:
                     continue
                 records = self._records_of(tag.job)
                 if records is None or State(records[0].stage).ended:
-                    yield StrayFile(view.name, file.id, file.name or "", tag.job)
+                    yield OrphanFile(view.name, file.id, file.name or "", tag.job)
 
 
 def _explains(shard: ShardRecord, batch_id: str, tag: Tag) -> bool:

@@ -54,7 +54,7 @@ class GoneBatch:
 
 
 @dataclass(frozen=True)
-class StrayFile:
+class OrphanFile:
     """An input file of ours that no batch has used and no job will use."""
 
     account: str
@@ -78,15 +78,15 @@ class Report:
 
     dry_run: bool = False
     rebuilt: list[Rebuilt] = field(default_factory=list)
-    left: list[Skipped] = field(default_factory=list)
+    skipped: list[Skipped] = field(default_factory=list)
     orphans: list[Orphan] = field(default_factory=list)
     foreign_batches: list[Orphan] = field(default_factory=list)  #: of jobs of another Redis: left alone
     gone: list[GoneBatch] = field(default_factory=list)
-    stray_files: list[StrayFile] = field(default_factory=list)
+    orphan_files: list[OrphanFile] = field(default_factory=list)
     cancelled: list[Orphan] = field(default_factory=list)
     unread: list[Unread] = field(default_factory=list)
 
     @property
     def lost(self) -> list[Skipped]:
         """Unfinished jobs that could not be rebuilt."""
-        return [left for left in self.left if left.code not in FINE]
+        return [job for job in self.skipped if job.code not in FINE]

@@ -15,13 +15,13 @@ from batchpipe.storage.backends import (
     OBJECT_STORES,
     REMOTE_WRITE,
     Sink,
+    as_trouble,
     filesystem,
-    foreign,
     os_errors,
     scheme,
-    trouble,
+    storage_errors,
 )
-from batchpipe.storage.rooted import hold_folder
+from batchpipe.storage.rooted import open_folder
 
 
 class Draft(Protocol):
@@ -57,18 +57,18 @@ class LocalDraft:
             self.file = self._open(os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
 
     def _open(self, flags: int, mode: int = 0o666) -> BinaryIO:
-        self._dir = hold_folder(self._folder, self._roots) if self._roots else None
+        self._dir = open_folder(self._folder, self._roots) if self._roots else None
         try:
             handle = os.open(self._at(self._draft_name), flags | os.O_NOFOLLOW, mode, dir_fd=self._dir)
         except BaseException:
-            self._let_go()
+            self._close_folder()
             raise
         return os.fdopen(handle, "wb", LOCAL_BUFFER)
 
     def _at(self, name: str) -> str:
         return name if self._dir is not None else os.path.join(self._folder, name)
 
-    def _let_go(self) -> None:
+    def _close_folder(self) -> None:
         if self._dir is not None:
             os.close(self._dir)
         self._dir = None
@@ -79,12 +79,12 @@ class LocalDraft:
                 self.file = self._open(os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
             self.file.write(data)
         except OSError as error:
-            raise trouble(error, self._path) from error
+            raise as_trouble(error, self._path) from error
 
     def pause(self) -> bool:
         with os_errors(self._path):
             self.file.close()
-        self._let_go()
+        self._close_folder()
         return True
 
     def commit(self) -> None:
@@ -97,7 +97,7 @@ class LocalDraft:
                 draft, name = self._at(self._draft_name), self._at(self._name)
                 os.replace(draft, name, src_dir_fd=self._dir, dst_dir_fd=self._dir)
                 sync_folder("." if self._dir is not None else self._folder, self._dir)
-            self._let_go()
+            self._close_folder()
         except BaseException:
             self.discard()
             raise
@@ -107,9 +107,9 @@ class LocalDraft:
             self.file.close()
         with suppress(OSError, StorageTrouble):
             if self._roots and self._dir is None:
-                self._dir = hold_folder(self._folder, self._roots)
+                self._dir = open_folder(self._folder, self._roots)
             os.unlink(self._at(self._draft_name), dir_fd=self._dir)
-        self._let_go()
+        self._close_folder()
 
 
 class RemoteDraft:
@@ -118,7 +118,7 @@ class RemoteDraft:
     def __init__(self, url: str) -> None:
         self._url = url
         self._done = False
-        with foreign(url):
+        with storage_errors(url):
             self._fs, self._path = filesystem(url)
             self._draft = self._path
             if scheme(url) not in OBJECT_STORES:
@@ -136,7 +136,7 @@ class RemoteDraft:
 
     def commit(self) -> None:
         try:
-            with foreign(self._url):
+            with storage_errors(self._url):
                 self._file.close()
                 if self._draft != self._path:
                     self._fs.mv(self._draft, self._path)

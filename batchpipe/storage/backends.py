@@ -132,7 +132,7 @@ def open_file(url: str, buffer: int, roots: Sequence[str] = ()) -> BinaryIO:
             if roots:
                 return os.fdopen(open_rooted(path, os.O_RDONLY | os.O_NONBLOCK, roots), "rb", buffer)
             return open(path, "rb", buffering=buffer)
-    with foreign(url):
+    with storage_errors(url):
         file = open_plain(url)
     return cast(BinaryIO, io.BufferedReader(file, REMOTE_READ))
 
@@ -162,7 +162,7 @@ class _Reader(io.RawIOBase):
         return bool(self._file.seekable())
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        with foreign(self._where):
+        with storage_errors(self._where):
             if self._at is not None and whence == io.SEEK_CUR:
                 offset, whence = offset + self._at, io.SEEK_SET
             at = int(self._file.seek(offset, whence))
@@ -173,7 +173,7 @@ class _Reader(io.RawIOBase):
         return int(self._file.tell()) if self._at is None else self._at
 
     def readinto(self, buffer: Any) -> int:
-        with foreign(self._where):
+        with storage_errors(self._where):
             if self._at is not None:
                 self._file.seek(self._at)
             data = self._file.read(len(buffer))
@@ -199,7 +199,7 @@ class Sink(io.RawIOBase):
         return True
 
     def write(self, data: Any) -> int:
-        with foreign(self._where):
+        with storage_errors(self._where):
             self._file.write(data)
         return len(data)
 
@@ -212,12 +212,12 @@ def os_errors(where: str) -> Iterator[None]:
     except BrokenPipeError:  # from the reader of the output: a file cannot break a pipe
         raise
     except OSError as error:
-        raise trouble(error, where) from error
+        raise as_trouble(error, where) from error
 
 
 @contextmanager
-def foreign(where: str) -> Iterator[None]:
-    """Wraps calls of fsspec only: each of its storages raises its own errors."""
+def storage_errors(where: str) -> Iterator[None]:
+    """Wraps calls of a storage: any error becomes StorageTrouble, because each storage of fsspec raises its own."""
     try:
         yield
     except BatchpipeError:
@@ -226,7 +226,7 @@ def foreign(where: str) -> Iterator[None]:
         cause: BaseException = error
         if isinstance(error, FileNotFoundError) and error.__cause__ is not None:
             cause = error.__cause__  # its http storage calls every error "not found"
-        raise trouble(cause, where) from cause
+        raise as_trouble(cause, where) from cause
 
 
 #: Errors that need a person, not time.
@@ -238,7 +238,7 @@ _LASTING = frozenset(
 )
 
 
-def trouble(error: BaseException, where: str) -> StorageTrouble:
+def as_trouble(error: BaseException, where: str) -> StorageTrouble:
     """Converts an error of another library to ours. ``passes`` tells whether another try may succeed."""
     if isinstance(error, FileNotFoundError):
         return StorageTrouble(f"{where}: no such file", code=FILE_MISSING)

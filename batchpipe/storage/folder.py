@@ -11,7 +11,7 @@ from typing import BinaryIO, Protocol
 
 from batchpipe.errors import BatchpipeError, InvalidInput, StorageTrouble
 from batchpipe.storage.atomic import Draft
-from batchpipe.storage.backends import foreign, local_path, local_roots, os_errors
+from batchpipe.storage.backends import local_path, local_roots, os_errors, storage_errors
 from batchpipe.storage.local_folder import LocalFiles
 from batchpipe.storage.remote_folder import RemoteFiles
 
@@ -105,24 +105,24 @@ class Folder:
 
     def make(self) -> None:
         """Make the folder and those above it that are missing."""
-        with foreign(self.url):
+        with storage_errors(self.url):
             self._files.make(self.path())
 
     def exists(self, name: str = "") -> bool:
         path = self.path(name)
-        with foreign(path):
+        with storage_errors(path):
             return self._files.exists(path)
 
     def size(self, name: str) -> int:
         """Bytes; raises StorageTrouble (``file_missing``) if it is not there."""
         path = self.path(name)
-        with foreign(path):
+        with storage_errors(path):
             return self._files.size(path)
 
     def remove(self, name: str) -> None:
         """Remove a file, or a folder with its contents; no error if it is not there."""
         path = self.path(name)
-        with foreign(path), suppress(FileNotFoundError):
+        with storage_errors(path), suppress(FileNotFoundError):
             self._files.remove(path)
 
     def copy(self, name: str, to: str) -> None:
@@ -130,7 +130,7 @@ class Folder:
         the folders that it needs. No error if the file is not there.
         """
         source, target = self.path(name), self.path(to)
-        with foreign(source), suppress(FileNotFoundError):
+        with storage_errors(source), suppress(FileNotFoundError):
             self._files.copy(source, target)
 
     def is_copied(self, name: str, to: str) -> bool:
@@ -142,7 +142,7 @@ class Folder:
     def names(self, sub: str = "") -> list[str]:
         """The names in the folder, or in the folder ``sub`` of it, sorted; none if it is not there."""
         path = self.path(sub)
-        with foreign(path), suppress(FileNotFoundError):
+        with storage_errors(path), suppress(FileNotFoundError):
             return sorted(self._files.names(path))
         return []
 
@@ -156,13 +156,13 @@ class Folder:
     def read_at(self, name: str, offset: int, length: int) -> bytes:
         """Up to ``length`` bytes of a file from ``offset``, in one go; nothing stays open."""
         path = self.path(name)
-        with foreign(path):
+        with storage_errors(path):
             return self._files.read_at(path, offset, length)
 
     def draft(self, name: str) -> Draft:
         """Begin a file; makes the folders that it needs. See ``Draft``."""
         path = self.path(name)
-        with foreign(path):
+        with storage_errors(path):
             return self._files.draft(path)
 
     @contextmanager

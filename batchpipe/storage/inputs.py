@@ -18,13 +18,13 @@ from batchpipe.model.least_rate import LeastRate
 from batchpipe.storage.backends import (
     REMOTE_READ,
     filesystem,
-    foreign,
     local_path,
     local_roots,
     open_plain,
     os_errors,
     reason,
     scheme,
+    storage_errors,
 )
 from batchpipe.storage.patience import in_thread, wait
 from batchpipe.storage.rooted import open_rooted
@@ -46,7 +46,7 @@ def open_input(url: str, rules: InputRules = ANY_INPUT, check: Check = lambda: N
     Raises StorageTrouble (``input_missing``, ``input_unreachable``: it cannot be reached now), InvalidInput if it is
     not a file, may not be read or breaks the rules; SettingsError if a package is missing.
     """
-    with _input_told(url):
+    with _input_errors(url):
         raw = _open_local(url, rules) if local_path(url) is not None else _open_remote(url, rules, check)
         stream = cast(BinaryIO, io.BufferedReader(raw, REMOTE_READ))
     with closing(stream):
@@ -55,7 +55,7 @@ def open_input(url: str, rules: InputRules = ANY_INPUT, check: Check = lambda: N
 
 def input_info(url: str, rules: InputRules = ANY_INPUT, check: Check = lambda: None) -> tuple[int | None, float | None]:
     """Bytes and time of last change (unix seconds) of an input, None if unknown; raises as open_input."""
-    with _input_told(url):
+    with _input_errors(url):
         if (path := local_path(url)) is not None:
             with os_errors(path):
                 handle = _open_regular(path, rules)
@@ -70,7 +70,7 @@ def input_info(url: str, rules: InputRules = ANY_INPUT, check: Check = lambda: N
 
 
 def _remote_info(url: str, rules: InputRules, check: Check) -> tuple[int | None, float | None]:
-    with foreign(url):
+    with storage_errors(url):
         fs, remote = filesystem(url)
         if scheme(url) in ("http", "https"):
             from batchpipe.storage.web import web_size
@@ -91,14 +91,14 @@ def _open_local(url: str, rules: InputRules) -> io.RawIOBase:
 
 
 def _open_remote(url: str, rules: InputRules, check: Check) -> io.RawIOBase:
-    with foreign(url):
+    with storage_errors(url):
         fs, remote = filesystem(url)
         if scheme(url) in ("http", "https"):
             from batchpipe.storage.web import open_web
 
             page = open_web(remote, fs, rules, lambda hop: allowed(hop, rules.roots), check)
             return _Input(url, page.read, page.close, rules, check)
-    with foreign(url):
+    with storage_errors(url):
         file = wait(in_thread(lambda: open_plain(url)), check)
 
     def read(size: int, tick: Check) -> bytes:
@@ -129,7 +129,7 @@ class _Input(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         self._mark = time.monotonic()
-        with _input_told(self._url), foreign(self._url):
+        with _input_errors(self._url), storage_errors(self._url):
             data = self._read(len(buffer), self._tick)
         self._tick(len(data))
         self._came += len(data)
@@ -213,7 +213,7 @@ _MAY_PASS = (404, 408, 409, 423, 425, 429)
 
 
 @contextmanager
-def _input_told(url: str) -> Iterator[None]:
+def _input_errors(url: str) -> Iterator[None]:
     """The error to raise if the file is an input: it is refused, or waited for, but not for ever."""
     try:
         yield

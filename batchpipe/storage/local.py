@@ -1,4 +1,4 @@
-"""Files that are always local: uploads in progress, spooled input, logs, locks."""
+"""Files that are always local: input from stdin, logs, locks."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from batchpipe.storage.backends import os_errors
 
 
 @contextmanager
-def spooled(lines: Iterable[bytes]) -> Iterator[str]:
+def temporary_lines(lines: Iterable[bytes]) -> Iterator[str]:
     """The path of a private file with these lines, during the block."""
     with os_errors(tempfile.gettempdir()), tempfile.NamedTemporaryFile(prefix="batchpipe-", suffix=".jsonl") as file:
         file.writelines(lines)
@@ -22,7 +22,7 @@ def spooled(lines: Iterable[bytes]) -> Iterator[str]:
         yield file.name
 
 
-def nameless_file() -> int:
+def unnamed_file() -> int:
     """A handle of an empty, unnamed file of our own, which is gone with the last process that has it open."""
     with os_errors(tempfile.gettempdir()), tempfile.TemporaryFile() as file:
         return os.dup(file.fileno())

@@ -24,15 +24,15 @@ def is_below(real: str, roots: Sequence[str]) -> bool:
 
 @contextmanager
 def opened_folder(path: str, roots: Sequence[str], make: int | None = None) -> Iterator[int]:
-    """``hold_folder`` during a block."""
-    handle = hold_folder(path, roots, make)
+    """``open_folder`` during a block."""
+    handle = open_folder(path, roots, make)
     try:
         yield handle
     finally:
         os.close(handle)
 
 
-def hold_folder(path: str, roots: Sequence[str], make: int | None = None) -> int:
+def open_folder(path: str, roots: Sequence[str], make: int | None = None) -> int:
     """A handle of a folder, for calls with ``dir_fd``; with ``make``, a mode, folders that are missing are made.
 
     Raises StorageTrouble (``not_allowed`` for one outside the roots, ``place_changed``), OSError.
@@ -43,7 +43,7 @@ def hold_folder(path: str, roots: Sequence[str], make: int | None = None) -> int
 
 
 def open_rooted(path: str, flags: int, roots: Sequence[str], mode: int = 0o666) -> int:
-    """Open a file as ``os.open`` does, following a link at its end. Raises as ``hold_folder``."""
+    """Open a file as ``os.open`` does, following a link at its end. Raises as ``open_folder``."""
     real = _real(path, roots)
     with _changed(path):
         above = _walk(os.path.dirname(real), None)

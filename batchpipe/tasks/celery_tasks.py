@@ -21,7 +21,7 @@ from batchpipe.model.steps import STEPS
 from batchpipe.pipeline.messages import Done, Next, Retry
 from batchpipe.pipeline.slots import SMALL_BYTES, SMALL_ROWS, Kind, Slots
 from batchpipe.pipeline.sweep import sweep as sweep_once
-from batchpipe.storage.local import nameless_file
+from batchpipe.storage.local import unnamed_file
 from batchpipe.tasks.app import countdown_of, state_of
 from batchpipe.tasks.options import OPTIONS, pulse_options
 from batchpipe.tasks.publishing import subject
@@ -77,7 +77,7 @@ def bound_long_tasks(app: Celery, at_once: int) -> None:
     """Keep some of this worker's capacity for short tasks; call it before its pool forks. With one task at once, none
     can be kept. Raises StorageTrouble without a folder for temporary files.
     """
-    state_of(app).slots = Slots(at_once, nameless_file()) if at_once > 1 else None
+    state_of(app).slots = Slots(at_once, unnamed_file()) if at_once > 1 else None
 
 
 def _bounded(task: Any, kind: Kind, job: str, index: int, epoch: int, turn: Callable[[], Next]) -> Next:

@@ -101,8 +101,8 @@ def rates_of(model: str | None, day: date) -> tuple[Rates, ...] | None:
         return None
 
     def price(**tokens: int) -> int:
-        told = found.calc_price(Usage(**tokens), provider, genai_request_timestamp=at, price_context=_BATCH)
-        return int((told.total_price * PICO_PER_DOLLAR).to_integral_value())
+        price = found.calc_price(Usage(**tokens), provider, genai_request_timestamp=at, price_context=_BATCH)
+        return int((price.total_price * PICO_PER_DOLLAR).to_integral_value())
 
     kinds = vars(found.get_prices(at, _BATCH)).values()
     starts = {tier.start for kind in kinds if isinstance(kind, TieredPrices) for tier in kind.tiers}

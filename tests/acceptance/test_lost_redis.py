@@ -188,7 +188,7 @@ def test_a_dry_run_says_what_would_be_rebuilt_and_changes_nothing(stories: dict[
     assert told["dry"].code == 0, told["dry"].err
     report = document(told["dry"])
     assert [(job["job"], job["stages"]) for job in report["rebuilt"]] == [(told["job"], {"created": 2, "planned": 1})]
-    assert (report["left"], report["orphans"], report["gone"], report["stray_files"]) == ([], [], [], [])
+    assert (report["skipped"], report["orphans"], report["gone"], report["orphan_files"]) == ([], [], [], [])
     assert told["untouched"]
 
 
@@ -197,7 +197,7 @@ def test_recover_leaves_alone_what_is_known_or_over(stories: dict[str, Future[An
     told = stories["while_its_batches_run"].result()
     for name, code in (("again", "known"), ("over", "finished")):
         report = document(told[name])
-        assert [(left["job"], left["code"]) for left in report["left"]] == [(told["job"], code)]
+        assert [(job["job"], job["code"]) for job in report["skipped"]] == [(told["job"], code)]
         assert (told[name].code, report["rebuilt"], report["cancelled"]) == (0, [], [])
 
 
@@ -218,7 +218,7 @@ def test_a_dry_run_reports_batches_and_files_that_nobody_knows(stories: dict[str
     assert [(orphan["batch_id"], orphan["job"], orphan["shard"]) for orphan in report["orphans"]] == [
         (batch.id, told["job"], 0)
     ]
-    assert [(file["file_id"], file["job"]) for file in report["stray_files"]] == [(told["file"], told["job"])]
+    assert [(file["file_id"], file["job"]) for file in report["orphan_files"]] == [(told["file"], told["job"])]
     assert told["text"].out.startswith(f"{batch.id}  orphan, {batch.status}: job {told['job']}, shard 0")
     assert told["untouched"]
     assert batch.status == "in_progress"
@@ -248,7 +248,7 @@ def test_recover_leaves_the_jobs_of_another_living_redis_alone(stories: dict[str
     report = document(told["dry"])
     lost, lives = told["jobs"]
     assert ([job["job"] for job in report["rebuilt"]], report["orphans"]) == ([lost], [])
-    assert [(left["job"], left["code"]) for left in report["left"]] == [(lives, "foreign")]
+    assert [(job["job"], job["code"]) for job in report["skipped"]] == [(lives, "foreign")]
     assert [batch["job"] for batch in report["foreign_batches"]] == [lives] * 2
     assert f"{lives}  left alone: it belongs to Redis 'localhost(" in told["done"].out
     assert told["done"].out.splitlines()[-1] == "1 rebuilt, 0 lost, 0 known, 0 over, 1 of another Redis"

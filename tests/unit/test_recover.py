@@ -54,7 +54,7 @@ def again(pump: Pump, *, dry_run: bool = False) -> Report:
 
 
 def codes(report: Report) -> dict[str, str]:
-    return {left.job: left.code for left in report.left}
+    return {left.job: left.code for left in report.skipped}
 
 
 def once(count: int) -> Counter[str]:
@@ -367,7 +367,7 @@ def test_a_job_that_has_ended_is_not_revived_when_its_output_was_taken_away(pump
     Folder(pump.job(job_id).output).remove("")
     forget(pump)
     pump.api.batches.clear()
-    assert {left.job: left.code for left in again(pump).left} == {job_id: "finished"}
+    assert {left.job: left.code for left in again(pump).skipped} == {job_id: "finished"}
 
 
 def test_a_job_too_old_for_the_providers_list_is_left_to_a_person(pump: Pump, chat_rows: Rows) -> None:
@@ -425,7 +425,7 @@ def test_a_job_that_was_not_prepared_is_to_be_submitted_again(pump: Pump, chat_r
     assert codes(report) == {job_id: "not_prepared"}
     assert "submit it again" in report.lost[0].why
     pump.advance(40 * 86_400)  # nobody wants to hear of it for ever
-    assert again(pump).left == []
+    assert again(pump).skipped == []
 
 
 def test_a_workspace_that_is_gone_is_asked_for_while_the_provider_has_its_batches(pump: Pump, chat_rows: Rows) -> None:
@@ -607,7 +607,7 @@ def test_a_place_with_outputs_of_many_jobs_is_looked_through(pump: Pump, chat_ro
     forget(pump)
     report = recover(pump.job_turns, [str(pump.folder / "jobs")] * 2)
     assert {job.job for job in report.rebuilt} == set(jobs)
-    assert report.left == []
+    assert report.skipped == []
 
 
 def test_the_workspace_setting_is_looked_through(tmp_path: Path, chat_rows: Rows) -> None:
@@ -663,7 +663,7 @@ def test_a_dry_run_tells_what_would_be_rebuilt(pump: Pump, chat_rows: Rows) -> N
     forget(pump)
     report = reading(pump)
     assert [(job.job, job.stages) for job in report.rebuilt] == [(job_id, {"created": 2})]
-    assert (report.left, report.orphans, report.gone, report.stray_files) == ([], [], [], [])
+    assert (report.skipped, report.orphans, report.gone, report.orphan_files) == ([], [], [], [])
 
 
 def test_a_dry_run_finds_nothing_wrong_where_nothing_is(pump: Pump, chat_rows: Rows) -> None:
@@ -671,7 +671,7 @@ def test_a_dry_run_finds_nothing_wrong_where_nothing_is(pump: Pump, chat_rows: R
     job_id = pump.submit(chat_rows(5))
     while go(pump, 1):
         report = reading(pump)
-        assert (report.rebuilt, report.orphans, report.gone, report.stray_files) == ([], [], [], [])
+        assert (report.rebuilt, report.orphans, report.gone, report.orphan_files) == ([], [], [], [])
         assert set(codes(report).values()) <= {"known"}
     assert_done(pump, job_id, 5)
 
@@ -724,15 +724,15 @@ def test_a_dry_run_tells_of_stray_files(pump: Pump, chat_rows: Rows) -> None:
     job_id = created(pump, chat_rows(2))
     names = (f"batchpipe-{job_id}-0-1.jsonl", "batchpipe-job_unknown-0-1.jsonl", "theirs.jsonl")
     files = {name: pump.api._add(name, b"{}\n", "batch") for name in names}
-    assert [file.file_id for file in reading(pump).stray_files] == [files[names[1]]]
+    assert [file.file_id for file in reading(pump).orphan_files] == [files[names[1]]]
     pump.store.connection.client.flushall()
-    assert [file.file_id for file in reading(pump).stray_files] == [files[names[1]]]
+    assert [file.file_id for file in reading(pump).orphan_files] == [files[names[1]]]
     pump.waiting.clear()
     again(pump)
     pump.run_until_idle()
     assert_done(pump, job_id, 2)
     left = files[names[0]] in pump.api.files  # unless the job has tidied up behind itself
-    assert {file.file_id for file in reading(pump).stray_files} == {
+    assert {file.file_id for file in reading(pump).orphan_files} == {
         files[names[1]],
         *([files[names[0]]] if left else []),
     }
@@ -743,7 +743,7 @@ def test_a_list_of_files_that_is_refused_costs_only_the_strays(pump: Pump, chat_
     forget(pump)
     pump.api.fail_next("iter_files", Refused("no list here", status=405), times=2)
     report = reading(pump)
-    assert ([job.job for job in report.rebuilt], report.stray_files) == ([job_id], [])
+    assert ([job.job for job in report.rebuilt], report.orphan_files) == ([job_id], [])
 
 
 def test_a_job_of_a_sandbox_that_is_gone_is_no_loss(pump: Pump, chat_rows: Rows) -> None:

@@ -22,7 +22,7 @@ from batchpipe.config.site import current_settings, current_site
 from batchpipe.model.records import JOB, Stage, State
 from batchpipe.pipeline.messages import Continue, Message, Next, Retry
 from batchpipe.pipeline.slots import FEWEST_TRIES, LONGEST_WAIT_SECONDS, MOST_TRIES, SHORTEST_WAIT_SECONDS, Kind, Slots
-from batchpipe.storage.local import nameless_file
+from batchpipe.storage.local import unnamed_file
 from batchpipe.store import Connection, Store, new_task_ids
 from batchpipe.tasks.app import app_in_use, make_app, state_of
 from batchpipe.tasks.celery_tasks import _bounded, bound_long_tasks
@@ -37,7 +37,7 @@ SMALL = (1_000, 10)
 
 
 def slots_of(at_once: int, clock: Callable[[], float] = time.monotonic) -> Slots:
-    return Slots(at_once, nameless_file(), clock)
+    return Slots(at_once, unnamed_file(), clock)
 
 
 def take_all(slots: Slots, held: ExitStack, kind: Kind) -> int:
@@ -78,9 +78,9 @@ def test_children_share_the_slots_and_a_killed_one_holds_none() -> None:
     script = """
 import json, os, signal
 from batchpipe.pipeline.slots import Slots
-from batchpipe.storage.local import nameless_file
+from batchpipe.storage.local import unnamed_file
 
-slots, (read, write) = Slots(4, nameless_file(), lambda: 1_000.0), os.pipe()
+slots, (read, write) = Slots(4, unnamed_file(), lambda: 1_000.0), os.pipe()
 child = os.fork()
 if not child:
     with slots.take("transfer") as taken:

@@ -90,7 +90,7 @@ def again(site: Pump, **options: Any) -> Report:
 
 
 def left(report: Report) -> dict[str, str]:
-    return {job.job: job.code for job in report.left}
+    return {job.job: job.code for job in report.skipped}
 
 
 def label(site: Pump) -> str:
@@ -125,10 +125,10 @@ def test_jobs_of_another_redis_that_lives_are_left_alone(host: Host, chat_rows: 
     for dry_run in (True, False):
         report = again(ours, dry_run=dry_run)
         assert ([job.job for job in report.rebuilt], left(report)) == ([lost], {lives: "foreign"})
-        assert (report.orphans, report.cancelled, report.gone, report.stray_files) == ([], [], [], [])
+        assert (report.orphans, report.cancelled, report.gone, report.orphan_files) == ([], [], [], [])
         assert {batch.job for batch in report.foreign_batches} == {lives}
         assert report.lost == []
-    [said] = report.left
+    [said] = report.skipped
     assert (said.redis, f"--of '{label(theirs)}'" in said.why) == (label(theirs), True)
     assert ours.store.jobs.account_of(lives) is None
     assert len(theirs.published) == published
@@ -155,7 +155,7 @@ def test_uploads_of_another_redis_are_no_strays(host: Host, chat_rows: Rows, pre
     job = created(theirs, chat_rows(2))
     host.api._add(f"batchpipe-{job}-0-1.jsonl", b"{}\n", "batch")
     report = again(ours, dry_run=True)
-    assert (report.stray_files, report.orphans, left(report)) == ([], [], {job: "foreign"})
+    assert (report.orphan_files, report.orphans, left(report)) == ([], [], {job: "foreign"})
 
 
 def test_a_manifest_without_a_label_counts_as_ours(host: Host, chat_rows: Rows, prefix: str) -> None:
@@ -239,8 +239,8 @@ def test_only_the_jobs_that_are_named_are_rebuilt(host: Host, chat_rows: Rows, p
     forget(site)
     report = again(site, dry_run=True, jobs=[jobs[0], "job_x"])
     assert [job.job for job in report.rebuilt] == jobs[:1]
-    assert report.left == [Skipped("job_x", "no_trace", "nothing of it was found: name the folder of its output")]
-    assert (report.orphans, report.stray_files) == ([], [])
+    assert report.skipped == [Skipped("job_x", "not_found", "nothing of it was found: name the folder of its output")]
+    assert (report.orphans, report.orphan_files) == ([], [])
     assert [job.job for job in again(site, jobs=jobs[1:]).rebuilt] == jobs[1:]
     assert left(again(site, jobs=jobs[1:])) == {jobs[1]: "known"}
 
