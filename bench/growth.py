@@ -34,8 +34,8 @@ from batchpipe.local_redis import acquire
 from batchpipe.model.records import JOB, JobRecord, Move, Problem, ShardRecord, Stage, State, new_job_id
 from batchpipe.model.views import SHOWN, json_of_job
 from batchpipe.pipeline.job_runner import JobRunner
+from batchpipe.pipeline.republish import WOKEN_AT_ONCE, resume_account, wake_first
 from batchpipe.pipeline.sweep import sweep
-from batchpipe.pipeline.waking import WOKEN_AT_ONCE, resume_account, wake_first
 from batchpipe.store import Lease, Store
 from batchpipe.store.scripts import source
 from batchpipe.testing import FakeOpenAI, Pump
@@ -64,8 +64,11 @@ def timed(took: Took, name: str, action: Callable[[], Any]) -> Any:
     return answer
 
 
-def claim(store: Store, job_id: str, index: int, epoch: int, stages: list[str], enter: str = "") -> Lease:
-    found = store.leases.claim(job_id, index, epoch, stages, deadline=9_999, enter=enter)
+def claim(store: Store, job_id: str, index: int, epoch: int, stages: list[str], enter: str = "") -> Any:
+    if index == JOB:
+        found: Any = store.leases.claim_job(job_id, epoch, stages, deadline=9_999, enter=enter)
+    else:
+        found = store.leases.claim_shard(job_id, index, epoch, stages, deadline=9_999)
     assert isinstance(found, Lease), found
     return found
 

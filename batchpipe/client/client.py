@@ -22,17 +22,17 @@ from batchpipe.config.account import SANDBOX_ACCOUNT
 from batchpipe.config.environment import bare_environment
 from batchpipe.config.settings import Settings
 from batchpipe.config.site import current_site
-from batchpipe.errors import InvalidInput, JobNotFound, PermanentError, SettingsError, StoreUnavailable
+from batchpipe.errors import NO_QUOTA, InvalidInput, JobNotFound, PermanentError, SettingsError, StoreUnavailable
 from batchpipe.local_redis import acquire
 from batchpipe.masking import without_secrets
 from batchpipe.model.records import JOB, JobRecord, State, new_job_id
 from batchpipe.model.stats import Clock, Pause, Stats
 from batchpipe.pipeline.copied_inputs import forget_copy, remove_copy, remove_unrecorded
 from batchpipe.pipeline.manifest import basics, note_workspace, prune_workspaces
+from batchpipe.pipeline.messages import Message
+from batchpipe.pipeline.republish import WOKEN_AT_ONCE, Resumed, resume_account, wake_first, wake_job
 from batchpipe.pipeline.results import BatchResult, Outcome
-from batchpipe.pipeline.runner import NO_QUOTA, Message
 from batchpipe.pipeline.sweep import sweep
-from batchpipe.pipeline.waking import WOKEN_AT_ONCE, Resumed, resume_account, wake_first, wake_job
 from batchpipe.recover import Report, recover
 from batchpipe.store import Store
 from batchpipe.tasks import publishing

@@ -10,8 +10,8 @@ from batchpipe.errors import OutputInUse, PermanentError
 from batchpipe.model.records import JobRecord
 from batchpipe.model.refusals import LANDABLE
 from batchpipe.pipeline.manifest import results_place
+from batchpipe.pipeline.republish import WOKEN_AT_ONCE, wake_first
 from batchpipe.pipeline.runner import Runner
-from batchpipe.pipeline.waking import WOKEN_AT_ONCE, wake_first
 from batchpipe.storage import Folder
 from batchpipe.store import Store
 
@@ -42,7 +42,7 @@ def land(turns: Runner, job: JobRecord) -> None:
     if _reopen(turns.store, job):  # else another caller has just asked for it
         turns.log(job.id, [("landing", {"shards": turns.store.jobs.get(job.id).open})])
         for index in first:  # the sweeps find the others
-            turns.wake(job.id, index, when="overdue")
+            turns.republish(job.id, index, when="overdue")
 
 
 def _reopen(store: Store, job: JobRecord) -> bool:

@@ -15,10 +15,9 @@ from batchpipe.client.client import Client, Job
 from batchpipe.client.submission import absolute
 from batchpipe.config.account import SANDBOX_ACCOUNT
 from batchpipe.config.loading import child_environment
-from batchpipe.errors import BatchpipeError, SettingsError
+from batchpipe.errors import NO_QUOTA, BatchpipeError, SettingsError
 from batchpipe.model.records import JobRecord, ShardRecord, Stage, State
 from batchpipe.model.stats import Pause
-from batchpipe.pipeline.runner import NO_QUOTA
 from batchpipe.storage import Folder, input_info
 from batchpipe.storage.local import hold_lock, open_log
 from batchpipe.tasks.publishing import forget_queue

@@ -194,7 +194,7 @@ def _note_the_paid_call(folder: Path) -> None:
     """Keep a file in ``folder``, named after the process group, from the last look at the clock until the paid call
     has returned: whoever freezes processes at random must not freeze this one there (that moment is tried on its own).
     """
-    from batchpipe.pipeline.shard_runner import CreateContext
+    from batchpipe.pipeline.create_context import CreateContext
     from batchpipe.provider import Api
 
     looked, called = CreateContext.too_late_to_call, Api.create_batch

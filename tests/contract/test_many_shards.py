@@ -9,7 +9,7 @@ import pytest
 
 from batchpipe.errors import LeaseLost, RecordUnreadable
 from batchpipe.model.records import JOB, JobRecord, Move, ShardRecord, Stage, State, new_job_id
-from batchpipe.store import Lease, Store
+from batchpipe.store import JobLease, ShardLease, Store
 from batchpipe.store.due import CHUNK
 
 COUNT = 2 * CHUNK + 1
@@ -29,10 +29,10 @@ def shards(job_id: str, count: int = COUNT, file: str = "f") -> Iterator[ShardRe
         yield ShardRecord(job=job_id, index=index, epoch=1, rows=1, file=file, task_ids=["u", "c", "p", "d"])
 
 
-def prepare(store: Store, job_id: str) -> Lease:
+def prepare(store: Store, job_id: str) -> JobLease:
     stages = [State.PENDING.value, State.PREPARING.value]
-    found = store.leases.claim(job_id, JOB, 1, stages, deadline=9_999, enter=State.PREPARING.value)
-    assert isinstance(found, Lease), found
+    found = store.leases.claim_job(job_id, 1, stages, deadline=9_999, enter=State.PREPARING.value)
+    assert isinstance(found, JobLease), found
     return found
 
 
@@ -110,8 +110,10 @@ def test_a_plan_that_dies_before_all_is_due_is_gone_on_with_by_the_sweep(
     with pytest.raises(Killed):
         store.leases.plan(prepare(store, job.id), {}, shards(job.id), ["m"])
     scripts.fatal = None
-    claimed = store.leases.claim(job.id, COUNT - 1, 1, [Stage.PLANNED], deadline=100)  # its message was published early
-    assert isinstance(claimed, Lease)
+    claimed = store.leases.claim_shard(
+        job.id, COUNT - 1, 1, [Stage.PLANNED], deadline=100
+    )  # its message was published early
+    assert isinstance(claimed, ShardLease)
     store.leases.advance(claimed, Move(stage=Stage.COLLECTED), tries="reset", merge_ids=["m"])
     clock.advance(61)
     assert (job.id, JOB) in store.due.overdue()
@@ -174,8 +176,8 @@ def given_up(store: Store, indexes: range) -> str:
         pipe.zrem(f"{store.connection.prefix}due", f"{job.id}/{index}")
     pipe.hset(key, mapping={"stage": "finalizing", "epoch": "9", "open": "0"})
     pipe.execute()
-    lease = store.leases.claim(job.id, JOB, 9, ["finalizing"], deadline=9_999)
-    assert isinstance(lease, Lease)
+    lease = store.leases.claim_job(job.id, 9, ["finalizing"], deadline=9_999)
+    assert isinstance(lease, JobLease)
     store.leases.finish(lease, State.PARTIAL, {})
     store.leases.close_job(lease)
     return job.id
@@ -198,8 +200,8 @@ def test_all_that_was_given_up_is_landed_in_one_call(store: Store, monkeypatch: 
     job = store.jobs.get(job_id)
     assert (job.stage, job.open, job.ended_at, landed(store, job_id)) == (State.RUNNING, COUNT - 1, None, wanted)
     assert store.jobs.land(job_id, wanted) == "running"
-    shard = store.leases.claim(job_id, 1, 2, [Stage.CREATED], deadline=9)
-    assert isinstance(shard, Lease)
+    shard = store.leases.claim_shard(job_id, 1, 2, [Stage.CREATED], deadline=9)
+    assert isinstance(shard, ShardLease)
     assert shard.shard is not None
     assert (shard.shard.error, shard.shard.batch_id) == (None, "b1")
 

@@ -23,6 +23,7 @@ from batchpipe.client.schedules import MOST_MISSED, overview, run_now, tick
 from batchpipe.config.settings import Settings
 from batchpipe.config.site import current_site
 from batchpipe.errors import SettingsError, StoreUnavailable, TransientError
+from batchpipe.model.records import JOB
 from batchpipe.model.schedule import Schedule
 from batchpipe.store import LastRun, Store
 from batchpipe.tasks.app import current_site_app, make_app
@@ -247,14 +248,14 @@ def test_what_the_job_of_the_last_run_waits_for_is_told(
     turns = Runtime(client.settings).jobs
     turns.store.connection.skew = house.clock
     assert overview(client)[0]["last_job_trouble"] is None
-    turns.prepare(job.id, 1)
+    turns.run("prepare", job.id, JOB, 1)
 
     [view] = overview(client)
     assert (view["last_job_state"], view["last_job_trouble"]["code"]) == ("preparing", "input_missing")
     print_schedule(view)
     assert f"  preparing: {tmp_path / '2026-05-13.jsonl'}: no such file\n" in capsys.readouterr().out
     house.be_at(NOON + timedelta(days=1, hours=2))
-    turns.prepare(job.id, 1)
+    turns.run("prepare", job.id, JOB, 1)
     [view] = overview(client)
     assert (view["last_job_state"], view["last_job_trouble"]["code"]) == ("failed", "invalid_input")
 

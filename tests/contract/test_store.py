@@ -9,7 +9,7 @@ import pytest
 
 from batchpipe.errors import JobNotFound, LeaseLost, OutputInUse
 from batchpipe.model.records import JOB, Counts, JobRecord, Move, Problem, ShardRecord, Stage, State, new_job_id
-from batchpipe.store import Lease, Refused, Store
+from batchpipe.store import ClaimDenied, JobLease, Lease, ShardLease, Store
 from batchpipe.store.events import LOG_LENGTH
 from batchpipe.store.shards import MOST_NAMED
 
@@ -26,17 +26,21 @@ def new_job(**fields: Any) -> JobRecord:
 
 
 def claim(store: Store, job_id: str, index: int, *stages: str, epoch: int = 1, deadline: float = DEADLINE) -> Any:
-    return store.leases.claim(job_id, index, epoch, stages, deadline=deadline)
+    if index == JOB:
+        return store.leases.claim_job(job_id, epoch, stages, deadline=deadline)
+    return store.leases.claim_shard(job_id, index, epoch, stages, deadline=deadline)
 
 
-def granted(answer: Lease | Refused) -> Lease:
+def granted(answer: Lease | ClaimDenied) -> Any:
     assert isinstance(answer, Lease), answer
     return answer
 
 
-def claim_job(store: Store, job_id: str, epoch: int = 1) -> Lease:
+def claim_job(store: Store, job_id: str, epoch: int = 1) -> JobLease:
     enter, stages = State.PREPARING.value, [State.PENDING.value, State.PREPARING.value]
-    return granted(store.leases.claim(job_id, JOB, epoch, stages, deadline=DEADLINE, enter=enter))
+    lease = store.leases.claim_job(job_id, epoch, stages, deadline=DEADLINE, enter=enter)
+    assert isinstance(lease, JobLease), lease
+    return lease
 
 
 def planned(store: Store, count: int = 1, **fields: Any) -> str:
@@ -53,7 +57,7 @@ def planned(store: Store, count: int = 1, **fields: Any) -> str:
 
 
 def advance(
-    store: Store, lease: Lease, stage: Stage, after: float = 0.0, *, tries: str = "reset", **changes: Any
+    store: Store, lease: ShardLease, stage: Stage, after: float = 0.0, *, tries: str = "reset", **changes: Any
 ) -> tuple[Any, int]:
     return store.leases.advance(
         lease, Move(stage=stage, after=after, changes=changes), tries=tries, merge_ids=["merge-1"]
@@ -163,8 +167,8 @@ def test_claims_are_refused_by_epoch_then_stage_then_lease_then_time(store: Stor
     """A message of another epoch must not wait for somebody else's lease."""
     job_id = planned(store)
     lease = granted(claim(store, job_id, 0, Stage.PLANNED))
-    assert claim(store, job_id, 0, Stage.ENDED, epoch=9) == Refused("epoch")
-    assert claim(store, job_id, 0, Stage.ENDED) == Refused("stage")
+    assert claim(store, job_id, 0, Stage.ENDED, epoch=9) == ClaimDenied("epoch")
+    assert claim(store, job_id, 0, Stage.ENDED) == ClaimDenied("stage")
     held = claim(store, job_id, 0, Stage.PLANNED)
     assert (held.why, held.after) == ("lease", about(LEASE))
     advance(store, lease, Stage.PLANNED, after=100)
@@ -175,14 +179,14 @@ def test_claims_are_refused_by_epoch_then_stage_then_lease_then_time(store: Stor
 @pytest.mark.parametrize("epoch", [0, 2, 1_800_000_000])
 def test_any_other_epoch_is_void(store: Store, epoch: int) -> None:
     """A later one too: Redis may have lost a second."""
-    assert claim(store, planned(store), 0, Stage.PLANNED, epoch=epoch) == Refused("epoch")
+    assert claim(store, planned(store), 0, Stage.PLANNED, epoch=epoch) == ClaimDenied("epoch")
 
 
 def test_unknown_records_are_gone(store: Store) -> None:
     """A message for a job that has expired ends."""
     job_id = planned(store)
-    assert claim(store, job_id, 5, Stage.PLANNED) == Refused("gone")
-    assert claim(store, "job_no", JOB, State.PENDING) == Refused("gone")
+    assert claim(store, job_id, 5, Stage.PLANNED) == ClaimDenied("gone")
+    assert claim(store, "job_no", JOB, State.PENDING) == ClaimDenied("gone")
 
 
 @pytest.mark.parametrize(
@@ -750,11 +754,12 @@ def test_a_batch_of_another_key_stage_or_record_is_to_be_cancelled(store: Store)
 # -- the end -------------------------------------------------------------------------------------------------------
 
 
-def merging(store: Store, **fields: Any) -> Lease:
+def merging(store: Store, **fields: Any) -> JobLease:
     """A claim on a job whose shards are collected."""
     job_id = planned(store, **fields)
     epoch = advance(store, claim(store, job_id, 0, Stage.PLANNED), Stage.COLLECTED)[1]
-    return granted(claim(store, job_id, JOB, State.FINALIZING, epoch=epoch))
+    lease: JobLease = granted(claim(store, job_id, JOB, State.FINALIZING, epoch=epoch))
+    return lease
 
 
 def test_finishing_fixes_the_state_and_leaves_the_job_due(store: Store) -> None:
@@ -812,7 +817,7 @@ def test_a_told_job_leaves_the_due_set_and_its_records_expire(store: Store) -> N
         store.leases.close_job(lease)
         assert store.jobs.get(job_id).closed
     assert due_in(store, job_id, JOB) is None
-    assert claim(store, job_id, JOB, State.SUCCEEDED, epoch=store.jobs.get(job_id).epoch) == Refused("stage")
+    assert claim(store, job_id, JOB, State.SUCCEEDED, epoch=store.jobs.get(job_id).epoch) == ClaimDenied("stage")
     for name in (f"job:{job_id}", f"shard:{job_id}:0", f"log:{job_id}", "key:k"):
         assert 0 < int(str(store.connection.client.ttl(store.connection.prefix + name))) <= 3600, name
     assert store.jobs.submit(new_job(output="/out/told"))[1]

@@ -18,16 +18,17 @@ from batchpipe.client.client import Client
 from batchpipe.config.settings import Settings
 from batchpipe.errors import InvalidInput, Refused
 from batchpipe.model.records import JobRecord, Problem, ShardRecord, Stage, State, new_job_id
-from batchpipe.model.rows import MAX_MODEL, check_request
+from batchpipe.model.requests import MAX_MODEL, check_request
 from batchpipe.model.views import job_view, json_of_job
 from batchpipe.pipeline.manifest import noted_workspaces, pretty, prune_workspaces
-from batchpipe.pipeline.runner import Message, words
+from batchpipe.pipeline.messages import Message
+from batchpipe.pipeline.republish import WOKEN_AT_ONCE
+from batchpipe.pipeline.runner import words
 from batchpipe.pipeline.sharding import Bounds, NoFiles, Planner
 from batchpipe.pipeline.sweep import sweep
-from batchpipe.pipeline.waking import WOKEN_AT_ONCE
-from batchpipe.provider.answers import MOST_ERROR_TEXTS, parse_batch
+from batchpipe.provider.parse import MOST_ERROR_TEXTS, parse_batch
 from batchpipe.storage import LineFile
-from batchpipe.store import Connection, Lease, Store
+from batchpipe.store import Connection, JobLease, Store
 from batchpipe.store.records import encode_value
 from batchpipe.tasks.runtime import runtime
 from batchpipe.testing import FakeOpenAI, Pump
@@ -252,8 +253,8 @@ def test_a_cancel_of_many_shards_wakes_a_few_at_once_and_the_sweep_the_others(
     job = JobRecord(id=new_job_id(), epoch=1, output="/o", task_ids=["p"])
     client.store.jobs.submit(job)
     stages = [State.PENDING.value]
-    lease = client.store.leases.claim(job.id, -1, 1, stages, deadline=99, enter=State.PREPARING.value)
-    assert isinstance(lease, Lease)
+    lease = client.store.leases.claim_job(job.id, 1, stages, deadline=99, enter=State.PREPARING.value)
+    assert isinstance(lease, JobLease)
     client.store.leases.plan(lease, {}, many_planned(job.id, count), ["m"])
     turns = runtime(client.settings).jobs
     sent: list[int] = []
@@ -292,8 +293,8 @@ class Waiting:
         store = self.client.store
         job = JobRecord(id=new_job_id(), epoch=1, output=f"/o/{new_job_id()}", task_ids=["p"], account=account)
         store.jobs.submit(job)
-        lease = store.leases.claim(job.id, -1, 1, [State.PENDING.value], deadline=99, enter=State.PREPARING.value)
-        assert isinstance(lease, Lease)
+        lease = store.leases.claim_job(job.id, 1, [State.PENDING.value], deadline=99, enter=State.PREPARING.value)
+        assert isinstance(lease, JobLease)
         store.leases.plan(lease, {}, many_planned(job.id, count), ["m"])
         pipe = store.connection.client.pipeline(transaction=False)
         for index in range(count):

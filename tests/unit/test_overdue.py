@@ -14,7 +14,7 @@ from batchpipe.config.settings import Settings
 from batchpipe.config.site import current_site
 from batchpipe.model.records import JOB, State
 from batchpipe.pipeline import overdue
-from batchpipe.pipeline.runner import Message
+from batchpipe.pipeline.messages import Message
 from batchpipe.tasks.app import make_app
 from batchpipe.tasks.inspection import waiting_in
 from batchpipe.tasks.publishing import forget_queue, publish
@@ -122,7 +122,7 @@ def test_void_messages_that_are_taken_show_that_a_queue_moves(pump: Pump, chat_r
     job_id = planned(pump, chat_rows(2))
     lost = pump.waiting.pop()
     for index in (0, 0, 0):
-        pump.job_turns.wake(job_id, index)  # as cancel does: each makes the one before it void
+        pump.job_turns.republish(job_id, index)  # as cancel does: each makes the one before it void
     let_pass(pump, 900)
     assert lost.message.index not in {it.message.index for it in pump.waiting}
     pump.step()  # a void one

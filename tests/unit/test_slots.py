@@ -20,7 +20,7 @@ from pydantic import SecretStr
 from batchpipe.config.settings import Settings
 from batchpipe.config.site import current_settings, current_site
 from batchpipe.model.records import JOB, Stage, State
-from batchpipe.pipeline.runner import Continue, Message, Next, Retry
+from batchpipe.pipeline.messages import Continue, Message, Next, Retry
 from batchpipe.pipeline.slots import FEWEST_TRIES, LONGEST_WAIT_SECONDS, MOST_TRIES, SHORTEST_WAIT_SECONDS, Kind, Slots
 from batchpipe.storage.local import nameless_file
 from batchpipe.store import Connection, Store, new_task_ids

@@ -35,12 +35,12 @@ from batchpipe.config.site import current_site
 from batchpipe.errors import BatchpipeError, InvalidInput, Paused, PermanentError, Refused, SettingsError, Unavailable
 from batchpipe.local_redis import acquire
 from batchpipe.masking import one_line
+from batchpipe.model.answers import read_answer
 from batchpipe.model.outcomes import names_quota
 from batchpipe.model.records import JOB, BatchError, JobRecord, Move, ShardRecord, Stage, State
 from batchpipe.model.refusals import is_about_input_file
-from batchpipe.model.rows import read_answer
 from batchpipe.model.views import job_view
-from batchpipe.pipeline.runner import Message
+from batchpipe.pipeline.messages import Message
 from batchpipe.pipeline.steps.poll import Pace, poll
 from batchpipe.pipeline.steps.upload import upload
 from batchpipe.provider import Api

@@ -33,7 +33,7 @@ def wake_first(turns: Runner, job_id: str, shards: int, when: When) -> list[str]
     """The job itself and its first shards. Returns the void task ids."""
     void = list[str]()
     for index in (JOB, *range(min(shards, WOKEN_AT_ONCE))):
-        void += turns.wake(job_id, index, when=when) or []
+        void += turns.republish(job_id, index, when=when) or []
     return void
 
 

@@ -18,7 +18,7 @@ from celery.beat import Scheduler
 
 from batchpipe.config.settings import Settings
 from batchpipe.config.site import current_site
-from batchpipe.pipeline.pulse import LISTENED_SECONDS, MOVING_SECONDS, may_send
+from batchpipe.pipeline.beat import LISTENED_SECONDS, MOVING_SECONDS, may_send
 from batchpipe.store import Store
 from batchpipe.tasks import chain as tasks
 from batchpipe.tasks.app import make_app
