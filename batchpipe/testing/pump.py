@@ -29,6 +29,11 @@ from batchpipe.testing.provider import FakeOpenAI
 REDIS_PAUSE_SECONDS = 10.0
 
 
+def new_redis() -> Any:
+    """A client of an empty Redis in memory."""
+    return fakeredis.FakeRedis(decode_responses=True)
+
+
 class Vanished(BaseException):
     """Simulates a worker that dies here. Let ``fail_next`` raise it: the Pump then drops that turn, as a kill does."""
 
@@ -66,7 +71,7 @@ class Pump:
         )
         self.at = time.time()
         self.redis_off = 0.0  #: how much Redis' clock differs from all others
-        self.store = store or Store(fakeredis.FakeRedis(decode_responses=True))
+        self.store = store or Store(new_redis())
         self.store.lease_seconds = self.settings.lease_seconds
         self.store.skew = lambda: self.at + self.redis_off - time.time()
         self.store.host_time = lambda: self.at

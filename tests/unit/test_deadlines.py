@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
-import fakeredis
 import pytest
 
 from batchpipe.config.limits import JOB_DEADLINE_SECONDS, LONGEST_GROWTH
@@ -16,6 +15,7 @@ from batchpipe.pipeline import job_runner as job_turns
 from batchpipe.pipeline.runner import MAX_OVERRUNS
 from batchpipe.store import Lease, Store
 from batchpipe.testing import FakeOpenAI, Pump
+from tests.redis_server import new_redis
 
 Rows = Callable[..., list[dict[str, object]]]
 
@@ -36,7 +36,7 @@ class Slow:
     """A pump whose time passes within turns; leases are renewed meanwhile, as their threads do."""
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, api: FakeOpenAI | None = None) -> None:
-        self.store = Watched(fakeredis.FakeRedis(decode_responses=True))
+        self.store = Watched(new_redis())
         self.pump = Pump(folder, store=self.store, max_rows=2, api=api)
         for module in ("leases", "store"):
             monkeypatch.setattr(f"batchpipe.store.{module}.host_clock", lambda: self.pump.at)

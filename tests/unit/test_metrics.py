@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, cast
 from wsgiref.util import setup_testing_defaults
 
-import fakeredis
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
@@ -29,6 +28,7 @@ from batchpipe.monitoring.prometheus import CENSUS_SECONDS, GAUGES, PREFIX, Stor
 from batchpipe.store import Store
 from batchpipe.telemetry.counters import METRICS, REASONS
 from batchpipe.testing import FakeOpenAI, Pump
+from tests.redis_server import new_redis
 
 MONITORING = Path(__file__).parents[2] / "examples" / "monitoring"
 Rows = Callable[..., list[dict[str, object]]]
@@ -179,7 +179,7 @@ def test_a_turn_does_not_fail_for_its_counts(tmp_path: Path, chat_rows: Rows) ->
                 raise StoreUnavailable("Redis: gone")
             super().add_counts(counts)
 
-    store = Forgetful(fakeredis.FakeRedis(decode_responses=True))
+    store = Forgetful(new_redis())
     pump = Pump(tmp_path, store=store)
     job_id = pump.submit(chat_rows(2))
     pump.run_until_idle()
@@ -278,7 +278,7 @@ def test_a_redis_that_hangs_is_asked_once() -> None:
         def _call(self, *_: Any, **__: Any) -> Any:
             raise AssertionError("it was asked again")
 
-    assert numbers(exposed(Hanging(fakeredis.FakeRedis(decode_responses=True)))) == {("batchpipe_up", ()): 0}
+    assert numbers(exposed(Hanging(new_redis()))) == {("batchpipe_up", ()): 0}
 
 
 def test_some_of_the_metrics_can_be_asked_for(pump: Pump) -> None:
@@ -411,7 +411,7 @@ def test_a_log_is_followed_to_the_end_though_redis_blinks(tmp_path: Path, chat_r
                 self.pump.advance(5)
             return super().read_log(*args, **kwargs)
 
-    store = Blinking(fakeredis.FakeRedis(decode_responses=True))
+    store = Blinking(new_redis())
     pump = store.pump = Pump(tmp_path, store=store)
     job_id = pump.submit(chat_rows(2))
     seen = list(follow_log(store, job_id, pause=0))

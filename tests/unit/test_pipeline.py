@@ -9,7 +9,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import fakeredis
 import orjson
 import pytest
 
@@ -30,6 +29,7 @@ from batchpipe.provider import Snapshot
 from batchpipe.storage import Folder
 from batchpipe.store import Store
 from batchpipe.testing import Delivery, FakeOpenAI, Pump, Vanished
+from tests.redis_server import new_redis
 
 Rows = Callable[..., list[dict[str, object]]]
 
@@ -88,7 +88,7 @@ def pump(tmp_path: Path) -> Pump:
 
 def mortal_pump(folder: Path, **settings: Any) -> tuple[Pump, Boundaries]:
     boundaries, api = Boundaries(), WatchedOpenAI()
-    store = MortalStore(fakeredis.FakeRedis(decode_responses=True))
+    store = MortalStore(new_redis())
     store.boundaries = api.boundaries = boundaries
     return Pump(folder, api=api, store=store, max_rows=2, **settings), boundaries
 
