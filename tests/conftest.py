@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
-import subprocess
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,10 +12,11 @@ import fakeredis
 import pytest
 import redis
 
+import batchpipe.testing.pump
 from batchpipe.config.site import forget_sites
-from batchpipe.local_redis import find_server
 from batchpipe.sandbox import Sandbox
 from batchpipe.store import Connection, Store
+from tests.redis_server import RedisServer, close_fast_redis, new_redis
 
 
 @pytest.fixture(autouse=True)
@@ -36,37 +35,21 @@ def clean_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
 # -- Redis ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture(scope="session", autouse=True)
+def fast_redis() -> Iterator[None]:
+    """Where a server is installed, a Pump runs on it, not on fakeredis; tests do so by ``new_redis``."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(batchpipe.testing.pump, "new_redis", new_redis)
+        yield
+    close_fast_redis()
+
+
 @pytest.fixture(scope="session")
 def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A real Redis for this run alone. No server on this machine: skipped, but an error where CI is set."""
-    found = find_server()
-    if found is None:
-        reason = "no redis-server, valkey-server or bundled one was found"
-        if os.environ.get("CI"):
-            pytest.fail(reason)
-        pytest.skip(reason)
-    port = _free_port()
-    command = [found[1], "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
-    with subprocess.Popen(
-        command, cwd=tmp_path_factory.mktemp("redis"), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    ) as server:
-        assert server.stdout is not None
-        said = []
-        for line in server.stdout:
-            said.append(line)
-            if "ready to accept connections" in line.lower():
-                break
-        else:
-            pytest.fail(f"{found[1]} ended at once: {''.join(said)[-500:]}")
-        yield f"redis://127.0.0.1:{port}/0"
-        server.terminate()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    server = RedisServer(tmp_path_factory.mktemp("redis"))
+    yield server.url(0)
+    server.close()
 
 
 class MovableClock:

@@ -28,6 +28,11 @@ from batchpipe.store import Connection, Store, new_task_ids
 from batchpipe.testing.provider import FakeOpenAI
 
 
+def new_redis() -> Any:
+    """A client of an empty Redis in memory."""
+    return fakeredis.FakeRedis(decode_responses=True)
+
+
 class Vanished(BaseException):
     """Simulates a worker that dies here. Let ``fail_next`` raise it: the Pump then drops that turn, as a kill does."""
 
@@ -65,7 +70,7 @@ class Pump:
         )
         self.at = time.time()
         self.redis_off = 0.0  #: how much Redis' clock differs from all others
-        self.store = store or Store(Connection(fakeredis.FakeRedis(decode_responses=True)))
+        self.store = store or Store(Connection(new_redis()))
         self.store.connection.lease_seconds = self.settings.lease_seconds
         self.store.connection.skew = lambda: self.at + self.redis_off - time.time()
         self.store.connection.host_time = lambda: self.at

@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
-import fakeredis
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -24,6 +23,7 @@ from batchpipe.testing.pump import Vanished
 from tests.fuzz.gateway import MADE, NOT_MADE, Gateway, Manner
 from tests.fuzz.shapes import fuzzed
 from tests.fuzz.test_fuzzed_jobs import MEMORY, PLAIN, Line, Results, rows_of
+from tests.redis_server import new_redis
 from tests.size import SCALE
 
 pytestmark = [pytest.mark.scaled, pytest.mark.timeout(600)]
@@ -77,7 +77,7 @@ class Job:
     def __init__(self, line: Line, manner: Manner, plan: list[str], dying: list[str], rows: int = 4, **account: Any):
         self.gateway = Gateway(Results(PLAIN), manner, plan)
         line.wire.answer = self.gateway
-        store = Store(Connection(fakeredis.FakeRedis(decode_responses=True)))
+        store = Store(Connection(new_redis()))
         store.shards = shards = DeadlyShards(store.connection)
         shards.deaths = list(dying)
         with tempfile.TemporaryDirectory(dir=MEMORY) as folder:

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, cast
 from unittest import mock
 
-import fakeredis
 import orjson
 import pytest
 from hypothesis import HealthCheck, settings
@@ -28,6 +27,7 @@ from batchpipe.pipeline.manifest import check_output_here
 from batchpipe.storage import Folder, place_name
 from batchpipe.store import Connection, Store
 from batchpipe.testing import FakeOpenAI, Pump, Vanished
+from tests.redis_server import new_redis
 from tests.size import scaled
 
 NAMES = ("output.jsonl", "errors.jsonl", "job.json")
@@ -74,7 +74,7 @@ class Site:
         self.jobs: dict[str, list[str]] = {}  #: the rows of each, in order
         self.notify_sites = True
         self.mortal = mortal
-        connection = MortalConnection(fakeredis.FakeRedis(decode_responses=True))
+        connection = MortalConnection(new_redis())
         api = MortalOpenAI(autofinish=True)
         api.answer = lambda request: 400 if request["custom_id"].startswith("bad") else {"usage": {}}
         connection.mortal = api.mortal = mortal

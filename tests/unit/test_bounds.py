@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import fakeredis
 import orjson
 import pytest
 from click.testing import CliRunner
@@ -32,6 +31,7 @@ from batchpipe.store import Connection, JobLease, Store
 from batchpipe.store.records import encode_value
 from batchpipe.tasks.runtime import runtime
 from batchpipe.testing import FakeOpenAI, Pump
+from tests.redis_server import new_redis
 
 ENDPOINT = "/v1/chat/completions"
 Rows = Callable[..., list[dict[str, object]]]
@@ -216,7 +216,7 @@ def test_status_shows_what_is_in_trouble_and_sums_of_the_rest(capsys: pytest.Cap
 
 def test_a_sweep_goes_on_past_a_record_that_cannot_be_read(tmp_path: Path, chat_rows: Rows) -> None:
     """It is named and put aside; what is due after it is published again."""
-    store = Store(Connection(fakeredis.FakeRedis(decode_responses=True)))
+    store = Store(Connection(new_redis()))
     pump = Pump(tmp_path, store=store, api=FakeOpenAI())
     jobs = [pump.submit(chat_rows(1)) for _ in range(2)]
     store.connection.client.delete(f"{store.connection.prefix}job:{jobs[0]}")

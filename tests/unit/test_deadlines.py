@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
-import fakeredis
 import pytest
 
 from batchpipe.config.limits import LONGEST_GROWTH
@@ -19,6 +18,7 @@ from batchpipe.pipeline.runner import MAX_OVERRUNS
 from batchpipe.store import ClaimDenied, Connection, Lease, Store
 from batchpipe.store.leases import Leases
 from batchpipe.testing import FakeOpenAI, Pump
+from tests.redis_server import new_redis
 
 Rows = Callable[..., list[dict[str, object]]]
 
@@ -44,7 +44,7 @@ class Slow:
     """A pump whose time passes within turns; leases are renewed meanwhile, as their threads do."""
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, api: FakeOpenAI | None = None) -> None:
-        self.store = Store(Connection(fakeredis.FakeRedis(decode_responses=True)))
+        self.store = Store(Connection(new_redis()))
         self.leases = self.store.leases = Watched(self.store.connection, self.store.due)
         self.pump = Pump(folder, store=self.store, max_rows=2, api=api)
         for module in ("lease", "leases"):

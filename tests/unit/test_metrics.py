@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, cast
 from wsgiref.util import setup_testing_defaults
 
-import fakeredis
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
@@ -32,6 +31,7 @@ from batchpipe.store.counters import Counters
 from batchpipe.store.events import Events
 from batchpipe.telemetry.counters import METRICS, REASONS
 from batchpipe.testing import FakeOpenAI, Pump
+from tests.redis_server import new_redis
 
 MONITORING = Path(__file__).parents[2] / "examples" / "monitoring"
 Rows = Callable[..., list[dict[str, object]]]
@@ -182,7 +182,7 @@ def test_a_turn_does_not_fail_for_its_counts(tmp_path: Path, chat_rows: Rows) ->
                 raise StoreUnavailable("Redis: gone")
             super().add(counts)
 
-    store = Store(Connection(fakeredis.FakeRedis(decode_responses=True)))
+    store = Store(Connection(new_redis()))
     counters = store.counters = Forgetful(store.connection)
     pump = Pump(tmp_path, store=store)
     job_id = pump.submit(chat_rows(2))
@@ -284,7 +284,7 @@ def test_a_redis_that_hangs_is_asked_once() -> None:
 
         run = execute = call
 
-    assert numbers(exposed(Store(Hanging(fakeredis.FakeRedis(decode_responses=True))))) == {("batchpipe_up", ()): 0}
+    assert numbers(exposed(Store(Hanging(new_redis())))) == {("batchpipe_up", ()): 0}
 
 
 def test_some_of_the_metrics_can_be_asked_for(pump: Pump) -> None:
@@ -417,7 +417,7 @@ def test_a_log_is_followed_to_the_end_though_redis_blinks(tmp_path: Path, chat_r
                 self.pump.advance(5)
             return super().read(*args, **kwargs)
 
-    store = Store(Connection(fakeredis.FakeRedis(decode_responses=True)))
+    store = Store(Connection(new_redis()))
     store.events = blinking = Blinking(store.connection)
     pump = blinking.pump = Pump(tmp_path, store=store)
     job_id = pump.submit(chat_rows(2))

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
-import fakeredis
 import orjson
 import pytest
 
@@ -28,6 +27,7 @@ from batchpipe.pipeline.manifest import (
 from batchpipe.storage import Folder, place_name
 from batchpipe.store import Connection, Store
 from batchpipe.testing import FakeOpenAI, Pump, Vanished
+from tests.redis_server import new_redis
 
 Rows = Callable[..., list[dict[str, object]]]
 
@@ -97,7 +97,7 @@ def test_a_job_cancelled_before_it_has_shards_touches_no_results(
 
 def test_a_cancel_while_earlier_results_are_moved_leaves_them_together(chat_rows: Rows, tmp_path: Path) -> None:
     """Its worker dies in the middle; nobody prepares the job after that, but the move is ended."""
-    pump = Pump(tmp_path, max_rows=2, store=Store(DyingConnection(fakeredis.FakeRedis(decode_responses=True))))
+    pump = Pump(tmp_path, max_rows=2, store=Store(DyingConnection(new_redis())))
     place = str(tmp_path / "shared")
     first = pump.submit(chat_rows(3), output=place)
     pump.run_until_idle()

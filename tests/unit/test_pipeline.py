@@ -9,7 +9,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import fakeredis
 import orjson
 import pytest
 
@@ -31,6 +30,7 @@ from batchpipe.pipeline.runner import MAX_LOST, MAX_TRIES
 from batchpipe.storage import Folder
 from batchpipe.store import Connection, Store
 from batchpipe.testing import Delivery, FakeOpenAI, Pump, Vanished
+from tests.redis_server import new_redis
 
 Rows = Callable[..., list[dict[str, object]]]
 
@@ -89,7 +89,7 @@ def pump(tmp_path: Path) -> Pump:
 
 def mortal_pump(folder: Path, **settings: Any) -> tuple[Pump, Boundaries]:
     boundaries, api = Boundaries(), WatchedOpenAI()
-    connection = MortalConnection(fakeredis.FakeRedis(decode_responses=True))
+    connection = MortalConnection(new_redis())
     connection.boundaries = api.boundaries = boundaries
     return Pump(folder, api=api, store=Store(connection), max_rows=2, **settings), boundaries
 

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import fakeredis
 import orjson
 import pytest
 import redis
@@ -22,6 +21,7 @@ from batchpipe.recover import Report, Skipped, lost_jobs, recover
 from batchpipe.store import Connection, Store
 from batchpipe.store.redis_label import label_of
 from batchpipe.testing import FakeOpenAI, Pump
+from tests.redis_server import new_redis
 
 Rows = Callable[..., list[dict[str, object]]]
 
@@ -41,7 +41,7 @@ class Host:
             url = f"{self.url.rpartition('/')[0]}/{database}"
             client = redis.Redis.from_url(url, decode_responses=True)
         else:
-            client = fakeredis.FakeRedis(decode_responses=True)
+            client = new_redis()
         self._clients.append(client)
         given: dict[str, Any] = {"home": self.folder / "home", "redis_url": SecretStr(url), "prefix": prefix}
         return Pump(self.folder, api=self.api, store=Store(Connection(client, prefix=prefix)), max_rows=2, **given)

@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import fakeredis
 import orjson
 import pytest
 
@@ -19,6 +18,7 @@ from batchpipe.storage import Folder
 from batchpipe.store import Connection, Store
 from batchpipe.testing import FakeOpenAI, Pump, Vanished
 from batchpipe.testing.provider import Answer, FakeBatch, polite_answer
+from tests.redis_server import new_redis
 
 Rows = Callable[..., list[dict[str, object]]]
 
@@ -188,7 +188,7 @@ def test_a_cancel_while_a_round_is_planned_leads_to_the_end(tmp_path: Path, chat
                 self.act()
             return answer
 
-    connection, api = Cancelling(fakeredis.FakeRedis(decode_responses=True)), Script({"r0": [500]})
+    connection, api = Cancelling(new_redis()), Script({"r0": [500]})
     pump = pump_of(tmp_path, api, store=Store(connection))
     job_id = pump.submit(chat_rows(3))
     connection.act = lambda: pump.cancel(job_id)
@@ -285,7 +285,7 @@ def test_a_worker_may_die_at_any_script_of_a_further_round(tmp_path: Path, chat_
     """The job ends as if nothing had happened, and no row is paid for twice."""
     ends, left = 0, 1
     while not ends:
-        connection = Mortal(fakeredis.FakeRedis(decode_responses=True))
+        connection = Mortal(new_redis())
         api = Script({"r0": [500], "r2": ["batch_expired"]})
         pump = pump_of(tmp_path / str(left), api, store=Store(connection), max_rows=2)
         job_id = pump.submit(chat_rows(3))

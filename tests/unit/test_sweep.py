@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import fakeredis
 import pytest
 from pydantic import SecretStr
 
@@ -17,6 +16,7 @@ from batchpipe.model.records import Problem, Stage, State
 from batchpipe.pipeline.sweep import LIST_SECONDS, sweep
 from batchpipe.store import Connection, Store
 from batchpipe.testing import FakeOpenAI, Pump
+from tests.redis_server import new_redis
 
 Rows = Callable[..., list[dict[str, object]]]
 
@@ -284,7 +284,7 @@ def test_an_account_that_is_not_in_the_settings_is_warned_of_once_and_that_of_a_
 @pytest.mark.parametrize("index", [-1, 0])
 def test_several_sweeps_at_once_publish_once(tmp_path: Path, chat_rows: Rows, index: int) -> None:
     """The first one moves the due time; the next one leaves alone what is under way."""
-    pump = Pump(tmp_path, store=Store(Connection(fakeredis.FakeRedis(decode_responses=True))))
+    pump = Pump(tmp_path, store=Store(Connection(new_redis())))
     job_id = pump.submit(chat_rows(1))
     if index == 0:
         until(pump, lambda: bool(pump.shards(job_id)))
