@@ -100,6 +100,14 @@ class StorageTrouble(TransientError):
     passes = True
 
 
+#: Codes that decide what follows, under one name for all providers: the account is out of money; the provider's queue
+#: is full; it does not find the input file of a batch; nothing of the call left this host.
+NO_QUOTA, TOKEN_LIMIT, FILE_NOT_FOUND, NOT_SENT = (
+    "insufficient_quota",
+    "token_limit_exceeded",
+    "file_not_found",
+    "not_sent",
+)
 #: Code of a 404 that does not come from the provider: a proxy's page, or a server that does not know the route.
 NO_ROUTE = "http_404_page"
 #: Code of a StorageTrouble for a file that is not where it was.

@@ -34,8 +34,8 @@ from batchpipe.local_redis import acquire
 from batchpipe.model.records import JOB, JobRecord, Move, Problem, ShardRecord, Stage, State, new_job_id
 from batchpipe.model.views import SHOWN, json_of_job
 from batchpipe.pipeline.job_runner import JobRunner
+from batchpipe.pipeline.republish import WOKEN_AT_ONCE, resume_account, wake_first
 from batchpipe.pipeline.sweep import sweep
-from batchpipe.pipeline.waking import WOKEN_AT_ONCE, resume_account, wake_first
 from batchpipe.store import Lease, Store
 from batchpipe.store.scripts import source
 from batchpipe.testing import FakeOpenAI, Pump
@@ -64,8 +64,11 @@ def timed(took: Took, name: str, action: Callable[[], Any]) -> Any:
     return answer
 
 
-def claim(store: Store, job_id: str, index: int, epoch: int, stages: list[str], enter: str = "") -> Lease:
-    found = store.leases.claim(job_id, index, epoch, stages, deadline=9_999, enter=enter)
+def claim(store: Store, job_id: str, index: int, epoch: int, stages: list[str], enter: str = "") -> Any:
+    if index == JOB:
+        found: Any = store.leases.claim_job(job_id, epoch, stages, deadline=9_999, enter=enter)
+    else:
+        found = store.leases.claim_shard(job_id, index, epoch, stages, deadline=9_999)
     assert isinstance(found, Lease), found
     return found
 
@@ -112,7 +115,7 @@ class Bench:
         self.ahead += 7_200.0  # all is overdue
         timed(took, "sweep", lambda: sweep(self.turns, listing=False))
         timed(took, "cancel", lambda: self.cancel(job.id))
-        while store.due.take_wakes(200) is not None:
+        while store.due.take_to_republish(200) is not None:
             pass
         self.end(job.id, took, ttl=3_600)
         self.give_up(job.id, count)
@@ -135,7 +138,7 @@ class Bench:
         )
         turn = claim(store, job_id, 0, 1, [Stage.UPLOADED])
         assert turn.shard is not None
-        store.leases.intend(turn)
+        store.leases.record_intent(turn)
         store.shards.settle(turn.shard, "batch_0", token=turn.token, after=0.0, changes={"status": "validating"})
 
     def command(self, *words: str) -> None:
@@ -143,7 +146,7 @@ class Bench:
         assert answer.exit_code == 0, answer.output
 
     def cancel(self, job_id: str) -> None:
-        _, shards = self.store.jobs.cancel(job_id, waking=WOKEN_AT_ONCE)
+        _, shards = self.store.jobs.cancel(job_id, published=WOKEN_AT_ONCE)
         wake_first(self.turns, job_id, shards, "always")
 
     def end(self, job_id: str, took: Took, ttl: int = 2) -> None:

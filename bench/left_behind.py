@@ -24,11 +24,11 @@ from typing import Any, cast
 from batchpipe.client.client import Client
 from batchpipe.config.settings import Settings
 from batchpipe.local_redis import acquire
-from batchpipe.model.records import JOB, JobRecord, ShardRecord, State, new_job_id
+from batchpipe.model.records import JobRecord, ShardRecord, State, new_job_id
 from batchpipe.pipeline.manifest import PRUNED_BYTES, WORKSPACES, basics, note_workspace, prune_workspaces
 from batchpipe.pipeline.sweep import sweep
-from batchpipe.store import Lease, Store
-from batchpipe.tasks import chain as tasks
+from batchpipe.store import JobLease, Lease, Store
+from batchpipe.tasks import celery_tasks as tasks
 from batchpipe.tasks.runtime import runtime
 from batchpipe.testing import FakeOpenAI, Pump
 from batchpipe.worker.schedule_tasks import schedules
@@ -49,12 +49,12 @@ def queue(url: str, folder: Path, name: str, days: int, *, listened: bool) -> It
     store.connection.skew = lambda: ahead
     job = JobRecord(id=new_job_id(), epoch=1, task_ids=["p"], output="/o", owns=[f"/o/{name}"], queue=name)
     store.jobs.submit(job)
-    lease = store.leases.claim(job.id, JOB, 1, [State.PENDING.value], deadline=9_999, enter=State.PREPARING.value)
-    assert isinstance(lease, Lease), lease
+    lease = store.leases.claim_job(job.id, 1, [State.PENDING.value], deadline=9_999, enter=State.PREPARING.value)
+    assert isinstance(lease, JobLease), lease
     shards = (ShardRecord(job=job.id, index=n, epoch=1, rows=1, task_ids=["u", "c", "p", "d"]) for n in range(SHARDS))
     store.leases.plan(lease, {"round": 1}, shards, ["m"])
     for index in range(SHARDS):
-        turns.wake(job.id, index)
+        turns.republish(job.id, index)
     for step in range(1, int(days * 86_400 / STEP_SECONDS) + 1):
         if listened:
             store.queues.note_listening("stuck@host", [name])

@@ -103,7 +103,8 @@ def run_step(step: str, folder: Path) -> None:
     shard = ShardRecord(job=job.id, index=0, rows=rows, file="shards/00000-bench.jsonl")
     if step == "download":
         shard = shard.evolve(counts=Counts(completed=rows), output_file_id=str(folder / "output.jsonl"))
-        move = download(job, shard, workspace, DiskApi(), "bench", now=0.0, files_patience=60.0, check=nothing)
+        api: Any = DiskApi()
+        move = download(job, shard, workspace, api, "bench", now=0.0, files_patience=60.0, check=nothing)
         assert move.changes["ok"] == rows, move.changes
     if step == "merge":
         shard = shard.evolve(ok=rows, failed=0, missing=0, collected_file="collected/00000-1-bench.rows")

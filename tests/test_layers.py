@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from batchpipe.model.provider import Provider
+
 PACKAGE = Path(__file__).parents[1] / "batchpipe"
 
 #: From the bottom up. A module or package may import only from layers below its own; every one has a place here.
@@ -53,6 +55,14 @@ DOORS: dict[str, tuple[str, ...]] = {
     "flask": ("contrib.flask",),
     "werkzeug": ("contrib.flask",),
     "blinker": ("contrib.flask",),
+}
+
+#: The calls that change something at the provider (``model.provider``), and who makes them. ``create_batch`` is paid.
+CHANGES: dict[str, tuple[str, ...]] = {
+    "upload": ("pipeline.steps.upload",),
+    "create_batch": ("pipeline.steps.create",),
+    "cancel_batch": ("pipeline.steps.create", "pipeline.steps.poll", "pipeline.sweep", "recover.recovery"),
+    "delete_file": ("pipeline.steps.cleanup", "cli.files"),
 }
 
 #: Who reads the environment; the sandbox's command must not need the settings of the pipeline.
@@ -182,10 +192,60 @@ def test_steps_do_not_import_each_other() -> None:
 
 
 def test_steps_know_neither_the_store_nor_the_provider_nor_the_settings() -> None:
-    """What a step may touch is what its signature gives it: records, files, and a protocol for the rest."""
+    """What a step may touch is what its signature gives it: records, files, and a protocol for the rest. The same is
+    true for the modules of the pipeline that steps are made of.
+    """
     forbidden = {"store", "provider", "config"}
+    parts = _with_what_they_import(STEPS, "pipeline")
 
-    assert offenders(lambda step: {name for name in step.inner_imports() if _unit(name) in forbidden}, STEPS) == {}
+    assert offenders(lambda step: {name for name in step.inner_imports() if _unit(name) in forbidden}, parts) == {}
+
+
+def _with_what_they_import(modules: list[Module], unit: str) -> list[Module]:
+    """These modules and those of the unit that they import, directly or not."""
+    found = {module.name: module for module in modules}
+    left = list(modules)
+    while left:
+        names = left.pop().inner_imports() - found.keys()
+        new = [module for module in of(unit) if module.name in names]
+        found |= {module.name: module for module in new}
+        left += new
+    return list(found.values())
+
+
+def test_what_changes_something_at_the_provider_is_called_in_few_places() -> None:
+    """``ProviderReads`` is for everybody; each of the other calls has a place here before anything may make it."""
+
+    def calls(module: Module) -> set[str]:
+        found = {
+            node.func.attr
+            for node in ast.walk(module.tree)
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
+        }
+        return {name for name in found & CHANGES.keys() if not module.is_in(CHANGES[name])}
+
+    assert CHANGES.keys() == {name for name in vars(Provider) if not name.startswith("_")}
+    assert offenders(calls, [module for module in INSIDE if module.unit != ISLAND]) == {}
+
+
+def test_only_who_makes_clients_knows_the_provider_package() -> None:
+    """Everybody else is given a ``Provider``, so that tests may give another."""
+    others = [module for module in INSIDE if module.unit not in ("provider", "tasks", "worker", "cli")]
+
+    assert offenders(lambda module: {n for n in module.inner_imports() if _unit(n) == "provider"}, others) == {}
+
+
+def test_steps_take_the_provider_as_the_protocol_that_they_need() -> None:
+    """A step that only reads says so in its signature: types then forbid it the rest."""
+
+    def takes(module: Module) -> set[str]:
+        functions = [node for node in ast.walk(module.tree) if isinstance(node, ast.FunctionDef)]
+        parameters = [one for node in functions for one in (*node.args.args, *node.args.kwonlyargs)]
+        types = {ast.unparse(one.annotation) for one in parameters if one.arg == "api" and one.annotation}
+        changing = {place for places in CHANGES.values() for place in places}
+        return types - {"ProviderReads"} - ({"Provider"} if module.name in changing else set())
+
+    assert offenders(takes, _with_what_they_import(STEPS, "pipeline")) == {}
 
 
 def test_commands_sites_and_monitors_ask_the_client() -> None:
@@ -270,7 +330,8 @@ def _touches(call: ast.Call) -> bool:
 def test_the_tables_name_only_what_exists() -> None:
     """An exception that nobody needs any more is removed."""
     coming = {"contrib"}
-    named = {*HEIGHT, *FILES, *ENVIRONMENT, *(place for places in DOORS.values() for place in places)}
+    named = {*HEIGHT, *FILES, *ENVIRONMENT}
+    named |= {place for places in (*DOORS.values(), *CHANGES.values()) for place in places}
     packages = {name.rpartition(".")[0] for name in NAMES}
 
     assert named - NAMES - packages - coming == set()

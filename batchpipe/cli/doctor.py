@@ -130,7 +130,7 @@ def _redis(client: Client, private: bool) -> Iterator[Finding]:
         fix = "install redis-server (or valkey), or set BATCHPIPE_REDIS_URL"
         yield Finding("redis", "warn", "built-in stand-in: forgets all when it stops; for sandbox runs only", fix)
         return
-    yield Finding("redis", "ok", f"{kind}, version {version or 'not told'}")
+    yield Finding("redis", "ok", f"{kind}, version {version or 'unknown'}")
     if version and int(version.split(".")[0]) < 6:
         yield Finding("redis", "fail", f"version {version} is too old", "upgrade to Redis 6.2 or newer, or Valkey")
     try:
@@ -178,7 +178,7 @@ def _account(client: Client | None, name: str) -> Iterator[Finding]:
         api.ping()
         yield Finding("account", "ok", f"{name}: the provider answers and takes the key of this process")
         if client is not None and client.key_works(name):
-            yield Finding("account", "ok", f"{name}: its pause is lifted")
+            yield Finding("account", "ok", f"{name}: no longer paused")
         yield from _capabilities(name)
     except SettingsError as error:
         yield Finding("account", "fail", str(error), _NO_KEY if error.code == "no_api_key" else "correct this setting")
@@ -214,7 +214,7 @@ def _trouble(jobs: list[OpenJob]) -> Iterator[Finding]:
         more = f"; and {len(said) - MOST_SAID} more" if len(said) > MOST_SAID else ""
         detail = f"{_jobs(len(said))} in trouble: {'; '.join(said[:MOST_SAID])}{more}"
         job = next(found.job.id for found in jobs if found.problem)
-        yield Finding("jobs", "warn", detail, f"look closer: batchpipe status {job if len(said) == 1 else 'JOB'}")
+        yield Finding("jobs", "warn", detail, f"details: batchpipe status {job if len(said) == 1 else 'JOB'}")
 
 
 def _workers(client: Client, jobs: list[JobRecord]) -> Iterator[Finding]:

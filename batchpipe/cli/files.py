@@ -12,7 +12,7 @@ from batchpipe.errors import Gone, JobNotFound
 
 if TYPE_CHECKING:
     from batchpipe.client.client import Client
-    from batchpipe.provider import StoredFile
+    from batchpipe.model.provider import StoredFile
 
 #: Files that are looked at; the newest come first.
 MOST_FILES = 100_000

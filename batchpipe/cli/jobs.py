@@ -52,7 +52,8 @@ def submit_command(input: str, account: str | None, **options: Any) -> None:
     with _messages_told():
         job = client.submit(source, account=account or DEFAULT_ACCOUNT, **options)
     if job.record.output != absolute(options["output"]):
-        say(f"this key is known: its job reads {without_secrets(job.record.input)} and writes to {job.record.output}")
+        reads = without_secrets(job.record.input)
+        say(f"a job with this key exists: it reads {reads} and writes to {job.record.output}")
     _warn_of(client.missing_worker(job))
     out(job.id)
 

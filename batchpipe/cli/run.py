@@ -55,7 +55,7 @@ def run_command(
     from batchpipe.config.account import SANDBOX_ACCOUNT
 
     if sandbox and account not in (None, SANDBOX_ACCOUNT):
-        raise click.UsageError("--sandbox brings its own account: leave --account away")
+        raise click.UsageError("--sandbox brings its own account: leave out --account")
     options["account"] = SANDBOX_ACCOUNT if sandbox else account or DEFAULT_ACCOUNT
     source = input_of(input)
     if not sandbox:
@@ -64,7 +64,7 @@ def run_command(
         options["key"] = resume_key(input, options)
     client = open_client()
     if client.lift_pause(options["account"]):
-        say(f"the pause of account {options['account']!r} is lifted")
+        say(f"account {options['account']!r} is no longer paused")
     return _run(client, source, options, again=again, sandbox=sandbox, as_json=as_json)
 
 
@@ -208,7 +208,7 @@ def _say_end(job: Job) -> None:
     place = job.results_folder().url
     say(f"results: {place}")
     if record.failed or record.missing:
-        say(f"why not: {place.rstrip('/')}/errors.jsonl; the same rows again: batchpipe retry {job.id}")
+        say(f"what failed: {place.rstrip('/')}/errors.jsonl; retry these rows: batchpipe retry {job.id}")
 
 
 @click.command("wait")

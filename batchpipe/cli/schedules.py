@@ -84,5 +84,5 @@ def run_schedule(name: str, at: datetime | None) -> None:
     before = client.now()
     job = run_now(client, name, at)
     if (job.record.created_at or before) < before:
-        say(f"this run is known: its key is {job.record.key}")
+        say(f"this run was submitted before: its key is {job.record.key}")
     out(job.id)

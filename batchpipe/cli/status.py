@@ -116,4 +116,4 @@ def _print_shards(seen: _Seen) -> None:
         again = f"  round {shard.round}" if shard.round > 1 else ""
         out(f"{place}  {counts}{again}{trouble}")
     if hidden:
-        out(f"and {number(hidden)} shards more: --json has them all")
+        out(f"and {number(hidden)} more shards: --json has them all")

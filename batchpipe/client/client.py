@@ -22,17 +22,17 @@ from batchpipe.config.account import SANDBOX_ACCOUNT
 from batchpipe.config.environment import bare_environment
 from batchpipe.config.settings import Settings
 from batchpipe.config.site import current_site
-from batchpipe.errors import InvalidInput, JobNotFound, PermanentError, SettingsError, StoreUnavailable
+from batchpipe.errors import NO_QUOTA, InvalidInput, JobNotFound, PermanentError, SettingsError, StoreUnavailable
 from batchpipe.local_redis import acquire
 from batchpipe.masking import without_secrets
 from batchpipe.model.records import JOB, JobRecord, State, new_job_id
 from batchpipe.model.stats import Clock, Pause, Stats
 from batchpipe.pipeline.copied_inputs import forget_copy, remove_copy, remove_unrecorded
 from batchpipe.pipeline.manifest import basics, note_workspace, prune_workspaces
+from batchpipe.pipeline.messages import Message
+from batchpipe.pipeline.republish import WOKEN_AT_ONCE, Resumed, resume_account, wake_first, wake_job
 from batchpipe.pipeline.results import BatchResult, Outcome
-from batchpipe.pipeline.runner import NO_QUOTA, Message
 from batchpipe.pipeline.sweep import sweep
-from batchpipe.pipeline.waking import WOKEN_AT_ONCE, Resumed, resume_account, wake_first, wake_job
 from batchpipe.recover import Report, recover
 from batchpipe.store import Store
 from batchpipe.tasks import publishing
@@ -108,7 +108,7 @@ class Client:
 
     def _record(self, record: JobRecord, replace_job: str, *, alias: bool = False) -> Job:
         try:
-            job_id, created = self.store.jobs.submit(record, again=replace_job, alias=alias)
+            job_id, created = self.store.jobs.submit(record, replace_job=replace_job, alias=alias)
         except PermanentError:
             remove_copy(self.settings, record)
             raise
@@ -180,7 +180,7 @@ class Client:
         A job of many shards takes no longer: some are woken here, the others by the next sweeps.
         """
         job_id = self.get_job(job_id).id  # it may be an alias
-        asked, shards = self.store.jobs.cancel(job_id, waking=WOKEN_AT_ONCE)
+        asked, shards = self.store.jobs.cancel(job_id, published=WOKEN_AT_ONCE)
         if asked:
             turns = runtime(self.settings).jobs
             publishing.revoke(wake_first(turns, job_id, shards, "always"))
@@ -206,7 +206,7 @@ class Client:
         land(runtime(self.settings).jobs, job)
         return self.get_job(job.id)
 
-    def wake(self, job_id: str) -> None:
+    def republish(self, job_id: str) -> None:
         """Publish all open work of a job again, for a caller who knows that its worker is gone: some of it at once, the
         rest of a large job with the next sweeps. Raises JobNotFound.
         """
@@ -237,7 +237,7 @@ class Client:
         """The provider takes the account's key: end its pause, unless that is for a quota which is used up. Returns
         whether it was paused.
         """
-        pause = self.store.accounts.paused(account)
+        pause = self.store.accounts.pause_of(account)
         return pause is not None and pause.code != NO_QUOTA and self.resume(account).paused
 
     def recover(
@@ -282,7 +282,7 @@ class Client:
 
     def pause_of(self, account: str) -> Pause | None:
         """Why an account is paused, and for how many more seconds."""
-        return self.store.accounts.paused(account)
+        return self.store.accounts.pause_of(account)
 
     def stats(self) -> Stats:
         """A few numbers about all jobs, at the cost of a few reads."""

@@ -10,15 +10,15 @@ from batchpipe.errors import OutputInUse, PermanentError
 from batchpipe.model.records import JobRecord
 from batchpipe.model.refusals import LANDABLE
 from batchpipe.pipeline.manifest import results_place
+from batchpipe.pipeline.republish import WOKEN_AT_ONCE, wake_first
 from batchpipe.pipeline.runner import Runner
-from batchpipe.pipeline.waking import WOKEN_AT_ONCE, wake_first
 from batchpipe.storage import Folder
 from batchpipe.store import Store
 
 
 def decide(turns: Runner, job_id: str, decision: Literal["resend", "land"]) -> bool:
     """End a job's hold: send the rows again, or only collect what is there. Returns whether it was held."""
-    verdict, shards = turns.store.jobs.decide(job_id, decision, waking=WOKEN_AT_ONCE)
+    verdict, shards = turns.store.jobs.resolve_hold(job_id, decision, published=WOKEN_AT_ONCE)
     if verdict != "ok":
         return False
     turns.log(job_id, [("hold_ended", {"then": decision})])
@@ -42,7 +42,7 @@ def land(turns: Runner, job: JobRecord) -> None:
     if _reopen(turns.store, job):  # else another caller has just asked for it
         turns.log(job.id, [("landing", {"shards": turns.store.jobs.get(job.id).open})])
         for index in first:  # the sweeps find the others
-            turns.wake(job.id, index, when="overdue")
+            turns.republish(job.id, index, when="overdue")
 
 
 def _reopen(store: Store, job: JobRecord) -> bool:

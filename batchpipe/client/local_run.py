@@ -15,10 +15,9 @@ from batchpipe.client.client import Client, Job
 from batchpipe.client.submission import absolute
 from batchpipe.config.account import SANDBOX_ACCOUNT
 from batchpipe.config.loading import child_environment
-from batchpipe.errors import BatchpipeError, SettingsError
+from batchpipe.errors import NO_QUOTA, BatchpipeError, SettingsError
 from batchpipe.model.records import JobRecord, ShardRecord, Stage, State
 from batchpipe.model.stats import Pause
-from batchpipe.pipeline.runner import NO_QUOTA
 from batchpipe.storage import Folder, input_info
 from batchpipe.storage.local import hold_lock, open_log
 from batchpipe.tasks.publishing import forget_queue
@@ -124,7 +123,7 @@ class LocalRuns:
         with self._worker_of(job) as worker:
             if worker is not None:
                 self._client.lift_pause(job.record.account)  # its cause is corrected, or shows again at once
-                self._client.wake(job.id)
+                self._client.republish(job.id)
             yield worker
 
     def carry_out_cancel(self, job: Job) -> None:
@@ -132,7 +131,7 @@ class LocalRuns:
         with self._worker_of(job) as worker:
             if worker is None:
                 return  # the run itself is still there and does it
-            self._client.wake(job.id)
+            self._client.republish(job.id)
             self._client.sweep(listing=False)
             ends = time.monotonic() + CANCEL_SECONDS
             while time.monotonic() < ends and not _is_winding_down(job.refresh()):

@@ -46,7 +46,7 @@ class Meter:
         store.ping()
         stats, open_shards = store.counters.stats(), self._count_open_shards(store)
         accounts = sorted({"default", *self._accounts(), *store.accounts.creating(stats.now - RECENT_SECONDS)})
-        paused = {name: pause.seconds if (pause := store.accounts.paused(name)) else 0.0 for name in accounts}
+        paused = {name: pause.seconds if (pause := store.accounts.pause_of(name)) else 0.0 for name in accounts}
         return Measures(stats, open_shards, paused, store.counters.read())
 
     def _count_open_shards(self, store: Store) -> OpenShards:

@@ -10,6 +10,8 @@ from typing import Any
 
 import msgspec
 
+from batchpipe.errors import NO_QUOTA
+
 #: No row has more tokens; sums of larger numbers could not be recorded.
 _MOST_TOKENS = 10**10
 #: A response with one of these is not an answer. ``queued`` and ``in_progress`` may become one, and be paid.
@@ -20,7 +22,7 @@ _CHAT = frozenset({"chat.completion", "text_completion"})
 
 
 #: Values of the field ``code`` or ``type`` of an error if the account has no money.
-QUOTA_CODES = frozenset({"insufficient_quota", "billing_hard_limit_reached", "billing_not_active"})
+QUOTA_CODES = frozenset({NO_QUOTA, "billing_hard_limit_reached", "billing_not_active"})
 
 
 class Failure(msgspec.Struct, frozen=True):

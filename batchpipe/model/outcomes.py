@@ -10,8 +10,8 @@ from typing import Any
 
 import msgspec
 
+from batchpipe.model.answers import Answer, OutcomeState
 from batchpipe.model.bodies import QUOTA_CODES
-from batchpipe.model.rows import Answer, OutcomeState
 
 OK = b"+"
 FAILED, FAILED_FOR_NOW = b"F", b"f"

@@ -106,7 +106,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     token: str | None = None  #: the lease, while a worker holds it
     lease_until: float | None = None
     lease_end: float | None = None  #: the turn's deadline: no renewal beyond it, unless the turn makes progress
-    wake: bool = False  #: a caller wanted it to run while it was leased
+    republish: bool = False  #: a caller wanted it to run while it was leased: its holder publishes again
     tries: int = 0  #: claims of this stage that ended with an unexpected error
     lost: int = 0  #: claims of this stage with a holder that vanished
     overran: int = 0  #: how many of these had run into their deadline; each doubles the next one

@@ -10,18 +10,15 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from batchpipe.errors import Refused
-from batchpipe.model.records import LONGEST_PAUSE, JobRecord, Move, Problem, ShardRecord, Stage, window_seconds
+from batchpipe.errors import FILE_NOT_FOUND, Refused
+from batchpipe.model.records import JobRecord, Move, Problem, ShardRecord, Stage, window_seconds
+from batchpipe.model.retry import UNSEEN, RetryPolicy
 
 #: The longest that a job that is being cancelled waits for a batch or file that its key does not see.
 CANCELLED_PATIENCE_SECONDS = 3_600.0
-#: The first pause between two looks for something that is not seen.
-FIRST_UNSEEN_PAUSE = 5.0
-#: The first pauses: a file that was just uploaded may need seconds; a refused one is sent as a whole each time.
-FIRST_FILE_PAUSE, FIRST_UPLOAD_PAUSE = 2.0, 30.0
 
 #: Codes of trouble that a person can end: after that, `batchpipe resume ACCOUNT` looks again at once.
-FOR_A_PERSON = frozenset({"batch_unseen", "file_quota", "account_full", "file_not_ready", "file_not_found"})
+FOR_A_PERSON = frozenset({"batch_unseen", "file_quota", "account_full", "file_not_ready", FILE_NOT_FOUND})
 
 #: Codes with which a shard is abandoned though its batch may have results.
 LANDABLE = frozenset(
@@ -57,8 +54,6 @@ _UNFINISHED = frozenset({"pending", "uploaded", "uploading", "notrunning", "runn
 _BODY = frozenset({413, 414, 415})
 
 
-#: The code of a queue that is full.
-TOKEN_LIMIT = "token_limit_exceeded"
 #: How the messages of the two refusals begin that come without a code.
 _TOKEN_LIMIT_WORDS = re.compile(r"enqueued token limit reached\b", re.IGNORECASE)
 _NO_FILE_WORDS = re.compile(r"cannot find file\b", re.IGNORECASE)
@@ -113,9 +108,9 @@ def is_unfinished(status: str | None) -> bool:
 
 
 def wait_out(
-    shard: ShardRecord, stage: Stage, problem: Problem, *, now: float, longest: float, first: float, advice: str
+    shard: ShardRecord, stage: Stage, problem: Problem, *, now: float, longest: float, policy: RetryPolicy, advice: str
 ) -> Move:
-    """Retry later, with pauses that double, until ``longest`` seconds after the first refusal.
+    """Retry later, with the pauses of ``policy``, until ``longest`` seconds after the first refusal.
 
     After that, raises Refused with the same code and what to do.
     """
@@ -124,7 +119,7 @@ def wait_out(
     if left <= 0:
         message = f"{problem.message} (waited for {in_words(longest)}; {advice}; then: batchpipe retry {shard.job})"
         raise Refused(message, code=problem.code)
-    after = min(first * 2 ** min(shard.backoff, 10), LONGEST_PAUSE, left)
+    after = min(policy.pause(shard.backoff), left)
     said = Problem(code=problem.code, message=f"{problem.message} (tried again for {in_words(left)} more; {advice})")
     changes: dict[str, Any] = {"refused_at": since, "backoff": shard.backoff + 1, "trouble": said}
     events = [] if shard.refused_at is not None else [("refused_for_now", {"message": said.message})]
@@ -147,7 +142,7 @@ def unseen(
 ) -> Move:
     """The account's key does not see ``what``: reported the first time, looked for with pauses that double."""
     since = shard.unseen_at if shard.unseen_at is not None else now
-    after = min(FIRST_UNSEEN_PAUSE * 2 ** min(shard.unfound, 10), LONGEST_PAUSE)
+    after = UNSEEN.pause(shard.unfound)
     message = (
         f"the key of account {job.account!r} does not see {what} ({error.message}): was the key, the project or the "
         f"base_url changed? Correct it, then: batchpipe resume {job.account}; it is looked for until it is seen, "

@@ -9,8 +9,8 @@ from typing import Any
 import orjson
 
 from batchpipe.masking import without_secrets
+from batchpipe.model.answers import add_usage
 from batchpipe.model.records import MAX_TELLS, JobRecord, Problem, ShardRecord, Stage
-from batchpipe.model.rows import add_usage
 
 #: Where a job's files lie below its output.
 OUTPUT_FILE, ERROR_FILE, JOB_FILE = "output.jsonl", "errors.jsonl", "job.json"

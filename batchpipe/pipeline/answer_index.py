@@ -11,21 +11,12 @@ from typing import BinaryIO
 
 import msgspec
 
-from batchpipe.errors import BatchpipeError
+from batchpipe.errors import NO_QUOTA, BatchpipeError
+from batchpipe.model.answers import Answer, add_usage, is_object, read_answer, readable_id
 from batchpipe.model.bodies import Failure
 from batchpipe.model.outcomes import names_quota, was_not_run
 from batchpipe.model.records import Problem, ShardRecord, Status
-from batchpipe.model.rows import (
-    EMBEDDINGS,
-    MODERATIONS,
-    Answer,
-    add_usage,
-    custom_id,
-    embedding_inputs,
-    is_object,
-    read_answer,
-    readable_id,
-)
+from batchpipe.model.requests import EMBEDDINGS, MODERATIONS, custom_id, embedding_inputs
 from batchpipe.pipeline.fetching import Extent
 from batchpipe.storage import Checkpoint, Folder, Scratch
 from batchpipe.telemetry.prices import MAX_COST, Pricer, unknown
@@ -213,7 +204,7 @@ class Answers:
             self.answered += 1
             self.not_run += not_run
         if self.quota is None and names_quota(answer):
-            self.quota = Problem(code="insufficient_quota", message="rows were refused: the account's quota is used up")
+            self.quota = Problem(code=NO_QUOTA, message="rows were refused: the account's quota is used up")
         self._rows[key] = offset << 35 | len(line) << 3 | not_run << 2 | file << 1 | answer.ok
         add_usage(self.usage, answer.usage)
         if answer.incomplete is not None:

@@ -6,9 +6,10 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from hashlib import blake2b
 from types import TracebackType
-from typing import Any, Literal, Protocol, Self
+from typing import Literal, Self
 
 from batchpipe.errors import Gone, LeaseLost, StorageTrouble, Unavailable
+from batchpipe.model.provider import ProviderReads
 from batchpipe.storage import Folder, Partial, Scratch, forget, partial, prune
 
 #: Tries to fetch one file in a turn without progress. A turn that fails must look at the other file again.
@@ -24,19 +25,6 @@ MOST_BYTES = 64 << 30
 Extent = Literal["whole", "short", "unknown"]
 
 
-class FilesApi(Protocol):
-    """What fetching needs of the provider."""
-
-    def file_bytes(self, file_id: str) -> int | None:
-        """The length of a file, None where the provider does not tell; raises Gone, Unavailable."""
-
-    def download(self, file_id: str, sink: Any, check: Callable[[], None]) -> int:
-        """Stream a file into ``sink``, which is an ``provider.transfers.Resumable``; returns the number of bytes.
-
-        Raises Gone, Unavailable.
-        """
-
-
 class Fetcher:
     """Fetches the files of a shard, which exist as long as the block.
 
@@ -45,7 +33,7 @@ class Fetcher:
 
     def __init__(
         self,
-        api: FilesApi,
+        api: ProviderReads,
         workspace: Folder,
         name: str,
         check: Callable[[], None],

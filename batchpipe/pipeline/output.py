@@ -27,13 +27,17 @@ from batchpipe.pipeline.manifest import (
     remove_copied,
 )
 from batchpipe.storage import Folder, check_allowed, place_name, real_place
-from batchpipe.store import Lease, Store
+from batchpipe.store import JobLease, Store
 from batchpipe.store.jobs import output_in_use
 
 #: A job that was refused for one of these has no output to write to.
 _NO_OUTPUT = ("output_in_use", "output_unwritable", "output_foreign", "not_allowed")
 #: So many ends of a job are remembered, by the sizes of their files.
 _MOST_WRITTEN = 8
+
+
+#: How long results wait for an output that cannot be written to.
+OUTPUT_WAIT_SECONDS = 3_600.0
 
 
 class Outputs:
@@ -43,6 +47,10 @@ class Outputs:
         self._settings = settings
         self._store = store
 
+    def is_late(self, since: float | None) -> bool:
+        """Whether an output that cannot be written to has been waited for long enough."""
+        return since is not None and self._store.now() - since > OUTPUT_WAIT_SECONDS
+
     def folder(self, job: JobRecord, place: str) -> Folder:
         """The folder that results of the job may go to."""
         return Folder(place, private=place == own_place(job), roots=self._settings.roots())
@@ -50,7 +58,7 @@ class Outputs:
     def _folder(self, place: str) -> Folder:
         return Folder(place, roots=self._settings.roots())
 
-    def check(self, lease: Lease) -> str | None:
+    def check(self, lease: JobLease) -> str | None:
         """Make sure that the output may be used. Returns the closed job with results there, if there is one.
 
         Raises OutputInUse, InvalidInput (``not_allowed``; ``output_foreign``: files that batchpipe did not write),
@@ -71,7 +79,7 @@ class Outputs:
             check_no_results(output)
         return owner.id
 
-    def take(self, lease: Lease, rows: int) -> str | None:
+    def take(self, lease: JobLease, rows: int) -> str | None:
         """Move the results of a closed job out of the output, and write who owns it now. Raises as ``check``.
 
         Returns the id of the closed job.
@@ -86,7 +94,7 @@ class Outputs:
             file.write(pretty(job_view(lease.job.evolve(total=rows), [])))
         return owner
 
-    def put_aside(self, lease: Lease) -> None:
+    def put_aside(self, lease: JobLease) -> None:
         """Move the earlier job's results out of the output, or what is left of them there.
 
         They are at both places until its record names the new one, and only then removed from the output. So a reader
@@ -99,15 +107,15 @@ class Outputs:
                 return
             if not job.copied:
                 place = copy_aside(output, job.aside)
-                self._store.jobs.moved(job.aside, place, real_place(place))
+                self._store.jobs.set_results(job.aside, place, real_place(place))
                 self._store.leases.save(lease, {"copied": True})
             remove_copied(output, job.aside)
 
-    def place(self, lease: Lease) -> str:
+    def place(self, lease: JobLease) -> str:
         """Where a job's results go: its output, or the place that was decided before."""
         return lease.job.results or lease.job.output
 
-    def settle(self, lease: Lease, place: str, *sizes: int) -> None:
+    def settle(self, lease: JobLease, place: str, *sizes: int) -> None:
         """Before files are put in place: check that the output is still ours, record the place. Raises as ``check``.
 
         ``sizes``: bytes of ``output.jsonl`` and ``errors.jsonl``, the same in every turn.
@@ -119,7 +127,7 @@ class Outputs:
         self._store.leases.save(lease, where)
         lease.job = lease.job.evolve(**where)
 
-    def _check_still_ours(self, lease: Lease, sizes: Sequence[int]) -> None:
+    def _check_still_ours(self, lease: JobLease, sizes: Sequence[int]) -> None:
         job, output = lease.job, self._folder(lease.job.output)
         check_allowed(job.output, self._settings.roots(), "output")
         self._claim(lease)
@@ -135,7 +143,7 @@ class Outputs:
             with output.writer(JOB_FILE) as file:
                 file.write(pretty(job_view(job, [])))
 
-    def describe(self, lease: Lease, job: JobRecord, text: Callable[[], Iterable[bytes]]) -> None:
+    def describe(self, lease: JobLease, job: JobRecord, text: Callable[[], Iterable[bytes]]) -> None:
         """Write job.json of an ended job where its results lie, and in its output if the job owns that.
 
         ``text`` returns its parts, from the start with each call. Raises InvalidInput if it cannot be written,
@@ -149,7 +157,7 @@ class Outputs:
             with self._folder(job.output).writer(JOB_FILE) as file:
                 file.writelines(text())
 
-    def _may_describe(self, lease: Lease, job: JobRecord) -> bool:
+    def _may_describe(self, lease: JobLease, job: JobRecord) -> bool:
         try:
             output = self._folder(job.output)
             owner = read_owner(output)
@@ -166,9 +174,9 @@ class Outputs:
             return False
         return True
 
-    def _claim(self, lease: Lease) -> None:
+    def _claim(self, lease: JobLease) -> None:
         """The path as this host sees it now: where its links lead, and whether its file system is case-sensitive."""
-        self._store.leases.own(lease, [place_name(lease.job.output)])
+        self._store.leases.claim_output(lease, [place_name(lease.job.output)])
 
     def _has_files(self, job: JobRecord, owner: Owner) -> bool:
         """Whether result files in a job's output may be another job's. Raises OutputInUse if that one is not closed."""

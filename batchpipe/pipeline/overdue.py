@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from batchpipe.config.site import current_site
 from batchpipe.errors import RecordUnreadable
 from batchpipe.masking import without_secrets
+from batchpipe.model.retry import QUEUE_STUCK
 from batchpipe.pipeline.runner import Runner
 from batchpipe.store import Waiting, When, name_once
 
@@ -23,9 +24,6 @@ PASS_LENGTH = 1_000
 MOST_PASSES = 20
 #: Such records are looked at again after this many seconds at most: after a lease, if they are not too many.
 LOOK_AGAIN_SECONDS = 300.0
-#: If a worker listens on a queue and takes nothing for so long, ours may be lost and only other messages be there.
-#: Doubles with each message that was sent for this reason, up to a day: each leaves a void one behind.
-STUCK_SECONDS, LONGEST_STUCK_SECONDS = 3_600.0, 86_400.0
 #: A message taken so shortly after one was published proves nothing: clocks are read one after the other.
 MOMENT_SECONDS = 1.0
 #: How often a process logs that no worker serves a queue, in seconds.
@@ -44,8 +42,8 @@ class _Queue:
         """Whether a message is certainly still there, unless the broker has lost just this one."""
         if self.is_empty or self.taken > waiting.published + MOMENT_SECONDS:
             return False
-        stuck = min(STUCK_SECONDS * 2 ** min(waiting.times, 10), LONGEST_STUCK_SECONDS)
-        return not self.listened or now - waiting.published < stuck
+        # if a worker listens and takes nothing for so long, ours may be lost and only other messages be there
+        return not self.listened or now - waiting.published < QUEUE_STUCK.pause(waiting.times)
 
 
 def publish_overdue(turns: Runner, limit: int = PASS_LENGTH) -> int:
@@ -60,7 +58,7 @@ def publish_overdue(turns: Runner, limit: int = PASS_LENGTH) -> int:
                 logger.info("overdue, published again", extra={"event": "swept", "job": job_id, "shard": index})
         if waiting:
             turns.counters.add("left_waiting", len(waiting))
-            turns.store.due.look_later(list(waiting), min(LOOK_AGAIN_SECONDS, number * turns.settings.lease_seconds))
+            turns.store.due.postpone(list(waiting), min(LOOK_AGAIN_SECONDS, number * turns.settings.lease_seconds))
         if len(waiting) < limit:
             break
     queues.tell()
@@ -70,7 +68,7 @@ def publish_overdue(turns: Runner, limit: int = PASS_LENGTH) -> int:
 def wake_or_set_aside(turns: Runner, job_id: str, index: int, when: When) -> bool:
     """Returns whether it was published again. A record that cannot be read is logged and skipped."""
     try:
-        return turns.wake(job_id, index, when=when) is not None
+        return turns.republish(job_id, index, when=when) is not None
     except RecordUnreadable as error:
         name_once(error)
         turns.store.due.set_aside(job_id, index)

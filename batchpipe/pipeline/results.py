@@ -20,8 +20,8 @@ import msgspec
 import orjson
 
 from batchpipe.errors import BatchpipeError, StorageTrouble
+from batchpipe.model.answers import OutcomeState, strict_json
 from batchpipe.model.outcomes import FOR_NOW
-from batchpipe.model.rows import OutcomeState, strict_json
 from batchpipe.pipeline.shard_files import MAX_UNFINISHED
 from batchpipe.storage import Folder, read_lines
 

@@ -1,18 +1,13 @@
-"""What shard turns and job turns share: the messages and their outcomes, and what may be done with a record.
-
-Nothing here depends on Celery: runners are given ``publish``, and handle each message with one of three outcomes:
-Continue (with the chain), Retry (by countdown) or Done (drop the rest of the chain).
-"""
+"""What shard turns and job turns share: how a turn is counted, how work is published, and what trouble means."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass, field
 from typing import Any
 
-from batchpipe.config.limits import REMEDIES, out_of_time
+from batchpipe.config.limits import out_of_time
 from batchpipe.config.settings import Settings
 from batchpipe.config.site import current_site
 from batchpipe.errors import (
@@ -27,9 +22,11 @@ from batchpipe.errors import (
 )
 from batchpipe.masking import without_secrets
 from batchpipe.model.lateness import utc
-from batchpipe.model.records import JOB, LONGEST_PAUSE, JobRecord, Problem, Stage, State
-from batchpipe.provider import Api
-from batchpipe.store import Lease, Refused, Store, When, new_task_ids
+from batchpipe.model.provider import Provider
+from batchpipe.model.records import JOB, LONGEST_PAUSE, JobRecord, Problem, State
+from batchpipe.model.steps import SHARD_STEPS, Step
+from batchpipe.pipeline.messages import Message, Next, Publish, Retry, WaitingIn, denied
+from batchpipe.store import ClaimDenied, Lease, Store, When, new_task_ids
 from batchpipe.telemetry.counters import Counters
 from batchpipe.telemetry.logs import log_event
 
@@ -47,92 +44,12 @@ CANCELLING = "cancelling"
 GONE_CANCELLED_SECONDS = 120.0
 #: A file that was not reported missing for so long was there in between.
 GONE_SEEN_SECONDS = 1_800.0
-#: Code of the pause of an account that is out of money.
-NO_QUOTA = "insufficient_quota"
-#: The first pause after trouble; it doubles each time.
-FIRST_PAUSE = 1.0
-#: The longest pause for trouble that passes: a provider that is down for a minute must not cost ten.
-LONGEST_BACKOFF = 60.0
 
-
-@dataclass(frozen=True)
-class Message:
-    """One chain to publish: from the stage on, for this epoch, with these Celery task ids."""
-
-    job: str
-    index: int
-    epoch: int
-    stage: str
-    task_ids: list[str]
-    queue: str
-    countdown: float = 0.0  #: seconds until the first link runs
-    large: bool = False  #: its transfers need slots and come after short work; False if published again
-
-
-@dataclass(frozen=True)
-class Continue:
-    """Go on with the next link of the chain."""
-
-    why: str = field(default="", compare=False)  #: for people who watch the tasks
-
-
-@dataclass(frozen=True)
-class Retry:
-    """Run the same task again after so many seconds."""
-
-    after: float
-    why: str = field(default="", compare=False)  #: for people who watch the tasks
-    reason: str = field(default="failure", compare=False)  #: for the counters
-
-
-@dataclass(frozen=True)
-class Done:
-    """End here and drop the rest of the chain."""
-
-    why: str = field(default="", compare=False)  #: for people who watch the tasks
-
-
-#: What people read of a message that was not granted its turn.
-_REFUSED = {
-    "lease": "another worker has it",
-    "early": "too early: another message will do it",
-    "stage": "nothing to do: it is at another step",
-    "epoch": "void: a newer message replaces it",
-    "gone": "the job is gone",
-}
 
 _MISSED = (
     "job %s is unknown to this Redis: if Redis lost it, `batchpipe recover --dry-run`; if another installation shares "
     "this broker, give each a queue of its own (BATCHPIPE_QUEUE)"
 )
-
-
-def refused(claim: Refused) -> Retry | Done:
-    """The outcome of a message if its claim was not granted."""
-    why = _REFUSED.get(claim.why, claim.why)
-    return Retry(claim.after + 0.1, why, "lease") if claim.why == "lease" else Done(why)
-
-
-Next = Continue | Retry | Done
-Publish = Callable[[Message], None]
-#: How many messages wait in a queue of the broker; None if the broker cannot tell.
-WaitingIn = Callable[[str], int | None]
-
-#: The links of a shard's chain, each with the stage that it expects; ``limits`` has their deadlines.
-LINKS: dict[str, Stage] = {
-    "upload": Stage.PLANNED,
-    "create": Stage.UPLOADED,
-    "poll": Stage.CREATED,
-    "download": Stage.ENDED,
-}
-
-
-def links_from(message: Message) -> Sequence[str]:
-    """The names of the tasks that lead from a stage to the end of its chain."""
-    if message.index == JOB:
-        return ["prepare"] if message.stage in (State.PENDING, State.PREPARING) else ["merge"]
-    names = list(LINKS)
-    return names[[stage.value for stage in LINKS.values()].index(Stage(message.stage).value) :]
 
 
 class Runner:
@@ -142,7 +59,7 @@ class Runner:
         self,
         settings: Settings,
         store: Store,
-        apis: Callable[[str], Api],
+        apis: Callable[[str], Provider],
         publish: Publish,
         *,
         counters: Counters | None = None,
@@ -174,34 +91,34 @@ class Runner:
             )
 
     @staticmethod
-    def gone(job_id: str) -> Done:
+    def gone(job_id: str) -> Next:
         """The outcome of a message for a job that this Redis does not know. Logged once, as nothing else reports it."""
         if current_site().is_news("job_unknown", job_id):
             logger.warning(_MISSED, job_id, extra={"event": "job_unknown", "job": job_id})
-        return Done(_REFUSED["gone"])
+        return denied(ClaimDenied("gone"))
 
-    def wake(self, job_id: str, index: int, *, when: When = "always", after: float = 0.0) -> list[str] | None:
+    def republish(self, job_id: str, index: int, *, when: When = "always", after: float = 0.0) -> list[str] | None:
         """Publish a record's work again under a new epoch, to run after ``after`` seconds. Returns the void task ids,
         or None if it may not be published.
         """
-        ids = new_task_ids(1 if index == JOB else len(LINKS))
+        ids = new_task_ids(1 if index == JOB else len(SHARD_STEPS))
         raised = self.store.due.bump_epoch(job_id, index, ids, when=when, after=after)
         if raised is None:
             return None
         self.publish(Message(job_id, index, raised.epoch, raised.stage, ids, raised.queue, after))
         return raised.old_ids
 
-    def note_overrun(self, lease: Lease, link: str) -> None:
+    def note_overrun(self, lease: Lease, step: Step) -> None:
         """Log that the turn before this one ran into its deadline, if it did. Raises LeaseLost, StoreUnavailable."""
         if not lease.overran:
             return
         message = (
-            f"{link} made no progress and was ended; it starts over and may now go {lease.deadline:.0f} s without any: "
-            f"it may need {REMEDIES[link]}"
+            f"{step.name} made no progress and was ended; it starts over and may now go {lease.deadline:.0f} s without "
+            f"any: it may need {step.remedy}"
         )
         self.store.leases.save(lease, {"trouble": Problem(code="deadline", message=message)})
-        ids = {} if lease.shard is None else {"shard": lease.index}
-        fields = {"link": link, "seconds": lease.deadline, "message": message}
+        ids = {} if lease.index == JOB else {"shard": lease.index}
+        fields = {"link": step.name, "seconds": lease.deadline, "message": message}
         self.log(lease.job.id, [("deadline", fields)], level=logging.WARNING, **ids)
 
     def publish_merge(self, lease: Lease, epoch: int, ids: list[str]) -> None:
@@ -228,26 +145,26 @@ class Runner:
         left = job.hold_at + self.settings.hold_seconds - self.store.now()
         if left > 0:
             raise OnHold(job.hold.message, code=job.hold.code, after=min(left, LONGEST_PAUSE))
-        if self.store.jobs.decide(job.id, "land")[0] == "ok":
+        if self.store.jobs.resolve_hold(job.id, "land")[0] == "ok":
             self.log(job.id, [("hold_ended", {"message": job.hold.message})], level=logging.WARNING)
         return job.evolve(hold=None, hold_at=None, send_no_more=True)
 
     # -- counting --------------------------------------------------------------------------------------------------
 
-    def counted(self, link: str, place: tuple[str, int], turn: Callable[[], Next]) -> Next:
-        """Take a turn and count how it ended; ``place``: job and index. Raises StoreUnavailable, and nothing else."""
+    def counted(self, step: Step, job_id: str, index: int, turn: Callable[[], Next]) -> Next:
+        """Take a turn and count how it ended. Raises StoreUnavailable, and nothing else."""
         try:
             following = turn()
         except StoreUnavailable:
-            self.counters.turn(link, "error")  # reported with a later turn
+            self.counters.turn(step.name, "error")  # reported with a later turn
             raise
         except out_of_time():
             raise
         except Exception as error:  # raised around a turn: it could not be claimed, or not ended
-            following = self._outside(error, *place)
+            following = self._outside(error, job_id, index)
         if isinstance(following, Retry):
             self.counters.wait(following.reason, following.after)
-        self.counters.turn(link, type(following).__name__.lower())
+        self.counters.turn(step.name, type(following).__name__.lower())
         self.flush()
         return following
 
@@ -265,7 +182,7 @@ class Runner:
         Raises StorageTrouble (``workspace_gone``), which says from when until when, while it may come back, as a mount
         does.
         """
-        record, now = lease.shard or lease.job, self.store.now()
+        record, now = lease.record, self.store.now()
         again = record.gone_at is not None and now - (record.gone_seen or 0.0) < GONE_SEEN_SECONDS
         since = record.gone_at if again and record.gone_at is not None else now
         self.store.leases.save(lease, {"gone_at": since, "gone_seen": now})
@@ -306,11 +223,11 @@ def check_cancel(lease: Lease) -> None:
         raise TransientError("the job is being cancelled", code=CANCELLING)
 
 
-def foreseen(error: Exception, link: str) -> Exception:
+def foreseen(error: Exception, step: Step) -> Exception:
     """The same error; but a worker's time limit is trouble of that worker, not a failure of the work."""
     if not isinstance(error, out_of_time()):
         return error
-    message = f"{link} met the time limit of its worker (task_soft_time_limit); it may need {REMEDIES[link]}"
+    message = f"{step.name} met the time limit of its worker (task_soft_time_limit); it may need {step.remedy}"
     return TransientError(message, code="time_limit")
 
 

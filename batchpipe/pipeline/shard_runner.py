@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,92 +12,78 @@ import msgspec
 from batchpipe.config.limits import turn_deadline
 from batchpipe.errors import (
     FILE_MISSING,
+    NO_QUOTA,
     WORKSPACE_GONE,
     LeaseLost,
-    OnHold,
     Paused,
     PermanentError,
+    Refused,
     SettingsError,
     StorageTrouble,
     StoreUnavailable,
     TransientError,
 )
-from batchpipe.errors import Refused as ProviderRefused
 from batchpipe.model.lateness import attended, waits_of
-from batchpipe.model.records import LONGEST_PAUSE, JobRecord, Move, Problem, ShardRecord, Stage
+from batchpipe.model.provider import Provider
+from batchpipe.model.records import LONGEST_PAUSE, Move, Problem, ShardRecord, Stage
+from batchpipe.model.retry import SHARD_TROUBLE, UNFORESEEN
+from batchpipe.model.steps import SHARD_STEPS, Step, follows
+from batchpipe.pipeline.create_context import CreateContext
 from batchpipe.pipeline.manifest import workspace_of
-from batchpipe.pipeline.runner import (
-    CANCELLING,
-    FIRST_PAUSE,
-    LINKS,
-    LONGEST_BACKOFF,
-    MAX_LOST,
-    MAX_TRIES,
-    NO_QUOTA,
-    Continue,
-    Done,
-    Next,
-    Retry,
-    Runner,
-    check_cancel,
-    foreseen,
-    numbers,
-    refused,
-    words,
-)
+from batchpipe.pipeline.messages import Continue, Done, Next, Retry, denied
+from batchpipe.pipeline.runner import CANCELLING, MAX_LOST, MAX_TRIES, Runner, check_cancel, foreseen, numbers, words
 from batchpipe.pipeline.steps.create import GiveUp, Over, create
 from batchpipe.pipeline.steps.download import abandon, download
 from batchpipe.pipeline.steps.poll import Pace, poll
 from batchpipe.pipeline.steps.salvage import lost, salvage
 from batchpipe.pipeline.steps.upload import upload
-from batchpipe.provider import Api, Snapshot
 from batchpipe.storage import Folder
-from batchpipe.store import Lease, Refused, new_task_ids
+from batchpipe.store import ClaimDenied, ShardLease, new_task_ids
 from batchpipe.telemetry.counters import reason_of
 from batchpipe.telemetry.logs import about
 from batchpipe.telemetry.prices import Pricer, free, openai_prices, unknown
 
 logger = logging.getLogger(__name__)
 
-#: Why a shard in this stage is retried by countdown though nothing is wrong.
-_WAITS = {Stage.CREATED.value: "poll", Stage.UPLOADED.value: "create", Stage.ENDED.value: "files"}
+#: What a step answers: where its shard goes; or why its rows are given up; or that its turn is over.
+Result = Move | Problem | GiveUp | Over
 
 
 class ShardRunner(Runner):
     """Turns of shards: the four links of the chain."""
 
-    def run(self, link: str, job_id: str, index: int, epoch: int) -> Next:
+    def run(self, name: str, job_id: str, index: int, epoch: int) -> Next:
         """Handle one message. Raises only StoreUnavailable (Redis is away: try again later)."""
+        step = SHARD_STEPS[name]
         with about(job=job_id, shard=index):
-            return self.counted(link, (job_id, index), lambda: self._run(link, job_id, index, epoch))
+            return self.counted(step, job_id, index, lambda: self._run(step, job_id, index, epoch))
 
-    def _run(self, link: str, job_id: str, index: int, epoch: int) -> Next:
+    def _run(self, step: Step, job_id: str, index: int, epoch: int) -> Next:
         account = self.store.jobs.account_of(job_id)
         if account is None:
             return self.gone(job_id)
         api = self._api_or_trouble(account)  # built before the claim: its 20 ms are not the lease's
-        claim = self.store.leases.claim(
-            job_id, index, epoch, [LINKS[link]], deadline=turn_deadline(self.settings, link)
-        )
-        if isinstance(claim, Refused):
-            return refused(claim)
-        with claim, about(account=account, batch=claim.shard.batch_id if claim.shard else None):
+        deadline = turn_deadline(self.settings, step)
+        lease = self.store.leases.claim_shard(job_id, index, epoch, step.stages, deadline=deadline)
+        if isinstance(lease, ClaimDenied):
+            return denied(lease)
+        with lease, about(account=account, batch=lease.shard.batch_id):
             try:
-                self.note_overrun(claim, link)
-                ending = self._step(link, claim, api)
+                self.note_overrun(lease, step)
+                ending = self._step(step, lease, api)
             except LeaseLost:
                 return Done()
             except StoreUnavailable:
                 raise
             except Exception as error:
                 try:
-                    ending = self._trouble(link, claim, error)
+                    ending = self._trouble(step, lease, error)
                 except LeaseLost:
                     return Done()
-            claim.stop()
-            return self._end(claim, ending)
+            lease.stop()
+            return self._end(step, lease, ending)
 
-    def _api_or_trouble(self, account: str) -> Api | Exception:
+    def _api_or_trouble(self, account: str) -> Provider | Exception:
         """An error here is the shard's: it is raised once the shard is claimed."""
         try:
             return self.apis(account)
@@ -107,78 +92,58 @@ class ShardRunner(Runner):
         except Exception as error:
             return error
 
-    def _step(self, link: str, lease: Lease, api: Api | Exception) -> Move | Over | _Failed:
-        assert lease.shard is not None
+    def _step(self, step: Step, lease: ShardLease, api: Provider | Exception) -> Move | Over | _Failed:
         job, shard = lease.job, attended(lease.shard, self.store.now())
         lease.shard = shard
-        workspace = workspace_of(job, self.settings)
-        if job.cancel and link in ("upload", "create") and not _is_committed(shard):
-            return self._abandon(lease, workspace, Problem(code="cancelled", message="the job was cancelled"))
+        if job.cancel and step.sends and not _is_committed(shard):
+            return self._abandon(lease, Problem(code="cancelled", message="the job was cancelled"))
         if shard.lost >= MAX_LOST and not _is_committed(shard):
-            message = f"its worker vanished {shard.lost} times during {link}"
-            return self._abandon(lease, workspace, Problem(code="worker_lost", message=message))
+            message = f"its worker vanished {shard.lost} times during {step.name}"
+            return self._abandon(lease, Problem(code="worker_lost", message=message))
         if isinstance(api, Exception):
             raise api
-        pause = self.store.accounts.paused(job.account)
+        pause = self.store.accounts.pause_of(job.account)
         # reading, cancelling and fetching need no quota, and a batch that runs on is billed
-        if pause is not None and (pause.code != NO_QUOTA or link in ("upload", "create")):
+        if pause is not None and (pause.code != NO_QUOTA or step.sends):
             raise Paused(pause.message, code=pause.code, after=pause.seconds)
-        result: Move | Problem | GiveUp | Over
-        if link == "create" and not _is_committed(shard):
-            workspace.size(shard.file)  # its answers could not be matched to rows: not worth paying for
-        if link == "upload":
-            self.store.leases.save(lease, {"uploads": shard.uploads + 1})  # first, else no record may know the file
-            result = self._upload(lease, workspace, api)
-        elif link == "create":
-            if not shard.calls:  # else look first for what an unanswered call made
-                job = self.held(job)
-            result = create(job, shard, api, CreateContext(self, lease, api))
-        elif link == "poll":
-            result = self._poll(job, shard, api)
-        else:
-            kept = Folder(str(self.settings.home / "downloads"), private=True)
-            result = download(
-                job,
-                shard,
-                workspace,
-                api,
-                lease.token,
-                now=self.store.now(),
-                files_patience=self.settings.files_patience_seconds,
-                unseen_seconds=self.settings.unseen_seconds,
-                prices=self._prices(job.account),
-                check=lease.check,
-                elsewhere=kept,
-            )
+        functions = {"upload": self._upload, "create": self._create, "poll": self._poll, "download": self._download}
+        result = functions[step.name](lease, api)
         if isinstance(result, Problem) and shard.landing:  # nothing new: what was collected before stays
             return Move(stage=Stage.COLLECTED, changes={"landing": False, "error": result})
         if isinstance(result, GiveUp | Problem):
             problem = result.problem if isinstance(result, GiveUp) else result
-            return self._abandon(lease, workspace, problem, refused=isinstance(result, GiveUp) and result.refused)
+            return self._abandon(lease, problem, refused=isinstance(result, GiveUp) and result.refused)
         return result
 
-    def _prices(self, account: str) -> Pricer:
-        if self.settings.is_sandbox(account):
-            return free
-        return openai_prices() if self.settings.is_openai(account) else unknown
+    # -- what each step is given -----------------------------------------------------------------------------------
 
-    def _upload(self, lease: Lease, workspace: Folder, api: Api) -> Move:
-        assert lease.shard is not None
+    def _upload(self, lease: ShardLease, api: Provider) -> Result:
+        # first, else no record may know the file
+        self.store.leases.save(lease, {"uploads": lease.shard.uploads + 1})
         return upload(
             lease.shard,
-            workspace,
+            workspace_of(lease.job, self.settings),
             api,
             now=self.store.now(),
             longest=self.settings.refusal_wait_seconds,
             check=lambda: check_cancel(lease),
         )
 
-    def _poll(self, job: JobRecord, shard: ShardRecord, api: Api) -> Move | Problem:
+    def _create(self, lease: ShardLease, api: Provider) -> Result:
+        job, shard = lease.job, lease.shard
+        if not _is_committed(shard):  # its answers could not be matched to rows: not worth paying for
+            workspace_of(job, self.settings).size(shard.file)
+        if not shard.calls:  # else look first for what an unanswered call made
+            job = self.held(job)
+        return create(job, shard, api, CreateContext(self, lease))
+
+    def _poll(self, lease: ShardLease, api: Provider) -> Result:
+        job = lease.job
         account, clock = self.settings.account(job.account), self.store.connection.clock()
         rate, patience = account.looks_per_second, account.patience_seconds
         return poll(
             job,
-            shard,
+            lease.shard,
             api,
             now=clock.now,
             pace=Pace(self.settings.poll_min_seconds, self.settings.poll_max_seconds),
@@ -190,25 +155,43 @@ class ShardRunner(Runner):
             unseen_seconds=self.settings.unseen_seconds,
         )
 
-    def _abandon(self, lease: Lease, workspace: Folder, problem: Problem, *, refused: bool = False) -> Move:
+    def _download(self, lease: ShardLease, api: Provider) -> Result:
+        return download(
+            lease.job,
+            lease.shard,
+            workspace_of(lease.job, self.settings),
+            api,
+            lease.token,
+            now=self.store.now(),
+            files_patience=self.settings.files_patience_seconds,
+            unseen_seconds=self.settings.unseen_seconds,
+            prices=self._prices(lease.job.account),
+            check=lease.check,
+            elsewhere=Folder(str(self.settings.home / "downloads"), private=True),
+        )
+
+    def _prices(self, account: str) -> Pricer:
+        if self.settings.is_sandbox(account):
+            return free
+        return openai_prices() if self.settings.is_openai(account) else unknown
+
+    def _abandon(self, lease: ShardLease, problem: Problem, *, refused: bool = False) -> Move:
         """Account for the rows of a shard that has no files: failed if the provider refused it, else missing."""
-        job, shard = lease.job, lease.shard
-        assert shard is not None
-        return abandon(job, shard, workspace, lease.token, problem, refused=refused, check=lease.check)
+        workspace = workspace_of(lease.job, self.settings)
+        return abandon(lease.job, lease.shard, workspace, lease.token, problem, refused=refused, check=lease.check)
 
     # -- trouble ---------------------------------------------------------------------------------------------------
 
-    def _trouble(self, link: str, lease: Lease, error: Exception) -> Move | _Failed:
+    def _trouble(self, step: Step, lease: ShardLease, error: Exception) -> Move | _Failed:
         """What an error of a step means for the shard."""
-        assert lease.shard is not None
-        error = foreseen(error, link)
+        error = foreseen(error, step)
         if isinstance(error, StorageTrouble) and error.code == FILE_MISSING:
             try:
                 return self._without_files(lease, error)
             except (LeaseLost, StoreUnavailable):
                 raise
             except Exception as other:
-                error = foreseen(other, link)
+                error = foreseen(other, step)
         problem = Problem(code=getattr(error, "code", "internal_error"), message=words(error))
         after = getattr(error, "after", None)
         if isinstance(error, Paused):
@@ -216,18 +199,17 @@ class ShardRunner(Runner):
         if isinstance(error, TransientError | SettingsError | OSError):
             return self._defer(lease, problem, after, reason_of(error))
         if isinstance(error, PermanentError) and not _is_committed(lease.shard):
-            return self._give_up(lease, problem, refused=isinstance(error, ProviderRefused))
-        logger.error("%s failed", link, exc_info=error, extra={"event": "turn_failed"})
-        return self._unforeseen(lease, problem)
+            return self._give_up(step, lease, problem, refused=isinstance(error, Refused))
+        logger.error("%s failed", step.name, exc_info=error, extra={"event": "turn_failed"})
+        return self._unforeseen(step, lease, problem)
 
-    def _without_files(self, lease: Lease, error: StorageTrouble) -> Move:
+    def _without_files(self, lease: ShardLease, error: StorageTrouble) -> Move:
         """The shard's file is gone from the workspace. Raises StorageTrouble while we wait for it.
 
         After that the provider's answers are kept; the other rows are missing, and only counted.
         """
         self.wait_for_workspace(lease, error)
         job, shard = lease.job, lease.shard
-        assert shard is not None
         problem = Problem(code=WORKSPACE_GONE, message=f"{error}: the workspace of the job is gone, or a file of it")
         self.log(job.id, [(WORKSPACE_GONE, {"message": str(error)})], level=logging.ERROR, shard=shard.index)
         if shard.stage != Stage.ENDED or not (shard.output_file_id or shard.error_file_id):
@@ -240,38 +222,34 @@ class ShardRunner(Runner):
                 raise
             return lost(shard, problem)  # its whole storage is gone
 
-    def _unforeseen(self, lease: Lease, problem: Problem) -> Move | _Failed:
-        assert lease.shard is not None
+    def _unforeseen(self, step: Step, lease: ShardLease, problem: Problem) -> Move | _Failed:
         spent = lease.shard.tries >= MAX_TRIES
         if spent and not _is_committed(lease.shard):
-            return self._give_up(lease, problem)
-        pause = min(FIRST_PAUSE * 2 ** min(lease.shard.tries, 10), LONGEST_PAUSE)
-        return _Failed(problem, LONGEST_PAUSE if spent else pause, counted=True)
+            return self._give_up(step, lease, problem)
+        return _Failed(problem, LONGEST_PAUSE if spent else UNFORESEEN.pause(lease.shard.tries), counted=True)
 
-    def _give_up(self, lease: Lease, problem: Problem, *, refused: bool = False) -> Move | _Failed:
-        workspace = workspace_of(lease.job, self.settings)
+    def _give_up(self, step: Step, lease: ShardLease, problem: Problem, *, refused: bool = False) -> Move | _Failed:
         try:
-            return self._abandon(lease, workspace, problem, refused=refused)
+            return self._abandon(lease, problem, refused=refused)
         except StorageTrouble as error:
             if error.code == FILE_MISSING:
-                return self._trouble("download", lease, error)
+                return self._trouble(step, lease, error)
             return self._defer(lease, Problem(code=error.code, message=str(error)), None, reason_of(error))
         except (TransientError, OSError) as error:
             return self._defer(lease, Problem(code="storage_trouble", message=words(error)), None, reason_of(error))
 
-    def _defer(self, lease: Lease, problem: Problem, after: float | None, reason: str) -> _Failed:
-        """Foreseen trouble: no try is counted, and the pause doubles."""
-        assert lease.shard is not None
-        pause = min(FIRST_PAUSE * 2 ** min(lease.shard.backoff, 10), LONGEST_BACKOFF) * random.uniform(0.8, 1.2)
+    def _defer(self, lease: ShardLease, problem: Problem, after: float | None, reason: str) -> _Failed:
+        """Foreseen trouble: no try is counted, and the pauses become longer."""
+        pause = SHARD_TROUBLE.pause(lease.shard.backoff)
         # a pause that the provider named is kept, and spread so that not all retries fall in the same second
         named = after * random.uniform(1.0, 1.1) if after is not None else 0.0
         if problem.code == CANCELLING:
             pause = 0.0
         return _Failed(problem, min(max(named, pause), LONGEST_PAUSE), counted=False, reason=reason)
 
-    def _pause(self, lease: Lease, problem: Problem, after: float | None) -> float:
+    def _pause(self, lease: ShardLease, problem: Problem, after: float | None) -> float:
         """Pause the account: every further call would be refused, too. Returns the seconds that the pause lasts."""
-        if (pause := self.store.accounts.paused(lease.job.account)) is not None:
+        if (pause := self.store.accounts.pause_of(lease.job.account)) is not None:
             return pause.seconds
         seconds = max(after if after is not None else self.settings.account_pause_seconds, 1.0)
         self.store.accounts.pause(lease.job.account, seconds, problem)
@@ -282,8 +260,7 @@ class ShardRunner(Runner):
 
     # -- the end of a turn -----------------------------------------------------------------------------------------
 
-    def _end(self, lease: Lease, ending: Move | Over | _Failed) -> Next:
-        assert lease.shard is not None
+    def _end(self, step: Step, lease: ShardLease, ending: Move | Over | _Failed) -> Next:
         if isinstance(ending, Over):
             if ending.settled:
                 self.count_stage(lease.shard.stage, lease.shard.uploaded_at)
@@ -309,24 +286,23 @@ class ShardRunner(Runner):
             if merge_epoch:
                 self.publish_merge(lease, merge_epoch, ids)
             return Done(f"collected: {numbers(counts)}")
-        if news.wake:
-            self.wake(lease.job.id, lease.index)
+        if news.republish:
+            self.republish(lease.job.id, lease.index)
             return Done("published again")
         if move.stage == lease.shard.stage:
-            reason = ending.reason if isinstance(ending, _Failed) else _WAITS.get(lease.shard.stage, "failure")
+            reason = ending.reason if isinstance(ending, _Failed) else step.waits
             return Retry(move.after, _why(lease.shard, move), reason)
-        if _follows(lease.shard.stage, move.stage):
+        if follows(lease.shard.stage, move.stage):
             return Continue(_why(lease.shard, move))
         # back at an earlier stage: a new chain starts there
-        self.wake(lease.job.id, lease.index, after=move.after)
+        self.republish(lease.job.id, lease.index, after=move.after)
         return Done(f"back to {move.stage.value}: {_why(lease.shard, move)}")
 
-    def _hold(self, lease: Lease, problem: Problem) -> None:
+    def _hold(self, lease: ShardLease, problem: Problem) -> None:
         """Called before the turn is ended: a crash in between repeats the call, and the script recognises it."""
-        assert lease.shard is not None
         mode = "land" if lease.job.send_no_more else self.settings.cancelled_elsewhere
         said = Problem(code=problem.code, message=f"{problem.message}: {_what_follows(mode, lease.job.id)}")
-        if self.store.shards.hold(lease.shard, mode, said):
+        if self.store.shards.record_cancelled_elsewhere(lease.shard, mode, said):
             fields = {"batch_id": lease.shard.batch_id, "then": mode, "message": said.message}
             self.log(lease.job.id, [("cancelled_elsewhere", fields)], level=logging.WARNING, shard=lease.index)
 
@@ -387,88 +363,9 @@ def _deferred_fields(failed: _Failed) -> dict[str, Any]:
     return {"message": failed.problem.message, "seconds": round(failed.after, 1), "reason": failed.reason}
 
 
-class CreateContext:
-    """What the create step may do with its shard's record."""
-
-    def __init__(self, turns: ShardRunner, lease: Lease, api: Api) -> None:
-        assert lease.shard is not None
-        self._turns, self._lease, self._api, self._shard = turns, lease, api, lease.shard
-        self.grace_seconds = turns.settings.create_grace_seconds
-        self.lease_seconds = turns.settings.lease_seconds
-        self._slack: float | None = None
-        self.unseen_seconds = turns.settings.unseen_seconds
-        self.refusal_seconds = turns.settings.refusal_wait_seconds
-        self.provider = turns.settings.account(lease.job.account)
-
-    def now(self) -> float:
-        return self._turns.store.now()
-
-    def ahead(self) -> float:
-        if self._slack is None:  # asked for each batch of a list
-            self._slack = self._turns.store.connection.clock().slack
-        return self._slack
-
-    def leapt(self, since: float) -> bool:
-        clock = self._turns.store.connection.clock()
-        # waiting for a grace period, or sleeping between two sweeps, is not a leap of the clock
-        return clock.leap_at > since and clock.leap_by > max(2 * self.lease_seconds, 2 * self.grace_seconds)
-
-    def intend(self) -> bool:
-        news = self._turns.store.leases.intend(self._lease)
-        if news.held:
-            self._turns.held(self._lease.job)
-            raise OnHold("the job sends nothing more: a batch of it was cancelled at the provider", after=1.0)
-        cancel = news.cancel
-        # whatever goes wrong from here on: there may be a batch
-        self._lease.shard = self._shard.evolve(intent_at=self._shard.intent_at or self.now())
-        return cancel
-
-    def withdraw(self) -> None:
-        self._turns.store.shards.withdraw(self._shard, self._lease.token)
-        self._lease.shard = self._shard
-
-    def too_late_to_call(self) -> bool:
-        return self._lease.too_late_to_call()
-
-    def name(self, batch_ids: Mapping[str, bool]) -> None:
-        self._turns.store.shards.name(self._shard, batch_ids)
-
-    def known(self, batch_ids: Sequence[str]) -> dict[str, ShardRecord]:
-        return self._turns.store.shards.of_batches(self._lease.job.account, batch_ids)
-
-    def settle(self, batch: Any, *, sure: bool = False) -> str:
-        snapshot: Snapshot = batch
-        self._lease.stop()
-        settled = self._turns.store.shards.settle(
-            self._shard,
-            snapshot.id,
-            token=self._lease.token,
-            after=0.0,
-            sure=sure,
-            changes={
-                "status": snapshot.status,
-                "counts": snapshot.counts,
-                "snapshot_at": self._turns.store.now(),
-                "backoff": 0,
-            },
-        )
-        if settled.verdict in ("ok", "late"):
-            event = ("created", {"batch_id": snapshot.id, "status": snapshot.status})
-            self._turns.log(self._shard.job, [event], shard=self._shard.index)
-        if settled.news.wake:
-            self._turns.wake(self._shard.job, self._shard.index)
-            return "known"  # the new chain goes on
-        return settled.verdict
-
-
 def _is_committed(shard: ShardRecord) -> bool:
     """It has a batch, or may have one: trouble on our side must never make us abandon it."""
     return shard.batch_id is not None or shard.intent_at is not None
-
-
-def _follows(before: str, after: str) -> bool:
-    stages = [stage.value for stage in LINKS.values()]
-    return before in stages and after in stages and stages.index(after) == stages.index(before) + 1
 
 
 def _why(shard: ShardRecord, move: Move) -> str:

@@ -8,7 +8,7 @@ from typing import NamedTuple, Protocol
 import msgspec
 
 from batchpipe.errors import InvalidInput, shortened
-from batchpipe.model.rows import EMBEDDINGS, MAX_EMBEDDING_INPUTS, Request
+from batchpipe.model.requests import EMBEDDINGS, MAX_EMBEDDING_INPUTS, Request
 from batchpipe.pipeline.shard_files import MAX_UNFINISHED
 
 

@@ -10,15 +10,15 @@ from itertools import islice
 
 from batchpipe.config.account import SANDBOX_ACCOUNT
 from batchpipe.config.site import current_site
-from batchpipe.errors import BatchpipeError, Refused, SettingsError, StoreUnavailable, Unavailable
+from batchpipe.errors import NO_QUOTA, BatchpipeError, Refused, SettingsError, StoreUnavailable, Unavailable
+from batchpipe.model.provider import Batch, Provider
 from batchpipe.model.records import ShardRecord, Stage, Status
 from batchpipe.model.stats import Clock
 from batchpipe.pipeline.copied_inputs import remove_unrecorded
 from batchpipe.pipeline.manifest import prune_workspaces
 from batchpipe.pipeline.overdue import PASS_LENGTH, publish_overdue
-from batchpipe.pipeline.runner import NO_QUOTA, Runner
-from batchpipe.pipeline.waking import wake_rest
-from batchpipe.provider import Api, Snapshot
+from batchpipe.pipeline.republish import wake_rest
+from batchpipe.pipeline.runner import Runner
 from batchpipe.telemetry.logs import about
 
 logger = logging.getLogger(__name__)
@@ -79,7 +79,7 @@ def _look_after(turns: Runner, account: str, *, at_once: bool) -> None:
         return
     try:
         turns.store.accounts.note_listing(account, begun=now)
-        pause = turns.store.accounts.paused(account)
+        pause = turns.store.accounts.pause_of(account)
         if not in_settings.lists_batches or (pause is not None and pause.code != NO_QUOTA):
             return
         api, left, ours = turns.apis(account), 0, 0
@@ -112,7 +112,7 @@ def _since(now: float, done: float) -> float:
     return max(done, now - LOOK_BACK_SECONDS) - OVERLAP_SECONDS
 
 
-def _judge(turns: Runner, api: Api, batches: list[Snapshot]) -> tuple[int, int]:
+def _judge(turns: Runner, api: Provider, batches: list[Batch]) -> tuple[int, int]:
     """Returns how many strays could not be cancelled, and how many of the batches are ours.
 
     The records are read after the list, so a batch that is not recorded by now was not recorded then.
@@ -127,8 +127,8 @@ def _judge(turns: Runner, api: Api, batches: list[Snapshot]) -> tuple[int, int]:
             left += not _cancel_stray(turns, api, batch, shard)
         elif batch.id == shard.batch_id and batch.status in Status.FINAL and _awaits_end(shard):
             seen = {"status": batch.status, "counts": batch.counts}
-            if turns.store.shards.observe(shard, batch.id, seen):
-                turns.wake(shard.job, shard.index, when="asleep")
+            if turns.store.shards.record_batch_status(shard, batch.id, seen):
+                turns.republish(shard.job, shard.index, when="asleep")
     return left, sum(shard is not None for shard in shards)
 
 
@@ -137,13 +137,13 @@ def _awaits_end(shard: ShardRecord) -> bool:
     return shard.stage == Stage.CREATED and shard.late_at is None
 
 
-def _place(batch: Snapshot) -> tuple[str, int] | None:
+def _place(batch: Batch) -> tuple[str, int] | None:
     """The job and shard that a batch names, if it is one of ours."""
     job, index = batch.metadata.get("batchpipe_job"), batch.metadata.get("batchpipe_shard", "")
     return (job, int(index)) if job and index.isascii() and index.isdigit() and len(index) < 10 else None
 
 
-def _is_stray(batch: Snapshot, shard: ShardRecord) -> bool:
+def _is_stray(batch: Batch, shard: ShardRecord) -> bool:
     """It is running, and its shard has another batch or will have none. While that is open, it may yet be adopted."""
     if batch.status in Status.FINAL or batch.status == "cancelling":
         return False
@@ -154,7 +154,7 @@ def _is_stray(batch: Snapshot, shard: ShardRecord) -> bool:
     return shard.batch_id is not None or shard.stage == Stage.COLLECTED
 
 
-def _cancel_stray(turns: Runner, api: Api, batch: Snapshot, shard: ShardRecord) -> bool:
+def _cancel_stray(turns: Runner, api: Provider, batch: Batch, shard: ShardRecord) -> bool:
     """Returns whether the batch is dealt with."""
     ids = {"job": shard.job, "shard": shard.index, "batch": batch.id}
     logger.error("a stray batch is cancelled: its shard has another", extra={"event": "stray", **ids})

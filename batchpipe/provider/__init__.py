@@ -4,8 +4,8 @@ The SDK's own retries are off (Celery does the retries, and a repeated create wo
 ours; its responses are read as raw JSON, because it validates nothing and a wrong object would pass.
 """
 
-from batchpipe.provider.answers import Snapshot, StoredFile, parse_batch
-from batchpipe.provider.api import Api, Apis, warm_up
-from batchpipe.provider.transfers import Resumable
+from batchpipe.provider.api import Api, Apis
+from batchpipe.provider.parse import parse_batch
+from batchpipe.provider.sdk import warm_up
 
-__all__ = ["Api", "Apis", "Resumable", "Snapshot", "StoredFile", "parse_batch", "warm_up"]
+__all__ = ["Api", "Apis", "parse_batch", "warm_up"]

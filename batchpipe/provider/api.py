@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property, partial
 from typing import IO, TYPE_CHECKING, Any, BinaryIO, cast
@@ -13,6 +13,8 @@ from batchpipe.config.settings import Settings
 from batchpipe.config.site import default_site
 from batchpipe.errors import (
     NO_ROUTE,
+    NOT_SENT,
+    TOKEN_LIMIT,
     AmbiguousResult,
     BatchpipeError,
     Gone,
@@ -22,32 +24,21 @@ from batchpipe.errors import (
     Unavailable,
 )
 from batchpipe.model.least_rate import SILENCE_SECONDS, LeastRate
-from batchpipe.provider.answers import (
-    Snapshot,
-    StoredFile,
-    identified,
-    json_object,
-    parse_batch,
-    parse_file,
-    same,
-    text,
-)
-from batchpipe.provider.created import Partly, Said, made, named
-from batchpipe.provider.transfers import WRONG, Resumable, Watched, range_headers, receive
+from batchpipe.model.provider import Batch, Provider, Resumable, StoredFile
+from batchpipe.provider.create_answer import PartialBody, RawAnswer, batch_made_by, batches_named_in
+from batchpipe.provider.errors import translated
+from batchpipe.provider.lists import newest_first
+from batchpipe.provider.parse import identified, json_object, parse_batch, parse_file, same, text
+from batchpipe.provider.sdk import sdk_client
+from batchpipe.provider.transfers import WRONG, Watched, range_headers, receive
 from batchpipe.provider.transport import Count, http_client, uncounted
-from batchpipe.provider.trouble import translated
 
 if TYPE_CHECKING:
     import openai
 
-#: A list of more pages is taken to be endless.
-_MOST_PAGES = 10_000
-#: Calls for one page of a list.
-_PAGE_TRIES = 3
 
-
-class Api:
-    """One account's Files and Batches. Safe between threads; never to be used across a fork (see ``api_for``)."""
+class Api(Provider):
+    """One account's Files and Batches over HTTP. Safe between threads, never across a fork (see ``Apis``)."""
 
     def __init__(
         self,
@@ -61,7 +52,7 @@ class Api:
     ) -> None:
         """``count`` is called for each call with the account's ``name``, route, HTTP status or ``error``, seconds."""
         self._count = partial(count, name)
-        self._client = _client(account, control_seconds, http_client(self, self._count, follow_redirects=False))
+        self._client = sdk_client(account, control_seconds, http_client(self, self._count, follow_redirects=False))
         self._key = account.api_key.get_secret_value() if account.api_key else ""
         self._lists_batches = account.lists_batches
         self._expires = account.file_expires_seconds
@@ -108,18 +99,14 @@ class Api:
     def file_bytes(self, file_id: str) -> int | None:
         """The size that the provider reports, None if it reports none. Raises Unavailable, Paused."""
         try:
-            with translated(self._key):
-                answer = self._client.files.with_raw_response.retrieve(file_id)
-                told = json_object(answer.http_response.content)
-                if told.get("id", file_id) != file_id or ("id" not in told and "bytes" not in told):
-                    raise Unavailable(f"asked for file {file_id}, the provider answered about another", code="nonsense")
-                size = told.get("bytes")
-        except Refused:  # some servers only have the content
+            told = self._file(file_id)
+        except Gone:  # some servers only have the content
             return None
-        except Unavailable as error:
-            if error.code != NO_ROUTE and error.status != 501:
-                raise
+        if told is None:
             return None
+        if told.get("id", file_id) != file_id or ("id" not in told and "bytes" not in told):
+            raise Unavailable(f"asked for file {file_id}, the provider answered about another", code="nonsense")
+        size = told.get("bytes")
         return size if isinstance(size, int) and not isinstance(size, bool) and size >= 0 else None
 
     def file_status(self, file_id: str) -> str | None:
@@ -127,13 +114,18 @@ class Api:
 
         Raises Gone if this key does not see the file; Unavailable, Paused.
         """
+        told = self._file(file_id)
+        return None if told is None else text(told.get("status"))
+
+    def _file(self, file_id: str) -> dict[str, Any] | None:
+        """The provider's object of a file, None if it has only the content. Raises Gone, Unavailable, Paused."""
         try:
             with translated(self._key):
                 answer = self._client.files.with_raw_response.retrieve(file_id)
-                return text(json_object(answer.http_response.content).get("status"))
+                return json_object(answer.http_response.content)
         except Gone:
             raise
-        except Refused:  # some servers only have the content
+        except Refused:
             return None
         except Unavailable as error:
             if error.code != NO_ROUTE and error.status != 501:
@@ -193,11 +185,8 @@ class Api:
 
         Raises Gone or Refused if the provider cannot list; Unavailable, Paused.
         """
-        for page in self._pages(self._client.files.with_raw_response.list, "files", limit=1_000, purpose="batch"):
-            found = [parse_file(item) for item in page]
-            yield from found
-            if _is_past(found, since):
-                return
+        call = self._client.files.with_raw_response.list
+        return newest_first(call, "files", parse_file, since, self._key, limit=1_000, purpose="batch")
 
     # -- batches ---------------------------------------------------------------------------------------------------
 
@@ -209,23 +198,23 @@ class Api:
         input_file_id: str,
         metadata: dict[str, str],
         extra: dict[str, Any],
-    ) -> Snapshot:
+    ) -> Batch:
         """The paid call: sent once. Raises AmbiguousResult unless the answer is clear.
 
         A clear refusal is Unavailable (a 4xx that may pass, or code ``not_sent``: nothing left this host), Paused or
         Refused. Each has in ``named`` the ids of batches that its answer names: these must be read before any further
         call.
         """
-        said: list[Said] = []
+        came: list[RawAnswer] = []
         try:
             with translated(self._key):
-                said.append(self._create(endpoint, completion_window, input_file_id, metadata, extra, said))
-            batch = made(said[-1], metadata.get("batchpipe_key"))
+                came.append(self._create(endpoint, completion_window, input_file_id, metadata, extra, came))
+            batch = batch_made_by(came[-1], metadata.get("batchpipe_key"))
             if batch is None:
-                raise Unavailable(f"HTTP {said[-1].status}, and no batch in it", code="nonsense")
+                raise Unavailable(f"HTTP {came[-1].status}, and no batch in it", code="nonsense")
             return batch
         except (Unavailable, Paused, Refused) as error:
-            names = named(said[-1]) if said else {}
+            names = batches_named_in(came[-1]) if came else {}
             if not _is_clear_no(error):
                 about = f" (it names {', '.join(names)})" if names else ""
                 unanswered = AmbiguousResult(f"no clear answer to the create call: {error}{about}")
@@ -241,9 +230,9 @@ class Api:
         input_file_id: str,
         metadata: dict[str, str],
         extra: dict[str, Any],
-        said: list[Said],
-    ) -> Said:
-        """The answer. If it is an error, or breaks off, what has come is added to ``said`` first."""
+        came: list[RawAnswer],
+    ) -> RawAnswer:
+        """The answer. If it is an error, or breaks off, what has come is added to ``came`` first."""
         import openai
 
         try:
@@ -255,25 +244,25 @@ class Api:
                 extra_body=extra or None,
             ) as answer:
                 status, location = answer.status_code, answer.headers.get("location", "")
-                body = Partly(self._control)
+                body = PartialBody(self._control)
                 try:
                     body.read(answer.iter_bytes())
                 except BaseException:
-                    said.append(Said(status, bytes(body.parts), location, whole=False))
+                    came.append(RawAnswer(status, bytes(body.parts), location, whole=False))
                     raise
-                return Said(status, bytes(body.parts), location)
+                return RawAnswer(status, bytes(body.parts), location)
         except openai.APIStatusError as error:
             response = error.response
-            said.append(Said(error.status_code, response.content, response.headers.get("location", "")))
+            came.append(RawAnswer(error.status_code, response.content, response.headers.get("location", "")))
             raise
 
-    def retrieve(self, batch_id: str) -> Snapshot:
+    def retrieve(self, batch_id: str) -> Batch:
         """Raises Gone, Unavailable (also when another object comes back), Paused, Refused."""
         with translated(self._key):
             answer = self._client.batches.with_raw_response.retrieve(batch_id)
             return same(parse_batch(json_object(answer.http_response.content)), batch_id)
 
-    def cancel_batch(self, batch_id: str) -> Snapshot:
+    def cancel_batch(self, batch_id: str) -> Batch:
         """Raises Refused if the batch has already ended (read it again), Gone, Unavailable, Paused."""
         try:
             with translated(self._key):
@@ -284,53 +273,13 @@ class Api:
                 raise
             raise Refused(error.message, code=error.code, status=409) from error
 
-    def iter_batches(self, since: float) -> Iterator[Snapshot]:
+    def iter_batches(self, since: float) -> Iterator[Batch]:
         """The account's batches, newest first, until one is older than ``since`` (the provider's clock).
 
         Raises Gone or Refused if the provider cannot list; Unavailable, Paused.
         """
-        for page in self._pages(self._client.batches.with_raw_response.list, "batches", limit=100):
-            found = [parse_batch(item) for item in page]
-            yield from found
-            if _is_past(found, since):
-                return
-
-    def _pages(self, call: Callable[..., Any], what: str, **options: Any) -> Iterator[list[dict[str, Any]]]:
-        """The pages of a list, none of them empty.
-
-        Raises Unavailable unless it can be read completely: half a list must not look like one that lacks a batch.
-        """
-        after: str | None = None
-        seen: set[str] = set()
-        while len(seen) < _MOST_PAGES:
-            page = self._page(call, what, **options, **({"after": after} if after else {}))
-            data: list[dict[str, Any]] = page["data"]
-            if data:
-                yield data
-            if not page.get("has_more", len(data) >= options["limit"]):
-                return
-            after = data[-1]["id"] if data else None
-            if after is None or after in seen:
-                raise Unavailable(f"the provider's list of {what} does not advance", code="nonsense")
-            seen.add(after)
-        raise Unavailable(f"the provider's list of {what} does not end", code="nonsense")
-
-    def _page(self, call: Callable[..., Any], what: str, **options: Any) -> dict[str, Any]:
-        """One page, with objects that have an id in ``data``. Tried a few times: if it fails, the whole list fails."""
-        for left in reversed(range(_PAGE_TRIES)):
-            try:
-                with translated(self._key):
-                    page = json_object(call(**options).http_response.content)
-                data = page.get("data")
-                if not isinstance(data, list):
-                    raise Unavailable(f"the provider's list of {what} has no `data`", code="nonsense")
-                if not all(isinstance(item, dict) and text(item.get("id")) for item in data):
-                    raise Unavailable(f"the provider's list of {what} has entries without an id", code="nonsense")
-                return page
-            except Unavailable as error:
-                if not left or error.after is not None or error.status == 429:
-                    raise
-        raise AssertionError("unreachable")
+        call = self._client.batches.with_raw_response.list
+        return newest_first(call, "batches", parse_batch, since, self._key, limit=100)
 
     def close(self) -> None:
         """Close the connections; the next call opens them again."""
@@ -354,27 +303,6 @@ class Api:
 
     def _watch(self, check: Callable[[], None], what: str) -> LeastRate:
         return LeastRate(what, self._rate, check, window=min(SILENCE_SECONDS, self._transfer))
-
-
-def warm_up() -> None:
-    """Import the SDK now, in a process without other threads: saves the first upload half a second.
-
-    The SDK imports itself in pieces, some at their first use. Several threads in the middle of that may deadlock, so
-    the first one does all of it alone.
-    """
-    with default_site().lock:
-        import httpx2
-        import openai
-
-        http = httpx2.Client(trust_env=False, verify=False)  # the environment may have errors
-        with openai.OpenAI(api_key="none", base_url="http://127.0.0.1:9/v1", http_client=http) as client:
-            _touch(client)
-
-
-def _touch(client: openai.OpenAI) -> None:
-    """Create the parts that the SDK imports at their first use."""
-    for part in (client.files, client.batches):
-        _ = part.with_raw_response, part.with_streaming_response
 
 
 class Apis:
@@ -421,16 +349,10 @@ def _is_clear_no(error: BatchpipeError) -> bool:
     """This call made nothing. A conflict only says that something was made: perhaps by us, if a proxy repeated it."""
     if not isinstance(error, Unavailable):
         return True
-    if error.code in ("not_sent", "token_limit_exceeded") and (error.status or 400) < 500:
+    if error.code in (NOT_SENT, TOKEN_LIMIT) and (error.status or 400) < 500:
         return True
     refused = error.status is not None and 400 <= error.status < 500 and error.status not in (408, 409)
     return refused and error.code != NO_ROUTE
-
-
-def _is_past(page: Sequence[Snapshot | StoredFile], since: float) -> bool:
-    """Whether a list, newest first, has reached older entries; one that is oldest first is read to its end."""
-    first, last = page[0].created_at, page[-1].created_at
-    return first is not None and last is not None and last < since and first >= last
 
 
 @contextmanager
@@ -442,34 +364,3 @@ def _redirected() -> Iterator[None]:
         raise Unavailable(
             f"the provider redirects to where nothing can be fetched: {error}", code="nonsense"
         ) from error
-
-
-def _client(account: Account, control_seconds: float, http: Any) -> openai.OpenAI:
-    import httpx2
-    import openai
-
-    key = account.api_key.get_secret_value() if account.api_key else ""
-    if not (key.isascii() and key.isprintable()):
-        raise SettingsError("the account's API key has characters that no key has: is it cut from somewhere else?")
-    timeout = httpx2.Timeout(control_seconds, connect=min(10.0, control_seconds))
-    client: openai.OpenAI
-    try:
-        if account.kind == "azure" and not account.base_url:
-            client = openai.AzureOpenAI(
-                api_key=key,
-                azure_endpoint=account.azure_endpoint or "",
-                api_version=account.api_version,
-                max_retries=0,
-                timeout=timeout,
-                http_client=http,
-            )
-        else:
-            url = account.base_url or "https://api.openai.com/v1"
-            client = openai.OpenAI(api_key=key, base_url=url, max_retries=0, timeout=timeout, http_client=http)
-    except (openai.OpenAIError, ValueError, httpx2.InvalidURL) as error:
-        raise SettingsError(f"the provider's address is not usable: {error}") from None
-    # the SDK would read these from the environment, which is for the account `default` alone
-    client.organization = account.organization
-    client.project = account.project
-    _touch(client)
-    return client

@@ -4,34 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from typing import IO, Any, BinaryIO, Protocol, runtime_checkable
+from typing import IO, Any, BinaryIO
 
 from batchpipe.errors import Unavailable
+from batchpipe.model.provider import Resumable
 
 #: How much of an upload is read at once: little enough for a slow line to send within a minute.
 _BLOCK = 1 << 14
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
-
-
-@runtime_checkable
-class Resumable(Protocol):
-    """The target of a download that an earlier try may have begun. Each try starts over, unless it is resumed."""
-
-    @property
-    def have(self) -> int:
-        """The number of bytes from earlier tries."""
-
-    @property
-    def etag(self) -> str | None:
-        """The provider's ETag of their version of the file, if it sent one."""
-
-    def resume(self) -> None:
-        """The next bytes continue those that are there."""
-
-    def begin(self, etag: str | None, *, resumable: bool) -> None:
-        """The next bytes are the whole file, of this version; ``resumable``: they are counted as the file's."""
-
-    def write(self, data: bytes) -> object: ...
 
 
 class Watched:

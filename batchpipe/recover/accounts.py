@@ -4,22 +4,14 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterator
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from batchpipe.config.account import Account
 from batchpipe.errors import NO_ROUTE, BatchpipeError, Refused, Unavailable
+from batchpipe.model.provider import Batch, ProviderReads, StoredFile
 from batchpipe.model.records import UPLOAD_NAME
-from batchpipe.provider import Snapshot, StoredFile
 
 _KEY = re.compile(r"(\w+):(\d+):(\d+)")
-
-
-class Lists(Protocol):
-    """The only things that recover may do at the provider before it has written anything: reads."""
-
-    def iter_batches(self, since: float) -> Iterator[Snapshot]: ...
-    def iter_files(self, since: float) -> Iterator[StoredFile]: ...
 
 
 class Tag(NamedTuple):
@@ -36,16 +28,14 @@ class AccountView:
     ``echoes``: the account's settings do not say that the metadata of its list are unreliable.
     """
 
-    def __init__(
-        self, name: str, batches: list[Snapshot], files: list[StoredFile] | None, *, echoes: bool = True
-    ) -> None:
+    def __init__(self, name: str, batches: list[Batch], files: list[StoredFile] | None, *, echoes: bool = True) -> None:
         self.name = name
         self._echoes = echoes
         self.batches = {batch.id: batch for batch in batches}
         self.files = files  #: None: the provider cannot list them
         self.file_tags = {file.id: tag for file in files or [] if (tag := _tag_of_file(file)) is not None}
         self.tags = {batch.id: tag for batch in batches if (tag := self._tag_of_batch(batch)) is not None}
-        self._batches_of: dict[tuple[str, int], list[Snapshot]] = defaultdict(list)
+        self._batches_of: dict[tuple[str, int], list[Batch]] = defaultdict(list)
         for batch_id, tag in self.tags.items():
             self._batches_of[tag.job, tag.shard].append(self.batches[batch_id])
         self._files_of: dict[tuple[str, int], list[StoredFile]] = defaultdict(list)
@@ -62,7 +52,7 @@ class AccountView:
     def names_files(self) -> bool:
         return any(file.name for file in self.files or [])
 
-    def batches_of(self, job: str, shard: int) -> list[Snapshot]:
+    def batches_of(self, job: str, shard: int) -> list[Batch]:
         """Newest first."""
         return self._batches_of.get((job, shard), [])
 
@@ -80,7 +70,7 @@ class AccountView:
             return False
         return not self.has_any_of(job) and not any(tag.job == job for tag in self.file_tags.values())
 
-    def _tag_of_batch(self, batch: Snapshot) -> Tag | None:
+    def _tag_of_batch(self, batch: Batch) -> Tag | None:
         key = batch.metadata.get("batchpipe_key") if self._echoes else None
         if key is None:
             return self.file_tags.get(batch.input_file_id or "")
@@ -88,7 +78,7 @@ class AccountView:
         return Tag(found[1], int(found[2]), int(found[3])) if found else None
 
 
-def look_into(api: Lists, name: str, account: Account, since: float) -> AccountView:
+def look_into(api: ProviderReads, name: str, account: Account, since: float) -> AccountView:
     """Read an account's lists. Raises an error that ``cannot_list`` knows if it has none of batches; else
     Unavailable, Paused.
     """

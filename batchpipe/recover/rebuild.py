@@ -9,22 +9,18 @@ from typing import Any
 
 import msgspec
 
-from batchpipe.errors import PermanentError
+from batchpipe.errors import TOKEN_LIMIT, PermanentError
+from batchpipe.model.provider import CLOCK_SLACK_SECONDS, Batch
 from batchpipe.model.records import JobRecord, Record, ShardRecord, Stage, State, Status
 from batchpipe.pipeline.results import INDEX
-from batchpipe.provider import Snapshot
 from batchpipe.recover.accounts import AccountView
 from batchpipe.recover.discovery import FoundJob
 from batchpipe.storage import Folder, place_name
-
-#: The provider's clock and the one that wrote the manifest may differ by so much.
-CLOCK_SLACK_SECONDS = 300.0
 
 #: Represents a call that may have been under way when Redis lost its data: first, its batch is looked for, twice.
 _UNANSWERED = "recovered"
 
 _STALE = {field.encode_name for field in msgspec.structs.fields(Record)} - {"v", "stage"}
-_TOKEN_LIMIT = "token_limit_exceeded"
 
 
 def read_records(manifest: dict[str, Any], found: FoundJob) -> tuple[JobRecord, list[ShardRecord]]:
@@ -157,7 +153,7 @@ def _found(job: JobRecord, shard: ShardRecord, view: AccountView, now: float) ->
     last = max(tries.values())
     spent = sorted(batch_id for batch_id, attempt in tries.items() if attempt < last)
     kept = min((batch for batch in batches if tries[batch.id] == last), key=worth)
-    if kept.status == Status.FAILED and any(error.code == _TOKEN_LIMIT for error in kept.errors):
+    if kept.status == Status.FAILED and any(error.code == TOKEN_LIMIT for error in kept.errors):
         # the call of the next try may have been made: look for it first, which poll would not do
         return _next_try(job, shard, view, kept, last + 1, sorted(tries))
     return _with_files(shard, view, kept.input_file_id).evolve(
@@ -172,14 +168,14 @@ def _found(job: JobRecord, shard: ShardRecord, view: AccountView, now: float) ->
     )
 
 
-def worth(batch: Snapshot) -> tuple[bool, float, str]:
+def worth(batch: Batch) -> tuple[bool, float, str]:
     """The order of preference among several batches of the same rows, the best first; as in the create step."""
     dead = batch.status in Status.FINAL - {Status.COMPLETED} or batch.status == "cancelling"
     return dead, batch.created_at or 0.0, batch.id
 
 
 def _next_try(
-    job: JobRecord, shard: ShardRecord, view: AccountView, kept: Snapshot, try_: int, spent: list[str]
+    job: JobRecord, shard: ShardRecord, view: AccountView, kept: Batch, try_: int, spent: list[str]
 ) -> ShardRecord:
     stage = Stage.UPLOADED if kept.input_file_id else Stage.PLANNED
     return _with_files(shard, view, kept.input_file_id).evolve(

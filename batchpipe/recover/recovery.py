@@ -17,15 +17,16 @@ from batchpipe.errors import (
     SettingsError,
     StoreUnavailable,
 )
+from batchpipe.model.provider import CLOCK_SLACK_SECONDS, Batch
 from batchpipe.model.records import JOB, JobRecord, ShardRecord, Stage, State, Status
 from batchpipe.pipeline.manifest import MANIFEST, note_workspace, pretty
+from batchpipe.pipeline.messages import Message
 from batchpipe.pipeline.results import INDEX
-from batchpipe.pipeline.runner import Message, Runner
-from batchpipe.provider import Snapshot
+from batchpipe.pipeline.runner import Runner
 from batchpipe.recover.accounts import AccountView, Tag, cannot_list, look_into
 from batchpipe.recover.discovery import FoundJob, check_folders, find_jobs, is_of_a_sandbox, redis_of
 from batchpipe.recover.ownership import Owners
-from batchpipe.recover.rebuild import CLOCK_SLACK_SECONDS, check_files, read_records, read_submitted, rebuild, stages
+from batchpipe.recover.rebuild import check_files, read_records, read_submitted, rebuild, stages
 from batchpipe.recover.report import GoneBatch, Orphan, OrphanFile, Rebuilt, Report, Skipped, Unread
 from batchpipe.storage import Folder, check_allowed
 from batchpipe.store import new_task_ids
@@ -286,7 +287,7 @@ class _Recovery:
         """Everything is already due: the sweep finds what is not published here."""
         for shard in shards:
             if shard.stage != Stage.COLLECTED:
-                self._runner.wake(job.id, shard.index)
+                self._runner.republish(job.id, shard.index)
 
     def _records_of(self, job_id: str) -> Records | None:
         """The job's records in Redis (or, in a dry run, those that would be rebuilt)."""
@@ -307,7 +308,7 @@ class _Recovery:
 
     # -- what does not fit -----------------------------------------------------------------------------------------
 
-    def _unknown_batches(self) -> Iterator[tuple[AccountView, Snapshot, Tag]]:
+    def _unknown_batches(self) -> Iterator[tuple[AccountView, Batch, Tag]]:
         """Running batches of ours that no record knows, or is about to know."""
         for view in self._views.values():
             for batch_id, tag in view.tags.items():
@@ -320,7 +321,7 @@ class _Recovery:
                 if shard is None or not _explains(shard, batch_id, tag):
                     yield view, batch, tag
 
-    def _cancel_duplicate(self, view: AccountView, batch: Snapshot, tag: Tag) -> bool:
+    def _cancel_duplicate(self, view: AccountView, batch: Batch, tag: Tag) -> bool:
         """Cancel a running batch if another batch has, or will have, the same rows: one of the two is too many."""
         records, shard = self._records_of(tag.job), self._shard(tag)
         if records is None or shard is None:
@@ -384,5 +385,5 @@ def _explains(shard: ShardRecord, batch_id: str, tag: Tag) -> bool:
     return awaited and tag.try_ == shard.try_
 
 
-def _orphan(view: AccountView, batch: Snapshot, tag: Tag) -> Orphan:
+def _orphan(view: AccountView, batch: Batch, tag: Tag) -> Orphan:
     return Orphan(view.name, batch.id, tag.job, tag.shard, batch.status)

@@ -7,8 +7,8 @@ that the client may repeat them after a lost reply.
 from __future__ import annotations
 
 from batchpipe.store.connection import Connection
-from batchpipe.store.due import Raised, When, new_task_ids
-from batchpipe.store.lease import Lease, Refused, Renewal, host_clock
+from batchpipe.store.due import NewEpoch, When, new_task_ids
+from batchpipe.store.lease import ClaimDenied, JobLease, Lease, Renewal, ShardLease, host_clock
 from batchpipe.store.queues import LISTENING_PACE, Waiting
 from batchpipe.store.schedules import LastRun
 from batchpipe.store.shards import Settled
@@ -17,13 +17,15 @@ from batchpipe.store.unreadable import name_once
 
 __all__ = [
     "LISTENING_PACE",
+    "ClaimDenied",
     "Connection",
+    "JobLease",
     "LastRun",
     "Lease",
-    "Raised",
-    "Refused",
+    "NewEpoch",
     "Renewal",
     "Settled",
+    "ShardLease",
     "Store",
     "Waiting",
     "When",

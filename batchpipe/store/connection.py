@@ -167,7 +167,7 @@ class Connection:
 
     def clock(self) -> Clock:
         """The time of all records, which never goes back though Redis' clock may; and what is known about that."""
-        now, ahead, back_at, back_by, leap_at, leap_by = map(float, self.run("now", []))
+        now, ahead, back_at, back_by, leap_at, leap_by = map(float, self.run("read_clock", []))
         return Clock(now, ahead, back_at, back_by, leap_at, leap_by, self.host_time())
 
     def now(self) -> float:
@@ -199,13 +199,13 @@ class Connection:
         """version, appendonly, appendfsync, maxmemory-policy, cluster ("1"): "" if the server does not tell."""
         facts = {"version": "", "appendonly": "", "appendfsync": "", "maxmemory-policy": "", "cluster": ""}
         # a hosted Redis often forbids INFO or CONFIG, and fakeredis lacks both
-        facts["version"] = str(self._told(self.client.info, "server").get("redis_version", ""))
-        facts["cluster"] = str(self._told(self.client.info, "cluster").get("cluster_enabled", ""))
+        facts["version"] = str(self._fact(self.client.info, "server").get("redis_version", ""))
+        facts["cluster"] = str(self._fact(self.client.info, "cluster").get("cluster_enabled", ""))
         for name in ("appendonly", "appendfsync", "maxmemory-policy"):
-            facts[name] = str(self._told(self.client.config_get, name).get(name, ""))
+            facts[name] = str(self._fact(self.client.config_get, name).get(name, ""))
         return facts
 
-    def _told(self, command: Callable[[str], Any], name: str) -> Any:
+    def _fact(self, command: Callable[[str], Any], name: str) -> Any:
         try:
             return command(name)
         except redis.ResponseError as error:

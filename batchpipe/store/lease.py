@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Protocol, Self
 
 from batchpipe.errors import LeaseLost, StoreUnavailable
-from batchpipe.model.records import JobRecord, ShardRecord
+from batchpipe.model.records import JOB, JobRecord, Record, ShardRecord
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +27,7 @@ def host_clock() -> float:
 
 
 @dataclass(frozen=True)
-class Refused:
+class ClaimDenied:
     """A claim that was not granted. ``after``: seconds until the other lease ends or its time has come."""
 
     why: str  #: gone, epoch, stage, lease or early
@@ -35,9 +36,9 @@ class Refused:
 
 @dataclass(frozen=True)
 class Renewal:
-    """What a holder learns from each write: a caller wanted to wake it, or the job is being cancelled."""
+    """What a holder learns from each write: it is to publish again, or the job is being cancelled."""
 
-    wake: bool = False
+    republish: bool = False
     cancel: bool = False
     held: bool = False  #: for an intent: it was not recorded, because the job sends nothing more for now, or at all
 
@@ -45,9 +46,9 @@ class Renewal:
 NO_NEWS = Renewal()
 
 
-def news_of(wake: Any, cancel: Any) -> Renewal:
+def news_of(republish: Any, cancel: Any) -> Renewal:
     """What a script returns of it: 0 or 1 each."""
-    return Renewal(wake=bool(int(wake)), cancel=bool(int(cancel)))
+    return Renewal(republish=bool(int(republish)), cancel=bool(int(cancel)))
 
 
 class Renewer(Protocol):
@@ -56,8 +57,8 @@ class Renewer(Protocol):
     def renew(self, lease: Lease) -> tuple[float, Renewal]: ...
 
 
-@dataclass
-class Lease:
+@dataclass(kw_only=True)
+class Lease(ABC):
     """The right to work on one record. As a context manager it renews itself in the background, and in ``check`` if
     that cannot run: green threads (gevent, eventlet) are blocked while one of them reads a file.
 
@@ -68,7 +69,6 @@ class Lease:
 
     renewer: Renewer
     job: JobRecord
-    shard: ShardRecord | None
     token: str
     seconds: float  #: how long it lasts without renewal
     confirmed: float = field(default_factory=host_clock)  #: our clock before the last call that granted it
@@ -84,8 +84,14 @@ class Lease:
     _thread: threading.Thread | None = None
 
     @property
+    @abstractmethod
     def index(self) -> int:
-        return self.shard.index if self.shard is not None else -1
+        """The index of its shard, or ``JOB``."""
+
+    @property
+    @abstractmethod
+    def record(self) -> Record:
+        """What it holds."""
 
     def age(self) -> float:
         """Seconds since Redis last confirmed this lease, by our own clock."""
@@ -161,3 +167,31 @@ class Lease:
         left, news = self.renewer.renew(self)
         # near the stage's own deadline a renewal grants less than a lease; it never becomes longer than one
         return min(self.seconds, left), news
+
+
+@dataclass(kw_only=True)
+class JobLease(Lease):
+    """The right to work on a job itself."""
+
+    @property
+    def index(self) -> int:
+        return JOB
+
+    @property
+    def record(self) -> JobRecord:
+        return self.job
+
+
+@dataclass(kw_only=True)
+class ShardLease(Lease):
+    """The right to work on one shard of a job."""
+
+    shard: ShardRecord
+
+    @property
+    def index(self) -> int:
+        return self.shard.index
+
+    @property
+    def record(self) -> ShardRecord:
+        return self.shard

@@ -14,7 +14,7 @@ from batchpipe.model.records import JOB, JobRecord, Move, ShardRecord, State
 from batchpipe.store.connection import Connection
 from batchpipe.store.due import CHUNK, Due
 from batchpipe.store.jobs import output_in_use
-from batchpipe.store.lease import Lease, Refused, Renewal, host_clock, news_of
+from batchpipe.store.lease import ClaimDenied, JobLease, Lease, Renewal, ShardLease, host_clock, news_of
 from batchpipe.store.records import chunks, decode, draft, encode_changes
 
 
@@ -24,14 +24,30 @@ class Leases:
     def __init__(self, connection: Connection, due: Due) -> None:
         self._redis, self._due = connection, due
 
-    def claim(
-        self, job_id: str, index: int, epoch: int, stages: Sequence[str], *, deadline: float, enter: str = ""
-    ) -> Lease | Refused:
-        """Take the lease on a record at one of these ``stages``.
+    def claim_job(
+        self, job_id: str, epoch: int, stages: Sequence[str], *, deadline: float, enter: str = ""
+    ) -> JobLease | ClaimDenied:
+        """Take the lease on a job at one of these ``stages``; ``enter`` is its stage from now on.
 
         It ends after ``deadline`` seconds without progress (``Lease.check``), twice as many after each turn that ran
         into this, at most ``LONGEST_GROWTH`` times as many.
         """
+        claimed = self._claim(job_id, JOB, epoch, stages, deadline, enter)
+        return claimed if isinstance(claimed, ClaimDenied) else JobLease(**claimed[1])
+
+    def claim_shard(
+        self, job_id: str, index: int, epoch: int, stages: Sequence[str], *, deadline: float
+    ) -> ShardLease | ClaimDenied:
+        """The same for a shard."""
+        claimed = self._claim(job_id, index, epoch, stages, deadline, "")
+        if isinstance(claimed, ClaimDenied):
+            return claimed
+        return ShardLease(shard=decode(ShardRecord, claimed[0]), **claimed[1])
+
+    def _claim(
+        self, job_id: str, index: int, epoch: int, stages: Sequence[str], deadline: float, enter: str
+    ) -> tuple[Any, dict[str, Any]] | ClaimDenied:
+        """The record as it is stored, and the fields of its lease."""
         token, before = uuid.uuid4().hex, host_clock()
         answer = self._redis.run(
             "claim",
@@ -48,11 +64,18 @@ class Leases:
             self._redis.member(job_id, index),
         )
         if answer[0] != "ok":
-            return Refused(answer[0], float(answer[1]) if len(answer) > 1 else 0.0)
+            return ClaimDenied(answer[0], float(answer[1]) if len(answer) > 1 else 0.0)
         job = decode(JobRecord, answer[2])
-        shard = decode(ShardRecord, answer[1]) if index != JOB else None
-        news = Renewal(cancel=job.cancel)
-        return Lease(self, job, shard, token, float(answer[3]), before, news, float(answer[4]), bool(int(answer[5])))
+        return answer[1], {
+            "renewer": self,
+            "job": job,
+            "token": token,
+            "seconds": float(answer[3]),
+            "confirmed": before,
+            "news": Renewal(cancel=job.cancel),
+            "deadline": float(answer[4]),
+            "overran": bool(int(answer[5])),
+        }
 
     def renew(self, lease: Lease) -> tuple[float, Renewal]:
         """Keep a lease. Returns the seconds it now lasts. Raises LeaseLost."""
@@ -75,7 +98,7 @@ class Leases:
         )
         return _news_or_lost(answer)
 
-    def advance(self, lease: Lease, move: Move, *, tries: str, merge_ids: list[str]) -> tuple[Renewal, int]:
+    def advance(self, lease: ShardLease, move: Move, *, tries: str, merge_ids: list[str]) -> tuple[Renewal, int]:
         """End a turn. Returns what the holder must know, and the epoch under which to publish merge (0: not now).
 
         ``tries``: keep (unexpected trouble), refund (expected trouble) or reset (progress). Raises LeaseLost.
@@ -95,7 +118,7 @@ class Leases:
         )
         return news_of(answer[1], answer[2]), int(answer[3])
 
-    def defer(self, lease: Lease, after: float, changes: Mapping[str, Any], *, tries: str) -> Renewal:
+    def defer(self, lease: JobLease, after: float, changes: Mapping[str, Any], *, tries: str) -> Renewal:
         """End a turn of the job itself without a new stage: retry after ``after`` seconds."""
         answer = self._fenced(
             "advance",
@@ -112,15 +135,15 @@ class Leases:
         )
         return news_of(answer[1], answer[2])
 
-    def intend(self, lease: Lease) -> Renewal:
+    def record_intent(self, lease: ShardLease) -> Renewal:
         """Record that a create call will be sent under the shard's key; not if the job is held. Raises LeaseLost."""
         keys = self._redis.keys(lease.job.id, lease.index)
         answer = self._redis.run("intent", keys, self._redis.prefix, lease.token, f"{self._redis.host_time():.6f}")
         news = _news_or_lost(answer)
-        return Renewal(wake=news.wake, cancel=news.cancel, held=answer[0] == "held")
+        return Renewal(republish=news.republish, cancel=news.cancel, held=answer[0] == "held")
 
     def plan(
-        self, lease: Lease, changes: Mapping[str, Any], shards: Iterable[ShardRecord], ids: list[str]
+        self, lease: JobLease, changes: Mapping[str, Any], shards: Iterable[ShardRecord], ids: list[str]
     ) -> tuple[int, int]:
         """Plan a round under the job's lease. Returns the number of its shards, and 0 or the epoch under which to
         publish merge: then the job is being cancelled, and nothing was planned.
@@ -134,7 +157,7 @@ class Leases:
                 lease.check()
             count += len(chunk)
             if going:
-                going = self._fenced("draft", lease, lease.token, *map(draft, chunk))[0] != "cancel"
+                going = self._fenced("draft_shards", lease, lease.token, *map(draft, chunk))[0] != "cancel"
         lease.stop()
         member = self._redis.member(lease.job.id, JOB)
         fields = encode_changes(changes)
@@ -144,22 +167,22 @@ class Leases:
         self._due.make_due(lease.job.id)
         return count, 0
 
-    def own(self, lease: Lease, names: Sequence[str]) -> None:
+    def claim_output(self, lease: JobLease, names: Sequence[str]) -> None:
         """Claim names of a job's output until it is closed. Raises OutputInUse (none is claimed), LeaseLost."""
         owns = list(dict.fromkeys([*lease.job.owns, *names]))
         args = (self._redis.prefix, lease.job.id, lease.token, orjson.dumps(owns).decode())
-        verdict, *owner = self._redis.run("own", self._redis.keys(lease.job.id, JOB), *args)
+        verdict, *owner = self._redis.run("claim_output", self._redis.keys(lease.job.id, JOB), *args)
         if verdict == "lost":
             raise LeaseLost
         if verdict == "output":
             raise OutputInUse(output_in_use(lease.job.output, *owner))
         lease.job = lease.job.evolve(owns=owns)
 
-    def finish(self, lease: Lease, state: State, changes: Mapping[str, Any]) -> State:
+    def finish(self, lease: JobLease, state: State, changes: Mapping[str, Any]) -> State:
         """Record the end state; the lease is kept for notifications. Returns that state: the cancel flag wins."""
         return State(self._fenced("finish", lease, lease.token, state.value, *encode_changes(changes))[1])
 
-    def close_job(self, lease: Lease) -> None:
+    def close_job(self, lease: JobLease) -> None:
         """Close an ended job when nothing is left to do: its output is free, it leaves the due set, its records expire.
 
         Ends the lease's renewals. Raises LeaseLost.
@@ -168,7 +191,7 @@ class Leases:
         while first < count:
             if first:
                 lease.check()
-            answer = self._fenced("expire", lease, lease.token, self._redis.ttl_seconds, first, CHUNK)
+            answer = self._fenced("expire_shards", lease, lease.token, self._redis.ttl_seconds, first, CHUNK)
             first, count = first + CHUNK, int(answer[1])
         lease.stop()
         self._fenced("close_job", lease, self._redis.member(lease.job.id, JOB), lease.token, self._redis.ttl_seconds)

@@ -12,7 +12,7 @@ from batchpipe.config.site import FRAMEWORKS, current_site, worker_of
 from batchpipe.errors import TransientError
 from batchpipe.masking import one_line, without_secrets
 from batchpipe.model.records import JobRecord
-from batchpipe.pipeline.job_runner import NotDelivered
+from batchpipe.pipeline.closing import NotDelivered
 from batchpipe.tasks.app import app_in_use
 from batchpipe.tasks.publishing import BROKER_TROUBLE
 

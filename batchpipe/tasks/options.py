@@ -12,7 +12,8 @@ from batchpipe.config.limits import HARD_AFTER_SOFT_SECONDS, task_limit
 from batchpipe.config.settings import Settings
 from batchpipe.config.site import current_settings
 from batchpipe.errors import BatchpipeError, SettingsError
-from batchpipe.pipeline.pulse import may_send
+from batchpipe.model.steps import STEPS
+from batchpipe.pipeline.beat import may_send
 from batchpipe.tasks.app import pulse_expires, state_of
 from batchpipe.tasks.inspection import waiting_in
 from batchpipe.tasks.runtime import runtime
@@ -116,7 +117,4 @@ def pulse_options(pace: Callable[[Settings], float]) -> dict[str, Any]:
 
 
 #: Options of the tasks of a job, by name.
-OPTIONS = {
-    f"batchpipe.{name}": {**_OPTIONS, **_limits(name)}
-    for name in ("prepare", "upload", "create", "poll", "download", "merge")
-}
+OPTIONS = {f"batchpipe.{name}": {**_OPTIONS, **_limits(name)} for name in STEPS}

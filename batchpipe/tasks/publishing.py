@@ -15,7 +15,8 @@ from kombu.exceptions import KombuError, OperationalError
 from batchpipe.errors import SettingsError, TransientError
 from batchpipe.masking import without_secrets
 from batchpipe.model.records import JOB
-from batchpipe.pipeline.runner import Message, links_from
+from batchpipe.model.steps import STEPS
+from batchpipe.pipeline.messages import Message
 from batchpipe.store.refusals import RedisAnswer, RedisTrouble, in_words, unreachable
 from batchpipe.tasks.app import app_in_use, check_not_eager, countdown_of, queue_of
 
@@ -26,8 +27,6 @@ logger = logging.getLogger(__name__)
 BROKER_TROUBLE = (KombuError, OperationalError, CeleryOperationalError, OSError, AMQPError, RedisTrouble)
 #: Enough for a short interruption; a broker that is down must not hold up a submit: the sweep publishes later.
 _PUBLISH_RETRY = {"max_retries": 2, "interval_start": 0.0, "interval_step": 0.5, "interval_max": 1.0}
-#: Links of a shard that transfer its file.
-_TRANSFERS = ("upload", "download")
 #: Priority of a transfer that needs a slot: taken when no short task waits. With Redis the highest number comes last;
 #: other brokers count the other way round, or have no priorities.
 _BEHIND: dict[str, Any] = {"priority": 9}
@@ -70,7 +69,7 @@ def subject(job: str, index: int) -> str:
 
 
 def _chain(app: Celery, message: Message, of_transfers: dict[str, Any]) -> Any:
-    names = links_from(message)
+    names = message.links()
     shown = {"argsrepr": subject(message.job, message.index), "kwargsrepr": ""}
     ids = message.task_ids[-len(names) :]
     later = {"countdown": countdown_of(app, message.countdown)} if message.countdown else {}
@@ -88,7 +87,7 @@ def _chain(app: Celery, message: Message, of_transfers: dict[str, Any]) -> Any:
                     "queue": message.queue,
                     **shown,
                     **(later if task_id == ids[0] else {}),
-                    **(of_transfers if name in _TRANSFERS else {}),
+                    **(of_transfers if STEPS[name].slot == "transfer" else {}),
                 },
             )
             for name, task_id in zip(names, ids, strict=True)

@@ -15,8 +15,9 @@ from http import HTTPStatus
 
 import orjson
 
-from batchpipe.errors import Paused, SettingsError, StorageTrouble, TransientError, Unavailable
+from batchpipe.errors import TOKEN_LIMIT, Paused, SettingsError, StorageTrouble, TransientError, Unavailable
 from batchpipe.model.records import ENDED, Stage, State
+from batchpipe.model.steps import STEPS
 
 #: The value of a label for all values not listed below, so that texts of others cannot create endless series.
 OTHER = "other"
@@ -25,7 +26,6 @@ ACCOUNT = "account"
 #: How many accounts are counted separately in one process; more than anybody has.
 MOST_ACCOUNTS = 200
 
-LINKS = ("prepare", "upload", "create", "poll", "download", "merge")
 REASONS = {
     "poll": "the batch has not ended",
     "create": "a create call was unanswered, too late, or its file not found yet",
@@ -52,7 +52,7 @@ NO_ANSWER = "error"
 
 #: label -> its values. ``account`` is not here.
 VALUES: dict[str, tuple[str, ...]] = {
-    "link": LINKS,
+    "link": tuple(STEPS),
     "ending": ("continue", "retry", "done", "error"),
     "reason": tuple(REASONS),
     "outcome": ("ok", "failed", "missing"),
@@ -217,7 +217,7 @@ def reason_of(error: BaseException) -> str:
         case SettingsError():
             return "settings"
         case Unavailable():
-            if error.code == "token_limit_exceeded":
+            if error.code == TOKEN_LIMIT:
                 return "token_limit"
             return "rate_limit" if error.status == 429 else "provider"
         case TransientError():

@@ -11,9 +11,9 @@ from typing import IO, Any, BinaryIO, TypeVar
 import msgspec
 import orjson
 
-from batchpipe.errors import Gone, Refused, Unavailable
+from batchpipe.errors import FILE_NOT_FOUND, Gone, Refused, Unavailable
+from batchpipe.model.provider import Batch, Provider, Resumable, StoredFile
 from batchpipe.model.records import BatchError, Counts, Status
-from batchpipe.provider import Resumable, Snapshot, StoredFile
 
 #: How the provider answers one request: a dict (the body of a 200), an int (the status of a refusal), a str (the
 #: code of an error without a response, such as ``batch_expired``) or None (no line).
@@ -85,7 +85,7 @@ class _Failure:
     processed: bool
 
 
-class FakeOpenAI:
+class FakeOpenAI(Provider):
     """An in-process provider with the methods and errors of ``provider.api.Api``.
 
     A batch stays as it is until ``finish``, ``expire`` or ``fail`` ends it; with ``autofinish`` each ``retrieve``
@@ -250,11 +250,11 @@ class FakeOpenAI:
         input_file_id: str,
         metadata: dict[str, str],
         extra: dict[str, Any],
-    ) -> Snapshot:
-        def effect() -> Snapshot:
+    ) -> Batch:
+        def effect() -> Batch:
             file = self.files.get(input_file_id)
             if file is None or file.project != self.project:
-                raise Unavailable(f"Cannot find file {input_file_id}.", code="file_not_found", status=400)
+                raise Unavailable(f"Cannot find file {input_file_id}.", code=FILE_NOT_FOUND, status=400)
             if file.status != "processed":
                 raise Refused(f"File {input_file_id} is not in the state processed.", code="http_400", status=400)
             batch = FakeBatch(
@@ -271,8 +271,8 @@ class FakeOpenAI:
 
         return self._called("create_batch", input_file_id, effect)
 
-    def retrieve(self, batch_id: str) -> Snapshot:
-        def effect() -> Snapshot:
+    def retrieve(self, batch_id: str) -> Batch:
+        def effect() -> Batch:
             batch = self._batch(batch_id)
             if self.autofinish:
                 self._move_on(batch)
@@ -280,8 +280,8 @@ class FakeOpenAI:
 
         return self._called("retrieve", batch_id, effect)
 
-    def cancel_batch(self, batch_id: str) -> Snapshot:
-        def effect() -> Snapshot:
+    def cancel_batch(self, batch_id: str) -> Batch:
+        def effect() -> Batch:
             batch = self._batch(batch_id)
             if batch.is_final:
                 message = f"Cannot cancel a batch with status '{batch.status}'."
@@ -291,7 +291,7 @@ class FakeOpenAI:
 
         return self._called("cancel_batch", batch_id, effect)
 
-    def iter_batches(self, since: float) -> Iterator[Snapshot]:
+    def iter_batches(self, since: float) -> Iterator[Batch]:
         newest = self._called("iter_batches", "", lambda: list(reversed(self.batches.values())))
         shown = [batch for batch in newest if self._shows(batch)]
         for start in range(0, len(shown), _PAGE):
@@ -357,8 +357,8 @@ class FakeOpenAI:
         elif batch.status == "cancelling":
             self.finish(batch.id, Status.CANCELLED, after=0)
 
-    def _snapshot(self, batch: FakeBatch) -> Snapshot:
-        return Snapshot(
+    def _snapshot(self, batch: FakeBatch) -> Batch:
+        return Batch(
             id=batch.id,
             status=batch.status,
             input_file_id=f"gw-{batch.input_file_id}" if self.rewrites_files else batch.input_file_id,

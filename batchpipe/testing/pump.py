@@ -15,18 +15,17 @@ from pydantic import SecretStr
 from batchpipe.config.account import Account
 from batchpipe.config.settings import Settings
 from batchpipe.errors import StoreUnavailable
+from batchpipe.model.provider import Provider
 from batchpipe.model.records import JOB, JobRecord, ShardRecord, State, new_job_id
+from batchpipe.model.retry import REDIS_PAUSE_SECONDS
 from batchpipe.pipeline.job_runner import JobRunner
 from batchpipe.pipeline.manifest import results_place
-from batchpipe.pipeline.runner import Continue, Message, Next, Retry, links_from
+from batchpipe.pipeline.messages import Continue, Message, Next, Retry
 from batchpipe.pipeline.shard_runner import ShardRunner
 from batchpipe.pipeline.sweep import sweep
 from batchpipe.storage import Folder, place_name
 from batchpipe.store import Connection, Store, new_task_ids
 from batchpipe.testing.provider import FakeOpenAI
-
-#: Pause of a message after a turn that could not reach Redis, as in the Celery tasks.
-REDIS_PAUSE_SECONDS = 10.0
 
 
 class Vanished(BaseException):
@@ -80,7 +79,10 @@ class Pump:
         self.notified: list[JobRecord] = []  #: jobs as they were told, tries that failed too
         self.vanished = 0  #: turns that ended in ``Vanished``
         self._tell_user = tell
-        apis = cast(Any, lambda name: self.api)
+
+        def apis(account: str) -> Provider:
+            return self.api
+
         self.shard_turns = ShardRunner(self.settings, self.store, apis, self._publish)
         self.job_turns = JobRunner(
             self.settings, self.store, apis, self._publish, self._tell, waiting_in=self._waiting_in
@@ -116,7 +118,7 @@ class Pump:
         """Like ``client.cancel``, but its revokes are lost, which may happen."""
         asked, shards = self.store.jobs.cancel(job_id)
         for index in (JOB, *range(shards)) if asked else ():
-            self.job_turns.wake(job_id, index)
+            self.job_turns.republish(job_id, index)
 
     def job(self, job_id: str) -> JobRecord:
         return self.store.jobs.get(job_id)
@@ -161,7 +163,7 @@ class Pump:
         if isinstance(following, Retry):
             self.waiting.append(Delivery(self.at + following.after, delivery.message, delivery.link))
         elif isinstance(following, Continue):
-            links = links_from(delivery.message)
+            links = delivery.message.links()
             for link in links[links.index(delivery.link) + 1 :][:1]:
                 self.waiting.append(Delivery(self.at, delivery.message, link))
         return delivery
@@ -205,14 +207,12 @@ class Pump:
 
     def _turn(self, delivery: Delivery) -> Next:
         message = delivery.message
-        if message.index != JOB:
-            return self.shard_turns.run(delivery.link, message.job, message.index, message.epoch)
-        turn = self.job_turns.prepare if delivery.link == "prepare" else self.job_turns.merge
-        return turn(message.job, message.epoch)
+        runner = self.job_turns if message.index == JOB else self.shard_turns
+        return runner.run(delivery.link, message.job, message.index, message.epoch)
 
     def _publish(self, message: Message) -> None:
         self.published.append(message)
-        first = links_from(message)[0]
+        first = message.links()[0]
         self.waiting += [Delivery(self.at + message.countdown, message, first)] * self.copies(message)
 
     def _waiting_in(self, queue: str) -> int | None:

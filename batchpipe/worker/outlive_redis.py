@@ -18,12 +18,11 @@ from celery.worker.state import maybe_shutdown
 from kombu.transport import redis as transport
 from kombu.transport import virtual
 
+from batchpipe.model.retry import BROKER_REFUSES
 from batchpipe.store.refusals import RedisAnswer, in_words
 
 logger = logging.getLogger(__name__)
 
-#: Pauses of a worker that its broker refuses, in seconds: longer each time, up to the last.
-FIRST_PAUSE, LONGEST_PAUSE = 2.0, 10.0
 #: After so many seconds without a refusal the pauses start over.
 FORGOTTEN_AFTER = 120.0
 #: How long a worker of green threads that has taken all it may waits before it checks whether it may take more.
@@ -137,15 +136,16 @@ class _Pauses:
     """Celery reconnects at once and is refused at once: without a pause that would loop as fast as possible."""
 
     def __init__(self) -> None:
-        self._seconds, self._last = FIRST_PAUSE, 0.0
+        self._seconds, self._last = 0.0, 0.0
 
     def take(self, error: Exception) -> None:
         """Wait for the next try. Ends early, with Celery's exception, if the worker is told to stop."""
         if time.monotonic() - self._last > FORGOTTEN_AFTER:
-            self._seconds = FIRST_PAUSE
+            self._seconds = 0.0
+        self._seconds = BROKER_REFUSES.after(self._seconds)
         logger.error("the broker refuses: %s; next try in %g s", in_words(error), self._seconds)
         end = time.monotonic() + self._seconds
         while time.monotonic() < end:
             maybe_shutdown()
             time.sleep(_LOOK_SECONDS)
-        self._seconds, self._last = min(self._seconds * 2, LONGEST_PAUSE), time.monotonic()
+        self._last = time.monotonic()

@@ -83,7 +83,7 @@ def test_a_missed_run_is_caught_up_and_its_results_land(house: Place) -> None:
 
     again = house.run("schedules", "run", "newyear", "--at", f"{last_run():%F}T02:00")
     assert (again.code, again.out) == (0, f"{job['id']}\n")
-    assert f"this run is known: its key is newyear-{last_run():%F}" in again.err
+    assert f"this run was submitted before: its key is newyear-{last_run():%F}" in again.err
     mark(house, back_to=last_run() - timedelta(days=800))  # as if it had died before it could record the run
     until(lambda: mark(house) == last_run().timestamp(), what="beat has looked again")
     assert len(house.json("list")) == 1

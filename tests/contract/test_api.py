@@ -12,8 +12,9 @@ from pydantic import SecretStr
 
 from batchpipe.config.account import Account
 from batchpipe.errors import Gone, LeaseLost, Refused, Unavailable
+from batchpipe.model.provider import Batch
 from batchpipe.model.records import BatchError, Counts, Status
-from batchpipe.provider import Api, Snapshot
+from batchpipe.provider import Api
 from batchpipe.sandbox import Sandbox
 from batchpipe.testing import FakeOpenAI
 
@@ -41,8 +42,8 @@ class Provider:
         file_id: str = self.api.upload(io.BytesIO(data), "batchpipe-job_x-0-1.jsonl", check)
         return file_id
 
-    def create(self, file_id: str, metadata: dict[str, str] | None = None, **extra: Any) -> Snapshot:
-        snapshot: Snapshot = self.api.create_batch(
+    def create(self, file_id: str, metadata: dict[str, str] | None = None, **extra: Any) -> Batch:
+        snapshot: Batch = self.api.create_batch(
             endpoint="/v1/chat/completions",
             completion_window="24h",
             input_file_id=file_id,

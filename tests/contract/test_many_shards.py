@@ -9,7 +9,7 @@ import pytest
 
 from batchpipe.errors import LeaseLost, RecordUnreadable
 from batchpipe.model.records import JOB, JobRecord, Move, ShardRecord, Stage, State, new_job_id
-from batchpipe.store import Lease, Store
+from batchpipe.store import JobLease, ShardLease, Store
 from batchpipe.store.due import CHUNK
 
 COUNT = 2 * CHUNK + 1
@@ -29,10 +29,10 @@ def shards(job_id: str, count: int = COUNT, file: str = "f") -> Iterator[ShardRe
         yield ShardRecord(job=job_id, index=index, epoch=1, rows=1, file=file, task_ids=["u", "c", "p", "d"])
 
 
-def prepare(store: Store, job_id: str) -> Lease:
+def prepare(store: Store, job_id: str) -> JobLease:
     stages = [State.PENDING.value, State.PREPARING.value]
-    found = store.leases.claim(job_id, JOB, 1, stages, deadline=9_999, enter=State.PREPARING.value)
-    assert isinstance(found, Lease), found
+    found = store.leases.claim_job(job_id, 1, stages, deadline=9_999, enter=State.PREPARING.value)
+    assert isinstance(found, JobLease), found
     return found
 
 
@@ -69,14 +69,14 @@ def test_no_script_is_given_more_than_a_few_hundred_shards(store: Store, monkeyp
     store.jobs.submit(job)
     scripts = Scripts(store, monkeypatch)
     assert store.leases.plan(prepare(store, job.id), {"round": 1}, shards(job.id), ["m"]) == (COUNT, 0)
-    assert scripts.names.count("draft") == scripts.names.count("make_due") == 3
+    assert scripts.names.count("draft_shards") == scripts.names.count("make_due") == 3
     assert scripts.most_args < CHUNK + 10
     found = store.jobs.get(job.id)
     assert (found.stage, found.shards, found.open) == (State.RUNNING, COUNT, COUNT)
     assert due(store) == expected(job.id)
 
 
-@pytest.mark.parametrize("at", [("draft", 0), ("draft", 2), ("plan", 0)])
+@pytest.mark.parametrize("at", [("draft_shards", 0), ("draft_shards", 2), ("plan", 0)])
 def test_a_plan_that_dies_before_it_is_seen_is_made_again(
     store: Store, clock: Any, monkeypatch: pytest.MonkeyPatch, at: tuple[str, int]
 ) -> None:
@@ -110,8 +110,10 @@ def test_a_plan_that_dies_before_all_is_due_is_gone_on_with_by_the_sweep(
     with pytest.raises(Killed):
         store.leases.plan(prepare(store, job.id), {}, shards(job.id), ["m"])
     scripts.fatal = None
-    claimed = store.leases.claim(job.id, COUNT - 1, 1, [Stage.PLANNED], deadline=100)  # its message was published early
-    assert isinstance(claimed, Lease)
+    claimed = store.leases.claim_shard(
+        job.id, COUNT - 1, 1, [Stage.PLANNED], deadline=100
+    )  # its message was published early
+    assert isinstance(claimed, ShardLease)
     store.leases.advance(claimed, Move(stage=Stage.COLLECTED), tries="reset", merge_ids=["m"])
     clock.advance(61)
     assert (job.id, JOB) in store.due.overdue()
@@ -134,7 +136,7 @@ def test_all_records_of_a_told_job_expire_also_those_that_nobody_saw(store: Stor
     job = new_job()
     store.jobs.submit(job)
     lease = prepare(store, job.id)
-    store.leases._fenced("draft", lease, lease.token, f'["{COUNT}", "stage", "planned"]')
+    store.leases._fenced("draft_shards", lease, lease.token, f'["{COUNT}", "stage", "planned"]')
     store.leases.finish(lease, State.FAILED, {})
     store.leases.close_job(lease)
     assert store.connection.client.ttl(f"{store.connection.prefix}shard:{job.id}:{COUNT}") == pytest.approx(
@@ -174,8 +176,8 @@ def given_up(store: Store, indexes: range) -> str:
         pipe.zrem(f"{store.connection.prefix}due", f"{job.id}/{index}")
     pipe.hset(key, mapping={"stage": "finalizing", "epoch": "9", "open": "0"})
     pipe.execute()
-    lease = store.leases.claim(job.id, JOB, 9, ["finalizing"], deadline=9_999)
-    assert isinstance(lease, Lease)
+    lease = store.leases.claim_job(job.id, 9, ["finalizing"], deadline=9_999)
+    assert isinstance(lease, JobLease)
     store.leases.finish(lease, State.PARTIAL, {})
     store.leases.close_job(lease)
     return job.id
@@ -198,13 +200,13 @@ def test_all_that_was_given_up_is_landed_in_one_call(store: Store, monkeypatch: 
     job = store.jobs.get(job_id)
     assert (job.stage, job.open, job.ended_at, landed(store, job_id)) == (State.RUNNING, COUNT - 1, None, wanted)
     assert store.jobs.land(job_id, wanted) == "running"
-    shard = store.leases.claim(job_id, 1, 2, [Stage.CREATED], deadline=9)
-    assert isinstance(shard, Lease)
+    shard = store.leases.claim_shard(job_id, 1, 2, [Stage.CREATED], deadline=9)
+    assert isinstance(shard, ShardLease)
     assert shard.shard is not None
     assert (shard.shard.error, shard.shard.batch_id) == (None, "b1")
 
 
-@pytest.mark.parametrize("at", [("land_mark", 1), ("land", 0), ("make_due", 0), ("make_due", 1)])
+@pytest.mark.parametrize("at", [("mark_for_landing", 1), ("land", 0), ("make_due", 0), ("make_due", 1)])
 def test_a_landing_that_dies_is_gone_on_with(
     store: Store, clock: Any, monkeypatch: pytest.MonkeyPatch, at: tuple[str, int]
 ) -> None:
@@ -236,8 +238,8 @@ def test_a_cancel_wakes_some_and_leaves_the_others_to_the_sweep(store: Store) ->
     job = new_job()
     store.jobs.submit(job)
     store.leases.plan(prepare(store, job.id), {}, shards(job.id), ["m"])
-    assert store.jobs.cancel(job.id, waking=20) == (True, COUNT)
-    taken = list(iter(lambda: store.due.take_wakes(200), None))
+    assert store.jobs.cancel(job.id, published=20) == (True, COUNT)
+    taken = list(iter(lambda: store.due.take_to_republish(200), None))
     assert [(found.job, found.when) for found in taken] == [(job.id, "always")] * len(taken)
     assert [index for found in taken for index in range(found.first, found.last)] == list(range(20, COUNT))
 

@@ -9,7 +9,7 @@ import pytest
 
 from batchpipe.errors import JobNotFound, LeaseLost, OutputInUse
 from batchpipe.model.records import JOB, Counts, JobRecord, Move, Problem, ShardRecord, Stage, State, new_job_id
-from batchpipe.store import Lease, Refused, Store
+from batchpipe.store import ClaimDenied, JobLease, Lease, ShardLease, Store
 from batchpipe.store.events import LOG_LENGTH
 from batchpipe.store.shards import MOST_NAMED
 
@@ -26,17 +26,21 @@ def new_job(**fields: Any) -> JobRecord:
 
 
 def claim(store: Store, job_id: str, index: int, *stages: str, epoch: int = 1, deadline: float = DEADLINE) -> Any:
-    return store.leases.claim(job_id, index, epoch, stages, deadline=deadline)
+    if index == JOB:
+        return store.leases.claim_job(job_id, epoch, stages, deadline=deadline)
+    return store.leases.claim_shard(job_id, index, epoch, stages, deadline=deadline)
 
 
-def granted(answer: Lease | Refused) -> Lease:
+def granted(answer: Lease | ClaimDenied) -> Any:
     assert isinstance(answer, Lease), answer
     return answer
 
 
-def claim_job(store: Store, job_id: str, epoch: int = 1) -> Lease:
+def claim_job(store: Store, job_id: str, epoch: int = 1) -> JobLease:
     enter, stages = State.PREPARING.value, [State.PENDING.value, State.PREPARING.value]
-    return granted(store.leases.claim(job_id, JOB, epoch, stages, deadline=DEADLINE, enter=enter))
+    lease = store.leases.claim_job(job_id, epoch, stages, deadline=DEADLINE, enter=enter)
+    assert isinstance(lease, JobLease), lease
+    return lease
 
 
 def planned(store: Store, count: int = 1, **fields: Any) -> str:
@@ -53,7 +57,7 @@ def planned(store: Store, count: int = 1, **fields: Any) -> str:
 
 
 def advance(
-    store: Store, lease: Lease, stage: Stage, after: float = 0.0, *, tries: str = "reset", **changes: Any
+    store: Store, lease: ShardLease, stage: Stage, after: float = 0.0, *, tries: str = "reset", **changes: Any
 ) -> tuple[Any, int]:
     return store.leases.advance(
         lease, Move(stage=stage, after=after, changes=changes), tries=tries, merge_ids=["merge-1"]
@@ -110,7 +114,7 @@ def test_again_takes_the_key_over(store: Store, again: str, taken: bool) -> None
     """ "1" from any job, an id from that job only."""
     first, second = new_job(key="k"), new_job(key="k")
     store.jobs.submit(first)
-    assert store.jobs.submit(second, again=first.id if again == "first" else again)[1] is taken
+    assert store.jobs.submit(second, replace_job=first.id if again == "first" else again)[1] is taken
     assert store.jobs.id_of_key("k") == (second.id if taken else first.id)
 
 
@@ -163,8 +167,8 @@ def test_claims_are_refused_by_epoch_then_stage_then_lease_then_time(store: Stor
     """A message of another epoch must not wait for somebody else's lease."""
     job_id = planned(store)
     lease = granted(claim(store, job_id, 0, Stage.PLANNED))
-    assert claim(store, job_id, 0, Stage.ENDED, epoch=9) == Refused("epoch")
-    assert claim(store, job_id, 0, Stage.ENDED) == Refused("stage")
+    assert claim(store, job_id, 0, Stage.ENDED, epoch=9) == ClaimDenied("epoch")
+    assert claim(store, job_id, 0, Stage.ENDED) == ClaimDenied("stage")
     held = claim(store, job_id, 0, Stage.PLANNED)
     assert (held.why, held.after) == ("lease", about(LEASE))
     advance(store, lease, Stage.PLANNED, after=100)
@@ -175,14 +179,14 @@ def test_claims_are_refused_by_epoch_then_stage_then_lease_then_time(store: Stor
 @pytest.mark.parametrize("epoch", [0, 2, 1_800_000_000])
 def test_any_other_epoch_is_void(store: Store, epoch: int) -> None:
     """A later one too: Redis may have lost a second."""
-    assert claim(store, planned(store), 0, Stage.PLANNED, epoch=epoch) == Refused("epoch")
+    assert claim(store, planned(store), 0, Stage.PLANNED, epoch=epoch) == ClaimDenied("epoch")
 
 
 def test_unknown_records_are_gone(store: Store) -> None:
     """A message for a job that has expired ends."""
     job_id = planned(store)
-    assert claim(store, job_id, 5, Stage.PLANNED) == Refused("gone")
-    assert claim(store, "job_no", JOB, State.PENDING) == Refused("gone")
+    assert claim(store, job_id, 5, Stage.PLANNED) == ClaimDenied("gone")
+    assert claim(store, "job_no", JOB, State.PENDING) == ClaimDenied("gone")
 
 
 @pytest.mark.parametrize(
@@ -296,7 +300,7 @@ def test_who_lost_the_lease_cannot_write(store: Store, clock: Any, late: bool) -
     writes: list[Callable[[], object]] = [
         lambda: store.leases.renew(lease),
         lambda: store.leases.save(lease, {"file_id": "x"}),
-        lambda: store.leases.intend(lease),
+        lambda: store.leases.record_intent(lease),
         lambda: advance(store, lease, Stage.CREATED, batch_id="x"),
     ]
     for write in writes:
@@ -390,13 +394,13 @@ def test_raising_during_a_lease_leaves_a_wake_mark(store: Store) -> None:
     lease = granted(claim(store, job_id, 0, Stage.PLANNED))
     assert store.due.bump_epoch(job_id, 0, ["new"]) is None
     assert shard(store, job_id).epoch == 1
-    assert store.leases.renew(lease)[1].wake
-    assert store.leases.save(lease, {}).wake
+    assert store.leases.renew(lease)[1].republish
+    assert store.leases.save(lease, {}).republish
     news, _ = advance(store, lease, Stage.UPLOADED, after=500)
-    assert news.wake
+    assert news.republish
     assert shard(store, job_id).next_at == about(store.now())
     assert store.due.bump_epoch(job_id, 0, ["new"]) is not None
-    assert not shard(store, job_id).wake
+    assert not shard(store, job_id).republish
 
 
 def test_a_claim_clears_an_old_wake_mark(store: Store, clock: Any) -> None:
@@ -406,7 +410,7 @@ def test_a_claim_clears_an_old_wake_mark(store: Store, clock: Any) -> None:
     store.due.bump_epoch(job_id, 0, ["new"])
     clock.advance(LEASE + 1)
     lease = granted(claim(store, job_id, 0, Stage.PLANNED))
-    assert not advance(store, lease, Stage.UPLOADED)[0].wake
+    assert not advance(store, lease, Stage.UPLOADED)[0].republish
 
 
 def test_an_ended_lease_does_not_stop_a_raise(store: Store, clock: Any) -> None:
@@ -451,7 +455,7 @@ def test_a_wake_reaches_what_sleeps_and_not_what_is_under_way(store: Store, cloc
     assert store.due.bump_epoch(job_id, 0, ["newest"], when="asleep") is not None
     claim(store, job_id, 0, Stage.PLANNED, epoch=3)
     assert store.due.bump_epoch(job_id, 0, ["x"], when="asleep") is None
-    assert shard(store, job_id).wake
+    assert shard(store, job_id).republish
 
 
 def test_a_snapshot_is_noted_only_of_the_batch_that_is_waited_for(store: Store) -> None:
@@ -459,10 +463,10 @@ def test_a_snapshot_is_noted_only_of_the_batch_that_is_waited_for(store: Store) 
     job_id = uploaded(store)
     lease = granted(claim(store, job_id, 0, Stage.UPLOADED))
     assert lease.shard is not None
-    assert not store.shards.observe(lease.shard, "batch_1", {"status": "completed"})
+    assert not store.shards.record_batch_status(lease.shard, "batch_1", {"status": "completed"})
     store.shards.settle(lease.shard, "batch_1", token=lease.token, after=0.0, changes={})
-    assert not store.shards.observe(lease.shard, "batch_2", {"status": "completed"})
-    assert store.shards.observe(lease.shard, "batch_1", {"status": "completed"})
+    assert not store.shards.record_batch_status(lease.shard, "batch_2", {"status": "completed"})
+    assert store.shards.record_batch_status(lease.shard, "batch_1", {"status": "completed"})
     found = shard(store, job_id)
     assert (found.status, found.stage, found.epoch) == ("completed", Stage.CREATED, 1)
     assert found.snapshot_at == about(store.now())
@@ -472,7 +476,7 @@ def test_accounts_that_create_calls_are_made_on_are_remembered(store: Store, clo
     """Only there can strays be."""
     job_id = uploaded(store, account="team")
     assert store.accounts.creating(0) == []
-    store.leases.intend(granted(claim(store, job_id, 0, Stage.UPLOADED)))
+    store.leases.record_intent(granted(claim(store, job_id, 0, Stage.UPLOADED)))
     assert store.accounts.creating(store.now() - 10) == ["team"]
     clock.advance(100)
     assert store.accounts.creating(store.now() - 10) == []
@@ -553,12 +557,12 @@ def test_the_time_of_the_first_intent_is_never_overwritten(store: Store, clock: 
     """It says from when on a batch may be in the provider's list. Each call clears the time of the empty look."""
     job_id = uploaded(store)
     lease = granted(claim(store, job_id, 0, Stage.UPLOADED))
-    store.leases.intend(lease)
+    store.leases.record_intent(lease)
     first = shard(store, job_id).intent_at
     advance(store, lease, Stage.UPLOADED, empty_at=store.now())
     clock.advance(40)
     second = granted(claim(store, job_id, 0, Stage.UPLOADED))
-    store.leases.intend(second)
+    store.leases.record_intent(second)
     found = shard(store, job_id)
     assert (found.intent_at, found.empty_at, found.calls) == (first, None, [lease.token, second.token])
 
@@ -567,8 +571,8 @@ def test_a_repeated_intent_is_one_call(store: Store) -> None:
     """After a lost answer the client repeats it."""
     job_id = uploaded(store)
     lease = granted(claim(store, job_id, 0, Stage.UPLOADED))
-    store.leases.intend(lease)
-    store.leases.intend(lease)
+    store.leases.record_intent(lease)
+    store.leases.record_intent(lease)
     assert shard(store, job_id).calls == [lease.token]
 
 
@@ -576,26 +580,26 @@ def test_an_intent_tells_of_a_cancel(store: Store) -> None:
     """Then the paid call is not made."""
     job_id = uploaded(store)
     lease = granted(claim(store, job_id, 0, Stage.UPLOADED))
-    assert not store.leases.intend(lease).cancel
+    assert not store.leases.record_intent(lease).cancel
     store.jobs.cancel(job_id)
-    assert store.leases.intend(lease).cancel
+    assert store.leases.record_intent(lease).cancel
 
 
 def test_only_the_last_withdrawn_call_clears_the_intent(store: Store) -> None:
     """While another call is unanswered its batch may turn up. Withdrawing twice is no different from once."""
     job_id = uploaded(store)
     lease = granted(claim(store, job_id, 0, Stage.UPLOADED))
-    store.leases.intend(lease)
+    store.leases.record_intent(lease)
     advance(store, lease, Stage.UPLOADED)
     second = granted(claim(store, job_id, 0, Stage.UPLOADED))
-    store.leases.intend(second)
+    store.leases.record_intent(second)
     record = shard(store, job_id)
     for _ in range(2):
-        store.shards.withdraw(record, second.token)
+        store.shards.withdraw_call(record, second.token)
         found = shard(store, job_id)
         assert (found.intent_at, found.calls) == (record.intent_at, [lease.token])
     for _ in range(2):
-        store.shards.withdraw(record, lease.token)
+        store.shards.withdraw_call(record, lease.token)
         found = shard(store, job_id)
         assert (found.intent_at, found.calls) == (None, [])
 
@@ -604,9 +608,9 @@ def test_withdrawing_an_unknown_call_leaves_the_intent(store: Store) -> None:
     """A call of an older key has nothing to say about this one."""
     job_id = uploaded(store)
     lease = granted(claim(store, job_id, 0, Stage.UPLOADED))
-    store.leases.intend(lease)
-    store.shards.withdraw(shard(store, job_id), "somebody")
-    store.shards.withdraw(shard(store, job_id).evolve(try_=7), lease.token)
+    store.leases.record_intent(lease)
+    store.shards.withdraw_call(shard(store, job_id), "somebody")
+    store.shards.withdraw_call(shard(store, job_id).evolve(try_=7), lease.token)
     assert shard(store, job_id).calls == [lease.token]
 
 
@@ -619,7 +623,7 @@ def test_settling_by_the_holder_is_an_advance(store: Store) -> None:
     """The id, the stage and the index of batches are written, the lease is released."""
     job_id = uploaded(store)
     lease = granted(claim(store, job_id, 0, Stage.UPLOADED))
-    store.leases.intend(lease)
+    store.leases.record_intent(lease)
     assert settle(store, job_id, token=lease.token).verdict == "ok"
     found = shard(store, job_id)
     assert (found.stage, found.batch_id, found.status) == (Stage.CREATED, "batch_1", "validating")
@@ -663,18 +667,18 @@ def test_ids_that_answers_named_are_kept_until_the_shard_has_its_batch(store: St
     """Or until somebody calls again, having settled them; a few at most."""
     job_id = uploaded(store)
     lease = granted(claim(store, job_id, 0, Stage.UPLOADED))
-    store.leases.intend(lease)
-    store.shards.name(shard(store, job_id), {"batch_1": False, "batch_2": True})
-    store.shards.name(shard(store, job_id), {"batch_1": True, "batch_2": False})
+    store.leases.record_intent(lease)
+    store.shards.record_named_batches(shard(store, job_id), {"batch_1": False, "batch_2": True})
+    store.shards.record_named_batches(shard(store, job_id), {"batch_1": True, "batch_2": False})
     assert shard(store, job_id).named == {"batch_1": True, "batch_2": True}
-    store.shards.name(shard(store, job_id), {f"batch_{n}": True for n in range(50)})
+    store.shards.record_named_batches(shard(store, job_id), {f"batch_{n}": True for n in range(50)})
     assert len(shard(store, job_id).named) == MOST_NAMED
-    store.shards.name(shard(store, job_id).evolve(try_=9), {"batch_77": True})
-    store.leases.intend(lease)
+    store.shards.record_named_batches(shard(store, job_id).evolve(try_=9), {"batch_77": True})
+    store.leases.record_intent(lease)
     assert shard(store, job_id).named == {}
-    store.shards.name(shard(store, job_id), {"batch_3": True})
+    store.shards.record_named_batches(shard(store, job_id), {"batch_3": True})
     settle(store, job_id, token=lease.token)
-    store.shards.name(shard(store, job_id), {"batch_4": True})
+    store.shards.record_named_batches(shard(store, job_id), {"batch_4": True})
     assert shard(store, job_id).named == {}
 
 
@@ -683,7 +687,7 @@ def test_calls_without_an_answer_do_not_pile_up(store: Store) -> None:
     job_id = uploaded(store)
     for number in range(30):
         lease = granted(claim(store, job_id, 0, Stage.UPLOADED, epoch=shard(store, job_id).epoch))
-        store.leases.intend(lease)
+        store.leases.record_intent(lease)
         advance(store, lease, Stage.UPLOADED)
         assert shard(store, job_id).calls[-1] == lease.token, number
     assert len(shard(store, job_id).calls) == 20
@@ -696,7 +700,7 @@ def test_settling_tells_the_holder_of_wake_and_cancel(store: Store) -> None:
     store.jobs.cancel(job_id)
     store.due.bump_epoch(job_id, 0, ["new"])
     news = settle(store, job_id, token=lease.token).news
-    assert (news.wake, news.cancel) == (True, True)
+    assert (news.republish, news.cancel) == (True, True)
     assert shard(store, job_id).next_at == about(store.now())
 
 
@@ -710,7 +714,7 @@ def test_settling_late_ends_a_living_lease_and_makes_the_shard_due(store: Store,
     assert (found.batch_id, found.stage, found.token) == ("batch_1", Stage.CREATED, None)
     assert due_in(store, job_id, 0) == about(0)
     with pytest.raises(LeaseLost):
-        store.leases.intend(other)
+        store.leases.record_intent(other)
 
 
 def test_a_recorded_id_is_known(store: Store) -> None:
@@ -750,11 +754,12 @@ def test_a_batch_of_another_key_stage_or_record_is_to_be_cancelled(store: Store)
 # -- the end -------------------------------------------------------------------------------------------------------
 
 
-def merging(store: Store, **fields: Any) -> Lease:
+def merging(store: Store, **fields: Any) -> JobLease:
     """A claim on a job whose shards are collected."""
     job_id = planned(store, **fields)
     epoch = advance(store, claim(store, job_id, 0, Stage.PLANNED), Stage.COLLECTED)[1]
-    return granted(claim(store, job_id, JOB, State.FINALIZING, epoch=epoch))
+    lease: JobLease = granted(claim(store, job_id, JOB, State.FINALIZING, epoch=epoch))
+    return lease
 
 
 def test_finishing_fixes_the_state_and_leaves_the_job_due(store: Store) -> None:
@@ -812,7 +817,7 @@ def test_a_told_job_leaves_the_due_set_and_its_records_expire(store: Store) -> N
         store.leases.close_job(lease)
         assert store.jobs.get(job_id).closed
     assert due_in(store, job_id, JOB) is None
-    assert claim(store, job_id, JOB, State.SUCCEEDED, epoch=store.jobs.get(job_id).epoch) == Refused("stage")
+    assert claim(store, job_id, JOB, State.SUCCEEDED, epoch=store.jobs.get(job_id).epoch) == ClaimDenied("stage")
     for name in (f"job:{job_id}", f"shard:{job_id}:0", f"log:{job_id}", "key:k"):
         assert 0 < int(str(store.connection.client.ttl(store.connection.prefix + name))) <= 3600, name
     assert store.jobs.submit(new_job(output="/out/told"))[1]
@@ -833,8 +838,8 @@ def test_a_job_claims_the_names_that_its_worker_sees_for_its_output(store: Store
     other = planned(store, owns=["/taken"])
     lease = merging(store, owns=["/link"])
     with pytest.raises(OutputInUse, match=other):
-        store.leases.own(lease, ["/real", "/taken"])
-    store.leases.own(lease, ["/real", "/link"])
+        store.leases.claim_output(lease, ["/real", "/taken"])
+    store.leases.claim_output(lease, ["/real", "/link"])
     assert store.jobs.get(lease.job.id).owns == lease.job.owns == ["/link", "/real"]
     for name in ("/link", "/real"):
         with pytest.raises(OutputInUse):
@@ -842,7 +847,7 @@ def test_a_job_claims_the_names_that_its_worker_sees_for_its_output(store: Store
     store.leases.finish(lease, State.SUCCEEDED, {})
     store.leases.close_job(lease)
     with pytest.raises(LeaseLost):
-        store.leases.own(lease, ["/late"])
+        store.leases.claim_output(lease, ["/late"])
     assert store.jobs.submit(new_job(owns=["/link", "/real", "/late"]))[1]
 
 
@@ -858,11 +863,11 @@ def test_a_closed_job_does_not_free_the_output_of_another(store: Store) -> None:
 def test_that_results_were_moved_is_noted_where_there_are_some(store: Store) -> None:
     """A job that has none, or that this Redis does not know, gets no record by it."""
     lease = merging(store, results="/out/a")
-    store.jobs.moved(lease.job.id, "/out/a/.batchpipe/x", "/real/a/.batchpipe/x")
+    store.jobs.set_results(lease.job.id, "/out/a/.batchpipe/x", "/real/a/.batchpipe/x")
     assert store.jobs.get(lease.job.id).results == "/out/a/.batchpipe/x"
     without = planned(store)
     for job_id in (without, "job_unknown"):
-        store.jobs.moved(job_id, "/elsewhere", "/elsewhere")
+        store.jobs.set_results(job_id, "/elsewhere", "/elsewhere")
     assert store.jobs.get(without).results == ""
     with pytest.raises(JobNotFound):
         store.jobs.get("job_unknown")
@@ -938,15 +943,15 @@ def test_the_log_is_bounded(store: Store) -> None:
 
 def test_a_paused_account_tells_why_until_it_is_resumed(store: Store) -> None:
     """Another account goes on."""
-    assert store.accounts.paused("default") is None
+    assert store.accounts.pause_of("default") is None
     store.accounts.pause("default", 100, Problem(code="insufficient_quota", message="no money"))
-    pause = store.accounts.paused("default")
+    pause = store.accounts.pause_of("default")
     assert pause is not None
     assert (pause.code, pause.message, pause.seconds) == ("insufficient_quota", "no money", about(100))
-    assert store.accounts.paused("other") is None
+    assert store.accounts.pause_of("other") is None
     assert store.accounts.resume("default")
     assert not store.accounts.resume("default")
-    assert store.accounts.paused("default") is None
+    assert store.accounts.pause_of("default") is None
 
 
 def test_the_budget_of_looks_is_spent_and_refilled(store: Store, clock: Any) -> None:

@@ -20,8 +20,9 @@ from pydantic import SecretStr
 
 from batchpipe.config.account import Account
 from batchpipe.errors import AmbiguousResult, BatchpipeError, Gone, Paused, Refused, Unavailable
+from batchpipe.model.provider import Batch
 from batchpipe.model.records import Problem, ShardRecord
-from batchpipe.provider import Api, Snapshot
+from batchpipe.provider import Api
 from batchpipe.store.records import decode, encode_changes, encode_record
 from tests.fuzz.shapes import BATCH, DELETED, FILE, LIST, answers, broken, encoded, fuzzed
 from tests.fuzz.wire import Answer, Request, Wire
@@ -87,9 +88,9 @@ def assert_sound_text(text: Any) -> None:
     assert can_be_written(text)
 
 
-def assert_sound_snapshot(snapshot: Snapshot) -> None:
+def assert_sound_snapshot(snapshot: Batch) -> None:
     """Its fields are what they say, and a record takes them and gives them back."""
-    again = msgspec.json.decode(msgspec.json.encode(snapshot), type=Snapshot)
+    again = msgspec.json.decode(msgspec.json.encode(snapshot), type=Batch)
     assert again == snapshot
     assert snapshot.id
     changes = {
@@ -128,7 +129,7 @@ def assert_sound_size(value: Any) -> None:
     assert value is None or (type(value) is int and value >= 0)
 
 
-def assert_sound_list(found: list[Snapshot]) -> None:
+def assert_sound_list(found: list[Batch]) -> None:
     for snapshot in found:
         assert_sound_snapshot(snapshot)
 
@@ -151,7 +152,7 @@ def download(api: Api) -> int:
     return told
 
 
-def create(api: Api) -> Snapshot:
+def create(api: Api) -> Batch:
     return api.create_batch(
         endpoint="/v1/chat/completions",
         completion_window="24h",
@@ -254,7 +255,7 @@ def test_every_answer_to_a_create_call_is_sound(provider: Provider) -> None:
     def check(answer: Answer) -> None:
         cases[0] += 1
         found = outcome(provider, create, answer)
-        if isinstance(found, Snapshot):
+        if isinstance(found, Batch):
             assert_sound_snapshot(found)
             assert found.input_file_id in (None, "file-1")
         else:
@@ -273,7 +274,7 @@ def test_only_a_4xx_of_the_provider_says_that_no_batch_was_made(provider: Provid
     def check(answer: Answer) -> None:
         cases[0] += 1
         found = outcome(provider, create, answer)
-        if not isinstance(found, Snapshot | AmbiguousResult):
+        if not isinstance(found, Batch | AmbiguousResult):
             assert is_clear_no(answer, found)
         assert [request.method for request in provider.asked].count("POST") == 1
 

@@ -15,9 +15,10 @@ import redis
 
 from batchpipe.config.settings import Settings
 from batchpipe.model.records import JOB, JobRecord, Move, ShardRecord, Stage, State
-from batchpipe.pipeline.runner import Message, Runner
+from batchpipe.pipeline.messages import Message
+from batchpipe.pipeline.runner import Runner
 from batchpipe.pipeline.sweep import sweep
-from batchpipe.store import Connection, Lease, Refused, Store
+from batchpipe.store import ClaimDenied, Connection, JobLease, ShardLease, Store
 from batchpipe.store.scripts import source
 
 DOWNLOAD_SECONDS = 0.5
@@ -110,8 +111,8 @@ class Depot:
 
     def _plan(self, job_id: str, count: int) -> None:
         self.store.jobs.submit(JobRecord(id=job_id, epoch=1, output=job_id))
-        lease = self.store.leases.claim(job_id, JOB, 1, [State.PENDING], deadline=60.0, enter=State.PREPARING)
-        assert isinstance(lease, Lease)
+        lease = self.store.leases.claim_job(job_id, 1, [State.PENDING], deadline=60.0, enter=State.PREPARING)
+        assert isinstance(lease, JobLease)
         shards = [ShardRecord(job=job_id, index=index, epoch=1, stage=Stage.ENDED, rows=1) for index in range(count)]
         self.store.leases.plan(lease, {"round": 1}, shards, [])
         for shard in shards:
@@ -126,7 +127,7 @@ class Depot:
     def drain(self, *, lose_all_at: float = math.inf, give_up: float = 12 * 3_600.0) -> Drained:
         """Until every shard is collected. ``lose_all_at``: after so many seconds no message is left in the queue."""
         free = [self.at] * self.workers
-        downloads: list[tuple[float, int, Lease]] = []
+        downloads: list[tuple[float, int, ShardLease]] = []
         sweep_at, lost = self.at, False
         while len(self.result.waited) < self.shards and self.at - self.begun < give_up:
             next_worker = max(free[0], self.at) if free and self.queue else math.inf
@@ -147,15 +148,15 @@ class Depot:
         self.result.seconds = self.at - self.begun
         return self.result
 
-    def _take(self, message: Message, free: list[float], downloads: list[tuple[float, int, Lease]]) -> None:
-        claim = self.store.leases.claim(message.job, message.index, message.epoch, [Stage.ENDED], deadline=600.0)
-        if isinstance(claim, Refused):
+    def _take(self, message: Message, free: list[float], downloads: list[tuple[float, int, ShardLease]]) -> None:
+        claim = self.store.leases.claim_shard(message.job, message.index, message.epoch, [Stage.ENDED], deadline=600.0)
+        if isinstance(claim, ClaimDenied):
             heapq.heappush(free, self.at + VOID_SECONDS)
         else:
             self._started += 1  # a tie-break: leases have no order
             heapq.heappush(downloads, (self.at + DOWNLOAD_SECONDS, self._started, claim))
 
-    def _collected(self, lease: Lease) -> None:
+    def _collected(self, lease: ShardLease) -> None:
         move = Move(stage=Stage.COLLECTED, changes={"ok": 1})
         _, merge = self.store.leases.advance(lease, move, tries="reset", merge_ids=[])
         self.result.merges += merge > 0

@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import orjson
 import redis
@@ -29,16 +29,17 @@ from batchpipe.errors import (
     TransientError,
     Unavailable,
 )
+from batchpipe.model.provider import Batch
 from batchpipe.model.records import JOB, BatchError, JobRecord, Move, Problem, Stage, State, Status
+from batchpipe.model.retry import REDIS_PAUSE_SECONDS
 from batchpipe.model.stats import Clock
+from batchpipe.model.steps import Step
 from batchpipe.pipeline.job_runner import JobRunner
-from batchpipe.pipeline.runner import Continue, Message, Next, Retry, links_from
+from batchpipe.pipeline.messages import Continue, Message, Next, Retry
 from batchpipe.pipeline.shard_runner import ShardRunner
 from batchpipe.pipeline.sharding import Prepared, ShardPlan
 from batchpipe.pipeline.sweep import sweep
-from batchpipe.provider import Snapshot
-from batchpipe.store import Connection, Lease, Store
-from batchpipe.store import Refused as ClaimRefused
+from batchpipe.store import ClaimDenied, Connection, JobLease, Lease, ShardLease, Store
 from batchpipe.store.accounts import Accounts
 from batchpipe.store.due import Due
 from batchpipe.store.events import Events
@@ -46,7 +47,6 @@ from batchpipe.store.jobs import Jobs
 from batchpipe.store.leases import Leases
 from batchpipe.store.scripts import source
 from batchpipe.testing import Delivery, FakeBatch, FakeOpenAI
-from batchpipe.testing.pump import REDIS_PAUSE_SECONDS
 from tests.model.invariants import Broken, Records, Watch
 from tests.model.scheduler import Actor
 
@@ -54,7 +54,7 @@ LEASE = 60.0
 GRACE = 30.0
 
 #: Scripts that change no record.
-_ABOUT_NO_RECORD = ("now", "swept")
+_ABOUT_NO_RECORD = ("read_clock", "note_sweep")
 #: What may befall a script: it is repeated after a lost answer, Redis is away, or went away after it ran.
 SCRIPT_FAULTS = ("repeat", "away", "away after")
 #: What may befall whatever else takes time: provider calls that cost nothing, files.
@@ -126,6 +126,17 @@ class ModelLease(Lease):
             return
         self.confirmed = before
         self.renew_at = before + max(self.seconds / 3, 0.1)  # near its deadline a lease grants less and less
+
+
+class ModelJobLease(ModelLease, JobLease):
+    """Of a job."""
+
+
+class ModelShardLease(ModelLease, ShardLease):
+    """Of a shard."""
+
+
+L = TypeVar("L", ModelJobLease, ModelShardLease)
 
 
 class ModelConnection(Connection):
@@ -201,15 +212,25 @@ class ModelLeases(Leases):
         super().__init__(connection, due)
         self.world = connection.world
 
-    def claim(self, *args: Any, **named: Any) -> Lease | ClaimRefused:
+    def claim_job(self, *args: Any, **named: Any) -> JobLease | ClaimDenied:
         before = self.world.at
-        answer = super().claim(*args, **named)
-        if isinstance(answer, ClaimRefused):
-            self.world.watch.facts[f"refused: {answer.why}"] += 1
-            return answer
-        lease = ModelLease(
-            self, answer.job, answer.shard, answer.token, answer.seconds, before, answer.news, answer.deadline
-        )
+        answer = super().claim_job(*args, **named)
+        return self._denied(answer) if isinstance(answer, ClaimDenied) else self._ours(ModelJobLease, answer, before)
+
+    def claim_shard(self, *args: Any, **named: Any) -> ShardLease | ClaimDenied:
+        before = self.world.at
+        answer = super().claim_shard(*args, **named)
+        if isinstance(answer, ClaimDenied):
+            return self._denied(answer)
+        return self._ours(ModelShardLease, answer, before, shard=answer.shard)
+
+    def _denied(self, answer: ClaimDenied) -> ClaimDenied:
+        self.world.watch.facts[f"refused: {answer.why}"] += 1
+        return answer
+
+    def _ours(self, kind: type[L], answer: Lease, before: float, **more: Any) -> L:
+        names = ("renewer", "job", "token", "seconds", "news", "deadline")
+        lease = kind(**{name: getattr(answer, name) for name in names}, **more, confirmed=before)
         lease.world = self.world
         self.world.leases[self.world.actor] = lease
         return lease
@@ -225,7 +246,7 @@ class ModelJobs(Jobs):
 class ModelAccounts(Accounts):
     """Never paused, and without a budget."""
 
-    def paused(self, account: str) -> None:
+    def pause_of(self, account: str) -> None:
         return None
 
     def take_rate_token(self, account: str, *, per_second: float, burst: float) -> float:
@@ -275,7 +296,7 @@ class ModelOpenAI(FakeOpenAI):
         self._shown_at: dict[str, float] = {}
         self._ends_as: dict[str, str] = {}
 
-    def create_batch(self, **arguments: Any) -> Snapshot:
+    def create_batch(self, **arguments: Any) -> Batch:
         lease = self.world.leases[self.world.actor]
         self.world.watch.calls(lease.age() <= lease.seconds / 2)
         self.world.point("create_batch")
@@ -301,12 +322,12 @@ class ModelOpenAI(FakeOpenAI):
             raise AmbiguousResult("dropped")
         return batch
 
-    def cancel_batch(self, batch_id: str) -> Snapshot:
+    def cancel_batch(self, batch_id: str) -> Batch:
         self.world.point()
         self.world.watch.cancelled(batch_id)
         return super().cancel_batch(batch_id)
 
-    def iter_batches(self, since: float) -> Iterator[Snapshot]:
+    def iter_batches(self, since: float) -> Iterator[Batch]:
         self.world.point()
         if self.world.take_fault(CALL_FAULTS):
             raise Unavailable("no list now")
@@ -341,19 +362,17 @@ class ModelShardTurns(ShardRunner):
 
     world: World
 
-    def _step(self, link: str, lease: Lease, api: Any) -> Any:
-        if link != "download":
-            return super()._step(link, lease, api)
+    def _step(self, step: Step, lease: ShardLease, api: Any) -> Any:
+        if step.name != "download":
+            return super()._step(step, lease, api)
         self.world.files()
         lease.check()
-        assert lease.shard is not None
         return Move(stage=Stage.COLLECTED, changes={"ok": lease.shard.rows})
 
-    def _unforeseen(self, lease: Lease, problem: Problem) -> Any:
+    def _unforeseen(self, step: Step, lease: ShardLease, problem: Problem) -> Any:
         raise Broken(problem.message)
 
-    def _abandon(self, lease: Lease, workspace: Any, problem: Problem, **how: Any) -> Move:
-        assert lease.shard is not None
+    def _abandon(self, lease: ShardLease, problem: Problem, **how: Any) -> Move:
         self.world.watch.facts[f"abandoned: {problem.code}"] += 1
         return Move(stage=Stage.COLLECTED, changes={"missing": lease.shard.rows, "error": problem})
 
@@ -364,14 +383,14 @@ class ModelJobTurns(JobRunner):
 
     world: World
 
-    def _prepare(self, lease: Lease) -> str:
+    def _prepare(self, lease: JobLease) -> str:
         self.world.files()
         return self._plan(lease, Prepared([], 0, None) if lease.job.cancel else self._prepared(lease.job))
 
-    def _merge(self, lease: Lease) -> str:
+    def _merge(self, lease: JobLease) -> str:
         job = lease.job
         if State(job.stage).ended:
-            self._tell_all(lease, State(job.stage))
+            self._close(lease, State(job.stage))
             return ""
         self.world.files()
         if not job.cancel and job.round < job.attempts:
@@ -379,7 +398,7 @@ class ModelJobTurns(JobRunner):
         lease.check()
         return self._finish(lease, State.SUCCEEDED, {"ok": 1})
 
-    def _trouble(self, lease: Lease, error: Exception) -> Next:
+    def _trouble(self, lease: JobLease, error: Exception) -> Next:
         if not isinstance(error, TransientError):
             raise error
         return super()._trouble(lease, error)
@@ -388,7 +407,7 @@ class ModelJobTurns(JobRunner):
         indexes = range(job.shards, job.shards + self.world.shards_a_round)
         return Prepared([ShardPlan(index, "requests.jsonl", 1, 1, None) for index in indexes], len(indexes), None)
 
-    def _tell_all(self, lease: Lease, state: State) -> None:
+    def _close(self, lease: JobLease, state: State) -> None:
         self.world.files()
         self.world.notified += 1
         lease.stop()
@@ -484,7 +503,7 @@ class World:
 
     def _publish(self, message: Message) -> None:
         self.point()
-        first = links_from(message)[0]
+        first = message.links()[0]
         self.waiting.append(Delivery(self.at + message.countdown, message, first))
         self.point()
 
@@ -492,10 +511,8 @@ class World:
         """What a worker does with a message."""
         message = delivery.message
         try:
-            if message.index != JOB:
-                return self.shard_turns.run(delivery.link, message.job, message.index, message.epoch)
-            turn = self.job_turns.prepare if delivery.link == "prepare" else self.job_turns.merge
-            return turn(message.job, message.epoch)
+            runner = self.job_turns if message.index == JOB else self.shard_turns
+            return runner.run(delivery.link, message.job, message.index, message.epoch)
         except StoreUnavailable:
             return Retry(REDIS_PAUSE_SECONDS)
 
@@ -504,7 +521,7 @@ class World:
         if isinstance(following, Retry):
             self.waiting.append(Delivery(self.at + following.after, delivery.message, delivery.link))
         elif isinstance(following, Continue):
-            links = links_from(delivery.message)
+            links = delivery.message.links()
             for link in links[links.index(delivery.link) + 1 :][:1]:
                 self.waiting.append(Delivery(self.at, delivery.message, link))
 
@@ -520,7 +537,7 @@ class World:
         """As the client does; its revokes are lost, as they may be."""
         asked, shards = self.store.jobs.cancel(self.job_id)
         for index in (JOB, *range(shards)) if asked else ():
-            self.job_turns.wake(self.job_id, index)
+            self.job_turns.republish(self.job_id, index)
 
     def sweep(self) -> None:
         sweep(self.job_turns)

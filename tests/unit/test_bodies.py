@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from batchpipe.model.answers import Answer, read_answer
 from batchpipe.model.bodies import read_body
 from batchpipe.model.outcomes import FAILED, FAILED_FOR_NOW, OK, mark_of, names_quota
-from batchpipe.model.rows import Answer, read_answer
 
 ERROR = {"code": "server_error", "message": "The model failed."}
 USAGE = {"input_tokens": 7}

@@ -18,16 +18,17 @@ from batchpipe.client.client import Client
 from batchpipe.config.settings import Settings
 from batchpipe.errors import InvalidInput, Refused
 from batchpipe.model.records import JobRecord, Problem, ShardRecord, Stage, State, new_job_id
-from batchpipe.model.rows import MAX_MODEL, check_request
+from batchpipe.model.requests import MAX_MODEL, check_request
 from batchpipe.model.views import job_view, json_of_job
 from batchpipe.pipeline.manifest import noted_workspaces, pretty, prune_workspaces
-from batchpipe.pipeline.runner import Message, words
+from batchpipe.pipeline.messages import Message
+from batchpipe.pipeline.republish import WOKEN_AT_ONCE
+from batchpipe.pipeline.runner import words
 from batchpipe.pipeline.sharding import Bounds, NoFiles, Planner
 from batchpipe.pipeline.sweep import sweep
-from batchpipe.pipeline.waking import WOKEN_AT_ONCE
-from batchpipe.provider.answers import MOST_ERROR_TEXTS, parse_batch
+from batchpipe.provider.parse import MOST_ERROR_TEXTS, parse_batch
 from batchpipe.storage import LineFile
-from batchpipe.store import Connection, Lease, Store
+from batchpipe.store import Connection, JobLease, Store
 from batchpipe.store.records import encode_value
 from batchpipe.tasks.runtime import runtime
 from batchpipe.testing import FakeOpenAI, Pump
@@ -207,7 +208,7 @@ def test_status_shows_what_is_in_trouble_and_sums_of_the_rest(capsys: pytest.Cap
     assert len(lines) == MOST_LINES + 2
     assert lines[0] == "shards    5,000: 2,500 collected, 2,500 created; 1 in trouble"
     assert "! why" in lines[1]
-    assert lines[-1] == "and 4,900 shards more: --json has them all"
+    assert lines[-1] == "and 4,900 more shards: --json has them all"
 
 
 # -- records that cannot be read -----------------------------------------------------------------------------------
@@ -252,8 +253,8 @@ def test_a_cancel_of_many_shards_wakes_a_few_at_once_and_the_sweep_the_others(
     job = JobRecord(id=new_job_id(), epoch=1, output="/o", task_ids=["p"])
     client.store.jobs.submit(job)
     stages = [State.PENDING.value]
-    lease = client.store.leases.claim(job.id, -1, 1, stages, deadline=99, enter=State.PREPARING.value)
-    assert isinstance(lease, Lease)
+    lease = client.store.leases.claim_job(job.id, 1, stages, deadline=99, enter=State.PREPARING.value)
+    assert isinstance(lease, JobLease)
     client.store.leases.plan(lease, {}, many_planned(job.id, count), ["m"])
     turns = runtime(client.settings).jobs
     sent: list[int] = []
@@ -292,8 +293,8 @@ class Waiting:
         store = self.client.store
         job = JobRecord(id=new_job_id(), epoch=1, output=f"/o/{new_job_id()}", task_ids=["p"], account=account)
         store.jobs.submit(job)
-        lease = store.leases.claim(job.id, -1, 1, [State.PENDING.value], deadline=99, enter=State.PREPARING.value)
-        assert isinstance(lease, Lease)
+        lease = store.leases.claim_job(job.id, 1, [State.PENDING.value], deadline=99, enter=State.PREPARING.value)
+        assert isinstance(lease, JobLease)
         store.leases.plan(lease, {}, many_planned(job.id, count), ["m"])
         pipe = store.connection.client.pipeline(transaction=False)
         for index in range(count):
@@ -308,7 +309,7 @@ class Waiting:
         return job.id
 
     def sweep_all(self) -> None:
-        while self.client.store.connection.client.exists(f"{self.client.store.connection.prefix}waking"):
+        while self.client.store.connection.client.exists(f"{self.client.store.connection.prefix}to_republish"):
             sweep(self.turns, listing=False)
 
 
@@ -341,7 +342,7 @@ def test_what_waits_for_a_person_is_found_by_the_sweeps_where_there_is_much(wait
 def test_a_job_whose_worker_is_gone_is_woken_a_few_at_once_and_then_by_the_sweeps(waiting: Waiting) -> None:
     """As ``run`` and ``wait`` do that go on with it."""
     job = waiting.job(450)
-    waiting.client.wake(job)
+    waiting.client.republish(job)
     assert sorted(waiting.sent) == [(job, index) for index in range(WOKEN_AT_ONCE)]
     waiting.sweep_all()
     assert sorted(waiting.sent) == [(job, index) for index in range(450)]

@@ -13,12 +13,13 @@ import pytest
 from celery import Celery, Task, current_app, signals
 from kombu.entity import Exchange, Queue
 
-from batchpipe.config.limits import LONG_TASK_SECONDS, LONG_TASKS, LONGEST_GROWTH, task_limit, turn_deadline
+from batchpipe.config.limits import LONG_TASK_SECONDS, LONGEST_GROWTH, task_limit, turn_deadline
 from batchpipe.config.loading import load_settings
 from batchpipe.config.settings import Settings
 from batchpipe.config.site import current_settings, current_site
 from batchpipe.config.site_values import SiteSettings
 from batchpipe.errors import SettingsError
+from batchpipe.model.steps import STEPS
 from batchpipe.tasks.app import app_in_use
 from batchpipe.worker.checks import check_app
 from batchpipe.worker.request import TaskRequest
@@ -358,9 +359,9 @@ def test_limits_of_transfers_follow_the_settings(seconds: float) -> None:
     current_site().settings = Settings(_env_file=None, transfer_timeout_seconds=seconds)
     try:
         settings = current_settings()
-        for name in LONG_TASKS:
+        for name in (step.name for step in STEPS.values() if step.is_long):
             task = site.tasks[f"batchpipe.{name}"]
-            assert task.time_limit > task.soft_time_limit >= 2 * turn_deadline(settings, name) > 2 * 200
+            assert task.time_limit > task.soft_time_limit >= 2 * turn_deadline(settings, STEPS[name]) > 2 * 200
         assert site.tasks["batchpipe.upload"].soft_time_limit > LONGEST_GROWTH * seconds
         assert check_app(site, settings) == []
     finally:

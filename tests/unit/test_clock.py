@@ -14,8 +14,8 @@ from click.testing import CliRunner
 
 from batchpipe.cli import cli
 from batchpipe.errors import AmbiguousResult
-from batchpipe.model.records import JOB, JobRecord, Problem, Stage, State, new_job_id
-from batchpipe.provider import Snapshot
+from batchpipe.model.provider import Batch
+from batchpipe.model.records import JobRecord, Problem, Stage, State, new_job_id
 from batchpipe.store import Store
 from batchpipe.testing import FakeOpenAI, Pump, Vanished
 
@@ -27,7 +27,7 @@ HOUR = 3_600.0
 class StrictOpenAI(FakeOpenAI):
     """Its list holds nothing that is older than it is asked for: no batch is found by chance."""
 
-    def iter_batches(self, since: float) -> Iterator[Snapshot]:
+    def iter_batches(self, since: float) -> Iterator[Batch]:
         yield from (batch for batch in super().iter_batches(since) if (batch.created_at or 0.0) >= since)
 
 
@@ -72,7 +72,7 @@ def test_a_job_goes_on_though_redis_clock_is_set_back_by_an_hour(pump: Pump, cha
 def test_a_worker_that_vanished_before_the_clock_was_set_back_is_replaced(pump: Pump, chat_rows: Rows) -> None:
     """Its lease does not last an hour longer."""
     job_id = pump.submit(chat_rows(2))
-    lease = pump.store.leases.claim(job_id, JOB, 1, [State.PENDING.value], deadline=600.0, enter=State.PREPARING.value)
+    lease = pump.store.leases.claim_job(job_id, 1, [State.PENDING.value], deadline=600.0, enter=State.PREPARING.value)
     assert lease
     pump.redis_off = -HOUR
     pass_time(pump, 200.0)
@@ -83,7 +83,7 @@ def test_the_pause_of_an_account_ends_in_time_though_the_clock_is_set_back(pump:
     pump.store.accounts.pause("default", 60.0, Problem(code="insufficient_quota", message="no money"))
     pump.redis_off = -HOUR
     pass_time(pump, 70.0)
-    assert pump.store.accounts.paused("default") is None
+    assert pump.store.accounts.pause_of("default") is None
 
 
 def test_polls_of_an_account_are_granted_though_the_clock_is_set_back(pump: Pump) -> None:

@@ -9,14 +9,13 @@ from typing import Any, cast
 
 import pytest
 
-from batchpipe.config.account import Account
 from batchpipe.errors import AmbiguousResult, Gone, LeaseLost, Paused, Refused, Unavailable
 from batchpipe.model.records import JobRecord, Move, ShardRecord, Stage
+from batchpipe.model.retry import FILE_UNFOUND
 from batchpipe.pipeline.steps.create import (
     CANCELLED,
     MAX_UPLOADS,
     MOST_CALLS,
-    UNFOUND_SECONDS,
     UNREAD_SECONDS,
     GiveUp,
     Over,
@@ -34,7 +33,7 @@ class FakeTurn:
     grace_seconds = 30.0
     lease_seconds = 60.0
     unseen_seconds, refusal_seconds = DAY, 6 * 3_600.0
-    provider = Account()
+    lists_batches, echoes_metadata, resend_unanswered = True, True, False
 
     def __init__(self, verdicts: dict[str, str] | None = None) -> None:
         self.at = NOW
@@ -43,6 +42,10 @@ class FakeTurn:
         self.verdicts = verdicts or {}
         self.recorded: str | None = None
         self.others: dict[str, ShardRecord] = {}  #: batches that records of other shards name
+
+    def set(self, **declared: bool) -> None:
+        """What the account's settings say of its provider."""
+        vars(self).update(declared)
 
     def now(self) -> float:
         return self.at
@@ -384,7 +387,7 @@ def test_a_fresh_file_that_is_not_found_is_tried_again_with_growing_pauses(world
         world.turn.at += ending.after
         shard = shard.evolve(backoff=ending.changes["backoff"], refused_at=ending.changes["refused_at"])
     assert pauses == sorted(set(pauses))
-    assert UNFOUND_SECONDS <= sum(pauses) < 2 * UNFOUND_SECONDS
+    assert FILE_UNFOUND.first <= sum(pauses) < FILE_UNFOUND.pause(1)
     assert ending.stage == Stage.PLANNED
     assert (ending.changes["file_id"], ending.changes["try_"], ending.changes["refused_at"]) == (None, 2, None)
 
@@ -567,7 +570,7 @@ def test_a_cancelled_job_gives_up_after_the_second_empty_look(world: World) -> N
 
 def test_a_provider_declared_without_a_list_is_not_asked_for_it(world: World) -> None:
     """An unanswered call waits for a person: a second one might be paid twice."""
-    world.turn.provider = Account(lists_batches=False)
+    world.turn.set(lists_batches=False)
     waiting = world.create(world.unanswered())
     assert (waiting.stage, waiting.changes["trouble"].code) == (Stage.UPLOADED, "create_unknown")
     assert world.api.calls == []
@@ -576,7 +579,7 @@ def test_a_provider_declared_without_a_list_is_not_asked_for_it(world: World) ->
 @pytest.mark.parametrize("declared", [True, False])
 def test_a_call_is_repeated_without_a_list_only_where_that_is_asked_for(world: World, declared: bool) -> None:
     """After the grace period, as after two empty looks; docs/guarantees.md says what that may cost."""
-    world.turn.provider = Account(lists_batches=not declared, resend_unanswered=True)
+    world.turn.set(lists_batches=not declared, resend_unanswered=True)
     if not declared:
         world.api.fail_next("iter_batches", Refused("unknown route", status=404), times=9)
     first = world.create(world.unanswered())
@@ -588,7 +591,7 @@ def test_a_call_is_repeated_without_a_list_only_where_that_is_asked_for(world: W
 
 def test_where_the_list_shows_no_metadata_the_input_file_alone_tells(world: World) -> None:
     """Even if it shows something else there."""
-    world.turn.provider = Account(echoes_metadata=False)
+    world.turn.set(echoes_metadata=False)
     made = world.add_batch(key="nonsense of a gateway")
     assert world.create(world.unanswered()) == Over(settled=True)
     assert world.turn.recorded == made
@@ -702,7 +705,7 @@ def test_a_list_without_any_batch_that_could_be_ours_is_an_empty_look(world: Wor
 
 def test_calls_are_repeated_a_few_times_at_most_where_nobody_can_look(world: World) -> None:
     """RESEND_UNANSWERED allows rows to be paid twice, not without end."""
-    world.turn.provider = Account(lists_batches=False, resend_unanswered=True)
+    world.turn.set(lists_batches=False, resend_unanswered=True)
     few, many = ["x"] * (MOST_CALLS - 1), ["x"] * MOST_CALLS
     assert world.create(world.unanswered(calls=many, empty_at=NOW - 999)).changes["trouble"].code == "create_unknown"
     assert world.create(world.unanswered(calls=few, empty_at=NOW - 999)) == Over(settled=True)

@@ -9,12 +9,13 @@ from typing import IO, Any
 import fakeredis
 import pytest
 
-from batchpipe.config.limits import JOB_DEADLINE_SECONDS, LONGEST_GROWTH
+from batchpipe.config.limits import LONGEST_GROWTH
 from batchpipe.errors import AmbiguousResult
 from batchpipe.model.records import State
+from batchpipe.model.steps import JOB_DEADLINE_SECONDS
 from batchpipe.pipeline import job_runner as job_turns
 from batchpipe.pipeline.runner import MAX_OVERRUNS
-from batchpipe.store import Connection, Lease, Store
+from batchpipe.store import ClaimDenied, Connection, Lease, Store
 from batchpipe.store.leases import Leases
 from batchpipe.testing import FakeOpenAI, Pump
 
@@ -26,8 +27,13 @@ class Watched(Leases):
 
     lease: Lease
 
-    def claim(self, *args: Any, **named: Any) -> Any:
-        answer = super().claim(*args, **named)
+    def claim_job(self, *args: Any, **named: Any) -> Any:
+        return self._noted(super().claim_job(*args, **named))
+
+    def claim_shard(self, *args: Any, **named: Any) -> Any:
+        return self._noted(super().claim_shard(*args, **named))
+
+    def _noted(self, answer: Lease | ClaimDenied) -> Lease | ClaimDenied:
         if isinstance(answer, Lease):
             self.lease = answer
         return answer

@@ -6,7 +6,7 @@ import json
 import random
 import uuid
 from collections.abc import Callable
-from typing import Any, BinaryIO
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 
 from batchpipe.errors import BatchpipeError, Gone, LeaseLost
 from batchpipe.model.lateness import CANCELLED_SECONDS, UNPAID_SECONDS
+from batchpipe.model.provider import Batch
 from batchpipe.model.records import BatchError, Counts, JobRecord, Move, Problem, ShardRecord, Stage
 from batchpipe.pipeline.fetching import FETCHES_AT_ONCE
 from batchpipe.pipeline.steps.download import GONE_SECONDS, abandon, download
-from batchpipe.provider import Snapshot
 from batchpipe.storage import Folder
 
 JOB = JobRecord(id="job_x")
@@ -36,11 +36,16 @@ class FilesFake:
         self.files = files
         self.sizes: dict[str, int | None] = {name: len(data) for name, data in files.items()}
         self.sizes.update(told or {})
-        self.batch = Snapshot(id="batch_1", status="completed")
+        self.batch = Batch(id="batch_1", status="completed")
         self.sees_batch = True  #: False: the key is of another project
         self.fetched: list[str] = []
 
-    def retrieve(self, batch_id: str) -> Snapshot:
+    def not_for_downloads(self, *arguments: Any) -> Any:
+        raise AssertionError("a download needs no more than this")
+
+    file_status = file_name = iter_files = iter_batches = not_for_downloads
+
+    def retrieve(self, batch_id: str) -> Batch:
         if not self.sees_batch:
             raise Gone(f"No batch found with id '{batch_id}'.", status=404)
         return self.batch
@@ -50,7 +55,7 @@ class FilesFake:
             raise Gone(f"No such File object: {file_id}", status=404)
         return self.sizes[file_id]
 
-    def download(self, file_id: str, sink: BinaryIO, check: Callable[[], None]) -> int:
+    def download(self, file_id: str, sink: Any, check: Callable[[], None]) -> int:
         if file_id not in self.files:
             raise Gone(f"No such File object: {file_id}", status=404)
         self.fetched.append(file_id)
@@ -217,7 +222,7 @@ def test_a_file_that_is_longer_than_told_time_and_again_is_whole() -> None:
     place, data, fetched = Place(["a", "b"]), lines(ok("a", "éé"), ok("b")), list[str]()
 
     class Watched(FilesFake):
-        def download(self, file_id: str, sink: BinaryIO, check: Callable[[], None]) -> int:
+        def download(self, file_id: str, sink: Any, check: Callable[[], None]) -> int:
             fetched.append(file_id)
             return super().download(file_id, sink, check)
 
@@ -281,7 +286,7 @@ def test_bytes_that_change_from_fetch_to_fetch_are_no_outcome() -> None:
     place = Place(["a", "b"])
 
     class Torn(FilesFake):
-        def download(self, file_id: str, sink: BinaryIO, check: Callable[[], None]) -> int:
+        def download(self, file_id: str, sink: Any, check: Callable[[], None]) -> int:
             self.files["out"] = lines(ok("a"), b'{"custom_id": "b", %d' % len(self.fetched))
             return super().download(file_id, sink, check)
 
@@ -311,7 +316,7 @@ def test_a_file_that_grows_late_is_waited_for_and_its_rows_are_not_sent_again() 
     place, whole = Place(names), lines(*map(ok, names))
     api = FilesFake(out=lines(*map(ok, names[:4])))
     counts = Counts(total=10, completed=10, failed=0)
-    api.batch = Snapshot(id="batch_1", status="completed", output_file_id="out", counts=counts)
+    api.batch = Batch(id="batch_1", status="completed", output_file_id="out", counts=counts)
     first = place.download(api, "out", counts=counts)
     trouble = first.changes["trouble"]
     assert (trouble.code, first.events[0][0], first.after) == ("answers_late", "answers_late", 2.0)
@@ -330,7 +335,7 @@ def test_answers_of_a_batch_that_ended_early_are_waited_for_though_other_rows_ha
     place, whole = Place(list("abcde")), lines(ok("a"), ok("b"))
     api = FilesFake(out=b"", err=lines(*(bad(name, code) for name in "cde")))
     counts = Counts(total=5, completed=2, failed=0)
-    api.batch = Snapshot(id="batch_1", status=status, output_file_id="out", error_file_id="err", counts=counts)
+    api.batch = Batch(id="batch_1", status=status, output_file_id="out", error_file_id="err", counts=counts)
     first = place.download(api, "out", "err", counts=counts, status=status)
     assert (first.stage, first.changes["trouble"].code) == (Stage.ENDED, "answers_late")
     api.files["out"], api.sizes["out"] = whole, len(whole)
@@ -352,7 +357,7 @@ def test_a_file_that_ends_within_a_line_is_waited_for_though_two_fetches_gave_th
     """It still grows, with the size that is told of it: its last line is not unreadable, it is not whole yet."""
     place, whole = Place(["a", "b"]), lines(ok("a"), ok("b"))
     api, counts = FilesFake(out=whole[:-30]), Counts(total=2, completed=2, failed=0)
-    api.batch = Snapshot(id="batch_1", status="completed", output_file_id="out", counts=counts)
+    api.batch = Batch(id="batch_1", status="completed", output_file_id="out", counts=counts)
     if told:
         api.sizes["out"] = len(whole) - 30
     first = place.download(api, "out", counts=counts)
@@ -368,7 +373,7 @@ def test_a_file_id_that_comes_late_is_read_again() -> None:
     counts = Counts(completed=1, failed=1)
     first = place.download(api, "out", counts=counts)
     assert first.stage == Stage.ENDED
-    api.batch = Snapshot(id="b", status="completed", output_file_id="out", error_file_id="err", counts=counts)
+    api.batch = Batch(id="b", status="completed", output_file_id="out", error_file_id="err", counts=counts)
     assert numbers(
         place.download(
             api,

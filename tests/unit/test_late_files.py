@@ -8,8 +8,8 @@ import msgspec
 import pytest
 
 from batchpipe.errors import Unavailable
+from batchpipe.model.provider import Batch
 from batchpipe.model.records import Counts
-from batchpipe.provider import Snapshot
 from batchpipe.testing import FakeOpenAI, Pump
 from batchpipe.testing.provider import FakeBatch, FakeFile
 
@@ -27,7 +27,7 @@ class Lagging(FakeOpenAI):
         self.named, self.whole = named, whole
         self.ended_at: float | None = None
 
-    def _snapshot(self, batch: FakeBatch) -> Snapshot:
+    def _snapshot(self, batch: FakeBatch) -> Batch:
         if self.ended_at is None and batch.is_final:
             self.ended_at = self.clock()
         shown = super()._snapshot(batch)
@@ -88,7 +88,7 @@ def away_once(api: Lagging) -> None:
     """The first look fails: the network comes back after the workers."""
     retrieve = api.retrieve
 
-    def fail(batch_id: str) -> Snapshot:
+    def fail(batch_id: str) -> Batch:
         api.retrieve = retrieve  # type: ignore[method-assign]
         raise Unavailable("no route to the provider", code="not_sent")
 
@@ -169,7 +169,7 @@ class Silent(Lagging):
         super().__init__(named=named, whole=whole)
         self.counts, self.counted = counts, counted
 
-    def _snapshot(self, batch: FakeBatch) -> Snapshot:
+    def _snapshot(self, batch: FakeBatch) -> Batch:
         shown = super()._snapshot(batch)
         told = self.counted and self._is_past(self.named)
         return shown if told else msgspec.structs.replace(shown, counts=self.counts)

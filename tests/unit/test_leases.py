@@ -8,7 +8,7 @@ import pytest
 
 from batchpipe.errors import LeaseLost, StoreUnavailable
 from batchpipe.model.records import JobRecord
-from batchpipe.store import Lease, Renewal, host_clock
+from batchpipe.store import JobLease, Lease, Renewal, host_clock
 
 
 class Redis:
@@ -28,7 +28,7 @@ class Redis:
 
 
 def lease(redis: Redis, seconds: float = 0.15) -> Lease:
-    return Lease(redis, JobRecord(id="job_x"), None, "token", seconds)
+    return JobLease(renewer=redis, job=JobRecord(id="job_x"), token="token", seconds=seconds)
 
 
 def test_a_lease_is_renewed_while_a_step_works() -> None:

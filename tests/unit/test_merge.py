@@ -15,9 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from batchpipe.errors import BatchpipeError, LeaseLost, OutputInUse
+from batchpipe.model.answers import OutcomeState, error_line
 from batchpipe.model.outcomes import FAILED, MISSING
 from batchpipe.model.records import JobRecord, ShardRecord
-from batchpipe.model.rows import OutcomeState, error_line
 from batchpipe.pipeline.manifest import manifest
 from batchpipe.pipeline.results import Outcome, iter_failed_lines, iter_failed_requests, iter_outcomes
 from batchpipe.pipeline.sharding import Prepared

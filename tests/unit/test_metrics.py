@@ -135,7 +135,7 @@ def test_waits_are_counted_by_reason(pump: Pump, chat_rows: Rows) -> None:
     job_id = pump.submit(chat_rows(2))
     found: Numbers = {}
     for _ in range(100):
-        if pump.store.accounts.paused("default"):
+        if pump.store.accounts.pause_of("default"):
             found = numbers(exposed(pump.store))
             break
         if pump.step() is None:

@@ -15,7 +15,8 @@ from pydantic import SecretStr
 from batchpipe.config.account import Account
 from batchpipe.config.settings import Settings
 from batchpipe.errors import AmbiguousResult, BatchpipeError, Gone, Paused, Refused, SettingsError, Unavailable
-from batchpipe.provider import Api, Apis, Snapshot, parse_batch
+from batchpipe.model.provider import Batch
+from batchpipe.provider import Api, Apis, parse_batch
 from batchpipe.sandbox import Sandbox
 
 KEY = "sk-secret-0123456789abcdef"
@@ -51,7 +52,7 @@ def upload(api: Api, data: bytes = json.dumps(ROW).encode() + b"\n") -> str:
     return api.upload(io.BytesIO(data), "batchpipe-job_x-0-1.jsonl", nothing)
 
 
-def create(api: Api, file_id: str, **extra: Any) -> Snapshot:
+def create(api: Api, file_id: str, **extra: Any) -> Batch:
     return api.create_batch(
         endpoint="/v1/chat/completions",
         completion_window="24h",
@@ -199,7 +200,7 @@ def test_any_field_of_a_batch_but_its_id_may_be_missing_or_odd() -> None:
     found = parse_batch(odd)
     assert (found.status, found.output_file_id, found.created_at, found.counts.total) == (None, None, None, None)
     assert (found.metadata, found.usage, found.errors[0].message) == ({"b": "c"}, {"total_tokens": 4}, "m")
-    assert parse_batch({"id": "batch_1"}) == Snapshot(id="batch_1")
+    assert parse_batch({"id": "batch_1"}) == Batch(id="batch_1")
 
 
 # -- the wire ------------------------------------------------------------------------------------------------------

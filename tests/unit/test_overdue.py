@@ -14,7 +14,7 @@ from batchpipe.config.settings import Settings
 from batchpipe.config.site import current_site
 from batchpipe.model.records import JOB, State
 from batchpipe.pipeline import overdue
-from batchpipe.pipeline.runner import Message
+from batchpipe.pipeline.messages import Message
 from batchpipe.tasks.app import make_app
 from batchpipe.tasks.inspection import waiting_in
 from batchpipe.tasks.publishing import forget_queue, publish
@@ -122,7 +122,7 @@ def test_void_messages_that_are_taken_show_that_a_queue_moves(pump: Pump, chat_r
     job_id = planned(pump, chat_rows(2))
     lost = pump.waiting.pop()
     for index in (0, 0, 0):
-        pump.job_turns.wake(job_id, index)  # as cancel does: each makes the one before it void
+        pump.job_turns.republish(job_id, index)  # as cancel does: each makes the one before it void
     let_pass(pump, 900)
     assert lost.message.index not in {it.message.index for it in pump.waiting}
     pump.step()  # a void one
@@ -199,12 +199,14 @@ def test_the_broker_tells_how_many_messages_wait(tmp_path: Path, redis_url: str)
     assert waiting_in("counted") is None
 
 
-def test_the_queue_of_a_run_that_is_done_goes_with_what_is_left_in_it(tmp_path: Path, redis_url: str) -> None:
+def test_the_queue_of_a_run_that_is_done_goes_with_what_is_left_in_it(
+    tmp_path: Path, redis_url: str, prefix: str
+) -> None:
     app = make_app(Settings(_env_file=None, home=tmp_path, redis_url=SecretStr(redis_url)))
-    current_site().app = app
+    current_site().app, queue = app, f"{prefix}run"  # of this test alone: they share a Redis
     with redis.Redis.from_url(redis_url) as server:
         before = set(server.scan_iter())
-        publish(Message("job_x", JOB, 1, State.PENDING, ["t"], "batchpipe.run.x"))
+        publish(Message("job_x", JOB, 1, State.PENDING, ["t"], queue))
         assert set(server.scan_iter()) - before
-        forget_queue("batchpipe.run.x")
+        forget_queue(queue)
         assert set(server.scan_iter()) - before == set()

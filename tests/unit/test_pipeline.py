@@ -22,11 +22,12 @@ from batchpipe.errors import (
     TransientError,
     Unavailable,
 )
+from batchpipe.model.provider import Batch
 from batchpipe.model.records import JOB, JobRecord, Problem, Stage, State, Status
 from batchpipe.model.views import job_view
 from batchpipe.pipeline.manifest import read_owner, results_place
-from batchpipe.pipeline.runner import MAX_LOST, MAX_TRIES, Message
-from batchpipe.provider import Snapshot
+from batchpipe.pipeline.messages import Message
+from batchpipe.pipeline.runner import MAX_LOST, MAX_TRIES
 from batchpipe.storage import Folder
 from batchpipe.store import Connection, Store
 from batchpipe.testing import Delivery, FakeOpenAI, Pump, Vanished
@@ -390,7 +391,7 @@ def test_a_full_queue_is_waited_for_longer_and_longer(pump: Pump, chat_rows: Row
     class FullQueue(WatchedOpenAI):
         left = 6
 
-        def retrieve(self, batch_id: str) -> Snapshot:
+        def retrieve(self, batch_id: str) -> Batch:
             batch = self.batches[batch_id]
             if self.left and batch.status == "in_progress":
                 self.left -= 1
@@ -430,7 +431,7 @@ def test_a_paused_account_is_not_called_until_it_is_resumed(pump: Pump, chat_row
     job_id = pump.submit(chat_rows(5))
     with pytest.raises(TimeoutError):
         pump.run_until_idle(max_seconds=20_000)
-    pause = pump.store.accounts.paused("default")
+    pause = pump.store.accounts.pause_of("default")
     assert pause is not None
     assert (pause.code, pause.message) == ("insufficient_quota", "no money left")
     assert pump.api.count("create_batch") == 1

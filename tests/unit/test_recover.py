@@ -14,9 +14,10 @@ from pydantic import SecretStr
 
 from batchpipe.config.account import Account
 from batchpipe.errors import AmbiguousResult, Gone, InvalidInput, Refused, Unavailable
+from batchpipe.model.provider import Batch
 from batchpipe.model.records import BatchError, JobRecord, ShardRecord, Stage, State
 from batchpipe.pipeline.manifest import basics, note_workspace
-from batchpipe.provider import Api, Snapshot
+from batchpipe.provider import Api
 from batchpipe.recover import Report, recover
 from batchpipe.sandbox import Sandbox
 from batchpipe.storage import Folder
@@ -680,8 +681,8 @@ def test_a_dry_run_tells_of_orphans_and_leaves_them_alone(pump: Pump, chat_rows:
     job_id = created(pump, chat_rows(2))
     known = pump.api.batches["batch_0001"]
 
-    def make(key: str, status: str = "in_progress") -> Snapshot:
-        made: Snapshot = pump.api.create_batch(
+    def make(key: str, status: str = "in_progress") -> Batch:
+        made: Batch = pump.api.create_batch(
             endpoint="/v1/chat/completions",
             completion_window="24h",
             input_file_id=known.input_file_id,

@@ -12,9 +12,9 @@ import fakeredis
 import orjson
 import pytest
 
+from batchpipe.model.answers import read_answer
 from batchpipe.model.outcomes import FAILED, FAILED_FOR_NOW, OK, mark_of, names_quota
 from batchpipe.model.records import BatchError, JobRecord, State, Status
-from batchpipe.model.rows import read_answer
 from batchpipe.storage import Folder
 from batchpipe.store import Connection, Store
 from batchpipe.testing import FakeOpenAI, Pump, Vanished

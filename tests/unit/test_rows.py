@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from batchpipe.errors import InvalidInput
-from batchpipe.model.rows import OutcomeState, Request, add_usage, check_request, custom_id, error_line, read_answer
+from batchpipe.model.answers import OutcomeState, add_usage, error_line, read_answer
+from batchpipe.model.requests import Request, check_request, custom_id
 
 CHAT = "/v1/chat/completions"
 

@@ -35,12 +35,12 @@ from batchpipe.config.site import current_site
 from batchpipe.errors import BatchpipeError, InvalidInput, Paused, PermanentError, Refused, SettingsError, Unavailable
 from batchpipe.local_redis import acquire
 from batchpipe.masking import one_line
+from batchpipe.model.answers import read_answer
 from batchpipe.model.outcomes import names_quota
 from batchpipe.model.records import JOB, BatchError, JobRecord, Move, ShardRecord, Stage, State
 from batchpipe.model.refusals import is_about_input_file
-from batchpipe.model.rows import read_answer
 from batchpipe.model.views import job_view
-from batchpipe.pipeline.runner import Message
+from batchpipe.pipeline.messages import Message
 from batchpipe.pipeline.steps.poll import Pace, poll
 from batchpipe.pipeline.steps.upload import upload
 from batchpipe.provider import Api
@@ -333,8 +333,7 @@ def test_a_service_takes_no_settings_and_no_code_from_the_folder_of_inputs(
     """Not even if it is started there; and it is not."""
     ours = image_environment() if of == "image" else unit_environment(ROOT / "examples" / "deploy" / of)
     code = (
-        "from batchpipe.config.settings import load_settings as s; x = s(); "
-        "print(x.openai_base_url, x.app, x.redis_url)"
+        "from batchpipe.config.loading import load_settings as s; x = s(); print(x.openai_base_url, x.app, x.redis_url)"
     )
     env = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "OPENAI_API_KEY": "sk-x", **ours}
     asked = [

@@ -246,7 +246,7 @@ def test_doctor_warns_of_jobs_in_trouble_and_fails_where_jobs_wait_and_no_worker
         "start one: `batchpipe worker --queues deep` (`batchpipe run` brings its own)",
     )
     [(verdict, detail, fix)] = findings(ask, "jobs")
-    assert (verdict, fix) == ("warn", "look closer: batchpipe status JOB")
+    assert (verdict, fix) == ("warn", "details: batchpipe status JOB")
     assert detail.startswith("2 jobs in trouble: job_")
     assert f"{job.id}: the disk is full" in detail
     assert f"{of_site.id}: {UNTOLD}1 try, last: KeyError: 7" in detail

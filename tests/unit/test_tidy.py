@@ -11,7 +11,7 @@ import pytest
 
 from batchpipe.errors import Gone, Paused, Refused, Unavailable
 from batchpipe.model.records import JobRecord, ShardRecord, State
-from batchpipe.pipeline.job_runner import MAX_TIDIES
+from batchpipe.pipeline.closing import MAX_TIDIES
 from batchpipe.pipeline.steps.cleanup import TRIES_AT_ONCE, tidy
 from batchpipe.testing import FakeOpenAI, Pump
 

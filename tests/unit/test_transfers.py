@@ -6,7 +6,7 @@ import io
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from pydantic import SecretStr
@@ -14,6 +14,7 @@ from pydantic import SecretStr
 from batchpipe.config.account import Account
 from batchpipe.errors import LeaseLost, StorageTrouble, Unavailable
 from batchpipe.model.least_rate import LeastRate
+from batchpipe.model.provider import ProviderReads
 from batchpipe.pipeline.fetching import FETCHES_AT_ONCE, Fetcher
 from batchpipe.provider import Api
 from batchpipe.sandbox import Sandbox
@@ -212,7 +213,7 @@ def test_a_full_disk_gets_its_room_back(tmp_path: Path) -> None:
             raise StorageTrouble("no space left")
 
     folder = Folder(str(tmp_path))
-    with pytest.raises(StorageTrouble), Fetcher(Full(), folder, "s", nothing) as files:
+    with pytest.raises(StorageTrouble), Fetcher(cast(ProviderReads, Full()), folder, "s", nothing) as files:
         files.fetch("file-1")
     assert folder.names("downloads") == []
 

@@ -3,37 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Protocol
 
 from batchpipe.errors import Refused, Unavailable
+from batchpipe.model.provider import CLOCK_SLACK_SECONDS, Provider, StoredFile
 from batchpipe.model.records import JobRecord, ShardRecord
 
-#: The provider's clock and Redis' may differ by so much.
-CLOCK_SLACK_SECONDS = 300.0
 #: Calls for one file within a turn.
 TRIES_AT_ONCE = 3
-
-
-class StoredFile(Protocol):
-    """What this step reads of a file in the provider's list."""
-
-    @property
-    def id(self) -> str: ...
-    @property
-    def name(self) -> str | None: ...
-
-
-class FilesApi(Protocol):
-    """What this step may do at the provider."""
-
-    def iter_files(self, since: float) -> Iterator[StoredFile]: ...
-    def delete_file(self, file_id: str) -> None: ...
 
 
 def tidy(
     job: JobRecord,
     shards: Iterable[ShardRecord],
-    api: FilesApi,
+    api: Provider,
     which: str,
     *,
     check: Callable[[], None] = lambda: None,
@@ -74,7 +56,7 @@ def _known_uploads(shard: ShardRecord) -> int:
     return len(shard.unused_files) + (shard.file_id is not None)
 
 
-def _unknown_uploads(job: JobRecord, api: FilesApi) -> set[str]:
+def _unknown_uploads(job: JobRecord, api: Provider) -> set[str]:
     """All uploads of the job, found by name: some are not recorded, as the response was lost or the worker died."""
     prefix = f"batchpipe-{job.id}-"
     try:
@@ -87,7 +69,7 @@ def _has(file: StoredFile, prefix: str) -> bool:
     return file.name is not None and file.name.startswith(prefix)
 
 
-def _delete(api: FilesApi, file_id: str) -> bool:
+def _delete(api: Provider, file_id: str) -> bool:
     for left in reversed(range(TRIES_AT_ONCE)):
         try:
             api.delete_file(file_id)

@@ -7,14 +7,13 @@ there is no second call before the provider's list has been searched twice, a gr
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import islice
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import msgspec
 
 from batchpipe.errors import (
-    NO_ROUTE,
+    FILE_NOT_FOUND,
     AmbiguousResult,
     BatchpipeError,
     Gone,
@@ -23,9 +22,9 @@ from batchpipe.errors import (
     StoreUnavailable,
     Unavailable,
 )
-from batchpipe.model.records import LONGEST_PAUSE, Counts, JobRecord, Move, Problem, ShardRecord, Stage, Status
+from batchpipe.model.provider import Batch, Provider
+from batchpipe.model.records import LONGEST_PAUSE, JobRecord, Move, Problem, ShardRecord, Stage, Status
 from batchpipe.model.refusals import (
-    FIRST_FILE_PAUSE,
     believed_at,
     in_words,
     is_about_input_file,
@@ -34,102 +33,42 @@ from batchpipe.model.refusals import (
     unseen,
     wait_out,
 )
+from batchpipe.model.retry import FILE_NOT_READY, FILE_UNFOUND
+from batchpipe.pipeline.batch_search import SearchContext, is_ours, look, read_batch
 
 logger = logging.getLogger(__name__)
-
-#: The provider's clock and Redis' may differ by so much.
-CLOCK_SLACK_SECONDS = 300.0
 
 #: Pause before the first look for a batch after a create call without a clear answer.
 FIRST_LOOK_SECONDS = 2.0
 
-#: How many seconds a fresh file may be "not found" before it is uploaded again; doubles with each upload.
-UNFOUND_SECONDS = 120.0
 #: How often a file that stays "not found" is uploaded again.
 MAX_UPLOADS = 6
 
 #: How long we ask for an id from an answer that the provider does not know: reads may lag.
 UNREAD_SECONDS = 300.0
-#: How many batches that a list shows without a sign of their owner are read one by one.
-MOST_READ = 10
 #: Create calls of one key without a clear answer, if no list tells what they did (RESEND_UNANSWERED).
 MOST_CALLS = 3
 #: Code for a shard that ended because its create calls were answered with batches of other rows, again and again.
 OTHERS_BATCH = "answered_with_other_batch"
 
-#: Responses to reading a batch that no later try changes.
-_NEVER_READ = ("nonsense", NO_ROUTE)
-
-NOT_SENT = Problem(
+HELD_BACK = Problem(
     code="cancelled_elsewhere",
     message="not sent: a batch of this job was cancelled at the provider, and nothing more was to be sent",
 )
 CANCELLED = Problem(code="cancelled", message="the job was cancelled before a batch was created")
 
 
-class Batch(Protocol):
-    """What this step reads of the provider's batch object."""
-
-    @property
-    def id(self) -> str: ...
-    @property
-    def status(self) -> str | None: ...
-    @property
-    def created_at(self) -> float | None: ...
-    @property
-    def input_file_id(self) -> str | None: ...
-    @property
-    def metadata(self) -> dict[str, str]: ...
-    @property
-    def counts(self) -> Counts: ...
-
-
-class BatchesApi(Protocol):
-    """What this step may do at the provider."""
-
-    def create_batch(
-        self,
-        *,
-        endpoint: str,
-        completion_window: str,
-        input_file_id: str,
-        metadata: dict[str, str],
-        extra: dict[str, Any],
-    ) -> Batch: ...
-    def file_status(self, file_id: str) -> str | None: ...
-    def iter_batches(self, since: float) -> Iterator[Batch]: ...
-    def retrieve(self, batch_id: str) -> Batch: ...
-    def file_name(self, file_id: str) -> str | None: ...
-    def cancel_batch(self, batch_id: str) -> object: ...
-
-
-class Provider(Protocol):
-    """What the account's provider supports, according to its settings."""
-
-    @property
-    def lists_batches(self) -> bool: ...
-    @property
-    def echoes_metadata(self) -> bool: ...
-    @property
-    def resend_unanswered(self) -> bool: ...
-
-
-class Turn(Protocol):
+class Turn(SearchContext, Protocol):
     """What this step may do with the shard's record, under its lease."""
 
     grace_seconds: float
     lease_seconds: float
     unseen_seconds: float  #: how long to wait, at least, for what the key does not see
     refusal_seconds: float  #: how long to wait for a refusal that may pass
-
-    @property
-    def provider(self) -> Provider: ...
+    resend_unanswered: bool  #: the account's settings say that a call without a clear answer may be repeated
 
     def now(self) -> float:
         """The time of Redis' clock."""
-
-    def ahead(self) -> float:
-        """How much that may be ahead of the provider's clock, in seconds."""
 
     def leapt(self, since: float) -> bool:
         """Whether Redis' clock leapt forward since; if so, the real time that has passed is unknown."""
@@ -145,9 +84,6 @@ class Turn(Protocol):
 
     def name(self, batch_ids: Mapping[str, bool]) -> None:
         """Record the ids that an unclear answer named (True: that it was about), before anything else is done."""
-
-    def known(self, batch_ids: Sequence[str]) -> Mapping[str, ShardRecord]:
-        """Those of them that a record names, with its shard."""
 
     def settle(self, batch: Batch, *, sure: bool = False) -> str:
         """Record the id: ok (this turn is over), late, known, other (another shard's), or cancel (it must not live).
@@ -172,29 +108,29 @@ class Over(msgspec.Struct, frozen=True):
 Ending = Move | GiveUp | Over
 
 
-def create(job: JobRecord, shard: ShardRecord, api: BatchesApi, turn: Turn) -> Ending:
+def create(job: JobRecord, shard: ShardRecord, api: Provider, turn: Turn) -> Ending:
     """Create the shard's batch, or adopt the one that an unanswered call made.
 
     Raises Unavailable, Paused (a clear no that may pass; the intent is withdrawn), LeaseLost, StoreUnavailable.
     """
     if shard.intent_at is not None:
-        seen = _look(job, shard, api, turn)
+        seen = look(job, shard, api, turn)
         if seen.found:
             return _adopt(seen.found, shard, api, turn)
-        if seen.doubt and not (turn.provider.resend_unanswered and len(shard.calls) < MOST_CALLS):
+        if seen.doubt and not (turn.resend_unanswered and len(shard.calls) < MOST_CALLS):
             return _cannot_tell(job, shard, seen.doubt)
         blind = _cannot_see(job, shard, api, turn)
         if blind is not None:
             return blind
-        waiting = _after_empty_look(job, shard, turn, unread=seen.unread)
+        waiting = _after_emptylook(job, shard, turn, unread=seen.unread)
         if waiting is not None:
             return waiting
     elif job.cancel or job.send_no_more:
-        return GiveUp(CANCELLED if job.cancel else NOT_SENT)
+        return GiveUp(CANCELLED if job.cancel else HELD_BACK)
     return _call(job, shard, api, turn)
 
 
-def _cannot_see(job: JobRecord, shard: ShardRecord, api: BatchesApi, turn: Turn) -> Ending | None:
+def _cannot_see(job: JobRecord, shard: ShardRecord, api: Provider, turn: Turn) -> Ending | None:
     """Whether the key can see the calls' input file: only then does a batch that the list lacks prove anything.
 
     The key of another project sees neither, and a second call would be paid twice. Returns None if it sees the file.
@@ -218,7 +154,7 @@ def batch_metadata(job: JobRecord, shard: ShardRecord) -> dict[str, str]:
     return {**job.metadata, **ours}
 
 
-def _call(job: JobRecord, shard: ShardRecord, api: BatchesApi, turn: Turn) -> Ending:
+def _call(job: JobRecord, shard: ShardRecord, api: Provider, turn: Turn) -> Ending:
     if turn.intend():
         turn.withdraw()
         return GiveUp(CANCELLED) if not shard.calls else Move(stage=Stage.UPLOADED)
@@ -243,7 +179,7 @@ def _call(job: JobRecord, shard: ShardRecord, api: BatchesApi, turn: Turn) -> En
         turn.withdraw()
         if isinstance(error, Refused):
             return _refused_for_now(shard, error, api, turn) or _refused(shard, error)
-        if error.code == "file_not_found":
+        if error.code == FILE_NOT_FOUND:
             return _waits_for_file(shard, error, api, turn) or Move(stage=Stage.UPLOADED)
         raise
     if batch.id in shard.spent:
@@ -251,11 +187,11 @@ def _call(job: JobRecord, shard: ShardRecord, api: BatchesApi, turn: Turn) -> En
     return _settle(batch, shard, api, turn)
 
 
-def _made_in_spite_of(error: BatchpipeError, shard: ShardRecord, api: BatchesApi, turn: Turn) -> Batch | None:
+def _made_in_spite_of(error: BatchpipeError, shard: ShardRecord, api: Provider, turn: Turn) -> Batch | None:
     """The batch that a refusal names, if it shows that it is ours (a gateway that repeats calls gets "exists")."""
     for name in error.named:
-        batch = _read(name, api)
-        if batch is not None and name not in shard.spent and _is_ours(batch, shard, turn.provider):
+        batch = read_batch(name, api)
+        if batch is not None and name not in shard.spent and is_ours(batch, shard, turn):
             return batch
     return None
 
@@ -293,7 +229,7 @@ def _unanswered(error: AmbiguousResult) -> Move:
     )
 
 
-def _refused_for_now(shard: ShardRecord, error: Refused, api: BatchesApi, turn: Turn) -> Ending | None:
+def _refused_for_now(shard: ShardRecord, error: Refused, api: Provider, turn: Turn) -> Ending | None:
     """What to do if the refusal concerns the moment or the account; None if it concerns the request."""
     if is_no_room(error):
         problem = Problem(code="account_full", message=f"the provider takes no further batch now: {error.message}")
@@ -306,7 +242,7 @@ def _refused_for_now(shard: ShardRecord, error: Refused, api: BatchesApi, turn: 
 
 
 def _waits_for_file(
-    shard: ShardRecord, error: BatchpipeError, api: BatchesApi, turn: Turn, *, sure: bool = True
+    shard: ShardRecord, error: BatchpipeError, api: Provider, turn: Turn, *, sure: bool = True
 ) -> Ending | None:
     """A fresh file may be unknown or not ready at first. ``sure``: it is the file; else None unless it says so."""
     try:
@@ -328,7 +264,7 @@ def _wait_out(shard: ShardRecord, problem: Problem, turn: Turn, advice: str) -> 
             problem,
             now=turn.now(),
             longest=turn.refusal_seconds,
-            first=FIRST_FILE_PAUSE,
+            policy=FILE_NOT_READY,
             advice=advice,
         )
     except Refused as error:
@@ -343,13 +279,13 @@ def _file_not_found(shard: ShardRecord, error: BatchpipeError, turn: Turn) -> En
     now = turn.now()
     since = shard.refused_at if shard.refused_at is not None else now
     uploaded = len(shard.unused_files) + 1  # `uploads` has the refused ones, too
-    longest = min(UNFOUND_SECONDS * 2 ** min(uploaded - 1, 10), turn.refusal_seconds)
+    longest = min(FILE_UNFOUND.pause(uploaded - 1), turn.refusal_seconds)
     message = f"the provider does not find the file {shard.file_id} that was uploaded: {error.message}"
-    problem = Problem(code="file_not_found", message=message)
+    problem = Problem(code=FILE_NOT_FOUND, message=message)
     if shard.calls or now - since < longest:
         return _wait_out(shard, problem, turn, "was the key or project of the account changed?")
     if uploaded >= MAX_UPLOADS:
-        return _refused(shard, Refused(message, code="file_not_found"))
+        return _refused(shard, Refused(message, code=FILE_NOT_FOUND))
     changes: dict[str, Any] = {
         "refused_at": None,
         "file_id": None,
@@ -368,140 +304,6 @@ def _refused(shard: ShardRecord, error: Refused) -> Ending:
     return Move(stage=Stage.UPLOADED, after=FIRST_LOOK_SECONDS, changes={"refusal": problem})
 
 
-class _Seen(msgspec.Struct):
-    """What was found out about earlier calls under a shard's key."""
-
-    found: list[Batch] = []  #: batches made under it, the one to keep first
-    strangers: list[Batch] = []  #: batches that could be ours, by the time they were made
-    doubt: str = ""  #: why it cannot be known whether there is one
-    unread: bool = False  #: an answer named an id that the provider does not know (yet)
-
-
-def _look(job: JobRecord, shard: ShardRecord, api: BatchesApi, turn: Turn) -> _Seen:
-    """Read the ids that answers named; then look through the list. Raises Unavailable, Paused."""
-    seen = _look_at_named(job, shard, api, turn)
-    if seen.found:
-        return seen
-    try:
-        if not turn.provider.lists_batches:
-            raise Refused("so its settings say")
-        listed = _look_through_list(seen.strangers, shard, api, turn)
-    except Refused as error:
-        listed = _Seen(doubt=f"the provider cannot list batches ({error})")
-    listed.doubt, listed.unread = seen.doubt or listed.doubt, seen.unread
-    dead = (Status.FAILED, Status.EXPIRED, Status.CANCELLED, Status.CANCELED, "cancelling")
-    listed.found.sort(key=lambda batch: (batch.status in dead, batch.created_at or 0.0, batch.id))
-    return listed
-
-
-def _look_at_named(job: JobRecord, shard: ShardRecord, api: BatchesApi, turn: Turn) -> _Seen:
-    """The batch that an answer to our call is about counts as ours, unless it shows that it is not.
-
-    One that the answer only mentions must itself show that it is ours; else it is treated like any batch of the list.
-    """
-    seen = _Seen()
-    known = turn.known(list(shard.named))
-    for name, about in shard.named.items():
-        if name in shard.spent:
-            continue
-        try:
-            batch = _read(name, api)
-        except Unavailable as error:
-            if error.code not in _NEVER_READ:
-                raise
-            seen.doubt = f"its answer named {name}, which cannot be read ({error})"
-            continue
-        if batch is None:
-            seen.unread = True
-            continue
-        key = batch.metadata.get("batchpipe_key")
-        if _is_ours(batch, shard, turn.provider):
-            return _Seen(found=[batch])
-        if name in known or (key or "").startswith(f"{job.id}:"):
-            continue
-        if key is None and about and not _is_older(batch, shard, turn):
-            return _Seen(found=[batch])
-        if key is None:
-            seen.strangers.append(batch)
-        elif about:
-            seen.doubt = f"its answer named {name}, which shows the key of other rows ({key})"
-    return seen
-
-
-def _read(name: str, api: BatchesApi) -> Batch | None:
-    """Returns None if the provider does not know it as a batch. Raises Unavailable, Paused."""
-    try:
-        return api.retrieve(name)
-    except Refused:
-        return None
-
-
-def _is_older(batch: Batch, shard: ShardRecord, turn: Turn) -> bool:
-    """Whether it was there before our first call."""
-    return batch.created_at is not None and batch.created_at < _since(shard, turn)
-
-
-def _since(shard: ShardRecord, turn: Turn) -> float:
-    """The earliest time of the first intent on the provider's clock: we cannot know which clock is right."""
-    return (shard.intent_at or 0.0) - max(shard.intent_ahead, turn.ahead()) - CLOCK_SLACK_SECONDS
-
-
-def _look_through_list(strangers: list[Batch], shard: ShardRecord, api: BatchesApi, turn: Turn) -> _Seen:
-    """Batches made under this shard's key. In doubt if the list shows some that could be ours, without a sign of that.
-
-    Whether a list shows signs (our metadata, or input files) is known from the batches in it that are certainly ours.
-    Raises Refused if the provider has no list.
-    """
-    found: dict[str, Batch] = {}
-    others = {batch.id: batch for batch in strangers}
-    tells = hides = False
-    batches = api.iter_batches(_since(shard, turn))
-    while page := list(islice(batches, 100)):
-        found |= {b.id: b for b in page if b.id not in shard.spent and _is_ours(b, shard, turn.provider)}
-        tells = tells or any("batchpipe_key" in batch.metadata for batch in page)
-        unsigned = [b for b in page if b.id not in found and "batchpipe_key" not in b.metadata]
-        known = turn.known([batch.id for batch in unsigned])
-        for batch in unsigned:
-            owner = known.get(batch.id)
-            if owner is None:
-                others |= {} if _is_older(batch, shard, turn) or len(others) > MOST_READ else {batch.id: batch}
-            elif batch.input_file_id in (owner.file_id, *owner.unused_files):
-                tells = True
-            else:
-                hides = True
-    if found or not others or (tells and not hides):
-        return _Seen(found=list(found.values()))
-    return _read_one_by_one(list(others.values()), shard, api, turn)
-
-
-def _read_one_by_one(strangers: list[Batch], shard: ShardRecord, api: BatchesApi, turn: Turn) -> _Seen:
-    """A list may leave out fields that a batch shows when it is read, and the name of its file may tell its owner."""
-    left: list[str] = []
-    for stranger in strangers[:MOST_READ]:
-        batch = _read(stranger.id, api)
-        if batch is None or ("batchpipe_key" in batch.metadata and not _is_ours(batch, shard, turn.provider)):
-            continue
-        name = _name_of_input(batch, api)
-        if _is_ours(batch, shard, turn.provider) or name == shard.upload_name:
-            return _Seen(found=[batch])
-        if name is None:
-            left.append(batch.id)
-    left += [batch.id for batch in strangers[MOST_READ:]]
-    if not left:
-        return _Seen()
-    return _Seen(
-        doubt=f"the provider's list does not show which shard batches belong to: ours may be {' or '.join(left[:3])}"
-    )
-
-
-def _name_of_input(batch: Batch, api: BatchesApi) -> str | None:
-    """None if that cannot be found out. Raises Unavailable, Paused."""
-    try:
-        return api.file_name(batch.input_file_id) if batch.input_file_id else None
-    except Refused:
-        return None
-
-
 def _cannot_tell(job: JobRecord, shard: ShardRecord, why: str) -> Ending:
     """It is unknown whether a call made a batch. Another might pay twice, so there is none until a person decides."""
     calls = f"{len(shard.calls)} create calls" if len(shard.calls) > 1 else "a create call"
@@ -515,26 +317,16 @@ def _cannot_tell(job: JobRecord, shard: ShardRecord, why: str) -> Ending:
     return Move(stage=Stage.UPLOADED, after=60.0, changes={"trouble": problem})
 
 
-def _is_ours(batch: Batch, shard: ShardRecord, provider: Provider) -> bool:
-    """Whether the batch itself shows that it is ours: by our key, or, if it has no key, by our input file."""
-    key = batch.metadata.get("batchpipe_key")
-    if key == shard.key:
-        return True
-    if key is not None and provider.echoes_metadata:
-        return False
-    return batch.input_file_id is not None and batch.input_file_id in (shard.file_id, *shard.unused_files)
-
-
-def _adopt(found: list[Batch], shard: ShardRecord, api: BatchesApi, turn: Turn) -> Ending:
+def _adopt(found: list[Batch], shard: ShardRecord, api: Provider, turn: Turn) -> Ending:
     if len(found) > 1:
         words = "%d batches were found for the same rows: all but one are cancelled"
         logger.error(words, len(found), extra={"event": "stray"})
     # settle each: the one that is recorded, perhaps by another turn in between, must not be cancelled
-    endings = [_settle(batch, shard, api, turn, sure=_is_ours(batch, shard, turn.provider)) for batch in found]
+    endings = [_settle(batch, shard, api, turn, sure=is_ours(batch, shard, turn)) for batch in found]
     return endings[0]
 
 
-def _settle(batch: Batch, shard: ShardRecord, api: BatchesApi, turn: Turn, *, sure: bool = False) -> Ending:
+def _settle(batch: Batch, shard: ShardRecord, api: Provider, turn: Turn, *, sure: bool = False) -> Ending:
     try:
         verdict = turn.settle(batch, sure=sure)
     except StoreUnavailable:
@@ -550,7 +342,7 @@ def _settle(batch: Batch, shard: ShardRecord, api: BatchesApi, turn: Turn, *, su
     return Over(settled=verdict == "ok")
 
 
-def _cancel(batch: Batch, api: BatchesApi) -> None:
+def _cancel(batch: Batch, api: Provider) -> None:
     if batch.status in Status.FINAL:
         return
     try:
@@ -561,7 +353,7 @@ def _cancel(batch: Batch, api: BatchesApi) -> None:
         logger.error("batch %s could not be cancelled: %s", batch.id, error, extra={"event": "stray"})
 
 
-def _after_empty_look(job: JobRecord, shard: ShardRecord, turn: Turn, *, unread: bool) -> Ending | None:
+def _after_emptylook(job: JobRecord, shard: ShardRecord, turn: Turn, *, unread: bool) -> Ending | None:
     """Nothing was found: wait for the grace period; only after a second look finds nothing, call again (None)."""
     now, grace = turn.now(), turn.grace_seconds
     said = {"trouble": shard.trouble} if shard.other_at is not None else {}
@@ -575,7 +367,7 @@ def _after_empty_look(job: JobRecord, shard: ShardRecord, turn: Turn, *, unread:
     if shard.refusal is not None:
         return GiveUp(shard.refusal, refused=True)
     if job.cancel or job.send_no_more:
-        return GiveUp(CANCELLED if job.cancel else NOT_SENT)
+        return GiveUp(CANCELLED if job.cancel else HELD_BACK)
     if shard.other_at is not None:  # each pause is as long as the wait so far, so pauses double
         until = shard.empty_at + min(shard.empty_at - shard.other_at, LONGEST_PAUSE)
         if (left := min(until, shard.other_at + turn.refusal_seconds) - now) > 0.1:

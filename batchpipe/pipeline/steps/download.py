@@ -10,11 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 
 from batchpipe.errors import BatchpipeError, Gone, Refused
+from batchpipe.model.answers import OutcomeState, error_line, failed_line, raw_error, read_answer
 from batchpipe.model.lateness import wait_for_files
 from batchpipe.model.outcomes import (
     FAILED,
@@ -26,10 +27,10 @@ from batchpipe.model.outcomes import (
     REFUSED_WITH_OTHERS,
     mark_of,
 )
+from batchpipe.model.provider import ProviderReads
 from batchpipe.model.records import BatchError, Counts, JobRecord, Move, Problem, ShardRecord, Stage, Status
 from batchpipe.model.refusals import believed_at, unseen
-from batchpipe.model.rows import OutcomeState, custom_id, error_line, failed_line, raw_error, read_answer
-from batchpipe.pipeline import fetching
+from batchpipe.model.requests import custom_id
 from batchpipe.pipeline.answer_index import TOO_FEW, Answers, counted_answers, left_out, paced, tells_nothing
 from batchpipe.pipeline.fetching import Fetcher
 from batchpipe.storage import Folder
@@ -46,31 +47,11 @@ _ANSWERS, _FAILURES, _UNCOUNTED, _DAMAGED = "answers_late", "failures_late", "ro
 _BY_COUNT = (_ANSWERS, _FAILURES, _UNCOUNTED)
 
 
-class Batch(Protocol):
-    """What this step reads of the provider's batch object."""
-
-    @property
-    def status(self) -> str | None: ...
-    @property
-    def output_file_id(self) -> str | None: ...
-    @property
-    def error_file_id(self) -> str | None: ...
-    @property
-    def counts(self) -> Counts: ...
-
-
-class FilesApi(fetching.FilesApi, Protocol):
-    """What this step needs of the provider."""
-
-    def retrieve(self, batch_id: str) -> Batch:
-        """Raises Gone, Unavailable."""
-
-
 def download(
     job: JobRecord,
     shard: ShardRecord,
     workspace: Folder,
-    api: FilesApi,
+    api: ProviderReads,
     token: str,
     *,
     now: float,
@@ -120,7 +101,7 @@ def download(
         return _collect(shard, workspace, token, answers, _absent(shard, problem, answers), check, job.round)
 
 
-def _read_again(shard: ShardRecord, api: FilesApi) -> ShardRecord:
+def _read_again(shard: ShardRecord, api: ProviderReads) -> ShardRecord:
     """The shard, updated with what the provider says of its batch now. Raises Unavailable, Paused."""
     try:
         batch = api.retrieve(shard.batch_id or "")
@@ -142,7 +123,7 @@ class _Waits:
     now: float
     patience: float
 
-    def for_news(self, shard: ShardRecord, api: FilesApi) -> Move | None:
+    def for_news(self, shard: ShardRecord, api: ProviderReads) -> Move | None:
         """Files of the same lengths as before are not fetched again. None if they have changed, or the time is over."""
         before = self.shard
         same = (shard.output_file_id, shard.error_file_id, shard.counts) == (
@@ -226,7 +207,7 @@ def abandon(
 
 
 def _lost(
-    job: JobRecord, shard: ShardRecord, file_id: str, error: Gone, api: FilesApi, now: float, patience: float
+    job: JobRecord, shard: ShardRecord, file_id: str, error: Gone, api: ProviderReads, now: float, patience: float
 ) -> Move | Problem:
     """Whether a file that is not found is believed to be gone: a key that sees its batch is believed sooner."""
     try:

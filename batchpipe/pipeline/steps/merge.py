@@ -12,9 +12,9 @@ from contextlib import ExitStack, closing
 import msgspec
 
 from batchpipe.errors import WORKSPACE_GONE, BatchpipeError
+from batchpipe.model.answers import OutcomeState, add_usage
 from batchpipe.model.outcomes import FOR_NOW, OUTCOMES
 from batchpipe.model.records import JobRecord, Problem, ShardRecord
-from batchpipe.model.rows import OutcomeState, add_usage
 from batchpipe.pipeline.results import ERRORS, INDEX, OUTPUT, WORKING, ResultIndex, Round, iter_last
 from batchpipe.storage import Checkpoint, Draft, Folder
 

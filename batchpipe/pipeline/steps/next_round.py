@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from batchpipe.errors import BatchpipeError
 from batchpipe.model.outcomes import FOR_NOW, REFUSED_WITH_OTHERS
 from batchpipe.model.records import JobRecord, ShardRecord
-from batchpipe.model.rows import check_request
+from batchpipe.model.requests import check_request
 from batchpipe.pipeline.results import ShardReader, iter_in_order
 from batchpipe.pipeline.shard_files import ShardFiles
 from batchpipe.pipeline.sharding import Planner, Prepared

@@ -6,16 +6,16 @@ import logging
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 
-from batchpipe.errors import Gone, Refused, Unavailable
+from batchpipe.errors import NO_QUOTA, TOKEN_LIMIT, Gone, Refused, Unavailable
 from batchpipe.model.bodies import QUOTA_CODES
 from batchpipe.model.lateness import wait_for_files
+from batchpipe.model.provider import Batch, Provider
 from batchpipe.model.records import (
     BatchError,
-    Counts,
     JobRecord,
     Move,
     Problem,
@@ -24,7 +24,8 @@ from batchpipe.model.records import (
     Status,
     window_seconds,
 )
-from batchpipe.model.refusals import TOKEN_LIMIT, believed_at, says_token_limit, unseen
+from batchpipe.model.refusals import believed_at, says_token_limit, unseen
+from batchpipe.model.retry import QUEUE_FULL
 
 logger = logging.getLogger(__name__)
 
@@ -51,34 +52,10 @@ class Pace:
         return min(pause * random.uniform(1.0, 1.1), self.longest)
 
 
-class Batch(Protocol):
-    """What this step reads of the provider's batch object."""
-
-    @property
-    def status(self) -> str | None: ...
-    @property
-    def output_file_id(self) -> str | None: ...
-    @property
-    def error_file_id(self) -> str | None: ...
-    @property
-    def counts(self) -> Counts: ...
-    @property
-    def errors(self) -> list[BatchError]: ...
-    @property
-    def expires_at(self) -> float | None: ...
-
-
-class BatchApi(Protocol):
-    """What this step may do at the provider."""
-
-    def retrieve(self, batch_id: str) -> Batch: ...
-    def cancel_batch(self, batch_id: str) -> Batch: ...
-
-
 def poll(
     job: JobRecord,
     shard: ShardRecord,
-    api: BatchApi,
+    api: Provider,
     *,
     now: float,
     pace: Pace,
@@ -178,7 +155,7 @@ def _is_fresh(shard: ShardRecord, now: float, pace: Pace) -> bool:
     )
 
 
-def _cancelled_or_read(job: JobRecord, shard: ShardRecord, api: BatchApi) -> Batch:
+def _cancelled_or_read(job: JobRecord, shard: ShardRecord, api: Provider) -> Batch:
     batch_id = shard.batch_id or ""
     if _must_end(job, shard) and not shard.cancel_sent:
         try:
@@ -237,7 +214,7 @@ def _cancelled_elsewhere(job: JobRecord, shard: ShardRecord, batch: Batch) -> Pr
 
 def _without_quota(again: Move, error: BatchError) -> Move:
     """The account has no money and no row ran: handled like a full queue, but the account is paused."""
-    problem = Problem(code="insufficient_quota", message=error.message or str(error.code))
+    problem = Problem(code=NO_QUOTA, message=error.message or str(error.code))
     return msgspec.structs.replace(
         again, pause=problem, changes={**again.changes, "trouble": problem}, events=again.events[:-1]
     )
@@ -262,7 +239,7 @@ def _create_again(shard: ShardRecord, batch: Batch, events: list[tuple[str, dict
     message = next((error.message for error in batch.errors if _is_token_limit(error)), None) or TOKEN_LIMIT
     return Move(
         stage=Stage.UPLOADED,
-        after=min(5.0 * 2 ** min(len(shard.spent), 10), 600.0),
+        after=QUEUE_FULL.pause(len(shard.spent)),
         changes={
             "try_": shard.try_ + 1,
             "spent": [*shard.spent, shard.batch_id],

@@ -12,7 +12,7 @@ from typing import BinaryIO
 
 from batchpipe.errors import InvalidInput, StorageTrouble
 from batchpipe.model.records import JobRecord
-from batchpipe.model.rows import check_request
+from batchpipe.model.requests import check_request
 from batchpipe.pipeline.shard_files import ShardFiles
 from batchpipe.pipeline.sharding import NO_BOUNDS, Bounds, Files, NoFiles, Planner, Prepared
 from batchpipe.storage import ANY_INPUT, Checkpoint, DuplicateFinder, Folder, InputRules, input_info, open_input

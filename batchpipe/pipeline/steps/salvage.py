@@ -11,10 +11,10 @@ from hashlib import blake2b
 from typing import Any
 
 from batchpipe.errors import Gone, Unavailable
+from batchpipe.model.answers import add_usage, failed_line, read_answer
 from batchpipe.model.outcomes import mark_of
+from batchpipe.model.provider import ProviderReads
 from batchpipe.model.records import Move, Problem, ShardRecord, Stage
-from batchpipe.model.rows import add_usage, failed_line, read_answer
-from batchpipe.pipeline.fetching import FilesApi
 from batchpipe.storage import Checkpoint, Folder, Scratch, temporary
 
 
@@ -32,7 +32,7 @@ def lost(shard: ShardRecord, problem: Problem) -> Move:
 def salvage(
     shard: ShardRecord,
     workspace: Folder,
-    api: FilesApi,
+    api: ProviderReads,
     problem: Problem,
     *,
     check: Callable[[], None],
@@ -62,7 +62,7 @@ def salvage(
     return Move(stage=Stage.COLLECTED, changes=changes, events=[("salvaged", {**counts, "rows": shard.rows})])
 
 
-def _lines(api: FilesApi, file_id: str, check: Callable[[], None]) -> Iterator[bytes]:
+def _lines(api: ProviderReads, file_id: str, check: Callable[[], None]) -> Iterator[bytes]:
     """The lines of a provider's file; none if it is gone there, too."""
     pace = Checkpoint(check)
     with temporary() as scratch:
@@ -76,7 +76,7 @@ def _lines(api: FilesApi, file_id: str, check: Callable[[], None]) -> Iterator[b
                 yield line
 
 
-def _fetch(api: FilesApi, file_id: str, scratch: Scratch, check: Callable[[], None]) -> None:
+def _fetch(api: ProviderReads, file_id: str, scratch: Scratch, check: Callable[[], None]) -> None:
     try:
         size = api.file_bytes(file_id)
     except Gone:

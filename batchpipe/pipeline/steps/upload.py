@@ -2,39 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import islice
-from typing import IO, Protocol
 
 from batchpipe.errors import BatchpipeError, Refused
+from batchpipe.model.provider import Provider
 from batchpipe.model.records import Move, Problem, ShardRecord, Stage
-from batchpipe.model.refusals import FIRST_UPLOAD_PAUSE, is_no_room, upload_may_pass, wait_out
+from batchpipe.model.refusals import is_no_room, upload_may_pass, wait_out
+from batchpipe.model.retry import UPLOAD_REFUSED
 from batchpipe.storage import Folder
 
 #: How many of the account's files are looked at, to say what could be deleted to make room.
 MOST_FILES = 10_000
 
 
-class StoredFile(Protocol):
-    """What this step reads of a file in the provider's list."""
-
-    @property
-    def name(self) -> str | None: ...
-    @property
-    def bytes(self) -> int | None: ...
-
-
-class FilesApi(Protocol):
-    """What this step may do at the provider."""
-
-    def upload(self, handle: IO[bytes], name: str, check: Callable[[], None]) -> str: ...
-    def iter_files(self, since: float) -> Iterator[StoredFile]: ...
-
-
 def upload(
     shard: ShardRecord,
     workspace: Folder,
-    api: FilesApi,
+    api: Provider,
     *,
     now: float,
     longest: float,
@@ -51,9 +36,7 @@ def upload(
         if not upload_may_pass(error):
             raise _final(shard, error) from error
         problem, advice = _for_now(shard, error, api)
-        return wait_out(
-            shard, Stage.PLANNED, problem, now=now, longest=longest, first=FIRST_UPLOAD_PAUSE, advice=advice
-        )
+        return wait_out(shard, Stage.PLANNED, problem, now=now, longest=longest, policy=UPLOAD_REFUSED, advice=advice)
     return Move(
         stage=Stage.UPLOADED,
         changes={"file_id": file_id},
@@ -71,7 +54,7 @@ def _final(shard: ShardRecord, error: Refused) -> Refused:
     return Refused(message, code=error.code, status=error.status, param=error.param)
 
 
-def _for_now(shard: ShardRecord, error: Refused, api: FilesApi) -> tuple[Problem, str]:
+def _for_now(shard: ShardRecord, error: Refused, api: Provider) -> tuple[Problem, str]:
     """What is wrong, and what a person can do about it."""
     if not is_no_room(error):
         advice = "is the account's base_url right, and may its key upload files?"
@@ -80,7 +63,7 @@ def _for_now(shard: ShardRecord, error: Refused, api: FilesApi) -> tuple[Problem
     return problem, f"delete old files there: {_our_files(api)}"
 
 
-def _our_files(api: FilesApi) -> str:
+def _our_files(api: Provider) -> str:
     """How many of the account's files are our own uploads, in words."""
     try:
         sizes = [

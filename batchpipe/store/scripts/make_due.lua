@@ -14,7 +14,7 @@ if get(job, 'stage') ~= 'running' then -- it has gone on since
 end
 local function take_up(shard)
   redis.call('HDEL', shard, 'to_land', 'error', 'trouble', 'unseen_at', 'unfound', 'overdue_at', 'backoff', 'snapshot_at',
-    'wake', 'cancel_sent', 'late_at', 'fetched')
+    'republish', 'cancel_sent', 'late_at', 'fetched')
   redis.call('HSET', shard, 'landing', '1')
   redis.call('HINCRBY', shard, 'epoch', 1)
   set_stage(shard, 'created', now)

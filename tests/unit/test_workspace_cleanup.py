@@ -9,9 +9,9 @@ import pytest
 
 from batchpipe.errors import LeaseLost
 from batchpipe.model.records import State
-from batchpipe.pipeline.leftovers import remove_dead_turns, remove_leftovers
 from batchpipe.pipeline.manifest import planned_orders
 from batchpipe.pipeline.shard_files import ShardFiles
+from batchpipe.pipeline.workspace_cleanup import remove_dead_turns, remove_leftovers
 from batchpipe.storage import Folder
 from batchpipe.testing import FakeOpenAI, Pump, Vanished
 

@@ -17,7 +17,8 @@ from urllib.parse import unquote, urlsplit
 import orjson
 
 from batchpipe.errors import Unavailable
-from batchpipe.provider.answers import Snapshot, is_addressable, parse_batch, text
+from batchpipe.model.provider import Batch
+from batchpipe.provider.parse import is_addressable, parse_batch, text
 
 #: The answer to a create call is small; bytes beyond this are not read.
 _MOST_BYTES = 4_000_000
@@ -32,7 +33,7 @@ _LOCATION = re.compile(r"/batches/([^/]+)(?:/|$)")
 
 
 @dataclass(frozen=True)
-class Said:
+class RawAnswer:
     """An answer as far as it came. ``content`` may be broken off (``whole`` is False)."""
 
     status: int
@@ -41,7 +42,7 @@ class Said:
     whole: bool = True
 
 
-class Partly:
+class PartialBody:
     """Collects a body as it comes, so that half of one is not lost with the connection."""
 
     def __init__(self, seconds: float) -> None:
@@ -56,15 +57,15 @@ class Partly:
                 raise Unavailable("the provider's answer to the create call does not end", code="nonsense")
 
 
-def made(said: Said, key: str | None) -> Snapshot | None:
+def batch_made_by(answer: RawAnswer, key: str | None) -> Batch | None:
     """The batch that an answer is certainly about, if there is one.
 
     It is still certain with another ``input_file_id`` or without metadata: gateways rewrite both. It is not certain
     for another kind of object, one without a status, or one under another key than ours.
     """
-    if not said.whole or not 200 <= said.status < 300:
+    if not answer.whole or not 200 <= answer.status < 300:
         return None
-    value = _object(said.content)
+    value = _object(answer.content)
     if value is None or value.get("object") not in (None, "batch") or text(value.get("status")) is None:
         return None
     try:
@@ -74,30 +75,30 @@ def made(said: Said, key: str | None) -> Snapshot | None:
     return snapshot if snapshot.metadata.get("batchpipe_key") in (None, key) else None
 
 
-def named(said: Said) -> dict[str, bool]:
+def batches_named_in(answer: RawAnswer) -> dict[str, bool]:
     """The ids of batches that an answer names, the most certain first; True if it is about that batch."""
     found: dict[str, bool] = {}
-    for name, about in (*_about(said), *_mentioned(said)):
+    for name, about in (*_about(answer), *_mentioned(answer)):
         if is_addressable(name) and len(found) < MOST_NAMED:
             found.setdefault(name, about)
     return found
 
 
-def _about(said: Said) -> Iterator[tuple[str, bool]]:
-    value = _object(said.content)
-    fine = 200 <= said.status < 300
+def _about(answer: RawAnswer) -> Iterator[tuple[str, bool]]:
+    value = _object(answer.content)
+    fine = 200 <= answer.status < 300
     for place in (value, value and value.get("batch"), value and value.get("data")):
         if isinstance(place, dict) and text(place.get("id")) and (fine or _is_batch(place)):
             yield place["id"], True
-    if found := _LOCATION.search(_path(said.location)):
+    if found := _LOCATION.search(_path(answer.location)):
         yield found[1], True
-    if value is None and fine and (first := _ID.search(said.content)):  # broken off
+    if value is None and fine and (first := _ID.search(answer.content)):  # broken off
         yield first[1].decode(errors="replace"), True
 
 
-def _mentioned(said: Said) -> Iterator[tuple[str, bool]]:
+def _mentioned(answer: RawAnswer) -> Iterator[tuple[str, bool]]:
     for pattern in (_BATCH_ID, _IN_WORDS):
-        for match in islice(pattern.finditer(said.content), MOST_NAMED):
+        for match in islice(pattern.finditer(answer.content), MOST_NAMED):
             yield (match[1] if match.re.groups else match[0]).decode(errors="replace"), False
 
 
@@ -118,6 +119,3 @@ def _object(content: bytes) -> dict[str, Any] | None:
     except orjson.JSONDecodeError:
         return None
     return value if isinstance(value, dict) else None
-
-
-__all__ = ["MOST_NAMED", "Partly", "Said", "made", "named"]

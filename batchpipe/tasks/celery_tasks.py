@@ -16,7 +16,9 @@ from celery.exceptions import SoftTimeLimitExceeded
 from batchpipe.errors import BatchpipeError, RecordUnreadable, SettingsError, StoreUnavailable
 from batchpipe.masking import one_line
 from batchpipe.model.records import JOB
-from batchpipe.pipeline.runner import Done, Next, Retry
+from batchpipe.model.retry import REDIS_PAUSE_SECONDS, SETTINGS_PAUSE_SECONDS
+from batchpipe.model.steps import STEPS
+from batchpipe.pipeline.messages import Done, Next, Retry
 from batchpipe.pipeline.slots import SMALL_BYTES, SMALL_ROWS, Kind, Slots
 from batchpipe.pipeline.sweep import sweep as sweep_once
 from batchpipe.storage.local import unnamed_file
@@ -27,10 +29,6 @@ from batchpipe.tasks.runtime import runtime
 
 logger = logging.getLogger(__name__)
 
-#: Pause of a task that could not reach Redis at all.
-REDIS_PAUSE_SECONDS = 10.0
-#: Pause of a task in a process with wrong settings: another worker may take it, or a person corrects them.
-SETTINGS_PAUSE_SECONDS = 60.0
 #: The prefix of the displayed arguments of a retried task.
 LAST_TIME = "last time: "
 
@@ -91,52 +89,59 @@ def _bounded(task: Any, kind: Kind, job: str, index: int, epoch: int, turn: Call
             return turn()
     after = slots.wait(kind)
     with suppress(RecordUnreadable):  # its turn notes that
-        if runtime().store.queues.bounce(job, index, epoch, after, small=(SMALL_BYTES, SMALL_ROWS)) == "later":
+        if runtime().store.queues.requeue(job, index, epoch, after, small=(SMALL_BYTES, SMALL_ROWS)) == "later":
             return Retry(after, "this worker is busy with others of its kind", "slots")
     return turn()
 
 
-def _transfer(task: Any, link: str, job: str, shard: int, epoch: int) -> str | None:
-    def turn() -> Next:
-        return runtime().shards.run(link, job, shard, epoch)
+def _step(task: Any, job: str, index: int, epoch: int) -> str | None:
+    """Take the turn of the step that this task is named after."""
+    step = STEPS[task.name.removeprefix("batchpipe.")]
 
-    return _answer(task, lambda: _bounded(task, "transfer", job, shard, epoch, turn))
+    def turn() -> Next:
+        taken = runtime()
+        runner = taken.jobs if index == JOB else taken.shards
+        return runner.run(step.name, job, index, epoch)
+
+    if (kind := step.slot) is None:
+        return _answer(task, turn)
+    return _answer(task, lambda: _bounded(task, kind, job, index, epoch, turn))
 
 
 @shared_task(name="batchpipe.prepare", **OPTIONS["batchpipe.prepare"])
 def prepare(self: Any, *, job: str, epoch: int, shard: int = JOB, **newer: Any) -> str | None:
     """Check and split a job's input, plan its shards."""
-    return _answer(self, lambda: _bounded(self, "job", job, JOB, epoch, lambda: runtime().jobs.prepare(job, epoch)))
+    return _step(self, job, JOB, epoch)
 
 
 @shared_task(name="batchpipe.upload", **OPTIONS["batchpipe.upload"])
 def upload(self: Any, *, job: str, shard: int, epoch: int, **newer: Any) -> str | None:
     """Upload a shard's file."""
-    return _transfer(self, "upload", job, shard, epoch)
+    return _step(self, job, shard, epoch)
 
 
 @shared_task(name="batchpipe.create", **OPTIONS["batchpipe.create"])
 def create(self: Any, *, job: str, shard: int, epoch: int, **newer: Any) -> str | None:
     """Create a shard's batch, once."""
-    return _answer(self, lambda: runtime().shards.run("create", job, shard, epoch))
+    return _step(self, job, shard, epoch)
 
 
 @shared_task(name="batchpipe.poll", **OPTIONS["batchpipe.poll"])
 def poll(self: Any, *, job: str, shard: int, epoch: int, **newer: Any) -> str | None:
     """Look at a shard's batch; retry by countdown until it has ended."""
-    return _answer(self, lambda: runtime().shards.run("poll", job, shard, epoch))
+    return _step(self, job, shard, epoch)
 
 
 @shared_task(name="batchpipe.download", **OPTIONS["batchpipe.download"])
 def download(self: Any, *, job: str, shard: int, epoch: int, **newer: Any) -> str | None:
     """Download a shard's results and account for its rows."""
-    return _transfer(self, "download", job, shard, epoch)
+    return _step(self, job, shard, epoch)
 
 
 @shared_task(name="batchpipe.merge", **OPTIONS["batchpipe.merge"])
 def merge(self: Any, *, job: str, epoch: int, shard: int = JOB, **newer: Any) -> str | None:
     """Merge a job's results, record its end, notify."""
-    return _answer(self, lambda: _bounded(self, "job", job, JOB, epoch, lambda: runtime().jobs.merge(job, epoch)))
+    return _step(self, job, JOB, epoch)
 
 
 @shared_task(name="batchpipe.sweep", **pulse_options(lambda settings: settings.sweep_seconds))

@@ -5,41 +5,16 @@ from __future__ import annotations
 from itertools import islice
 from typing import Any
 
-import msgspec
 import orjson
 
 from batchpipe.errors import MOST_CODE, Unavailable, shortened
+from batchpipe.model.provider import Batch, StoredFile
 from batchpipe.model.records import BatchError, Counts
 
 #: Entries of a batch's errors that are kept, entries with kept texts, and characters of a text.
 MOST_ERRORS, MOST_ERROR_TEXTS, MOST_ERROR_TEXT = 10_000, 100, 500
 #: Characters of a status, and of an id of a file or batch; pairs of metadata (the provider accepts 16), names of usage.
 MOST_STATUS, MOST_ID, MOST_PAIRS = 64, 512, 64
-
-
-class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
-    """The provider's view of a batch, made safe: any field except the id may be absent."""
-
-    id: str
-    status: str | None = None
-    input_file_id: str | None = None
-    output_file_id: str | None = None
-    error_file_id: str | None = None
-    created_at: float | None = None
-    expires_at: float | None = None
-    counts: Counts = Counts()
-    errors: list[BatchError] = []
-    metadata: dict[str, str] = {}
-    usage: dict[str, int] = {}
-
-
-class StoredFile(msgspec.Struct, frozen=True, kw_only=True):
-    """The provider's view of a file in its list: any field except the id may be absent."""
-
-    id: str
-    name: str | None = None
-    bytes: int | None = None
-    created_at: float | None = None
 
 
 def json_object(content: bytes) -> dict[str, Any]:
@@ -71,12 +46,12 @@ def _file_id(value: Any) -> str | None:
     return name
 
 
-def parse_batch(value: dict[str, Any]) -> Snapshot:
+def parse_batch(value: dict[str, Any]) -> Batch:
     """A batch object from a response of any shape. Raises Unavailable if it has no id."""
     identified(value, "batch")
     counts = value.get("request_counts")
     metadata = value.get("metadata")
-    return Snapshot(
+    return Batch(
         id=value["id"],
         status=(short(value.get("status"), MOST_STATUS) or "").lower() or None,  # some providers write it in capitals
         input_file_id=short(value.get("input_file_id"), MOST_ID),
@@ -158,7 +133,7 @@ def _count(value: Any) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
 
 
-def same(snapshot: Snapshot, batch_id: str) -> Snapshot:
+def same(snapshot: Batch, batch_id: str) -> Batch:
     if snapshot.id != batch_id:
         raise Unavailable(f"asked for batch {batch_id}, the provider answered with {snapshot.id}", code="nonsense")
     return snapshot

@@ -15,10 +15,22 @@ import orjson
 
 from batchpipe.config.environment import transport_environment
 from batchpipe.config.limits import out_of_time
-from batchpipe.errors import NO_ROUTE, BatchpipeError, Gone, Paused, Refused, SettingsError, Unavailable
+from batchpipe.errors import (
+    FILE_NOT_FOUND,
+    NO_QUOTA,
+    NO_ROUTE,
+    NOT_SENT,
+    TOKEN_LIMIT,
+    BatchpipeError,
+    Gone,
+    Paused,
+    Refused,
+    SettingsError,
+    Unavailable,
+)
 from batchpipe.model.bodies import QUOTA_CODES
-from batchpipe.model.refusals import TOKEN_LIMIT, says_no_file, says_token_limit
-from batchpipe.provider.said import Said, said
+from batchpipe.model.refusals import says_no_file, says_token_limit
+from batchpipe.provider.error_details import ErrorDetails, error_details
 
 if TYPE_CHECKING:
     import openai
@@ -76,7 +88,7 @@ def _of_transport(cause: BaseException) -> BatchpipeError:
     if "CERTIFICATE_VERIFY_FAILED" in text and (names := [*filter(_is_of_tls, transport_environment())]):
         text += f"; are the certificates right that {' and '.join(names)} name?"
     if isinstance(cause, httpx2.ConnectError | httpx2.ConnectTimeout | httpx2.PoolTimeout):
-        return Unavailable(f"the provider cannot be reached{_where(cause)}: {text}", code="not_sent")
+        return Unavailable(f"the provider cannot be reached{_where(cause)}: {text}", code=NOT_SENT)
     return Unavailable(f"the provider did not answer: {text}")
 
 
@@ -91,19 +103,19 @@ def _where(cause: BaseException) -> str:
 
 def _of_status(error: openai.APIStatusError) -> BatchpipeError:
     status, after = error.status_code, _retry_after(error.response.headers.get("retry-after"))
-    answer = _said(error)
+    answer = _details(error)
     code, param = answer.code, answer.param
     message = answer.message or f"HTTP {status} without a word"
     if status < 400:
         return Unavailable(f"HTTP {status} is no answer", code=f"http_{status}", status=status)
     if status < 500 and status != 408 and not QUOTA_CODES.isdisjoint(answer.codes):
-        return Paused(message, code="insufficient_quota", after=after)
+        return Paused(message, code=NO_QUOTA, after=after)
     if status in (401, 402, 403):
         return Paused(message, code=code or f"http_{status}", after=after)
     if TOKEN_LIMIT in answer.codes or (status in (400, 429) and says_token_limit(message)):
         return Unavailable(message, code=TOKEN_LIMIT, after=after, status=status)
     if status == 400 and says_no_file(message):
-        return Unavailable(message, code="file_not_found", after=after, status=status)
+        return Unavailable(message, code=FILE_NOT_FOUND, after=after, status=status)
     if status in (408, 409, 425, 429) or status >= 500:
         return Unavailable(f"HTTP {status}: {message}", code=code or f"http_{status}", after=after, status=status)
     if status == 404:
@@ -114,11 +126,11 @@ def _of_status(error: openai.APIStatusError) -> BatchpipeError:
     return Refused(message, code=code or f"http_{status}", status=status, param=param)
 
 
-def _said(error: openai.APIStatusError) -> Said:
+def _details(error: openai.APIStatusError) -> ErrorDetails:
     try:
-        return said(error.response.content)
+        return error_details(error.response.content)
     except RuntimeError:  # the body was streamed and not read
-        return Said()
+        return ErrorDetails()
 
 
 def _is_json_object(response: Any) -> bool:

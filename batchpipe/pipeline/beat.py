@@ -6,7 +6,7 @@ would grow by 17,280 a day.
 
 from __future__ import annotations
 
-from batchpipe.pipeline.runner import WaitingIn
+from batchpipe.pipeline.messages import WaitingIn
 from batchpipe.store import Store
 
 #: Seconds between two messages to a queue that moves slowly.

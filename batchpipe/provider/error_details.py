@@ -26,7 +26,7 @@ _WORDS = (
 _NO_TEXT = ("script", "style", "head")
 
 
-class Said(msgspec.Struct, frozen=True):
+class ErrorDetails(msgspec.Struct, frozen=True):
     """``codes``: the error's own fields ``code`` and ``type``, in that order; ``message`` may be empty."""
 
     message: str = ""
@@ -35,19 +35,19 @@ class Said(msgspec.Struct, frozen=True):
     param: str | None = None
 
 
-def said(content: bytes) -> Said:
+def error_details(content: bytes) -> ErrorDetails:
     """Code and message from the body of an answer. Raises nothing."""
     content = content[:_MOST_READ]
     try:
         document = orjson.loads(content)
     except orjson.JSONDecodeError:
-        return Said(_storable(_plain_text(content.decode(errors="replace")), MOST_OF_A_TEXT))
+        return ErrorDetails(_storable(_plain_text(content.decode(errors="replace")), MOST_OF_A_TEXT))
     error = document.get("error", document) if isinstance(document, dict) else document
     levels = [level for level in (error, document) if isinstance(level, dict)]
     words = _words(document)
     if not words and document:
         words = content[:MOST_OF_A_TEXT].decode(errors="replace")  # an unknown shape
-    return Said(
+    return ErrorDetails(
         message=_storable(words, MOST_OF_A_MESSAGE),
         codes=tuple(code for name in ("code", "type") if (code := _field(levels, name)) is not None),
         code=_field(levels, "code"),
