@@ -294,7 +294,7 @@ def test_progress_keeps_a_lease_beyond_the_deadline(store: Store, clock: Any) ->
     lease = granted(claim(store, job_id, 0, Stage.PLANNED, deadline=100))
     for _ in range(30):
         clock.advance(LEASE / 2)
-        lease._got_on = True
+        lease._progressed = True
         store.leases.renew(lease)
     clock.advance(50)
     assert store.leases.renew(lease)[0] == about(50)
