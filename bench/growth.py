@@ -115,7 +115,7 @@ class Bench:
         self.ahead += 7_200.0  # all is overdue
         timed(took, "sweep", lambda: sweep(self.turns, listing=False))
         timed(took, "cancel", lambda: self.cancel(job.id))
-        while store.due.take_wakes(200) is not None:
+        while store.due.take_to_republish(200) is not None:
             pass
         self.end(job.id, took, ttl=3_600)
         self.give_up(job.id, count)
@@ -138,7 +138,7 @@ class Bench:
         )
         turn = claim(store, job_id, 0, 1, [Stage.UPLOADED])
         assert turn.shard is not None
-        store.leases.intend(turn)
+        store.leases.record_intent(turn)
         store.shards.settle(turn.shard, "batch_0", token=turn.token, after=0.0, changes={"status": "validating"})
 
     def command(self, *words: str) -> None:
@@ -146,7 +146,7 @@ class Bench:
         assert answer.exit_code == 0, answer.output
 
     def cancel(self, job_id: str) -> None:
-        _, shards = self.store.jobs.cancel(job_id, waking=WOKEN_AT_ONCE)
+        _, shards = self.store.jobs.cancel(job_id, published=WOKEN_AT_ONCE)
         wake_first(self.turns, job_id, shards, "always")
 
     def end(self, job_id: str, took: Took, ttl: int = 2) -> None:

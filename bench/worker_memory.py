@@ -116,7 +116,7 @@ def measure(folder: Path, megabytes: int) -> int:
             sampler = Sampler(worker.pid)
             time.sleep(1)
             job = client.submit(source, output=folder / "out")
-            client.follow(job.id, tick=lambda record: setattr(sampler, "doing", doing(client, record)), pause=0.02)
+            client.follow(job.id, tick=lambda job: setattr(sampler, "doing", doing(client, job.record)), pause=0.02)
             sampler.stop()
         result = client.get_job(job.id).result()
     size = (folder / "out" / "output.jsonl").stat().st_size

@@ -30,6 +30,8 @@ LAYERS: list[tuple[str, ...]] = [
 ]
 #: Stands by itself: it imports nothing of the pipeline, and only these import it.
 ISLAND, ISLAND_USERS = "sandbox", ("cli", "testing")
+#: What people and other programs meet: they ask the client.
+FRONTS = ("cli", "contrib", "monitoring")
 #: The public face: it may name anything, and nobody inside imports a name from it.
 FACADE = "__init__"
 #: What the facade defines itself, so that importing it leads nowhere.
@@ -244,6 +246,16 @@ def test_steps_take_the_provider_as_the_protocol_that_they_need() -> None:
         return types - {"ProviderReads"} - ({"Provider"} if module.name in changing else set())
 
     assert offenders(takes, _with_what_they_import(STEPS, "pipeline")) == {}
+
+
+def test_commands_sites_and_monitors_ask_the_client() -> None:
+    """Neither the store nor the pipeline, not even by way of the client: what they need is a method there."""
+
+    def behind(module: Module) -> set[str]:
+        reached = {node.attr for node in ast.walk(module.tree) if isinstance(node, ast.Attribute)} & {"store"}
+        return reached | {name for name in module.inner_imports() if _unit(name) in ("store", "pipeline")}
+
+    assert offenders(behind, [module for module in MODULES if module.unit in FRONTS]) == {}
 
 
 def test_the_sandbox_imports_nothing_of_the_pipeline() -> None:

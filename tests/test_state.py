@@ -13,7 +13,7 @@ HOME = "config/site.py"
 #: What else may be changed at the level of a module, and why: nothing here makes one site notice another.
 ALLOWED: dict[str, dict[str, str]] = {
     "__init__.py": {"globals()": "public names, loaded at their first use"},
-    "contrib/django/telling.py": {"_said": "of the calling context: lines of the log while signals are sent"},
+    "contrib/django/notify.py": {"_said": "of the calling context: lines of the log while signals are sent"},
     "telemetry/logs.py": {"_about": "of the calling context: the ids that its log lines get"},
     "worker/process.py": {"globals()": "the app that `celery -A batchpipe.worker` finds, made when asked for"},
 }

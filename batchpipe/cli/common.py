@@ -1,17 +1,16 @@
-"""What the commands share: options, the client, exit codes, printing."""
+"""What the commands share: the client, exit codes, printing."""
 
 from __future__ import annotations
 
 import io
 import json
 import logging
-import math
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -32,13 +31,9 @@ class Invocation:
     in_site: bool = False  #: called by a site's own command line (manage.py, flask): its app is already loaded
 
 
-F = TypeVar("F", bound=Callable[..., Any])
-
 EXIT_CODES = {State.SUCCEEDED: 0, State.FAILED: 1, State.PARTIAL: 3, State.CANCELLED: 4}
 NOT_ENDED = 5
 INTERRUPTED = 130
-
-json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 
 
 def settings() -> Settings:
@@ -58,14 +53,14 @@ def open_client(*, patient: bool = False) -> Client:
     ``patient``: for a process that keeps running. A Redis that will be ready soon is waited for.
     """
     from batchpipe.client.client import Client
-    from batchpipe.store.refusals import PASSING
+    from batchpipe.client.health import is_passing
 
     quiet_libraries()
     client = Client(settings())
     try:
-        client.store.ping()
+        client.ping()
     except StoreUnavailable as error:
-        if not patient or error.code not in PASSING:
+        if not patient or not is_passing(error):
             raise
         say(f"{error}; waiting for it")
     return client
@@ -143,86 +138,6 @@ def number(value: int | None) -> str:
 def counted(count: int, noun: str) -> str:
     """`1 row`, `2,000 rows`."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
-
-
-class Pair(click.ParamType[tuple[str, Any]]):
-    """KEY=VALUE; with ``as_json`` the value is JSON."""
-
-    name = "KEY=VALUE"
-
-    def __init__(self, *, as_json: bool = False) -> None:
-        self.as_json = as_json
-        self.name = "KEY=JSON" if as_json else "KEY=VALUE"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, Any]:
-        if isinstance(value, tuple):
-            return value
-        key, sign, text = str(value).partition("=")
-        if not sign or not key:
-            self.fail(f"{value!r} is not {self.name}", param, ctx)
-        if not self.as_json:
-            return key, text
-        try:
-            return key, json.loads(text, parse_constant=_no_constant)
-        except ValueError as error:
-            reason = getattr(error, "msg", str(error))
-            self.fail(f"{key}: {text!r} is not JSON ({reason}); strings need quotes of their own", param, ctx)
-
-
-class Seconds(click.FloatRange):
-    """A number of seconds from 0 on, not ``nan``."""
-
-    name = "SECONDS"
-
-    def __init__(self) -> None:
-        super().__init__(min=0)
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        found = super().convert(value, param, ctx)
-        if not math.isfinite(found):
-            self.fail(f"{value!r} is no number of seconds", param, ctx)
-        return found
-
-
-class Place(click.ParamType[str]):
-    """A folder or URL."""
-
-    name = "DIR"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        if not str(value).strip():
-            self.fail("is empty", param, ctx)
-        return str(value)
-
-
-def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is no JSON")
-
-
-def submit_options(command: F) -> F:
-    """The options that ``run`` and ``submit`` share."""
-    for option in reversed(
-        [
-            click.argument("input", metavar="INPUT"),
-            click.option("-o", "--output", required=True, type=Place(), help="Folder or URL for the results."),
-            click.option("--endpoint", default="/v1/chat/completions", show_default=True, help="Of every row."),
-            click.option("--completion-window", default="24h", show_default=True, help="For the provider."),
-            click.option("--metadata", type=Pair(), multiple=True, help="For the provider's batches; repeatable."),
-            click.option("--extra", type=Pair(as_json=True), multiple=True, help="Passed on to batches.create."),
-            click.option("--account", metavar="NAME", help="Account of the settings.  [default: default]"),
-            click.option("--name", metavar="TEXT", help="For people."),
-            click.option("--key", metavar="TEXT", help="Idempotency key: the same key returns the first job."),
-            click.option("--max-rows", type=click.IntRange(min=1), help="Rows per shard at most."),
-            click.option("--max-bytes", type=click.IntRange(min=1), help="Bytes per shard at most."),
-            click.option(
-                "--attempts",
-                type=click.IntRange(min=1),
-                help="Rounds a row may go through.",
-            ),
-        ]
-    ):
-        command = option(command)
-    return command
 
 
 def input_of(argument: str) -> Any:

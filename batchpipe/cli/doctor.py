@@ -2,33 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 import click
 
-from batchpipe.cli.common import emit_json, json_option, out, quiet_libraries, settings
+from batchpipe.cli.common import emit_json, out, quiet_libraries, settings
+from batchpipe.cli.options import json_option
 from batchpipe.errors import (
     BatchpipeError,
-    JobNotFound,
     Paused,
-    RecordUnreadable,
     SettingsError,
     StoreUnavailable,
 )
-from batchpipe.model.records import JOB, JobRecord, Problem, ShardRecord, Stage
-from batchpipe.model.views import telling
 
 if TYPE_CHECKING:
     from batchpipe.client.client import Client
+    from batchpipe.client.health import OpenJob
     from batchpipe.config.settings import Settings
+    from batchpipe.model.records import JobRecord
 
 #: Clocks may differ by so much.
 CLOCK_SECONDS = 300.0
-#: How many open records doctor reads, and how many jobs (and queues besides ours) it names.
-MOST_RECORDS, MOST_JOBS, MOST_SAID = 1_000, 200, 3
+#: How many jobs in trouble, and queues besides ours, are named.
+MOST_SAID = 3
 #: Where the docs say what to do about a Redis that refuses.
 _AT_REDIS = "docs/operations.md, Redis refuses"
 
@@ -80,7 +78,7 @@ def _look(account: str) -> Iterator[Finding]:
     client: Client | None = None
     try:
         client = Client(chosen)
-        client.store.ping()
+        client.ping()
     except BatchpipeError as error:
         fix = "install redis-server, or set BATCHPIPE_REDIS_URL" if private else "check BATCHPIPE_REDIS_URL"
         yield Finding("redis", "fail", str(error), fix)
@@ -104,7 +102,7 @@ def _unless_refused(what: str, look: Iterator[Finding]) -> Iterator[Finding]:
 
 
 def _jobs_and_workers(client: Client) -> Iterator[Finding]:
-    jobs = _open_jobs(client)
+    jobs = client.health().open_jobs()
     yield from _trouble(jobs)
     yield from _workers(client, [found.job for found in jobs])
 
@@ -125,7 +123,7 @@ def _site_app(chosen: Settings) -> Iterator[Finding]:
 
 
 def _redis(client: Client, private: bool) -> Iterator[Finding]:
-    facts = client.store.connection.server_facts()
+    facts = client.health().server()
     kind = "private" if private else "given by BATCHPIPE_REDIS_URL"
     version = facts["version"]
     if private and not client.durable:
@@ -136,7 +134,7 @@ def _redis(client: Client, private: bool) -> Iterator[Finding]:
     if version and int(version.split(".")[0]) < 6:
         yield Finding("redis", "fail", f"version {version} is too old", "upgrade to Redis 6.2 or newer, or Valkey")
     try:
-        client.store.connection.check_writing()
+        client.health().check_writing()
     except StoreUnavailable as error:
         yield Finding("redis", "fail", str(error), _AT_REDIS)
     if facts["appendonly"] == "no":
@@ -154,21 +152,18 @@ def _redis(client: Client, private: bool) -> Iterator[Finding]:
 
 def _clock(client: Client) -> Iterator[Finding]:
     """Whether Redis' clock was set back."""
-    clock = client.store.connection.clock()
-    apart = clock.now - client.store.connection.host_time()
-    if not clock.ahead and abs(apart) > CLOCK_SECONDS:
+    apart = client.health().seconds_apart()
+    if abs(apart) > CLOCK_SECONDS:
         differ = f"Redis' clock is {abs(apart):.0f} s {'ahead of' if apart > 0 else 'behind'} the one of this host"
         yield Finding("clock", "warn", differ, "set both by NTP: one of them is not the provider's time")
-    if told := clock.words():
+    if told := client.clock().words():
         fix = "nothing is lost; times that are shown, and runs of schedules, are ahead until its clock has caught up"
         yield Finding("clock", "warn", told, fix)
 
 
 def _records(client: Client) -> Iterator[Finding]:
     """Whether Redis knows what this host has submitted to it."""
-    from batchpipe.recover import lost_jobs
-
-    if not (lost := lost_jobs(client.settings, client.store)):
+    if not (lost := client.health().lost_jobs()):
         yield Finding("records", "ok", "the unfinished jobs of this host are known to this Redis")
         return
     jobs = "1 unfinished job of this host is" if len(lost) == 1 else f"{len(lost)} unfinished jobs of this host are"
@@ -176,15 +171,13 @@ def _records(client: Client) -> Iterator[Finding]:
 
 
 def _account(client: Client | None, name: str) -> Iterator[Finding]:
-    from batchpipe.errors import NO_QUOTA
     from batchpipe.provider import Apis
 
     try:
         api = Apis(settings())(name)
         api.ping()
         yield Finding("account", "ok", f"{name}: the provider answers and takes the key of this process")
-        pause = client.store.accounts.paused(name) if client is not None else None
-        if client is not None and pause is not None and pause.code != NO_QUOTA and client.resume(name).paused:
+        if client is not None and client.key_works(name):
             yield Finding("account", "ok", f"{name}: its pause is lifted")
         yield from _capabilities(name)
     except SettingsError as error:
@@ -196,7 +189,7 @@ def _account(client: Client | None, name: str) -> Iterator[Finding]:
     except BatchpipeError as error:
         fix = _NO_SANDBOX if settings().sandbox and name == "default" else "check base_url and the network"
         yield Finding("account", "fail", f"{name}: {error}", fix)
-    if client is not None and (pause := client.store.accounts.paused(name)) is not None:
+    if client is not None and (pause := client.pause_of(name)) is not None:
         detail = f"{name}: paused for {pause.seconds:.0f} s more ({pause.code}): {pause.message}"
         yield Finding("account", "warn", detail, f"fix the cause; then: batchpipe resume {name}")
 
@@ -215,47 +208,7 @@ def _capabilities(name: str) -> Iterator[Finding]:
         yield Finding("account", "warn", detail, "docs/guarantees.md")
 
 
-@dataclass(frozen=True)
-class _Open:
-    """A job that is not done, and its open records: its shards, or the job itself."""
-
-    job: JobRecord
-    records: list[JobRecord | ShardRecord]
-
-    @property
-    def problem(self) -> str | None:
-        """Why it makes no progress just now, as `status` says it."""
-        if self.job.state.ended:  # its trouble is over: only its receivers may not have been notified
-            return telling(self.job)
-        found = (record.trouble.message for record in self.records if record.trouble is not None)
-        held = self.job.hold.message if self.job.hold is not None else None
-        return held or next(found, None)
-
-
-def _open_jobs(client: Client) -> list[_Open]:
-    """The records that are due first, no more than can be read in a moment."""
-    indexes: dict[str, list[int]] = {}
-    for job_id, index in client.store.due.unfinished(MOST_RECORDS):
-        indexes.setdefault(job_id, []).append(index)
-    found = []
-    for job_id, open_ones in list(indexes.items())[:MOST_JOBS]:
-        shards = client.store.shards.at([(job_id, index) for index in open_ones if index != JOB])
-        with suppress(JobNotFound):
-            try:
-                job = client.store.jobs.get(job_id)
-                itself = [job] if JOB in open_ones else []
-            except RecordUnreadable as error:
-                problem = Problem(code=error.code, message=error.message)
-                job = JobRecord(id=job_id, queue=client.settings.queue, trouble=problem)
-                itself = [job]
-            if job.closed:  # it ended between the two reads
-                continue
-            unfinished = (shard for shard in shards if shard is not None and shard.stage != Stage.COLLECTED)
-            found.append(_Open(job, [*itself, *unfinished]))
-    return found
-
-
-def _trouble(jobs: list[_Open]) -> Iterator[Finding]:
+def _trouble(jobs: list[OpenJob]) -> Iterator[Finding]:
     said = [f"{found.job.id}: {problem}" for found in jobs if (problem := found.problem)]
     if said:
         more = f"; and {len(said) - MOST_SAID} more" if len(said) > MOST_SAID else ""
@@ -266,39 +219,29 @@ def _trouble(jobs: list[_Open]) -> Iterator[Finding]:
 
 def _workers(client: Client, jobs: list[JobRecord]) -> Iterator[Finding]:
     """Whether a worker listens on our queue, and on those of waiting jobs; a `run` brings a worker of its own."""
-    from batchpipe.client.listeners import how_to_start
-    from batchpipe.tasks.inspection import broker_refusal, queues_of_workers
+    from batchpipe.tasks.inspection import broker_refusal
 
     if (said := broker_refusal()) is not None:
         yield Finding("broker", "fail", said, _AT_REDIS)
         return
-    ours, waiting = client.settings.queue, _by_queue(client, jobs)
+    health, ours = client.health(), client.settings.queue
+    waiting = health.by_queue(jobs)
     others = [queue for queue in waiting if queue != ours]
-    listening, answers = client.store.queues.listening(), None
-    for queue in (ours, *others[:MOST_SAID]):
-        found = listening.get(queue)
-        if not found and answers is None and (answers := queues_of_workers()) is None:
-            yield Finding("workers", "fail", "the broker does not answer", "check BATCHPIPE_BROKER_URL")
-            return
-        if found := found or (answers or {}).get(queue):
-            yield Finding("workers", "ok", f"{len(found)} on queue {queue}: {', '.join(sorted(found))}")
-            continue
-        detail, here = f"no worker listens on queue {queue}", waiting.get(queue, [])
-        if here:
-            detail += f", and {_jobs(len(here))} {'waits' if len(here) == 1 else 'wait'}"
-        yield Finding("workers", "fail" if here else "warn", detail, how_to_start(client.settings, queue, here))
+    for queue, found in health.workers([ours, *others[:MOST_SAID]]):
+        yield _listeners(client, queue, found, waiting.get(queue, []))
 
 
-def _by_queue(client: Client, jobs: list[JobRecord]) -> dict[str, list[JobRecord]]:
-    """The jobs of each queue, except those of a `run` with a worker that may just be starting."""
-    from batchpipe.client.listeners import STARTING_SECONDS
+def _listeners(client: Client, queue: str, workers: Collection[str] | None, waiting: list[JobRecord]) -> Finding:
+    from batchpipe.client.listeners import how_to_start
 
-    began = client.store.now() - STARTING_SECONDS
-    found: dict[str, list[JobRecord]] = {}
-    for job in sorted(jobs, key=lambda job: (job.input_here, job.queue)):
-        if not (job.input_here and job.created_at > began):
-            found.setdefault(job.queue, []).append(job)
-    return found
+    if workers is None:
+        return Finding("workers", "fail", "the broker does not answer", "check BATCHPIPE_BROKER_URL")
+    if workers:
+        return Finding("workers", "ok", f"{len(workers)} on queue {queue}: {', '.join(sorted(workers))}")
+    detail = f"no worker listens on queue {queue}"
+    if waiting:
+        detail += f", and {_jobs(len(waiting))} {'waits' if len(waiting) == 1 else 'wait'}"
+    return Finding("workers", "fail" if waiting else "warn", detail, how_to_start(client.settings, queue, waiting))
 
 
 def _jobs(count: int) -> str:

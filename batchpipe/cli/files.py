@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from batchpipe.cli.common import emit_json, json_option, number, open_client, say
+from batchpipe.cli.common import emit_json, number, open_client, say
+from batchpipe.cli.options import json_option
 from batchpipe.errors import Gone, JobNotFound
 
 if TYPE_CHECKING:
+    from batchpipe.client.client import Client
     from batchpipe.model.provider import StoredFile
-    from batchpipe.store import Store
 
 #: Files that are looked at; the newest come first.
 MOST_FILES = 100_000
@@ -38,7 +39,7 @@ def files_command(account: str, delete: bool, as_json: bool) -> None:
     for file in islice(api.iter_files(0.0), MOST_FILES):
         name = UPLOAD_NAME.fullmatch(file.name or "")
         if name is not None:
-            found[states.setdefault(name[1], _state(client.store, name[1]))].append(file)
+            found[states.setdefault(name[1], _state(client, name[1]))].append(file)
     deleted = 0
     for file in found["ended"] if delete else ():
         try:
@@ -60,9 +61,9 @@ def files_command(account: str, delete: bool, as_json: bool) -> None:
     return None
 
 
-def _state(store: Store, job_id: str) -> str:
+def _state(client: Client, job_id: str) -> str:
     try:
-        job = store.jobs.get(job_id)
+        job = client.get_job(job_id)
     except JobNotFound:
         return "unknown"
-    return "ended" if job.closed and job.id == job_id else "running"
+    return "ended" if job.record.closed and job.id == job_id else "running"

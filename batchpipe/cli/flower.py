@@ -25,7 +25,7 @@ def flower_command(
     It asks for the user and password of the settings FLOWER_USER and FLOWER_PASSWORD. Where no password is set, one is
     made and kept in the home folder. See docs/flower.md.
     """
-    from batchpipe.monitoring.flower import Door, run_flower
+    from batchpipe.monitoring.flower import ListenOptions, run_flower
     from batchpipe.telemetry.logs import configure_logging
     from batchpipe.worker.process import standalone_app
     from batchpipe.worker.setup import site_app
@@ -34,5 +34,5 @@ def flower_command(
     configure_logging(client.settings.log_format, loglevel)
     logging.getLogger("flower.inspector").setLevel(logging.ERROR)  # it warns four times where no worker answers yet
     app = site_app() or standalone_app(client.settings)
-    door = Door(address, port, auth=not no_auth)
-    run_flower(app, client.settings, door, flower_options, say, private=sys.stderr.isatty())
+    listen = ListenOptions(address, port, auth=not no_auth)
+    run_flower(app, client.settings, listen, flower_options, say, private=sys.stderr.isatty())

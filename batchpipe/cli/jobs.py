@@ -7,31 +7,29 @@ import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from batchpipe.cli.common import (
-    Place,
     clock,
     counted,
     emit_json,
     emit_parts,
     input_of,
-    json_option,
     number,
     open_client,
     out,
     say,
     settings,
-    submit_options,
 )
+from batchpipe.cli.options import Place, endpoint_option, json_option, size_options, submit_options
 from batchpipe.config.account import SANDBOX_ACCOUNT
 from batchpipe.errors import PermanentError
 from batchpipe.masking import without_secrets
-from batchpipe.model.records import State
-from batchpipe.model.views import telling
-from batchpipe.store.events import LOG_LENGTH
+from batchpipe.model.records import DEFAULT_ACCOUNT, State
+from batchpipe.model.views import not_notified
 
 if TYPE_CHECKING:
     from batchpipe.model.records import JobRecord, Problem
@@ -42,9 +40,8 @@ MOST_OF_AN_ERROR = 100
 
 @click.command("submit")
 @submit_options
-def submit_command(input: str, metadata: Any, extra: Any, account: str | None, **options: Any) -> None:
+def submit_command(input: str, account: str | None, **options: Any) -> None:
     """Enqueue a job and print its id alone. A worker does the work: `batchpipe worker`."""
-    from batchpipe.client.listeners import missing_worker
     from batchpipe.client.submission import absolute
     from batchpipe.config.account import SANDBOX_ACCOUNT
 
@@ -53,10 +50,10 @@ def submit_command(input: str, metadata: Any, extra: Any, account: str | None, *
     source = input_of(input)
     client = open_client()
     with _messages_told():
-        job = client.submit(source, account=account or "default", metadata=dict(metadata), extra=dict(extra), **options)
+        job = client.submit(source, account=account or DEFAULT_ACCOUNT, **options)
     if job.record.output != absolute(options["output"]):
         say(f"this key is known: its job reads {without_secrets(job.record.input)} and writes to {job.record.output}")
-    _warn_of(missing_worker(client.store, client.settings, job.record))
+    _warn_of(client.missing_worker(job))
     out(job.id)
 
 
@@ -89,18 +86,16 @@ def _warn_of(nobody: str) -> None:
 @json_option
 def list_command(state: str | None, limit: int, as_json: bool) -> None:
     """List jobs, newest first."""
-    from batchpipe.client.listeners import deserted
-
     client = open_client()
     jobs = client.list_jobs(state=state, limit=limit)
-    if told := client.store.connection.clock().words():
+    if told := client.clock().words():
         say(f"Warning: {told}")
     if as_json:
         return emit_json([job.to_dict(shards=False) for job in jobs])
     if not jobs:
         return say("no jobs" + (f" in state {state}" if state else ""))
     out(f"{'JOB':<23}  {'STATE':<11}  {'CREATED':<19}  {'ROWS OK':>15}  NAME")
-    silent = deserted(client.store, {job.record.queue for job in jobs if job.record.queue and not job.record.closed})
+    silent = client.deserted({job.record.queue for job in jobs if job.record.queue and not job.record.closed})
     for job in jobs:
         rows = job.to_dict(shards=False)["rows"]
         counts = f"{number(rows['ok'])}/{number(rows['total'])}"
@@ -109,7 +104,7 @@ def list_command(state: str | None, limit: int, as_json: bool) -> None:
             f"{counts:>15}  {name_of(job.record)}"
             + (f"  ! {_brief(job.error)}" if job.error else "")
             + (f"  ! held: {_brief(job.record.hold)}" if job.record.hold and not job.state.ended else "")
-            + ("  ! receivers not told" if telling(job.record) else "")
+            + ("  ! receivers not notified" if not_notified(job.record) else "")
             + (f"  ! no worker on queue {job.record.queue}" if _waits_in(silent, job.record) else "")
         )
     return None
@@ -163,11 +158,11 @@ def cancel_command(job_id: str, as_json: bool) -> None:
     client = open_client()
     job = client.cancel(job_id)
     if job.record.input_here and not job.record.closed:  # its worker was that of a `run`, which may be gone
-        from batchpipe.cli.run import carry_out_cancel
+        from batchpipe.cli.run import local_runs
 
-        carry_out_cancel(client, job)
+        local_runs(client).carry_out_cancel(job)
         if not job.refresh().state.ended:
-            say(f"the provider is stopping its batches; `batchpipe wait {job.id}` lands the rows that finished")
+            say(f"the provider is stopping its batches; `batchpipe wait {job.id}` collects the rows that finished")
     if as_json:
         return emit_parts(job.iter_json())
     say(f"{job.id} is {job.state.value}")
@@ -177,18 +172,16 @@ def cancel_command(job_id: str, as_json: bool) -> None:
 @click.command("retry")
 @click.argument("job_id", metavar="JOB")
 @click.option("-o", "--output", type=Place(), help="Folder or URL for the results.  [default: below the job's]")
-@click.option("--max-rows", type=click.IntRange(min=1), help="Rows per shard at most.  [default: the job's]")
-@click.option("--max-bytes", type=click.IntRange(min=1), help="Bytes per shard at most.  [default: the job's]")
+@size_options("the job's")
 def retry_command(job_id: str, output: str | None, max_rows: int | None, max_bytes: int | None) -> None:
     """Send the rows of an ended job that are not ok as a new job, and print its id."""
-    from batchpipe.client.listeners import missing_worker
 
     client = open_client()
     job = client.retry(job_id, output=output, max_rows=max_rows, max_bytes=max_bytes)
     say(f"results will be in {job.record.output}")
     if job.record.input_here:
         say(f"follow it: batchpipe wait {job.id}")
-    _warn_of(missing_worker(client.store, client.settings, job.record))
+    _warn_of(client.missing_worker(job))
     out(job.id)
 
 
@@ -228,34 +221,25 @@ def resume_command(account: str) -> None:
 
 @click.command("validate")
 @click.argument("input", metavar="INPUT")
-@click.option("--endpoint", default="/v1/chat/completions", show_default=True, help="Of every row.")
-@click.option("--max-rows", type=click.IntRange(min=1), help="Rows per shard at most.")
-@click.option("--max-bytes", type=click.IntRange(min=1), help="Bytes per shard at most.")
+@endpoint_option
+@size_options()
 @json_option
 def validate_command(input: str, endpoint: str, max_rows: int | None, max_bytes: int | None, as_json: bool) -> None:
     """Check an input without sending anything. Needs no Redis."""
-    from dataclasses import replace
-
-    from batchpipe.pipeline.manifest import input_rules
-    from batchpipe.pipeline.sharding import Bounds
-    from batchpipe.pipeline.steps.prepare import validate
+    from batchpipe.client.validation import validate_input
     from batchpipe.sandbox.models import is_slip, nearest
 
     chosen = settings()
     with _as_path(input_of(input)) as path:
-        bounds = Bounds(chosen.max_models, chosen.max_shards)
-        rules = replace(input_rules(chosen), roots=())  # a person's own file; and standard input lies in no root
-        most = (max_rows or chosen.max_rows, max_bytes or chosen.max_bytes)
-        found = validate(path, endpoint, *most, bounds=bounds, rules=rules)
-    models = {model or "": rows for model, rows in found.models.items()}
-    for model in models if chosen.is_openai("default") else ():
+        found = validate_input(path, chosen, endpoint=endpoint, max_rows=max_rows, max_bytes=max_bytes)
+    for model in found.models if chosen.is_openai("default") else ():
         if is_slip(model):
             near = nearest(model)
             say(f"Warning: no model {model[:100]!r} is known" + (f"; did you mean {near}?" if near else ""))
     if as_json:
-        return emit_json({"rows": found.rows, "bytes": found.bytes, "shards": len(found.shards), "models": models})
-    words = ", ".join(f"{model or 'no model'} ({number(rows)})" for model, rows in models.items())
-    parts = ((found.rows, "row"), (found.bytes, "byte"), (len(found.shards), "shard"))
+        return emit_json(asdict(found))
+    words = ", ".join(f"{model or 'no model'} ({number(rows)})" for model, rows in found.models.items())
+    parts = ((found.rows, "row"), (found.bytes, "byte"), (found.shards, "shard"))
     say(f"ok: {', '.join(counted(*part) for part in parts)}; {words}")
     return None
 
@@ -275,11 +259,13 @@ def _as_path(source: Any) -> Any:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document; with --follow one object a line.")
 def logs_command(job_id: str, follow: bool, as_json: bool) -> None:
     """Print the event log of a job, oldest first: its last 2,000 events."""
+    from batchpipe.client.job import MOST_EVENTS
+
     job = open_client().get_job(job_id)
     if not follow:
         events = job.logs()
-        if len(events) >= LOG_LENGTH and events[0]["event"] not in ("submitted", "recovered"):
-            say(f"older events were dropped: the log of a job keeps its last {LOG_LENGTH:,}")
+        if len(events) >= MOST_EVENTS and events[0]["event"] not in ("submitted", "recovered"):
+            say(f"older events were dropped: the log of a job keeps its last {MOST_EVENTS:,}")
         if as_json:
             return emit_json(events)
         for event in events:

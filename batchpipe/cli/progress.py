@@ -11,7 +11,7 @@ from batchpipe.cli.common import number, say
 from batchpipe.model.records import JobRecord, ShardRecord, Stage, State
 
 if TYPE_CHECKING:
-    from batchpipe.store import Pause
+    from batchpipe.model.stats import Pause
 
 #: How many shards are shown one by one; if there are more, those that are not done come first.
 MAX_LINES = 20

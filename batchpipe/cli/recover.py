@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from batchpipe.cli.common import Place, emit_json, json_option, open_client, out, settings
+from batchpipe.cli.common import emit_json, open_client, out, settings
+from batchpipe.cli.options import Place, json_option
 
 if TYPE_CHECKING:
     from batchpipe.recover import Report
@@ -56,13 +57,12 @@ def recover_command(
 
 def where_it_is(job_id: str) -> str:
     """What else to say about an unknown job: where to look, or that this host has submitted it."""
-    from batchpipe.recover import find_noted
-    from batchpipe.store.redis_label import label_of
+    from batchpipe.recover import Owners, find_noted
 
     noted = find_noted(settings()).get(job_id)
     if noted is None:
         return "; `batchpipe list` shows those that are"
-    if noted.redis not in (None, label_of(settings())):
+    if not Owners(settings(), ()).is_ours(noted.redis):
         return f", but this host has submitted it to another Redis, '{noted.redis}'"
     return ", but this host has submitted it: if Redis lost it, `batchpipe recover --dry-run`"
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import click
 
-from batchpipe.cli.common import emit_json, json_option, open_client, out, say
+from batchpipe.cli.common import emit_json, open_client, out, say
+from batchpipe.cli.options import json_option
 
 
 @click.group("schedules", context_settings={"help_option_names": ["-h", "--help"]})
@@ -28,7 +29,7 @@ def list_schedules(as_json: bool) -> None:
     for view in views:
         print_schedule(view)
     looks = [view["looked_at"] or 0.0 for view in views]
-    quiet = client.store.now() - max(looks, default=0.0)
+    quiet = client.now() - max(looks, default=0.0)
     if not views:
         say("there are no schedules; they are set in batchpipe.toml, see docs/cron.md")
     elif not max(looks):
@@ -80,7 +81,7 @@ def run_schedule(name: str, at: datetime | None) -> None:
     from batchpipe.client.schedules import run_now
 
     client = open_client()
-    before = client.store.now()
+    before = client.now()
     job = run_now(client, name, at)
     if (job.record.created_at or before) < before:
         say(f"this run is known: its key is {job.record.key}")

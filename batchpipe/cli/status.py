@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from batchpipe.cli.common import clock, emit_parts, json_option, number, open_client, out, say
+from batchpipe.cli.common import clock, emit_parts, number, open_client, out, say
+from batchpipe.cli.options import json_option
 from batchpipe.model.records import Stage
-from batchpipe.model.views import SHOWN, Sums, ended_early, job_view, telling
-from batchpipe.pipeline.manifest import located
+from batchpipe.model.views import SHOWN, Sums, ended_early, not_notified
 
 if TYPE_CHECKING:
     from batchpipe.client.client import Client
@@ -26,25 +26,20 @@ _FIELDS = (*SHOWN, "trouble")
 @json_option
 def status_command(job_id: str, as_json: bool) -> None:
     """Show the state of a job. If it has over 100 shards: those in trouble or under way, and sums; --json shows all."""
-    from batchpipe.client.listeners import missing_worker
-
     client = open_client()
     job = client.get_job(job_id)
-    nobody = missing_worker(client.store, client.settings, job.record)
+    nobody = client.missing_worker(job)
     if as_json:
         if nobody:
             say(f"Warning: {nobody}")
         return emit_parts(job.iter_json())
-    record = job.record
     seen = _Seen()
-    for shard in client.store.shards.of_job(record, fields=_FIELDS, bad="show"):
+    for shard in job.shards(_FIELDS):
         seen.add(shard)
-    place = located(record, roots=client.settings.roots())
-    view = {**job_view(place), "rows": seen.sums.rows(record), "incomplete": seen.sums.incomplete(record)}
-    _print_job(client, record, view)
+    _print_job(client, job.record, job.summary(seen.sums))
     if nobody:
         out(f"workers   {nobody}")
-    if told := client.store.connection.clock().words():
+    if told := client.clock().words():
         out(f"clock     {told}")
     _print_shards(seen)
     return None
@@ -98,12 +93,12 @@ def _print_job(client: Client, job: JobRecord, view: dict[str, Any]) -> None:
         out(f"held      {job.hold.message}")
     elif job.trouble and not job.state.ended:
         out(f"trouble   {job.trouble.message}")
-    if problem := telling(job):
-        out(f"telling   {problem}")
+    if problem := not_notified(job):
+        out(f"notices   {problem}")
 
 
-def _pause_note(client: Any, view: dict[str, Any]) -> str:
-    pause = client.store.accounts.paused(view["account"]) if view["ended_at"] is None else None
+def _pause_note(client: Client, view: dict[str, Any]) -> str:
+    pause = client.pause_of(view["account"]) if view["ended_at"] is None else None
     hint = f" (fixed? batchpipe resume {view['account']})"
     return f"  paused for {pause.seconds:.0f} s: {pause.message}{hint}" if pause else ""
 

@@ -4,32 +4,36 @@ from __future__ import annotations
 
 import atexit
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
-from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Unpack
 
+from batchpipe.client.health import Health
 from batchpipe.client.job import Job
-from batchpipe.client.listeners import warn_of_submit
-from batchpipe.client.submission import HeldSpool, Input, as_text, drop_spool, held_back, new_record, with_input
+from batchpipe.client.landing import decide, land
+from batchpipe.client.listeners import Watch, deserted, missing_worker, warn_of_submit
+from batchpipe.client.measures import Measures, Meter
+from batchpipe.client.options import SubmitOptions, complete, shows_options
+from batchpipe.client.retry import check_retriable, check_sizes, failed_requests, retry_options
+from batchpipe.client.submission import Input, as_text, held_back, new_record, new_run_queue, with_input
 from batchpipe.client.waiting import follow
 from batchpipe.config.account import SANDBOX_ACCOUNT
 from batchpipe.config.environment import bare_environment
 from batchpipe.config.settings import Settings
 from batchpipe.config.site import current_site
-from batchpipe.errors import InvalidInput, JobNotFound, OutputInUse, PermanentError, SettingsError, StoreUnavailable
+from batchpipe.errors import NO_QUOTA, InvalidInput, JobNotFound, PermanentError, SettingsError, StoreUnavailable
 from batchpipe.local_redis import acquire
 from batchpipe.masking import without_secrets
 from batchpipe.model.records import JOB, JobRecord, State, new_job_id
-from batchpipe.model.refusals import LANDABLE
-from batchpipe.pipeline.manifest import basics, note_workspace, prune_workspaces, results_place, workspace_of
+from batchpipe.model.stats import Clock, Pause, Stats
+from batchpipe.pipeline.copied_inputs import forget_copy, remove_copy, remove_unrecorded
+from batchpipe.pipeline.manifest import basics, note_workspace, prune_workspaces
 from batchpipe.pipeline.messages import Message
 from batchpipe.pipeline.republish import WOKEN_AT_ONCE, Resumed, resume_account, wake_first, wake_job
-from batchpipe.pipeline.results import INDEX, BatchResult, Outcome, iter_failed_requests
+from batchpipe.pipeline.results import BatchResult, Outcome
 from batchpipe.pipeline.sweep import sweep
 from batchpipe.recover import Report, recover
-from batchpipe.storage import Folder
 from batchpipe.store import Store
 from batchpipe.tasks import publishing
 from batchpipe.tasks.app import check_not_eager
@@ -52,6 +56,7 @@ class Client:
             settings = settings.with_redis(handle.server.url, durable=handle.server.durable)
         self.settings = site.settings = settings
         self.durable = settings.durable
+        self._meter = Meter(lambda: self.store, lambda: self.settings.accounts)
 
     @property
     def store(self) -> Store:
@@ -63,108 +68,63 @@ class Client:
         self,
         input: Input,
         *,
-        output: str | Path | None = None,
-        endpoint: str = "/v1/chat/completions",
-        completion_window: str = "24h",
-        metadata: Mapping[str, str] | None = None,
-        extra: Mapping[str, Any] | None = None,
-        account: str = "default",
-        name: str | None = None,
-        key: str | None = None,
-        tags: Mapping[str, Any] | None = None,
-        queue: str | None = None,
-        on_done: Any = None,
-        max_rows: int | None = None,
-        max_bytes: int | None = None,
-        attempts: int | None = None,
         own_queue: bool = False,
-        again: str = "",
+        replace_job: str = "",
         notify_sites: Sequence[str] = (),
         may_come_later: bool = False,
+        **options: Unpack[SubmitOptions],
     ) -> Job:
-        """Record a job and enqueue it. See ``batchpipe.submit``; the last four options are for commands, retries and
+        """Record a job and enqueue it. See ``batchpipe.submit``; the other arguments are for commands, retries and
         schedules.
 
+        ``own_queue``: only this host works on it (``run``).
+        ``replace_job``: take the key from this job; "1": from any.
         ``notify_sites``: names of the listeners to notify of its end, instead of those of this process.
         ``may_come_later``: wait for an input that is not there yet.
         """
-        job_id, key = new_job_id(), as_text(key, "key")
-        if key is not None and not again and (first := self.store.jobs.id_of_key(key)) is not None:
+        options = complete(options)
+        job_id, key = new_job_id(), as_text(options["key"], "key")
+        if key is not None and not replace_job and (first := self.store.jobs.id_of_key(key)) is not None:
             return self.get_job(first)
-        if not self.durable and not self.settings.is_sandbox(account):
+        if not self.durable and not self.settings.is_sandbox(options["account"]):
             raise SettingsError(
                 "no redis-server was found, and the built-in stand-in forgets what was paid for when it stops: install "
                 "redis-server (or valkey), or set BATCHPIPE_REDIS_URL; a sandbox needs neither: BATCHPIPE_SANDBOX=true"
             )
         check_not_eager()  # nor with a broker URL that cannot be used: raised before anything is recorded
-        record = new_record(
-            self.settings,
-            job_id,
-            output=output,
-            name=name,
-            account=account,
-            endpoint=endpoint,
-            completion_window=completion_window,
-            metadata=metadata,
-            extra=extra,
-            tags=tags,
-            key=key,
-            queue=queue,
-            input_here=own_queue,
-            max_rows=max_rows,
-            max_bytes=max_bytes,
-            attempts=attempts,
-            on_done=on_done,
-            notify_sites=list(notify_sites),
-        )
+        record = new_record(self.settings, job_id, options, own_queue=own_queue, notify_sites=notify_sites)
         record = with_input(record, input, self.settings, may_come_later=may_come_later)
-        if not again and self._record_later(record):
+        if not replace_job and self._record_later(record):
             return Job(record, self, held=True)
-        return self._record(record, again)
+        return self._record(record, replace_job)
 
     def _record_later(self, record: JobRecord) -> bool:
         """If a framework's transaction is open, let its commit record the job. Returns whether one is open."""
-        spool = HeldSpool(record)
 
         def commit() -> None:
-            spool.hand_over()
             self._record(record, "", alias=True)
 
-        if held_back(commit):
-            return True
-        spool.hand_over()
-        return False
+        return held_back(commit)
 
-    def _record(self, record: JobRecord, again: str, *, alias: bool = False) -> Job:
-        job_id, created = self._record_or_drop(record, again, alias)
+    def _record(self, record: JobRecord, replace_job: str, *, alias: bool = False) -> Job:
+        try:
+            job_id, created = self.store.jobs.submit(record, replace_job=replace_job, alias=alias)
+        except PermanentError:
+            remove_copy(self.settings, record)
+            raise
         if created:
             note_workspace(self.settings, record, record=basics(record))
-            turns = runtime(self.settings).jobs
-            prune_workspaces(self.settings, self.store.jobs.closed, record.created_at or time.time())
+            if record.spooled:
+                forget_copy(self.settings, job_id)
+            turns, now = runtime(self.settings).jobs, record.created_at or time.time()
+            prune_workspaces(self.settings, self.store.jobs.closed, now)
             turns.log(job_id, [("submitted", {"input": without_secrets(record.input), "queue": record.queue})])
             turns.publish(Message(job_id, JOB, record.epoch, State.PENDING, record.task_ids, record.queue))
+            with suppress(StoreUnavailable):  # on a host without workers nobody else does it
+                remove_unrecorded(self.settings, self.store, now)
         else:
-            drop_spool(record)
+            remove_copy(self.settings, record)
         return self.get_job(job_id)
-
-    def _record_or_drop(self, record: JobRecord, again: str, alias: bool) -> tuple[str, bool]:
-        """Record the job; if that fails, what was copied for it is removed."""
-        if record.spooled:
-            try:
-                self.store.now()  # Redis is away, so nothing is recorded yet
-            except BaseException:
-                drop_spool(record)
-                raise
-        try:
-            return self.store.jobs.submit(record, again=again, alias=alias)
-        except PermanentError:
-            drop_spool(record)
-            raise
-        except StoreUnavailable:  # it may have been recorded all the same
-            with suppress(StoreUnavailable):
-                if record.spooled and self.store.jobs.give_up(record.id):
-                    drop_spool(record)
-            raise
 
     def retry(
         self,
@@ -184,55 +144,25 @@ class Client:
         new job has other sizes than asked for now).
         """
         old = self.store.jobs.get(job_id)
+        check_retriable(old)
         own_queue = old.input_here and old.account == SANDBOX_ACCOUNT
-        if not old.state.ended:
-            raise PermanentError(f"job {job_id} has not ended; its rows may still come", code="not_ended")
-        if not old.failed and not old.missing:
-            raise PermanentError(f"job {job_id} has no rows to retry", code="nothing_to_retry")
-        new = self.submit(
-            self._failed_requests(old),
-            output=output or f"{old.output.rstrip('/')}/retry-{new_job_id().removeprefix('job_')}",
-            endpoint=old.endpoint,
-            completion_window=old.completion_window,
-            metadata=old.metadata,
-            extra=old.extra,
-            account=old.account,
-            name=old.name,
-            tags={**old.tags, "retry_of": old.id},
-            key=f"retry-{old.id}",  # after a second call, they are still paid for once
-            queue=_own_queue(self.settings) if own_queue else None if old.input_here else old.queue,
-            on_done=old.on_done,
-            max_rows=old.max_rows if max_rows is None else max_rows,
-            max_bytes=old.max_bytes if max_bytes is None else max_bytes,
-            attempts=old.attempts,
-            own_queue=own_queue,
-            notify_sites=old.notify_sites,
-        )
-        for name, size in (("max_rows", max_rows), ("max_bytes", max_bytes)):
-            if size is not None and getattr(new.record, name) != size:
-                message = (
-                    f"job {old.id} was retried as {new.id}, with {name} {getattr(new.record, name)}: "
-                    f"when that has ended, retry it with the size you want"
-                )
-                raise PermanentError(message, code="retried")
+        queue = new_run_queue(self.settings) if own_queue else None if old.input_here else old.queue
+        options = retry_options(old, output=output, queue=queue, max_rows=max_rows, max_bytes=max_bytes)
+        rows = failed_requests(self.store, old, self.settings)
+        new = self.submit(rows, own_queue=own_queue, notify_sites=old.notify_sites, **options)
+        check_sizes(old, new.record, max_rows=max_rows, max_bytes=max_bytes)
         return new
-
-    def _failed_requests(self, job: JobRecord) -> Iterator[bytes]:
-        """Request lines of the rows that are not ok, in input order, from the job's workspace."""
-        workspace = workspace_of(job, self.settings)
-        files = {
-            shard.index: shard.file
-            for shard in self.store.shards.of_job(job, fields=("round", "file"))
-            if shard.round == 1
-        }
-        with workspace.reader(job.order_files[0]) as order, workspace.reader(INDEX) as index:
-            yield from iter_failed_requests(order, workspace, files, index)
 
     # -- finding ---------------------------------------------------------------------------------------------------
 
     def get_job(self, job_id: str) -> Job:
         """Raises JobNotFound."""
         return Job(self.store.jobs.get(job_id), self)
+
+    def find_by_key(self, key: str) -> Job | None:
+        """The job that was submitted with this key."""
+        job_id = self.store.jobs.id_of_key(key)
+        return self.get_job(job_id) if job_id is not None else None
 
     def list_jobs(self, *, state: State | str | None = None, limit: int = 100) -> list[Job]:
         """Newest first."""
@@ -250,7 +180,7 @@ class Client:
         A job of many shards takes no longer: some are woken here, the others by the next sweeps.
         """
         job_id = self.get_job(job_id).id  # it may be an alias
-        asked, shards = self.store.jobs.cancel(job_id, waking=WOKEN_AT_ONCE)
+        asked, shards = self.store.jobs.cancel(job_id, published=WOKEN_AT_ONCE)
         if asked:
             turns = runtime(self.settings).jobs
             publishing.revoke(wake_first(turns, job_id, shards, "always"))
@@ -263,7 +193,7 @@ class Client:
 
         Raises JobNotFound.
         """
-        return self._decide(self.get_job(job_id).record, "resend")
+        return decide(runtime(self.settings).jobs, self.get_job(job_id).id, "resend")
 
     def land(self, job_id: str) -> Job:
         """Collect what is there. For a held job, nothing more is sent. For an ended job, the batches that it stopped
@@ -273,48 +203,8 @@ class Client:
         Raises JobNotFound, OutputInUse, PermanentError (``not_ended``, ``nothing_to_land``).
         """
         job = self.get_job(job_id).record
-        if not job.state.ended:
-            if not self._decide(job, "land") and not job.send_no_more:
-                message = f"job {job.id} has not ended, and nothing holds it: follow it with batchpipe wait {job.id}"
-                raise PermanentError(message, code="not_ended")
-            return self.get_job(job.id)
-        if not (first := list(islice(self._given_up(job), WOKEN_AT_ONCE))):
-            raise PermanentError(
-                f"job {job.id} has nothing to land: it waits for no more batches", code="nothing_to_land"
-            )
-        if job.total and not Folder(job.workspace, private=True).exists(job.order_files[0]):
-            raise PermanentError(
-                f"the workspace of job {job.id} is no longer there: {job.workspace}", code="no_workspace"
-            )
-        in_output = results_place(job).url == Folder(job.output).url  # else a later job has moved them out of there
-        verdict = self.store.jobs.land(job.id, self._given_up(job), in_output=in_output)
-        if verdict == "output":
-            raise OutputInUse(f"another job that has not ended writes to the output of job {job.id}: {job.output}")
-        if verdict == "not_closed":
-            raise PermanentError(
-                f"the receivers of job {job.id} are still being notified; try again in a minute", code="not_told"
-            )
-        if verdict == "ok":  # else another caller has just asked for it
-            turns = runtime(self.settings).jobs
-            turns.log(job.id, [("landing", {"shards": self.store.jobs.get(job.id).open})])
-            for index in first:  # the sweeps find the others
-                turns.republish(job.id, index, when="overdue")
+        land(runtime(self.settings).jobs, job)
         return self.get_job(job.id)
-
-    def _given_up(self, job: JobRecord) -> Iterator[int]:
-        """Indexes of the shards of an ended job with batches that may have more rows than were collected."""
-        for shard in self.store.shards.of_job(job, fields=("batch_id", "error")):
-            if shard.batch_id is not None and shard.error is not None and shard.error.code in LANDABLE:
-                yield shard.index
-
-    def _decide(self, job: JobRecord, decision: Literal["resend", "land"]) -> bool:
-        verdict, shards = self.store.jobs.decide(job.id, decision, waking=WOKEN_AT_ONCE)
-        if verdict != "ok":
-            return False
-        turns = runtime(self.settings).jobs
-        turns.log(job.id, [("hold_ended", {"then": decision})])
-        wake_first(turns, job.id, shards, "asleep")
-        return True
 
     def wake(self, job_id: str) -> None:
         """Publish all open work of a job again, for a caller who knows that its worker is gone: some of it at once, the
@@ -336,6 +226,20 @@ class Client:
         """
         return resume_account(runtime(self.settings).jobs, account.lower())
 
+    def lift_pause(self, account: str) -> bool:
+        """End an account's pause, if there is one: each shard goes on at its own time. Returns whether there was one.
+
+        For a caller who sends something to the account now: the cause is corrected, or shows again at once.
+        """
+        return self.store.accounts.resume(account)
+
+    def key_works(self, account: str) -> bool:
+        """The provider takes the account's key: end its pause, unless that is for a quota which is used up. Returns
+        whether it was paused.
+        """
+        pause = self.store.accounts.pause_of(account)
+        return pause is not None and pause.code != NO_QUOTA and self.resume(account).paused
+
     def recover(
         self, folders: Sequence[str] = (), *, dry_run: bool = False, jobs: Sequence[str] = (), of: Sequence[str] = ()
     ) -> Report:
@@ -350,20 +254,59 @@ class Client:
             )
         return recover(runtime(self.settings).jobs, folders, dry_run=dry_run, jobs=jobs, of=of)
 
+    # -- looking ---------------------------------------------------------------------------------------------------
+
     def follow(
         self,
         job_id: str,
         *,
         timeout: float | None = None,
-        tick: Callable[[JobRecord], None] = lambda job: None,
+        tick: Callable[[Job], None] = lambda job: None,
         pause: float = 0.2,
-    ) -> JobRecord:
-        """Read a job again and again until it is closed (see ``waiting.follow``)."""
-        return follow(self.store, job_id, timeout=timeout, tick=tick, pause=pause)
+    ) -> Job:
+        """Read a job again and again until it is closed (see ``waiting.follow``); ``tick`` gets it at each reading."""
+        record = follow(self.store, job_id, timeout=timeout, tick=lambda record: tick(Job(record, self)), pause=pause)
+        return Job(record, self)
 
+    def ping(self) -> None:
+        """One short try. Raises StoreUnavailable."""
+        self.store.ping()
 
-def _own_queue(settings: Settings) -> str:
-    return f"{settings.queue}.run.{new_job_id().removeprefix('job_')}"
+    def clock(self) -> Clock:
+        """The time of all records, and what is known of Redis' clock."""
+        return self.store.connection.clock()
+
+    def now(self) -> float:
+        """The time of all records, in unix seconds."""
+        return self.store.now()
+
+    def pause_of(self, account: str) -> Pause | None:
+        """Why an account is paused, and for how many more seconds."""
+        return self.store.accounts.pause_of(account)
+
+    def stats(self) -> Stats:
+        """A few numbers about all jobs, at the cost of a few reads."""
+        return self.store.counters.stats()
+
+    def measure(self) -> Measures:
+        """All numbers for metrics. Raises StoreUnavailable."""
+        return self._meter.read()
+
+    def health(self) -> Health:
+        """What ``doctor`` looks at."""
+        return Health(self.store, self.settings)
+
+    def missing_worker(self, job: Job) -> str:
+        """One line that says that no worker listens on this job's queue, and what to start; else ""."""
+        return missing_worker(self.store, self.settings, job.record)
+
+    def deserted(self, queues: Collection[str]) -> set[str]:
+        """Those of these queues on which no worker listens."""
+        return deserted(self.store, queues)
+
+    def watch(self, say: Callable[[str], object] | None = None) -> Watch:
+        """Called repeatedly with a job's record, it says if no worker listens on its queue."""
+        return Watch(self.store, self.settings, say)
 
 
 def default_client() -> Client:
@@ -372,34 +315,13 @@ def default_client() -> Client:
     return site.keep(Client, site.settings)
 
 
-def submit(
-    input: Input,
-    *,
-    output: str | Path | None = None,
-    endpoint: str = "/v1/chat/completions",
-    completion_window: str = "24h",
-    metadata: Mapping[str, str] | None = None,
-    extra: Mapping[str, Any] | None = None,
-    account: str = "default",
-    name: str | None = None,
-    key: str | None = None,
-    tags: Mapping[str, Any] | None = None,
-    queue: str | None = None,
-    on_done: Any = None,
-    max_rows: int | None = None,
-    max_bytes: int | None = None,
-    attempts: int | None = None,
-) -> Job:
+@shows_options
+def submit(input: Input, **options: Unpack[SubmitOptions]) -> Job:
     """Enqueue a batch job and return at once; a worker does the rest.
 
     ``input``: a path or URL of a JSONL file, read by the worker; or any iterable of requests, as dicts or as
     pydantic, msgspec or dataclass objects, which is written to the workspace first, a line at a time.
-    ``output``: a folder or URL for ``output.jsonl``, ``errors.jsonl`` and ``job.json``; without it, a folder of its
-    own under the workspace setting or the user's data.
-    ``metadata``: at most 13 pairs for the provider's batches; ``extra``: further arguments of ``batches.create``.
-    ``key``: a second submit with the same key returns the first job. ``tags`` (user, tenant) stay with us.
-    ``on_done``: a Celery signature, sent with the job id when the job has ended, whatever its end, at least once.
-    ``max_rows``, ``max_bytes`` (newlines included): the most in one shard; ``attempts``: rounds a row may go through.
+    ``options``: see ``batchpipe.client.options.SubmitOptions``.
 
     Within a transaction of Django (``batchpipe.contrib.django``) the job is recorded and sent when that commits, and
     not at all if it rolls back; if its ``key`` is taken by then, its id refers to the first job from then on.
@@ -407,24 +329,9 @@ def submit(
     Raises InvalidInput, OutputInUse, SettingsError, StoreUnavailable (Redis did not answer: it is not certain that the
     job was recorded; with a ``key`` it is safe to call again).
     """
+    options = complete(options)
     client = default_client()
-    job = client.submit(
-        input,
-        output=output,
-        endpoint=endpoint,
-        completion_window=completion_window,
-        metadata=metadata,
-        extra=extra,
-        account=account,
-        name=name,
-        key=key,
-        tags=tags,
-        queue=queue,
-        on_done=on_done,
-        max_rows=max_rows,
-        max_bytes=max_bytes,
-        attempts=attempts,
-    )
+    job = client.submit(input, **options)
     warn_of_submit(client.store, client.settings, job.record)
     return job
 

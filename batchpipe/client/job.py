@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any, ClassVar, Protocol
 
@@ -13,17 +13,20 @@ from batchpipe.client.waiting import follow, follow_log
 from batchpipe.config.settings import Settings
 from batchpipe.errors import JobNotFound, PermanentError
 from batchpipe.model.records import JobRecord, Problem, ShardRecord, State
-from batchpipe.model.views import MEASURED, SHOWN, job_view, json_of_job, metrics_view, page_view
+from batchpipe.model.views import MEASURED, OUTPUT_FILE, SHOWN, Sums, job_view, json_of_job, metrics_view, page_view
 from batchpipe.pipeline.manifest import located, results_place, workspace_of
 from batchpipe.pipeline.results import INDEX, BatchResult, Outcome, iter_outcomes
 from batchpipe.storage import Folder
 from batchpipe.store import Store
+from batchpipe.store.events import LOG_LENGTH
 
+#: Events that the log of a job keeps.
+MOST_EVENTS = LOG_LENGTH
 #: Shards of a page.
 MOST_SHOWN = 1_000
 
 
-class Door(Protocol):
+class ClientLike(Protocol):
     """What a handle needs of the client that it came from."""
 
     @property
@@ -43,7 +46,7 @@ class Job:
     #: Finds a job by its id alone, with the settings of this process; set by ``client``.
     _find: ClassVar[Callable[[str], Job]]
 
-    def __init__(self, record: JobRecord, client: Door, *, held: bool = False) -> None:
+    def __init__(self, record: JobRecord, client: ClientLike, *, held: bool = False) -> None:
         """``held``: it is recorded when the caller's transaction commits, and known only here until then."""
         self.record = record
         self._client = client
@@ -148,14 +151,13 @@ class Job:
         """
         store = self._client.store
         self.refresh()
-        shards = store.shards.of_job(self.record, fields=MEASURED, bad="show")
-        return metrics_view(self.record, shards, store.now(), store.events.read(self.id))
+        return metrics_view(self.record, self.shards(MEASURED), store.now(), store.events.read(self.id))
 
     def to_dict(self, *, shards: bool = True) -> dict[str, Any]:
         """What ``batchpipe status --json`` prints."""
         if not shards:  # for a list of jobs: no file is looked at
             return job_view(self.record)
-        return job_view(self._located(), self._shards())
+        return job_view(self._located(), self.shards(SHOWN))
 
     def to_page(self, first: int = 0, most: int = MOST_SHOWN) -> dict[str, Any]:
         """``to_dict()`` with at most so many shards, from an index on; ``shards_in_all``; and ``next``: the index to
@@ -166,15 +168,23 @@ class Job:
         shards = self._client.store.shards.of_job(self.record, fields=SHOWN, bad="show", within=within)
         return page_view(self._located(), first, shards)
 
+    def shards(self, fields: Sequence[str] = ()) -> Iterator[ShardRecord]:
+        """Its shards as they are recorded now, read several hundred at a time; one that cannot be read is shown as in
+        trouble. ``fields``: only these; all others have their defaults. There may be 100,000.
+        """
+        return self._client.store.shards.of_job(self.record, fields=fields, bad="show")
+
     def _located(self) -> JobRecord:
         return located(self.record, roots=self._client.settings.roots())
 
-    def _shards(self) -> Iterator[ShardRecord]:
-        return self._client.store.shards.of_job(self.record, fields=SHOWN, bad="show")
+    def summary(self, sums: Sums) -> dict[str, Any]:
+        """``to_dict()`` without the shards, with ``sums`` over these."""
+        view = job_view(self._located())
+        return {**view, "rows": sums.rows(self.record), "incomplete": sums.incomplete(self.record)}
 
     def iter_json(self) -> Iterator[bytes]:
         """The text of ``to_dict()`` as JSON, a part at a time, for jobs of very many shards."""
-        return json_of_job(self._located(), self._shards)
+        return json_of_job(self._located(), lambda: self.shards(SHOWN))
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Job:
@@ -191,6 +201,15 @@ class Job:
     def results_folder(self) -> Folder:
         """Where the results lie now, for callers that read the files themselves. Raises as ``results_place`` does."""
         return results_place(self.record, self._client.settings.roots())
+
+    def results_are_gone(self) -> bool:
+        """Whether it ended with results, and these are no longer there. Raises StorageTrouble."""
+        if not self.record.closed or self.to_dict(shards=False)["output_file"] is None:
+            return False
+        try:
+            return not results_place(self.record).exists(OUTPUT_FILE)
+        except PermanentError:
+            return True
 
     def _ended(self) -> JobRecord:
         if not self.state.ended:

@@ -9,9 +9,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, cast
 
 from batchpipe.client.client import Client, Job
+from batchpipe.client.options import NAMES, SubmitOptions
 from batchpipe.errors import BatchpipeError, JobNotFound, PermanentError, SettingsError, StoreUnavailable
 from batchpipe.masking import without_secrets
 from batchpipe.model.records import Problem
@@ -43,9 +44,9 @@ def tick(client: Client) -> list[Job]:
 
 
 def _tick_one(client: Client, name: str, schedule: Schedule) -> Iterator[Job]:
-    now, handled = client.store.schedules.see(name, schedule.fingerprint)
+    now, handled = client.store.schedules.handled_until(name, schedule.fingerprint)
     if not schedule.enabled:  # runs during a pause were left out on purpose
-        client.store.schedules.handled(name, schedule.fingerprint, now)
+        client.store.schedules.mark_handled(name, schedule.fingerprint, now)
         return
     end = datetime.fromtimestamp(now, UTC)
     due = schedule.between(datetime.fromtimestamp(handled, UTC), end, MOST_MISSED)
@@ -56,7 +57,7 @@ def _tick_one(client: Client, name: str, schedule: Schedule) -> Iterator[Job]:
             yield job
     if due and not wanted:
         logger.info("schedule %s: missed at %s, skipped", name, due[-1])
-        client.store.schedules.handled(name, schedule.fingerprint, due[-1].timestamp())
+        client.store.schedules.mark_handled(name, schedule.fingerprint, due[-1].timestamp())
 
 
 def _wanted(schedule: Schedule, due: list[datetime], now: datetime) -> list[datetime]:
@@ -75,13 +76,13 @@ def _run(client: Client, name: str, schedule: Schedule, at: datetime) -> Job | N
         job = submit_run(client, name, schedule, at)
     except PermanentError as error:
         logger.error("schedule %s: the run of %s was refused: %s", name, at.isoformat(), error)
-        client.store.schedules.handled(name, fingerprint, when, LastRun(when, error=_problem(error)))
+        client.store.schedules.mark_handled(name, fingerprint, when, LastRun(when, error=_problem(error)))
         return None
     except BatchpipeError as error:
         if not isinstance(error, StoreUnavailable):
-            client.store.schedules.handled(name, fingerprint, None, LastRun(when, error=_problem(error)))
+            client.store.schedules.mark_handled(name, fingerprint, None, LastRun(when, error=_problem(error)))
         raise
-    client.store.schedules.handled(name, fingerprint, when, LastRun(when, job=job.id))
+    client.store.schedules.mark_handled(name, fingerprint, when, LastRun(when, job=job.id))
     logger.info("schedule %s: the run of %s is job %s", name, at.isoformat(), job.id)
     return job
 
@@ -89,27 +90,13 @@ def _run(client: Client, name: str, schedule: Schedule, at: datetime) -> Job | N
 def submit_run(client: Client, name: str, schedule: Schedule, at: datetime) -> Job:
     """Submit the run of this time; the same time is the same job. Raises as ``submit``."""
 
-    def fill(text: str) -> str:
-        return schedule.fill(text, name, at)
-
-    return client.submit(
-        fill(schedule.input),
-        output=fill(schedule.output) if schedule.output is not None else None,
-        key=fill(schedule.key),
-        name=fill(schedule.name),
-        endpoint=schedule.endpoint,
-        completion_window=schedule.completion_window,
-        metadata=schedule.metadata,
-        extra=schedule.extra,
-        tags={"schedule": name, **schedule.tags},
-        account=schedule.account,
-        queue=schedule.queue,
-        on_done=schedule.on_done,
-        max_rows=schedule.max_rows,
-        max_bytes=schedule.max_bytes,
-        attempts=schedule.attempts,
-        may_come_later=True,
-    )
+    options: dict[str, Any] = {field: getattr(schedule, field) for field in NAMES}
+    options["tags"] = {"schedule": name, **schedule.tags}
+    for field in ("output", "key", "name"):
+        if options[field] is not None:
+            options[field] = schedule.fill(options[field], name, at)
+    source = schedule.fill(schedule.input, name, at)
+    return client.submit(source, may_come_later=True, **cast(SubmitOptions, options))
 
 
 def find_schedule(client: Client, name: str) -> Schedule:
@@ -138,7 +125,7 @@ def overview(client: Client) -> list[dict[str, Any]]:
 
 
 def _view(client: Client, name: str, schedule: Schedule, now: datetime) -> dict[str, Any]:
-    mark = client.store.schedules.mark(name, schedule.fingerprint)
+    mark = client.store.schedules.state(name, schedule.fingerprint)
     following = next(schedule.after(now), None) if schedule.enabled else None
     last = mark.last or LastRun(0)
     job = _known(client, last.job)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 import os
-import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,28 +12,37 @@ import msgspec
 import orjson
 
 from batchpipe.client.option_checks import check_options, check_output, check_place, check_signature
+from batchpipe.client.options import SubmitOptions
 from batchpipe.config.settings import Settings
 from batchpipe.config.site import current_site
-from batchpipe.errors import BatchpipeError, InvalidInput
-from batchpipe.model.records import JobRecord
+from batchpipe.errors import InvalidInput
+from batchpipe.model.records import JobRecord, new_job_id
+from batchpipe.pipeline.copied_inputs import COPIED_INPUT, note_copy, remove_copy
 from batchpipe.pipeline.manifest import check_apart, check_no_workspace, check_output_here
 from batchpipe.storage import Folder, check_allowed, lines_of, local_path, place_name, stored_at
 from batchpipe.store import new_task_ids
-
-logger = logging.getLogger(__name__)
 
 #: What ``submit`` accepts: a path or URL of a JSONL file, an open one or an upload of a web framework, or requests as
 #: dicts or as objects that dump to dicts.
 Input = str | Path | Iterable[Any]
 
-#: An iterator's file in the workspace.
-SPOOLED_INPUT = "input.jsonl"
+#: The options by what they must be.
+_TEXTS = ("name", "key", "account", "endpoint", "completion_window", "queue")
+_MAPPINGS = ("metadata", "extra", "tags")
+_NUMBERS = ("max_rows", "max_bytes", "attempts")
 
 
-def new_record(settings: Settings, job_id: str, *, output: str | Path | None, **options: Any) -> JobRecord:
-    """The record of a new job, without its input. Raises InvalidInput that names the option."""
-    for field in ("name", "key", "account", "endpoint", "completion_window", "queue"):
-        options[field] = as_text(options[field], field)
+def new_record(
+    settings: Settings,
+    job_id: str,
+    options: SubmitOptions,
+    *,
+    own_queue: bool = False,
+    notify_sites: Sequence[str] = (),
+) -> JobRecord:
+    """The record of a new job, of complete options, without its input. Raises InvalidInput that names the option."""
+    fields = _checked(options, settings)
+    output = options["output"]
     if output is not None:
         check_place(str(output), "output")
     folder = absolute(settings.workspace or settings.home / "jobs").rstrip("/")
@@ -48,21 +55,9 @@ def new_record(settings: Settings, job_id: str, *, output: str | Path | None, **
         output=place,
         owns=[place_name(place)],
         workspace=below,
-        name=options["name"],
-        account=(options["account"] or "").lower(),
-        endpoint=options["endpoint"],
-        completion_window=options["completion_window"],
-        metadata=_mapping(options["metadata"], "metadata"),
-        extra=_mapping(options["extra"], "extra"),
-        tags=_mapping(options["tags"], "tags"),
-        key=options["key"],
-        queue=options["queue"] or settings.queue,
-        input_here=options["input_here"],
-        max_rows=_number(options["max_rows"], settings.max_rows, "max_rows"),
-        max_bytes=_number(options["max_bytes"], settings.max_bytes, "max_bytes"),
-        attempts=_number(options["attempts"], settings.attempts, "attempts"),
-        on_done=_signature(options["on_done"]),
-        notify_sites=options.get("notify_sites") or current_site().frameworks(),
+        input_here=own_queue,
+        notify_sites=list(notify_sites) or current_site().frameworks(),
+        **fields,
     )
     check_options(record)
     check_output(record.output)
@@ -70,6 +65,21 @@ def new_record(settings: Settings, job_id: str, *, output: str | Path | None, **
     check_no_workspace(record.output, job_id, settings.workspace)
     check_output_here(record.output)
     return record
+
+
+def _checked(options: Mapping[str, Any], settings: Settings) -> dict[str, Any]:
+    """The options as the record holds them, each of its type. Raises InvalidInput."""
+    fields: dict[str, Any] = {field: as_text(options[field], field) for field in _TEXTS}
+    fields["account"] = (fields["account"] or "").lower()
+    fields["queue"] = fields["queue"] or settings.queue
+    fields |= {field: _mapping(options[field], field) for field in _MAPPINGS}
+    fields |= {field: _number(options[field], getattr(settings, field), field) for field in _NUMBERS}
+    return {**fields, "on_done": _signature(options["on_done"])}
+
+
+def new_run_queue(settings: Settings) -> str:
+    """A queue for one ``run`` and its own worker."""
+    return f"{settings.queue}.run.{new_job_id().removeprefix('job_')}"
 
 
 def with_input(record: JobRecord, source: Input, settings: Settings, *, may_come_later: bool = False) -> JobRecord:
@@ -88,17 +98,18 @@ def with_input(record: JobRecord, source: Input, settings: Settings, *, may_come
         check_apart(absolute(source), record.output)
         return record.evolve(input=absolute(source), bytes=_size_here(absolute(source)))
     folder, count, size = Folder(record.workspace, private=True), 0, 0
+    note_copy(settings, record)
     try:
-        with folder.writer(SPOOLED_INPUT) as file:
+        with folder.writer(COPIED_INPUT) as file:
             for line in dump_rows(source):
                 file.write(line)
                 count, size = count + 1, size + len(line)
             if not count:
                 raise InvalidInput("the input has no rows", code="input_empty")
     except BaseException:  # the iterator is the user's: it may raise anything, and Ctrl-C may strike
-        drop_spool(record.evolve(spooled=True))
+        remove_copy(settings, record.evolve(spooled=True))
         raise
-    return record.evolve(input=folder.path(SPOOLED_INPUT), bytes=size, spooled=True)
+    return record.evolve(input=folder.path(COPIED_INPUT), bytes=size, spooled=True)
 
 
 def _size_here(place: str) -> int | None:
@@ -123,43 +134,10 @@ def _check_is_there(place: str) -> None:
         raise InvalidInput(f"{os.path.abspath(path)}: no such file", field="input", code="input_missing")
 
 
-def hold_with(hold: Callable[[Callable[[], None]], bool] | None) -> None:
-    """Let a framework delay submits until its transaction commits (None: no longer)."""
-    current_site().on_commit = hold
-
-
 def held_back(commit: Callable[[], None]) -> bool:
     """True if ``commit`` will be called when the caller's transaction commits, and never if it rolls back."""
     on_commit = current_site().on_commit
     return on_commit is not None and on_commit(commit)
-
-
-class HeldSpool:
-    """Keeps what ``with_input`` wrote for as long as this object exists, or for good once it is handed over.
-
-    A framework drops the function that holds it when the transaction rolls back, without any notice.
-    """
-
-    def __init__(self, record: JobRecord) -> None:
-        self._finalizer = weakref.finalize(self, drop_spool, record)
-
-    def hand_over(self) -> None:
-        self._finalizer.detach()
-
-
-def drop_spool(record: JobRecord) -> None:
-    """Remove what ``with_input`` wrote for a job that was not recorded, and the folder that was made for it alone.
-
-    Raises nothing: the caller is already handling an error.
-    """
-    if not record.spooled:
-        return
-    try:
-        Folder(record.workspace, private=True).remove("")
-        if record.output.rstrip("/").endswith(f"/{record.id}"):
-            Folder(record.output, private=True).remove("")
-    except (BatchpipeError, OSError) as error:
-        logger.warning("the copied input of job %s is left in %s: %s", record.id, record.workspace, error)
 
 
 def absolute(place: str | Path) -> str:

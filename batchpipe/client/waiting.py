@@ -13,7 +13,7 @@ from batchpipe.store import Store
 #: Pause between two readings of an event log.
 LOG_PAUSE_SECONDS = 0.5
 #: How long ``wait`` gives an ended job to write its job.json and notify its receivers.
-TELL_SECONDS = 10.0
+NOTIFY_SECONDS = 10.0
 #: How long ``wait`` tolerates a Redis that does not answer.
 REDIS_AWAY_SECONDS = 60.0
 
@@ -45,7 +45,7 @@ def follow(
                 raise TimeoutError(f"job {job_id} has not ended after {timeout:g} s") from None
             time.sleep(min(1.0, timeout or 1.0))
             continue
-        if job.closed or (job.state.ended and ended and now - ended > TELL_SECONDS):
+        if job.closed or (job.state.ended and ended and now - ended > NOTIFY_SECONDS):
             return job
         if job.state.ended and not ended:
             ended = now

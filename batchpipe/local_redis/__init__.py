@@ -1,22 +1,24 @@
 """A private Redis on this machine, found or started if no other is configured.
 
 Every process that needs it calls ``acquire`` and is a **user** as long as it runs. The first user starts a
-small **keeper** process, and the keeper starts the **server**. Their shared state lies in ``HOME/redis``:
+small **supervisor** process, and the supervisor starts the **server**. Their shared state lies in ``HOME/redis``:
 
 ========================  ==================================================================================
-``users.lock``            each user holds it shared; the kernel releases it even after a kill -9. The keeper
-                          waits for it exclusively: once it has it, no user is left and the server is stopped
+``users.lock``            each user holds it shared; the kernel releases it even after a kill -9. The
+                          supervisor waits for it exclusively: once it has it, no user is left
+                          and the server is stopped
 ``start.lock``            held by the one user that looks for a server or starts one
-``keeper.lock``           held by the running keeper
+``supervisor.lock``       held by the running supervisor
 ``data.lock``             inherited by the server itself: while it is held, a server writes to the data. So
                           two servers never share it, and no stranger on an old port is sent the password
 ``server.json``           port, password and process id of the server
 ``data.json``             which server has written the data: an older one must not start empty next to it
-``keeper.log``            the log of keeper and server
+``supervisor.log``        the log of supervisor and server
 ========================  ==================================================================================
 
-A server that is killed is started again by its keeper, at the same port and with the same password. A keeper
-that is killed leaves its server running, and the next user starts a keeper that adopts it.
+A server that is killed is started again by its supervisor, at the same port and with the same password. A
+supervisor that is killed leaves its server running; the next user starts a supervisor, which starts the server
+again in the same way, with its data.
 """
 
 from __future__ import annotations
@@ -80,7 +82,7 @@ def acquire(
     """Find the private server of ``home`` or start it, and keep it running.
 
     ``servers`` are the (kind, path) to choose from, for tests; if empty, fakeredis is used. ``environment`` is passed
-    to keeper and server instead of ours, which may hold keys that would outlive their command there.
+    to supervisor and server instead of ours, which may hold keys that would outlive their command there.
     """
     folder = home.expanduser().absolute() / "redis"
     deadline = time.monotonic() + timeout
@@ -90,7 +92,7 @@ def acquire(
         with contextlib.ExitStack() as undo:
             users_fd = open_lock(folder / "users.lock")
             undo.callback(os.close, users_fd)
-            # Waits while a keeper that has just lost its last user is stopping its server.
+            # Waits while a supervisor that has just lost its last user is stopping its server.
             if wait_for(lambda: try_lock(users_fd, fcntl.LOCK_SH), deadline):
                 record = _find_or_start(folder, deadline, servers, environment)
                 if record:
@@ -102,7 +104,7 @@ def acquire(
             "Set BATCHPIPE_HOME to another folder, or BATCHPIPE_REDIS_URL to a Redis of yours"
         ) from error
     raise SettingsError(
-        f"the private Redis in {folder} did not answer within {timeout:g} seconds: see keeper.log there, "
+        f"the private Redis in {folder} did not answer within {timeout:g} seconds: see supervisor.log there, "
         "or set BATCHPIPE_REDIS_URL to a Redis of yours"
     )
 
@@ -124,8 +126,8 @@ def _find_or_start(
         if not wait_for(lambda: try_lock(start_fd, fcntl.LOCK_EX), deadline):
             return None
         while time.monotonic() < deadline:
-            if not is_held(folder / "keeper.lock"):
-                _spawn_keeper(folder, deadline, servers, environment)
+            if not is_held(folder / "supervisor.lock"):
+                _spawn_supervisor(folder, deadline, servers, environment)
             record = read_record(folder)
             if record and is_held(folder / "data.lock") and ping(record) == [b"+OK", b"+PONG"]:
                 return record
@@ -135,14 +137,14 @@ def _find_or_start(
         os.close(start_fd)
 
 
-def _spawn_keeper(
+def _spawn_supervisor(
     folder: Path,
     deadline: float,
     servers: Sequence[tuple[str, str]] | None,
     environment: Mapping[str, str] | None,
 ) -> None:
-    """Start a keeper and wait for its first message: "ok", "busy" (another one runs) or what is wrong."""
-    log = folder / "keeper.log"
+    """Start a supervisor and wait for its first message: "ok", "busy" (another one runs) or what is wrong."""
+    log = folder / "supervisor.log"
     if log.exists() and log.stat().st_size > LOG_BYTES:
         os.truncate(log, 0)
     log_fd = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
@@ -171,12 +173,12 @@ def _spawn_keeper(
     finally:
         process.stdout.close()
         try:
-            process.wait(1)  # not the keeper, which has forked off: it must not become our zombie
+            process.wait(1)  # not the supervisor, which has forked off: it must not become our zombie
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
     if word not in (b"ok\n", b"busy\n"):
-        reason = word.decode(errors="replace").strip() or f"its keeper ended at once: {last_line(log)}"
+        reason = word.decode(errors="replace").strip() or f"its supervisor ended at once: {last_line(log)}"
         raise SettingsError(f"no private Redis could be started: {reason}")
 
 

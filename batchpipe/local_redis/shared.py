@@ -1,4 +1,4 @@
-"""What users and the keeper of the private Redis share: its files, its locks, and a small part of the protocol."""
+"""What users and the supervisor of the private Redis share: its files, its locks, and a small part of the protocol."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Record:
 def make_ours(folder: Path) -> None:
     """Make the folder accessible to this user only.
 
-    Raises SettingsError if others may have put files there that our server and keeper would read or overwrite.
+    Raises SettingsError if others may have put files there that our server and supervisor would read or overwrite.
     """
     advice = "remove it, or set BATCHPIPE_HOME to another folder, or BATCHPIPE_REDIS_URL to a Redis of yours"
     try:
@@ -64,7 +64,7 @@ def make_ours(folder: Path) -> None:
             raise SettingsError(f"{folder} belongs to another user: {advice}")
         os.fchmod(handle, 0o700)  # from now on nobody else can put anything there
         for name in os.listdir(handle):
-            with contextlib.suppress(FileNotFoundError):  # a keeper is running
+            with contextlib.suppress(FileNotFoundError):  # a supervisor is running
                 found = os.stat(name, dir_fd=handle, follow_symlinks=False)
                 if found.st_uid != os.geteuid() or not (stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)):
                     raise SettingsError(f"{folder / name} is a link, or belongs to another user: {advice}")

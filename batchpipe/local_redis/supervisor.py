@@ -1,4 +1,4 @@
-"""The keeper process: ``python -m batchpipe.local_redis.supervisor FOLDER SERVERS``. See the package's docstring."""
+"""The supervisor: ``python -m batchpipe.local_redis.supervisor FOLDER SERVERS``. See the package's docstring."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import contextlib
 import fcntl
 import json
 import os
-import re
 import select
 import signal
 import socket
@@ -55,8 +54,8 @@ logfile ""
 """
 
 
-class _Keeper:
-    """Starts or adopts the server, starts it again when it dies, stops it when its last user is gone."""
+class _Supervisor:
+    """Starts the server, starts it again when it dies, stops it when its last user is gone."""
 
     def __init__(self, folder: Path, servers: Sequence[tuple[str, str]] | None) -> None:
         self.folder = folder
@@ -69,7 +68,7 @@ class _Keeper:
         os.set_blocking(self.wake_write, False)
 
     def run(self) -> None:
-        lock = open_lock(self.folder / "keeper.lock")
+        lock = open_lock(self.folder / "supervisor.lock")
         if not wait_for(lambda: try_lock(lock, fcntl.LOCK_EX), time.monotonic() + 0.5):
             _say("busy")
             return
@@ -77,8 +76,8 @@ class _Keeper:
         for number in (signal.SIGTERM, signal.SIGCHLD):
             signal.signal(number, lambda *_: None)  # the wake pipe reports signals only if they have handlers
         try:
-            if not self.adopt():
-                self.start()
+            self.end_orphan()
+            self.start()
         except SettingsError as error:
             _say(str(error))
             return
@@ -117,27 +116,13 @@ class _Keeper:
                 _log(str(error))
 
     def alive(self) -> bool:
-        if self.fake:
-            return True
-        if self.process:
-            return self.process.poll() is None
-        return is_held(self.folder / "data.lock")
+        return self.fake is not None or (self.process is not None and self.process.poll() is None)
 
-    def adopt(self) -> bool:
-        """Take over the server that a killed keeper has left, if it still runs."""
-        deadline = time.monotonic() + STOP_SECONDS
-        while (record := read_record(self.folder)) and is_held(self.folder / "data.lock"):
-            replies = ask(record.port, ("AUTH", record.password), ("INFO", "server"))
-            if replies[:1] == [b"+OK"]:
-                pid = re.search(rb"process_id:(\d+)", replies[-1])
-                self.record = replace(record, pid=int(pid[1]) if pid else record.pid)
-                write_json(self.folder / "server.json", asdict(self.record))
-                _log(f"adopted the server at port {record.port}")
-                return True
-            if time.monotonic() >= deadline:
-                break
-            time.sleep(0.05)
-        return False
+    def end_orphan(self) -> None:
+        """Tell the server that a killed supervisor has left to end; ``start`` waits for that."""
+        if (record := read_record(self.folder)) and is_held(self.folder / "data.lock"):
+            _log(f"stopping the server at port {record.port}, which has lost its supervisor")
+            _shut_down(record)
 
     def start(self) -> None:
         """Start a server, if possible at the port where users of the previous one look for it."""
@@ -161,7 +146,7 @@ class _Keeper:
             for _ in range(3):
                 if self.start_at(binary, _free_port(), password, data_fd):
                     return
-            raise SettingsError(f"{binary.path} does not start: {last_line(self.folder / 'keeper.log')}")
+            raise SettingsError(f"{binary.path} does not start: {last_line(self.folder / 'supervisor.log')}")
         finally:
             if data_fd >= 0:
                 os.close(data_fd)  # the server has its own copy
@@ -186,7 +171,7 @@ class _Keeper:
 
     def start_at(self, binary: Binary, port: int, password: str, data_fd: int) -> bool:
         record = Record(port=port, password=password, kind=binary.kind)
-        # Written first, so that the server can still be adopted if its keeper is killed right here.
+        # Written first, so that the next supervisor can end the server if this one is killed right here.
         write_json(self.folder / "server.json", asdict(record))
         # The configuration goes through stdin: everybody can read the arguments of a process.
         process = subprocess.Popen(
@@ -201,7 +186,7 @@ class _Keeper:
         assert process.stdin is not None
         with contextlib.suppress(BrokenPipeError), process.stdin as stdin:
             stdin.write(CONFIG.format(port=port, password=password).encode())
-        # A server that is still loading its data counts as started: its users wait, and its keeper may watch.
+        # A server that is still loading its data counts as started: its users wait, and its supervisor may watch.
         while process.poll() is None and ping(record)[:1] != [b"+OK"]:
             time.sleep(0.005)
         if process.poll() is not None:
@@ -238,14 +223,17 @@ class _Keeper:
         return -1
 
     def stop(self) -> None:
-        if self.fake or self.record is None or not self.alive():
+        if self.process is None or self.record is None or not self.alive():
             return
-        ask(self.record.port, ("AUTH", self.record.password), ("SHUTDOWN", "NOSAVE"))
-        if not wait_for(lambda: not self.alive(), time.monotonic() + STOP_SECONDS, 0.01) and self.record.pid:
+        _shut_down(self.record)
+        if not wait_for(lambda: not self.alive(), time.monotonic() + STOP_SECONDS, 0.01):
             _log("the server does not stop: killing it")
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self.record.pid, signal.SIGKILL)
+            self.process.kill()
             wait_for(lambda: not self.alive(), time.monotonic() + STOP_SECONDS, 0.01)
+
+
+def _shut_down(record: Record) -> None:
+    ask(record.port, ("AUTH", record.password), ("SHUTDOWN", "NOSAVE"))
 
 
 def _free_port() -> int:
@@ -256,11 +244,11 @@ def _free_port() -> int:
 
 
 def _log(text: str) -> None:
-    print(time.strftime("%Y-%m-%d %H:%M:%S"), "keeper:", text, file=sys.stderr, flush=True)
+    print(time.strftime("%Y-%m-%d %H:%M:%S"), "supervisor:", text, file=sys.stderr, flush=True)
 
 
 def _say(word: str) -> None:
-    """Report the result, once, to the user that started this keeper."""
+    """Report the result, once, to the user that started this supervisor."""
     _log(word)
     with contextlib.suppress(BrokenPipeError):  # it may have gone
         os.write(1, (word.replace("\n", " ") + "\n").encode())
@@ -271,11 +259,11 @@ def _say(word: str) -> None:
 
 def _main(folder: str, servers: str) -> None:
     if os.fork():
-        os._exit(0)  # the keeper is not a child of the user that starts it
+        os._exit(0)  # the supervisor is not a child of the user that starts it
     os.umask(0o077)
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # Ctrl-C is meant for the command in the foreground
-    _Keeper(Path(folder), json.loads(servers)).run()
+    _Supervisor(Path(folder), json.loads(servers)).run()
 
 
 if __name__ == "__main__":

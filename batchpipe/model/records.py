@@ -16,6 +16,9 @@ import msgspec
 #: Version of the records. Readers tolerate older ones: every field has a default.
 VERSION = 1
 
+#: What a job has where its submit says nothing, and the settings have no say.
+DEFAULT_ENDPOINT, DEFAULT_WINDOW, DEFAULT_ACCOUNT = "/v1/chat/completions", "24h", "default"
+
 #: How often notifying a site's receivers may be postponed: about an hour of tries.
 MAX_TELLS = 60
 
@@ -103,7 +106,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     token: str | None = None  #: the lease, while a worker holds it
     lease_until: float | None = None
     lease_end: float | None = None  #: the turn's deadline: no renewal beyond it, unless the turn makes progress
-    wake: bool = False  #: a caller wanted it to run while it was leased
+    republish: bool = False  #: a caller wanted it to run while it was leased: its holder publishes again
     tries: int = 0  #: claims of this stage that ended with an unexpected error
     lost: int = 0  #: claims of this stage with a holder that vanished
     overran: int = 0  #: how many of these had run into their deadline; each doubles the next one
@@ -124,9 +127,9 @@ class JobRecord(Record, frozen=True, kw_only=True):
     id: str
     stage: str = State.PENDING.value
     name: str | None = None
-    account: str = "default"
-    endpoint: str = "/v1/chat/completions"
-    completion_window: str = "24h"
+    account: str = DEFAULT_ACCOUNT
+    endpoint: str = DEFAULT_ENDPOINT
+    completion_window: str = DEFAULT_WINDOW
     metadata: dict[str, str] = {}
     extra: dict[str, Any] = {}
     tags: dict[str, Any] = {}

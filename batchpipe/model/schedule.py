@@ -19,6 +19,8 @@ from zoneinfo import ZoneInfo
 from cronsim import CronSim, CronSimError
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
+from batchpipe.model.records import DEFAULT_ACCOUNT, DEFAULT_ENDPOINT, DEFAULT_WINDOW
+
 #: The short forms that Debian's cron knows, but not ``@reboot``, which is not a time.
 ALIASES = {
     "@yearly": "0 0 1 1 *",
@@ -64,12 +66,12 @@ class Schedule(BaseModel):
     output: str | None = Field(None, min_length=1, description="folder or URL for the results")
     key: str = Field(DEFAULT_KEY, description="idempotency key: the same key is the same job")
     name: str = Field("{name}", description="the job's name, for people")
-    endpoint: str = "/v1/chat/completions"
-    completion_window: str = "24h"
+    endpoint: str = DEFAULT_ENDPOINT
+    completion_window: str = DEFAULT_WINDOW
     metadata: dict[str, str] = {}
     extra: dict[str, Any] = {}
     tags: dict[str, Any] = {}
-    account: str = "default"
+    account: str = DEFAULT_ACCOUNT
     queue: str | None = None
     on_done: str | None = Field(None, description="name of a Celery task, sent with the job id when the job has ended")
     max_rows: int | None = Field(None, ge=1)

@@ -117,7 +117,7 @@ def _head(job: JobRecord, sums: Sums) -> dict[str, Any]:
     }
 
 
-def telling(job: JobRecord) -> str | None:
+def not_notified(job: JobRecord) -> str | None:
     """For people: that a site's receivers were not notified of the job's end. None if they were, or are about to be."""
     if not job.state.ended or not job.notify_attempts:
         return None

@@ -46,7 +46,7 @@ Event = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Door:
+class ListenOptions:
     """Where Flower listens, and whether it asks for a password. None leaves a value to Flower's own options."""
 
     address: str | None = None
@@ -55,21 +55,27 @@ class Door:
 
 
 def run_flower(
-    app: Any, settings: Settings, door: Door, extra: tuple[str, ...], tell: Callable[[str], None], *, private: bool
+    app: Any,
+    settings: Settings,
+    listen: ListenOptions,
+    extra: tuple[str, ...],
+    say: Callable[[str], None],
+    *,
+    private: bool,
 ) -> None:
     """Run Flower on this Celery app in the foreground until it is told to stop. Raises SettingsError.
 
-    ``extra`` are Flower's own options; its FLOWER_* variables apply, too. ``tell`` is called with its address, and,
+    ``extra`` are Flower's own options; its FLOWER_* variables apply, too. ``say`` is called with its address, and,
     if nobody else can read that (``private``), with the password.
     """
     with _history(settings) as kept:
-        _read_options(settings, door, extra, persistent=kept)
-        key = _lock(settings, door, private=private)
+        _read_options(settings, listen, extra, persistent=kept)
+        key = _lock(settings, listen, private=private)
         command.extract_settings()
         command.setup_logging()
         flower = Flower(capp=app, options=options, **web_settings)
         _explain_events(flower.events)
-        tell(f"Flower listens on {_listen(flower)}; {key}")
+        say(f"Flower listens on {_listen(flower)}; {key}")
         _serve(flower)
 
 
@@ -90,7 +96,7 @@ def _history(settings: Settings) -> Iterator[bool]:
 # -- options -------------------------------------------------------------------------------------------------------
 
 
-def _read_options(settings: Settings, door: Door, extra: tuple[str, ...], *, persistent: bool) -> None:
+def _read_options(settings: Settings, listen: ListenOptions, extra: tuple[str, ...], *, persistent: bool) -> None:
     """Sets our defaults, then Flower's variables, file and arguments, then the options of our command."""
     options.address = "127.0.0.1"
     options.logging = "none"  # our own logging is already set up
@@ -106,10 +112,10 @@ def _read_options(settings: Settings, door: Door, extra: tuple[str, ...], *, per
         command.apply_options("batchpipe flower", list(extra))
     except (OptionError, ValueError, KeyError, OSError) as error:
         raise SettingsError(f"Flower's options: {error}") from None
-    if door.address is not None:
-        options.address = door.address
-    if door.port is not None:
-        options.port = door.port
+    if listen.address is not None:
+        options.address = listen.address
+    if listen.port is not None:
+        options.port = listen.port
 
 
 def _check_option(argument: str) -> None:
@@ -121,9 +127,9 @@ def _check_option(argument: str) -> None:
         raise SettingsError(f"arguments of a process can be read by others: set FLOWER_{name.upper()} in its place")
 
 
-def _lock(settings: Settings, door: Door, *, private: bool) -> str:
+def _lock(settings: Settings, listen: ListenOptions, *, private: bool) -> str:
     """Make sure that Flower asks for a password; returns what to tell the user. Raises SettingsError."""
-    if not door.auth:
+    if not listen.auth:
         if not _is_loopback():
             raise SettingsError(
                 f"--no-auth is for loopback only: who reaches {options.address or 'any address'}:{options.port} could "

@@ -7,9 +7,7 @@ result is kept for some seconds. While Redis is away a scrape gets only ``batchp
 from __future__ import annotations
 
 import math
-import threading
-import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import product
 from typing import TYPE_CHECKING, Any
@@ -21,10 +19,9 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest, m
 from prometheus_client.registry import Collector
 
 from batchpipe.client.client import Client, default_client
+from batchpipe.client.measures import Measures
 from batchpipe.config.site import current_site
 from batchpipe.errors import StoreUnavailable
-from batchpipe.store import Store
-from batchpipe.store.counters import Census
 from batchpipe.telemetry.counters import ACCOUNT, INFINITE, METRICS, NO_ANSWER, VALUES, key_of
 from batchpipe.telemetry.counters import Metric as Counted
 
@@ -32,10 +29,6 @@ if TYPE_CHECKING:
     from wsgiref.simple_server import WSGIServer
 
 PREFIX = "batchpipe_"
-#: How long the count of the shards in flight is kept, so that many scrapers cost no more than one.
-CENSUS_SECONDS = 10.0
-#: Accounts with batches created within this time are included, though this host may not have their keys.
-RECENT_SECONDS = 7 * 86_400.0
 
 UP = "Whether Redis, and so the rest of these numbers, could be read."
 #: name -> help, label. In the order of the output.
@@ -56,21 +49,11 @@ GAUGES: dict[str, tuple[str, str]] = {
 }
 
 
-class StoreCollector(Collector):
-    """Reads the store at each scrape. ``clock`` counts seconds, for values that are kept between scrapes."""
+class JobCollector(Collector):
+    """Asks for the numbers at each scrape: ``measure`` reads them, or raises StoreUnavailable."""
 
-    def __init__(
-        self,
-        store: Callable[[], Store],
-        accounts: Callable[[], Iterable[str]] = tuple,
-        *,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._store = store
-        self._accounts = accounts
-        self._clock = clock
-        self._lock = threading.Lock()
-        self._counted: tuple[Store, float, Census] | None = None
+    def __init__(self, measure: Callable[[], Measures]) -> None:
+        self._measure = measure
 
     def describe(self) -> list[Metric]:
         """Only the names, for requests of some of them: nothing is read when the collector is registered."""
@@ -83,47 +66,32 @@ class StoreCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         try:
-            found = list(self._read(self._store()))
-            up = 1
+            found = self._measure()
         except StoreUnavailable:
-            found, up = [], 0
-        yield GaugeMetricFamily(f"{PREFIX}up", UP, up)
-        yield from found
-
-    def _read(self, store: Store) -> Iterator[Metric]:
-        store.ping()  # one short try: a Redis that hangs must not hang the scrape, which Prometheus would abort
-        stats, count_open_shards = store.counters.stats(), self._count_open_shards(store)
-        accounts = sorted({"default", *self._accounts(), *store.accounts.creating(stats.now - RECENT_SECONDS)})
-        values: dict[str, float | dict[str, float]] = {
-            "jobs": dict(stats.jobs),
-            "shards": dict(count_open_shards.stages),
-            "shards_in_trouble": count_open_shards.troubled,
-            "oldest_shard_seconds": count_open_shards.oldest,
-            "unfinished_records": stats.unfinished,
-            "overdue_records": stats.overdue,
-            "sweep_lag_seconds": stats.lag,
-            "sweep_age_seconds": max(stats.now - stats.swept, 0.0) if stats.swept is not None else math.inf,
-            "clock_ahead_seconds": stats.ahead,
-            "account_paused_seconds": {name: _paused(store, name) for name in accounts},
-        }
+            yield GaugeMetricFamily(f"{PREFIX}up", UP, 0)
+            return
+        yield GaugeMetricFamily(f"{PREFIX}up", UP, 1)
+        values = _values(found)
         for name, (words, label) in GAUGES.items():
             yield _gauge(name, words, label, values[name])
-        yield from _counters(store.counters.read(), accounts)
-
-    def _count_open_shards(self, store: Store) -> Census:
-        with self._lock:  # other scrapes wait for the count that is under way
-            now = self._clock()
-            if self._counted is not None and self._counted[0] is store:
-                _, at, count_open_shards = self._counted
-                if 0 <= now - at < CENSUS_SECONDS:
-                    return count_open_shards
-            self._counted = store, now, store.counters.count_open_shards()
-            return self._counted[2]
+        yield from _counters(found.counts, list(found.paused_seconds))
 
 
-def _paused(store: Store, account: str) -> float:
-    pause = store.accounts.paused(account)
-    return pause.seconds if pause is not None else 0.0
+def _values(found: Measures) -> dict[str, float | dict[str, float]]:
+    """The value of each gauge; by its label, if it has one."""
+    stats, shards = found.stats, found.open_shards
+    return {
+        "jobs": dict(stats.jobs),
+        "shards": dict(shards.stages),
+        "shards_in_trouble": shards.troubled,
+        "oldest_shard_seconds": shards.oldest,
+        "unfinished_records": stats.unfinished,
+        "overdue_records": stats.overdue,
+        "sweep_lag_seconds": stats.lag,
+        "sweep_age_seconds": max(stats.now - stats.swept, 0.0) if stats.swept is not None else math.inf,
+        "clock_ahead_seconds": stats.ahead,
+        "account_paused_seconds": found.paused_seconds,
+    }
 
 
 def _gauge(name: str, words: str, label: str, value: float | dict[str, float]) -> Metric:
@@ -189,16 +157,12 @@ def _histogram(name: str, metric: Counted, counts: _Counts, series: dict[tuple[s
 # -- ways to it --------------------------------------------------------------------------------------------------------
 
 
-def collector(client: Client | None = None) -> StoreCollector:
+def collector(client: Client | None = None) -> JobCollector:
     """For a site with a registry of its own: ``prometheus_client.REGISTRY.register(collector())``.
 
     By default it uses this process's settings, which are read at the first scrape.
     """
-
-    def chosen() -> Client:
-        return client or default_client()
-
-    return StoreCollector(lambda: chosen().store, lambda: chosen().settings.accounts)
+    return JobCollector(lambda: (client or default_client()).measure())
 
 
 def _registry(client: Client | None) -> CollectorRegistry:

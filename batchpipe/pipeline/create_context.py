@@ -39,7 +39,7 @@ class CreateContext:
         return clock.leap_at > since and clock.leap_by > max(2 * self.lease_seconds, 2 * self.grace_seconds)
 
     def intend(self) -> bool:
-        news = self._runner.store.leases.intend(self._lease)
+        news = self._runner.store.leases.record_intent(self._lease)
         if news.held:
             self._runner.held(self._lease.job)
             raise OnHold("the job sends nothing more: a batch of it was cancelled at the provider", after=1.0)
@@ -49,14 +49,14 @@ class CreateContext:
         return cancel
 
     def withdraw(self) -> None:
-        self._runner.store.shards.withdraw(self._shard, self._lease.token)
+        self._runner.store.shards.withdraw_call(self._shard, self._lease.token)
         self._lease.shard = self._shard
 
     def too_late_to_call(self) -> bool:
         return self._lease.too_late_to_call()
 
     def name(self, batch_ids: Mapping[str, bool]) -> None:
-        self._runner.store.shards.name(self._shard, batch_ids)
+        self._runner.store.shards.record_named_batches(self._shard, batch_ids)
 
     def known(self, batch_ids: Sequence[str]) -> dict[str, ShardRecord]:
         return self._runner.store.shards.of_batches(self._lease.job.account, batch_ids)
@@ -79,7 +79,7 @@ class CreateContext:
         if settled.verdict in ("ok", "late"):
             event = ("created", {"batch_id": batch.id, "status": batch.status})
             self._runner.log(self._shard.job, [event], shard=self._shard.index)
-        if settled.news.wake:
+        if settled.news.republish:
             self._runner.republish(self._shard.job, self._shard.index)
             return "known"  # the new chain goes on
         return settled.verdict

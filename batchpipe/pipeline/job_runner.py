@@ -326,7 +326,7 @@ class JobRunner(Runner):
             fields = {"message": problem.message, "seconds": after, "reason": reason_of(error)}
             waits = problem.code == "input_missing"  # after an hour a person should know
             self.log(lease.job.id, [("deferred", fields)], level=logging.WARNING if waits else logging.INFO)
-        if news.wake:
+        if news.republish:
             self.republish(lease.job.id, JOB)
             return Done()
         return Retry(after, problem.message, reason_of(error))

@@ -107,7 +107,7 @@ class Outputs:
                 return
             if not job.copied:
                 place = copy_aside(output, job.aside)
-                self._store.jobs.moved(job.aside, place, real_place(place))
+                self._store.jobs.set_results(job.aside, place, real_place(place))
                 self._store.leases.save(lease, {"copied": True})
             remove_copied(output, job.aside)
 
@@ -176,7 +176,7 @@ class Outputs:
 
     def _claim(self, lease: JobLease) -> None:
         """The path as this host sees it now: where its links lead, and whether its file system is case-sensitive."""
-        self._store.leases.own(lease, [place_name(lease.job.output)])
+        self._store.leases.claim_output(lease, [place_name(lease.job.output)])
 
     def _has_files(self, job: JobRecord, owner: Owner) -> bool:
         """Whether result files in a job's output may be another job's. Raises OutputInUse if that one is not closed."""

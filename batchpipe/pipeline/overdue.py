@@ -58,7 +58,7 @@ def publish_overdue(turns: Runner, limit: int = PASS_LENGTH) -> int:
                 logger.info("overdue, published again", extra={"event": "swept", "job": job_id, "shard": index})
         if waiting:
             turns.counters.add("left_waiting", len(waiting))
-            turns.store.due.look_later(list(waiting), min(LOOK_AGAIN_SECONDS, number * turns.settings.lease_seconds))
+            turns.store.due.postpone(list(waiting), min(LOOK_AGAIN_SECONDS, number * turns.settings.lease_seconds))
         if len(waiting) < limit:
             break
     queues.tell()

@@ -41,7 +41,7 @@ def wake_job(turns: Runner, job_id: str) -> None:
     """Publish all open work of a job again, for a caller who knows that its worker is gone. Raises JobNotFound."""
     job = turns.store.jobs.get(job_id)
     if job.shards > WOKEN_AT_ONCE:  # before anything is woken: if the caller is killed, sweeps wake the others
-        turns.store.due.leave_wakes({job.id: WOKEN_AT_ONCE}, "always")
+        turns.store.due.leave_to_republish({job.id: WOKEN_AT_ONCE}, "always")
     wake_first(turns, job.id, job.shards, "always")
 
 
@@ -59,14 +59,14 @@ def resume_account(turns: Runner, account: str) -> Resumed:
             if first < shards:
                 rest[job_id] = first
         if rest:
-            turns.store.due.leave_wakes(rest, "asleep" if paused else "person")
+            turns.store.due.leave_to_republish(rest, "asleep" if paused else "person")
         left += len(rest)
     return Resumed(paused, woken, left)
 
 
 def wake_rest(turns: Runner, limit: int) -> None:
     """Wake the shards that a cancel, a resume or the end of a hold has left, so many at most."""
-    while limit > 0 and (found := turns.store.due.take_wakes(min(limit, _PAGE))) is not None:
+    while limit > 0 and (found := turns.store.due.take_to_republish(min(limit, _PAGE))) is not None:
         indexes = range(found.first, found.last)
         if found.when == "person":
             _wake_waiting(turns, found.job, indexes, anything=False)

@@ -145,7 +145,7 @@ class Runner:
         left = job.hold_at + self.settings.hold_seconds - self.store.now()
         if left > 0:
             raise OnHold(job.hold.message, code=job.hold.code, after=min(left, LONGEST_PAUSE))
-        if self.store.jobs.decide(job.id, "land")[0] == "ok":
+        if self.store.jobs.resolve_hold(job.id, "land")[0] == "ok":
             self.log(job.id, [("hold_ended", {"message": job.hold.message})], level=logging.WARNING)
         return job.evolve(hold=None, hold_at=None, send_no_more=True)
 

@@ -102,7 +102,7 @@ class ShardRunner(Runner):
             return self._abandon(lease, Problem(code="worker_lost", message=message))
         if isinstance(api, Exception):
             raise api
-        pause = self.store.accounts.paused(job.account)
+        pause = self.store.accounts.pause_of(job.account)
         # reading, cancelling and fetching need no quota, and a batch that runs on is billed
         if pause is not None and (pause.code != NO_QUOTA or step.sends):
             raise Paused(pause.message, code=pause.code, after=pause.seconds)
@@ -249,7 +249,7 @@ class ShardRunner(Runner):
 
     def _pause(self, lease: ShardLease, problem: Problem, after: float | None) -> float:
         """Pause the account: every further call would be refused, too. Returns the seconds that the pause lasts."""
-        if (pause := self.store.accounts.paused(lease.job.account)) is not None:
+        if (pause := self.store.accounts.pause_of(lease.job.account)) is not None:
             return pause.seconds
         seconds = max(after if after is not None else self.settings.account_pause_seconds, 1.0)
         self.store.accounts.pause(lease.job.account, seconds, problem)
@@ -286,7 +286,7 @@ class ShardRunner(Runner):
             if merge_epoch:
                 self.publish_merge(lease, merge_epoch, ids)
             return Done(f"collected: {numbers(counts)}")
-        if news.wake:
+        if news.republish:
             self.republish(lease.job.id, lease.index)
             return Done("published again")
         if move.stage == lease.shard.stage:
@@ -302,7 +302,7 @@ class ShardRunner(Runner):
         """Called before the turn is ended: a crash in between repeats the call, and the script recognises it."""
         mode = "land" if lease.job.send_no_more else self.settings.cancelled_elsewhere
         said = Problem(code=problem.code, message=f"{problem.message}: {_what_follows(mode, lease.job.id)}")
-        if self.store.shards.hold(lease.shard, mode, said):
+        if self.store.shards.record_cancelled_elsewhere(lease.shard, mode, said):
             fields = {"batch_id": lease.shard.batch_id, "then": mode, "message": said.message}
             self.log(lease.job.id, [("cancelled_elsewhere", fields)], level=logging.WARNING, shard=lease.index)
 

@@ -13,11 +13,12 @@ from batchpipe.config.site import current_site
 from batchpipe.errors import NO_QUOTA, BatchpipeError, Refused, SettingsError, StoreUnavailable, Unavailable
 from batchpipe.model.provider import Batch, Provider
 from batchpipe.model.records import ShardRecord, Stage, Status
+from batchpipe.model.stats import Clock
+from batchpipe.pipeline.copied_inputs import remove_unrecorded
 from batchpipe.pipeline.manifest import prune_workspaces
 from batchpipe.pipeline.overdue import PASS_LENGTH, publish_overdue
 from batchpipe.pipeline.republish import wake_rest
 from batchpipe.pipeline.runner import Runner
-from batchpipe.store import Clock
 from batchpipe.telemetry.logs import about
 
 logger = logging.getLogger(__name__)
@@ -38,7 +39,9 @@ def sweep(turns: Runner, *, limit: int = PASS_LENGTH, listing: bool | None = Non
     woken = publish_overdue(turns, limit)
     wake_rest(turns, limit)
     turns.store.jobs.prune_lists()
-    prune_workspaces(turns.settings, turns.store.jobs.closed, turns.store.now())
+    now = turns.store.now()
+    prune_workspaces(turns.settings, turns.store.jobs.closed, now)
+    remove_unrecorded(turns.settings, turns.store, now)
     if listing is not False:
         clock = turns.store.connection.clock()
         _tell_of_clock(clock)
@@ -76,7 +79,7 @@ def _look_after(turns: Runner, account: str, *, at_once: bool) -> None:
         return
     try:
         turns.store.accounts.note_listing(account, begun=now)
-        pause = turns.store.accounts.paused(account)
+        pause = turns.store.accounts.pause_of(account)
         if not in_settings.lists_batches or (pause is not None and pause.code != NO_QUOTA):
             return
         api, left, ours = turns.apis(account), 0, 0
@@ -124,7 +127,7 @@ def _judge(turns: Runner, api: Provider, batches: list[Batch]) -> tuple[int, int
             left += not _cancel_stray(turns, api, batch, shard)
         elif batch.id == shard.batch_id and batch.status in Status.FINAL and _awaits_end(shard):
             seen = {"status": batch.status, "counts": batch.counts}
-            if turns.store.shards.observe(shard, batch.id, seen):
+            if turns.store.shards.record_batch_status(shard, batch.id, seen):
                 turns.republish(shard.job, shard.index, when="asleep")
     return left, sum(shard is not None for shard in shards)
 

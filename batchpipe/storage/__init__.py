@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from batchpipe.storage.atomic import Draft
 from batchpipe.storage.backends import Checkpoint, local_path, read_lines
-from batchpipe.storage.duplicates import RepeatFinder
-from batchpipe.storage.folder import Folder, Scratch, temporary
+from batchpipe.storage.duplicates import DuplicateFinder
+from batchpipe.storage.folder import Folder
 from batchpipe.storage.inputs import allowed, check_allowed, input_info, open_input
 from batchpipe.storage.lines import LineFile
 from batchpipe.storage.names import place_name, real_place
 from batchpipe.storage.partial import Partial, forget, partial, prune
 from batchpipe.storage.rules import ANY_INPUT, InputRules
+from batchpipe.storage.scratch import Scratch, temporary
 from batchpipe.storage.spill import Spill
 from batchpipe.storage.uploads import lines_of, stored_at
 
@@ -22,11 +23,11 @@ __all__ = [
     "ANY_INPUT",
     "Checkpoint",
     "Draft",
+    "DuplicateFinder",
     "Folder",
     "InputRules",
     "LineFile",
     "Partial",
-    "RepeatFinder",
     "Scratch",
     "Spill",
     "allowed",

@@ -11,7 +11,9 @@ import orjson
 
 from batchpipe.errors import StorageTrouble, Unavailable
 from batchpipe.storage.backends import os_errors
-from batchpipe.storage.folder import Folder, Scratch, temporary
+from batchpipe.storage.folder import Folder
+from batchpipe.storage.local_folder import LocalFiles
+from batchpipe.storage.scratch import Scratch, temporary
 
 #: A process that is killed loses at most this of what it has downloaded.
 _SAVE_BYTES = 16 << 20
@@ -118,8 +120,8 @@ def partial(folder: Folder | None, name: str) -> Iterator[Partial]:
     """The file of this name in a local folder, with what earlier tries have left; an unnamed one if ``folder`` is
     None, or while another process has it open. It stays until ``forget``. Raises StorageTrouble.
     """
-    if folder is not None and folder.is_local:
-        handle = _locked(folder, name)
+    if folder is not None and folder.local is not None:
+        handle = _locked(folder, folder.local, name)
         if handle is not None:
             with os.fdopen(handle, "r+b") as file:  # its lock ends with it
                 yield Partial(Scratch(file, folder.path(name)), handle, folder, name)
@@ -128,10 +130,10 @@ def partial(folder: Folder | None, name: str) -> Iterator[Partial]:
         yield Partial(scratch, -1, None, name)
 
 
-def _locked(folder: Folder, name: str) -> int | None:
+def _locked(folder: Folder, files: LocalFiles, name: str) -> int | None:
     """A handle that no other process has; None if one has: a worker that lost its lease, and does not know it yet."""
     folder.child(os.path.dirname(name)).make()
-    with os_errors(folder.path(name)), folder.place(name) as (path, above):
+    with os_errors(folder.path(name)), files.at(folder.path(name)) as (path, above):
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
         handle = os.open(path, flags, 0o600, dir_fd=above)
         try:

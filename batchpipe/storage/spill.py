@@ -6,7 +6,7 @@ from array import array
 from collections.abc import Iterator
 from contextlib import ExitStack
 
-from batchpipe.storage.folder import Scratch, temporary
+from batchpipe.storage.scratch import Scratch, temporary
 
 #: Bytes of a block: what a short piece wastes at most.
 BLOCK = 1 << 16

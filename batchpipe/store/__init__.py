@@ -6,9 +6,8 @@ that the client may repeat them after a lost reply.
 
 from __future__ import annotations
 
-from batchpipe.store.accounts import Pause
-from batchpipe.store.connection import Clock, Connection
-from batchpipe.store.due import Raised, When, new_task_ids
+from batchpipe.store.connection import Connection
+from batchpipe.store.due import NewEpoch, When, new_task_ids
 from batchpipe.store.lease import ClaimDenied, JobLease, Lease, Renewal, ShardLease, host_clock
 from batchpipe.store.queues import LISTENING_PACE, Waiting
 from batchpipe.store.schedules import LastRun
@@ -19,13 +18,11 @@ from batchpipe.store.unreadable import name_once
 __all__ = [
     "LISTENING_PACE",
     "ClaimDenied",
-    "Clock",
     "Connection",
     "JobLease",
     "LastRun",
     "Lease",
-    "Pause",
-    "Raised",
+    "NewEpoch",
     "Renewal",
     "Settled",
     "ShardLease",

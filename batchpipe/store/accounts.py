@@ -2,21 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, cast
 
 from batchpipe.model.records import Problem
+from batchpipe.model.stats import Pause
 from batchpipe.store.connection import Connection
 from batchpipe.store.records import bounded_problem
-
-
-@dataclass(frozen=True)
-class Pause:
-    """Why an account is paused, and for how many more seconds."""
-
-    seconds: float
-    code: str
-    message: str
 
 
 class Accounts:
@@ -27,10 +18,10 @@ class Accounts:
 
     def pause(self, account: str, seconds: float, problem: Problem) -> None:
         """Pause this account for so long, with the reason."""
-        self._redis.run("pause", [f"{self._redis.prefix}pause:{account}"], seconds, *bounded_problem(problem))
+        self._redis.run("pause_account", [f"{self._redis.prefix}pause:{account}"], seconds, *bounded_problem(problem))
 
-    def paused(self, account: str) -> Pause | None:
-        found = self._redis.run("paused", [f"{self._redis.prefix}pause:{account}"])
+    def pause_of(self, account: str) -> Pause | None:
+        found = self._redis.run("read_pause", [f"{self._redis.prefix}pause:{account}"])
         return Pause(float(found[0]), found[1], found[2]) if found else None
 
     def resume(self, account: str) -> bool:
@@ -55,5 +46,7 @@ class Accounts:
         self._redis.call("hset", f"{self._redis.prefix}listed:{account}", mapping=fields)
 
     def take_rate_token(self, account: str, *, per_second: float, burst: float) -> float:
-        """Take one look at the provider from the account's budget. Returns 0, or the seconds until there is one."""
-        return float(cast(Any, self._redis.run("look", [f"{self._redis.prefix}looks:{account}"], per_second, burst)))
+        """Take a token for one read at the provider. Returns 0, or the seconds until there is one."""
+        return float(
+            cast(Any, self._redis.run("take_rate_token", [f"{self._redis.prefix}rate:{account}"], per_second, burst))
+        )

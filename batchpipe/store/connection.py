@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any, Self, cast
 
 import redis
@@ -15,47 +14,13 @@ from redis.retry import Retry
 
 from batchpipe.errors import SettingsError, StoreUnavailable
 from batchpipe.model.records import JOB
+from batchpipe.model.stats import Clock
 from batchpipe.store.records import unreadable
 from batchpipe.store.refusals import REFUSALS, Kind, in_words, is_of_record, refusal
 from batchpipe.store.scripts import source
 
 #: Errors that another connection may cure. With none of them Redis has changed anything.
 _OF_THE_CONNECTION = (redis.ConnectionError, redis.exceptions.ReadOnlyError, redis.exceptions.MasterDownError)
-
-
-@dataclass(frozen=True)
-class Clock:
-    """Our time, and how it relates to Redis' clock. Seconds; 0 if there is nothing to report.
-
-    When Redis' clock is set back, our time goes on from where it was, slower by a twentieth until that clock has
-    caught up. A leap forward is only noted: it looks like a time in which nobody called.
-    """
-
-    now: float
-    ahead: float = 0.0  #: how far we are ahead of Redis' clock
-    back_at: float = 0.0  #: when Redis' clock was last set back
-    back_by: float = 0.0
-    leap_at: float = 0.0  #: when time last leapt forward, in our time after it
-    leap_by: float = 0.0
-    host: float | None = None  #: the time of this host
-
-    @property
-    def slack(self) -> float:
-        """How much our time may be ahead of the provider's clock, which we cannot read, in seconds.
-
-        As much as Redis' clock was set back, or is ahead of this host's.
-        """
-        return max(self.ahead, self.now - self.host if self.host is not None else 0.0)
-
-    def words(self) -> str:
-        """What to say while it is ahead; else ""."""
-        if not self.ahead:
-            return ""
-        back = f" by {self.back_by:.0f} s" if self.back_by else ""
-        return (
-            f"Redis' clock was set back{back}: batchpipe's time goes on from where it was, {self.ahead:.0f} s ahead; "
-            "look after the clock (NTP) of the machine that Redis runs on"
-        )
 
 
 class Connection:
@@ -202,7 +167,7 @@ class Connection:
 
     def clock(self) -> Clock:
         """The time of all records, which never goes back though Redis' clock may; and what is known about that."""
-        now, ahead, back_at, back_by, leap_at, leap_by = map(float, self.run("now", []))
+        now, ahead, back_at, back_by, leap_at, leap_by = map(float, self.run("read_clock", []))
         return Clock(now, ahead, back_at, back_by, leap_at, leap_by, self.host_time())
 
     def now(self) -> float:
@@ -231,16 +196,16 @@ class Connection:
         self.call("lpushx", f"{self.prefix}check", "")
 
     def server_facts(self) -> dict[str, str]:
-        """version, appendonly, appendfsync, maxmemory-policy, cluster ("1"): "" if the server does not tell."""
+        """version, appendonly, appendfsync, maxmemory-policy, cluster ("1"): "" if the server does not say."""
         facts = {"version": "", "appendonly": "", "appendfsync": "", "maxmemory-policy": "", "cluster": ""}
         # a hosted Redis often forbids INFO or CONFIG, and fakeredis lacks both
-        facts["version"] = str(self._told(self.client.info, "server").get("redis_version", ""))
-        facts["cluster"] = str(self._told(self.client.info, "cluster").get("cluster_enabled", ""))
+        facts["version"] = str(self._fact(self.client.info, "server").get("redis_version", ""))
+        facts["cluster"] = str(self._fact(self.client.info, "cluster").get("cluster_enabled", ""))
         for name in ("appendonly", "appendfsync", "maxmemory-policy"):
-            facts[name] = str(self._told(self.client.config_get, name).get(name, ""))
+            facts[name] = str(self._fact(self.client.config_get, name).get(name, ""))
         return facts
 
-    def _told(self, command: Callable[[str], Any], name: str) -> Any:
+    def _fact(self, command: Callable[[str], Any], name: str) -> Any:
         try:
             return command(name)
         except redis.ResponseError as error:

@@ -4,32 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 
 from batchpipe.model.records import Stage, State
+from batchpipe.model.stats import OpenShards, Stats
 from batchpipe.store.connection import Connection
-
-
-@dataclass(frozen=True)
-class Survey:
-    """Numbers about all jobs; times in seconds of Redis' clock."""
-
-    now: float
-    unfinished: int  #: shards and jobs that have a due time
-    overdue: int  #: how many of these are overdue
-    lag: float  #: how long past due the most overdue one is
-    swept: float | None  #: when a sweep was last completed
-    jobs: dict[str, int]  #: by state; ended ones only as long as their records are kept
-    ahead: float  #: how much our time is ahead of Redis' clock, which was set back
-
-
-@dataclass(frozen=True)
-class Census:
-    """The unfinished shards."""
-
-    stages: dict[str, int]
-    oldest: float  #: seconds since the oldest of them was planned
-    troubled: int  #: those that make no progress just now, for a reason that status shows
 
 
 class Counters:
@@ -54,7 +32,7 @@ class Counters:
                 counts[name] = float(value)
         return counts
 
-    def stats(self) -> Survey:
+    def stats(self) -> Stats:
         """A few numbers about all jobs, at the cost of a few reads, however many there are."""
         clock = self._redis.clock()
         now = clock.now
@@ -68,7 +46,7 @@ class Counters:
         for state in states:
             pipe.zcount(f"{self._redis.prefix}jobs:{state.value}", kept if state.ended else "-inf", "+inf")
         unfinished, overdue, first, swept, *jobs = self._redis.execute(pipe)
-        return Survey(
+        return Stats(
             now=now,
             unfinished=unfinished,
             overdue=overdue,
@@ -78,7 +56,7 @@ class Counters:
             ahead=clock.ahead,
         )
 
-    def count_open_shards(self, *, chunk: int = 500, most: int = 100_000) -> Census:
+    def count_open_shards(self, *, chunk: int = 500, most: int = 100_000) -> OpenShards:
         """Count the unfinished shards by stage: within Redis, a chunk at a time, so that it delays nobody for long.
 
         About 1 ms a chunk. Work goes on between two chunks, so a few shards may be missed or counted twice.
@@ -96,4 +74,4 @@ class Counters:
                     stages[name] += int(count)
             if read < chunk:
                 break
-        return Census(stages, oldest, troubled)
+        return OpenShards(stages, oldest, troubled)

@@ -1,4 +1,4 @@
-"""What is due: overdue records, new epochs under which their messages are published again, and wakes left to sweeps."""
+"""What is due: overdue records, and messages that are published again, under a new epoch, now or by the next sweeps."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ ASIDE_SECONDS = 1_800.0
 
 
 @dataclass(frozen=True)
-class Raised:
+class NewEpoch:
     """A new epoch, under which the caller publishes; ``old_ids`` are the Celery ids of the void messages."""
 
     epoch: int
@@ -38,8 +38,8 @@ class Raised:
     old_ids: list[str]
 
 
-class Wakes(NamedTuple):
-    """Shards of a job that are to be woken: from an index up to another one, which is excluded."""
+class ToRepublish(NamedTuple):
+    """Shards of a job to publish again: from an index up to another one, which is excluded."""
 
     job: str
     when: str
@@ -88,32 +88,34 @@ class Due:
                     self._redis.call("zrem", f"{self._redis.prefix}due", member)
         return found
 
-    def look_later(self, places: Sequence[tuple[str, int]], seconds: float) -> None:
-        """The messages of these overdue records are not lost: look at them again after so long."""
+    def postpone(self, places: Sequence[tuple[str, int]], seconds: float) -> None:
+        """The messages of these overdue records are not lost: they are overdue again after so long."""
         members = [self._redis.member(job_id, index) for job_id, index in places]
         for start in range(0, len(members), _POSTPONED):
-            self._redis.run("look_later", [f"{self._redis.prefix}due"], seconds, *members[start : start + _POSTPONED])
+            self._redis.run(
+                "postpone_overdue", [f"{self._redis.prefix}due"], seconds, *members[start : start + _POSTPONED]
+            )
 
     def set_aside(self, job_id: str, index: int) -> None:
-        """Look at an unreadable record again later: at the head of the due set it would be in the way."""
+        """Let an unreadable record be overdue again later: at the head of the due set it would be in the way."""
         later = self._redis.now() + ASIDE_SECONDS
         self._redis.call("zadd", f"{self._redis.prefix}due", {self._redis.member(job_id, index): later}, xx=True)
 
     def note_trouble(self, job_id: str, index: int, problem: Problem) -> None:
         """Note why a record makes no progress, though nobody holds it. Does nothing if it has ended."""
-        self._redis.run("troubled", self._redis.keys(job_id, index), *encode_changes({"trouble": problem}))
+        self._redis.run("note_trouble", self._redis.keys(job_id, index), *encode_changes({"trouble": problem}))
 
     def bump_epoch(
         self, job_id: str, index: int, ids: list[str], *, when: When = "always", after: float = 0.0
-    ) -> Raised | None:
+    ) -> NewEpoch | None:
         """Void a record's messages and take a new epoch for new ones, which run after ``after`` seconds, with their
         task ids. Returns None if not now, or not ever.
 
         ``when``: only if its message is ``overdue``, also if it is ``asleep`` until its time, or ``always``, even
-        while one is under way. If the record is leased, a wake mark is left instead, and the holder publishes.
+        while one is under way. If the record is leased, that is left to the holder (``republish``).
         """
         answer = self._redis.run(
-            "raise",
+            "bump_epoch",
             self._redis.keys(job_id, index),
             self._redis.member(job_id, index),
             self._redis.lease_seconds,
@@ -125,7 +127,7 @@ class Due:
             self.make_due(job_id)
         if answer[0] != "ok":
             return None
-        return Raised(int(answer[1]), answer[2], answer[3], orjson.loads(answer[4]))
+        return NewEpoch(int(answer[1]), answer[2], answer[3], orjson.loads(answer[4]))
 
     def make_due(self, job_id: str) -> None:
         """Continue to make the shards of a running job due, if that is not done. Any process may do so at any time."""
@@ -133,21 +135,22 @@ class Due:
         while int(self._redis.run("make_due", self._redis.keys(job_id, JOB), *args)[0]):
             pass
 
-    def leave_wakes(self, first: Mapping[str, int], when: str) -> None:
-        """Let the sweeps wake shards of these jobs, each from an index on. ``person``: only those that wait for a
-        person; other values as for ``bump_epoch``.
+    def leave_to_republish(self, first: Mapping[str, int], when: str) -> None:
+        """Let the sweeps publish shards of these jobs again, each from an index on.
+
+        ``when``: as for ``bump_epoch``, or ``person``: only those that wait for a person.
         """
         self._redis.call(
             "zadd",
-            f"{self._redis.prefix}waking",
+            f"{self._redis.prefix}to_republish",
             {f"{job_id}/{when}": at for job_id, at in first.items()},
         )
 
-    def take_wakes(self, most: int) -> Wakes | None:
-        """The next shards, at most so many, that a cancel, a resume or the end of a hold has left to be woken."""
-        found = self._redis.run("take_wakes", [f"{self._redis.prefix}waking"], self._redis.prefix, most)
-        return Wakes(found[0], found[1], int(found[2]), int(found[3])) if found else None
+    def take_to_republish(self, most: int) -> ToRepublish | None:
+        """The next shards, at most so many, that a cancel, a resume or the end of a hold has left to the sweeps."""
+        found = self._redis.run("take_to_republish", [f"{self._redis.prefix}to_republish"], self._redis.prefix, most)
+        return ToRepublish(found[0], found[1], int(found[2]), int(found[3])) if found else None
 
     def note_sweep(self) -> None:
         """Note that a sweep is complete."""
-        self._redis.run("swept", [f"{self._redis.prefix}swept"])
+        self._redis.run("note_sweep", [f"{self._redis.prefix}swept"])

@@ -18,8 +18,6 @@ from batchpipe.store.unreadable import name_once
 
 #: How long an alias is kept after the records of an ended job: as long as a job may take.
 ALIAS_SECONDS = 60 * 86_400
-#: How late an abandoned submit may still reach Redis.
-GIVEN_UP_SECONDS = 86_400
 #: Jobs that are read in one pipeline.
 LISTED_AT_ONCE = 200
 
@@ -30,11 +28,11 @@ class Jobs:
     def __init__(self, connection: Connection, due: Due) -> None:
         self._redis, self._due = connection, due
 
-    def submit(self, job: JobRecord, *, again: str = "", alias: bool = False) -> tuple[str, bool]:
+    def submit(self, job: JobRecord, *, replace_job: str = "", alias: bool = False) -> tuple[str, bool]:
         """Record a job, due at once. Returns (id, True), or (the first job's id, False) if its key is taken.
 
-        ``again``: "1" lets it take the key from any job, a job's id from that one only. ``alias``: the id was already
-        given out; if the key is taken, the id refers to the first job from now on.
+        ``replace_job``: "1" lets it take the key from any job, a job's id from that one only. ``alias``: the id was
+        already given out; if the key is taken, the id refers to the first job from now on.
         Raises OutputInUse if its output is that of another job that is not closed.
         """
         key = f"{self._redis.prefix}key:{job.key}" if job.key else self._redis.job_key(job.id)
@@ -45,7 +43,7 @@ class Jobs:
             job.id,
             self._redis.member(job.id, JOB),
             self._redis.lease_seconds,
-            again,
+            replace_job,
             self._redis.ttl_seconds + ALIAS_SECONDS if alias else 0,
             orjson.dumps(job.owns).decode(),
             *encode_record(job),
@@ -53,11 +51,6 @@ class Jobs:
         if verdict == "output":
             raise OutputInUse(output_in_use(job.output, job_id, stage[0]))
         return job_id, verdict == "ok"
-
-    def give_up(self, job_id: str) -> bool:
-        """After a submit without an answer: True if the job is not recorded, and from now on cannot be."""
-        args = (self._redis.prefix, job_id, GIVEN_UP_SECONDS)
-        return bool(self._redis.run("give_up", [self._redis.job_key(job_id)], *args)[0] == "ok")
 
     def get(self, job_id: str) -> JobRecord:
         """The job with this id, or the one that the id is an alias of. Raises JobNotFound, RecordUnreadable."""
@@ -158,33 +151,35 @@ class Jobs:
             self._redis.execute(pipe)
         return gone
 
-    def cancel(self, job_id: str, *, waking: int | None = None) -> tuple[bool, int]:
+    def cancel(self, job_id: str, *, published: int | None = None) -> tuple[bool, int]:
         """Set the cancel flag. Returns (False if the job had ended, number of its shards). Raises JobNotFound.
 
-        ``waking``: how many shards the caller wakes; the sweep wakes the others. None: the caller wakes all.
+        ``published``: how many shards the caller publishes again; the sweep does the others. None: the caller does all.
         """
-        args = (self._redis.prefix, job_id, _waking(waking))
+        args = (self._redis.prefix, job_id, _published(published))
         answer = self._redis.run("cancel", self._redis.keys(job_id, JOB), *args)
         if answer[0] == "gone":
             raise JobNotFound(f"no job {job_id} is known here", job=job_id)
         return answer[0] == "ok", int(answer[1])
 
-    def decide(self, job_id: str, decision: Literal["resend", "land"], *, waking: int | None = None) -> tuple[str, int]:
+    def resolve_hold(
+        self, job_id: str, decision: Literal["resend", "land"], *, published: int | None = None
+    ) -> tuple[str, int]:
         """End a job's hold. Returns ok, none (it is not held) or ended, and the number of its shards.
 
-        ``waking``: as for ``cancel``. Raises JobNotFound.
+        ``published``: as for ``cancel``. Raises JobNotFound.
         """
-        args = (decision, self._redis.prefix, job_id, _waking(waking))
-        answer = self._redis.run("decide", self._redis.keys(job_id, JOB), *args)
+        args = (decision, self._redis.prefix, job_id, _published(published))
+        answer = self._redis.run("resolve_hold", self._redis.keys(job_id, JOB), *args)
         if answer[0] == "gone":
             raise JobNotFound(f"no job {job_id} is known here", job=job_id)
         return answer[0], int(answer[1])
 
-    def moved(self, job_id: str, results: str, real: str) -> None:
+    def set_results(self, job_id: str, results: str, real: str) -> None:
         """Note where the result files of a closed job lie now (``real``: the same without links). Does nothing if the
         job is not known here.
         """
-        self._redis.run("moved", self._redis.keys(job_id, JOB), results, real)
+        self._redis.run("set_results", self._redis.keys(job_id, JOB), results, real)
 
     def land(self, job_id: str, indexes: Iterable[int], *, in_output: bool = True) -> str:
         """Reopen an ended job to collect these shards, which are due at once; it is running then.
@@ -196,7 +191,7 @@ class Jobs:
         """
         keys, verdict = self._redis.keys(job_id, JOB), "ok"
         for chunk in chunks(indexes, CHUNK):
-            verdict = str(self._redis.run("land_mark", keys, self._redis.prefix, job_id, *chunk)[0])
+            verdict = str(self._redis.run("mark_for_landing", keys, self._redis.prefix, job_id, *chunk)[0])
             if verdict != "ok":
                 break
         else:
@@ -215,7 +210,7 @@ class Jobs:
         token = uuid.uuid4().hex
         for chunk in chunks(shards, CHUNK):
             args = (self._redis.prefix, job.id, token, self._redis.ttl_seconds, *map(draft, chunk))
-            if self._redis.run("restore_draft", self._redis.keys(job.id, JOB), *args)[0] == "known":
+            if self._redis.run("restore_shards", self._redis.keys(job.id, JOB), *args)[0] == "known":
                 return "known", ""
         key = f"{self._redis.prefix}key:{job.key}" if job.key else self._redis.job_key(job.id)
         owns = orjson.dumps(job.owns).decode()
@@ -233,7 +228,7 @@ class Jobs:
         return answer[0], answer[1] if len(answer) > 1 else ""
 
 
-def _waking(count: int | None) -> int:
+def _published(count: int | None) -> int:
     return count if count is not None else 1_000_000_000
 
 

@@ -85,7 +85,7 @@ class Leases:
             self._redis.member(lease.job.id, lease.index),
             lease.token,
             self._redis.lease_seconds,
-            lease.deadline if lease.has_got_on() else 0,
+            lease.deadline if lease.take_progress() else 0,
         )
         if answer[0] == "lost":
             raise LeaseLost
@@ -135,12 +135,12 @@ class Leases:
         )
         return news_of(answer[1], answer[2])
 
-    def intend(self, lease: ShardLease) -> Renewal:
+    def record_intent(self, lease: ShardLease) -> Renewal:
         """Record that a create call will be sent under the shard's key; not if the job is held. Raises LeaseLost."""
         keys = self._redis.keys(lease.job.id, lease.index)
         answer = self._redis.run("intent", keys, self._redis.prefix, lease.token, f"{self._redis.host_time():.6f}")
         news = _news_or_lost(answer)
-        return Renewal(wake=news.wake, cancel=news.cancel, held=answer[0] == "held")
+        return Renewal(republish=news.republish, cancel=news.cancel, held=answer[0] == "held")
 
     def plan(
         self, lease: JobLease, changes: Mapping[str, Any], shards: Iterable[ShardRecord], ids: list[str]
@@ -157,7 +157,7 @@ class Leases:
                 lease.check()
             count += len(chunk)
             if going:
-                going = self._fenced("draft", lease, lease.token, *map(draft, chunk))[0] != "cancel"
+                going = self._fenced("draft_shards", lease, lease.token, *map(draft, chunk))[0] != "cancel"
         lease.stop()
         member = self._redis.member(lease.job.id, JOB)
         fields = encode_changes(changes)
@@ -167,11 +167,11 @@ class Leases:
         self._due.make_due(lease.job.id)
         return count, 0
 
-    def own(self, lease: JobLease, names: Sequence[str]) -> None:
+    def claim_output(self, lease: JobLease, names: Sequence[str]) -> None:
         """Claim names of a job's output until it is closed. Raises OutputInUse (none is claimed), LeaseLost."""
         owns = list(dict.fromkeys([*lease.job.owns, *names]))
         args = (self._redis.prefix, lease.job.id, lease.token, orjson.dumps(owns).decode())
-        verdict, *owner = self._redis.run("own", self._redis.keys(lease.job.id, JOB), *args)
+        verdict, *owner = self._redis.run("claim_output", self._redis.keys(lease.job.id, JOB), *args)
         if verdict == "lost":
             raise LeaseLost
         if verdict == "output":
@@ -191,7 +191,7 @@ class Leases:
         while first < count:
             if first:
                 lease.check()
-            answer = self._fenced("expire", lease, lease.token, self._redis.ttl_seconds, first, CHUNK)
+            answer = self._fenced("expire_shards", lease, lease.token, self._redis.ttl_seconds, first, CHUNK)
             first, count = first + CHUNK, int(answer[1])
         lease.stop()
         self._fenced("close_job", lease, self._redis.member(lease.job.id, JOB), lease.token, self._redis.ttl_seconds)

@@ -98,14 +98,14 @@ class Queues:
         queues = dict(zip(jobs, found, strict=True))
         return [_waiting(record, queues[job_id]) for (job_id, _), record in zip(places, records, strict=True)]
 
-    def bounce(self, job_id: str, index: int, epoch: int, seconds: float, *, small: tuple[int, int]) -> str:
+    def requeue(self, job_id: str, index: int, epoch: int, seconds: float, *, small: tuple[int, int]) -> str:
         """What to do with a message that finds no free slot in its worker and would be retried after ``seconds``.
 
         ``later``; ``small`` if it needs no slot (the argument: the most bytes and rows); ``claim``: let claim decide.
         """
         member = self._redis.member(job_id, index)
         args = (self._redis.prefix, epoch, seconds, self._redis.lease_seconds, member, *small)
-        return str(self._redis.run("bounce", self._redis.keys(job_id, index), *args)[0])
+        return str(self._redis.run("requeue", self._redis.keys(job_id, index), *args)[0])
 
 
 def _waiting(record: Any, job: Any) -> Waiting | None:
@@ -116,7 +116,7 @@ def _waiting(record: Any, job: Any) -> Waiting | None:
         return None
     try:
         published = float(record["next_at"]) - float(record.get("wait", 0))
-    except (KeyError, ValueError):  # the attempt to wake it reports that it cannot be read
+    except (KeyError, ValueError):  # the attempt to publish it again reports that it cannot be read
         return None
     times = record.get("pubs", "0")
     return Waiting(job["queue"], published, job.get("input_here") == "1", int(times) if times.isdigit() else 0)

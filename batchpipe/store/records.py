@@ -79,8 +79,8 @@ _ALWAYS = frozenset({"v", "job", "index", "stage", "epoch", "round", "rows", "by
 def encode_shard(shard: ShardRecord) -> list[str]:
     """The fields of a shard without defaults, to save memory: there may be 100,000 shards."""
     plain = msgspec.to_builtins(shard)
-    told = {name: value for name, value in plain.items() if name in _ALWAYS or value != _NEW_SHARD.get(name)}
-    return encode_changes({name: value for name, value in told.items() if value is not None})
+    kept = {name: value for name, value in plain.items() if name in _ALWAYS or value != _NEW_SHARD.get(name)}
+    return encode_changes({name: value for name, value in kept.items() if value is not None})
 
 
 def draft(shard: ShardRecord) -> str:

@@ -27,7 +27,7 @@ def label_of(settings: Settings) -> str:
 
 
 def _is_private(url: str, home: Path) -> bool:
-    """The worker of a ``run`` may have got its address by a setting; the keeper's record tells."""
+    """The worker of a ``run`` may have got its address by a setting; the supervisor's record tells."""
     record, parts = read_record(home / "redis"), urlsplit(url)
     if record is None or not _is_loopback(parts.hostname or ""):
         return False

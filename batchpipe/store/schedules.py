@@ -38,18 +38,18 @@ class Schedules:
     def _schedules(self) -> str:
         return f"{self._redis.prefix}schedules"
 
-    def see(self, name: str, fingerprint: str) -> tuple[float, float]:
-        """(now, time up to which its runs are handled), the latter also now for a definition that was never seen."""
-        now, handled = self._redis.run("schedule_seen", [self._schedules], name, fingerprint)
+    def handled_until(self, name: str, fingerprint: str) -> tuple[float, float]:
+        """(now, time up to which its runs are handled); both are now for a definition that was never seen."""
+        now, handled = self._redis.run("touch_schedule", [self._schedules], name, fingerprint)
         return float(now), float(handled)
 
-    def handled(self, name: str, fingerprint: str, handled: float | None, last: LastRun | None = None) -> None:
+    def mark_handled(self, name: str, fingerprint: str, handled: float | None, last: LastRun | None = None) -> None:
         """Note that its runs up to this time are handled; the mark never goes back."""
         mark = f"{handled:.6f}" if handled is not None else ""
         run = (f"{last.at:.6f}", _json(last)) if last else ("", "")
-        self._redis.run("schedule_handled", [self._schedules], name, fingerprint, mark, *run)
+        self._redis.run("mark_schedule_handled", [self._schedules], name, fingerprint, mark, *run)
 
-    def mark(self, name: str, fingerprint: str) -> Mark:
+    def state(self, name: str, fingerprint: str) -> Mark:
         """The state of a schedule, read only."""
         mine = f"{name}/{fingerprint}"
         fields = (mine, f"{mine}/looked", f"{name}//last")

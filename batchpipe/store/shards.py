@@ -130,24 +130,27 @@ class Shards:
         )
         return Settled(answer[0], news_of(*answer[1:]) if len(answer) > 1 else Renewal())
 
-    def withdraw(self, shard: ShardRecord, call: str) -> None:
+    def withdraw_call(self, shard: ShardRecord, call: str) -> None:
         """A call was clearly refused or never made. Needs no lease."""
         self._redis.run("withdraw", self._redis.keys(shard.job, shard.index), shard.key, call)
 
-    def name(self, shard: ShardRecord, batch_ids: Mapping[str, bool]) -> None:
+    def record_named_batches(self, shard: ShardRecord, batch_ids: Mapping[str, bool]) -> None:
         """Keep ids that an unclear answer to a create call named (True: was about). Needs no lease."""
         named = orjson.dumps(dict(batch_ids)).decode()
-        self._redis.run("named", self._redis.keys(shard.job, shard.index), shard.key, MOST_NAMED, named)
+        self._redis.run("record_named_batches", self._redis.keys(shard.job, shard.index), shard.key, MOST_NAMED, named)
 
-    def observe(self, shard: ShardRecord, batch_id: str, changes: Mapping[str, Any]) -> bool:
+    def record_batch_status(self, shard: ShardRecord, batch_id: str, changes: Mapping[str, Any]) -> bool:
         """Note what a list shows of a shard's batch. Returns False if the shard no longer waits for it."""
         args = (batch_id, *encode_changes(changes))
-        return bool(self._redis.run("observe", self._redis.keys(shard.job, shard.index), *args)[0] == "ok")
+        return bool(self._redis.run("record_batch_status", self._redis.keys(shard.job, shard.index), *args)[0] == "ok")
 
-    def hold(self, shard: ShardRecord, mode: str, problem: Problem) -> bool:
+    def record_cancelled_elsewhere(self, shard: ShardRecord, mode: str, problem: Problem) -> bool:
         """Note that a shard's batch was cancelled elsewhere; ``mode`` says how the job goes on.
 
         Needs no lease. Returns whether that is new.
         """
         reason = encode_value(problem)
-        return bool(self._redis.run("hold", self._redis.keys(shard.job, shard.index), mode, reason)[0] == "ok")
+        return bool(
+            self._redis.run("record_cancelled_elsewhere", self._redis.keys(shard.job, shard.index), mode, reason)[0]
+            == "ok"
+        )

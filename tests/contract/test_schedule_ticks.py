@@ -294,7 +294,7 @@ from batchpipe.client.schedules import tick
 
 client = default_client()
 client.store.connection.skew = lambda: float(sys.argv[1])
-client.store.schedules.handled = lambda *a, **k: os.kill(os.getpid(), signal.SIGKILL)
+client.store.schedules.mark_handled = lambda *a, **k: os.kill(os.getpid(), signal.SIGKILL)
 tick(client)
 """
 
@@ -358,27 +358,27 @@ def test_a_site_that_is_set_up_has_the_task_and_its_beat_entry(tmp_path: Path) -
 
 def test_the_mark_never_goes_back(store: Store, clock: Any) -> None:
     """Nor does the last run; trouble is not noted over what somebody else has handled meanwhile."""
-    now, handled = store.schedules.see("a", "f1")
+    now, handled = store.schedules.handled_until("a", "f1")
     assert handled == pytest.approx(now, abs=0.001)
-    store.schedules.handled("a", "f1", now + 100, LastRun(now + 100, job="job_2"))
-    store.schedules.handled("a", "f1", now + 50, LastRun(now + 50, job="job_1"))
-    store.schedules.handled("a", "f1", None, LastRun(now + 100))
-    assert store.schedules.see("a", "f1")[1] == pytest.approx(now + 100, abs=0.001)
-    mark = store.schedules.mark("a", "f1")
+    store.schedules.mark_handled("a", "f1", now + 100, LastRun(now + 100, job="job_2"))
+    store.schedules.mark_handled("a", "f1", now + 50, LastRun(now + 50, job="job_1"))
+    store.schedules.mark_handled("a", "f1", None, LastRun(now + 100))
+    assert store.schedules.handled_until("a", "f1")[1] == pytest.approx(now + 100, abs=0.001)
+    mark = store.schedules.state("a", "f1")
     assert mark.last is not None
     assert mark.last.job == "job_2"
     assert mark.looked == pytest.approx(now, abs=5)
-    assert store.schedules.mark("b", "f1") == store.schedules.mark("a.b", "f1")
+    assert store.schedules.state("b", "f1") == store.schedules.state("a.b", "f1")
 
 
 def test_a_definition_that_nobody_has_used_for_an_hour_is_forgotten(store: Store, clock: Any) -> None:
-    old, _ = store.schedules.see("a", "f1")
-    store.schedules.see("ab", "f1")
+    old, _ = store.schedules.handled_until("a", "f1")
+    store.schedules.handled_until("ab", "f1")
     clock.advance(3000)
-    store.schedules.see("a", "f2")
-    assert store.schedules.see("a", "f1")[1] == pytest.approx(old, abs=0.001)
+    store.schedules.handled_until("a", "f2")
+    assert store.schedules.handled_until("a", "f1")[1] == pytest.approx(old, abs=0.001)
     clock.advance(4000)
-    store.schedules.see("a", "f2")
-    now, handled = store.schedules.see("a", "f1")
+    store.schedules.handled_until("a", "f2")
+    now, handled = store.schedules.handled_until("a", "f1")
     assert handled == pytest.approx(now, abs=0.001)
-    assert store.schedules.see("ab", "f1")[1] == pytest.approx(old, abs=1)
+    assert store.schedules.handled_until("ab", "f1")[1] == pytest.approx(old, abs=1)

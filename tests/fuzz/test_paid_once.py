@@ -55,8 +55,8 @@ class DeadlyShards(Shards):
 
     deaths: list[str]
 
-    def name(self, shard: ShardRecord, batch_ids: Mapping[str, bool]) -> None:
-        self._dying(lambda: super(DeadlyShards, self).name(shard, batch_ids))
+    def record_named_batches(self, shard: ShardRecord, batch_ids: Mapping[str, bool]) -> None:
+        self._dying(lambda: super(DeadlyShards, self).record_named_batches(shard, batch_ids))
 
     def settle(self, *args: Any, **named: Any) -> Any:
         return self._dying(lambda: super(DeadlyShards, self).settle(*args, **named))

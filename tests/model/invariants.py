@@ -37,7 +37,7 @@ _NEXT_STATE = {
     *((State.FINALIZING, state) for state in ENDED),
 }
 #: Scripts that write under a lease only: their token is among their arguments.
-_FENCED = ("renew", "save", "advance", "intent", "draft", "plan", "finish", "expire", "close_job")
+_FENCED = ("renew", "save", "advance", "intent", "draft_shards", "plan", "finish", "expire_shards", "close_job")
 _ROUND_FIELDS = ("round", "total", "order_files", "order_file", "shards", "open")
 
 
@@ -146,10 +146,10 @@ class Watch:
         elif name == "intent" and verdict == "ok":
             # repeated after a lost answer it is still the one intent
             self._intents.setdefault(live, before.job.get("cancel") == "1")
-        elif name == "raise" and verdict == "ok":
-            hold(until <= now + TICK, "an epoch was raised while a lease lives", record)
-        elif name == "raise" and verdict == "lease":
-            self.facts["wake mark"] += 1
+        elif name == "bump_epoch" and verdict == "ok":
+            hold(until <= now + TICK, "an epoch was bumped while a lease lives", record)
+        elif name == "bump_epoch" and verdict == "lease":
+            self.facts["republish mark"] += 1
 
     def _epoch(self, name: str, before: Fields, after: Fields) -> None:
         hold(bool(after), "a record vanished", name)

@@ -32,8 +32,8 @@ MUTATIONS = {
     "a renewal revives an ended lease": Mutation(
         "renew", "if not holds(KEYS[1], ARGV[3], now) then", "if get(KEYS[1], 'token') ~= ARGV[3] then"
     ),
-    "an epoch is raised while a lease lives": Mutation(
-        "raise", "local lives = leased(rec, now)", "local lives = false"
+    "an epoch is bumped while a lease lives": Mutation(
+        "bump_epoch", "local lives = leased(rec, now)", "local lives = false"
     ),
     "a second batch replaces the recorded one": Mutation(
         "settle", "or recorded or get(rec, 'stage') ~= 'uploaded'", ""
@@ -43,7 +43,7 @@ MUTATIONS = {
     ),
     "a cancelled job is given a further round": Mutation("plan", "if flag(job, 'cancel') == 1 then", "if false then"),
     "an intent does not tell of the cancel": Mutation(
-        "intent", "flag(KEYS[1], 'wake'), flag(KEYS[2], 'cancel')", "flag(KEYS[1], 'wake'), 0"
+        "intent", "flag(KEYS[1], 'republish'), flag(KEYS[2], 'cancel')", "flag(KEYS[1], 'republish'), 0"
     ),
     "the last shard does not start merge": Mutation("advance", "if open == 0 and", "if open < 0 and"),
     "a repeated advance counts down twice": Mutation(

@@ -38,7 +38,7 @@ MET = (
     "refused: epoch",
     "refused: stage",
     "refused: early",
-    "wake mark",
+    "republish mark",
     "call late",
     "settle late",
     "settle known",

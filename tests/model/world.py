@@ -32,13 +32,14 @@ from batchpipe.errors import (
 from batchpipe.model.provider import Batch
 from batchpipe.model.records import JOB, BatchError, JobRecord, Move, Problem, Stage, State, Status
 from batchpipe.model.retry import REDIS_PAUSE_SECONDS
+from batchpipe.model.stats import Clock
 from batchpipe.model.steps import Step
 from batchpipe.pipeline.job_runner import JobRunner
 from batchpipe.pipeline.messages import Continue, Message, Next, Retry
 from batchpipe.pipeline.shard_runner import ShardRunner
 from batchpipe.pipeline.sharding import Prepared, ShardPlan
 from batchpipe.pipeline.sweep import sweep
-from batchpipe.store import ClaimDenied, Clock, Connection, JobLease, Lease, ShardLease, Store
+from batchpipe.store import ClaimDenied, Connection, JobLease, Lease, ShardLease, Store
 from batchpipe.store.accounts import Accounts
 from batchpipe.store.due import Due
 from batchpipe.store.events import Events
@@ -53,7 +54,7 @@ LEASE = 60.0
 GRACE = 30.0
 
 #: Scripts that change no record.
-_ABOUT_NO_RECORD = ("now", "swept")
+_ABOUT_NO_RECORD = ("read_clock", "note_sweep")
 #: What may befall a script: it is repeated after a lost answer, Redis is away, or went away after it ran.
 SCRIPT_FAULTS = ("repeat", "away", "away after")
 #: What may befall whatever else takes time: provider calls that cost nothing, files.
@@ -245,7 +246,7 @@ class ModelJobs(Jobs):
 class ModelAccounts(Accounts):
     """Never paused, and without a budget."""
 
-    def paused(self, account: str) -> None:
+    def pause_of(self, account: str) -> None:
         return None
 
     def take_rate_token(self, account: str, *, per_second: float, burst: float) -> float:

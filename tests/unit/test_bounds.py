@@ -232,7 +232,7 @@ def test_a_sweep_goes_on_past_a_record_that_cannot_be_read(tmp_path: Path, chat_
 def test_doctor_names_a_record_that_cannot_be_read(
     tmp_path: Path, redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from batchpipe.cli.doctor import _open_jobs, _trouble
+    from batchpipe.cli.doctor import _trouble
 
     prefix = f"{{{new_job_id()}}}:"
     client = Client(Settings(_env_file=None, redis_url=redis_url, home=tmp_path))
@@ -240,7 +240,7 @@ def test_doctor_names_a_record_that_cannot_be_read(
     job_id = new_job_id()
     client.store.jobs.submit(JobRecord(id=job_id, epoch=1, output="/o"))
     client.store.connection.client.hset(f"{prefix}job:{job_id}", "stage", "archived")
-    [finding] = _trouble(_open_jobs(client))
+    [finding] = _trouble(client.health().open_jobs())
     assert "cannot be read" in finding.detail
 
 
@@ -309,7 +309,7 @@ class Waiting:
         return job.id
 
     def sweep_all(self) -> None:
-        while self.client.store.connection.client.exists(f"{self.client.store.connection.prefix}waking"):
+        while self.client.store.connection.client.exists(f"{self.client.store.connection.prefix}to_republish"):
             sweep(self.turns, listing=False)
 
 
@@ -374,7 +374,7 @@ def test_list_shows_a_job_that_cannot_be_read_and_logs_say_what_was_dropped(
 ) -> None:
     for key, text in {"REDIS_URL": redis_url, "PREFIX": prefix}.items():
         monkeypatch.setenv(f"BATCHPIPE_{key}", text)
-    monkeypatch.setattr("batchpipe.cli.jobs.LOG_LENGTH", 3)
+    monkeypatch.setattr("batchpipe.client.job.MOST_EVENTS", 3)
     store = Store.connect(redis_url, prefix=prefix)
     jobs = [JobRecord(id=new_job_id(), epoch=1, output=f"/o/{at}") for at in range(2)]
     for job in jobs:

@@ -29,7 +29,7 @@ def pump(tmp_path: Path) -> Pump:
 
 def decide(pump: Pump, job_id: str, decision: Any) -> None:
     """As ``client.resume_job`` and ``client.land``."""
-    assert pump.store.jobs.decide(job_id, decision)[0] == "ok"
+    assert pump.store.jobs.resolve_hold(job_id, decision)[0] == "ok"
     for index in range(-1, pump.job(job_id).shards):
         pump.job_turns.republish(job_id, index, when="asleep")
 

@@ -83,7 +83,7 @@ def test_the_pause_of_an_account_ends_in_time_though_the_clock_is_set_back(pump:
     pump.store.accounts.pause("default", 60.0, Problem(code="insufficient_quota", message="no money"))
     pump.redis_off = -HOUR
     pass_time(pump, 70.0)
-    assert pump.store.accounts.paused("default") is None
+    assert pump.store.accounts.pause_of("default") is None
 
 
 def test_polls_of_an_account_are_granted_though_the_clock_is_set_back(pump: Pump) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,11 @@ import pytest
 from pydantic import SecretStr
 
 from batchpipe.client.client import Client, Job
-from batchpipe.client.submission import hold_with
 from batchpipe.config.settings import Settings
 from batchpipe.config.site import current_site
 from batchpipe.errors import InvalidInput, JobNotFound, OutputInUse, StoreUnavailable
+from batchpipe.pipeline import copied_inputs
+from batchpipe.pipeline.copied_inputs import NOTES, UNRECORDED_SECONDS, remove_unrecorded
 from batchpipe.store import Store
 from batchpipe.store.jobs import Jobs
 
@@ -51,14 +53,24 @@ def client(redis_url: str, prefix: str, tmp_path: Path) -> Client:
 @pytest.fixture
 def transaction() -> Iterator[Transaction]:
     made = Transaction()
-    hold_with(made.hold)
+    current_site().on_commit = made.hold
     yield made
-    hold_with(None)
+    current_site().on_commit = None
     current_site().app = None
 
 
 def spools(client: Client) -> list[Path]:
     return list(client.settings.home.rglob("input.jsonl"))
+
+
+def notes(client: Client) -> list[str]:
+    """The jobs whose copies are noted as not recorded."""
+    return sorted(path.name for path in (client.settings.home / NOTES).iterdir())
+
+
+def sweep_later(client: Client, seconds: float = UNRECORDED_SECONDS + 60) -> None:
+    """What a sweep does with copies so much later."""
+    remove_unrecorded(client.settings, client.store, time.time() + seconds)
 
 
 def test_a_committed_submit_is_recorded_then(client: Client, transaction: Transaction) -> None:
@@ -78,12 +90,16 @@ def test_a_committed_submit_is_recorded_then(client: Client, transaction: Transa
     assert len(spools(client)) == 1
 
 
-def test_a_rolled_back_submit_leaves_nothing(client: Client, transaction: Transaction) -> None:
-    """No record, and the rows that were written to a file are removed."""
+def test_a_rolled_back_submit_leaves_nothing(
+    client: Client, transaction: Transaction, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No record, and a day later a sweep removes the rows that were written to a file."""
     job = client.submit([ROW])
     assert len(spools(client)) == 1
 
     transaction.roll_back()
+    monkeypatch.setattr(copied_inputs, "UNRECORDED_SECONDS", -60)  # the day has passed
+    client.sweep()
 
     assert spools(client) == []
     assert list((client.settings.home / "jobs").iterdir()) == []
@@ -96,7 +112,7 @@ def test_a_submit_outside_a_transaction_keeps_its_rows(client: Client, transacti
     """Where a framework could hold it back and does not, and where there is no framework."""
     transaction.open = False
     client.submit([ROW])
-    hold_with(None)
+    current_site().on_commit = None
     client.submit([ROW])
 
     assert len(spools(client)) == 2
@@ -107,23 +123,21 @@ def test_a_submit_outside_a_transaction_keeps_its_rows(client: Client, transacti
 
 
 @pytest.mark.parametrize("held", [False, True], ids=["at once", "on commit"])
-@pytest.mark.parametrize("url", ["redis://127.0.0.1:1/0", "redis://no-such-host.invalid/0"], ids=["down", "no host"])
-def test_a_submit_that_cannot_reach_redis_leaves_no_copy_of_its_input(
-    url: str, held: bool, tmp_path: Path, transaction: Transaction
+def test_a_submit_that_cannot_reach_redis_keeps_its_copy_for_the_sweep(
+    held: bool, tmp_path: Path, transaction: Transaction
 ) -> None:
-    """An upload may be of 200 MB, and people try again and again."""
-    settings = Settings(_env_file=None, redis_url=SecretStr(url), home=tmp_path / "home")
+    """Whether Redis has recorded the job after all, nobody can know at that moment."""
+    settings = Settings(_env_file=None, redis_url=SecretStr("redis://127.0.0.1:1/0"), home=tmp_path / "home")
     client, transaction.open = Client(settings), held
 
     def order() -> None:
         client.submit([ROW])
-        assert len(spools(client)) == 1
         transaction.commit()
 
     with pytest.raises(StoreUnavailable):
         order()
-    assert spools(client) == []
-    assert list((client.settings.home / "jobs").iterdir()) == []
+    assert [path.parent.name for path in spools(client)] == notes(client)
+    assert len(notes(client)) == 1
 
 
 class Troubled(Jobs):
@@ -146,17 +160,91 @@ class TroubledClient(Client):
 
 
 @pytest.mark.parametrize("recorded", [False, True])
-def test_after_a_submit_without_an_answer_the_input_stays_if_there_is_a_record(client: Client, recorded: bool) -> None:
-    """Else nobody would ever read it; and a script that comes late finds that it was given up."""
+def test_after_a_submit_without_an_answer_the_copy_stays_if_there_is_a_record(client: Client, recorded: bool) -> None:
+    """Else nobody would ever read it: a sweep removes it after a day."""
     troubled = TroubledClient(client.settings)
     troubled.made = Store(client.store.connection)
     troubled.made.jobs = jobs = Troubled(client.store.connection, client.store.due)
     jobs.recorded = recorded
     with pytest.raises(StoreUnavailable):
         troubled.submit([ROW])
+    assert len(spools(client)) == len(notes(client)) == 1
+
+    sweep_later(client)
 
     assert [job.record.input for job in client.list_jobs()] == [str(path) for path in spools(client)]
     assert len(spools(client)) == recorded
+    assert notes(client) == []
+
+
+# -- copies of inputs whose job is not recorded --------------------------------------------------------------------
+
+
+def test_the_note_of_a_copy_goes_with_the_record(client: Client) -> None:
+    """So what has a note was never recorded, as far as this host knows."""
+    client.submit([ROW])
+
+    assert len(spools(client)) == 1
+    assert notes(client) == []
+
+
+def test_a_copy_is_kept_for_a_day(client: Client, transaction: Transaction) -> None:
+    """A transaction may last; until then every sweep leaves its input alone."""
+    job = client.submit([ROW])
+    sweep_later(client, 86_000)
+    client.sweep()
+
+    transaction.commit()
+
+    assert job.refresh().state == "pending"
+    assert [Path(job.record.input)] == spools(client)
+
+
+def test_the_copy_of_a_job_that_its_redis_has_lost_stays(client: Client) -> None:
+    """Recover needs it: only what was noted as never recorded is removed."""
+    client.submit([ROW])
+    redis = client.store.connection.client
+    redis.delete(*redis.scan_iter(f"{client.settings.prefix}*"))
+
+    sweep_later(client)
+
+    assert len(spools(client)) == 1
+
+
+def test_a_copy_noted_for_another_redis_stays(client: Client, transaction: Transaction, prefix: str) -> None:
+    """That one may know its job."""
+    client.submit([ROW])
+    other = Client(client.settings.model_copy(update={"prefix": f"other-{prefix}"}))
+
+    sweep_later(other)
+    assert len(spools(client)) == 1
+
+    sweep_later(client)
+    assert spools(client) == []
+
+
+def test_a_workspace_with_more_than_the_copy_is_never_removed(client: Client, transaction: Transaction) -> None:
+    """Whatever a note says, somebody has worked there."""
+    client.submit([ROW])
+    [copy] = spools(client)
+    (copy.parent / "manifest.json").write_text("{}")
+
+    sweep_later(client)
+
+    assert copy.exists()
+    assert notes(client) == []
+
+
+@pytest.mark.parametrize("damage", ["", "{", "[]", '{"redis": 1}'])
+def test_a_damaged_note_stops_no_sweep(client: Client, transaction: Transaction, damage: str) -> None:
+    """A full disk may have cut it; nothing is removed for it."""
+    job = client.submit([ROW])
+    (client.settings.home / NOTES / job.id).write_text(damage)
+
+    sweep_later(client)
+    client.sweep()
+
+    assert len(spools(client)) == 1
 
 
 def test_bad_rows_are_refused_within_the_transaction(client: Client, transaction: Transaction) -> None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from batchpipe.storage import (
     Checkpoint,
-    RepeatFinder,
+    DuplicateFinder,
     read_lines,
 )
 
@@ -42,12 +42,12 @@ def test_the_pacer_calls_now_and_then() -> None:
     assert len(calls) == 3
 
 
-class TestRepeatFinder:
+class TestDuplicateFinder:
     @given(st.lists(st.integers(0, 60), max_size=200), st.integers(1, 20))
     @settings(max_examples=200, deadline=None)
     def test_exactly_the_repeated_ids_are_suspected(self, numbers: list[int], run: int) -> None:
         """However the ids are spread over the runs."""
-        with RepeatFinder(run) as finder:
+        with DuplicateFinder(run) as finder:
             for number in numbers:
                 finder.note(f"id-{number}")
             expected = {hash(f"id-{number}") for number in numbers if numbers.count(number) > 1}
@@ -55,7 +55,7 @@ class TestRepeatFinder:
 
     def test_many_ids_are_compared_run_by_run(self) -> None:
         """Two equal ones among 200,000, far apart."""
-        with RepeatFinder(10_000) as finder:
+        with DuplicateFinder(10_000) as finder:
             for number in range(200_000):
                 finder.note(str(number))
             finder.note("17")
@@ -65,7 +65,7 @@ class TestRepeatFinder:
 
     def test_the_same_id_over_and_over_does_not_fill_the_memory(self) -> None:
         """Each run holds it once."""
-        with RepeatFinder(1000) as finder:
+        with DuplicateFinder(1000) as finder:
             for _ in range(100_000):
                 finder.note("x")
             assert {hash("x")} == finder.suspects(lambda: None)

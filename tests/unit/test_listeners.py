@@ -192,7 +192,7 @@ def test_a_retry_of_a_job_of_run_goes_where_a_worker_can_be(
     """To the default queue; but to one of its own where only `wait` brings the sandbox that it needs."""
     old = client.submit(chat_rows(1), queue="batchpipe.run.x", own_queue=True, account=account)
     put(client, old.id, stage="partial", closed="1", failed="1")
-    monkeypatch.setattr(Client, "_failed_requests", lambda self, job: iter([b'{"custom_id": "r0"}\n']))
+    monkeypatch.setattr("batchpipe.client.client.failed_requests", lambda *_: iter([b'{"custom_id": "r0"}\n']))
     again = client.retry(old.id).record
     assert again.queue.startswith(queue)
     assert again.queue != old.record.queue

@@ -19,13 +19,14 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families
 
 from batchpipe.client.client import Client
+from batchpipe.client.measures import COUNT_SECONDS, Meter
 from batchpipe.client.waiting import follow_log
 from batchpipe.config.settings import Settings
 from batchpipe.errors import Paused, StoreUnavailable, Unavailable
 from batchpipe.model.records import Stage
 from batchpipe.model.views import metrics_view
 from batchpipe.monitoring import prometheus as metrics
-from batchpipe.monitoring.prometheus import CENSUS_SECONDS, GAUGES, PREFIX, StoreCollector
+from batchpipe.monitoring.prometheus import GAUGES, PREFIX, JobCollector
 from batchpipe.store import Connection, Store
 from batchpipe.store.counters import Counters
 from batchpipe.store.events import Events
@@ -45,7 +46,7 @@ def pump(tmp_path: Path) -> Pump:
 
 def exposed(store: Store, **options: Any) -> CollectorRegistry:
     registry = CollectorRegistry()
-    registry.register(StoreCollector(lambda: store, **options))
+    registry.register(JobCollector(Meter(lambda: store, **options).read))
     return registry
 
 
@@ -115,7 +116,7 @@ def test_the_count_of_shards_is_kept_for_some_seconds(pump: Pump, chat_rows: Row
     pump.submit(chat_rows(4))
     pump.step()
     assert value(numbers(registry), "shards", stage="planned") == 0
-    at[0] = CENSUS_SECONDS
+    at[0] = COUNT_SECONDS
     assert value(numbers(registry), "shards", stage="planned") == 2
 
 
@@ -134,7 +135,7 @@ def test_waits_are_counted_by_reason(pump: Pump, chat_rows: Rows) -> None:
     job_id = pump.submit(chat_rows(2))
     found: Numbers = {}
     for _ in range(100):
-        if pump.store.accounts.paused("default"):
+        if pump.store.accounts.pause_of("default"):
             found = numbers(exposed(pump.store))
             break
         if pump.step() is None:
@@ -293,7 +294,7 @@ def test_some_of_the_metrics_can_be_asked_for(pump: Pump) -> None:
 
     assert {name.rsplit("_total")[0] for name in NAME.findall(some)} == {"batchpipe_jobs", "batchpipe_rows"}
     with pytest.raises(ValueError, match="Duplicated"):
-        registry.register(StoreCollector(lambda: pump.store))
+        registry.register(JobCollector(Meter(lambda: pump.store).read))
 
 
 def test_it_can_be_mounted_into_a_site(client: Client) -> None:

@@ -102,7 +102,7 @@ def test_a_cancel_while_earlier_results_are_moved_leaves_them_together(chat_rows
     first = pump.submit(chat_rows(3), output=place)
     pump.run_until_idle()
     assert isinstance(pump.store.connection, DyingConnection)
-    pump.store.connection.dies_after = "moved"
+    pump.store.connection.dies_after = "set_results"
     second = pump.submit(chat_rows(1), output=place)
     while not pump.vanished:
         pump.step()

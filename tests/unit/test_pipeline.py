@@ -431,7 +431,7 @@ def test_a_paused_account_is_not_called_until_it_is_resumed(pump: Pump, chat_row
     job_id = pump.submit(chat_rows(5))
     with pytest.raises(TimeoutError):
         pump.run_until_idle(max_seconds=20_000)
-    pause = pump.store.accounts.paused("default")
+    pause = pump.store.accounts.pause_of("default")
     assert pause is not None
     assert (pause.code, pause.message) == ("insufficient_quota", "no money left")
     assert pump.api.count("create_batch") == 1

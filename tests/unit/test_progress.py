@@ -7,7 +7,7 @@ import pytest
 from batchpipe.cli import progress
 from batchpipe.cli.progress import make_display
 from batchpipe.model.records import JobRecord, Problem, ShardRecord, State
-from batchpipe.store import Pause
+from batchpipe.model.stats import Pause
 
 JOB = JobRecord(id="job_x", stage=State.RUNNING, account="default")
 

@@ -163,7 +163,7 @@ def test_what_waits_for_a_slot_is_not_overdue(tmp_path: Path, chat_rows: Rows) -
     job_id = shard_of(pump, chat_rows(20))
     epoch = pump.shards(job_id)[0].epoch
     for _ in range(10):
-        assert pump.store.queues.bounce(job_id, 0, epoch, 300.0, small=SMALL) == "later"
+        assert pump.store.queues.requeue(job_id, 0, epoch, 300.0, small=SMALL) == "later"
         pump.advance(300)
         assert pump.sweep() == 0
     pump.waiting.clear()  # its worker dies
@@ -175,10 +175,10 @@ def test_a_small_shard_needs_no_slot_and_a_void_message_is_not_kept(tmp_path: Pa
     pump = Pump(tmp_path)
     job_id = shard_of(pump, chat_rows(1))
     epoch = pump.shards(job_id)[0].epoch
-    assert pump.store.queues.bounce(job_id, 0, epoch, 1.0, small=SMALL) == "small"
-    assert pump.store.queues.bounce(job_id, 0, epoch + 1, 1.0, small=SMALL) == "claim"
-    assert pump.store.queues.bounce(job_id, 7, epoch, 1.0, small=SMALL) == "claim"
-    assert pump.store.queues.bounce(job_id, JOB, pump.job(job_id).epoch, 1.0, small=SMALL) == "later"
+    assert pump.store.queues.requeue(job_id, 0, epoch, 1.0, small=SMALL) == "small"
+    assert pump.store.queues.requeue(job_id, 0, epoch + 1, 1.0, small=SMALL) == "claim"
+    assert pump.store.queues.requeue(job_id, 7, epoch, 1.0, small=SMALL) == "claim"
+    assert pump.store.queues.requeue(job_id, JOB, pump.job(job_id).epoch, 1.0, small=SMALL) == "later"
 
 
 def test_a_small_job_needs_no_slot(tmp_path: Path, chat_rows: Rows) -> None:
@@ -187,7 +187,7 @@ def test_a_small_job_needs_no_slot(tmp_path: Path, chat_rows: Rows) -> None:
 
     def verdict(**fields: Any) -> str:
         job = pump.job(pump.submit(chat_rows(1), **fields))
-        return pump.store.queues.bounce(job.id, JOB, job.epoch, 1.0, small=SMALL)
+        return pump.store.queues.requeue(job.id, JOB, job.epoch, 1.0, small=SMALL)
 
     assert verdict(bytes=1_000) == "small"
     assert verdict(bytes=1_000, total=11) == "later"
@@ -199,9 +199,9 @@ def test_of_a_cancelled_job_nothing_waits_to_be_uploaded(tmp_path: Path, chat_ro
     pump = Pump(tmp_path)
     job_id = shard_of(pump, chat_rows(20))
     shard = pump.shards(job_id)[0]
-    assert pump.store.queues.bounce(job_id, 0, shard.epoch, 1.0, small=SMALL) == "later"
+    assert pump.store.queues.requeue(job_id, 0, shard.epoch, 1.0, small=SMALL) == "later"
     pump.store.jobs.cancel(job_id)
-    assert pump.store.queues.bounce(job_id, 0, pump.shards(job_id)[0].epoch, 1.0, small=SMALL) == "small"
+    assert pump.store.queues.requeue(job_id, 0, pump.shards(job_id)[0].epoch, 1.0, small=SMALL) == "small"
 
 
 def test_a_job_that_is_cancelled_before_it_was_prepared_ends_while_all_slots_are_taken(
@@ -212,7 +212,7 @@ def test_a_job_that_is_cancelled_before_it_was_prepared_ends_while_all_slots_are
     job_id = pump.submit(chat_rows(1), bytes=1_000_000)
 
     def verdict() -> str:
-        return pump.store.queues.bounce(job_id, JOB, pump.job(job_id).epoch, 1.0, small=SMALL)
+        return pump.store.queues.requeue(job_id, JOB, pump.job(job_id).epoch, 1.0, small=SMALL)
 
     assert verdict() == "later"
     pump.store.jobs.cancel(job_id)

@@ -181,14 +181,14 @@ class TestFolder:
         draft.discard()
         assert folder.exists("x")
 
-    def test_scratch_leaves_no_name(self, folder: Folder) -> None:
+    def test_scratch_leaves_no_name(self, tmp_path: Path) -> None:
         """It is filled, read by lines and at any place, and gone."""
-        with folder.scratch() as scratch:
+        with temporary(str(tmp_path)) as scratch:
             scratch.sink.write(b"one\ntwo\nthree")
             assert scratch.at(4, 3) == b"two"
             assert list(scratch.lines()) == [b"one\n", b"two\n", b"three"]
             assert scratch.at(8, 5) == b"three"
-            assert folder.names() == []
+            assert list(tmp_path.iterdir()) == []
 
     def test_leftovers_of_killed_writers_can_be_removed(self, folder: Folder) -> None:
         """Those of other names stay."""
@@ -266,7 +266,7 @@ class TestLocalFolder:
         """Whoever fills it must not take it for a fault of the provider."""
         if not os.path.exists("/dev/full"):
             pytest.skip("needs /dev/full")
-        from batchpipe.storage.folder import Scratch
+        from batchpipe.storage.scratch import Scratch
 
         with open("/dev/full", "wb", buffering=0) as full:
             scratch = Scratch(full, "here")

@@ -431,9 +431,9 @@ def test_what_flower_and_beat_keep_is_for_their_owner(tmp_path: Path) -> None:
     assert {path.stat().st_mode & 0o777 for path in home.iterdir()} == {0o600}
 
 
-@pytest.mark.parametrize("entry", ["the folder", "server.json", "keeper.log", "users.lock"])
+@pytest.mark.parametrize("entry", ["the folder", "server.json", "supervisor.log", "users.lock"])
 def test_a_redis_folder_with_links_in_it_is_refused(tmp_path: Path, entry: str) -> None:
-    """Server and keeper would read, follow and overwrite what a stranger has put there."""
+    """Server and supervisor would read, follow and overwrite what a stranger has put there."""
     home, theirs = tmp_path / "home", tmp_path / "theirs"
     home.mkdir()
     theirs.mkdir()

@@ -12,11 +12,13 @@ import pytest
 
 from batchpipe.client.client import submit
 from batchpipe.client.option_checks import check_options
+from batchpipe.client.options import DEFAULTS, NAMES, complete
 from batchpipe.client.submission import dump_rows, new_record, with_input
 from batchpipe.config.settings import Settings
 from batchpipe.errors import BatchpipeError, InvalidInput
 from batchpipe.masking import without_secrets
 from batchpipe.model.records import JobRecord
+from batchpipe.model.schedule import Schedule
 from batchpipe.model.views import job_view
 
 
@@ -126,13 +128,10 @@ def test_what_is_no_request_is_named_by_its_number(row: Any) -> None:
 def test_a_password_in_a_place_is_refused_without_being_shown(url: str, tmp_path: Path) -> None:
     """It would be stored with the job; the storage has settings of its own for it."""
     settings = Settings(_env_file=None, home=tmp_path)
-    options: dict[str, Any] = dict.fromkeys(("name", "metadata", "extra", "tags", "key", "queue", "on_done"))
-    options |= {"account": "default", "endpoint": "/v1/x", "completion_window": "24h", "input_here": False}
-    options |= {"max_rows": None, "max_bytes": None, "attempts": None}
-    record = new_record(settings, "job_x", output=tmp_path, **options)
+    record = new_record(settings, "job_x", complete({"output": tmp_path}))
     for attempt in (
         lambda: with_input(record, url, settings),
-        lambda: new_record(settings, "job_x", output=url, **options),
+        lambda: new_record(settings, "job_x", complete({"output": url})),
     ):
         with pytest.raises(InvalidInput, match="has a password or token in it") as caught:
             attempt()
@@ -204,3 +203,21 @@ def test_rows_are_taken_one_at_a_time() -> None:
     endless = ({"custom_id": str(number)} for number in iter(int, 1))
     lines = dump_rows(endless)
     assert next(lines) == next(lines) == b'{"custom_id":"0"}\n'
+
+
+# -- one definition of the options -------------------------------------------------------------------------------------
+
+
+def test_an_option_that_does_not_exist_is_refused_as_python_does() -> None:
+    """Before anything is looked up or written."""
+    with pytest.raises(TypeError, match="unexpected keyword argument 'outptu'"):
+        submit([], outptu="results")  # type: ignore[call-arg]
+
+
+def test_a_schedule_has_every_option_of_submit_with_the_same_default() -> None:
+    """Its name and key are templates of its own."""
+    schedule = Schedule(crontab="@daily", input="in.jsonl")
+    own = {"name", "key"}
+    given = {name: getattr(schedule, name) or None for name in NAMES if name not in own}
+
+    assert given == {name: default for name, default in DEFAULTS.items() if name not in own}

@@ -17,7 +17,7 @@ from batchpipe.client.client import Client
 from batchpipe.config.settings import Settings
 from batchpipe.config.site import DJANGO, FLASK, current_site
 from batchpipe.model.records import MAX_TELLS, JobRecord, Problem, State
-from batchpipe.model.views import telling
+from batchpipe.model.views import not_notified
 from batchpipe.tasks.app import make_app
 from batchpipe.tasks.notifying import tell
 from batchpipe.testing import Pump
@@ -49,7 +49,7 @@ def test_a_worker_that_has_not_loaded_the_site_leaves_telling_to_one_that_has(
     pump_until(pump, lambda: pump.job(job_id).notify_attempts == 3)
     job = pump.job(job_id)
     assert (job.state, job.closed) == (State.SUCCEEDED, False)
-    said = telling(job)
+    said = not_notified(job)
     assert said is not None
     assert said.startswith(f"{UNTOLD}3 tries, last: this worker has not loaded the site")
     assert "(Django): start it as `manage.py batchpipe worker` or `celery -A proj worker`" in said
@@ -61,7 +61,7 @@ def test_a_worker_that_has_not_loaded_the_site_leaves_telling_to_one_that_has(
     pump.run_until_idle()
 
     job = pump.job(job_id)
-    assert (heard, job.closed, telling(job)) == ([job_id], True, None)
+    assert (heard, job.closed, not_notified(job)) == ([job_id], True, None)
 
 
 def test_a_site_whose_worker_never_comes_is_given_up_after_an_hour_and_it_is_said(
@@ -78,7 +78,7 @@ def test_a_site_whose_worker_never_comes_is_given_up_after_an_hour_and_it_is_sai
     [event] = [event for event in pump.store.events.read(job_id) if event["event"] == "not_told"]
     assert "(Flask)" in event["message"]
     assert len(logged(caplog, f"no receiver is notified of the end of job {job_id}")) == 1
-    assert telling(job) == "receivers were never notified: stopped after 61 tries; see its log"
+    assert not_notified(job) == "receivers were never notified: stopped after 61 tries; see its log"
 
 
 def test_a_job_of_one_site_is_not_told_to_the_receivers_of_another(pump: Pump, chat_rows: Rows) -> None:
@@ -112,7 +112,9 @@ def test_a_receiver_that_always_raises_leaves_one_traceback_in_the_log(
     assert {record.getMessage() for record in records[1:]} == {
         "receivers of Django's signals failed: OSError: database away"
     }
-    assert (telling(pump.job(job_id)) or "").startswith(f"{UNTOLD}6 tries, last: receivers of Django's signals failed")
+    assert (not_notified(pump.job(job_id)) or "").startswith(
+        f"{UNTOLD}6 tries, last: receivers of Django's signals failed"
+    )
 
 
 def test_on_done_is_not_sent_again_because_receivers_have_not_heard(
@@ -208,9 +210,9 @@ def test_status_and_list_say_that_receivers_have_not_heard(
     job = client.submit(chat_rows(1))
     put(client, job.id, stage="succeeded", notify_attempts=2, trouble='{"code": "unheard", "message": "KeyError: 7"}')
 
-    assert f"telling   {UNTOLD}2 tries, last: KeyError: 7\n" in ask("status", job.id)
-    assert "  ! receivers not told" in ask("list")
-    assert "not told" not in ask("status", job.id, "--json")  # its keys are a contract
+    assert f"notices   {UNTOLD}2 tries, last: KeyError: 7\n" in ask("status", job.id)
+    assert "  ! receivers not notified" in ask("list")
+    assert "not notified" not in ask("status", job.id, "--json")  # its keys are a contract
 
 
 def findings(ask: Callable[..., str], what: str) -> list[tuple[str, str, str]]:
@@ -254,7 +256,7 @@ def test_doctor_warns_of_jobs_in_trouble_and_fails_where_jobs_wait_and_no_worker
 def test_telling_has_words_for_each_case() -> None:
     """A job that runs, or whose receivers have heard, has nothing to say."""
     job = JobRecord(id="job_x", stage=State.PARTIAL, trouble=Problem(code="unheard", message="KeyError: 7"))
-    assert telling(job) is None
-    assert telling(job.evolve(notify_attempts=1)) == f"{UNTOLD}1 try, last: KeyError: 7"
-    assert telling(job.evolve(notify_attempts=1, notified=True)) is None
-    assert telling(job.evolve(notify_attempts=1, stage=State.RUNNING)) is None
+    assert not_notified(job) is None
+    assert not_notified(job.evolve(notify_attempts=1)) == f"{UNTOLD}1 try, last: KeyError: 7"
+    assert not_notified(job.evolve(notify_attempts=1, notified=True)) is None
+    assert not_notified(job.evolve(notify_attempts=1, stage=State.RUNNING)) is None

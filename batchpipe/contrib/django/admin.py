@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Generator
 from contextlib import suppress
+from datetime import UTC, datetime
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from asgiref.sync import sync_to_async
+from django.conf import settings
 from django.contrib import admin, messages
 from django.contrib.admin.utils import quote, unquote
 from django.core.exceptions import PermissionDenied
@@ -15,10 +17,11 @@ from django.core.handlers.asgi import ASGIRequest
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect, StreamingHttpResponse
 from django.template.response import TemplateResponse
 from django.urls import path, reverse
+from django.utils import timezone
 from django.utils.html import format_html
 
 from batchpipe.contrib.django.models import Job
-from batchpipe.contrib.django.rows import job_row, moment
+from batchpipe.contrib.django.progress import progress_of
 from batchpipe.errors import BatchpipeError, InvalidInput, JobNotFound, SettingsError, StoreUnavailable
 from batchpipe.masking import printable
 
@@ -214,8 +217,8 @@ def _list(state: str | None, number: int) -> dict[str, Any]:
     client = default_client()
     upto = number * JOBS_PER_PAGE
     jobs = client.list_jobs(state=state, limit=upto + 1)
-    rows = [job_row(job) for job in jobs[upto - JOBS_PER_PAGE : upto]]
-    counts = client.store.counters.stats().jobs
+    rows = [_job_row(job) for job in jobs[upto - JOBS_PER_PAGE : upto]]
+    counts = client.stats().jobs
     states = [{"name": name, "count": count} for name, count in counts.items() if count or name == state]
     return {"rows": rows, "states": states, "more": len(jobs) > upto}
 
@@ -226,11 +229,11 @@ def _detail(job_id: str) -> dict[str, Any]:
 
     client = default_client()
     job = client.get_job(job_id)
-    shards = list(islice(client.store.shards.of_job(job.record, bad="show"), MOST_SHARDS))
-    pause = client.store.accounts.paused(job.record.account) if not job.state.ended else None
+    shards = list(islice(job.shards(), MOST_SHARDS))
+    pause = client.pause_of(job.record.account) if not job.state.ended else None
     events = [_event(event) for event in job.logs()[-MOST_EVENTS:]]
     return {
-        "job": job_row(job),
+        "job": _job_row(job),
         "shards": shards,
         "hidden_shards": max(0, job.record.shards - MOST_SHARDS),
         "events": events,
@@ -240,10 +243,36 @@ def _detail(job_id: str) -> dict[str, Any]:
     }
 
 
+def _moment(seconds: float | None) -> datetime | None:
+    """A unix time as templates show times."""
+    if seconds is None:
+        return None
+    at = datetime.fromtimestamp(seconds, tz=UTC)
+    return at if settings.USE_TZ else timezone.make_naive(at)
+
+
+def _job_row(job: client.Job) -> dict[str, Any]:
+    """One job for a list or a page of its own. Raises StoreUnavailable."""
+    from batchpipe.model.views import not_notified
+
+    record, view = job.record, job.to_dict(shards=False)
+    trouble = record.trouble.message if record.trouble is not None and not job.state.ended else not_notified(record)
+    return {
+        **view,
+        "title": printable(job.name or job.id),
+        "progress": progress_of(job),
+        "created": _moment(view["created_at"]),
+        "ended": _moment(view["ended_at"]),
+        "trouble": printable(trouble) if trouble else None,
+        "may_cancel": not job.state.ended and not record.cancel,
+        "may_retry": job.state.ended and bool((record.failed or 0) + (record.missing or 0)),
+    }
+
+
 def _event(event: dict[str, Any]) -> dict[str, Any]:
     shown = {name: printable(value) if isinstance(value, str) else value for name, value in event.items()}
     rest = {name: value for name, value in shown.items() if name not in ("id", "at", "event")}
-    return {"at": moment(event["at"]), "name": event["event"], "rest": rest}
+    return {"at": _moment(event["at"]), "name": event["event"], "rest": rest}
 
 
 def _chunks(place: Any, name: str) -> Generator[bytes, None, None]:

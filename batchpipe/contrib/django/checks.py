@@ -144,7 +144,7 @@ def check_deployment(**_: Any) -> list[CheckMessage]:
     except SettingsError:
         return []  # said already
     try:
-        swept = default_client().store.counters.stats().swept
+        swept = default_client().stats().swept
     except BatchpipeError as error:
         hint = f"Check {conf.spell('REDIS_URL')}, and the network."
         return [Warning(f"Redis does not answer: {error}", hint=hint, id="batchpipe.W004")]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 from flask import Flask, current_app, has_app_context
 
@@ -19,6 +19,8 @@ from batchpipe.contrib.flask.signals import send
 
 if TYPE_CHECKING:
     from batchpipe.client.client import Client, Job
+    from batchpipe.client.options import SubmitOptions
+    from batchpipe.client.submission import Input
     from batchpipe.config.settings import Settings
 
 #: In an app's extensions: this one, and the app's ``Site``.
@@ -55,7 +57,7 @@ class BatchPipe:
 
     # -- jobs --------------------------------------------------------------------------------------------------------
 
-    def submit(self, input: Any, **options: Any) -> Job:
+    def submit(self, input: Input, **options: Unpack[SubmitOptions]) -> Job:
         """Enqueue a job of the current app and return at once. Same arguments as ``batchpipe.submit``."""
         with self._context():
             return self.client.submit(input, **options)

@@ -14,14 +14,13 @@ from typing import TYPE_CHECKING, Any
 from flask import Blueprint, Response, current_app, jsonify, request
 from werkzeug.utils import import_string
 
+from batchpipe.contrib import json_views
 from batchpipe.contrib.flask.config import VIEW_PERMISSION, WrongConfig
+from batchpipe.contrib.json_views import Answer
 from batchpipe.errors import SettingsError
 
 if TYPE_CHECKING:
     from batchpipe.contrib.flask.extension import BatchPipe
-
-#: Jobs in one response, and how many of the newest are checked for ones that the caller may see.
-MOST, LOOKED_AT = 100, 1_000
 
 MaySee = Callable[[Any, Any], bool]
 View = Callable[..., Response]
@@ -29,6 +28,7 @@ View = Callable[..., Response]
 #: In an app's extensions: that it has logged why nobody sees anything. It may have no site: the extension is missing.
 SAID = "batchpipe-views-said"
 SPELLED = f'app.config["{VIEW_PERMISSION}"]'
+FORBIDDEN = json_views.refusal(403, "forbidden", "you may not see this")
 
 blueprint = Blueprint("batchpipe", __name__, url_prefix="/batchpipe")
 
@@ -37,71 +37,55 @@ ALLOWED = ("GET", "HEAD", "OPTIONS")
 _METHODS = [*ALLOWED, "POST", "PUT", "PATCH", "DELETE"]
 
 
-def _json(view: View) -> View:
+def _json(view: Callable[..., Answer]) -> View:
     """Errors are JSON, too, with one line of text."""
 
     @wraps(view)
     def answered(**parts: str) -> Response:
-        from batchpipe.errors import BatchpipeError, InvalidInput, JobNotFound
-
         if request.method not in ("GET", "HEAD"):
-            response = _error(405, "method_not_allowed", "only GET") if request.method not in ALLOWED else Response()
+            response = _response(json_views.ONLY_GET) if request.method not in ALLOWED else Response()
             response.allow.update(ALLOWED)
             return response
-        try:
-            response = view(**parts)
-        except JobNotFound as error:
-            response = _error(404, error.code, error.message)
-        except InvalidInput as error:
-            response = _error(400, error.code, error.message)
-        except WrongConfig as error:
-            _say_once(logging.ERROR, f"batchpipe: {error}")
-            response = _error(500, error.code, "the jobs cannot be shown: the log of this site says why")
-        except BatchpipeError as error:
-            response = _error(503, error.code, "the jobs cannot be read just now")
+        response = _response(json_views.answer(lambda: _look(view, parts)))
         response.cache_control.no_store = True
         return response
 
     return answered
 
 
+def _look(view: Callable[..., Answer], parts: dict[str, str]) -> Answer:
+    try:
+        return view(**parts)
+    except WrongConfig as error:
+        _say_once(logging.ERROR, f"batchpipe: {error}")
+        return json_views.refusal(500, error.code, "the jobs cannot be shown: the log of this site says why")
+
+
+def _response(answer: Answer) -> Response:
+    status, body = answer
+    response = jsonify(body)
+    response.status_code = status
+    return response
+
+
 @blueprint.route("/", endpoint="list", methods=_METHODS)
 @_json
-def job_list() -> Response:
-    """``{"jobs": [...]}``, newest first, without shards. ``?state=running&limit=20``."""
-    limit = min(max(_number("limit", MOST), 1), MOST)
+def job_list() -> Answer:
+    """See ``json_views.list_jobs``."""
     allowed = _may_see()
     if allowed is None:
-        return _forbidden()
-    jobs = _extension().list_jobs(state=request.args.get("state") or None, limit=LOOKED_AT)
-    seen = [job for job in jobs if allowed(request, job)]
-    return jsonify(jobs=[job.to_dict(shards=False) for job in seen[:limit]])
+        return FORBIDDEN
+    return json_views.list_jobs(_extension().client, request.args, lambda job: allowed(request, job))
 
 
 @blueprint.route("/<job_id>/", endpoint="detail", methods=_METHODS)
 @_json
-def job_detail(job_id: str) -> Response:
-    """One job with its shards: ``?from=1000&limit=500`` are those from an index on, 1,000 at most. Includes
-    their total number (``shards_in_all``) and the index to continue ``from`` (``next``, or null).
-    """
-    from batchpipe.client.job import MOST_SHOWN
-
-    first, limit = _number("from", 0), _number("limit", MOST_SHOWN)
+def job_detail(job_id: str) -> Answer:
+    """See ``json_views.show_job``."""
     allowed = _may_see()
     if allowed is None:  # others do not learn which jobs exist
-        return _forbidden()
-    job = _extension().get_job(job_id)
-    return jsonify(job.to_page(first, limit)) if allowed(request, job) else _forbidden()
-
-
-def _number(name: str, default: int) -> int:
-    """A number from the query. Raises InvalidInput."""
-    from batchpipe.errors import InvalidInput
-
-    try:
-        return int(request.args.get(name) or default)
-    except ValueError:
-        raise InvalidInput("must be a number", field=name) from None
+        return FORBIDDEN
+    return json_views.show_job(_extension().client, job_id, request.args, lambda job: allowed(request, job), FORBIDDEN)
 
 
 def _extension() -> BatchPipe:
@@ -134,13 +118,3 @@ def _say_once(level: int, text: str) -> None:
     if not current_app.extensions.get(SAID):
         current_app.extensions[SAID] = True
         current_app.logger.log(level, text)
-
-
-def _forbidden() -> Response:
-    return _error(403, "forbidden", "you may not see this")
-
-
-def _error(status: int, code: str, message: str) -> Response:
-    response = jsonify(error={"code": code, "message": message})
-    response.status_code = status
-    return response

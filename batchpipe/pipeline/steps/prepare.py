@@ -15,7 +15,7 @@ from batchpipe.model.records import JobRecord
 from batchpipe.model.requests import check_request
 from batchpipe.pipeline.shard_files import ShardFiles
 from batchpipe.pipeline.sharding import NO_BOUNDS, Bounds, Files, NoFiles, Planner, Prepared
-from batchpipe.storage import ANY_INPUT, Checkpoint, Folder, InputRules, RepeatFinder, input_info, open_input
+from batchpipe.storage import ANY_INPUT, Checkpoint, DuplicateFinder, Folder, InputRules, input_info, open_input
 
 _NEWLINE = ord("\n")
 
@@ -93,7 +93,7 @@ def _scan_rows(
 ) -> int:
     """Check and place every row; returns how many there are."""
     number = 0
-    with RepeatFinder() as ids:
+    with DuplicateFinder() as ids:
         with open_input(url, rules, check) as stream:
             for number, line in _numbered_lines(stream, max_bytes, check, rules):
                 request = check_request(line, number, endpoint)

@@ -2,7 +2,7 @@
 -- KEYS: 1 record, 2 job, 3 due, 4 clock
 -- ARGV: 1 skew (s), 2 prefix, 3 job id, 4 member, 5 member of the job itself, 6 token, 7 stage ('': it stays), 8 wait (s),
 --   9 tries: keep | refund | reset, 10 lease (s), 11 task ids of merge (JSON [..]), 12 fields
--- -> {'ok', wake, cancel, epoch of merge or 0} | {'lost'}
+-- -> {'ok', republish, cancel, epoch of merge or 0} | {'lost'}
 local now = clock(ARGV[1])
 local rec, job, due = KEYS[1], KEYS[2], KEYS[3]
 local token, stage, wait, lease = ARGV[6], ARGV[7], tonumber(ARGV[8]), ARGV[10]
@@ -18,7 +18,7 @@ elseif ARGV[9] == 'reset' then
   redis.call('HSET', rec, 'tries', '0', 'lost', '0')
 end
 set_stage(rec, stage, now)
-local wake, cancel = flag(rec, 'wake'), flag(job, 'cancel')
+local republish, cancel = flag(rec, 'republish'), flag(job, 'cancel')
 if stage == 'collected' then
   redis.call('ZREM', due, ARGV[4])
   local open = redis.call('HINCRBY', job, 'open', -1)
@@ -27,6 +27,6 @@ if stage == 'collected' then
   end
   return { 'ok', 0, cancel, 0 }
 end
-if wake == 1 then wait = 0 end
+if republish == 1 then wait = 0 end
 set_due(rec, due, ARGV[4], lease, now, wait)
-return { 'ok', wake, cancel, 0 }
+return { 'ok', republish, cancel, 0 }

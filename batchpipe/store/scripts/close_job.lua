@@ -1,5 +1,5 @@
 -- Nothing is left to do for an ended job: it is closed. It leaves the due set and its output, and its record
--- expires; those of its shards do already (`expire`).
+-- expires; those of its shards do already (`expire_shards`).
 -- KEYS: 1 job, 2 job, 3 due, 4 clock
 -- ARGV: 1 skew (s), 2 prefix, 3 job id, 4 member, 5 token, 6 time to live (s)
 -- -> {'ok'} | {'lost'}

@@ -9,7 +9,7 @@
 --   bytes  a whole number
 --   flag   '1' for yes; '0' or absent for no
 --   text   as it is
---   JSON   its form is told: [..] a list, {..} an object; `problem` is {"code": .., "message": ..}
+--   JSON   [..] a list, {..} an object; `problem` is {"code": .., "message": ..}
 -- What is null in a struct of model/records.py has no field. Scripts are given NIL for a field that is to be removed.
 --
 -- Keys, each after the prefix. JOB is a job's id; INDEX a shard's number in its job, from 0. A member names a record in
@@ -21,7 +21,6 @@
 --   key:KEY          text     JOB that was submitted last under this idempotency key; expires with the job
 --   alias:JOB        text     JOB that this id, handed out before its key was found taken, stands for; 60 days more than
 --                             JOB_TTL_DAYS
---   given_up:JOB     text     '1': a submit of it that is still under way must record nothing; 1 day
 --   log:JOB          stream   events for people: event (text), data (JSON {..}); ids are Redis' own time (milliseconds);
 --                             about 2,000 of them. An event lets it live 60 days, the job's closing JOB_TTL_DAYS
 --   jobs             zset     JOB by its created_at (at); the sweep takes out those whose records have expired
@@ -29,8 +28,8 @@
 --   due              zset     member by the time when the sweep takes its message for lost (at): next_at and a margin, or
 --                             the end of its lease. A running job is in it only while `due_from` is set; what else is not
 --                             done, always
---   waking           zset     'JOB/WHEN' by the index of the next shard that the sweep wakes (count); WHEN: always,
---                             asleep or person. Gone when all are woken
+--   to_republish     zset     'JOB/WHEN' by the index of the next shard that the sweep publishes again (count); WHEN:
+--                             always, asleep or person. Gone when all are published
 --   accounts         zset     name of an account by its latest intent to create a batch, or restore of a job (at); never
 --                             expires
 --   taken            zset     name of a queue by the latest message of ours that was taken from it (at); 2 days
@@ -42,7 +41,7 @@
 --                             definitions that were replaced
 --   pause:ACCOUNT    hash     until (at), seconds (s): how long in all, code, message (text): why; lives 1 day
 --                             longer than the pause
---   looks:ACCOUNT    hash     token bucket of looks at the provider: left (looks, a decimal number), at (at); 1 hour
+--   rate:ACCOUNT     hash     token bucket of reads at the provider: tokens (decimal text) that were left at (at); 1 hour
 --   listed:ACCOUNT   hash     a listing of the account's batches: begun (at), done (at): when the last one that came
 --                             to its end began; never expires
 --   metrics          hash     JSON [name of a counter, values of its labels ..] -> count or s (decimal text); never expires
@@ -56,27 +55,27 @@
 --   v              count    version of the record's form
 --   stage          text     of a job its state: pending, preparing, running, finalizing, succeeded, partial, failed,
 --                           cancelled; of a shard: planned, uploaded, created, ended, collected
---   epoch          count    raised whenever somebody publishes again; a message of another epoch is void
+--   epoch          count    one more whenever somebody publishes again; a message of another epoch is void
 --   next_at        at       its message is meant to run
 --   wait           s        countdown of that message
 --   token          text     of the lease (hex); absent: nobody holds it
 --   lease_until    at       the lease ends, unless it is renewed
---   lease_end      at       deadline of the turn: no renewal beyond it, unless the turn gets on
---   last           text     token of the turn or call that last ended; who repeats it is told the same. Only here
---   wake           flag     somebody wanted it to run while a lease lived
+--   lease_end      at       deadline of the turn: no renewal beyond it, unless the turn makes progress
+--   last           text     token of the turn or call that last ended; whoever repeats it gets the same answer. Only here
+--   republish      flag     somebody wanted it to run while a lease lived: its holder publishes again
 --   tries          count    claims of this stage that ended in unforeseen trouble
 --   lost           count    claims of this stage whose holder vanished
 --   overran        count    of these, those that had met their deadline
 --   pubs           count    re-publications of this stage since the last claim
 --   task_ids       JSON     [Celery ids of its messages]
---   trouble        JSON     problem: why it does not get on just now
+--   trouble        JSON     problem: why it makes no progress just now
 --   gone_at        at       since then a file of its workspace is missing
 --   gone_seen      at       that was last found
 --   to_land        -        of a shard a flag: it was given up and is to be landed; of a job the count of these. Only here
 --   created_at     at       of a job: it was recorded; of a shard: its batch was recorded
 --   ended_at       at       of a job: its end was fixed; of a shard: its batch was seen to be final
 --   round          count    of a job: its rounds so far; of a shard: the one that it is part of
---   bytes          bytes    of a job: its input, where its submit could tell; of a shard: its requests
+--   bytes          bytes    of a job: its input, where that was known at its submit; of a shard: its requests
 --   ok             count    rows with a usable answer
 --   failed         count    rows that were refused or failed
 --   missing        count    rows of which nothing came
@@ -111,18 +110,18 @@
 --   max_bytes      bytes    of a shard
 --   attempts       count    rounds at most
 --   on_done        JSON     {..} Celery signature that is sent at its end
---   notify_sites   JSON     [listeners that are told of its end]
+--   notify_sites   JSON     [names of the receivers of its end]
 --   cancel         flag     it is to end; never taken back
 --   hold           JSON     problem: why nothing more is sent until a person decides
 --   hold_at        at       since then
 --   send_no_more   flag     no further batch is made; what is there is landed
 --   notified       flag     job.json is written, on_done is sent
---   notify_attempts   count  how often telling receivers of its end was put off
+--   notify_attempts   count  how often notifying its receivers was deferred
 --   receiver_errors   count  of these, how often a receiver raised
---   cleanup_attempts  count  how often deleting its files at the provider was put off
+--   cleanup_attempts  count  how often deleting its files at the provider was deferred
 --   closed         flag     nothing is left to do: its output is free, its records expire
 --   shards         count    planned so far: the next INDEX
---   drafted        count    INDEX after the last shard that `draft` wrote. Only here
+--   drafted        count    INDEX after the last shard that `draft_shards` wrote. Only here
 --   due_from       count    INDEX of the next shard that `make_due` makes due; absent: all are. Only here
 --   due_now        flag     `make_due` lets the records live on, and makes them due at once. Only here
 --   open           count    shards of this round that are not collected
@@ -146,11 +145,11 @@
 --   unfound        count    how often in a row the provider did not know its file or batch
 --   unseen_at      at       since then the account's API key does not see its batch or file
 --   refused_at     at       since then a refusal that may pass is waited out
---   backoff        count    how often in a row it was put off
+--   backoff        count    how often in a row it was deferred
 --   intent_at      at       first intent to create under the current key
 --   intent_ahead   s        how much our time may have been ahead of the provider's then
 --   calls          JSON     [tokens of the turns whose create call has no clear answer], 20 at most
---   empty_at       at       first look after the latest call that found no batch
+--   empty_at       at       first search after the latest call that found no batch
 --   named          JSON     {id of a batch that unclear answers named: whether they were about it}, 8 at most
 --   other_at       at       since then create calls are answered with batches of other shards
 --   refusal        JSON     problem: a clear no while an older call is unanswered
@@ -178,7 +177,7 @@
 -- How to read a script's first lines. KEYS: what it is about; where that is a job, `record` and `job` are the same key; the
 -- last is always `clock`. ARGV: 1 is always the skew (s), 0 but in tests, which move the time by it; `lease` is how long a
 -- lease is; `fields` are field, value, field, value .. to the end. -> what it answers: at and s are text with 6 digits,
--- wake and cancel 0 or 1, other numbers integers; what is read from a record is as it is there.
+-- republish and cancel 0 or 1, other numbers integers; what is read from a record is as it is there.
 --
 -- END OF THE DICTIONARY
 local NIL = '\0nil'
@@ -195,7 +194,7 @@ local ahead = 0
 -- and how far `ahead` of Redis' clock we are since that was set back. Our time then goes on from where it was, a twentieth
 -- slower until Redis' clock has caught up, so leases, due times and marks keep their meaning, and the countdown of a
 -- message on a host's clock stays within what claim allows. Less than five seconds are waited for. A leap forward cannot be
--- told from an hour without calls, so it is only noted: see the look for unanswered creates.
+-- told from an hour without calls, so it is only noted: see the search for unanswered creates.
 -- `peek`: write nothing, for calls that must work on a Redis that is full.
 local function clock(skew, peek)
   local t = redis.call('TIME')
@@ -295,7 +294,7 @@ local function flag(key, field)
 end
 
 -- claim an output under all of its names (a JSON list), or none; returns the other job, not closed, that has one, and its stage
-local function own(prefix, names, id)
+local function claim_output(prefix, names, id)
   names = cjson.decode(names)
   for _, name in ipairs(names) do
     local owner = redis.call('GET', prefix .. 'output:' .. name)
@@ -312,12 +311,12 @@ local function finalize(key, prefix, id, due, member, lease, now, task_ids)
   set_state(key, prefix, id, 'finalizing', now)
   local epoch = redis.call('HINCRBY', key, 'epoch', 1)
   redis.call('HSET', key, 'task_ids', task_ids)
-  redis.call('HDEL', key, 'wake')
+  redis.call('HDEL', key, 'republish')
   set_due(key, due, member, lease, now, 0)
   return epoch
 end
 
--- let the sweep wake a job's shards from an index on
-local function wake_rest(prefix, id, when, first, shards)
-  if shards > first then redis.call('ZADD', prefix .. 'waking', first, id .. '/' .. when) end
+-- let the sweep publish a job's shards again, from an index on
+local function republish_rest(prefix, id, when, first, shards)
+  if shards > first then redis.call('ZADD', prefix .. 'to_republish', first, id .. '/' .. when) end
 end

@@ -1,4 +1,4 @@
--- Fix a job's end. The cancel flag wins. The lease stays: the holder goes on to tell, and the job stays due.
+-- Fix a job's end. The cancel flag wins. The lease stays: the holder goes on to notify receivers, and the job stays due.
 -- KEYS: 1 job, 2 job, 3 due, 4 clock
 -- ARGV: 1 skew (s), 2 prefix, 3 job id, 4 token, 5 state, 6 fields
 -- -> {'ok', state that it became} | {'lost'}

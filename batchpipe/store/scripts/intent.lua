@@ -1,14 +1,14 @@
 -- Say, before the paid call, that it will be made. The time of the first intent under a key is never overwritten; a call
--- clears the time of the empty look, and the ids that answers to earlier ones named: whoever calls has settled them. Of the
--- calls only the last few are kept.
+-- clears the time of the empty search, and the ids that answers to earlier ones named: whoever calls has settled them. Only
+-- the last few calls are kept.
 -- KEYS: 1 record, 2 job, 3 due, 4 clock
 -- ARGV: 1 skew (s), 2 prefix, 3 token, 4 time of the caller's host (at)
--- -> {'ok', wake, cancel} | {'lost'}
---  | {'held', wake, 0} the job sends nothing more until somebody decides, or at all; no intent is recorded
+-- -> {'ok', republish, cancel} | {'lost'}
+--  | {'held', republish, 0} the job sends nothing more until somebody decides, or at all; no intent is recorded
 local now = clock(ARGV[1])
 if not holds(KEYS[1], ARGV[3], now) then return { 'lost' } end
 if (get(KEYS[2], 'hold_at') or flag(KEYS[2], 'send_no_more') == 1) and flag(KEYS[2], 'cancel') == 0 then
-  return { 'held', flag(KEYS[1], 'wake'), 0 }
+  return { 'held', flag(KEYS[1], 'republish'), 0 }
 end
 if redis.call('HSETNX', KEYS[1], 'intent_at', num(now)) == 1 then
   -- the list is read back to the earliest time that the call may have had at the provider
@@ -22,4 +22,4 @@ if not known then table.insert(calls, ARGV[3]) end
 while #calls > 20 do table.remove(calls, 1) end
 redis.call('HSET', KEYS[1], 'calls', cjson.encode(calls))
 redis.call('ZADD', ARGV[2] .. 'accounts', num(now), get(KEYS[2], 'account') or 'default')
-return { 'ok', flag(KEYS[1], 'wake'), flag(KEYS[2], 'cancel') }
+return { 'ok', flag(KEYS[1], 'republish'), flag(KEYS[2], 'cancel') }

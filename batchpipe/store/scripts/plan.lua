@@ -20,7 +20,7 @@ end
 for i = 9, #ARGV, 2 do redis.call('HSET', job, ARGV[i], ARGV[i + 1]) end
 local first, count = tonumber(get(job, 'shards') or '0'), tonumber(ARGV[8])
 redis.call('HSET', job, 'open', count, 'shards', first + count, 'due_from', first)
-redis.call('HDEL', job, 'wake', 'trouble', 'due_now')
+redis.call('HDEL', job, 'republish', 'trouble', 'due_now')
 set_state(job, prefix, id, 'running', now)
 redis.call('ZADD', due, num(now + tonumber(lease)), ARGV[4])
 return { 'ok' }

@@ -7,7 +7,7 @@ local prefix, id, job, due = ARGV[2], ARGV[3], KEYS[1], KEYS[3]
 if redis.call('EXISTS', job) == 1 then
   return { get(job, 'last') == ARGV[4] and 'ok' or 'known' } -- ok: repeated by the client after a lost reply
 end
-local owner, owner_stage = own(prefix, ARGV[5], id)
+local owner, owner_stage = claim_output(prefix, ARGV[5], id)
 if owner then return { 'output', owner, owner_stage } end
 if KEYS[4] ~= job then
   local first = redis.call('GET', KEYS[4])

@@ -3,7 +3,7 @@
 -- ARGV: 1 skew (s), 2 prefix, 3 member, 4 token ('': none), 5 key of the shard (job:index:try), 6 batch id, 7 wait (s),
 --   8 lease (s), 9 sure, 10 fields
 -- sure: '1' if the batch itself shows our key or file; else '0', and one that a record names is that shard's
--- -> {'ok', wake, cancel} from the live holder: the turn is over | {'late'} recorded for a shard that is due now
+-- -> {'ok', republish, cancel} from the live holder: the turn is over | {'late'} recorded for a shard that is due now
 --  | {'known'} nothing to do | {'cancel'} the caller cancels the batch it made
 --  | {'other'} it is the batch of another shard: the answer that named it was wrong
 local function belongs_to_another(prefix, batch, member, account)
@@ -47,7 +47,7 @@ if not live then
   return { 'late' }
 end
 redis.call('HSET', rec, 'last', token)
-local wake, wait = flag(rec, 'wake'), tonumber(ARGV[7])
-if wake == 1 then wait = 0 end
+local republish, wait = flag(rec, 'republish'), tonumber(ARGV[7])
+if republish == 1 then wait = 0 end
 set_due(rec, due, ARGV[3], lease, now, wait)
-return { 'ok', wake, flag(job, 'cancel') }
+return { 'ok', republish, flag(job, 'cancel') }

@@ -1,21 +1,19 @@
 -- Record a new job, unless its key is taken or its output is that of another job that is not closed.
 -- KEYS: 1 job, 2 job, 3 due, 4 key:KEY (or the job again, if it has none), 5 clock
--- ARGV: 1 skew (s), 2 prefix, 3 job id, 4 member, 5 lease (s), 6 again: '' | '1' | id of the one job that may be replaced,
---   7 how long its id is an alias if its key is taken (s; 0: it is none), 8 names of its output (JSON [..]), 9 fields
--- -> {'ok', id} | {'exists', id of the first job} | {'given up', id} | {'output', id of its owner, the owner's state}
+-- ARGV: 1 skew (s), 2 prefix, 3 job id, 4 member, 5 lease (s), 6 replace: '' | '1': any | id of the
+--   one job that may be replaced, 7 how long its id is an alias if its key is taken (s; 0: it is none), 8 names of its output (JSON [..]), 9 fields
+-- -> {'ok', id} | {'exists', id of the first job} | {'output', id of its owner, the owner's state}
 local now = clock(ARGV[1])
-local prefix, id, again = ARGV[2], ARGV[3], ARGV[6]
+local prefix, id, replace = ARGV[2], ARGV[3], ARGV[6]
 if redis.call('EXISTS', KEYS[1]) == 1 then return { 'ok', id } end -- repeated by the client after a lost reply
-if redis.call('EXISTS', prefix .. 'given_up:' .. id) == 1 then return { 'given up', id } end -- late: its input is gone
 if KEYS[4] ~= KEYS[1] then
   local first = redis.call('GET', KEYS[4])
-  -- `again` is '1', or the id of the one job that may be replaced
-  if first and redis.call('EXISTS', prefix .. 'job:' .. first) == 1 and again ~= '1' and again ~= first then
+  if first and redis.call('EXISTS', prefix .. 'job:' .. first) == 1 and replace ~= '1' and replace ~= first then
     if tonumber(ARGV[7]) > 0 then redis.call('SET', prefix .. 'alias:' .. id, first, 'EX', ARGV[7]) end
     return { 'exists', first }
   end
 end
-local owner, owner_stage = own(prefix, ARGV[8], id)
+local owner, owner_stage = claim_output(prefix, ARGV[8], id)
 if owner then return { 'output', owner, owner_stage } end
 if KEYS[4] ~= KEYS[1] then redis.call('SET', KEYS[4], id) end
 write(KEYS[1], 9)

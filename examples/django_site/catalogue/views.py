@@ -5,7 +5,7 @@ from django.shortcuts import redirect, render
 from django.views.decorators.http import require_POST
 
 import batchpipe
-from batchpipe.contrib.django.rows import progress_of
+from batchpipe.contrib.django.progress import progress_of
 from catalogue.descriptions import describe
 from catalogue.models import Product, Run
 

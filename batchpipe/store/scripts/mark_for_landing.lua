@@ -2,7 +2,7 @@
 -- marking twice is marking once.
 -- KEYS: 1 job, 2 job, 3 due, 4 clock
 -- ARGV: 1 skew (s), 2 prefix, 3 job id, 4 and on: an index each
--- -> {'ok'} | {'gone'} | {'running'} it has not ended | {'not_closed'} its end is still being told
+-- -> {'ok'} | {'gone'} | {'running'} it has not ended | {'not_closed'} its receivers are not all notified
 local prefix, id, job = ARGV[2], ARGV[3], KEYS[1]
 if redis.call('EXISTS', job) == 0 then return { 'gone' } end
 if not ENDED[get(job, 'stage')] then return { 'running' } end

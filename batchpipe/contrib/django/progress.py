@@ -1,16 +1,10 @@
-"""What a page shows about a job: plain values for templates."""
+"""How far a job is, for a bar on a page."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
-
-from django.conf import settings
-from django.utils import timezone
-
-from batchpipe.masking import printable
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from batchpipe.client.client import Job
@@ -53,13 +47,8 @@ _ANSWERED = ("round", "rows", "counts")
 
 def progress_of(job: Job) -> Progress:
     """How far a job is, for a page of your own; its shards are read if they are few. Raises StoreUnavailable."""
-    from batchpipe.client.client import default_client
-
     few = not job.state.ended and 0 < job.record.shards <= FEW_SHARDS
-    return progress(
-        job.record,
-        list(default_client().store.shards.of_job(job.record, fields=_ANSWERED, bad="show")) if few else None,
-    )
+    return progress(job.record, list(job.shards(_ANSWERED)) if few else None)
 
 
 def _answered(shard: ShardRecord) -> int:
@@ -70,29 +59,3 @@ def _answered(shard: ShardRecord) -> int:
 
 def _percent(done: int, total: int) -> int:
     return min(100, 100 * done // total) if total else 0
-
-
-def moment(seconds: float | None) -> datetime | None:
-    """A unix time as templates show times."""
-    if seconds is None:
-        return None
-    at = datetime.fromtimestamp(seconds, tz=UTC)
-    return at if settings.USE_TZ else timezone.make_naive(at)
-
-
-def job_row(job: Job) -> dict[str, Any]:
-    """One job for a list or a page of its own. Raises StoreUnavailable."""
-    from batchpipe.model.views import telling
-
-    record, view = job.record, job.to_dict(shards=False)
-    trouble = record.trouble.message if record.trouble is not None and not job.state.ended else telling(record)
-    return {
-        **view,
-        "title": printable(job.name or job.id),
-        "progress": progress_of(job),
-        "created": moment(view["created_at"]),
-        "ended": moment(view["ended_at"]),
-        "trouble": printable(trouble) if trouble else None,
-        "may_cancel": not job.state.ended and not record.cancel,
-        "may_retry": job.state.ended and bool((record.failed or 0) + (record.missing or 0)),
-    }

@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import pytest
 
-from batchpipe.errors import LeaseLost, RecordUnreadable
+from batchpipe.errors import LeaseLost
 from batchpipe.model.records import JOB, JobRecord, Move, ShardRecord, Stage, State, new_job_id
 from batchpipe.store import JobLease, ShardLease, Store
 from batchpipe.store.due import CHUNK
@@ -69,14 +69,14 @@ def test_no_script_is_given_more_than_a_few_hundred_shards(store: Store, monkeyp
     store.jobs.submit(job)
     scripts = Scripts(store, monkeypatch)
     assert store.leases.plan(prepare(store, job.id), {"round": 1}, shards(job.id), ["m"]) == (COUNT, 0)
-    assert scripts.names.count("draft") == scripts.names.count("make_due") == 3
+    assert scripts.names.count("draft_shards") == scripts.names.count("make_due") == 3
     assert scripts.most_args < CHUNK + 10
     found = store.jobs.get(job.id)
     assert (found.stage, found.shards, found.open) == (State.RUNNING, COUNT, COUNT)
     assert due(store) == expected(job.id)
 
 
-@pytest.mark.parametrize("at", [("draft", 0), ("draft", 2), ("plan", 0)])
+@pytest.mark.parametrize("at", [("draft_shards", 0), ("draft_shards", 2), ("plan", 0)])
 def test_a_plan_that_dies_before_it_is_seen_is_made_again(
     store: Store, clock: Any, monkeypatch: pytest.MonkeyPatch, at: tuple[str, int]
 ) -> None:
@@ -131,12 +131,12 @@ def test_a_cancelled_job_drafts_nothing(store: Store, monkeypatch: pytest.Monkey
     assert not list(store.connection.client.scan_iter(f"{store.connection.prefix}shard:{job.id}:*".replace("{", "\\{")))
 
 
-def test_all_records_of_a_told_job_expire_also_those_that_nobody_saw(store: Store, clock: Any) -> None:
+def test_all_records_of_a_closed_job_expire_also_those_that_nobody_saw(store: Store, clock: Any) -> None:
     """A round that was drafted, and then cancelled, leaves nothing behind."""
     job = new_job()
     store.jobs.submit(job)
     lease = prepare(store, job.id)
-    store.leases._fenced("draft", lease, lease.token, f'["{COUNT}", "stage", "planned"]')
+    store.leases._fenced("draft_shards", lease, lease.token, f'["{COUNT}", "stage", "planned"]')
     store.leases.finish(lease, State.FAILED, {})
     store.leases.close_job(lease)
     assert store.connection.client.ttl(f"{store.connection.prefix}shard:{job.id}:{COUNT}") == pytest.approx(
@@ -165,7 +165,7 @@ def test_a_restore_that_dies_leaves_records_that_expire(store: Store, monkeypatc
 
 
 def given_up(store: Store, indexes: range) -> str:
-    """An ended job of which everybody was told, with these shards given up."""
+    """A closed job with these shards given up."""
     job = new_job()
     store.jobs.submit(job)
     store.leases.plan(prepare(store, job.id), {}, shards(job.id), ["m"])
@@ -206,7 +206,7 @@ def test_all_that_was_given_up_is_landed_in_one_call(store: Store, monkeypatch: 
     assert (shard.shard.error, shard.shard.batch_id) == (None, "b1")
 
 
-@pytest.mark.parametrize("at", [("land_mark", 1), ("land", 0), ("make_due", 0), ("make_due", 1)])
+@pytest.mark.parametrize("at", [("mark_for_landing", 1), ("land", 0), ("make_due", 0), ("make_due", 1)])
 def test_a_landing_that_dies_is_gone_on_with(
     store: Store, clock: Any, monkeypatch: pytest.MonkeyPatch, at: tuple[str, int]
 ) -> None:
@@ -233,13 +233,13 @@ def test_a_job_that_has_not_ended_or_has_nothing_marked_is_not_landed(store: Sto
     assert store.jobs.land(given_up(store, range(0)), []) == "none"
 
 
-def test_a_cancel_wakes_some_and_leaves_the_others_to_the_sweep(store: Store) -> None:
+def test_a_cancel_leaves_to_the_sweep_what_its_caller_does_not_publish(store: Store) -> None:
     """A web request waits for a few, whatever the job's size; nobody is forgotten or taken twice."""
     job = new_job()
     store.jobs.submit(job)
     store.leases.plan(prepare(store, job.id), {}, shards(job.id), ["m"])
-    assert store.jobs.cancel(job.id, waking=20) == (True, COUNT)
-    taken = list(iter(lambda: store.due.take_wakes(200), None))
+    assert store.jobs.cancel(job.id, published=20) == (True, COUNT)
+    taken = list(iter(lambda: store.due.take_to_republish(200), None))
     assert [(found.job, found.when) for found in taken] == [(job.id, "always")] * len(taken)
     assert [index for found in taken for index in range(found.first, found.last)] == list(range(20, COUNT))
 
@@ -273,78 +273,3 @@ def test_lists_are_pruned_of_expired_jobs_though_living_ones_stand_before_them(s
         == store.connection.client.zcard(f"{store.connection.prefix}jobs:pending")
         == 5
     )
-
-
-# -- records that cannot be read -----------------------------------------------------------------------------------
-
-BAD = ({"open": "many"}, {"stage": "archived"}, {"tags": "{"}, None)
-
-
-def spoil(store: Store, key: str, how: dict[str, str] | None) -> None:
-    if how is None:
-        store.connection.client.delete(key)
-        store.connection.client.set(key, "no hash")
-    else:
-        store.connection.client.hset(key, mapping=cast(Any, how))
-
-
-@pytest.mark.parametrize("how", BAD)
-def test_a_job_that_cannot_be_read_is_listed_as_such_and_ends_no_list(
-    store: Store, how: dict[str, str] | None, caplog: pytest.LogCaptureFixture
-) -> None:
-    good, bad = new_job(), new_job()
-    for job in (good, bad):
-        store.jobs.submit(job)
-    spoil(store, f"{store.connection.prefix}job:{bad.id}", how)
-    for _ in range(2):
-        listed = {job.id: job.error and job.error.code for job in store.jobs.newest()}
-        assert listed == {good.id: None, bad.id: "record_unreadable"}
-        assert bad.id in {job.id for job in store.jobs.newest(state=State.PENDING)} or how == {"stage": "archived"}
-    assert len([record for record in caplog.records if bad.id in record.message]) == 1
-
-
-@pytest.mark.parametrize("how", [{"rows": "many"}, {"stage": "archived"}, {"counts": "{"}, None])
-def test_a_shard_that_cannot_be_read_is_shown_and_stops_only_its_own_steps(
-    store: Store, how: dict[str, str] | None
-) -> None:
-    """A merge without it would lose rows."""
-    job = new_job()
-    store.jobs.submit(job)
-    store.leases.plan(prepare(store, job.id), {}, shards(job.id, 3), ["m"])
-    spoil(store, f"{store.connection.prefix}shard:{job.id}:1", how)
-    found = store.jobs.get(job.id)
-    shown = list(store.shards.of_job(found, bad="show"))
-    assert [(shard.index, shard.trouble and shard.trouble.code) for shard in shown] == [
-        (0, None),
-        (1, "record_unreadable"),
-        (2, None),
-    ]
-    with pytest.raises(RecordUnreadable):
-        list(store.shards.of_job(found))
-    assert [shard is not None for shard in store.shards.at([(job.id, index) for index in range(3)])] == [1, 0, 1]
-    assert store.counters.count_open_shards().stages["planned"] >= 2
-
-
-def test_a_member_of_the_due_set_that_names_nothing_is_taken_out(store: Store) -> None:
-    store.connection.client.zadd(f"{store.connection.prefix}due", {"rubbish": 1, "a/b": 2, "job_x/3": 3})
-    assert store.due.overdue() == [("job_x", 3)]
-    assert due(store) == {"job_x/3"}
-
-
-# -- the event log -------------------------------------------------------------------------------------------------
-
-
-def test_a_log_shows_its_newest_events(store: Store) -> None:
-    """Its end is what a person looks for."""
-    for number in range(12):
-        store.events.add("job_x", "e", number=number)
-    assert [event["number"] for event in store.events.read("job_x", limit=5)] == [7, 8, 9, 10, 11]
-
-
-def test_an_event_is_bounded_whatever_is_in_it(store: Store) -> None:
-    store.events.add(
-        "job_x", "e" * 9_999, message="x" * 10_000_000, many=["y" * 5_000] * 5_000, deep={"a": {"b": {"c": [[1]]}}}
-    )
-    [entry] = cast(Any, store.connection.client.xrange(f"{store.connection.prefix}log:job_x"))
-    assert len(str(entry)) < 250_000
-    assert len(store.events.read("job_x")[0]["message"]) == 1_000

@@ -3,7 +3,7 @@
 -- ARGV: 1 skew (s), 2 member, 3 lease (s), 4 task ids of the new messages (JSON [..]), 5 when, 6 until the new one is
 --   meant to run (s)
 -- when: overdue: its message is lost; asleep: also if it waits for its time; always: even if one is under way
--- -> {'ok', epoch, stage, queue, old task ids (JSON [..])} | {'lease'} a wake mark is left | {'later'} not now
+-- -> {'ok', epoch, stage, queue, old task ids (JSON [..])} | {'lease'} left to its holder: `republish` | {'later'} not now
 --  | {'ended'} | {'gone'} | {'undue'} not all of its shards are due yet: `make_due` goes on
 local now = clock(ARGV[1])
 local rec, due = KEYS[1], KEYS[3]
@@ -21,12 +21,12 @@ local lives = leased(rec, now)
 if ARGV[5] ~= 'always' and not lives then
   local score = redis.call('ZSCORE', due, ARGV[2])
   local asleep = ARGV[5] == 'asleep' and tonumber(get(rec, 'next_at') or '0') > now
-  -- a message that is under way is not repeated before it is overdue: else wakes outrun the workers
+  -- a message that is under way is not repeated before it is overdue: else new ones outrun the workers
   if score and tonumber(score) > now and not asleep then return { 'later' } end
 end
 if ARGV[5] == 'overdue' and lives then return { 'later' } end
 if lives then
-  redis.call('HSET', rec, 'wake', '1')
+  redis.call('HSET', rec, 'republish', '1')
   return { 'lease' }
 end
 -- It is due from now on: the time in which it was due and nobody looked is forgiven here (as by `attended` of lateness.py).
@@ -41,6 +41,6 @@ local old = get(rec, 'task_ids') or '[]'
 local epoch = redis.call('HINCRBY', rec, 'epoch', 1)
 redis.call('HINCRBY', rec, 'pubs', 1)
 redis.call('HSET', rec, 'task_ids', ARGV[4])
-redis.call('HDEL', rec, 'wake')
+redis.call('HDEL', rec, 'republish')
 set_due(rec, due, ARGV[2], ARGV[3], now, tonumber(ARGV[6]))
 return { 'ok', epoch, stage, get(KEYS[2], 'queue') or '', old }

@@ -1,6 +1,6 @@
--- Take the next shards that are to be woken: of the job of which fewest were. They count as woken; one that is forgotten
--- by a crash learns of a cancel with its next turn.
--- KEYS: 1 waking, 2 clock
+-- Take the next shards that are to be published again: of the job of which fewest were. They count as published; one that
+-- is forgotten by a crash learns of a cancel with its next turn.
+-- KEYS: 1 to_republish, 2 clock
 -- ARGV: 1 skew (s), 2 prefix, 3 shards at most (count)
 -- -> {} there are none | {job id, when, first index, index after the last}
 while true do

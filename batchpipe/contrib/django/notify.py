@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 _said: ContextVar[list[logging.LogRecord] | None] = ContextVar("batchpipe_said", default=None)
 
 
-def tell(job_id: str) -> None:
+def notify(job_id: str) -> None:
     """Send the signal of a job's end to all receivers. Raises the error of the first receiver that failed."""
     from batchpipe.client.client import Job, get_job
 

@@ -4,7 +4,7 @@
 -- -> {'ok'} | {'lost'} | {'output', id of its owner, the owner's state}
 local now = clock(ARGV[1])
 if not holds(KEYS[1], ARGV[4], now) then return { 'lost' } end
-local owner, stage = own(ARGV[2], ARGV[5], ARGV[3])
+local owner, stage = claim_output(ARGV[2], ARGV[5], ARGV[3])
 if owner then return { 'output', owner, stage } end
 redis.call('HSET', KEYS[1], 'owns', ARGV[5])
 return { 'ok' }

@@ -1,0 +1,114 @@
+"""The options that several commands share, and the types of their values."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+from batchpipe.model.records import DEFAULT_ACCOUNT, DEFAULT_ENDPOINT, DEFAULT_WINDOW
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Pair(click.ParamType[tuple[str, Any]]):
+    """KEY=VALUE; with ``as_json`` the value is JSON."""
+
+    name = "KEY=VALUE"
+
+    def __init__(self, *, as_json: bool = False) -> None:
+        self.as_json = as_json
+        self.name = "KEY=JSON" if as_json else "KEY=VALUE"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, Any]:
+        if isinstance(value, tuple):
+            return value
+        key, sign, text = str(value).partition("=")
+        if not sign or not key:
+            self.fail(f"{value!r} is not {self.name}", param, ctx)
+        if not self.as_json:
+            return key, text
+        try:
+            return key, json.loads(text, parse_constant=_no_constant)
+        except ValueError as error:
+            reason = getattr(error, "msg", str(error))
+            self.fail(f"{key}: {text!r} is not JSON ({reason}); strings need quotes of their own", param, ctx)
+
+
+class Seconds(click.FloatRange):
+    """A number of seconds from 0 on, not ``nan``."""
+
+    name = "SECONDS"
+
+    def __init__(self) -> None:
+        super().__init__(min=0)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        found = super().convert(value, param, ctx)
+        if not math.isfinite(found):
+            self.fail(f"{value!r} is no number of seconds", param, ctx)
+        return found
+
+
+class Place(click.ParamType[str]):
+    """A folder or URL."""
+
+    name = "DIR"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if not str(value).strip():
+            self.fail("is empty", param, ctx)
+        return str(value)
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON")
+
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+endpoint_option = click.option("--endpoint", default=DEFAULT_ENDPOINT, show_default=True, help="Of every row.")
+
+
+def size_options(otherwise: str = "") -> Callable[[F], F]:
+    """The limits of a shard. ``otherwise``: where the default comes from, for the help."""
+    words = f"  [default: {otherwise}]" if otherwise else ""
+    return _all(
+        click.option("--max-rows", type=click.IntRange(min=1), help=f"Rows per shard at most.{words}"),
+        click.option("--max-bytes", type=click.IntRange(min=1), help=f"Bytes per shard at most.{words}"),
+    )
+
+
+def submit_options(command: F) -> F:
+    """INPUT and the options of ``run`` and ``submit``, as ``SubmitOptions`` has them; an account that is not given is
+    None."""
+    return _all(
+        click.argument("input", metavar="INPUT"),
+        click.option("-o", "--output", required=True, type=Place(), help="Folder or URL for the results."),
+        endpoint_option,
+        click.option("--completion-window", default=DEFAULT_WINDOW, show_default=True, help="For the provider."),
+        _pairs_option("--metadata", Pair(), "For the provider's batches; repeatable."),
+        _pairs_option("--extra", Pair(as_json=True), "Passed on to batches.create."),
+        click.option("--account", metavar="NAME", help=f"Account of the settings.  [default: {DEFAULT_ACCOUNT}]"),
+        click.option("--name", metavar="TEXT", help="For people."),
+        click.option("--key", metavar="TEXT", help="Idempotency key: the same key returns the first job."),
+        size_options(),
+        click.option("--attempts", type=click.IntRange(min=1), help="Rounds a row may go through."),
+    )(command)
+
+
+def _pairs_option(name: str, kind: Pair, words: str) -> Callable[[F], F]:
+    return click.option(name, type=kind, multiple=True, help=words, callback=lambda ctx, param, pairs: dict(pairs))
+
+
+def _all(*decorators: Callable[[F], F]) -> Callable[[F], F]:
+    """Options in the order of the help."""
+
+    def decorate(command: F) -> F:
+        for decorator in reversed(decorators):
+            command = decorator(command)
+        return command
+
+    return decorate

@@ -1,0 +1,60 @@
+"""Numbers about all jobs of one Redis, for metrics: read at each call, but for what is costly to count."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from batchpipe.model.stats import OpenShards, Stats
+from batchpipe.store import Store
+
+#: How long the count of the open shards is kept, so that many callers cost no more than one.
+COUNT_SECONDS = 10.0
+#: Accounts with batches created within this time are included, though this host may not have their keys.
+RECENT_SECONDS = 7 * 86_400.0
+
+
+@dataclass(frozen=True)
+class Measures:
+    """What there was to read at one moment."""
+
+    stats: Stats
+    open_shards: OpenShards
+    paused_seconds: dict[str, float]  #: account -> how much longer it is paused; 0: it is in use
+    counts: dict[str, float]  #: what all processes have counted so far; see ``telemetry.counters``
+
+
+class Meter:
+    """Reads the numbers. ``accounts``: names that are included in any case; ``clock`` counts seconds."""
+
+    def __init__(
+        self,
+        store: Callable[[], Store],
+        accounts: Callable[[], Iterable[str]] = tuple,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._open, self._accounts, self._clock = store, accounts, clock
+        self._lock = threading.Lock()
+        self._counted: tuple[Store, float, OpenShards] | None = None
+
+    def read(self) -> Measures:
+        """Raises StoreUnavailable, after one short try: whoever reads metrics waits for seconds only."""
+        store = self._open()
+        store.ping()
+        stats, open_shards = store.counters.stats(), self._count_open_shards(store)
+        accounts = sorted({"default", *self._accounts(), *store.accounts.creating(stats.now - RECENT_SECONDS)})
+        paused = {name: pause.seconds if (pause := store.accounts.pause_of(name)) else 0.0 for name in accounts}
+        return Measures(stats, open_shards, paused, store.counters.read())
+
+    def _count_open_shards(self, store: Store) -> OpenShards:
+        with self._lock:  # other callers wait for the count that is under way
+            now = self._clock()
+            if self._counted is not None and self._counted[0] is store:
+                _, at, counted = self._counted
+                if 0 <= now - at < COUNT_SECONDS:
+                    return counted
+            self._counted = store, now, store.counters.count_open_shards()
+            return self._counted[2]

@@ -1,0 +1,41 @@
+"""Checks an input as a worker would, without sending anything. Needs no Redis."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from batchpipe.config.settings import Settings
+from batchpipe.model.records import DEFAULT_ENDPOINT
+from batchpipe.pipeline.manifest import input_rules
+from batchpipe.pipeline.sharding import Bounds
+from batchpipe.pipeline.steps.prepare import validate
+
+
+@dataclass(frozen=True)
+class Validated:
+    """What is in an input, and how many shards it would make."""
+
+    rows: int
+    bytes: int
+    shards: int
+    models: dict[str, int]  #: model -> rows; "" for rows that name none
+
+
+def validate_input(
+    path: str,
+    settings: Settings,
+    *,
+    endpoint: str = DEFAULT_ENDPOINT,
+    max_rows: int | None = None,
+    max_bytes: int | None = None,
+) -> Validated:
+    """``path``: a person's own file, which may lie anywhere. ``max_rows``, ``max_bytes`` of a shard: else the settings.
+
+    Raises InvalidInput that names the line, StorageTrouble.
+    """
+    rules = replace(input_rules(settings), roots=())
+    bounds = Bounds(settings.max_models, settings.max_shards)
+    most = (max_rows or settings.max_rows, max_bytes or settings.max_bytes)
+    found = validate(path, endpoint, *most, bounds=bounds, rules=rules)
+    models = {model or "": rows for model, rows in found.models.items()}
+    return Validated(found.rows, found.bytes, len(found.shards), models)
