@@ -28,7 +28,7 @@ from batchpipe.model.records import JobRecord, ShardRecord, State, new_job_id
 from batchpipe.pipeline.manifest import PRUNED_BYTES, WORKSPACES, basics, note_workspace, prune_workspaces
 from batchpipe.pipeline.sweep import sweep
 from batchpipe.store import JobLease, Lease, Store
-from batchpipe.tasks import chain as tasks
+from batchpipe.tasks import celery_tasks as tasks
 from batchpipe.tasks.runtime import runtime
 from batchpipe.testing import FakeOpenAI, Pump
 from batchpipe.worker.schedule_tasks import schedules

@@ -26,7 +26,7 @@ from batchpipe.config.settings import Settings
 from batchpipe.errors import BatchpipeError, SettingsError
 from batchpipe.storage import Folder
 from batchpipe.storage.local import hold_lock, keep_private, kept_secret
-from batchpipe.tasks.chain import LAST_TIME
+from batchpipe.tasks.celery_tasks import LAST_TIME
 
 logger = logging.getLogger(__name__)
 

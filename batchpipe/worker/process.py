@@ -26,7 +26,7 @@ from batchpipe.config.site import current_settings, current_site
 from batchpipe.local_redis import acquire
 from batchpipe.storage import Folder
 from batchpipe.storage.local import keep_private, touch
-from batchpipe.tasks import chain
+from batchpipe.tasks import celery_tasks
 from batchpipe.tasks.app import make_app
 from batchpipe.worker import schedule_tasks
 from batchpipe.worker.setup import setup, site_app, site_worker_of
@@ -49,7 +49,7 @@ def standalone_app(settings: Settings) -> Celery:
     app = make_app(settings)
     app.set_default()
     app.set_current()
-    app.conf.imports = (*app.conf.imports, chain.__name__, schedule_tasks.__name__)
+    app.conf.imports = (*app.conf.imports, celery_tasks.__name__, schedule_tasks.__name__)
     app.autodiscover_tasks()  # in a Django site without a Celery app: the tasks.py of its Django apps
     setup(app)
     return app

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from celery import Celery
 
-import batchpipe.tasks.chain  # noqa: F401 - shared tasks become tasks of the app
+import batchpipe.tasks.celery_tasks  # noqa: F401 - shared tasks become tasks of the app
 
 app = Celery("shop", broker=os.environ["BATCHPIPE_REDIS_URL"])
 app.conf.task_default_queue = "shop"

@@ -132,11 +132,11 @@ def _wrap_celery(passed: Callable[[str], None]) -> None:
     from celery import signals
     from celery.worker.request import Request
 
-    from batchpipe.tasks import chain, notifying, publishing
+    from batchpipe.tasks import celery_tasks, notifying, publishing
 
     for module, name in ((publishing, "publish"), (notifying, "tell"), (publishing, "revoke")):
         _wrap(module, name, passed, _always(f"tasks.{name}"))
-    _wrap(chain, "_answer", passed, lambda args: f"turn.{args[0].name.removeprefix('batchpipe.')}")
+    _wrap(celery_tasks, "_answer", passed, lambda args: f"turn.{args[0].name.removeprefix('batchpipe.')}")
     _wrap(Request, "acknowledge", passed, lambda args: f"celery.ack.{args[0].name.removeprefix('batchpipe.')}")
 
     # Celery's own publishing: the next link of a chain, a retry by countdown

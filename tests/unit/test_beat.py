@@ -20,7 +20,7 @@ from batchpipe.config.settings import Settings
 from batchpipe.config.site import current_site
 from batchpipe.pipeline.beat import LISTENED_SECONDS, MOVING_SECONDS, may_send
 from batchpipe.store import Store
-from batchpipe.tasks import chain as tasks
+from batchpipe.tasks import celery_tasks as tasks
 from batchpipe.tasks.app import make_app
 from batchpipe.tasks.runtime import runtime
 from batchpipe.worker import schedule_tasks  # noqa: F401 - its task is known once it is imported

@@ -12,7 +12,7 @@ from batchpipe.errors import Unavailable
 from batchpipe.monitoring.flower import Event, as_seen
 from batchpipe.pipeline.messages import Done, Retry
 from batchpipe.storage.local import kept_secret
-from batchpipe.tasks.chain import LAST_TIME, Waiting
+from batchpipe.tasks.celery_tasks import LAST_TIME, Waiting
 from batchpipe.testing import Pump
 
 

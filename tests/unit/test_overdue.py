@@ -199,12 +199,14 @@ def test_the_broker_tells_how_many_messages_wait(tmp_path: Path, redis_url: str)
     assert waiting_in("counted") is None
 
 
-def test_the_queue_of_a_run_that_is_done_goes_with_what_is_left_in_it(tmp_path: Path, redis_url: str) -> None:
+def test_the_queue_of_a_run_that_is_done_goes_with_what_is_left_in_it(
+    tmp_path: Path, redis_url: str, prefix: str
+) -> None:
     app = make_app(Settings(_env_file=None, home=tmp_path, redis_url=SecretStr(redis_url)))
-    current_site().app = app
+    current_site().app, queue = app, f"{prefix}run"  # of this test alone: they share a Redis
     with redis.Redis.from_url(redis_url) as server:
         before = set(server.scan_iter())
-        publish(Message("job_x", JOB, 1, State.PENDING, ["t"], "batchpipe.run.x"))
+        publish(Message("job_x", JOB, 1, State.PENDING, ["t"], queue))
         assert set(server.scan_iter()) - before
-        forget_queue("batchpipe.run.x")
+        forget_queue(queue)
         assert set(server.scan_iter()) - before == set()

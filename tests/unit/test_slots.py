@@ -25,7 +25,7 @@ from batchpipe.pipeline.slots import FEWEST_TRIES, LONGEST_WAIT_SECONDS, MOST_TR
 from batchpipe.storage.local import nameless_file
 from batchpipe.store import Connection, Store, new_task_ids
 from batchpipe.tasks.app import app_in_use, make_app, state_of
-from batchpipe.tasks.chain import _bounded, bound_long_tasks
+from batchpipe.tasks.celery_tasks import _bounded, bound_long_tasks
 from batchpipe.tasks.inspection import waiting_in
 from batchpipe.tasks.publishing import publish
 from batchpipe.tasks.runtime import runtime

@@ -333,8 +333,7 @@ def test_a_service_takes_no_settings_and_no_code_from_the_folder_of_inputs(
     """Not even if it is started there; and it is not."""
     ours = image_environment() if of == "image" else unit_environment(ROOT / "examples" / "deploy" / of)
     code = (
-        "from batchpipe.config.settings import load_settings as s; x = s(); "
-        "print(x.openai_base_url, x.app, x.redis_url)"
+        "from batchpipe.config.loading import load_settings as s; x = s(); print(x.openai_base_url, x.app, x.redis_url)"
     )
     env = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "OPENAI_API_KEY": "sk-x", **ours}
     asked = [

@@ -15,7 +15,7 @@ from batchpipe.errors import Unavailable
 from batchpipe.model.records import State
 from batchpipe.pipeline.runner import MAX_TRIES
 from batchpipe.provider.errors import translated
-from batchpipe.tasks import chain as tasks
+from batchpipe.tasks import celery_tasks as tasks
 from batchpipe.tasks.notifying import tell
 from batchpipe.testing import Pump
 

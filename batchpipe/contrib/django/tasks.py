@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from batchpipe.tasks import chain as tasks
+from batchpipe.tasks import celery_tasks as tasks
 from batchpipe.worker import schedule_tasks
 
 __all__ = ["schedule_tasks", "tasks"]
