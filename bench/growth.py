@@ -34,7 +34,7 @@ from batchpipe.local_redis import acquire
 from batchpipe.model.records import JOB, JobRecord, Move, Problem, ShardRecord, Stage, State, new_job_id
 from batchpipe.model.views import SHOWN, json_of_job
 from batchpipe.pipeline.job_runner import JobRunner
-from batchpipe.pipeline.republish import WOKEN_AT_ONCE, resume_account, wake_first
+from batchpipe.pipeline.republish import PUBLISHED_AT_ONCE, republish_first, resume_account
 from batchpipe.pipeline.sweep import sweep
 from batchpipe.store import Lease, Store
 from batchpipe.store.scripts import source
@@ -146,8 +146,8 @@ class Bench:
         assert answer.exit_code == 0, answer.output
 
     def cancel(self, job_id: str) -> None:
-        _, shards = self.store.jobs.cancel(job_id, published=WOKEN_AT_ONCE)
-        wake_first(self.turns, job_id, shards, "always")
+        _, shards = self.store.jobs.cancel(job_id, published=PUBLISHED_AT_ONCE)
+        republish_first(self.turns, job_id, shards, "always")
 
     def end(self, job_id: str, took: Took, ttl: int = 2) -> None:
         """As if all shards had come home: their own turns are none of this table's."""

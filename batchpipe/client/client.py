@@ -30,7 +30,7 @@ from batchpipe.model.stats import Clock, Pause, Stats
 from batchpipe.pipeline.copied_inputs import forget_copy, remove_copy, remove_unrecorded
 from batchpipe.pipeline.manifest import basics, note_workspace, prune_workspaces
 from batchpipe.pipeline.messages import Message
-from batchpipe.pipeline.republish import WOKEN_AT_ONCE, Resumed, resume_account, wake_first, wake_job
+from batchpipe.pipeline.republish import PUBLISHED_AT_ONCE, Resumed, republish_first, republish_job, resume_account
 from batchpipe.pipeline.results import BatchResult, Outcome
 from batchpipe.pipeline.sweep import sweep
 from batchpipe.recover import Report, recover
@@ -116,10 +116,10 @@ class Client:
             note_workspace(self.settings, record, record=basics(record))
             if record.spooled:
                 forget_copy(self.settings, job_id)
-            turns, now = runtime(self.settings).jobs, record.created_at or time.time()
+            runner, now = runtime(self.settings).jobs, record.created_at or time.time()
             prune_workspaces(self.settings, self.store.jobs.closed, now)
-            turns.log(job_id, [("submitted", {"input": without_secrets(record.input), "queue": record.queue})])
-            turns.publish(Message(job_id, JOB, record.epoch, State.PENDING, record.task_ids, record.queue))
+            runner.log(job_id, [("submitted", {"input": without_secrets(record.input), "queue": record.queue})])
+            runner.publish(Message(job_id, JOB, record.epoch, State.PENDING, record.task_ids, record.queue))
             with suppress(StoreUnavailable):  # on a host without workers nobody else does it
                 remove_unrecorded(self.settings, self.store, now)
         else:
@@ -180,12 +180,12 @@ class Client:
         A job of many shards takes no longer: some are woken here, the others by the next sweeps.
         """
         job_id = self.get_job(job_id).id  # it may be an alias
-        asked, shards = self.store.jobs.cancel(job_id, published=WOKEN_AT_ONCE)
+        asked, shards = self.store.jobs.cancel(job_id, published=PUBLISHED_AT_ONCE)
         if asked:
-            turns = runtime(self.settings).jobs
-            publishing.revoke(wake_first(turns, job_id, shards, "always"))
+            runner = runtime(self.settings).jobs
+            publishing.revoke(republish_first(runner, job_id, shards, "always"))
             note_workspace(self.settings, self.store.jobs.get(job_id), cancel=True)
-            turns.log(job_id, [("cancel_asked", {})])
+            runner.log(job_id, [("cancel_asked", {})])
         return self.get_job(job_id)
 
     def resume_job(self, job_id: str) -> bool:
@@ -210,7 +210,7 @@ class Client:
         """Publish all open work of a job again, for a caller who knows that its worker is gone: some of it at once, the
         rest of a large job with the next sweeps. Raises JobNotFound.
         """
-        wake_job(runtime(self.settings).jobs, job_id)
+        republish_job(runtime(self.settings).jobs, job_id)
 
     def sweep(self, *, listing: bool | None = None) -> int:
         """One pass of the safety net. Returns how many records were published again.

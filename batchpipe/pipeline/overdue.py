@@ -46,40 +46,40 @@ class _Queue:
         return not self.listened or now - waiting.published < QUEUE_STUCK.pause(waiting.times)
 
 
-def publish_overdue(turns: Runner, limit: int = PASS_LENGTH) -> int:
+def publish_overdue(runner: Runner, limit: int = PASS_LENGTH) -> int:
     """Returns how many records were published again. Raises StoreUnavailable."""
-    woken, queues = 0, _Queues(turns)
+    woken, queues = 0, _Queues(runner)
     for number in range(1, MOST_PASSES + 1):
-        places = turns.store.due.overdue(limit)
+        places = runner.store.due.overdue(limit)
         waiting = queues.that_have(places)
         for job_id, index in places:
-            if (job_id, index) not in waiting and wake_or_set_aside(turns, job_id, index, "overdue"):
+            if (job_id, index) not in waiting and republish_or_set_aside(runner, job_id, index, "overdue"):
                 woken += 1
                 logger.info("overdue, published again", extra={"event": "swept", "job": job_id, "shard": index})
         if waiting:
-            turns.counters.add("left_waiting", len(waiting))
-            turns.store.due.postpone(list(waiting), min(LOOK_AGAIN_SECONDS, number * turns.settings.lease_seconds))
+            runner.counters.add("left_waiting", len(waiting))
+            runner.store.due.postpone(list(waiting), min(LOOK_AGAIN_SECONDS, number * runner.settings.lease_seconds))
         if len(waiting) < limit:
             break
     queues.tell()
     return woken
 
 
-def wake_or_set_aside(turns: Runner, job_id: str, index: int, when: When) -> bool:
+def republish_or_set_aside(runner: Runner, job_id: str, index: int, when: When) -> bool:
     """Returns whether it was published again. A record that cannot be read is logged and skipped."""
     try:
-        return turns.republish(job_id, index, when=when) is not None
+        return runner.republish(job_id, index, when=when) is not None
     except RecordUnreadable as error:
         name_once(error)
-        turns.store.due.set_aside(job_id, index)
+        runner.store.due.set_aside(job_id, index)
         return False
 
 
 class _Queues:
     """The queues of overdue records; the broker is asked about each once in a pass."""
 
-    def __init__(self, turns: Runner) -> None:
-        self._turns = turns
+    def __init__(self, runner: Runner) -> None:
+        self._turns = runner
         self._known: dict[str, _Queue] = {}
         self._listening: dict[str, list[str]] | None = None
         self._dead: dict[str, int] = {}

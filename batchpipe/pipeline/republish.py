@@ -9,12 +9,12 @@ from typing import NamedTuple
 
 from batchpipe.model.records import JOB
 from batchpipe.model.refusals import FOR_A_PERSON
-from batchpipe.pipeline.overdue import wake_or_set_aside
+from batchpipe.pipeline.overdue import republish_or_set_aside
 from batchpipe.pipeline.runner import Runner
 from batchpipe.store import When
 
 #: Shards that the caller wakes itself, and waits for: a few milliseconds each.
-WOKEN_AT_ONCE = 20
+PUBLISHED_AT_ONCE = 20
 #: Shards that the caller looks at to find some that wait for a person.
 LOOKED_AT_ONCE = 250
 #: Shards that a sweep wakes in one go.
@@ -29,57 +29,57 @@ class Resumed(NamedTuple):
     left: int  #: jobs with more shards, which the sweeps wake
 
 
-def wake_first(turns: Runner, job_id: str, shards: int, when: When) -> list[str]:
+def republish_first(runner: Runner, job_id: str, shards: int, when: When) -> list[str]:
     """The job itself and its first shards. Returns the void task ids."""
     void = list[str]()
-    for index in (JOB, *range(min(shards, WOKEN_AT_ONCE))):
-        void += turns.republish(job_id, index, when=when) or []
+    for index in (JOB, *range(min(shards, PUBLISHED_AT_ONCE))):
+        void += runner.republish(job_id, index, when=when) or []
     return void
 
 
-def wake_job(turns: Runner, job_id: str) -> None:
+def republish_job(runner: Runner, job_id: str) -> None:
     """Publish all open work of a job again, for a caller who knows that its worker is gone. Raises JobNotFound."""
-    job = turns.store.jobs.get(job_id)
-    if job.shards > WOKEN_AT_ONCE:  # before anything is woken: if the caller is killed, sweeps wake the others
-        turns.store.due.leave_to_republish({job.id: WOKEN_AT_ONCE}, "always")
-    wake_first(turns, job.id, job.shards, "always")
+    job = runner.store.jobs.get(job_id)
+    if job.shards > PUBLISHED_AT_ONCE:  # before anything is woken: if the caller is killed, sweeps wake the others
+        runner.store.due.leave_to_republish({job.id: PUBLISHED_AT_ONCE}, "always")
+    republish_first(runner, job.id, job.shards, "always")
 
 
-def resume_account(turns: Runner, account: str) -> Resumed:
+def resume_account(runner: Runner, account: str) -> Resumed:
     """End an account's pause: all of its waiting shards go on. Without a pause, those that wait for a person do."""
-    paused, woken, looked, left = turns.store.accounts.resume(account), 0, 0, 0
-    for page in turns.store.jobs.open_of(account):
+    paused, woken, looked, left = runner.store.accounts.resume(account), 0, 0, 0
+    for page in runner.store.jobs.open_of(account):
         rest = dict[str, int]()
         for job_id, shards in page.items():
             first = 0
-            while first < shards and looked < LOOKED_AT_ONCE and woken < WOKEN_AT_ONCE:
-                last = min(shards, first + WOKEN_AT_ONCE - woken, first + LOOKED_AT_ONCE - looked)
-                woken += _wake_waiting(turns, job_id, range(first, last), anything=paused)
+            while first < shards and looked < LOOKED_AT_ONCE and woken < PUBLISHED_AT_ONCE:
+                last = min(shards, first + PUBLISHED_AT_ONCE - woken, first + LOOKED_AT_ONCE - looked)
+                woken += _republish_waiting(runner, job_id, range(first, last), anything=paused)
                 looked, first = looked + last - first, last
             if first < shards:
                 rest[job_id] = first
         if rest:
-            turns.store.due.leave_to_republish(rest, "asleep" if paused else "person")
+            runner.store.due.leave_to_republish(rest, "asleep" if paused else "person")
         left += len(rest)
     return Resumed(paused, woken, left)
 
 
-def wake_rest(turns: Runner, limit: int) -> None:
+def republish_rest(runner: Runner, limit: int) -> None:
     """Wake the shards that a cancel, a resume or the end of a hold has left, so many at most."""
-    while limit > 0 and (found := turns.store.due.take_to_republish(min(limit, _PAGE))) is not None:
+    while limit > 0 and (found := runner.store.due.take_to_republish(min(limit, _PAGE))) is not None:
         indexes = range(found.first, found.last)
         if found.when == "person":
-            _wake_waiting(turns, found.job, indexes, anything=False)
+            _republish_waiting(runner, found.job, indexes, anything=False)
         else:
             for index in indexes:
-                wake_or_set_aside(turns, found.job, index, "asleep" if found.when == "asleep" else "always")
+                republish_or_set_aside(runner, found.job, index, "asleep" if found.when == "asleep" else "always")
         limit -= len(indexes)
 
 
-def _wake_waiting(turns: Runner, job_id: str, indexes: range, *, anything: bool) -> int:
+def _republish_waiting(runner: Runner, job_id: str, indexes: range, *, anything: bool) -> int:
     """Wake those of these shards that wait for their time; only what waits for a person unless ``anything`` does."""
     woken = 0
-    for shard in turns.store.shards.at([(job_id, index) for index in indexes]):
+    for shard in runner.store.shards.at([(job_id, index) for index in indexes]):
         if shard is not None and (anything or (shard.trouble is not None and shard.trouble.code in FOR_A_PERSON)):
-            woken += wake_or_set_aside(turns, job_id, shard.index, "asleep")
+            woken += republish_or_set_aside(runner, job_id, shard.index, "asleep")
     return woken

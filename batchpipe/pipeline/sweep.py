@@ -17,7 +17,7 @@ from batchpipe.model.stats import Clock
 from batchpipe.pipeline.copied_inputs import remove_unrecorded
 from batchpipe.pipeline.manifest import prune_workspaces
 from batchpipe.pipeline.overdue import PASS_LENGTH, publish_overdue
-from batchpipe.pipeline.republish import wake_rest
+from batchpipe.pipeline.republish import republish_rest
 from batchpipe.pipeline.runner import Runner
 from batchpipe.telemetry.logs import about
 
@@ -31,24 +31,24 @@ OVERLAP_SECONDS = 1_200.0
 LOOK_BACK_SECONDS = 26 * 3_600.0
 
 
-def sweep(turns: Runner, *, limit: int = PASS_LENGTH, listing: bool | None = None) -> int:
+def sweep(runner: Runner, *, limit: int = PASS_LENGTH, listing: bool | None = None) -> int:
     """One pass. Returns how many records were published again. Raises StoreUnavailable.
 
     ``listing``: read the accounts' lists of batches now (True), not at all (False), or if it is time (None).
     """
-    woken = publish_overdue(turns, limit)
-    wake_rest(turns, limit)
-    turns.store.jobs.prune_lists()
-    now = turns.store.now()
-    prune_workspaces(turns.settings, turns.store.jobs.closed, now)
-    remove_unrecorded(turns.settings, turns.store, now)
+    woken = publish_overdue(runner, limit)
+    republish_rest(runner, limit)
+    runner.store.jobs.prune_lists()
+    now = runner.store.now()
+    prune_workspaces(runner.settings, runner.store.jobs.closed, now)
+    remove_unrecorded(runner.settings, runner.store, now)
     if listing is not False:
-        clock = turns.store.connection.clock()
+        clock = runner.store.connection.clock()
         _tell_of_clock(clock)
-        for account in turns.store.accounts.creating(clock.now - LOOK_BACK_SECONDS):
+        for account in runner.store.accounts.creating(clock.now - LOOK_BACK_SECONDS):
             with about(account=account):
-                _look_after(turns, account, at_once=listing is True)
-    _count(turns, woken)
+                _look_after(runner, account, at_once=listing is True)
+    _count(runner, woken)
     return woken
 
 
@@ -58,34 +58,34 @@ def _tell_of_clock(clock: Clock) -> None:
         logger.error("%s", clock.words(), extra={"event": "clock_back"})
 
 
-def _count(turns: Runner, woken: int) -> None:
-    turns.counters.add("sweeps")
-    turns.counters.add("swept", woken)
-    turns.flush()
-    turns.store.due.note_sweep()
+def _count(runner: Runner, woken: int) -> None:
+    runner.counters.add("sweeps")
+    runner.counters.add("swept", woken)
+    runner.flush()
+    runner.store.due.note_sweep()
 
 
-def _look_after(turns: Runner, account: str, *, at_once: bool) -> None:
+def _look_after(runner: Runner, account: str, *, at_once: bool) -> None:
     """Read an account's recent batches: cancel strays, wake the shards of those that have ended."""
-    clock = turns.store.connection.clock()
+    clock = runner.store.connection.clock()
     now = clock.now
-    begun, done = turns.store.accounts.listings(account)
+    begun, done = runner.store.accounts.listings(account)
     if not at_once and abs(now - begun) < LIST_SECONDS:
         return
     try:
-        in_settings = turns.settings.account(account)
+        in_settings = runner.settings.account(account)
     except SettingsError as error:  # before the look is noted: workers that have the key look instead
         _tell_of_account(account, error)
         return
     try:
-        turns.store.accounts.note_listing(account, begun=now)
-        pause = turns.store.accounts.pause_of(account)
+        runner.store.accounts.note_listing(account, begun=now)
+        pause = runner.store.accounts.pause_of(account)
         if not in_settings.lists_batches or (pause is not None and pause.code != NO_QUOTA):
             return
-        api, left, ours = turns.apis(account), 0, 0
+        api, left, ours = runner.apis(account), 0, 0
         batches = api.iter_batches(_since(now, done) - clock.slack)
         while page := list(islice(batches, 100)):
-            alive, known = _judge(turns, api, page)
+            alive, known = _judge(runner, api, page)
             left, ours = left + alive, ours + known
     except StoreUnavailable:
         raise
@@ -98,7 +98,7 @@ def _look_after(turns: Runner, account: str, *, at_once: bool) -> None:
     # Else the next look goes as far back as this one. A list that shows none of ours does not prove that there is none:
     # for a while the key may be one of another project.
     if not left and ours:
-        turns.store.accounts.note_listing(account, done=now)
+        runner.store.accounts.note_listing(account, done=now)
 
 
 def _tell_of_account(account: str, error: SettingsError) -> None:
@@ -112,23 +112,23 @@ def _since(now: float, done: float) -> float:
     return max(done, now - LOOK_BACK_SECONDS) - OVERLAP_SECONDS
 
 
-def _judge(turns: Runner, api: Provider, batches: list[Batch]) -> tuple[int, int]:
+def _judge(runner: Runner, api: Provider, batches: list[Batch]) -> tuple[int, int]:
     """Returns how many strays could not be cancelled, and how many of the batches are ours.
 
     The records are read after the list, so a batch that is not recorded by now was not recorded then.
     """
     left = 0
     ours = [(batch, place) for batch in batches if (place := _place(batch)) is not None]
-    shards = turns.store.shards.at([place for _, place in ours])
+    shards = runner.store.shards.at([place for _, place in ours])
     for (batch, _), shard in zip(ours, shards, strict=True):
         if shard is None:
             continue  # of another Redis, or of one that has lost it: see recover
         if _is_stray(batch, shard):
-            left += not _cancel_stray(turns, api, batch, shard)
+            left += not _cancel_stray(runner, api, batch, shard)
         elif batch.id == shard.batch_id and batch.status in Status.FINAL and _awaits_end(shard):
             seen = {"status": batch.status, "counts": batch.counts}
-            if turns.store.shards.record_batch_status(shard, batch.id, seen):
-                turns.republish(shard.job, shard.index, when="asleep")
+            if runner.store.shards.record_batch_status(shard, batch.id, seen):
+                runner.republish(shard.job, shard.index, when="asleep")
     return left, sum(shard is not None for shard in shards)
 
 
@@ -154,7 +154,7 @@ def _is_stray(batch: Batch, shard: ShardRecord) -> bool:
     return shard.batch_id is not None or shard.stage == Stage.COLLECTED
 
 
-def _cancel_stray(turns: Runner, api: Provider, batch: Batch, shard: ShardRecord) -> bool:
+def _cancel_stray(runner: Runner, api: Provider, batch: Batch, shard: ShardRecord) -> bool:
     """Returns whether the batch is dealt with."""
     ids = {"job": shard.job, "shard": shard.index, "batch": batch.id}
     logger.error("a stray batch is cancelled: its shard has another", extra={"event": "stray", **ids})
@@ -165,6 +165,6 @@ def _cancel_stray(turns: Runner, api: Provider, batch: Batch, shard: ShardRecord
     except Unavailable as error:  # one batch must not hold up the others
         logger.error("a stray batch could not be cancelled: %s", error, extra={"event": "stray", **ids})
         return False
-    turns.counters.add("strays_cancelled")
-    turns.log(shard.job, [("stray_cancelled", {"batch_id": batch.id})], shard=shard.index)
+    runner.counters.add("strays_cancelled")
+    runner.log(shard.job, [("stray_cancelled", {"batch_id": batch.id})], shard=shard.index)
     return True

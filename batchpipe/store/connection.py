@@ -196,7 +196,7 @@ class Connection:
         self.call("lpushx", f"{self.prefix}check", "")
 
     def server_facts(self) -> dict[str, str]:
-        """version, appendonly, appendfsync, maxmemory-policy, cluster ("1"): "" if the server does not tell."""
+        """version, appendonly, appendfsync, maxmemory-policy, cluster ("1"): "" if the server does not say."""
         facts = {"version": "", "appendonly": "", "appendfsync": "", "maxmemory-policy": "", "cluster": ""}
         # a hosted Redis often forbids INFO or CONFIG, and fakeredis lacks both
         facts["version"] = str(self._fact(self.client.info, "server").get("redis_version", ""))

@@ -89,7 +89,7 @@ class Due:
         return found
 
     def postpone(self, places: Sequence[tuple[str, int]], seconds: float) -> None:
-        """The messages of these overdue records are not lost: look at them again after so long."""
+        """The messages of these overdue records are not lost: they are overdue again after so long."""
         members = [self._redis.member(job_id, index) for job_id, index in places]
         for start in range(0, len(members), _POSTPONED):
             self._redis.run(
@@ -97,7 +97,7 @@ class Due:
             )
 
     def set_aside(self, job_id: str, index: int) -> None:
-        """Look at an unreadable record again later: at the head of the due set it would be in the way."""
+        """Let an unreadable record be overdue again later: at the head of the due set it would be in the way."""
         later = self._redis.now() + ASIDE_SECONDS
         self._redis.call("zadd", f"{self._redis.prefix}due", {self._redis.member(job_id, index): later}, xx=True)
 

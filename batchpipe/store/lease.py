@@ -76,9 +76,9 @@ class Lease(ABC):
     deadline: float = 0.0  #: seconds without a ``check`` after which it is no longer renewed
     overran: bool = False  #: the turn before this one ran into its deadline
     lost: bool = False
-    _got_on: bool = False
-    _gave_way: float = field(default_factory=host_clock)
-    _asked: float = field(default_factory=host_clock)
+    _progressed: bool = False
+    _yielded_at: float = field(default_factory=host_clock)
+    _renewal_began: float = field(default_factory=host_clock)
     _renewing: threading.Lock = field(default_factory=threading.Lock)
     _stop: threading.Event = field(default_factory=threading.Event)
     _thread: threading.Thread | None = None
@@ -107,12 +107,12 @@ class Lease(ABC):
         Cheap: it calls Redis only if the renewals in the background have not run.
         """
         self._raise_if_lost()
-        self._got_on = True
+        self._progressed = True
         now = host_clock()
-        if now - self._gave_way > _LONGEST_STRETCH:
-            self._gave_way = now
+        if now - self._yielded_at > _LONGEST_STRETCH:
+            self._yielded_at = now
             time.sleep(0)  # let other green threads run, including their renewals
-        if min(self.age(), now - self._asked) > self.seconds / 2 and not self._stop.is_set():
+        if min(self.age(), now - self._renewal_began) > self.seconds / 2 and not self._stop.is_set():
             self._renew()
             self._raise_if_lost()
 
@@ -120,10 +120,10 @@ class Lease(ABC):
         if self.lost or self.age() > self.seconds:
             raise LeaseLost
 
-    def has_got_on(self) -> bool:
+    def take_progress(self) -> bool:
         """Whether ``check`` was called since the last renewal. Called once by each renewal."""
-        got_on, self._got_on = self._got_on, False
-        return got_on
+        progressed, self._progressed = self._progressed, False
+        return progressed
 
     def __enter__(self) -> Self:
         self._thread = threading.Thread(target=self._keep, name=f"lease-{self.job.id}/{self.index}", daemon=True)
@@ -150,11 +150,11 @@ class Lease(ABC):
         if not self._renewing.acquire(blocking=False):
             return  # the other thread is renewing
         try:
-            self._asked = before = host_clock()
+            self._renewal_began = before = host_clock()
             self.seconds, self.news = self._renewed()
             self.confirmed = before
         except StoreUnavailable as error:
-            self._got_on = True  # progress that was not received is reported again
+            self._progressed = True  # progress that was not received is reported again
             job = self.job
             ids = {"event": "lease_not_renewed", "job": job.id, "shard": self.index, "account": job.account}
             logger.warning("lease not renewed: %s", error, extra=ids)

@@ -85,7 +85,7 @@ class Leases:
             self._redis.member(lease.job.id, lease.index),
             lease.token,
             self._redis.lease_seconds,
-            lease.deadline if lease.has_got_on() else 0,
+            lease.deadline if lease.take_progress() else 0,
         )
         if answer[0] == "lost":
             raise LeaseLost

@@ -22,7 +22,7 @@ from batchpipe.model.requests import MAX_MODEL, check_request
 from batchpipe.model.views import job_view, json_of_job
 from batchpipe.pipeline.manifest import noted_workspaces, pretty, prune_workspaces
 from batchpipe.pipeline.messages import Message
-from batchpipe.pipeline.republish import WOKEN_AT_ONCE
+from batchpipe.pipeline.republish import PUBLISHED_AT_ONCE
 from batchpipe.pipeline.runner import words
 from batchpipe.pipeline.sharding import Bounds, NoFiles, Planner
 from batchpipe.pipeline.sweep import sweep
@@ -260,7 +260,7 @@ def test_a_cancel_of_many_shards_wakes_a_few_at_once_and_the_sweep_the_others(
     sent: list[int] = []
     monkeypatch.setattr(turns, "_publish", lambda message: sent.append(message.index))
     assert client.cancel(job.id).state is State.CANCELLING
-    assert sorted(sent) == list(range(WOKEN_AT_ONCE))
+    assert sorted(sent) == list(range(PUBLISHED_AT_ONCE))
     sweep(turns, listing=False)
     assert sorted(sent) == list(range(count))
 
@@ -321,8 +321,8 @@ def test_the_end_of_a_pause_wakes_a_few_at_once_and_the_sweeps_the_others(waitin
     waiting.client.store.accounts.pause("default", 600, Problem(code="insufficient_quota", message="no money"))
     waiting.calls = 0
     found = waiting.client.resume("DEFAULT")
-    assert (found.paused, found.woken, len(waiting.sent)) == (True, WOKEN_AT_ONCE, WOKEN_AT_ONCE)
-    assert waiting.calls < 3 * WOKEN_AT_ONCE
+    assert (found.paused, found.woken, len(waiting.sent)) == (True, PUBLISHED_AT_ONCE, PUBLISHED_AT_ONCE)
+    assert waiting.calls < 3 * PUBLISHED_AT_ONCE
     waiting.sweep_all()
     assert len(waiting.sent) == len(set(waiting.sent))
     assert set(waiting.sent) == {(large, index) for index in range(count)} | {(job, 0) for job in others}
@@ -343,7 +343,7 @@ def test_a_job_whose_worker_is_gone_is_woken_a_few_at_once_and_then_by_the_sweep
     """As ``run`` and ``wait`` do that go on with it."""
     job = waiting.job(450)
     waiting.client.republish(job)
-    assert sorted(waiting.sent) == [(job, index) for index in range(WOKEN_AT_ONCE)]
+    assert sorted(waiting.sent) == [(job, index) for index in range(PUBLISHED_AT_ONCE)]
     waiting.sweep_all()
     assert sorted(waiting.sent) == [(job, index) for index in range(450)]
 

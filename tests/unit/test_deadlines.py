@@ -13,7 +13,8 @@ from batchpipe.config.limits import LONGEST_GROWTH
 from batchpipe.errors import AmbiguousResult
 from batchpipe.model.records import State
 from batchpipe.model.steps import JOB_DEADLINE_SECONDS
-from batchpipe.pipeline import job_runner as job_turns
+from batchpipe.pipeline import job_runner
+from batchpipe.pipeline import merging as merging_module
 from batchpipe.pipeline.runner import MAX_OVERRUNS
 from batchpipe.store import ClaimDenied, Connection, Lease, Store
 from batchpipe.store.leases import Leases
@@ -69,7 +70,7 @@ def slow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Slow:
 def merging(slow: Slow, monkeypatch: pytest.MonkeyPatch, seconds: float, *, getting_on: bool) -> list[float]:
     """Let each merge take so long. Answers the list of the times when one began."""
     begun: list[float] = []
-    merge = vars(job_turns)["merge"]
+    merge = vars(merging_module)["merge"]
 
     def slowly(*args: Any, **named: Any) -> Any:
         begun.append(slow.pump.at)
@@ -77,7 +78,7 @@ def merging(slow: Slow, monkeypatch: pytest.MonkeyPatch, seconds: float, *, gett
         named["check"]()
         return merge(*args, **named)
 
-    monkeypatch.setattr(job_turns, "merge", slowly)
+    monkeypatch.setattr(merging_module, "merge", slowly)
     return begun
 
 
@@ -122,7 +123,7 @@ def test_a_prepare_that_never_gets_on_is_refused_with_what_can_be_done(
         slow.passes(2 * LONGEST_GROWTH * JOB_DEADLINE_SECONDS, getting_on=False)
         named["check"]()
 
-    monkeypatch.setattr(job_turns, "prepare", hangs)
+    monkeypatch.setattr(job_runner, "prepare", hangs)
     job_id = slow.pump.submit(chat_rows(2))
     slow.pump.run_until_idle(max_seconds=10**8)
     job = slow.pump.job(job_id)

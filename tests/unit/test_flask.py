@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import subprocess
 import sys
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -140,6 +142,21 @@ def test_an_app_takes_the_extension_once() -> None:
     assert app.extensions["batchpipe"] is batch
     with pytest.raises(RuntimeError, match="only once"):
         batch.init_app(app)
+
+
+def test_an_app_that_is_gone_leaves_nothing_behind() -> None:
+    """Tests of a site make an app each; only the last one stays, as the one of code outside of any context."""
+    sites = []
+    for number in range(5):
+        app = make_app(f"shop{number}")
+        BatchPipe(app)
+        with app.app_context():
+            sites.append(weakref.ref(current_site()))
+    del app
+    gc.collect()
+
+    assert [site() is not None for site in sites] == [False] * 4 + [True]
+    assert sites[-1]() is current_site()
 
 
 def test_importing_it_loads_no_heavy_library() -> None:

@@ -95,7 +95,7 @@ def test_a_check_renews_a_lease_that_nothing_else_renews() -> None:
     held = lease(redis, seconds=30)
     held.check()
     assert redis.asked.acquire(blocking=False) is False
-    held.confirmed = held._asked = host_clock() - 16
+    held.confirmed = held._renewal_began = host_clock() - 16
     held.check()
     held.check()
     assert redis.asked.acquire(blocking=False) is True
@@ -105,7 +105,7 @@ def test_a_check_renews_a_lease_that_nothing_else_renews() -> None:
 
 def test_a_check_finds_out_that_the_lease_is_lost() -> None:
     held = lease(Redis(LeaseLost()), seconds=30)
-    held.confirmed = held._asked = host_clock() - 16
+    held.confirmed = held._renewal_began = host_clock() - 16
     with pytest.raises(LeaseLost):
         held.check()
 
@@ -114,15 +114,15 @@ def test_a_check_asks_a_silent_redis_now_and_then_only() -> None:
     """Each question to it may take seconds."""
     redis = Redis(StoreUnavailable("away"), StoreUnavailable("away"))
     held = lease(redis, seconds=30)
-    held.confirmed = held._asked = host_clock() - 16
+    held.confirmed = held._renewal_began = host_clock() - 16
     for _ in range(5):
         held.check()
     assert len(redis.answers) == 1
-    assert held.has_got_on() is True  # is said again
+    assert held.take_progress() is True  # is said again
 
 
 def test_that_the_work_gets_on_is_said_once_for_each_renewal() -> None:
     held = lease(Redis(), seconds=30)
-    assert held.has_got_on() is False
+    assert held.take_progress() is False
     held.check()
-    assert [held.has_got_on(), held.has_got_on()] == [True, False]
+    assert [held.take_progress(), held.take_progress()] == [True, False]

@@ -28,7 +28,7 @@
 --   due              zset     member by the time when the sweep takes its message for lost (at): next_at and a margin, or
 --                             the end of its lease. A running job is in it only while `due_from` is set; what else is not
 --                             done, always
---   to_republish     zset     'JOB/WHEN' by the index of the next shard whose message the sweep publishes again (count); WHEN:
+--   to_republish     zset     'JOB/WHEN' by the index of the next shard that the sweep publishes again (count); WHEN:
 --                             always, asleep or person. Gone when all are published
 --   accounts         zset     name of an account by its latest intent to create a batch, or restore of a job (at); never
 --                             expires
@@ -41,7 +41,7 @@
 --                             definitions that were replaced
 --   pause:ACCOUNT    hash     until (at), seconds (s): how long in all, code, message (text): why; lives 1 day
 --                             longer than the pause
---   rate:ACCOUNT     hash     token bucket of reads at the provider: tokens (a decimal number) that were left then (at); 1 hour
+--   rate:ACCOUNT     hash     token bucket of reads at the provider: tokens (decimal text) that were left at (at); 1 hour
 --   listed:ACCOUNT   hash     a listing of the account's batches: begun (at), done (at): when the last one that came
 --                             to its end began; never expires
 --   metrics          hash     JSON [name of a counter, values of its labels ..] -> count or s (decimal text); never expires
@@ -60,7 +60,7 @@
 --   wait           s        countdown of that message
 --   token          text     of the lease (hex); absent: nobody holds it
 --   lease_until    at       the lease ends, unless it is renewed
---   lease_end      at       deadline of the turn: no renewal beyond it, unless the turn gets on
+--   lease_end      at       deadline of the turn: no renewal beyond it, unless the turn makes progress
 --   last           text     token of the turn or call that last ended; whoever repeats it gets the same answer. Only here
 --   republish      flag     somebody wanted it to run while a lease lived: its holder publishes again
 --   tries          count    claims of this stage that ended in unforeseen trouble
@@ -68,14 +68,14 @@
 --   overran        count    of these, those that had met their deadline
 --   pubs           count    re-publications of this stage since the last claim
 --   task_ids       JSON     [Celery ids of its messages]
---   trouble        JSON     problem: why it does not get on just now
+--   trouble        JSON     problem: why it makes no progress just now
 --   gone_at        at       since then a file of its workspace is missing
 --   gone_seen      at       that was last found
 --   to_land        -        of a shard a flag: it was given up and is to be landed; of a job the count of these. Only here
 --   created_at     at       of a job: it was recorded; of a shard: its batch was recorded
 --   ended_at       at       of a job: its end was fixed; of a shard: its batch was seen to be final
 --   round          count    of a job: its rounds so far; of a shard: the one that it is part of
---   bytes          bytes    of a job: its input, where its submit could tell; of a shard: its requests
+--   bytes          bytes    of a job: its input, where that was known at its submit; of a shard: its requests
 --   ok             count    rows with a usable answer
 --   failed         count    rows that were refused or failed
 --   missing        count    rows of which nothing came
@@ -149,7 +149,7 @@
 --   intent_at      at       first intent to create under the current key
 --   intent_ahead   s        how much our time may have been ahead of the provider's then
 --   calls          JSON     [tokens of the turns whose create call has no clear answer], 20 at most
---   empty_at       at       first look after the latest call that found no batch
+--   empty_at       at       first search after the latest call that found no batch
 --   named          JSON     {id of a batch that unclear answers named: whether they were about it}, 8 at most
 --   other_at       at       since then create calls are answered with batches of other shards
 --   refusal        JSON     problem: a clear no while an older call is unanswered
@@ -194,7 +194,7 @@ local ahead = 0
 -- and how far `ahead` of Redis' clock we are since that was set back. Our time then goes on from where it was, a twentieth
 -- slower until Redis' clock has caught up, so leases, due times and marks keep their meaning, and the countdown of a
 -- message on a host's clock stays within what claim allows. Less than five seconds are waited for. A leap forward cannot be
--- told from an hour without calls, so it is only noted: see the look for unanswered creates.
+-- told from an hour without calls, so it is only noted: see the search for unanswered creates.
 -- `peek`: write nothing, for calls that must work on a Redis that is full.
 local function clock(skew, peek)
   local t = redis.call('TIME')

@@ -1,6 +1,6 @@
 -- Say, before the paid call, that it will be made. The time of the first intent under a key is never overwritten; a call
--- clears the time of the empty look, and the ids that answers to earlier ones named: whoever calls has settled them. Of the
--- calls only the last few are kept.
+-- clears the time of the empty search, and the ids that answers to earlier ones named: whoever calls has settled them. Only
+-- the last few calls are kept.
 -- KEYS: 1 record, 2 job, 3 due, 4 clock
 -- ARGV: 1 skew (s), 2 prefix, 3 token, 4 time of the caller's host (at)
 -- -> {'ok', republish, cancel} | {'lost'}

@@ -1,5 +1,5 @@
--- Take up an ended job again, to land shards that were given up and are marked (`mark_for_landing`): their batches are read again.
--- Nothing is sent again.
+-- Take up an ended job again, to land shards that were given up and are marked (`mark_for_landing`): their batches are read
+-- again. Nothing is sent again.
 -- KEYS: 1 job, 2 job, 3 due, 4 clock
 -- ARGV: 1 skew (s), 2 prefix, 3 job id, 4 token of this call, 5 lease (s), 6 in output: 1: its results go to its
 --   output, which it claims again | 0: they lie elsewhere
@@ -19,7 +19,8 @@ redis.call('PERSIST', job)
 redis.call('PERSIST', prefix .. 'log:' .. id)
 local key = get(job, 'key')
 if key and redis.call('GET', prefix .. 'key:' .. key) == id then redis.call('PERSIST', prefix .. 'key:' .. key) end
-redis.call('HDEL', job, 'closed', 'notified', 'notify_attempts', 'receiver_errors', 'cleanup_attempts', 'ended_at', 'error', 'republish', 'hold', 'hold_at', 'to_land')
+redis.call('HDEL', job, 'closed', 'notified', 'notify_attempts', 'receiver_errors', 'cleanup_attempts',
+  'ended_at', 'error', 'republish', 'hold', 'hold_at', 'to_land')
 redis.call('HSET', job, 'last', token, 'open', count, 'send_no_more', '1')
 redis.call('HINCRBY', job, 'epoch', 1)
 set_state(job, prefix, id, 'running', now)

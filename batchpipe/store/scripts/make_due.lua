@@ -1,6 +1,6 @@
 -- Continue what `plan`, `restore` and `land` begin: make the next shards of a running job due, a chunk at a time.
--- Any process may do it, more than once; shards that are already due, or collected, are left as they are. `due_now`: their records may
--- have been about to expire, and they are past due at once.
+-- Any process may do it, more than once; shards that are already due, or collected, are left as they are. `due_now`: their
+-- records may have been about to expire, and they are past due at once.
 -- KEYS: 1 job, 2 job, 3 due, 4 clock
 -- ARGV: 1 skew (s), 2 prefix, 3 job id, 4 lease (s), 5 shards at most (count)
 -- -> {shards that are left (count)}

@@ -1,4 +1,4 @@
--- The runs of a schedule up to a time are handled; two that look at once never move the mark back.
+-- The runs of a schedule up to a time are handled; two processes at once never move the mark back.
 -- KEYS: 1 schedules, 2 clock
 -- ARGV: 1 skew (s), 2 name, 3 fingerprint, 4 handled (at; '': it stays), 5 time of the last run (at; '': none), 6 that run
 --   (JSON {..}; '': none)

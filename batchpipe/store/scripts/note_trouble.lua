@@ -1,4 +1,4 @@
--- Note why a record does not get on. Needs no lease: it is said by who could not take it.
+-- Note why a record makes no progress. Needs no lease: whoever notes it could not take one.
 -- KEYS: 1 record, 2 job, 3 due, 4 clock
 -- ARGV: 1 skew (s), 2 fields
 -- -> {}

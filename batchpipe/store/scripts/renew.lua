@@ -1,6 +1,6 @@
 -- Keep a lease.
 -- KEYS: 1 record, 2 job, 3 due, 4 clock
--- ARGV: 1 skew (s), 2 member, 3 token, 4 lease (s), 5 until its deadline (s) if its holder has got on, else 0
+-- ARGV: 1 skew (s), 2 member, 3 token, 4 lease (s), 5 until its deadline (s) if its holder made progress, else 0
 -- -> {'ok', what the lease lasts from now on (s), republish, cancel} | {'lost'}
 local now = clock(ARGV[1])
 if not holds(KEYS[1], ARGV[3], now) then return { 'lost' } end

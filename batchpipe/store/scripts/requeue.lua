@@ -2,7 +2,7 @@
 -- KEYS: 1 record, 2 job, 3 due, 4 clock
 -- ARGV: 1 skew (s), 2 prefix, 3 epoch, 4 seconds until it comes back (s), 5 lease (s), 6 member, 7 bytes and 8 rows (count)
 --   at most of what is small
--- -> {'small'} it needs no slot | {'later'} | {'claim'} it is void, or another holds the record: claim tells
+-- -> {'small'} it needs no slot | {'later'} | {'claim'} it is void, or another holds the record: claim decides
 local now = clock(ARGV[1])
 local rec, job = KEYS[1], KEYS[2]
 if redis.call('EXISTS', rec) == 0 or redis.call('EXISTS', job) == 0 then return { 'claim' } end

@@ -1,7 +1,7 @@
 -- Record a new job, unless its key is taken or its output is that of another job that is not closed.
 -- KEYS: 1 job, 2 job, 3 due, 4 key:KEY (or the job again, if it has none), 5 clock
--- ARGV: 1 skew (s), 2 prefix, 3 job id, 4 member, 5 lease (s), 6 replace: '' | '1': any | id of the one job that may be replaced,
---   7 how long its id is an alias if its key is taken (s; 0: it is none), 8 names of its output (JSON [..]), 9 fields
+-- ARGV: 1 skew (s), 2 prefix, 3 job id, 4 member, 5 lease (s), 6 replace: '' | '1': any | id of the
+--   one job that may be replaced, 7 how long its id is an alias if its key is taken (s; 0: it is none), 8 names of its output (JSON [..]), 9 fields
 -- -> {'ok', id} | {'exists', id of the first job} | {'output', id of its owner, the owner's state}
 local now = clock(ARGV[1])
 local prefix, id, replace = ARGV[2], ARGV[3], ARGV[6]

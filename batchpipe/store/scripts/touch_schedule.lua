@@ -1,5 +1,5 @@
--- Look at a schedule's mark: the time up to which its runs are handled. A definition (crontab and time zone) that is seen
--- for the first time has handled all before now.
+-- Read a schedule's mark, the time up to which its runs are handled, and note that somebody did. A definition (crontab and
+-- time zone) that is seen for the first time has handled all before now.
 -- KEYS: 1 schedules, 2 clock
 -- ARGV: 1 skew (s), 2 name, 3 fingerprint of the definition
 -- -> {now (at), handled (at)}

@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import pytest
 
-from batchpipe.errors import LeaseLost, RecordUnreadable
+from batchpipe.errors import LeaseLost
 from batchpipe.model.records import JOB, JobRecord, Move, ShardRecord, Stage, State, new_job_id
 from batchpipe.store import JobLease, ShardLease, Store
 from batchpipe.store.due import CHUNK
@@ -131,7 +131,7 @@ def test_a_cancelled_job_drafts_nothing(store: Store, monkeypatch: pytest.Monkey
     assert not list(store.connection.client.scan_iter(f"{store.connection.prefix}shard:{job.id}:*".replace("{", "\\{")))
 
 
-def test_all_records_of_a_told_job_expire_also_those_that_nobody_saw(store: Store, clock: Any) -> None:
+def test_all_records_of_a_closed_job_expire_also_those_that_nobody_saw(store: Store, clock: Any) -> None:
     """A round that was drafted, and then cancelled, leaves nothing behind."""
     job = new_job()
     store.jobs.submit(job)
@@ -165,7 +165,7 @@ def test_a_restore_that_dies_leaves_records_that_expire(store: Store, monkeypatc
 
 
 def given_up(store: Store, indexes: range) -> str:
-    """An ended job of which everybody was told, with these shards given up."""
+    """A closed job with these shards given up."""
     job = new_job()
     store.jobs.submit(job)
     store.leases.plan(prepare(store, job.id), {}, shards(job.id), ["m"])
@@ -233,7 +233,7 @@ def test_a_job_that_has_not_ended_or_has_nothing_marked_is_not_landed(store: Sto
     assert store.jobs.land(given_up(store, range(0)), []) == "none"
 
 
-def test_a_cancel_wakes_some_and_leaves_the_others_to_the_sweep(store: Store) -> None:
+def test_a_cancel_leaves_to_the_sweep_what_its_caller_does_not_publish(store: Store) -> None:
     """A web request waits for a few, whatever the job's size; nobody is forgotten or taken twice."""
     job = new_job()
     store.jobs.submit(job)
@@ -273,78 +273,3 @@ def test_lists_are_pruned_of_expired_jobs_though_living_ones_stand_before_them(s
         == store.connection.client.zcard(f"{store.connection.prefix}jobs:pending")
         == 5
     )
-
-
-# -- records that cannot be read -----------------------------------------------------------------------------------
-
-BAD = ({"open": "many"}, {"stage": "archived"}, {"tags": "{"}, None)
-
-
-def spoil(store: Store, key: str, how: dict[str, str] | None) -> None:
-    if how is None:
-        store.connection.client.delete(key)
-        store.connection.client.set(key, "no hash")
-    else:
-        store.connection.client.hset(key, mapping=cast(Any, how))
-
-
-@pytest.mark.parametrize("how", BAD)
-def test_a_job_that_cannot_be_read_is_listed_as_such_and_ends_no_list(
-    store: Store, how: dict[str, str] | None, caplog: pytest.LogCaptureFixture
-) -> None:
-    good, bad = new_job(), new_job()
-    for job in (good, bad):
-        store.jobs.submit(job)
-    spoil(store, f"{store.connection.prefix}job:{bad.id}", how)
-    for _ in range(2):
-        listed = {job.id: job.error and job.error.code for job in store.jobs.newest()}
-        assert listed == {good.id: None, bad.id: "record_unreadable"}
-        assert bad.id in {job.id for job in store.jobs.newest(state=State.PENDING)} or how == {"stage": "archived"}
-    assert len([record for record in caplog.records if bad.id in record.message]) == 1
-
-
-@pytest.mark.parametrize("how", [{"rows": "many"}, {"stage": "archived"}, {"counts": "{"}, None])
-def test_a_shard_that_cannot_be_read_is_shown_and_stops_only_its_own_steps(
-    store: Store, how: dict[str, str] | None
-) -> None:
-    """A merge without it would lose rows."""
-    job = new_job()
-    store.jobs.submit(job)
-    store.leases.plan(prepare(store, job.id), {}, shards(job.id, 3), ["m"])
-    spoil(store, f"{store.connection.prefix}shard:{job.id}:1", how)
-    found = store.jobs.get(job.id)
-    shown = list(store.shards.of_job(found, bad="show"))
-    assert [(shard.index, shard.trouble and shard.trouble.code) for shard in shown] == [
-        (0, None),
-        (1, "record_unreadable"),
-        (2, None),
-    ]
-    with pytest.raises(RecordUnreadable):
-        list(store.shards.of_job(found))
-    assert [shard is not None for shard in store.shards.at([(job.id, index) for index in range(3)])] == [1, 0, 1]
-    assert store.counters.count_open_shards().stages["planned"] >= 2
-
-
-def test_a_member_of_the_due_set_that_names_nothing_is_taken_out(store: Store) -> None:
-    store.connection.client.zadd(f"{store.connection.prefix}due", {"rubbish": 1, "a/b": 2, "job_x/3": 3})
-    assert store.due.overdue() == [("job_x", 3)]
-    assert due(store) == {"job_x/3"}
-
-
-# -- the event log -------------------------------------------------------------------------------------------------
-
-
-def test_a_log_shows_its_newest_events(store: Store) -> None:
-    """Its end is what a person looks for."""
-    for number in range(12):
-        store.events.add("job_x", "e", number=number)
-    assert [event["number"] for event in store.events.read("job_x", limit=5)] == [7, 8, 9, 10, 11]
-
-
-def test_an_event_is_bounded_whatever_is_in_it(store: Store) -> None:
-    store.events.add(
-        "job_x", "e" * 9_999, message="x" * 10_000_000, many=["y" * 5_000] * 5_000, deep={"a": {"b": {"c": [[1]]}}}
-    )
-    [entry] = cast(Any, store.connection.client.xrange(f"{store.connection.prefix}log:job_x"))
-    assert len(str(entry)) < 250_000
-    assert len(store.events.read("job_x")[0]["message"]) == 1_000
