@@ -116,10 +116,10 @@ class Client:
             note_workspace(self.settings, record, record=basics(record))
             if record.spooled:
                 forget_copy(self.settings, job_id)
-            turns, now = runtime(self.settings).jobs, record.created_at or time.time()
+            runner, now = runtime(self.settings).jobs, record.created_at or time.time()
             prune_workspaces(self.settings, self.store.jobs.closed, now)
-            turns.log(job_id, [("submitted", {"input": without_secrets(record.input), "queue": record.queue})])
-            turns.publish(Message(job_id, JOB, record.epoch, State.PENDING, record.task_ids, record.queue))
+            runner.log(job_id, [("submitted", {"input": without_secrets(record.input), "queue": record.queue})])
+            runner.publish(Message(job_id, JOB, record.epoch, State.PENDING, record.task_ids, record.queue))
             with suppress(StoreUnavailable):  # on a host without workers nobody else does it
                 remove_unrecorded(self.settings, self.store, now)
         else:
@@ -182,10 +182,10 @@ class Client:
         job_id = self.get_job(job_id).id  # it may be an alias
         asked, shards = self.store.jobs.cancel(job_id, published=PUBLISHED_AT_ONCE)
         if asked:
-            turns = runtime(self.settings).jobs
-            publishing.revoke(republish_first(turns, job_id, shards, "always"))
+            runner = runtime(self.settings).jobs
+            publishing.revoke(republish_first(runner, job_id, shards, "always"))
             note_workspace(self.settings, self.store.jobs.get(job_id), cancel=True)
-            turns.log(job_id, [("cancel_asked", {})])
+            runner.log(job_id, [("cancel_asked", {})])
         return self.get_job(job_id)
 
     def resume_job(self, job_id: str) -> bool:

@@ -16,33 +16,33 @@ from batchpipe.storage import Folder
 from batchpipe.store import Store
 
 
-def decide(turns: Runner, job_id: str, decision: Literal["resend", "land"]) -> bool:
+def decide(runner: Runner, job_id: str, decision: Literal["resend", "land"]) -> bool:
     """End a job's hold: send the rows again, or only collect what is there. Returns whether it was held."""
-    verdict, shards = turns.store.jobs.resolve_hold(job_id, decision, published=PUBLISHED_AT_ONCE)
+    verdict, shards = runner.store.jobs.resolve_hold(job_id, decision, published=PUBLISHED_AT_ONCE)
     if verdict != "ok":
         return False
-    turns.log(job_id, [("hold_ended", {"then": decision})])
-    republish_first(turns, job_id, shards, "asleep")
+    runner.log(job_id, [("hold_ended", {"then": decision})])
+    republish_first(runner, job_id, shards, "asleep")
     return True
 
 
-def land(turns: Runner, job: JobRecord) -> None:
+def land(runner: Runner, job: JobRecord) -> None:
     """See ``Client.land``."""
     if not job.state.ended:
-        if not decide(turns, job.id, "land") and not job.send_no_more:
+        if not decide(runner, job.id, "land") and not job.send_no_more:
             message = f"job {job.id} has not ended, and nothing holds it: follow it with batchpipe wait {job.id}"
             raise PermanentError(message, code="not_ended")
         return
-    if not (first := list(islice(_given_up(turns.store, job), PUBLISHED_AT_ONCE))):
+    if not (first := list(islice(_given_up(runner.store, job), PUBLISHED_AT_ONCE))):
         message = f"job {job.id} has nothing to land: it waits for no more batches"
         raise PermanentError(message, code="nothing_to_land")
     if job.total and not Folder(job.workspace, private=True).exists(job.order_files[0]):
         message = f"the workspace of job {job.id} is no longer there: {job.workspace}"
         raise PermanentError(message, code="no_workspace")
-    if _reopen(turns.store, job):  # else another caller has just asked for it
-        turns.log(job.id, [("landing", {"shards": turns.store.jobs.get(job.id).open})])
+    if _reopen(runner.store, job):  # else another caller has just asked for it
+        runner.log(job.id, [("landing", {"shards": runner.store.jobs.get(job.id).open})])
         for index in first:  # the sweeps find the others
-            turns.republish(job.id, index, when="overdue")
+            runner.republish(job.id, index, when="overdue")
 
 
 def _reopen(store: Store, job: JobRecord) -> bool:
