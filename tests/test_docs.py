@@ -297,7 +297,7 @@ def test_each_way_in_of_strangers_has_a_test_that_is_there() -> None:
     page = (ROOT / "docs" / "security.md").read_text(encoding="utf-8")
     rows = [line for line in page.splitlines() if line.startswith("| ")][2:]
     named = re.findall(r"`(?:(tests/[\w/]+\.py)::)?(test_\w+)`", page)
-    files = [path or "tests/unit/test_strangers.py" for path, _ in named]
+    files = [path or "tests/unit/test_untrusted_input.py" for path, _ in named]
     missing = [
         name
         for path, (_, name) in zip(files, named, strict=True)

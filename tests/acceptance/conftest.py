@@ -14,7 +14,7 @@ from batchpipe.sandbox import Sandbox
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from tests.acceptance.user_machine import FAST, Place, RedisServer
+from tests.acceptance.user_machine import FAST, Machine, RedisServer
 
 
 @pytest.fixture(scope="session")
@@ -32,27 +32,27 @@ def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServ
 
 
 @pytest.fixture(scope="module")
-def new_place(
+def new_machine(
     tmp_path_factory: pytest.TempPathFactory, sandbox: Sandbox, redis_server: RedisServer
-) -> Iterator[Callable[..., Place]]:
-    """Make a place: with a database of the tests' Redis, or with `private=True` with a private Redis."""
-    made: list[Place] = []
+) -> Iterator[Callable[..., Machine]]:
+    """Make a machine: with a database of the tests' Redis, or with `private=True` with a private Redis."""
+    made: list[Machine] = []
 
-    def make(name: str = "place", *, private: bool = False, provider: Sandbox | None = None, **extra: str) -> Place:
+    def make(name: str = "machine", *, private: bool = False, provider: Sandbox | None = None, **extra: str) -> Machine:
         folder = tmp_path_factory.mktemp(name)
         url = None if private else redis_server.database()
-        made.append(Place(folder, provider or sandbox, url, **extra))
+        made.append(Machine(folder, provider or sandbox, url, **extra))
         return made[-1]
 
     yield make
-    for place in made:
-        place.close()
+    for machine in made:
+        machine.close()
 
 
 @pytest.fixture(scope="module")
-def place(new_place: Callable[..., Place]) -> Place:
-    """The place that the tests of a module share."""
-    return new_place()
+def machine(new_machine: Callable[..., Machine]) -> Machine:
+    """The machine that the tests of a module share."""
+    return new_machine()
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from tests.acceptance.user_machine import Place, Process
+from tests.acceptance.user_machine import Machine, Process
 
 #: What a team has: an app of its own, with a task and a queue of its own.
 SITE = """
@@ -28,28 +28,30 @@ def told(job):
 
 
 class Shop:
-    """A place with a site in it."""
+    """A machine with a site on it."""
 
-    def __init__(self, place: Place, broker: str, python: Path | None = None, code: str = "", /, **more: Any) -> None:
+    def __init__(
+        self, machine: Machine, broker: str, python: Path | None = None, code: str = "", /, **more: Any
+    ) -> None:
         """Of ``more`` settings, and with ``code`` before batchpipe's line, run by this ``python``."""
-        self.place = place
-        place.interpreter = python or place.interpreter
-        package = place.folder / "shop"
+        self.machine = machine
+        machine.interpreter = python or machine.interpreter
+        package = machine.folder / "shop"
         package.mkdir()
         (package / "__init__.py").touch()
         (package / "celery.py").write_text(SITE.replace("{more}", repr(more)).replace("{code}", code))
-        place.environment |= {"SHOP_BROKER": broker, "BATCHPIPE_APP": "shop.celery"}
+        machine.environment |= {"SHOP_BROKER": broker, "BATCHPIPE_APP": "shop.celery"}
 
     def celery(self, *arguments: str) -> Process:
-        return self.place.start_python("-m", "celery", "-A", "shop.celery", *arguments)
+        return self.machine.start_python("-m", "celery", "-A", "shop.celery", *arguments)
 
     def worker(self, *options: str) -> Process:
         process = self.celery("worker", "--pool", "threads", "--concurrency", "4", "--loglevel", "INFO", *options)
-        self.place.await_ready(process)
+        self.machine.await_ready(process)
         return process
 
     def submit(self, *options: str, rows: int = 12, output: str = "out") -> str:
-        return self.place.submit(self.place.input(rows=rows), *options, output=output)
+        return self.machine.submit(self.machine.input(rows=rows), *options, output=output)
 
     def state(self, job: str) -> str:
-        return str(self.place.json("status", job)["state"])
+        return str(self.machine.json("status", job)["state"])

@@ -23,7 +23,7 @@ from pathlib import Path
 import pytest
 
 from batchpipe.sandbox import Sandbox
-from tests.acceptance.user_machine import Finished, Place, Process, RedisServer, until
+from tests.acceptance.user_machine import Finished, Machine, Process, RedisServer, until
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "examples").glob("**/README.md")])
@@ -105,16 +105,16 @@ def claims() -> list[Snippet]:
 
 
 class Terminal:
-    """A shell in a place, with the commands of this environment, and a ``pip`` that installs nothing."""
+    """A shell on a machine, with the commands of this environment, and a ``pip`` that installs nothing."""
 
-    def __init__(self, place: Place, **environment: str) -> None:
-        self.place = place
-        self._tools = place.folder / "tools"
+    def __init__(self, machine: Machine, **environment: str) -> None:
+        self.machine = machine
+        self._tools = machine.folder / "tools"
         self._tools.mkdir()
         self.tool("pip", "exit 0")
         self.environment = {
             "PATH": os.pathsep.join([str(self._tools), str(BIN), os.environ["PATH"]]),
-            "PYTHONPATH": str(place.folder),
+            "PYTHONPATH": str(machine.folder),
             "PYTHONUNBUFFERED": "1",  # else what is said to a file comes late
             **environment,
         }
@@ -125,7 +125,7 @@ class Terminal:
         (self._tools / name).chmod(0o755)
 
     def start(self, script: str) -> Process:
-        return self.place.start_program("bash", "-ec", script, env=self.environment)
+        return self.machine.start_program("bash", "-ec", script, env=self.environment)
 
     def run(self, snippet: Snippet, swap: Mapping[str, str] | None = None) -> Finished:
         """All of a block, which must end with 0."""
@@ -167,45 +167,45 @@ def end(process: Process) -> None:
     process.popen.wait()
 
 
-class House:
-    """Makes places: they share a Redis, and so a worker, or have a database each."""
+class Terminals:
+    """Makes machines: they share a Redis, and so a worker, or have a database each."""
 
     def __init__(self, folder: Path, sandbox: Sandbox, redis: RedisServer, *, shared: bool) -> None:
         self.folder, self.sandbox, self._redis = folder, sandbox, redis
         self._shared = redis.database() if shared else None
-        self._places: list[Place] = []
+        self._machines: list[Machine] = []
         self._lock = threading.Lock()
 
     def terminal(self, name: str, *, private: bool = False, **environment: str) -> Terminal:
         """In a new folder; with a private Redis instead where that is asked for."""
         with self._lock:
             url = None if private else self._shared or self._redis.database()
-            place = Place(self.folder / name, self.sandbox, url)
-            self._places.append(place)
-        return Terminal(place, **environment)
+            machine = Machine(self.folder / name, self.sandbox, url)
+            self._machines.append(machine)
+        return Terminal(machine, **environment)
 
     def close(self) -> None:
-        for place in self._places:
-            place.close()
+        for machine in self._machines:
+            machine.close()
 
 
-Story = Callable[[House], None]
+Story = Callable[[Terminals], None]
 
 
-class Telling:
-    """Stories that are told side by side, each once, and only those that a test asks for."""
+class Stories:
+    """Stories that run side by side, each once, and only those that a test asks for."""
 
-    def __init__(self, house: House, stories: list[Story]) -> None:
-        self._house = house
+    def __init__(self, terminals: Terminals, stories: list[Story]) -> None:
+        self._terminals = terminals
         self._pool = ThreadPoolExecutor(3)
-        self._told = {story: self._pool.submit(story, house) for story in stories}
+        self._running = {story: self._pool.submit(story, terminals) for story in stories}
 
     def result(self, story: Story) -> None:
-        self._told[story].result()
+        self._running[story].result()
 
     def close(self) -> None:
         self._pool.shutdown(cancel_futures=True)
-        self._house.close()
+        self._terminals.close()
 
 
 def asked_for(request: pytest.FixtureRequest) -> list[Story]:

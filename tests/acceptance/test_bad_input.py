@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from batchpipe.sandbox import Sandbox
-from tests.acceptance.user_machine import Finished, Place, request, request_lines
+from tests.acceptance.user_machine import Finished, Machine, request, request_lines
 
 GOOD = request_lines(1)
 
@@ -69,19 +69,19 @@ def untouched(new_sandbox: Callable[..., Sandbox]) -> Sandbox:
 
 @pytest.fixture(scope="module")
 def runs(
-    at_once: ThreadPoolExecutor, new_place: Callable[..., Place], untouched: Sandbox
-) -> dict[str, Future[tuple[Place, Finished]]]:
-    def run(case: Bad) -> tuple[Place, Finished]:
-        place = new_place("bad", provider=untouched)
-        place.write("input.jsonl", case.data or b"")
-        return place, place.run("run", case.name or "input.jsonl", "-o", case.output)
+    at_once: ThreadPoolExecutor, new_machine: Callable[..., Machine], untouched: Sandbox
+) -> dict[str, Future[tuple[Machine, Finished]]]:
+    def run(case: Bad) -> tuple[Machine, Finished]:
+        machine = new_machine("bad", provider=untouched)
+        machine.write("input.jsonl", case.data or b"")
+        return machine, machine.run("run", case.name or "input.jsonl", "-o", case.output)
 
     return {name: at_once.submit(run, BAD[name]) for name in RUN}
 
 
 @pytest.fixture(scope="module")
-def no_redis(new_place: Callable[..., Place], untouched: Sandbox) -> Place:
-    return new_place("validate", provider=untouched, BATCHPIPE_REDIS_URL="redis://127.0.0.1:1/0")
+def no_redis(new_machine: Callable[..., Machine], untouched: Sandbox) -> Machine:
+    return new_machine("validate", provider=untouched, BATCHPIPE_REDIS_URL="redis://127.0.0.1:1/0")
 
 
 def check(done: Finished, case: Bad) -> None:
@@ -94,13 +94,13 @@ def check(done: Finished, case: Bad) -> None:
 
 
 @pytest.mark.parametrize("name", RUN)
-def test_run_says_what_is_wrong_and_where(runs: dict[str, Future[tuple[Place, Finished]]], name: str) -> None:
+def test_run_says_what_is_wrong_and_where(runs: dict[str, Future[tuple[Machine, Finished]]], name: str) -> None:
     """One line that begins with Error:, and no traceback."""
     _, done = runs[name].result()
     check(done, BAD[name])
 
 
-def test_nothing_of_a_bad_input_is_sent(runs: dict[str, Future[tuple[Place, Finished]]], untouched: Sandbox) -> None:
+def test_nothing_of_a_bad_input_is_sent(runs: dict[str, Future[tuple[Machine, Finished]]], untouched: Sandbox) -> None:
     """No file is uploaded, no batch is made."""
     for story in runs.values():
         story.result()
@@ -109,45 +109,45 @@ def test_nothing_of_a_bad_input_is_sent(runs: dict[str, Future[tuple[Place, Fini
 
 @pytest.mark.parametrize("name", ["malformed JSON", "a custom_id twice", "nothing"])
 def test_a_refused_job_is_failed_and_names_no_result_files(
-    runs: dict[str, Future[tuple[Place, Finished]]], name: str
+    runs: dict[str, Future[tuple[Machine, Finished]]], name: str
 ) -> None:
     """job.json says why; there are no results to point at."""
-    place, _ = runs[name].result()
-    job = json.loads((place.folder / "out/job.json").read_bytes())
+    machine, _ = runs[name].result()
+    job = json.loads((machine.folder / "out/job.json").read_bytes())
     assert (job["state"], job["shards"]) == ("failed", [])
     assert set(job["error"]) == {"code", "message"}
     assert (job["output_file"], job["error_file"]) == (None, None)
-    assert not (place.folder / "out/output.jsonl").exists()
+    assert not (machine.folder / "out/output.jsonl").exists()
 
 
 def test_the_results_of_a_refused_job_are_an_error_of_one_line(
-    runs: dict[str, Future[tuple[Place, Finished]]],
+    runs: dict[str, Future[tuple[Machine, Finished]]],
 ) -> None:
     """It repeats why the job failed."""
-    place, _ = runs["a custom_id twice"].result()
-    done = place.run("results", place.json("list")[0]["id"])
+    machine, _ = runs["a custom_id twice"].result()
+    done = machine.run("results", machine.json("list")[0]["id"])
     assert (done.code, done.out, len(done.err.splitlines())) == (1, "", 1)
     assert "line 3" in done.err
 
 
 def test_the_same_command_runs_once_the_input_is_mended(
-    runs: dict[str, Future[tuple[Place, Finished]]], sandbox: Sandbox
+    runs: dict[str, Future[tuple[Machine, Finished]]], sandbox: Sandbox
 ) -> None:
     """A job that was refused does not stand in the way."""
-    place, _ = runs["malformed JSON"].result()
-    place.write("input.jsonl", GOOD)
-    done = place.run("run", "input.jsonl", "-o", "out", env={"OPENAI_BASE_URL": sandbox.base_url})
+    machine, _ = runs["malformed JSON"].result()
+    machine.write("input.jsonl", GOOD)
+    done = machine.run("run", "input.jsonl", "-o", "out", env={"OPENAI_BASE_URL": sandbox.base_url})
     assert done.code == 0, done.err
 
 
 @pytest.mark.parametrize("name", [name for name, case in BAD.items() if not case.of_run_only])
-def test_validate_says_the_same_without_any_redis(no_redis: Place, name: str) -> None:
+def test_validate_says_the_same_without_any_redis(no_redis: Machine, name: str) -> None:
     case = BAD[name]
     no_redis.write("input.jsonl", case.data or b"")
     check(no_redis.run("validate", case.name or "input.jsonl"), case)
 
 
-def test_validate_tells_rows_shards_and_models_of_a_good_input(no_redis: Place) -> None:
+def test_validate_tells_rows_shards_and_models_of_a_good_input(no_redis: Machine) -> None:
     source = no_redis.input(7, name="good.jsonl", models=("gpt-4o", "gpt-4o-mini"))
     found = no_redis.json("validate", source, "--max-rows", "2")
     assert {"rows", "bytes", "shards", "models"} == found.keys()
@@ -155,21 +155,21 @@ def test_validate_tells_rows_shards_and_models_of_a_good_input(no_redis: Place) 
     assert found["models"] == {"gpt-4o": 4, "gpt-4o-mini": 3}
 
 
-def test_validate_reads_stdin(no_redis: Place) -> None:
+def test_validate_reads_stdin(no_redis: Machine) -> None:
     """Data of a pipe is checked like a file."""
     done = no_redis.run("validate", "-", stdin=GOOD + GOOD)
     check(done, Bad(None, ("line 2", "custom_id")))
 
 
 @pytest.mark.parametrize("command", ["run", "submit"])
-def test_a_file_that_is_not_there_is_refused_before_anything_is_recorded(place: Place, command: str) -> None:
-    done = place.run(command, "absent.jsonl", "-o", "out")
+def test_a_file_that_is_not_there_is_refused_before_anything_is_recorded(machine: Machine, command: str) -> None:
+    done = machine.run(command, "absent.jsonl", "-o", "out")
     check(done, BAD["no such file"])
-    assert place.json("list") == []
+    assert machine.json("list") == []
 
 
-def test_an_iterator_that_is_empty_is_refused_at_submit(place: Place) -> None:
+def test_an_iterator_that_is_empty_is_refused_at_submit(machine: Machine) -> None:
     """Stdin without a row."""
-    done = place.run("submit", "-", "-o", "out", stdin=b"")
+    done = machine.run("submit", "-", "-o", "out", stdin=b"")
     check(done, BAD["nothing"])
-    assert place.json("list") == []
+    assert machine.json("list") == []

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.acceptance.user_machine import Place
+from tests.acceptance.user_machine import Machine
 
 
 @pytest.fixture(scope="module")
-def place(new_place: Callable[..., Place]) -> Place:
-    return new_place("settings")
+def machine(new_machine: Callable[..., Machine]) -> Machine:
+    return new_machine("settings")
 
 
 @pytest.mark.parametrize(
@@ -37,18 +37,18 @@ def place(new_place: Callable[..., Place]) -> Place:
         ({"BATCHPIPE_LEASE_SECONDS": "inf"}, "BATCHPIPE_LEASE_SECONDS"),
     ],
 )
-def test_a_setting_that_cannot_work_is_named(place: Place, settings: dict[str, str], words: str) -> None:
-    done = place.run("submit", place.input(1), "-o", "out", env=settings)
+def test_a_setting_that_cannot_work_is_named(machine: Machine, settings: dict[str, str], words: str) -> None:
+    done = machine.run("submit", machine.input(1), "-o", "out", env=settings)
     assert (done.code, done.out) == (1, "")
     assert words in done.err
     assert len(done.err.strip().splitlines()) == 1
     assert "secret-word" not in done.err
 
 
-def test_a_broker_that_is_not_there_is_said_by_a_submit_that_is_recorded(place: Place) -> None:
+def test_a_broker_that_is_not_there_is_said_by_a_submit_that_is_recorded(machine: Machine) -> None:
     """A sweep sends its message later; a person should hear of it now."""
-    done = place.run(
-        "submit", place.input(1), "-o", "later", env={"BATCHPIPE_BROKER_URL": "redis://:word@127.0.0.1:1/0"}
+    done = machine.run(
+        "submit", machine.input(1), "-o", "later", env={"BATCHPIPE_BROKER_URL": "redis://:word@127.0.0.1:1/0"}
     )
     assert done.code == 0
     assert done.out.startswith("job_")
@@ -70,25 +70,25 @@ def test_a_broker_that_is_not_there_is_said_by_a_submit_that_is_recorded(place: 
     ],
     ids=lambda arguments: arguments[-1].encode("ascii", "replace").decode() or "empty",
 )
-def test_an_argument_that_cannot_work_is_a_usage_error(place: Place, arguments: list[str]) -> None:
-    done = place.run(*arguments)
+def test_an_argument_that_cannot_work_is_a_usage_error(machine: Machine, arguments: list[str]) -> None:
+    done = machine.run(*arguments)
     assert done.code == 2
     assert "Traceback" not in done.err
     assert "Error: " in done.err
 
 
-def test_an_output_that_nothing_can_make_is_refused(place: Place) -> None:
+def test_an_output_that_nothing_can_make_is_refused(machine: Machine) -> None:
     """Such as one in /proc; it neither hangs nor sends anything."""
-    done = place.run("run", place.input(2), "-o", "/proc/batchpipe-out")
+    done = machine.run("run", machine.input(2), "-o", "/proc/batchpipe-out")
     assert done.code == 1
     assert "Error: output: /proc/batchpipe-out" in done.err
 
 
-def test_results_that_were_deleted_are_not_reported_as_there(place: Place) -> None:
+def test_results_that_were_deleted_are_not_reported_as_there(machine: Machine) -> None:
     """The rows are paid; sending them again is for the user to say."""
-    command: list[str | Path] = ["run", place.input(2, "gone.jsonl"), "-o", "gone"]
-    assert place.run(*command).code == 0
-    (place.folder / "gone" / "output.jsonl").unlink()
-    done = place.run(*command)
+    command: list[str | Path] = ["run", machine.input(2, "gone.jsonl"), "-o", "gone"]
+    assert machine.run(*command).code == 0
+    (machine.folder / "gone" / "output.jsonl").unlink()
+    done = machine.run(*command)
     assert done.code == 1
     assert "--again" in done.err

@@ -52,10 +52,10 @@ done
 
 
 @dataclass
-class Told:
+class Observed:
     """What happened to one job."""
 
-    house: Composed
+    composed: Composed
     codes: list[tuple[str, int]] = field(default_factory=list)  #: each stop, with its exit code
     after: dict[str, bool] = field(default_factory=dict)  #: service -> healthy after its last stop
     #: service -> healthy when its processes had hung for a minute
@@ -71,7 +71,7 @@ class Told:
 
     def sandbox(self, route: str, document: dict[str, Any] | None = None) -> Any:
         body = json.dumps(document) if document is not None else ""
-        return json.loads(self.house.inside("sandbox", "python", "-c", ASK, route, body))
+        return json.loads(self.composed.inside("sandbox", "python", "-c", ASK, route, body))
 
     def hold(self, route: str, seconds: float) -> None:
         """Answers to these calls come late, so that they are under way when a signal comes."""
@@ -86,165 +86,169 @@ class Told:
 
     def all_fetched(self) -> bool:
         """The job has ended before its download was held up."""
-        return (self.house.data / "results" / "output.jsonl").exists()
+        return (self.composed.data / "results" / "output.jsonl").exists()
 
     def stop(self, service: str) -> None:
-        self.codes.append((service, self.house.stop(service)))
+        self.codes.append((service, self.composed.stop(service)))
 
     def restart(self, service: str) -> None:
-        self.codes.append((service, self.house.restart(service)))
+        self.codes.append((service, self.composed.restart(service)))
         self.await_health(service)
 
     def await_health(self, service: str) -> None:
-        until(lambda: self.house.healthy(service), seconds=120, what=f"{service} is healthy", every=1)
+        until(lambda: self.composed.healthy(service), seconds=120, what=f"{service} is healthy", every=1)
 
 
 @pytest.fixture(scope="module")
-def told(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Told]:
-    house = Composed(tmp_path_factory.mktemp("c"), VARIABLES)
-    told = Told(house)
+def observed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Observed]:
+    composed = Composed(tmp_path_factory.mktemp("c"), VARIABLES)
+    observed = Observed(composed)
     try:
-        house.build()
-        start(told)
-        look(told)
-        run_a_job(told)
-        told.logs = {service: house.log(service) for service in SERVICES}
+        composed.build()
+        start(observed)
+        look(observed)
+        run_a_job(observed)
+        observed.logs = {service: composed.log(service) for service in SERVICES}
         for service in reversed(SERVICES):
-            told.stop(service)
-        told.after = {service: house.healthy(service) for service in SERVICES}
-        yield told
+            observed.stop(service)
+        observed.after = {service: composed.healthy(service) for service in SERVICES}
+        yield observed
     finally:
-        house.close()
+        composed.close()
 
 
-def start(told: Told) -> None:
+def start(observed: Observed) -> None:
     """As Compose does: what others depend on comes first, and is waited for."""
-    needed = {name for about in told.house.services.values() for name in about.get("depends_on", {})}
+    needed = {name for about in observed.composed.services.values() for name in about.get("depends_on", {})}
     assert needed == {"redis"}
-    told.house.up(*needed)
-    told.await_health("redis")
-    told.house.up(*SERVICES[1:])
+    observed.composed.up(*needed)
+    observed.await_health("redis")
+    observed.composed.up(*SERVICES[1:])
     for service in SERVICES[1:]:
-        told.await_health(service)
+        observed.await_health(service)
 
 
-def look(told: Told) -> None:
-    house = told.house
+def look(observed: Observed) -> None:
+    composed = observed.composed
     for service in SERVICES:
-        told.looks[service] = house.inside(service, "sh", "-c", LOOK)
-        told.arguments[service] = house.inside(service, "sh", "-c", "cat /proc/[0-9]*/cmdline | tr '\\0' ' '")
-    for name, port in house.ports.items():
+        observed.looks[service] = composed.inside(service, "sh", "-c", LOOK)
+        observed.arguments[service] = composed.inside(service, "sh", "-c", "cat /proc/[0-9]*/cmdline | tr '\\0' ' '")
+    for name, port in composed.ports.items():
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=10) as answer:
-                told.doors[name] = answer.status
+                observed.doors[name] = answer.status
         except urllib.error.HTTPError as refusal:
-            told.doors[name] = refusal.code
-    told.doors["redis"] = house.inside("redis", "valkey-cli", "ping")
-    (house.data / "celery.py").write_text("raise SystemExit('a module from where inputs lie')")
-    told.modules = house.inside("worker", "sh", "-c", "cd /data && python -c 'import celery; print(celery.__file__)'")
+            observed.doors[name] = refusal.code
+    observed.doors["redis"] = composed.inside("redis", "valkey-cli", "ping")
+    (composed.data / "celery.py").write_text("raise SystemExit('a module from where inputs lie')")
+    observed.modules = composed.inside(
+        "worker", "sh", "-c", "cd /data && python -c 'import celery; print(celery.__file__)'"
+    )
     for service in ("worker", "beat"):
-        told.silent[service] = healthy_though_hung(house, service)
+        observed.silent[service] = healthy_though_hung(composed, service)
 
 
-def healthy_though_hung(house: Composed, service: str) -> bool:
+def healthy_though_hung(composed: Composed, service: str) -> bool:
     """The verdict on processes that have been stopped for a minute; afterwards they go on."""
-    house.inside(service, "sh", "-c", "kill -STOP -1; touch -d '-61 seconds' /tmp/alive")
+    composed.inside(service, "sh", "-c", "kill -STOP -1; touch -d '-61 seconds' /tmp/alive")
     try:
-        return house.healthy(service)
+        return composed.healthy(service)
     finally:
-        house.inside(service, "sh", "-c", "kill -CONT -1")
+        composed.inside(service, "sh", "-c", "kill -CONT -1")
 
 
-def run_a_job(told: Told) -> None:
-    house = told.house
-    (house.data / "requests.jsonl").write_bytes(request_lines(ROWS))
-    told.sandbox("faults", {"kind": "stuck"})
-    told.hold("POST /v1/files", 4)
+def run_a_job(observed: Observed) -> None:
+    composed = observed.composed
+    (composed.data / "requests.jsonl").write_bytes(request_lines(ROWS))
+    observed.sandbox("faults", {"kind": "stuck"})
+    observed.hold("POST /v1/files", 4)
     command = f"batchpipe submit /data/requests.jsonl -o /data/results --max-rows {ROWS // SHARDS}"
-    done = house.run(*command.split())
+    done = composed.run(*command.split())
     assert done.returncode == 0, done.stderr
 
-    until(lambda: told.held("POST /v1/files"), what="an upload is under way", every=0.5)
-    told.restart("worker")
-    until(lambda: told.created() == SHARDS, seconds=120, what="all batches are created", every=0.5)
+    until(lambda: observed.held("POST /v1/files"), what="an upload is under way", every=0.5)
+    observed.restart("worker")
+    until(lambda: observed.created() == SHARDS, seconds=120, what="all batches are created", every=0.5)
     for service in ("redis", "beat", "flower", "metrics"):
-        told.restart(service)
-    told.restart("sandbox")  # its faults end with it: the batches get on
-    told.hold(CONTENT, 3)
-    until(lambda: told.held(CONTENT) or told.all_fetched(), seconds=120, what="a download is under way", every=0.5)
-    told.restart("worker")
-    told.wait = house.run("batchpipe", "wait", done.stdout.strip(), "--timeout", "90")
-    told.ledger, told.batches = told.sandbox("ledger"), told.sandbox("state")["batches"]
+        observed.restart(service)
+    observed.restart("sandbox")  # its faults end with it: the batches get on
+    observed.hold(CONTENT, 3)
+    until(
+        lambda: observed.held(CONTENT) or observed.all_fetched(), seconds=120, what="a download is under way", every=0.5
+    )
+    observed.restart("worker")
+    observed.wait = composed.run("batchpipe", "wait", done.stdout.strip(), "--timeout", "90")
+    observed.ledger, observed.batches = observed.sandbox("ledger"), observed.sandbox("state")["batches"]
 
 
-def test_a_job_succeeds_though_each_service_is_told_to_stop_during_it(told: Told) -> None:
-    assert told.wait.returncode == 0, told.wait.stderr + told.logs["worker"][-3000:]
-    document = json.loads((told.house.data / "results/job.json").read_bytes())
+def test_a_job_succeeds_though_each_service_is_told_to_stop_during_it(observed: Observed) -> None:
+    assert observed.wait.returncode == 0, observed.wait.stderr + observed.logs["worker"][-3000:]
+    document = json.loads((observed.composed.data / "results/job.json").read_bytes())
     assert document["state"] == "succeeded"
-    rows = read_rows(told.house.data / "results/output.jsonl")
+    rows = read_rows(observed.composed.data / "results/output.jsonl")
     assert [row["custom_id"] for row in rows] == [f"r{number}" for number in range(ROWS)]
 
 
-def test_nothing_is_paid_twice_though_each_service_is_told_to_stop(told: Told) -> None:
-    assert told.ledger["billed_twice"] == []
-    assert told.ledger["total"] == ROWS
-    assert len(told.batches) == SHARDS
+def test_nothing_is_paid_twice_though_each_service_is_told_to_stop(observed: Observed) -> None:
+    assert observed.ledger["billed_twice"] == []
+    assert observed.ledger["total"] == ROWS
+    assert len(observed.batches) == SHARDS
 
 
-def test_each_service_ends_within_its_grace_period_and_says_that_all_is_well(told: Told) -> None:
+def test_each_service_ends_within_its_grace_period_and_says_that_all_is_well(observed: Observed) -> None:
     """What is killed at the end of its grace period ends with 137."""
-    assert sorted(service for service, _ in told.codes) == sorted([*SERVICES, *SERVICES, "worker"])
-    assert [found for found in told.codes if found[1] != 0] == []
+    assert sorted(service for service, _ in observed.codes) == sorted([*SERVICES, *SERVICES, "worker"])
+    assert [found for found in observed.codes if found[1] != 0] == []
 
 
-def test_health_checks_tell_what_is_up_from_what_is_not(told: Told) -> None:
+def test_health_checks_tell_what_is_up_from_what_is_not(observed: Observed) -> None:
     """That all were healthy was waited for at the start, and after each restart."""
-    assert told.after == dict.fromkeys(SERVICES, False)
+    assert observed.after == dict.fromkeys(SERVICES, False)
 
 
 @pytest.mark.parametrize("service", ["worker", "beat"])
-def test_a_process_that_has_hung_for_a_minute_is_not_healthy(told: Told, service: str) -> None:
-    assert told.silent[service] is False
+def test_a_process_that_has_hung_for_a_minute_is_not_healthy(observed: Observed, service: str) -> None:
+    assert observed.silent[service] is False
 
 
 @pytest.mark.parametrize("service", SERVICES)
-def test_a_service_runs_without_rights_and_writes_to_its_volumes_only(told: Told, service: str) -> None:
-    found = told.looks[service].splitlines()
+def test_a_service_runs_without_rights_and_writes_to_its_volumes_only(observed: Observed, service: str) -> None:
+    found = observed.looks[service].splitlines()
     facts = {line.split(":")[0]: line.split(":")[1].split() for line in found if not line.startswith("writes")}
     assert "0" not in facts["Uid"]
     assert {int(facts[name][0], 16) for name in ("CapEff", "CapBnd")} == {0}
     assert facts["NoNewPrivs"] == ["1"]
     writes = {line.removeprefix("writes: ") for line in found if line.startswith("writes")}
     expected = {"/tmp"} | {"redis": {"/data"}, "sandbox": {"/sandbox"}}.get(service, {"/data", "/state", "/var/tmp"})
-    if not told.house.engine.is_docker:
+    if not observed.composed.engine.is_docker:
         expected |= {"/var/tmp"}  # podman's read-only root has it in memory
     assert writes == expected
 
 
-def test_results_belong_to_the_owner_of_the_folder(told: Told) -> None:
-    results = told.house.data / "results"
-    assert {path.stat().st_uid for path in (results, *results.iterdir())} == {told.house.uid}
+def test_results_belong_to_the_owner_of_the_folder(observed: Observed) -> None:
+    results = observed.composed.data / "results"
+    assert {path.stat().st_uid for path in (results, *results.iterdir())} == {observed.composed.uid}
 
 
-def test_no_module_is_taken_from_where_inputs_lie(told: Told) -> None:
-    assert told.modules.startswith("/opt/venv/")
+def test_no_module_is_taken_from_where_inputs_lie(observed: Observed) -> None:
+    assert observed.modules.startswith("/opt/venv/")
 
 
-def test_no_secret_stands_in_the_arguments_of_a_process(told: Told) -> None:
-    assert "valkey-server" in told.arguments["redis"] or "redis-server" in told.arguments["redis"]
+def test_no_secret_stands_in_the_arguments_of_a_process(observed: Observed) -> None:
+    assert "valkey-server" in observed.arguments["redis"] or "redis-server" in observed.arguments["redis"]
     for service in SERVICES[1:]:
-        assert f"batchpipe {service}" in told.arguments[service]
+        assert f"batchpipe {service}" in observed.arguments[service]
     for secret in (REDIS_PASSWORD, FLOWER_PASSWORD, API_KEY):
-        assert secret not in str(told.arguments)
+        assert secret not in str(observed.arguments)
 
 
-def test_no_secret_stands_in_a_log(told: Told) -> None:
-    assert all(told.logs.values())
+def test_no_secret_stands_in_a_log(observed: Observed) -> None:
+    assert all(observed.logs.values())
     for secret in (REDIS_PASSWORD, FLOWER_PASSWORD, API_KEY):
-        assert secret not in str(told.logs)
+        assert secret not in str(observed.logs)
 
 
-def test_redis_and_flower_ask_for_a_password_and_metrics_do_not(told: Told) -> None:
-    assert "NOAUTH" in told.doors["redis"]
-    assert told.doors["flower"] == 401
-    assert told.doors["metrics"] == 200
+def test_redis_and_flower_ask_for_a_password_and_metrics_do_not(observed: Observed) -> None:
+    assert "NOAUTH" in observed.doors["redis"]
+    assert observed.doors["flower"] == 401
+    assert observed.doors["metrics"] == 200

@@ -11,121 +11,130 @@ from typing import Any
 import pytest
 
 from batchpipe.sandbox import Sandbox
-from tests.acceptance.user_machine import Finished, Place, batches_of, read_rows, until
+from tests.acceptance.user_machine import Finished, Machine, batches_of, read_rows, until
 
-NewPlace = Callable[..., Place]
+NewMachine = Callable[..., Machine]
 
 
-def with_bad_rows(new_place: NewPlace, story: str, custom_id: str) -> tuple[Place, Finished]:
-    place = new_place(story)
-    assert place.sandbox is not None
+def with_bad_rows(new_machine: NewMachine, story: str, custom_id: str) -> tuple[Machine, Finished]:
+    machine = new_machine(story)
+    assert machine.sandbox is not None
     where = {"story": story}
-    place.sandbox.faults.add("row_fails", status=400, code="bad_thing", custom_id=custom_id, where=where)
-    source = place.input(6)
-    return place, place.run("run", source, "-o", "out", "--metadata", f"story={story}", "--max-rows", "3")
+    machine.sandbox.faults.add("row_fails", status=400, code="bad_thing", custom_id=custom_id, where=where)
+    source = machine.input(6)
+    return machine, machine.run("run", source, "-o", "out", "--metadata", f"story={story}", "--max-rows", "3")
 
 
-def stopped_and_resumed(new_place: NewPlace, number: int) -> dict[str, Any]:
+def stopped_and_resumed(new_machine: NewMachine, number: int) -> dict[str, Any]:
     """A run is stopped while its batches cannot go on; later the same command is given again."""
-    place = new_place(f"stopped{number}", private=True)
-    assert place.sandbox is not None
+    machine = new_machine(f"stopped{number}", private=True)
+    assert machine.sandbox is not None
     story = f"stopped{number}"
-    stuck = place.sandbox.faults.add("stuck", where={"story": story})
-    command: list[str | Path] = ["run", place.input(6), "-o", "out", "--metadata", f"story={story}", "--max-rows", "3"]
+    stuck = machine.sandbox.faults.add("stuck", where={"story": story})
+    command: list[str | Path] = [
+        "run",
+        machine.input(6),
+        "-o",
+        "out",
+        "--metadata",
+        f"story={story}",
+        "--max-rows",
+        "3",
+    ]
 
     def ours() -> list[str]:
-        batches = batches_of(place.sandbox) if place.sandbox else []
+        batches = batches_of(machine.sandbox) if machine.sandbox else []
         return [batch.id for batch in batches if (batch.metadata or {}).get("story") == story]
 
-    process = place.start(*command)
+    process = machine.start(*command)
     until(lambda: len(ours()) == 2, what="both batches are created")
     process.popen.send_signal(number)
-    told: dict[str, Any] = {"place": place, "stopped": process.finish(), "batches": ours()}
-    until(lambda: not place.leftovers(), 15, "what the run has started is gone")
-    place.sandbox.faults.remove(stuck)
-    told |= {"resumed": place.run(*command), "batches_after": ours(), "job": place.json("list")[0]}
-    return told
+    observed: dict[str, Any] = {"machine": machine, "stopped": process.finish(), "batches": ours()}
+    until(lambda: not machine.leftovers(), 15, "what the run has started is gone")
+    machine.sandbox.faults.remove(stuck)
+    observed |= {"resumed": machine.run(*command), "batches_after": ours(), "job": machine.json("list")[0]}
+    return observed
 
 
-def cancelled_by_another(new_place: NewPlace) -> dict[str, Any]:
+def cancelled_by_another(new_machine: NewMachine) -> dict[str, Any]:
     """A run whose job somebody else cancels; and what `wait` then says of it."""
-    place = new_place("cancelled")
-    assert place.sandbox is not None
-    place.sandbox.faults.add("stuck", where={"story": "cancelled"})
-    process = place.start("run", place.input(4), "-o", "out", "--metadata", "story=cancelled")
+    machine = new_machine("cancelled")
+    assert machine.sandbox is not None
+    machine.sandbox.faults.add("stuck", where={"story": "cancelled"})
+    process = machine.start("run", machine.input(4), "-o", "out", "--metadata", "story=cancelled")
     job = until(lambda: next((word for word in process.err.split() if word.startswith("job_")), None))
-    until(lambda: place.batches(job), what="its batch is created")
-    cancel = place.run("cancel", job)
+    until(lambda: machine.batches(job), what="its batch is created")
+    cancel = machine.run("cancel", job)
     run = process.finish()
-    return {"run": run, "cancel": cancel, "wait": place.run("wait", job), "again": place.run("cancel", job)}
+    return {"run": run, "cancel": cancel, "wait": machine.run("wait", job), "again": machine.run("cancel", job)}
 
 
 @pytest.fixture(scope="module")
-def stories(at_once: ThreadPoolExecutor, new_place: NewPlace) -> dict[str, Future[Any]]:
+def stories(at_once: ThreadPoolExecutor, new_machine: NewMachine) -> dict[str, Future[Any]]:
     return {
-        "interrupted": at_once.submit(stopped_and_resumed, new_place, signal.SIGINT),
-        "cancelled": at_once.submit(cancelled_by_another, new_place),
-        "partial": at_once.submit(with_bad_rows, new_place, "partial", "^r3$"),
-        "failed": at_once.submit(with_bad_rows, new_place, "failed", "."),
+        "interrupted": at_once.submit(stopped_and_resumed, new_machine, signal.SIGINT),
+        "cancelled": at_once.submit(cancelled_by_another, new_machine),
+        "partial": at_once.submit(with_bad_rows, new_machine, "partial", "^r3$"),
+        "failed": at_once.submit(with_bad_rows, new_machine, "failed", "."),
     }
 
 
 def test_3_if_some_rows_are_not_ok(stories: dict[str, Future[Any]]) -> None:
     """They stand in errors.jsonl with the provider's answer; the others in output.jsonl."""
-    place, done = stories["partial"].result()
+    machine, done = stories["partial"].result()
     assert done.code == 3, done.err
     assert "5 of 6 rows ok, 1 failed" in done.err
-    [row] = read_rows(place.folder / "out/errors.jsonl")
+    [row] = read_rows(machine.folder / "out/errors.jsonl")
     assert {"custom_id", "outcome", "attempts", "response", "error"} == row.keys()
     assert (row["custom_id"], row["outcome"], row["attempts"]) == ("r3", "failed", 1)
     assert (row["response"]["status_code"], row["response"]["body"]["error"]["code"]) == (400, "bad_thing")
-    assert [r["custom_id"] for r in read_rows(place.folder / "out/output.jsonl")] == ["r0", "r1", "r2", "r4", "r5"]
+    assert [r["custom_id"] for r in read_rows(machine.folder / "out/output.jsonl")] == ["r0", "r1", "r2", "r4", "r5"]
 
 
 def test_1_if_no_row_is_ok_though_every_batch_is_completed(stories: dict[str, Future[Any]]) -> None:
-    place, done = stories["failed"].result()
+    machine, done = stories["failed"].result()
     assert done.code == 1, done.err
-    assert [f"r{n}" for n in range(6)] == [row["custom_id"] for row in read_rows(place.folder / "out/errors.jsonl")]
-    job = place.json("list")[0]
+    assert [f"r{n}" for n in range(6)] == [row["custom_id"] for row in read_rows(machine.folder / "out/errors.jsonl")]
+    job = machine.json("list")[0]
     assert (job["state"], job["error"]["code"]) == ("failed", "no_row_ok")
-    assert {"completed"} == {batch.status for batch in place.batches(job["id"])}
+    assert {"completed"} == {batch.status for batch in machine.batches(job["id"])}
 
 
 def test_130_if_it_is_interrupted_and_it_says_how_to_go_on(stories: dict[str, Future[Any]]) -> None:
     """Ctrl-C stops the following, not the job."""
-    told = stories["interrupted"].result()
-    assert (told["stopped"].code, told["stopped"].out) == (130, ""), told["stopped"].err
-    assert f"batchpipe wait {told['job']['id']}" in told["stopped"].err
-    assert f"batchpipe cancel {told['job']['id']}" in told["stopped"].err
-    assert "Traceback" not in told["stopped"].err
+    observed = stories["interrupted"].result()
+    assert (observed["stopped"].code, observed["stopped"].out) == (130, ""), observed["stopped"].err
+    assert f"batchpipe wait {observed['job']['id']}" in observed["stopped"].err
+    assert f"batchpipe cancel {observed['job']['id']}" in observed["stopped"].err
+    assert "Traceback" not in observed["stopped"].err
 
 
 def test_the_same_command_resumes_what_was_interrupted(stories: dict[str, Future[Any]]) -> None:
     """The same job, the same batches, and nothing is paid twice."""
-    told = stories["interrupted"].result()
-    assert told["resumed"].code == 0, told["resumed"].err
-    assert told["batches"] == told["batches_after"]
-    assert told["job"]["id"] in told["stopped"].err
-    assert dict.fromkeys((f"r{n}" for n in range(6)), 1) == told["place"].billed(told["job"]["id"])
+    observed = stories["interrupted"].result()
+    assert observed["resumed"].code == 0, observed["resumed"].err
+    assert observed["batches"] == observed["batches_after"]
+    assert observed["job"]["id"] in observed["stopped"].err
+    assert dict.fromkeys((f"r{n}" for n in range(6)), 1) == observed["machine"].billed(observed["job"]["id"])
 
 
 def test_4_if_the_job_is_cancelled_while_it_is_followed(stories: dict[str, Future[Any]]) -> None:
-    told = stories["cancelled"].result()
-    assert told["run"].code == 4, told["run"].err
-    assert told["wait"].code == 4, told["wait"].err
+    observed = stories["cancelled"].result()
+    assert observed["run"].code == 4, observed["run"].err
+    assert observed["wait"].code == 4, observed["wait"].err
 
 
 def test_0_of_cancel_also_when_there_is_nothing_left_to_cancel(stories: dict[str, Future[Any]]) -> None:
     """Cancelling twice is no error."""
-    told = stories["cancelled"].result()
-    assert (told["cancel"].code, told["cancel"].out) == (0, ""), told["cancel"].err
-    assert told["again"].code == 0, told["again"].err
+    observed = stories["cancelled"].result()
+    assert (observed["cancel"].code, observed["cancel"].out) == (0, ""), observed["cancel"].err
+    assert observed["again"].code == 0, observed["again"].err
 
 
-def test_5_if_the_job_has_not_ended_when_the_time_is_up(place: Place) -> None:
+def test_5_if_the_job_has_not_ended_when_the_time_is_up(machine: Machine) -> None:
     """No worker is there, so it cannot end."""
-    job = place.submit(place.input(2))
-    done = place.run("wait", job, "--timeout", "0.3")
+    job = machine.submit(machine.input(2))
+    done = machine.run("wait", job, "--timeout", "0.3")
     assert (done.code, done.out) == (5, "")
     assert job in done.err
 
@@ -143,17 +152,17 @@ def test_5_if_the_job_has_not_ended_when_the_time_is_up(place: Place) -> None:
         pytest.param(["dance"], id="unknown command"),
     ],
 )
-def test_2_of_wrong_usage(place: Place, command: list[str]) -> None:
-    done = place.run(*command)
+def test_2_of_wrong_usage(machine: Machine, command: list[str]) -> None:
+    done = machine.run(*command)
     assert (done.code, done.out) == (2, "")
     assert "Error:" in done.err
     assert "Traceback" not in done.err
 
 
-def test_1_if_the_command_could_not_be_carried_out(new_place: NewPlace, sandbox: Sandbox) -> None:
+def test_1_if_the_command_could_not_be_carried_out(new_machine: NewMachine, sandbox: Sandbox) -> None:
     """Redis does not answer: one line, no traceback."""
-    place = new_place(BATCHPIPE_REDIS_URL="redis://127.0.0.1:1/0")
-    done = place.run("list")
+    machine = new_machine(BATCHPIPE_REDIS_URL="redis://127.0.0.1:1/0")
+    done = machine.run("list")
     assert (done.code, done.out) == (1, "")
     [line] = done.err.splitlines()
     assert line.startswith("Error:")

@@ -15,7 +15,7 @@ import httpx2
 import pytest
 from selenium.webdriver.common.by import By
 
-from tests.acceptance.user_machine import Place, Process, until
+from tests.acceptance.user_machine import Machine, Process, until
 from tests.browser import open_browser
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "flask_app"
@@ -26,8 +26,8 @@ TABLE = 'product,review\nLamp,<b>Bright</b> & good\n=1+1,Formula\nMug,"Two\nline
 class Example:
     """The example, started with its one command."""
 
-    def __init__(self, place: Place) -> None:
-        self.process: Process = place.start_python(EXAMPLE / "start.py", "--port", "0", "--rows-per-second", "6")
+    def __init__(self, machine: Machine) -> None:
+        self.process: Process = machine.start_python(EXAMPLE / "start.py", "--port", "0", "--rows-per-second", "6")
         until(lambda: "Ready" in self.process.out or not self.process.running, what="the example is ready")
         found = re.search(r"http://\S+/", self.process.out)
         assert found, self.process.err
@@ -74,8 +74,8 @@ class Visitor:
 
 
 @pytest.fixture(scope="module")
-def example(new_place: Callable[..., Place]) -> Iterator[Example]:
-    made = Example(new_place("flask"))
+def example(new_machine: Callable[..., Machine]) -> Iterator[Example]:
+    made = Example(new_machine("flask"))
     yield made
     made.stop()
 
@@ -245,62 +245,62 @@ MAKE_CELERY = "from shop import create_app\ncelery_app = create_app().extensions
 
 
 @pytest.fixture(scope="module")
-def shop(new_place: Callable[..., Place]) -> Place:
+def shop(new_machine: Callable[..., Machine]) -> Machine:
     """A site with its own worker, started as Flask's documentation says."""
-    place = new_place("shop")
-    place.write("shop.py", SITE.encode())
-    place.write("make_celery.py", MAKE_CELERY.encode())
+    machine = new_machine("shop")
+    machine.write("shop.py", SITE.encode())
+    machine.write("make_celery.py", MAKE_CELERY.encode())
     worker = ("-m", "celery", "-A", "make_celery", "worker", "--pool", "threads", "--concurrency", "4")
-    place.await_ready(place.start_python(*worker, "--loglevel", "INFO"))
-    return place
+    machine.await_ready(machine.start_python(*worker, "--loglevel", "INFO"))
+    return machine
 
 
-def flask(place: Place, *arguments: str | Path) -> Process:
-    return place.start_python("-m", "flask", "--app", "shop", "batchpipe", *arguments)
+def flask(machine: Machine, *arguments: str | Path) -> Process:
+    return machine.start_python("-m", "flask", "--app", "shop", "batchpipe", *arguments)
 
 
-def told(place: Place) -> str:
-    file = place.folder / "told"
+def observed(machine: Machine) -> str:
+    file = machine.folder / "told"
     return file.read_text() if file.exists() else ""
 
 
-def test_the_sites_worker_runs_what_the_flask_command_submits(shop: Place) -> None:
+def test_the_sites_worker_runs_what_the_flask_command_submits(shop: Machine) -> None:
     """And its signal comes with the context of the app."""
     job = flask(shop, "submit", shop.input(rows=6), "-o", shop.folder / "out").finish().out.strip()
 
     assert flask(shop, "wait", job, "--timeout", "40").finish().code == 0
-    until(lambda: told(shop), what="the signal is received")
-    assert f"shop shop {job} succeeded" in told(shop)
+    until(lambda: observed(shop), what="the signal is received")
+    assert f"shop shop {job} succeeded" in observed(shop)
     assert set(shop.billed(job).values()) == {1}
 
 
-def test_a_run_in_a_flask_app_brings_a_worker_of_that_app(shop: Place) -> None:
+def test_a_run_in_a_flask_app_brings_a_worker_of_that_app(shop: Machine) -> None:
     """It finds the app again, and its signals are sent, too; the exit code is that of ``batchpipe run``."""
     done = flask(shop, "run", shop.input(rows=3, name="run.jsonl"), "-o", shop.folder / "run-out").finish()
 
     assert done.code == 0, done.err
     [log] = (shop.home / "logs").glob("*.log")
     assert re.search(r"app: +shop:", log.read_text())
-    assert re.search(r"job (\S+) succeeded", done.err)[1] in told(shop)  # type: ignore[index]
+    assert re.search(r"job (\S+) succeeded", done.err)[1] in observed(shop)  # type: ignore[index]
 
 
 @pytest.mark.slow
-def test_a_plain_worker_leaves_telling_to_one_that_has_loaded_the_app(new_place: Callable[..., Place]) -> None:
+def test_a_plain_worker_leaves_telling_to_one_that_has_loaded_the_app(new_machine: Callable[..., Machine]) -> None:
     """It ends the job and says so; no signal is lost for it."""
-    place = new_place("plain")
-    place.write("shop.py", SITE.encode())
-    place.write("make_celery.py", MAKE_CELERY.encode())
-    plain = place.worker()
-    job = flask(place, "submit", place.input(rows=2), "-o", place.folder / "out").finish().out.strip()
-    until(lambda: "receivers not notified yet" in place.run("status", job).out, what="a try is noted")
-    assert place.json("status", job)["state"] == "succeeded"
+    machine = new_machine("plain")
+    machine.write("shop.py", SITE.encode())
+    machine.write("make_celery.py", MAKE_CELERY.encode())
+    plain = machine.worker()
+    job = flask(machine, "submit", machine.input(rows=2), "-o", machine.folder / "out").finish().out.strip()
+    until(lambda: "receivers not notified yet" in machine.run("status", job).out, what="a try is noted")
+    assert machine.json("status", job)["state"] == "succeeded"
     plain.popen.terminate()
     assert plain.finish().code == 0
     assert (plain.err + plain.out).count("WARNING batchpipe.tasks.notifying: ") == 1
-    place.start_python("-m", "celery", "-A", "make_celery", "worker", "--pool", "threads")
+    machine.start_python("-m", "celery", "-A", "make_celery", "worker", "--pool", "threads")
 
-    until(lambda: told(place), what="the signal is received")
-    assert told(place) == f"shop shop {job} succeeded\n"
+    until(lambda: observed(machine), what="the signal is received")
+    assert observed(machine) == f"shop shop {job} succeeded\n"
 
 
 @pytest.mark.parametrize(
@@ -312,7 +312,7 @@ def test_a_plain_worker_leaves_telling_to_one_that_has_loaded_the_app(new_place:
     ],
 )
 def test_errors_of_the_flask_command_are_those_of_batchpipe(
-    shop: Place, arguments: tuple[str, ...], code: int, says: str
+    shop: Machine, arguments: tuple[str, ...], code: int, says: str
 ) -> None:
     """The same exit codes, no traceback."""
     done = flask(shop, *arguments).finish()
@@ -322,7 +322,7 @@ def test_errors_of_the_flask_command_are_those_of_batchpipe(
     assert "Traceback" not in done.err
 
 
-def test_a_wrong_setting_is_one_line_of_the_flask_command(shop: Place) -> None:
+def test_a_wrong_setting_is_one_line_of_the_flask_command(shop: Machine) -> None:
     """Not a traceback through the application factory."""
     shop.write("wrong.py", SITE.replace('BATCHPIPE_REDIS_URL"] =', 'BATCHPIPE_REDSI_URL"] =').encode())
     done = shop.start_python("-m", "flask", "--app", "wrong", "batchpipe", "list").finish()
@@ -332,7 +332,7 @@ def test_a_wrong_setting_is_one_line_of_the_flask_command(shop: Place) -> None:
     assert len(done.err.splitlines()) == 1
 
 
-def test_help_of_the_flask_command_is_that_of_batchpipe(shop: Place) -> None:
+def test_help_of_the_flask_command_is_that_of_batchpipe(shop: Machine) -> None:
     """Flask lists one command; its help lists ours."""
     listed = shop.start_python("-m", "flask", "--app", "shop", "--help").finish()
     helped = flask(shop, "--help").finish()
@@ -348,39 +348,39 @@ PAGE = (Path(__file__).parents[2] / "docs" / "flask.md").read_text(encoding="utf
 FILES = dict(re.findall(r"^```python\n# (\w+\.py)\n(.*?)^```$", PAGE, flags=re.MULTILINE | re.DOTALL))
 
 
-def test_the_app_of_the_page_runs_without_a_celery_app(new_place: Callable[..., Place]) -> None:
+def test_the_app_of_the_page_runs_without_a_celery_app(new_machine: Callable[..., Machine]) -> None:
     """Its upload becomes a job, `flask batchpipe worker` runs that, and the receiver gets the answers."""
-    place = new_place("page")
-    assert place.redis_url is not None
-    place.environment["FLASK_BATCHPIPE_REDIS_URL"] = place.redis_url
-    place.write("shop.py", FILES["shop.py"].encode())
-    worker = flask(place, "worker", "--concurrency", "2")
-    place.await_ready(worker)
+    machine = new_machine("page")
+    assert machine.redis_url is not None
+    machine.environment["FLASK_BATCHPIPE_REDIS_URL"] = machine.redis_url
+    machine.write("shop.py", FILES["shop.py"].encode())
+    worker = flask(machine, "worker", "--concurrency", "2")
+    machine.await_ready(worker)
     script = """
 import json, sys, shop
 with open(sys.argv[1], "rb") as file:
     print(json.dumps(shop.create_app().test_client().post("/ask", data={"requests": (file, "rows")}).get_json()))
 """
-    job = place.python(script, place.input(rows=2))["job"]
+    job = machine.python(script, machine.input(rows=2))["job"]
 
-    assert flask(place, "wait", job, "--timeout", "40").finish().code == 0
+    assert flask(machine, "wait", job, "--timeout", "40").finish().code == 0
     until(lambda: re.search(r"r1: \w+", worker.err + worker.out), what="the receiver has both rows")
 
 
-def test_the_celery_files_of_the_page_fit_together(new_place: Callable[..., Place]) -> None:
+def test_the_celery_files_of_the_page_fit_together(new_machine: Callable[..., Machine]) -> None:
     """With the two lines in the factory, `celery -A make_celery` has our tasks and the beat entry."""
-    place = new_place("page-celery")
-    assert place.redis_url is not None
-    place.environment["FLASK_BATCHPIPE_REDIS_URL"] = place.redis_url
+    machine = new_machine("page-celery")
+    assert machine.redis_url is not None
+    machine.environment["FLASK_BATCHPIPE_REDIS_URL"] = machine.redis_url
     lines = "    app.config['CELERY'] = {'broker_url': 'redis://'}\n    batch.init_app(app)\n    celery_init_app(app)\n"
     shop = "from tasks import celery_init_app\n" + FILES["shop.py"].replace("    batch.init_app(app)\n", lines)
-    place.write("shop.py", shop.encode())
-    place.write("tasks.py", FILES["tasks.py"].encode())
-    place.write("make_celery.py", FILES["make_celery.py"].encode())
+    machine.write("shop.py", shop.encode())
+    machine.write("tasks.py", FILES["tasks.py"].encode())
+    machine.write("make_celery.py", FILES["make_celery.py"].encode())
     script = """
 import json
 from make_celery import celery_app
 celery_app.loader.import_default_modules()
 print(json.dumps([sorted(celery_app.conf.beat_schedule), "batchpipe.poll" in celery_app.tasks]))
 """
-    assert place.python(script) == [["batchpipe-sweep"], True]
+    assert machine.python(script) == [["batchpipe-sweep"], True]

@@ -16,10 +16,10 @@ import pytest
 from selenium.webdriver import Chrome
 
 from batchpipe.sandbox import Sandbox
-from tests.acceptance.user_machine import API_KEY, Place, Process, until
+from tests.acceptance.user_machine import API_KEY, Machine, Process, until
 from tests.browser import open_browser, text_of
 
-NewPlace = Callable[..., Place]
+NewMachine = Callable[..., Machine]
 Tasks = list[dict[str, Any]]
 
 PASSWORD = "not-a-real-password"
@@ -63,12 +63,12 @@ class Flower:
         return str(done[0]["result"])
 
 
-def start_flower(place: Place, *options: str) -> Flower:
-    process = place.start("flower", "--port", "0", *options)
+def start_flower(machine: Machine, *options: str) -> Flower:
+    process = machine.start("flower", "--port", "0", *options)
     until(lambda: "listens on" in process.err or not process.running, what="Flower listens")
     assert process.running, process.err
-    kept = place.home / "flower-password"
-    return Flower(process, place.environment.get("BATCHPIPE_FLOWER_PASSWORD") or kept.read_text().strip())
+    kept = machine.home / "flower-password"
+    return Flower(process, machine.environment.get("BATCHPIPE_FLOWER_PASSWORD") or kept.read_text().strip())
 
 
 # -- the stories -----------------------------------------------------------------------------------------------------
@@ -78,7 +78,7 @@ def start_flower(place: Place, *options: str) -> Flower:
 class Scene:
     """A job that runs, one that failed, one that was cancelled and one that is done; and what Flower tells of them."""
 
-    place: Place
+    machine: Machine
     flower: Flower
     jobs: dict[str, str]
 
@@ -86,21 +86,21 @@ class Scene:
         return [task for task in self.flower.tasks(**wanted) if task["args"].partition(" ")[0] == self.jobs[job]]
 
 
-def play(new_place: NewPlace, new_sandbox: Callable[..., Sandbox]) -> Scene:
+def play(new_machine: NewMachine, new_sandbox: Callable[..., Sandbox]) -> Scene:
     slow = new_sandbox(rows_per_second=0.5)
-    place = new_place("seen", provider=slow, BATCHPIPE_POLL_MIN_SECONDS="1")
-    flower = start_flower(place)
-    place.worker("--concurrency", "4")
-    place.start("beat")
+    machine = new_machine("seen", provider=slow, BATCHPIPE_POLL_MIN_SECONDS="1")
+    flower = start_flower(machine)
+    machine.worker("--concurrency", "4")
+    machine.start("beat")
     jobs = {
-        "cancelled": place.submit(place.input(40, name="many.jsonl"), output="cancelled"),
-        "failed": place.submit(place.write("bad.jsonl", b'{"custom_id": "x"}\n'), output="failed"),
-        "done": place.submit(place.input(1, name="one.jsonl"), output="done"),
+        "cancelled": machine.submit(machine.input(40, name="many.jsonl"), output="cancelled"),
+        "failed": machine.submit(machine.write("bad.jsonl", b'{"custom_id": "x"}\n'), output="failed"),
+        "done": machine.submit(machine.input(1, name="one.jsonl"), output="done"),
     }
-    scene = Scene(place, flower, jobs)
+    scene = Scene(machine, flower, jobs)
     until(lambda: scene.of("cancelled", state="RETRY"), what="a poll that waits")
-    assert place.run("cancel", jobs["cancelled"]).code == 0
-    jobs["running"] = place.submit(place.input(300, name="long.jsonl"), "--max-rows", "150", output="running")
+    assert machine.run("cancel", jobs["cancelled"]).code == 0
+    jobs["running"] = machine.submit(machine.input(300, name="long.jsonl"), "--max-rows", "150", output="running")
     until(lambda: scene.of("done", name="batchpipe.merge", state="SUCCESS"), what="a job that is done")
     until(lambda: scene.of("cancelled", name="batchpipe.merge", state="SUCCESS"), what="a job that is cancelled")
     until(lambda: ["in_progress" in str(t["result"]) for t in scene.of("running", name="batchpipe.poll")] == [True] * 2)
@@ -109,7 +109,7 @@ def play(new_place: NewPlace, new_sandbox: Callable[..., Sandbox]) -> Scene:
 
 @dataclass
 class Revoked:
-    place: Place
+    machine: Machine
     flower: Flower
     job: str
     waiting: str  #: what the poll that was revoked said
@@ -117,14 +117,16 @@ class Revoked:
     again: dict[str, str]
 
 
-def revoke_all_along(new_place: NewPlace, new_sandbox: Callable[..., Sandbox]) -> Revoked:
+def revoke_all_along(new_machine: NewMachine, new_sandbox: Callable[..., Sandbox]) -> Revoked:
     """Somebody revokes the poll that waits, ends the download that runs, and sends old tasks by hand."""
     sandbox = new_sandbox(rows_per_second=3)
     sandbox.faults.add("delay", route="GET /v1/files/{id}/content", seconds=10.0)
-    place = new_place("revoked", provider=sandbox, BATCHPIPE_POLL_MIN_SECONDS="1.5", BATCHPIPE_FLOWER_PASSWORD=PASSWORD)
-    flower = start_flower(place)
-    place.worker("--pool", "prefork", "--concurrency", "2")
-    job = place.submit(place.input(6))
+    machine = new_machine(
+        "revoked", provider=sandbox, BATCHPIPE_POLL_MIN_SECONDS="1.5", BATCHPIPE_FLOWER_PASSWORD=PASSWORD
+    )
+    flower = start_flower(machine)
+    machine.worker("--pool", "prefork", "--concurrency", "2")
+    job = machine.submit(machine.input(6))
     [waiting] = until(lambda: flower.tasks(name="batchpipe.poll", state="RETRY"), what="a poll that waits")
     flower.revoke(waiting)
     until(lambda: flower.tasks(uuid=waiting["uuid"], state="REVOKED"), what="the poll is revoked")
@@ -132,16 +134,18 @@ def revoke_all_along(new_place: NewPlace, new_sandbox: Callable[..., Sandbox]) -
     flower.revoke(running, terminate="true")
     until(lambda: flower.tasks(uuid=running["uuid"], state="REVOKED"), what="the download is ended")
     sandbox.faults.clear()
-    code = place.run("wait", job, "--timeout", "40").code
+    code = machine.run("wait", job, "--timeout", "40").code
     again = {name: flower.apply(f"batchpipe.{name}", job=job, shard=0, epoch=1) for name in ("create", "merge")}
-    return Revoked(place, flower, job, str(waiting["result"]), code, again)
+    return Revoked(machine, flower, job, str(waiting["result"]), code, again)
 
 
 @pytest.fixture(scope="module")
-def stories(at_once: ThreadPoolExecutor, new_place: NewPlace, new_sandbox: Callable[..., Sandbox]) -> dict[str, Any]:
+def stories(
+    at_once: ThreadPoolExecutor, new_machine: NewMachine, new_sandbox: Callable[..., Sandbox]
+) -> dict[str, Any]:
     return {
-        "seen": at_once.submit(play, new_place, new_sandbox),
-        "revoked": at_once.submit(revoke_all_along, new_place, new_sandbox),
+        "seen": at_once.submit(play, new_machine, new_sandbox),
+        "revoked": at_once.submit(revoke_all_along, new_machine, new_sandbox),
     }
 
 
@@ -220,7 +224,7 @@ def test_the_pages_in_a_browser(scene: Scene) -> None:
 
 
 def test_the_worker_says_in_its_log_why_a_poll_waits(scene: Scene) -> None:
-    log = "".join(path.read_text() for path in scene.place.folder.glob("*.err"))
+    log = "".join(path.read_text() for path in scene.machine.folder.glob("*.err"))
     assert re.search(r"batchpipe\.poll\[\S+\] retry: Retry in [\d.]+s: in_progress \d+ of \d+ rows \(batch_", log)
     assert "Traceback" not in log
 
@@ -232,8 +236,8 @@ def test_a_job_survives_that_its_tasks_are_revoked(revoked: Revoked) -> None:
     """The sweep brings it back under new ids; no row is paid for twice."""
     assert re.match(r"(validating|in_progress) .*\(batch_", revoked.waiting)
     assert revoked.code == 0
-    assert set(revoked.place.billed(revoked.job).values()) == {1}
-    assert len(revoked.place.batches(revoked.job)) == 1
+    assert set(revoked.machine.billed(revoked.job).values()) == {1}
+    assert len(revoked.machine.batches(revoked.job)) == 1
 
 
 def test_an_old_task_that_is_sent_by_hand_does_nothing(revoked: Revoked) -> None:
@@ -256,13 +260,13 @@ def test_nobody_looks_without_the_password(scene: Scene, revoked: Revoked) -> No
 
 def test_the_password_is_shown_to_nobody(scene: Scene, revoked: Revoked) -> None:
     """Not in the list of processes, and not where output goes to a file; the file with it is its owner's alone."""
-    kept = scene.place.home / "flower-password"
+    kept = scene.machine.home / "flower-password"
     assert kept.stat().st_mode & 0o777 == 0o600
     assert f"password in {kept}" in scene.flower.process.err
     for flower in (scene.flower, revoked.flower):
         assert isinstance(flower.process.popen.args, list)
         assert flower.password not in flower.process.err + " ".join(map(str, flower.process.popen.args))
-    assert not (revoked.place.home / "flower-password").exists()
+    assert not (revoked.machine.home / "flower-password").exists()
 
 
 @pytest.mark.parametrize(
@@ -278,24 +282,24 @@ def test_the_password_is_shown_to_nobody(scene: Scene, revoked: Revoked) -> None
 )
 def test_what_would_be_unsafe_or_unheard_is_refused(scene: Scene, options: list[str], says: str) -> None:
     """In one line, and with 1."""
-    done = scene.place.run("flower", *options)
+    done = scene.machine.run("flower", *options)
     assert done.code == 1
     [line] = done.err.strip().splitlines()
     assert says in line
     assert "me:secret" not in line
 
 
-def test_it_ends_when_told_and_remembers(new_place: NewPlace) -> None:
+def test_it_ends_when_told_and_remembers(new_machine: NewMachine) -> None:
     """With 0; and next time it has the same password. Without a password, the API is closed."""
-    place = new_place("ended")
-    first = start_flower(place)
+    machine = new_machine("ended")
+    first = start_flower(machine)
     first.process.popen.terminate()
     assert first.process.finish(20).code == 0, first.process.err
-    second = start_flower(place)
+    second = start_flower(machine)
     assert second.password == first.password
     assert second.ask("/api/tasks") == {}
     second.process.interrupt()
     assert second.process.finish(20).code == 0
-    bare = start_flower(place, "--no-auth")
+    bare = start_flower(machine, "--no-auth")
     with pytest.raises(urllib.error.HTTPError, match="401"):
         bare.ask("/api/tasks", login="")

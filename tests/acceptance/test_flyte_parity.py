@@ -18,9 +18,9 @@ from typing import Any
 import pytest
 
 from batchpipe.sandbox import Sandbox
-from tests.acceptance.user_machine import Place, Process, batches_of, read_rows, request, until
+from tests.acceptance.user_machine import Machine, Process, batches_of, read_rows, request, until
 
-NewPlace = Callable[..., Place]
+NewMachine = Callable[..., Machine]
 
 #: All jobs at once, in one process; prints what the tests look at.
 SCRIPT = """
@@ -108,16 +108,16 @@ def web(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
 
 
 @pytest.fixture(scope="module")
-def worker(place: Place) -> Process:
-    return place.worker()
+def worker(machine: Machine) -> Process:
+    return machine.worker()
 
 
 @pytest.fixture(scope="module")
-def told(place: Place, worker: Process, web: tuple[str, Path]) -> dict[str, Any]:
-    assert place.sandbox is not None
+def observed(machine: Machine, worker: Process, web: tuple[str, Path]) -> dict[str, Any]:
+    assert machine.sandbox is not None
     url, folder = web
-    (folder / "rows.jsonl").write_bytes(place.input(3).read_bytes())
-    faults = place.sandbox.faults
+    (folder / "rows.jsonl").write_bytes(machine.input(3).read_bytes())
+    faults = machine.sandbox.faults
     errors = [
         {"code": "bad_model", "message": "this model is unknown", "line": 2, "param": "body.model"},
         {"code": "bad_text", "message": "this text is bad", "line": 3, "param": None},
@@ -126,53 +126,53 @@ def told(place: Place, worker: Process, web: tuple[str, Path]) -> dict[str, Any]
     faults.add("unknown_status", message="pondering", seconds=1.0, where={"story": "unknown"})
     faults.add("expire", fraction=0.67, where={"story": "expired"}, times=1)
     faults.add("row_fails", status=400, where={"story": "all failed"})
-    found: dict[str, Any] = place.python(SCRIPT, url)
+    found: dict[str, Any] = machine.python(SCRIPT, url)
     return found
 
 
-def read_by_another_account(new_place: NewPlace, new_sandbox: Callable[..., Sandbox]) -> dict[str, Any]:
+def read_by_another_account(new_machine: NewMachine, new_sandbox: Callable[..., Sandbox]) -> dict[str, Any]:
     """Two accounts: one in .env, the key of the default one in a secret file."""
     sandbox = new_sandbox(api_keys=("sk-team", "sk-from-a-file"))
-    place = new_place("accounts", provider=sandbox)
-    del place.environment["OPENAI_API_KEY"]
-    place.write(
+    machine = new_machine("accounts", provider=sandbox)
+    del machine.environment["OPENAI_API_KEY"]
+    machine.write(
         ".env",
         f"BATCHPIPE_ACCOUNTS__TEAM__API_KEY=sk-team\nBATCHPIPE_ACCOUNTS__TEAM__BASE_URL={sandbox.base_url}\n".encode(),
     )
-    secrets = place.folder / "secrets"
+    secrets = machine.folder / "secrets"
     secrets.mkdir()
     (secrets / "openai_api_key").write_text("sk-from-a-file\n")
-    place.environment["BATCHPIPE_SECRETS_DIR"] = str(secrets)
-    source = place.input(2)
-    place.worker()
-    jobs = [place.submit(source, "--account", "team", output="team"), place.submit(source, output="default")]
-    codes = [place.run("wait", job, "--timeout", "30").code for job in jobs]
-    return {"codes": codes, "accounts": [place.json("status", job)["account"] for job in jobs]}
+    machine.environment["BATCHPIPE_SECRETS_DIR"] = str(secrets)
+    source = machine.input(2)
+    machine.worker()
+    jobs = [machine.submit(source, "--account", "team", output="team"), machine.submit(source, output="default")]
+    codes = [machine.run("wait", job, "--timeout", "30").code for job in jobs]
+    return {"codes": codes, "accounts": [machine.json("status", job)["account"] for job in jobs]}
 
 
-def answered_without_a_key(new_place: NewPlace, new_sandbox: Callable[..., Sandbox]) -> dict[str, Any]:
+def answered_without_a_key(new_machine: NewMachine, new_sandbox: Callable[..., Sandbox]) -> dict[str, Any]:
     """A server that leaves `error_file_id` out of its answers."""
     sandbox = new_sandbox()
-    place = new_place("lean", provider=sandbox)
+    machine = new_machine("lean", provider=sandbox)
     unreadable = sandbox.faults.add("status", route="GET /v1/batches*", status=503, retry_after=0.2)
-    place.worker()
-    job = place.submit(place.input(3))
+    machine.worker()
+    job = machine.submit(machine.input(3))
     batch = until(lambda: next((b for b in batches_of(sandbox) if b.status == "completed"), None))
     lean = {name: value for name, value in batch.public().items() if name != "error_file_id"}
     sandbox.faults.add("replace", route="GET /v1/batches/{id}", json=lean)
     sandbox.faults.remove(unreadable)
-    return {"wait": place.run("wait", job, "--timeout", "30"), "status": place.json("status", job)}
+    return {"wait": machine.run("wait", job, "--timeout", "30"), "status": machine.json("status", job)}
 
 
-def on_a_terminal(new_place: NewPlace) -> tuple[int, str]:
+def on_a_terminal(new_machine: NewMachine) -> tuple[int, str]:
     """`batchpipe run` with stderr on a terminal."""
-    place = new_place("terminal")
-    source = place.input(4)
+    machine = new_machine("terminal")
+    source = machine.input(4)
     ours, theirs = os.openpty()
     command = [sys.executable, "-m", "batchpipe", "run", str(source), "-o", "out", "--sandbox"]
-    environment = {**place.environment, "TERM": "xterm", "COLUMNS": "120"}
+    environment = {**machine.environment, "TERM": "xterm", "COLUMNS": "120"}
     with subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=theirs, cwd=place.folder, env=environment
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=theirs, cwd=machine.folder, env=environment
     ) as process:
         os.close(theirs)
         shown = b""
@@ -185,59 +185,59 @@ def on_a_terminal(new_place: NewPlace) -> tuple[int, str]:
 
 @pytest.fixture(scope="module", autouse=True)
 def stories(
-    at_once: ThreadPoolExecutor, new_place: NewPlace, new_sandbox: Callable[..., Sandbox]
+    at_once: ThreadPoolExecutor, new_machine: NewMachine, new_sandbox: Callable[..., Sandbox]
 ) -> dict[str, Future[Any]]:
     return {
-        "accounts": at_once.submit(read_by_another_account, new_place, new_sandbox),
-        "lean": at_once.submit(answered_without_a_key, new_place, new_sandbox),
-        "terminal": at_once.submit(on_a_terminal, new_place),
+        "accounts": at_once.submit(read_by_another_account, new_machine, new_sandbox),
+        "lean": at_once.submit(answered_without_a_key, new_machine, new_sandbox),
+        "terminal": at_once.submit(on_a_terminal, new_machine),
     }
 
 
 # -- create_batch and its inputs ---------------------------------------------------------------------------------------
 
 
-def test_create_batch_is_submit_and_a_chain_of_celery_tasks(told: dict[str, Any], worker: Process) -> None:
+def test_create_batch_is_submit_and_a_chain_of_celery_tasks(observed: dict[str, Any], worker: Process) -> None:
     """prepare, then upload -> create -> poll -> download for each shard, then merge."""
-    assert told["iterator"]["state"] == "succeeded"
+    assert observed["iterator"]["state"] == "succeeded"
     for name in ("prepare", "upload", "create", "poll", "download", "merge"):
         assert f"Task batchpipe.{name}[" in worker.err
 
 
-def test_iterator_of_json_is_streamed_and_never_held_in_memory(told: dict[str, Any]) -> None:
+def test_iterator_of_json_is_streamed_and_never_held_in_memory(observed: dict[str, Any]) -> None:
     """60 MB of rows go to disk; the process hardly grows."""
-    assert told["spooled"] > 60_000_000
-    assert told["grown"] < 24
+    assert observed["spooled"] > 60_000_000
+    assert observed["grown"] < 24
 
 
-def test_iterator_of_json_that_is_empty_is_a_clear_error(told: dict[str, Any]) -> None:
-    assert "no rows" in told["empty"]
+def test_iterator_of_json_that_is_empty_is_a_clear_error(observed: dict[str, Any]) -> None:
+    assert "no rows" in observed["empty"]
 
 
 @pytest.mark.parametrize("kind", ["path", "file", "web"])
-def test_jsonl_file_may_be_a_path_or_a_url(told: dict[str, Any], kind: str) -> None:
+def test_jsonl_file_may_be_a_path_or_a_url(observed: dict[str, Any], kind: str) -> None:
     """The worker reads it."""
-    assert (told[kind]["state"], told[kind]["rows"]["ok"]) == ("succeeded", 3)
+    assert (observed[kind]["state"], observed[kind]["rows"]["ok"]) == ("succeeded", 3)
 
 
 # -- config ------------------------------------------------------------------------------------------------------------
 
 
-def test_config_has_the_defaults_of_the_original(told: dict[str, Any], place: Place) -> None:
+def test_config_has_the_defaults_of_the_original(observed: dict[str, Any], machine: Machine) -> None:
     """endpoint and completion_window."""
-    [batch] = place.batches(told["iterator"]["id"])
+    [batch] = machine.batches(observed["iterator"]["id"])
     assert (batch.endpoint, batch.public()["completion_window"]) == ("/v1/chat/completions", "24h")
 
 
-def test_config_passes_metadata_and_any_other_argument_on(told: dict[str, Any], place: Place) -> None:
-    [batch] = place.batches(told["config"]["id"])
+def test_config_passes_metadata_and_any_other_argument_on(observed: dict[str, Any], machine: Machine) -> None:
+    [batch] = machine.batches(observed["config"]["id"])
     assert batch.metadata is not None
     assert (batch.metadata["story"], batch.output_expires_after) == ("config", 4000)
 
 
-def test_config_passes_completion_window_on_and_tells_what_the_provider_says(told: dict[str, Any]) -> None:
+def test_config_passes_completion_window_on_and_tells_what_the_provider_says(observed: dict[str, Any]) -> None:
     """This provider takes 24h only; its words reach the user, and every row is accounted for."""
-    job = told["window"]
+    job = observed["window"]
     assert "completion_window" in job["error"]["message"] or "1h" in job["error"]["message"]
     assert job["state"] == "failed"
     assert [row[0] for row in job["rows_of"]] == ["r0", "r1", "r2"]
@@ -246,91 +246,91 @@ def test_config_passes_completion_window_on_and_tells_what_the_provider_says(tol
 # -- the tasks and the connector ---------------------------------------------------------------------------------------
 
 
-def test_upload_jsonl_file_task_uploads_for_batches(told: dict[str, Any], place: Place) -> None:
+def test_upload_jsonl_file_task_uploads_for_batches(observed: dict[str, Any], machine: Machine) -> None:
     """Purpose, a name that tells job, shard and try; and it expires."""
-    assert place.sandbox is not None
-    [batch] = place.batches(told["iterator"]["id"])
-    file = place.sandbox.files.find(batch.input_file_id)
+    assert machine.sandbox is not None
+    [batch] = machine.batches(observed["iterator"]["id"])
+    file = machine.sandbox.files.find(batch.input_file_id)
     if file is None:
         return  # it is gone already: tidied up at the end of the job
-    assert ("batch", f"batchpipe-{told['iterator']['id']}-0-1.jsonl") == (file.purpose, file.filename)
+    assert ("batch", f"batchpipe-{observed['iterator']['id']}-0-1.jsonl") == (file.purpose, file.filename)
     assert file.expires_at is not None
 
 
-def test_upload_jsonl_file_task_leaves_no_stray_files(told: dict[str, Any], place: Place) -> None:
+def test_upload_jsonl_file_task_leaves_no_stray_files(observed: dict[str, Any], machine: Machine) -> None:
     """Every input of an ended job is deleted at the provider, or will be: it expires."""
-    assert place.sandbox is not None
-    inputs = [file for file in place.sandbox.files.all() if file.filename.startswith("batchpipe-")]
+    assert machine.sandbox is not None
+    inputs = [file for file in machine.sandbox.files.all() if file.filename.startswith("batchpipe-")]
     assert all(file.expires_at is not None for file in inputs)
 
 
-def test_batch_endpoint_connector_create_returns_what_get_needs(told: dict[str, Any], place: Place) -> None:
+def test_batch_endpoint_connector_create_returns_what_get_needs(observed: dict[str, Any], machine: Machine) -> None:
     """The batch id, in the record of the shard."""
-    job = told["iterator"]
-    assert [batch.id for batch in place.batches(job["id"])] == [shard["batch_id"] for shard in job["shards"]]
+    job = observed["iterator"]
+    assert [batch.id for batch in machine.batches(job["id"])] == [shard["batch_id"] for shard in job["shards"]]
 
 
-def test_batch_endpoint_connector_get_tells_status_and_counts(told: dict[str, Any]) -> None:
-    [shard] = told["iterator"]["shards"]
+def test_batch_endpoint_connector_get_tells_status_and_counts(observed: dict[str, Any]) -> None:
+    [shard] = observed["iterator"]["shards"]
     assert (shard["status"], shard["request_counts"]) == ("completed", {"total": 3, "completed": 3, "failed": 0})
 
 
-def test_batch_endpoint_connector_get_keeps_every_validation_error(told: dict[str, Any]) -> None:
+def test_batch_endpoint_connector_get_keeps_every_validation_error(observed: dict[str, Any]) -> None:
     """Each with its code and message, at the row that its line names."""
-    errors = {row[0]: row[2] for row in told["refused"]["rows_of"]}
+    errors = {row[0]: row[2] for row in observed["refused"]["rows_of"]}
     assert (errors["r1"]["code"], errors["r1"]["message"]) == ("bad_model", "this model is unknown")
     assert (errors["r2"]["code"], errors["r2"]["message"]) == ("bad_text", "this text is bad")
 
 
-def test_batch_endpoint_connector_get_blames_no_row_that_no_error_names(told: dict[str, Any]) -> None:
+def test_batch_endpoint_connector_get_blames_no_row_that_no_error_names(observed: dict[str, Any]) -> None:
     """Such a row was refused with the others only: it is sent again."""
-    assert [row[1:] for row in told["refused"]["rows_of"] if row[0] == "r0"] == [["ok", None]]
-    assert [shard["rows"] for shard in told["refused"]["shards"]] == [3, 1]
+    assert [row[1:] for row in observed["refused"]["rows_of"] if row[0] == "r0"] == [["ok", None]]
+    assert [shard["rows"] for shard in observed["refused"]["shards"]] == [3, 1]
 
 
-def test_batch_endpoint_connector_delete_is_idempotent(place: Place) -> None:
+def test_batch_endpoint_connector_delete_is_idempotent(machine: Machine) -> None:
     """Twice, and once more when all is over."""
-    assert place.sandbox is not None
-    place.sandbox.faults.add("stuck", where={"story": "delete"})
-    job = place.submit(place.input(2), "--metadata", "story=delete", output="delete")
-    until(lambda: place.batches(job), what="its batch is made")
-    assert [place.run("cancel", job).code for _ in range(2)] == [0, 0]
-    assert place.run("wait", job, "--timeout", "20").code == 4
-    assert place.run("cancel", job).code == 0
-    assert [batch.status for batch in place.batches(job)] == ["cancelled"]
+    assert machine.sandbox is not None
+    machine.sandbox.faults.add("stuck", where={"story": "delete"})
+    job = machine.submit(machine.input(2), "--metadata", "story=delete", output="delete")
+    until(lambda: machine.batches(job), what="its batch is made")
+    assert [machine.run("cancel", job).code for _ in range(2)] == [0, 0]
+    assert machine.run("wait", job, "--timeout", "20").code == 4
+    assert machine.run("cancel", job).code == 0
+    assert [batch.status for batch in machine.batches(job)] == ["cancelled"]
 
 
-def test_batch_endpoint_metadata_is_json_that_another_process_reads(told: dict[str, Any], place: Place) -> None:
-    job = {name: told["path"][name] for name in ("id", "state")}
-    assert place.python(READER, json.dumps(told["path"])) == job
+def test_batch_endpoint_metadata_is_json_that_another_process_reads(observed: dict[str, Any], machine: Machine) -> None:
+    job = {name: observed["path"][name] for name in ("id", "state")}
+    assert machine.python(READER, json.dumps(observed["path"])) == job
 
 
 # -- State -------------------------------------------------------------------------------------------------------------
 
 
-def test_state_unknown_to_us_means_running(told: dict[str, Any]) -> None:
-    job = told["unknown"]
+def test_state_unknown_to_us_means_running(observed: dict[str, Any]) -> None:
+    job = observed["unknown"]
     assert job["state"] == "succeeded"
     assert "pondering" in [event.get("status") for event in job["logs"]]
 
 
-def test_state_completed_with_no_row_ok_is_no_success(told: dict[str, Any]) -> None:
-    job = told["all failed"]
+def test_state_completed_with_no_row_ok_is_no_success(observed: dict[str, Any]) -> None:
+    job = observed["all failed"]
     assert (job["state"], job["shards"][0]["status"]) == ("failed", "completed")
     assert [row[1] for row in job["rows_of"]] == ["failed"] * 3
 
 
-def test_state_expired_keeps_its_finished_rows(told: dict[str, Any], place: Place) -> None:
+def test_state_expired_keeps_its_finished_rows(observed: dict[str, Any], machine: Machine) -> None:
     """They are paid; the others are told apart."""
-    job = told["expired"]
+    job = observed["expired"]
     assert job["shards"][0]["status"] == "expired"
     assert job["rows"]["ok"] >= 2
-    assert all(times == 1 for times in place.billed(job["id"]).values())
+    assert all(times == 1 for times in machine.billed(job["id"]).values())
 
 
-def test_state_expired_sends_again_which_rows_were_not_run(told: dict[str, Any]) -> None:
+def test_state_expired_sends_again_which_rows_were_not_run(observed: dict[str, Any]) -> None:
     """In a batch of their own; those that had finished are not sent again."""
-    job = told["expired"]
+    job = observed["expired"]
     assert (job["state"], job["rows"]["ok"]) == ("succeeded", 3)
     first, second = job["shards"]
     assert (second["round"], second["rows"]) == (2, 3 - first["request_counts"]["completed"])
@@ -339,30 +339,30 @@ def test_state_expired_sends_again_which_rows_were_not_run(told: dict[str, Any])
 # -- logs, metrics, results --------------------------------------------------------------------------------------------
 
 
-def test_get_logs_is_the_event_log_of_the_job(told: dict[str, Any]) -> None:
-    names = [event["event"] for event in told["iterator"]["logs"]]
+def test_get_logs_is_the_event_log_of_the_job(observed: dict[str, Any]) -> None:
+    names = [event["event"] for event in observed["iterator"]["logs"]]
     assert sorted({"planned", "created", "status", "ended"} - set(names)) == []
 
 
-def test_get_metrics_tells_rows_tokens_and_seconds_of_each_stage(told: dict[str, Any]) -> None:
-    metrics = told["iterator"]["metrics"]
+def test_get_metrics_tells_rows_tokens_and_seconds_of_each_stage(observed: dict[str, Any]) -> None:
+    metrics = observed["iterator"]["metrics"]
     assert metrics["rows"]["ok"] == 3
     assert metrics["tokens"]["total_tokens"] > 0
     assert {"prepare", "upload", "create", "wait", "download", "merge", "total"} == metrics["seconds"].keys()
 
 
-def test_get_metrics_tells_the_cost(told: dict[str, Any]) -> None:
-    assert any(name.startswith("cost") for name in told["iterator"]["metrics"])
+def test_get_metrics_tells_the_cost(observed: dict[str, Any]) -> None:
+    assert any(name.startswith("cost") for name in observed["iterator"]["metrics"])
 
 
-def test_download_jsonl_files_task_takes_either_file_alone(told: dict[str, Any], place: Place) -> None:
+def test_download_jsonl_files_task_takes_either_file_alone(observed: dict[str, Any], machine: Machine) -> None:
     """No error file when all went well, no output file when nothing did."""
-    [well] = place.batches(told["iterator"]["id"])
-    [badly] = place.batches(told["all failed"]["id"])
+    [well] = machine.batches(observed["iterator"]["id"])
+    [badly] = machine.batches(observed["all failed"]["id"])
     assert (well.error_file_id, badly.output_file_id) == (None, None)
-    assert read_rows(place.folder / "iterator/errors.jsonl") == []
-    assert read_rows(place.folder / "all failed/output.jsonl") == []
-    assert len(read_rows(place.folder / "all failed/errors.jsonl")) == 3
+    assert read_rows(machine.folder / "iterator/errors.jsonl") == []
+    assert read_rows(machine.folder / "all failed/output.jsonl") == []
+    assert len(read_rows(machine.folder / "all failed/errors.jsonl")) == 3
 
 
 def test_download_jsonl_files_task_needs_no_error_file_id_at_all(stories: dict[str, Future[Any]]) -> None:
@@ -372,10 +372,10 @@ def test_download_jsonl_files_task_needs_no_error_file_id_at_all(stories: dict[s
     assert found["status"]["rows"]["ok"] == 3
 
 
-def test_batch_result_names_both_files_and_counts_rows(told: dict[str, Any], place: Place) -> None:
-    folder = place.folder / "iterator"
+def test_batch_result_names_both_files_and_counts_rows(observed: dict[str, Any], machine: Machine) -> None:
+    folder = machine.folder / "iterator"
     files = {"output_file": str(folder / "output.jsonl"), "error_file": str(folder / "errors.jsonl")}
-    assert told["iterator"]["result"] == {**files, "total": 3, "ok": 3, "failed": 0, "missing": 0}
+    assert observed["iterator"]["result"] == {**files, "total": 3, "ok": 3, "failed": 0, "missing": 0}
     assert all(Path(file).exists() for file in files.values())
 
 
@@ -396,10 +396,10 @@ def test_local_execution_shows_progress_on_a_terminal(stories: dict[str, Future[
     assert "4 of 4 rows ok" in shown
 
 
-def test_a_row_that_is_asked_for_twice_is_refused_and_not_paid_twice(place: Place) -> None:
+def test_a_row_that_is_asked_for_twice_is_refused_and_not_paid_twice(machine: Machine) -> None:
     """The original sends what it is given; here a repeated id is an error that names both lines."""
     row = json.dumps(request("same")).encode() + b"\n"
-    done = place.run("validate", place.write("same.jsonl", row + row))
+    done = machine.run("validate", machine.write("same.jsonl", row + row))
     assert done.code == 1
     assert "line 2" in done.err
     assert "line 1" in done.err

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from tests.acceptance.user_machine import API_KEY, Place, Process, free_port, until
+from tests.acceptance.user_machine import API_KEY, Machine, Process, free_port, until
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -61,27 +61,27 @@ def run(python: Path, script: str) -> str:
     return subprocess.run(command, cwd=python.parent, capture_output=True, text=True, check=True).stdout
 
 
-class House:
+class NewUser:
     """An empty folder of a new user, who follows the README."""
 
-    def __init__(self, place: Place, python: Path, section: str) -> None:
-        self.place, self._python = place, python
+    def __init__(self, machine: Machine, python: Path, section: str) -> None:
+        self.machine, self._python = machine, python
         self.section = README.partition(f"\n## {section}\n")[2].partition("\n## ")[0]
         self.lines = 0
-        assert place.sandbox is not None
-        self.worker_only = {"OPENAI_BASE_URL": place.sandbox.base_url, "OPENAI_API_KEY": API_KEY}
+        assert machine.sandbox is not None
+        self.worker_only = {"OPENAI_BASE_URL": machine.sandbox.base_url, "OPENAI_API_KEY": API_KEY}
         self.environment: dict[str, str | None] = {"BATCHPIPE_SANDBOX_PORT": str(free_port())}
         for name in ("OPENAI_BASE_URL", "OPENAI_API_KEY", "BATCHPIPE_REDIS_URL"):  # as the README says, not as tests do
-            place.environment.pop(name, None)
-        place.environment["PYTHONPATH"] = ""
+            machine.environment.pop(name, None)
+        machine.environment["PYTHONPATH"] = ""
 
     def write(self, name: str) -> None:
         """Write the README's snippet for this file, or add it to the file where it says so."""
         [(how, code)] = re.findall(rf"```python\n# {re.escape(name)}([^\n]*)\n(.*?)```", self.section, flags=re.DOTALL)
         self.lines += sum(bool(line.strip()) for line in code.splitlines())
-        assert self.place.redis_url is not None
-        code = re.sub(r"redis://localhost:6379/\d", self.place.redis_url, code)
-        path = self.place.folder / name
+        assert self.machine.redis_url is not None
+        code = re.sub(r"redis://localhost:6379/\d", self.machine.redis_url, code)
+        path = self.machine.folder / name
         path.write_text((path.read_text() if "at its end" in how else "") + code)
 
     def commands(self) -> list[str]:
@@ -90,10 +90,10 @@ class House:
         return [typed for line in lines if (typed := line.partition("#")[0].strip())]
 
     def start(self, *command: str, env: dict[str, str | None] | None = None) -> Process:
-        number = len(list(self.place.folder.glob("site*.out")))
-        out, err = self.place.folder / f"site{number}.out", self.place.folder / f"site{number}.err"
+        number = len(list(self.machine.folder.glob("site*.out")))
+        out, err = self.machine.folder / f"site{number}.out", self.machine.folder / f"site{number}.err"
         environment = {
-            k: v for k, v in {**self.place.environment, **(env or self.environment)}.items() if v is not None
+            k: v for k, v in {**self.machine.environment, **(env or self.environment)}.items() if v is not None
         }
         with out.open("wb") as out_file, err.open("wb") as err_file:
             popen = subprocess.Popen(
@@ -101,18 +101,18 @@ class House:
                 stdin=subprocess.DEVNULL,
                 stdout=out_file,
                 stderr=err_file,
-                cwd=self.place.folder,
+                cwd=self.machine.folder,
                 env=environment,
                 start_new_session=True,
             )
         process = Process(popen, out, err)
-        self.place.adopt(process)
+        self.machine.adopt(process)
         return process
 
     def worker(self, *command: str, key: bool = False) -> Process:
         """``key``: one that has a provider's; else it has its own sandbox, as the README says."""
         process = self.start(*command, env=dict(self.worker_only) if key else None)
-        self.place.await_ready(process)
+        self.machine.await_ready(process)
         return process
 
 
@@ -129,12 +129,12 @@ def ask(url: str, process: Process, method: str = "GET") -> Any:
     return until(answer, what=url)
 
 
-def new_django(new_place: Callable[..., Place], python: Path, name: str) -> House:
-    house = House(new_place(name), python, "In a Django site")
-    assert house.start("-m", "django", "startproject", "mysite", ".").finish().code == 0
+def new_django(new_machine: Callable[..., Machine], python: Path, name: str) -> NewUser:
+    user = NewUser(new_machine(name), python, "In a Django site")
+    assert user.start("-m", "django", "startproject", "mysite", ".").finish().code == 0
     for file in ("mysite/settings.py", "mysite/views.py", "mysite/tasks.py", "mysite/urls.py"):
-        house.write(file)
-    return house
+        user.write(file)
+    return user
 
 
 def submit_and_see(url: str, server: Process, worker: Process, method: str = "GET") -> str:
@@ -145,11 +145,11 @@ def submit_and_see(url: str, server: Process, worker: Process, method: str = "GE
     return job
 
 
-def test_a_new_django_project(new_place: Callable[..., Place], python: Path) -> None:
+def test_a_new_django_project(new_machine: Callable[..., Machine], python: Path) -> None:
     """The README's commands and snippets, as they are, without a key."""
-    house = new_django(new_place, python, "django")
-    assert house.lines <= MOST_LINES
-    assert house.commands() == [
+    user = new_django(new_machine, python, "django")
+    assert user.lines <= MOST_LINES
+    assert user.commands() == [
         "redis-server --daemonize yes --appendonly yes",
         "django-admin startproject mysite .",
         "python manage.py check",
@@ -159,15 +159,15 @@ def test_a_new_django_project(new_place: Callable[..., Place], python: Path) -> 
         "python manage.py runserver",
         "curl http://127.0.0.1:8000/describe/",
     ]
-    check = house.start("manage.py", "check").finish()
+    check = user.start("manage.py", "check").finish()
     assert check.code == 0, check.err
     assert "worker --sandbox" in check.err
-    worker = house.worker("manage.py", "batchpipe", "worker", "--sandbox")
-    assert house.start("manage.py", "migrate").finish().code == 0
+    worker = user.worker("manage.py", "batchpipe", "worker", "--sandbox")
+    assert user.start("manage.py", "migrate").finish().code == 0
     who = {f"DJANGO_SUPERUSER_{name}": "ann@example.org" for name in ("USERNAME", "EMAIL", "PASSWORD")}
-    assert house.start("manage.py", "createsuperuser", "--noinput", env={**who}).finish().code == 0
+    assert user.start("manage.py", "createsuperuser", "--noinput", env={**who}).finish().code == 0
     port = free_port()
-    server = house.start("manage.py", "runserver", "--noreload", f"127.0.0.1:{port}")
+    server = user.start("manage.py", "runserver", "--noreload", f"127.0.0.1:{port}")
 
     submit_and_see(f"http://127.0.0.1:{port}/describe/", server, worker)
     assert_calm(worker)
@@ -180,34 +180,34 @@ def assert_calm(worker: Process) -> None:
     assert re.search(r"INFO +celery\.redirected: paris: \w", worker.err)
 
 
-def test_a_django_project_with_a_celery_app_of_its_own(new_place: Callable[..., Place], python: Path) -> None:
+def test_a_django_project_with_a_celery_app_of_its_own(new_machine: Callable[..., Machine], python: Path) -> None:
     """One line more where the app is made; its workers are started as ever."""
-    house = new_django(new_place, python, "django-celery")
-    (house.place.folder / "mysite" / "celery.py").write_text(CELERY_PY)
-    (house.place.folder / "mysite" / "__init__.py").write_text("from mysite.celery import app as celery_app\n")
-    with (house.place.folder / "mysite" / "settings.py").open("a") as settings:
-        settings.write(f"CELERY_BROKER_URL = {house.place.redis_url!r}\n")
-    worker = house.worker("-m", "celery", "-A", "mysite", "worker", "--pool", "threads", "--loglevel", "INFO", key=True)
+    user = new_django(new_machine, python, "django-celery")
+    (user.machine.folder / "mysite" / "celery.py").write_text(CELERY_PY)
+    (user.machine.folder / "mysite" / "__init__.py").write_text("from mysite.celery import app as celery_app\n")
+    with (user.machine.folder / "mysite" / "settings.py").open("a") as settings:
+        settings.write(f"CELERY_BROKER_URL = {user.machine.redis_url!r}\n")
+    worker = user.worker("-m", "celery", "-A", "mysite", "worker", "--pool", "threads", "--loglevel", "INFO", key=True)
     port = free_port()
-    server = house.start("manage.py", "runserver", "--noreload", f"127.0.0.1:{port}")
+    server = user.start("manage.py", "runserver", "--noreload", f"127.0.0.1:{port}")
 
     job = submit_and_see(f"http://127.0.0.1:{port}/describe/", server, worker)
-    assert set(house.place.billed(job).values()) == {1}
+    assert set(user.machine.billed(job).values()) == {1}
 
 
-def test_a_new_flask_app(new_place: Callable[..., Place], python: Path) -> None:
+def test_a_new_flask_app(new_machine: Callable[..., Machine], python: Path) -> None:
     """One file by hand, the README's commands, without a key."""
-    house = House(new_place("flask"), python, "In a Flask app")
-    house.write("shop.py")
-    assert house.lines <= MOST_LINES
-    assert house.commands() == [
+    user = NewUser(new_machine("flask"), python, "In a Flask app")
+    user.write("shop.py")
+    assert user.lines <= MOST_LINES
+    assert user.commands() == [
         "flask --app shop batchpipe worker --sandbox",
         "flask --app shop run",
         "curl -X POST http://127.0.0.1:5000/describe",
     ]
-    worker = house.worker("-m", "flask", "--app", "shop", "batchpipe", "worker", "--sandbox")
+    worker = user.worker("-m", "flask", "--app", "shop", "batchpipe", "worker", "--sandbox")
     port = free_port()
-    server = house.start("-m", "flask", "--app", "shop", "run", "--port", str(port))
+    server = user.start("-m", "flask", "--app", "shop", "run", "--port", str(port))
 
     submit_and_see(f"http://127.0.0.1:{port}/describe", server, worker, "POST")
     assert_calm(worker)

@@ -10,7 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import pytest
 
 from tests.acceptance.test_run import JOB_KEYS, SHARD_KEYS
-from tests.acceptance.user_machine import Finished, Place, read_rows, request, until
+from tests.acceptance.user_machine import Finished, Machine, read_rows, request, until
 
 COMMANDS = [
     *("run", "submit", "status", "list", "wait", "results", "cancel", "retry", "validate", "logs"),
@@ -50,47 +50,47 @@ Ask = Callable[[str], Finished]
 
 
 @pytest.fixture(scope="module", autouse=True)
-def worker(place: Place) -> None:
-    place.worker()
+def worker(machine: Machine) -> None:
+    machine.worker()
 
 
 @pytest.fixture(scope="module")
-def jobs(place: Place, worker: None) -> dict[str, str]:
+def jobs(machine: Machine, worker: None) -> dict[str, str]:
     """Ids of two ended jobs: one whose rows are all ok, one with two bad rows."""
-    assert place.sandbox is not None
-    place.sandbox.faults.add("row_fails", status=400, custom_id="^r[13]$", where={"story": "some"})
-    source = place.input(5)
-    good = place.submit(source, "--name", "good one", output="good")
-    some = place.submit(source, "--metadata", "story=some", "--max-rows", "2", output="some")
-    assert place.run("wait", good).code == 0
-    assert place.run("wait", some).code == 3
+    assert machine.sandbox is not None
+    machine.sandbox.faults.add("row_fails", status=400, custom_id="^r[13]$", where={"story": "some"})
+    source = machine.input(5)
+    good = machine.submit(source, "--name", "good one", output="good")
+    some = machine.submit(source, "--metadata", "story=some", "--max-rows", "2", output="some")
+    assert machine.run("wait", good).code == 0
+    assert machine.run("wait", some).code == 3
     return {"good": good, "some": some}
 
 
 @pytest.fixture(scope="module")
-def stuck(place: Place, worker: None) -> str:
+def stuck(machine: Machine, worker: None) -> str:
     """The id of a job that runs and does not end."""
-    assert place.sandbox is not None
-    place.sandbox.faults.add("stuck", where={"story": "stuck"})
-    job = place.submit(place.input(5), "--metadata", "story=stuck", output="stuck")
-    until(lambda: place.batches(job), what="its batch is made")
+    assert machine.sandbox is not None
+    machine.sandbox.faults.add("stuck", where={"story": "stuck"})
+    job = machine.submit(machine.input(5), "--metadata", "story=stuck", output="stuck")
+    until(lambda: machine.batches(job), what="its batch is made")
     return job
 
 
 @pytest.fixture(scope="module")
-def ask(place: Place, jobs: dict[str, str], stuck: str, at_once: ThreadPoolExecutor) -> Ask:
+def ask(machine: Machine, jobs: dict[str, str], stuck: str, at_once: ThreadPoolExecutor) -> Ask:
     """What a command answers that changes nothing. All of them are started at once; GOOD, SOME, STUCK are jobs."""
     ids = {"GOOD": jobs["good"], "SOME": jobs["some"], "STUCK": stuck}
 
     def start(line: str) -> Future[Finished]:
-        return at_once.submit(place.run, *(ids.get(word, word) for word in line.split()))
+        return at_once.submit(machine.run, *(ids.get(word, word) for word in line.split()))
 
     answers = {line: start(line) for line in ASKED}
     return lambda line: answers[line].result()
 
 
-def test_submit_prints_the_job_id_alone(place: Place) -> None:
-    done = place.run("submit", place.input(1), "-o", place.folder / "alone")
+def test_submit_prints_the_job_id_alone(machine: Machine) -> None:
+    done = machine.run("submit", machine.input(1), "-o", machine.folder / "alone")
     assert (done.code, done.err) == (0, "")
     [line] = done.out.splitlines()
     assert line.startswith("job_")
@@ -144,12 +144,12 @@ def test_status_answers_0_whatever_the_state_of_the_job(ask: Ask, jobs: dict[str
     assert "partial" in done.out
 
 
-def test_results_prints_the_output_rows_and_nothing_else(ask: Ask, place: Place, jobs: dict[str, str]) -> None:
+def test_results_prints_the_output_rows_and_nothing_else(ask: Ask, machine: Machine, jobs: dict[str, str]) -> None:
     """In the order of the input, as the provider wrote them."""
     done = ask("results SOME")
     assert (done.code, done.err) == (0, "")
-    assert done.out == (place.folder / "some/output.jsonl").read_text()
-    lines = place.provider_lines(jobs["some"])
+    assert done.out == (machine.folder / "some/output.jsonl").read_text()
+    lines = machine.provider_lines(jobs["some"])
     assert done.out.encode() == b"".join(lines[name] for name in ("r0", "r2", "r4"))
 
 
@@ -208,70 +208,70 @@ def test_an_unknown_job_is_one_line_and_exit_1(ask: Ask, command: str) -> None:
     assert "job_unknown" in done.err
 
 
-def test_an_output_of_another_unfinished_job_is_refused(place: Place, stuck: str) -> None:
+def test_an_output_of_another_unfinished_job_is_refused(machine: Machine, stuck: str) -> None:
     """Two jobs must not write to one place; the one that was there goes on."""
-    other = place.write("other.jsonl", json.dumps(request("mine")).encode())
-    done = place.run("submit", other, "-o", place.folder / "stuck")
+    other = machine.write("other.jsonl", json.dumps(request("mine")).encode())
+    done = machine.run("submit", other, "-o", machine.folder / "stuck")
     assert (done.code, done.out, len(done.err.splitlines())) == (1, "", 1)
     assert stuck in done.err
-    assert json.loads((place.folder / "stuck/job.json").read_bytes())["id"] == stuck
+    assert json.loads((machine.folder / "stuck/job.json").read_bytes())["id"] == stuck
 
 
 def test_an_output_named_by_a_job_that_another_redis_knows_is_refused(
-    place: Place, stuck: str, new_place: Callable[..., Place]
+    machine: Machine, stuck: str, new_machine: Callable[..., Machine]
 ) -> None:
     """Its job.json is there to be read; nothing is sent."""
-    stranger = new_place("stranger")
-    done = stranger.run("run", stranger.input(2), "-o", place.folder / "stuck")
+    stranger = new_machine("stranger")
+    done = stranger.run("run", stranger.input(2), "-o", machine.folder / "stuck")
     assert done.code == 1
     errors = [line for line in done.err.splitlines() if line.startswith("Error:")]
     assert len(errors) == 1
     assert stuck in errors[0]
     assert stranger.batches(stranger.json("list")[0]["id"]) == []
-    assert json.loads((place.folder / "stuck/job.json").read_bytes())["id"] == stuck
+    assert json.loads((machine.folder / "stuck/job.json").read_bytes())["id"] == stuck
 
 
-def test_the_same_key_returns_the_first_job(place: Place) -> None:
+def test_the_same_key_returns_the_first_job(machine: Machine) -> None:
     """Whatever else the second submit says."""
-    first = place.submit(place.input(2), "--key", "monday", output="keyed")
-    second = place.submit(place.input(3, name="three.jsonl"), "--key", "monday", output="elsewhere")
+    first = machine.submit(machine.input(2), "--key", "monday", output="keyed")
+    second = machine.submit(machine.input(3, name="three.jsonl"), "--key", "monday", output="elsewhere")
     assert first == second
-    assert place.run("wait", first).code == 0
-    assert place.submit(place.input(2), "--key", "monday", output="keyed") == first
-    assert place.billed(first) == {"r0": 1, "r1": 1}
+    assert machine.run("wait", first).code == 0
+    assert machine.submit(machine.input(2), "--key", "monday", output="keyed") == first
+    assert machine.billed(first) == {"r0": 1, "r1": 1}
 
 
-def test_several_submits_at_once_with_one_key_make_one_job(place: Place) -> None:
-    source = place.input(2)
+def test_several_submits_at_once_with_one_key_make_one_job(machine: Machine) -> None:
+    source = machine.input(2)
     with ThreadPoolExecutor(4) as pool:
-        ids = set(pool.map(lambda _: place.submit(source, "--key", "race", output="race"), range(4)))
+        ids = set(pool.map(lambda _: machine.submit(source, "--key", "race", output="race"), range(4)))
     assert len(ids) == 1
     [job] = ids
-    assert place.run("wait", job).code == 0
-    assert len(place.batches(job)) == 1
+    assert machine.run("wait", job).code == 0
+    assert len(machine.batches(job)) == 1
 
 
-def test_submit_reads_stdin(place: Place) -> None:
-    done = place.run("submit", "-", "-o", place.folder / "piped", stdin=place.input(3).read_bytes())
+def test_submit_reads_stdin(machine: Machine) -> None:
+    done = machine.run("submit", "-", "-o", machine.folder / "piped", stdin=machine.input(3).read_bytes())
     assert done.code == 0, done.err
-    assert place.run("wait", done.out.strip()).code == 0
-    assert [row["custom_id"] for row in read_rows(place.folder / "piped/output.jsonl")] == ["r0", "r1", "r2"]
+    assert machine.run("wait", done.out.strip()).code == 0
+    assert [row["custom_id"] for row in read_rows(machine.folder / "piped/output.jsonl")] == ["r0", "r1", "r2"]
 
 
-def test_retry_sends_the_rows_that_are_not_ok_as_a_new_job(place: Place, jobs: dict[str, str]) -> None:
+def test_retry_sends_the_rows_that_are_not_ok_as_a_new_job(machine: Machine, jobs: dict[str, str]) -> None:
     """The old job stays as it is."""
-    assert place.sandbox is not None
-    for active in place.sandbox.faults.active:
+    assert machine.sandbox is not None
+    for active in machine.sandbox.faults.active:
         if active.fault.where.get("story") == "some":
-            place.sandbox.faults.remove(active)
-    before = (place.folder / "some/output.jsonl").read_bytes()
-    done = place.run("retry", jobs["some"], "-o", place.folder / "second")
+            machine.sandbox.faults.remove(active)
+    before = (machine.folder / "some/output.jsonl").read_bytes()
+    done = machine.run("retry", jobs["some"], "-o", machine.folder / "second")
     assert done.code == 0, done.err
     job = done.out.strip()
-    assert place.run("wait", job).code == 0
-    assert place.billed(job) == {"r1": 1, "r3": 1}
-    assert [row["custom_id"] for row in read_rows(place.folder / "second/output.jsonl")] == ["r1", "r3"]
-    assert before == (place.folder / "some/output.jsonl").read_bytes()
+    assert machine.run("wait", job).code == 0
+    assert machine.billed(job) == {"r1": 1, "r3": 1}
+    assert [row["custom_id"] for row in read_rows(machine.folder / "second/output.jsonl")] == ["r1", "r3"]
+    assert before == (machine.folder / "some/output.jsonl").read_bytes()
 
 
 def test_retry_of_a_job_without_bad_rows_is_an_error_of_one_line(ask: Ask) -> None:

@@ -9,47 +9,49 @@ from typing import Any
 import pytest
 
 from batchpipe.sandbox import Sandbox
-from tests.acceptance.user_machine import Place, until
+from tests.acceptance.user_machine import Machine, until
 
-NewPlace = Callable[..., Place]
+NewMachine = Callable[..., Machine]
 QUOTA = "You exceeded your current quota"
 
 
 @pytest.fixture(scope="module")
-def told(new_place: NewPlace, new_sandbox: Callable[..., Sandbox], at_once: ThreadPoolExecutor) -> dict[str, Any]:
+def observed(
+    new_machine: NewMachine, new_sandbox: Callable[..., Sandbox], at_once: ThreadPoolExecutor
+) -> dict[str, Any]:
     """The provider says once that the account has no money; a person resumes it long before its pause would end."""
     sandbox = new_sandbox()
     sandbox.faults.add("status", route="POST /v1/files", status=429, code="insufficient_quota", message=QUOTA, times=1)
-    place = new_place("paused", provider=sandbox, BATCHPIPE_ACCOUNT_PAUSE_SECONDS="3000")
-    place.worker()
-    before = place.run("resume")
-    job = place.submit(place.input(3))
-    until(lambda: QUOTA in place.run("status", job).out, what="status tells of the pause")
-    story: Future[Any] = at_once.submit(place.run, "wait", job, "--timeout", "60")
+    machine = new_machine("paused", provider=sandbox, BATCHPIPE_ACCOUNT_PAUSE_SECONDS="3000")
+    machine.worker()
+    before = machine.run("resume")
+    job = machine.submit(machine.input(3))
+    until(lambda: QUOTA in machine.run("status", job).out, what="status tells of the pause")
+    story: Future[Any] = at_once.submit(machine.run, "wait", job, "--timeout", "60")
     return {
         "before": before,
-        "status": place.run("status", job),
+        "status": machine.run("status", job),
         "uploads": sandbox.calls.counts.get("POST /v1/files"),
-        "resume": place.run("resume", "default"),
+        "resume": machine.run("resume", "default"),
         "wait": story.result(),
-        "unknown": place.run("resume", "nobody"),
+        "unknown": machine.run("resume", "nobody"),
     }
 
 
-def test_a_pause_says_why_and_what_to_do(told: dict[str, Any]) -> None:
+def test_a_pause_says_why_and_what_to_do(observed: dict[str, Any]) -> None:
     """With the provider's own words; meanwhile it is not asked again."""
-    assert f"{QUOTA} (fixed? batchpipe resume default)" in told["status"].out
-    assert told["uploads"] == 1
+    assert f"{QUOTA} (fixed? batchpipe resume default)" in observed["status"].out
+    assert observed["uploads"] == 1
 
 
-def test_resume_ends_a_pause_at_once(told: dict[str, Any]) -> None:
+def test_resume_ends_a_pause_at_once(observed: dict[str, Any]) -> None:
     """The shards that wait for it go on, and the job ends well."""
-    assert (told["resume"].code, told["resume"].err) == (0, "account 'default' goes on: 1 shard at once\n")
-    assert told["wait"].code == 0, told["wait"].err
+    assert (observed["resume"].code, observed["resume"].err) == (0, "account 'default' goes on: 1 shard at once\n")
+    assert observed["wait"].code == 0, observed["wait"].err
 
 
-def test_resuming_what_is_not_paused_is_no_error(told: dict[str, Any]) -> None:
+def test_resuming_what_is_not_paused_is_no_error(observed: dict[str, Any]) -> None:
     """It says so."""
-    assert (told["before"].code, told["before"].err) == (0, "account 'default' is not paused\n")
-    assert told["unknown"].code == 0
-    assert told["unknown"].err.endswith("is not paused, and not in the settings of this host\n")
+    assert (observed["before"].code, observed["before"].err) == (0, "account 'default' is not paused\n")
+    assert observed["unknown"].code == 0
+    assert observed["unknown"].err.endswith("is not paused, and not in the settings of this host\n")

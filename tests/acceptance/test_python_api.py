@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.acceptance.user_machine import Place, until
+from tests.acceptance.user_machine import Machine, until
 
 #: What the tests below look at; it runs once and prints one JSON document.
 SCRIPT = """
@@ -137,81 +137,81 @@ print(json.dumps(told))
 
 
 @pytest.fixture(scope="module")
-def site(new_place: Callable[..., Place]) -> Place:
+def site(new_machine: Callable[..., Machine]) -> Machine:
     """A user's site: its own app, its own queue, its own worker."""
-    place = new_place("site")
-    shutil.copy(Path(__file__).with_name("shop.py"), place.folder)
-    place.environment["PYTHONPATH"] = str(place.folder)
-    assert place.sandbox is not None
-    place.sandbox.faults.add("row_fails", status=400, custom_id="^r[13]$", where={"story": "dicts"})
-    place.sandbox.faults.add("stuck", where={"story": "stuck"})
+    machine = new_machine("site")
+    shutil.copy(Path(__file__).with_name("shop.py"), machine.folder)
+    machine.environment["PYTHONPATH"] = str(machine.folder)
+    assert machine.sandbox is not None
+    machine.sandbox.faults.add("row_fails", status=400, custom_id="^r[13]$", where={"story": "dicts"})
+    machine.sandbox.faults.add("stuck", where={"story": "stuck"})
     options = ["--pool", "threads", "--concurrency", "4", "--queues", "shop", "--loglevel", "INFO"]
-    place.await_ready(place.start_python("-m", "celery", "-A", "shop", "worker", *options))
-    return place
+    machine.await_ready(machine.start_python("-m", "celery", "-A", "shop", "worker", *options))
+    return machine
 
 
 @pytest.fixture(scope="module")
-def told(site: Place) -> dict[str, Any]:
+def observed(site: Machine) -> dict[str, Any]:
     found: dict[str, Any] = site.python(SCRIPT)
     return found
 
 
-def test_submit_takes_an_iterator_of_dicts(told: dict[str, Any]) -> None:
+def test_submit_takes_an_iterator_of_dicts(observed: dict[str, Any]) -> None:
     """It is read to its end before submit returns."""
-    assert told["drawn"] == [0, 1, 2, 3, 4]
-    assert told["dict"]["rows"] == {"total": 5, "ok": 3, "failed": 2, "missing": 0}
+    assert observed["drawn"] == [0, 1, 2, 3, 4]
+    assert observed["dict"]["rows"] == {"total": 5, "ok": 3, "failed": 2, "missing": 0}
 
 
-def test_submit_takes_pydantic_models_and_finds_an_output_by_itself(told: dict[str, Any], site: Place) -> None:
-    state, ids, output = told["models"]
+def test_submit_takes_pydantic_models_and_finds_an_output_by_itself(observed: dict[str, Any], site: Machine) -> None:
+    state, ids, output = observed["models"]
     assert (state, ids) == ("succeeded", ["p0", "p1", "p2"])
     assert output.startswith(str(site.home))
 
 
-def test_submit_takes_a_path(told: dict[str, Any]) -> None:
-    assert told["path"] == ["succeeded", ["f0", "f1", "f2"]]
+def test_submit_takes_a_path(observed: dict[str, Any]) -> None:
+    assert observed["path"] == ["succeeded", ["f0", "f1", "f2"]]
 
 
-def test_submit_with_the_same_key_returns_the_first_job(told: dict[str, Any]) -> None:
-    assert told["id"] == told["same_key"]
+def test_submit_with_the_same_key_returns_the_first_job(observed: dict[str, Any]) -> None:
+    assert observed["id"] == observed["same_key"]
 
 
-def test_results_are_all_rows_in_the_order_of_the_input(told: dict[str, Any]) -> None:
+def test_results_are_all_rows_in_the_order_of_the_input(observed: dict[str, Any]) -> None:
     """Ok or not."""
     states = ["ok", "failed", "ok", "failed", "ok"]
-    assert [[n, f"r{n}", state] for n, state in enumerate(states)] == told["results"]
-    assert told["response_of_ok"] == "chat.completion"
-    assert told["lazy"] == "generator"
+    assert [[n, f"r{n}", state] for n, state in enumerate(states)] == observed["results"]
+    assert observed["response_of_ok"] == "chat.completion"
+    assert observed["lazy"] == "generator"
 
 
-def test_errors_are_the_rows_that_are_not_ok(told: dict[str, Any]) -> None:
-    assert told["errors"] == [["r1", "failed", 1, 400], ["r3", "failed", 1, 400]]
+def test_errors_are_the_rows_that_are_not_ok(observed: dict[str, Any]) -> None:
+    assert observed["errors"] == [["r1", "failed", 1, 400], ["r3", "failed", 1, 400]]
 
 
-def test_result_is_refused_while_the_job_runs(told: dict[str, Any]) -> None:
-    assert told["too_early"] == "not_ended"
+def test_result_is_refused_while_the_job_runs(observed: dict[str, Any]) -> None:
+    assert observed["too_early"] == "not_ended"
 
 
-def test_wait_and_refresh_return_the_job(told: dict[str, Any]) -> None:
-    assert told["wait_is_self"]
-    assert told["is_state"]
-    assert (told["state"], told["refreshed"]) == ("partial", "partial")
+def test_wait_and_refresh_return_the_job(observed: dict[str, Any]) -> None:
+    assert observed["wait_is_self"]
+    assert observed["is_state"]
+    assert (observed["state"], observed["refreshed"]) == ("partial", "partial")
 
 
-def test_batch_result_names_both_files_and_round_trips(told: dict[str, Any], site: Place) -> None:
+def test_batch_result_names_both_files_and_round_trips(observed: dict[str, Any], site: Machine) -> None:
     folder = site.folder / "dicts"
     files = {"output_file": str(folder / "output.jsonl"), "error_file": str(folder / "errors.jsonl")}
-    assert told["result"] == {**files, "total": 5, "ok": 3, "failed": 2, "missing": 0}
-    assert told["result_round_trips"] == [True, True]
+    assert observed["result"] == {**files, "total": 5, "ok": 3, "failed": 2, "missing": 0}
+    assert observed["result_round_trips"] == [True, True]
 
 
-def test_logs_are_the_events_of_the_job(told: dict[str, Any]) -> None:
-    assert {"planned", "created", "ended"} <= set(told["logs"])
-    assert told["log_keys"]
+def test_logs_are_the_events_of_the_job(observed: dict[str, Any]) -> None:
+    assert {"planned", "created", "ended"} <= set(observed["logs"])
+    assert observed["log_keys"]
 
 
-def test_metrics_tell_rows_tokens_and_seconds(told: dict[str, Any]) -> None:
-    metrics = told["metrics"]
+def test_metrics_tell_rows_tokens_and_seconds(observed: dict[str, Any]) -> None:
+    metrics = observed["metrics"]
     assert metrics["rows"] == {"total": 5, "ok": 3, "failed": 2, "missing": 0}
     tokens = metrics["tokens"]
     assert 0 < tokens["total_tokens"] == tokens["input_tokens"] + tokens["output_tokens"]
@@ -219,51 +219,51 @@ def test_metrics_tell_rows_tokens_and_seconds(told: dict[str, Any]) -> None:
     assert all(0 <= seconds <= metrics["seconds"]["total"] for seconds in metrics["seconds"].values())
 
 
-def test_a_job_survives_as_dict_and_as_json(told: dict[str, Any], site: Place) -> None:
+def test_a_job_survives_as_dict_and_as_json(observed: dict[str, Any], site: Machine) -> None:
     """The handle can be stored and read by another process."""
-    assert told["json_is_dict"]
-    assert (told["id"], "partial") == (told["from_dict"], told["from_json"])
-    assert told["dict"] == site.json("status", told["id"])
+    assert observed["json_is_dict"]
+    assert (observed["id"], "partial") == (observed["from_dict"], observed["from_json"])
+    assert observed["dict"] == site.json("status", observed["id"])
 
 
-def test_tags_and_names_stay_with_us(told: dict[str, Any], site: Place) -> None:
+def test_tags_and_names_stay_with_us(observed: dict[str, Any], site: Machine) -> None:
     """The provider is not told the tags."""
-    assert (told["got"], told["name"]) == ({"user": 7}, "dicts")
-    [batch] = site.batches(told["id"])
+    assert (observed["got"], observed["name"]) == ({"user": 7}, "dicts")
+    [batch] = site.batches(observed["id"])
     assert batch.metadata is not None
     assert {"story", "batchpipe_job", "batchpipe_shard", "batchpipe_key"} == batch.metadata.keys()
     assert batch.output_expires_after == 3600
 
 
-def test_wait_gives_up_after_its_timeout(told: dict[str, Any]) -> None:
-    assert "not ended" in told["timeout"]
+def test_wait_gives_up_after_its_timeout(observed: dict[str, Any]) -> None:
+    assert "not ended" in observed["timeout"]
 
 
-def test_cancel_may_be_called_at_any_time(told: dict[str, Any]) -> None:
+def test_cancel_may_be_called_at_any_time(observed: dict[str, Any]) -> None:
     """Twice, or when all is over."""
-    assert told["cancelling"] in ("cancelling", "cancelled")
-    assert told["cancel_again"] in ("cancelling", "cancelled")
-    assert (told["cancelled"], told["cancel_of_ended"]) == ("cancelled", "cancelled")
+    assert observed["cancelling"] in ("cancelling", "cancelled")
+    assert observed["cancel_again"] in ("cancelling", "cancelled")
+    assert (observed["cancelled"], observed["cancel_of_ended"]) == ("cancelled", "cancelled")
 
 
-def test_list_jobs_is_newest_first_and_can_be_narrowed(told: dict[str, Any]) -> None:
-    ids = [job for job, _ in told["list"]]
+def test_list_jobs_is_newest_first_and_can_be_narrowed(observed: dict[str, Any]) -> None:
+    ids = [job for job, _ in observed["list"]]
     assert ids == sorted(ids, reverse=True)
-    assert ([told["id"]], 1) == (told["partial"], told["limit"])
+    assert ([observed["id"]], 1) == (observed["partial"], observed["limit"])
 
 
-def test_on_done_sends_a_task_of_the_site_with_the_job_id(told: dict[str, Any], site: Place) -> None:
+def test_on_done_sends_a_task_of_the_site_with_the_job_id(observed: dict[str, Any], site: Machine) -> None:
     """A signature keeps its arguments; the job id comes first, as with any callback of Celery."""
     file = site.folder / "told.txt"
     until(lambda: file.exists() and len(file.read_text().splitlines()) >= 2, 10, "both jobs have told")
     lines = file.read_text().splitlines()
-    assert told["models_id"] in lines
-    assert [f"{told['id']} first"] == [line for line in lines if told["id"] in line]
+    assert observed["models_id"] in lines
+    assert [f"{observed['id']} first"] == [line for line in lines if observed["id"] in line]
 
 
-def test_nothing_is_paid_twice(told: dict[str, Any], site: Place) -> None:
-    assert dict.fromkeys(["p0", "p1", "p2"], 1) == site.billed(told["models_id"])
-    assert all(times == 1 for times in site.billed(told["id"]).values())
+def test_nothing_is_paid_twice(observed: dict[str, Any], site: Machine) -> None:
+    assert dict.fromkeys(["p0", "p1", "p2"], 1) == site.billed(observed["models_id"])
+    assert all(times == 1 for times in site.billed(observed["id"]).values())
 
 
 @pytest.mark.parametrize(
@@ -279,17 +279,17 @@ def test_nothing_is_paid_twice(told: dict[str, Any], site: Place) -> None:
         ("on_done", "InvalidInput", "on_done"),
     ],
 )
-def test_what_cannot_work_is_refused_at_submit(told: dict[str, Any], what: str, kind: str, says: str) -> None:
-    name, message = told["refused"][what]
+def test_what_cannot_work_is_refused_at_submit(observed: dict[str, Any], what: str, kind: str, says: str) -> None:
+    name, message = observed["refused"][what]
     assert kind == name
     assert says in message
 
 
-def test_a_submit_that_was_refused_leaves_nothing_behind(told: dict[str, Any], site: Place) -> None:
+def test_a_submit_that_was_refused_leaves_nothing_behind(observed: dict[str, Any], site: Machine) -> None:
     """Neither a job nor files."""
-    assert len(told["list"]) == 4
+    assert len(observed["list"]) == 4
     assert [path for path in (site.folder / "refused").rglob("*") if path.is_file()] == []
 
 
-def test_an_unknown_job_is_not_found(told: dict[str, Any]) -> None:
-    assert "job_nothing" in told["unknown"]
+def test_an_unknown_job_is_not_found(observed: dict[str, Any]) -> None:
+    assert "job_nothing" in observed["unknown"]

@@ -13,7 +13,7 @@ import redis
 
 from batchpipe.sandbox import Sandbox
 from tests.acceptance.states import LoneRedis, Road
-from tests.acceptance.user_machine import FAST, Finished, Place, Process, batches_of, read_rows, until
+from tests.acceptance.user_machine import FAST, Finished, Machine, Process, batches_of, read_rows, until
 
 pytestmark = pytest.mark.slow
 ROWS = [f"r{number}" for number in range(4)]
@@ -23,27 +23,27 @@ class Story:
     """A worker and a job whose batch runs, while Redis changes its state."""
 
     def __init__(self, folder: Path, url: str, sandbox: Sandbox, undo: ExitStack) -> None:
-        self.place, self.sandbox = Place(folder, sandbox, url), sandbox
-        undo.callback(self.place.close)
-        self.worker = self.place.worker()
+        self.machine, self.sandbox = Machine(folder, sandbox, url), sandbox
+        undo.callback(self.machine.close)
+        self.worker = self.machine.worker()
         self._numbers = iter(range(100))
 
     def job_with_a_running_batch(self) -> tuple[str, Callable[[], object]]:
         stuck = self.sandbox.faults.add("stuck")
-        job = self.place.submit(self.place.input(4), output=f"out{next(self._numbers)}")
+        job = self.machine.submit(self.machine.input(4), output=f"out{next(self._numbers)}")
         until(lambda: batches_of(self.sandbox, job), what="its batch is made")
         return job, lambda: self.sandbox.faults.remove(stuck)
 
     def start_beat(self) -> Process:
-        beat = self.place.start("beat")
+        beat = self.machine.start("beat")
         until(lambda: "beat: Starting" in beat.err, what="beat has started")
         return beat
 
     def check_end(self, job: str) -> None:
-        done = self.place.run("wait", job, "--timeout", "35")
+        done = self.machine.run("wait", job, "--timeout", "35")
         assert done.code == 0, (done, self.worker.err[-3000:])
-        assert self.place.billed(job) == dict.fromkeys(ROWS, 1)
-        rows = read_rows(Path(self.place.json("status", job)["output_file"]))
+        assert self.machine.billed(job) == dict.fromkeys(ROWS, 1)
+        rows = read_rows(Path(self.machine.json("status", job)["output_file"]))
         assert [row["custom_id"] for row in rows] == ROWS
 
     def check_calm(self, *processes: Process) -> None:
@@ -130,16 +130,16 @@ def test_a_worker_outlives_a_redis_that_refuses(state: str, tmp_path: Path, undo
     """It says why in a line and goes on by itself; a job that ran ends well and is paid once. Reading works."""
     begin, end, said = STATES[state]
     lone = server(tmp_path / "redis", undo)
-    story = Story(tmp_path / "place", lone.url, provider, undo)
+    story = Story(tmp_path / "machine", lone.url, provider, undo)
     beat = story.start_beat()
     job, go_on = story.job_with_a_running_batch()
     begin(lone)
-    submitted = story.place.start("submit", story.place.input(4, "other.jsonl"), "-o", "other")
-    doctor = story.place.run("doctor", "--json")
-    late = story.place.start("worker")
+    submitted = story.machine.start("submit", story.machine.input(4, "other.jsonl"), "-o", "other")
+    doctor = story.machine.run("doctor", "--json")
+    late = story.machine.start("worker")
     until(lambda: said in story.worker.err, what="the worker says it")
     until(lambda: said in late.err or "Cannot connect" in late.err, what="one that starts meanwhile says it")
-    reads = [story.place.run(*words) for words in (("status", job), ("list",), ("logs", job))]
+    reads = [story.machine.run(*words) for words in (("status", job), ("list",), ("logs", job))]
     refused = submitted.finish()
     end(lone)
     go_on()
@@ -150,7 +150,7 @@ def test_a_worker_outlives_a_redis_that_refuses(state: str, tmp_path: Path, undo
     else:
         assert [done.code for done in reads] == [0, 0, 0], reads
     story.check_end(job)
-    story.place.await_ready(late)
+    story.machine.await_ready(late)
     story.check_calm(beat, late)
 
 
@@ -171,12 +171,12 @@ def test_a_worker_outlives_whatever_redis_answers(tmp_path: Path, undo: ExitStac
     """One state after the other; each is said in a line, by `doctor` and by commands, too."""
     road = Road(server(tmp_path / "redis", undo).port)
     undo.callback(road.close)
-    story = Story(tmp_path / "place", road.url, provider, undo)
+    story = Story(tmp_path / "machine", road.url, provider, undo)
     beat = story.start_beat()
     job, go_on = story.job_with_a_running_batch()
     for answer, said in ANSWERS.items():
         road.answer = answer
-        doctor, listed = story.place.start("doctor", "--json"), story.place.start("list")
+        doctor, listed = story.machine.start("doctor", "--json"), story.machine.start("list")
         until(lambda said=said: said in story.worker.err, what=f"the worker says: {said}")  # type: ignore[misc]
         assert any(said in detail for detail in fails(doctor.finish())), answer
         assert is_one_line(listed.finish(), said), answer
@@ -194,7 +194,7 @@ def test_after_a_failover_nobody_keeps_a_connection_to_the_old_primary(
     new.client.replicaof("127.0.0.1", old.port)
     road = Road(old.port)
     undo.callback(road.close)
-    story = Story(tmp_path / "place", road.url, provider, undo)
+    story = Story(tmp_path / "machine", road.url, provider, undo)
     beat = story.start_beat()
     job, go_on = story.job_with_a_running_batch()
     until(lambda: new.client.info("replication")["master_link_status"] == "up", what="the replica is up to date")
@@ -221,16 +221,18 @@ def test_the_documented_acl_is_all_that_is_needed(tmp_path: Path, undo: ExitStac
     """For worker, beat, Flower and commands; Redis has denied nothing."""
     lone = server(tmp_path / "redis", undo)
     lone.client.execute_command("ACL", "SETUSER", "batchpipe", "on", ">word", *ACL.split())
-    story = Story(tmp_path / "place", lone.url.replace("//", "//batchpipe:word@"), provider, undo)
-    beat, flower = story.start_beat(), story.place.start("flower", "--port", "0")
+    story = Story(tmp_path / "machine", lone.url.replace("//", "//batchpipe:word@"), provider, undo)
+    beat, flower = story.start_beat(), story.machine.start("flower", "--port", "0")
     until(lambda: "Flower listens" in flower.err, what="Flower listens")
     job, go_on = story.job_with_a_running_batch()
-    dropped = story.place.submit(story.place.input(4), output="dropped")
-    assert story.place.run("cancel", dropped).code == 0
+    dropped = story.machine.submit(story.machine.input(4), output="dropped")
+    assert story.machine.run("cancel", dropped).code == 0
     go_on()
     story.check_end(job)
-    run = story.place.run("run", story.place.input(4), "-o", "run")
-    reads = [story.place.run(*words) for words in (("doctor",), ("results", job), ("logs", job), ("sweep",), ("list",))]
+    run = story.machine.run("run", story.machine.input(4), "-o", "run")
+    reads = [
+        story.machine.run(*words) for words in (("doctor",), ("results", job), ("logs", job), ("sweep",), ("list",))
+    ]
     assert run.code == 0, run
     assert [done.code for done in reads] == [0] * 5, reads
     assert [(it["reason"], it["object"]) for it in lone.client.acl_log()] == []
@@ -243,14 +245,14 @@ def test_a_user_without_channels_is_told_so_and_the_worker_waits(
     """`doctor` says that it lacks &channels; once it has them, the worker goes on."""
     lone = server(tmp_path / "redis", undo)
     lone.client.execute_command("ACL", "SETUSER", "batchpipe", "on", ">word", *ACL.split(), "resetchannels")
-    place = Place(tmp_path / "place", provider, lone.url.replace("//", "//batchpipe:word@"))
-    undo.callback(place.close)
-    worker = place.start("worker")
+    machine = Machine(tmp_path / "machine", provider, lone.url.replace("//", "//batchpipe:word@"))
+    undo.callback(machine.close)
+    worker = machine.start("worker")
     until(lambda: "lacks &channels" in worker.err, what="the worker says it")
-    assert any("lacks &channels" in detail for detail in fails(place.run("doctor", "--json")))
-    job = place.submit(place.input(4))
+    assert any("lacks &channels" in detail for detail in fails(machine.run("doctor", "--json")))
+    job = machine.submit(machine.input(4))
     lone.client.execute_command("ACL", "SETUSER", "batchpipe", *ACL.split())
-    done = place.run("wait", job, "--timeout", "35")
+    done = machine.run("wait", job, "--timeout", "35")
     assert done.code == 0, (done, worker.err)
     assert "Traceback" not in worker.err
     assert worker.running
@@ -259,8 +261,8 @@ def test_a_user_without_channels_is_told_so_and_the_worker_waits(
 def test_a_cluster_is_refused_in_one_line(tmp_path: Path, undo: ExitStack, provider: Sandbox) -> None:
     """By whoever starts."""
     lone = server(tmp_path / "redis", undo, **{"cluster-enabled": "yes"})
-    place = Place(tmp_path / "place", provider, lone.url)
-    undo.callback(place.close)
-    started = [place.start(*words) for words in (("worker",), ("beat",), ("submit", place.input(1), "-o", "out"))]
-    assert any("is a cluster" in detail for detail in fails(place.run("doctor", "--json")))
+    machine = Machine(tmp_path / "machine", provider, lone.url)
+    undo.callback(machine.close)
+    started = [machine.start(*words) for words in (("worker",), ("beat",), ("submit", machine.input(1), "-o", "out"))]
+    assert any("is a cluster" in detail for detail in fails(machine.run("doctor", "--json")))
     assert all(is_one_line(process.finish(), "is a cluster") for process in started)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.acceptance.user_machine import Finished, Place, read_rows, request, request_lines
+from tests.acceptance.user_machine import Finished, Machine, read_rows, request, request_lines
 
 JOB_KEYS = {
     *("id", "name", "state", "account", "endpoint", "input", "output", "output_file", "error_file"),
@@ -21,83 +21,83 @@ ROW_COUNTS = {"total", "ok", "failed", "missing"}
 
 
 class Run:
-    """A run that has ended: the place, the answer of the command, and its job."""
+    """A run that has ended: the machine, the answer of the command, and its job."""
 
-    def __init__(self, place: Place, done: Finished, output: Path) -> None:
-        self.place, self.done, self.output = place, done, output
+    def __init__(self, machine: Machine, done: Finished, output: Path) -> None:
+        self.machine, self.done, self.output = machine, done, output
         self.job: dict[str, Any] = json.loads((output / "job.json").read_bytes())
         self.id: str = self.job["id"]
-        self.batches = place.batches(self.id)
+        self.batches = machine.batches(self.id)
 
     @property
     def calls(self) -> int:
-        assert self.place.sandbox is not None
-        return len(self.place.sandbox.calls)
+        assert self.machine.sandbox is not None
+        return len(self.machine.sandbox.calls)
 
 
-def run(place: Place, *arguments: str | Path, **how: Any) -> Run:
-    output = place.folder / "out"
-    return Run(place, place.run("run", *arguments, "-o", output, **how), output)
+def run(machine: Machine, *arguments: str | Path, **how: Any) -> Run:
+    output = machine.folder / "out"
+    return Run(machine, machine.run("run", *arguments, "-o", output, **how), output)
 
 
 # -- the stories, told side by side ------------------------------------------------------------------------------------
 
 
-def repeated(new_place: Callable[..., Place], new_sandbox: Callable[..., Any]) -> dict[str, Any]:
+def repeated(new_machine: Callable[..., Machine], new_sandbox: Callable[..., Any]) -> dict[str, Any]:
     """Once; the same command; with --again; with a changed input. All with a private Redis."""
-    place = new_place("repeated", private=True, provider=new_sandbox())
-    source = place.input(12)
-    story: dict[str, Any] = {"place": place, "first": run(place, source, "--max-rows", "4")}
-    story["output"] = (place.folder / "out" / "output.jsonl").read_bytes()
-    story["lines"] = place.provider_lines(story["first"].id)
-    story["status"] = place.json("status", story["first"].id)
+    machine = new_machine("repeated", private=True, provider=new_sandbox())
+    source = machine.input(12)
+    story: dict[str, Any] = {"machine": machine, "first": run(machine, source, "--max-rows", "4")}
+    story["output"] = (machine.folder / "out" / "output.jsonl").read_bytes()
+    story["lines"] = machine.provider_lines(story["first"].id)
+    story["status"] = machine.json("status", story["first"].id)
     before = story["first"].calls
-    story["second"] = run(place, source, "--max-rows", "4")
+    story["second"] = run(machine, source, "--max-rows", "4")
     story["calls_of_second"] = story["second"].calls - before
-    story["again"] = run(place, source, "--max-rows", "4", "--again")
-    place.input(10)
-    story["changed"] = run(place, source, "--max-rows", "4")
+    story["again"] = run(machine, source, "--max-rows", "4", "--again")
+    machine.input(10)
+    story["changed"] = run(machine, source, "--max-rows", "4")
     return story
 
 
-def with_sandbox(new_place: Callable[..., Place]) -> Run:
-    place = new_place("sandboxed", private=True, OPENAI_API_KEY="", OPENAI_BASE_URL="")
-    return run(place, place.input(6), "--sandbox")
+def with_sandbox(new_machine: Callable[..., Machine]) -> Run:
+    machine = new_machine("sandboxed", private=True, OPENAI_API_KEY="", OPENAI_BASE_URL="")
+    return run(machine, machine.input(6), "--sandbox")
 
 
-def from_stdin(new_place: Callable[..., Place]) -> list[Run]:
-    place = new_place("stdin")
-    return [run(place, "-", stdin=request_lines(5)) for _ in range(2)]
+def from_stdin(new_machine: Callable[..., Machine]) -> list[Run]:
+    machine = new_machine("stdin")
+    return [run(machine, "-", stdin=request_lines(5)) for _ in range(2)]
 
 
-def mixed(new_place: Callable[..., Place]) -> Run:
-    place = new_place("mixed", PYTHONWARNINGS="default")
-    source = place.input(9, models=("gpt-4o-mini", "gpt-4o", "gpt-4.1"))
+def mixed(new_machine: Callable[..., Machine]) -> Run:
+    machine = new_machine("mixed", PYTHONWARNINGS="default")
+    source = machine.input(9, models=("gpt-4o-mini", "gpt-4o", "gpt-4.1"))
     options = ["--metadata", "team=red", "--metadata", "note=a=b", "--name", "a name", "--completion-window", "24h"]
     extra = json.dumps({"anchor": "created_at", "seconds": 7200})
-    return run(place, source, *options, "--extra", f"output_expires_after={extra}", "--json")
+    return run(machine, source, *options, "--extra", f"output_expires_after={extra}", "--json")
 
 
-def embeddings(new_place: Callable[..., Place]) -> Run:
-    place = new_place("embeddings")
+def embeddings(new_machine: Callable[..., Machine]) -> Run:
+    machine = new_machine("embeddings")
     url = "/v1/embeddings"
     rows = [request(f"e{n}", url=url, model="text-embedding-3-small", input=[f"text {n}", "more"]) for n in range(4)]
-    source = place.write("e.jsonl", b"".join(json.dumps(row).encode() + b"\n" for row in rows))
-    return run(place, source, "--endpoint", url)
+    source = machine.write("e.jsonl", b"".join(json.dumps(row).encode() + b"\n" for row in rows))
+    return run(machine, source, "--endpoint", url)
 
 
 @pytest.fixture(scope="module")
 def stories(
-    at_once: ThreadPoolExecutor, new_place: Callable[..., Place], new_sandbox: Callable[..., Any]
+    at_once: ThreadPoolExecutor, new_machine: Callable[..., Machine], new_sandbox: Callable[..., Any]
 ) -> dict[str, Future[Any]]:
     """All of them begin with the first test of this module; each test waits for its own."""
     tell = at_once.submit
     return {
-        "repeated": tell(repeated, new_place, new_sandbox),
-        "mixed": tell(mixed, new_place),
-        "sandbox": tell(with_sandbox, new_place),
-        "stdin": tell(from_stdin, new_place),
-        "embeddings": tell(embeddings, new_place),
+        "repeated": tell(repeated, new_machine, new_sandbox),
+        "mixed": tell(mixed, new_machine),
+        "sandbox": tell(with_sandbox, new_machine),
+        "stdin": tell(from_stdin, new_machine),
+        "embeddings": tell(embeddings, new_machine),
     }
 
 
@@ -150,7 +150,7 @@ def test_job_json_has_exactly_the_keys_of_the_contract(first: Run) -> None:
 
 def test_job_json_tells_places_times_and_state(first: Run) -> None:
     """Places are absolute, times unix seconds."""
-    job, folder = first.job, first.place.folder
+    job, folder = first.job, first.machine.folder
     assert tuple(job[k] for k in ("state", "error", "account", "endpoint", "tags")) == (
         "succeeded",
         None,
@@ -172,7 +172,7 @@ def test_status_json_says_the_same_as_job_json(twice: dict[str, Any]) -> None:
 
 def test_each_row_is_billed_once(twice: dict[str, Any]) -> None:
     first = twice["first"]
-    assert first.place.billed(first.id) == dict.fromkeys((f"r{n}" for n in range(12)), 1)
+    assert first.machine.billed(first.id) == dict.fromkeys((f"r{n}" for n in range(12)), 1)
 
 
 def test_the_output_folder_has_no_other_visible_files(first: Run) -> None:
@@ -185,7 +185,7 @@ def test_a_run_ends_with_nothing_left_running(first: Run, twice: dict[str, Any])
     """Its worker and its private Redis go with it."""
     from tests.acceptance.user_machine import until
 
-    until(lambda: not first.place.leftovers(), 10, "the worker and the Redis of a run are gone")
+    until(lambda: not first.machine.leftovers(), 10, "the worker and the Redis of a run are gone")
 
 
 # -- the same again ----------------------------------------------------------------------------------------------------
@@ -226,7 +226,7 @@ def test_stdin_is_read_and_never_resumed(stories: dict[str, Future[Any]]) -> Non
     one, two = stories["stdin"].result()
     for found in (one, two):
         assert found.done.code == 0, found.done.err
-        assert found.place.billed(found.id) == dict.fromkeys((f"r{n}" for n in range(5)), 1)
+        assert found.machine.billed(found.id) == dict.fromkeys((f"r{n}" for n in range(5)), 1)
     assert one.id != two.id
 
 
@@ -235,7 +235,7 @@ def test_rows_of_several_models_come_back_in_the_order_of_the_input(stories: dic
     found: Run = stories["mixed"].result()
     assert found.done.code == 0, found.done.err
     assert {"gpt-4o-mini", "gpt-4o", "gpt-4.1"} == {batch.model for batch in found.batches}
-    lines = found.place.provider_lines(found.id)
+    lines = found.machine.provider_lines(found.id)
     assert (found.output / "output.jsonl").read_bytes() == b"".join(lines[f"r{n}"] for n in range(9))
 
 
@@ -268,7 +268,7 @@ def test_a_run_gives_no_warning_though_all_are_switched_on(stories: dict[str, Fu
     found: Run = stories["mixed"].result()
     assert found.done.code == 0, found.done.err
     assert "Warning" not in found.done.err
-    logs = list((found.place.home / "logs").glob("*.log"))
+    logs = list((found.machine.home / "logs").glob("*.log"))
     assert logs
     assert [
         line

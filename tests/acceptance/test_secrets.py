@@ -13,7 +13,7 @@ import pytest
 import redis
 
 from batchpipe.sandbox import Sandbox
-from tests.acceptance.user_machine import API_KEY, Place, batches_of, until
+from tests.acceptance.user_machine import API_KEY, Machine, batches_of, until
 
 HEAD = API_KEY[:16]
 
@@ -49,34 +49,39 @@ def command_lines() -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def seen(new_place: Callable[..., Place], new_sandbox: Callable[..., Sandbox]) -> dict[str, Any]:
-    """A run and a worker that talks much, in a place with a private Redis; a look at all while batches are open."""
+def seen(new_machine: Callable[..., Machine], new_sandbox: Callable[..., Sandbox]) -> dict[str, Any]:
+    """A run and a worker that talks much, on a machine with a private Redis; a look at all while batches are open."""
     sandbox = new_sandbox()
-    place = new_place("secret", private=True, provider=sandbox)
+    machine = new_machine("secret", private=True, provider=sandbox)
     stuck = sandbox.faults.add("stuck")
     sandbox.faults.add("status", route="GET /v1/batches/{id}", status=500, times=1)
-    worker = place.worker("--loglevel", "DEBUG")
-    job = place.submit(place.input(4), "--max-rows", "2")
-    run = place.start("run", place.input(2, name="two.jsonl"), "-o", place.folder / "run")
+    worker = machine.worker("--loglevel", "DEBUG")
+    job = machine.submit(machine.input(4), "--max-rows", "2")
+    run = machine.start("run", machine.input(2, name="two.jsonl"), "-o", machine.folder / "run")
     until(lambda: len(batches_of(sandbox)) == 3, what="all batches are created")
     until(lambda: "poll" in worker.err, what="the worker has looked")
-    record = json.loads((place.home / "redis/server.json").read_bytes())
+    record = json.loads((machine.home / "redis/server.json").read_bytes())
     url = f"redis://:{record['password']}@127.0.0.1:{record['port']}/0"
     with redis.Redis.from_url(url, decode_responses=True) as server:
         held = list(values(server))
-    found: dict[str, Any] = {"place": place, "password": record["password"], "redis": held, "lines": command_lines()}
+    found: dict[str, Any] = {
+        "machine": machine,
+        "password": record["password"],
+        "redis": held,
+        "lines": command_lines(),
+    }
     sandbox.faults.remove(stuck)
     assert run.finish().code == 0, run.err
-    assert place.run("wait", job).code == 0
-    found["outputs"] = place.run("doctor"), place.run("status", job, "--json"), place.run("logs", job, "--json")
+    assert machine.run("wait", job).code == 0
+    found["outputs"] = machine.run("doctor"), machine.run("status", job, "--json"), machine.run("logs", job, "--json")
     found["worker"], found["port"] = worker, urlsplit(url).port
     return found
 
 
 def test_the_api_key_is_in_no_file(seen: dict[str, Any]) -> None:
     """Neither in the output and its workspace nor in the home, the logs, or the Redis files."""
-    assert len(list(seen["place"].home.rglob("*.log"))) >= 2
-    assert files_with(seen["place"].folder, HEAD) == []
+    assert len(list(seen["machine"].home.rglob("*.log"))) >= 2
+    assert files_with(seen["machine"].folder, HEAD) == []
 
 
 def test_the_api_key_is_not_in_redis(seen: dict[str, Any]) -> None:
@@ -97,11 +102,11 @@ def test_no_command_line_holds_a_secret(seen: dict[str, Any], secret: str) -> No
 def test_no_log_and_no_answer_holds_the_password_of_the_private_redis(seen: dict[str, Any]) -> None:
     """Not even at log level DEBUG."""
     known = {"home/redis/server.json", "home/redis/redis.conf"}
-    assert [name for name in files_with(seen["place"].folder, seen["password"]) if name not in known] == []
+    assert [name for name in files_with(seen["machine"].folder, seen["password"]) if name not in known] == []
 
 
 def test_what_holds_the_password_is_for_its_owner_only(seen: dict[str, Any]) -> None:
-    folder = seen["place"].home / "redis"
+    folder = seen["machine"].home / "redis"
     assert folder.stat().st_mode & 0o077 == 0
 
 

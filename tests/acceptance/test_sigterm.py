@@ -12,11 +12,11 @@ import pytest
 import redis
 
 from batchpipe.sandbox import Sandbox
-from tests.acceptance.user_machine import Place, Process, batches_of, read_rows, until
+from tests.acceptance.user_machine import Machine, Process, batches_of, read_rows, until
 
 pytestmark = pytest.mark.slow
 
-NewPlace = Callable[..., Place]
+NewMachine = Callable[..., Machine]
 NewSandbox = Callable[..., Sandbox]
 ROWS = [f"r{number}" for number in range(6)]
 #: Far longer than a test takes: who waits for this call does not end in time.
@@ -24,86 +24,86 @@ HELD_SECONDS = 100.0
 REMAPPED = {"REMAP_SIGTERM": "SIGQUIT", "BATCHPIPE_STOP_SECONDS": "2"}
 
 
-def queued(place: Place) -> tuple[int, int]:
+def queued(machine: Machine) -> tuple[int, int]:
     """Messages that wait in the queue, and messages that nobody has answered for."""
-    assert place.redis_url is not None
-    with redis.Redis.from_url(place.redis_url) as server:
+    assert machine.redis_url is not None
+    with redis.Redis.from_url(machine.redis_url) as server:
         return int(server.llen("batchpipe")), int(server.hlen("unacked"))
 
 
-def told_to_stop(place: Place, worker: Process, number: signal.Signals = signal.SIGTERM) -> dict[str, Any]:
+def told_to_stop(machine: Machine, worker: Process, number: signal.Signals = signal.SIGTERM) -> dict[str, Any]:
     worker.popen.send_signal(number)
     code = worker.finish(40).code
-    waiting, unanswered = queued(place)
+    waiting, unanswered = queued(machine)
     return {"code": code, "queued": waiting, "unacked": unanswered, "children": []}
 
 
-def go_on(place: Place, job: str, told: dict[str, Any]) -> dict[str, Any]:
-    place.worker()
-    done = place.run("wait", job, "--timeout", "40")
-    return {**told, "place": place, "job": job, "done": done}
+def go_on(machine: Machine, job: str, observed: dict[str, Any]) -> dict[str, Any]:
+    machine.worker()
+    done = machine.run("wait", job, "--timeout", "40")
+    return {**observed, "machine": machine, "job": job, "done": done}
 
 
-def during_a_call(new_place: NewPlace, new_sandbox: NewSandbox, pool: str, route: str) -> dict[str, Any]:
+def during_a_call(new_machine: NewMachine, new_sandbox: NewSandbox, pool: str, route: str) -> dict[str, Any]:
     """The provider does not answer a call; meanwhile the worker is told to stop."""
     sandbox = new_sandbox()
-    place = new_place(pool, provider=sandbox, **REMAPPED)
+    machine = new_machine(pool, provider=sandbox, **REMAPPED)
     held = sandbox.faults.add("delay", route=route, seconds=HELD_SECONDS, times=1)
-    worker = place.worker("--pool", pool, "--concurrency", "2")
-    job = place.submit(place.input(6), "--max-rows", "3")
+    worker = machine.worker("--pool", pool, "--concurrency", "2")
+    job = machine.submit(machine.input(6), "--max-rows", "3")
     until(lambda: held.hits, what=f"{route} is held")
-    told = told_to_stop(place, worker)
+    observed = told_to_stop(machine, worker)
     sandbox.faults.clear()
-    return go_on(place, job, told)
+    return go_on(machine, job, observed)
 
 
-def while_polls_wait(new_place: NewPlace, new_sandbox: NewSandbox, pool: str, **env: str) -> dict[str, Any]:
+def while_polls_wait(new_machine: NewMachine, new_sandbox: NewSandbox, pool: str, **env: str) -> dict[str, Any]:
     sandbox = new_sandbox()
     long = {"BATCHPIPE_POLL_MIN_SECONDS": "60", "BATCHPIPE_LEASE_SECONDS": "60", "BATCHPIPE_SWEEP_SECONDS": "60"}
-    place = new_place(f"polls-{pool}", provider=sandbox, **{**long, **env})
+    machine = new_machine(f"polls-{pool}", provider=sandbox, **{**long, **env})
     sandbox.faults.add("stuck")
-    worker = place.worker("--pool", pool, "--concurrency", "2")
-    job = place.submit(place.input(6), "--max-rows", "3")
+    worker = machine.worker("--pool", pool, "--concurrency", "2")
+    job = machine.submit(machine.input(6), "--max-rows", "3")
     until(lambda: len(batches_of(sandbox, job)) == 2, what="both batches are created")
-    until(lambda: queued(place) == (0, 2), what="two polls wait in the worker")
-    told = told_to_stop(place, worker)
+    until(lambda: queued(machine) == (0, 2), what="two polls wait in the worker")
+    observed = told_to_stop(machine, worker)
     sandbox.faults.clear()
-    place.environment["BATCHPIPE_POLL_MIN_SECONDS"] = "0.3"
-    return {**told, "place": place, "job": job}
+    machine.environment["BATCHPIPE_POLL_MIN_SECONDS"] = "0.3"
+    return {**observed, "machine": machine, "job": job}
 
 
-def patiently(new_place: NewPlace, new_sandbox: NewSandbox) -> dict[str, Any]:
+def patiently(new_machine: NewMachine, new_sandbox: NewSandbox) -> dict[str, Any]:
     """The call ends within STOP_SECONDS, which are 30 here."""
     sandbox = new_sandbox()
-    place = new_place("patient", provider=sandbox)
+    machine = new_machine("patient", provider=sandbox)
     held = sandbox.faults.add("delay", route="POST /v1/files", seconds=4, times=1)
-    worker = place.worker("--concurrency", "2")
-    job = place.submit(place.input(3))
+    worker = machine.worker("--concurrency", "2")
+    job = machine.submit(machine.input(3))
     until(lambda: held.hits, what="the upload is held")
-    told = told_to_stop(place, worker)
-    return {**go_on(place, job, told), "uploads": held.hits}
+    observed = told_to_stop(machine, worker)
+    return {**go_on(machine, job, observed), "uploads": held.hits}
 
 
-def together(new_place: NewPlace, new_sandbox: NewSandbox) -> dict[str, Any]:
+def together(new_machine: NewMachine, new_sandbox: NewSandbox) -> dict[str, Any]:
     """Ctrl-C in a terminal, or a supervisor that signals the whole group: the children of the pool get it, too."""
     sandbox = new_sandbox()
-    place = new_place("group", provider=sandbox, **REMAPPED)
+    machine = new_machine("group", provider=sandbox, **REMAPPED)
     held = sandbox.faults.add("delay", route="POST /v1/files", seconds=HELD_SECONDS, times=1)
-    worker = place.worker("--pool", "prefork", "--concurrency", "2")
-    job = place.submit(place.input(6), "--max-rows", "3")
+    worker = machine.worker("--pool", "prefork", "--concurrency", "2")
+    job = machine.submit(machine.input(6), "--max-rows", "3")
     until(lambda: held.hits, what="the upload is held")
     children = worker.children()
     os.killpg(worker.pid, signal.SIGTERM)
     code = worker.finish(40).code
-    waiting, unanswered = queued(place)
+    waiting, unanswered = queued(machine)
     sandbox.faults.clear()
     left = [child.pid for child in children if child.is_running()]
-    return go_on(place, job, {"code": code, "queued": waiting, "unacked": unanswered, "children": left})
+    return go_on(machine, job, {"code": code, "queued": waiting, "unacked": unanswered, "children": left})
 
 
 @pytest.fixture(scope="module")
-def stories(at_once: ThreadPoolExecutor, new_place: NewPlace, new_sandbox: NewSandbox) -> dict[str, Future[Any]]:
-    tell, both = at_once.submit, (new_place, new_sandbox)
+def stories(at_once: ThreadPoolExecutor, new_machine: NewMachine, new_sandbox: NewSandbox) -> dict[str, Future[Any]]:
+    tell, both = at_once.submit, (new_machine, new_sandbox)
     return {
         "upload, threads": tell(during_a_call, *both, "threads", "POST /v1/files"),
         "upload, prefork": tell(during_a_call, *both, "prefork", "POST /v1/files"),
@@ -121,28 +121,28 @@ def test_a_worker_that_is_told_to_stop_during_a_call_loses_and_repeats_nothing(
     stories: dict[str, Future[Any]], story: str
 ) -> None:
     """It does not wait for a call longer than STOP_SECONDS; 0 is its exit code; the message is in the queue again."""
-    told = stories[story].result()
-    assert told["code"] == 0
-    assert (told["unacked"], told["children"]) == (0, [])
-    assert told["queued"] >= 1
-    assert told["done"].code == 0, told["done"].err
-    place, job = told["place"], told["job"]
-    rows = [row["custom_id"] for row in read_rows(place.folder / "out/output.jsonl")]
+    observed = stories[story].result()
+    assert observed["code"] == 0
+    assert (observed["unacked"], observed["children"]) == (0, [])
+    assert observed["queued"] >= 1
+    assert observed["done"].code == 0, observed["done"].err
+    machine, job = observed["machine"], observed["job"]
+    rows = [row["custom_id"] for row in read_rows(machine.folder / "out/output.jsonl")]
     assert rows == ROWS[: len(rows)]
-    assert place.billed(job) == dict.fromkeys(rows, 1)
-    assert len(place.batches(job)) == len(rows) // 3
+    assert machine.billed(job) == dict.fromkeys(rows, 1)
+    assert len(machine.batches(job)) == len(rows) // 3
 
 
 def test_an_upload_that_ends_in_time_is_not_repeated(stories: dict[str, Future[Any]]) -> None:
-    told = stories["patient"].result()
-    assert told["uploads"] == 1
+    observed = stories["patient"].result()
+    assert observed["uploads"] == 1
 
 
 @pytest.mark.parametrize("story", ["polls, threads", "polls, prefork", "polls, no remap"])
 def test_polls_that_wait_go_back_to_the_queue(stories: dict[str, Future[Any]], story: str) -> None:
     """An idle worker ends at once: it does not wait for tasks that it does not have."""
-    told = stories[story].result()
-    assert (told["code"], told["queued"], told["unacked"]) == (0, 2, 0)
+    observed = stories[story].result()
+    assert (observed["code"], observed["queued"], observed["unacked"]) == (0, 2, 0)
 
 
 #: Beat that publishes for ever in one call that lets no signal handler run, as a look-up of a host's name does.
@@ -163,10 +163,10 @@ main()
 """
 
 
-def test_beat_ends_in_time_though_a_name_server_does_not_answer(new_place: NewPlace) -> None:
+def test_beat_ends_in_time_though_a_name_server_does_not_answer(new_machine: NewMachine) -> None:
     """A supervisor waits for 15 seconds before it kills."""
-    place = new_place("beat")
-    beat = place.start_python("-c", STUCK_BEAT)
+    machine = new_machine("beat")
+    beat = machine.start_python("-c", STUCK_BEAT)
     until(lambda: "is stuck" in beat.err, what="beat is stuck")
     beat.popen.send_signal(signal.SIGTERM)
 

@@ -22,7 +22,7 @@ from cronsim import CronSim
 from batchpipe.config.loading import load_settings
 from batchpipe.config.site_values import SiteSettings
 from batchpipe.sandbox import Sandbox
-from tests.acceptance.snippets import ROOT, House, Snippet, Story, Telling, Terminal, asked_for, blocks, claims
+from tests.acceptance.snippets import ROOT, Snippet, Stories, Story, Terminal, Terminals, asked_for, blocks, claims
 from tests.acceptance.user_machine import RedisServer, free_port, need, request_lines
 
 #: Blocks that other tests run, with the name of the test.
@@ -62,7 +62,7 @@ ELSEWHERE: dict[str, list[Snippet]] = {
 PICTURES = [
     Snippet("README.md", "─▶ check, split"),
     Snippet("docs/architecture.md", "submit ─▶ prepare"),
-    Snippet("docs/operations.md", "batchpipe land JOB"),  # tests/acceptance/test_undone_verdicts.py types these
+    Snippet("docs/operations.md", "batchpipe land JOB"),  # tests/acceptance/test_undone_refusals.py types these
 ]
 
 
@@ -105,14 +105,14 @@ def test_commands_in_the_text_are_commands(word: str) -> None:
     assert named - set(COMMANDS) == set()
 
 
-# -- stories: the blocks of a page, in a place of its own; they are told side by side ---------------------------------
+# -- stories: the blocks of a page, on a machine of its own; they run side by side ---------------------------------
 
 
-def readme(house: House) -> None:
-    terminal = house.terminal("readme")
-    terminal.place.write("requests.jsonl", request_lines(2))
+def readme(terminals: Terminals) -> None:
+    terminal = terminals.terminal("readme")
+    terminal.machine.write("requests.jsonl", request_lines(2))
     terminal.run(Snippet("README.md", "-o results-openai"))
-    assert len((terminal.place.folder / "results-openai" / "output.jsonl").read_bytes().splitlines()) == 2
+    assert len((terminal.machine.folder / "results-openai" / "output.jsonl").read_bytes().splitlines()) == 2
     terminal.run(Snippet("README.md", "python3 -m venv"), {" && . .venv/bin/activate": ""})  # and no pip of its own
     terminal.run(Snippet("README.md", 'pip install ".[s3]"'))
     terminal.environment["BATCHPIPE_SANDBOX_PORT"] = str(free_port())
@@ -120,26 +120,26 @@ def readme(house: House) -> None:
         Snippet("README.md", "# no key, no cost; for real"), {"--sandbox ": "--sandbox --queues unused "}
     )
     terminal.run(Snippet("README.md", "make chaos"), {"make ": f"make -C {ROOT} -n "})
-    terminal.place.write("batchpipe.toml", Snippet("README.md", "[schedules.nightly]").text.encode())
-    [nightly] = terminal.place.json("schedules", "list")
+    terminal.machine.write("batchpipe.toml", Snippet("README.md", "[schedules.nightly]").text.encode())
+    [nightly] = terminal.machine.json("schedules", "list")
     assert (nightly["name"], nightly["timezone"]) == ("nightly", "Europe/Berlin")
     job = terminal.run(Snippet("README.md", "schedules run nightly")).out.strip()
-    assert terminal.place.run("wait", job).code == 0
+    assert terminal.machine.run("wait", job).code == 0
 
 
-def quickstart(house: House) -> None:
+def quickstart(terminals: Terminals) -> None:
     """With the private Redis that the page speaks of, and a worker with its sandbox."""
-    terminal = house.terminal("quickstart", private=True)
+    terminal = terminals.terminal("quickstart", private=True)
     terminal.run(Snippet("docs/quickstart.md", "pip install"))
     checked = terminal.run(Snippet("docs/quickstart.md", "cat > requests.jsonl"))
     assert checked.err == Snippet("docs/quickstart.md", "ok: 2 rows").text
     for name in ("OPENAI_BASE_URL", "OPENAI_API_KEY"):
-        terminal.place.environment.pop(name)
+        terminal.machine.environment.pop(name)
     answers = terminal.run(Snippet("docs/quickstart.md", "results --sandbox")).out
     assert [json.loads(line)["custom_id"] for line in answers.splitlines()] == ["paris", "rome"]
     terminal.environment["BATCHPIPE_SANDBOX_PORT"] = str(free_port())
     terminal.up(Snippet("docs/quickstart.md", "batchpipe worker --sandbox"))
-    terminal.place.write("cities.py", Snippet("docs/quickstart.md", "# cities.py").text.encode())
+    terminal.machine.write("cities.py", Snippet("docs/quickstart.md", "# cities.py").text.encode())
     said = terminal.run(Snippet("docs/quickstart.md", "python cities.py")).out.splitlines()
     job, state = said[0].split()
     assert state in {"pending", "preparing", "running"}  # the worker is quick
@@ -149,31 +149,31 @@ def quickstart(house: House) -> None:
     assert '"custom_id":"Oslo"' in story
 
 
-def python(house: House) -> None:
-    terminal = house.terminal("python")
-    terminal.place.write("requests.jsonl", request_lines(3))
+def python(terminals: Terminals) -> None:
+    terminal = terminals.terminal("python")
+    terminal.machine.write("requests.jsonl", request_lines(3))
     script = Snippet("docs/python.md", "import batchpipe").text
-    done = terminal.place.start_python("-c", script).finish()
+    done = terminal.machine.start_python("-c", script).finish()
     assert (done.code, "ok=3" in done.out) == (0, True), done.err
 
 
-def cron(house: House) -> None:
-    terminal = house.terminal("cron")
-    place = terminal.place
-    (place.folder / "exports").mkdir()
+def cron(terminals: Terminals) -> None:
+    terminal = terminals.terminal("cron")
+    machine = terminal.machine
+    (machine.folder / "exports").mkdir()
     for day in ("2026-03-01", f"{datetime.now(ZoneInfo('Europe/Berlin')):%F}"):
-        place.input(2, name=f"exports/{day}.jsonl")
-    place.write("batchpipe.toml", Snippet("docs/cron.md", "# batchpipe.toml").text.encode())
+        machine.input(2, name=f"exports/{day}.jsonl")
+    machine.write("batchpipe.toml", Snippet("docs/cron.md", "# batchpipe.toml").text.encode())
     terminal.up_and_down(Snippet("docs/cron.md", "batchpipe beat"))
     jobs = terminal.run(Snippet("docs/cron.md", "batchpipe schedules run nightly")).out.split()
     assert len(set(jobs)) == 2
     wrong = '[schedules.nightly]\ncrontab = "0 25 * * *"\ninput = "x"\n'
-    place.write("wrong.toml", wrong.encode())
-    refused = place.run("list", env={"BATCHPIPE_CONFIG": "wrong.toml"})
+    machine.write("wrong.toml", wrong.encode())
+    refused = machine.run("list", env={"BATCHPIPE_CONFIG": "wrong.toml"})
     assert refused.err == Snippet("docs/cron.md", "is no crontab: bad hour").text
 
 
-def settings_of_a_site(house: House) -> None:
+def settings_of_a_site(terminals: Terminals) -> None:
     for snippet in (Snippet("docs/cron.md", "BATCHPIPE = {"), Snippet("docs/django.md", '"WORKSPACE": "s3')):
         names: dict[str, Any] = {"os": SimpleNamespace(environ={"REDIS_URL": "redis://localhost:6379/0"})}
         exec(snippet.text, names)
@@ -181,12 +181,12 @@ def settings_of_a_site(house: House) -> None:
         assert settings.schedules["nightly"].crontab == "0 2 * * *"
 
 
-def crontab(house: House) -> None:
+def crontab(terminals: Terminals) -> None:
     """Each line is a crontab and a command, which is run as cron does: by sh, with `%` for `\\%`."""
-    terminal = house.terminal("crontab", BATCHPIPE_PREFIX="{crontab}:")  # another story has the same key
-    place = terminal.place
-    place.environment |= terminal.environment
-    place.input(2, name="today.jsonl")
+    terminal = terminals.terminal("crontab", BATCHPIPE_PREFIX="{crontab}:")  # another story has the same key
+    machine = terminal.machine
+    machine.environment |= terminal.environment
+    machine.input(2, name="today.jsonl")
     for snippet in (Snippet("docs/cron.md", "today.jsonl"), Snippet("docs/cron.md", "batchpipe sweep")):
         assert set(re.findall(r"^(\w+)=", snippet.text, flags=re.MULTILINE)) <= {"SHELL", "PATH"}
         for line in snippet.text.splitlines():
@@ -195,24 +195,24 @@ def crontab(house: House) -> None:
             *when, command = line.split(maxsplit=5)
             list(zip(range(3), CronSim(" ".join(when), datetime(2026, 1, 1)), strict=False))
             assert "%" not in command.replace(r"\%", "")
-            started = terminal.start(command.replace(r"\%", "%").replace("/srv/app", str(place.folder)))
+            started = terminal.start(command.replace(r"\%", "%").replace("/srv/app", str(machine.folder)))
             assert (done := started.finish()).code == 0, done.err
-    folder = str(place.folder / f"results/{datetime.now():%F}")
-    assert folder in [job["output"] for job in place.json("list")]
+    folder = str(machine.folder / f"results/{datetime.now():%F}")
+    assert folder in [job["output"] for job in machine.json("list")]
 
 
-def flower(house: House) -> None:
+def flower(terminals: Terminals) -> None:
     """Its second command is that of a proxy with TLS in front."""
-    terminal = house.terminal("flower", FLOWER_UNAUTHENTICATED_API="false")
+    terminal = terminals.terminal("flower", FLOWER_UNAUTHENTICATED_API="false")
     first = {"batchpipe flower  ": f"batchpipe flower --port {free_port()} "}
     terminal.up_and_down(Snippet("docs/flower.md", "# http://127.0.0.1:5555"), first)
     terminal.up_and_down(Snippet("docs/flower.md", "--url-prefix"), {"5555": str(free_port())})
 
 
-def monitoring(house: House) -> None:
-    terminal = house.terminal("monitoring")
-    place = terminal.place
-    job = place.submit(place.input(2))
+def monitoring(terminals: Terminals) -> None:
+    terminal = terminals.terminal("monitoring")
+    machine = terminal.machine
+    job = machine.submit(machine.input(2))
     swap = {"batchpipe metrics ": f"batchpipe metrics --port {free_port()} ", "JOB": job}
     terminal.up_and_down(Snippet("docs/monitoring.md", "batchpipe logs JOB --follow"), swap)
     mounted = Snippet("docs/monitoring.md", "metrics.wsgi_app()").text
@@ -223,7 +223,7 @@ def monitoring(house: House) -> None:
         f"{mounted}\nassert b'batchpipe_up 1' in body\nimport batchpipe\njob = batchpipe.get_job({job!r})\n{events}"
     )
     script += f"\n{logging}\nimport logging.config\nlogging.config.dictConfig(LOGGING)\nlogging.warning('as JSON')\n"
-    done = place.start_python("-c", script).finish()
+    done = machine.start_python("-c", script).finish()
     assert (done.code, " ended\n" in done.out) == (0, True), done.err
     assert json.loads(done.err.splitlines()[-1])["message"] == "as JSON"
 
@@ -231,41 +231,41 @@ def monitoring(house: House) -> None:
 def sizes(terminal: Terminal, job: str) -> None:
     """What docs/operations.md has one ask a Redis."""
     need("redis-cli")
-    ask = {"redis-cli": f"redis-cli -u {terminal.place.redis_url}", "JOB": job}
+    ask = {"redis-cli": f"redis-cli -u {terminal.machine.redis_url}", "JOB": job}
     shard, log, info = terminal.run(Snippet("docs/operations.md", "memory usage"), ask).out.split("\n", 2)
     assert int(shard) < 10_000, "the page says: some kilobytes"
     assert int(log) > 0
     assert "used_memory:" in info
 
 
-def sandbox_page(house: House) -> None:
-    terminal = house.terminal("sandbox")
-    place, port = terminal.place, str(free_port())
-    place.write("requests.jsonl", request_lines(2))
+def sandbox_page(terminals: Terminals) -> None:
+    terminal = terminals.terminal("sandbox")
+    machine, port = terminal.machine, str(free_port())
+    machine.write("requests.jsonl", request_lines(2))
     terminal.up(Snippet("docs/sandbox.md", "batchpipe sandbox --port 8089"), {"8089": port})
     swap = {"8089": port, "-o results": "-o others"}
     terminal.run(Snippet("docs/sandbox.md", "export OPENAI_BASE_URL"), swap)
-    done = place.start_python("-c", Snippet("docs/sandbox.md", "with Sandbox(").text).finish()
+    done = machine.start_python("-c", Snippet("docs/sandbox.md", "with Sandbox(").text).finish()
     assert done.code == 0, done.err
     terminal.up_and_down(
         Snippet("docs/sandbox.md", "--upstream-concurrency"), {"batchpipe sandbox": "batchpipe sandbox --port 0"}
     )
 
 
-def settings_page(house: House) -> None:
-    terminal = house.terminal("settings")
-    terminal.place.write("requests.jsonl", request_lines(2))
-    terminal.environment["BATCHPIPE_ACCOUNTS__MARKETING__BASE_URL"] = house.sandbox.base_url
+def settings_page(terminals: Terminals) -> None:
+    terminal = terminals.terminal("settings")
+    terminal.machine.write("requests.jsonl", request_lines(2))
+    terminal.environment["BATCHPIPE_ACCOUNTS__MARKETING__BASE_URL"] = terminals.sandbox.base_url
     terminal.run(Snippet("docs/settings.md", "--account marketing"))
 
 
-def scaling(house: House) -> None:
-    terminal = house.terminal("scaling")
-    terminal.place.write("urgent.jsonl", request_lines(2))
+def scaling(terminals: Terminals) -> None:
+    terminal = terminals.terminal("scaling")
+    terminal.machine.write("urgent.jsonl", request_lines(2))
     terminal.up_and_down(Snippet("docs/scaling.md", "--concurrency 16"))
     terminal.up(Snippet("docs/scaling.md", "--queues urgent"))
-    [job] = [job for job in terminal.place.json("list") if job["output"] == str(terminal.place.folder / "urgent")]
-    assert terminal.place.run("wait", job["id"]).code == 0
+    [job] = [job for job in terminal.machine.json("list") if job["output"] == str(terminal.machine.folder / "urgent")]
+    assert terminal.machine.run("wait", job["id"]).code == 0
 
 
 STORIES = [readme, quickstart, python, cron, settings_of_a_site, crontab, flower, monitoring, sandbox_page]
@@ -273,20 +273,20 @@ STORIES += [settings_page, scaling]
 
 
 @pytest.fixture(scope="module")
-def told(
+def observed(
     request: pytest.FixtureRequest,
     tmp_path_factory: pytest.TempPathFactory,
     sandbox: Sandbox,
     redis_server: RedisServer,
-) -> Iterator[Telling]:
-    house = House(tmp_path_factory.mktemp("snippets"), sandbox, redis_server, shared=True)
-    house.terminal("worker").place.worker("--concurrency", "4", wait=False)
-    telling = Telling(house, asked_for(request))
+) -> Iterator[Stories]:
+    terminals = Terminals(tmp_path_factory.mktemp("snippets"), sandbox, redis_server, shared=True)
+    terminals.terminal("worker").machine.worker("--concurrency", "4", wait=False)
+    telling = Stories(terminals, asked_for(request))
     yield telling
     telling.close()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("story", STORIES, ids=lambda story: story.__name__)
-def test_the_blocks_of_a_page_run(told: Telling, story: Story) -> None:
-    told.result(story)
+def test_the_blocks_of_a_page_run(observed: Stories, story: Story) -> None:
+    observed.result(story)

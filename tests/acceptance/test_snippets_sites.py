@@ -18,8 +18,8 @@ import redis
 
 from batchpipe.local_redis import find_server
 from batchpipe.sandbox import Sandbox
-from tests.acceptance.snippets import ROOT, House, Snippet, Story, Telling, Terminal, asked_for
-from tests.acceptance.user_machine import Place, RedisServer, free_port, request_lines, until
+from tests.acceptance.snippets import ROOT, Snippet, Stories, Story, Terminal, Terminals, asked_for
+from tests.acceptance.user_machine import Machine, RedisServer, free_port, request_lines, until
 
 URL = "redis://localhost:6379/0"
 
@@ -73,22 +73,22 @@ def _append(path: Path, text: str) -> None:
     path.write_text((path.read_text() if path.exists() else "") + "\n" + text)
 
 
-def _python(place: Place, script: str) -> str:
-    done = place.start_python("-c", script, env={"PYTHONPATH": str(place.folder)}).finish(60)
+def _python(machine: Machine, script: str) -> str:
+    done = machine.start_python("-c", script, env={"PYTHONPATH": str(machine.folder)}).finish(60)
     assert done.code == 0, done.err
     return done.out
 
 
-def _descriptions(place: Place) -> list[str]:
-    with closing(sqlite3.connect(place.folder / "db.sqlite3")) as database:
+def _descriptions(machine: Machine) -> list[str]:
+    with closing(sqlite3.connect(machine.folder / "db.sqlite3")) as database:
         return [text for (text,) in database.execute("select description from shop_product") if text]
 
 
-def django_project(house: House) -> Terminal:
+def django_project(terminals: Terminals) -> Terminal:
     """`startproject`, an app with models, and the page's pieces where it says that they go."""
-    terminal = house.terminal("django")
-    folder, url = terminal.place.folder, terminal.place.environment.pop("BATCHPIPE_REDIS_URL")
-    _python(terminal.place, NEW_PROJECT)
+    terminal = terminals.terminal("django")
+    folder, url = terminal.machine.folder, terminal.machine.environment.pop("BATCHPIPE_REDIS_URL")
+    _python(terminal.machine, NEW_PROJECT)
     terminal.run(Snippet("docs/django.md", "pip install"))
     settings = folder / "proj" / "settings.py"
     _append(settings, Snippet("docs/django.md", '"batchpipe.contrib.django"]').with_({URL: url}))
@@ -105,11 +105,11 @@ def django_project(house: House) -> Terminal:
     return terminal
 
 
-def django(house: House) -> None:
-    terminal = django_project(house)
-    place = terminal.place
-    place.write("requests.jsonl", request_lines(2))
-    _python(place, PREPARED)
+def django(terminals: Terminals) -> None:
+    terminal = django_project(terminals)
+    machine = terminal.machine
+    machine.write("requests.jsonl", request_lines(2))
+    _python(machine, PREPARED)
     terminal.up(Snippet("docs/django.md", "celery -A proj worker"), {"proj worker": "proj worker --loglevel INFO"})
     order = Snippet("docs/django.md", "def order_descriptions").text
     script = f"""{REQUESTS}
@@ -125,30 +125,30 @@ assert b"batchpipe_up 1" in browser.get("/metrics/").content
 
 from django.test import override_settings
 tmp_path = Path("pump")
-with override_settings(BATCHPIPE={{"REDIS_URL": {place.redis_url!r}, "PREFIX": "{{a-test}}:"}}):
+with override_settings(BATCHPIPE={{"REDIS_URL": {machine.redis_url!r}, "PREFIX": "{{a-test}}:"}}):
     job = batchpipe.submit(requests([Product(pk=7, name="lamp")]))
     exec({Snippet("docs/django.md", "FakeOpenAI(").text!r})
     assert job.refresh().state.value == "succeeded"
 """
-    _python(place, script)
-    until(lambda: _descriptions(place), what="the receiver has written the description")
+    _python(machine, script)
+    until(lambda: _descriptions(machine), what="the receiver has written the description")
     terminal.up(Snippet("docs/django.md", "manage.py batchpipe run"))
 
 
-def flask(house: House) -> None:
-    terminal = house.terminal("flask", FLASK_RUN_PORT=str(free_port()))
-    place, url = terminal.place, terminal.place.environment.pop("BATCHPIPE_REDIS_URL")
+def flask(terminals: Terminals) -> None:
+    terminal = terminals.terminal("flask", FLASK_RUN_PORT=str(free_port()))
+    machine, url = terminal.machine, terminal.machine.environment.pop("BATCHPIPE_REDIS_URL")
     terminal.environment["FLASK_BATCHPIPE_REDIS_URL"] = url
     page = Snippet("docs/flask.md", "# shop.py")
-    place.write("shop.py", page.text.encode())
-    place.write("rows.jsonl", request_lines(2))
+    machine.write("shop.py", page.text.encode())
+    machine.write("rows.jsonl", request_lines(2))
     terminal.up(Snippet("docs/flask.md", "flask --app shop run"))
     celery = Snippet("docs/flask.md", 'app.config["CELERY"] =').text.splitlines()
     lines = "".join(f"    {line}\n" for line in [*celery, "batch.init_app(app)", "celery_init_app(app)"])
     shop = page.with_({"    batch.init_app(app)\n": lines})
-    place.write("shop.py", f"from tasks import celery_init_app\n{shop}".encode())
-    place.write("tasks.py", Snippet("docs/flask.md", "# tasks.py").text.encode())
-    place.write("make_celery.py", Snippet("docs/flask.md", "# make_celery.py").text.encode())
+    machine.write("shop.py", f"from tasks import celery_init_app\n{shop}".encode())
+    machine.write("tasks.py", Snippet("docs/flask.md", "# tasks.py").text.encode())
+    machine.write("make_celery.py", Snippet("docs/flask.md", "# make_celery.py").text.encode())
     terminal.up(Snippet("docs/flask.md", "celery -A make_celery worker"), {"worker": "worker --loglevel INFO"})
     config = Snippet("docs/flask.md", 'app.config["BATCHPIPE_SCHEDULES"]').text
     commit = Snippet("docs/flask.md", "db.session.commit()").text
@@ -175,14 +175,14 @@ visitor = app.test_client()
 assert visitor.get("/batchpipe/").get_json() == {{"jobs": []}}
 assert visitor.get(f"/batchpipe/{{job.id}}/").status_code == 403
 """
-    _python(place, script)
+    _python(machine, script)
 
 
-def django_example(house: House) -> None:
+def django_example(terminals: Terminals) -> None:
     """In a terminal each, as its README says for a Redis of one's own."""
-    terminal = house.terminal("example")
-    terminal.environment["REDIS_URL"] = terminal.place.environment["BATCHPIPE_REDIS_URL"]
-    site = terminal.place.folder
+    terminal = terminals.terminal("example")
+    terminal.environment["REDIS_URL"] = terminal.machine.environment["BATCHPIPE_REDIS_URL"]
+    site = terminal.machine.folder
     shutil.copytree(ROOT / "examples" / "django_site", site, dirs_exist_ok=True, ignore=shutil.ignore_patterns("data"))
     snippet = Snippet("examples/django_site/README.md", "python manage.py prepare")
     prepare = snippet.text.splitlines()[0]
@@ -191,16 +191,16 @@ def django_example(house: House) -> None:
     terminal.up(snippet, swap)
 
 
-def deployment(house: House) -> None:
+def deployment(terminals: Terminals) -> None:
     """Docker runs the command in this place here; tests/acceptance/test_compose.py has the processes of the file."""
-    terminal = house.terminal("deployment")
-    place = terminal.place
-    place.write("requests.jsonl", request_lines(2))
-    shutil.copy(ROOT / ".env.example", place.folder)
-    terminal.tool("docker", f'[ "$2" = exec ] || exit 0\nshift 3\ncd {place.folder}\neval "$*"')
-    swap = {"mkdir data": "mkdir data; cp requests.jsonl data", " /data/": f" {place.folder}/data/"}
+    terminal = terminals.terminal("deployment")
+    machine = terminal.machine
+    machine.write("requests.jsonl", request_lines(2))
+    shutil.copy(ROOT / ".env.example", machine.folder)
+    terminal.tool("docker", f'[ "$2" = exec ] || exit 0\nshift 3\ncd {machine.folder}\neval "$*"')
+    swap = {"mkdir data": "mkdir data; cp requests.jsonl data", " /data/": f" {machine.folder}/data/"}
     terminal.run(Snippet("docs/deploy.md", "docker compose up"), swap)
-    assert re.search(r"^REDIS_PASSWORD=\w{48}$", (place.folder / ".env").read_text(), flags=re.MULTILINE)
+    assert re.search(r"^REDIS_PASSWORD=\w{48}$", (machine.folder / ".env").read_text(), flags=re.MULTILINE)
 
     compose = (ROOT / "docker-compose.yml").read_text()
     for line in Snippet("docs/deploy.md", "OPENAI_BASE_URL=http://sandbox").text.splitlines():
@@ -210,27 +210,27 @@ def deployment(house: House) -> None:
     assert set(Snippet("docs/deploy.md", "honcho").text.split()[2:]) <= set(processes)
 
 
-def redis_configuration(house: House) -> None:
+def redis_configuration(terminals: Terminals) -> None:
     """Doctor has nothing to say against a Redis that has read these lines, and they are those of the compose file."""
-    terminal = house.terminal("redis")
+    terminal = terminals.terminal("redis")
     lines = Snippet("docs/deploy.md", "appendonly yes").text
     compose = (ROOT / "docker-compose.yml").read_text()
     assert [line for line in lines.splitlines() if line not in compose] == []
     found, port = find_server(), free_port()
     assert found is not None
-    folder = terminal.place.folder
+    folder = terminal.machine.folder
     (folder / "redis.conf").write_text(f"port {port}\nbind 127.0.0.1\ndir {folder}\n{lines}")
-    server = terminal.place.start_program(found[1], folder / "redis.conf")
+    server = terminal.machine.start_program(found[1], folder / "redis.conf")
     client = redis.Redis(port=port)
     until(lambda: "ready to accept" in server.out.lower(), what="Redis is up")
     assert client.config_get("appendfsync") == {"appendfsync": "always"}
     client.close()
-    doctor = terminal.place.run("doctor", env={"BATCHPIPE_REDIS_URL": f"redis://127.0.0.1:{port}/0"})
+    doctor = terminal.machine.run("doctor", env={"BATCHPIPE_REDIS_URL": f"redis://127.0.0.1:{port}/0"})
     assert "appendfsync" not in doctor.out.replace("appendfsync always", ""), doctor.out
     server.kill()
 
 
-def systemd(house: House) -> None:
+def systemd(terminals: Terminals) -> None:
     """Not run: it needs root and systemd. What it names is there; test_compose.py has systemd verify the units."""
     units = {path.name: path.read_text() for path in (ROOT / "examples" / "deploy").glob("batchpipe-*")}
     install = Snippet("examples/deploy/README.md", "useradd --system").text
@@ -242,20 +242,20 @@ def systemd(house: House) -> None:
         assert path.removesuffix("/batchpipe") in install
         assert path in everything
 
-    terminal = house.terminal("systemd")
-    terminal.place.write("requests.jsonl", request_lines(2))
+    terminal = terminals.terminal("systemd")
+    terminal.machine.write("requests.jsonl", request_lines(2))
     terminal.tool("systemd-run", 'while :; do case $1 in -p) shift 2;; -*) shift;; *) exec "$@";; esac; done')
-    swap = {"/opt/batchpipe/bin/": "", "/srv/batchpipe": str(terminal.place.folder)}
+    swap = {"/opt/batchpipe/bin/": "", "/srv/batchpipe": str(terminal.machine.folder)}
     assert terminal.run(Snippet("examples/deploy/README.md", "systemd-run --pipe"), swap).out.startswith("job_")
 
 
-def operations(house: House) -> None:
-    terminal = house.terminal("operations")
-    place = terminal.place
-    job = place.submit(place.input(2))
+def operations(terminals: Terminals) -> None:
+    terminal = terminals.terminal("operations")
+    machine = terminal.machine
+    job = machine.submit(machine.input(2))
     terminal.run(Snippet("docs/operations.md", "batchpipe resume ACCOUNT"))
     terminal.run(Snippet("docs/operations.md", "batchpipe files --delete"))
-    left = place.home / "jobs" / "job_x" / ".batchpipe" / "job_x" / "input.jsonl"
+    left = machine.home / "jobs" / "job_x" / ".batchpipe" / "job_x" / "input.jsonl"
     left.parent.mkdir(parents=True)
     left.touch()
     os.utime(left, (0, 0))
@@ -263,25 +263,27 @@ def operations(house: House) -> None:
     (planned / "manifest.json").touch()
     assert terminal.run(Snippet("docs/operations.md", "-name input.jsonl")).out == f"{left}\n"
     terminal.run(Snippet("docs/operations.md", "batchpipe cancel JOB"), {"JOB": job})
-    terminal.run(Snippet("docs/operations.md", "recover --dry-run"), {"/data": str(place.folder)})
+    terminal.run(Snippet("docs/operations.md", "recover --dry-run"), {"/data": str(machine.folder)})
 
 
 STORIES = [django, flask, django_example, deployment, redis_configuration, systemd, operations]
 
 
 @pytest.fixture(scope="module")
-def told(
+def observed(
     request: pytest.FixtureRequest,
     tmp_path_factory: pytest.TempPathFactory,
     sandbox: Sandbox,
     redis_server: RedisServer,
-) -> Iterator[Telling]:
-    telling = Telling(House(tmp_path_factory.mktemp("sites"), sandbox, redis_server, shared=False), asked_for(request))
+) -> Iterator[Stories]:
+    telling = Stories(
+        Terminals(tmp_path_factory.mktemp("sites"), sandbox, redis_server, shared=False), asked_for(request)
+    )
     yield telling
     telling.close()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("story", STORIES, ids=lambda story: story.__name__)
-def test_the_blocks_of_a_page_about_sites_run(told: Telling, story: Story) -> None:
-    told.result(story)
+def test_the_blocks_of_a_page_about_sites_run(observed: Stories, story: Story) -> None:
+    observed.result(story)

@@ -10,83 +10,85 @@ from typing import Any
 import pytest
 
 from batchpipe.sandbox import Sandbox
-from tests.acceptance.user_machine import API_KEY, Finished, Place, free_port, read_rows
+from tests.acceptance.user_machine import API_KEY, Finished, Machine, free_port, read_rows
 
-NewPlace = Callable[..., Place]
+NewMachine = Callable[..., Machine]
 NOBODY = "redis://127.0.0.1:1/0"
 
 
-def job_of(pool: str, new_place: NewPlace, *options: str) -> tuple[Place, Finished]:
-    place = new_place("-".join((pool, *options)))
-    worker = place.worker("--pool", pool, *(options or ("--concurrency", "2")))
-    done = place.run("wait", place.submit(place.input(6), "--max-rows", "2"), "--timeout", "30")
+def job_of(pool: str, new_machine: NewMachine, *options: str) -> tuple[Machine, Finished]:
+    machine = new_machine("-".join((pool, *options)))
+    worker = machine.worker("--pool", pool, *(options or ("--concurrency", "2")))
+    done = machine.run("wait", machine.submit(machine.input(6), "--max-rows", "2"), "--timeout", "30")
     worker.popen.terminate()
     assert worker.finish(15).code == 0, worker.err
-    return place, done
+    return machine, done
 
 
-def lost_message(new_place: NewPlace) -> Finished:
+def lost_message(new_machine: NewMachine) -> Finished:
     """The broker forgets every message; beat tells a worker to sweep."""
     import redis
 
-    place = new_place("beat")
-    job = place.submit(place.input(2))
-    assert place.redis_url is not None
-    with redis.Redis.from_url(place.redis_url) as server:
+    machine = new_machine("beat")
+    job = machine.submit(machine.input(2))
+    assert machine.redis_url is not None
+    with redis.Redis.from_url(machine.redis_url) as server:
         assert server.delete("batchpipe") == 1  # the queue
-    place.worker()
-    place.start("beat")
-    return place.run("wait", job, "--timeout", "30")
+    machine.worker()
+    machine.start("beat")
+    return machine.run("wait", job, "--timeout", "30")
 
 
-def doctor(place: Place, **env: str | None) -> tuple[int, list[dict[str, str]]]:
-    done = place.run("doctor", "--json", env=env)
+def doctor(machine: Machine, **env: str | None) -> tuple[int, list[dict[str, str]]]:
+    done = machine.run("doctor", "--json", env=env)
     return done.code, json.loads(done.out)
 
 
-def doctor_with_worker(new_place: NewPlace) -> tuple[Any, Finished]:
-    place = new_place("healthy")
-    place.worker()
-    return doctor(place), place.run("doctor")
+def doctor_with_worker(new_machine: NewMachine) -> tuple[Any, Finished]:
+    machine = new_machine("healthy")
+    machine.worker()
+    return doctor(machine), machine.run("doctor")
 
 
-def doctor_with_a_job(new_place: NewPlace) -> tuple[int, list[dict[str, str]]]:
-    place = new_place("waiting")
-    place.submit(place.input(1))
-    return doctor(place)
+def doctor_with_a_job(new_machine: NewMachine) -> tuple[int, list[dict[str, str]]]:
+    machine = new_machine("waiting")
+    machine.submit(machine.input(1))
+    return doctor(machine)
 
 
 @pytest.fixture(scope="module")
-def stories(at_once: ThreadPoolExecutor, new_place: NewPlace, new_sandbox: Callable[..., Sandbox]) -> dict[str, Any]:
+def stories(
+    at_once: ThreadPoolExecutor, new_machine: NewMachine, new_sandbox: Callable[..., Sandbox]
+) -> dict[str, Any]:
     tell = at_once.submit
     strict = new_sandbox(api_keys=("sk-the-right-one",))
-    place = new_place("doctor")
+    machine = new_machine("doctor")
     return {
-        "prefork": tell(job_of, "prefork", new_place),
-        "autoscale": tell(job_of, "prefork", new_place, "--autoscale", "3,1"),
-        "beat": tell(lost_message, new_place),
-        "healthy": tell(doctor_with_worker, new_place),
-        "no key": tell(doctor, place, OPENAI_API_KEY=None),
-        "wrong key": tell(doctor, place, OPENAI_BASE_URL=strict.base_url),
-        "no provider": tell(doctor, place, OPENAI_BASE_URL="http://127.0.0.1:1/v1"),
-        "no redis": tell(doctor, place, BATCHPIPE_REDIS_URL=NOBODY),
-        "bad setting": tell(doctor, place, BATCHPIPE_LEASE_SECONDS="soon"),
-        "no worker": tell(doctor, place),
-        "jobs wait": tell(doctor_with_a_job, new_place),
+        "prefork": tell(job_of, "prefork", new_machine),
+        "autoscale": tell(job_of, "prefork", new_machine, "--autoscale", "3,1"),
+        "beat": tell(lost_message, new_machine),
+        "healthy": tell(doctor_with_worker, new_machine),
+        "no key": tell(doctor, machine, OPENAI_API_KEY=None),
+        "wrong key": tell(doctor, machine, OPENAI_BASE_URL=strict.base_url),
+        "no provider": tell(doctor, machine, OPENAI_BASE_URL="http://127.0.0.1:1/v1"),
+        "no redis": tell(doctor, machine, BATCHPIPE_REDIS_URL=NOBODY),
+        "bad setting": tell(doctor, machine, BATCHPIPE_LEASE_SECONDS="soon"),
+        "no worker": tell(doctor, machine),
+        "jobs wait": tell(doctor_with_a_job, new_machine),
     }
 
 
 def test_a_worker_of_processes_grows_and_shrinks_with_its_work(stories: dict[str, Future[Any]]) -> None:
-    place, done = stories["autoscale"].result()
+    machine, done = stories["autoscale"].result()
     assert done.code == 0, done.err
-    assert place.json("list")[0]["state"] == "succeeded"
+    assert machine.json("list")[0]["state"] == "succeeded"
 
 
 def test_a_worker_of_processes_runs_a_job(stories: dict[str, Future[Any]]) -> None:
     """And ends with 0 when it is told to stop."""
-    place, done = stories["prefork"].result()
+    machine, done = stories["prefork"].result()
     assert done.code == 0, done.err
-    assert [f"r{n}" for n in range(6)] == [row["custom_id"] for row in read_rows(place.folder / "out/output.jsonl")]
+    assert [f"r{n}" for n in range(6)] == [row["custom_id"] for row in read_rows(machine.folder / "out/output.jsonl")]
 
 
 def test_beat_brings_back_a_job_whose_messages_are_lost(stories: dict[str, Future[Any]]) -> None:
@@ -140,16 +142,16 @@ def test_doctor_warns_if_no_worker_listens(stories: dict[str, Future[Any]]) -> N
     assert found["detail"].endswith("and 1 job waits")
 
 
-def test_a_worker_with_a_sandbox_needs_no_key(new_place: NewPlace) -> None:
+def test_a_worker_with_a_sandbox_needs_no_key(new_machine: NewMachine) -> None:
     """`worker --sandbox`: the account `default` is a server in it, and a second worker uses the same one."""
-    place = new_place("worker-sandbox")
+    machine = new_machine("worker-sandbox")
     port = str(free_port())
     env: dict[str, str | None] = {"BATCHPIPE_SANDBOX_PORT": port, "OPENAI_API_KEY": None, "OPENAI_BASE_URL": None}
-    first = place.start("worker", "--sandbox", "--concurrency", "2", env=env)
-    place.await_ready(first)
-    second = place.start("worker", "--sandbox", "--concurrency", "2", env=env)
-    place.await_ready(second)
+    first = machine.start("worker", "--sandbox", "--concurrency", "2", env=env)
+    machine.await_ready(first)
+    second = machine.start("worker", "--sandbox", "--concurrency", "2", env=env)
+    machine.await_ready(second)
     assert f"sandbox on port {port}: no key, no cost" in first.err
     assert "which runs already" in second.err
-    job = place.run("submit", place.input(3), "-o", "out", env=env).out.strip()
-    assert place.run("wait", job, "--timeout", "60", env=env).code == 0
+    job = machine.run("submit", machine.input(3), "-o", "out", env=env).out.strip()
+    assert machine.run("wait", job, "--timeout", "60", env=env).code == 0

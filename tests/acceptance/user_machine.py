@@ -1,6 +1,6 @@
-"""What the acceptance tests share: places, processes, rows, and a Redis.
+"""What the acceptance tests share: machines, processes, rows, and a Redis.
 
-A `Place` is one user's machine: a folder, an environment of its own, and the processes that were started there.
+A `Machine` is one user's machine: a folder, an environment of its own, and the processes that were started there.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ class Process:
         return found
 
 
-class Place:
+class Machine:
     """One user's machine. Without a Redis URL its commands use the private Redis of its home."""
 
     def __init__(self, folder: Path, sandbox: Sandbox | None, redis_url: str | None, **extra: str) -> None:
@@ -173,7 +173,7 @@ class Place:
         return self.adopt(Process(popen, out, err))
 
     def adopt(self, process: Process) -> Process:
-        """It ends with this place."""
+        """It ends with this machine."""
         self._processes.append(process)
         return process
 
@@ -216,7 +216,7 @@ class Place:
                 other.wait(5)
 
     def leftovers(self) -> list[psutil.Process]:
-        """Living processes of this place: its home is in their environment or arguments, or they work in it."""
+        """Living processes of this machine: its home is in their environment or arguments, or they work in it."""
         found: list[psutil.Process] = []
         for process in psutil.process_iter():
             with suppress(psutil.Error):
@@ -297,7 +297,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 class RedisServer:
-    """A Redis of our own with many databases: each place gets one."""
+    """A Redis of our own with many databases: each machine gets one."""
 
     def __init__(self, folder: Path) -> None:
         found = find_server()

@@ -23,7 +23,7 @@ from tests.chaos.audit import Audit
 from tests.chaos.crash_points import SCENARIOS, Case, Range, all_cases, freezes, frozen_before_the_call, pairs
 from tests.chaos.faketime import FakeTime
 from tests.chaos.points import Point
-from tests.chaos.servers import House, say
+from tests.chaos.servers import SharedServers, say
 from tests.chaos.soak import ALL_KINDS, UNMENDED, Plan, Report, soak, table
 
 #: The armed points of the short form: the paid call and its neighbours, and where the truth is written.
@@ -87,9 +87,11 @@ def short_cases() -> list[Case]:
 def armed(folder: Path, seed: int, *, short: bool, lanes: int, pair_count: int) -> Armed:
     """Stop a worker at each point, then at random pairs of them, and in the moment before the paid call."""
     began, found = time.monotonic(), Armed()
-    with House(folder) as house, ThreadPoolExecutor(2) as aside:
-        late = [aside.submit(frozen_before_the_call, house, lanes + 1 + dies, dies=bool(dies)) for dies in (0, 1)]
-        with Range(house, lanes) as places:
+    with SharedServers(folder) as shared_servers, ThreadPoolExecutor(2) as aside:
+        late = [
+            aside.submit(frozen_before_the_call, shared_servers, lanes + 1 + dies, dies=bool(dies)) for dies in (0, 1)
+        ]
+        with Range(shared_servers, lanes) as places:
             if short:
                 found.take(short_cases(), places)
             else:

@@ -20,7 +20,7 @@ from typing import Any
 from tests.chaos.audit import Audit, judge
 from tests.chaos.forkserver import STALL_SECONDS, Child
 from tests.chaos.points import Point
-from tests.chaos.servers import House, Job, Lane, requests, until
+from tests.chaos.servers import Job, Lane, SharedServers, requests, until
 
 #: Shorter than in the soak: a case waits for the lease of who was killed.
 PACE = {
@@ -237,8 +237,8 @@ class _Run:
 class Range:
     """Lanes in which cases run side by side."""
 
-    def __init__(self, house: House, lanes: int, first: int = 1) -> None:
-        self._lanes = [Lane(house, first + number, pace=PACE) for number in range(lanes)]
+    def __init__(self, shared_servers: SharedServers, lanes: int, first: int = 1) -> None:
+        self._lanes = [Lane(shared_servers, first + number, pace=PACE) for number in range(lanes)]
         self._free: SimpleQueue[Lane] = SimpleQueue()
         for lane in self._lanes:
             self._free.put(lane)
@@ -324,11 +324,11 @@ def pairs(points: dict[str, Counter[str]], count: int, dice: random.Random) -> l
 # -- frozen between the last look at the clock and the paid call ---------------------------------------------------
 
 
-def frozen_before_the_call(house: House, number: int, *, dies: bool) -> Audit:
+def frozen_before_the_call(shared_servers: SharedServers, number: int, *, dies: bool) -> Audit:
     """A worker freezes right before its paid call, beyond its lease; another makes the batch; then the first thaws and
     calls, too. Its batch must be cancelled: by itself, or where it ``dies`` right after the call, by one sweep.
     """
-    lane = Lane(house, number, pace=PACE, validating_seconds=4.0)
+    lane = Lane(shared_servers, number, pace=PACE, validating_seconds=4.0)
     try:
         job = lane.new_job(requests(3))
         lane.submit(job)

@@ -82,13 +82,13 @@ class Clock(Kind):
     name, done, every, lasts = "clock", "moves of Redis' clock", 20.0, (1.0, 12.0)
 
     def strikes(self) -> int:
-        return super().strikes() if self.soak.house.redis.has_clock else 0
+        return super().strikes() if self.soak.shared_servers.redis.has_clock else 0
 
     def begin(self) -> None:
-        self.soak.house.redis.set_clock(self.dice.choice([-HOUR, -HOUR, -700.0, -60.0, 120.0, 240.0]))
+        self.soak.shared_servers.redis.set_clock(self.dice.choice([-HOUR, -HOUR, -700.0, -60.0, 120.0, 240.0]))
 
     def end(self) -> None:
-        self.soak.house.redis.set_clock(0.0)
+        self.soak.shared_servers.redis.set_clock(0.0)
 
 
 class ReadOnly(Kind):
@@ -97,10 +97,10 @@ class ReadOnly(Kind):
     name, done, every, lasts = "read_only", "times in which Redis was read-only", 25.0, (1.0, 4.0)
 
     def begin(self) -> None:
-        self.soak.house.redis.command("REPLICAOF 127.0.0.1 1")  # nobody is there: it keeps what it has
+        self.soak.shared_servers.redis.command("REPLICAOF 127.0.0.1 1")  # nobody is there: it keeps what it has
 
     def end(self) -> None:
-        self.soak.house.redis.command("REPLICAOF NO ONE")
+        self.soak.shared_servers.redis.command("REPLICAOF NO ONE")
 
 
 class Full(Kind):
@@ -109,10 +109,10 @@ class Full(Kind):
     name, done, every, lasts = "full", "times in which Redis was full", 25.0, (1.0, 4.0)
 
     def begin(self) -> None:
-        self.soak.house.redis.command("CONFIG SET maxmemory 1")
+        self.soak.shared_servers.redis.command("CONFIG SET maxmemory 1")
 
     def end(self) -> None:
-        self.soak.house.redis.command("CONFIG SET maxmemory 0")
+        self.soak.shared_servers.redis.command("CONFIG SET maxmemory 0")
 
 
 class Workspaces(Kind):

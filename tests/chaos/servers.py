@@ -1,4 +1,4 @@
-"""The house in which things go wrong: a Redis that keeps what it acknowledged, providers, and places for jobs."""
+"""The servers of the soak: a Redis that keeps what it acknowledged, providers, and folders for jobs."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ class DurableRedis:
         return f"redis://127.0.0.1:{self.port}/{database}"
 
 
-class House:
+class SharedServers:
     """One Redis and one forkserver, which many lanes share."""
 
     def __init__(self, folder: Path) -> None:
@@ -95,7 +95,7 @@ class House:
         self.forkserver = ForkServer(folder / "forkserver.log")
         self.redis = DurableRedis(self.forkserver, folder / "redis")
 
-    def __enter__(self) -> House:
+    def __enter__(self) -> SharedServers:
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -140,14 +140,16 @@ PACE = {
 class Lane:
     """A provider, a database and a folder, for one job after the other or for many at once."""
 
-    def __init__(self, house: House, number: int, *, pace: dict[str, str] | None = None, **sandbox: Any) -> None:
-        self.house, self.number = house, number
-        self.folder = house.folder / f"lane{number}"
+    def __init__(
+        self, shared_servers: SharedServers, number: int, *, pace: dict[str, str] | None = None, **sandbox: Any
+    ) -> None:
+        self.shared_servers, self.number = shared_servers, number
+        self.folder = shared_servers.folder / f"lane{number}"
         self.folder.mkdir()
         times = {"validating_seconds": 0.05, "finalizing_seconds": 0.02, "cancelling_seconds": 0.05}
         self.sandbox = Sandbox(**{**times, **sandbox}).start()
         self.pace = {**PACE, **(pace or {})}
-        self.store = Store.connect(house.redis.url(number), prefix=PREFIX)
+        self.store = Store.connect(shared_servers.redis.url(number), prefix=PREFIX)
         self._children: list[Child] = []
         self._number = 0
 
@@ -173,7 +175,7 @@ class Lane:
             **{name: os.environ[name] for name in ("PATH", "LANG") if name in os.environ},
             "HOME": str(self.folder),
             "BATCHPIPE_HOME": str(self.folder / "home"),
-            "BATCHPIPE_REDIS_URL": self.house.redis.url(self.number),
+            "BATCHPIPE_REDIS_URL": self.shared_servers.redis.url(self.number),
             "BATCHPIPE_PREFIX": PREFIX,
             "OPENAI_BASE_URL": self.sandbox.base_url,
             "OPENAI_API_KEY": "sk-chaos-not-a-real-key",
@@ -188,7 +190,7 @@ class Lane:
         log = self.folder / f"{role}{self._number}.log"
         armed = {f"CHAOS_{name}": value for name, value in (chaos or {}).items()}
         environment = self.environment | armed | (more or {})
-        child = self.house.forkserver.start(role, self.folder, log, environment, **arguments)
+        child = self.shared_servers.forkserver.start(role, self.folder, log, environment, **arguments)
         self._children.append(child)
         return child
 

@@ -17,7 +17,7 @@ from batchpipe.errors import JobNotFound, StoreUnavailable
 from tests.chaos.audit import Audit, judge
 from tests.chaos.forkserver import STALL_SECONDS, Child
 from tests.chaos.kinds import KINDS, Kind
-from tests.chaos.servers import House, Job, Lane, requests, say
+from tests.chaos.servers import Job, Lane, SharedServers, requests, say
 
 LEASE = 3.0
 #: A list may lag by less than the grace period: that is the promise, so no fault goes beyond it.
@@ -104,10 +104,10 @@ def add_faults(sandbox: Any, share: float, slow: float = 1.0) -> None:
 class Soak:
     """One soak in one lane. Call it once."""
 
-    def __init__(self, house: House, plan: Plan, lane: int = 0) -> None:
-        self.house, self.plan = house, plan
+    def __init__(self, shared_servers: SharedServers, plan: Plan, lane: int = 0) -> None:
+        self.shared_servers, self.plan = shared_servers, plan
         self.dice = random.Random(plan.seed)
-        self.lane = Lane(house, lane, validating_seconds=0.1, cancelling_seconds=0.1, seed=str(plan.seed))
+        self.lane = Lane(shared_servers, lane, validating_seconds=0.1, cancelling_seconds=0.1, seed=str(plan.seed))
         self.paying = self.lane.folder / "paying"
         self.paying.mkdir()
         self.report = Report()
@@ -287,11 +287,11 @@ class Soak:
             note.unlink(missing_ok=True)
 
     def _kill_redis(self) -> None:
-        self.house.redis.kill()
+        self.shared_servers.redis.kill()
         away = time.monotonic() + self.dice.uniform(0.0, 2.0)
         while time.monotonic() < away:
             time.sleep(0.05)
-        self.house.redis.start()
+        self.shared_servers.redis.start()
         self.report.done["redis kills"] += 1
 
     def _kill_beat(self) -> None:
@@ -380,9 +380,9 @@ def table(report: Report, plan: Plan) -> list[tuple[str, object]]:
 
 
 def soak(folder: Path, plan: Plan) -> Report:
-    """A soak in a house of its own."""
-    with House(folder) as house:
-        blowing = Soak(house, plan)
+    """A soak with servers of its own."""
+    with SharedServers(folder) as shared_servers:
+        blowing = Soak(shared_servers, plan)
         try:
             return blowing()
         finally:

@@ -11,7 +11,7 @@ import pytest
 from batchpipe.local_redis import find_server
 from tests.chaos.audit import judge
 from tests.chaos.crash_points import PACE
-from tests.chaos.servers import House, Lane, requests, until
+from tests.chaos.servers import Lane, SharedServers, requests, until
 
 
 @pytest.fixture
@@ -22,8 +22,8 @@ def lane(tmp_path: Path) -> Iterator[Lane]:
         if os.environ.get("CI"):
             pytest.fail(reason)
         pytest.skip(reason)
-    with House(tmp_path / "house") as house:
-        lane = Lane(house, 1, pace=PACE)
+    with SharedServers(tmp_path / "servers") as shared_servers:
+        lane = Lane(shared_servers, 1, pace=PACE)
         yield lane
         lane.close()
 

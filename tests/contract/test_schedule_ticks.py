@@ -34,7 +34,7 @@ from batchpipe.worker.setup import setup
 NOON = datetime(2026, 5, 12, 12, 0, 30, tzinfo=UTC)
 
 
-class House:
+class ScheduledSite:
     """One site: schedules on a real Redis, whose clock is moved. Messages are sent, and nobody takes them."""
 
     def __init__(self, redis_url: str, prefix: str, home: Path, clock: Any) -> None:
@@ -61,9 +61,9 @@ class House:
 
 
 @pytest.fixture
-def house(redis_url: str, prefix: str, tmp_path: Path, clock: Any) -> Iterator[House]:
-    house = House(redis_url, prefix, tmp_path / "home", clock)
-    yield house
+def site(redis_url: str, prefix: str, tmp_path: Path, clock: Any) -> Iterator[ScheduledSite]:
+    site = ScheduledSite(redis_url, prefix, tmp_path / "home", clock)
+    yield site
     app = current_site_app()
     assert app is not None
     app.close()
@@ -79,7 +79,7 @@ def plan(crontab: str = "0 2 * * *", **fields: Any) -> Schedule:
 # -- a night -------------------------------------------------------------------------------------------------------
 
 
-def test_a_run_is_submitted_once_and_with_all_that_its_schedule_says(house: House) -> None:
+def test_a_run_is_submitted_once_and_with_all_that_its_schedule_says(site: ScheduledSite) -> None:
     """Of the first look on: what would have run before is no matter of ours."""
     full = plan(
         timezone="Europe/Berlin",
@@ -95,14 +95,14 @@ def test_a_run_is_submitted_once_and_with_all_that_its_schedule_says(house: Hous
         max_bytes=1000,
         on_done="shop.done",
     )
-    client = house.client(nightly=full)
+    client = site.client(nightly=full)
     assert tick(client) == []
-    house.be_at(datetime(2026, 5, 12, 23, 59, 59, tzinfo=UTC))
+    site.be_at(datetime(2026, 5, 12, 23, 59, 59, tzinfo=UTC))
     assert tick(client) == []
-    house.be_at(datetime(2026, 5, 13, 0, 0, 1, tzinfo=UTC))  # two in Berlin
+    site.be_at(datetime(2026, 5, 13, 0, 0, 1, tzinfo=UTC))  # two in Berlin
     [job] = tick(client)
     assert tick(client) == []
-    record = house.jobs(client)[0].record
+    record = site.jobs(client)[0].record
     assert (job.id, record.input, record.output) == (record.id, "/data/2026-05-13.jsonl", "/data/out/2026-05-13-0200")
     assert (record.key, record.name, record.endpoint) == (
         "nightly-2026-05-13",
@@ -132,58 +132,58 @@ def test_a_run_is_submitted_once_and_with_all_that_its_schedule_says(house: Hous
     ],
 )
 def test_after_an_outage_missed_runs_are_caught_up_as_the_schedule_says(
-    house: House, missed: str, late: timedelta, dates: list[str]
+    site: ScheduledSite, missed: str, late: timedelta, dates: list[str]
 ) -> None:
-    client = house.client(nightly=plan(missed=missed))
+    client = site.client(nightly=plan(missed=missed))
     tick(client)
-    house.be_at(datetime(2026, 5, 15, 2, tzinfo=UTC) + late)
+    site.be_at(datetime(2026, 5, 15, 2, tzinfo=UTC) + late)
     assert len(tick(client)) == len(dates)
     assert tick(client) == []
-    assert [job.record.input for job in house.jobs(client)] == [f"/data/{date}.jsonl" for date in dates]
-    house.be_at(datetime(2026, 5, 16, 2, 0, 5, tzinfo=UTC))
+    assert [job.record.input for job in site.jobs(client)] == [f"/data/{date}.jsonl" for date in dates]
+    site.be_at(datetime(2026, 5, 16, 2, 0, 5, tzinfo=UTC))
     assert [job.record.input for job in tick(client)] == ["/data/2026-05-16.jsonl"]
 
 
-def test_catching_up_all_has_a_bound(house: House) -> None:
-    client = house.client(often=plan("* * * * *", missed="all"))
+def test_catching_up_all_has_a_bound(site: ScheduledSite) -> None:
+    client = site.client(often=plan("* * * * *", missed="all"))
     tick(client)
-    house.be_at(NOON + timedelta(days=3))
+    site.be_at(NOON + timedelta(days=3))
     jobs = tick(client)
     assert len({job.id for job in jobs}) == MOST_MISSED
     assert jobs[-1].record.key == "k-20260515T1200+0000"
     assert tick(client) == []
 
 
-def test_what_falls_into_a_pause_is_not_caught_up(house: House) -> None:
-    tick(house.client(nightly=plan(missed="all")))
-    house.be_at(NOON + timedelta(days=1))
-    tick(house.client(nightly=plan(missed="all", enabled=False)))
-    client = house.client(nightly=plan(missed="all"))
+def test_what_falls_into_a_pause_is_not_caught_up(site: ScheduledSite) -> None:
+    tick(site.client(nightly=plan(missed="all")))
+    site.be_at(NOON + timedelta(days=1))
+    tick(site.client(nightly=plan(missed="all", enabled=False)))
+    client = site.client(nightly=plan(missed="all"))
     assert tick(client) == []
-    house.be_at(NOON + timedelta(days=2))
+    site.be_at(NOON + timedelta(days=2))
     assert [job.record.key for job in tick(client)] == ["k-20260514T0200+0000"]
 
 
-def test_another_crontab_begins_again(house: House) -> None:
+def test_another_crontab_begins_again(site: ScheduledSite) -> None:
     """What it would have run before it was written down was not missed, nor when the old one comes back later."""
-    tick(house.client(nightly=plan(missed="all")))
-    house.be_at(NOON + timedelta(days=3))
-    often = house.client(nightly=plan("*/10 * * * *", missed="all"))
+    tick(site.client(nightly=plan(missed="all")))
+    site.be_at(NOON + timedelta(days=3))
+    often = site.client(nightly=plan("*/10 * * * *", missed="all"))
     assert tick(often) == []
-    house.be_at(NOON + timedelta(days=3, minutes=10))
+    site.be_at(NOON + timedelta(days=3, minutes=10))
     assert len(tick(often)) == 1
-    house.be_at(NOON + timedelta(days=9))
-    assert tick(house.client(nightly=plan(missed="all"))) == []
+    site.be_at(NOON + timedelta(days=9))
+    assert tick(site.client(nightly=plan(missed="all"))) == []
 
 
-def test_hosts_of_two_definitions_during_a_deploy_lose_no_run(house: House) -> None:
+def test_hosts_of_two_definitions_during_a_deploy_lose_no_run(site: ScheduledSite) -> None:
     """They take turns; each goes on from its own mark."""
     old, new = plan(key="old-{date}"), plan("30 2 * * *", key="new-{date}")
     for minutes in range(-10, 50, 5):
-        house.be_at(datetime(2026, 5, 13, 2, 0, 5, tzinfo=UTC) + timedelta(minutes=minutes))
-        tick(house.client(nightly=old))
-        tick(house.client(nightly=new))
-    assert house.keys(house.client()) == ["new-2026-05-13", "old-2026-05-13"]
+        site.be_at(datetime(2026, 5, 13, 2, 0, 5, tzinfo=UTC) + timedelta(minutes=minutes))
+        tick(site.client(nightly=old))
+        tick(site.client(nightly=new))
+    assert site.keys(site.client()) == ["new-2026-05-13", "old-2026-05-13"]
 
 
 # -- trouble -------------------------------------------------------------------------------------------------------
@@ -203,14 +203,14 @@ class Troubled(Client):
 @pytest.mark.parametrize(
     "error", [TransientError("the disk is full"), StoreUnavailable("gone"), SettingsError("no"), RuntimeError("a bug")]
 )
-def test_trouble_that_may_pass_brings_the_run_back_with_the_next_look(house: House, error: Exception) -> None:
+def test_trouble_that_may_pass_brings_the_run_back_with_the_next_look(site: ScheduledSite, error: Exception) -> None:
     """And it does not stop the other schedules."""
-    client = house.client(Troubled, first=plan(key="first-{date}"), second=plan(key="second-{date}", output="/b"))
+    client = site.client(Troubled, first=plan(key="first-{date}"), second=plan(key="second-{date}", output="/b"))
     assert isinstance(client, Troubled)
     client.trouble = []
     tick(client)
     client.trouble = [error]
-    house.be_at(NOON + timedelta(days=1))
+    site.be_at(NOON + timedelta(days=1))
     assert [job.record.key for job in tick(client)] == ["second-2026-05-13"]
     told = overview(client)[0]["last_error"]
     assert told is None or told["message"] == str(error)
@@ -220,13 +220,13 @@ def test_trouble_that_may_pass_brings_the_run_back_with_the_next_look(house: Hou
 
 
 def test_a_run_that_can_never_be_submitted_is_told_and_not_tried_again(
-    house: House, caplog: pytest.LogCaptureFixture
+    site: ScheduledSite, caplog: pytest.LogCaptureFixture
 ) -> None:
-    client = house.client(
+    client = site.client(
         wrong=plan(endpoint="chat"), one=plan(output="/same"), two=plan(output="/same", key="2-{date}")
     )
     tick(client)
-    house.be_at(NOON + timedelta(days=1))
+    site.be_at(NOON + timedelta(days=1))
     assert [job.record.key for job in tick(client)] == ["k-20260513T0200+0000"]
     wrong, one, two = overview(client)
     assert wrong["last_error"]["code"] == "invalid_input"
@@ -238,15 +238,15 @@ def test_a_run_that_can_never_be_submitted_is_told_and_not_tried_again(
 
 
 def test_what_the_job_of_the_last_run_waits_for_is_told(
-    house: House, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    site: ScheduledSite, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """An export that is not there: the job waits an hour for it, then fails. Both are seen in the list of schedules."""
-    client = house.client(nightly=plan(input=str(tmp_path / "{date}.jsonl"), output=str(tmp_path / "out")))
+    client = site.client(nightly=plan(input=str(tmp_path / "{date}.jsonl"), output=str(tmp_path / "out")))
     tick(client)
-    house.be_at(NOON + timedelta(days=1))
+    site.be_at(NOON + timedelta(days=1))
     [job] = tick(client)
     turns = Runtime(client.settings).jobs
-    turns.store.connection.skew = house.clock
+    turns.store.connection.skew = site.clock
     assert overview(client)[0]["last_job_trouble"] is None
     turns.run("prepare", job.id, JOB, 1)
 
@@ -254,24 +254,24 @@ def test_what_the_job_of_the_last_run_waits_for_is_told(
     assert (view["last_job_state"], view["last_job_trouble"]["code"]) == ("preparing", "input_missing")
     print_schedule(view)
     assert f"  preparing: {tmp_path / '2026-05-13.jsonl'}: no such file\n" in capsys.readouterr().out
-    house.be_at(NOON + timedelta(days=1, hours=2))
+    site.be_at(NOON + timedelta(days=1, hours=2))
     turns.run("prepare", job.id, JOB, 1)
     [view] = overview(client)
     assert (view["last_job_state"], view["last_job_trouble"]["code"]) == ("failed", "invalid_input")
 
 
-def test_a_worker_without_the_schedules_says_so(house: House, caplog: pytest.LogCaptureFixture) -> None:
-    assert tick(house.client()) == []
+def test_a_worker_without_the_schedules_says_so(site: ScheduledSite, caplog: pytest.LogCaptureFixture) -> None:
+    assert tick(site.client()) == []
     assert "give it the same batchpipe.toml" in caplog.text
 
 
 # -- two at once, and dying ----------------------------------------------------------------------------------------
 
 
-def test_many_looks_at_once_make_one_job_of_each_run(house: House) -> None:
-    client = house.client(a=plan("*/10 * * * *", missed="all"), b=plan("0 2 * * *", key="b-{date}", output="/b"))
+def test_many_looks_at_once_make_one_job_of_each_run(site: ScheduledSite) -> None:
+    client = site.client(a=plan("*/10 * * * *", missed="all"), b=plan("0 2 * * *", key="b-{date}", output="/b"))
     tick(client)
-    house.be_at(datetime(2026, 5, 13, 2, 0, 5, tzinfo=UTC))
+    site.be_at(datetime(2026, 5, 13, 2, 0, 5, tzinfo=UTC))
     start = threading.Barrier(8)
 
     def look(_: int) -> list[str]:
@@ -280,7 +280,7 @@ def test_many_looks_at_once_make_one_job_of_each_run(house: House) -> None:
 
     with ThreadPoolExecutor(8) as pool:
         found = list(pool.map(look, range(8)))
-    jobs = house.jobs(client)
+    jobs = site.jobs(client)
     assert len(jobs) == 84 + 1  # ten minutes past noon to two o'clock
     assert len({job.record.key for job in jobs}) == len(jobs)
     assert {job.id for job in jobs} == {job_id for ids in found for job_id in ids}
@@ -299,44 +299,44 @@ tick(client)
 """
 
 
-def test_a_worker_that_dies_between_submitting_and_recording_does_no_harm(house: House, tmp_path: Path) -> None:
+def test_a_worker_that_dies_between_submitting_and_recording_does_no_harm(site: ScheduledSite, tmp_path: Path) -> None:
     """Twice the same run, and one job of it."""
-    client = house.client(nightly=plan())
+    client = site.client(nightly=plan())
     tick(client)
-    house.be_at(NOON + timedelta(days=1))
+    site.be_at(NOON + timedelta(days=1))
     (tmp_path / "batchpipe.toml").write_text(
         '[schedules.nightly]\ncrontab = "0 2 * * *"\ninput = "/data/{date}.jsonl"\n'
         'output = "/data/out/{date}-{time}"\nkey = "k-{datetime}"\n'
     )
     environment = {
         "PATH": os.environ["PATH"],
-        "BATCHPIPE_REDIS_URL": house.settings.redis_address(),
-        "BATCHPIPE_PREFIX": house.settings.prefix,
-        "BATCHPIPE_QUEUE": house.settings.queue,
-        "BATCHPIPE_HOME": str(house.settings.home),
+        "BATCHPIPE_REDIS_URL": site.settings.redis_address(),
+        "BATCHPIPE_PREFIX": site.settings.prefix,
+        "BATCHPIPE_QUEUE": site.settings.queue,
+        "BATCHPIPE_HOME": str(site.settings.home),
     }
-    command = [sys.executable, "-c", DYING, str(house.clock.offset)]
+    command = [sys.executable, "-c", DYING, str(site.clock.offset)]
     for _ in range(2):
         died = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
         assert died.returncode == -9, died.stderr
-    [made] = house.jobs(client)
+    [made] = site.jobs(client)
     assert overview(client)[0]["last_job"] is None
     assert [job.id for job in tick(client)] == [made.id]
     assert overview(client)[0]["last_job"] == made.id
-    assert len(house.jobs(client)) == 1
+    assert len(site.jobs(client)) == 1
 
 
 # -- by hand -------------------------------------------------------------------------------------------------------
 
 
-def test_a_run_by_hand_is_the_run_of_its_time(house: House) -> None:
+def test_a_run_by_hand_is_the_run_of_its_time(site: ScheduledSite) -> None:
     """What beat would submit then is the same job, and beat still handles its own."""
-    client = house.client(nightly=plan(timezone="Europe/Berlin", key="nightly-{date}"))
+    client = site.client(nightly=plan(timezone="Europe/Berlin", key="nightly-{date}"))
     tick(client)
     early = run_now(client, "nightly", datetime(2026, 5, 13, 1, 0))
     assert early.record.output == "/data/out/2026-05-13-0100"
     assert run_now(client, "nightly", datetime(2026, 5, 12, 23, 30, tzinfo=UTC)).id == early.id
-    house.be_at(NOON + timedelta(days=1))
+    site.be_at(NOON + timedelta(days=1))
     assert [job.id for job in tick(client)] == [early.id]
     assert run_now(client, "nightly").id == early.id
     with pytest.raises(SettingsError, match="there is no schedule 'weekly'; there are: nightly"):

@@ -11,7 +11,7 @@ from typing import Any
 
 import orjson
 
-from tests.fuzz.provider import Files, House
+from tests.fuzz.provider import Files, ScriptedProvider
 from tests.fuzz.wire import Answer, Request
 
 Batch = dict[str, Any]
@@ -94,7 +94,7 @@ NOT_MADE: dict[str, Shape] = {
 }
 
 
-class Gateway(House):
+class Gateway(ScriptedProvider):
     """``plan``: for each create call a name of ``MADE``, or one of ``NOT_MADE`` with a dash before it; then proper."""
 
     def __init__(self, results: Callable[[list[dict[str, Any]]], Files], manner: Manner, plan: list[str]) -> None:

@@ -27,7 +27,7 @@ class Files:
     counts: dict[str, Any] | None = None
 
 
-class House:
+class ScriptedProvider:
     """Routes and state. ``results`` makes the files of a batch from its requests when it ends."""
 
     def __init__(self, results: Callable[[list[dict[str, Any]]], Files]) -> None:

@@ -27,7 +27,7 @@ from batchpipe.model.records import State
 from batchpipe.provider import Api
 from batchpipe.storage import Folder
 from batchpipe.testing import FakeOpenAI, Pump
-from tests.fuzz.provider import Files, House
+from tests.fuzz.provider import Files, ScriptedProvider
 from tests.fuzz.shapes import BATCH, LIST, answers, fuzzed
 from tests.fuzz.wire import Answer, Request, Wire
 from tests.size import SCALE
@@ -254,18 +254,18 @@ plans = st.lists(troubles | troubles | st.none(), min_size=3, max_size=24)
 class Trickster:
     """Answers by the plan, and properly when it is at its end."""
 
-    def __init__(self, house: House, plan: list[Trouble | None]) -> None:
-        self.house = house
+    def __init__(self, scripted_provider: ScriptedProvider, plan: list[Trouble | None]) -> None:
+        self.scripted_provider = scripted_provider
         self.plan = list(plan)
         self.bad = 0
 
     def __call__(self, request: Request) -> Answer:
         trouble = self.plan.pop(0) if self.plan else None
         if trouble is None:
-            return self.house(request)
+            return self.scripted_provider(request)
         self.bad += 1
         if trouble.carried_out:
-            self.house(request)
+            self.scripted_provider(request)
         return self._told(request, trouble)
 
     @staticmethod
@@ -295,8 +295,8 @@ class Run:
     ) -> None:
         self.results = results
         self.rows = rows
-        self.house = House(results)
-        self.trickster = Trickster(self.house, plan)
+        self.scripted_provider = ScriptedProvider(results)
+        self.trickster = Trickster(self.scripted_provider, plan)
         self.unforeseen = unforeseen
         self._line, self._fields = line, job
 
@@ -306,7 +306,7 @@ class Run:
         self.unforeseen.found.clear()
         with tempfile.TemporaryDirectory(dir=MEMORY) as folder:
             pump = Pump(Path(folder), api=cast(FakeOpenAI, self._line.api), max_rows=3)
-            self.house.clock = lambda: pump.at
+            self.scripted_provider.clock = lambda: pump.at
             job_id = pump.submit(rows_of(self.rows), **self._fields)
             if cancel_after is not None:
                 for _ in range(cancel_after):
@@ -329,7 +329,7 @@ class Run:
         assert job.total == self.rows
         assert (job.ok, job.failed, job.missing) == (counts["ok"], counts["failed"], counts["missing"])
         self._check_files(Folder(job.output))
-        keys = Counter(batch["metadata"]["batchpipe_key"] for batch in self.house.living())
+        keys = Counter(batch["metadata"]["batchpipe_key"] for batch in self.scripted_provider.living())
         assert all(count == 1 for count in keys.values()), "paid twice"
         return outcomes
 
@@ -391,23 +391,23 @@ def said(answer: Answer, *, carried_out: bool = False) -> Trouble:
 class Scripted(Trickster):
     """Bad answers by route: each list goes out in turn, then it is answered properly."""
 
-    def __init__(self, house: House, script: dict[str, list[Trouble]]) -> None:
-        super().__init__(house, [])
+    def __init__(self, scripted_provider: ScriptedProvider, script: dict[str, list[Trouble]]) -> None:
+        super().__init__(scripted_provider, [])
         self.script = {route: list(troubles) for route, troubles in script.items()}
 
     def __call__(self, request: Request) -> Answer:
         due = self.script.get(f"{request.method} {request.target.partition('?')[0]}")
         if not due:
-            return self.house(request)
+            return self.scripted_provider(request)
         trouble = due.pop(0)
         if trouble.carried_out:
-            self.house(request)
+            self.scripted_provider(request)
         return trouble.answer
 
 
 def scripted(line: Line, unforeseen: Unforeseen, script: dict[str, list[Trouble]]) -> Run:
     run = Run(line, unforeseen, Results(PLAIN), [], 2, attempts=1)
-    run.trickster = Scripted(run.house, script)
+    run.trickster = Scripted(run.scripted_provider, script)
     return run
 
 
@@ -460,7 +460,7 @@ def test_a_sum_of_tokens_beyond_all_measure_does_not_end_a_turn(line: Line, unfo
     whole = b'{"custom_id":"%s","response":{"status_code":200,"body":{"usage":{"total_tokens":%d}}}}\n'
     files = Files(output=b"".join(whole % (name, 2**63) for name in (b"r0", b"r1")))
     run.results.lines = {name.decode(): [(whole % (name, 2**63)).strip()] for name in (b"r0", b"r1")}
-    run.house.results = lambda requests: files
+    run.scripted_provider.results = lambda requests: files
     assert run.through() == {"r0": "ok", "r1": "ok"}
 
 

@@ -21,21 +21,21 @@ LOADER = "lib64/ld-linux-x86-64.so.2"
 def unpacked(release: str, *packages: str) -> Path:
     """The folder in which these packages of a release lie, with all that they need; their programs run there."""
     folder = CACHE / f"debian-{release}-{packages[0]}"
-    return once(folder, lambda place: _unpack(place, release, packages))
+    return once(folder, lambda machine: _unpack(machine, release, packages))
 
 
-def _unpack(place: Path, release: str, packages: tuple[str, ...]) -> None:
+def _unpack(machine: Path, release: str, packages: tuple[str, ...]) -> None:
     if not shutil.which("apt-get") or not Path(KEYS).exists():
         raise FileNotFoundError("no apt-get with Debian's keys")
     lists = CACHE / f"apt-{release}"
     once(lists, lambda folder: _lists(folder, release))
-    debs = place / "debs"
+    debs = machine / "debs"
     (debs / "partial").mkdir(parents=True)
     _apt(lists, "install", "--download-only", "-y", "-o", f"Dir::Cache::archives={debs}", *packages)
     for deb in debs.glob("*.deb"):
-        run("dpkg-deb", "-x", deb, place)
+        run("dpkg-deb", "-x", deb, machine)
     shutil.rmtree(debs)
-    _at_home(place)
+    _at_home(machine)
 
 
 def _lists(folder: Path, release: str) -> None:

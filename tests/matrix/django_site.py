@@ -10,7 +10,7 @@ from http.cookiejar import CookieJar
 from pathlib import Path
 from typing import Any
 
-from tests.acceptance.user_machine import Place, Process, free_port, until
+from tests.acceptance.user_machine import Machine, Process, free_port, until
 
 MANAGE = """
 import os, sys
@@ -234,17 +234,17 @@ FILES = {
 
 
 class Site:
-    """The site in a place, run by a Python that has some Django."""
+    """The site on a machine, run by a Python that has some Django."""
 
-    def __init__(self, place: Place, python: Path, more: str = "") -> None:
+    def __init__(self, machine: Machine, python: Path, more: str = "") -> None:
         """With ``more`` at the end of its settings."""
-        self.place = place
-        place.interpreter = python
-        assert place.redis_url is not None
-        place.environment |= {"SITE_REDIS": place.redis_url, "PYTHONWARNINGS": "ignore"}
-        del place.environment["BATCHPIPE_REDIS_URL"]
+        self.machine = machine
+        machine.interpreter = python
+        assert machine.redis_url is not None
+        machine.environment |= {"SITE_REDIS": machine.redis_url, "PYTHONWARNINGS": "ignore"}
+        del machine.environment["BATCHPIPE_REDIS_URL"]
         for name, text in FILES.items():
-            path = place.folder / name
+            path = machine.folder / name
             path.parent.mkdir(exist_ok=True)
             path.write_text(text + more if path.name == "settings.py" else text)
         for command in (("makemigrations", "shop"), ("migrate",), ("migrate", "--database", "archive")):
@@ -252,17 +252,17 @@ class Site:
             assert done.code == 0, done.err
 
     def start(self, *arguments: str) -> Process:
-        return self.place.start_python(*arguments)
+        return self.machine.start_python(*arguments)
 
     def worker(self, *command: str) -> Process:
         process = self.start(*(command or ("manage.py", "batchpipe", "worker", "--concurrency", "2")))
-        self.place.await_ready(process)
+        self.machine.await_ready(process)
         return process
 
     def with_celery_app(self) -> None:
         """What a site does that has one."""
-        (self.place.folder / "proj/celery.py").write_text(CELERY)
-        (self.place.folder / "proj/__init__.py").write_text("from proj.celery import app as celery_app\n")
+        (self.machine.folder / "proj/celery.py").write_text(CELERY)
+        (self.machine.folder / "proj/__init__.py").write_text("from proj.celery import app as celery_app\n")
 
     def serve(self, *command: str) -> Visitor:
         """Start a server; ``PORT`` in its arguments is a free one. Returns once it answers."""

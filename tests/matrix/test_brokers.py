@@ -9,12 +9,12 @@ import pytest
 
 from tests.acceptance.rabbit import DEBIANS, running_rabbitmq
 from tests.acceptance.site import Shop
-from tests.acceptance.user_machine import Place, read_rows, until
+from tests.acceptance.user_machine import Machine, read_rows, until
 from tests.matrix.cache import here_or
 from tests.matrix.debian import unpacked
 
 pytestmark = pytest.mark.matrix
-NewPlace = Callable[..., Place]
+NewMachine = Callable[..., Machine]
 #: version -> the release of Debian that has it
 RELEASES = {"3.10": "bookworm", "4.0": "trixie", "4.3": "forky"}
 #: A site whose queues are all quorum queues, with the line that a worker proposes.
@@ -50,41 +50,45 @@ def installed(version: str) -> Path | None:
     return DEBIANS if list(DEBIANS.parents[1].glob(f"lib/rabbitmq_server-{version}.*")) else None
 
 
-def check_story(place: Place, shop: Shop) -> str:
+def check_story(machine: Machine, shop: Shop) -> str:
     """Twelve rows in three shards, a worker killed with polls in hand; each row is paid once. What the workers said."""
-    name = place.folder.name  # the tests share a broker, in which each worker has a queue of its own
+    name = machine.folder.name  # the tests share a broker, in which each worker has a queue of its own
     first = shop.worker("-n", f"{name}1@%h")
     job = shop.submit("--max-rows", "4", rows=12)
-    until(lambda: place.batches(job), what="a batch is created")
+    until(lambda: machine.batches(job), what="a batch is created")
     first.kill()
     second = shop.worker("-n", f"{name}2@%h")
-    assert place.run("wait", job, "--timeout", "80").code == 0, second.err
-    assert [row["custom_id"] for row in read_rows(place.folder / "out/output.jsonl")] == [f"r{n}" for n in range(12)]
-    assert set(place.billed(job).values()) == {1}
+    assert machine.run("wait", job, "--timeout", "80").code == 0, second.err
+    assert [row["custom_id"] for row in read_rows(machine.folder / "out/output.jsonl")] == [f"r{n}" for n in range(12)]
+    assert set(machine.billed(job).values()) == {1}
     second.popen.terminate()
     second.finish()
     return first.err + first.out + second.err + second.out
 
 
-def test_a_job_ends_through_classic_queues(new_place: NewPlace, rabbitmq: str) -> None:
-    place = new_place("classic", BATCHPIPE_QUEUE="classic")
-    said = check_story(place, Shop(place, rabbitmq))
+def test_a_job_ends_through_classic_queues(new_machine: NewMachine, rabbitmq: str) -> None:
+    machine = new_machine("classic", BATCHPIPE_QUEUE="classic")
+    said = check_story(machine, Shop(machine, rabbitmq))
 
     assert "Traceback" not in said
 
 
-def test_a_job_ends_through_quorum_queues(new_place: NewPlace, rabbitmq: str) -> None:
+def test_a_job_ends_through_quorum_queues(new_machine: NewMachine, rabbitmq: str) -> None:
     """With the queues that a worker proposes; it has nothing to say of them."""
-    place = new_place("quorum")
-    said = check_story(place, Shop(place, rabbitmq, None, QUORUM))
+    machine = new_machine("quorum")
+    said = check_story(machine, Shop(machine, rabbitmq, None, QUORUM))
 
     assert "Traceback" not in said
     assert "is a quorum queue" not in said
 
 
-def test_a_site_that_has_only_said_quorum_is_told_the_line_and_its_job_ends(new_place: NewPlace, rabbitmq: str) -> None:
+def test_a_site_that_has_only_said_quorum_is_told_the_line_and_its_job_ends(
+    new_machine: NewMachine, rabbitmq: str
+) -> None:
     """Polls that wait keep a worker from other tasks there: slow, and nothing lost."""
-    place = new_place("said-quorum", BATCHPIPE_QUEUE="plain-quorum")
-    said = check_story(place, Shop(place, rabbitmq, task_default_queue_type="quorum", task_default_queue="shop-quorum"))
+    machine = new_machine("said-quorum", BATCHPIPE_QUEUE="plain-quorum")
+    said = check_story(
+        machine, Shop(machine, rabbitmq, task_default_queue_type="quorum", task_default_queue="shop-quorum")
+    )
 
     assert "is a quorum queue" in said

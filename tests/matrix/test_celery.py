@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.acceptance.user_machine import Place, read_rows
+from tests.acceptance.user_machine import Machine, read_rows
 from tests.matrix.cache import environment, version_of
 
 pytestmark = pytest.mark.matrix
@@ -19,17 +19,17 @@ VERSIONS = {
 
 @pytest.mark.parametrize("pool", ["threads", "prefork"])
 @pytest.mark.parametrize("version", VERSIONS)
-def test_a_job_ends_with_this_celery(version: str, pool: str, new_place: Callable[..., Place]) -> None:
+def test_a_job_ends_with_this_celery(version: str, pool: str, new_machine: Callable[..., Machine]) -> None:
     """Worker and beat, which sends the sweep."""
-    place = new_place(f"celery-{version}-{pool}")
-    place.interpreter = environment(f"celery-{version}", *VERSIONS[version])
-    assert version_of(place.interpreter, "celery").startswith(f"{version}.")
-    worker, beat = place.worker("--pool", pool, "--concurrency", "2"), place.start("beat")
-    job = place.submit(place.input(6), "--max-rows", "2")
+    machine = new_machine(f"celery-{version}-{pool}")
+    machine.interpreter = environment(f"celery-{version}", *VERSIONS[version])
+    assert version_of(machine.interpreter, "celery").startswith(f"{version}.")
+    worker, beat = machine.worker("--pool", pool, "--concurrency", "2"), machine.start("beat")
+    job = machine.submit(machine.input(6), "--max-rows", "2")
 
-    assert place.run("wait", job, "--timeout", "60").code == 0, worker.err
-    assert [row["custom_id"] for row in read_rows(place.folder / "out/output.jsonl")] == [f"r{n}" for n in range(6)]
-    assert set(place.billed(job).values()) == {1}
+    assert machine.run("wait", job, "--timeout", "60").code == 0, worker.err
+    assert [row["custom_id"] for row in read_rows(machine.folder / "out/output.jsonl")] == [f"r{n}" for n in range(6)]
+    assert set(machine.billed(job).values()) == {1}
     for process in (worker, beat):
         assert process.running
         assert "Traceback" not in process.err + process.out, process.err

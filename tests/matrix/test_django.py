@@ -6,13 +6,13 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.acceptance.user_machine import Place, until
+from tests.acceptance.user_machine import Machine, until
 from tests.matrix.cache import version_of
 from tests.matrix.django_site import Site, Visitor, count_of_tests
 from tests.matrix.pythons import django
 
 pytestmark = pytest.mark.matrix
-NewPlace = Callable[..., Place]
+NewMachine = Callable[..., Machine]
 VERSIONS = ("4.2", "5.2", "6.0", "6.1")
 SERVERS = {
     "gunicorn --preload": ("-m", "gunicorn", "proj.wsgi", "--preload", "-w", "2", "-b", "127.0.0.1:PORT"),
@@ -22,11 +22,11 @@ SERVERS = {
 
 
 @pytest.fixture(scope="module", params=[pytest.param(one, marks=[pytest.mark.ci] * (one == "5.2")) for one in VERSIONS])
-def site(request: pytest.FixtureRequest, new_place: NewPlace) -> Site:
+def site(request: pytest.FixtureRequest, new_machine: NewMachine) -> Site:
     """The site with its worker."""
     python = django(request.param)
     assert version_of(python, "django").startswith(f"{request.param}.")
-    made = Site(new_place(f"django-{request.param}"), python)
+    made = Site(new_machine(f"django-{request.param}"), python)
     made.worker()
     return made
 

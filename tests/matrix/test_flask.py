@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from tests.acceptance.user_machine import Place, Process, free_port, until
+from tests.acceptance.user_machine import Machine, Process, free_port, until
 from tests.matrix.cache import environment, version_of
 
 pytestmark = pytest.mark.matrix
-NewPlace = Callable[..., Place]
+NewMachine = Callable[..., Machine]
 VERSIONS = ("2.3", "3.0", "3.1")
 SHOP = """
 import os
@@ -76,26 +76,26 @@ def python(request: pytest.FixtureRequest) -> Path:
     return found
 
 
-def new_site(new_place: NewPlace, python: Path, name: str) -> Place:
-    place = new_place(name)
-    assert place.redis_url is not None
-    place.interpreter = python
-    place.environment["SITE_REDIS"] = place.redis_url
-    del place.environment["BATCHPIPE_REDIS_URL"]
-    place.write("shop.py", SHOP.encode())
-    return place
+def new_site(new_machine: NewMachine, python: Path, name: str) -> Machine:
+    machine = new_machine(name)
+    assert machine.redis_url is not None
+    machine.interpreter = python
+    machine.environment["SITE_REDIS"] = machine.redis_url
+    del machine.environment["BATCHPIPE_REDIS_URL"]
+    machine.write("shop.py", SHOP.encode())
+    return machine
 
 
-def worker(place: Place, app: str = "shop") -> Process:
-    process = place.start_python("-m", "flask", "--app", app, "batchpipe", "worker", "--concurrency", "2")
-    place.await_ready(process)
+def worker(machine: Machine, app: str = "shop") -> Process:
+    process = machine.start_python("-m", "flask", "--app", app, "batchpipe", "worker", "--concurrency", "2")
+    machine.await_ready(process)
     return process
 
 
-def serve(place: Place, *command: str) -> str:
+def serve(machine: Machine, *command: str) -> str:
     """Start a server; ``PORT`` in its arguments is a free one. Its address, once it answers."""
     port = str(free_port())
-    server = place.start_python(*(part.replace("PORT", port) for part in command))
+    server = machine.start_python(*(part.replace("PORT", port) for part in command))
     address = f"http://127.0.0.1:{port}"
     until(lambda: get(f"{address}/jobs") or not server.running, what="the server answers")
     assert server.running, server.err
@@ -108,51 +108,51 @@ def get(url: str) -> Any:
     return None
 
 
-def check_told(place: Place, name: str, job: str) -> None:
-    file = place.folder / f"told-{name}"
+def check_observed(machine: Machine, name: str, job: str) -> None:
+    file = machine.folder / f"told-{name}"
     until(lambda: file.exists() and job in file.read_text().split(), what="the receiver of the app hears of it")
-    assert set(place.billed(job).values()) == {1}
+    assert set(machine.billed(job).values()) == {1}
 
 
-def test_a_factory_under_the_reloader_submits_each_job_once(new_place: NewPlace, python: Path) -> None:
+def test_a_factory_under_the_reloader_submits_each_job_once(new_machine: NewMachine, python: Path) -> None:
     """The app is loaded in two processes, and again when a file changes. A job from before that ends after it."""
-    place = new_site(new_place, python, "reloader")
-    place.write("start.py", DEBUG.encode())
-    address = serve(place, "start.py", "PORT")
+    machine = new_site(new_machine, python, "reloader")
+    machine.write("start.py", DEBUG.encode())
+    address = serve(machine, "start.py", "PORT")
     first = get(f"{address}/ask")
-    place.write("shop.py", SHOP.replace("VERSION = 1", "VERSION = 2").encode())
+    machine.write("shop.py", SHOP.replace("VERSION = 1", "VERSION = 2").encode())
     until(lambda: (get(f"{address}/jobs") or {}).get("version") == 2, what="the reloader has seen the change")
     second = get(f"{address}/ask")
-    worker(place)
+    worker(machine)
 
     assert first["process"] != second["process"]
     assert sorted(get(f"{address}/jobs")["jobs"]) == sorted([first["job"], second["job"]])
     for one in (first, second):
-        check_told(place, "shop", one["job"])
+        check_observed(machine, "shop", one["job"])
 
 
-def test_several_apps_of_one_process_keep_their_jobs_apart(new_place: NewPlace, python: Path) -> None:
+def test_several_apps_of_one_process_keep_their_jobs_apart(new_machine: NewMachine, python: Path) -> None:
     """Under gunicorn, which loads them before it forks; each has a worker, and hears of its own jobs only."""
-    place = new_site(new_place, python, "several")
+    machine = new_site(new_machine, python, "several")
     for name in ("north", "south"):
-        other = new_place(f"only-a-database-{name}")
+        other = new_machine(f"only-a-database-{name}")
         assert other.redis_url is not None
-        place.environment[f"{name.upper()}_REDIS"] = other.redis_url
-        place.write(
+        machine.environment[f"{name.upper()}_REDIS"] = other.redis_url
+        machine.write(
             f"{name}.py",
             f"from shop import create_app\n\napp = create_app('{name}', '{name.upper()}_REDIS')\n".encode(),
         )
-        worker(place, name)
-    worker(place)
+        worker(machine, name)
+    worker(machine)
     gunicorn = ("-m", "gunicorn", "several:application", "--preload", "-k", "gthread", "--threads", "4")
-    place.write("several.py", SEVERAL.encode())
-    address = serve(place, *gunicorn, "-w", "2", "-b", "127.0.0.1:PORT")
+    machine.write("several.py", SEVERAL.encode())
+    address = serve(machine, *gunicorn, "-w", "2", "-b", "127.0.0.1:PORT")
     asked = {
         name: get(f"{address}{path}/ask")["job"]
         for name, path in (("shop", ""), ("north", "/north"), ("south", "/south"))
     }
 
     for name, job in asked.items():
-        check_told(place, name, job)
+        check_observed(machine, name, job)
         assert get(f"{address}{'' if name == 'shop' else '/' + name}/jobs")["jobs"] == [job]
-        assert (place.folder / f"told-{name}").read_text().split() == [job]
+        assert (machine.folder / f"told-{name}").read_text().split() == [job]

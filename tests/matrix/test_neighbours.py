@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 
 from tests.acceptance.site import Shop
-from tests.acceptance.user_machine import API_KEY, Place, until
+from tests.acceptance.user_machine import API_KEY, Machine, until
 from tests.matrix.cache import environment
 from tests.matrix.django_site import Site
 
 pytestmark = pytest.mark.matrix
-NewPlace = Callable[..., Place]
+NewMachine = Callable[..., Machine]
 POOLS = ["threads", pytest.param("prefork", marks=pytest.mark.ci)]
 #: A task of the site's own that fails, and one that answers.
 OWN_TASKS = """
@@ -31,32 +31,32 @@ def answers():
 """
 
 
-def new_shop(new_place: NewPlace, name: str, python: Path, code: str) -> Shop:
-    place = new_place(name)
-    assert place.redis_url is not None
-    return Shop(place, place.redis_url, python, code, broker_transport_options={"socket_timeout": 30})
+def new_shop(new_machine: NewMachine, name: str, python: Path, code: str) -> Shop:
+    machine = new_machine(name)
+    assert machine.redis_url is not None
+    return Shop(machine, machine.redis_url, python, code, broker_transport_options={"socket_timeout": 30})
 
 
-def check_job(place: Place, job: str) -> None:
-    done = place.run("wait", job, "--timeout", "60")
+def check_job(machine: Machine, job: str) -> None:
+    done = machine.run("wait", job, "--timeout", "60")
     assert done.code == 0, done.err
-    assert set(place.billed(job).values()) == {1}
+    assert set(machine.billed(job).values()) == {1}
 
 
 # -- schedulers ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.ci
-def test_redbeat_sends_the_sweep(new_place: NewPlace) -> None:
+def test_redbeat_sends_the_sweep(new_machine: NewMachine) -> None:
     """It keeps its entries in Redis, ours among them; and a job beside it ends."""
     python = environment("redbeat", "celery-redbeat")
     code = 'app.conf.redbeat_redis_url = os.environ["SHOP_BROKER"]\n'
-    shop = new_shop(new_place, "redbeat", python, code)
+    shop = new_shop(new_machine, "redbeat", python, code)
     worker = shop.worker()
     beat = shop.celery("beat", "-S", "redbeat.RedBeatScheduler", "--max-interval", "1", "--loglevel", "DEBUG")
 
     until(lambda: "batchpipe.sweep sent" in beat.err + beat.out, what="beat sends the sweep")
-    check_job(shop.place, shop.submit("--max-rows", "4"))
+    check_job(shop.machine, shop.submit("--max-rows", "4"))
     assert "Traceback" not in worker.err + beat.err, beat.err
 
 
@@ -65,18 +65,18 @@ def django_python() -> Path:
     return environment("celery-results", "django-celery-beat", "django-celery-results")
 
 
-def new_site(new_place: NewPlace, python: Path, name: str, more: str) -> Site:
-    site = Site(new_place(name), python, more)
+def new_site(new_machine: NewMachine, python: Path, name: str, more: str) -> Site:
+    site = Site(new_machine(name), python, more)
     site.with_celery_app()
-    site.place.environment["BATCHPIPE_APP"] = "proj.celery"
-    site.place.environment["DJANGO_SETTINGS_MODULE"] = "proj.settings"
+    site.machine.environment["BATCHPIPE_APP"] = "proj.celery"
+    site.machine.environment["DJANGO_SETTINGS_MODULE"] = "proj.settings"
     return site
 
 
 def submit(site: Site) -> str:
     """By the site's own command, which sends the signals of its end, too."""
-    output = str(site.place.folder / "out")
-    done = site.start("manage.py", "batchpipe", "submit", str(site.place.input(6)), "-o", output).finish()
+    output = str(site.machine.folder / "out")
+    done = site.start("manage.py", "batchpipe", "submit", str(site.machine.input(6)), "-o", output).finish()
     assert done.code == 0, done.err
     return done.out.strip()
 
@@ -84,13 +84,13 @@ def submit(site: Site) -> str:
 def wait(site: Site, job: str) -> None:
     done = site.start("manage.py", "batchpipe", "wait", job, "--timeout", "60").finish(70)
     assert done.code == 0, done.err
-    assert set(site.place.billed(job).values()) == {1}
+    assert set(site.machine.billed(job).values()) == {1}
 
 
 @pytest.mark.ci
-def test_django_celery_beat_sends_the_sweep(new_place: NewPlace, django_python: Path) -> None:
+def test_django_celery_beat_sends_the_sweep(new_machine: NewMachine, django_python: Path) -> None:
     """Its scheduler writes our entry into its table; and a job beside it ends."""
-    site = new_site(new_place, django_python, "dcb", 'INSTALLED_APPS += ["django_celery_beat"]\n')
+    site = new_site(new_machine, django_python, "dcb", 'INSTALLED_APPS += ["django_celery_beat"]\n')
     site.worker("-m", "celery", "-A", "proj", "worker", "--pool", "threads", "--loglevel", "INFO")
     scheduler = ("-S", "django_celery_beat.schedulers:DatabaseScheduler", "--max-interval", "1")
     beat = site.start("-m", "celery", "-A", "proj", "beat", "--loglevel", "DEBUG", *scheduler)
@@ -108,13 +108,13 @@ def test_django_celery_beat_sends_the_sweep(new_place: NewPlace, django_python: 
 
 @pytest.mark.ci
 def test_django_celery_results_keeps_those_of_the_site_and_none_of_ours(
-    new_place: NewPlace, django_python: Path
+    new_machine: NewMachine, django_python: Path
 ) -> None:
     """Thousands of polls would fill its table; the site's own tasks answer as ever."""
     more = 'INSTALLED_APPS += ["django_celery_results"]\nCELERY_RESULT_BACKEND = "django-db"\n'
-    site = new_site(new_place, django_python, "dcr", more)
+    site = new_site(new_machine, django_python, "dcr", more)
     own = 'from celery import shared_task\n\n\n@shared_task(name="shop.answers")\ndef answers():\n    return 42\n'
-    (site.place.folder / "shop/tasks.py").write_text((site.place.folder / "shop/tasks.py").read_text() + own)
+    (site.machine.folder / "shop/tasks.py").write_text((site.machine.folder / "shop/tasks.py").read_text() + own)
     site.worker("-m", "celery", "-A", "proj", "worker", "--pool", "threads", "--loglevel", "INFO")
     wait(site, submit(site))
     script = """
@@ -175,7 +175,7 @@ def recorder() -> Iterator[Recorder]:
 
 @pytest.mark.parametrize("pool", POOLS)
 def test_sentry_hears_of_the_sites_errors_and_of_none_of_ours(
-    new_place: NewPlace, recorder: Recorder, pool: str
+    new_machine: NewMachine, recorder: Recorder, pool: str
 ) -> None:
     """A poll that comes back is no error. What it is told of our tasks holds no key and no prompt."""
     python = environment("sentry", "sentry-sdk[celery]")
@@ -189,24 +189,24 @@ sentry_sdk.init(
     send_default_pii=True,
 )
 """
-    shop = new_shop(new_place, f"sentry-{pool}", python, code + OWN_TASKS)
+    shop = new_shop(new_machine, f"sentry-{pool}", python, code + OWN_TASKS)
     worker = shop.celery("worker", "--pool", pool, "--concurrency", "2", "--loglevel", "INFO")
-    shop.place.await_ready(worker)
+    shop.machine.await_ready(worker)
     job = shop.submit("--max-rows", "4")
-    check_job(shop.place, job)
-    done = shop.place.start_python("-c", "from shop.celery import app; app.send_task('shop.fails')").finish()
+    check_job(shop.machine, job)
+    done = shop.machine.start_python("-c", "from shop.celery import app; app.send_task('shop.fails')").finish()
     assert done.code == 0, done.err
     until(lambda: any("this is the site's own" in error for error in recorder.errors()), what="Sentry hears of it")
     until(lambda: {"batchpipe.poll", "batchpipe.merge"} <= recorder.transactions(), what="and of our tasks")
 
     assert [error for error in recorder.errors() if "this is the site's own" not in error] == []
-    told = b"".join(recorder.bodies).decode()
-    assert API_KEY not in told
-    assert "Tell me about r1" not in told
+    observed = b"".join(recorder.bodies).decode()
+    assert API_KEY not in observed
+    assert "Tell me about r1" not in observed
 
 
 @pytest.mark.parametrize("pool", POOLS)
-def test_opentelemetry_has_a_span_for_each_of_our_tasks(new_place: NewPlace, pool: str) -> None:
+def test_opentelemetry_has_a_span_for_each_of_our_tasks(new_machine: NewMachine, pool: str) -> None:
     """None of them is an error."""
     python = environment("otel", "opentelemetry-sdk", "opentelemetry-instrumentation-celery")
     code = """
@@ -235,12 +235,12 @@ if "prefork" in os.sys.argv:
 else:
     instrument()
 """
-    shop = new_shop(new_place, f"otel-{pool}", python, code)
+    shop = new_shop(new_machine, f"otel-{pool}", python, code)
     worker = shop.celery("worker", "--pool", pool, "--concurrency", "2", "--loglevel", "INFO")
-    shop.place.await_ready(worker)
+    shop.machine.await_ready(worker)
     job = shop.submit("--max-rows", "4")
-    check_job(shop.place, job)
-    file = shop.place.folder / "spans"
+    check_job(shop.machine, job)
+    file = shop.machine.folder / "spans"
     wanted = {f"run/batchpipe.{name}" for name in ("prepare", "upload", "create", "poll", "download", "merge")}
 
     def spans() -> list[list[str]]:

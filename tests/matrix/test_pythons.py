@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.acceptance.user_machine import Place, read_rows
+from tests.acceptance.user_machine import Machine, read_rows
 from tests.matrix.cache import output
 from tests.matrix.pythons import python
 
@@ -24,16 +24,16 @@ def interpreter(request: pytest.FixtureRequest) -> Path:
 
 
 @pytest.mark.parametrize("pool", ["threads", "prefork"])
-def test_a_job_ends_with_this_python(interpreter: Path, pool: str, new_place: Callable[..., Place]) -> None:
+def test_a_job_ends_with_this_python(interpreter: Path, pool: str, new_machine: Callable[..., Machine]) -> None:
     """Commands and worker."""
-    place = new_place(f"python-{pool}")
-    place.interpreter = interpreter
-    worker = place.worker("--pool", pool, "--concurrency", "2")
-    job = place.submit(place.input(6), "--max-rows", "2")
-    done = place.run("wait", job, "--timeout", "60", "--json")
+    machine = new_machine(f"python-{pool}")
+    machine.interpreter = interpreter
+    worker = machine.worker("--pool", pool, "--concurrency", "2")
+    job = machine.submit(machine.input(6), "--max-rows", "2")
+    done = machine.run("wait", job, "--timeout", "60", "--json")
 
     assert done.code == 0, done.err + worker.err
     assert json.loads(done.out)["rows"]["ok"] == 6
-    assert [row["custom_id"] for row in read_rows(place.folder / "out/output.jsonl")] == [f"r{n}" for n in range(6)]
-    assert set(place.billed(job).values()) == {1}
+    assert [row["custom_id"] for row in read_rows(machine.folder / "out/output.jsonl")] == [f"r{n}" for n in range(6)]
+    assert set(machine.billed(job).values()) == {1}
     assert "Traceback" not in worker.err

@@ -12,7 +12,7 @@ import pytest
 
 from batchpipe.sandbox import Sandbox
 from tests.acceptance.states import LoneRedis
-from tests.acceptance.user_machine import Place, Process, free_port, read_rows, until
+from tests.acceptance.user_machine import Machine, Process, free_port, read_rows, until
 from tests.matrix.cache import run
 from tests.matrix.servers import SERVERS, server
 
@@ -35,36 +35,36 @@ def new_redis(tmp_path: Path) -> Iterator[NewRedis]:
 
 
 @pytest.fixture
-def place_at(tmp_path: Path, sandbox: Sandbox) -> Iterator[Callable[[str], Place]]:
-    """A place whose Redis is at this address."""
+def machine_at(tmp_path: Path, sandbox: Sandbox) -> Iterator[Callable[[str], Machine]]:
+    """A machine with its Redis at this address."""
     with ExitStack() as stack:
 
-        def make(url: str) -> Place:
-            place = Place(tmp_path / "place", sandbox, url)
-            stack.callback(place.close)
-            return place
+        def make(url: str) -> Machine:
+            machine = Machine(tmp_path / "machine", sandbox, url)
+            stack.callback(machine.close)
+            return machine
 
         yield make
 
 
-def findings(place: Place) -> list[str]:
+def findings(machine: Machine) -> list[str]:
     """What `doctor` says of Redis and the broker, but for what is well."""
-    found = json.loads(place.run("doctor", "--json").out)
+    found = json.loads(machine.run("doctor", "--json").out)
     return [it["detail"] for it in found if it["what"] in ("redis", "broker") and it["verdict"] == "fail"]
 
 
-def check_story(place: Place) -> Process:
+def check_story(machine: Machine) -> Process:
     """Worker and beat; a job of three shards ends with all rows in order, each paid once; another is cancelled."""
-    worker, beat = place.worker(), place.start("beat")
-    job = place.submit(place.input(6), "--max-rows", "2")
-    done = place.run("wait", job, "--timeout", "60")
+    worker, beat = machine.worker(), machine.start("beat")
+    job = machine.submit(machine.input(6), "--max-rows", "2")
+    done = machine.run("wait", job, "--timeout", "60")
     assert done.code == 0, done.err + worker.err
-    assert [row["custom_id"] for row in read_rows(place.folder / "out/output.jsonl")] == [f"r{n}" for n in range(6)]
-    assert set(place.billed(job).values()) == {1}
-    dropped = place.submit(place.input(2), output="dropped")
-    assert place.run("cancel", dropped).code == 0
-    assert place.run("wait", dropped, "--timeout", "60").code in (0, 4)
-    assert findings(place) == []
+    assert [row["custom_id"] for row in read_rows(machine.folder / "out/output.jsonl")] == [f"r{n}" for n in range(6)]
+    assert set(machine.billed(job).values()) == {1}
+    dropped = machine.submit(machine.input(2), output="dropped")
+    assert machine.run("cancel", dropped).code == 0
+    assert machine.run("wait", dropped, "--timeout", "60").code in (0, 4)
+    assert findings(machine) == []
     for process in (worker, beat):
         assert process.running
         assert "Traceback" not in process.out + process.err, process.err
@@ -72,8 +72,8 @@ def check_story(place: Place) -> Process:
 
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.ci] * (name in IN_CI)) for name in SERVERS])
-def test_a_job_ends_on_this_server(name: str, new_redis: NewRedis, place_at: Callable[[str], Place]) -> None:
-    check_story(place_at(new_redis(server(name)).url))
+def test_a_job_ends_on_this_server(name: str, new_redis: NewRedis, machine_at: Callable[[str], Machine]) -> None:
+    check_story(machine_at(new_redis(server(name)).url))
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +93,7 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.ci
 def test_a_job_ends_over_tls_with_certificates_on_both_sides(
-    new_redis: NewRedis, place_at: Callable[[str], Place], certificates: Path
+    new_redis: NewRedis, machine_at: Callable[[str], Machine], certificates: Path
 ) -> None:
     """Records and messages; and a worker that does not know the authority is not let through."""
     port, names = free_port(), {"tls-cert-file": "one.crt", "tls-key-file": "one.key", "tls-ca-cert-file": "ca.crt"}
@@ -101,21 +101,23 @@ def test_a_job_ends_over_tls_with_certificates_on_both_sides(
     new_redis(**{"tls-port": port, **files})
     wanted = {"ssl_ca_certs": "ca.crt", "ssl_certfile": "one.crt", "ssl_keyfile": "one.key"}
     query = "&".join(f"{name}={certificates / file}" for name, file in wanted.items())
-    place = place_at(f"rediss://127.0.0.1:{port}/0?{query}")
-    check_story(place)
-    stranger = place.run("list", env={"BATCHPIPE_REDIS_URL": f"rediss://127.0.0.1:{port}/0"})
+    machine = machine_at(f"rediss://127.0.0.1:{port}/0?{query}")
+    check_story(machine)
+    stranger = machine.run("list", env={"BATCHPIPE_REDIS_URL": f"rediss://127.0.0.1:{port}/0"})
     assert stranger.code == 1
     assert stranger.err.count("\n") == 1, stranger.err
 
 
 @pytest.mark.ci
-def test_a_job_ends_over_a_unix_socket(new_redis: NewRedis, place_at: Callable[[str], Place], tmp_path: Path) -> None:
+def test_a_job_ends_over_a_unix_socket(
+    new_redis: NewRedis, machine_at: Callable[[str], Machine], tmp_path: Path
+) -> None:
     """Records and messages are in the database that the address names."""
     path = tmp_path / "s"
     lone = new_redis(unixsocket=path)
     lone.client.config_set("requirepass", "word")
     lone.client.auth("word")
-    check_story(place_at(f"unix://:word@{path}?db=3"))
+    check_story(machine_at(f"unix://:word@{path}?db=3"))
     assert {name: space["keys"] > 0 for name, space in lone.client.info("keyspace").items()} == {"db3": True}
 
 
@@ -125,20 +127,20 @@ def test_the_address_of_a_sentinel_is_named_as_such(tmp_path: Path, new_redis: N
     primary, port = new_redis(), free_port()
     config = tmp_path / "sentinel.conf"
     config.write_text(f"port {port}\nbind 127.0.0.1\nsentinel monitor one 127.0.0.1 {primary.port} 1\n")
-    place = Place(tmp_path / "place", sandbox, f"redis://127.0.0.1:{port}/0")
+    machine = Machine(tmp_path / "machine", sandbox, f"redis://127.0.0.1:{port}/0")
     with (tmp_path / "sentinel.log").open("wb") as log:
         program = str(server("redis-8.0"))
         sentinel = subprocess.Popen([program, str(config), "--sentinel"], stdout=log, stderr=subprocess.STDOUT)
     try:
         until(lambda: b"+monitor" in (tmp_path / "sentinel.log").read_bytes(), what="the Sentinel watches")
-        done = place.run("submit", place.input(1), "-o", "out")
+        done = machine.run("submit", machine.input(1), "-o", "out")
         assert (done.code, done.err.count("\n")) == (1, 1), done.err
         assert "Sentinel" in done.err
-        assert any("Sentinel" in said for said in findings(place))
-        worker = place.start("worker").finish()
+        assert any("Sentinel" in said for said in findings(machine))
+        worker = machine.start("worker").finish()
         assert (worker.code, worker.err.count("\n")) == (1, 1), worker.err
         assert "Sentinel" in worker.err
     finally:
-        place.close()
+        machine.close()
         sentinel.kill()
         sentinel.wait()

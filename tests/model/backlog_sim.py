@@ -35,7 +35,7 @@ class _Connection(Connection):
     def __init__(
         self, client: redis.Redis, skew: Callable[[], float], lease: float, text: Callable[[str], str]
     ) -> None:
-        super().__init__(client, prefix="{depot}:", lease_seconds=lease, skew=skew)
+        super().__init__(client, prefix="{backlog}:", lease_seconds=lease, skew=skew)
         self._plain = client.connection_pool.get_connection()
         self._text = text
         self._shas: dict[str, str] = {}
@@ -77,7 +77,7 @@ def _overdue(seconds: float, lease: float) -> int:
     return doublings + int((seconds - fast) / LONGEST_MARGIN)
 
 
-class Depot:
+class Backlog:
     """Some jobs whose shards have all ended, their messages in one queue, and workers that take them in order."""
 
     def __init__(
@@ -104,7 +104,7 @@ class Depot:
             self._plan(f"job_{number}", shards)
 
     def close(self) -> None:
-        keys = cast(list[str], self.store.connection.client.keys("{depot}:*"))
+        keys = cast(list[str], self.store.connection.client.keys("{backlog}:*"))
         for start in range(0, len(keys), 5_000):
             self.store.connection.client.delete(*keys[start : start + 5_000])
         self.connection.close()

@@ -1,7 +1,7 @@
 """Actors: real code in threads of which only one runs at a time, and which stop where the schedule says.
 
 The code under test calls ``point`` wherever something could come in between: around each script, provider call and
-publication. There the actor's thread waits for the baton, is handed it later, or never again (``Vanished``).
+publication. There the actor's thread waits until it may run, is let run later, or never again (``Vanished``).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from batchpipe.testing import Vanished
 
 
 class Actor:
-    """One thread that runs one body after another; ``parked`` while a body of it waits for the baton."""
+    """One thread that runs one body after another; ``parked`` while a body of it waits until it may run."""
 
     def __init__(self) -> None:
         self.parked = False
@@ -66,7 +66,7 @@ class Actor:
         self._thread.join()
 
     def point(self, name: str) -> None:
-        """Called by the body: go on, or hand the baton back and wait. Raises Vanished."""
+        """Called by the body: go on, or let the schedule go on, and wait. Raises Vanished."""
         if self._doomed:  # unwinding code must not act either
             raise Vanished
         self._left -= 1

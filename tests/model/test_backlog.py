@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import redis
 
-from tests.model.backlog_sim import DOWNLOAD_SECONDS, Depot, Drained
+from tests.model.backlog_sim import DOWNLOAD_SECONDS, Backlog, Drained
 from tests.model.mutations import Mutation
 
 pytestmark = pytest.mark.slow
@@ -19,20 +19,20 @@ WORKERS = 8
 
 
 @contextmanager
-def a_depot(client: redis.Redis, folder: Path, **how: Any) -> Iterator[Depot]:
-    depot = Depot(client, folder, workers=WORKERS, **how)
+def a_backlog(client: redis.Redis, folder: Path, **how: Any) -> Iterator[Backlog]:
+    backlog = Backlog(client, folder, workers=WORKERS, **how)
     try:
-        yield depot
+        yield backlog
     finally:
-        depot.close()
+        backlog.close()
 
 
-def assert_drained(depot: Depot, result: Drained, jobs: int) -> None:
+def assert_drained(backlog: Backlog, result: Drained, jobs: int) -> None:
     """All are collected, each job went on to its merge once, and nothing but those merges is due."""
-    assert len(result.waited) == depot.shards
+    assert len(result.waited) == backlog.shards
     assert result.merges == jobs
-    assert {index for _, index in depot.store.due.overdue(100_000)} <= {-1}
-    assert depot.store.connection.client.zcard(f"{depot.store.connection.prefix}due") == jobs
+    assert {index for _, index in backlog.store.due.overdue(100_000)} <= {-1}
+    assert backlog.store.connection.client.zcard(f"{backlog.store.connection.prefix}due") == jobs
 
 
 @pytest.mark.timeout(300)
@@ -40,20 +40,20 @@ def test_a_backlog_of_ten_thousand_shards_drains_and_the_sweep_does_not_outrun_t
     model_redis: redis.Redis, tmp_path: Path
 ) -> None:
     """Void messages cost the workers next to nothing, for the margin doubles: no more than three a shard."""
-    with a_depot(model_redis, tmp_path, jobs=5, shards=2_000) as depot:
-        result = depot.drain()
-        assert_drained(depot, result, 5)
+    with a_backlog(model_redis, tmp_path, jobs=5, shards=2_000) as backlog:
+        result = backlog.drain()
+        assert_drained(backlog, result, 5)
         assert result.published.total() <= result.promised(60.0)
-        assert result.published.total() < 3 * depot.shards
-        assert result.seconds < 1.1 * depot.shards * DOWNLOAD_SECONDS / WORKERS + 10.0
+        assert result.published.total() < 3 * backlog.shards
+        assert result.seconds < 1.1 * backlog.shards * DOWNLOAD_SECONDS / WORKERS + 10.0
 
 
 @pytest.mark.timeout(300)
 def test_a_backlog_whose_messages_are_all_lost_drains(model_redis: redis.Redis, tmp_path: Path) -> None:
     """As after the loss of a broker: each shard comes back when it is due, and not more often than promised."""
-    with a_depot(model_redis, tmp_path, jobs=2, shards=1_500) as depot:
-        result = depot.drain(lose_all_at=30.0)
-        assert_drained(depot, result, 2)
+    with a_backlog(model_redis, tmp_path, jobs=2, shards=1_500) as backlog:
+        result = backlog.drain(lose_all_at=30.0)
+        assert_drained(backlog, result, 2)
         assert result.published.total() <= result.promised(60.0)
 
 
@@ -61,8 +61,8 @@ def test_a_backlog_whose_messages_are_all_lost_drains(model_redis: redis.Redis, 
 def test_without_the_doubled_margin_the_sweep_would_outrun_the_workers(
     model_redis: redis.Redis, tmp_path: Path
 ) -> None:
-    """The bound has teeth."""
+    """The bound notices a sweep that publishes too much."""
     single = Mutation("common", "2 ^ math.min(pubs, 20)", "1")
-    with a_depot(model_redis, tmp_path, jobs=1, shards=2_000, lease=5.0, text=single) as depot:
-        result = depot.drain(give_up=1_800.0)
+    with a_backlog(model_redis, tmp_path, jobs=1, shards=2_000, lease=5.0, text=single) as backlog:
+        result = backlog.drain(give_up=1_800.0)
         assert result.published.total() > result.promised(5.0) + 2_000

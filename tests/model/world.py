@@ -415,7 +415,7 @@ class ModelJobTurns(JobRunner):
 
 
 class World:
-    """Everything of one schedule. ``actor`` is who has the baton: None is the schedule itself, which nobody stops."""
+    """Everything of one schedule. ``actor`` is who runs now: None is the schedule itself, which nobody stops."""
 
     def __init__(
         self, client: redis.Redis, folder: Path, *, rounds: int = 1, shards: int = 1, text: Source = source

@@ -13,7 +13,7 @@ from batchpipe.pipeline.manifest import results_place
 from batchpipe.storage import Folder
 from batchpipe.testing import FakeOpenAI, Pump
 from batchpipe.testing.provider import FakeFile
-from tests.unit.test_verdicts import DAY, HOUR, events, once, run_for
+from tests.unit.test_recoverable_refusals import DAY, HOUR, events, once, run_for
 
 Rows = Callable[..., list[dict[str, object]]]
 

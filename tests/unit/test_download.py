@@ -81,7 +81,7 @@ def lines(*rows: bytes) -> bytes:
     return b"".join(row + b"\n" for row in rows)
 
 
-class Place:
+class Scene:
     """A shard in a workspace."""
 
     moves: list[Move]
@@ -134,11 +134,11 @@ def numbers(move: Move) -> tuple[int, int, int]:
 
 def test_rows_are_collected_in_the_order_of_the_requests() -> None:
     """Each with the provider's own line, from both files."""
-    place = Place(["a", "b", "c", "d"])
+    scene = Scene(["a", "b", "c", "d"])
     api = FilesFake(out=lines(ok("d"), ok("a", "é\u2028")), err=lines(bad("c")))
-    move = place.download(api, "out", "err")
+    move = scene.download(api, "out", "err")
     assert numbers(move) == (2, 1, 1)
-    rows = place.rows(move)
+    rows = scene.rows(move)
     assert rows[0] == b"+" + ok("a", "é\u2028")
     assert rows[3] == b"+" + ok("d")
     assert [row[:1] for row in rows[1:3]] == [b"m", b"f"]
@@ -148,29 +148,29 @@ def test_rows_are_collected_in_the_order_of_the_requests() -> None:
     assert failed["error"] == {"code": "batch_expired", "message": "no"}
     assert move.changes["collected_file"] == "collected/00003-1-tok.rows"
     assert move.changes["error"] is None
-    assert place.workspace.names() == ["collected", "shards"]
+    assert scene.workspace.names() == ["collected", "shards"]
 
 
 @pytest.mark.parametrize(("output", "error"), [(None, None), ("", ""), ("empty", ""), ("empty", "empty")])
 def test_files_may_be_absent_or_empty(output: str | None, error: str | None) -> None:
     """Null, an empty id or an empty file all mean: no lines."""
-    assert numbers(Place(["a", "b"]).download(FilesFake(empty=b""), output, error)) == (0, 0, 2)
+    assert numbers(Scene(["a", "b"]).download(FilesFake(empty=b""), output, error)) == (0, 0, 2)
 
 
 def test_a_last_newline_may_lack_and_blank_lines_do_not_count() -> None:
     """Both were seen at providers."""
-    place = Place(["a", "b"])
-    move = place.download(FilesFake(out=b"\n" + ok("b") + b"\r\n\n" + ok("a")), "out", "")
-    assert [b"+" + ok("a"), b"+" + ok("b")] == place.rows(move)
+    scene = Scene(["a", "b"])
+    move = scene.download(FilesFake(out=b"\n" + ok("b") + b"\r\n\n" + ok("a")), "out", "")
+    assert [b"+" + ok("a"), b"+" + ok("b")] == scene.rows(move)
 
 
 def test_a_row_with_another_status_is_failed() -> None:
     """Also in the output file; its response is kept as it came."""
-    place = Place(["a"])
+    scene = Scene(["a"])
     line = b'{"custom_id":"a","response":{"status_code":0,  "body":null},"error":null}'
-    move = place.download(FilesFake(out=line), "out")
+    move = scene.download(FilesFake(out=line), "out")
     assert numbers(move) == (0, 1, 0)
-    assert place.rows(move) == [
+    assert scene.rows(move) == [
         b'f{"custom_id":"a","outcome":"failed","attempts":1,"response":{"status_code":0,  "body":null},"error":null}'
     ]
 
@@ -178,7 +178,7 @@ def test_a_row_with_another_status_is_failed() -> None:
 def test_tokens_are_summed() -> None:
     """Over all rows, in one spelling."""
     api = FilesFake(out=lines(ok("a", prompt_tokens=1, total_tokens=5), ok("b", input_tokens=2, output_tokens=4)))
-    move = Place(["a", "b"]).download(api, "out")
+    move = Scene(["a", "b"]).download(api, "out")
     assert move.changes["usage"] == {"input_tokens": 3, "output_tokens": 4, "total_tokens": 5}
 
 
@@ -188,10 +188,10 @@ def test_an_ok_answer_wins_over_another_with_the_same_id() -> None:
         out=lines(ok("a", "one"), ok("a", "two"), ok("b")), err=lines(bad("a"), bad("c"), bad("c"), bad("x"))
     )
     for files in (("out", "err"), ("err", "out")):
-        place = Place(["a", "b", "c"])
-        move = place.download(api, *files)
+        scene = Scene(["a", "b", "c"])
+        move = scene.download(api, *files)
         assert numbers(move) == (2, 1, 0)
-        assert place.rows(move)[0] == b"+" + ok("a", "one")
+        assert scene.rows(move)[0] == b"+" + ok("a", "one")
         kind, told = move.events[0]
         assert (kind, told["duplicates"], told["unknown"], told["lines"]) == ("anomaly", 3, 1, 7)
 
@@ -208,25 +208,25 @@ def test_an_ok_answer_wins_over_another_with_the_same_id() -> None:
 )
 def test_a_cut_file_is_fetched_again(data: bytes, told: int | None) -> None:
     """It must not look like missing rows."""
-    place, api = Place(["a", "b"]), FilesFake({"out": told}, out=data)
-    move = place.download(api, "out")
+    scene, api = Scene(["a", "b"]), FilesFake({"out": told}, out=data)
+    move = scene.download(api, "out")
     assert (move.stage, move.changes["late_at"]) == (Stage.ENDED, NOW)
     assert "cut short" in move.changes["trouble"].message
-    assert place.workspace.names() == ["shards"]
+    assert scene.workspace.names() == ["shards"]
     api.files["out"], api.sizes["out"] = lines(ok("a"), ok("b")), None
-    assert numbers(place.download(api, "out", **move.changes)) == (2, 0, 0)
+    assert numbers(scene.download(api, "out", **move.changes)) == (2, 0, 0)
 
 
 def test_a_file_that_is_longer_than_told_time_and_again_is_whole() -> None:
     """Some servers count characters, not bytes: what is longer is not cut, and every line of it parses."""
-    place, data, fetched = Place(["a", "b"]), lines(ok("a", "éé"), ok("b")), list[str]()
+    scene, data, fetched = Scene(["a", "b"]), lines(ok("a", "éé"), ok("b")), list[str]()
 
     class Watched(FilesFake):
         def download(self, file_id: str, sink: Any, check: Callable[[], None]) -> int:
             fetched.append(file_id)
             return super().download(file_id, sink, check)
 
-    assert numbers(place.download(Watched({"out": len(data) - 2}, out=data), "out")) == (2, 0, 0)
+    assert numbers(scene.download(Watched({"out": len(data) - 2}, out=data), "out")) == (2, 0, 0)
     assert fetched == ["out"] * FETCHES_AT_ONCE
 
 
@@ -234,10 +234,10 @@ def test_a_line_that_is_no_strict_json_is_an_answer_all_the_same() -> None:
     """Python servers write NaN for a log probability, and half a surrogate pair for a text that was cut."""
     odd = ok("a").replace(b'"fine"', b'{"logprob": -Infinity, "text": "\\ud83d"}')
     bad_line = bad("b").replace(b'"no"', b"NaN")
-    place = Place(["a", "b"])
-    move = place.download(FilesFake(out=lines(odd), err=lines(bad_line)), "out", "err")
+    scene = Scene(["a", "b"])
+    move = scene.download(FilesFake(out=lines(odd), err=lines(bad_line)), "out", "err")
     assert numbers(move) == (1, 1, 0)
-    first, second = place.rows(move)
+    first, second = scene.rows(move)
     assert first == b"+" + odd
     assert json.loads(second[1:])["error"] == {"code": "batch_expired", "message": None}
 
@@ -248,83 +248,83 @@ def test_a_line_that_nobody_can_read_is_that_rows_outcome_once_two_fetches_gave_
     told: Any, counts: Counts
 ) -> None:
     """Also where no size is told; the other rows are kept, and it is not sent again, for it is paid."""
-    place, data = Place(["a", "b", "c"]), lines(ok("a"), b'{"custom_id": "b", "respo', ok("c"))
+    scene, data = Scene(["a", "b", "c"]), lines(ok("a"), b'{"custom_id": "b", "respo', ok("c"))
     size = len(data) if told == "true" else told
-    move = place.through(FilesFake({"out": size}, out=data), "out", counts=counts)
+    move = scene.through(FilesFake({"out": size}, out=data), "out", counts=counts)
     assert (numbers(move), move.changes["resend"]) == ((2, 0, 1), 0)
-    assert json.loads(place.rows(move)[1][1:])["error"]["code"] == "answer_unreadable"
-    assert (len(place.moves), place.waited) == (1, 2.0)
+    assert json.loads(scene.rows(move)[1][1:])["error"]["code"] == "answer_unreadable"
+    assert (len(scene.moves), scene.waited) == (1, 2.0)
 
 
 @pytest.mark.parametrize("counts", [Counts(), Counts(completed=3, failed=0)])
 def test_a_line_that_nobody_can_read_in_a_file_that_is_shorter_than_told_is_waited_for(counts: Counts) -> None:
     """A gateway may cut or spoil the same bytes twice: a minute would undo a verdict over a row that is paid."""
-    place, data = Place(["a", "b"]), lines(ok("a"), b'{"custom_id": "b", "respo')
-    move = place.through(FilesFake({"out": len(data) + 40}, out=data), "out", counts=counts)
-    assert (place.waited, numbers(move), move.changes["resend"]) == (PATIENCE, (1, 0, 1), 0)
+    scene, data = Scene(["a", "b"]), lines(ok("a"), b'{"custom_id": "b", "respo')
+    move = scene.through(FilesFake({"out": len(data) + 40}, out=data), "out", counts=counts)
+    assert (scene.waited, numbers(move), move.changes["resend"]) == (PATIENCE, (1, 0, 1), 0)
 
 
 def test_an_unreadable_line_that_tells_its_row_condemns_no_other() -> None:
     """The provider counts two answers, and they are here: the third row was not run."""
-    place = Place(["a", "b", "c"])
+    scene = Scene(["a", "b", "c"])
     api = FilesFake({"out": None}, out=lines(ok("a"), b'{"custom_id": "b", "respo'))
-    move = place.through(api, "out", counts=Counts(completed=2, failed=0))
-    assert [row[:1] for row in place.rows(move)] == [b"+", b"M", b"m"]
+    move = scene.through(api, "out", counts=Counts(completed=2, failed=0))
+    assert [row[:1] for row in scene.rows(move)] == [b"+", b"M", b"m"]
 
 
 def test_an_unreadable_line_of_nobody_is_that_of_the_rows_that_the_provider_counts() -> None:
     """One of them is paid, and nobody knows which."""
     for counts, marks in ((Counts(completed=2, failed=0), b"MM"), (Counts(), b"MM"), (Counts(completed=1), b"mm")):
-        place = Place(["a", "b", "c"])
+        scene = Scene(["a", "b", "c"])
         api = FilesFake({"out": None}, out=lines(ok("a"), b'{"id": "batch_req_1", "cus'))
-        move = place.through(api, "out", counts=counts)
-        assert b"".join(row[:1] for row in place.rows(move)) == b"+" + marks, counts
+        move = scene.through(api, "out", counts=counts)
+        assert b"".join(row[:1] for row in scene.rows(move)) == b"+" + marks, counts
 
 
 def test_bytes_that_change_from_fetch_to_fetch_are_no_outcome() -> None:
     """Until the patience is over."""
-    place = Place(["a", "b"])
+    scene = Scene(["a", "b"])
 
     class Torn(FilesFake):
         def download(self, file_id: str, sink: Any, check: Callable[[], None]) -> int:
             self.files["out"] = lines(ok("a"), b'{"custom_id": "b", %d' % len(self.fetched))
             return super().download(file_id, sink, check)
 
-    move = place.through(Torn({"out": None}, out=b""), "out")
-    assert (place.waited, move.changes["missing"], move.changes["resend"]) == (PATIENCE, 1, 0)
+    move = scene.through(Torn({"out": None}, out=b""), "out")
+    assert (scene.waited, move.changes["missing"], move.changes["resend"]) == (PATIENCE, 1, 0)
 
 
 def test_an_error_page_in_place_of_a_file_is_waited_out() -> None:
     """The same bytes each time, and no line of ours: a proxy that is broken for hours must not cost paid rows."""
-    place, api = Place(["a"]), FilesFake({"out": None}, out=b"<html>\n<h1>Bad gateway</h1>\n")
-    move = place.through(api, "out")
-    assert (place.waited, numbers(move), move.changes["resend"]) == (PATIENCE, (0, 0, 1), 0)
-    assert len(place.moves) < 70
+    scene, api = Scene(["a"]), FilesFake({"out": None}, out=b"<html>\n<h1>Bad gateway</h1>\n")
+    move = scene.through(api, "out")
+    assert (scene.waited, numbers(move), move.changes["resend"]) == (PATIENCE, (0, 0, 1), 0)
+    assert len(scene.moves) < 70
 
 
 def test_answers_that_were_counted_and_never_named_a_file_are_not_sent_again() -> None:
     """They are paid; the provider's mistake must not cost them twice."""
-    place = Place(["a", "b"])
-    move = place.through(FilesFake(err=lines(bad("b"))), None, "err", counts=Counts(completed=1, failed=1))
-    assert (numbers(move), move.changes["resend"], place.waited) == ((0, 1, 1), 1, PATIENCE)
-    assert json.loads(place.rows(move)[0][1:])["error"]["code"] == "output_file_missing"
+    scene = Scene(["a", "b"])
+    move = scene.through(FilesFake(err=lines(bad("b"))), None, "err", counts=Counts(completed=1, failed=1))
+    assert (numbers(move), move.changes["resend"], scene.waited) == ((0, 1, 1), 1, PATIENCE)
+    assert json.loads(scene.rows(move)[0][1:])["error"]["code"] == "output_file_missing"
 
 
 def test_a_file_that_grows_late_is_waited_for_and_its_rows_are_not_sent_again() -> None:
     """The provider counts ten of ten; for minutes its file has fewer. What is waited for, since when, until when?"""
     names = [f"r{number}" for number in range(10)]
-    place, whole = Place(names), lines(*map(ok, names))
+    scene, whole = Scene(names), lines(*map(ok, names))
     api = FilesFake(out=lines(*map(ok, names[:4])))
     counts = Counts(total=10, completed=10, failed=0)
     api.batch = Batch(id="batch_1", status="completed", output_file_id="out", counts=counts)
-    first = place.download(api, "out", counts=counts)
+    first = scene.download(api, "out", counts=counts)
     trouble = first.changes["trouble"]
     assert (trouble.code, first.events[0][0], first.after) == ("answers_late", "answers_late", 2.0)
     assert "counts 10 answers, and its files have 4; waited for since 1970-01-12 13:46:40 UTC" in trouble.message
-    again = place.download(api, "out", now=NOW + 400, **first.changes)
+    again = scene.download(api, "out", now=NOW + 400, **first.changes)
     assert (again.stage, again.after, api.fetched) == (Stage.ENDED, 100.0, ["out"])  # the same size: not fetched again
     api.files["out"], api.sizes["out"] = whole, len(whole)
-    assert numbers(place.download(api, "out", now=NOW + 500, **again.changes)) == (10, 0, 0)
+    assert numbers(scene.download(api, "out", now=NOW + 500, **again.changes)) == (10, 0, 0)
 
 
 @pytest.mark.parametrize(("status", "code"), [("expired", "batch_expired"), ("cancelled", "batch_cancelled")])
@@ -332,50 +332,50 @@ def test_answers_of_a_batch_that_ended_early_are_waited_for_though_other_rows_ha
     status: str, code: str
 ) -> None:
     """Rows that were not run have lines, too, and are not counted: they must not stand for answers that lag."""
-    place, whole = Place(list("abcde")), lines(ok("a"), ok("b"))
+    scene, whole = Scene(list("abcde")), lines(ok("a"), ok("b"))
     api = FilesFake(out=b"", err=lines(*(bad(name, code) for name in "cde")))
     counts = Counts(total=5, completed=2, failed=0)
     api.batch = Batch(id="batch_1", status=status, output_file_id="out", error_file_id="err", counts=counts)
-    first = place.download(api, "out", "err", counts=counts, status=status)
+    first = scene.download(api, "out", "err", counts=counts, status=status)
     assert (first.stage, first.changes["trouble"].code) == (Stage.ENDED, "answers_late")
     api.files["out"], api.sizes["out"] = whole, len(whole)
-    move = place.download(api, "out", "err", now=NOW + 60, **{**first.changes, "status": status})
+    move = scene.download(api, "out", "err", now=NOW + 60, **{**first.changes, "status": status})
     assert (numbers(move), move.changes["resend"]) == ((2, 3, 0), 3)
 
 
 def test_answers_of_an_expired_batch_that_never_come_are_missing_for_good() -> None:
     """They are paid. Rows that were not run are sent again."""
-    place = Place(list("abcde"))
+    scene = Scene(list("abcde"))
     api = FilesFake(out=b"", err=lines(*(bad(name) for name in "cde")))
     counts = Counts(total=5, completed=2, failed=0)
-    move = place.through(api, "out", "err", counts=counts, status="expired")
-    assert (numbers(move), move.changes["resend"], place.waited) == ((0, 3, 2), 3, PATIENCE)
+    move = scene.through(api, "out", "err", counts=counts, status="expired")
+    assert (numbers(move), move.changes["resend"], scene.waited) == ((0, 3, 2), 3, PATIENCE)
 
 
 @pytest.mark.parametrize("told", [True, False])
 def test_a_file_that_ends_within_a_line_is_waited_for_though_two_fetches_gave_the_same(told: bool) -> None:
     """It still grows, with the size that is told of it: its last line is not unreadable, it is not whole yet."""
-    place, whole = Place(["a", "b"]), lines(ok("a"), ok("b"))
+    scene, whole = Scene(["a", "b"]), lines(ok("a"), ok("b"))
     api, counts = FilesFake(out=whole[:-30]), Counts(total=2, completed=2, failed=0)
     api.batch = Batch(id="batch_1", status="completed", output_file_id="out", counts=counts)
     if told:
         api.sizes["out"] = len(whole) - 30
-    first = place.download(api, "out", counts=counts)
-    second = place.download(api, "out", now=NOW + 2, **first.changes)
+    first = scene.download(api, "out", counts=counts)
+    second = scene.download(api, "out", now=NOW + 2, **first.changes)
     assert (first.stage, second.stage) == (Stage.ENDED, Stage.ENDED)
     api.files["out"], api.sizes["out"] = whole, len(whole)
-    assert numbers(place.download(api, "out", now=NOW + 60, **second.changes)) == (2, 0, 0)
+    assert numbers(scene.download(api, "out", now=NOW + 60, **second.changes)) == (2, 0, 0)
 
 
 def test_a_file_id_that_comes_late_is_read_again() -> None:
     """The error file was named after the output file."""
-    place, api = Place(["a", "b"]), FilesFake(out=lines(ok("a")), err=lines(bad("b", "invalid")))
+    scene, api = Scene(["a", "b"]), FilesFake(out=lines(ok("a")), err=lines(bad("b", "invalid")))
     counts = Counts(completed=1, failed=1)
-    first = place.download(api, "out", counts=counts)
+    first = scene.download(api, "out", counts=counts)
     assert first.stage == Stage.ENDED
     api.batch = Batch(id="b", status="completed", output_file_id="out", error_file_id="err", counts=counts)
     assert numbers(
-        place.download(
+        scene.download(
             api,
             "out",
             now=NOW + 2,
@@ -386,11 +386,11 @@ def test_a_file_id_that_comes_late_is_read_again() -> None:
 
 def test_counts_that_are_wrong_for_ever_end_with_missing_rows_that_are_not_sent_again() -> None:
     """After hours, with growing pauses."""
-    place, api = Place(["a", "b", "c"]), FilesFake(out=lines(ok("a")))
-    move = place.through(api, "out", counts=Counts(completed=2, failed=0))
-    assert (numbers(move), move.changes["resend"], place.waited) == ((1, 0, 2), 0, PATIENCE)
-    assert json.loads(place.rows(move)[1][1:])["error"]["code"] == "answers_missing"
-    pauses = [move.after for move in place.moves[:-1]]
+    scene, api = Scene(["a", "b", "c"]), FilesFake(out=lines(ok("a")))
+    move = scene.through(api, "out", counts=Counts(completed=2, failed=0))
+    assert (numbers(move), move.changes["resend"], scene.waited) == ((1, 0, 2), 0, PATIENCE)
+    assert json.loads(scene.rows(move)[1][1:])["error"]["code"] == "answers_missing"
+    pauses = [move.after for move in scene.moves[:-1]]
     assert pauses == sorted(pauses)
     assert len(pauses) < 70
     assert len(api.fetched) == 2  # whose size does not change
@@ -398,92 +398,92 @@ def test_counts_that_are_wrong_for_ever_end_with_missing_rows_that_are_not_sent_
 
 def test_rows_that_are_only_counted_as_failed_are_waited_for_some_minutes() -> None:
     """They are not paid."""
-    place, api = Place(["a", "b"]), FilesFake(out=lines(ok("a")))
-    move = place.through(api, "out", counts=Counts(completed=1, failed=1))
-    assert (numbers(move), move.changes["resend"], place.waited) == ((1, 0, 1), 1, UNPAID_SECONDS)
+    scene, api = Scene(["a", "b"]), FilesFake(out=lines(ok("a")))
+    move = scene.through(api, "out", counts=Counts(completed=1, failed=1))
+    assert (numbers(move), move.changes["resend"], scene.waited) == ((1, 0, 1), 1, UNPAID_SECONDS)
 
 
 def test_a_cancelled_job_waits_for_late_files_some_minutes_at_most() -> None:
     """It must end; what comes meanwhile is landed."""
-    place, api = Place(["a", "b"]), FilesFake(out=lines(ok("a")))
+    scene, api = Scene(["a", "b"]), FilesFake(out=lines(ok("a")))
     counts, job = Counts(completed=2, failed=0), JOB.evolve(cancel=True)
-    first = place.download(api, "out", counts=counts, job=job)
+    first = scene.download(api, "out", counts=counts, job=job)
     assert "for the job is being cancelled" in first.changes["trouble"].message
-    late = place.download(api, "out", job=job, now=NOW + CANCELLED_SECONDS, **first.changes)
+    late = scene.download(api, "out", job=job, now=NOW + CANCELLED_SECONDS, **first.changes)
     assert numbers(late) == (1, 0, 1)
 
 
 @pytest.mark.parametrize("told", [1, 10_000])
 def test_a_size_that_is_wrong_for_ever_ends(told: int) -> None:
     """All rows are there: at once. Else what lacks is missing after the patience, and not sent again."""
-    assert numbers(Place(["a"]).download(FilesFake({"out": told}, out=ok("a")), "out")) == (1, 0, 0)
-    place = Place(["a", "b"])
+    assert numbers(Scene(["a"]).download(FilesFake({"out": told}, out=ok("a")), "out")) == (1, 0, 0)
+    scene = Scene(["a", "b"])
     counts = Counts(completed=1, failed=0)
-    assert numbers(place.through(FilesFake({"out": told}, out=ok("a")), "out", counts=counts)) == (1, 0, 1)
-    assert place.waited <= 2.0
-    move = place.through(FilesFake({"out": 10_000}, out=ok("a")), "out", counts=Counts())
-    assert (numbers(move), move.changes["resend"], place.waited) == ((1, 0, 1), 0, PATIENCE)
+    assert numbers(scene.through(FilesFake({"out": told}, out=ok("a")), "out", counts=counts)) == (1, 0, 1)
+    assert scene.waited <= 2.0
+    move = scene.through(FilesFake({"out": 10_000}, out=ok("a")), "out", counts=Counts())
+    assert (numbers(move), move.changes["resend"], scene.waited) == ((1, 0, 1), 0, PATIENCE)
 
 
 def test_a_size_that_is_not_told_is_not_compared() -> None:
     """Null, or 0 for a file that is not empty."""
     for told in (None, 0):
-        assert numbers(Place(["a"]).download(FilesFake({"out": told}, out=ok("a")), "out")) == (1, 0, 0)
+        assert numbers(Scene(["a"]).download(FilesFake({"out": told}, out=ok("a")), "out")) == (1, 0, 0)
 
 
 @pytest.mark.parametrize("counts", [Counts(), Counts(total=9), Counts(completed=1), Counts(completed=0, failed=0)])
 def test_counts_that_are_not_told_are_not_compared(counts: Counts) -> None:
     """Some providers never tell."""
-    assert numbers(Place(["a", "b"]).download(FilesFake(out=ok("a")), "out", counts=counts)) == (1, 0, 1)
+    assert numbers(Scene(["a", "b"]).download(FilesFake(out=ok("a")), "out", counts=counts)) == (1, 0, 1)
 
 
 def test_rows_of_a_file_that_is_gone_are_missing_with_that_reason() -> None:
     """They may have been paid: so they are final. One answer that it is gone may be a mistake, and so may an hour's."""
-    place, counts = Place(["a", "b"]), Counts(completed=1, failed=1)
+    scene, counts = Scene(["a", "b"]), Counts(completed=1, failed=1)
     api = FilesFake(err=bad("b"))
-    first = place.download(api, "out", "err", counts=counts)
+    first = scene.download(api, "out", "err", counts=counts)
     assert (first.stage, first.changes["unfound"], first.changes["unseen_at"]) == (Stage.ENDED, 1, NOW)
     assert first.changes["trouble"].code == "batch_unseen"
     seen = {"counts": counts, "unseen_at": NOW, "unfound": 99}
-    place.now = NOW + GONE_SECONDS - 1
-    assert place.download(api, "out", "err", **seen).stage == Stage.ENDED
-    place.now = NOW + GONE_SECONDS
-    move = place.download(api, "out", "err", **seen)
+    scene.now = NOW + GONE_SECONDS - 1
+    assert scene.download(api, "out", "err", **seen).stage == Stage.ENDED
+    scene.now = NOW + GONE_SECONDS
+    move = scene.download(api, "out", "err", **seen)
     assert numbers(move) == (0, 1, 1)
-    assert json.loads(place.rows(move)[0][1:])["error"]["code"] == "file_gone"
+    assert json.loads(scene.rows(move)[0][1:])["error"]["code"] == "file_gone"
     assert move.changes["error"].code == "file_gone"
 
 
 def test_a_key_that_sees_neither_file_nor_batch_is_of_another_project_and_a_day_is_given_to_mend_it() -> None:
     """Nor is it believed before the end of the batch's window."""
-    place, api = Place(["a"], created_at=NOW), FilesFake()
+    scene, api = Scene(["a"], created_at=NOW), FilesFake()
     api.sees_batch = False
     for at, unseen_at in ((NOW, None), (NOW + DAY - 1, NOW), (NOW + 2 * DAY - 1, NOW + DAY)):
-        place.now = at
-        move = place.download(api, "out", unseen_at=unseen_at, unfound=9)
+        scene.now = at
+        move = scene.download(api, "out", unseen_at=unseen_at, unfound=9)
         assert (move.stage, move.changes["trouble"].code) == (Stage.ENDED, "batch_unseen")
         assert move.after <= 600
-    place.now = NOW + 2 * DAY
-    assert place.download(api, "out", unseen_at=NOW + DAY, unfound=9).changes["error"].code == "file_gone"
+    scene.now = NOW + 2 * DAY
+    assert scene.download(api, "out", unseen_at=NOW + DAY, unfound=9).changes["error"].code == "file_gone"
 
 
 def test_a_file_whose_size_cannot_be_asked_is_fetched_all_the_same() -> None:
     """Some providers have the content but not the description."""
     api = FilesFake(out=ok("a"))
     del api.sizes["out"]
-    assert numbers(Place(["a"]).download(api, "out")) == (1, 0, 0)
+    assert numbers(Scene(["a"]).download(api, "out")) == (1, 0, 0)
 
 
 def test_a_batch_that_was_refused_fails_its_rows() -> None:
     """Rows whose line is named with their own error, the others with the first."""
-    place = Place(["a", "b", "c"], status="failed")
+    scene = Scene(["a", "b", "c"], status="failed")
     errors = [
         BatchError(code="invalid_request", message="first"),
         BatchError(code="invalid_json_line", message="second", line=3),
     ]
-    move = place.download(FilesFake(), None, None, errors=errors)
+    move = scene.download(FilesFake(), None, None, errors=errors)
     assert numbers(move) == (0, 3, 0)
-    found = [json.loads(row[1:])["error"] for row in place.rows(move)]
+    found = [json.loads(row[1:])["error"] for row in scene.rows(move)]
     assert [(error["code"], error["message"]) for error in found] == [("invalid_request", "first")] * 2 + [
         ("invalid_json_line", "second")
     ]
@@ -492,19 +492,19 @@ def test_a_batch_that_was_refused_fails_its_rows() -> None:
 
 def test_a_refusal_without_a_reason_says_so() -> None:
     """A row is never failed without a word."""
-    place = Place(["a"], status="failed")
-    move = place.download(FilesFake())
-    assert json.loads(place.rows(move)[0][1:])["error"]["code"] == "batch_failed"
+    scene = Scene(["a"], status="failed")
+    move = scene.download(FilesFake())
+    assert json.loads(scene.rows(move)[0][1:])["error"]["code"] == "batch_failed"
 
 
 def test_an_error_of_the_shard_is_that_of_its_rows() -> None:
     """A create that was refused has no batch at all."""
-    place = Place(["a"])
+    scene = Scene(["a"])
     problem = Problem(code="billing_hard_limit_reached", message="no money")
     move = download(
         JOB,
-        place.shard.evolve(error=problem),
-        place.workspace,
+        scene.shard.evolve(error=problem),
+        scene.workspace,
         FilesFake(),
         "tok",
         now=NOW,
@@ -517,11 +517,11 @@ def test_an_error_of_the_shard_is_that_of_its_rows() -> None:
 
 def test_an_abandoned_shard_has_only_missing_rows() -> None:
     """Each with the reason."""
-    place = Place(["a", "b"], round=2)
+    scene = Scene(["a", "b"], round=2)
     problem = Problem(code="cancelled", message="the job was cancelled")
-    move = abandon(JOB, place.shard, place.workspace, "tok", problem, check=nothing)
+    move = abandon(JOB, scene.shard, scene.workspace, "tok", problem, check=nothing)
     assert numbers(move) == (0, 0, 2)
-    rows = [json.loads(row[1:]) for row in place.rows(move)]
+    rows = [json.loads(row[1:]) for row in scene.rows(move)]
     assert [(r["custom_id"], r["outcome"], r["attempts"]) for r in rows] == [("a", "missing", 2), ("b", "missing", 2)]
     assert rows[0]["error"] == {"code": "cancelled", "message": "the job was cancelled"}
     assert problem == move.changes["error"]
@@ -530,15 +530,15 @@ def test_an_abandoned_shard_has_only_missing_rows() -> None:
 @pytest.mark.parametrize("rows", [1, 3])
 def test_a_request_file_that_does_not_fit_the_record_is_told_with_numbers(rows: int) -> None:
     """It must never be papered over."""
-    place = Place(["a", "b"])
+    scene = Scene(["a", "b"])
     with pytest.raises(BatchpipeError, match=f"{rows} rows planned, 2 in its file"):
-        place.download(FilesFake(), rows=rows)
-    assert place.workspace.names() == ["shards"]
+        scene.download(FilesFake(), rows=rows)
+    assert scene.workspace.names() == ["shards"]
 
 
 def test_a_lost_lease_ends_the_download() -> None:
     """And no collected file appears."""
-    place = Place(["a"])
+    scene = Scene(["a"])
 
     def check() -> None:
         raise LeaseLost
@@ -546,15 +546,15 @@ def test_a_lost_lease_ends_the_download() -> None:
     with pytest.raises(LeaseLost):
         download(
             JOB,
-            place.shard.evolve(output_file_id="out"),
-            place.workspace,
+            scene.shard.evolve(output_file_id="out"),
+            scene.workspace,
             FilesFake(out=ok("a")),
             "t",
             now=NOW,
             files_patience=PATIENCE,
             check=check,
         )
-    assert place.workspace.names() == ["shards"]
+    assert scene.workspace.names() == ["shards"]
 
 
 @given(st.lists(st.sampled_from(["ok", "bad", "missing", "both", "twice"]), min_size=1, max_size=40), st.randoms())
@@ -570,11 +570,11 @@ def test_every_row_is_accounted_for_once(fates: list[str], chance: random.Random
             error.append(bad(name))
     chance.shuffle(output)
     chance.shuffle(error)
-    place = Place([f"row {number}" for number in range(len(fates))])
-    move = place.download(FilesFake(out=lines(*output), err=lines(*error)), "out", "err")
+    scene = Scene([f"row {number}" for number in range(len(fates))])
+    move = scene.download(FilesFake(out=lines(*output), err=lines(*error)), "out", "err")
     good = sum(fate in ("ok", "both", "twice") for fate in fates)
     assert (good, fates.count("bad"), fates.count("missing")) == numbers(move)
-    for number, (fate, row) in enumerate(zip(fates, place.rows(move), strict=True)):
+    for number, (fate, row) in enumerate(zip(fates, scene.rows(move), strict=True)):
         assert json.loads(row[1:])["custom_id"] == f"row {number}"
         assert row[:1] == {"bad": b"f", "missing": b"m"}.get(fate, b"+")
 
@@ -582,7 +582,7 @@ def test_every_row_is_accounted_for_once(fates: list[str], chance: random.Random
 @pytest.mark.parametrize("line", [b'{"custom_id": null, "error": {}}', b'{"error": {"code": "invalid"}}'])
 def test_a_whole_line_of_nobody_is_an_anomaly(line: bytes) -> None:
     """It is not cut, so fetching it for ever would not help."""
-    move = Place(["a"]).download(FilesFake(out=lines(line, ok("a"))), "out")
+    move = Scene(["a"]).download(FilesFake(out=lines(line, ok("a"))), "out")
     assert numbers(move) == (1, 0, 0)
     assert move.events[0][1]["unknown"] == 1
 
@@ -621,7 +621,7 @@ def test_early_ends_are_counted_for_the_answers_that_are_kept() -> None:
         body = {"object": "chat.completion", "choices": [{"finish_reason": reason}]}
         return json.dumps({"custom_id": name, "response": {"status_code": 200, "body": body}}).encode()
 
-    place = Place(["a", "b", "c"])
+    scene = Scene(["a", "b", "c"])
     out = lines(bad("a"), cut("a", "length"), cut("a", "length"), cut("b", "stop"), cut("c", "content_filter"))
-    move = place.download(FilesFake(out=out), "out")
+    move = scene.download(FilesFake(out=out), "out")
     assert move.changes["incomplete"] == {"length": 1, "content_filter": 1}

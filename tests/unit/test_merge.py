@@ -42,7 +42,7 @@ def put(folder: Folder, name: str, data: bytes) -> None:
         file.write(data)
 
 
-class Place:
+class Scene:
     """Collected shards: for each row of the input its shard and outcome."""
 
     def __init__(self, rows: list[tuple[int, OutcomeState]], root: str = "") -> None:
@@ -118,70 +118,70 @@ def read_and_forgotten(shards: list[ShardRecord]) -> Iterator[ShardRecord]:
 
 def test_no_merge_holds_all_shards_of_its_job() -> None:
     """There may be 100,000, read from Redis by the thousand."""
-    place = Place([(number, OutcomeState.OK) for number in range(5)])
-    shards = place.shards
-    assert merge(place.job, read_and_forgotten(shards), place.workspace, place.output, check=nothing).ok == 5
-    left = merge_what_is_left(place.job, read_and_forgotten(shards), place.workspace, place.output, check=nothing)
+    scene = Scene([(number, OutcomeState.OK) for number in range(5)])
+    shards = scene.shards
+    assert merge(scene.job, read_and_forgotten(shards), scene.workspace, scene.output, check=nothing).ok == 5
+    left = merge_what_is_left(scene.job, read_and_forgotten(shards), scene.workspace, scene.output, check=nothing)
     assert left.ok == 5
-    assert not Overview(place.job, read_and_forgotten(shards)).gone
-    assert next_round(place.job, read_and_forgotten(shards), place.workspace, "t", check=nothing).rows == 0
+    assert not Overview(scene.job, read_and_forgotten(shards)).gone
+    assert next_round(scene.job, read_and_forgotten(shards), scene.workspace, "t", check=nothing).rows == 0
     plans = Prepared([], 0, "order-t")
-    told = json.loads(b"".join(manifest(place.job, read_and_forgotten(shards), plans, "here")))
+    told = json.loads(b"".join(manifest(scene.job, read_and_forgotten(shards), plans, "here")))
     assert [shard["collected_file"] for shard in told["shards"]] == [shard.collected_file for shard in shards]
 
 
 def test_results_come_in_the_order_of_the_input() -> None:
     """Ok rows in one file, all others in the other; the marks are gone."""
-    place = Place(ROWS)
-    merged = place.merge()
+    scene = Scene(ROWS)
+    merged = scene.merge()
     assert merged == Merged(total=5, ok=3, failed=1, missing=1, usage={"total_tokens": 20})
     ids = {
-        name: [json.loads(line)["custom_id"] for line in read(place.output, name).splitlines()]
+        name: [json.loads(line)["custom_id"] for line in read(scene.output, name).splitlines()]
         for name in ("output.jsonl", "errors.jsonl")
     }
     assert ids == {"output.jsonl": ["row 0", "row 3", "row 4"], "errors.jsonl": ["row 1", "row 2"]}
-    assert read(place.workspace, "results.idx") == b"1 2\n2 0\n"
+    assert read(scene.workspace, "results.idx") == b"1 2\n2 0\n"
 
 
 def test_results_are_read_back_where_the_provider_wrote_nan(tmp_path: Path) -> None:
     """The line of an ok row is the provider's own."""
-    place = Place([(0, OutcomeState.OK)], str(tmp_path))
-    place.merge()
-    put(place.output, "output.jsonl", b'{"custom_id":"a","response":{"body":{"logprob":-Infinity}},"error":null}\n')
-    assert [outcome.response for outcome in place.outcomes()] == [{"body": {"logprob": None}}]
+    scene = Scene([(0, OutcomeState.OK)], str(tmp_path))
+    scene.merge()
+    put(scene.output, "output.jsonl", b'{"custom_id":"a","response":{"body":{"logprob":-Infinity}},"error":null}\n')
+    assert [outcome.response for outcome in scene.outcomes()] == [{"body": {"logprob": None}}]
 
 
 def test_merging_again_gives_the_same_files(tmp_path: Path) -> None:
     """So a crash in between does no harm; what a killed merge left is removed."""
-    place = Place(ROWS, str(tmp_path))
-    place.merge()
-    before = {name: read(place.output, name) for name in place.output.names()}
-    put(place.output, ".output.jsonl.77-abcd.part", b"half")
-    place.merge()
-    assert before == {name: read(place.output, name) for name in place.output.names()}
+    scene = Scene(ROWS, str(tmp_path))
+    scene.merge()
+    before = {name: read(scene.output, name) for name in scene.output.names()}
+    put(scene.output, ".output.jsonl.77-abcd.part", b"half")
+    scene.merge()
+    assert before == {name: read(scene.output, name) for name in scene.output.names()}
     assert sorted(before) == ["errors.jsonl", "output.jsonl"]
 
 
 def test_both_files_are_there_even_if_empty() -> None:
     """Other programs open them without asking."""
-    place = Place([(0, OutcomeState.OK)])
-    place.merge()
-    assert read(place.output, "errors.jsonl") == b""
+    scene = Scene([(0, OutcomeState.OK)])
+    scene.merge()
+    assert read(scene.output, "errors.jsonl") == b""
 
 
 def test_a_job_without_shards_writes_no_results() -> None:
     """It was cancelled before its input was read: what lies in its output is another's."""
-    place = Place(ROWS)
-    put(place.output, "output.jsonl", b"paid for\n")
-    assert merge(place.job, [], place.workspace, place.output, check=nothing) == Merged()
-    assert place.output.names() == ["output.jsonl"]
-    assert read(place.output, "output.jsonl") == b"paid for\n"
+    scene = Scene(ROWS)
+    put(scene.output, "output.jsonl", b"paid for\n")
+    assert merge(scene.job, [], scene.workspace, scene.output, check=nothing) == Merged()
+    assert scene.output.names() == ["output.jsonl"]
+    assert read(scene.output, "output.jsonl") == b"paid for\n"
 
 
 def test_results_do_not_take_their_places_where_that_is_refused() -> None:
     """Whose the output is, is looked at when all is written and nothing has its name yet."""
-    place = Place(ROWS)
-    put(place.output, "output.jsonl", b"another's\n")
+    scene = Scene(ROWS)
+    put(scene.output, "output.jsonl", b"another's\n")
     told: list[tuple[int, ...]] = []
 
     def settle(*sizes: int) -> None:
@@ -189,19 +189,19 @@ def test_results_do_not_take_their_places_where_that_is_refused() -> None:
         raise OutputInUse("another's")
 
     with pytest.raises(OutputInUse):
-        merge(place.job, place.shards, place.workspace, place.output, check=nothing, settle=settle)
-    assert place.output.names() == ["output.jsonl"]
-    assert read(place.output, "output.jsonl") == b"another's\n"
-    assert "results.idx" not in place.workspace.names()
-    place.merge()
-    assert told == [tuple(place.output.size(name) for name in ("output.jsonl", "errors.jsonl"))]
+        merge(scene.job, scene.shards, scene.workspace, scene.output, check=nothing, settle=settle)
+    assert scene.output.names() == ["output.jsonl"]
+    assert read(scene.output, "output.jsonl") == b"another's\n"
+    assert "results.idx" not in scene.workspace.names()
+    scene.merge()
+    assert told == [tuple(scene.output.size(name) for name in ("output.jsonl", "errors.jsonl"))]
 
 
 def test_outcomes_are_read_back_in_the_order_of_the_input() -> None:
     """From the two files, row by row."""
-    place = Place(ROWS)
-    place.merge()
-    rows = place.outcomes()
+    scene = Scene(ROWS)
+    scene.merge()
+    rows = scene.outcomes()
     assert [(i, f"row {i}", outcome) for i, (_, outcome) in enumerate(ROWS)] == [
         (row.index, row.custom_id, row.state) for row in rows
     ]
@@ -211,120 +211,120 @@ def test_outcomes_are_read_back_in_the_order_of_the_input() -> None:
 
 def test_without_the_index_the_ok_rows_come_first() -> None:
     """The output may outlive the workspace."""
-    place = Place(ROWS)
-    place.merge()
-    assert [row.custom_id for row in iter_outcomes(place.output)] == ["row 0", "row 3", "row 4", "row 1", "row 2"]
+    scene = Scene(ROWS)
+    scene.merge()
+    assert [row.custom_id for row in iter_outcomes(scene.output)] == ["row 0", "row 3", "row 4", "row 1", "row 2"]
 
 
 def test_requests_of_failed_rows_are_given_for_a_retry() -> None:
     """As they were sent, in the order of the input; from the shards or from the input itself."""
-    place = Place(ROWS)
-    place.merge()
+    scene = Scene(ROWS)
+    scene.merge()
     expected = [b'{"custom_id":"row 1"}\n', b'{"custom_id":"row 2"}\n']
-    assert expected == place.failed_requests()
+    assert expected == scene.failed_requests()
     lines = [b'{"custom_id":"row %d"}\n' % number for number in range(5)]
-    with place.workspace.reader("results.idx") as index:
+    with scene.workspace.reader("results.idx") as index:
         assert expected == list(iter_failed_lines(lines, index))
 
 
 @pytest.mark.parametrize("count", [4, 6])
 def test_an_input_that_does_not_fit_the_results_is_told(count: int) -> None:
     """It was changed after the job: retrying would send other rows."""
-    place = Place(ROWS)
-    place.merge()
-    with place.workspace.reader("results.idx") as index, pytest.raises(BatchpipeError, match="requests than"):
+    scene = Scene(ROWS)
+    scene.merge()
+    with scene.workspace.reader("results.idx") as index, pytest.raises(BatchpipeError, match="requests than"):
         list(iter_failed_lines([b"x\n"] * count, index))
 
 
 def test_results_that_do_not_fit_their_index_are_told() -> None:
     """Somebody edited them."""
-    place = Place(ROWS)
-    place.merge()
-    whole = read(place.output, "output.jsonl")
+    scene = Scene(ROWS)
+    scene.merge()
+    whole = read(scene.output, "output.jsonl")
     for changed in (whole + whole, whole[: whole.index(b"\n") + 1]):
-        put(place.output, "output.jsonl", changed)
+        put(scene.output, "output.jsonl", changed)
         with pytest.raises(BatchpipeError):
-            place.outcomes()
+            scene.outcomes()
 
 
 def test_more_shards_than_may_be_open_are_merged(tmp_path: Path) -> None:
     """They are closed and opened again where they were left."""
     rows = [(number % 150, OutcomeState.OK) for number in range(900)]
-    place = Place(rows, str(tmp_path))
-    assert place.merge().ok == 900
-    assert [f"row {number}" for number in range(900)] == [row.custom_id for row in place.outcomes()]
+    scene = Scene(rows, str(tmp_path))
+    assert scene.merge().ok == 900
+    assert [f"row {number}" for number in range(900)] == [row.custom_id for row in scene.outcomes()]
 
 
 @pytest.mark.parametrize("field", ["rows", "ok", "failed", "missing"])
 def test_numbers_that_do_not_add_up_are_an_error_that_names_them(field: str) -> None:
     """And no result is written, so that nobody takes it for whole."""
-    place = Place(ROWS)
-    place.shards[0] = place.shards[0].evolve(**{field: 7})
+    scene = Scene(ROWS)
+    scene.shards[0] = scene.shards[0].evolve(**{field: 7})
     with pytest.raises(BatchpipeError, match=r"do not add up: .*merged 3 ok, 1 failed, 1 missing") as caught:
-        place.merge()
+        scene.merge()
     assert caught.value.code == "rows_lost"
-    assert place.output.names() == []
+    assert scene.output.names() == []
 
 
 @pytest.mark.parametrize("change", ["longer", "shorter", "damaged", "unknown"])
 def test_files_that_do_not_fit_the_order_are_an_error(change: str) -> None:
     """Every collected file is read to its end, and not beyond."""
-    place = Place(ROWS)
-    whole = read(place.workspace, "collected/0")
+    scene = Scene(ROWS)
+    whole = read(scene.workspace, "collected/0")
     changed = {"longer": whole + whole, "shorter": whole[: whole.index(b"\n") + 1], "damaged": b"?" + whole[1:]}
     if change == "unknown":
-        put(place.workspace, "order-t", read(place.workspace, "order-t") + b"9 1\n")
+        put(scene.workspace, "order-t", read(scene.workspace, "order-t") + b"9 1\n")
     else:
-        put(place.workspace, "collected/0", changed[change])
+        put(scene.workspace, "collected/0", changed[change])
     with pytest.raises(BatchpipeError):
-        place.merge()
-    assert place.output.names() == []
+        scene.merge()
+    assert scene.output.names() == []
 
 
 def test_a_lost_lease_ends_the_merge_without_results() -> None:
     """The drafts go too."""
-    place = Place(ROWS)
+    scene = Scene(ROWS)
 
     def check() -> None:
         raise LeaseLost
 
     with pytest.raises(LeaseLost):
-        merge(place.job, place.shards, place.workspace, place.output, check=check)
-    assert place.output.names() == []
+        merge(scene.job, scene.shards, scene.workspace, scene.output, check=check)
+    assert scene.output.names() == []
 
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.sampled_from(OutcomeState)), min_size=1, max_size=60))
 @settings(max_examples=100, deadline=None)
 def test_every_mixture_comes_back_in_order(rows: list[tuple[int, OutcomeState]]) -> None:
     """Through merge, the two files and the index; and the failed requests with it."""
-    place = Place(rows)
-    merged = place.merge()
+    scene = Scene(rows)
+    merged = scene.merge()
     assert merged.total == len(rows) == merged.ok + merged.failed + merged.missing
     assert [(f"row {i}", outcome) for i, (_, outcome) in enumerate(rows)] == [
-        (row.custom_id, row.state) for row in place.outcomes()
+        (row.custom_id, row.state) for row in scene.outcomes()
     ]
     failed = [b'{"custom_id":"row %d"}\n' % i for i, (_, outcome) in enumerate(rows) if outcome != OutcomeState.OK]
-    assert failed == place.failed_requests()
+    assert failed == scene.failed_requests()
 
 
 def test_cleaning_up_removes_what_is_large() -> None:
     """The index and the manifest stay, and so does an input that is not ours."""
-    place = Place(ROWS)
-    place.merge()
+    scene = Scene(ROWS)
+    scene.merge()
     for name in ("manifest.json", "input.jsonl", "downloads/x", ".order-t.7-ab.part"):
-        put(place.workspace, name, b"x")
-    job = place.job.evolve(input=place.workspace.path("input.jsonl"))
-    clean_up(job, place.workspace)
-    assert place.workspace.names() == ["input.jsonl", "manifest.json", "results.idx"]
-    clean_up(job.evolve(spooled=True), place.workspace)
-    assert place.workspace.names() == ["manifest.json", "results.idx"]
-    assert len(place.outcomes()) == 5
+        put(scene.workspace, name, b"x")
+    job = scene.job.evolve(input=scene.workspace.path("input.jsonl"))
+    clean_up(job, scene.workspace)
+    assert scene.workspace.names() == ["input.jsonl", "manifest.json", "results.idx"]
+    clean_up(job.evolve(spooled=True), scene.workspace)
+    assert scene.workspace.names() == ["manifest.json", "results.idx"]
+    assert len(scene.outcomes()) == 5
 
 
 def test_a_chance_order_of_many_rows_is_restored(tmp_path: Path) -> None:
     """As prepare leaves it for mixed models."""
     chance = random.Random(3)
     rows = [(chance.randrange(7), chance.choice(list(OutcomeState))) for _ in range(5000)]
-    place = Place(rows, str(tmp_path))
-    place.merge()
-    assert [outcome for _, outcome in rows] == [row.state for row in place.outcomes()]
+    scene = Scene(rows, str(tmp_path))
+    scene.merge()
+    assert [outcome for _, outcome in rows] == [row.state for row in scene.outcomes()]

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.acceptance.user_machine import API_KEY, Finished, Place, Process, until
+from tests.acceptance.user_machine import API_KEY, Finished, Machine, Process, until
 
 
 class Seen(NamedTuple):
@@ -41,18 +41,18 @@ def scrape(exporter: Process) -> dict[tuple[str, str], float]:
 
 
 @pytest.fixture(scope="module")
-def place(new_place: Callable[..., Place]) -> Place:
-    return new_place("seeing", BATCHPIPE_LOG_FORMAT="json")
+def machine(new_machine: Callable[..., Machine]) -> Machine:
+    return new_machine("seeing", BATCHPIPE_LOG_FORMAT="json")
 
 
 @pytest.fixture(scope="module")
-def seen(place: Place) -> Seen:
+def seen(machine: Machine) -> Seen:
     """Two workers, one of them with forked children, one job of three shards, and everything that looks at it."""
-    job = place.submit(place.input(12), "--max-rows", "4")
-    follower = place.start("logs", job, "--follow", "--json")
-    reader = place.start("logs", job, "--follow")
-    exporter = place.start("metrics", "--port", "0")
-    workers = [place.worker("--concurrency", "2", wait=False), place.worker("--pool", "prefork", wait=False)]
+    job = machine.submit(machine.input(12), "--max-rows", "4")
+    follower = machine.start("logs", job, "--follow", "--json")
+    reader = machine.start("logs", job, "--follow")
+    exporter = machine.start("metrics", "--port", "0")
+    workers = [machine.worker("--concurrency", "2", wait=False), machine.worker("--pool", "prefork", wait=False)]
     with ThreadPoolExecutor(2) as pool:
         followed, lines = pool.map(Process.finish, (follower, reader))
     until(lambda: "http://" in exporter.err, what="the exporter listens")
@@ -67,7 +67,7 @@ def seen(place: Place) -> Seen:
         scraped,
         exporter.finish(10),
         "".join(worker.err for worker in workers),
-        place.python("import json, sys, batchpipe; print(json.dumps(batchpipe.get_job(sys.argv[1]).metrics()))", job),
+        machine.python("import json, sys, batchpipe; print(json.dumps(batchpipe.get_job(sys.argv[1]).metrics()))", job),
     )
 
 
@@ -87,8 +87,8 @@ def test_a_log_is_followed_as_text(seen: Seen) -> None:
     assert re.search(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d  ended +state=succeeded", seen.lines.out, re.MULTILINE)
 
 
-def test_a_followed_log_of_an_unknown_job_is_an_error(place: Place) -> None:
-    done = place.run("logs", "job_unknown", "--follow")
+def test_a_followed_log_of_an_unknown_job_is_an_error(machine: Machine) -> None:
+    done = machine.run("logs", "job_unknown", "--follow")
     assert (done.code, done.out) == (1, "")
     assert "job_unknown" in done.err
 
@@ -109,10 +109,10 @@ def test_counts_of_all_workers_are_scraped(seen: Seen) -> None:
 
 
 def test_one_job_tells_the_same(seen: Seen) -> None:
-    told = seen.metrics
-    assert told["rows"] == {"total": 12, "ok": 12, "failed": 0, "missing": 0}
-    assert (told["batches"], told["uploads"], told["rounds"]) == (3, 3, 1)
-    assert told["tokens"]["total_tokens"] == seen.scraped["batchpipe_tokens_total", "total_tokens"]
+    observed = seen.metrics
+    assert observed["rows"] == {"total": 12, "ok": 12, "failed": 0, "missing": 0}
+    assert (observed["batches"], observed["uploads"], observed["rounds"]) == (3, 3, 1)
+    assert observed["tokens"]["total_tokens"] == seen.scraped["batchpipe_tokens_total", "total_tokens"]
 
 
 def test_the_exporter_ends_when_it_is_told(seen: Seen) -> None:
@@ -121,11 +121,11 @@ def test_the_exporter_ends_when_it_is_told(seen: Seen) -> None:
     assert seen.exporter.err.startswith("metrics at http://127.0.0.1:")
 
 
-def test_a_port_that_is_taken_is_one_line(place: Place) -> None:
-    exporter = place.start("metrics", "--port", "0")
+def test_a_port_that_is_taken_is_one_line(machine: Machine) -> None:
+    exporter = machine.start("metrics", "--port", "0")
     until(lambda: "http://" in exporter.err, what="the exporter listens")
     port = re.findall(r":(\d+)/", exporter.err)[0]
-    done = place.run("metrics", "--port", port)
+    done = machine.run("metrics", "--port", port)
     exporter.interrupt()
     assert exporter.finish(10).code == 0
     assert done.code == 1
