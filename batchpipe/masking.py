@@ -142,5 +142,5 @@ def _masked_pair(pair: str) -> str:
     if not equals or not value:
         return pair
     plain = name[-100:].lower()
-    telling = plain in _SECRET_NAMES or any(part in plain for part in _SECRET_PARTS)
-    return f"{name}={MASK}" if telling else pair
+    is_secret = plain in _SECRET_NAMES or any(part in plain for part in _SECRET_PARTS)
+    return f"{name}={MASK}" if is_secret else pair

@@ -100,13 +100,13 @@ def requests(count: int) -> Iterator[dict[str, Any]]:
 def land(folder: Path, *refused: str) -> None:
     """Run all jobs to their end and tell; the provider refuses these rows."""
     from batchpipe.client.client import default_client
-    from batchpipe.tasks.notifying import tell
+    from batchpipe.tasks.notifying import notify
     from batchpipe.testing import FakeOpenAI, Pump
     from batchpipe.testing.provider import polite_answer
 
     api = FakeOpenAI(autofinish=True)
     api.answer = lambda row: 400 if row["custom_id"] in refused else polite_answer(row)
-    Pump(folder, api=api, store=default_client().store, tell=tell).run_until_idle()
+    Pump(folder, api=api, store=default_client().store, notify=notify).run_until_idle()
 
 
 def submit_at_once(threads: int, key: str) -> list[str]:

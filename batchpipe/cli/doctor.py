@@ -156,9 +156,9 @@ def _clock(client: Client) -> Iterator[Finding]:
     if abs(apart) > CLOCK_SECONDS:
         differ = f"Redis' clock is {abs(apart):.0f} s {'ahead of' if apart > 0 else 'behind'} the one of this host"
         yield Finding("clock", "warn", differ, "set both by NTP: one of them is not the provider's time")
-    if told := client.clock().words():
+    if warning := client.clock().words():
         fix = "nothing is lost; times that are shown, and runs of schedules, are ahead until its clock has caught up"
-        yield Finding("clock", "warn", told, fix)
+        yield Finding("clock", "warn", warning, fix)
 
 
 def _records(client: Client) -> Iterator[Finding]:
@@ -198,7 +198,7 @@ def _capabilities(name: str) -> Iterator[Finding]:
     """Declared properties of the provider that weaken our guarantees."""
     account = settings().account(name)
     if account.lists_batches and not account.echoes_metadata:
-        detail = f"{name}: its list shows no metadata: the sweep cannot find strays, recover goes by file names"
+        detail = f"{name}: its list shows no metadata: the sweep cannot find orphans, recover goes by file names"
         yield Finding("account", "warn", detail, "docs/guarantees.md")
     elif not account.lists_batches and account.resend_unanswered:
         detail = f"{name}: cannot list batches, and RESEND_UNANSWERED is on: rows may be paid twice"

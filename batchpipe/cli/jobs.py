@@ -49,7 +49,7 @@ def submit_command(input: str, account: str | None, **options: Any) -> None:
         raise click.UsageError(f"the account {account!r} exists only during `batchpipe run --sandbox`")
     source = input_of(input)
     client = open_client()
-    with _messages_told():
+    with _messages_shown():
         job = client.submit(source, account=account or DEFAULT_ACCOUNT, **options)
     if job.record.output != absolute(options["output"]):
         reads = without_secrets(job.record.input)
@@ -66,7 +66,7 @@ class _Said(logging.Handler):
 
 
 @contextmanager
-def _messages_told() -> Iterator[None]:
+def _messages_shown() -> Iterator[None]:
     """Say why the broker does not take messages: the job is recorded all the same, and a person should correct it."""
     logger, handler = logging.getLogger("batchpipe.pipeline.runner"), _Said(logging.WARNING)
     logger.addHandler(handler)
@@ -89,8 +89,8 @@ def list_command(state: str | None, limit: int, as_json: bool) -> None:
     """List jobs, newest first."""
     client = open_client()
     jobs = client.list_jobs(state=state, limit=limit)
-    if told := client.clock().words():
-        say(f"Warning: {told}")
+    if warning := client.clock().words():
+        say(f"Warning: {warning}")
     if as_json:
         return emit_json([job.to_dict(shards=False) for job in jobs])
     if not jobs:

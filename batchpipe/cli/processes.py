@@ -32,7 +32,7 @@ alive_option = click.option(
 
 @click.command("sweep")
 def sweep_command() -> None:
-    """One pass of the safety net: publish overdue work again, cancel stray batches. For cron, without beat."""
+    """One pass of the safety net: publish overdue work again, cancel orphan batches. For cron, without beat."""
     say(f"{open_client().sweep(listing=True)} overdue")
 
 

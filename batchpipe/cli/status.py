@@ -39,8 +39,8 @@ def status_command(job_id: str, as_json: bool) -> None:
     _print_job(client, job.record, job.summary(seen.sums))
     if nobody:
         out(f"workers   {nobody}")
-    if told := client.clock().words():
-        out(f"clock     {told}")
+    if warning := client.clock().words():
+        out(f"clock     {warning}")
     _print_shards(seen)
     return None
 

@@ -117,8 +117,8 @@ class Settings(BaseSettings):
     hold_seconds: float = Field(
         604_800, gt=0, description="how long such a job waits for you; after that, what is there is collected"
     )
-    delete_files: Literal["none", "strays", "inputs", "all"] = Field(
-        "strays",
+    delete_files: Literal["none", "unused", "inputs", "all"] = Field(
+        "unused",
         description="files at the provider to delete when a job has ended: uploads that no batch used, all uploads, "
         "or the results, too",
     )

@@ -144,11 +144,11 @@ def _look_into(response: bytes) -> tuple[int | None, Body]:
     return status, read_body(found.body)
 
 
-def _as_status(told: Any) -> int | None:
+def _as_status(value: Any) -> int | None:
     """Some gateways write it as a text, or as 200.0."""
-    if isinstance(told, float) and told.is_integer():
-        return int(told)
-    return int(told) if isinstance(told, str) and len(told) == 3 and told.isascii() and told.isdigit() else None
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return int(value) if isinstance(value, str) and len(value) == 3 and value.isascii() and value.isdigit() else None
 
 
 def add_usage(total: dict[str, int], usage: dict[str, int]) -> None:

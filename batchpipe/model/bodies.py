@@ -118,18 +118,20 @@ def _failure(body: _Known) -> Failure | None:
     if body.object == "response" or body.object == "video":
         status = body.status if isinstance(body.status, str) else ""
         if status == "failed" or (body.object == "response" and status in _UNANSWERED):
-            return _told(body.error, f"HTTP 200, and the status of the {body.object} is {status}", status)
+            return _failure_of(body.error, f"HTTP 200, and the status of the {body.object} is {status}", status)
         return None
     choices = body.choices
     if choices:
         for choice in choices:
             if choice.finish_reason != "error":
                 return None
-        return _told(choices[0].error or body.error, "HTTP 200, and it ended with finish_reason error", "no_answer")
+        return _failure_of(
+            choices[0].error or body.error, "HTTP 200, and it ended with finish_reason error", "no_answer"
+        )
     if body.data or body.results:
         return None
     if _is_error(body.error):
-        return _told(body.error, "HTTP 200, and its body is an error", "no_answer")
+        return _failure_of(body.error, "HTTP 200, and its body is an error", "no_answer")
     empty = _empty_field(body)
     return Failure("no_answer", f"HTTP 200 without an answer: {empty} is empty or missing") if empty else None
 
@@ -149,7 +151,7 @@ def _is_error(error: Any) -> bool:
     return isinstance(error, str) and error != ""
 
 
-def _told(error: Any, reason: str, otherwise: str) -> Failure:
+def _failure_of(error: Any, reason: str, otherwise: str) -> Failure:
     """The failure with the provider's code and message, if there are any."""
     code: Any = None
     message: Any = error

@@ -46,9 +46,9 @@ def wait_for_files(
     why = ", for the job is being cancelled" if job.cancel else ""
     message = f"{what}; waited for since {utc(since)}, until {utc(ends)} at most{why} (FILES_PATIENCE_SECONDS)"
     pause = min(max((now - since) / 4, _SHORTEST_PAUSE), LONGEST_PAUSE, ends - now)
-    told = {"late_at": since, "trouble": Problem(code=code, message=message)}
+    waiting = {"late_at": since, "trouble": Problem(code=code, message=message)}
     events = [(code, {"message": message})] if shard.late_at is None else []
-    return Move(stage=stage, after=pause, changes={**(changes or {}), **told}, events=events)
+    return Move(stage=stage, after=pause, changes={**(changes or {}), **waiting}, events=events)
 
 
 def attended(shard: ShardRecord, now: float) -> ShardRecord:

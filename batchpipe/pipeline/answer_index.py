@@ -120,9 +120,9 @@ class Answers:
 
     def lacking(self, shard: ShardRecord) -> int:
         """The number of rows that the provider counts and that have no line, not even an unreadable one."""
-        told = min(counted_answers(shard), shard.rows)
+        counted = min(counted_answers(shard), shard.rows)
         # the provider does not count rows that were not run (expired, cancelled)
-        lack = min(told - (self.answered - self.not_run), shard.rows - self.answered)
+        lack = min(counted - (self.answered - self.not_run), shard.rows - self.answered)
         return lack - self.unread - self._unread_alone()
 
     def _unread_alone(self) -> int:
@@ -135,9 +135,9 @@ class Answers:
             return False
         if shard.counts.completed is None:
             return True
-        told = counted_answers(shard)
-        none = not told and not (shard.output_file_id or shard.error_file_id)
-        return shard.status == Status.COMPLETED and told < shard.rows and (none or not shard.counts.total)
+        counted = counted_answers(shard)
+        none = not counted and not (shard.output_file_id or shard.error_file_id)
+        return shard.status == Status.COMPLETED and counted < shard.rows and (none or not shard.counts.total)
 
     def is_counted(self, shard: ShardRecord) -> bool:
         """The provider reports how many answers there are, and all of them are here."""
@@ -150,7 +150,7 @@ class Answers:
 
     def lack(self, shard: ShardRecord) -> Problem | None:
         """Why rows without a line must not be sent again: some of them were answered, and we cannot tell which."""
-        told = min(counted_answers(shard), shard.rows)
+        counted = min(counted_answers(shard), shard.rows)
         if tells_nothing(shard) and self.answered != shard.rows:
             message = (
                 f"{left_out(shard, self.answered)}: its rows may be paid; what turns up: batchpipe land {shard.job}"
@@ -165,7 +165,7 @@ class Answers:
                 "those that lack may be paid"
             )
             return Problem(code="answers_missing", message=message)
-        if (self.unread or self.cut) and (not told or self.answered - self.not_run + self._unread_alone() < told):
+        if (self.unread or self.cut) and (not counted or self.answered - self.not_run + self._unread_alone() < counted):
             return self.unreadable
         if self.suspect and not self.is_counted(shard):
             return Problem(code="file_damaged", message=f"{self.suspect}; what lacks may be paid")

@@ -37,7 +37,7 @@ class Seen(msgspec.Struct):
     """What was found out about earlier calls under a shard's key."""
 
     found: list[Batch] = []  #: batches made under it, the one to keep first
-    strangers: list[Batch] = []  #: batches that could be ours, by the time they were made
+    candidates: list[Batch] = []  #: batches that could be ours, by the time they were made
     doubt: str = ""  #: why it cannot be known whether there is one
     unread: bool = False  #: an answer named an id that the provider does not know (yet)
 
@@ -50,7 +50,7 @@ def look(job: JobRecord, shard: ShardRecord, api: ProviderReads, context: Search
     try:
         if not context.lists_batches:
             raise Refused("so its settings say")
-        listed = _look_through_list(seen.strangers, shard, api, context)
+        listed = _look_through_list(seen.candidates, shard, api, context)
     except Refused as error:
         listed = Seen(doubt=f"the provider cannot list batches ({error})")
     listed.doubt, listed.unread = seen.doubt or listed.doubt, seen.unread
@@ -87,7 +87,7 @@ def _look_at_named(job: JobRecord, shard: ShardRecord, api: ProviderReads, conte
         if key is None and about and not _is_older(batch, shard, context):
             return Seen(found=[batch])
         if key is None:
-            seen.strangers.append(batch)
+            seen.candidates.append(batch)
         elif about:
             seen.doubt = f"its answer named {name}, which shows the key of other rows ({key})"
     return seen
@@ -111,14 +111,14 @@ def _since(shard: ShardRecord, context: SearchContext) -> float:
     return (shard.intent_at or 0.0) - max(shard.intent_ahead, context.ahead()) - CLOCK_SLACK_SECONDS
 
 
-def _look_through_list(strangers: list[Batch], shard: ShardRecord, api: ProviderReads, context: SearchContext) -> Seen:
+def _look_through_list(candidates: list[Batch], shard: ShardRecord, api: ProviderReads, context: SearchContext) -> Seen:
     """Batches made under this shard's key. In doubt if the list shows some that could be ours, without a sign of that.
 
     Whether a list shows signs (our metadata, or input files) is known from the batches in it that are certainly ours.
     Raises Refused if the provider has no list.
     """
     found: dict[str, Batch] = {}
-    others = {batch.id: batch for batch in strangers}
+    others = {batch.id: batch for batch in candidates}
     tells = hides = False
     batches = api.iter_batches(_since(shard, context))
     while page := list(islice(batches, 100)):
@@ -139,11 +139,11 @@ def _look_through_list(strangers: list[Batch], shard: ShardRecord, api: Provider
     return _read_one_by_one(list(others.values()), shard, api, context)
 
 
-def _read_one_by_one(strangers: list[Batch], shard: ShardRecord, api: ProviderReads, context: SearchContext) -> Seen:
+def _read_one_by_one(candidates: list[Batch], shard: ShardRecord, api: ProviderReads, context: SearchContext) -> Seen:
     """A list may leave out fields that a batch shows when it is read, and the name of its file may tell its owner."""
     left: list[str] = []
-    for stranger in strangers[:MOST_READ]:
-        batch = read_batch(stranger.id, api)
+    for candidate in candidates[:MOST_READ]:
+        batch = read_batch(candidate.id, api)
         if batch is None or ("batchpipe_key" in batch.metadata and not is_ours(batch, shard, context)):
             continue
         name = _name_of_input(batch, api)
@@ -151,7 +151,7 @@ def _read_one_by_one(strangers: list[Batch], shard: ShardRecord, api: ProviderRe
             return Seen(found=[batch])
         if name is None:
             left.append(batch.id)
-    left += [batch.id for batch in strangers[MOST_READ:]]
+    left += [batch.id for batch in candidates[MOST_READ:]]
     if not left:
         return Seen()
     return Seen(

@@ -86,9 +86,13 @@ class Closing:
                 raise
             level = logging.ERROR if error.raised else logging.WARNING
             logger.log(
-                level, "no receiver is notified of the end of job %s: %s", job.id, error, extra={"event": "not_told"}
+                level,
+                "no receiver is notified of the end of job %s: %s",
+                job.id,
+                error,
+                extra={"event": "not_notified"},
             )
-            self._runner.log(job.id, [("not_told", {"message": error.message})])
+            self._runner.log(job.id, [("not_notified", {"message": error.message})])
 
     def _delete_files(self, job: JobRecord, lease: JobLease) -> None:
         """Delete files at the provider that are no longer needed. Raises TransientError, a limited number of times."""

@@ -237,7 +237,7 @@ class JobRunner(Runner):
         job = lease.job
         if State(job.stage).ended:
             self._close(lease, State(job.stage))
-            return f"{job.stage}: told"
+            return f"{job.stage}: notified"
         seen = Overview(job, self._merging.collected(lease, LOOKED_AT))
         if seen.gone:
             return self._merge_left(lease)

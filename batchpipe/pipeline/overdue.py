@@ -61,7 +61,7 @@ def publish_overdue(runner: Runner, limit: int = PASS_LENGTH) -> int:
             runner.store.due.postpone(list(waiting), min(LOOK_AGAIN_SECONDS, number * runner.settings.lease_seconds))
         if len(waiting) < limit:
             break
-    queues.tell()
+    queues.report()
     return woken
 
 
@@ -108,7 +108,7 @@ class _Queues:
         self._known[name] = found = _Queue(not messages, taken, name in self._listening)
         return found
 
-    def tell(self) -> None:
+    def report(self) -> None:
         """Log now and then that work waits for a worker."""
         for name, records in self._dead.items():
             if not current_site().is_news("no_worker_swept", name, seconds=SAY_SECONDS):

@@ -281,8 +281,8 @@ class ShardRunner(Runner):
         if move.stage == Stage.COLLECTED:
             counts = {name: move.changes.get(name) for name in ("ok", "failed", "missing")}
             early = move.changes.get("incomplete")
-            told = counts | ({"incomplete": early} if early else {})
-            self.log(lease.job.id, [("collected", told)], shard=lease.index)
+            collected = counts | ({"incomplete": early} if early else {})
+            self.log(lease.job.id, [("collected", collected)], shard=lease.index)
             if merge_epoch:
                 self.publish_merge(lease, merge_epoch, ids)
             return Done(f"collected: {numbers(counts)}")

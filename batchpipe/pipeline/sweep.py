@@ -44,7 +44,7 @@ def sweep(runner: Runner, *, limit: int = PASS_LENGTH, listing: bool | None = No
     remove_unrecorded(runner.settings, runner.store, now)
     if listing is not False:
         clock = runner.store.connection.clock()
-        _tell_of_clock(clock)
+        _report_clock(clock)
         for account in runner.store.accounts.creating(clock.now - LOOK_BACK_SECONDS):
             with about(account=account):
                 _look_after(runner, account, at_once=listing is True)
@@ -52,7 +52,7 @@ def sweep(runner: Runner, *, limit: int = PASS_LENGTH, listing: bool | None = No
     return woken
 
 
-def _tell_of_clock(clock: Clock) -> None:
+def _report_clock(clock: Clock) -> None:
     """Log once that Redis' clock was set back: nothing else would show it, because everything goes on."""
     if clock.ahead and clock.back_at and current_site().is_news("clock_back", clock.back_at):
         logger.error("%s", clock.words(), extra={"event": "clock_back"})
@@ -66,7 +66,7 @@ def _count(runner: Runner, woken: int) -> None:
 
 
 def _look_after(runner: Runner, account: str, *, at_once: bool) -> None:
-    """Read an account's recent batches: cancel strays, wake the shards of those that have ended."""
+    """Read an account's recent batches: cancel orphans, wake the shards of those that have ended."""
     clock = runner.store.connection.clock()
     now = clock.now
     begun, done = runner.store.accounts.listings(account)
@@ -75,7 +75,7 @@ def _look_after(runner: Runner, account: str, *, at_once: bool) -> None:
     try:
         in_settings = runner.settings.account(account)
     except SettingsError as error:  # before the look is noted: workers that have the key look instead
-        _tell_of_account(account, error)
+        _report_account(account, error)
         return
     try:
         runner.store.accounts.note_listing(account, begun=now)
@@ -101,7 +101,7 @@ def _look_after(runner: Runner, account: str, *, at_once: bool) -> None:
         runner.store.accounts.note_listing(account, done=now)
 
 
-def _tell_of_account(account: str, error: SettingsError) -> None:
+def _report_account(account: str, error: SettingsError) -> None:
     """Log once that an account cannot be watched here. The account of a sandbox ends with it; that is not logged."""
     is_news = account != SANDBOX_ACCOUNT and current_site().is_news("not_listed", account)
     level = logging.WARNING if is_news else logging.DEBUG
@@ -113,7 +113,7 @@ def _since(now: float, done: float) -> float:
 
 
 def _judge(runner: Runner, api: Provider, batches: list[Batch]) -> tuple[int, int]:
-    """Returns how many strays could not be cancelled, and how many of the batches are ours.
+    """Returns how many orphans could not be cancelled, and how many of the batches are ours.
 
     The records are read after the list, so a batch that is not recorded by now was not recorded then.
     """
@@ -123,8 +123,8 @@ def _judge(runner: Runner, api: Provider, batches: list[Batch]) -> tuple[int, in
     for (batch, _), shard in zip(ours, shards, strict=True):
         if shard is None:
             continue  # of another Redis, or of one that has lost it: see recover
-        if _is_stray(batch, shard):
-            left += not _cancel_stray(runner, api, batch, shard)
+        if _is_orphan(batch, shard):
+            left += not _cancel_orphan(runner, api, batch, shard)
         elif batch.id == shard.batch_id and batch.status in Status.FINAL and _awaits_end(shard):
             seen = {"status": batch.status, "counts": batch.counts}
             if runner.store.shards.record_batch_status(shard, batch.id, seen):
@@ -143,7 +143,7 @@ def _place(batch: Batch) -> tuple[str, int] | None:
     return (job, int(index)) if job and index.isascii() and index.isdigit() and len(index) < 10 else None
 
 
-def _is_stray(batch: Batch, shard: ShardRecord) -> bool:
+def _is_orphan(batch: Batch, shard: ShardRecord) -> bool:
     """It is running, and its shard has another batch or will have none. While that is open, it may yet be adopted."""
     if batch.status in Status.FINAL or batch.status == "cancelling":
         return False
@@ -154,17 +154,17 @@ def _is_stray(batch: Batch, shard: ShardRecord) -> bool:
     return shard.batch_id is not None or shard.stage == Stage.COLLECTED
 
 
-def _cancel_stray(runner: Runner, api: Provider, batch: Batch, shard: ShardRecord) -> bool:
+def _cancel_orphan(runner: Runner, api: Provider, batch: Batch, shard: ShardRecord) -> bool:
     """Returns whether the batch is dealt with."""
     ids = {"job": shard.job, "shard": shard.index, "batch": batch.id}
-    logger.error("a stray batch is cancelled: its shard has another", extra={"event": "stray", **ids})
+    logger.error("an orphan batch is cancelled: its shard has another", extra={"event": "orphan", **ids})
     try:
         api.cancel_batch(batch.id)
     except Refused:
         return True  # it has just ended
     except Unavailable as error:  # one batch must not hold up the others
-        logger.error("a stray batch could not be cancelled: %s", error, extra={"event": "stray", **ids})
+        logger.error("an orphan batch could not be cancelled: %s", error, extra={"event": "orphan", **ids})
         return False
-    runner.counters.add("strays_cancelled")
-    runner.log(shard.job, [("stray_cancelled", {"batch_id": batch.id})], shard=shard.index)
+    runner.counters.add("orphans_cancelled")
+    runner.log(shard.job, [("orphan_cancelled", {"batch_id": batch.id})], shard=shard.index)
     return True

@@ -99,14 +99,14 @@ class Api(Provider):
     def file_bytes(self, file_id: str) -> int | None:
         """The size that the provider reports, None if it reports none. Raises Unavailable, Paused."""
         try:
-            told = self._file(file_id)
+            fields = self._file(file_id)
         except Gone:  # some servers only have the content
             return None
-        if told is None:
+        if fields is None:
             return None
-        if told.get("id", file_id) != file_id or ("id" not in told and "bytes" not in told):
+        if fields.get("id", file_id) != file_id or ("id" not in fields and "bytes" not in fields):
             raise Unavailable(f"asked for file {file_id}, the provider answered about another", code="nonsense")
-        size = told.get("bytes")
+        size = fields.get("bytes")
         return size if isinstance(size, int) and not isinstance(size, bool) and size >= 0 else None
 
     def file_status(self, file_id: str) -> str | None:
@@ -114,8 +114,8 @@ class Api(Provider):
 
         Raises Gone if this key does not see the file; Unavailable, Paused.
         """
-        told = self._file(file_id)
-        return None if told is None else text(told.get("status"))
+        fields = self._file(file_id)
+        return None if fields is None else text(fields.get("status"))
 
     def _file(self, file_id: str) -> dict[str, Any] | None:
         """The provider's object of a file, None if it has only the content. Raises Gone, Unavailable, Paused."""
@@ -172,8 +172,8 @@ class Api(Provider):
         """The name under which a file was uploaded, None if it is not told. Raises Unavailable, Paused, Refused."""
         with translated(self._key):
             answer = self._client.files.with_raw_response.retrieve(file_id)
-            told = json_object(answer.http_response.content)
-            return text(told.get("filename")) if told.get("id", file_id) == file_id else None
+            fields = json_object(answer.http_response.content)
+            return text(fields.get("filename")) if fields.get("id", file_id) == file_id else None
 
     def delete_file(self, file_id: str) -> None:
         """Raises Gone, Unavailable, Paused, Refused."""

@@ -19,7 +19,7 @@ from batchpipe.tasks.publishing import BROKER_TROUBLE
 logger = logging.getLogger(__name__)
 
 
-def tell(job: JobRecord) -> None:
+def notify(job: JobRecord) -> None:
     """Send the job's ``on_done`` under a fixed task id, and call the receivers; at least once. Raises TransientError.
 
     The job of a site is told only to that site's receivers; if they are not registered here, to none.

@@ -25,9 +25,9 @@ class Runtime:
             ttl_seconds=settings.ttl_seconds,
         )
         counters = Counters()
-        apis, publish, tell = Apis(settings, counters.call), publishing.publish, notifying.tell
+        apis, publish, notify = Apis(settings, counters.call), publishing.publish, notifying.notify
         self.shards = ShardRunner(settings, self.store, apis, publish, counters=counters)
-        self.jobs = JobRunner(settings, self.store, apis, publish, tell, counters=counters, waiting_in=waiting_in)
+        self.jobs = JobRunner(settings, self.store, apis, publish, notify, counters=counters, waiting_in=waiting_in)
 
 
 def runtime(settings: Settings | None = None) -> Runtime:

@@ -102,7 +102,7 @@ METRICS: dict[str, Metric] = {
     "sweeps": Metric("Passes of the sweep."),
     "swept": Metric("Records that a sweep found overdue and published again."),
     "left_waiting": Metric("Overdue records that a sweep left: their messages wait in a queue that nobody takes from."),
-    "strays_cancelled": Metric("Batches that a sweep cancelled because their shard has another."),
+    "orphans_cancelled": Metric("Batches that a sweep cancelled because their shard has another."),
     "provider_calls": Metric("Calls to the provider, by route and HTTP status.", (ACCOUNT, "route", "status")),
     "provider_call_seconds": Metric(
         "Seconds until the provider's answer began, by route.", ("route",), (0.1, 0.3, 1, 3, 10, 30, 100, 300, 600)

@@ -296,8 +296,8 @@ class FakeOpenAI(Provider):
         shown = [batch for batch in newest if self._shows(batch)]
         for start in range(0, len(shown), _PAGE):
             page = shown[start : start + _PAGE]
-            for told in map(self._snapshot, page):
-                yield told if self.list_metadata else msgspec.structs.replace(told, metadata={})
+            for seen in map(self._snapshot, page):
+                yield seen if self.list_metadata else msgspec.structs.replace(seen, metadata={})
             if page[-1].created_at < since:
                 return
 

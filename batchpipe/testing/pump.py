@@ -58,7 +58,7 @@ class Pump:
         folder: Path,
         *,
         api: FakeOpenAI | None = None,
-        tell: Callable[[JobRecord], None] = lambda job: None,
+        notify: Callable[[JobRecord], None] = lambda job: None,
         store: Store | None = None,
         **settings: Any,
     ) -> None:
@@ -83,14 +83,14 @@ class Pump:
         self.waiting: list[Delivery] = []
         self.notified: list[JobRecord] = []  #: jobs as they were told, tries that failed too
         self.vanished = 0  #: turns that ended in ``Vanished``
-        self._tell_user = tell
+        self._notify_user = notify
 
         def apis(account: str) -> Provider:
             return self.api
 
         self.shard_turns = ShardRunner(self.settings, self.store, apis, self._publish)
         self.job_turns = JobRunner(
-            self.settings, self.store, apis, self._publish, self._tell, waiting_in=self._waiting_in
+            self.settings, self.store, apis, self._publish, self._notify, waiting_in=self._waiting_in
         )
 
     # -- what a user does ------------------------------------------------------------------------------------------
@@ -223,6 +223,6 @@ class Pump:
     def _waiting_in(self, queue: str) -> int | None:
         return self.waiting_in(queue)
 
-    def _tell(self, job: JobRecord) -> None:
+    def _notify(self, job: JobRecord) -> None:
         self.notified.append(job)
-        self._tell_user(job)
+        self._notify_user(job)

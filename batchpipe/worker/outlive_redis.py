@@ -71,14 +71,14 @@ def _outlive_lost_connections() -> None:
     )
 
 
-def _end(qos: Any, tag: str, tell: Callable[[], object], *, done: bool = True) -> None:
+def _end(qos: Any, tag: str, acknowledge: Callable[[], object], *, done: bool = True) -> None:
     """Tell the broker that a message is done. If it refuses, the message may come again, and the worker takes another.
 
     A Redis that is full refuses the transaction in which kombu does it, but not its commands.
     """
     try:
         try:
-            tell()
+            acknowledge()
         except RedisAnswer:
             if not done:
                 raise

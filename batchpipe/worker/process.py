@@ -137,14 +137,14 @@ def _stop_gently(sender: Any, **_: Any) -> None:
     it may hold a lock that the shutdown waits for, as when it hands a task to a thread.
     """
 
-    def told(number: int, frame: Any) -> None:
+    def on_signal(number: int, frame: Any) -> None:
         site_worker_of(sender.app).hurry = state.should_stop is not None
         state.should_stop = 0
         name = signal.Signals(number).name
         signals.worker_shutting_down.send(sender=sender.hostname, sig=name, how="Warm", exitcode=0)
 
     for number in (signal.SIGTERM, signal.SIGQUIT, signal.SIGINT):
-        signal.signal(number, told)
+        signal.signal(number, on_signal)
 
 
 def end_in_time(

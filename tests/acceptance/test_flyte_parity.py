@@ -257,7 +257,7 @@ def test_upload_jsonl_file_task_uploads_for_batches(observed: dict[str, Any], ma
     assert file.expires_at is not None
 
 
-def test_upload_jsonl_file_task_leaves_no_stray_files(observed: dict[str, Any], machine: Machine) -> None:
+def test_upload_jsonl_file_task_leaves_no_orphan_files(observed: dict[str, Any], machine: Machine) -> None:
     """Every input of an ended job is deleted at the provider, or will be: it expires."""
     assert machine.sandbox is not None
     inputs = [file for file in machine.sandbox.files.all() if file.filename.startswith("batchpipe-")]

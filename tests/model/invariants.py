@@ -244,7 +244,7 @@ class Watch:
         recorded = batch in {shard.get("batch_id") for shard in self.seen.shards.values()}
         hold(not recorded or self.seen.job.get("cancel") == "1", "a recorded batch was cancelled", batch)
         if not recorded:
-            self.facts["stray cancelled"] += 1
+            self.facts["orphan cancelled"] += 1
 
     # -- the end ---------------------------------------------------------------------------------------------------
 

@@ -78,9 +78,9 @@ class Site:
         api = MortalOpenAI(autofinish=True)
         api.answer = lambda request: 400 if request["custom_id"].startswith("bad") else {"usage": {}}
         connection.mortal = api.mortal = mortal
-        self.pump = Pump(folder, api=api, store=Store(connection), tell=self._tell, max_rows=2, keep_workspace=True)
+        self.pump = Pump(folder, api=api, store=Store(connection), notify=self._notify, max_rows=2, keep_workspace=True)
 
-    def _tell(self, job: JobRecord) -> None:
+    def _notify(self, job: JobRecord) -> None:
         if not self.notify_sites:
             raise TransientError("the receivers are down")
 

@@ -43,7 +43,7 @@ MET = (
     "settle late",
     "settle known",
     "settle cancel",
-    "stray cancelled",
+    "orphan cancelled",
     "rounds beyond the first",
     "abandoned: cancelled",
     "abandoned: invalid_request",

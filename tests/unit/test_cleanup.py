@@ -37,7 +37,7 @@ def events(pump: Pump, job_id: str) -> list[str]:
     return [event["event"] for event in pump.store.events.read(job_id)]
 
 
-def test_a_job_without_strays_asks_for_no_list_and_deletes_nothing(tmp_path: Path, chat_rows: Rows) -> None:
+def test_a_job_without_orphans_asks_for_no_list_and_deletes_nothing(tmp_path: Path, chat_rows: Rows) -> None:
     """The usual case costs no call."""
     pump = pump_of(tmp_path)
     ended(pump, chat_rows(4))
@@ -78,9 +78,9 @@ def test_uploads_of_a_cancelled_job_are_deleted(tmp_path: Path, chat_rows: Rows)
     assert names(pump) == []
 
 
-@pytest.mark.parametrize(("which", "left"), [("none", 3), ("strays", 2), ("inputs", 1), ("all", 0)])
+@pytest.mark.parametrize(("which", "left"), [("none", 3), ("unused", 2), ("inputs", 1), ("all", 0)])
 def test_the_setting_says_what_is_deleted(tmp_path: Path, chat_rows: Rows, which: str, left: int) -> None:
-    """A stray, the input, the output."""
+    """An orphan, the input, the output."""
     pump = pump_of(tmp_path, delete_files=which)
     pump.api.fail_next("upload", Unavailable("dropped"), processed=True)
     ended(pump, chat_rows(1))
@@ -128,7 +128,7 @@ def test_a_provider_that_will_not_is_left_in_peace(tmp_path: Path, chat_rows: Ro
     assert len(pump.notified) == 1
 
 
-def test_a_provider_that_cannot_list_files_loses_only_unknown_strays(tmp_path: Path, chat_rows: Rows) -> None:
+def test_a_provider_that_cannot_list_files_loses_only_unknown_orphans(tmp_path: Path, chat_rows: Rows) -> None:
     """They expire there by themselves."""
     pump = pump_of(tmp_path)
     pump.api.fail_next("upload", Unavailable("dropped"), processed=True)
@@ -143,5 +143,5 @@ def test_each_deletion_says_that_the_work_gets_on() -> None:
     provider, checks = FakeOpenAI(), list[int]()
     ids = [provider.upload(io.BytesIO(b"{}"), f"batchpipe-job_x-{number}-1.jsonl", lambda: None) for number in range(3)]
     shards = [ShardRecord(job="job_x", index=n, file_id=file_id, uploads=1) for n, file_id in enumerate(ids)]
-    assert delete_files(JobRecord(id="job_x"), shards, provider, "strays", check=lambda: checks.append(1)) == 3
+    assert delete_files(JobRecord(id="job_x"), shards, provider, "unused", check=lambda: checks.append(1)) == 3
     assert len(checks) == 3

@@ -124,7 +124,7 @@ def test_receivers_that_always_raise_leave_one_traceback_each_in_the_log(
     tracebacks = [record.exc_info[0] for record in caplog.records if record.exc_info]
     assert (tracebacks.count(OSError), tracebacks.count(KeyError)) == (1, 1)
     assert tracebacks.count(ValueError) == job.refresh().record.notify_attempts == 61
-    assert [event["event"] for event in job.logs()][-1] == "not_told"
+    assert [event["event"] for event in job.logs()][-1] == "not_notified"
 
 
 def test_a_refused_job_has_no_results_and_a_reason(tmp_path: Path) -> None:

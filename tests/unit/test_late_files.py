@@ -171,8 +171,8 @@ class Silent(Lagging):
 
     def _snapshot(self, batch: FakeBatch) -> Batch:
         shown = super()._snapshot(batch)
-        told = self.counted and self._is_past(self.named)
-        return shown if told else msgspec.structs.replace(shown, counts=self.counts)
+        notified = self.counted and self._is_past(self.named)
+        return shown if notified else msgspec.structs.replace(shown, counts=self.counts)
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from batchpipe.config.site import DJANGO, FLASK, current_site
 from batchpipe.model.records import MAX_NOTIFY_ATTEMPTS, JobRecord, Problem, State
 from batchpipe.model.views import not_notified
 from batchpipe.tasks.app import make_app
-from batchpipe.tasks.notifying import tell
+from batchpipe.tasks.notifying import notify
 from batchpipe.testing import Pump
 
 Rows = Callable[..., list[dict[str, object]]]
@@ -31,7 +31,7 @@ NOT_DELIVERED = '{"code": "not_delivered", "message": "KeyError: 7"}'
 
 @pytest.fixture
 def pump(tmp_path: Path) -> Pump:
-    return Pump(tmp_path, tell=tell)
+    return Pump(tmp_path, notify=notify)
 
 
 def pump_until(pump: Pump, condition: Callable[[], bool]) -> None:
@@ -78,13 +78,13 @@ def test_a_site_whose_worker_never_comes_is_given_up_after_an_hour_and_it_is_sai
     job = pump.job(job_id)
     assert (job.state, job.closed, job.notify_attempts) == (State.SUCCEEDED, True, MAX_NOTIFY_ATTEMPTS + 1)
     assert 3_000 < pump.at - ended < 4_500
-    [event] = [event for event in pump.store.events.read(job_id) if event["event"] == "not_told"]
+    [event] = [event for event in pump.store.events.read(job_id) if event["event"] == "not_notified"]
     assert "(Flask)" in event["message"]
     assert len(logged(caplog, f"no receiver is notified of the end of job {job_id}")) == 1
     assert not_notified(job) == "receivers were never notified: stopped after 61 tries; see its log"
 
 
-def test_a_job_of_one_site_is_not_told_to_the_receivers_of_another(pump: Pump, chat_rows: Rows) -> None:
+def test_a_job_of_one_site_is_not_notified_to_the_receivers_of_another(pump: Pump, chat_rows: Rows) -> None:
     """What a program hangs in for all jobs of its process hears of it; a job of no site is told to all."""
     heard: dict[str, list[str]] = {name: [] for name in (DJANGO, FLASK, "mine")}
     for name, ids in heard.items():

@@ -138,11 +138,11 @@ def test_an_ended_job_keeps_its_output_until_it_has_told(chat_rows: Rows, tmp_pa
     """A receiver fails for minutes: the next job is refused; then it may come, and later telling moves nothing."""
     notify_sites: list[bool] = []
 
-    def tell(job: JobRecord) -> None:
+    def notify(job: JobRecord) -> None:
         if not notify_sites:
             raise TransientError("the receiver is down")
 
-    pump = Pump(tmp_path, max_rows=2, tell=tell)
+    pump = Pump(tmp_path, max_rows=2, notify=notify)
     place = str(tmp_path / "shared")
     first = pump.submit(chat_rows(3), output=place)
     with pytest.raises(TimeoutError):
@@ -165,16 +165,16 @@ def test_an_ended_job_keeps_its_output_until_it_has_told(chat_rows: Rows, tmp_pa
 def test_late_telling_never_takes_job_json_back(pump: Pump, chat_rows: Rows, tmp_path: Path) -> None:
     """Of a job of another Redis, for instance, whose output was used since."""
     place = tmp_path / "shared"
-    told: list[str] = []
+    notified: list[str] = []
 
     def replaced(job: JobRecord) -> None:
-        if not told:
-            told.append(job.id)
+        if not notified:
+            notified.append(job.id)
             (place / "job.json").write_bytes(orjson.dumps({**OURS, "id": "job_newer"}))
             (place / "output.jsonl").write_bytes(b"the newer one's\n")
             raise TransientError("once more")
 
-    pump = Pump(tmp_path / "one", tell=replaced)
+    pump = Pump(tmp_path / "one", notify=replaced)
     pump.submit(chat_rows(2), output=str(place))
     pump.run_until_idle()
     assert orjson.loads((place / "job.json").read_bytes())["id"] == "job_newer"

@@ -561,11 +561,11 @@ def test_a_user_is_told_at_least_once_also_if_it_fails_first(tmp_path: Path, cha
     """The end that was fixed stays; only the telling is repeated."""
     failures = iter([TransientError("broker down"), RuntimeError("bug in a signal")])
 
-    def tell(job: JobRecord) -> None:
+    def notify(job: JobRecord) -> None:
         if (error := next(failures, None)) is not None:
             raise error
 
-    pump = Pump(tmp_path, max_rows=2, tell=tell)
+    pump = Pump(tmp_path, max_rows=2, notify=notify)
     job_id = pump.submit(chat_rows(3))
     pump.run_until_idle()
     assert_done(pump, job_id, 3)
@@ -692,12 +692,12 @@ def test_a_disk_that_stays_full_is_not_tried_in_a_hot_loop(tmp_path: Path, chat_
     """Each merge may read and write gigabytes before it fails."""
     failures: list[float] = []
 
-    def tell(job: JobRecord) -> None:
+    def notify(job: JobRecord) -> None:
         failures.append(world.at)
         if len(failures) < 20:
             raise TransientError("disk full", code="storage_trouble")
 
-    world = Pump(tmp_path, tell=tell)
+    world = Pump(tmp_path, notify=notify)
     job_id = world.submit(chat_rows(1))
     world.run_until_idle()
     assert world.job(job_id).closed

@@ -667,7 +667,7 @@ def test_a_dry_run_tells_what_would_be_rebuilt(pump: Pump, chat_rows: Rows) -> N
 
 
 def test_a_dry_run_finds_nothing_wrong_where_nothing_is(pump: Pump, chat_rows: Rows) -> None:
-    """At no moment of a job's life: what is under way is no orphan and no stray."""
+    """At no moment of a job's life: what is under way is no orphan and no orphan."""
     job_id = pump.submit(chat_rows(5))
     while go(pump, 1):
         report = reading(pump)
@@ -719,7 +719,7 @@ def test_a_dry_run_tells_of_records_whose_batch_is_gone(pump: Pump, chat_rows: R
     assert [(gone.batch_id, gone.job, gone.shard) for gone in report.gone] == [("batch_0001", job_id, 0)]
 
 
-def test_a_dry_run_tells_of_stray_files(pump: Pump, chat_rows: Rows) -> None:
+def test_a_dry_run_tells_of_orphan_files(pump: Pump, chat_rows: Rows) -> None:
     """Inputs of ended or unknown jobs that no batch has used; not those of a job that may be rebuilt."""
     job_id = created(pump, chat_rows(2))
     names = (f"batchpipe-{job_id}-0-1.jsonl", "batchpipe-job_unknown-0-1.jsonl", "theirs.jsonl")
@@ -738,7 +738,7 @@ def test_a_dry_run_tells_of_stray_files(pump: Pump, chat_rows: Rows) -> None:
     }
 
 
-def test_a_list_of_files_that_is_refused_costs_only_the_strays(pump: Pump, chat_rows: Rows) -> None:
+def test_a_list_of_files_that_is_refused_costs_only_the_orphans(pump: Pump, chat_rows: Rows) -> None:
     job_id = created(pump, chat_rows(2))
     forget(pump)
     pump.api.fail_next("iter_files", Refused("no list here", status=405), times=2)

@@ -149,7 +149,7 @@ def test_a_job_of_another_redis_that_was_not_prepared_is_not_submitted_again(
     assert ours.store.connection.client.keys("*") == []
 
 
-def test_uploads_of_another_redis_are_no_strays(host: Host, chat_rows: Rows, prefix: str) -> None:
+def test_uploads_of_another_redis_are_no_orphans(host: Host, chat_rows: Rows, prefix: str) -> None:
     """A dry run reports what nobody knows; whose these are is known."""
     ours, theirs = host.site(prefix=prefix, url=host.listen()), host.site(prefix=prefix, url=host.listen())
     job = created(theirs, chat_rows(2))

@@ -99,20 +99,20 @@ def test_an_unanswered_create_is_not_repeated_by_a_key_of_another_project(pump: 
     assert (pump.job(job_id).state, len(pump.api.batches), once(pump)) == (State.SUCCEEDED, 1, True)
 
 
-def test_a_list_that_shows_nothing_of_ours_does_not_hide_strays_for_good(pump: Pump, chat_rows: Rows) -> None:
+def test_a_list_that_shows_nothing_of_ours_does_not_hide_orphans_for_good(pump: Pump, chat_rows: Rows) -> None:
     """The sweep reads as far back again when the right key is there."""
     job_id = pump.submit(chat_rows(2))
     run_for(pump, 60)
     shard = pump.shards(job_id)[0]
     metadata = {"batchpipe_job": job_id, "batchpipe_shard": "0", "batchpipe_key": shard.key}
-    stray = pump.api.create_batch(
+    orphan = pump.api.create_batch(
         endpoint="/v1/x", completion_window="24h", input_file_id=shard.file_id or "", metadata=metadata, extra={}
     ).id
     pump.api.project = "another"
     run_for(pump, 3 * HOUR)
     pump.api.project = ""
     run_for(pump, 120)
-    assert pump.api.batches[stray].status in ("cancelling", "cancelled")
+    assert pump.api.batches[orphan].status in ("cancelling", "cancelled")
 
 
 def test_a_cancel_with_a_key_of_another_project_ends_the_job_within_hours(pump: Pump, chat_rows: Rows) -> None:

@@ -106,7 +106,7 @@ class TestCheckRequest:
         assert str(error).startswith("line 1: ")
 
     def test_a_byte_order_mark_is_named_on_the_first_line_only(self) -> None:
-        """Elsewhere it is a stray character."""
+        """Elsewhere it is an orphan character."""
         assert "byte order mark" not in str(refusal(b"\xef\xbb\xbf" + request(), 2))
 
     def test_stream_false_is_taken(self) -> None:

@@ -1,4 +1,4 @@
-"""The sweep: overdue work is published again, strays are cancelled, shards whose batch has ended are woken."""
+"""The sweep: overdue work is published again, orphans are cancelled, shards whose batch has ended are woken."""
 
 from __future__ import annotations
 
@@ -65,18 +65,18 @@ def statuses(pump: Pump) -> list[str]:
     return [batch.status for batch in pump.api.batches.values()]
 
 
-def test_a_stray_is_cancelled_within_one_sweep(pump: Pump, chat_rows: Rows) -> None:
+def test_an_orphan_is_cancelled_within_one_sweep(pump: Pump, chat_rows: Rows) -> None:
     """The recorded batch lives on, and the log of the job says what was cancelled."""
     job_id = created(pump, chat_rows(2))
-    stray = second_batch(pump, job_id)
+    orphan = second_batch(pump, job_id)
     sweep(pump.job_turns, listing=True)
     assert statuses(pump) == ["validating", "cancelling"]
-    assert [e["batch_id"] for e in pump.store.events.read(job_id) if e["event"] == "stray_cancelled"] == [stray]
+    assert [e["batch_id"] for e in pump.store.events.read(job_id) if e["event"] == "orphan_cancelled"] == [orphan]
     sweep(pump.job_turns, listing=True)
     assert pump.api.count("cancel_batch") == 1
 
 
-def test_a_stray_of_a_shard_that_has_ended_is_cancelled(pump: Pump, chat_rows: Rows) -> None:
+def test_an_orphan_of_a_shard_that_has_ended_is_cancelled(pump: Pump, chat_rows: Rows) -> None:
     """Also when the whole job has."""
     job_id = created(pump, chat_rows(2))
     pump.api.finish("batch_0001")
@@ -87,7 +87,7 @@ def test_a_stray_of_a_shard_that_has_ended_is_cancelled(pump: Pump, chat_rows: R
     assert statuses(pump) == ["completed", "cancelling"]
 
 
-def test_a_stray_of_a_job_cancelled_before_it_had_a_batch_is_cancelled(pump: Pump, chat_rows: Rows) -> None:
+def test_an_orphan_of_a_job_cancelled_before_it_had_a_batch_is_cancelled(pump: Pump, chat_rows: Rows) -> None:
     """Its shard is collected and has no batch: nothing may be adopted any more."""
     job_id = pump.submit(chat_rows(2))
     until(pump, lambda: bool(pump.shards(job_id)) and pump.shards(job_id)[0].stage == Stage.UPLOADED)
@@ -177,7 +177,7 @@ def test_sweeps_share_one_look_into_the_list(pump: Pump, chat_rows: Rows) -> Non
 
 
 def test_an_account_without_recent_create_calls_is_not_asked(pump: Pump, chat_rows: Rows) -> None:
-    """Strays come from create calls only."""
+    """Orphans come from create calls only."""
     created(pump, chat_rows(1))
     pump.api.finish("batch_0001")
     pump.run_until_idle()
@@ -199,16 +199,16 @@ def test_a_list_that_fails_does_not_end_the_sweep(pump: Pump, chat_rows: Rows, e
     assert statuses(pump) == ["validating", "cancelling"]
 
 
-def test_a_stray_that_has_just_ended_is_no_error(pump: Pump, chat_rows: Rows) -> None:
+def test_an_orphan_that_has_just_ended_is_no_error(pump: Pump, chat_rows: Rows) -> None:
     """The provider refuses to cancel it."""
     job_id = created(pump, chat_rows(1))
     second_batch(pump, job_id)
     pump.api.fail_next("cancel_batch", Refused("Cannot cancel a batch with status 'completed'.", status=409))
     sweep(pump.job_turns, listing=True)
-    assert [e for e in pump.store.events.read(job_id) if e["event"] == "stray_cancelled"] == []
+    assert [e for e in pump.store.events.read(job_id) if e["event"] == "orphan_cancelled"] == []
 
 
-def test_a_stray_that_cannot_be_cancelled_does_not_hold_up_the_others(pump: Pump, chat_rows: Rows) -> None:
+def test_an_orphan_that_cannot_be_cancelled_does_not_hold_up_the_others(pump: Pump, chat_rows: Rows) -> None:
     """Nor what comes after it in the list."""
     job_id = created(pump, chat_rows(1))
     second_batch(pump, job_id)
@@ -220,7 +220,7 @@ def test_a_stray_that_cannot_be_cancelled_does_not_hold_up_the_others(pump: Pump
     assert statuses(pump)[1:] == ["cancelling", "cancelling"]
 
 
-def test_an_old_stray_that_could_not_be_cancelled_is_looked_for_again(pump: Pump, chat_rows: Rows) -> None:
+def test_an_old_orphan_that_could_not_be_cancelled_is_looked_for_again(pump: Pump, chat_rows: Rows) -> None:
     """However far back it lies: lists are read back only to the last one after which nothing was left to do."""
 
     class Windowed(FakeOpenAI):

@@ -16,7 +16,7 @@ from batchpipe.model.records import State
 from batchpipe.pipeline.runner import MAX_TRIES
 from batchpipe.provider.errors import translated
 from batchpipe.tasks import celery_tasks as tasks
-from batchpipe.tasks.notifying import tell
+from batchpipe.tasks.notifying import notify
 from batchpipe.testing import Pump
 
 Rows = Callable[..., list[dict[str, object]]]
@@ -57,7 +57,7 @@ def test_a_limit_that_strikes_while_a_job_is_told_is_no_error_of_its_receiver(
             raise left.pop()
 
     current_site().receivers["slow"] = listener
-    pump = Pump(tmp_path, tell=tell)
+    pump = Pump(tmp_path, notify=notify)
     job_id = pump.submit(chat_rows(1))
     pump.run_until_idle()
     assert (pump.job(job_id).notify_attempts, pump.job(job_id).closed, left) == (0, True, [])

@@ -37,7 +37,7 @@ def shard() -> ShardRecord:
 def test_the_file_is_uploaded_byte_for_byte_under_a_name_that_tells_whose_it_is(
     workspace: Folder, shard: ShardRecord
 ) -> None:
-    """Job, shard and try: strays can be told from files in use."""
+    """Job, shard and try: orphans can be told from files in use."""
     api = FakeOpenAI()
     move = upload(shard, workspace, api, **WHEN, check=nothing)
     (file_id,) = api.files

@@ -160,13 +160,13 @@ class JobAdmin(admin.ModelAdmin):
         if action == "retry" and (job := client.retry(job_id)).state.ended:
             messages.warning(request, f"Job {job_id} was retried before, by {job.id}, which has ended.")
         elif action == "retry":
-            self._tell(request, job, f"Retries {job_id}.", f"retries the failed rows of {job_id}")
+            self._report(request, job, f"Retries {job_id}.", f"retries the failed rows of {job_id}")
         elif (job := client.get_job(job_id)).state.ended:
             messages.warning(request, f"Job {job_id} has ended already: {job.state.value}.")
         else:
-            self._tell(request, job.cancel(), "Cancelled.", "is being cancelled; rows that are finished are kept")
+            self._report(request, job.cancel(), "Cancelled.", "is being cancelled; rows that are finished are kept")
 
-    def _tell(self, request: HttpRequest, job: client.Job, logged: str, said: str) -> None:
+    def _report(self, request: HttpRequest, job: client.Job, logged: str, said: str) -> None:
         self.log_change(request, Job(id=job.id, name=job.name or ""), logged)
         messages.success(request, format_html('Job <a href="{}">{}</a> {}.', self._url("change", job.id), job.id, said))
 

@@ -20,7 +20,7 @@ def delete_files(
     *,
     check: Callable[[], None] = lambda: None,
 ) -> int:
-    """Delete the job's files: ``strays`` (uploads that no batch used), ``inputs`` (all uploads) or ``all`` (the
+    """Delete the job's files: ``unused`` (uploads that no batch used), ``inputs`` (all uploads) or ``all`` (the
     results, too), or ``none``. Returns how many were there. May be repeated.
 
     ``check`` is called before each deletion. Raises Unavailable, Paused, and what ``check`` raises.
@@ -31,7 +31,7 @@ def delete_files(
     wanted = {file_id for shard in parts for file_id in _wanted(shard, which)}
     if any(shard.uploads > _known_uploads(shard) for shard in parts):
         used = {shard.file_id for shard in parts if shard.batch_id is not None and shard.file_id}
-        wanted |= _unknown_uploads(job, api) - (used if which == "strays" else set())
+        wanted |= _unknown_uploads(job, api) - (used if which == "unused" else set())
     deleted, trouble = 0, None
     for file_id in sorted(wanted):
         check()
@@ -46,7 +46,7 @@ def delete_files(
 
 def _wanted(shard: ShardRecord, which: str) -> Iterator[str]:
     yield from shard.unused_files
-    if shard.file_id and (which != "strays" or (shard.batch_id is None and not shard.spent)):
+    if shard.file_id and (which != "unused" or (shard.batch_id is None and not shard.spent)):
         yield shard.file_id
     if which == "all":
         yield from filter(None, (shard.output_file_id, shard.error_file_id))

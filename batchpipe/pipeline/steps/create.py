@@ -320,7 +320,7 @@ def _cannot_tell(job: JobRecord, shard: ShardRecord, why: str) -> Ending:
 def _adopt(found: list[Batch], shard: ShardRecord, api: Provider, turn: Turn) -> Ending:
     if len(found) > 1:
         words = "%d batches were found for the same rows: all but one are cancelled"
-        logger.error(words, len(found), extra={"event": "stray"})
+        logger.error(words, len(found), extra={"event": "orphan"})
     # settle each: the one that is recorded, perhaps by another turn in between, must not be cancelled
     endings = [_settle(batch, shard, api, turn, sure=is_ours(batch, shard, turn)) for batch in found]
     return endings[0]
@@ -337,7 +337,7 @@ def _settle(batch: Batch, shard: ShardRecord, api: Provider, turn: Turn, *, sure
     if verdict == "other":
         return _of_another(batch, shard, turn)
     if verdict == "cancel":
-        logger.error("batch %s is cancelled: its shard has another", batch.id, extra={"event": "stray"})
+        logger.error("batch %s is cancelled: its shard has another", batch.id, extra={"event": "orphan"})
         _cancel(batch, api)
     return Over(settled=verdict == "ok")
 
@@ -350,7 +350,7 @@ def _cancel(batch: Batch, api: Provider) -> None:
     except Refused:
         pass  # it has ended
     except BatchpipeError as error:
-        logger.error("batch %s could not be cancelled: %s", batch.id, error, extra={"event": "stray"})
+        logger.error("batch %s could not be cancelled: %s", batch.id, error, extra={"event": "orphan"})
 
 
 def _after_emptylook(job: JobRecord, shard: ShardRecord, turn: Turn, *, unread: bool) -> Ending | None:

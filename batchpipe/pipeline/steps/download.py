@@ -109,9 +109,9 @@ def _read_again(shard: ShardRecord, api: ProviderReads) -> ShardRecord:
         return shard
     if batch.status not in Status.FINAL:
         return shard
-    told = shard.counts if batch.counts.completed is None else batch.counts
+    counted = shard.counts if batch.counts.completed is None else batch.counts
     output, error = batch.output_file_id or shard.output_file_id, batch.error_file_id or shard.error_file_id
-    return shard.evolve(output_file_id=output, error_file_id=error, counts=told)
+    return shard.evolve(output_file_id=output, error_file_id=error, counts=counted)
 
 
 @dataclass(frozen=True)
@@ -323,8 +323,8 @@ def _spent(shard: ShardRecord, answers: Answers, absent: _Absent) -> dict[str, A
     return {"usage": answers.usage, "cost": cost, "incomplete": answers.incomplete}
 
 
-def _or(told: int | None, found: int) -> int:
-    return found if told is None else told
+def _or(counted: int | None, found: int) -> int:
+    return found if counted is None else counted
 
 
 def _row(
@@ -359,8 +359,8 @@ def _landed(before: bytes, mark: bytes, line: bytes, *, again: bool) -> tuple[by
 
 
 def _anomalies(shard: ShardRecord, answers: Answers) -> list[tuple[str, dict[str, int]]]:
-    told = counted_answers(shard)
-    short = max(told - answers.lines, 0)
+    counted = counted_answers(shard)
+    short = max(counted - answers.lines, 0)
     if not (answers.duplicates or answers.unknown or short):
         return []
     return [
@@ -368,7 +368,7 @@ def _anomalies(shard: ShardRecord, answers: Answers) -> list[tuple[str, dict[str
             "anomaly",
             {
                 "lines": answers.lines,
-                "told": told,
+                "counted": counted,
                 "short": short,
                 "duplicates": answers.duplicates,
                 "unknown": answers.unknown,

@@ -207,9 +207,9 @@ class _Known:
         )
         ok, not_ok = self._ok, self._not_ok - again
         if (merged.ok, merged.failed + merged.missing) != (ok, not_ok) or ok + not_ok != total:
-            told = f"{total} rows planned, {ok} ok, {not_ok} not ok"
+            expected = f"{total} rows planned, {ok} ok, {not_ok} not ok"
             found = f"merged {merged.ok} ok, {merged.failed} failed, {merged.missing} missing"
-            raise BatchpipeError(f"the rows do not add up: {told}; {found}", code="rows_lost")
+            raise BatchpipeError(f"the rows do not add up: {expected}; {found}", code="rows_lost")
         return merged
 
     def _check_rounds(self) -> None:

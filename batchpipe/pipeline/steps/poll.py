@@ -125,10 +125,10 @@ def _is_overdue(job: JobRecord, shard: ShardRecord, batch: Batch, now: float, pa
     """Uses the end of the window that the provider names, if it names one."""
     if patience is None or shard.created_at is None:
         return False
-    told, born = batch.expires_at, shard.created_at
-    if told is None or not born < told < born + MOST_WINDOW_SECONDS:
-        told = born + window_seconds(job.completion_window)
-    return now > told + patience
+    expires_at, born = batch.expires_at, shard.created_at
+    if expires_at is None or not born < expires_at < born + MOST_WINDOW_SECONDS:
+        expires_at = born + window_seconds(job.completion_window)
+    return now > expires_at + patience
 
 
 def _overdue(shard: ShardRecord, batch: Batch, now: float) -> Move:

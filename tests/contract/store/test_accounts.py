@@ -46,7 +46,7 @@ def test_rate_tokens_are_spent_and_refilled(store: Store, clock: Any) -> None:
 
 
 def test_accounts_that_create_calls_are_made_on_are_remembered(store: Store, clock: Any) -> None:
-    """Only there can strays be."""
+    """Only there can orphans be."""
     job_id = uploaded(store, account="team")
     assert store.accounts.creating(0) == []
     store.leases.record_intent(granted(claim(store, job_id, 0, Stage.UPLOADED)))
