@@ -351,9 +351,9 @@ def test_a_service_takes_no_settings_and_no_code_from_the_folder_of_inputs(
 def test_flower_runs_no_file_of_the_current_folder(dropped: Path, tmp_path: Path) -> None:
     """By itself it takes its flowerconfig.py from there, and that is a program."""
     code = (
-        "import sys; from batchpipe.monitoring.flower import Door, _read_options; "
+        "import sys; from batchpipe.monitoring.flower import ListenOptions, _read_options; "
         "from batchpipe.config.settings import Settings; "
-        "_read_options(Settings(_env_file=None), Door(auth=True), (), persistent=False)"
+        "_read_options(Settings(_env_file=None), ListenOptions(auth=True), (), persistent=False)"
     )
     done = subprocess.run([sys.executable, "-P", "-c", code], cwd=dropped, capture_output=True, text=True, check=False)
     assert (done.returncode, (tmp_path / "mark").exists()) == (0, False), done.stderr
