@@ -20,7 +20,7 @@ VERSION = 1
 DEFAULT_ENDPOINT, DEFAULT_WINDOW, DEFAULT_ACCOUNT = "/v1/chat/completions", "24h", "default"
 
 #: How often notifying a site's receivers may be postponed: about an hour of tries.
-MAX_TELLS = 60
+MAX_NOTIFY_ATTEMPTS = 60
 
 #: No countdown is longer, in seconds: it must stay far below the broker's visibility time-out.
 LONGEST_PAUSE = 600.0
@@ -161,7 +161,7 @@ class JobRecord(Record, frozen=True, kw_only=True):
     send_no_more: bool = False  #: it makes no further batch: what is there is collected
     notified: bool = False  #: job.json is written, on_done is sent
     notify_attempts: int = (
-        0  #: how often notifying a site's receivers of its end was postponed; not tried beyond ``MAX_TELLS``
+        0  #: how often notifying a site's receivers of its end was postponed; not tried beyond ``MAX_NOTIFY_ATTEMPTS``
     )
     receiver_errors: int = 0  #: how often of these a receiver raised
     cleanup_attempts: int = 0  #: how often deleting its files at the provider was postponed

@@ -10,7 +10,7 @@ import orjson
 
 from batchpipe.masking import without_secrets
 from batchpipe.model.answers import add_usage
-from batchpipe.model.records import MAX_TELLS, JobRecord, Problem, ShardRecord, Stage
+from batchpipe.model.records import MAX_NOTIFY_ATTEMPTS, JobRecord, Problem, ShardRecord, Stage
 
 #: Where a job's files lie below its output.
 OUTPUT_FILE, ERROR_FILE, JOB_FILE = "output.jsonl", "errors.jsonl", "job.json"
@@ -121,7 +121,7 @@ def not_notified(job: JobRecord) -> str | None:
     """For people: that a site's receivers were not notified of the job's end. None if they were, or are about to be."""
     if not job.state.ended or not job.notify_attempts:
         return None
-    if job.notify_attempts > MAX_TELLS:
+    if job.notify_attempts > MAX_NOTIFY_ATTEMPTS:
         return f"receivers were never notified: stopped after {job.notify_attempts} tries; see its log"
     if job.notified:
         return None

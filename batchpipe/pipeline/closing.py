@@ -9,12 +9,12 @@ from collections.abc import Callable, Iterator
 
 from batchpipe.config.limits import out_of_time
 from batchpipe.errors import InvalidInput, LeaseLost, RecordUnreadable, StorageTrouble, StoreUnavailable, TransientError
-from batchpipe.model.records import MAX_TELLS, JobRecord, ShardRecord, State
+from batchpipe.model.records import MAX_NOTIFY_ATTEMPTS, JobRecord, ShardRecord, State
 from batchpipe.model.views import SHOWN, json_of_job
 from batchpipe.pipeline.manifest import workspace_of
 from batchpipe.pipeline.output import Outputs
 from batchpipe.pipeline.runner import Runner, words
-from batchpipe.pipeline.steps.cleanup import tidy
+from batchpipe.pipeline.steps.cleanup import delete_files
 from batchpipe.pipeline.steps.merge import clean_up
 from batchpipe.pipeline.steps.salvage import salvaged_file
 from batchpipe.pipeline.workspace_cleanup import remove_leftovers
@@ -23,13 +23,13 @@ from batchpipe.store import JobLease
 logger = logging.getLogger(__name__)
 
 #: How often deleting the job's files at the provider is postponed before they are left to expire.
-MAX_TIDIES = 5
+MAX_CLEANUP_ATTEMPTS = 5
 
 
 class NotDelivered(TransientError):
     """A site's receiver ``raised``, or this process has not loaded it."""
 
-    code = "unheard"
+    code = "not_delivered"
 
     def __init__(self, message: str, *, raised: bool) -> None:
         super().__init__(message)
@@ -82,7 +82,7 @@ class Closing:
                 lease,
                 {"notify_attempts": job.notify_attempts + 1, "receiver_errors": job.receiver_errors + error.raised},
             )
-            if job.notify_attempts < MAX_TELLS:
+            if job.notify_attempts < MAX_NOTIFY_ATTEMPTS:
                 raise
             level = logging.ERROR if error.raised else logging.WARNING
             logger.log(
@@ -96,11 +96,11 @@ class Closing:
             return
         try:
             shards, which = self._runner.store.shards.of_job(job), self._runner.settings.delete_files
-            deleted = tidy(job, shards, self._runner.apis(job.account), which, check=lease.check)
+            deleted = delete_files(job, shards, self._runner.apis(job.account), which, check=lease.check)
         except StoreUnavailable:
             raise
         except TransientError as error:
-            if job.cleanup_attempts < MAX_TIDIES:
+            if job.cleanup_attempts < MAX_CLEANUP_ATTEMPTS:
                 self._runner.store.leases.save(lease, {"cleanup_attempts": job.cleanup_attempts + 1})
                 raise
             self._runner.log(job.id, [("files_left", {"message": error.message})])

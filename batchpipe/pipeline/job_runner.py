@@ -53,7 +53,7 @@ from batchpipe.pipeline.runner import (
 from batchpipe.pipeline.sharding import Bounds, Prepared
 from batchpipe.pipeline.slots import is_small
 from batchpipe.pipeline.steps.merge import LOOKED_AT, Merged, Overview
-from batchpipe.pipeline.steps.next_round import SENT, resend
+from batchpipe.pipeline.steps.next_round import SENT, next_round
 from batchpipe.pipeline.steps.prepare import prepare
 from batchpipe.pipeline.workspace_cleanup import remove_dead_turns, token_of
 from batchpipe.storage import Folder, check_allowed
@@ -270,7 +270,7 @@ class JobRunner(Runner):
         if self._may_resend(job, seen) and not (job := self.held(job)).send_no_more:
             _forget_dead_turns(lease, workspace, planned_orders(workspace))
             shards = (shard for shard in self._merging.collected(lease, SENT) if shard.round == job.round)
-            prepared = resend(job, shards, workspace, lease.token, check=lambda: check_cancel(lease))
+            prepared = next_round(job, shards, workspace, lease.token, check=lambda: check_cancel(lease))
             lease.check()  # a turn that was frozen must not set the manifest back
             self._write_manifest(job, self._merging.collected(lease), prepared, workspace)
             _forget_dead_turns(lease, workspace, [])

@@ -1,6 +1,6 @@
 """Which job owns an output: claimed in Redis under each of its names, and checked again before files are put there.
 
-A job owns its output from its submit until it is closed (``told``): also after its end, until its receivers were
+A job owns its output from its submit until it is ``closed``: also after its end, until its receivers were
 notified. The job.json in the folder decides, because the folder may be reached by names that Redis does not know, and
 by another Redis.
 """

@@ -42,9 +42,9 @@ def tell(job: JobRecord) -> None:
         except Exception as error:  # it is the site's code
             message = f"{name} failed: {type(error).__name__}: {without_secrets(str(error))}"
             if job.receiver_errors:
-                logger.warning("%s", one_line(message), extra={"event": "unheard", "job": job.id})
+                logger.warning("%s", one_line(message), extra={"event": "not_delivered", "job": job.id})
             else:
-                logger.exception("%s failed for job %s", name, job.id, extra={"event": "unheard"})
+                logger.exception("%s failed for job %s", name, job.id, extra={"event": "not_delivered"})
             raise NotDelivered(message, raised=True) from error
 
 
@@ -55,5 +55,5 @@ def _not_loaded(job: JobRecord, names: Sequence[str]) -> NotDelivered:
         f"start it as {worker_of(names)}"
     )
     if job.notify_attempts == job.receiver_errors:  # once, since later tries say the same
-        logger.warning("job %s has ended: %s", job.id, message, extra={"event": "unheard"})
+        logger.warning("job %s has ended: %s", job.id, message, extra={"event": "not_delivered"})
     return NotDelivered(message, raised=False)

@@ -221,6 +221,6 @@ def reason_of(error: BaseException) -> str:
                 return "token_limit"
             return "rate_limit" if error.status == 429 else "provider"
         case TransientError():
-            words = {"cancelling": "cancelling", "broker_unavailable": "broker", "unheard": "receivers"}
+            words = {"cancelling": "cancelling", "broker_unavailable": "broker", "not_delivered": "receivers"}
             return words.get(error.code, "failure")
     return "failure"

@@ -113,7 +113,7 @@ def test_every_metric_has_words_and_known_labels(name: str) -> None:
         (SettingsError("no key"), "settings"),
         (TransientError("gone on", code="broker_unavailable"), "broker"),
         (TransientError("stop", code="cancelling"), "cancelling"),
-        (TransientError("nobody heard", code="unheard"), "receivers"),
+        (TransientError("nobody heard", code="not_delivered"), "receivers"),
         (Gone("unknown"), "failure"),
         (RuntimeError("bug"), "failure"),
         (LeaseLost(), "failure"),

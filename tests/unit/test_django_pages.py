@@ -184,7 +184,7 @@ def test_the_admin_says_that_receivers_have_not_heard(tmp_path: Path) -> None:
     fields: Any = {
         "stage": "succeeded",
         "notify_attempts": 2,
-        "trouble": '{"code": "unheard", "message": "KeyError: 7"}',
+        "trouble": '{"code": "not_delivered", "message": "KeyError: 7"}',
     }
     store.connection.client.hset(f"{store.connection.prefix}job:{job.id}", mapping=fields)
 

@@ -22,7 +22,7 @@ from batchpipe.pipeline.manifest import manifest
 from batchpipe.pipeline.results import Outcome, iter_failed_lines, iter_failed_requests, iter_outcomes
 from batchpipe.pipeline.sharding import Prepared
 from batchpipe.pipeline.steps.merge import Merged, Overview, clean_up, merge, merge_what_is_left
-from batchpipe.pipeline.steps.next_round import resend
+from batchpipe.pipeline.steps.next_round import next_round
 from batchpipe.storage import Folder
 
 MARKS = {OutcomeState.FAILED: FAILED, OutcomeState.MISSING: MISSING}
@@ -124,7 +124,7 @@ def test_no_merge_holds_all_shards_of_its_job() -> None:
     left = merge_what_is_left(place.job, read_and_forgotten(shards), place.workspace, place.output, check=nothing)
     assert left.ok == 5
     assert not Overview(place.job, read_and_forgotten(shards)).gone
-    assert resend(place.job, read_and_forgotten(shards), place.workspace, "t", check=nothing).rows == 0
+    assert next_round(place.job, read_and_forgotten(shards), place.workspace, "t", check=nothing).rows == 0
     plans = Prepared([], 0, "order-t")
     told = json.loads(b"".join(manifest(place.job, read_and_forgotten(shards), plans, "here")))
     assert [shard["collected_file"] for shard in told["shards"]] == [shard.collected_file for shard in shards]

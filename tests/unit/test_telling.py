@@ -16,7 +16,7 @@ from batchpipe.cli import cli
 from batchpipe.client.client import Client
 from batchpipe.config.settings import Settings
 from batchpipe.config.site import DJANGO, FLASK, current_site
-from batchpipe.model.records import MAX_TELLS, JobRecord, Problem, State
+from batchpipe.model.records import MAX_NOTIFY_ATTEMPTS, JobRecord, Problem, State
 from batchpipe.model.views import not_notified
 from batchpipe.tasks.app import make_app
 from batchpipe.tasks.notifying import tell
@@ -24,6 +24,9 @@ from batchpipe.testing import Pump
 
 Rows = Callable[..., list[dict[str, object]]]
 UNTOLD = "receivers not notified yet: "
+
+#: The trouble of a job with a receiver that raises, as it is stored.
+NOT_DELIVERED = '{"code": "not_delivered", "message": "KeyError: 7"}'
 
 
 @pytest.fixture
@@ -73,7 +76,7 @@ def test_a_site_whose_worker_never_comes_is_given_up_after_an_hour_and_it_is_sai
     pump.run_until_idle()
 
     job = pump.job(job_id)
-    assert (job.state, job.closed, job.notify_attempts) == (State.SUCCEEDED, True, MAX_TELLS + 1)
+    assert (job.state, job.closed, job.notify_attempts) == (State.SUCCEEDED, True, MAX_NOTIFY_ATTEMPTS + 1)
     assert 3_000 < pump.at - ended < 4_500
     [event] = [event for event in pump.store.events.read(job_id) if event["event"] == "not_told"]
     assert "(Flask)" in event["message"]
@@ -208,7 +211,13 @@ def test_status_and_list_say_that_receivers_have_not_heard(
     client: Client, chat_rows: Rows, ask: Callable[..., str]
 ) -> None:
     job = client.submit(chat_rows(1))
-    put(client, job.id, stage="succeeded", notify_attempts=2, trouble='{"code": "unheard", "message": "KeyError: 7"}')
+    put(
+        client,
+        job.id,
+        stage="succeeded",
+        notify_attempts=2,
+        trouble=NOT_DELIVERED,
+    )
 
     assert f"notices   {UNTOLD}2 tries, last: KeyError: 7\n" in ask("status", job.id)
     assert "  ! receivers not notified" in ask("list")
@@ -235,7 +244,13 @@ def test_doctor_warns_of_jobs_in_trouble_and_fails_where_jobs_wait_and_no_worker
     of_site = client.submit(chat_rows(1))
     listen()
     put(client, job.id, trouble='{"code": "x", "message": "the disk is full"}')
-    put(client, of_site.id, stage="failed", notify_attempts=1, trouble='{"code": "unheard", "message": "KeyError: 7"}')
+    put(
+        client,
+        of_site.id,
+        stage="failed",
+        notify_attempts=1,
+        trouble=NOT_DELIVERED,
+    )
 
     ours, other = findings(ask, "workers")
     assert ours[:2] == ("fail", "no worker listens on queue batchpipe, and 2 jobs wait")
@@ -255,7 +270,7 @@ def test_doctor_warns_of_jobs_in_trouble_and_fails_where_jobs_wait_and_no_worker
 
 def test_telling_has_words_for_each_case() -> None:
     """A job that runs, or whose receivers have heard, has nothing to say."""
-    job = JobRecord(id="job_x", stage=State.PARTIAL, trouble=Problem(code="unheard", message="KeyError: 7"))
+    job = JobRecord(id="job_x", stage=State.PARTIAL, trouble=Problem(code="not_delivered", message="KeyError: 7"))
     assert not_notified(job) is None
     assert not_notified(job.evolve(notify_attempts=1)) == f"{UNTOLD}1 try, last: KeyError: 7"
     assert not_notified(job.evolve(notify_attempts=1, notified=True)) is None

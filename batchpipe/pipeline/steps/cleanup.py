@@ -12,7 +12,7 @@ from batchpipe.model.records import JobRecord, ShardRecord
 TRIES_AT_ONCE = 3
 
 
-def tidy(
+def delete_files(
     job: JobRecord,
     shards: Iterable[ShardRecord],
     api: Provider,

@@ -1,4 +1,4 @@
-"""Resend: the rows of a round that are worth sending again, into the shard files of a further round."""
+"""Next round: the rows of a round that are worth sending again, into the shard files of a further round."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from batchpipe.storage import Checkpoint, Folder
 SENT = ("round", "refused_once", "collected_file", "file", "resend")
 
 
-def resend(
+def next_round(
     job: JobRecord, shards: Iterable[ShardRecord], workspace: Folder, token: str, *, check: Callable[[], None]
 ) -> Prepared:
     """Write the shard files and the order of the next round; the indexes of its shards go on from the job's.

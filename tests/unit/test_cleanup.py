@@ -11,8 +11,8 @@ import pytest
 
 from batchpipe.errors import Gone, Paused, Refused, Unavailable
 from batchpipe.model.records import JobRecord, ShardRecord, State
-from batchpipe.pipeline.closing import MAX_TIDIES
-from batchpipe.pipeline.steps.cleanup import TRIES_AT_ONCE, tidy
+from batchpipe.pipeline.closing import MAX_CLEANUP_ATTEMPTS
+from batchpipe.pipeline.steps.cleanup import TRIES_AT_ONCE, delete_files
 from batchpipe.testing import FakeOpenAI, Pump
 
 Rows = Callable[..., list[dict[str, object]]]
@@ -93,7 +93,7 @@ def test_a_provider_that_is_down_holds_up_neither_telling_nor_the_end(tmp_path: 
     pump.api.fail_next("delete_file", Unavailable("down"), times=1_000)
     job_id = ended(pump, chat_rows(1))
     assert len(pump.notified) == 1
-    assert pump.api.count("delete_file") == (MAX_TIDIES + 1) * TRIES_AT_ONCE
+    assert pump.api.count("delete_file") == (MAX_CLEANUP_ATTEMPTS + 1) * TRIES_AT_ONCE
     assert "files_left" in events(pump, job_id)
     assert pump.job(job_id).trouble is None
 
@@ -143,5 +143,5 @@ def test_each_deletion_says_that_the_work_gets_on() -> None:
     provider, checks = FakeOpenAI(), list[int]()
     ids = [provider.upload(io.BytesIO(b"{}"), f"batchpipe-job_x-{number}-1.jsonl", lambda: None) for number in range(3)]
     shards = [ShardRecord(job="job_x", index=n, file_id=file_id, uploads=1) for n, file_id in enumerate(ids)]
-    assert tidy(JobRecord(id="job_x"), shards, provider, "strays", check=lambda: checks.append(1)) == 3
+    assert delete_files(JobRecord(id="job_x"), shards, provider, "strays", check=lambda: checks.append(1)) == 3
     assert len(checks) == 3
