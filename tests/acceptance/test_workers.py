@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from batchpipe.sandbox import Sandbox
-from tests.acceptance.user_machine import API_KEY, Finished, Place, free_port, read_rows
+from tests.acceptance.user_machine import API_KEY, Finished, Place, read_rows
+from tests.redis_server import free_port
 
 NewPlace = Callable[..., Place]
 NOBODY = "redis://127.0.0.1:1/0"
