@@ -34,7 +34,7 @@ def clean_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
 
 @pytest.fixture(scope="session", autouse=True)
 def no_waiting_for_disks() -> Iterator[None]:
-    """No test cuts the power, so in this process nothing need be safe on disk; a handle must be open all the same."""
+    """No test cuts the power, so in this process nothing need be safe on disk; but a handle must be open."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", os.fstat)
         patch.setattr(os, "fdatasync", os.fstat)

@@ -41,14 +41,14 @@ def free_port() -> int:
 
 
 class RedisServer:
-    """A Redis with many databases, in memory, on a port of this machine and a socket in ``folder``."""
+    """A Redis with many databases, in memory."""
 
-    def __init__(self, folder: Path) -> None:
-        self.port, self.socket = free_port(), folder / "redis.sock"
+    def __init__(self, folder: Path, *, unix_socket: Path | None = None) -> None:
+        self.port = free_port()
         options = {
             "--port": self.port,
             "--bind": "127.0.0.1",
-            "--unixsocket": self.socket,
+            "--unixsocket": unix_socket or "",
             "--save": "",
             "--appendonly": "no",
             "--databases": DATABASES,
@@ -98,7 +98,8 @@ class FastRedis:
 
     def __init__(self) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="redis-"))  # not pytest's folders: the path of a socket is short
-        self.server = RedisServer(self.folder)
+        self.socket = self.folder / "redis.sock"
+        self.server = RedisServer(self.folder, unix_socket=self.socket)
         self.pools: dict[int, redis.ConnectionPool] = {}
 
     def database(self) -> redis.Redis:
@@ -106,7 +107,7 @@ class FastRedis:
         if number not in self.pools:
             self.pools[number] = redis.ConnectionPool(
                 connection_class=redis.UnixDomainSocketConnection,
-                path=str(self.server.socket),
+                path=str(self.socket),
                 db=number,
                 decode_responses=True,
             )

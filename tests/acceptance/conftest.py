@@ -14,7 +14,9 @@ from batchpipe.sandbox import Sandbox
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from tests.acceptance.user_machine import FAST, Machine, RedisServer
+from tests.acceptance.user_machine import FAST, Machine
+from tests.forkserver import ForkServer
+from tests.redis_server import RedisServer
 
 
 @pytest.fixture(scope="session")
@@ -31,17 +33,35 @@ def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServ
     server.close()
 
 
+@pytest.fixture(scope="session")
+def forkserver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer]:
+    """Most of a command's time goes into imports, so its process is forked from one that has done them."""
+    server = ForkServer(tmp_path_factory.mktemp("forkserver") / "log", "tests.acceptance.commands")
+    yield server
+    server.close()
+
+
 @pytest.fixture(scope="module")
 def new_machine(
-    tmp_path_factory: pytest.TempPathFactory, sandbox: Sandbox, redis_server: RedisServer
+    tmp_path_factory: pytest.TempPathFactory, sandbox: Sandbox, redis_server: RedisServer, forkserver: ForkServer
 ) -> Iterator[Callable[..., Machine]]:
-    """Make a machine: with a database of the tests' Redis, or with `private=True` with a private Redis."""
+    """Make a machine: with a database of the tests' Redis, or with `private=True` with a private Redis. Its commands are
+    forked; with `fresh=True` each is a new Python, as in a shell.
+    """
     made: list[Machine] = []
 
-    def make(name: str = "machine", *, private: bool = False, provider: Sandbox | None = None, **extra: str) -> Machine:
+    def make(
+        name: str = "machine",
+        *,
+        private: bool = False,
+        fresh: bool = False,
+        provider: Sandbox | None = None,
+        **extra: str,
+    ) -> Machine:
         folder = tmp_path_factory.mktemp(name)
         url = None if private else redis_server.database()
         made.append(Machine(folder, provider or sandbox, url, **extra))
+        made[-1].forkserver = None if fresh else forkserver
         return made[-1]
 
     yield make

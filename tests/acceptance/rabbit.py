@@ -13,7 +13,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.acceptance.user_machine import free_port, until
+from tests.acceptance.user_machine import until
+from tests.redis_server import free_port
 
 #: Debian's on PATH gives up our user for its own.
 DEBIANS = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")

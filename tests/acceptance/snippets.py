@@ -23,7 +23,8 @@ from pathlib import Path
 import pytest
 
 from batchpipe.sandbox import Sandbox
-from tests.acceptance.user_machine import Finished, Machine, Process, RedisServer, until
+from tests.acceptance.user_machine import Finished, Machine, Process, until
+from tests.redis_server import RedisServer
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "examples").glob("**/README.md")])

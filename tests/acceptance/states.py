@@ -12,7 +12,8 @@ from typing import Any
 import redis
 
 from batchpipe.local_redis import find_server
-from tests.acceptance.user_machine import free_port, until
+from tests.acceptance.user_machine import until
+from tests.redis_server import free_port
 
 
 class LoneRedis:

@@ -18,8 +18,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.acceptance.user_machine import RedisServer, free_port, request_lines, until
+from tests.acceptance.user_machine import request_lines, until
 from tests.browser import open_browser, text_of
+from tests.redis_server import RedisServer, free_port
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "django_site"
 JOBS = "/admin/batchpipe/job/"

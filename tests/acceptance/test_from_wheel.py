@@ -17,7 +17,8 @@ from typing import Any
 
 import pytest
 
-from tests.acceptance.user_machine import API_KEY, Machine, Process, free_port, until
+from tests.acceptance.user_machine import API_KEY, Machine, Process, until
+from tests.redis_server import free_port
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -52,7 +52,7 @@ def command_lines() -> list[str]:
 def seen(new_machine: Callable[..., Machine], new_sandbox: Callable[..., Sandbox]) -> dict[str, Any]:
     """A run and a worker that talks much, on a machine with a private Redis; a look at all while batches are open."""
     sandbox = new_sandbox()
-    machine = new_machine("secret", private=True, provider=sandbox)
+    machine = new_machine("secret", fresh=True, private=True, provider=sandbox)
     stuck = sandbox.faults.add("stuck")
     sandbox.faults.add("status", route="GET /v1/batches/{id}", status=500, times=1)
     worker = machine.worker("--loglevel", "DEBUG")

@@ -23,7 +23,8 @@ from batchpipe.config.loading import load_settings
 from batchpipe.config.site_values import SiteSettings
 from batchpipe.sandbox import Sandbox
 from tests.acceptance.snippets import ROOT, Snippet, Stories, Story, Terminal, Terminals, asked_for, blocks, claims
-from tests.acceptance.user_machine import RedisServer, free_port, need, request_lines
+from tests.acceptance.user_machine import need, request_lines
+from tests.redis_server import RedisServer, free_port
 
 #: Blocks that other tests run, with the name of the test.
 ELSEWHERE: dict[str, list[Snippet]] = {

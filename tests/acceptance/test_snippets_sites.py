@@ -19,7 +19,8 @@ import redis
 from batchpipe.local_redis import find_server
 from batchpipe.sandbox import Sandbox
 from tests.acceptance.snippets import ROOT, Snippet, Stories, Story, Terminal, Terminals, asked_for
-from tests.acceptance.user_machine import Machine, RedisServer, free_port, request_lines, until
+from tests.acceptance.user_machine import Machine, request_lines, until
+from tests.redis_server import RedisServer, free_port
 
 URL = "redis://localhost:6379/0"
 

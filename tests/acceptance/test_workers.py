@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from batchpipe.sandbox import Sandbox
-from tests.acceptance.user_machine import API_KEY, Finished, Machine, free_port, read_rows
+from tests.acceptance.user_machine import API_KEY, Finished, Machine, read_rows
+from tests.redis_server import free_port
 
 NewMachine = Callable[..., Machine]
 NOBODY = "redis://127.0.0.1:1/0"

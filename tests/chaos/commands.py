@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import random
 import threading
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -110,14 +109,3 @@ def sweep() -> None:
 def program(command: list[str]) -> None:
     """Another program in our place."""
     os.execv(command[0], command)
-
-
-ROLES: dict[str, Callable[..., None]] = {
-    "worker": worker,
-    "beat": beat,
-    "submit": submit,
-    "cancel": cancel,
-    "land": land,
-    "sweep": sweep,
-    "program": program,
-}

@@ -18,9 +18,9 @@ from queue import SimpleQueue
 from typing import Any
 
 from tests.chaos.audit import Audit, judge
-from tests.chaos.forkserver import STALL_SECONDS, Child
 from tests.chaos.points import Point
 from tests.chaos.servers import Job, Lane, SharedServers, requests, until
+from tests.forkserver import STALL_SECONDS, Child
 
 #: Shorter than in the soak: a case waits for the lease of who was killed.
 PACE = {

@@ -17,7 +17,7 @@ from batchpipe.local_redis import find_server
 from batchpipe.sandbox import Sandbox
 from batchpipe.store import Store
 from tests.chaos.faketime import FakeTime
-from tests.chaos.forkserver import STALL_SECONDS, Child, ForkServer
+from tests.forkserver import STALL_SECONDS, Child, ForkServer
 
 PREFIX = "{batchpipe}:"
 DATABASES = 64
@@ -92,7 +92,7 @@ class SharedServers:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
-        self.forkserver = ForkServer(folder / "forkserver.log")
+        self.forkserver = ForkServer(folder / "forkserver.log", "tests.chaos.commands")
         self.redis = DurableRedis(self.forkserver, folder / "redis")
 
     def __enter__(self) -> SharedServers:

@@ -15,9 +15,9 @@ import psutil
 
 from batchpipe.errors import JobNotFound, StoreUnavailable
 from tests.chaos.audit import Audit, judge
-from tests.chaos.forkserver import STALL_SECONDS, Child
 from tests.chaos.kinds import KINDS, Kind
 from tests.chaos.servers import Job, Lane, SharedServers, requests, say
+from tests.forkserver import STALL_SECONDS, Child
 
 LEASE = 3.0
 #: A list may lag by less than the grace period: that is the promise, so no fault goes beyond it.

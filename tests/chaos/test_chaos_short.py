@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 ZEROS = Audit().zeros
 
 #: About half a minute on a machine that is free; one that is not must not fail for that.
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -13,7 +13,7 @@ import pytest
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parents[1]))
 
-from tests.acceptance.conftest import new_machine, new_sandbox, redis_server, sandbox  # noqa: E402, F401
+from tests.acceptance.conftest import forkserver, new_machine, new_sandbox, redis_server, sandbox  # noqa: E402, F401
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:

@@ -10,7 +10,8 @@ from http.cookiejar import CookieJar
 from pathlib import Path
 from typing import Any
 
-from tests.acceptance.user_machine import Machine, Process, free_port, until
+from tests.acceptance.user_machine import Machine, Process, until
+from tests.redis_server import free_port
 
 MANAGE = """
 import os, sys

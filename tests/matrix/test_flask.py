@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from tests.acceptance.user_machine import Machine, Process, free_port, until
+from tests.acceptance.user_machine import Machine, Process, until
 from tests.matrix.cache import environment, version_of
+from tests.redis_server import free_port
 
 pytestmark = pytest.mark.matrix
 NewMachine = Callable[..., Machine]

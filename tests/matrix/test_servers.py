@@ -12,9 +12,10 @@ import pytest
 
 from batchpipe.sandbox import Sandbox
 from tests.acceptance.states import LoneRedis
-from tests.acceptance.user_machine import Machine, Process, free_port, read_rows, until
+from tests.acceptance.user_machine import Machine, Process, read_rows, until
 from tests.matrix.cache import run
 from tests.matrix.servers import SERVERS, server
+from tests.redis_server import free_port
 
 pytestmark = pytest.mark.matrix
 #: Those that CI tries each time.

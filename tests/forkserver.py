@@ -1,8 +1,8 @@
 """Processes that start at once: a parent that has imported everything forks them.
 
-``python -m tests.chaos.forkserver`` is the parent. It has no thread and no connection, so a fork of it is as good as a
-fresh process. It reads orders as lines of JSON and tells of births and ends the same way; when its input ends it kills
-what it has started. `ForkServer` is the side of the tests.
+``python -m tests.forkserver MODULE`` is the parent; the functions of MODULE are what its children can do. It has no
+thread and no connection, so a fork of it is as good as a fresh process. It reads orders as lines of JSON and tells of
+births and ends the same way; when its input ends it kills what it has started. `ForkServer` is the side of the tests.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 #: A busy machine may stand still for a while; only what takes longer is broken.
 STALL_SECONDS = 90.0
 
@@ -40,7 +40,6 @@ _NEEDED = (
     "batchpipe.client.client",
     "batchpipe.telemetry.logs",
     "batchpipe.worker.process",
-    "tests.chaos.commands",
 )
 
 
@@ -86,10 +85,11 @@ class Child:
 class ForkServer:
     """Starts children; each has an environment, a folder and a log of its own."""
 
-    def __init__(self, log: Path) -> None:
+    def __init__(self, log: Path, roles: str) -> None:
+        """``roles``: the module that has a function for each role."""
         self._log = log.open("wb")
         self._parent = subprocess.Popen(
-            [sys.executable, "-m", "tests.chaos.forkserver"],
+            [sys.executable, "-m", "tests.forkserver", roles],
             cwd=ROOT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -103,8 +103,32 @@ class ForkServer:
         self._reader = threading.Thread(target=self._listen, name="forkserver", daemon=True)
         self._reader.start()
 
-    def start(self, role: str, folder: Path, log: Path, env: Mapping[str, str], **arguments: Any) -> Child:
-        order = {"role": role, "folder": str(folder), "log": str(log), "env": dict(env), "arguments": arguments}
+    def start(
+        self,
+        role: str,
+        folder: Path,
+        log: Path,
+        env: Mapping[str, str],
+        *,
+        errors: Path | None = None,
+        source: Path | None = None,
+        session: bool = False,
+        **arguments: Any,
+    ) -> Child:
+        """Call the function ``role`` in a new process. Its output goes to ``log``, its standard error to ``errors`` if
+        that is another file, and it reads ``source``. ``session``: what it starts may outlive it, as with a command
+        that was typed; else its whole group ends with it.
+        """
+        order = {
+            "role": role,
+            "folder": str(folder),
+            "log": str(log),
+            "errors": str(errors or log),
+            "source": str(source or os.devnull),
+            "env": dict(env),
+            "session": session,
+            "arguments": arguments,
+        }
         assert self._parent.stdin is not None
         with self._order:
             self._parent.stdin.write(json.dumps(order).encode() + b"\n")
@@ -154,12 +178,12 @@ class ForkServer:
 # -- the parent ----------------------------------------------------------------------------------------------------
 
 
-def main() -> None:
+def main(roles: str) -> None:
     """Fork a child for each order until the input ends."""
     for number in (signal.SIGINT, signal.SIGTERM):  # meant for who started us: the end of our input tells of that
         signal.signal(number, signal.SIG_IGN)
-    _import_everything()
-    alive: set[int] = set()
+    _import_everything(roles)
+    alive: dict[int, bool] = {}  # whether what it starts may outlive it
     waiting = b""
     while True:
         _reap(alive)
@@ -170,7 +194,8 @@ def main() -> None:
             break
         *lines, waiting = (waiting + data).split(b"\n")
         for line in lines:
-            alive.add(_fork(json.loads(line)))
+            order = json.loads(line)
+            alive[_fork(roles, order)] = order["session"]
     for pid in alive:
         with suppress(ProcessLookupError):
             os.killpg(pid, signal.SIGKILL)
@@ -179,51 +204,57 @@ def main() -> None:
         time.sleep(0.01)
 
 
-def _import_everything() -> None:
-    for name in _NEEDED:
+def _import_everything(roles: str) -> None:
+    for name in (*_NEEDED, roles):
         import_module(name)
     from batchpipe.provider import warm_up
 
     warm_up()
 
 
-def _reap(alive: set[int]) -> None:
+def _reap(alive: dict[int, bool]) -> None:
     for pid in list(alive):
         ended, status = os.waitpid(pid, os.WNOHANG)
         if ended:
-            alive.discard(pid)
-            with suppress(ProcessLookupError):
-                os.killpg(pid, signal.SIGKILL)  # what a prefork pool leaves behind
+            if not alive.pop(pid):
+                with suppress(ProcessLookupError):
+                    os.killpg(pid, signal.SIGKILL)  # what a prefork pool leaves behind
             _say({"ended": pid, "code": os.waitstatus_to_exitcode(status)})
 
 
-def _fork(order: dict[str, Any]) -> int:
+def _fork(roles: str, order: dict[str, Any]) -> int:
     pid = os.fork()
     if pid == 0:
-        _live(order)
+        _live(roles, order)
     with suppress(PermissionError, ProcessLookupError):
-        os.setpgid(pid, pid)  # here and there: who asks first must find the group
+        if not order["session"]:
+            os.setpgid(pid, pid)  # here and there: who asks first must find the group
     _say({"born": pid})
     return pid
 
 
-def _live(order: dict[str, Any]) -> None:
+def _live(roles: str, order: dict[str, Any]) -> None:
     """The child: from here on it is a process like any other."""
     code = 1
     try:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        with suppress(PermissionError):
-            os.setpgid(0, 0)
+        if order["session"]:
+            os.setsid()
+        else:
+            with suppress(PermissionError):
+                os.setpgid(0, 0)
         log = os.open(order["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-        null = os.open(os.devnull, os.O_RDONLY)
-        for number, handle in enumerate((null, log, log)):
+        errors = os.open(order["errors"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        source = os.open(order["source"], os.O_RDONLY)
+        for number, handle in enumerate((source, log, errors)):
             os.dup2(handle, number)
+            os.close(handle)
         os.chdir(order["folder"])
         os.environ.clear()
         os.environ.update(order["env"])
         faulthandler.enable()
-        import_module("tests.chaos.commands").ROLES[order["role"]](**order["arguments"])
+        getattr(import_module(roles), order["role"])(**order["arguments"])
         code = 0
     except SystemExit as error:
         code = error.code if isinstance(error.code, int) else 0
@@ -243,4 +274,4 @@ def _say(what: dict[str, int]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1])
