@@ -45,8 +45,8 @@ def forkserver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer]
 def new_machine(
     tmp_path_factory: pytest.TempPathFactory, sandbox: Sandbox, redis_server: RedisServer, forkserver: ForkServer
 ) -> Iterator[Callable[..., Machine]]:
-    """Make a machine: with a database of the tests' Redis, or with `private=True` with a private Redis. Its commands are
-    forked; with `fresh=True` each is a new Python, as in a shell.
+    """Make a machine: with a database of the tests' Redis, or with `private=True` with a private Redis. Its commands
+    are forked; with `fresh=True` each is a new Python, as in a shell.
     """
     made: list[Machine] = []
 
