@@ -134,7 +134,7 @@ def _wrap_celery(passed: Callable[[str], None]) -> None:
 
     from batchpipe.tasks import celery_tasks, notifying, publishing
 
-    for module, name in ((publishing, "publish"), (notifying, "tell"), (publishing, "revoke")):
+    for module, name in ((publishing, "publish"), (notifying, "notify"), (publishing, "revoke")):
         _wrap(module, name, passed, _always(f"tasks.{name}"))
     _wrap(celery_tasks, "_answer", passed, lambda args: f"turn.{args[0].name.removeprefix('batchpipe.')}")
     _wrap(Request, "acknowledge", passed, lambda args: f"celery.ack.{args[0].name.removeprefix('batchpipe.')}")
