@@ -69,10 +69,10 @@ def batch_made_by(answer: RawAnswer, key: str | None) -> Batch | None:
     if value is None or value.get("object") not in (None, "batch") or text(value.get("status")) is None:
         return None
     try:
-        snapshot = parse_batch(value)
+        batch = parse_batch(value)
     except Unavailable:
         return None
-    return snapshot if snapshot.metadata.get("batchpipe_key") in (None, key) else None
+    return batch if batch.metadata.get("batchpipe_key") in (None, key) else None
 
 
 def batches_named_in(answer: RawAnswer) -> dict[str, bool]:

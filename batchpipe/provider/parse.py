@@ -133,7 +133,7 @@ def _count(value: Any) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
 
 
-def same(snapshot: Batch, batch_id: str) -> Batch:
-    if snapshot.id != batch_id:
-        raise Unavailable(f"asked for batch {batch_id}, the provider answered with {snapshot.id}", code="nonsense")
-    return snapshot
+def same(batch: Batch, batch_id: str) -> Batch:
+    if batch.id != batch_id:
+        raise Unavailable(f"asked for batch {batch_id}, the provider answered with {batch.id}", code="nonsense")
+    return batch

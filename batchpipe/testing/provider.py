@@ -267,7 +267,7 @@ class FakeOpenAI(Provider):
                 project=self.project,
             )
             self.batches[batch.id] = batch
-            return self._snapshot(batch)
+            return self._as_batch(batch)
 
         return self._called("create_batch", input_file_id, effect)
 
@@ -276,7 +276,7 @@ class FakeOpenAI(Provider):
             batch = self._batch(batch_id)
             if self.autofinish:
                 self._move_on(batch)
-            return self._snapshot(batch)
+            return self._as_batch(batch)
 
         return self._called("retrieve", batch_id, effect)
 
@@ -287,7 +287,7 @@ class FakeOpenAI(Provider):
                 message = f"Cannot cancel a batch with status '{batch.status}'."
                 raise Refused(message, code="batch_not_cancellable", status=409)
             batch.status = "cancelling"
-            return self._snapshot(batch)
+            return self._as_batch(batch)
 
         return self._called("cancel_batch", batch_id, effect)
 
@@ -296,7 +296,7 @@ class FakeOpenAI(Provider):
         shown = [batch for batch in newest if self._shows(batch)]
         for start in range(0, len(shown), _PAGE):
             page = shown[start : start + _PAGE]
-            for seen in map(self._snapshot, page):
+            for seen in map(self._as_batch, page):
                 yield seen if self.list_metadata else msgspec.structs.replace(seen, metadata={})
             if page[-1].created_at < since:
                 return
@@ -357,7 +357,7 @@ class FakeOpenAI(Provider):
         elif batch.status == "cancelling":
             self.finish(batch.id, Status.CANCELLED, after=0)
 
-    def _snapshot(self, batch: FakeBatch) -> Batch:
+    def _as_batch(self, batch: FakeBatch) -> Batch:
         return Batch(
             id=batch.id,
             status=batch.status,

@@ -332,7 +332,7 @@ class ModelOpenAI(FakeOpenAI):
         if self.world.take_fault(CALL_FAULTS):
             raise Unavailable("no list now")
         shown = [batch for batch in self.batches.values() if self._shown_at[batch.id] <= self.world.at]
-        page = [self._snapshot(batch) for batch in reversed(shown)]
+        page = [self._as_batch(batch) for batch in reversed(shown)]
         self.world.point()
         yield from (batch for batch in page if (batch.created_at or 0.0) >= since)  # no older one by chance
 

@@ -27,10 +27,10 @@ class Lagging(FakeOpenAI):
         self.named, self.whole = named, whole
         self.ended_at: float | None = None
 
-    def _snapshot(self, batch: FakeBatch) -> Batch:
+    def _as_batch(self, batch: FakeBatch) -> Batch:
         if self.ended_at is None and batch.is_final:
             self.ended_at = self.clock()
-        shown = super()._snapshot(batch)
+        shown = super()._as_batch(batch)
         return shown if self._is_past(self.named) else msgspec.structs.replace(shown, output_file_id=None)
 
     def _file(self, file_id: str) -> FakeFile:
@@ -169,10 +169,10 @@ class Silent(Lagging):
         super().__init__(named=named, whole=whole)
         self.counts, self.counted = counts, counted
 
-    def _snapshot(self, batch: FakeBatch) -> Batch:
-        shown = super()._snapshot(batch)
-        notified = self.counted and self._is_past(self.named)
-        return shown if notified else msgspec.structs.replace(shown, counts=self.counts)
+    def _as_batch(self, batch: FakeBatch) -> Batch:
+        shown = super()._as_batch(batch)
+        counts = self.counted and self._is_past(self.named)
+        return shown if counts else msgspec.structs.replace(shown, counts=self.counts)
 
 
 @pytest.mark.parametrize(
