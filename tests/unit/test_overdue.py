@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 
@@ -209,9 +210,10 @@ def test_the_queue_of_a_run_that_is_done_goes_with_what_is_left_in_it(
 ) -> None:
     app = make_app(Settings(_env_file=None, home=tmp_path, redis_url=SecretStr(redis_url)))
     monkeypatch.setattr(tasks, "_installed_app", app)
+    queue = f"batchpipe.run.{uuid.uuid4().hex}"  # other tests of this run leave queues in this database
     with redis.Redis.from_url(redis_url) as server:
         before = set(server.scan_iter())
-        tasks.publish(Message("job_x", JOB, 1, State.PENDING, ["t"], "batchpipe.run.x"))
+        tasks.publish(Message("job_x", JOB, 1, State.PENDING, ["t"], queue))
         assert set(server.scan_iter()) - before
-        tasks.forget_queue("batchpipe.run.x")
+        tasks.forget_queue(queue)
         assert set(server.scan_iter()) - before == set()
