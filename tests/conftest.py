@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -38,6 +39,21 @@ def no_waiting_for_disks() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", os.fstat)
         patch.setattr(os, "fdatasync", os.fstat)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_waiting_for_names() -> Iterator[None]:
+    """No name below ``invalid`` exists (RFC 6761); without a network a look-up may take 20 seconds to say so."""
+    look_up = socket.getaddrinfo
+
+    def answer(host: Any, *how: Any, **more: Any) -> Any:
+        if isinstance(host, str) and host.endswith(".invalid"):
+            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+        return look_up(host, *how, **more)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socket, "getaddrinfo", answer)
         yield
 
 
