@@ -116,6 +116,7 @@ class Job:
     shares: Job | None = None  #: its output is this earlier job's, maybe under another name
     foreign: Path | None = None  #: a file in its output that is somebody else's, and must not be touched
     gone: bool = False  #: its workspace was deleted while it ran
+    landed: bool = False  #: a person has landed it: what turns out not to have run is not sent again
     heard: Path | None = None  #: the receivers of its end leave its id in this folder
     id: str = ""
 

@@ -324,6 +324,7 @@ class Soak:
         for job in self.jobs:
             if job.id and not job.gone and self._has_unreadable(job):
                 self.lane.start("land", job=job.id).wait(STALL_SECONDS)
+                job.landed = True
                 self.report.done["jobs landed"] += 1
                 self.open.add(job.id)
         if not self._all_end_within(WELL_SECONDS):

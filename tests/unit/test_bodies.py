@@ -135,7 +135,7 @@ def test_an_answer_that_ended_early_is_ok_and_says_why(body: Any, reason: str | 
 
 
 @pytest.mark.parametrize(
-    ("told", "status", "ok"),
+    ("raw", "status", "ok"),
     [
         ("200", 200, True),
         (200.0, 200, True),
@@ -145,9 +145,9 @@ def test_an_answer_that_ended_early_is_ok_and_says_why(body: Any, reason: str | 
         (0, 0, False),
     ],
 )
-def test_a_status_may_be_a_text(notified: Any, status: int | None, ok: bool) -> None:
+def test_a_status_may_be_a_text(raw: Any, status: int | None, ok: bool) -> None:
     """As some gateways have it; the row was answered and paid for."""
-    found = answered({"text": "fine"}, notified)
+    found = answered({"text": "fine"}, raw)
     assert (found.status_code, found.ok) == (status, ok)
 
 

@@ -120,6 +120,6 @@ def test_a_pause_is_one_that_the_broker_can_keep(broker: str, seconds: float) ->
 
 def test_what_a_library_says_of_the_brokers_url_is_shown_without_its_password() -> None:
     """Some name the whole of it, and a submit shows that line."""
-    notified = words_of_broker(OSError("cannot connect to sqla+postgresql://me:secret-word@db/x"))
-    assert "cannot connect to sqla+postgresql://" in notified
-    assert "secret-word" not in notified
+    words = words_of_broker(OSError("cannot connect to sqla+postgresql://me:secret-word@db/x"))
+    assert "cannot connect to sqla+postgresql://" in words
+    assert "secret-word" not in words

@@ -101,9 +101,9 @@ def test_that_the_clock_was_set_back_is_logged_once(pump: Pump, caplog: pytest.L
     pump.redis_off = -HOUR
     with caplog.at_level(logging.ERROR):
         pass_time(pump, 60.0)
-    notified = [record.message for record in caplog.records if getattr(record, "event", "") == "clock_back"]
-    assert len(notified) == 1
-    assert "set back by 3595 s" in notified[0]
+    warnings = [record.message for record in caplog.records if getattr(record, "event", "") == "clock_back"]
+    assert len(warnings) == 1
+    assert "set back by 3595 s" in warnings[0]
 
 
 def test_a_batch_is_found_though_the_clock_was_an_hour_ahead_when_it_was_made(pump: Pump, chat_rows: Rows) -> None:

@@ -75,11 +75,11 @@ def test_output_does_not_depend_on_the_locale(tmp_path: Path) -> None:
     """JSON is UTF-8; what a terminal's encoding lacks is escaped, and ends no command."""
     (tmp_path / "行.jsonl").write_text("{}\n")
     env = {**os.environ, "PYTHONIOENCODING": "cp1252", "PYTHONUTF8": "0"}
-    notified = run_command("validate", str(tmp_path / "行.jsonl"), env=env)
+    validated = run_command("validate", str(tmp_path / "行.jsonl"), env=env)
     missing = run_command("validate", str(tmp_path / "日.jsonl"), env=env)
-    assert notified.returncode == missing.returncode == 1
+    assert validated.returncode == missing.returncode == 1
     assert b"\\u65e5" in missing.stderr
-    assert b"Traceback" not in notified.stderr + missing.stderr
+    assert b"Traceback" not in validated.stderr + missing.stderr
 
 
 def test_a_full_disk_under_stdout_is_said_in_one_line() -> None:

@@ -30,12 +30,12 @@ def nothing() -> None:
 
 
 class FilesFake:
-    """The provider's files in memory. ``told`` may differ from the true sizes; what is absent is gone."""
+    """The provider's files in memory. ``stated`` may differ from the true sizes; what is absent is gone."""
 
-    def __init__(self, notified: dict[str, int | None] | None = None, **files: bytes) -> None:
+    def __init__(self, stated: dict[str, int | None] | None = None, **files: bytes) -> None:
         self.files = files
         self.sizes: dict[str, int | None] = {name: len(data) for name, data in files.items()}
-        self.sizes.update(notified or {})
+        self.sizes.update(stated or {})
         self.batch = Batch(id="batch_1", status="completed")
         self.sees_batch = True  #: False: the key is of another project
         self.fetched: list[str] = []
@@ -192,12 +192,12 @@ def test_an_ok_answer_wins_over_another_with_the_same_id() -> None:
         move = scene.download(api, *files)
         assert numbers(move) == (2, 1, 0)
         assert scene.rows(move)[0] == b"+" + ok("a", "one")
-        kind, notified = move.events[0]
-        assert (kind, notified["duplicates"], notified["unknown"], notified["lines"]) == ("anomaly", 3, 1, 7)
+        kind, stated = move.events[0]
+        assert (kind, stated["duplicates"], stated["unknown"], stated["lines"]) == ("anomaly", 3, 1, 7)
 
 
 @pytest.mark.parametrize(
-    ("data", "told"),
+    ("data", "stated"),
     [
         (ok("a")[:-1], None),
         (ok("a") + b"\n" + ok("b")[:20], None),
@@ -206,9 +206,9 @@ def test_an_ok_answer_wins_over_another_with_the_same_id() -> None:
         (b"[]", None),
     ],
 )
-def test_a_cut_file_is_fetched_again(data: bytes, notified: int | None) -> None:
+def test_a_cut_file_is_fetched_again(data: bytes, stated: int | None) -> None:
     """It must not look like missing rows."""
-    scene, api = Scene(["a", "b"]), FilesFake({"out": notified}, out=data)
+    scene, api = Scene(["a", "b"]), FilesFake({"out": stated}, out=data)
     move = scene.download(api, "out")
     assert (move.stage, move.changes["late_at"]) == (Stage.ENDED, NOW)
     assert "cut short" in move.changes["trouble"].message
@@ -217,7 +217,7 @@ def test_a_cut_file_is_fetched_again(data: bytes, notified: int | None) -> None:
     assert numbers(scene.download(api, "out", **move.changes)) == (2, 0, 0)
 
 
-def test_a_file_that_is_longer_than_told_time_and_again_is_whole() -> None:
+def test_a_file_that_is_longer_than_stated_time_and_again_is_whole() -> None:
     """Some servers count characters, not bytes: what is longer is not cut, and every line of it parses."""
     scene, data, fetched = Scene(["a", "b"]), lines(ok("a", "éé"), ok("b")), list[str]()
 
@@ -242,14 +242,14 @@ def test_a_line_that_is_no_strict_json_is_an_answer_all_the_same() -> None:
     assert json.loads(second[1:])["error"] == {"code": "batch_expired", "message": None}
 
 
-@pytest.mark.parametrize("told", [None, 0, "true"])
+@pytest.mark.parametrize("stated", [None, 0, "true"])
 @pytest.mark.parametrize("counts", [Counts(), Counts(completed=3, failed=0)])
 def test_a_line_that_nobody_can_read_is_that_rows_outcome_once_two_fetches_gave_the_same(
-    notified: Any, counts: Counts
+    stated: Any, counts: Counts
 ) -> None:
     """Also where no size is told; the other rows are kept, and it is not sent again, for it is paid."""
     scene, data = Scene(["a", "b", "c"]), lines(ok("a"), b'{"custom_id": "b", "respo', ok("c"))
-    size = len(data) if notified == "true" else notified
+    size = len(data) if stated == "true" else stated
     move = scene.through(FilesFake({"out": size}, out=data), "out", counts=counts)
     assert (numbers(move), move.changes["resend"]) == ((2, 0, 1), 0)
     assert json.loads(scene.rows(move)[1][1:])["error"]["code"] == "answer_unreadable"
@@ -257,7 +257,7 @@ def test_a_line_that_nobody_can_read_is_that_rows_outcome_once_two_fetches_gave_
 
 
 @pytest.mark.parametrize("counts", [Counts(), Counts(completed=3, failed=0)])
-def test_a_line_that_nobody_can_read_in_a_file_that_is_shorter_than_told_is_waited_for(counts: Counts) -> None:
+def test_a_line_that_nobody_can_read_in_a_file_that_is_shorter_than_stated_is_waited_for(counts: Counts) -> None:
     """A gateway may cut or spoil the same bytes twice: a minute would undo a verdict over a row that is paid."""
     scene, data = Scene(["a", "b"]), lines(ok("a"), b'{"custom_id": "b", "respo')
     move = scene.through(FilesFake({"out": len(data) + 40}, out=data), "out", counts=counts)
@@ -352,13 +352,13 @@ def test_answers_of_an_expired_batch_that_never_come_are_missing_for_good() -> N
     assert (numbers(move), move.changes["resend"], scene.waited) == ((0, 3, 2), 3, PATIENCE)
 
 
-@pytest.mark.parametrize("told", [True, False])
-def test_a_file_that_ends_within_a_line_is_waited_for_though_two_fetches_gave_the_same(notified: bool) -> None:
+@pytest.mark.parametrize("stated", [True, False])
+def test_a_file_that_ends_within_a_line_is_waited_for_though_two_fetches_gave_the_same(stated: bool) -> None:
     """It still grows, with the size that is told of it: its last line is not unreadable, it is not whole yet."""
     scene, whole = Scene(["a", "b"]), lines(ok("a"), ok("b"))
     api, counts = FilesFake(out=whole[:-30]), Counts(total=2, completed=2, failed=0)
     api.batch = Batch(id="batch_1", status="completed", output_file_id="out", counts=counts)
-    if notified:
+    if stated:
         api.sizes["out"] = len(whole) - 30
     first = scene.download(api, "out", counts=counts)
     second = scene.download(api, "out", now=NOW + 2, **first.changes)
@@ -413,26 +413,26 @@ def test_a_cancelled_job_waits_for_late_files_some_minutes_at_most() -> None:
     assert numbers(late) == (1, 0, 1)
 
 
-@pytest.mark.parametrize("told", [1, 10_000])
-def test_a_size_that_is_wrong_for_ever_ends(notified: int) -> None:
+@pytest.mark.parametrize("stated", [1, 10_000])
+def test_a_size_that_is_wrong_for_ever_ends(stated: int) -> None:
     """All rows are there: at once. Else what lacks is missing after the patience, and not sent again."""
-    assert numbers(Scene(["a"]).download(FilesFake({"out": notified}, out=ok("a")), "out")) == (1, 0, 0)
+    assert numbers(Scene(["a"]).download(FilesFake({"out": stated}, out=ok("a")), "out")) == (1, 0, 0)
     scene = Scene(["a", "b"])
     counts = Counts(completed=1, failed=0)
-    assert numbers(scene.through(FilesFake({"out": notified}, out=ok("a")), "out", counts=counts)) == (1, 0, 1)
+    assert numbers(scene.through(FilesFake({"out": stated}, out=ok("a")), "out", counts=counts)) == (1, 0, 1)
     assert scene.waited <= 2.0
     move = scene.through(FilesFake({"out": 10_000}, out=ok("a")), "out", counts=Counts())
     assert (numbers(move), move.changes["resend"], scene.waited) == ((1, 0, 1), 0, PATIENCE)
 
 
-def test_a_size_that_is_not_notified_is_not_compared() -> None:
+def test_a_size_that_is_not_stated_is_not_compared() -> None:
     """Null, or 0 for a file that is not empty."""
-    for notified in (None, 0):
-        assert numbers(Scene(["a"]).download(FilesFake({"out": notified}, out=ok("a")), "out")) == (1, 0, 0)
+    for stated in (None, 0):
+        assert numbers(Scene(["a"]).download(FilesFake({"out": stated}, out=ok("a")), "out")) == (1, 0, 0)
 
 
 @pytest.mark.parametrize("counts", [Counts(), Counts(total=9), Counts(completed=1), Counts(completed=0, failed=0)])
-def test_counts_that_are_not_notified_are_not_compared(counts: Counts) -> None:
+def test_counts_that_are_not_stated_are_not_compared(counts: Counts) -> None:
     """Some providers never tell."""
     assert numbers(Scene(["a", "b"]).download(FilesFake(out=ok("a")), "out", counts=counts)) == (1, 0, 1)
 
@@ -528,7 +528,7 @@ def test_an_abandoned_shard_has_only_missing_rows() -> None:
 
 
 @pytest.mark.parametrize("rows", [1, 3])
-def test_a_request_file_that_does_not_fit_the_record_is_told_with_numbers(rows: int) -> None:
+def test_a_request_file_that_does_not_fit_the_record_is_reported_with_numbers(rows: int) -> None:
     """It must never be papered over."""
     scene = Scene(["a", "b"])
     with pytest.raises(BatchpipeError, match=f"{rows} rows planned, 2 in its file"):

@@ -161,19 +161,19 @@ def test_a_worker_says_where_it_listens_until_it_is_told_to_stop(client: Client)
     setup(app)
     site_worker, queues = site_worker_of(app), [SimpleNamespace(name="a"), SimpleNamespace(name="b")]
     consumer = SimpleNamespace(hostname="w1", task_consumer=SimpleNamespace(queues=queues))
-    notified: list[dict[str, list[str]]] = []
+    reports: list[dict[str, list[str]]] = []
 
     class Stopping:
         """Is asked between two notes: the second time it is over."""
 
         def wait(self, seconds: float) -> bool:
-            notified.append(client.store.queues.listening())
+            reports.append(client.store.queues.listening())
             queues.pop()
-            return len(notified) == 2
+            return len(reports) == 2
 
     site_worker.stopping = Stopping()  # type: ignore[assignment]
     site_worker._say_where_it_listens(consumer)
-    assert notified == [{"a": ["w1"], "b": ["w1"]}, {"a": ["w1"]}]
+    assert reports == [{"a": ["w1"], "b": ["w1"]}, {"a": ["w1"]}]
     assert client.store.queues.listening() == {}
 
 
@@ -204,9 +204,9 @@ def test_doctor_forgets_the_trouble_of_jobs_that_have_ended(
 ) -> None:
     """One whose end is still being told may have had trouble before: that is over."""
     trouble = '{"code": "x", "message": "the disk is full"}'
-    job, notified = client.submit(chat_rows(1)), client.submit(chat_rows(1))
+    job, closing = client.submit(chat_rows(1)), client.submit(chat_rows(1))
     put(client, job.id, trouble=trouble)
-    put(client, notified.id, trouble=trouble, stage="failed", closed="1")
+    put(client, closing.id, trouble=trouble, stage="failed", closed="1")
 
     def said() -> list[str]:
         return [one["detail"] for one in json.loads(ask("doctor", "--json")[0]) if one["what"] in ("jobs", "workers")]

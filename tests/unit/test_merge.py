@@ -126,8 +126,8 @@ def test_no_merge_holds_all_shards_of_its_job() -> None:
     assert not Overview(scene.job, read_and_forgotten(shards)).gone
     assert next_round(scene.job, read_and_forgotten(shards), scene.workspace, "t", check=nothing).rows == 0
     plans = Prepared([], 0, "order-t")
-    notified = json.loads(b"".join(manifest(scene.job, read_and_forgotten(shards), plans, "here")))
-    assert [shard["collected_file"] for shard in notified["shards"]] == [shard.collected_file for shard in shards]
+    document = json.loads(b"".join(manifest(scene.job, read_and_forgotten(shards), plans, "here")))
+    assert [shard["collected_file"] for shard in document["shards"]] == [shard.collected_file for shard in shards]
 
 
 def test_results_come_in_the_order_of_the_input() -> None:
@@ -182,10 +182,10 @@ def test_results_do_not_take_their_places_where_that_is_refused() -> None:
     """Whose the output is, is looked at when all is written and nothing has its name yet."""
     scene = Scene(ROWS)
     put(scene.output, "output.jsonl", b"another's\n")
-    notified: list[tuple[int, ...]] = []
+    seen: list[tuple[int, ...]] = []
 
     def settle(*sizes: int) -> None:
-        notified.append(sizes)
+        seen.append(sizes)
         raise OutputInUse("another's")
 
     with pytest.raises(OutputInUse):
@@ -194,7 +194,7 @@ def test_results_do_not_take_their_places_where_that_is_refused() -> None:
     assert read(scene.output, "output.jsonl") == b"another's\n"
     assert "results.idx" not in scene.workspace.names()
     scene.merge()
-    assert notified == [tuple(scene.output.size(name) for name in ("output.jsonl", "errors.jsonl"))]
+    assert seen == [tuple(scene.output.size(name) for name in ("output.jsonl", "errors.jsonl"))]
 
 
 def test_outcomes_are_read_back_in_the_order_of_the_input() -> None:

@@ -163,10 +163,10 @@ def test_one_job_tells_the_same_of_itself(pump: Pump, chat_rows: Rows) -> None:
     )
     job_id = pump.submit(chat_rows(3))
     pump.run_until_idle()
-    notified, found = _metrics_of(pump, job_id), numbers(exposed(pump.store))
-    assert (notified["rounds"], notified["batches"], notified["uploads"], notified["rows_resent"]) == (2, 3, 3, 1)
-    assert notified["stages"] == {"collected": 3}
-    assert notified["rows"]["ok"] == value(found, "rows_total", account="default", outcome="ok") == 3
+    shown, found = _metrics_of(pump, job_id), numbers(exposed(pump.store))
+    assert (shown["rounds"], shown["batches"], shown["uploads"], shown["rows_resent"]) == (2, 3, 3, 1)
+    assert shown["stages"] == {"collected": 3}
+    assert shown["rows"]["ok"] == value(found, "rows_total", account="default", outcome="ok") == 3
     assert value(found, "rounds_total") == value(found, "rows_resent_total") == 1
     assert value(found, "rows_collected_total", account="default", outcome="failed") == 1
 

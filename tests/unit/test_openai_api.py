@@ -413,10 +413,10 @@ def test_a_download_that_looks_whole_tells_its_true_length(api: Api, sandbox: Sa
     assert api.file_bytes(file_id) == 1_000
 
 
-@pytest.mark.parametrize("told", [None, "12", True, -1])
-def test_a_size_that_is_none_is_not_compared(api: Api, sandbox: Sandbox, notified: Any) -> None:
+@pytest.mark.parametrize("stated", [None, "12", True, -1])
+def test_a_size_that_is_none_is_not_compared(api: Api, sandbox: Sandbox, stated: Any) -> None:
     """Some servers tell no size."""
-    sandbox.faults.add("replace", route="GET /v1/files/{id}", json={"id": "file-1", "bytes": notified})
+    sandbox.faults.add("replace", route="GET /v1/files/{id}", json={"id": "file-1", "bytes": stated})
     assert api.file_bytes("file-1") is None
 
 

@@ -192,17 +192,17 @@ def test_the_order_of_the_input_can_be_restored(rows: list[tuple[str, int]], max
         assert shard.rows <= max_rows
         assert shard.bytes <= max_bytes
         assert {shard.model} == {json.loads(line)["body"]["model"] for line in content.splitlines()}
-    notified = validate(scene.job.input, CHAT, max_rows, max_bytes)
-    assert (notified.rows, notified.bytes) == (found.rows, found.bytes)
+    report = validate(scene.job.input, CHAT, max_rows, max_bytes)
+    assert (report.rows, report.bytes) == (found.rows, found.bytes)
 
 
 def test_validate_tells_the_shards_without_writing_any(tmp_path: Path) -> None:
     """The same code, and nothing is left."""
     scene = LocalScene(b"\n".join(row(str(i), model="ab"[i % 2]) for i in range(9)), tmp_path)
-    notified = validate(scene.job.input, CHAT, 2)
+    report = validate(scene.job.input, CHAT, 2)
     assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
     found = prepare(scene.job.evolve(max_rows=2), scene.workspace, "t", check=nothing)
-    assert [(s.index, s.rows, s.bytes, s.model) for s in notified.shards] == [
+    assert [(s.index, s.rows, s.bytes, s.model) for s in report.shards] == [
         (s.index, s.rows, s.bytes, s.model) for s in found.shards
     ]
 

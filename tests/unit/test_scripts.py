@@ -23,7 +23,7 @@ def script(name: str) -> str:
     return (FOLDER / f"{name}.lua").read_text(encoding="utf-8")
 
 
-def notified(title: str) -> list[str]:
+def documented(title: str) -> list[str]:
     """The names that a section of the dictionary explains."""
     section = DICTIONARY.split(f"\n-- {title}", 1)[1].split("\n--\n", 1)[0]
     return re.findall(r"^--   (\S+) +\S", section, flags=re.MULTILINE)
@@ -60,7 +60,11 @@ def test_a_script_names_its_keys_its_arguments_and_its_answers_at_its_top(name: 
 
 def test_the_dictionary_explains_every_field_of_the_records_once() -> None:
     """And of those that only scripts know, all, and no others."""
-    both, of_jobs, of_shards = notified("Fields of both"), notified("Fields of a job"), notified("Fields of a shard")
+    both, of_jobs, of_shards = (
+        documented("Fields of both"),
+        documented("Fields of a job"),
+        documented("Fields of a shard"),
+    )
     every = both + of_jobs + of_shards
     assert len(set(every)) == len(every)
     jobs, shards = set(JobRecord.__struct_encode_fields__), set(ShardRecord.__struct_encode_fields__)
@@ -75,4 +79,4 @@ def test_the_dictionary_explains_every_key() -> None:
     texts = [path.read_text(encoding="utf-8") for path in (*FOLDER.glob("*.lua"), *FOLDER.parent.glob("*.py"))]
     pattern = r"""(?:(?:prefix|ARGV\[2\]|ARGV\[3\]) \.\. '|\.prefix\}|\{prefix\})([a-z_]+)"""
     used = {family for text in texts for family in re.findall(pattern, text)}
-    assert {name.partition(":")[0] for name in notified("Keys, each after the prefix.")} == used
+    assert {name.partition(":")[0] for name in documented("Keys, each after the prefix.")} == used

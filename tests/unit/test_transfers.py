@@ -111,7 +111,7 @@ def test_a_server_that_ignores_range_is_not_mixed_up(
 
 
 @pytest.mark.parametrize("size", [None, 10 * MB])
-def test_a_size_that_is_not_notified_or_wrong_is_no_reason_to_mix(
+def test_a_size_that_is_not_stated_or_wrong_is_no_reason_to_mix(
     make: Callable[..., Api], sandbox: Sandbox, tmp_path: Path, size: int | None
 ) -> None:
     """More is asked for than there is (416): the file is fetched from its beginning."""
