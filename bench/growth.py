@@ -34,7 +34,7 @@ from batchpipe.local_redis import acquire
 from batchpipe.model.records import JOB, JobRecord, Move, Problem, ShardRecord, Stage, State, new_job_id
 from batchpipe.model.views import SHOWN, json_of_job
 from batchpipe.pipeline.job_runner import JobRunner
-from batchpipe.pipeline.republish import PUBLISHED_AT_ONCE, republish_first, resume_account
+from batchpipe.pipeline.republish_many import PUBLISHED_AT_ONCE, republish_first, resume_account
 from batchpipe.pipeline.sweep import sweep
 from batchpipe.store import Lease, Store
 from batchpipe.store.scripts import source

@@ -30,7 +30,7 @@ from batchpipe.model.stats import Clock, Pause, Stats
 from batchpipe.pipeline.copied_inputs import forget_copy, remove_copy, remove_unrecorded
 from batchpipe.pipeline.manifest import basics, note_workspace, prune_workspaces
 from batchpipe.pipeline.messages import Message
-from batchpipe.pipeline.republish import PUBLISHED_AT_ONCE, Resumed, republish_first, republish_job, resume_account
+from batchpipe.pipeline.republish_many import PUBLISHED_AT_ONCE, Resumed, republish_first, republish_job, resume_account
 from batchpipe.pipeline.results import BatchResult, Outcome
 from batchpipe.pipeline.sweep import sweep
 from batchpipe.recover import Report, recover

@@ -10,7 +10,7 @@ from batchpipe.errors import OutputInUse, PermanentError
 from batchpipe.model.records import JobRecord
 from batchpipe.model.refusals import LANDABLE
 from batchpipe.pipeline.manifest import results_place
-from batchpipe.pipeline.republish import PUBLISHED_AT_ONCE, republish_first
+from batchpipe.pipeline.republish_many import PUBLISHED_AT_ONCE, republish_first
 from batchpipe.pipeline.runner import Runner
 from batchpipe.storage import Folder
 from batchpipe.store import Store

@@ -12,7 +12,7 @@ from batchpipe.errors import InvalidInput, LeaseLost, RecordUnreadable, StorageT
 from batchpipe.model.records import MAX_NOTIFY_ATTEMPTS, JobRecord, ShardRecord, State
 from batchpipe.model.views import SHOWN, json_of_job
 from batchpipe.pipeline.manifest import workspace_of
-from batchpipe.pipeline.output import Outputs
+from batchpipe.pipeline.output_owner import Outputs
 from batchpipe.pipeline.runner import Runner, words
 from batchpipe.pipeline.steps.cleanup import delete_files
 from batchpipe.pipeline.steps.merge import clean_up

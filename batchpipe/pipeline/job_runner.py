@@ -38,7 +38,7 @@ from batchpipe.pipeline.manifest import (
 )
 from batchpipe.pipeline.merging import Merging
 from batchpipe.pipeline.messages import Done, Message, Next, Publish, Retry, WaitingIn, denied
-from batchpipe.pipeline.output import Outputs
+from batchpipe.pipeline.output_owner import Outputs
 from batchpipe.pipeline.runner import (
     CANCELLING,
     MAX_LOST,

@@ -11,7 +11,7 @@ from functools import partial
 from batchpipe.errors import FILE_MISSING, WORKSPACE_GONE, InvalidInput, OutputInUse, StorageTrouble
 from batchpipe.model.records import Problem, ShardRecord
 from batchpipe.pipeline.manifest import own_place, workspace_of
-from batchpipe.pipeline.output import Outputs
+from batchpipe.pipeline.output_owner import Outputs
 from batchpipe.pipeline.runner import Runner
 from batchpipe.pipeline.steps.merge import MERGED, Merged, merge, merge_what_is_left
 from batchpipe.pipeline.steps.salvage import salvage, salvaged_file

@@ -17,7 +17,7 @@ from batchpipe.model.stats import Clock
 from batchpipe.pipeline.copied_inputs import remove_unrecorded
 from batchpipe.pipeline.manifest import prune_workspaces
 from batchpipe.pipeline.overdue import PASS_LENGTH, publish_overdue
-from batchpipe.pipeline.republish import republish_rest
+from batchpipe.pipeline.republish_many import republish_rest
 from batchpipe.pipeline.runner import Runner
 from batchpipe.telemetry.logs import about
 

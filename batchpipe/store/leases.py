@@ -180,7 +180,7 @@ class Leases:
 
     def finish(self, lease: JobLease, state: State, changes: Mapping[str, Any]) -> State:
         """Record the end state; the lease is kept for notifications. Returns that state: the cancel flag wins."""
-        return State(self._fenced("finish", lease, lease.token, state.value, *encode_changes(changes))[1])
+        return State(self._fenced("record_job_end", lease, lease.token, state.value, *encode_changes(changes))[1])
 
     def close_job(self, lease: JobLease) -> None:
         """Close an ended job when nothing is left to do: its output is free, it leaves the due set, its records expire.

@@ -39,7 +39,7 @@ SHORT = {
         "before:store.settle=kill",
         "after:store.settle=kill",
         "after:storage.commit.collected-rows=kill",
-        "after:store.finish=kill",
+        "after:store.record_job_end=kill",
     ],
     "create unanswered": ["before:api.iter_batches=kill", "after:api.iter_batches=kill", "before:store.settle=kill"],
     "token limit": ["after:store.advance#3=kill"],

@@ -280,7 +280,9 @@ class Range:
 
 
 #: Boundaries that matter in each scenario, though the plain run passes them, too.
-_NEAR = re.compile(r"(before|after):(api\.|store\.(advance|claim|intent|raise|settle|withdraw)|celery\.send\.create)")
+_NEAR = re.compile(
+    r"(before|after):(api\.|store\.(advance|claim|intent|bump_epoch|settle|withdraw)|celery\.send\.create)"
+)
 
 
 def all_cases(points: dict[str, Counter[str]]) -> list[Case]:

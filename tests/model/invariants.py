@@ -37,7 +37,7 @@ _NEXT_STATE = {
     *((State.FINALIZING, state) for state in ENDED),
 }
 #: Scripts that write under a lease only: their token is among their arguments.
-_FENCED = ("renew", "save", "advance", "intent", "draft_shards", "plan", "finish", "expire_shards", "close_job")
+_FENCED = ("renew", "save", "advance", "intent", "draft_shards", "plan", "record_job_end", "expire_shards", "close_job")
 _ROUND_FIELDS = ("round", "total", "order_files", "order_file", "shards", "open")
 
 

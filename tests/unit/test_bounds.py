@@ -21,7 +21,7 @@ from batchpipe.model.requests import MAX_MODEL, check_request
 from batchpipe.model.views import job_view, json_of_job
 from batchpipe.pipeline.manifest import noted_workspaces, pretty, prune_workspaces
 from batchpipe.pipeline.messages import Message
-from batchpipe.pipeline.republish import PUBLISHED_AT_ONCE
+from batchpipe.pipeline.republish_many import PUBLISHED_AT_ONCE
 from batchpipe.pipeline.runner import words
 from batchpipe.pipeline.sharding import Bounds, NoFiles, Planner
 from batchpipe.pipeline.sweep import sweep
