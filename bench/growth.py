@@ -84,7 +84,7 @@ class Bench:
         settings = Settings(_env_file=None, redis_url=url, prefix="{growth}:", home=home)
         self.client = Client(settings)
         api = cast(Any, lambda name: FakeOpenAI())
-        self.turns = JobRunner(settings, self.store, api, lambda message: None, lambda job: None)
+        self.runner = JobRunner(settings, self.store, api, lambda message: None, lambda job: None)
 
     def one_job(self, count: int) -> dict[str, Any]:
         """A job of so many shards from its beginning to its end, and once more: bytes in Redis, and what takes time."""
@@ -111,9 +111,9 @@ class Bench:
         timed(took, "json", lambda: sum(len(part) for part in json_of_job(running, read)))
         timed(took, "page", lambda: self.client.get_job(job.id).to_page())
         store.accounts.pause("default", 600, Problem(code="insufficient_quota", message="no money"))
-        timed(took, "resume", lambda: resume_account(self.turns, "default"))
+        timed(took, "resume", lambda: resume_account(self.runner, "default"))
         self.ahead += 7_200.0  # all is overdue
-        timed(took, "sweep", lambda: sweep(self.turns, listing=False))
+        timed(took, "sweep", lambda: sweep(self.runner, listing=False))
         timed(took, "cancel", lambda: self.cancel(job.id))
         while store.due.take_to_republish(200) is not None:
             pass
@@ -147,7 +147,7 @@ class Bench:
 
     def cancel(self, job_id: str) -> None:
         _, shards = self.store.jobs.cancel(job_id, published=PUBLISHED_AT_ONCE)
-        republish_first(self.turns, job_id, shards, "always")
+        republish_first(self.runner, job_id, shards, "always")
 
     def end(self, job_id: str, took: Took, ttl: int = 2) -> None:
         """As if all shards had come home: their own turns are none of this table's."""
@@ -229,10 +229,10 @@ def month(folder: Path, url: str, days: int) -> list[dict[str, float]]:
         pump.run_until_idle(3_600.0, sweeping=False)
         for _ in range(48):
             pump.advance(1_800)
-            sweep(pump.job_turns, listing=False)
+            sweep(pump.job_runner, listing=False)
             pump.waiting = [one for one in pump.waiting if one.message.job not in dead]
         time.sleep(1.2)  # records of ended jobs expire
-        sweep(pump.job_turns, listing=False)
+        sweep(pump.job_runner, listing=False)
         keys = sum(1 for _ in store.connection.client.scan_iter("*", count=10_000))
         size = sum(
             store.connection.client.memory_usage(key, samples=0) or 0

@@ -45,7 +45,7 @@ MOST_ON_FIRST_DAY = 10
 def queue(url: str, folder: Path, name: str, days: int, *, listened: bool) -> Iterator[dict[str, Any]]:
     """Messages and bytes of a queue that nobody takes from, day by day."""
     settings = Settings(_env_file=None, redis_url=url, prefix=f"{{{name}}}:", home=folder / name, queue=name)
-    store, turns, ahead = Client(settings).store, runtime(settings).jobs, 0.0
+    store, runner, ahead = Client(settings).store, runtime(settings).job_runner, 0.0
     store.connection.skew = lambda: ahead
     job = JobRecord(id=new_job_id(), epoch=1, task_ids=["p"], output="/o", owns=[f"/o/{name}"], queue=name)
     store.jobs.submit(job)
@@ -54,11 +54,11 @@ def queue(url: str, folder: Path, name: str, days: int, *, listened: bool) -> It
     shards = (ShardRecord(job=job.id, index=n, epoch=1, rows=1, task_ids=["u", "c", "p", "d"]) for n in range(SHARDS))
     store.leases.plan(lease, {"round": 1}, shards, ["m"])
     for index in range(SHARDS):
-        turns.republish(job.id, index)
+        runner.republish(job.id, index)
     for step in range(1, int(days * 86_400 / STEP_SECONDS) + 1):
         if listened:
             store.queues.note_listening("stuck@host", [name])
-        sweep(turns, listing=False)
+        sweep(runner, listing=False)
         for pulse in (tasks.sweep, schedules):
             pulse.apply_async(queue=name, headers={"celery_beat_task": True})
         ahead += STEP_SECONDS
@@ -118,7 +118,7 @@ def drive(pump: Pump, dice: random.Random) -> int:
         due = sorted((one for one in pump.waiting if one.at <= pump.at), key=lambda one: one.at)
         if not due:
             pump.advance(30.0)
-            sweep(pump.job_turns, listing=False)
+            sweep(pump.job_runner, listing=False)
         elif due[0].link in KILLED_IN and dice.random() < 0.4:
             killed += dies(pump, dice.randint(1, 4))
             pump.waiting.remove(due[0])  # with its worker; the sweep publishes it again

@@ -42,7 +42,7 @@ def settings() -> Settings:
 
     site = current_site()
     found = site.settings
-    for line in found.unknown if site.is_news("unknown settings") else ():
+    for line in found.unknown if site.is_first_time("unknown settings") else ():
         say(f"Warning: {line}")
     return found
 

@@ -116,7 +116,7 @@ class Client:
             note_workspace(self.settings, record, record=basics(record))
             if record.spooled:
                 forget_copy(self.settings, job_id)
-            runner, now = runtime(self.settings).jobs, record.created_at or time.time()
+            runner, now = runtime(self.settings).job_runner, record.created_at or time.time()
             prune_workspaces(self.settings, self.store.jobs.closed, now)
             runner.log(job_id, [("submitted", {"input": without_secrets(record.input), "queue": record.queue})])
             runner.publish(Message(job_id, JOB, record.epoch, State.PENDING, record.task_ids, record.queue))
@@ -182,7 +182,7 @@ class Client:
         job_id = self.get_job(job_id).id  # it may be an alias
         asked, shards = self.store.jobs.cancel(job_id, published=PUBLISHED_AT_ONCE)
         if asked:
-            runner = runtime(self.settings).jobs
+            runner = runtime(self.settings).job_runner
             publishing.revoke(republish_first(runner, job_id, shards, "always"))
             note_workspace(self.settings, self.store.jobs.get(job_id), cancel=True)
             runner.log(job_id, [("cancel_asked", {})])
@@ -193,7 +193,7 @@ class Client:
 
         Raises JobNotFound.
         """
-        return decide(runtime(self.settings).jobs, self.get_job(job_id).id, "resend")
+        return decide(runtime(self.settings).job_runner, self.get_job(job_id).id, "resend")
 
     def land(self, job_id: str) -> Job:
         """Collect what is there. For a held job, nothing more is sent. For an ended job, the batches that it stopped
@@ -203,28 +203,28 @@ class Client:
         Raises JobNotFound, OutputInUse, PermanentError (``not_ended``, ``nothing_to_land``).
         """
         job = self.get_job(job_id).record
-        land(runtime(self.settings).jobs, job)
+        land(runtime(self.settings).job_runner, job)
         return self.get_job(job.id)
 
     def republish(self, job_id: str) -> None:
         """Publish all open work of a job again, for a caller who knows that its worker is gone: some of it at once, the
         rest of a large job with the next sweeps. Raises JobNotFound.
         """
-        republish_job(runtime(self.settings).jobs, job_id)
+        republish_job(runtime(self.settings).job_runner, job_id)
 
     def sweep(self, *, listing: bool | None = None) -> int:
         """One pass of the safety net. Returns how many records were published again.
 
         ``listing``: read the accounts' lists of batches now (True), not at all (False), or if it is time (None).
         """
-        return sweep(runtime(self.settings).jobs, listing=listing)
+        return sweep(runtime(self.settings).job_runner, listing=listing)
 
     def resume(self, account: str) -> Resumed:
         """End an account's pause: all waiting shards go on. Without a pause, those that wait for a person do.
 
         Many waiting shards take no longer: some are woken here, the others by the next sweeps.
         """
-        return resume_account(runtime(self.settings).jobs, account.lower())
+        return resume_account(runtime(self.settings).job_runner, account.lower())
 
     def lift_pause(self, account: str) -> bool:
         """End an account's pause, if there is one: each shard goes on at its own time. Returns whether there was one.
@@ -252,7 +252,7 @@ class Client:
                 "no redis-server was found, and the built-in stand-in would forget the records again: install "
                 "redis-server (or valkey), or set BATCHPIPE_REDIS_URL"
             )
-        return recover(runtime(self.settings).jobs, folders, dry_run=dry_run, jobs=jobs, of=of)
+        return recover(runtime(self.settings).job_runner, folders, dry_run=dry_run, jobs=jobs, of=of)
 
     # -- looking ---------------------------------------------------------------------------------------------------
 

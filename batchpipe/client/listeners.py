@@ -73,7 +73,7 @@ def warn_of_submit(store: Store, settings: Settings, job: JobRecord) -> None:
     """Log that no worker listens on this new job's queue: at once, at the cost of one read; once a minute per queue."""
     with suppress(StoreUnavailable):  # it is recorded: its submit must not fail for this
         line = missing_worker(store, settings, job, ask=False)
-        if line and current_site().is_news("no_worker", job.queue, seconds=SAY_SECONDS):
+        if line and current_site().is_first_time("no_worker", job.queue, seconds=SAY_SECONDS):
             logger.warning("job %s waits: %s", job.id, line, extra={"event": "no_worker", "job": job.id})
 
 

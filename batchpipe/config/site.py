@@ -104,7 +104,7 @@ class Site:
                 return (made,)
         return None
 
-    def is_news(self, topic: str, about: object = None, *, seconds: float = float("inf")) -> bool:
+    def is_first_time(self, topic: str, about: object = None, *, seconds: float = float("inf")) -> bool:
         """True for the first who asks, and again after so many seconds: so that a warning is given only then."""
         with self.lock:
             now, said = time.monotonic(), self._news.get((topic, about))

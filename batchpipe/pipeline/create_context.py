@@ -1,4 +1,4 @@
-"""What the create step may do with its shard's record: the implementation of its ``Turn`` under a lease."""
+"""What the create step may do with its shard's record: the implementation of its ``CreateActions`` under a lease."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class CreateContext:
     def too_late_to_call(self) -> bool:
         return self._lease.too_late_to_call()
 
-    def name(self, batch_ids: Mapping[str, bool]) -> None:
+    def record_named(self, batch_ids: Mapping[str, bool]) -> None:
         self._runner.store.shards.record_named_batches(self._shard, batch_ids)
 
     def known(self, batch_ids: Sequence[str]) -> dict[str, ShardRecord]:

@@ -55,7 +55,7 @@ from batchpipe.pipeline.slots import is_small
 from batchpipe.pipeline.steps.merge import LOOKED_AT, Merged, Overview
 from batchpipe.pipeline.steps.next_round import SENT, next_round
 from batchpipe.pipeline.steps.prepare import prepare
-from batchpipe.pipeline.workspace_cleanup import remove_dead_turns, token_of
+from batchpipe.pipeline.workspace_cleanup import remove_files_of_killed_turns, token_of
 from batchpipe.storage import Folder, check_allowed
 from batchpipe.store import ClaimDenied, JobLease, Store, new_task_ids
 from batchpipe.store.redis_label import label_of
@@ -136,7 +136,7 @@ class JobRunner(Runner):
             self._check_places(lease)
             workspace = workspace_of(job, self.settings)
             note_workspace(self.settings, job)
-            _forget_dead_turns(lease, workspace, planned_orders(workspace))
+            _clean_up_after_killed_turns(lease, workspace, planned_orders(workspace))
             prepared = prepare(
                 job,
                 workspace,
@@ -147,7 +147,7 @@ class JobRunner(Runner):
                 bounds=Bounds(self.settings.max_models, self.settings.max_shards),
             )
             self._announce(lease, workspace, prepared)
-            _forget_dead_turns(lease, workspace, [])
+            _clean_up_after_killed_turns(lease, workspace, [])
         except (InvalidInput, OutputInUse) as error:
             return self._refuse(lease, Problem(code=error.code, message=error.message))
         except SettingsError as error:  # a package for its storage is missing on this host
@@ -268,12 +268,12 @@ class JobRunner(Runner):
     def _merge_all(self, lease: JobLease, seen: Overview) -> str:
         job, workspace = lease.job, workspace_of(lease.job, self.settings)
         if self._may_resend(job, seen) and not (job := self.held(job)).send_no_more:
-            _forget_dead_turns(lease, workspace, planned_orders(workspace))
+            _clean_up_after_killed_turns(lease, workspace, planned_orders(workspace))
             shards = (shard for shard in self._merging.collected(lease, SENT) if shard.round == job.round)
             prepared = next_round(job, shards, workspace, lease.token, check=lambda: check_cancel(lease))
             lease.check()  # a turn that was frozen must not set the manifest back
             self._write_manifest(job, self._merging.collected(lease), prepared, workspace)
-            _forget_dead_turns(lease, workspace, [])
+            _clean_up_after_killed_turns(lease, workspace, [])
             return self._plan(lease, prepared)
         merged = self._merging.merge_all(lease)
         error = None if job.cancel else _job_error(merged, seen)
@@ -348,13 +348,13 @@ def _new_shards(job: JobRecord, prepared: Prepared) -> Iterator[ShardRecord]:
         )
 
 
-def _forget_dead_turns(lease: JobLease, workspace: Folder, orders: list[str]) -> None:
+def _clean_up_after_killed_turns(lease: JobLease, workspace: Folder, orders: list[str]) -> None:
     """Remove what earlier turns of this job left when they were killed. ``orders``: order files to keep, with their
     shards, besides those of the record.
     """
     kept = {lease.token, *map(token_of, (*lease.job.order_files, *orders))}
     with suppress(StorageTrouble):  # leftovers do no harm
-        remove_dead_turns(workspace, kept, lease.check)
+        remove_files_of_killed_turns(workspace, kept, lease.check)
 
 
 def _totals(merged: Merged) -> dict[str, Any]:

@@ -95,5 +95,5 @@ class Merging:
         self, lease: JobLease, shards: Shards, workspace: Folder, place: str, step: Callable[..., Merged]
     ) -> Merged:
         folder = self._outputs.folder(lease.job, place)
-        settle = partial(self._outputs.settle, lease, place)
-        return step(lease.job, shards(), workspace, folder, check=lease.check, settle=settle)
+        record_place = partial(self._outputs.record_place, lease, place)
+        return step(lease.job, shards(), workspace, folder, check=lease.check, record_place=record_place)

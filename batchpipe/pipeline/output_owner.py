@@ -115,7 +115,7 @@ class Outputs:
         """Where a job's results go: its output, or the place that was decided before."""
         return lease.job.results or lease.job.output
 
-    def settle(self, lease: JobLease, place: str, *sizes: int) -> None:
+    def record_place(self, lease: JobLease, place: str, *sizes: int) -> None:
         """Before files are put in place: check that the output is still ours, record the place. Raises as ``check``.
 
         ``sizes``: bytes of ``output.jsonl`` and ``errors.jsonl``, the same in every turn.

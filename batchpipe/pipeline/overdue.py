@@ -14,7 +14,7 @@ from batchpipe.errors import RecordUnreadable
 from batchpipe.masking import without_secrets
 from batchpipe.model.retry import QUEUE_STUCK
 from batchpipe.pipeline.runner import Runner
-from batchpipe.store import Waiting, When, name_once
+from batchpipe.store import Waiting, When, log_once
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +70,7 @@ def republish_or_set_aside(runner: Runner, job_id: str, index: int, when: When) 
     try:
         return runner.republish(job_id, index, when=when) is not None
     except RecordUnreadable as error:
-        name_once(error)
+        log_once(error)
         runner.store.due.set_aside(job_id, index)
         return False
 
@@ -79,17 +79,17 @@ class _Queues:
     """The queues of overdue records; the broker is asked about each once in a pass."""
 
     def __init__(self, runner: Runner) -> None:
-        self._turns = runner
+        self._runner = runner
         self._known: dict[str, _Queue] = {}
         self._listening: dict[str, list[str]] | None = None
         self._dead: dict[str, int] = {}
 
     def that_have(self, places: list[tuple[str, int]]) -> dict[tuple[str, int], Waiting]:
         """Those of these overdue records with messages that still wait in their queues."""
-        if self._turns.waiting_in is None or not places:
+        if self._runner.waiting_in is None or not places:
             return {}
-        now, found = self._turns.store.now(), {}
-        for place, waiting in zip(places, self._turns.store.queues.waiting(places), strict=True):
+        now, found = self._runner.store.now(), {}
+        for place, waiting in zip(places, self._runner.store.queues.waiting(places), strict=True):
             if waiting is None or not (queue := self._look(waiting.queue)).still_has(waiting, now):
                 continue
             found[place] = waiting
@@ -100,7 +100,7 @@ class _Queues:
     def _look(self, name: str) -> _Queue:
         if (known := self._known.get(name)) is not None:
             return known
-        store, count = self._turns.store, self._turns.waiting_in
+        store, count = self._runner.store, self._runner.waiting_in
         if self._listening is None:
             self._listening = store.queues.listening()
         # read first what was taken: a message taken between the two reads then counts as still waiting
@@ -111,7 +111,7 @@ class _Queues:
     def report(self) -> None:
         """Log now and then that work waits for a worker."""
         for name, records in self._dead.items():
-            if not current_site().is_news("no_worker_swept", name, seconds=SAY_SECONDS):
+            if not current_site().is_first_time("no_worker_swept", name, seconds=SAY_SECONDS):
                 continue
             logger.warning(
                 "%d pieces of work wait in queue %s, and no worker listens on it: "

@@ -93,7 +93,7 @@ class Runner:
     @staticmethod
     def gone(job_id: str) -> Next:
         """The outcome of a message for a job that this Redis does not know. Logged once, as nothing else reports it."""
-        if current_site().is_news("job_unknown", job_id):
+        if current_site().is_first_time("job_unknown", job_id):
             logger.warning(_MISSED, job_id, extra={"event": "job_unknown", "job": job_id})
         return denied(ClaimDenied("gone"))
 

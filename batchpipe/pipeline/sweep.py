@@ -54,7 +54,7 @@ def sweep(runner: Runner, *, limit: int = PASS_LENGTH, listing: bool | None = No
 
 def _report_clock(clock: Clock) -> None:
     """Log once that Redis' clock was set back: nothing else would show it, because everything goes on."""
-    if clock.ahead and clock.back_at and current_site().is_news("clock_back", clock.back_at):
+    if clock.ahead and clock.back_at and current_site().is_first_time("clock_back", clock.back_at):
         logger.error("%s", clock.words(), extra={"event": "clock_back"})
 
 
@@ -103,8 +103,8 @@ def _look_after(runner: Runner, account: str, *, at_once: bool) -> None:
 
 def _report_account(account: str, error: SettingsError) -> None:
     """Log once that an account cannot be watched here. The account of a sandbox ends with it; that is not logged."""
-    is_news = account != SANDBOX_ACCOUNT and current_site().is_news("not_listed", account)
-    level = logging.WARNING if is_news else logging.DEBUG
+    is_first_time = account != SANDBOX_ACCOUNT and current_site().is_first_time("not_listed", account)
+    level = logging.WARNING if is_first_time else logging.DEBUG
     logger.log(level, "batches of account %r not listed: %s", account, error, extra={"event": "not_listed"})
 
 

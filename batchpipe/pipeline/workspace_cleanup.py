@@ -12,7 +12,7 @@ from batchpipe.storage import Folder
 _OF_TURN = re.compile(r"\.?(?:\d{5,12}|order)-(?P<token>\w{1,64})(?:\.jsonl)?(?P<draft>\.\d{1,12}-\w{1,32}\.part)?")
 
 
-def remove_dead_turns(workspace: Folder, tokens: Collection[str], check: Callable[[], None]) -> None:
+def remove_files_of_killed_turns(workspace: Folder, tokens: Collection[str], check: Callable[[], None]) -> None:
     """Remove shard and order files, and their drafts, of all other turns than these.
 
     The caller must hold the lease of the job, which ``check`` verifies after the files are listed. So what is removed

@@ -13,7 +13,7 @@ from batchpipe.store.queues import LISTENING_PACE, Waiting
 from batchpipe.store.schedules import LastRun
 from batchpipe.store.shards import Settled
 from batchpipe.store.store import Store
-from batchpipe.store.unreadable import name_once
+from batchpipe.store.unreadable import log_once
 
 __all__ = [
     "LISTENING_PACE",
@@ -30,6 +30,6 @@ __all__ = [
     "Waiting",
     "When",
     "host_clock",
-    "name_once",
+    "log_once",
     "new_task_ids",
 ]

@@ -14,7 +14,7 @@ from batchpipe.model.records import JOB, JobRecord, Problem, ShardRecord, State
 from batchpipe.store.connection import Connection
 from batchpipe.store.due import CHUNK, Due
 from batchpipe.store.records import chunks, decode, decoded, draft, encode_record
-from batchpipe.store.unreadable import name_once
+from batchpipe.store.unreadable import log_once
 
 #: How long an alias is kept after the records of an ended job: as long as a job may take.
 ALIAS_SECONDS = 60 * 86_400
@@ -253,6 +253,6 @@ def _shown(job_id: str, found: Any, state: State | None) -> JobRecord | None:
         if isinstance(found, Mapping) and found.get("stage") in [one.value for one in State]:
             stored = State(found["stage"])
         cancelling = stored is State.CANCELLING
-        problem = Problem(code=error.code, message=name_once(error))
+        problem = Problem(code=error.code, message=log_once(error))
         stage = State.RUNNING if cancelling else stored
         return JobRecord(id=job_id, stage=stage.value, cancel=cancelling, error=problem)

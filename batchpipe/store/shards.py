@@ -13,7 +13,7 @@ from batchpipe.model.records import JobRecord, Problem, ShardRecord
 from batchpipe.store.connection import Connection
 from batchpipe.store.lease import NO_NEWS, Renewal, news_of
 from batchpipe.store.records import decoded, encode_changes, encode_value, parse_member
-from batchpipe.store.unreadable import name_once
+from batchpipe.store.unreadable import log_once
 
 #: Shards that are read in one pipeline.
 READ_AT_ONCE = 1_000
@@ -62,7 +62,7 @@ class Shards:
                 except RecordUnreadable as error:
                     if bad == "raise":
                         raise
-                    problem = Problem(code=error.code, message=name_once(error))
+                    problem = Problem(code=error.code, message=log_once(error))
                     yield ShardRecord(job=job.id, index=index, stage="unreadable", trouble=problem)
 
     def at(self, places: Sequence[tuple[str, int]]) -> list[ShardRecord | None]:
@@ -73,7 +73,7 @@ class Shards:
             try:
                 found.append(decoded(ShardRecord, fields, f"{job_id}, shard {index}"))
             except RecordUnreadable as error:
-                name_once(error)
+                log_once(error)
                 found.append(None)
         return found
 

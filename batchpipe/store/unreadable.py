@@ -10,8 +10,8 @@ from batchpipe.errors import RecordUnreadable
 logger = logging.getLogger(__name__)
 
 
-def name_once(error: RecordUnreadable) -> str:
+def log_once(error: RecordUnreadable) -> str:
     """Log that a record is skipped, once in this process; returns the message."""
-    if current_site().is_news("record_unreadable", error.message):
+    if current_site().is_first_time("record_unreadable", error.message):
         logger.warning("%s", error.message, extra={"event": "record_unreadable"})
     return error.message

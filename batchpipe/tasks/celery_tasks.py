@@ -57,7 +57,7 @@ def _answer(task: Any, turn: Callable[[], Next]) -> str | None:
     try:
         following = turn()
     except StoreUnavailable as error:
-        runtime().shards.counters.wait("redis", REDIS_PAUSE_SECONDS)
+        runtime().shard_runner.counters.wait("redis", REDIS_PAUSE_SECONDS)
         ids = {name: value for name, value in task.request.kwargs.items() if name in ("job", "shard")}
         logger.warning("%s: %s", task.name, error, extra={"event": "redis_away", **ids})
         following = Retry(REDIS_PAUSE_SECONDS, str(error))
@@ -100,7 +100,7 @@ def _step(task: Any, job: str, index: int, epoch: int) -> str | None:
 
     def turn() -> Next:
         taken = runtime()
-        runner = taken.jobs if index == JOB else taken.shards
+        runner = taken.job_runner if index == JOB else taken.shard_runner
         return runner.run(step.name, job, index, epoch)
 
     if (kind := step.slot) is None:
@@ -148,7 +148,7 @@ def merge(self: Any, *, job: str, epoch: int, shard: int = JOB, **newer: Any) ->
 def sweep(**newer: Any) -> int:
     """Publish overdue work again."""
     try:
-        return sweep_once(runtime().jobs)
+        return sweep_once(runtime().job_runner)
     except BatchpipeError as error:  # Redis is away, or the settings are wrong: one line, every few seconds
         logger.warning("not swept: %s", error, extra={"event": "not_swept"})
         return 0

@@ -26,8 +26,10 @@ class Runtime:
         )
         counters = Counters()
         apis, publish, notify = Apis(settings, counters.call), publishing.publish, notifying.notify
-        self.shards = ShardRunner(settings, self.store, apis, publish, counters=counters)
-        self.jobs = JobRunner(settings, self.store, apis, publish, notify, counters=counters, waiting_in=waiting_in)
+        self.shard_runner = ShardRunner(settings, self.store, apis, publish, counters=counters)
+        self.job_runner = JobRunner(
+            settings, self.store, apis, publish, notify, counters=counters, waiting_in=waiting_in
+        )
 
 
 def runtime(settings: Settings | None = None) -> Runtime:

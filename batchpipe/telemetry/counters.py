@@ -30,7 +30,7 @@ REASONS = {
     "poll": "the batch has not ended",
     "create": "a create call was unanswered, too late, or its file not found yet",
     "files": "the result files of an ended batch are not whole yet",
-    "paused": "the account rests (401, 402, 403, no quota)",
+    "paused": "the account is paused (401, 402, 403, no quota)",
     "rate_limit": "the provider answered 429",
     "token_limit": "the provider's queue for the account is full",
     "provider": "the provider did not answer, or answered 5xx or nonsense",

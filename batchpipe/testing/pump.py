@@ -88,8 +88,8 @@ class Pump:
         def apis(account: str) -> Provider:
             return self.api
 
-        self.shard_turns = ShardRunner(self.settings, self.store, apis, self._publish)
-        self.job_turns = JobRunner(
+        self.shard_runner = ShardRunner(self.settings, self.store, apis, self._publish)
+        self.job_runner = JobRunner(
             self.settings, self.store, apis, self._publish, self._notify, waiting_in=self._waiting_in
         )
 
@@ -116,14 +116,14 @@ class Pump:
             },
         )
         self.store.jobs.submit(record)
-        self.job_turns.publish(Message(job_id, JOB, 1, State.PENDING, record.task_ids, record.queue))
+        self.job_runner.publish(Message(job_id, JOB, 1, State.PENDING, record.task_ids, record.queue))
         return job_id
 
     def cancel(self, job_id: str) -> None:
         """Like ``client.cancel``, but its revokes are lost, which may happen."""
         asked, shards = self.store.jobs.cancel(job_id)
         for index in (JOB, *range(shards)) if asked else ():
-            self.job_turns.republish(job_id, index)
+            self.job_runner.republish(job_id, index)
 
     def job(self, job_id: str) -> JobRecord:
         return self.store.jobs.get(job_id)
@@ -175,7 +175,7 @@ class Pump:
 
     def sweep(self) -> int:
         """One pass of the safety net."""
-        return sweep(self.job_turns)
+        return sweep(self.job_runner)
 
     def run_until_idle(self, max_seconds: float = 172_800.0, *, sweeping: bool = True) -> None:
         """Deliver, sweep and move the clock until nothing is left to do.
@@ -212,7 +212,7 @@ class Pump:
 
     def _turn(self, delivery: Delivery) -> Next:
         message = delivery.message
-        runner = self.job_turns if message.index == JOB else self.shard_turns
+        runner = self.job_runner if message.index == JOB else self.shard_runner
         return runner.run(delivery.link, message.job, message.index, message.epoch)
 
     def _publish(self, message: Message) -> None:

@@ -188,7 +188,7 @@ class SiteWorker:
         while True:
             try:
                 pause = current_settings().lease_seconds
-                sweep(runtime().jobs)
+                sweep(runtime().job_runner)
             except BatchpipeError as error:
                 logger.warning("sweep failed: %s", error)
             except Exception:  # without beat this thread is the whole safety net

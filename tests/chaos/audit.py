@@ -122,7 +122,9 @@ def _judge_end(verdict: Audit, job: Job, record: JobRecord, shards: list[ShardRe
             if shard.stage != "collected"
         ]
         trouble = f"trouble {record.trouble}, shards {open_shards}"
-        verdict.lost_jobs.append(f"{record.id}: {record.stage}, told {record.closed}, epoch {record.epoch}, {trouble}")
+        verdict.lost_jobs.append(
+            f"{record.id}: {record.stage}, closed {record.closed}, epoch {record.epoch}, {trouble}"
+        )
 
 
 def _judge_rows(

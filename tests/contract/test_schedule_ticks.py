@@ -245,17 +245,17 @@ def test_what_the_job_of_the_last_run_waits_for_is_told(
     tick(client)
     site.be_at(NOON + timedelta(days=1))
     [job] = tick(client)
-    turns = Runtime(client.settings).jobs
-    turns.store.connection.skew = site.clock
+    runner = Runtime(client.settings).job_runner
+    runner.store.connection.skew = site.clock
     assert overview(client)[0]["last_job_trouble"] is None
-    turns.run("prepare", job.id, JOB, 1)
+    runner.run("prepare", job.id, JOB, 1)
 
     [view] = overview(client)
     assert (view["last_job_state"], view["last_job_trouble"]["code"]) == ("preparing", "input_missing")
     print_schedule(view)
     assert f"  preparing: {tmp_path / '2026-05-13.jsonl'}: no such file\n" in capsys.readouterr().out
     site.be_at(NOON + timedelta(days=1, hours=2))
-    turns.run("prepare", job.id, JOB, 1)
+    runner.run("prepare", job.id, JOB, 1)
     [view] = overview(client)
     assert (view["last_job_state"], view["last_job_trouble"]["code"]) == ("failed", "invalid_input")
 

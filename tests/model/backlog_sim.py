@@ -98,7 +98,7 @@ class Backlog:
         self.result = Drained()
         self._started = 0
         settings = Settings(_env_file=None, home=folder)
-        self.turns = Runner(settings, self.store, cast(Any, None), self._publish)
+        self.runner = Runner(settings, self.store, cast(Any, None), self._publish)
         self.workers, self.shards = workers, jobs * shards
         for number in range(jobs):
             self._plan(f"job_{number}", shards)
@@ -140,7 +140,7 @@ class Backlog:
                 self._collected(heapq.heappop(downloads)[2])
                 heapq.heappush(free, self.at)
             elif self.at == sweep_at:
-                sweep(self.turns)
+                sweep(self.runner)
                 sweep_at += SWEEP_SECONDS
             else:
                 heapq.heappop(free)

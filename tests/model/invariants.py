@@ -65,8 +65,8 @@ class Records:
         return ["job", *self.shards]
 
     def unfinished(self) -> set[str]:
-        """What the sweep must know: all but collected shards, and a job, unless it is told or runs, and all its shards
-        were made due.
+        """What the sweep must know: all but collected shards, and a job, unless it is closed or runs, and all its
+        shards were made due.
         """
         open_shards = {name for name, shard in self.shards.items() if shard["stage"] != Stage.COLLECTED}
         stands = self.job.get("stage") not in (None, State.RUNNING) and self.job.get("closed") != "1"
@@ -209,7 +209,7 @@ class Watch:
             changed = [field for field in _ROUND_FIELDS if before.job.get(field) != after.job.get(field)]
             hold(not changed, "a cancelled job was given a round", changed)
         if after.job.get("closed") == "1":
-            hold(new in _ENDED, "a job was told before its end", new)
+            hold(new in _ENDED, "a job was closed before its end", new)
         if new in _ENDED and old != new and after.job.get("cancel") == "1":
             hold(new == State.CANCELLED, "the cancel flag did not win", new)
 

@@ -189,7 +189,7 @@ class Schedule:
         """A webhook's wake, or one that voids what is under way."""
         index = self.choices.pick(len(self.world.watch.seen.shards) + 1) - 1
         when: When = "always" if self.choices.pick(2) else "asleep"
-        self._begin(lambda: self.world.job_turns.republish(self.world.job_id, index if index >= 0 else JOB, when=when))
+        self._begin(lambda: self.world.job_runner.republish(self.world.job_id, index if index >= 0 else JOB, when=when))
 
     def sweep(self) -> None:
         self._begin(self.world.sweep)

@@ -357,7 +357,7 @@ class ModelOpenAI(FakeOpenAI):
             batch.status = Status.CANCELLED
 
 
-class ModelShardTurns(ShardRunner):
+class ModelShardRunner(ShardRunner):
     """The shipped turns of shards, but for the files of download."""
 
     world: World
@@ -377,7 +377,7 @@ class ModelShardTurns(ShardRunner):
         return Move(stage=Stage.COLLECTED, changes={"missing": lease.shard.rows, "error": problem})
 
 
-class ModelJobTurns(JobRunner):
+class ModelJobRunner(JobRunner):
     """The shipped turns of the job, but for the files of prepare, merge and job.json; every round but the last leads
     to a further one."""
 
@@ -437,9 +437,9 @@ class World:
         self.api = ModelOpenAI(self)
         settings = _settings(folder)
         apis = cast(Any, lambda name: self.api)
-        self.shard_turns = ModelShardTurns(settings, self.store, apis, self._publish)
-        self.job_turns = ModelJobTurns(settings, self.store, apis, self._publish, lambda job: None)
-        self.shard_turns.world = self.job_turns.world = self
+        self.shard_runner = ModelShardRunner(settings, self.store, apis, self._publish)
+        self.job_runner = ModelJobRunner(settings, self.store, apis, self._publish, lambda job: None)
+        self.shard_runner.world = self.job_runner.world = self
         self._submit(folder, rounds)
 
     def _submit(self, folder: Path, rounds: int) -> None:
@@ -456,7 +456,7 @@ class World:
             attempts=rounds,
         )
         self.store.jobs.submit(job)
-        self.job_turns.publish(Message(job.id, JOB, 1, State.PENDING, job.task_ids, job.queue))
+        self.job_runner.publish(Message(job.id, JOB, 1, State.PENDING, job.task_ids, job.queue))
 
     def close(self) -> None:
         """Leave nothing behind in Redis."""
@@ -511,7 +511,7 @@ class World:
         """What a worker does with a message."""
         message = delivery.message
         try:
-            runner = self.job_turns if message.index == JOB else self.shard_turns
+            runner = self.job_runner if message.index == JOB else self.shard_runner
             return runner.run(delivery.link, message.job, message.index, message.epoch)
         except StoreUnavailable:
             return Retry(REDIS_PAUSE_SECONDS)
@@ -537,10 +537,10 @@ class World:
         """As the client does; its revokes are lost, as they may be."""
         asked, shards = self.store.jobs.cancel(self.job_id)
         for index in (JOB, *range(shards)) if asked else ():
-            self.job_turns.republish(self.job_id, index)
+            self.job_runner.republish(self.job_id, index)
 
     def sweep(self) -> None:
-        sweep(self.job_turns)
+        sweep(self.job_runner)
 
     def move_redis_clock(self, to: float) -> None:
         self.redis_off, self.redis_moved = to, True

@@ -88,7 +88,7 @@ def test_that_no_client_can_be_made_is_trouble_of_the_shard(tmp_path: Path, chat
     def refused(name: str) -> Any:
         raise SettingsError("ALL_PROXY: a SOCKS proxy needs a package")
 
-    apis, pump.shard_turns.apis = pump.shard_turns.apis, refused
+    apis, pump.shard_runner.apis = pump.shard_runner.apis, refused
     job_id = pump.submit(chat_rows(1))
     for _ in range(4):
         pump.step()
@@ -96,7 +96,7 @@ def test_that_no_client_can_be_made_is_trouble_of_the_shard(tmp_path: Path, chat
     assert shard.trouble is not None
     assert "ALL_PROXY" in shard.trouble.message
     assert shard.tries == 0
-    pump.shard_turns.apis = apis
+    pump.shard_runner.apis = apis
     pump.run_until_idle()
     assert pump.job(job_id).state is State.SUCCEEDED
 
@@ -108,8 +108,8 @@ def test_an_unforeseen_error_before_the_claim_is_counted_and_shown(tmp_path: Pat
     def broken(name: str) -> Any:
         raise ZeroDivisionError("made wrong")
 
-    pump.shard_turns.apis = broken
-    pump.job_turns.apis = broken
+    pump.shard_runner.apis = broken
+    pump.job_runner.apis = broken
     job_id = pump.submit(chat_rows(1))
     pump.run_until_idle()
     job = pump.job(job_id)
@@ -126,7 +126,7 @@ def test_a_sweep_looks_after_the_others_though_an_account_has_no_client(tmp_path
     def broken(name: str) -> Any:
         raise ZeroDivisionError("made wrong")
 
-    pump.job_turns.apis = broken
+    pump.job_runner.apis = broken
     pump.advance(60.0)
     assert pump.sweep() == 0
     assert pump.store.counters.stats().swept == pytest.approx(pump.at, abs=1.0)

@@ -223,7 +223,7 @@ def test_a_sweep_goes_on_past_a_record_that_cannot_be_read(tmp_path: Path, chat_
     store.connection.client.set(f"{store.connection.prefix}job:{jobs[0]}", "no hash")
     pump.waiting.clear()
     pump.advance(3_600)
-    sweep(pump.job_turns)
+    sweep(pump.job_runner)
     assert {message.job for message in pump.published[2:]} == {jobs[1]}
     pump.advance(120)
     assert jobs[0] not in {job for job, _ in store.due.overdue()}
@@ -256,12 +256,12 @@ def test_a_cancel_of_many_shards_wakes_a_few_at_once_and_the_sweep_the_others(
     lease = client.store.leases.claim_job(job.id, 1, stages, deadline=99, enter=State.PREPARING.value)
     assert isinstance(lease, JobLease)
     client.store.leases.plan(lease, {}, many_planned(job.id, count), ["m"])
-    turns = runtime(client.settings).jobs
+    runner = runtime(client.settings).job_runner
     sent: list[int] = []
-    monkeypatch.setattr(turns, "_publish", lambda message: sent.append(message.index))
+    monkeypatch.setattr(runner, "_publish", lambda message: sent.append(message.index))
     assert client.cancel(job.id).state is State.CANCELLING
     assert sorted(sent) == list(range(PUBLISHED_AT_ONCE))
-    sweep(turns, listing=False)
+    sweep(runner, listing=False)
     assert sorted(sent) == list(range(count))
 
 
@@ -274,7 +274,7 @@ class Waiting:
     """A client, jobs whose shards sleep until a pause ends, and what is sent of them."""
 
     def __init__(self, client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.client, self.turns = client, runtime(client.settings).jobs
+        self.client, self.runner = client, runtime(client.settings).job_runner
         self.sent: list[tuple[str, int]] = []
         self.calls = 0
         run = self.client.store.connection.run
@@ -287,7 +287,7 @@ class Waiting:
             self.sent.append((message.job, message.index))
 
         monkeypatch.setattr(self.client.store.connection, "run", counted)
-        monkeypatch.setattr(self.turns, "_publish", note)
+        monkeypatch.setattr(self.runner, "_publish", note)
 
     def job(self, count: int, *, account: str = "default", troubled: Sequence[int] = ()) -> str:
         store = self.client.store
@@ -310,7 +310,7 @@ class Waiting:
 
     def sweep_all(self) -> None:
         while self.client.store.connection.client.exists(f"{self.client.store.connection.prefix}to_republish"):
-            sweep(self.turns, listing=False)
+            sweep(self.runner, listing=False)
 
 
 @pytest.mark.parametrize("count", [10, 1_000, pytest.param(10_000, marks=pytest.mark.slow)])

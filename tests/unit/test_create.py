@@ -68,7 +68,7 @@ class FakeTurn:
     def too_late_to_call(self) -> bool:
         return self.late
 
-    def name(self, batch_ids: Mapping[str, bool]) -> None:
+    def record_named(self, batch_ids: Mapping[str, bool]) -> None:
         self.done.append(f"name {' '.join(batch_ids)}")
 
     def known(self, batch_ids: Sequence[str]) -> dict[str, ShardRecord]:

@@ -76,7 +76,7 @@ def test_a_turn_that_is_put_off_says_why(tmp_path: Path) -> None:
 
 
 def _why(pump: Pump, link: str, job: str, epoch: int) -> str:
-    following = pump.shard_turns.run(link, job, 0, epoch)
+    following = pump.shard_runner.run(link, job, 0, epoch)
     assert isinstance(following, Retry | Done)
     return following.why
 

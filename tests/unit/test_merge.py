@@ -184,12 +184,12 @@ def test_results_do_not_take_their_places_where_that_is_refused() -> None:
     put(scene.output, "output.jsonl", b"another's\n")
     seen: list[tuple[int, ...]] = []
 
-    def settle(*sizes: int) -> None:
+    def record_place(*sizes: int) -> None:
         seen.append(sizes)
         raise OutputInUse("another's")
 
     with pytest.raises(OutputInUse):
-        merge(scene.job, scene.shards, scene.workspace, scene.output, check=nothing, settle=settle)
+        merge(scene.job, scene.shards, scene.workspace, scene.output, check=nothing, record_place=record_place)
     assert scene.output.names() == ["output.jsonl"]
     assert read(scene.output, "output.jsonl") == b"another's\n"
     assert "results.idx" not in scene.workspace.names()

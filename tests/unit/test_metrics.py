@@ -189,7 +189,7 @@ def test_a_turn_does_not_fail_for_its_counts(tmp_path: Path, chat_rows: Rows) ->
     pump.run_until_idle()
     assert pump.job(job_id).ok == 2
     counters.away = False
-    pump.shard_turns.flush()
+    pump.shard_runner.flush()
     assert value(numbers(exposed(store)), "rows_collected_total", account="default", outcome="ok") == 2
 
 
@@ -240,8 +240,8 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> str:
     pump = Pump(tmp_path_factory.mktemp("output"))
     pump.submit(b'{"custom_id":"a","method":"POST","url":"/v1/chat/completions","body":{"model":"m","messages":[]}}\n')
     pump.run_until_idle()
-    pump.shard_turns.counters.call("default", "GET /batches/{id}", "200", 0.2)
-    pump.shard_turns.flush()
+    pump.shard_runner.counters.call("default", "GET /batches/{id}", "200", 0.2)
+    pump.shard_runner.flush()
     return generate_latest(exposed(pump.store)).decode()
 
 

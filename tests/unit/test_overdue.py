@@ -122,7 +122,7 @@ def test_void_messages_that_are_taken_show_that_a_queue_moves(pump: Pump, chat_r
     job_id = planned(pump, chat_rows(2))
     lost = pump.waiting.pop()
     for index in (0, 0, 0):
-        pump.job_turns.republish(job_id, index)  # as cancel does: each makes the one before it void
+        pump.job_runner.republish(job_id, index)  # as cancel does: each makes the one before it void
     let_pass(pump, 900)
     assert lost.message.index not in {it.message.index for it in pump.waiting}
     pump.step()  # a void one
@@ -162,7 +162,7 @@ def test_one_dead_queue_does_not_hold_up_what_is_overdue_elsewhere(pump: Pump, c
     alive = pump.submit(chat_rows(1), queue="batchpipe")
     pump.waiting[:] = [it for it in pump.waiting if it.message.job != alive]
     pump.advance(700)
-    assert overdue.publish_overdue(pump.job_turns, limit=2) == 1
+    assert overdue.publish_overdue(pump.job_runner, limit=2) == 1
     assert [it.message.job for it in pump.waiting][-1] == alive
 
 

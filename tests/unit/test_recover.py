@@ -50,7 +50,7 @@ def forget(pump: Pump, *, messages: bool = True) -> None:
 
 
 def again(pump: Pump, *, dry_run: bool = False) -> Report:
-    return recover(pump.job_turns, dry_run=dry_run)
+    return recover(pump.job_runner, dry_run=dry_run)
 
 
 def codes(report: Report) -> dict[str, str]:
@@ -349,7 +349,7 @@ def test_a_job_that_was_not_prepared_is_submitted_again_under_its_id(pump: Pump,
     created(pump, chat_rows(1))  # the list shows that it carries metadata
     job = submitted(pump, chat_rows(3), key="k", name="nightly", metadata={"team": "a"})
     forget(pump)
-    dry = recover(pump.job_turns, dry_run=True)
+    dry = recover(pump.job_runner, dry_run=True)
     assert [(found.job, found.round, found.stages) for found in dry.rebuilt if found.job == job.id] == [(job.id, 0, {})]
     assert job.id in [found.job for found in again(pump).rebuilt]
     assert pump.store.jobs.id_of_key("k") == job.id
@@ -576,7 +576,7 @@ def test_places_outside_the_allowed_roots_are_not_used(pump: Pump, chat_rows: Ro
     """A manifest is a file like any other: it must not lead anywhere."""
     job_id = created(pump, chat_rows(2))
     forget(pump)
-    pump.job_turns.settings = pump.settings.model_copy(update={"allowed_roots": ("/nowhere",)})
+    pump.job_runner.settings = pump.settings.model_copy(update={"allowed_roots": ("/nowhere",)})
     assert codes(again(pump)) == {job_id: "not_allowed"}
 
 
@@ -590,7 +590,7 @@ def test_workspaces_are_found_in_folders(pump: Pump, chat_rows: Rows, folder: st
     Folder(str(pump.settings.home)).remove("")
     forget(pump)
     place = str(pump.folder / folder.format(job=job_id))
-    report = recover(pump.job_turns, [place], dry_run=True)
+    report = recover(pump.job_runner, [place], dry_run=True)
     assert [job.job for job in report.rebuilt] == ([job_id] if folder != "" else [])
 
 
@@ -605,7 +605,7 @@ def test_a_place_with_outputs_of_many_jobs_is_looked_through(pump: Pump, chat_ro
         (pump.folder / "jobs" / name).write_text(text)
     Folder(str(pump.settings.home)).remove("")
     forget(pump)
-    report = recover(pump.job_turns, [str(pump.folder / "jobs")] * 2)
+    report = recover(pump.job_runner, [str(pump.folder / "jobs")] * 2)
     assert {job.job for job in report.rebuilt} == set(jobs)
     assert report.skipped == []
 
@@ -632,7 +632,7 @@ def test_an_output_that_was_moved_is_used_where_it_is_now(pump: Pump, chat_rows:
     path = target / "manifest.json"
     stated = {"workspace": str(pump.folder / "before" / ".batchpipe" / job_id)}
     path.write_bytes(orjson.dumps({**orjson.loads(path.read_bytes()), **stated}))
-    report = recover(pump.job_turns, [str(pump.folder / "after")])
+    report = recover(pump.job_runner, [str(pump.folder / "after")])
     assert [job.output for job in report.rebuilt] == [str(pump.folder / "after")]
     pump.run_until_idle()
     assert_done(pump, job_id, 3)
@@ -640,7 +640,7 @@ def test_an_output_that_was_moved_is_used_where_it_is_now(pump: Pump, chat_rows:
 
 def test_a_folder_that_is_not_there_is_refused(pump: Pump) -> None:
     with pytest.raises(InvalidInput, match="no such folder"):
-        recover(pump.job_turns, [str(pump.folder / "nowhere")])
+        recover(pump.job_runner, [str(pump.folder / "nowhere")])
 
 
 # -- the dry run ---------------------------------------------------------------------------------------------------

@@ -86,7 +86,7 @@ def forget(site: Pump) -> None:
 
 
 def again(site: Pump, **options: Any) -> Report:
-    return recover(site.job_turns, **options)
+    return recover(site.job_runner, **options)
 
 
 def left(report: Report) -> dict[str, str]:

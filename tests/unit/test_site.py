@@ -29,7 +29,7 @@ threading.Thread(target=hold, daemon=True).start()
 held.wait()
 child = os.fork()
 if child == 0:
-    os._exit(0 if current_site().is_news("in the child") and current_site().keep(list) == [] else 1)
+    os._exit(0 if current_site().is_first_time("in the child") and current_site().keep(list) == [] else 1)
 deadline = time.monotonic() + 20
 while time.monotonic() < deadline:
     pid, status = os.waitpid(child, os.WNOHANG)
@@ -107,15 +107,19 @@ def test_what_failed_to_be_made_is_tried_again() -> None:
     assert site.keep(make) == 7
 
 
-def test_a_warning_is_news_once_or_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_warning_counts_as_new_once_or_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     site = Site()
 
-    assert [site.is_news("gone", "job_1"), site.is_news("gone", "job_1"), site.is_news("gone", "job_2")] == [1, 0, 1]
-    assert [site.is_news("idle", "q", seconds=60), site.is_news("idle", "q", seconds=60)] == [True, False]
+    assert [
+        site.is_first_time("gone", "job_1"),
+        site.is_first_time("gone", "job_1"),
+        site.is_first_time("gone", "job_2"),
+    ] == [1, 0, 1]
+    assert [site.is_first_time("idle", "q", seconds=60), site.is_first_time("idle", "q", seconds=60)] == [True, False]
     now[0] += 61
-    assert [site.is_news("idle", "q", seconds=60), site.is_news("gone", "job_1")] == [True, False]
+    assert [site.is_first_time("idle", "q", seconds=60), site.is_first_time("gone", "job_1")] == [True, False]
 
 
 def test_the_memory_for_news_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,10 +127,10 @@ def test_the_memory_for_news_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(site_module, "_NEWS_AT_MOST", 3)
     site = Site()
     for number in range(10):
-        assert site.is_news("gone", number)
+        assert site.is_first_time("gone", number)
 
-    assert not site.is_news("gone", 9)
-    assert site.is_news("gone", 6), "the oldest are forgotten"
+    assert not site.is_first_time("gone", 9)
+    assert site.is_first_time("gone", 6), "the oldest are forgotten"
 
 
 def test_a_site_takes_over_what_it_does_not_bring() -> None:

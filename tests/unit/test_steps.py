@@ -48,8 +48,8 @@ def test_each_step_has_a_function_of_its_runner(tmp_path: Path) -> None:
     pump = Pump(tmp_path)
 
     assert STEPS.keys() == JOB_STEPS.keys() | SHARD_STEPS.keys()
-    assert all(callable(getattr(pump.shard_turns, f"_{name}")) for name in SHARD_STEPS)
-    assert all(callable(getattr(pump.job_turns, f"_{name}")) for name in JOB_STEPS)
+    assert all(callable(getattr(pump.shard_runner, f"_{name}")) for name in SHARD_STEPS)
+    assert all(callable(getattr(pump.job_runner, f"_{name}")) for name in JOB_STEPS)
 
 
 def test_what_brings_rows_to_the_provider_is_marked() -> None:

@@ -69,10 +69,10 @@ def test_an_orphan_is_cancelled_within_one_sweep(pump: Pump, chat_rows: Rows) ->
     """The recorded batch lives on, and the log of the job says what was cancelled."""
     job_id = created(pump, chat_rows(2))
     orphan = second_batch(pump, job_id)
-    sweep(pump.job_turns, listing=True)
+    sweep(pump.job_runner, listing=True)
     assert statuses(pump) == ["validating", "cancelling"]
     assert [e["batch_id"] for e in pump.store.events.read(job_id) if e["event"] == "orphan_cancelled"] == [orphan]
-    sweep(pump.job_turns, listing=True)
+    sweep(pump.job_runner, listing=True)
     assert pump.api.count("cancel_batch") == 1
 
 
@@ -83,7 +83,7 @@ def test_an_orphan_of_a_shard_that_has_ended_is_cancelled(pump: Pump, chat_rows:
     pump.run_until_idle()
     assert pump.job(job_id).stage == State.SUCCEEDED
     second_batch(pump, job_id)
-    sweep(pump.job_turns, listing=True)
+    sweep(pump.job_runner, listing=True)
     assert statuses(pump) == ["completed", "cancelling"]
 
 
@@ -96,7 +96,7 @@ def test_an_orphan_of_a_job_cancelled_before_it_had_a_batch_is_cancelled(pump: P
     assert pump.job(job_id).stage == State.CANCELLED
     created(pump, chat_rows(1))  # else nobody made a create call of late, and there would be nothing to look for
     second_batch(pump, job_id)
-    sweep(pump.job_turns, listing=True)
+    sweep(pump.job_runner, listing=True)
     assert statuses(pump) == ["validating", "cancelling"]
 
 
@@ -106,7 +106,7 @@ def test_what_may_yet_be_adopted_is_left_alone(pump: Pump, chat_rows: Rows) -> N
     job_id = pump.submit(chat_rows(1))
     until(pump, lambda: bool(pump.api.batches))
     assert pump.shards(job_id)[0].batch_id is None
-    sweep(pump.job_turns, listing=True)
+    sweep(pump.job_runner, listing=True)
     assert statuses(pump) == ["validating"]
 
 
@@ -123,7 +123,7 @@ def test_spent_batches_of_others_and_of_unknown_jobs_are_left_alone(pump: Pump, 
     second_batch(pump, job_id, batchpipe_shard="x")
     second_batch(pump, job_id, batchpipe_shard="9" * 5_000)
     second_batch(pump, job_id, batchpipe_job="")
-    sweep(pump.job_turns, listing=True)
+    sweep(pump.job_runner, listing=True)
     assert statuses(pump) == ["validating"] * 8
     assert shard.batch_id == "batch_0001"
 
@@ -144,7 +144,7 @@ def test_the_record_is_read_after_the_list(tmp_path: Path, chat_rows: Rows) -> N
     late = second_batch(pump, job_id)
     api: Any = pump.api
     api.after = lambda: pump.store.connection.client.hset(pump.store.connection.key(job_id, 0), "batch_id", late)
-    sweep(pump.job_turns, listing=True)
+    sweep(pump.job_runner, listing=True)
     assert statuses(pump) == ["cancelling", "validating"]
 
 
@@ -156,7 +156,7 @@ def test_a_shard_whose_batch_has_ended_is_woken(pump: Pump, chat_rows: Rows) -> 
         pass
     pump.api.finish("batch_0001")
     before = pump.at
-    sweep(pump.job_turns, listing=True)
+    sweep(pump.job_runner, listing=True)
     while pump.step() is not None:
         pass
     assert pump.job(job_id).stage == State.SUCCEEDED
@@ -167,12 +167,12 @@ def test_sweeps_share_one_look_into_the_list(pump: Pump, chat_rows: Rows) -> Non
     """However many there are; who asks for it explicitly gets it at once."""
     created(pump, chat_rows(1))
     for _ in range(20):
-        sweep(pump.job_turns)
+        sweep(pump.job_runner)
     assert pump.api.count("iter_batches") == 1
     pump.advance(LIST_SECONDS + 1)
-    sweep(pump.job_turns)
-    sweep(pump.job_turns, listing=True)
-    sweep(pump.job_turns, listing=False)
+    sweep(pump.job_runner)
+    sweep(pump.job_runner, listing=True)
+    sweep(pump.job_runner, listing=False)
     assert pump.api.count("iter_batches") == 3
 
 
@@ -183,7 +183,7 @@ def test_an_account_without_recent_create_calls_is_not_asked(pump: Pump, chat_ro
     pump.run_until_idle()
     pump.advance(48 * 3_600)
     asked = pump.api.count("iter_batches")
-    sweep(pump.job_turns, listing=True)
+    sweep(pump.job_runner, listing=True)
     assert pump.api.count("iter_batches") == asked
 
 
@@ -193,9 +193,9 @@ def test_a_list_that_fails_does_not_end_the_sweep(pump: Pump, chat_rows: Rows, e
     job_id = created(pump, chat_rows(1))
     second_batch(pump, job_id)
     pump.api.fail_next("iter_batches", error)
-    sweep(pump.job_turns, listing=True)
+    sweep(pump.job_runner, listing=True)
     assert statuses(pump) == ["validating", "validating"]
-    sweep(pump.job_turns, listing=True)
+    sweep(pump.job_runner, listing=True)
     assert statuses(pump) == ["validating", "cancelling"]
 
 
@@ -204,7 +204,7 @@ def test_an_orphan_that_has_just_ended_is_no_error(pump: Pump, chat_rows: Rows) 
     job_id = created(pump, chat_rows(1))
     second_batch(pump, job_id)
     pump.api.fail_next("cancel_batch", Refused("Cannot cancel a batch with status 'completed'.", status=409))
-    sweep(pump.job_turns, listing=True)
+    sweep(pump.job_runner, listing=True)
     assert [e for e in pump.store.events.read(job_id) if e["event"] == "orphan_cancelled"] == []
 
 
@@ -214,9 +214,9 @@ def test_an_orphan_that_cannot_be_cancelled_does_not_hold_up_the_others(pump: Pu
     second_batch(pump, job_id)
     second_batch(pump, job_id)
     pump.api.fail_next("cancel_batch", Unavailable("down"))
-    sweep(pump.job_turns, listing=True)
+    sweep(pump.job_runner, listing=True)
     assert sorted(statuses(pump)[1:]) == ["cancelling", "validating"]
-    sweep(pump.job_turns, listing=True)
+    sweep(pump.job_runner, listing=True)
     assert statuses(pump)[1:] == ["cancelling", "cancelling"]
 
 
@@ -234,9 +234,9 @@ def test_an_old_orphan_that_could_not_be_cancelled_is_looked_for_again(pump: Pum
     second_batch(pump, job_id)
     pump.advance(3_600)
     pump.api.fail_next("cancel_batch", Unavailable("down"))
-    sweep(pump.job_turns, listing=True)
+    sweep(pump.job_runner, listing=True)
     assert statuses(pump) == ["validating", "validating"]
-    sweep(pump.job_turns, listing=True)
+    sweep(pump.job_runner, listing=True)
     assert statuses(pump) == ["validating", "cancelling"]
 
 
@@ -249,8 +249,8 @@ def test_accounts_that_must_or_can_not_be_asked_are_passed_over(tmp_path: Path, 
         pump.store.accounts.pause("default", 60, Problem(code="x", message="no money"))
     else:
         account = Account(api_key=SecretStr("k"), lists_batches=False) if how == "cannot list" else Account()
-        pump.job_turns.settings = pump.settings.model_copy(update={"accounts": {"default": account}})
-    assert sweep(pump.job_turns, listing=True) == 0
+        pump.job_runner.settings = pump.settings.model_copy(update={"accounts": {"default": account}})
+    assert sweep(pump.job_runner, listing=True) == 0
     assert pump.api.count("iter_batches") == 0
 
 
@@ -267,17 +267,17 @@ def test_an_account_that_is_not_in_the_settings_is_warned_of_once_and_that_of_a_
     pump = Pump(tmp_path, api=FakeOpenAI(), accounts={account: key})
     created(pump, chat_rows(1), account=account)
     here = pump.settings.model_copy(update={"accounts": {}, "openai_api_key": None})
-    elsewhere, pump.job_turns.settings = pump.job_turns.settings, here
+    elsewhere, pump.job_runner.settings = pump.job_runner.settings, here
     for _ in range(5):
         pump.advance(LIST_SECONDS + 1)
-        assert sweep(pump.job_turns) >= 0
+        assert sweep(pump.job_runner) >= 0
     warned = [
         record for record in caplog.records if "not listed" in record.getMessage() and record.levelname != "DEBUG"
     ]
     assert len(warned) == said
 
-    pump.job_turns.settings = elsewhere  # a worker that has it looks at once: its turn was not taken
-    sweep(pump.job_turns)
+    pump.job_runner.settings = elsewhere  # a worker that has it looks at once: its turn was not taken
+    sweep(pump.job_runner)
     assert pump.api.count("iter_batches") == 1
 
 
@@ -290,6 +290,6 @@ def test_several_sweeps_at_once_publish_once(tmp_path: Path, chat_rows: Rows, in
         until(pump, lambda: bool(pump.shards(job_id)))
     pump.waiting.clear()
     pump.advance(1_000)
-    assert [sweep(pump.job_turns) for _ in range(3)] == [1, 0, 0]
+    assert [sweep(pump.job_runner) for _ in range(3)] == [1, 0, 0]
     pump.run_until_idle()
     assert pump.job(job_id).stage == State.SUCCEEDED

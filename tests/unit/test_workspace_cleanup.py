@@ -11,7 +11,7 @@ from batchpipe.errors import LeaseLost
 from batchpipe.model.records import State
 from batchpipe.pipeline.manifest import planned_orders
 from batchpipe.pipeline.shard_files import ShardFiles
-from batchpipe.pipeline.workspace_cleanup import remove_dead_turns, remove_leftovers
+from batchpipe.pipeline.workspace_cleanup import remove_files_of_killed_turns, remove_leftovers
 from batchpipe.storage import Folder
 from batchpipe.testing import FakeOpenAI, Pump, Vanished
 
@@ -54,17 +54,17 @@ def test_a_turn_that_dies_after_its_files_were_written_leaves_one_copy(
     """Killed where nothing could clean up any more, and prepared again."""
     pump = Pump(tmp_path, api=FakeOpenAI())
     job_id = pump.submit(chat_rows(3))
-    announce = pump.job_turns._announce
+    announce = pump.job_runner._announce
 
     def die(*args: object) -> None:
         raise Vanished
 
-    monkeypatch.setattr(pump.job_turns, "_announce", die)
+    monkeypatch.setattr(pump.job_runner, "_announce", die)
     assert pump.step() is not None
     workspace = Folder(pump.job(job_id).workspace, private=True)
     first = workspace.names("shards")
     assert (pump.vanished, len(first)) == (1, 1)
-    monkeypatch.setattr(pump.job_turns, "_announce", announce)
+    monkeypatch.setattr(pump.job_runner, "_announce", announce)
     while pump.job(job_id).stage != State.RUNNING.value:
         if pump.step() is None:
             pump.advance(60)
@@ -84,7 +84,7 @@ def test_what_the_manifest_names_stays_until_there_is_another(tmp_path: Path) ->
         files.write(0, b"x\n")
         files.commit(lambda: None)
     assert planned_orders(workspace) == ["order-kept"]
-    remove_dead_turns(workspace, {"kept", "own"}, nothing)
+    remove_files_of_killed_turns(workspace, {"kept", "own"}, nothing)
     assert workspace.names("shards") == ["00000-kept.jsonl"]
     assert workspace.names() == ["manifest.json", "order-kept", "shards"]
 
@@ -96,7 +96,7 @@ def test_a_file_that_is_no_turns_own_is_left_alone(tmp_path: Path) -> None:
     for name in names:
         with workspace.writer(name) as file:
             file.write(b"x")
-    remove_dead_turns(workspace, {"own"}, nothing)
+    remove_files_of_killed_turns(workspace, {"own"}, nothing)
     assert files_of(tmp_path) == sorted(names)
 
 
@@ -130,11 +130,11 @@ def test_nothing_is_removed_for_a_turn_that_lost_its_lease(tmp_path: Path) -> No
     def late() -> None:
         left_behind(workspace, "winner")
 
-    for remove in (remove_dead_turns, remove_leftovers):
+    for remove in (remove_files_of_killed_turns, remove_leftovers):
         with pytest.raises(LeaseLost):
             remove(workspace, {"own"}, lost)
     assert len(workspace.names("shards")) == 2
-    remove_dead_turns(workspace, {"own"}, late)
+    remove_files_of_killed_turns(workspace, {"own"}, late)
     assert sorted(workspace.names("shards")) == [".00001-winner.jsonl.7-ab.part", "00000-winner.jsonl"]
 
 

@@ -58,7 +58,7 @@ HELD_BACK = Problem(
 CANCELLED = Problem(code="cancelled", message="the job was cancelled before a batch was created")
 
 
-class Turn(SearchContext, Protocol):
+class CreateActions(SearchContext, Protocol):
     """What this step may do with the shard's record, under its lease."""
 
     grace_seconds: float
@@ -82,7 +82,7 @@ class Turn(SearchContext, Protocol):
     def too_late_to_call(self) -> bool:
         """More than half of the lease is gone."""
 
-    def name(self, batch_ids: Mapping[str, bool]) -> None:
+    def record_named(self, batch_ids: Mapping[str, bool]) -> None:
         """Record the ids that an unclear answer named (True: that it was about), before anything else is done."""
 
     def settle(self, batch: Batch, *, sure: bool = False) -> str:
@@ -108,7 +108,7 @@ class Over(msgspec.Struct, frozen=True):
 Ending = Move | GiveUp | Over
 
 
-def create(job: JobRecord, shard: ShardRecord, api: Provider, turn: Turn) -> Ending:
+def create(job: JobRecord, shard: ShardRecord, api: Provider, turn: CreateActions) -> Ending:
     """Create the shard's batch, or adopt the one that an unanswered call made.
 
     Raises Unavailable, Paused (a clear no that may pass; the intent is withdrawn), LeaseLost, StoreUnavailable.
@@ -122,7 +122,7 @@ def create(job: JobRecord, shard: ShardRecord, api: Provider, turn: Turn) -> End
         blind = _cannot_see(job, shard, api, turn)
         if blind is not None:
             return blind
-        waiting = _after_emptylook(job, shard, turn, unread=seen.unread)
+        waiting = _after_empty_look(job, shard, turn, unread=seen.unread)
         if waiting is not None:
             return waiting
     elif job.cancel or job.send_no_more:
@@ -130,7 +130,7 @@ def create(job: JobRecord, shard: ShardRecord, api: Provider, turn: Turn) -> End
     return _call(job, shard, api, turn)
 
 
-def _cannot_see(job: JobRecord, shard: ShardRecord, api: Provider, turn: Turn) -> Ending | None:
+def _cannot_see(job: JobRecord, shard: ShardRecord, api: Provider, turn: CreateActions) -> Ending | None:
     """Whether the key can see the calls' input file: only then does a batch that the list lacks prove anything.
 
     The key of another project sees neither, and a second call would be paid twice. Returns None if it sees the file.
@@ -154,7 +154,7 @@ def batch_metadata(job: JobRecord, shard: ShardRecord) -> dict[str, str]:
     return {**job.metadata, **ours}
 
 
-def _call(job: JobRecord, shard: ShardRecord, api: Provider, turn: Turn) -> Ending:
+def _call(job: JobRecord, shard: ShardRecord, api: Provider, turn: CreateActions) -> Ending:
     if turn.intend():
         turn.withdraw()
         return GiveUp(CANCELLED) if not shard.calls else Move(stage=Stage.UPLOADED)
@@ -171,7 +171,7 @@ def _call(job: JobRecord, shard: ShardRecord, api: Provider, turn: Turn) -> Endi
         )
     except AmbiguousResult as error:
         if error.named:
-            turn.name(error.named)
+            turn.record_named(error.named)
         return _unanswered(error)
     except (Unavailable, Paused, Refused) as error:
         if error.named and (made := _made_in_spite_of(error, shard, api, turn)) is not None:
@@ -187,7 +187,7 @@ def _call(job: JobRecord, shard: ShardRecord, api: Provider, turn: Turn) -> Endi
     return _settle(batch, shard, api, turn)
 
 
-def _made_in_spite_of(error: BatchpipeError, shard: ShardRecord, api: Provider, turn: Turn) -> Batch | None:
+def _made_in_spite_of(error: BatchpipeError, shard: ShardRecord, api: Provider, turn: CreateActions) -> Batch | None:
     """The batch that a refusal names, if it shows that it is ours (a gateway that repeats calls gets "exists")."""
     for name in error.named:
         batch = read_batch(name, api)
@@ -196,13 +196,13 @@ def _made_in_spite_of(error: BatchpipeError, shard: ShardRecord, api: Provider, 
     return None
 
 
-def _of_another(batch: Batch, shard: ShardRecord, turn: Turn) -> Move:
+def _of_another(batch: Batch, shard: ShardRecord, turn: CreateActions) -> Move:
     """The answer names a batch of another shard or an earlier try: read that one, then look for ours.
 
     A cache, or a gateway that mixes up answers, may repeat that for ever. In the end it counts as a refusal, and like
     any refusal it is believed once two more looks have found no batch of ours.
     """
-    turn.name({batch.id: True})
+    turn.record_named({batch.id: True})
     now = turn.now()
     since = shard.other_at if shard.other_at is not None else now
     left = since + turn.refusal_seconds - now
@@ -229,7 +229,7 @@ def _unanswered(error: AmbiguousResult) -> Move:
     )
 
 
-def _refused_for_now(shard: ShardRecord, error: Refused, api: Provider, turn: Turn) -> Ending | None:
+def _refused_for_now(shard: ShardRecord, error: Refused, api: Provider, turn: CreateActions) -> Ending | None:
     """What to do if the refusal concerns the moment or the account; None if it concerns the request."""
     if is_no_room(error):
         problem = Problem(code="account_full", message=f"the provider takes no further batch now: {error.message}")
@@ -242,7 +242,7 @@ def _refused_for_now(shard: ShardRecord, error: Refused, api: Provider, turn: Tu
 
 
 def _waits_for_file(
-    shard: ShardRecord, error: BatchpipeError, api: Provider, turn: Turn, *, sure: bool = True
+    shard: ShardRecord, error: BatchpipeError, api: Provider, turn: CreateActions, *, sure: bool = True
 ) -> Ending | None:
     """A fresh file may be unknown or not ready at first. ``sure``: it is the file; else None unless it says so."""
     try:
@@ -256,7 +256,7 @@ def _waits_for_file(
     return _wait_out(shard, Problem(code="file_not_ready", message=message), turn, "look at the file at the provider")
 
 
-def _wait_out(shard: ShardRecord, problem: Problem, turn: Turn, advice: str) -> Ending:
+def _wait_out(shard: ShardRecord, problem: Problem, turn: CreateActions, advice: str) -> Ending:
     try:
         return wait_out(
             shard,
@@ -271,7 +271,7 @@ def _wait_out(shard: ShardRecord, problem: Problem, turn: Turn, advice: str) -> 
         return _refused(shard, error)
 
 
-def _file_not_found(shard: ShardRecord, error: BatchpipeError, turn: Turn) -> Ending:
+def _file_not_found(shard: ShardRecord, error: BatchpipeError, turn: CreateActions) -> Ending:
     """Neither the create call nor a read knows the file; if that lasts, it is uploaded again.
 
     Not while an older call is unanswered: if its file cannot be seen, its batch might not be seen either.
@@ -317,7 +317,7 @@ def _cannot_tell(job: JobRecord, shard: ShardRecord, why: str) -> Ending:
     return Move(stage=Stage.UPLOADED, after=60.0, changes={"trouble": problem})
 
 
-def _adopt(found: list[Batch], shard: ShardRecord, api: Provider, turn: Turn) -> Ending:
+def _adopt(found: list[Batch], shard: ShardRecord, api: Provider, turn: CreateActions) -> Ending:
     if len(found) > 1:
         words = "%d batches were found for the same rows: all but one are cancelled"
         logger.error(words, len(found), extra={"event": "orphan"})
@@ -326,7 +326,7 @@ def _adopt(found: list[Batch], shard: ShardRecord, api: Provider, turn: Turn) ->
     return endings[0]
 
 
-def _settle(batch: Batch, shard: ShardRecord, api: Provider, turn: Turn, *, sure: bool = False) -> Ending:
+def _settle(batch: Batch, shard: ShardRecord, api: Provider, turn: CreateActions, *, sure: bool = False) -> Ending:
     try:
         verdict = turn.settle(batch, sure=sure)
     except StoreUnavailable:
@@ -353,7 +353,7 @@ def _cancel(batch: Batch, api: Provider) -> None:
         logger.error("batch %s could not be cancelled: %s", batch.id, error, extra={"event": "orphan"})
 
 
-def _after_emptylook(job: JobRecord, shard: ShardRecord, turn: Turn, *, unread: bool) -> Ending | None:
+def _after_empty_look(job: JobRecord, shard: ShardRecord, turn: CreateActions, *, unread: bool) -> Ending | None:
     """Nothing was found: wait for the grace period; only after a second look finds nothing, call again (None)."""
     now, grace = turn.now(), turn.grace_seconds
     said = {"trouble": shard.trouble} if shard.other_at is not None else {}

@@ -58,11 +58,11 @@ def merge(
     output: Folder,
     *,
     check: Callable[[], None],
-    settle: Callable[[int, int], None] = lambda output, errors: None,
+    record_place: Callable[[int, int], None] = lambda output, errors: None,
 ) -> Merged:
     """Write the two files of results and, into the workspace, ``results.idx``.
 
-    ``shards`` are those of all rounds, collected, and read once: without any, nothing is written. ``settle`` is
+    ``shards`` are those of all rounds, collected, and read once: without any, nothing is written. ``record_place`` is
     called with the bytes of the two files once all is written and before anything takes its name; what it raises ends
     the step. Raises StorageTrouble, BatchpipeError (``rows_lost``) if the numbers do not add up: then nothing is
     written.
@@ -79,7 +79,7 @@ def merge(
             stack.callback(drafts[-1].discard)
         counts, sizes = _write(known.rounds(job), workspace, drafts, check)
         merged = known.account(counts)
-        settle(*sizes)
+        record_place(*sizes)
         for draft in drafts:
             check()
             draft.commit()
@@ -95,7 +95,7 @@ def merge_what_is_left(
     output: Folder,
     *,
     check: Callable[[], None],
-    settle: Callable[[int, int], None] = lambda output, errors: None,
+    record_place: Callable[[int, int], None] = lambda output, errors: None,
 ) -> Merged:
     """The same from the collected files that are still there, shard after shard: the order of the input is lost.
 
@@ -125,7 +125,7 @@ def merge_what_is_left(
                 counts[outcome] += 1
                 runs.note(outcome is OutcomeState.OK)
         runs.end()
-        settle(*sizes)
+        record_place(*sizes)
         for draft in drafts:
             check()
             draft.commit()
