@@ -37,8 +37,8 @@ STEP_SECONDS, SHARDS = 1_800.0, 100
 #: What stays of an ended job in its workspace.
 STAYS = {"results.idx", "manifest.json"}
 KILLED_IN = ("prepare", "download", "merge")
-#: A queue that a worker listens on and takes nothing from gets a message again, for each shard and pulse, with pauses
-#: that grow to a day: so many within the first day.
+#: A queue that a worker listens on and takes nothing from gets a message again, for each shard and each task of beat,
+#: with pauses that grow to a day: so many within the first day.
 MOST_ON_FIRST_DAY = 10
 
 
@@ -59,8 +59,8 @@ def queue(url: str, folder: Path, name: str, days: int, *, listened: bool) -> It
         if listened:
             store.queues.note_listening("stuck@host", [name])
         sweep(runner, listing=False)
-        for pulse in (tasks.sweep, schedules):
-            pulse.apply_async(queue=name, headers={"celery_beat_task": True})
+        for task in (tasks.sweep, schedules):
+            task.apply_async(queue=name, headers={"celery_beat_task": True})
         ahead += STEP_SECONDS
         if step * STEP_SECONDS % 86_400 == 0:
             size = store.connection.client.memory_usage(name, samples=0) or 0

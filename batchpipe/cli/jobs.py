@@ -208,14 +208,14 @@ def resume_command(account: str) -> None:
     if account.startswith("job_"):
         goes_on = client.resume_job(account)
         return say(f"{account} goes on: its rows are sent again" if goes_on else f"{account} is not held")
-    paused, woken, left = client.resume(account)
+    paused, republished, left = client.resume(account)
     if paused:
         others = f"; those of {counted(left, 'job')} follow with the next sweeps" if left else ""
-        return say(f"account {account!r} goes on: {counted(woken, 'shard')} at once{others}")
+        return say(f"account {account!r} goes on: {counted(republished, 'shard')} at once{others}")
     known = account.lower() in {"default", SANDBOX_ACCOUNT, *client.settings.accounts}
-    if woken or left:
+    if republished or left:
         more = f"; the next sweeps look for more in {counted(left, 'job')}" if left else ""
-        shards = f"{counted(woken, 'shard')}{more}"
+        shards = f"{counted(republished, 'shard')}{more}"
         return say(f"account {account!r} is not paused; what waited for a person goes on at once: {shards}")
     return say(f"account {account!r} is not paused" + ("" if known else ", and not in the settings of this host"))
 

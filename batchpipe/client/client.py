@@ -177,7 +177,7 @@ class Client:
     def cancel(self, job_id: str) -> Job:
         """Cancel a job: the flag in its record decides, revoking its tasks only speeds it up. No error if it has ended.
 
-        A job of many shards takes no longer: some are woken here, the others by the next sweeps.
+        A job of many shards takes no longer: some are published again here, the others by the next sweeps.
         """
         job_id = self.get_job(job_id).id  # it may be an alias
         asked, shards = self.store.jobs.cancel(job_id, published=PUBLISHED_AT_ONCE)
@@ -222,7 +222,7 @@ class Client:
     def resume(self, account: str) -> Resumed:
         """End an account's pause: all waiting shards go on. Without a pause, those that wait for a person do.
 
-        Many waiting shards take no longer: some are woken here, the others by the next sweeps.
+        Many waiting shards take no longer: some are published again here, the others by the next sweeps.
         """
         return resume_account(runtime(self.settings).job_runner, account.lower())
 

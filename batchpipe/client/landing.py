@@ -22,7 +22,7 @@ def decide(runner: Runner, job_id: str, decision: Literal["resend", "land"]) -> 
     if verdict != "ok":
         return False
     runner.log(job_id, [("hold_ended", {"then": decision})])
-    republish_first(runner, job_id, shards, "asleep")
+    republish_first(runner, job_id, shards, "waiting")
     return True
 
 

@@ -135,7 +135,7 @@ class LocalRuns:
             self._client.sweep(listing=False)
             ends = time.monotonic() + CANCEL_SECONDS
             while time.monotonic() < ends and not _is_winding_down(job.refresh()):
-                worker.keep_going()  # its sweeps wake the shards of a large job page by page
+                worker.keep_going()  # its sweeps publish the shards of a large job again page by page
                 time.sleep(0.2)
             worker.job_is_done = job.record.closed
 

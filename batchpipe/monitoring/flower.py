@@ -40,7 +40,7 @@ SAVE_SECONDS = 60
 _SECRET_OPTIONS = {"basic_auth", "oauth2_secret", "cookie_secret", "broker_api"}
 
 #: Tasks that beat sends every few seconds; they belong to no job.
-_PULSE = ("batchpipe.sweep", "batchpipe.schedules")
+_BEAT_TASKS = ("batchpipe.sweep", "batchpipe.schedules")
 
 Event = dict[str, Any]
 
@@ -187,7 +187,7 @@ def _explain_events(events: Any) -> None:
 
 def as_seen(event: Event, task: str) -> Event | None:
     """An event of this task as a person should see it; None: not at all."""
-    if task in _PULSE:
+    if task in _BEAT_TASKS:
         return None
     if not task.startswith("batchpipe."):
         return event

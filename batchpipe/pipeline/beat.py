@@ -18,7 +18,7 @@ LISTENED_SECONDS, LONGEST_SECONDS = 600.0, 86_400.0
 
 def may_send(store: Store, name: str, queue: str, waiting_in: WaitingIn) -> bool:
     """Whether the message of this name is due now; if so, it is recorded as sent. Raises StoreUnavailable."""
-    now, last = store.now(), store.queues.pulse(name)
+    now, last = store.now(), store.queues.beat_times(name)
     waits = last.taken <= last.sent and bool(waiting_in(queue))
     if waits and last.sent:
         pause = min(max(LISTENED_SECONDS, last.sent - last.since), LONGEST_SECONDS)
@@ -26,5 +26,5 @@ def may_send(store: Store, name: str, queue: str, waiting_in: WaitingIn) -> bool
         listened = now - last.sent >= pause and queue in store.queues.listening()
         if not moves and not listened:
             return False
-    store.queues.note_pulse(name, sent=now, since=last.since if last.taken <= last.since and last.since else now)
+    store.queues.note_beat(name, sent=now, since=last.since if last.taken <= last.since and last.since else now)
     return True

@@ -48,13 +48,13 @@ class _Queue:
 
 def publish_overdue(runner: Runner, limit: int = PASS_LENGTH) -> int:
     """Returns how many records were published again. Raises StoreUnavailable."""
-    woken, queues = 0, _Queues(runner)
+    republished, queues = 0, _Queues(runner)
     for number in range(1, MOST_PASSES + 1):
         places = runner.store.due.overdue(limit)
         waiting = queues.that_have(places)
         for job_id, index in places:
             if (job_id, index) not in waiting and republish_or_set_aside(runner, job_id, index, "overdue"):
-                woken += 1
+                republished += 1
                 logger.info("overdue, published again", extra={"event": "swept", "job": job_id, "shard": index})
         if waiting:
             runner.counters.add("left_waiting", len(waiting))
@@ -62,7 +62,7 @@ def publish_overdue(runner: Runner, limit: int = PASS_LENGTH) -> int:
         if len(waiting) < limit:
             break
     queues.report()
-    return woken
+    return republished
 
 
 def republish_or_set_aside(runner: Runner, job_id: str, index: int, when: When) -> bool:

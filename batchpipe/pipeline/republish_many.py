@@ -1,4 +1,4 @@
-"""Waking many shards: the caller wakes a few and waits for that; sweeps wake the others, a page at a time.
+"""Publishing many shards again: the caller does a few and waits for that; sweeps do the others, a page at a time.
 
 A job may have 100,000 shards and an account 10,000 waiting jobs, and the caller may be serving a web request.
 """
@@ -13,11 +13,11 @@ from batchpipe.pipeline.overdue import republish_or_set_aside
 from batchpipe.pipeline.runner import Runner
 from batchpipe.store import When
 
-#: Shards that the caller wakes itself, and waits for: a few milliseconds each.
+#: Shards that the caller publishes again itself, and waits for: a few milliseconds each.
 PUBLISHED_AT_ONCE = 20
 #: Shards that the caller looks at to find some that wait for a person.
 LOOKED_AT_ONCE = 250
-#: Shards that a sweep wakes in one go.
+#: Shards that a sweep publishes again in one go.
 _PAGE = 200
 
 
@@ -25,8 +25,8 @@ class Resumed(NamedTuple):
     """The result of resuming an account."""
 
     paused: bool  #: whether it was paused
-    woken: int  #: shards that go on at once
-    left: int  #: jobs with more shards, which the sweeps wake
+    republished: int  #: shards that go on at once
+    left: int  #: jobs with more shards, which the sweeps publish again
 
 
 def republish_first(runner: Runner, job_id: str, shards: int, when: When) -> list[str]:
@@ -40,46 +40,46 @@ def republish_first(runner: Runner, job_id: str, shards: int, when: When) -> lis
 def republish_job(runner: Runner, job_id: str) -> None:
     """Publish all open work of a job again, for a caller who knows that its worker is gone. Raises JobNotFound."""
     job = runner.store.jobs.get(job_id)
-    if job.shards > PUBLISHED_AT_ONCE:  # before anything is woken: if the caller is killed, sweeps wake the others
+    if job.shards > PUBLISHED_AT_ONCE:  # first, so that sweeps do the others if the caller is killed
         runner.store.due.leave_to_republish({job.id: PUBLISHED_AT_ONCE}, "always")
     republish_first(runner, job.id, job.shards, "always")
 
 
 def resume_account(runner: Runner, account: str) -> Resumed:
     """End an account's pause: all of its waiting shards go on. Without a pause, those that wait for a person do."""
-    paused, woken, looked, left = runner.store.accounts.resume(account), 0, 0, 0
+    paused, republished, looked, left = runner.store.accounts.resume(account), 0, 0, 0
     for page in runner.store.jobs.open_of(account):
         rest = dict[str, int]()
         for job_id, shards in page.items():
             first = 0
-            while first < shards and looked < LOOKED_AT_ONCE and woken < PUBLISHED_AT_ONCE:
-                last = min(shards, first + PUBLISHED_AT_ONCE - woken, first + LOOKED_AT_ONCE - looked)
-                woken += _republish_waiting(runner, job_id, range(first, last), anything=paused)
+            while first < shards and looked < LOOKED_AT_ONCE and republished < PUBLISHED_AT_ONCE:
+                last = min(shards, first + PUBLISHED_AT_ONCE - republished, first + LOOKED_AT_ONCE - looked)
+                republished += _republish_waiting(runner, job_id, range(first, last), anything=paused)
                 looked, first = looked + last - first, last
             if first < shards:
                 rest[job_id] = first
         if rest:
-            runner.store.due.leave_to_republish(rest, "asleep" if paused else "person")
+            runner.store.due.leave_to_republish(rest, "waiting" if paused else "person")
         left += len(rest)
-    return Resumed(paused, woken, left)
+    return Resumed(paused, republished, left)
 
 
 def republish_rest(runner: Runner, limit: int) -> None:
-    """Wake the shards that a cancel, a resume or the end of a hold has left, so many at most."""
+    """Publish the shards again that a cancel, a resume or the end of a hold has left, so many at most."""
     while limit > 0 and (found := runner.store.due.take_to_republish(min(limit, _PAGE))) is not None:
         indexes = range(found.first, found.last)
         if found.when == "person":
             _republish_waiting(runner, found.job, indexes, anything=False)
         else:
             for index in indexes:
-                republish_or_set_aside(runner, found.job, index, "asleep" if found.when == "asleep" else "always")
+                republish_or_set_aside(runner, found.job, index, "waiting" if found.when == "waiting" else "always")
         limit -= len(indexes)
 
 
 def _republish_waiting(runner: Runner, job_id: str, indexes: range, *, anything: bool) -> int:
-    """Wake those of these shards that wait for their time; only what waits for a person unless ``anything`` does."""
-    woken = 0
+    """Publish those again that wait for their time; without ``anything`` only those that wait for a person."""
+    republished = 0
     for shard in runner.store.shards.at([(job_id, index) for index in indexes]):
         if shard is not None and (anything or (shard.trouble is not None and shard.trouble.code in FOR_A_PERSON)):
-            woken += republish_or_set_aside(runner, job_id, shard.index, "asleep")
-    return woken
+            republished += republish_or_set_aside(runner, job_id, shard.index, "waiting")
+    return republished

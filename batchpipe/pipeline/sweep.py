@@ -36,7 +36,7 @@ def sweep(runner: Runner, *, limit: int = PASS_LENGTH, listing: bool | None = No
 
     ``listing``: read the accounts' lists of batches now (True), not at all (False), or if it is time (None).
     """
-    woken = publish_overdue(runner, limit)
+    republished = publish_overdue(runner, limit)
     republish_rest(runner, limit)
     runner.store.jobs.prune_lists()
     now = runner.store.now()
@@ -48,8 +48,8 @@ def sweep(runner: Runner, *, limit: int = PASS_LENGTH, listing: bool | None = No
         for account in runner.store.accounts.creating(clock.now - LOOK_BACK_SECONDS):
             with about(account=account):
                 _look_after(runner, account, at_once=listing is True)
-    _count(runner, woken)
-    return woken
+    _count(runner, republished)
+    return republished
 
 
 def _report_clock(clock: Clock) -> None:
@@ -58,15 +58,15 @@ def _report_clock(clock: Clock) -> None:
         logger.error("%s", clock.words(), extra={"event": "clock_back"})
 
 
-def _count(runner: Runner, woken: int) -> None:
+def _count(runner: Runner, republished: int) -> None:
     runner.counters.add("sweeps")
-    runner.counters.add("swept", woken)
+    runner.counters.add("swept", republished)
     runner.flush()
     runner.store.due.note_sweep()
 
 
 def _look_after(runner: Runner, account: str, *, at_once: bool) -> None:
-    """Read an account's recent batches: cancel orphans, wake the shards of those that have ended."""
+    """Read an account's recent batches: cancel orphans, publish the shards again of those that have ended."""
     clock = runner.store.connection.clock()
     now = clock.now
     begun, done = runner.store.accounts.listings(account)
@@ -128,12 +128,12 @@ def _judge(runner: Runner, api: Provider, batches: list[Batch]) -> tuple[int, in
         elif batch.id == shard.batch_id and batch.status in Status.FINAL and _awaits_end(shard):
             seen = {"status": batch.status, "counts": batch.counts}
             if runner.store.shards.record_batch_status(shard, batch.id, seen):
-                runner.republish(shard.job, shard.index, when="asleep")
+                runner.republish(shard.job, shard.index, when="waiting")
     return left, sum(shard is not None for shard in shards)
 
 
 def _awaits_end(shard: ShardRecord) -> bool:
-    """A shard that knows of the end, and waits for files that lag, needs no waking."""
+    """A shard that knows of the end, and waits for files that lag, need not be published again."""
     return shard.stage == Stage.CREATED and shard.late_at is None
 
 

@@ -19,7 +19,7 @@ from batchpipe.store.records import encode_changes, parse_member
 logger = logging.getLogger(__name__)
 
 #: Which messages a new epoch may void (see ``Due.bump_epoch``).
-When = Literal["overdue", "asleep", "always"]
+When = Literal["overdue", "waiting", "always"]
 #: Shards that one script makes due: a few milliseconds, because Redis serves nobody else while it runs.
 CHUNK = 100
 #: Records that one call of a script postpones.
@@ -111,7 +111,7 @@ class Due:
         """Void a record's messages and take a new epoch for new ones, which run after ``after`` seconds, with their
         task ids. Returns None if not now, or not ever.
 
-        ``when``: only if its message is ``overdue``, also if it is ``asleep`` until its time, or ``always``, even
+        ``when``: only if its message is ``overdue``, also if it is ``waiting`` until its time, or ``always``, even
         while one is under way. If the record is leased, that is left to the holder (``republish``).
         """
         answer = self._redis.run(

@@ -23,7 +23,7 @@ class Waiting:
     times: int = 0  #: how often it was published again without effect
 
 
-class Pulses(NamedTuple):
+class BeatTimes(NamedTuple):
     """Times of beat's messages of one name; 0: never."""
 
     sent: float  #: the last one
@@ -76,12 +76,14 @@ class Queues:
         """When a worker last took a message of ours from this queue; 0 if not within two days."""
         return float(self._redis.call("zscore", f"{self._redis.prefix}taken", queue) or 0.0)
 
-    def pulse(self, name: str) -> Pulses:
+    def beat_times(self, name: str) -> BeatTimes:
         """When beat's messages of this name were sent and taken."""
-        fields = [f"{name}:{what}" for what in Pulses._fields]
-        return Pulses(*(float(at or 0.0) for at in self._redis.call("hmget", f"{self._redis.prefix}pulses", *fields)))
+        fields = [f"{name}:{what}" for what in BeatTimes._fields]
+        return BeatTimes(
+            *(float(at or 0.0) for at in self._redis.call("hmget", f"{self._redis.prefix}pulses", *fields))
+        )
 
-    def note_pulse(self, name: str, **times: float) -> None:
+    def note_beat(self, name: str, **times: float) -> None:
         """Note ``sent``, ``taken`` or ``since``."""
         fields = {f"{name}:{what}": f"{at:.6f}" for what, at in times.items()}
         self._redis.call("hset", f"{self._redis.prefix}pulses", mapping=fields)

@@ -169,7 +169,7 @@ def _configuration(settings: Settings) -> dict[str, Any]:
     }
 
 
-def pulse_expires(pace: float) -> float:
+def beat_expires(pace: float) -> float:
     """After how many seconds a message that beat sends every ``pace`` seconds is void."""
     return 4 * pace
 
@@ -177,14 +177,14 @@ def pulse_expires(pace: float) -> float:
 def beat_schedule(settings: Settings) -> dict[str, Any]:
     """What beat sends: the sweep, and a look for due schedules where there are any.
 
-    Messages expire, where the broker drops expired ones; ``tasks.Pulse`` keeps them from piling up on every broker.
+    Messages expire, where the broker drops expired ones; ``tasks.BeatTask`` keeps them from piling up on every broker.
     """
     paces = {"sweep": settings.sweep_seconds} | ({"schedules": settings.schedule_seconds} if settings.schedules else {})
     return {
         f"batchpipe-{name}": {
             "task": f"batchpipe.{name}",
             "schedule": pace,
-            "options": {"queue": settings.queue, "expires": pulse_expires(pace)},
+            "options": {"queue": settings.queue, "expires": beat_expires(pace)},
         }
         for name, pace in paces.items()
     }

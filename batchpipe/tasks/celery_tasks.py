@@ -23,7 +23,7 @@ from batchpipe.pipeline.slots import SMALL_BYTES, SMALL_ROWS, Kind, Slots
 from batchpipe.pipeline.sweep import sweep as sweep_once
 from batchpipe.storage.local import unnamed_file
 from batchpipe.tasks.app import countdown_of, state_of
-from batchpipe.tasks.options import OPTIONS, pulse_options
+from batchpipe.tasks.options import OPTIONS, beat_options
 from batchpipe.tasks.publishing import subject
 from batchpipe.tasks.runtime import runtime
 
@@ -144,7 +144,7 @@ def merge(self: Any, *, job: str, epoch: int, shard: int = JOB, **newer: Any) ->
     return _step(self, job, JOB, epoch)
 
 
-@shared_task(name="batchpipe.sweep", **pulse_options(lambda settings: settings.sweep_seconds))
+@shared_task(name="batchpipe.sweep", **beat_options(lambda settings: settings.sweep_seconds))
 def sweep(**newer: Any) -> int:
     """Publish overdue work again."""
     try:

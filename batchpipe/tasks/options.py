@@ -14,7 +14,7 @@ from batchpipe.config.site import current_settings
 from batchpipe.errors import BatchpipeError, SettingsError
 from batchpipe.model.steps import STEPS
 from batchpipe.pipeline.beat import may_send
-from batchpipe.tasks.app import pulse_expires, state_of
+from batchpipe.tasks.app import beat_expires, state_of
 from batchpipe.tasks.inspection import waiting_in
 from batchpipe.tasks.runtime import runtime
 
@@ -63,7 +63,7 @@ class _Expires:
 
     def __get__(self, instance: object, owner: type) -> float | None:
         try:
-            return pulse_expires(self._pace(current_settings()))
+            return beat_expires(self._pace(current_settings()))
         except SettingsError:  # reported elsewhere
             return None
 
@@ -76,7 +76,7 @@ for _signal in (signals.beat_init, signals.beat_embedded_init):
     _signal.connect(_note_beat, weak=False, dispatch_uid="batchpipe-beats")
 
 
-class Pulse(Task):  # type: ignore[misc]
+class BeatTask(Task):  # type: ignore[misc]
     """A task that beat sends every few seconds: not while an earlier message must still be waiting."""
 
     def apply_async(self, args: Any = None, kwargs: Any = None, *more: Any, **options: Any) -> Any:
@@ -97,13 +97,13 @@ class Pulse(Task):  # type: ignore[misc]
         """A worker has taken the message, so it takes from its queue."""
         with suppress(BatchpipeError):
             store = runtime().store
-            store.queues.note_pulse(self.name, taken=store.now())
+            store.queues.note_beat(self.name, taken=store.now())
             if queue := (self.request.delivery_info or {}).get("routing_key"):
                 store.queues.note_taken(queue)
 
 
 #: Options of the tasks that beat sends every few seconds: anybody who watches tasks would drown in them.
-PULSE = {
+BEAT_OPTIONS = {
     **{name: _OPTIONS[name] for name in ("ignore_result", "serializer", "rate_limit")},
     **_limits("sweep"),
     "acks_late": False,
@@ -111,9 +111,9 @@ PULSE = {
 }
 
 
-def pulse_options(pace: Callable[[Settings], float]) -> dict[str, Any]:
+def beat_options(pace: Callable[[Settings], float]) -> dict[str, Any]:
     """Options of a task that beat sends at this pace (seconds): its messages expire whatever beat's entry says."""
-    return {**PULSE, "base": Pulse, "expires": _Expires(pace)}
+    return {**BEAT_OPTIONS, "base": BeatTask, "expires": _Expires(pace)}
 
 
 #: Options of the tasks of a job, by name.

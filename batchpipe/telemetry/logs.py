@@ -1,7 +1,7 @@
 """Log lines of our own processes, one event a line: text for people, or one JSON object for machines.
 
 Each line about a job has ``event``, ``job``, ``shard``, ``batch``, ``account``, if they are known. A site with a
-logging configuration of its own uses ``ContextFilter``, ``PulseFilter`` and one of the formatters.
+logging configuration of its own uses ``ContextFilter``, ``BeatFilter`` and one of the formatters.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import orjson
 from batchpipe.masking import printable, printable_json, without_secrets
 
 #: Tasks that beat sends every few seconds.
-PULSE_TASKS = frozenset({"batchpipe.sweep", "batchpipe.schedules"})
+BEAT_TASKS = frozenset({"batchpipe.sweep", "batchpipe.schedules"})
 #: The ids in a line, in this order.
 IDS = ("event", "job", "shard", "batch", "account")
 
@@ -66,25 +66,25 @@ class ContextFilter(logging.Filter):
         return True
 
 
-class PulseFilter(logging.Filter):
+class BeatFilter(logging.Filter):
     """Lowers Celery's lines about sweeps and looks for schedules that did nothing to DEBUG. Put it on the handler.
 
     Beat sends these tasks every few seconds: that would be 50,000 lines a day. Lines of other tasks are not changed.
     """
 
     def filter(self, record: logging.LogRecord) -> bool:
-        if record.levelno != logging.INFO or not _is_empty_pulse(record):
+        if record.levelno != logging.INFO or not _is_quiet_beat(record):
             return True
         record.levelno, record.levelname = logging.DEBUG, logging.getLevelName(logging.DEBUG)
         return logging.getLogger(record.name).isEnabledFor(logging.DEBUG)
 
 
-def _is_empty_pulse(record: logging.LogRecord) -> bool:
+def _is_quiet_beat(record: logging.LogRecord) -> bool:
     if record.name == "celery.beat":  # "Scheduler: Sending due task %s (%s)"
         args = record.args
-        return "Sending due task" in str(record.msg) and isinstance(args, tuple) and args[-1] in PULSE_TASKS
+        return "Sending due task" in str(record.msg) and isinstance(args, tuple) and args[-1] in BEAT_TASKS
     data = getattr(record, "data", None)
-    if not isinstance(data, dict) or data.get("name") not in PULSE_TASKS:
+    if not isinstance(data, dict) or data.get("name") not in BEAT_TASKS:
         return False
     return str(data.get("return_value", "0")) == "0"  # the line about the start of a task has none
 
@@ -199,7 +199,7 @@ def configure_logging(log_format: str, level: str) -> None:
     """Set up the root logger of a process of ours. Not for use within a site's process."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter())
-    for one in (ContextFilter(), PulseFilter(), TroubleFilter()):
+    for one in (ContextFilter(), BeatFilter(), TroubleFilter()):
         handler.addFilter(one)
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     logging.captureWarnings(True)  # warnings of libraries become log lines, too

@@ -17,7 +17,7 @@ from batchpipe.config.limits import task_limit, visibility_seconds
 from batchpipe.config.settings import Settings
 from batchpipe.model.records import LONGEST_PAUSE
 from batchpipe.tasks.app import queue_of
-from batchpipe.tasks.options import OPTIONS, PULSE
+from batchpipe.tasks.options import BEAT_OPTIONS, OPTIONS
 
 #: kombu's default for Redis.
 KOMBU_VISIBILITY = 3_600
@@ -179,7 +179,7 @@ def _look_at_tasks(app: Celery, settings: Settings) -> Iterator[Finding]:
 def _changed(app: Celery, name: str, wanted: Mapping[str, Any], settings: Settings) -> dict[str, Any]:
     """The task's values that differ from what it needs."""
     task = app.tasks[name]
-    needed = {one: wanted[one] for one in _NEEDED if one in wanted} | ({} if wanted is PULSE else _NONE)
+    needed = {one: wanted[one] for one in _NEEDED if one in wanted} | ({} if wanted is BEAT_OPTIONS else _NONE)
     found = {one: got for one, need in needed.items() if (got := getattr(task, one, None)) != need}
     if hasattr(task, "_orig_run"):  # Celery has wrapped the function
         found[_RETRIED] = getattr(task, _RETRIED, None)
@@ -284,8 +284,8 @@ _TASK_CLASS = "celery.app.task:Task"
 #: Our tasks, and what they need.
 _OURS: dict[str, dict[str, Any]] = {
     **OPTIONS,
-    "batchpipe.sweep": PULSE,
-    "batchpipe.schedules": PULSE,
+    "batchpipe.sweep": BEAT_OPTIONS,
+    "batchpipe.schedules": BEAT_OPTIONS,
 }
 _LATE = "a job waits or works for longer than that allows"
 _HARM = {

@@ -14,12 +14,12 @@ from celery.exceptions import SoftTimeLimitExceeded
 from batchpipe.client.client import default_client
 from batchpipe.client.schedules import tick
 from batchpipe.errors import BatchpipeError
-from batchpipe.tasks.options import pulse_options
+from batchpipe.tasks.options import beat_options
 
 logger = logging.getLogger(__name__)
 
 
-@shared_task(name="batchpipe.schedules", **pulse_options(lambda settings: settings.schedule_seconds))
+@shared_task(name="batchpipe.schedules", **beat_options(lambda settings: settings.schedule_seconds))
 def schedules(**newer: Any) -> int:
     """Submit the scheduled jobs that are due."""
     try:

@@ -98,7 +98,7 @@ class Schedule:
             (1, self.lose),
             (1, self.double),
             (2, self.redeliver),
-            (1, self.wake),
+            (1, self.republish),
             (2, self.sweep),
             (1, self.cancel),
             (1, self.shift),
@@ -185,10 +185,10 @@ class Schedule:
         if self.world.past:
             self.world.waiting.append(self.choices.one(self.world.past))
 
-    def wake(self) -> None:
-        """A webhook's wake, or one that voids what is under way."""
+    def republish(self) -> None:
+        """A message published again: by a webhook, or one that voids what is under way."""
         index = self.choices.pick(len(self.world.watch.seen.shards) + 1) - 1
-        when: When = "always" if self.choices.pick(2) else "asleep"
+        when: When = "always" if self.choices.pick(2) else "waiting"
         self._begin(lambda: self.world.job_runner.republish(self.world.job_id, index if index >= 0 else JOB, when=when))
 
     def sweep(self) -> None:
@@ -309,7 +309,7 @@ class Schedule:
 
 
 def _unless_away(body: Callable[[], object]) -> object:
-    """Whoever sweeps or wakes meets a Redis that is away, too; a turn has its own answer to that."""
+    """Whoever sweeps or publishes again meets a Redis that is away, too; a turn has its own answer to that."""
     try:
         return body()
     except StoreUnavailable:

@@ -100,7 +100,7 @@ def test_a_worker_that_takes_it_lets_beat_send_the_next(store: Store, clock: Any
         assert may_send(store, NAME, QUEUE, lambda queue: 7)
         clock.advance(5)
         assert not may_send(store, NAME, QUEUE, lambda queue: 7)
-        store.queues.note_pulse(NAME, taken=store.now())
+        store.queues.note_beat(NAME, taken=store.now())
         clock.advance(5)
 
 
@@ -127,7 +127,7 @@ def test_a_queue_of_which_nothing_is_taken_for_a_month_gets_it_less_and_less_oft
         clock.advance(600)
     assert 30 <= sent <= 45
     store.queues.note_taken(QUEUE)
-    store.queues.note_pulse(NAME, taken=store.now())
+    store.queues.note_beat(NAME, taken=store.now())
     assert may_send(store, NAME, QUEUE, lambda queue: 1)
     clock.advance(LISTENED_SECONDS + 1)
     store.queues.note_listening("w", [QUEUE])
@@ -148,7 +148,7 @@ def test_a_worker_notes_that_it_has_taken_it(app: Celery, settings: Settings) ->
     finally:
         task.pop_request()
     store = runtime(settings).store
-    assert store.queues.pulse(NAME).taken > 0
+    assert store.queues.beat_times(NAME).taken > 0
     assert store.queues.last_taken(settings.queue) > 0
 
 

@@ -244,7 +244,7 @@ def test_doctor_names_a_record_that_cannot_be_read(
     assert "cannot be read" in finding.detail
 
 
-def test_a_cancel_of_many_shards_wakes_a_few_at_once_and_the_sweep_the_others(
+def test_a_cancel_of_many_shards_publishes_a_few_at_once_and_the_sweep_the_others(
     tmp_path: Path, redis_url: str, prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whoever asks for it in a web request waits for a few messages, whatever the job's size."""
@@ -271,7 +271,7 @@ def waiting(tmp_path: Path, redis_url: str, prefix: str, monkeypatch: pytest.Mon
 
 
 class Waiting:
-    """A client, jobs whose shards sleep until a pause ends, and what is sent of them."""
+    """A client, jobs whose shards wait until a pause ends, and what is sent of them."""
 
     def __init__(self, client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
         self.client, self.runner = client, runtime(client.settings).job_runner
@@ -314,14 +314,14 @@ class Waiting:
 
 
 @pytest.mark.parametrize("count", [10, 1_000, pytest.param(10_000, marks=pytest.mark.slow)])
-def test_the_end_of_a_pause_wakes_a_few_at_once_and_the_sweeps_the_others(waiting: Waiting, count: int) -> None:
+def test_the_end_of_a_pause_publishes_a_few_at_once_and_the_sweeps_the_others(waiting: Waiting, count: int) -> None:
     """A command and a request of the web take as long for 10,000 shards that wait as for 20."""
     large, others = waiting.job(count), [waiting.job(1) for _ in range(30)]
     waiting.job(3, account="other")
     waiting.client.store.accounts.pause("default", 600, Problem(code="insufficient_quota", message="no money"))
     waiting.calls = 0
     found = waiting.client.resume("DEFAULT")
-    assert (found.paused, found.woken, len(waiting.sent)) == (True, PUBLISHED_AT_ONCE, PUBLISHED_AT_ONCE)
+    assert (found.paused, found.republished, len(waiting.sent)) == (True, PUBLISHED_AT_ONCE, PUBLISHED_AT_ONCE)
     assert waiting.calls < 3 * PUBLISHED_AT_ONCE
     waiting.sweep_all()
     assert len(waiting.sent) == len(set(waiting.sent))
@@ -339,7 +339,7 @@ def test_what_waits_for_a_person_is_found_by_the_sweeps_where_there_is_much(wait
     assert waiting.client.resume("nobody") == (False, 0, 0)
 
 
-def test_a_job_whose_worker_is_gone_is_woken_a_few_at_once_and_then_by_the_sweeps(waiting: Waiting) -> None:
+def test_a_job_whose_worker_is_gone_is_published_a_few_at_once_and_then_by_the_sweeps(waiting: Waiting) -> None:
     """As ``run`` and ``wait`` do that go on with it."""
     job = waiting.job(450)
     waiting.client.republish(job)

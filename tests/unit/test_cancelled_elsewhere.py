@@ -31,7 +31,7 @@ def decide(pump: Pump, job_id: str, decision: Any) -> None:
     """As ``client.resume_job`` and ``client.land``."""
     assert pump.store.jobs.resolve_hold(job_id, decision)[0] == "ok"
     for index in range(-1, pump.job(job_id).shards):
-        pump.job_runner.republish(job_id, index, when="asleep")
+        pump.job_runner.republish(job_id, index, when="waiting")
 
 
 def land(pump: Pump, job_id: str) -> str:
@@ -125,7 +125,7 @@ def test_no_shard_of_a_held_job_gets_a_batch_and_those_that_run_are_collected(pu
     pump.waiting = [one for one in pump.waiting if one.message.index != 2]  # its message is lost for a while
     first, second = pump.api.batches
     pump.api.batches[first].status = "cancelling"
-    pump.job_runner.republish(job_id, 0, when="asleep")
+    pump.job_runner.republish(job_id, 0, when="waiting")
     while pump.job(job_id).hold is None:
         if pump.step() is None:
             pump.advance(1)

@@ -288,7 +288,7 @@ def test_after_an_empty_look_the_grace_period_begins(world: World) -> None:
 
 
 def test_within_the_grace_period_it_looks_but_does_not_call(world: World) -> None:
-    """A sweep or a webhook may wake it before the time."""
+    """A sweep or a webhook may publish it again before the time."""
     ending = world.create(world.unanswered(empty_at=NOW - 10))
     assert ending == Move(stage=Stage.UPLOADED, after=20.0)
     assert world.api.count("create_batch") == 0

@@ -52,7 +52,7 @@ def test_the_tasks_of_a_site_are_left_alone() -> None:
     assert as_seen(event, "shop.tasks.mail") == event
 
 
-def test_the_pulse_of_beat_is_not_shown() -> None:
+def test_the_tasks_of_beat_are_not_shown() -> None:
     assert as_seen({"type": "task-sent"}, "batchpipe.sweep") is None
     assert as_seen({"type": "task-sent"}, "batchpipe.schedules") is None
 

@@ -149,7 +149,7 @@ def test_a_cancelled_job_lands_what_comes_and_ends(tmp_path: Path) -> None:
     assert (outcomes.count("ok"), outcomes.count("missing"), pump.at - begun < 700) == (5, 5, True)
 
 
-def test_sweeps_do_not_wake_what_waits_for_late_files(tmp_path: Path) -> None:
+def test_sweeps_do_not_publish_what_waits_for_late_files(tmp_path: Path) -> None:
     """Each look into the list would else be a look at the batch, for hours."""
     api = Lagging(named=3_600.0)
     pump = Pump(tmp_path, api=api)

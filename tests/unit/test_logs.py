@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from batchpipe.errors import Paused, Unavailable
-from batchpipe.telemetry.logs import ContextFilter, JsonFormatter, PulseFilter, TextFormatter, about
+from batchpipe.telemetry.logs import BeatFilter, ContextFilter, JsonFormatter, TextFormatter, about
 from batchpipe.testing import Pump
 
 Rows = Callable[..., list[dict[str, object]]]
@@ -158,7 +158,7 @@ def test_what_comes_every_few_seconds_and_did_nothing_is_debug(
 ) -> None:
     """50,000 lines a day would hide the few that matter; at DEBUG they are there."""
     logger, heard = logging.getLogger(name), Lines(logging.Formatter("%(levelname)s %(message)s"))
-    heard.addFilter(PulseFilter())
+    heard.addFilter(BeatFilter())
     logger.addHandler(heard)
     before = logger.level
     try:

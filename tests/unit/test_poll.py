@@ -92,7 +92,7 @@ def test_an_old_snapshot_is(world: World, fields: dict[str, Any]) -> None:
 
 
 def test_a_snapshot_that_says_final_is_not_waited_for(world: World) -> None:
-    """Sweep saw the end and woke us: the files' ids must be read."""
+    """A sweep saw the end and published us again: the files' ids must be read."""
     world.api.finish(world.batch_id)
     assert world.poll(snapshot_at=NOW - 1, status="completed").stage == Stage.ENDED
 

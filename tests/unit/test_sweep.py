@@ -1,4 +1,4 @@
-"""The sweep: overdue work is published again, orphans are cancelled, shards whose batch has ended are woken."""
+"""The sweep: overdue work is published again, as are shards whose batch has ended; orphans are cancelled."""
 
 from __future__ import annotations
 
@@ -148,7 +148,7 @@ def test_the_record_is_read_after_the_list(tmp_path: Path, chat_rows: Rows) -> N
     assert statuses(pump) == ["cancelling", "validating"]
 
 
-def test_a_shard_whose_batch_has_ended_is_woken(pump: Pump, chat_rows: Rows) -> None:
+def test_a_shard_whose_batch_has_ended_is_published_again(pump: Pump, chat_rows: Rows) -> None:
     """It need not wait for its next look, which may be ten minutes away."""
     job_id = created(pump, chat_rows(1))
     pump.advance(3)  # the answer to the create call counts as a look

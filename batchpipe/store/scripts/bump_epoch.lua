@@ -2,7 +2,7 @@
 -- KEYS: 1 record, 2 job, 3 due, 4 clock
 -- ARGV: 1 skew (s), 2 member, 3 lease (s), 4 task ids of the new messages (JSON [..]), 5 when, 6 until the new one is
 --   meant to run (s)
--- when: overdue: its message is lost; asleep: also if it waits for its time; always: even if one is under way
+-- when: overdue: its message is lost; waiting: also if it waits for its time; always: even if one is under way
 -- -> {'ok', epoch, stage, queue, old task ids (JSON [..])} | {'lease'} left to its holder: `republish` | {'later'} not now
 --  | {'ended'} | {'gone'} | {'undue'} not all of its shards are due yet: `make_due` goes on
 local now = clock(ARGV[1])
@@ -20,9 +20,9 @@ end
 local lives = leased(rec, now)
 if ARGV[5] ~= 'always' and not lives then
   local score = redis.call('ZSCORE', due, ARGV[2])
-  local asleep = ARGV[5] == 'asleep' and tonumber(get(rec, 'next_at') or '0') > now
+  local waiting = ARGV[5] == 'waiting' and tonumber(get(rec, 'next_at') or '0') > now
   -- a message that is under way is not repeated before it is overdue: else new ones outrun the workers
-  if score and tonumber(score) > now and not asleep then return { 'later' } end
+  if score and tonumber(score) > now and not waiting then return { 'later' } end
 end
 if ARGV[5] == 'overdue' and lives then return { 'later' } end
 if lives then

@@ -29,12 +29,12 @@
 --                             the end of its lease. A running job is in it only while `due_from` is set; what else is not
 --                             done, always
 --   to_republish     zset     'JOB/WHEN' by the index of the next shard that the sweep publishes again (count); WHEN:
---                             always, asleep or person. Gone when all are published
+--                             always, waiting or person. Gone when all are published
 --   accounts         zset     name of an account by its latest intent to create a batch, or restore of a job (at); never
 --                             expires
 --   taken            zset     name of a queue by the latest message of ours that was taken from it (at); 2 days
 --   listening        zset     queue, newline, name of a worker that listens on it, by when it last said so (at); 35 s
---   pulses           hash     of beat's messages: NAME:sent, NAME:taken, NAME:since (at), see `Pulses`; never expires
+--   pulses           hash     of beat's messages: NAME:sent, NAME:taken, NAME:since (at), see `BeatTimes`; never expires
 --   schedules        hash     NAME/FINGERPRINT the runs of this definition are handled up to then (at);
 --                             NAME/FINGERPRINT/looked somebody last looked for its runs (at); NAME//at the last run was
 --                             meant for then (at); NAME//last that run (JSON {at, job, error}); never expires, but for

@@ -9,5 +9,5 @@ if ENDED[get(KEYS[1], 'stage')] then return { 'ended', shards } end
 if not get(KEYS[1], 'hold_at') then return { 'none', shards } end
 redis.call('HDEL', KEYS[1], 'hold_at', 'hold')
 if ARGV[2] == 'land' then redis.call('HSET', KEYS[1], 'send_no_more', '1') end
-republish_rest(ARGV[3], ARGV[4], 'asleep', tonumber(ARGV[5]), shards)
+republish_rest(ARGV[3], ARGV[4], 'waiting', tonumber(ARGV[5]), shards)
 return { 'ok', shards }

@@ -87,17 +87,17 @@ def test_overdue_leaves_alone_what_is_under_way(store: Store, clock: Any) -> Non
     assert store.due.overdue() == []
 
 
-def test_asleep_reaches_what_sleeps_and_not_what_is_under_way(store: Store, clock: Any) -> None:
+def test_waiting_reaches_what_waits_for_its_time_and_not_what_is_under_way(store: Store, clock: Any) -> None:
     """Else new epochs that come faster than workers work would void each message before it is read."""
     job_id = planned(store)
     advance(store, claim(store, job_id, 0, Stage.PLANNED), Stage.PLANNED, after=500)
-    assert store.due.bump_epoch(job_id, 0, ["new"], when="asleep") is not None
-    assert store.due.bump_epoch(job_id, 0, ["newer"], when="asleep") is None
+    assert store.due.bump_epoch(job_id, 0, ["new"], when="waiting") is not None
+    assert store.due.bump_epoch(job_id, 0, ["newer"], when="waiting") is None
     assert shard(store, job_id).task_ids == ["new"]
     clock.advance(2 * LEASE + 1)
-    assert store.due.bump_epoch(job_id, 0, ["newest"], when="asleep") is not None
+    assert store.due.bump_epoch(job_id, 0, ["newest"], when="waiting") is not None
     claim(store, job_id, 0, Stage.PLANNED, epoch=3)
-    assert store.due.bump_epoch(job_id, 0, ["x"], when="asleep") is None
+    assert store.due.bump_epoch(job_id, 0, ["x"], when="waiting") is None
     assert shard(store, job_id).republish
 
 
