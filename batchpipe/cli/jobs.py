@@ -1,4 +1,4 @@
-"""Commands about jobs: submit, list, results, cancel, retry, resume, validate, logs."""
+"""Commands about jobs: submit, list, results, cancel, retry, resume, land, validate, logs."""
 
 from __future__ import annotations
 

@@ -79,7 +79,7 @@ class Client:
 
         ``own_queue``: only this host works on it (``run``).
         ``replace_job``: take the key from this job; "1": from any.
-        ``notify_sites``: names of the listeners to notify of its end, instead of those of this process.
+        ``notify_sites``: names of the receivers to notify of its end, instead of those of this process.
         ``may_come_later``: wait for an input that is not there yet.
         """
         options = complete(options)

@@ -38,7 +38,7 @@ from batchpipe.errors import SettingsError
 from batchpipe.local_redis.binaries import candidates, usable
 from batchpipe.local_redis.shared import (
     PrivateRedis,
-    Record,
+    ServerRecord,
     is_held,
     last_line,
     make_ours,
@@ -120,7 +120,7 @@ def _find_or_start(
     deadline: float,
     servers: Sequence[tuple[str, str]] | None,
     environment: Mapping[str, str] | None,
-) -> Record | None:
+) -> ServerRecord | None:
     start_fd = open_lock(folder / "start.lock")
     try:
         if not wait_for(lambda: try_lock(start_fd, fcntl.LOCK_EX), deadline):

@@ -32,7 +32,7 @@ class PrivateRedis:
 
 
 @dataclass(frozen=True)
-class Record:
+class ServerRecord:
     """What ``server.json`` says."""
 
     port: int
@@ -118,9 +118,9 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
     temporary.replace(path)
 
 
-def read_record(folder: Path) -> Record | None:
+def read_record(folder: Path) -> ServerRecord | None:
     try:
-        return Record(**(read_json(folder / "server.json") or {}))
+        return ServerRecord(**(read_json(folder / "server.json") or {}))
     except TypeError:  # none there, or not one of ours
         return None
 
@@ -146,5 +146,5 @@ def ask(port: int, *commands: tuple[str, ...]) -> list[bytes]:
     return replies
 
 
-def ping(record: Record) -> list[bytes]:
+def ping(record: ServerRecord) -> list[bytes]:
     return ask(record.port, ("AUTH", record.password), ("PING",))

@@ -20,7 +20,7 @@ from pathlib import Path
 from batchpipe.errors import SettingsError
 from batchpipe.local_redis.binaries import Binary, candidates, usable
 from batchpipe.local_redis.shared import (
-    Record,
+    ServerRecord,
     ask,
     is_held,
     last_line,
@@ -60,7 +60,7 @@ class _Supervisor:
     def __init__(self, folder: Path, servers: Sequence[tuple[str, str]] | None) -> None:
         self.folder = folder
         self.servers = servers
-        self.record: Record | None = None
+        self.record: ServerRecord | None = None
         self.process: subprocess.Popen[bytes] | None = None  #: the server, where it is our child
         self.fake: object | None = None  #: the server, where it is a thread of ours
         # The first byte to read here is a signal's number, or 0: the last user has gone.
@@ -170,7 +170,7 @@ class _Supervisor:
         )
 
     def start_at(self, binary: Binary, port: int, password: str, data_fd: int) -> bool:
-        record = Record(port=port, password=password, kind=binary.kind)
+        record = ServerRecord(port=port, password=password, kind=binary.kind)
         # Written first, so that the next supervisor can end the server if this one is killed right here.
         write_json(self.folder / "server.json", asdict(record))
         # The configuration goes through stdin: everybody can read the arguments of a process.
@@ -218,7 +218,7 @@ class _Supervisor:
         threading.Thread(target=fake.serve_forever, daemon=True).start()
         self.fake = fake
         port = fake.server_address[1]
-        self.record = Record(port=port, password=password, kind="fakeredis", pid=os.getpid())
+        self.record = ServerRecord(port=port, password=password, kind="fakeredis", pid=os.getpid())
         write_json(self.folder / "server.json", asdict(self.record))
         return -1
 
@@ -232,7 +232,7 @@ class _Supervisor:
             wait_for(lambda: not self.alive(), time.monotonic() + STOP_SECONDS, 0.01)
 
 
-def _shut_down(record: Record) -> None:
+def _shut_down(record: ServerRecord) -> None:
     ask(record.port, ("AUTH", record.password), ("SHUTDOWN", "NOSAVE"))
 
 

@@ -18,7 +18,7 @@ UNPAID_SECONDS = 600.0
 _SHORTEST_PAUSE = 2.0
 #: A look counts as in time if it is late by no more than this or than the pause before it, because queues delay it.
 _SHORTEST_LAPSE = 10.0
-#: The fields of a shard that say since when something is waited for; `raise.lua` has them, too.
+#: The fields of a shard that say since when something is waited for; `bump_epoch.lua` has them, too.
 _WAITS = ("late_at", "unseen_at", "refused_at", "other_at")
 
 
@@ -56,7 +56,7 @@ def attended(shard: ShardRecord, now: float) -> ShardRecord:
 
     Workers may have been away, or Redis' clock leapt: in neither case could we see what the provider showed, and these
     waits decide what happens to paid rows. What a sweep published again meanwhile was due from that moment on: the
-    script `raise` takes the time before it off.
+    script `bump_epoch` takes the time before it off.
     """
     unattended = now - shard.next_at - max(shard.wait, _SHORTEST_LAPSE)
     if unattended <= 0.0:

@@ -154,7 +154,7 @@ class JobRecord(Record, frozen=True, kw_only=True):
     on_done: dict[str, Any] | None = None
     notify_sites: list[
         str
-    ] = []  #: listeners to notify of its end: those of the site that submitted it; none: any that are registered
+    ] = []  #: receivers to notify of its end: those of the site that submitted it; none: any that are registered
     cancel: bool = False
     hold: Problem | None = None  #: why it sends nothing more until a person decides
     hold_at: float | None = None  #: since when

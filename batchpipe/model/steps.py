@@ -1,6 +1,6 @@
 """The steps of a job and of its shards, in one table: each is a Celery task, and a turn takes one of them.
 
-The functions are in ``ShardRunner`` and ``JobRunner``, under the same names.
+The functions are in ``ShardRunner`` and ``JobRunner``, as ``_NAME``.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ class CreateContext:
 
     def leapt(self, since: float) -> bool:
         clock = self._runner.store.connection.clock()
-        # waiting for a grace period, or sleeping between two sweeps, is not a leap of the clock
+        # waiting for a grace period, or for the next sweep, is not a leap of the clock
         return clock.leap_at > since and clock.leap_by > max(2 * self.lease_seconds, 2 * self.grace_seconds)
 
     def intend(self) -> bool:

@@ -14,7 +14,7 @@ from batchpipe.errors import RecordUnreadable
 from batchpipe.masking import without_secrets
 from batchpipe.model.retry import QUEUE_STUCK
 from batchpipe.pipeline.runner import Runner
-from batchpipe.store import Waiting, When, log_once
+from batchpipe.store import WaitingMessage, When, log_once
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ class _Queue:
     taken: float  #: when a worker last took something from it
     listened: bool  #: a worker listens on it
 
-    def still_has(self, waiting: Waiting, now: float) -> bool:
+    def still_has(self, waiting: WaitingMessage, now: float) -> bool:
         """Whether a message is certainly still there, unless the broker has lost just this one."""
         if self.is_empty or self.taken > waiting.published + MOMENT_SECONDS:
             return False
@@ -84,7 +84,7 @@ class _Queues:
         self._listening: dict[str, list[str]] | None = None
         self._dead: dict[str, int] = {}
 
-    def that_have(self, places: list[tuple[str, int]]) -> dict[tuple[str, int], Waiting]:
+    def that_have(self, places: list[tuple[str, int]]) -> dict[tuple[str, int], WaitingMessage]:
         """Those of these overdue records with messages that still wait in their queues."""
         if self._runner.waiting_in is None or not places:
             return {}

@@ -13,7 +13,7 @@ from batchpipe.store.redis_label import label_of
 ANY = "any"
 
 
-class Refusal(NamedTuple):
+class OwnedElsewhere(NamedTuple):
     """Why a job is left to another Redis, as code and in words, and to which."""
 
     code: str
@@ -35,10 +35,10 @@ class Owners:
         """A job without a label counts as ours."""
         return label is None or label == self.label
 
-    def refusal(self, label: str | None) -> Refusal | None:
+    def owned_elsewhere(self, label: str | None) -> OwnedElsewhere | None:
         """None if a lost job of this label may be rebuilt."""
         if label is None or self.is_ours(label) or self._of & {label, ANY}:
             return None
         name = shlex.quote(label)
         why = f"it belongs to Redis {name}: recover there, or, if that one is gone for good, name it here: --of {name}"
-        return Refusal("foreign", why, label)
+        return OwnedElsewhere("foreign", why, label)

@@ -148,9 +148,9 @@ class _Recovery:
         if is_of_a_sandbox(self._settings, manifest or found.record):
             return self._skip(found.job, "sandbox_gone", "its sandbox ended with its `run`; nothing was paid for")
         label = redis_of(manifest or {}) or found.redis
-        if (refusal := self._owners.refusal(label)) is not None:
+        if (elsewhere := self._owners.owned_elsewhere(label)) is not None:
             self._foreign.add(found.job)
-            return self._skip(found.job, *refusal)
+            return self._skip(found.job, *elsewhere)
         found = replace(found, redis=label)
         if manifest is None:
             unprepared.append(found)

@@ -23,7 +23,7 @@ class Partial:
     """A local file that downloads fill, try by try. Each try starts over, unless ``resume`` is called first.
 
     The bytes that ``have`` reports are safe on disk, or were written by this process. Satisfies
-    ``provider.transfers.Resumable``.
+    ``model.provider.Resumable``.
     """
 
     def __init__(self, scratch: Scratch, handle: int, folder: Folder | None, name: str) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from batchpipe.store.connection import Connection
 from batchpipe.store.due import NewEpoch, When, new_task_ids
 from batchpipe.store.lease import ClaimDenied, JobLease, Lease, Renewal, ShardLease, host_clock
-from batchpipe.store.queues import LISTENING_PACE, Waiting
+from batchpipe.store.queues import LISTENING_PACE, WaitingMessage
 from batchpipe.store.schedules import LastRun
 from batchpipe.store.shards import Settled
 from batchpipe.store.store import Store
@@ -27,7 +27,7 @@ __all__ = [
     "Settled",
     "ShardLease",
     "Store",
-    "Waiting",
+    "WaitingMessage",
     "When",
     "host_clock",
     "log_once",

@@ -14,7 +14,7 @@ LISTENING_PACE, LISTENING_SECONDS = 10.0, 35.0
 
 
 @dataclass(frozen=True)
-class Waiting:
+class WaitingMessage:
     """The newest message of a record: its queue, and when it was published (in the time of the records)."""
 
     queue: str
@@ -88,7 +88,7 @@ class Queues:
         fields = {f"{name}:{what}": f"{at:.6f}" for what, at in times.items()}
         self._redis.call("hset", f"{self._redis.prefix}pulses", mapping=fields)
 
-    def waiting(self, places: Sequence[tuple[str, int]]) -> list[Waiting | None]:
+    def waiting(self, places: Sequence[tuple[str, int]]) -> list[WaitingMessage | None]:
         """The messages of these records (job id, index); None if there is no such job or record, or no message: the
         record of a running job itself is due only until all of its shards are, and that waits in no queue.
         """
@@ -110,7 +110,7 @@ class Queues:
         return str(self._redis.run("requeue", self._redis.keys(job_id, index), *args)[0])
 
 
-def _waiting(record: Any, job: Any) -> Waiting | None:
+def _waiting(record: Any, job: Any) -> WaitingMessage | None:
     """The message of a record, from fields of it and its job; either may be Redis' error for a key of another type."""
     if not isinstance(record, dict) or not isinstance(job, dict) or not job.get("queue"):
         return None
@@ -121,4 +121,4 @@ def _waiting(record: Any, job: Any) -> Waiting | None:
     except (KeyError, ValueError):  # the attempt to publish it again reports that it cannot be read
         return None
     times = record.get("pubs", "0")
-    return Waiting(job["queue"], published, job.get("input_here") == "1", int(times) if times.isdigit() else 0)
+    return WaitingMessage(job["queue"], published, job.get("input_here") == "1", int(times) if times.isdigit() else 0)

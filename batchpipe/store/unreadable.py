@@ -1,4 +1,4 @@
-"""Records that cannot be read are skipped where that is safe, and named once in the log."""
+"""Records that cannot be read are skipped where that is safe, and logged once."""
 
 from __future__ import annotations
 

@@ -177,7 +177,8 @@ def beat_expires(pace: float) -> float:
 def beat_schedule(settings: Settings) -> dict[str, Any]:
     """What beat sends: the sweep, and a look for due schedules where there are any.
 
-    Messages expire, where the broker drops expired ones; ``tasks.BeatTask`` keeps them from piling up on every broker.
+    Messages expire, where the broker drops expired ones; ``tasks.options.BeatTask`` keeps them from piling up on every
+    broker.
     """
     paces = {"sweep": settings.sweep_seconds} | ({"schedules": settings.schedule_seconds} if settings.schedules else {})
     return {
