@@ -63,6 +63,19 @@ class Finished(NamedTuple):
     err: str
 
 
+def is_read_late(variable: str) -> bool:
+    """Nobody reads this variable at import or before, so a fork may still be given it. (Celery's REMAP_SIGTERM is read
+    so, and all of Python's own.)
+    """
+    return variable.startswith("BATCHPIPE_") or variable in (
+        "HOME",
+        "LANG",
+        "PATH",
+        "OPENAI_API_KEY",
+        "OPENAI_BASE_URL",
+    )
+
+
 class Forked:
     """A child of the forkserver with the face of a ``subprocess.Popen``."""
 
@@ -164,8 +177,9 @@ class Machine:
         self, *arguments: str | Path, stdin: bytes | None = None, env: Mapping[str, str | None] | None = None
     ) -> Process:
         """Start `batchpipe ARGUMENTS...` here. A variable that is None in `env` is taken away."""
-        environment, at_once = self._environment(env), self.interpreter == Path(sys.executable)
-        if self.forkserver is not None and at_once and not any(name.startswith("PYTHON") for name in environment):
+        environment = self._environment(env)
+        same_python = self.interpreter == Path(sys.executable)
+        if self.forkserver is not None and same_python and all(map(is_read_late, environment)):
             return self._fork(self.forkserver, [str(word) for word in arguments], stdin, environment)
         return self.start_python("-m", "batchpipe", *arguments, stdin=stdin, env=env)
 

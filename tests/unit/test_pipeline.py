@@ -9,6 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import fakeredis
 import orjson
 import pytest
 
@@ -133,6 +134,14 @@ def test_a_job_runs_from_its_input_to_its_output_in_input_order(pump: Pump, chat
     assert sorted((shard.model, shard.rows) for shard in shards) == [("m0", 1), ("m0", 2), ("m1", 2)]
     assert pump.job(job_id).usage == {"input_tokens": 5, "output_tokens": 10, "total_tokens": 15}
     assert [job.stage for job in pump.notified] == [State.SUCCEEDED]
+
+
+def test_a_job_runs_on_the_redis_in_memory_too(tmp_path: Path, chat_rows: Rows) -> None:
+    """What a Pump takes by itself, outside of these tests."""
+    pump = Pump(tmp_path, max_rows=2, store=Store(fakeredis.FakeRedis(decode_responses=True)))
+    job_id = pump.submit(chat_rows(3))
+    pump.run_until_idle()
+    assert_done(pump, job_id, 3)
 
 
 def test_each_batch_carries_what_recover_needs(pump: Pump, chat_rows: Rows) -> None:
