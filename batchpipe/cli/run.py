@@ -205,7 +205,7 @@ def _say_end(job: Job) -> None:
         say(f"Error: {job.error.message}")
     if not record.results:
         return
-    place = job.results_folder().url
+    place = job.results_folder(check=False).url
     say(f"results: {place}")
     if record.failed or record.missing:
         say(f"what failed: {place.rstrip('/')}/errors.jsonl; retry these rows: batchpipe retry {job.id}")

@@ -27,7 +27,7 @@ from batchpipe.local_redis import acquire
 from batchpipe.masking import without_secrets
 from batchpipe.model.records import JOB, JobRecord, State, new_job_id
 from batchpipe.model.stats import Clock, Pause, Stats
-from batchpipe.pipeline.copied_inputs import forget_copy, remove_copy, remove_unrecorded
+from batchpipe.pipeline.copied_inputs import forget_copy, remove_copy, remove_unrecorded_at_times
 from batchpipe.pipeline.manifest import basics, note_workspace, prune_workspaces
 from batchpipe.pipeline.messages import Message
 from batchpipe.pipeline.republish_many import PUBLISHED_AT_ONCE, Resumed, republish_first, republish_job, resume_account
@@ -121,7 +121,7 @@ class Client:
             runner.log(job_id, [("submitted", {"input": without_secrets(record.input), "queue": record.queue})])
             runner.publish(Message(job_id, JOB, record.epoch, State.PENDING, record.task_ids, record.queue))
             with suppress(StoreUnavailable):  # on a host without workers nobody else does it
-                remove_unrecorded(self.settings, self.store, now)
+                remove_unrecorded_at_times(self.settings, self.store, now)
         else:
             remove_copy(self.settings, record)
         return self.get_job(job_id)

@@ -80,9 +80,9 @@ class Site:
         return load_settings()
 
     def current_app(self) -> Any:
-        """The Celery app of this site; None if none is known."""
+        """The Celery app of this site, else the one of code that belongs to no site; None if none is known."""
         found = self.find_app() if self.find_app is not None else None
-        return self.app if found is None else found
+        return found or self.app or (_installed or _default).app
 
     def frameworks(self) -> list[str]:
         """Names of the frameworks' receivers that are registered here."""
@@ -90,19 +90,15 @@ class Site:
 
     def keep(self, make: Callable[..., T], *given: object) -> T:
         """What ``make(*given)`` returned when first asked for with these very objects; later calls return the same."""
-        if (found := self._find(make, given)) is None:
+        kept = self._kept.get(make, ())
+        if not (kept and _are_same(kept[0][0], given)):
             with self.lock:
-                if (found := self._find(make, given)) is None:
-                    found = (make(*given),)
-                    self._kept[make] = ((given, found[0]), *self._kept.get(make, ()))[:_KEPT_AT_MOST]
-        kept: T = found[0]
-        return kept
-
-    def _find(self, make: Callable[..., Any], given: tuple[object, ...]) -> tuple[Any] | None:
-        for known, made in self._kept.get(make, ()):
-            if len(known) == len(given) and all(one is other for one, other in zip(known, given, strict=True)):
-                return (made,)
-        return None
+                kept = self._kept.get(make, ())
+                found = next((entry for entry in kept if _are_same(entry[0], given)), None) or (given, make(*given))
+                others = (entry for entry in self._kept.get(make, ()) if entry is not found)
+                kept = self._kept[make] = (found, *others)[:_KEPT_AT_MOST]  # what is used goes last
+        made: T = kept[0][1]
+        return made
 
     def is_first_time(self, topic: str, about: object = None, *, seconds: float = float("inf")) -> bool:
         """True for the first who asks, and again after so many seconds: so that a warning is given only then."""
@@ -114,6 +110,10 @@ class Site:
             if len(self._news) > _NEWS_AT_MOST:
                 del self._news[next(iter(self._news))]
             return True
+
+
+def _are_same(some: tuple[object, ...], others: tuple[object, ...]) -> bool:
+    return len(some) == len(others) and all(one is other for one, other in zip(some, others, strict=True))
 
 
 # -- the sites of this process -------------------------------------------------------------------------------------

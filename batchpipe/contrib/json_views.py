@@ -28,12 +28,18 @@ def list_jobs(client: Client, query: Mapping[str, str], may_see: MaySee) -> Answ
 
 
 def show_job(
-    client: Client, job_id: str, query: Mapping[str, str], may_see: MaySee, refused: Answer, *, hides: bool = False
+    client: Client,
+    job_id: str,
+    query: Mapping[str, str],
+    may_see: MaySee,
+    *,
+    refuse: Callable[[], Answer],
+    hides: Callable[[], bool],
 ) -> Answer:
     """One job with its shards: ``?from=1000&limit=500`` are those from an index on, 1,000 at most. Includes
     their total number (``shards_in_all``) and the index to continue ``from`` (``next``, or null).
 
-    ``refused``: for a caller who may not see it. ``hides``: this caller does not learn either which jobs exist.
+    ``refuse``: for a caller who may not see it. ``hides``: whether this caller does not learn either which jobs exist.
     """
     from batchpipe.client.job import MOST_SHOWN
     from batchpipe.errors import JobNotFound
@@ -42,10 +48,10 @@ def show_job(
     try:
         job = client.get_job(job_id)
     except JobNotFound:
-        if hides:
-            return refused
+        if hides():
+            return refuse()
         raise
-    return (200, job.to_page(first, limit)) if may_see(job) else refused
+    return (200, job.to_page(first, limit)) if may_see(job) else refuse()
 
 
 def answer(look: Callable[[], Answer]) -> Answer:

@@ -12,8 +12,10 @@ from contextlib import suppress
 import orjson
 
 from batchpipe.config.settings import Settings
+from batchpipe.config.site import current_site
 from batchpipe.errors import BatchpipeError
 from batchpipe.model.records import JobRecord
+from batchpipe.model.views import EARLIER
 from batchpipe.pipeline.manifest import submitted_at
 from batchpipe.storage import Folder
 from batchpipe.store import Store
@@ -27,6 +29,8 @@ COPIED_INPUT = "input.jsonl"
 NOTES = "unrecorded"
 #: How long the job of a copy may still be recorded: by a transaction that has not ended.
 UNRECORDED_SECONDS = 86_400.0
+#: How often a process looks through the notes.
+LOOK_SECONDS = 60.0
 
 
 def note_copy(settings: Settings, job: JobRecord) -> None:
@@ -50,6 +54,12 @@ def remove_copy(settings: Settings, job: JobRecord) -> None:
     if job.spooled:
         _remove(job.id, job.workspace, job.output)
         forget_copy(settings, job.id)
+
+
+def remove_unrecorded_at_times(settings: Settings, store: Store, now: float) -> None:
+    """``remove_unrecorded``, once a minute at most: each young note costs a question to Redis."""
+    if current_site().is_first_time("copied inputs", settings.home, seconds=LOOK_SECONDS):
+        remove_unrecorded(settings, store, now)
 
 
 def remove_unrecorded(settings: Settings, store: Store, now: float) -> None:
@@ -95,7 +105,8 @@ def _remove(job_id: str, workspace: str, output: str) -> None:
             logger.warning("the workspace %s of job %s is kept: it has %s", workspace, job_id, ", ".join(others[:3]))
             return
         folder.remove("")
-        if output.rstrip("/").endswith(f"/{job_id}"):
-            Folder(output, private=True).remove("")
+        made = Folder(output, private=True)
+        if output.rstrip("/").endswith(f"/{job_id}") and set(made.names()) <= {EARLIER}:
+            made.remove("")
     except (BatchpipeError, OSError) as error:
         logger.warning("the copied input of job %s is left in %s: %s", job_id, workspace, error)

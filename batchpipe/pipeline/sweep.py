@@ -14,7 +14,7 @@ from batchpipe.errors import NO_QUOTA, BatchpipeError, Refused, SettingsError, S
 from batchpipe.model.provider import Batch, Provider
 from batchpipe.model.records import ShardRecord, Stage, Status
 from batchpipe.model.stats import Clock
-from batchpipe.pipeline.copied_inputs import remove_unrecorded
+from batchpipe.pipeline.copied_inputs import remove_unrecorded_at_times
 from batchpipe.pipeline.manifest import prune_workspaces
 from batchpipe.pipeline.overdue import PASS_LENGTH, publish_overdue
 from batchpipe.pipeline.republish_many import republish_rest
@@ -41,7 +41,7 @@ def sweep(runner: Runner, *, limit: int = PASS_LENGTH, listing: bool | None = No
     runner.store.jobs.prune_lists()
     now = runner.store.now()
     prune_workspaces(runner.settings, runner.store.jobs.closed, now)
-    remove_unrecorded(runner.settings, runner.store, now)
+    remove_unrecorded_at_times(runner.settings, runner.store, now)
     if listing is not False:
         clock = runner.store.connection.clock()
         _report_clock(clock)

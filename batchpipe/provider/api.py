@@ -186,7 +186,7 @@ class Api(Provider):
         Raises Gone or Refused if the provider cannot list; Unavailable, Paused.
         """
         call = self._client.files.with_raw_response.list
-        return newest_first(call, "files", parse_file, since, self._key, limit=1_000, purpose="batch")
+        yield from newest_first(call, "files", parse_file, since, self._key, limit=1_000, purpose="batch")
 
     # -- batches ---------------------------------------------------------------------------------------------------
 
@@ -279,7 +279,7 @@ class Api(Provider):
         Raises Gone or Refused if the provider cannot list; Unavailable, Paused.
         """
         call = self._client.batches.with_raw_response.list
-        return newest_first(call, "batches", parse_batch, since, self._key, limit=100)
+        yield from newest_first(call, "batches", parse_batch, since, self._key, limit=100)
 
     def close(self) -> None:
         """Close the connections; the next call opens them again."""

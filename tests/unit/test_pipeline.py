@@ -138,7 +138,7 @@ def test_a_job_runs_from_its_input_to_its_output_in_input_order(pump: Pump, chat
 
 def test_a_job_runs_on_the_redis_in_memory_too(tmp_path: Path, chat_rows: Rows) -> None:
     """What a Pump takes by itself, outside of these tests."""
-    pump = Pump(tmp_path, max_rows=2, store=Store(fakeredis.FakeRedis(decode_responses=True)))
+    pump = Pump(tmp_path, max_rows=2, store=Store(Connection(fakeredis.FakeRedis(decode_responses=True))))
     job_id = pump.submit(chat_rows(3))
     pump.run_until_idle()
     assert_done(pump, job_id, 3)

@@ -93,6 +93,14 @@ def test_what_settings_of_long_ago_have_opened_is_let_go() -> None:
     assert site.keep(Slow, first) is not kept
 
 
+def test_what_is_used_stays_open_however_many_others_came() -> None:
+    site, used = Site(), object()
+    kept = site.keep(Slow, used)
+    for _ in range(9):
+        site.keep(Slow, object())
+        assert site.keep(Slow, used) is kept
+
+
 def test_what_failed_to_be_made_is_tried_again() -> None:
     site, tries = Site(), []
 
@@ -166,6 +174,18 @@ def test_code_that_belongs_to_a_site_finds_that_one() -> None:
     forget_sites()
     assert current_site() is default_site()
     assert current_site() not in (one, two)
+
+
+def test_a_site_without_a_celery_app_publishes_through_the_one_set_up_outside_of_sites() -> None:
+    """Two Flask apps in one process, and one Celery app of both, made where no Flask app is current."""
+    sites: list[Site] = [Site(), Site()]
+    here: list[Site | None] = [None]
+    for site in sites:
+        install_site(site, lambda: here[0])
+    current_site().app = app = object()
+    here[0] = sites[0]
+    assert current_site() is sites[0]
+    assert current_site().current_app() is app
 
 
 def test_settings_are_read_at_their_first_use_and_again_when_they_are_dropped() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -232,6 +233,35 @@ def test_a_workspace_with_more_than_the_copy_is_never_removed(client: Client, tr
     sweep_later(client)
 
     assert copy.exists()
+    assert notes(client) == []
+
+
+def test_an_output_with_results_in_it_is_never_removed(client: Client, transaction: Transaction) -> None:
+    """Its note outlived a kill, its record and its workspace are gone: what was paid for stays."""
+    job = client.submit([ROW])
+    transaction.roll_back()
+    shutil.rmtree(job.record.workspace)
+    results = Path(job.record.output, "output.jsonl")
+    results.write_bytes(b"paid\n")
+
+    sweep_later(client)
+
+    assert results.read_bytes() == b"paid\n"
+
+
+def test_a_process_looks_through_the_notes_once_a_minute(
+    client: Client, transaction: Transaction, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each young note costs a question to Redis, and there may be thousands."""
+    job = client.submit([ROW])
+    transaction.roll_back()
+    monkeypatch.setattr(copied_inputs, "UNRECORDED_SECONDS", 60_000)
+    client.sweep()
+    monkeypatch.setattr(copied_inputs, "UNRECORDED_SECONDS", -60)
+    client.sweep()
+    assert notes(client) == [job.id]
+    monkeypatch.setattr(copied_inputs, "LOOK_SECONDS", 0)
+    client.sweep()
     assert notes(client) == []
 
 

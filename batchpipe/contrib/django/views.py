@@ -54,8 +54,11 @@ def job_detail(request: HttpRequest, job_id: str) -> Answer:
     def allowed(job: object) -> bool:
         return may_see()(request, job)
 
-    hides = not _is_known(request)
-    return json_views.show_job(default_client(), job_id, request.GET, allowed, _refusal(request), hides=hides)
+    def hides() -> bool:
+        return not _is_known(request)
+
+    client, query = default_client(), request.GET
+    return json_views.show_job(client, job_id, query, allowed, refuse=lambda: _refusal(request), hides=hides)
 
 
 def _is_known(request: HttpRequest) -> bool:

@@ -85,7 +85,8 @@ def job_detail(job_id: str) -> Answer:
     allowed = _may_see()
     if allowed is None:  # others do not learn which jobs exist
         return FORBIDDEN
-    return json_views.show_job(_extension().client, job_id, request.args, lambda job: allowed(request, job), FORBIDDEN)
+    client, may_see = _extension().client, lambda job: allowed(request, job)
+    return json_views.show_job(client, job_id, request.args, may_see, refuse=lambda: FORBIDDEN, hides=lambda: False)
 
 
 def _extension() -> BatchPipe:
