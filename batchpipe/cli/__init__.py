@@ -134,7 +134,9 @@ def _say_unwritten(error: OSError) -> None:
 def main(args: list[str] | None = None, *, prog: str = "batchpipe", front: Invocation | None = None) -> Any:
     """The entry point, also for a site's own command line (``front``). Expected errors are one line on stderr."""
     from batchpipe.cli.common import say, write_in_any_locale
+    from batchpipe.cli.interrupts import take_interrupts
 
+    take_interrupts()
     write_in_any_locale()
     try:
         _check_text(sys.argv[1:] if args is None else args)

@@ -23,6 +23,7 @@ from batchpipe.cli.common import (
     say,
     settings,
 )
+from batchpipe.cli.interrupts import interrupt
 from batchpipe.cli.options import Seconds, json_option, submit_options
 from batchpipe.cli.progress import Display, make_display
 from batchpipe.errors import PermanentError, SettingsError
@@ -173,10 +174,6 @@ class _Tick:
 @contextmanager
 def _terminated_is_interrupted() -> Iterator[None]:
     """SIGTERM ends a run as Ctrl-C does."""
-
-    def interrupt(*_: Any) -> None:
-        raise KeyboardInterrupt
-
     before = signal.signal(signal.SIGTERM, interrupt)
     try:
         yield

@@ -116,8 +116,18 @@ def _is_of_broker(error: BaseException | None) -> bool:
         module = type(error).__module__.partition(".")[0]
         if module in ("redis", "amqp", "kombu") or isinstance(error, ConnectionError | TimeoutError):
             return True
+        if isinstance(error, AttributeError) and _where(error) == "kombu":
+            return True  # a channel whose connection was closed meanwhile has no connection: None has no attributes
         error = error.__cause__ or error.__context__
     return False
+
+
+def _where(error: BaseException) -> str:
+    """The package whose code raised it."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return str(trace.tb_frame.f_globals.get("__name__", "")).partition(".")[0] if trace is not None else ""
 
 
 def _of_celery(record: logging.LogRecord) -> dict[str, Any]:

@@ -102,3 +102,25 @@ def test_a_file_whose_name_begins_with_a_tilde_is_found(tmp_path: Path) -> None:
     (tmp_path / "~x.jsonl").write_text(row)
     done = run_command("validate", "~x.jsonl", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
+
+
+def test_ctrl_c_within_a_finalizer_ends_the_command_all_the_same() -> None:
+    """Python drops what is raised there: the command would go on as if nobody had pressed it."""
+    script = """
+import os, signal, time
+from batchpipe.cli.interrupts import take_interrupts
+
+class Pool:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.01)
+
+take_interrupts()
+try:
+    Pool()
+    time.sleep(30)
+except KeyboardInterrupt:
+    raise SystemExit(130)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=25)
+    assert (done.returncode, done.stderr) == (130, "")

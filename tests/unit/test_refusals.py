@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import logging
 import socket
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from types import FunctionType, SimpleNamespace
+from typing import Any
 
 import pytest
 import redis
@@ -188,3 +191,21 @@ def test_trouble_of_the_broker_is_one_line_of_the_log() -> None:
         other = _record(name, error)
         assert TroubleFilter().filter(other)
         assert other.exc_info is not None
+
+
+def test_a_channel_of_the_broker_that_was_closed_meanwhile_is_trouble_of_the_broker() -> None:
+    """kombu raises AttributeError then: its channel has no connection any more. Ours stays a bug with a traceback."""
+
+    def put(channel: Any) -> None:
+        channel.connection.client  # noqa: B018
+
+    in_kombu = FunctionType(put.__code__, {"__name__": "kombu.transport.redis"})
+    kept = []
+    for code in (in_kombu, put):
+        try:
+            code(SimpleNamespace(connection=None))
+        except AttributeError:
+            record = logging.LogRecord("celery.beat", logging.ERROR, "", 0, "Message Error: %s", ("x",), sys.exc_info())
+        TroubleFilter().filter(record)
+        kept.append(record.exc_info is not None)
+    assert kept == [False, True]
