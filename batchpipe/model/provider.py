@@ -73,7 +73,7 @@ class ProviderReads(Protocol):
         """The status of a file (``processed``, ``pending``), None if it has none. Raises Gone."""
 
     def file_name(self, file_id: str) -> str | None:
-        """The name under which a file was uploaded, None if it is not told. Raises Refused."""
+        """The name under which a file was uploaded, None if the provider does not say. Raises Refused."""
 
     def download(self, file_id: str, sink: BinaryIO | Resumable, check: Callable[[], None]) -> int:
         """Stream a file into ``sink`` and return the number of bytes, including those that a resumable one had.
@@ -87,7 +87,7 @@ class ProviderReads(Protocol):
     def iter_files(self, since: float) -> Iterator[StoredFile]:
         """The account's files for batches, newest first, until one is older than ``since`` (the provider's clock).
 
-        Raises Refused if the provider cannot list.
+        Raises Gone or Refused if the provider cannot list.
         """
 
     def iter_batches(self, since: float) -> Iterator[Batch]:

@@ -1,4 +1,4 @@
-"""Copies of inputs that ``submit`` has made. One whose job is never recorded is removed after a day.
+"""Copies of inputs that ``submit`` has made. A copy without a recorded job is removed after a day.
 
 While a copy belongs to no recorded job, a note of it lies in HOME. So a sweep on this host can tell it from the input
 of a job that its Redis has lost, which has no note: that one is kept for ``recover``.
@@ -63,7 +63,7 @@ def remove_unrecorded_at_times(settings: Settings, store: Store, now: float) -> 
 
 
 def remove_unrecorded(settings: Settings, store: Store, now: float) -> None:
-    """Remove the copies noted on this host whose jobs this Redis has not recorded within a day. Raises
+    """Remove the copies noted on this host, if this Redis has not recorded their jobs within a day. Raises
     StoreUnavailable. ``now``: unix seconds.
     """
     try:

@@ -38,7 +38,10 @@ if TYPE_CHECKING:
 
 
 class Api(Provider):
-    """One account's Files and Batches over HTTP. Safe between threads, never across a fork (see ``Apis``)."""
+    """One account's Files and Batches over HTTP; what each call promises is in ``model.provider``.
+
+    Safe between threads, never across a fork (see ``Apis``).
+    """
 
     def __init__(
         self,
@@ -97,7 +100,6 @@ class Api(Provider):
             return identified(json_object(answer.http_response.content), "file")["id"]  # type: ignore[no-any-return]
 
     def file_bytes(self, file_id: str) -> int | None:
-        """The size that the provider reports, None if it reports none. Raises Unavailable, Paused."""
         try:
             fields = self._file(file_id)
         except Gone:  # some servers only have the content
@@ -169,7 +171,6 @@ class Api(Provider):
         return total
 
     def file_name(self, file_id: str) -> str | None:
-        """The name under which a file was uploaded, None if it is not told. Raises Unavailable, Paused, Refused."""
         with translated(self._key):
             answer = self._client.files.with_raw_response.retrieve(file_id)
             fields = json_object(answer.http_response.content)
@@ -181,10 +182,6 @@ class Api(Provider):
             self._client.files.with_raw_response.delete(file_id)
 
     def iter_files(self, since: float) -> Iterator[StoredFile]:
-        """The account's files for batches, newest first, until one is older than ``since`` (the provider's clock).
-
-        Raises Gone or Refused if the provider cannot list; Unavailable, Paused.
-        """
         call = self._client.files.with_raw_response.list
         yield from newest_first(call, "files", parse_file, since, self._key, limit=1_000, purpose="batch")
 
@@ -263,7 +260,6 @@ class Api(Provider):
             return same(parse_batch(json_object(answer.http_response.content)), batch_id)
 
     def cancel_batch(self, batch_id: str) -> Batch:
-        """Raises Refused if the batch has already ended (read it again), Gone, Unavailable, Paused."""
         try:
             with translated(self._key):
                 answer = self._client.batches.with_raw_response.cancel(batch_id)
@@ -274,10 +270,6 @@ class Api(Provider):
             raise Refused(error.message, code=error.code, status=409) from error
 
     def iter_batches(self, since: float) -> Iterator[Batch]:
-        """The account's batches, newest first, until one is older than ``since`` (the provider's clock).
-
-        Raises Gone or Refused if the provider cannot list; Unavailable, Paused.
-        """
         call = self._client.batches.with_raw_response.list
         yield from newest_first(call, "batches", parse_batch, since, self._key, limit=100)
 

@@ -56,7 +56,7 @@ def recover(
 
     ``folders`` are looked through for workspaces, beside the list in our home and the WORKSPACE setting. With
     ``dry_run`` nothing is written anywhere, and the report also tells of records and provider that do not agree.
-    ``jobs``: only these. ``of``: labels of other Redis servers that are gone for good, whose jobs are taken over, too
+    ``jobs``: only these. ``of``: labels of other Redis servers that are gone for good: their jobs are taken over, too
     (``any``: of all).
     Raises InvalidInput for a folder that is not there, StoreUnavailable.
     """

@@ -59,7 +59,7 @@ def _moderation(text: str) -> dict[str, Any]:
 
 
 def images(body: dict[str, Any], digest: str, created: int, count: int, prompt_tokens: int) -> dict[str, Any]:
-    """The answer of the image endpoints: a plain square whose colour depends on the request."""
+    """The answer of the image endpoints: a plain square; its colour depends on the request."""
     pictures = [{"b64_json": _png(f"{digest}{index}")} for index in range(count)]
     spent = 272 * count
     return {

@@ -31,7 +31,7 @@ class Settled:
 
 
 class Shards:
-    """Reads shards, and settles whose batch is whose."""
+    """Reads shards, and settles which batch belongs to which."""
 
     def __init__(self, connection: Connection) -> None:
         self._redis = connection

@@ -117,13 +117,13 @@ def _is_of_broker(error: BaseException | None) -> bool:
         if module in ("redis", "amqp", "kombu") or isinstance(error, ConnectionError | TimeoutError):
             return True
         if isinstance(error, AttributeError) and _where(error) == "kombu":
-            return True  # a channel whose connection was closed meanwhile has no connection: None has no attributes
+            return True  # a channel has None for a connection that was closed meanwhile
         error = error.__cause__ or error.__context__
     return False
 
 
 def _where(error: BaseException) -> str:
-    """The package whose code raised it."""
+    """The package that raised it."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
