@@ -133,18 +133,21 @@ def _say_unwritten(error: OSError) -> None:
 
 def main(args: list[str] | None = None, *, prog: str = "batchpipe", front: Invocation | None = None) -> Any:
     """The entry point, also for a site's own command line (``front``). Expected errors are one line on stderr."""
-    from batchpipe.cli.common import say, write_in_any_locale
     from batchpipe.cli.interrupts import take_interrupts
 
     take_interrupts()
-    write_in_any_locale()
     try:
+        from batchpipe.cli.common import write_in_any_locale
+
+        write_in_any_locale()
         _check_text(sys.argv[1:] if args is None else args)
         code = cli.main(args=args, prog_name=prog, standalone_mode=False, obj=front)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
     except BatchpipeError as error:
+        from batchpipe.cli.common import say
+
         say(f"Error: {' '.join(_words(error).split())}")
         sys.exit(1)
     except (KeyboardInterrupt, click.exceptions.Abort):

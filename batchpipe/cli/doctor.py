@@ -68,7 +68,12 @@ def _look(account: str) -> Iterator[Finding]:
     try:
         chosen = settings()
     except SettingsError as error:
-        yield Finding("settings", "fail", str(error), "correct this variable in the environment or in .env")
+        yield Finding(
+            "settings",
+            "fail",
+            str(error),
+            "correct it where it is set: the environment, .env, or for a schedule batchpipe.toml",
+        )
         return
     for line in chosen.unknown:
         name, _, why = line.partition(": ")

@@ -25,7 +25,7 @@ class ScheduleFile(PydanticBaseSettingsSource):
         except (ValueError, OSError) as error:
             raise SettingsError(f"{path}: cannot be read: {error}") from None
         if others := sorted(data.keys() - {"schedules"}):
-            raise SettingsError(f"{path}: {others[0]}: only [schedules.NAME] tables belong here; see docs/settings.md")
+            raise SettingsError(f"{path}: {others[0]}: only [schedules.NAME] tables belong here; see docs/cron.md")
         return {"schedules": _below(path.absolute().parent, data["schedules"])} if data else {}
 
     def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:

@@ -201,7 +201,7 @@ def _other_endpoint(url: Any, endpoint: str) -> str:
     if not isinstance(url, str) or not 0 < len(url) <= 100:
         return ""
     if get_close_matches(url, [endpoint], cutoff=_SLIP):
-        return "; did you mean that?"
+        return "; one of the two is mistyped"
     return f"; correct the row, or give --endpoint {url}"
 
 

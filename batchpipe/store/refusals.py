@@ -164,6 +164,8 @@ def in_words(error: BaseException) -> str:
     found = refusal(error)
     if found is None and isinstance(error, _NO_ANSWER):
         return _unanswered(error)
+    if found is None and isinstance(error, redis.ResponseError):
+        return f"Redis answers: {error}"
     if found is None:
         return f"{'Redis: ' if isinstance(error, redis.RedisError) else ''}{type(error).__name__}: {error}"
     if found.code == "redis_denied" and "channel" in str(error).lower():

@@ -40,6 +40,7 @@ REASONS = {
     "redis": "Redis did not answer",
     "lease": "somebody else works on it, or did until it was killed",
     "cancelling": "a transfer was broken off for a cancel",
+    "hold": "a batch of the job was cancelled elsewhere, and a person has to decide",
     "receivers": "a site's receivers of a job's end raised, or are not loaded in this worker",
     "failure": "something nobody has foreseen",
 }
@@ -221,6 +222,11 @@ def reason_of(error: BaseException) -> str:
                 return "token_limit"
             return "rate_limit" if error.status == 429 else "provider"
         case TransientError():
-            words = {"cancelling": "cancelling", "broker_unavailable": "broker", "not_delivered": "receivers"}
+            words = {
+                "cancelling": "cancelling",
+                "broker_unavailable": "broker",
+                "not_delivered": "receivers",
+                "on_hold": "hold",
+            }
             return words.get(error.code, "failure")
     return "failure"

@@ -23,7 +23,7 @@ from typing import Any
 
 _POINT = re.compile(r"(?P<name>(?:before|after):[^#=]+)(?:#(?P<nth>\d+))?=(?P<act>kill|stop)")
 #: What differs from run to run in the name of a file: numbers, tokens.
-_UNIQUE = re.compile(r"batchpipe-[0-9a-f]{8}|[0-9a-f]{32}|job_\w+|job\d+-\d+|\d+")
+_UNIQUE = re.compile(r"batchpipe-[0-9a-f]{8}|[0-9a-f]{16,64}|job_\w+|job\d+-\d+|\d+")
 
 
 @dataclass(frozen=True)

@@ -88,7 +88,7 @@ class TestCheckRequest:
             (request(url="/v1/responses"), "url", "--endpoint /v1/responses"),
             (request(url="/v1/completions"), "url", "--endpoint /v1/completions"),
             (request(url="/chat/completions"), "url", "--endpoint /chat/completions"),
-            (request(url="/v1/chat/completion"), "url", f'"{CHAT}"; did you mean that?'),
+            (request(url="/v1/chat/completion"), "url", f'"{CHAT}"; one of the two is mistyped'),
             (request(url=None), "url", CHAT),
             (request(url=""), "url", CHAT),
             (request(body=None), "body", "missing"),
