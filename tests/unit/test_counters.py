@@ -15,6 +15,7 @@ from batchpipe.config.account import Account
 from batchpipe.errors import (
     Gone,
     LeaseLost,
+    OnHold,
     Paused,
     SettingsError,
     StorageTrouble,
@@ -104,6 +105,7 @@ def test_every_metric_has_words_and_known_labels(name: str) -> None:
 @pytest.mark.parametrize(
     ("error", "reason"),
     [
+        (OnHold("a batch was cancelled elsewhere"), "hold"),
         (Paused("no", code="invalid_api_key"), "paused"),
         (Unavailable("slow down", status=429), "rate_limit"),
         (Unavailable("queue is full", code="token_limit_exceeded", status=429), "token_limit"),
