@@ -69,6 +69,7 @@ class CreateContext:
             token=self._lease.token,
             after=0.0,
             sure=sure,
+            made_at=batch.created_at,
             changes={
                 "status": batch.status,
                 "counts": batch.counts,

@@ -110,10 +110,12 @@ class Shards:
         after: float,
         changes: Mapping[str, Any],
         sure: bool = False,
+        made_at: float | None = None,
     ) -> Settled:
         """Record the id of a batch made or found under the shard's current key. Needs no lease.
 
         ``sure``: the batch itself shows our key or file; else one that another record names is that shard's.
+        ``made_at``: when the batch was made, as the provider says.
         """
         answer = self._redis.run(
             "settle",
@@ -126,6 +128,7 @@ class Shards:
             after,
             self._redis.lease_seconds,
             "1" if sure else "0",
+            "" if made_at is None else f"{made_at:.6f}",
             *encode_changes(changes),
         )
         return Settled(answer[0], news_of(*answer[1:]) if len(answer) > 1 else Renewal())
@@ -141,7 +144,8 @@ class Shards:
 
     def record_batch_status(self, shard: ShardRecord, batch_id: str, changes: Mapping[str, Any]) -> bool:
         """Note what a list shows of a shard's batch. Returns False if the shard no longer waits for it."""
-        args = (batch_id, *encode_changes(changes))
+        member = self._redis.member(shard.job, shard.index)
+        args = (self._redis.prefix, member, batch_id, *encode_changes(changes))
         return bool(self._redis.run("record_batch_status", self._redis.keys(shard.job, shard.index), *args)[0] == "ok")
 
     def record_cancelled_elsewhere(self, shard: ShardRecord, mode: str, problem: Problem) -> bool:

@@ -8,8 +8,13 @@ local rec, job, due = KEYS[1], KEYS[2], KEYS[3]
 local token, stage, wait, lease = ARGV[6], ARGV[7], tonumber(ARGV[8]), ARGV[10]
 if get(rec, 'last') == token then return { 'ok', 0, 0, 0 } end -- repeated by the client after a lost reply
 if not holds(rec, token, now) then return { 'lost' } end
-if stage == '' then stage = get(rec, 'stage') end
+local from = get(rec, 'stage')
+if stage == '' then stage = from end
 write(rec, 12)
+if from == 'created' then
+  if stage ~= 'created' then redis.call('ZREM', in_flight(ARGV[2], job), ARGV[4]) end
+  if stage ~= 'created' or FINAL[get(rec, 'status')] then note_end_of_batch(ARGV[2], rec, job, ARGV[4], now) end
+end
 release(rec)
 redis.call('HSET', rec, 'last', token)
 if ARGV[9] == 'refund' then

@@ -41,6 +41,8 @@
 --                             definitions that were replaced
 --   pause:ACCOUNT    hash     until (at), seconds (s): how long in all, code, message (text): why; lives 1 day
 --                             longer than the pause
+--   inflight:ACCOUNT zset     member of each shard that is `created`, by the time when its batch was made (at): the
+--                             provider's word, else ours; never expires
 --   rate:ACCOUNT     hash     token bucket of reads at the provider: tokens (decimal text) that were left at (at); 1 hour
 --   listed:ACCOUNT   hash     a listing of the account's batches: begun (at), done (at): when the last one that came
 --                             to its end began; never expires
@@ -158,6 +160,7 @@
 --   status         text     the provider's word for its batch
 --   counts         JSON     {total, completed, failed: count}, the provider's
 --   snapshot_at    at       status and counts were read
+--   over_at        at       a final status of its batch was first recorded
 --   cancel_sent    flag     the provider was asked to cancel its batch
 --   cancelled_elsewhere  flag  its batch was cancelled, and not by us
 --   landing        flag     it was given up, and its batch is read again
@@ -181,6 +184,7 @@
 --
 -- END OF THE DICTIONARY
 local NIL = '\0nil'
+local FINAL = { completed = true, failed = true, expired = true, cancelled = true, canceled = true }
 local ENDED = { succeeded = true, partial = true, failed = true, cancelled = true }
 
 local function num(value)
@@ -291,6 +295,16 @@ end
 
 local function flag(key, field)
   return get(key, field) == '1' and 1 or 0
+end
+
+local function in_flight(prefix, job)
+  return prefix .. 'inflight:' .. (get(job, 'account') or 'default')
+end
+
+-- Called by every script that may have recorded a final status, or a shard that leaves `created`: what follows from the
+-- end of a batch, once for each batch.
+local function note_end_of_batch(prefix, rec, job, member, now)
+  if redis.call('HSETNX', rec, 'over_at', num(now)) == 0 then return end
 end
 
 -- claim an output under all of its names (a JSON list), or none; returns the other job, not closed, that has one, and its stage

@@ -1,7 +1,7 @@
 -- Record the id of a created batch. Needs no lease: the batch is a fact, and paid.
 -- KEYS: 1 record, 2 job, 3 due, 4 clock
 -- ARGV: 1 skew (s), 2 prefix, 3 member, 4 token ('': none), 5 key of the shard (job:index:try), 6 batch id, 7 wait (s),
---   8 lease (s), 9 sure, 10 fields
+--   8 lease (s), 9 sure, 10 the batch was made then, as the provider says (at; '': unknown), 11 fields
 -- sure: '1' if the batch itself shows our key or file; else '0', and one that a record names is that shard's
 -- -> {'ok', republish, cancel} from the live holder: the turn is over | {'late'} recorded for a shard that is due now
 --  | {'known'} nothing to do | {'cancel'} the caller cancels the batch it made
@@ -34,12 +34,14 @@ if recorded == batch then
 end
 local key = get(rec, 'job') .. ':' .. get(rec, 'index') .. ':' .. (get(rec, 'try') or '1')
 if key ~= ARGV[5] or recorded or get(rec, 'stage') ~= 'uploaded' then return { 'cancel' } end
-write(rec, 10)
+write(rec, 11)
 redis.call('HSET', rec, 'batch_id', batch)
-redis.call('HDEL', rec, 'calls', 'empty_at', 'named', 'trouble', 'refusal', 'unfound', 'refused_at', 'unseen_at', 'other_at')
+redis.call('HDEL', rec, 'over_at', 'calls', 'empty_at', 'named', 'trouble', 'refusal', 'unfound', 'refused_at', 'unseen_at', 'other_at')
 redis.call('SET', ARGV[2] .. 'batch:' .. batch, ARGV[3])
 local live = token ~= '' and holds(rec, token, now)
 set_stage(rec, 'created', now)
+redis.call('ZADD', in_flight(ARGV[2], job), ARGV[10] ~= '' and ARGV[10] or num(now), ARGV[3])
+if FINAL[get(rec, 'status')] then note_end_of_batch(ARGV[2], rec, job, ARGV[3], now) end
 release(rec)
 if not live then
   redis.call('HSET', rec, 'next_at', num(now), 'wait', '0')
