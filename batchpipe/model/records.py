@@ -216,6 +216,9 @@ class ShardRecord(Record, frozen=True, kw_only=True):
     intent_at: float | None = None  #: first intent to create under the current key
     intent_ahead: float = 0.0  #: how much our time may have been ahead of the provider's then
     calls: list[str] = []  #: create calls under the current key that have no clear answer
+    latest_call: str | None = None  #: the last of them; else the next two are not about it
+    call_over_at: float | None = None  #: from then on that call is not under way any more
+    called_as: str | None = None  #: ``Provider.identity`` of all of them
     empty_at: float | None = None  #: first look after the latest call that found no batch
     #: ids that unclear answers to those calls named (True: were about), to be read before any further call
     named: dict[str, bool] = {}

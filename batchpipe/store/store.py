@@ -14,6 +14,7 @@ from batchpipe.store.leases import Leases
 from batchpipe.store.queues import Queues
 from batchpipe.store.schedules import Schedules
 from batchpipe.store.shards import Shards
+from batchpipe.store.unanswered import Unanswered
 
 
 class Store:
@@ -26,6 +27,7 @@ class Store:
         self.shards = Shards(connection)
         self.leases = Leases(connection, self.due)
         self.accounts = Accounts(connection)
+        self.unanswered = Unanswered(connection)
         self.queues = Queues(connection)
         self.events = Events(connection)
         self.counters = Counters(connection)

@@ -43,6 +43,11 @@
 --                             longer than the pause
 --   inflight:ACCOUNT zset     member of each shard that is `created`, by the time when its batch was made (at): the
 --                             provider's word, else ours; never expires
+--   unanswered:ACCOUNT zset   member of each shard with a create call that has no clear answer, by the earliest time that
+--                             its first call may have had at the provider (at); never expires
+--   unanswered_files:ACCOUNT hash  id of an input file of these shards -> member; never expires
+--   walks:ACCOUNT    list     JSON of the latest walks through the account's list while creates were unanswered, the
+--                             latest first, 16 at most: see `NotedWalk` in pipeline/unanswered.py; lives 1 day
 --   rate:ACCOUNT     hash     token bucket of reads at the provider: tokens (decimal text) that were left at (at); 1 hour
 --   listed:ACCOUNT   hash     a listing of the account's batches: begun (at), done (at): when the last one that came
 --                             to its end began; never expires
@@ -151,6 +156,9 @@
 --   intent_at      at       first intent to create under the current key
 --   intent_ahead   s        how much our time may have been ahead of the provider's then
 --   calls          JSON     [tokens of the turns whose create call has no clear answer], 20 at most
+--   latest_call    text     the last of them; else a worker of an older version made it, and the next two are not about it
+--   call_over_at   at       from then on that call is not under way any more, whether its worker lives or not
+--   called_as      text     whose key all of them were made with: a digest (`Provider.identity`); absent: not known
 --   empty_at       at       first search after the latest call that found no batch
 --   named          JSON     {id of a batch that unclear answers named: whether they were about it}, 8 at most
 --   other_at       at       since then create calls are answered with batches of other shards
@@ -305,6 +313,28 @@ end
 -- end of a batch, once for each batch.
 local function note_end_of_batch(prefix, rec, job, member, now)
   if redis.call('HSETNX', rec, 'over_at', num(now)) == 0 then return end
+end
+
+-- Called by every script that may have changed it: whether a shard has a create call without a clear answer, and, for lists
+-- that show no metadata, which input files tell that a batch is its own.
+local function note_unanswered(prefix, rec, job, member)
+  local account = get(job, 'account') or 'default'
+  local zset, files = prefix .. 'unanswered:' .. account, prefix .. 'unanswered_files:' .. account
+  local intent = get(rec, 'stage') == 'uploaded' and not get(rec, 'batch_id') and tonumber(get(rec, 'intent_at') or '')
+  local was = redis.call('ZSCORE', zset, member)
+  if not (intent or was) then return false end
+  local ids = cjson.decode(get(rec, 'unused_files') or '[]')
+  table.insert(ids, get(rec, 'file_id'))
+  if intent then
+    redis.call('ZADD', zset, num(intent - tonumber(get(rec, 'intent_ahead') or '0')), member)
+    for _, id in ipairs(ids) do redis.call('HSET', files, id, member) end
+    return true
+  end
+  redis.call('ZREM', zset, member)
+  for _, id in ipairs(ids) do
+    if redis.call('HGET', files, id) == member then redis.call('HDEL', files, id) end
+  end
+  return false
 end
 
 -- claim an output under all of its names (a JSON list), or none; returns the other job, not closed, that has one, and its stage
