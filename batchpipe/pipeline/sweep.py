@@ -6,16 +6,15 @@ Any number of sweeps at once do no harm.
 from __future__ import annotations
 
 import logging
-from itertools import islice
 
 from batchpipe.config.account import SANDBOX_ACCOUNT
 from batchpipe.config.site import current_site
-from batchpipe.errors import NO_QUOTA, BatchpipeError, Refused, SettingsError, StoreUnavailable, Unavailable
-from batchpipe.model.provider import Batch, Provider
-from batchpipe.model.records import ShardRecord, Stage, Status
+from batchpipe.errors import NO_QUOTA, BatchpipeError, SettingsError, StoreUnavailable
 from batchpipe.model.stats import Clock
 from batchpipe.pipeline.copied_inputs import remove_unrecorded_at_times
+from batchpipe.pipeline.looks import look
 from batchpipe.pipeline.manifest import prune_workspaces
+from batchpipe.pipeline.orphans import Orphans
 from batchpipe.pipeline.overdue import PASS_LENGTH, publish_overdue
 from batchpipe.pipeline.republish_many import republish_rest
 from batchpipe.pipeline.runner import Runner
@@ -67,10 +66,8 @@ def _count(runner: Runner, republished: int) -> None:
 
 def _look_after(runner: Runner, account: str, *, at_once: bool) -> None:
     """Read an account's recent batches: cancel orphans, publish the shards again of those that have ended."""
-    clock = runner.store.connection.clock()
-    now = clock.now
-    begun, done = runner.store.accounts.listings(account)
-    if not at_once and abs(now - begun) < LIST_SECONDS:
+    clock, state = runner.store.connection.clock(), runner.store.looks.state(account)
+    if not at_once and abs(clock.now - state.begun) < LIST_SECONDS:
         return
     try:
         in_settings = runner.settings.account(account)
@@ -78,15 +75,13 @@ def _look_after(runner: Runner, account: str, *, at_once: bool) -> None:
         _report_account(account, error)
         return
     try:
-        runner.store.accounts.note_listing(account, begun=now)
         pause = runner.store.accounts.pause_of(account)
         if not in_settings.lists_batches or (pause is not None and pause.code != NO_QUOTA):
             return
-        api, left, ours = runner.apis(account), 0, 0
-        batches = api.iter_batches(_since(now, done) - clock.slack)
-        while page := list(islice(batches, 100)):
-            alive, known = _judge(runner, api, page)
-            left, ours = left + alive, ours + known
+        api = runner.apis(account)
+        orphans = Orphans(runner, api)
+        every = 0.0 if at_once else LIST_SECONDS
+        walk = look(runner, account, api, [orphans], every=every, since=_since(clock.now, state.done) - clock.slack)
     except StoreUnavailable:
         raise
     except BatchpipeError as error:  # no key on this host, or the provider is down: a later sweep, or another host's
@@ -97,8 +92,8 @@ def _look_after(runner: Runner, account: str, *, at_once: bool) -> None:
         return
     # Else the next look goes as far back as this one. A list that shows none of ours does not prove that there is none:
     # for a while the key may be one of another project.
-    if not left and ours:
-        runner.store.accounts.note_listing(account, done=now)
+    if walk is not None and not orphans.left and orphans.ours:
+        runner.store.looks.note_done(account, walk.begun)
 
 
 def _report_account(account: str, error: SettingsError) -> None:
@@ -110,61 +105,3 @@ def _report_account(account: str, error: SettingsError) -> None:
 
 def _since(now: float, done: float) -> float:
     return max(done, now - LOOK_BACK_SECONDS) - OVERLAP_SECONDS
-
-
-def _judge(runner: Runner, api: Provider, batches: list[Batch]) -> tuple[int, int]:
-    """Returns how many orphans could not be cancelled, and how many of the batches are ours.
-
-    The records are read after the list, so a batch that is not recorded by now was not recorded then.
-    """
-    left = 0
-    ours = [(batch, place) for batch in batches if (place := _place(batch)) is not None]
-    shards = runner.store.shards.at([place for _, place in ours])
-    for (batch, _), shard in zip(ours, shards, strict=True):
-        if shard is None:
-            continue  # of another Redis, or of one that has lost it: see recover
-        if _is_orphan(batch, shard):
-            left += not _cancel_orphan(runner, api, batch, shard)
-        elif batch.id == shard.batch_id and batch.status in Status.FINAL and _awaits_end(shard):
-            seen = {"status": batch.status, "counts": batch.counts}
-            if runner.store.shards.record_batch_status(shard, batch.id, seen):
-                runner.republish(shard.job, shard.index, when="waiting")
-    return left, sum(shard is not None for shard in shards)
-
-
-def _awaits_end(shard: ShardRecord) -> bool:
-    """A shard that knows of the end, and waits for files that lag, need not be published again."""
-    return shard.stage == Stage.CREATED and shard.late_at is None
-
-
-def _place(batch: Batch) -> tuple[str, int] | None:
-    """The job and shard that a batch names, if it is one of ours."""
-    job, index = batch.metadata.get("batchpipe_job"), batch.metadata.get("batchpipe_shard", "")
-    return (job, int(index)) if job and index.isascii() and index.isdigit() and len(index) < 10 else None
-
-
-def _is_orphan(batch: Batch, shard: ShardRecord) -> bool:
-    """It is running, and its shard has another batch or will have none. While that is open, it may yet be adopted."""
-    if batch.status in Status.FINAL or batch.status == "cancelling":
-        return False
-    if batch.id == shard.batch_id or batch.id in shard.spent:
-        return False
-    if batch.metadata.get("batchpipe_key", shard.key) != shard.key:
-        return True  # from an earlier try: it can never be adopted, because the number of tries only grows
-    return shard.batch_id is not None or shard.stage == Stage.COLLECTED
-
-
-def _cancel_orphan(runner: Runner, api: Provider, batch: Batch, shard: ShardRecord) -> bool:
-    """Returns whether the batch is dealt with."""
-    ids = {"job": shard.job, "shard": shard.index, "batch": batch.id}
-    logger.error("an orphan batch is cancelled: its shard has another", extra={"event": "orphan", **ids})
-    try:
-        api.cancel_batch(batch.id)
-    except Refused:
-        return True  # it has just ended
-    except Unavailable as error:  # one batch must not hold up the others
-        logger.error("an orphan batch could not be cancelled: %s", error, extra={"event": "orphan", **ids})
-        return False
-    runner.counters.add("orphans_cancelled")
-    runner.log(shard.job, [("orphan_cancelled", {"batch_id": batch.id})], shard=shard.index)
-    return True

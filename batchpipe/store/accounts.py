@@ -1,4 +1,4 @@
-"""What all workers share about an account: its pause, its budget of reads, and when its batches were listed."""
+"""What all workers share about an account: its pause, and its budget of reads."""
 
 from __future__ import annotations
 
@@ -34,16 +34,6 @@ class Accounts:
             "list[str]",
             self._redis.call("zrangebyscore", f"{self._redis.prefix}accounts", f"{since:.6f}", "+inf"),
         )
-
-    def listings(self, account: str) -> tuple[float, float]:
-        """When a listing of the account's batches last began, and when the last complete one began; 0: never."""
-        begun, done = self._redis.call("hmget", f"{self._redis.prefix}listed:{account}", "begun", "done")
-        return float(begun or 0), float(done or 0)
-
-    def note_listing(self, account: str, **times: float) -> None:
-        """Note ``begun`` or ``done``."""
-        fields = {name: f"{at:.6f}" for name, at in times.items()}
-        self._redis.call("hset", f"{self._redis.prefix}listed:{account}", mapping=fields)
 
     def take_rate_token(self, account: str, *, per_second: float, burst: float) -> float:
         """Take a token for one read at the provider. Returns 0, or the seconds until there is one."""

@@ -336,6 +336,9 @@ class ModelOpenAI(FakeOpenAI):
         self.world.point()
         yield from (batch for batch in page if (batch.created_at or 0.0) >= since)  # no older one by chance
 
+    def _shows(self, batch: FakeBatch) -> bool:
+        return self._shown_at[batch.id] <= self.world.at
+
     def _called(self, method: str, argument: str, effect: Callable[[], Any]) -> Any:
         if method in ("create_batch", "cancel_batch"):
             return effect()

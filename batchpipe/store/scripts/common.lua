@@ -49,8 +49,9 @@
 --   walks:ACCOUNT    list     JSON of the latest walks through the account's list while creates were unanswered, the
 --                             latest first, 16 at most: see `NotedWalk` in pipeline/unanswered.py; lives 1 day
 --   rate:ACCOUNT     hash     token bucket of reads at the provider: tokens (decimal text) that were left at (at); 1 hour
---   listed:ACCOUNT   hash     a listing of the account's batches: begun (at), done (at): when the last one that came
---                             to its end began; never expires
+--   listed:ACCOUNT   hash     looks at the account's batches: begun (at): the last one; token (hex), lease_until (at): while
+--                             one is under way; done (at): when the last one began that left nothing to do behind it;
+--                             never expires
 --   metrics          hash     JSON [name of a counter, values of its labels ..] -> count or s (decimal text); never expires
 --   swept            text     when a sweep last came to its end (at); never expires
 --   pruned           hash     name of a list of jobs -> how far the sweep has looked for expired ones in it (count)
