@@ -18,6 +18,8 @@ from batchpipe.pipeline.orphans import Orphans
 from batchpipe.pipeline.overdue import PASS_LENGTH, publish_overdue
 from batchpipe.pipeline.republish_many import republish_rest
 from batchpipe.pipeline.runner import Runner
+from batchpipe.pipeline.search_records import SearchRecords
+from batchpipe.pipeline.unanswered import Search
 from batchpipe.telemetry.logs import about
 
 logger = logging.getLogger(__name__)
@@ -81,7 +83,10 @@ def _look_after(runner: Runner, account: str, *, at_once: bool) -> None:
         api = runner.apis(account)
         orphans = Orphans(runner, api)
         every = 0.0 if at_once else LIST_SECONDS
-        walk = look(runner, account, api, [orphans], every=every, since=_since(clock.now, state.done) - clock.slack)
+        records = SearchRecords(runner, account)
+        since = _since(clock.now, state.done) - clock.slack
+        since = min(since, records.young() or since)
+        walk = look(runner, account, api, [Search(records, api, reads=False), orphans], every=every, since=since)
     except StoreUnavailable:
         raise
     except BatchpipeError as error:  # no key on this host, or the provider is down: a later sweep, or another host's

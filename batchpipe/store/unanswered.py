@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any, cast
+from collections.abc import Sequence
+from typing import cast
 
 from batchpipe.store.connection import Connection
-from batchpipe.store.records import chunks, parse_member
+from batchpipe.store.records import parse_member
 
 #: How many of the latest walks are kept.
 MOST_WALKS = 16
 #: How long they are kept, in seconds.
 WALKS_LIVE_SECONDS = 86_400
-#: Members that one script or command is given.
+#: Members that one script is given.
 CHUNK = 100
 
 
@@ -22,10 +22,9 @@ class Unanswered:
     def __init__(self, connection: Connection) -> None:
         self._redis = connection
 
-    def count(self, account: str, since: float | None = None) -> int:
-        """How many shards have one; ``since``: whose first call was made then or later."""
-        low = "-inf" if since is None else f"{since:.6f}"
-        return int(self._redis.call("zcount", f"{self._redis.prefix}unanswered:{account}", low, "+inf"))
+    def count(self, account: str) -> int:
+        """How many shards have one."""
+        return int(self._redis.call("zcard", f"{self._redis.prefix}unanswered:{account}"))
 
     def oldest(self, account: str, since: float = 0.0) -> float | None:
         """The earliest time that the first call of one of them may have had at the provider, of those not before
@@ -49,22 +48,18 @@ class Unanswered:
         found = self._redis.call("hmget", f"{self._redis.prefix}unanswered_files:{account}", list(file_ids))
         return [parse_member(member) if member else None for member in found]
 
-    def all(self, account: str) -> Iterator[list[tuple[str, int]]]:
-        """Their places (job id, index), a chunk at a time, in no order; one may come twice."""
-        key, cursor = f"{self._redis.prefix}unanswered:{account}", 0
-        while True:
-            cursor, entries = cast(Any, self._redis.call("zscan", key, cursor=cursor, count=CHUNK))
-            for chunk in chunks([member for member, _ in entries], CHUNK):
-                yield [parse_member(member) for member in chunk]
-            if not cursor:
-                return
+    def awaiting_walk(self, account: str, after: float, until: float, limit: int) -> list[tuple[str, int]]:
+        """Those that wait for a walk that began at a time from ``after`` (left out) to ``until``, earliest first."""
+        key = f"{self._redis.prefix}awaiting_walk:{account}"
+        found = self._redis.call("zrangebyscore", key, f"({after:.6f}", f"{until:.6f}", start=0, num=limit)
+        return [parse_member(member) for member in found]
 
-    def recheck(self, account: str, places: Sequence[tuple[str, int]]) -> None:
-        """Take out those that are there no longer by right."""
-        for chunk in chunks(places, CHUNK):
-            members = "\n".join(self._redis.member(*place) for place in chunk)
-            key = f"{self._redis.prefix}unanswered:{account}"
-            self._redis.run("recheck_unanswered", [key], self._redis.prefix, members)
+    def recheck(self, account: str) -> None:
+        """Take out of the oldest ones those that are there no longer by right: a few at each call."""
+        key = f"{self._redis.prefix}unanswered:{account}"
+        if members := self._redis.call("zrange", key, 0, CHUNK - 1):
+            awaiting = f"{self._redis.prefix}awaiting_walk:{account}"
+            self._redis.run("recheck_unanswered", [key, awaiting], self._redis.prefix, "\n".join(members))
 
     # -- walks -----------------------------------------------------------------------------------------------------
 
@@ -80,3 +75,12 @@ class Unanswered:
     def walks(self, account: str) -> list[str]:
         """The latest walks, as they were noted, the latest first."""
         return cast("list[str]", self._redis.call("lrange", f"{self._redis.prefix}walks:{account}", 0, -1))
+
+    def note_failed_walk(self, account: str) -> None:
+        """A walk for an unanswered create has failed just now."""
+        now = self._redis.now()
+        self._redis.call("set", f"{self._redis.prefix}walk_failed:{account}", f"{now:.6f}", ex=60)
+
+    def walk_failed_at(self, account: str) -> float:
+        """When the latest one failed that did within a minute; 0: none did."""
+        return float(self._redis.call("get", f"{self._redis.prefix}walk_failed:{account}") or 0)
