@@ -61,7 +61,7 @@ DOORS: dict[str, tuple[str, ...]] = {
 CHANGES: dict[str, tuple[str, ...]] = {
     "upload": ("pipeline.steps.upload",),
     "create_batch": ("pipeline.steps.create",),
-    "cancel_batch": ("pipeline.unanswered", "pipeline.steps.poll", "pipeline.orphans", "recover.recovery"),
+    "cancel_batch": ("pipeline.surplus", "pipeline.steps.poll", "pipeline.orphans", "recover.recovery"),
     "delete_file": ("pipeline.steps.cleanup", "cli.files"),
 }
 

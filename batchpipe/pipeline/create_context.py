@@ -13,7 +13,8 @@ from batchpipe.pipeline.looks import look
 from batchpipe.pipeline.orphans import Orphans
 from batchpipe.pipeline.runner import Runner
 from batchpipe.pipeline.search_records import SearchRecords, settle
-from batchpipe.pipeline.unanswered import NotedWalk, Search, decode_walk, telling_walk
+from batchpipe.pipeline.unanswered import Search
+from batchpipe.pipeline.walks import NotedWalk, decode_walk, telling_walk
 from batchpipe.store import ShardLease
 
 #: After a walk that failed nobody else walks for so long: who has failed tries again, and sweeps do.

@@ -7,12 +7,12 @@ Whose walks they are does not matter: a walk serves all shards of the account.
 from __future__ import annotations
 
 from batchpipe.errors import Gone, Refused
-from batchpipe.model.provider import Batch, Provider
+from batchpipe.model.provider import Batch, ProviderReads
 from batchpipe.model.records import LONGEST_PAUSE, JobRecord, Move, Problem, ShardRecord, Stage
 from batchpipe.model.refusals import believed_at, unseen
 from batchpipe.pipeline.batch_search import look_at_named, read_one_by_one, since_of
 from batchpipe.pipeline.create_actions import CANCELLED, HELD_BACK, CreateActions, Ending, GiveUp, Over, Settled
-from batchpipe.pipeline.unanswered import NotedWalk, asked_at, is_seen_by
+from batchpipe.pipeline.walks import NotedWalk, asked_at, is_seen_by
 
 #: Pause before the first look for a batch after a create call without a clear answer.
 FIRST_LOOK_SECONDS = 2.0
@@ -28,7 +28,7 @@ MOST_CALLS = 3
 _TICK = 0.1
 
 
-def search(job: JobRecord, shard: ShardRecord, api: Provider, turn: CreateActions) -> Ending | list[Batch] | None:
+def search(job: JobRecord, shard: ShardRecord, api: ProviderReads, turn: CreateActions) -> Ending | list[Batch] | None:
     """Look for what earlier calls made. Returns batches to adopt, or how the turn ends; None: the call may be repeated.
 
     Raises Unavailable, Paused, LeaseLost.
@@ -93,7 +93,7 @@ def _walk(shard: ShardRecord, turn: CreateActions, empty_at: float | None, *, do
 
 
 def _untold(
-    walk: NotedWalk, candidates: list[Batch], shard: ShardRecord, api: Provider, turn: CreateActions
+    walk: NotedWalk, candidates: list[Batch], shard: ShardRecord, api: ProviderReads, turn: CreateActions
 ) -> tuple[Batch | None, str]:
     """Our batch among those of which a walk could not tell whose they are, or why it cannot be known."""
     left = walk.candidates(since_of(shard, turn.ahead()))
@@ -137,7 +137,7 @@ def _between_walks(
     return None
 
 
-def _cannot_see(job: JobRecord, shard: ShardRecord, api: Provider, turn: CreateActions) -> Ending | None:
+def _cannot_see(job: JobRecord, shard: ShardRecord, api: ProviderReads, turn: CreateActions) -> Ending | None:
     """Whether the key can see the calls' input file: only then does a batch that the list lacks prove anything.
 
     The key of another project sees neither, and a second call would be paid twice. Returns None if it sees the file,

@@ -34,7 +34,7 @@ from batchpipe.model.retry import FILE_NOT_READY, FILE_UNFOUND
 from batchpipe.pipeline.batch_search import is_ours, read_batch
 from batchpipe.pipeline.create_actions import CANCELLED, HELD_BACK, CreateActions, Ending, GiveUp, Over
 from batchpipe.pipeline.create_search import FIRST_LOOK_SECONDS, search
-from batchpipe.pipeline.unanswered import cancel
+from batchpipe.pipeline.surplus import cancel
 
 logger = logging.getLogger(__name__)
 
