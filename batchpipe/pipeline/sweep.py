@@ -12,18 +12,21 @@ from batchpipe.config.site import current_site
 from batchpipe.errors import NO_QUOTA, BatchpipeError, SettingsError, StoreUnavailable
 from batchpipe.model.stats import Clock
 from batchpipe.pipeline.copied_inputs import remove_unrecorded_at_times
-from batchpipe.pipeline.looks import look
+from batchpipe.pipeline.looks import look, seconds_between
 from batchpipe.pipeline.manifest import prune_workspaces
 from batchpipe.pipeline.orphans import Orphans
 from batchpipe.pipeline.overdue import PASS_LENGTH, publish_overdue
 from batchpipe.pipeline.republish_many import republish_rest
 from batchpipe.pipeline.runner import Runner
+from batchpipe.store import LookState
 from batchpipe.telemetry.logs import about
 
 logger = logging.getLogger(__name__)
 
 #: Pause between two looks into an account's list, over all sweeps.
 LIST_SECONDS = 30.0
+#: The same between two that leave nothing out, for orphans, however many calls they take.
+MOST_LIST_SECONDS = 300.0
 #: A list is read back to the last one and this much more: lists lag, and clocks differ.
 OVERLAP_SECONDS = 1_200.0
 #: How far back the first list is read, and how long after its last create call an account is watched.
@@ -42,13 +45,19 @@ def sweep(runner: Runner, *, limit: int = PASS_LENGTH, listing: bool | None = No
     prune_workspaces(runner.settings, runner.store.jobs.closed, now)
     remove_unrecorded_at_times(runner.settings, runner.store, now)
     if listing is not False:
-        clock = runner.store.connection.clock()
-        _report_clock(clock)
-        for account in runner.store.accounts.creating(clock.now - LOOK_BACK_SECONDS):
-            with about(account=account):
-                _look_after(runner, account, at_once=listing is True)
+        look_after_accounts(runner, at_once=listing is True)
     _count(runner, republished)
     return republished
+
+
+def look_after_accounts(runner: Runner, *, at_once: bool = False) -> None:
+    """Look at the batches of each account for which it is time, or at once. Raises StoreUnavailable."""
+    clock = runner.store.connection.clock()
+    _report_clock(clock)
+    creating = set(runner.store.accounts.creating(clock.now - LOOK_BACK_SECONDS))
+    for account in runner.store.accounts.creating(0.0):
+        with about(account=account):
+            _look_after(runner, account, clock, creating=account in creating, at_once=at_once)
 
 
 def _report_clock(clock: Clock) -> None:
@@ -64,13 +73,20 @@ def _count(runner: Runner, republished: int) -> None:
     runner.store.due.note_sweep()
 
 
-def _look_after(runner: Runner, account: str, *, at_once: bool) -> None:
-    """Read an account's recent batches: cancel orphans, publish the shards again of those that have ended."""
-    clock, state = runner.store.connection.clock(), runner.store.looks.state(account)
-    if not at_once and abs(clock.now - state.begun) < LIST_SECONDS:
+def _look_after(runner: Runner, account: str, clock: Clock, *, creating: bool, at_once: bool) -> None:
+    """Look at an account's batches, if it is time: cancel orphans, publish shards again whose batches have ended."""
+    state = runner.store.looks.state(account)
+    watch = state.in_flight > runner.settings.polls_in_flight or (at_once and state.in_flight > 0)
+    whole = creating and (at_once or abs(clock.now - state.whole) >= _whole_seconds(state))
+    if not (watch or whole):
         return
     try:
         in_settings = runner.settings.account(account)
+        every = seconds_between(state.in_flight, in_settings.looks_per_second) if watch else LIST_SECONDS
+        if at_once:
+            every = 0.0
+        elif abs(clock.now - state.begun) < every:
+            return
     except SettingsError as error:  # before the look is noted: workers that have the key look instead
         _report_account(account, error)
         return
@@ -80,8 +96,8 @@ def _look_after(runner: Runner, account: str, *, at_once: bool) -> None:
             return
         api = runner.apis(account)
         orphans = Orphans(runner, api)
-        every = 0.0 if at_once else LIST_SECONDS
-        walk = look(runner, account, api, [orphans], every=every, since=_since(clock.now, state.done) - clock.slack)
+        since = _since(clock.now, state.done) - clock.slack if whole else None
+        walk = look(runner, account, api, [orphans], every=every, since=since, watch=watch)
     except StoreUnavailable:
         raise
     except BatchpipeError as error:  # no key on this host, or the provider is down: a later sweep, or another host's
@@ -90,10 +106,16 @@ def _look_after(runner: Runner, account: str, *, at_once: bool) -> None:
     except Exception:  # the other accounts and overdue work must not wait for this one
         logger.exception("batches of account %r not listed", account, extra={"event": "not_listed"})
         return
-    # Else the next look goes as far back as this one. A list that shows none of ours does not prove that there is none:
-    # for a while the key may be one of another project.
-    if walk is not None and not orphans.left and orphans.ours:
-        runner.store.looks.note_done(account, walk.begun)
+    if walk is not None and whole:
+        # Else the next look goes as far back as this one. A list that shows none of ours does not prove that there is
+        # none: for a while the key may be one of another project.
+        done = not orphans.left and orphans.ours > 0
+        runner.store.looks.note_whole(account, walk.begun, calls=walk.calls, done=done)
+
+
+def _whole_seconds(state: LookState) -> float:
+    """From one look that leaves none out to the next: the more calls it takes, the more seldom."""
+    return min(LIST_SECONDS * max(state.calls, 1), MOST_LIST_SECONDS)
 
 
 def _report_account(account: str, error: SettingsError) -> None:
