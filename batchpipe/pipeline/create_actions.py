@@ -10,7 +10,7 @@ import msgspec
 from batchpipe.model.provider import Batch
 from batchpipe.model.records import Move, Problem
 from batchpipe.pipeline.batch_search import SearchContext
-from batchpipe.pipeline.walks import NotedWalk
+from batchpipe.pipeline.noted_walks import NotedWalk
 
 HELD_BACK = Problem(
     code="cancelled_elsewhere",

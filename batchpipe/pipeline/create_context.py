@@ -9,12 +9,11 @@ from batchpipe.errors import OnHold, Paused, Unavailable
 from batchpipe.model.provider import Batch, Provider
 from batchpipe.model.records import LONGEST_PAUSE, ShardRecord
 from batchpipe.pipeline.create_actions import Settled
-from batchpipe.pipeline.looks import look
-from batchpipe.pipeline.orphans import Orphans
+from batchpipe.pipeline.noted_walks import NotedWalk, decode_walk, telling_walk
 from batchpipe.pipeline.runner import Runner
 from batchpipe.pipeline.search_records import SearchRecords, settle
+from batchpipe.pipeline.sweep import is_time_for_whole, walk_for_all
 from batchpipe.pipeline.unanswered import Search
-from batchpipe.pipeline.walks import NotedWalk, decode_walk, telling_walk
 from batchpipe.store import ShardLease
 
 #: After a walk that failed nobody else walks for so long: who has failed tries again, and sweeps do.
@@ -85,8 +84,12 @@ class CreateContext:
         records = SearchRecords(self._runner, self._account, own=place, settle_own=self._settle_own)
         search = Search(records, self._api, reads=True, check=self._check)
         since = min(since, records.young() or since)
-        orphans = Orphans(self._runner, self._api)
-        walk = look(self._runner, self._account, self._api, [search, orphans], since=since)
+        state = self._runner.store.looks.state(self._account)
+        whole = is_time_for_whole(state, self.now())
+        watch = state.in_flight > self._runner.settings.polls_in_flight
+        walk = walk_for_all(
+            self._runner, self._account, self._api, search, state, since=since, whole=whole, watch=watch
+        )
         return walk is not None
 
     def _check(self) -> None:

@@ -12,7 +12,7 @@ from batchpipe.model.records import LONGEST_PAUSE, JobRecord, Move, Problem, Sha
 from batchpipe.model.refusals import believed_at, unseen
 from batchpipe.pipeline.batch_search import look_at_named, read_one_by_one, since_of
 from batchpipe.pipeline.create_actions import CANCELLED, HELD_BACK, CreateActions, Ending, GiveUp, Over, Settled
-from batchpipe.pipeline.walks import NotedWalk, asked_at, is_seen_by
+from batchpipe.pipeline.noted_walks import NotedWalk, asked_at, is_seen_by
 
 #: Pause before the first look for a batch after a create call without a clear answer.
 FIRST_LOOK_SECONDS = 2.0

@@ -1,24 +1,38 @@
 """Looks: one process at a time reads the list of an account's batches, for all shards, page by page, newest first.
 
-Whoever wants to know something of the list is a visitor: it is given each page, and told when the walk has ended.
+What has changed is recorded, and shards whose batches have ended are published again. Whoever wants to know something
+else of the list is a visitor: it is given each page, and told when the walk has ended.
 """
 
 from __future__ import annotations
 
+import logging
+import random
 import uuid
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
 
-from batchpipe.errors import LeaseLost, Unavailable
-from batchpipe.model.provider import Batch, ProviderReads
+from batchpipe.errors import Gone, LeaseLost, StoreUnavailable
+from batchpipe.model.provider import Batch, BatchPage, ProviderReads
+from batchpipe.pipeline.overdue import republish_or_set_aside
+from batchpipe.pipeline.ranks import Ranks
 from batchpipe.pipeline.runner import Runner
+from batchpipe.pipeline.steps.poll import SAFETY_NET_SECONDS
+from batchpipe.pipeline.walks import BEGINNING, Way, walk
+from batchpipe.store import parse_member
 
-#: A list of more pages is taken to be endless.
-MOST_PAGES = 10_000
-#: Reaches back behind everything.
-BEGINNING = 0.0
+logger = logging.getLogger(__name__)
+
+#: Counts and the time of the last sight are written so often, unless somebody watches.
+COUNTS_SECONDS = 60.0
+#: From the beginning of one look to that of the next, while polls are parked: few in flight, and many.
+LOOK_SECONDS, LOOK_MANY_SECONDS, MANY = 15.0, 20.0, 500
+#: The same where the provider tells of ends by itself.
+LOOK_WITH_NEWS_SECONDS = 300.0
+#: Parked polls stay so for at least so long after a look.
+GOOD_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -33,16 +47,31 @@ class Walk:
     )
     whole: bool  #: it left none out on its way
     jumped: bool  #: behind ``reached`` it read some, and left others out
+    calls: int = 0  #: of the provider
 
 
 class Visitor(Protocol):
     """Sees what a walk sees."""
 
-    def visit(self, batches: Sequence[Batch]) -> None:
-        """One page, or what was read singly. What it raises ends the walk: it is then none, and has no ``walked``."""
+    def visit(self, batches: Sequence[Batch], recorded: frozenset[str]) -> None:
+        """One page, or what was read singly; ``recorded``: ids of batches that are known as their shards'.
+
+        What it raises ends the walk: it is then none, and has no ``walked``.
+        """
 
     def walked(self, walk: Walk) -> None:
         """The walk has ended, and the next one may begin."""
+
+
+def seconds_between(in_flight: int, per_second: float, *, news: bool = False) -> float:
+    """From the beginning of one look at so many batches to that of the next: a status is then 30 seconds old at most.
+
+    ``per_second``: the account's budget of reads. ``news``: the provider tells of ends by itself (webhooks).
+    """
+    if news:
+        return LOOK_WITH_NEWS_SECONDS
+    least = LOOK_SECONDS if in_flight <= MANY else LOOK_MANY_SECONDS
+    return max(least, 1.2 * (in_flight / 100) / per_second)
 
 
 def look(
@@ -52,61 +81,81 @@ def look(
     visitors: Sequence[Visitor],
     *,
     every: float = 0.0,
-    since: float = BEGINNING,
+    since: float | None = BEGINNING,
+    watch: bool = True,
 ) -> Walk | None:
-    """Walk back to the batches made at ``since``, by the provider's clock.
+    """Walk back to the batches made at ``since`` (the provider's clock) without leaving one out (None: no need), and,
+    to ``watch``, to the oldest batch in flight.
 
     Returns None if another look is under way, or began less than ``every`` seconds ago. Raises Unavailable, Paused,
-    Refused (the provider cannot list), StoreUnavailable, and what visitors raise: then it was no walk.
+    Refused (the provider cannot list), SettingsError, StoreUnavailable, and what visitors raise: then it was no walk.
     """
-    turn = _Turn(runner, account)
-    begun = runner.store.looks.take(account, turn.token, every=every)
+    reader = _Reader(runner, account, api, visitors)
+    looks = runner.store.looks
+    begun = looks.take(account, reader.token, every=every)
     if begun is None:
         return None
     try:
-        reached = _walk(turn, api, visitors, since)
-        ended = runner.store.looks.end(account, turn.token)
+        state = looks.state(account)
+        way = Way(looks.in_flight(account), Ranks(state.ranks, state.ranks_read_at), begun)
+        reached = walk(way, reader, since, watch=watch)
+        good = max(GOOD_SECONDS, 2 * every) if watch else None
+        ended = looks.end(
+            account, reader.token, begun=begun, good=good, ranks=way.ranks.dump(), read_at=way.ranks.read_at
+        )
     except LeaseLost:
-        return None  # it took too long, and another one has begun
+        logger.warning("a look at the batches of account %r took too long", account, extra={"event": "look_lost"})
+        return None
     except BaseException:
-        with suppress(LeaseLost, Unavailable):
-            runner.store.looks.end(account, turn.token)
+        with suppress(LeaseLost, StoreUnavailable):
+            looks.give_up(account, reader.token)
         raise
-    walk = Walk(account, begun, ended, reached, whole=True, jumped=False)
+    done = Walk(account, begun, ended, reached, whole=not way.jumped, jumped=way.jumped, calls=way.calls)
+    runner.counters.add("looks", account=account)
     for visitor in visitors:
-        visitor.walked(walk)
-    return walk
+        visitor.walked(done)
+    return done
 
 
-class _Turn:
-    """The lease of a look."""
+class _Reader:
+    """What a look reads with: each call has its slot, and what comes is recorded and shown to the visitors."""
 
-    def __init__(self, runner: Runner, account: str) -> None:
-        self.runner, self.account, self.token = runner, account, uuid.uuid4().hex
+    def __init__(self, runner: Runner, account: str, api: ProviderReads, visitors: Sequence[Visitor]) -> None:
+        self.token = uuid.uuid4().hex
+        self._runner, self._account, self._api, self._visitors = runner, account, api, visitors
+        self._rate = runner.settings.account(account).looks_per_second
 
-    def renew(self) -> None:
-        self.runner.store.looks.renew(self.account, self.token)
+    def page(self, after: str | None) -> tuple[BatchPage, set[str]]:
+        self._wait()
+        page = self._api.batch_page(after)
+        return page, self._record(page.batches)
 
+    def single(self, member: str) -> Batch | None:
+        [shard] = self._runner.store.shards.at([parse_member(member)])
+        if shard is None or shard.batch_id is None:
+            return None
+        self._wait()
+        try:
+            batch = self._api.retrieve(shard.batch_id)
+        except Gone:
+            return None  # its own poll judges that
+        self._record([batch])
+        return batch
 
-def _walk(turn: _Turn, api: ProviderReads, visitors: Sequence[Visitor], since: float) -> float:
-    """Returns the time back to which none was left out."""
-    after, seen = None, set[str]()
-    while True:
-        turn.renew()
-        page = api.batch_page(after)
-        for visitor in visitors:
-            visitor.visit(page.batches)
-        if not page.more:
-            return BEGINNING
-        if is_past(page.batches, since):
-            return page.batches[-1].created_at or BEGINNING
-        after = page.batches[-1].id
-        if after in seen or len(seen) >= MOST_PAGES:
-            raise Unavailable("the provider's list of batches goes in circles, or does not end", code="nonsense")
-        seen.add(after)
+    def _wait(self) -> None:
+        """Sleep until this read's slot."""
+        store = self._runner.store
+        _, wait = store.accounts.take_rate_token(self._account, per_second=self._rate, what="look")
+        store.looks.renew(self._account, self.token, wait)
+        if wait > 0:
+            self._runner.sleep(wait)
 
-
-def is_past(page: Sequence[Batch], since: float) -> bool:
-    """Whether a list, newest first, has reached older entries; one that is oldest first is read to its end."""
-    first, last = page[0].created_at, page[-1].created_at
-    return first is not None and last is not None and last < since and first >= last
+    def _record(self, batches: Sequence[Batch]) -> set[str]:
+        """Returns the shards in flight that were met."""
+        net = SAFETY_NET_SECONDS * random.uniform(0.9, 1.0)
+        seen = self._runner.store.looks.record_page(self._account, batches, every=COUNTS_SECONDS, net=net)
+        for job_id, index in seen.wake:
+            republish_or_set_aside(self._runner, job_id, index, "waiting")
+        for visitor in self._visitors:
+            visitor.visit(batches, seen.recorded)
+        return seen.met

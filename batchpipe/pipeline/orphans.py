@@ -15,16 +15,18 @@ logger = logging.getLogger(__name__)
 
 
 class Orphans:
-    """Cancels what must not run, and publishes shards again whose batch has ended."""
+    """Cancels what must not run."""
 
     def __init__(self, runner: Runner, api: Provider) -> None:
         self._runner, self._api = runner, api
         self.left = 0  #: orphans that could not be cancelled
         self.ours = 0  #: batches that show a shard of ours
 
-    def visit(self, batches: Sequence[Batch]) -> None:
+    def visit(self, batches: Sequence[Batch], recorded: frozenset[str]) -> None:
         """The records are read after the list, so a batch that is not recorded by now was not recorded then."""
-        ours = [(batch, place) for batch in batches if (place := place_of(batch)) is not None]
+        self.ours += len(recorded)
+        rest = [batch for batch in batches if batch.id not in recorded]
+        ours = [(batch, place) for batch in rest if (place := place_of(batch)) is not None]
         shards = self._runner.store.shards.at([place for _, place in ours])
         for (batch, _), shard in zip(ours, shards, strict=True):
             if shard is None:
@@ -32,10 +34,6 @@ class Orphans:
             self.ours += 1
             if _is_orphan(batch, shard):
                 self.left += not self._cancel(batch, shard)
-            elif batch.id == shard.batch_id and batch.status in Status.FINAL and _awaits_end(shard):
-                seen = {"status": batch.status, "counts": batch.counts}
-                if self._runner.store.shards.record_batch_status(shard, batch.id, seen):
-                    self._runner.republish(shard.job, shard.index, when="waiting")
 
     def walked(self, walk: Walk) -> None:
         """Nothing more to do."""
@@ -60,11 +58,6 @@ def place_of(batch: Batch) -> tuple[str, int] | None:
     """The job and shard that a batch names, if it is one of ours."""
     job, index = batch.metadata.get("batchpipe_job"), batch.metadata.get("batchpipe_shard", "")
     return (job, int(index)) if job and index.isascii() and index.isdigit() and len(index) < 10 else None
-
-
-def _awaits_end(shard: ShardRecord) -> bool:
-    """A shard that knows of the end, and waits for files that lag, need not be published again."""
-    return shard.stage == Stage.CREATED and shard.late_at is None
 
 
 def _is_orphan(batch: Batch, shard: ShardRecord) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Any
@@ -70,6 +71,7 @@ class Runner:
         self.apis = apis
         self.waiting_in = waiting_in
         self.counters = counters if counters is not None else Counters()
+        self.sleep: Callable[[float], None] = time.sleep
         self._publish = publish
 
     def publish(self, message: Message) -> None:

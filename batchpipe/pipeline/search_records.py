@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from batchpipe.model.provider import CLOCK_SLACK_SECONDS, Batch
 from batchpipe.model.records import ShardRecord
 from batchpipe.pipeline.batch_search import since_of
+from batchpipe.pipeline.noted_walks import NotedWalk, encode_walk, is_unanswered
 from batchpipe.pipeline.runner import Runner
 from batchpipe.pipeline.unanswered import Place
-from batchpipe.pipeline.walks import NotedWalk, encode_walk, is_unanswered
 
 #: Shards that the end of a walk publishes again, at most; the others come by themselves, or at the end of the next.
 MOST_WOKEN = 2_000

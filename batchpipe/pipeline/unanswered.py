@@ -14,8 +14,8 @@ from batchpipe.model.provider import Batch, Provider
 from batchpipe.model.records import UPLOAD_NAME, ShardRecord, Status
 from batchpipe.pipeline.batch_search import MOST_READ, Declared, is_ours, name_of_input, read_batch
 from batchpipe.pipeline.looks import Walk
+from batchpipe.pipeline.noted_walks import NotedWalk, asked_at
 from batchpipe.pipeline.surplus import cancel
-from batchpipe.pipeline.walks import NotedWalk, asked_at
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +27,9 @@ _DEAD = (Status.FAILED, Status.EXPIRED, Status.CANCELLED, Status.CANCELED, "canc
 class UnansweredRecords(Declared, Protocol):
     """What the visitor may do with the records of an account."""
 
-    own: Place | None  #: the shard whose turn this is, if it is one's
+    @property
+    def own(self) -> Place | None:
+        """The shard whose turn this is, if it is one's."""
 
     def now(self) -> float:
         """The time of Redis' clock."""
@@ -65,14 +67,14 @@ class Search:
         self._unsigned: dict[str, Batch] = {}
         self._dead: list[tuple[ShardRecord, Batch]] = []
 
-    def visit(self, batches: Sequence[Batch]) -> None:
+    def visit(self, batches: Sequence[Batch], recorded: frozenset[str]) -> None:
         """Settle those that are found; note whether the list shows signs, and what shows none."""
         if self._begun is None:
             self._begun, self._oldest = self._records.now(), self._records.oldest()
         if self._oldest is None:
             return  # calls that are made from now on are no business of this walk
         self._check()
-        found = self._owners(batches)
+        found = self._owners([batch for batch in batches if batch.id not in recorded])
         self._settle(found)
         ours = {batch.id for _, batch in found}
         unsigned = [b for b in batches if b.id not in ours and "batchpipe_key" not in b.metadata]

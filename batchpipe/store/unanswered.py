@@ -54,6 +54,10 @@ class Unanswered:
         found = self._redis.call("zrangebyscore", key, f"({after:.6f}", f"{until:.6f}", start=0, num=limit)
         return [parse_member(member) for member in found]
 
+    def is_walk_awaited(self, account: str) -> bool:
+        """Whether any of them waits for a walk."""
+        return bool(self._redis.call("exists", f"{self._redis.prefix}awaiting_walk:{account}"))
+
     def recheck(self, account: str) -> None:
         """Take out of the oldest ones those that are there no longer by right: a few at each call."""
         key = f"{self._redis.prefix}unanswered:{account}"

@@ -88,8 +88,9 @@ class _Failure:
 class FakeOpenAI(Provider):
     """An in-process provider with the methods and errors of ``provider.api.Api``.
 
-    A batch stays as it is until ``finish``, ``expire`` or ``fail`` ends it; with ``autofinish`` each ``retrieve``
-    moves it on: validating, in_progress, completed. Result lines come in reverse order of the requests.
+    A batch stays as it is until ``finish``, ``expire`` or ``fail`` ends it; with ``autofinish`` each look at it,
+    by itself or on a page, moves it on: validating, in_progress, completed. Result lines come in reverse order of the
+    requests.
     """
 
     def __init__(self, clock: Callable[[], float] = time.time, *, autofinish: bool = False) -> None:
@@ -311,6 +312,9 @@ class FakeOpenAI(Provider):
             if after is not None:
                 self._batch(after)
                 shown = shown[1 + [batch.id for batch in shown].index(after) :]
+            if self.autofinish:
+                for batch in shown[:_PAGE]:
+                    self._move_on(batch)
             page = [self._as_batch(batch) for batch in shown[:_PAGE]]
             if not self.list_metadata:
                 page = [msgspec.structs.replace(batch, metadata={}) for batch in page]

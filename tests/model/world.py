@@ -249,8 +249,8 @@ class ModelAccounts(Accounts):
     def pause_of(self, account: str) -> None:
         return None
 
-    def take_rate_token(self, account: str, *, per_second: float, burst: float) -> float:
-        return 0.0
+    def take_rate_token(self, account: str, *, per_second: float, **how: Any) -> tuple[str, float]:
+        return "slot", 0.0
 
 
 class NoEvents(Events):

@@ -14,10 +14,11 @@ from batchpipe.model.records import JobRecord, Move, ShardRecord, Stage
 from batchpipe.model.retry import FILE_UNFOUND
 from batchpipe.pipeline.create_actions import CANCELLED, GiveUp, Over, Settled
 from batchpipe.pipeline.create_search import MOST_CALLS, UNREAD_SECONDS
-from batchpipe.pipeline.looks import BEGINNING, Walk, is_past
+from batchpipe.pipeline.looks import Walk
+from batchpipe.pipeline.noted_walks import NotedWalk, telling_walk
 from batchpipe.pipeline.steps.create import MAX_UPLOADS, create
 from batchpipe.pipeline.unanswered import Search
-from batchpipe.pipeline.walks import NotedWalk, telling_walk
+from batchpipe.pipeline.walks import BEGINNING, is_past
 from batchpipe.testing import FakeOpenAI
 
 JOB = JobRecord(id="job_x", metadata={"team": "a"}, extra={"output_expires_after": {"seconds": 1}})
@@ -73,7 +74,7 @@ class FakeTurn:
         begun, name, reached = self.at, None, BEGINNING
         while True:
             page = self.api.batch_page(name)
-            search.visit(page.batches)
+            search.visit(page.batches, frozenset())
             if not page.more:
                 break
             name = page.batches[-1].id

@@ -49,12 +49,18 @@
 --                             expires
 --   unanswered_files:ACCOUNT hash  id of an input file of these shards -> member; never expires
 --   walks:ACCOUNT    list     JSON of the latest walks through the account's list while creates were unanswered, the
---                             latest first, 16 at most: see `NotedWalk` in pipeline/unanswered.py; lives 1 day
+--                             latest first, 16 at most: see `NotedWalk` in pipeline/noted_walks.py; lives 1 day
 --   walk_failed:ACCOUNT text  the latest walk for an unanswered create failed then (at); 1 minute
---   rate:ACCOUNT     hash     token bucket of reads at the provider: tokens (decimal text) that were left at (at); 1 hour
+--   rate:ACCOUNT     hash     token bucket of reads at the provider: tokens (decimal text) that were left at (at), below 0 what
+--                             is booked; look_at (at): the next page of a look; 1 hour
 --   listed:ACCOUNT   hash     looks at the account's batches: begun (at): the last one; token (hex), lease_until (at): while
 --                             one is under way; done (at): when the last one began that left nothing to do behind it;
---                             never expires
+--                             looked (at): when the last one began that met what is in flight, until (at): up to then
+--                             polls may be parked; whole (at), calls (count): the last one that was whole; ranks (JSON
+--                             {read_at: at, parts: [[at, at, count, count] ..]}): how many batches the list has between
+--                             two times, not in flight and in flight; last (token), ended (at): the one that last
+--                             ended; never expires
+--   watched:ACCOUNT  text     '1': somebody watches a job of the account; 15 s
 --   metrics          hash     JSON [name of a counter, values of its labels ..] -> count or s (decimal text); never expires
 --   swept            text     when a sweep last came to its end (at); never expires
 --   pruned           hash     name of a list of jobs -> how far the sweep has looked for expired ones in it (count)
@@ -174,6 +180,11 @@
 --   counts         JSON     {total, completed, failed: count}, the provider's
 --   snapshot_at    at       status and counts were read
 --   over_at        at       a final status of its batch was first recorded
+--   end_seen       flag     status, counts, files and errors are those of one look at the ended batch
+--   news           flag     the provider has said of its own accord that its batch has ended
+--   slot_at        at       its next look at the provider is booked for then
+--   parked         flag     it has no message: looks watch its batch, and its due time is the safety net
+--   park_until     at       no look moves its due time beyond that
 --   cancel_sent    flag     the provider was asked to cancel its batch
 --   cancelled_elsewhere  flag  its batch was cancelled, and not by us
 --   landing        flag     it was given up, and its batch is read again
