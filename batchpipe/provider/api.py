@@ -61,6 +61,7 @@ class Api(Provider):
         self._identity = identity_of(account)
         self._lists_batches = account.lists_batches
         self._expires = account.file_expires_seconds
+        self._purpose = account.purpose
         self._transfer = transfer_seconds
         self._rate = transfer_rate
         self._control = control_seconds
@@ -99,7 +100,7 @@ class Api(Provider):
         with translated(self._key):
             answer = self._client.files.with_raw_response.create(
                 file=(name, body, "application/jsonl"),
-                purpose="batch",
+                purpose=cast(Any, self._purpose),
                 timeout=self._transfer_timeout(answer=self._transfer),
                 **extra,
             )
@@ -189,7 +190,7 @@ class Api(Provider):
 
     def iter_files(self, since: float) -> Iterator[StoredFile]:
         call = self._client.files.with_raw_response.list
-        yield from newest_first(call, "files", parse_file, since, self._key, limit=1_000, purpose="batch")
+        yield from newest_first(call, "files", parse_file, since, self._key, limit=1_000, purpose=self._purpose)
 
     # -- batches ---------------------------------------------------------------------------------------------------
 
