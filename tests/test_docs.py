@@ -21,6 +21,7 @@ import pytest
 import batchpipe
 from batchpipe.config.account import Account
 from batchpipe.config.settings import Settings
+from batchpipe.config.target import Target
 from batchpipe.sandbox import Sandbox
 from tests.test_layers import LAYERS
 
@@ -143,12 +144,12 @@ def test_the_site_of_the_documentation_builds_without_a_warning(tmp_path: Path) 
 def test_every_setting_that_a_page_names_is_one() -> None:
     """With its prefix; what only the command of the sandbox or a framework reads has no field of its own."""
     others = {"ENV_FILE", "SANDBOX_UPSTREAM_KEY", "SECRETS_DIR", "VIEW_PERMISSION", "SCHEDULES", "ACCOUNTS"}
-    known = {name.upper() for name in Settings.model_fields} | {name.upper() for name in Account.model_fields} | others
+    known = {name.upper() for kind in (Settings, Account, Target) for name in kind.model_fields} | others
     wrong = {
         f"{page.name}: {name}"
         for page in PAGES
         for name in re.findall(r"BATCHPIPE_(\w+)", page.read_text(encoding="utf-8"))
-        if re.sub(r"^ACCOUNTS__[a-zA-Z]+__", "", name).upper() not in known
+        if re.sub(r"^(ACCOUNTS|TARGETS)__[a-zA-Z]+__", "", name).upper() not in known
     }
 
     assert wrong == set()

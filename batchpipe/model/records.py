@@ -155,6 +155,7 @@ class JobRecord(Record, frozen=True, kw_only=True):
     notify_sites: list[
         str
     ] = []  #: receivers to notify of its end: those of the site that submitted it; none: any that are registered
+    notify: list[str] = []  #: targets that are told of it: names in the settings, or URLs
     cancel: bool = False
     hold: Problem | None = None  #: why it sends nothing more until a person decides
     hold_at: float | None = None  #: since when

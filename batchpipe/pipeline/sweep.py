@@ -48,8 +48,21 @@ def sweep(runner: Runner, *, limit: int = PASS_LENGTH, listing: bool | None = No
         for account in runner.store.accounts.creating(clock.now - LOOK_BACK_SECONDS):
             with about(account=account):
                 _look_after(runner, account, at_once=listing is True)
+    _deliver(runner)
     _count(runner, republished)
     return republished
+
+
+def _deliver(runner: Runner) -> None:
+    """Send the notifications that are due; trouble with that must not fail a sweep."""
+    if runner.deliver is None:
+        return
+    try:
+        runner.deliver()
+    except StoreUnavailable:
+        raise
+    except Exception:
+        logger.exception("notifications not sent", extra={"event": "not_told"})
 
 
 def _report_clock(clock: Clock) -> None:

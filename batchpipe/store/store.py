@@ -11,6 +11,7 @@ from batchpipe.store.due import Due
 from batchpipe.store.events import Events
 from batchpipe.store.jobs import Jobs
 from batchpipe.store.leases import Leases
+from batchpipe.store.outbox import Outbox
 from batchpipe.store.queues import Queues
 from batchpipe.store.schedules import Schedules
 from batchpipe.store.shards import Shards
@@ -30,6 +31,7 @@ class Store:
         self.events = Events(connection)
         self.counters = Counters(connection)
         self.schedules = Schedules(connection)
+        self.outbox = Outbox(connection)
 
     @classmethod
     def connect(

@@ -46,6 +46,10 @@
 --   rate:ACCOUNT     hash     token bucket of reads at the provider: tokens (decimal text) that were left at (at); 1 hour
 --   listed:ACCOUNT   hash     a listing of the account's batches: begun (at), done (at): when the last one that came
 --                             to its end began; never expires
+--   notification:ID  hash     a notification for one target, see below; lives until it was delivered and 2 days, or given up
+--                             and 30
+--   outbox           zset     ID of each that is not delivered, by its next try (at); 10,000 at most
+--   outbox:dead      zset     ID of each that was given up, by when that was (at); the newest 1,000
 --   metrics          hash     JSON [name of a counter, values of its labels ..] -> count or s (decimal text); never expires
 --   swept            text     when a sweep last came to its end (at); never expires
 --   pruned           hash     name of a list of jobs -> how far the sweep has looked for expired ones in it (count)
@@ -113,6 +117,7 @@
 --   attempts       count    rounds at most
 --   on_done        JSON     {..} Celery signature that is sent at its end
 --   notify_sites   JSON     [names of the receivers of its end]
+--   notify         JSON     [targets that are told of it]
 --   cancel         flag     it is to end; never taken back
 --   hold           JSON     problem: why nothing more is sent until a person decides
 --   hold_at        at       since then
@@ -176,6 +181,19 @@
 --   planned_at     at       its stage became that; so for uploaded, collected (created_at, ended_at: above)
 --   uploaded_at    at
 --   collected_at   at
+--
+-- Fields of a notification
+--   type           text     job.ended, job.trouble or account.paused
+--   target         text     name in the settings, or a URL
+--   account        text     name of the account
+--   job            text     JOB
+--   body           JSON     what is sent; not once it is delivered
+--   due_at         at       the next try
+--   tries          count
+--   since          at       it was told to be sent again. Only here
+--   delivered_at   at       Only here
+--   dead           flag     it was given up
+--   (created_at, error: a text here, as above)
 --
 -- How to read a script's first lines. KEYS: what it is about; where that is a job, `record` and `job` are the same key; the
 -- last is always `clock`. ARGV: 1 is always the skew (s), 0 but in tests, which move the time by it; `lease` is how long a
