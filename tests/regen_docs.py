@@ -139,7 +139,7 @@ def _env_example() -> str:
         lines += [f"# {field.description}", f"#{PREFIX}ACCOUNTS__NAME__{name.upper()}={_value(field)}", ""]
     lines += ["# -- targets of notifications: any name in place of NAME", ""]
     for name, field in Target.model_fields.items():
-        lines += [f"# {field.description}", f"#{PREFIX}TARGETS__NAME__{name.upper()}={_value(field)}", ""]
+        lines += [f"# {field.description}", f"#{PREFIX}TARGETS__NAME__{name.upper()}=", ""]
     return "\n".join(lines).rstrip("\n") + "\n"
 
 

@@ -75,12 +75,15 @@ def _example_lines() -> dict[str, str]:
 
 def test_env_example_names_every_setting_and_nothing_else() -> None:
     """The file is the complete list, of accounts too."""
-    own = {f"BATCHPIPE_{name.upper()}" for name in Settings.model_fields if name not in ("accounts", "schedules")}
+    tables = ("accounts", "schedules", "targets")
+    own = {f"BATCHPIPE_{name.upper()}" for name in Settings.model_fields if name not in tables}
     fallbacks = {name.removeprefix("BATCHPIPE_") for name in own if name.startswith("BATCHPIPE_OPENAI_")}
     own = {name for name in own if not name.startswith("BATCHPIPE_OPENAI_")}
     accounts = {f"BATCHPIPE_ACCOUNTS__NAME__{name.upper()}" for name in Account.model_fields}
 
-    assert _example_lines().keys() == own | fallbacks | accounts
+    targets = {f"BATCHPIPE_TARGETS__NAME__{name.upper()}" for name in Target.model_fields}
+
+    assert _example_lines().keys() == own | fallbacks | accounts | targets
 
 
 def test_every_setting_has_a_comment_of_its_own() -> None:
