@@ -52,7 +52,7 @@
 --                             {read_at: at, parts: [[at, at, count, count] ..]}): how many batches the list has between
 --                             two times, not in flight and in flight; last (token), ended (at): the one that last
 --                             ended; never expires
---   watched:ACCOUNT  text     '1': somebody watches a job of the account; 15 s
+--   watched:ACCOUNT  text     '1': somebody watches a job of the account; 30 s
 --   metrics          hash     JSON [name of a counter, values of its labels ..] -> count or s (decimal text); never expires
 --   swept            text     when a sweep last came to its end (at); never expires
 --   pruned           hash     name of a list of jobs -> how far the sweep has looked for expired ones in it (count)
