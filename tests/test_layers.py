@@ -65,7 +65,7 @@ CHANGES: dict[str, tuple[str, ...]] = {
         "client.probe",
         "pipeline.steps.create",
         "pipeline.steps.poll",
-        "pipeline.sweep",
+        "pipeline.orphans",
         "recover.recovery",
     ),
     "delete_file": ("pipeline.steps.cleanup", "cli.files", "client.probe"),

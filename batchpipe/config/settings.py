@@ -55,6 +55,11 @@ class Settings(BaseSettings):
     sweep_seconds: float = Field(5, gt=0, description="pace of the sweep")
     poll_min_seconds: float = Field(5, gt=0, description="shortest pause between two looks at a batch")
     poll_max_seconds: float = Field(600, gt=0, le=600, description="longest pause between two looks at a batch")
+    polls_in_flight: int = Field(
+        50,
+        ge=0,
+        description="batches of an account in flight up to which each is polled; with more, its list is read for all",
+    )
     create_grace_seconds: float = Field(
         30, ge=0, description="how long to look for the batch of an unanswered create call before a second call"
     )

@@ -228,6 +228,11 @@ class ShardRecord(Record, frozen=True, kw_only=True):
     counts: Counts = Counts()
     snapshot_at: float | None = None  #: when status and counts were read
     over_at: float | None = None  #: when a final status of its batch was first recorded
+    end_seen: bool = False  #: status, counts, files and errors are those of one look at the ended batch
+    news: bool = False  #: the provider has said of its own accord that the batch has ended: it is read at once
+    slot_at: float | None = None  #: its next look at the provider is booked for then
+    parked: bool = False  #: it has no message: looks watch its batch, and its due time is the safety net
+    park_until: float | None = None  #: no look moves its due time beyond that
     cancel_sent: bool = False
     cancelled_elsewhere: bool = False  #: its batch was cancelled, and not by us: that was reported
     landing: bool = (

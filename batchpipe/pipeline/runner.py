@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import partial
@@ -82,6 +83,7 @@ class Runner:
         self.notices = shared.get("notices") or Notices(settings, store)
         self.deliver = shared.get("deliver")
         self.counters = shared.get("counters") or Counters()
+        self.sleep: Callable[[float], None] = time.sleep
         self._publish = publish
 
     def publish(self, message: Message) -> None:

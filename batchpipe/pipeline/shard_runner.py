@@ -32,6 +32,7 @@ from batchpipe.pipeline.create_context import CreateContext
 from batchpipe.pipeline.manifest import workspace_of
 from batchpipe.pipeline.messages import Continue, Done, Next, Retry, denied
 from batchpipe.pipeline.notices import record_safely
+from batchpipe.pipeline.reading import slots_for
 from batchpipe.pipeline.runner import CANCELLING, MAX_LOST, MAX_TRIES, Runner, check_cancel, foreseen, numbers, words
 from batchpipe.pipeline.steps.create import GiveUp, Over, create
 from batchpipe.pipeline.steps.download import abandon, download
@@ -141,16 +142,14 @@ class ShardRunner(Runner):
     def _poll(self, lease: ShardLease, api: Provider) -> Result:
         job = lease.job
         account, clock = self.settings.account(job.account), self.store.connection.clock()
-        rate, patience = account.looks_per_second, account.patience_seconds
+        patience = account.patience_seconds
         return poll(
             job,
             lease.shard,
             api,
             now=clock.now,
             pace=Pace(self.settings.poll_min_seconds, self.settings.poll_max_seconds),
-            take_rate_token=lambda: self.store.accounts.take_rate_token(
-                job.account, per_second=rate, burst=max(1.0, 2 * rate)
-            ),
+            take_slot=slots_for(self.store, self.settings, job.account, lease.shard),
             patience=patience + clock.slack if patience is not None else None,  # the provider's clock may be behind
             files_patience=self.settings.files_patience_seconds,
             unseen_seconds=self.settings.unseen_seconds,
@@ -291,6 +290,8 @@ class ShardRunner(Runner):
         if news.republish:
             self.republish(lease.job.id, lease.index)
             return Done("published again")
+        if move.changes.get("parked"):
+            return Done(f"watched by looks: {_why(lease.shard, move)}")
         if move.stage == lease.shard.stage:
             reason = ending.reason if isinstance(ending, _Failed) else step.waits
             return Retry(move.after, _why(lease.shard, move), reason)

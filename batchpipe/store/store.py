@@ -11,6 +11,7 @@ from batchpipe.store.due import Due
 from batchpipe.store.events import Events
 from batchpipe.store.jobs import Jobs
 from batchpipe.store.leases import Leases
+from batchpipe.store.looks import Looks
 from batchpipe.store.outbox import Outbox
 from batchpipe.store.queues import Queues
 from batchpipe.store.schedules import Schedules
@@ -27,6 +28,7 @@ class Store:
         self.shards = Shards(connection)
         self.leases = Leases(connection, self.due)
         self.accounts = Accounts(connection)
+        self.looks = Looks(connection)
         self.queues = Queues(connection)
         self.events = Events(connection)
         self.counters = Counters(connection)

@@ -93,6 +93,8 @@ class Pump:
             self.settings, self.store, apis, self._publish, self._notify, waiting_in=self._waiting_in
         )
 
+        self.shard_runner.sleep = self.job_runner.sleep = self.advance
+
     # -- what a user does ------------------------------------------------------------------------------------------
 
     def submit(self, rows: Iterable[Mapping[str, Any]] | bytes, **fields: Any) -> str:

@@ -249,8 +249,8 @@ class ModelAccounts(Accounts):
     def pause_of(self, account: str) -> None:
         return None
 
-    def take_rate_token(self, account: str, *, per_second: float, burst: float) -> float:
-        return 0.0
+    def take_rate_token(self, account: str, *, per_second: float, **how: Any) -> tuple[str, float]:
+        return "slot", 0.0
 
 
 class NoEvents(Events):
@@ -335,6 +335,9 @@ class ModelOpenAI(FakeOpenAI):
         page = [self._as_batch(batch) for batch in reversed(shown)]
         self.world.point()
         yield from (batch for batch in page if (batch.created_at or 0.0) >= since)  # no older one by chance
+
+    def _shows(self, batch: FakeBatch) -> bool:
+        return self._shown_at[batch.id] <= self.world.at
 
     def _called(self, method: str, argument: str, effect: Callable[[], Any]) -> Any:
         if method in ("create_batch", "cancel_batch"):

@@ -306,13 +306,15 @@ def test_whatever_happens_between_two_calls_each_row_is_paid_for_once(
 
 
 def test_a_worker_that_dies_again_and_again_at_the_same_place_is_outlived(pump: Pump, chat_rows: Rows) -> None:
-    """Three times each, at every call to the provider; but what a download has brought need not be fetched again."""
+    """Three times each, at every call to the provider; but what a download has brought need not be fetched again, nor
+    what a look has seen be read.
+    """
     for method in ("upload", "create_batch", "retrieve", "file_bytes", "download"):
         times = 1 if method == "download" else 3
         pump.api.fail_next(method, Vanished(), times=times, processed=method != "create_batch")
     job_id = pump.submit(chat_rows(2))
     pump.run_until_idle()
-    assert pump.vanished == 13
+    assert 10 < pump.vanished <= 13
     assert_done(pump, job_id, 2)
 
 

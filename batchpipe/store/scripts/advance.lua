@@ -10,8 +10,13 @@ if get(rec, 'last') == token then return { 'ok', 0, 0, 0 } end -- repeated by th
 if not holds(rec, token, now) then return { 'lost' } end
 local from = get(rec, 'stage')
 if stage == '' then stage = from end
+local status, counts, batch = get(rec, 'status'), get(rec, 'counts'), get(rec, 'batch_id')
 write(rec, 12)
 if from == 'created' then
+  -- a look has seen the end meanwhile: that is not replaced by what was read before, or by a server that lags
+  if stage == 'created' and FINAL[status] and not FINAL[get(rec, 'status')] and get(rec, 'batch_id') == batch then
+    redis.call('HSET', rec, 'status', status, 'counts', counts or '{}')
+  end
   if stage ~= 'created' then redis.call('ZREM', in_flight(ARGV[2], job), ARGV[4]) end
   if stage ~= 'created' or FINAL[get(rec, 'status')] then note_end_of_batch(ARGV[2], rec, job, ARGV[4], now) end
 end
@@ -34,4 +39,9 @@ if stage == 'collected' then
 end
 if republish == 1 then wait = 0 end
 set_due(rec, due, ARGV[4], lease, now, wait)
+if republish == 1 then
+  redis.call('HDEL', rec, 'parked', 'park_until')
+elseif flag(rec, 'parked') == 1 then
+  redis.call('ZADD', due, num(now + wait), ARGV[4]) -- no message is on its way that could be late
+end
 return { 'ok', republish, cancel, 0 }

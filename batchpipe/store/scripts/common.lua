@@ -43,9 +43,16 @@
 --                             longer than the pause
 --   inflight:ACCOUNT zset     member of each shard that is `created`, by the time when its batch was made (at): the
 --                             provider's word, else ours; never expires
---   rate:ACCOUNT     hash     token bucket of reads at the provider: tokens (decimal text) that were left at (at); 1 hour
---   listed:ACCOUNT   hash     a listing of the account's batches: begun (at), done (at): when the last one that came
---                             to its end began; never expires
+--   rate:ACCOUNT     hash     token bucket of reads at the provider: tokens (decimal text) that were left at (at), below 0 what
+--                             is booked; look_at (at): the next page of a look; 1 hour
+--   listed:ACCOUNT   hash     looks at the account's batches: begun (at): the last one; token (hex), lease_until (at): while
+--                             one is under way; done (at): when the last one began that left nothing to do behind it;
+--                             looked (at): when the last one began that met what is in flight, until (at): up to then
+--                             polls may be parked; whole (at), calls (count): the last one that was whole; ranks (JSON
+--                             {read_at: at, parts: [[at, at, count, count] ..]}): how many batches the list has between
+--                             two times, not in flight and in flight; last (token), ended (at): the one that last
+--                             ended; never expires
+--   watched:ACCOUNT  text     '1': somebody watches a job of the account; 30 s
 --   notification:ID  hash     a notification for one target, see below; lives until it was delivered and 2 days, or given up
 --                             and 30
 --   outbox           zset     ID of each that is not delivered, by its next try (at); 10,000 at most
@@ -166,6 +173,11 @@
 --   counts         JSON     {total, completed, failed: count}, the provider's
 --   snapshot_at    at       status and counts were read
 --   over_at        at       a final status of its batch was first recorded
+--   end_seen       flag     status, counts, files and errors are those of one look at the ended batch
+--   news           flag     the provider has said of its own accord that its batch has ended
+--   slot_at        at       its next look at the provider is booked for then
+--   parked         flag     it has no message: looks watch its batch, and its due time is the safety net
+--   park_until     at       no look moves its due time beyond that
 --   cancel_sent    flag     the provider was asked to cancel its batch
 --   cancelled_elsewhere  flag  its batch was cancelled, and not by us
 --   landing        flag     it was given up, and its batch is read again

@@ -14,7 +14,7 @@ if get(job, 'stage') ~= 'running' then -- it has gone on since
 end
 local function take_up(shard)
   redis.call('HDEL', shard, 'to_land', 'error', 'trouble', 'unseen_at', 'unfound', 'overdue_at', 'backoff', 'snapshot_at',
-    'republish', 'cancel_sent', 'late_at', 'fetched')
+    'republish', 'cancel_sent', 'late_at', 'fetched', 'end_seen', 'slot_at', 'parked', 'park_until')
   redis.call('HSET', shard, 'landing', '1')
   redis.call('HINCRBY', shard, 'epoch', 1)
   set_stage(shard, 'created', now)

@@ -36,7 +36,7 @@ local key = get(rec, 'job') .. ':' .. get(rec, 'index') .. ':' .. (get(rec, 'try
 if key ~= ARGV[5] or recorded or get(rec, 'stage') ~= 'uploaded' then return { 'cancel' } end
 write(rec, 11)
 redis.call('HSET', rec, 'batch_id', batch)
-redis.call('HDEL', rec, 'over_at', 'calls', 'empty_at', 'named', 'trouble', 'refusal', 'unfound', 'refused_at', 'unseen_at', 'other_at')
+redis.call('HDEL', rec, 'over_at', 'end_seen', 'slot_at', 'parked', 'park_until', 'calls', 'empty_at', 'named', 'trouble', 'refusal', 'unfound', 'refused_at', 'unseen_at', 'other_at')
 redis.call('SET', ARGV[2] .. 'batch:' .. batch, ARGV[3])
 local live = token ~= '' and holds(rec, token, now)
 set_stage(rec, 'created', now)
