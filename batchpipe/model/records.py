@@ -221,7 +221,11 @@ class ShardRecord(Record, frozen=True, kw_only=True):
     intent_at: float | None = None  #: first intent to create under the current key
     intent_ahead: float = 0.0  #: how much our time may have been ahead of the provider's then
     calls: list[str] = []  #: create calls under the current key that have no clear answer
+    latest_call: str | None = None  #: the last of them; else the next two are not about it
+    call_over_at: float | None = None  #: from then on that call is not under way any more
+    called_as: str | None = None  #: ``Provider.identity`` of all of them
     empty_at: float | None = None  #: first look after the latest call that found no batch
+    walk_from: float | None = None  #: it waits for a walk through the account's list that began then or later
     #: ids that unclear answers to those calls named (True: were about), to be read before any further call
     named: dict[str, bool] = {}
     other_at: float | None = None  #: since when create calls are answered with batches of other shards

@@ -16,6 +16,7 @@ from batchpipe.store.outbox import Outbox
 from batchpipe.store.queues import Queues
 from batchpipe.store.schedules import Schedules
 from batchpipe.store.shards import Shards
+from batchpipe.store.unanswered import Unanswered
 
 
 class Store:
@@ -28,6 +29,7 @@ class Store:
         self.shards = Shards(connection)
         self.leases = Leases(connection, self.due)
         self.accounts = Accounts(connection)
+        self.unanswered = Unanswered(connection)
         self.looks = Looks(connection)
         self.queues = Queues(connection)
         self.events = Events(connection)

@@ -21,6 +21,10 @@ if from == 'created' then
   if stage ~= 'created' then redis.call('ZREM', in_flight(ARGV[2], job), ARGV[4]) end
   if stage ~= 'created' or FINAL[get(rec, 'status')] then note_end_of_batch(ARGV[2], rec, job, ARGV[4], now) end
 end
+if from == 'uploaded' then
+  -- the turn that made the latest call has its answer, however unclear: from now on lists show what it made
+  if get(rec, 'latest_call') == token then redis.call('HSET', rec, 'call_over_at', num(now)) end
+end
 release(rec)
 redis.call('HSET', rec, 'last', token)
 if ARGV[9] == 'refund' then
@@ -29,6 +33,7 @@ elseif ARGV[9] == 'reset' then
   redis.call('HSET', rec, 'tries', '0', 'lost', '0')
 end
 set_stage(rec, stage, now)
+if from == 'uploaded' then note_unanswered(ARGV[2], rec, job, ARGV[4]) end
 local republish, cancel = flag(rec, 'republish'), flag(job, 'cancel')
 if rec ~= job and (from == 'created' or stage == 'collected') then add_answered(rec, job, answered, now) end
 if stage == 'collected' then

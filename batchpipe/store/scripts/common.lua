@@ -44,6 +44,14 @@
 --                             longer than the pause
 --   inflight:ACCOUNT zset     member of each shard that is `created`, by the time when its batch was made (at): the
 --                             provider's word, else ours; never expires
+--   unanswered:ACCOUNT zset   member of each shard with a create call that has no clear answer, by the earliest time that
+--                             its first call may have had at the provider (at); never expires
+--   awaiting_walk:ACCOUNT zset  member of those that wait for a walk through the account's list by walk_from (at); never
+--                             expires
+--   unanswered_files:ACCOUNT hash  id of an input file of these shards -> member; never expires
+--   walks:ACCOUNT    list     JSON of the latest walks through the account's list while creates were unanswered, the
+--                             latest first, 16 at most: see `NotedWalk` in pipeline/noted_walks.py; lives 1 day
+--   walk_failed:ACCOUNT text  the latest walk for an unanswered create failed then (at); 1 minute
 --   rate:ACCOUNT     hash     token bucket of reads at the provider: tokens (decimal text) that were left at (at), below 0 what
 --                             is booked; look_at (at): the next page of a look; 1 hour
 --   listed:ACCOUNT   hash     looks at the account's batches: begun (at): the last one; token (hex), lease_until (at): while
@@ -168,7 +176,11 @@
 --   intent_at      at       first intent to create under the current key
 --   intent_ahead   s        how much our time may have been ahead of the provider's then
 --   calls          JSON     [tokens of the turns whose create call has no clear answer], 20 at most
+--   latest_call    text     the last of them; else a worker of an older version made it, and the next two are not about it
+--   call_over_at   at       from then on that call is not under way any more, whether its worker lives or not
+--   called_as      text     whose key all of them were made with: a digest (`Provider.identity`); absent: not known
 --   empty_at       at       first search after the latest call that found no batch
+--   walk_from      at       it waits for a walk through the account's list that began then or later
 --   named          JSON     {id of a batch that unclear answers named: whether they were about it}, 8 at most
 --   other_at       at       since then create calls are answered with batches of other shards
 --   refusal        JSON     problem: a clear no while an older call is unanswered
@@ -377,6 +389,32 @@ local function add_reasons(rec, job)
     total[reason] = (total[reason] or 0) + count
   end
   if kinds > 0 then redis.call('HSET', job, 'reasons', cjson.encode(total)) end
+end
+
+-- Called by every script that may have changed it: whether a shard has a create call without a clear answer, and, for lists
+-- that show no metadata, which input files tell that a batch is its own.
+local function note_unanswered(prefix, rec, job, member)
+  local account = get(job, 'account') or 'default'
+  local zset, files = prefix .. 'unanswered:' .. account, prefix .. 'unanswered_files:' .. account
+  local awaiting = prefix .. 'awaiting_walk:' .. account
+  local intent = get(rec, 'stage') == 'uploaded' and not get(rec, 'batch_id') and tonumber(get(rec, 'intent_at') or '')
+  local was = redis.call('ZSCORE', zset, member)
+  if not (intent or was) then return false end
+  local ids = cjson.decode(get(rec, 'unused_files') or '[]')
+  table.insert(ids, get(rec, 'file_id'))
+  if intent then
+    redis.call('ZADD', zset, num(intent - tonumber(get(rec, 'intent_ahead') or '0')), member)
+    for _, id in ipairs(ids) do redis.call('HSET', files, id, member) end
+    local from = get(rec, 'walk_from')
+    if from then redis.call('ZADD', awaiting, from, member) else redis.call('ZREM', awaiting, member) end
+    return true
+  end
+  redis.call('ZREM', zset, member)
+  redis.call('ZREM', awaiting, member)
+  for _, id in ipairs(ids) do
+    if redis.call('HGET', files, id) == member then redis.call('HDEL', files, id) end
+  end
+  return false
 end
 
 -- claim an output under all of its names (a JSON list), or none; returns the other job, not closed, that has one, and its stage
