@@ -155,6 +155,7 @@ class JobRecord(Record, frozen=True, kw_only=True):
     notify_sites: list[
         str
     ] = []  #: receivers to notify of its end: those of the site that submitted it; none: any that are registered
+    notify: list[str] = []  #: targets that are told of it: names in the settings, or URLs
     cancel: bool = False
     hold: Problem | None = None  #: why it sends nothing more until a person decides
     hold_at: float | None = None  #: since when
@@ -175,6 +176,10 @@ class JobRecord(Record, frozen=True, kw_only=True):
     missing: int | None = None
     usage: dict[str, int] = {}
     incomplete: dict[str, int] = {}  #: rows that are ok and ended early, by reason
+    answered: int = 0  #: rows of its shards that are answered (see ``model/progress``), kept by the scripts
+    answered_at: float | None = None  #: when counts of a shard were last read
+    answered_before: list[tuple[float, int]] = []  #: then so many were answered: at most two, five minutes apart
+    reasons: dict[str, int] = {}  #: rows that are not ok, by reason (see ``model/reasons``)
     error: Problem | None = None
     created_at: float = 0.0
     preparing_at: float | None = None
@@ -254,6 +259,8 @@ class ShardRecord(Record, frozen=True, kw_only=True):
     usage: dict[str, int] = {}
     cost: int | None = None  #: its rows at list prices, in pico-dollars; null: not known
     incomplete: dict[str, int] = {}  #: rows that are ok and ended early, by reason: a few known ones, and ``other``
+    answered: int | None = None  #: of its rows, what the job's sum has
+    reasons: dict[str, int] = {}  #: rows that are not ok, by reason
     collected_file: str | None = None  #: its outcomes, one line a row, relative to the workspace
     error: Problem | None = None
     planned_at: float | None = None

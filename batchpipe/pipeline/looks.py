@@ -27,8 +27,9 @@ logger = logging.getLogger(__name__)
 
 #: Counts and the time of the last sight are written so often, unless somebody watches.
 COUNTS_SECONDS = 60.0
-#: From the beginning of one look to that of the next, while polls are parked: few in flight, and many.
-LOOK_SECONDS, LOOK_MANY_SECONDS, MANY = 15.0, 20.0, 500
+#: From the beginning of one look to that of the next, while polls are parked: few in flight, and many. Sweeps come by
+#: every five seconds, so it is a second less than a multiple of that.
+LOOK_SECONDS, LOOK_MANY_SECONDS, MANY = 14.0, 19.0, 500
 #: The same where the provider tells of ends by itself.
 LOOK_WITH_NEWS_SECONDS = 300.0
 #: Parked polls stay so for at least so long after a look.

@@ -49,8 +49,21 @@ def sweep(runner: Runner, *, limit: int = PASS_LENGTH, listing: bool | None = No
     remove_unrecorded_at_times(runner.settings, runner.store, now)
     if listing is not False:
         look_after_accounts(runner, at_once=listing is True)
+    _deliver(runner)
     _count(runner, republished)
     return republished
+
+
+def _deliver(runner: Runner) -> None:
+    """Send the notifications that are due; trouble with that must not fail a sweep."""
+    if runner.deliver is None:
+        return
+    try:
+        runner.deliver()
+    except StoreUnavailable:
+        raise
+    except Exception:
+        logger.exception("notifications not sent", extra={"event": "not_told"})
 
 
 def look_after_accounts(runner: Runner, *, at_once: bool = False) -> None:

@@ -52,7 +52,7 @@ class Way:
             if self._next is None:
                 return None
             member, made = self._next
-            if member not in self.met and (self.at is None or made <= self.at):
+            if member not in self.met and (self.at is None or not self.ordered or made <= self.at):
                 return self._next
             self.met.discard(member)
             self._next = None
@@ -87,7 +87,7 @@ def walk(way: Way, reader: Reader, since: float | None, *, watch: bool) -> float
         if not page.more:
             return BEGINNING if contiguous else reached
         if since is not None and whole and is_past(page.batches, since):
-            whole = False
+            whole = way.useless = False
 
 
 def _jump(way: Way, reader: Reader, member: str, made: float) -> None:

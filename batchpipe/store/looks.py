@@ -16,6 +16,8 @@ from batchpipe.store.records import encode_changes, encode_value, parse_member
 
 #: How long a look may go without reading a page, beside what it sleeps for its slot. Seconds.
 LOOK_LEASE_SECONDS = 120.0
+#: How long somebody who asks for a status counts as watching.
+WATCHED_SECONDS = 30
 #: Members of the set of shards in flight that are read in one go.
 _AT_ONCE = 1_000
 #: An ended batch with more errors is read by its own shard.
@@ -128,6 +130,10 @@ class Looks:
         ):
             yield from found
             start += _AT_ONCE
+
+    def note_watched(self, account: str) -> None:
+        """Somebody watches a job of this account: for a while, counts are written by each look."""
+        self._redis.call("set", f"{self._redis.prefix}watched:{account}", "1", ex=WATCHED_SECONDS)
 
     def note_whole(self, account: str, begun: float, *, calls: int, done: bool) -> None:
         """Note that a look that began then was whole, and took so many calls; ``done``: it left nothing to do."""

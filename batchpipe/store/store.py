@@ -12,6 +12,7 @@ from batchpipe.store.events import Events
 from batchpipe.store.jobs import Jobs
 from batchpipe.store.leases import Leases
 from batchpipe.store.looks import Looks
+from batchpipe.store.outbox import Outbox
 from batchpipe.store.queues import Queues
 from batchpipe.store.schedules import Schedules
 from batchpipe.store.shards import Shards
@@ -34,6 +35,7 @@ class Store:
         self.events = Events(connection)
         self.counters = Counters(connection)
         self.schedules = Schedules(connection)
+        self.outbox = Outbox(connection)
 
     @classmethod
     def connect(

@@ -88,8 +88,8 @@ class _Failure:
 class FakeOpenAI(Provider):
     """An in-process provider with the methods and errors of ``provider.api.Api``.
 
-    A batch stays as it is until ``finish``, ``expire`` or ``fail`` ends it; with ``autofinish`` each look at it,
-    by itself or on a page, moves it on: validating, in_progress, completed. Result lines come in reverse order of the
+    A batch stays as it is until ``finish``, ``expire`` or ``fail`` ends it; with ``autofinish`` each look at it, by
+    itself or on a page, moves it on: validating, in_progress, completed. Result lines come in reverse order of the
     requests.
     """
 

@@ -1,170 +1,194 @@
-"""What walks tell of unanswered creates, and how one walk serves all shards of an account."""
+"""The way of a look through the list: what it costs, what it meets, and how far it is without a gap."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
+import random
+from dataclasses import dataclass, field
+from itertools import pairwise
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from batchpipe.errors import AmbiguousResult, Unavailable
-from batchpipe.model.provider import BatchPage
-from batchpipe.model.records import ShardRecord, Stage
-from batchpipe.pipeline.noted_walks import NotedWalk, asked_at, decode_walk, encode_walk, is_seen_by, telling_walk
-from batchpipe.pipeline.sweep import sweep
-from batchpipe.testing import FakeOpenAI, Pump
+from batchpipe.errors import Unavailable
+from batchpipe.model.provider import Batch, BatchPage
+from batchpipe.pipeline.ranks import MOST_STRETCHES, Ranks
+from batchpipe.pipeline.walks import BEGINNING, Way, walk
 
-Rows = Callable[..., list[dict[str, object]]]
-SHARDS = 40
-
-
-def walk(begun: float, ended: float, **fields: Any) -> NotedWalk:
-    return NotedWalk(begun=begun, ended=ended, **{"reached": 0.0, "seen_as": "me", **fields})
+NOW = 1_000_000.0
 
 
-def told(*walks: NotedWalk, after: float = 100.0, since: float = 50.0) -> NotedWalk | None:
-    return telling_walk(walks, after=after, since=since, seen_as="me")
+@dataclass
+class Listing:
+    """An account's list, newest first: (time, ours and in flight)."""
+
+    entries: list[tuple[float, bool]]
+    calls: int = 0
+    singles: int = 0
+    met: set[str] = field(default_factory=set)
+
+    def ours(self) -> list[tuple[str, float]]:
+        return [(f"job/{at}", made) for at, (made, mine) in enumerate(self.entries) if mine]
+
+    def page(self, after: str | None) -> tuple[BatchPage, set[str]]:
+        self.calls += 1
+        first = 0 if after is None else int(after.removeprefix("batch_")) + 1
+        shown = [*enumerate(self.entries)][first : first + 100]
+        met = {f"job/{at}" for at, (_, mine) in shown if mine}
+        self.met |= met
+        batches = [Batch(id=f"batch_{at}", created_at=made) for at, (made, _) in shown]
+        return BatchPage(batches=batches, more=first + 100 < len(self.entries)), met
+
+    def single(self, member: str) -> Batch | None:
+        self.calls, self.singles = self.calls + 1, self.singles + 1
+        self.met.add(member)
+        at = int(member.removeprefix("job/"))
+        return Batch(id=f"batch_{at}", created_at=self.entries[at][0])
+
+    def look(self, ranks: Ranks, since: float | None = None, *, watch: bool = True) -> tuple[Way, float]:
+        self.calls = self.singles = 0
+        self.met.clear()
+        way = Way(iter(self.ours()), ranks, NOW)
+        return way, walk(way, self, since, watch=watch)
+
+    def cheapest(self) -> int:
+        """Pages back to the oldest in flight, or the number in flight."""
+        oldest = max((at for at, (_, mine) in enumerate(self.entries) if mine), default=-1)
+        return min(oldest // 100 + 1, len(self.ours()))
 
 
-def test_a_walk_tells_only_of_calls_that_were_over_when_it_began() -> None:
-    """And only if it left nothing out back to the first one, with the same key."""
-    good = walk(100.0, 110.0)
-    assert told(good) is good
-    assert told(walk(99.9, 110.0)) is None
-    assert told(walk(100.0, 110.0, reached=50.1)) is None
-    assert told(walk(100.0, 110.0, seen_as="another")) is None
+def listing(*runs: tuple[int, bool], pace: float = 1.0) -> Listing:
+    """Runs of so many batches, ours or of others, one each ``pace`` seconds."""
+    mine = [whose for count, whose in runs for _ in range(count)]
+    return Listing([(NOW - 10.0 - pace * at, whose) for at, whose in enumerate(mine)])
 
 
-def test_the_walk_that_ended_first_is_taken_and_one_in_doubt_only_if_all_are() -> None:
-    """A doubt is a batch without a sign that may have been made since the call; unread ones prove nothing at all."""
-    first, second = walk(100.0, 110.0), walk(105.0, 120.0)
-    doubt = walk(101.0, 105.0, signs=False, unsigned=[("batch_x", 60.0)])
-    older = walk(101.0, 105.0, signs=False, unsigned=[("batch_x", 40.0)])
-    unread = walk(101.0, 105.0, signs=False, unsigned=[("batch_x", None)], read=False)
-    assert told(second, first) is first
-    assert told(second, doubt) is second
-    assert told(doubt) is doubt
-    assert told(second, older) is older
-    assert told(unread) is None
+@pytest.mark.parametrize("count", [1, 99, 100, 101, 1_000, 2_345])
+@pytest.mark.parametrize("pace", [0.001, 1.0, 60.0])
+def test_where_ours_are_the_newest_a_look_costs_their_pages_and_no_single_read(count: int, pace: float) -> None:
+    """From the first look on, however many were made in a second."""
+    found = listing((count, True), (500, False), pace=pace)
+    ranks = Ranks()
+    for _ in range(3):
+        way, reached = found.look(ranks)
+        assert (found.calls, found.singles, found.met) == (-(-count // 100), 0, {name for name, _ in found.ours()})
+        assert (way.jumped, way.calls) == (False, found.calls)
+        assert reached <= found.ours()[-1][1]
 
 
-def test_a_note_of_a_walk_comes_back_as_it_was_and_one_of_a_newer_version_proves_nothing() -> None:
-    """Workers of two versions run side by side."""
-    noted = walk(1.5, 2.5, unsigned=[("batch_x", None)])
-    assert decode_walk(encode_walk(noted).decode()) == noted
-    assert decode_walk('{"begun": "in another form"}') is None
+def test_a_gap_of_ten_thousand_others_is_jumped_over() -> None:
+    """Once a walk has seen how wide it is."""
+    found = listing((1, True), (10_000, False), (250, True), (40, False))
+    ranks = Ranks()
+    found.look(ranks, BEGINNING)
+    assert found.calls == 103
+    way, reached = found.look(ranks)
+    assert (found.calls, found.singles, way.jumped) == (5, 1, True)
+    assert found.met == {name for name, _ in found.ours()}
+    assert reached == found.entries[99][0]
 
 
-def test_a_call_of_an_older_worker_counts_as_over_only_now() -> None:
-    """What is noted is about another call."""
-    shard = ShardRecord(job="j", index=0, calls=["a"], latest_call="a", call_over_at=5.0, called_as="me")
-    assert (asked_at(shard, 9.0), is_seen_by(shard, "me"), is_seen_by(shard, "you")) == (5.0, True, False)
-    later = shard.evolve(calls=["a", "by an older worker"])
-    assert (asked_at(later, 9.0), is_seen_by(later, "me")) == (9.0, False)
+def test_what_stands_alone_is_read_by_itself() -> None:
+    """And nothing of the list, as far as it is known to have none of ours."""
+    found = listing(*[(1_000, False), (1, True)] * 7)
+    ranks = Ranks()
+    found.look(ranks, BEGINNING)
+    found.look(ranks)
+    assert (found.calls, found.singles) == (7, 7)
 
 
-# -- many shards ---------------------------------------------------------------------------------------------------
+def test_an_unknown_list_is_not_read_page_by_page_in_vain() -> None:
+    """A page that shows none of ours is the last one before the next of ours is read by itself."""
+    found = listing((5_000, False), (1, True), (5_000, False), (1, True))
+    found.look(Ranks())
+    assert found.calls <= 4
+    assert len(found.met) == 2
 
 
-class Outage(FakeOpenAI):
-    """Answers no create and shows no list while it is down; every second create has its effect."""
-
-    down = True
-    creates = 0
-
-    def create_batch(self, **arguments: Any) -> Any:
-        if not self.down:
-            return super().create_batch(**arguments)
-        self.creates += 1
-        if self.creates % 2:
-            super().create_batch(**arguments)
-        raise AmbiguousResult("the answer is lost")
-
-    def batch_page(self, after: str | None = None) -> BatchPage:
-        if self.down:
-            raise Unavailable("down")
-        return super().batch_page(after)
+def test_a_look_that_leaves_nothing_out_is_no_dearer_for_what_is_further_down() -> None:
+    """Back to a time without a gap, for orphans; from there on it may jump."""
+    found = listing((300, False), (50, True), (5_000, False), (1, True))
+    ranks = Ranks()
+    found.look(ranks, BEGINNING)
+    way, reached = found.look(ranks, NOW - 10 - 250)
+    assert (found.calls, found.singles, way.jumped) == (5, 1, True)
+    assert reached == found.entries[399][0]
+    way, reached = found.look(ranks, NOW - 10 - 250, watch=False)
+    assert (found.calls, way.jumped, reached) == (3, False, found.entries[299][0])
 
 
-@pytest.fixture
-def outage(tmp_path: Path, chat_rows: Rows) -> Pump:
-    """Five minutes in which none of many creates was answered."""
-    pump = Pump(tmp_path, api=Outage(autofinish=True), max_rows=1)
-    pump.submit(chat_rows(SHARDS), id="job_outage")
-    until(pump, 300.0)
-    pump.api.calls.clear()
-    pump.api.down = False  # type: ignore[attr-defined]
-    return pump
+def test_the_end_of_the_list_is_reached_without_a_gap() -> None:
+    found = listing((130, False))
+    assert found.look(Ranks(), BEGINNING)[1] == BEGINNING
 
 
-def until(pump: Pump, seconds: float) -> None:
-    """Messages at their time, and a sweep every five seconds."""
-    ends = pump.at + seconds
-    while pump.at < ends:
-        while pump.step() is not None:
-            pass
-        pump.sweep()
-        pump.advance(5.0)
+def test_a_list_that_is_oldest_first_is_read_to_its_end() -> None:
+    """Nothing can be told from its times."""
+    found = listing((350, True))
+    found.entries.reverse()
+    ours = sorted(found.ours(), key=lambda each: -each[1])
+    way = Way(iter(ours), Ranks(), NOW)
+    walk(way, found, None, watch=True)
+    assert (found.calls, len(found.met)) == (4, 350)
 
 
-@pytest.mark.parametrize("metadata", [True, False])
-def test_an_outage_with_many_unanswered_creates_costs_two_walks_and_no_row_twice(outage: Pump, metadata: bool) -> None:
-    """Not two for each. Files are not read one by one either: the key that calls is the one that looks."""
-    outage.api.list_metadata = outage.api.echo_metadata = metadata
-    until(outage, 150.0)
-    assert outage.api.count("file_status") == 0
-    assert outage.api.count("create_batch") == SHARDS // 2
-    assert outage.api.count("batch_page") <= 2 + 150 / 30 + 2  # two walks of one page, and the looks of the sweep
-    outage.run_until_idle()
-    assert set(outage.outcomes("job_outage").values()) == {"ok"}
-    assert set(outage.api.billed.values()) == {1}
-    assert len(outage.outcomes("job_outage")) == SHARDS
+def test_a_list_without_times_is_read_to_its_end() -> None:
+    class Timeless(Listing):
+        def page(self, after: str | None) -> tuple[BatchPage, set[str]]:
+            page, met = super().page(after)
+            return BatchPage(batches=[Batch(id=batch.id) for batch in page.batches], more=page.more), met
+
+    found = Timeless(listing((250, True)).entries)
+    found.look(Ranks())
+    assert (found.calls, len(found.met)) == (3, 250)
 
 
-def test_a_walk_settles_at_once_what_it_meets_for_all_shards(outage: Pump) -> None:
-    """Though they wait for their time; they go on under new messages."""
-    published = len(outage.published)
-    sweep(outage.job_runner, listing=True)
-    stages = Counter(shard.stage for shard in outage.shards("job_outage"))
-    assert stages == {Stage.CREATED: SHARDS // 2, Stage.UPLOADED: SHARDS // 2}
-    going_on = Counter(message.stage for message in outage.published[published:])
-    assert going_on[Stage.CREATED] == SHARDS // 2
+def test_a_list_that_goes_in_circles_is_no_walk() -> None:
+    class Circle(Listing):
+        def page(self, after: str | None) -> tuple[BatchPage, set[str]]:
+            return super().page(None)
+
+    with pytest.raises(Unavailable, match="circles"):
+        Circle(listing((300, False)).entries).look(Ranks(), BEGINNING)
 
 
-def test_a_walk_that_failed_half_way_is_none(tmp_path: Path, chat_rows: Rows) -> None:
-    """Its second page fails: nothing is noted, nobody calls again."""
-
-    class Halves(Outage):
-        broken = True
-
-        def batch_page(self, after: str | None = None) -> BatchPage:
-            if after is not None and self.broken:
-                raise Unavailable("half way")
-            page = super().batch_page(after)
-            return BatchPage(batches=page.batches[:1], more=page.more or len(page.batches) > 1)
-
-    pump = Pump(tmp_path, api=Halves(autofinish=True), max_rows=1)
-    pump.submit(chat_rows(4), id="job_outage")
-    until(pump, 30.0)
-    pump.api.down = False  # type: ignore[attr-defined]
-    pump.api.calls.clear()
-    until(pump, 600.0)
-    assert pump.store.unanswered.walks("default") == []
-    assert pump.api.count("create_batch") == 0
-    pump.api.broken = False  # type: ignore[attr-defined]
-    pump.run_until_idle()
-    assert set(pump.api.billed.values()) == {1}
+_runs = st.lists(st.tuples(st.one_of(st.integers(1, 20), st.integers(1, 900)), st.booleans()), min_size=1, max_size=12)
+_paces = st.sampled_from([0.01, 0.4, 1.0, 7.3, 120.0])
 
 
-def test_what_another_key_has_seen_proves_nothing(outage: Pump) -> None:
-    """A host with the key of another project walks: its list is empty, and nobody calls because of that."""
-    made = len(outage.api.batches)
-    outage.api.project = "another"
-    until(outage, 600.0)
-    assert outage.api.count("create_batch") == 0
-    outage.api.project = ""
-    outage.run_until_idle()
-    assert len(outage.api.batches) == made + SHARDS // 2
-    assert set(outage.api.billed.values()) == {1}
+@given(_runs, _paces)
+def test_a_look_costs_no_more_than_the_cheaper_of_both_ways(runs: list[tuple[int, bool]], pace: float) -> None:
+    """Pages back to the oldest in flight, or each by itself, once the list is known; and it meets all of them."""
+    found = listing(*runs, pace=pace)
+    ranks = Ranks()
+    found.look(ranks, BEGINNING)
+    ranks = Ranks(ranks.dump(), NOW)
+    for _ in range(2):
+        found.look(ranks)
+        assert found.met == {name for name, _ in found.ours()}
+        slack = 0 if pace >= 1.0 else 2 + found.cheapest() // 5  # times are whole seconds, and tell less
+        assert found.calls <= found.cheapest() + slack
+
+
+@given(_runs, st.integers(0, 10_000))
+def test_whatever_is_remembered_a_look_meets_all(runs: list[tuple[int, bool]], seed: int) -> None:
+    """Wrong guesses cost calls, at most two for each of ours, and leave nobody out."""
+    maker = random.Random(seed)
+    times = sorted((NOW - maker.random() * 5_000 for _ in range(8)), reverse=True)
+    guesses = [(a, b, maker.randrange(2_000), maker.randrange(100)) for a, b in pairwise(times)]
+    found = listing(*runs)
+    found.look(Ranks(guesses, NOW - maker.random() * 1_000))
+    assert found.met == {name for name, _ in found.ours()}
+    assert found.calls <= 2 * len(found.ours())
+
+
+@given(st.lists(st.tuples(st.floats(0, 1e4), st.floats(0, 100), st.integers(0, 100)), max_size=400))
+def test_what_is_remembered_is_bounded_and_does_not_overlap(pages: list[tuple[float, float, int]]) -> None:
+    ranks = Ranks()
+    for newest, length, others in pages:
+        ranks.add(newest, newest - length, others, 100 - others)
+    found = ranks.dump()
+    assert len(found) <= MOST_STRETCHES
+    assert all(later[0] <= earlier[1] for earlier, later in pairwise(found))
+    assert all(newest >= oldest for newest, oldest, _, _ in found)
+    assert ranks.others_between(1e5, -1e5) >= 0
