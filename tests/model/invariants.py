@@ -248,8 +248,12 @@ class Watch:
 
     # -- the end ---------------------------------------------------------------------------------------------------
 
-    def still(self, statuses: dict[str, str]) -> None:
-        """All is quiet: everything has ended, and of all batches under a key one is kept at most."""
+    def still(self, statuses: dict[str, str], *, metadata: bool = True) -> None:
+        """All is quiet: everything has ended, and of all batches under a key one is kept at most.
+
+        Where the list shows no ``metadata``, sweeps know no orphans: what a late call under a key leaves stays.
+        """
+        unknown = set() if metadata else {paid.key for paid in self.paid if paid.late}
         job = self.seen.job
         hold(job["stage"] in _ENDED and job.get("closed") == "1", "the job is stuck", job)
         stuck = [shard for shard in self.seen.shards.values() if shard["stage"] != Stage.COLLECTED]
@@ -260,4 +264,5 @@ class Watch:
         spent = "".join(shard.get("spent", "") for shard in self.seen.shards.values())
         for paid in self.paid:
             dead = statuses[paid.id] in {Status.FAILED, Status.CANCELLED, "cancelling"}
-            hold(paid.id in recorded or paid.id in spent or dead, "a live batch is nobody's", paid)
+            kept = paid.id in recorded or paid.id in spent or paid.key in unknown
+            hold(kept or dead, "a live batch is nobody's", paid)
