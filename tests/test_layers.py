@@ -63,7 +63,7 @@ CHANGES: dict[str, tuple[str, ...]] = {
     "create_batch": ("pipeline.steps.create", "client.probe"),
     "cancel_batch": (
         "client.probe",
-        "pipeline.steps.create",
+        "pipeline.surplus",
         "pipeline.steps.poll",
         "pipeline.orphans",
         "recover.recovery",

@@ -73,6 +73,10 @@ class Resumable(Protocol):
 class ProviderReads(Protocol):
     """The calls that change nothing and cost nothing. All raise Unavailable and Paused."""
 
+    @property
+    def identity(self) -> str:
+        """The same only for the same key at the same server, without telling anything of the key; "": not known."""
+
     def file_bytes(self, file_id: str) -> int | None:
         """The size that the provider reports, None if it reports none."""
 

@@ -28,12 +28,14 @@ from batchpipe.model.provider import Provider
 from batchpipe.model.records import LONGEST_PAUSE, Move, Problem, ShardRecord, Stage
 from batchpipe.model.retry import SHARD_TROUBLE, UNFORESEEN
 from batchpipe.model.steps import SHARD_STEPS, Step, follows
+from batchpipe.pipeline.create_actions import GiveUp, Over
 from batchpipe.pipeline.create_context import CreateContext
 from batchpipe.pipeline.manifest import workspace_of
 from batchpipe.pipeline.messages import Continue, Done, Next, Retry, denied
+from batchpipe.pipeline.notices import record_safely
 from batchpipe.pipeline.reading import slots_for
 from batchpipe.pipeline.runner import CANCELLING, MAX_LOST, MAX_TRIES, Runner, check_cancel, foreseen, numbers, words
-from batchpipe.pipeline.steps.create import GiveUp, Over, create
+from batchpipe.pipeline.steps.create import create
 from batchpipe.pipeline.steps.download import abandon, download
 from batchpipe.pipeline.steps.poll import Pace, poll
 from batchpipe.pipeline.steps.salvage import lost, salvage
@@ -136,7 +138,7 @@ class ShardRunner(Runner):
             workspace_of(job, self.settings).size(shard.file)
         if not shard.calls:  # else look first for what an unanswered call made
             job = self.held(job)
-        return create(job, shard, api, CreateContext(self, lease))
+        return create(job, shard, api, CreateContext(self, lease, api))
 
     def _poll(self, lease: ShardLease, api: Provider) -> Result:
         job = lease.job
@@ -251,6 +253,7 @@ class ShardRunner(Runner):
         if (pause := self.store.accounts.pause_of(lease.job.account)) is not None:
             return pause.seconds
         seconds = max(after if after is not None else self.settings.account_pause_seconds, 1.0)
+        record_safely(lambda: self.notices.account_paused(lease.job.account, problem, seconds))
         self.store.accounts.pause(lease.job.account, seconds, problem)
         self.counters.add("account_pauses", account=lease.job.account)
         fields = {"account": lease.job.account, "seconds": seconds, "message": problem.message}

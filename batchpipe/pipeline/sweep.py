@@ -10,14 +10,17 @@ import logging
 from batchpipe.config.account import SANDBOX_ACCOUNT
 from batchpipe.config.site import current_site
 from batchpipe.errors import NO_QUOTA, BatchpipeError, SettingsError, StoreUnavailable
+from batchpipe.model.provider import Provider
 from batchpipe.model.stats import Clock
 from batchpipe.pipeline.copied_inputs import remove_unrecorded_at_times
-from batchpipe.pipeline.looks import look, seconds_between
+from batchpipe.pipeline.looks import Walk, look, seconds_between
 from batchpipe.pipeline.manifest import prune_workspaces
 from batchpipe.pipeline.orphans import Orphans
 from batchpipe.pipeline.overdue import PASS_LENGTH, publish_overdue
 from batchpipe.pipeline.republish_many import republish_rest
 from batchpipe.pipeline.runner import Runner
+from batchpipe.pipeline.search_records import SearchRecords
+from batchpipe.pipeline.unanswered import Search
 from batchpipe.store import LookState
 from batchpipe.telemetry.logs import about
 
@@ -46,8 +49,21 @@ def sweep(runner: Runner, *, limit: int = PASS_LENGTH, listing: bool | None = No
     remove_unrecorded_at_times(runner.settings, runner.store, now)
     if listing is not False:
         look_after_accounts(runner, at_once=listing is True)
+    _deliver(runner)
     _count(runner, republished)
     return republished
+
+
+def _deliver(runner: Runner) -> None:
+    """Send the notifications that are due; trouble with that must not fail a sweep."""
+    if runner.deliver is None:
+        return
+    try:
+        runner.deliver()
+    except StoreUnavailable:
+        raise
+    except Exception:
+        logger.exception("notifications not sent", extra={"event": "not_told"})
 
 
 def look_after_accounts(runner: Runner, *, at_once: bool = False) -> None:
@@ -77,8 +93,9 @@ def _look_after(runner: Runner, account: str, clock: Clock, *, creating: bool, a
     """Look at an account's batches, if it is time: cancel orphans, publish shards again whose batches have ended."""
     state = runner.store.looks.state(account)
     watch = state.in_flight > runner.settings.polls_in_flight or (at_once and state.in_flight > 0)
-    whole = creating and (at_once or abs(clock.now - state.whole) >= _whole_seconds(state))
-    if not (watch or whole):
+    whole = creating and (at_once or is_time_for_whole(state, clock.now))
+    asked = runner.store.unanswered.is_walk_awaited(account)
+    if not (watch or whole or asked):
         return
     try:
         in_settings = runner.settings.account(account)
@@ -95,9 +112,12 @@ def _look_after(runner: Runner, account: str, clock: Clock, *, creating: bool, a
         if not in_settings.lists_batches or (pause is not None and pause.code != NO_QUOTA):
             return
         api = runner.apis(account)
-        orphans = Orphans(runner, api)
-        since = _since(clock.now, state.done) - clock.slack if whole else None
-        walk = look(runner, account, api, [orphans], every=every, since=since, watch=watch)
+        records = SearchRecords(runner, account)
+        search = Search(records, api, reads=False)
+        since = records.young() if asked else None
+        if since is None and not (watch or whole):
+            return
+        walk_for_all(runner, account, api, search, state, since=since, whole=whole, watch=watch, every=every)
     except StoreUnavailable:
         raise
     except BatchpipeError as error:  # no key on this host, or the provider is down: a later sweep, or another host's
@@ -106,11 +126,40 @@ def _look_after(runner: Runner, account: str, clock: Clock, *, creating: bool, a
     except Exception:  # the other accounts and overdue work must not wait for this one
         logger.exception("batches of account %r not listed", account, extra={"event": "not_listed"})
         return
+
+
+def walk_for_all(
+    runner: Runner,
+    account: str,
+    api: Provider,
+    search: Search,
+    state: LookState,
+    *,
+    since: float | None,
+    whole: bool,
+    watch: bool,
+    every: float = 0.0,
+) -> Walk | None:
+    """Look at an account's batches, for whatever it is time: at least back to ``since``, with ``whole`` back to where
+    the last look left nothing to do, with ``watch`` to the oldest in flight. Returns and raises as ``look`` does.
+    """
+    orphans = Orphans(runner, api)
+    if whole:
+        clock = runner.store.connection.clock()
+        back = _since(clock.now, state.done) - clock.slack
+        since = back if since is None else min(since, back)
+    walk = look(runner, account, api, [search, orphans], every=every, since=since, watch=watch)
     if walk is not None and whole:
         # Else the next look goes as far back as this one. A list that shows none of ours does not prove that there is
         # none: for a while the key may be one of another project.
         done = not orphans.left and orphans.ours > 0
         runner.store.looks.note_whole(account, walk.begun, calls=walk.calls, done=done)
+    return walk
+
+
+def is_time_for_whole(state: LookState, now: float) -> bool:
+    """Whether the next look leaves none out."""
+    return abs(now - state.whole) >= _whole_seconds(state)
 
 
 def _whole_seconds(state: LookState) -> float:

@@ -76,7 +76,7 @@ def walk(way: Way, reader: Reader, since: float | None, *, watch: bool) -> float
     while True:
         sought = way.sought() if watch else None
         if not whole and sought is None:
-            return reached
+            return reached if way.ordered else way.now  # one that is not newest first must be read to its end
         if not whole and sought is not None and way.is_far(sought[1]):
             contiguous = False
             _jump(way, reader, *sought)

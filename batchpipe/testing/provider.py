@@ -191,6 +191,10 @@ class FakeOpenAI(Provider):
 
     # -- what Api does ---------------------------------------------------------------------------------------------
 
+    @property
+    def identity(self) -> str:
+        return f"key of {self.project or 'a project'}"
+
     def upload(self, handle: IO[bytes], name: str, check: Callable[[], None]) -> str:
         def effect() -> str:
             blocks = []

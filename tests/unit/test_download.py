@@ -45,6 +45,8 @@ class FilesFake:
 
     file_status = file_name = iter_files = iter_batches = batch_page = not_for_downloads
 
+    identity = ""
+
     def retrieve(self, batch_id: str) -> Batch:
         if not self.sees_batch:
             raise Gone(f"No batch found with id '{batch_id}'.", status=404)

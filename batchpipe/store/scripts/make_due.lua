@@ -35,6 +35,7 @@ for index = from, last - 1 do
     shard[1] = 'created'
   end
   if shard[1] == 'created' then redis.call('ZADD', in_flight(prefix, job), get(key, 'created_at') or num(now), member) end
+  if shard[1] == 'uploaded' then note_unanswered(prefix, key, job, member) end
   if shard[1] and shard[1] ~= 'collected' and not redis.call('ZSCORE', due, member) then
     if at_once then
       redis.call('HSET', key, 'next_at', num(now), 'wait', '0')
