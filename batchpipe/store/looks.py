@@ -131,6 +131,11 @@ class Looks:
             yield from found
             start += _AT_ONCE
 
+    def forget_if_gone(self, account: str, member: str) -> None:
+        """A shard whose record is no more (deleted by hand) is not in flight."""
+        if not self._redis.call("exists", self._redis.key(*parse_member(member))):
+            self._redis.call("zrem", f"{self._redis.prefix}inflight:{account}", member)
+
     def note_watched(self, account: str) -> None:
         """Somebody watches a job of this account: for a while, counts are written by each look."""
         self._redis.call("set", f"{self._redis.prefix}watched:{account}", "1", ex=WATCHED_SECONDS)

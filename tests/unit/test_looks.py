@@ -253,3 +253,16 @@ def test_a_status_is_half_a_minute_old_at_most(in_flight: int) -> None:
     assert in_flight / 100 / 5.0 <= every
     assert seconds_between(in_flight, 0.5) >= in_flight / 100 / 0.5
     assert seconds_between(in_flight, 5.0, news=True) >= 300
+
+
+def test_a_sweep_of_beat_leaves_looks_to_the_threads_of_workers(pump: Pump, chat_rows: Rows) -> None:
+    """Else a worker with one process would do little else; but if nobody comes, it looks."""
+    watched(pump, chat_rows(SHARDS))
+    sweep(pump.job_runner, listing=True)
+    pump.api.calls.clear()
+    pump.advance(15)
+    sweep(pump.job_runner, late=7.0)
+    assert pump.api.calls == []
+    pump.advance(7)
+    sweep(pump.job_runner, late=7.0)
+    assert pump.api.count("batch_page") == 1

@@ -102,6 +102,15 @@ def test_those_in_flight_come_newest_first_by_the_thousand(store: Store) -> None
     assert store.looks.state("default").in_flight == 2_345
 
 
+def test_a_shard_whose_record_is_no_more_is_not_in_flight(store: Store) -> None:
+    """Somebody has deleted it; those that are there stay."""
+    job_id = in_flight(store, 2)
+    store.connection.client.delete(store.connection.key(job_id, 1))
+    for index in range(2):
+        store.looks.forget_if_gone("default", f"{job_id}/{index}")
+    assert [member for member, _ in store.looks.in_flight("default")] == [f"{job_id}/0"]
+
+
 # -- what a page changes -------------------------------------------------------------------------------------------
 
 
