@@ -75,6 +75,7 @@ class CreateContext:
                 "counts": batch.counts,
                 "snapshot_at": self._runner.store.now(),
                 "backoff": 0,
+                **batch.times,
             },
         )
         if settled.verdict in ("ok", "late"):

@@ -146,7 +146,11 @@ class ShardRunner(Runner):
             lease.shard,
             api,
             now=clock.now,
-            pace=Pace(self.settings.poll_min_seconds, self.settings.poll_max_seconds),
+            pace=Pace(
+                self.settings.poll_min_seconds,
+                self.settings.poll_max_seconds,
+                self.store.paces.of(job.account, lease.shard.model).took,
+            ),
             take_rate_token=lambda: self.store.accounts.take_rate_token(
                 job.account, per_second=rate, burst=max(1.0, 2 * rate)
             ),

@@ -19,6 +19,7 @@ from batchpipe.pipeline.manifest import prune_workspaces
 from batchpipe.pipeline.overdue import PASS_LENGTH, publish_overdue
 from batchpipe.pipeline.republish_many import republish_rest
 from batchpipe.pipeline.runner import Runner
+from batchpipe.pipeline.stalls import report_late
 from batchpipe.telemetry.logs import about
 
 logger = logging.getLogger(__name__)
@@ -47,6 +48,7 @@ def sweep(runner: Runner, *, limit: int = PASS_LENGTH, listing: bool | None = No
         _report_clock(clock)
         for account in runner.store.accounts.creating(clock.now - LOOK_BACK_SECONDS):
             with about(account=account):
+                report_late(runner, account, clock.now)
                 _look_after(runner, account, at_once=listing is True)
     _count(runner, republished)
     return republished
@@ -126,7 +128,7 @@ def _judge(runner: Runner, api: Provider, batches: list[Batch]) -> tuple[int, in
         if _is_orphan(batch, shard):
             left += not _cancel_orphan(runner, api, batch, shard)
         elif batch.id == shard.batch_id and batch.status in Status.FINAL and _awaits_end(shard):
-            seen = {"status": batch.status, "counts": batch.counts}
+            seen = {"status": batch.status, "counts": batch.counts, **batch.times}
             if runner.store.shards.record_batch_status(shard, batch.id, seen):
                 runner.republish(shard.job, shard.index, when="waiting")
     return left, sum(shard is not None for shard in shards)

@@ -41,6 +41,12 @@
 --                             definitions that were replaced
 --   pause:ACCOUNT    hash     until (at), seconds (s): how long in all, code, message (text): why; lives 1 day
 --                             longer than the pause
+--   late:ACCOUNT     zset     of these, members whose batch is said to be late, by since when (at); never expires
+--   judged:ACCOUNT   text     when the sweep last looked for late ones (at); 1 hour
+--   pace:ACCOUNT:MODEL  hash  turnarounds of the batches of a model: DAY:took, DAY:queued -> JSON {bin: count}; DAY: days
+--                             since 1970 (count); bin: see pace_bin(); eight days, and 9 days after the last
+--   paces:ACCOUNT    zset     MODEL of those by its latest turnaround (at), 200 at most; '': all further models, and
+--                             shards without one; 9 days after the last
 --   inflight:ACCOUNT zset     member of each shard that is `created`, by the time when its batch was made (at): the
 --                             provider's word, else ours; never expires
 --   rate:ACCOUNT     hash     token bucket of reads at the provider: tokens (decimal text) that were left at (at); 1 hour
@@ -161,6 +167,11 @@
 --   counts         JSON     {total, completed, failed: count}, the provider's
 --   snapshot_at    at       status and counts were read
 --   over_at        at       a final status of its batch was first recorded
+--   made_at        at       its batch was made, by the provider's clock; so for began to run, ended
+--   in_progress_at at
+--   finished_at    at
+--   stalled_at     at       since then its batch is said to be late
+--   stall          JSON     problem: how it is late
 --   cancel_sent    flag     the provider was asked to cancel its batch
 --   cancelled_elsewhere  flag  its batch was cancelled, and not by us
 --   landing        flag     it was given up, and its batch is read again
@@ -301,10 +312,63 @@ local function in_flight(prefix, job)
   return prefix .. 'inflight:' .. (get(job, 'account') or 'default')
 end
 
+-- Times are kept in bins, each a fifth wider than the one before: bin b holds those from 1.2^b seconds on, the last one
+-- all that are longer. model/pace.py reads them.
+local function pace_bin(seconds)
+  return math.min(math.floor(math.log(math.max(seconds, 1)) / math.log(1.2)), 80)
+end
+
+-- the sketch of a model; one of many models beyond 200 shares that of ''
+local function pace_key(prefix, account, model, now)
+  local models = prefix .. 'paces:' .. account
+  if not redis.call('ZSCORE', models, model) and redis.call('ZCARD', models) >= 200 then
+    redis.call('ZREMRANGEBYSCORE', models, '-inf', num(now - 777600))
+    if redis.call('ZCARD', models) >= 200 then model = '' end
+  end
+  redis.call('ZADD', models, num(now), model)
+  redis.call('EXPIRE', models, 777600)
+  return prefix .. 'pace:' .. account .. ':' .. model
+end
+
+local function count_pace(key, kind, seconds, now)
+  local day = math.floor(now / 86400)
+  local name = string.format('%d:%s', day, kind)
+  local found = get(key, name)
+  if not found then -- the first one of a day: days that count no more go
+    for _, old in ipairs(redis.call('HKEYS', key)) do
+      local on = tonumber(string.match(old, '^(%d+):') or '')
+      if not on or on < day - 7 or on > day + 1 then redis.call('HDEL', key, old) end
+    end
+  end
+  local bins = cjson.decode(found or '{}')
+  local bin = string.format('%d', pace_bin(seconds))
+  bins[bin] = (bins[bin] or 0) + 1
+  redis.call('HSET', key, name, cjson.encode(bins))
+  redis.call('EXPIRE', key, 777600)
+end
+
+-- How long a batch took, by the provider's clock where that tells, else as we saw it. A batch that failed did not run, and
+-- one that was cancelled was cut short.
+local function count_turnaround(prefix, rec, account, now)
+  local shard = redis.call('HMGET', rec, 'status', 'model', 'made_at', 'in_progress_at', 'finished_at', 'created_at')
+  if shard[1] ~= 'completed' and shard[1] ~= 'expired' then return end
+  local made, began = tonumber(shard[3] or ''), tonumber(shard[4] or '')
+  local finished, created = tonumber(shard[5] or ''), tonumber(shard[6] or '')
+  local took = made and finished and finished - made
+  if not took or took < 0 or took > 2678400 then took = created and now > created and now - created end
+  if not took then return end
+  local key = pace_key(prefix, account, shard[2] or '', now)
+  count_pace(key, 'took', took, now)
+  if made and began and began >= made and began - made <= took then count_pace(key, 'queued', began - made, now) end
+end
+
 -- Called by every script that may have recorded a final status, or a shard that leaves `created`: what follows from the
 -- end of a batch, once for each batch.
 local function note_end_of_batch(prefix, rec, job, member, now)
   if redis.call('HSETNX', rec, 'over_at', num(now)) == 0 then return end
+  local account = get(job, 'account') or 'default'
+  redis.call('ZREM', prefix .. 'late:' .. account, member)
+  pcall(count_turnaround, prefix, rec, account, now) -- numbers for people: what they meet must not stop a turn
 end
 
 -- claim an output under all of its names (a JSON list), or none; returns the other job, not closed, that has one, and its stage

@@ -34,7 +34,9 @@ if recorded == batch then
 end
 local key = get(rec, 'job') .. ':' .. get(rec, 'index') .. ':' .. (get(rec, 'try') or '1')
 if key ~= ARGV[5] or recorded or get(rec, 'stage') ~= 'uploaded' then return { 'cancel' } end
+redis.call('HDEL', rec, 'made_at', 'in_progress_at', 'finished_at', 'stalled_at', 'stall')
 write(rec, 11)
+if ARGV[10] ~= '' then redis.call('HSET', rec, 'made_at', ARGV[10]) end
 redis.call('HSET', rec, 'batch_id', batch)
 redis.call('HDEL', rec, 'over_at', 'calls', 'empty_at', 'named', 'trouble', 'refusal', 'unfound', 'refused_at', 'unseen_at', 'other_at')
 redis.call('SET', ARGV[2] .. 'batch:' .. batch, ARGV[3])
