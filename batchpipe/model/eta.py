@@ -24,6 +24,8 @@ FORESEEN = (
 )
 #: How many kinds of shards of a job are told apart; further ones are taken for batches of their age alone.
 MOST_KINDS = 300
+#: A batch that did not end in its window is expired by the provider soon after, in seconds.
+EXPIRING_SECONDS = 600.0
 _STEPS = 60
 
 
@@ -61,7 +63,7 @@ class Ahead:
 
     def __init__(self, forecast: Forecast, job: JobRecord) -> None:
         self._forecast, self._job = forecast, job
-        self._window = window_seconds(job.completion_window)
+        self._window = window_seconds(job.completion_window) + EXPIRING_SECONDS
         self._kinds: dict[tuple[str | None, int, int, int], tuple[Curve, int]] = {}
         self._batches: int | None = None
         self._silent = job.state is not State.RUNNING or job.hold is not None

@@ -88,7 +88,7 @@ class Curve:
         if not 0.0 < seconds < self.last:
             return self
         place = bisect_left(self._seconds, seconds)
-        return Curve([*self._seconds[:place], seconds], [*self._done[:place], 1.0])
+        return Curve([*self._seconds[:place], seconds, seconds], [*self._done[:place], self.at(seconds), 1.0])
 
     def delayed(self, seconds: float) -> Curve:
         """That of a batch which begins so much later."""

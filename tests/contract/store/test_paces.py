@@ -17,7 +17,7 @@ DAY = 86_400.0
 def created(store: Store, *, model: str | None = "m", made_ago: float = 0.0, **fields: Any) -> str:
     """A job with one shard whose batch was made so many seconds ago, as the provider says."""
     job_id = planned(store, **fields)
-    changes = {"file_id": "file-0", "model": model}
+    changes: dict[str, Any] = {"file_id": "file-0", "model": model}
     advance(store, granted(claim(store, job_id, 0, Stage.PLANNED)), Stage.UPLOADED, **changes)
     lease = granted(claim(store, job_id, 0, Stage.UPLOADED))
     store.leases.record_intent(lease)
@@ -175,7 +175,7 @@ def test_what_a_new_batch_of_a_shard_shows_is_not_that_of_the_old_one(store: Sto
     job_id = created(store, made_ago=9_000)
     assert store.paces.mark_late(shard(store, job_id), LATE)
     lease = granted(claim(store, job_id, 0, Stage.CREATED))
-    again = {"try_": 2, "batch_id": None, "intent_at": None, "spent": ["batch_x"], "status": None}
+    again: dict[str, Any] = {"try_": 2, "batch_id": None, "intent_at": None, "spent": ["batch_x"], "status": None}
     advance(store, lease, Stage.UPLOADED, **again, in_progress_at=5.0, finished_at=6.0)
     assert store.paces.late("default") == 0
     store.shards.settle(shard(store, job_id), "batch_2", token=None, after=0.0, changes={"status": "validating"})
