@@ -9,6 +9,7 @@ from __future__ import annotations
 from batchpipe.store.connection import Connection
 from batchpipe.store.due import NewEpoch, When, new_task_ids
 from batchpipe.store.lease import ClaimDenied, JobLease, Lease, Renewal, ShardLease, host_clock
+from batchpipe.store.paces import ModelPace
 from batchpipe.store.queues import LISTENING_PACE, WaitingMessage
 from batchpipe.store.schedules import LastRun
 from batchpipe.store.shards import Settled
@@ -22,6 +23,7 @@ __all__ = [
     "JobLease",
     "LastRun",
     "Lease",
+    "ModelPace",
     "NewEpoch",
     "Renewal",
     "Settled",
