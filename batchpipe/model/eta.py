@@ -64,12 +64,12 @@ class Ahead:
     def __init__(self, forecast: Forecast, job: JobRecord) -> None:
         self._forecast, self._job = forecast, job
         self._window = window_seconds(job.completion_window) + EXPIRING_SECONDS
-        self._kinds: dict[tuple[str | None, int, int, int], tuple[Curve, int]] = {}
+        self._kinds: dict[tuple[str | None, int, int, int], tuple[Curve, float]] = {}
         self._batches: int | None = None
         self._silent = job.state is not State.RUNNING or job.hold is not None
 
-    def add(self, shard: ShardRecord) -> None:
-        """A shard with the fields of ``FORESEEN``, and its stage and counts."""
+    def add(self, shard: ShardRecord, count: float = 1.0) -> None:
+        """A shard with its stage and the fields of ``FORESEEN``; ``count``: for how many of its kind it stands."""
         if self._silent or _is_over(shard):
             return
         age, delay = self._age(shard), self._delay(shard)
@@ -83,7 +83,7 @@ class Ahead:
             rate, kind = None, (*kind[:3], -1)
         known = self._kinds.get(kind)
         curve = known[0] if known else self._curve(shard, history, age, delay, rate)
-        self._kinds[kind] = curve, (known[1] if known else 0) + 1
+        self._kinds[kind] = curve, (known[1] if known else 0.0) + count
         self._batches = min(history.ended, self._batches if self._batches is not None else history.ended)
 
     def _age(self, shard: ShardRecord) -> float:

@@ -13,6 +13,7 @@ from batchpipe.model.records import Stage, State
 from batchpipe.pipeline.stalls import MOST_JUDGED, report_late
 from batchpipe.pipeline.steps.poll import Pace
 from batchpipe.pipeline.sweep import sweep
+from batchpipe.store import Connection, Store
 from batchpipe.testing import FakeOpenAI, Pump
 from tests.redis_server import new_redis
 
@@ -172,12 +173,10 @@ def bin_end(seconds: float) -> float:
 
 
 def test_polls_keep_their_bounds_and_the_end_is_noticed(tmp_path: Path, chat_rows: Rows) -> None:
-    """Ten jobs, each of whose batches takes some minutes: with the history of the first, too, all end, within a few
+    """Eight jobs, each of whose batches takes some minutes: with the history of the first, too, all end, within a few
     looks each."""
-    from batchpipe.store import Connection, Store
-
     pump = Pump(tmp_path, api=FakeOpenAI(), store=Store(Connection(new_redis())))
-    for number in range(10):
+    for number in range(8):
         job_id = created(pump, chat_rows(1), output=str(tmp_path / f"out{number}"))
         batch = pump.shards(job_id)[0].batch_id or ""
         pump.api.batches[batch].status, begun = "in_progress", pump.store.now()
@@ -185,6 +184,6 @@ def test_polls_keep_their_bounds_and_the_end_is_noticed(tmp_path: Path, chat_row
             if pump.store.now() - begun > 400 and not pump.api.batches[batch].is_final:
                 pump.api.finish(batch)
             if pump.step() is None:
-                pump.advance(1)
+                pump.advance(20)
             assert pump.store.now() - begun < 1_200
-    assert pump.store.paces.read("default", "gpt-4o-mini").took.ended == 10
+    assert pump.store.paces.read("default", model_of(pump, job_id)).took.ended == 8
