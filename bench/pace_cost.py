@@ -3,7 +3,7 @@
     python bench/pace_cost.py [--batches 400]
 
 On a Redis of its own. The time of the script that records the end of a batch is taken twice in the same run: for
-batches that count, and for those that failed and do not. A history is read beside 10,000 batches in flight. Exits 1 if a
+batches that count, and for those that failed and do not. A history is read beside 10,000 in flight. Exits 1 if a
 model takes more than 24 KB, if counting makes the script more than three times as long, or if reading takes over 3 ms.
 """
 

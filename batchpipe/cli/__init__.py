@@ -27,7 +27,7 @@ COMMANDS = {
     "run": ("run", "Submit and follow to the end; the same command again resumes."),
     "submit": ("jobs", "Enqueue a job and print its id."),
     "status": ("status", "Show the state of a job."),
-    "list": ("jobs", "List jobs, newest first."),
+    "list": ("listing", "List jobs, newest first."),
     "wait": ("run", "Wait until jobs have ended."),
     "results": ("jobs", "Print the output rows of an ended job."),
     "cancel": ("jobs", "Cancel a job; finished rows are kept."),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 
@@ -163,6 +164,11 @@ def _kind_of(rate: Rate | None) -> int:
     if rate is None:
         return -1
     return bin_of(rate.seconds * (1.0 - rate.part + 0.02) / rate.part) * 4 + int(rate.part * 3.99)
+
+
+def eta_view(eta: Eta | None) -> dict[str, Any] | None:
+    """For JSON: ``{"earliest", "latest", "nine_in_ten", "batches", "text"}``; times are unix seconds."""
+    return msgspec.structs.asdict(eta) if eta is not None else None
 
 
 # -- in words ----------------------------------------------------------------------------------------------------------

@@ -175,6 +175,10 @@ class JobRecord(Record, frozen=True, kw_only=True):
     missing: int | None = None
     usage: dict[str, int] = {}
     incomplete: dict[str, int] = {}  #: rows that are ok and ended early, by reason
+    answered: int = 0  #: rows of its shards that are answered (see ``model/progress``), kept by the scripts
+    answered_at: float | None = None  #: when counts of a shard were last read
+    answered_before: list[tuple[float, int]] = []  #: then so many were answered: at most two, five minutes apart
+    reasons: dict[str, int] = {}  #: rows that are not ok, by reason (see ``model/reasons``)
     error: Problem | None = None
     created_at: float = 0.0
     preparing_at: float | None = None
@@ -250,6 +254,8 @@ class ShardRecord(Record, frozen=True, kw_only=True):
     usage: dict[str, int] = {}
     cost: int | None = None  #: its rows at list prices, in pico-dollars; null: not known
     incomplete: dict[str, int] = {}  #: rows that are ok and ended early, by reason: a few known ones, and ``other``
+    answered: int | None = None  #: of its rows, what the job's sum has
+    reasons: dict[str, int] = {}  #: rows that are not ok, by reason
     collected_file: str | None = None  #: its outcomes, one line a row, relative to the workspace
     error: Problem | None = None
     planned_at: float | None = None

@@ -23,6 +23,7 @@ from batchpipe.errors import (
     TransientError,
 )
 from batchpipe.model.provider import Provider
+from batchpipe.model.reasons import final_ones
 from batchpipe.model.records import JOB, LONGEST_PAUSE, JobRecord, Problem, ShardRecord, Stage, State
 from batchpipe.model.retry import JOB_TROUBLE, UNFORESEEN
 from batchpipe.model.steps import JOB_STEPS, SHARD_STEPS, Step
@@ -201,6 +202,7 @@ class JobRunner(Runner):
             "round": job.round + 1,
             "total": prepared.rows if job.total is None else job.total,
             "order_files": [*job.order_files, prepared.order_file or ""],
+            "reasons": final_ones(job.reasons),  # the others are sent again
         }
         count, merge_epoch = self.store.leases.plan(lease, changes, _new_shards(job, prepared), ids)
         self._count_stages(job)
@@ -360,7 +362,7 @@ def _clean_up_after_killed_turns(lease: JobLease, workspace: Folder, orders: lis
 
 
 def _totals(merged: Merged) -> dict[str, Any]:
-    return {name: getattr(merged, name) for name in ("total", "ok", "failed", "missing", "usage")}
+    return {name: getattr(merged, name) for name in ("total", "ok", "failed", "missing", "usage", "reasons")}
 
 
 def _state(merged: Merged) -> State:

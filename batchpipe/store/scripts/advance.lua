@@ -10,6 +10,7 @@ if get(rec, 'last') == token then return { 'ok', 0, 0, 0 } end -- repeated by th
 if not holds(rec, token, now) then return { 'lost' } end
 local from = get(rec, 'stage')
 if stage == '' then stage = from end
+local answered, landing = tonumber(get(rec, 'answered') or '0'), flag(rec, 'landing') == 1
 write(rec, 12)
 if from == 'created' then
   if stage ~= 'created' then redis.call('ZREM', in_flight(ARGV[2], job), ARGV[4]) end
@@ -24,7 +25,9 @@ elseif ARGV[9] == 'reset' then
 end
 set_stage(rec, stage, now)
 local republish, cancel = flag(rec, 'republish'), flag(job, 'cancel')
+if rec ~= job and (from == 'created' or stage == 'collected') then add_answered(rec, job, answered, now) end
 if stage == 'collected' then
+  if not landing then add_reasons(rec, job) end -- else the merge counts anew
   redis.call('ZREM', due, ARGV[4])
   local open = redis.call('HINCRBY', job, 'open', -1)
   if open == 0 and get(job, 'stage') == 'running' then

@@ -25,6 +25,7 @@
 --                             about 2,000 of them. An event lets it live 60 days, the job's closing JOB_TTL_DAYS
 --   jobs             zset     JOB by its created_at (at); the sweep takes out those whose records have expired
 --   jobs:STATE       zset     the same, of the jobs in this state; `cancelling`: those that are to end and have not
+--   job_ids          zset     JOB by 0, so that ids can be found by their beginning; goes with `jobs`
 --   due              zset     member by the time when the sweep takes its message for lost (at): next_at and a margin, or
 --                             the end of its lease. A running job is in it only while `due_from` is set; what else is not
 --                             done, always
@@ -89,6 +90,8 @@
 --   missing        count    rows of which nothing came
 --   usage          JSON     {kind of token: count}
 --   incomplete     JSON     {reason: count} of the rows that are ok and ended early
+--   answered       count    rows that are answered: of a job, the sum over its shards
+--   reasons        JSON     {reason: count} of the rows that are not ok; '~' and the reason: they are sent again
 --   error          JSON     problem: why it failed, or was given up
 --
 -- Fields of a job
@@ -134,6 +137,8 @@
 --   due_now        flag     `make_due` lets the records live on, and makes them due at once. Only here
 --   open           count    shards of this round that are not collected
 --   total          count    rows of the input
+--   answered_at    at       counts of a shard were last read
+--   answered_before  JSON   [[at, count] ..]: so many were answered then; two at most, five minutes apart
 --   preparing_at   at       its state became that; so for running, finalizing
 --   running_at     at
 --   finalizing_at  at
@@ -369,6 +374,43 @@ local function note_end_of_batch(prefix, rec, job, member, now)
   local account = get(job, 'account') or 'default'
   redis.call('ZREM', prefix .. 'late:' .. account, member)
   pcall(count_turnaround, prefix, rec, account, now) -- numbers for people: what they meet must not stop a turn
+end
+
+-- Called by every script that may have written counts of a batch, or collected a shard: the job's sum of answered rows, so
+-- that a list of jobs reads no shards. `before`: what that sum has of the shard.
+local function add_answered(rec, job, before, now)
+  local shard = redis.call('HMGET', rec, 'stage', 'counts', 'rows', 'answered')
+  local after = tonumber(shard[4]) or 0 -- of a collected one the step has written it
+  if shard[1] ~= 'collected' then
+    local counts = cjson.decode(shard[2] or '{}')
+    after = (tonumber(counts.completed) or 0) + (tonumber(counts.failed) or 0)
+    after = math.max(0, math.min(after, tonumber(shard[3] or '0')))
+    if after ~= before then redis.call('HSET', rec, 'answered', after) end
+  end
+  local known = redis.call('HMGET', job, 'id', 'answered_before')
+  if not known[1] then return end
+  local total = redis.call('HINCRBY', job, 'answered', after - before)
+  local marks = cjson.decode(known[2] or '[]')
+  if #marks == 0 or now - marks[#marks][1] >= 300 then
+    table.insert(marks, { now, total })
+    if #marks > 2 then table.remove(marks, 1) end
+    redis.call('HSET', job, 'answered_before', cjson.encode(marks))
+  end
+  redis.call('HSET', job, 'answered_at', num(now))
+end
+
+-- The same for the reasons of the rows that are not ok, when a shard is collected.
+local function add_reasons(rec, job)
+  local found = get(rec, 'reasons')
+  if not found then return end
+  local total, kinds = cjson.decode(get(job, 'reasons') or '{}'), 0
+  for _ in pairs(total) do kinds = kinds + 1 end
+  for reason, count in pairs(cjson.decode(found)) do
+    if not total[reason] and kinds >= 40 then reason = string.sub(reason, 1, 1) == '~' and '~- other' or '- other' end
+    if not total[reason] then kinds = kinds + 1 end
+    total[reason] = (total[reason] or 0) + count
+  end
+  if kinds > 0 then redis.call('HSET', job, 'reasons', cjson.encode(total)) end
 end
 
 -- claim an output under all of its names (a JSON list), or none; returns the other job, not closed, that has one, and its stage

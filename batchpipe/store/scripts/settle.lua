@@ -35,6 +35,7 @@ end
 local key = get(rec, 'job') .. ':' .. get(rec, 'index') .. ':' .. (get(rec, 'try') or '1')
 if key ~= ARGV[5] or recorded or get(rec, 'stage') ~= 'uploaded' then return { 'cancel' } end
 redis.call('HDEL', rec, 'made_at', 'in_progress_at', 'finished_at', 'stalled_at', 'stall')
+local answered = tonumber(get(rec, 'answered') or '0')
 write(rec, 11)
 if ARGV[10] ~= '' then redis.call('HSET', rec, 'made_at', ARGV[10]) end
 redis.call('HSET', rec, 'batch_id', batch)
@@ -42,6 +43,7 @@ redis.call('HDEL', rec, 'over_at', 'calls', 'empty_at', 'named', 'trouble', 'ref
 redis.call('SET', ARGV[2] .. 'batch:' .. batch, ARGV[3])
 local live = token ~= '' and holds(rec, token, now)
 set_stage(rec, 'created', now)
+add_answered(rec, job, answered, now)
 redis.call('ZADD', in_flight(ARGV[2], job), ARGV[10] ~= '' and ARGV[10] or num(now), ARGV[3])
 if FINAL[get(rec, 'status')] then note_end_of_batch(ARGV[2], rec, job, ARGV[3], now) end
 release(rec)

@@ -1,0 +1,48 @@
+"""What is shown of jobs beside their records: our time and the pauses of accounts, read once for many jobs."""
+
+from __future__ import annotations
+
+from batchpipe.client.forecasts import FEW_READ, MOST_READ, Forecasts
+from batchpipe.config.settings import Settings
+from batchpipe.model.eta import eta_view
+from batchpipe.model.records import JobRecord
+from batchpipe.model.stats import Pause
+from batchpipe.model.views import Moment
+from batchpipe.pipeline.reason_samples import read_samples
+from batchpipe.store import Store
+
+
+class Moments:
+    """For one look at some jobs: what was read stays as it was."""
+
+    def __init__(self, store: Store, settings: Settings) -> None:
+        self._store, self._settings = store, settings
+        self._now: float | None = None
+        self._forecasts: Forecasts | None = None
+        self._pauses: dict[str, Pause | None] = {}
+
+    def of(self, job: JobRecord, *, files: bool = False) -> Moment:
+        """The moment for one job; nothing is read of Redis for one that has ended. Raises StoreUnavailable.
+
+        ``files``: for one job alone, as ``located`` gives it: look for samples of its errors in its results; and read
+        more of its shards to foresee its end.
+        """
+        if job.state.ended:
+            samples = read_samples(job, roots=tuple(self._settings.roots())) if files else {}
+            return Moment(samples=samples)
+        now, pause = self.now(), self.pause(job.account)
+        if pause is not None:  # nobody sees a batch end
+            return Moment(now=now, pause=pause)
+        self._forecasts = self._forecasts or Forecasts(self._store, now)
+        forecast, eta = self._forecasts.of(job.account), self._forecasts.eta(job, MOST_READ if files else FEW_READ)
+        return Moment(now=now, job_eta=eta_view(eta), shard_eta=lambda shard: eta_view(forecast.of_shard(job, shard)))
+
+    def now(self) -> float:
+        if self._now is None:
+            self._now = self._store.now()
+        return self._now
+
+    def pause(self, account: str) -> Pause | None:
+        if account not in self._pauses:
+            self._pauses[account] = self._store.accounts.pause_of(account)
+        return self._pauses[account]
