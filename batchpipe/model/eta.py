@@ -163,7 +163,7 @@ def _kind_of(rate: Rate | None) -> int:
     """Rates that foretell about the same rest are one kind."""
     if rate is None:
         return -1
-    return bin_of(rate.seconds * (1.0 - rate.part + 0.02) / rate.part) * 4 + int(rate.part * 3.99)
+    return bin_of(rate.rest) * 4 + int(rate.part * 3.99)
 
 
 def eta_view(eta: Eta | None) -> dict[str, Any] | None:

@@ -46,9 +46,14 @@ class Rate:
     seconds: float
     part: float  #: 0 to 1
 
+    @property
+    def rest(self) -> float:
+        """How many more seconds it foretells; files are written after the last row."""
+        return self.seconds * (1.0 - self.part + 0.02) / self.part
+
     def weight(self, rest: float) -> float:
         """How well it agrees with a batch that ends after ``rest`` more seconds; 1 at best."""
-        expected = self.seconds * (1.0 - self.part + 0.02) / self.part  # files are written after the last row
+        expected = self.rest
         error = RATE_ERROR + (EARLY_RATE_ERROR - RATE_ERROR) * (1.0 - self.part)
         return math.exp(-0.5 * (math.log(max(rest, 0.5) / max(expected, 0.5)) / error) ** 2)
 
@@ -163,13 +168,18 @@ class History:
         return _quantile(_survival(self._bins, self._running, 0.0), part) if self.speaks else None
 
     def normal(self, part: float) -> float | None:
-        """The same, of the days before today if there were enough batches: a day on which nothing ends says nothing
-        about what is usual."""
-        if sum(self._earlier) >= 4 * LEAST_ENDED:
-            return _quantile(_survival(self._earlier, [0.0] * BINS, 0.0), part)
-        if self.ended < 4 * LEAST_ENDED:
+        """The same of the batches that ended, without those that run: a day on which nothing ends says nothing about
+        what is usual. Of the days before today if there were enough; else None if more than a tenth has not ended:
+        those that end first are the quick ones."""
+        least = 4 * LEAST_ENDED
+        if sum(self._earlier) >= least:
+            return _quantile(_survival(self._earlier, _NONE, 0.0), part)
+        if self.ended < least or _quantile(_survival(self._plain, self._running, 0.0), 0.9) is None:
             return None
-        return _quantile(_survival(self._plain, self._running, 0.0), part)
+        return _quantile(_survival(self._plain, _NONE, 0.0), part)
+
+
+_NONE = [0.0] * BINS
 
 
 def _added(days: Sequence[Mapping[int, int]], weights: Sequence[float]) -> list[float]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from batchpipe.model.eta import length
+from batchpipe.model.eta import length, rate_of
 from batchpipe.model.pace import History
 from batchpipe.model.records import Problem, ShardRecord
 
@@ -26,13 +26,15 @@ def stall_of(shard: ShardRecord, history: History, now: float) -> Problem | None
     if usual is None:
         began = shard.in_progress_at if shard.in_progress_at is not None else made
         if silent and now - began >= SILENT_SECONDS:
-            return Problem(code=SILENT, message=_said(shard, f"is in progress for {length(now - began)}", silent=True))
+            return Problem(code=SILENT, message=_said(shard, f"is in progress for {length(now - began)}"))
         return None
     if age <= usual * (SILENT_OUTSIDE if silent else FAR_OUTSIDE):
         return None
+    if (rate := rate_of(shard)) is not None and rate.rest <= usual:  # it is slow, and nearly done
+        return None
     model = f" of {shard.model}" if shard.model else ""
     seen = f"has not ended after {length(age)}: 99 in 100 batches{model} ended within {length(usual, up=True)} lately"
-    return Problem(code=SILENT if silent else LATE, message=_said(shard, seen, silent=silent))
+    return Problem(code=SILENT if silent else LATE, message=_said(shard, seen))
 
 
 def _is_silent(shard: ShardRecord) -> bool:
@@ -41,9 +43,10 @@ def _is_silent(shard: ShardRecord) -> bool:
     return shard.status == "in_progress" and bool(counts.total) and not (counts.completed or counts.failed)
 
 
-def _said(shard: ShardRecord, seen: str, *, silent: bool) -> str:
-    none = "; none of its rows is answered" if silent else ""
+def _said(shard: ShardRecord, seen: str) -> str:
+    answered = (shard.counts.completed or 0) + (shard.counts.failed or 0)
+    rows = f"; {answered:,} of its {shard.counts.total:,} rows are answered" if shard.counts.total else ""
     return (
-        f"{shard.batch_id} {seen}{none}. It may still end by itself. What has not run is sent again by "
+        f"{shard.batch_id} {seen}{rows}. It may still end by itself. What has not run is sent again by "
         f"`batchpipe cancel {shard.job}`, then `batchpipe retry {shard.job}`; another model may be quicker"
     )

@@ -22,7 +22,18 @@ KEPT_SECONDS, MOST_KEPT = 30.0, 500
 #: How often late batches are looked for, over all processes, in seconds.
 JUDGE_SECONDS = 60.0
 #: What is read of a shard to judge whether its batch is late.
-JUDGED = ("rows", "model", "batch_id", "status", "counts", "created_at", "intent_at", "made_at", "in_progress_at")
+JUDGED = (
+    "rows",
+    "model",
+    "batch_id",
+    "status",
+    "counts",
+    "created_at",
+    "intent_at",
+    "made_at",
+    "in_progress_at",
+    "snapshot_at",
+)
 
 
 @dataclass(frozen=True)

@@ -276,8 +276,16 @@ def test_a_batch_without_any_answer_is_late_earlier() -> None:
     slow = History([{}, sketch([4_000.0] * 100)])
     assert (found := stall_of(shard(7_000, **silent), slow, NOW)) is not None
     assert found.code == "no_answers"
+    assert "; 0 of its 5 rows are answered." in found.message
     assert stall_of(shard(7_000), slow, NOW) is None
     assert stall_of(shard(7_000, **{**silent, "counts": Counts(total=5, completed=1)}), slow, NOW) is None
+
+
+def test_a_slow_batch_that_is_nearly_done_is_not_late() -> None:
+    """Its rows tell that it ends soon."""
+    read: dict[str, Any] = {"status": "in_progress", "snapshot_at": NOW}
+    assert stall_of(shard(7_200, counts=Counts(total=100, completed=97), **read), USUAL, NOW) is None
+    assert stall_of(shard(7_200, counts=Counts(total=100, completed=40), **read), USUAL, NOW) is not None
 
 
 def test_without_a_history_only_half_a_day_without_an_answer_is_late() -> None:
