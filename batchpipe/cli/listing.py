@@ -19,7 +19,6 @@ from batchpipe.model.views import not_notified
 from batchpipe.model.waits import wait_words
 
 if TYPE_CHECKING:
-    from batchpipe.client.job import Job
     from batchpipe.model.records import JobRecord, Problem
 
 _NAME, _ID, _STATE, _ROWS, _PERCENT = 25, 23, 10, 17, 4
@@ -45,40 +44,42 @@ def list_command(state: str | None, limit: int, as_json: bool) -> None:
         f"{right('%', _PERCENT)}  CREATED"
     )
     for job, view in zip(jobs, client.show(jobs), strict=True):
-        out(_line(job, view))
-        for note in _notes(job, view, silent):
-            out("  " + clip(note, COLUMNS - 2))
+        for line in job_lines(job.record, view, silent):
+            out(line)
     return None
 
 
-def _line(job: Job, view: dict[str, Any]) -> str:
+def job_lines(job: JobRecord, view: dict[str, Any], silent: set[str]) -> Iterator[str]:
+    """A job's line, and those below it; ``silent``: queues without a worker. None is wider than a terminal."""
     progress = view["progress"]
     percent = f"{int(progress['percent'])}%" if progress["percent"] is not None else "-"
     # the end of a path says more than its beginning
-    name = left(name_of(job.record), _NAME, end=not job.record.name)
+    name = left(name_of(job), _NAME, end=not job.name)
     rows = f"{short_number(progress['answered'], 8)}/{short_number(progress['total'], 8)}"
-    return (
+    yield (
         f"{name}  {left(job.id, _ID)}  {left(_state(job), _STATE)}  {right(rows, _ROWS)}  "
-        f"{right(percent, _PERCENT)}  {_when(job.record.created_at)}"
+        f"{right(percent, _PERCENT)}  {_when(job.created_at)}"
     )
+    for note in _notes(job, view, silent):
+        yield "  " + clip(note, COLUMNS - 2)
 
 
-def _notes(job: Job, view: dict[str, Any], silent: set[str]) -> Iterator[str]:
+def _notes(job: JobRecord, view: dict[str, Any], silent: set[str]) -> Iterator[str]:
     """What there is to say of a job beside its line: how fast it is, then what a person should know."""
     if pace := _pace(view):
         yield pace
-    if view["waits_for"] is not None and view["waits_for"]["code"] != "hold":
+    if view["waits_for"] is not None and not job.hold:
         yield f"! waits: {wait_words(view['waits_for'])}"
     if job.error is not None:
         yield f"! {_brief(job.error)}"
     if view["reasons"]:
         yield f"! not ok: {reason_words(view['reasons'])}"
-    if job.record.hold and not job.state.ended:
-        yield f"! held: {_brief(job.record.hold)}"
-    if not_notified(job.record):
+    if job.hold and not job.state.ended:
+        yield f"! held: {_brief(job.hold)}"
+    if not_notified(job):
         yield "! receivers not notified"
-    if not job.record.closed and job.record.queue in silent:
-        yield f"! no worker on queue {job.record.queue}"
+    if not job.closed and job.queue in silent:
+        yield f"! no worker on queue {job.queue}"
 
 
 def _pace(view: dict[str, Any]) -> str:
@@ -91,7 +92,7 @@ def name_of(job: JobRecord) -> str:
     return job.name or ((job.key or job.output) if job.spooled else "") or without_secrets(job.input)
 
 
-def _state(job: Job) -> str:
+def _state(job: JobRecord) -> str:
     """Show a job also if its record cannot be read."""
     return "unreadable" if job.error is not None and job.error.code == "record_unreadable" else str(job.state.value)
 

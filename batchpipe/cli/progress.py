@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
@@ -38,9 +39,9 @@ class Display(Protocol):
     ) -> None: ...
 
 
-def make_display() -> Display:
-    """Live if stderr is a terminal."""
-    return _Live() if sys.stderr.isatty() else _Plain()
+def make_display(clock: Callable[[], float] = time.monotonic) -> Display:
+    """Live if stderr is a terminal. ``clock`` counts seconds."""
+    return _Live(clock) if sys.stderr.isatty() else _Plain(clock)
 
 
 def headline(job: JobRecord, shards: list[ShardRecord], moment: Moment) -> str:
@@ -76,16 +77,17 @@ def next_look(shards: list[ShardRecord], now: float | None) -> str:
 
 
 class _Base:
-    def __init__(self) -> None:
-        self._started = time.monotonic()
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._started = clock()
         self._next = 0.0
 
     def wants_update(self, job: JobRecord) -> bool:
-        return time.monotonic() >= self._next
+        return self._clock() >= self._next
 
     def _rest(self, shards: list[ShardRecord]) -> None:
         """Reading many shards is costly, so the more there are, the less often they are read."""
-        self._next = time.monotonic() + max(0.2, len(shards) / 500)
+        self._next = self._clock() + max(0.2, len(shards) / 500)
 
     def close(self) -> None:
         pass
@@ -102,8 +104,8 @@ class _Base:
 class _Plain(_Base):
     """A line whenever the state or, of a few shards, a provider status changes, and now and then in between."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, clock: Callable[[], float]) -> None:
+        super().__init__(clock)
         self._last: Any = None
         self._said = 0.0
         self._pause_said: float | None = None
@@ -112,7 +114,7 @@ class _Plain(_Base):
     def update(self, job: JobRecord, shards: list[ShardRecord], moment: Moment) -> None:
         self._rest(shards)
         self._say_troubles(job, shards)
-        now, pause = time.monotonic(), moment.pause
+        now, pause = self._clock(), moment.pause
         longest = max(PLAIN_SECONDS, min((now - self._started) / 20, LONGEST_PLAIN_SECONDS))
         if pause is None:
             self._pause_said = None
@@ -156,8 +158,8 @@ def pause_line(job: JobRecord, pause: Pause) -> str:
 class _Live(_Base):
     """A table of shards and a bar, drawn again in place."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, clock: Callable[[], float]) -> None:
+        super().__init__(clock)
         from rich.console import Console
         from rich.live import Live
 
@@ -177,7 +179,7 @@ class _Live(_Base):
         from rich.progress_bar import ProgressBar
         from rich.text import Text
 
-        minutes, seconds = divmod(int(time.monotonic() - self._started), 60)
+        minutes, seconds = divmod(int(self._clock() - self._started), 60)
         total = job.total or sum(shard.rows for shard in shards) or 1
         title = f"{clip(job.name, 60)}  {job.id}" if job.name else job.id
         parts: list[Any] = [

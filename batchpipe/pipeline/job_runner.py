@@ -6,7 +6,7 @@ import errno
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from typing import Any
+from typing import Any, Unpack
 
 from batchpipe.config.limits import turn_deadline
 from batchpipe.config.settings import Settings
@@ -39,7 +39,7 @@ from batchpipe.pipeline.manifest import (
     workspace_of,
 )
 from batchpipe.pipeline.merging import Merging
-from batchpipe.pipeline.messages import Done, Message, Next, Publish, Retry, WaitingIn, denied
+from batchpipe.pipeline.messages import Done, Message, Next, Publish, Retry, denied
 from batchpipe.pipeline.output_owner import Outputs
 from batchpipe.pipeline.runner import (
     CANCELLING,
@@ -47,6 +47,7 @@ from batchpipe.pipeline.runner import (
     MAX_OVERRUNS,
     MAX_TRIES,
     Runner,
+    Shared,
     check_cancel,
     foreseen,
     numbers,
@@ -61,7 +62,7 @@ from batchpipe.pipeline.workspace_cleanup import remove_files_of_killed_turns, t
 from batchpipe.storage import Folder, check_allowed
 from batchpipe.store import ClaimDenied, JobLease, Store, new_task_ids
 from batchpipe.store.redis_label import label_of
-from batchpipe.telemetry.counters import Counters, reason_of
+from batchpipe.telemetry.counters import reason_of
 from batchpipe.telemetry.logs import about
 
 logger = logging.getLogger(__name__)
@@ -86,11 +87,9 @@ class JobRunner(Runner):
         apis: Callable[[str], Provider],
         publish: Publish,
         notify: Callable[[JobRecord], None],
-        *,
-        counters: Counters | None = None,
-        waiting_in: WaitingIn | None = None,
+        **shared: Unpack[Shared],
     ) -> None:
-        super().__init__(settings, store, apis, publish, counters=counters, waiting_in=waiting_in)
+        super().__init__(settings, store, apis, publish, **shared)
         self._outputs = Outputs(settings, store)
         self._merging = Merging(self, self._outputs)
         self._closing = Closing(self, self._outputs, notify)

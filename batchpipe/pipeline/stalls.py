@@ -5,10 +5,13 @@ from __future__ import annotations
 import logging
 import random
 
+from batchpipe.errors import StoreUnavailable
 from batchpipe.model.pace import History
 from batchpipe.model.stalls import LEAST_SECONDS, stall_of
 from batchpipe.pipeline.runner import Runner
 from batchpipe.telemetry.logs import about
+
+logger = logging.getLogger(__name__)
 
 #: Batches that are judged at once; of more that are old, others the next time.
 MOST_JUDGED = 500
@@ -17,8 +20,18 @@ MOST_JUDGED = 500
 def report_late(runner: Runner, account: str, now: float) -> int:
     """Look for batches in flight that stand far outside what their model usually takes, once a minute over all sweeps.
 
-    Returns how many are newly said to be late. Raises StoreUnavailable.
+    Returns how many are newly said to be late. Raises StoreUnavailable, and nothing else: it must not hold up a sweep.
     """
+    try:
+        return _report(runner, account, now)
+    except StoreUnavailable:
+        raise
+    except Exception:
+        logger.exception("late batches of account %r not looked for", account, extra={"event": "not_judged"})
+        return 0
+
+
+def _report(runner: Runner, account: str, now: float) -> int:
     paces = runner.store.paces
     if not paces.take_judging(account, now):
         return 0
