@@ -7,12 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import SecretStr
 
+from batchpipe.config.account import Account
 from batchpipe.model.pace import bin_of
 from batchpipe.model.records import Stage, State
 from batchpipe.pipeline.stalls import MOST_JUDGED, report_late
 from batchpipe.pipeline.steps.poll import Pace
 from batchpipe.pipeline.sweep import sweep
+from batchpipe.provider import parse_batch
 from batchpipe.store import Connection, Store
 from batchpipe.testing import FakeOpenAI, Pump
 from tests.redis_server import new_redis
@@ -187,3 +190,45 @@ def test_polls_keep_their_bounds_and_the_end_is_noticed(tmp_path: Path, chat_row
                 pump.advance(20)
             assert pump.store.now() - begun < 1_200
     assert pump.store.paces.read("default", model_of(pump, job_id)).took.ended == 8
+
+
+def test_an_end_that_a_look_sees_counts_with_the_provider_s_times(tmp_path: Path, chat_rows: Rows) -> None:
+    """Parked shards are not read one by one: what the list shows is what is known."""
+    account = Account(api_key=SecretStr("k"), looks_per_second=100.0)
+    pump = Pump(tmp_path, api=FakeOpenAI(), max_rows=1, polls_in_flight=2, accounts={"default": account})
+    job_id = pump.submit(chat_rows(6))
+
+    def pass_time(seconds: float) -> None:
+        ends = pump.at + seconds
+        while pump.at < ends:
+            while pump.step() is not None:
+                pass
+            pump.sweep()
+            pump.advance(5.0)
+
+    pass_time(60.0)
+    assert all(shard.parked for shard in pump.shards(job_id))
+    for batch in pump.api.batches.values():
+        batch.status, batch.in_progress_at = "in_progress", pump.api.clock()
+    pass_time(120.0)
+    assert all(shard.in_progress_at is not None for shard in pump.shards(job_id))
+    for batch in pump.api.batches.values():
+        pump.api.finish(batch.id)
+    pass_time(120.0)
+    assert pump.job(job_id).stage == State.SUCCEEDED
+    found = pump.store.paces.read("default", model_of(pump, job_id))
+    assert (found.took.ended, found.queued.ended) == (6, 6)
+    assert 150 < (found.took.quantile(0.5) or 0) < 260
+
+
+@pytest.mark.parametrize("value", ["1760000000", True, None, -5, 0, 1e300, {"at": 1}])
+def test_times_of_a_batch_that_are_none_are_not_recorded(value: object) -> None:
+    """Whatever a provider writes there."""
+    batch = parse_batch({"id": "batch_1", "in_progress_at": value, "completed_at": value})
+    assert batch.times == {}
+
+
+def test_the_end_of_a_batch_is_whichever_time_is_there() -> None:
+    for name in ("completed_at", "expired_at", "failed_at", "cancelled_at"):
+        shown = {"id": "batch_1", "completed_at": None, "in_progress_at": 1_760_000_000, name: 1_760_000_100}
+        assert parse_batch(shown).times == {"in_progress_at": 1.76e9, "finished_at": 1760000100.0}
