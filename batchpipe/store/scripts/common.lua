@@ -57,7 +57,8 @@
 --   unanswered_files:ACCOUNT hash  id of an input file of these shards -> member; never expires
 --   walks:ACCOUNT    list     JSON of the latest walks through the account's list while creates were unanswered, the
 --                             latest first, 16 at most: see `NotedWalk` in pipeline/noted_walks.py; lives 1 day
---   walk_failed:ACCOUNT text  the latest walk for an unanswered create failed then (at); 1 minute
+--   walk_failed:ACCOUNT text  when the latest walk for an unanswered create failed (at), a space, and, if the provider cannot
+--                             list, its words; 1 minute
 --   rate:ACCOUNT     hash     token bucket of reads at the provider: tokens (decimal text) that were left at (at), below 0 what
 --                             is booked; look_at (at): the next page of a look; 1 hour
 --   listed:ACCOUNT   hash     looks at the account's batches: begun (at): the last one; token (hex), lease_until (at): while
