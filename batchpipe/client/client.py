@@ -27,6 +27,7 @@ from batchpipe.config.site import current_site
 from batchpipe.errors import NO_QUOTA, InvalidInput, JobNotFound, PermanentError, SettingsError, StoreUnavailable
 from batchpipe.local_redis import acquire
 from batchpipe.masking import without_secrets
+from batchpipe.model.notifications import Notification
 from batchpipe.model.records import JOB, JobRecord, State, new_job_id
 from batchpipe.model.stats import Clock, Pause, Stats
 from batchpipe.model.views import Moment, job_view
@@ -238,6 +239,22 @@ class Client:
         ``listing``: read the accounts' lists of batches now (True), not at all (False), or if it is time (None).
         """
         return sweep(runtime(self.settings).job_runner, listing=listing)
+
+    def notifications(self, *, dead: bool = False, most: int = 100) -> list[Notification]:
+        """Notifications that wait for their next try, or (``dead``) that were given up. Raises StoreUnavailable."""
+        return self.store.outbox.dead(most) if dead else self.store.outbox.waiting(most)
+
+    def count_notifications(self) -> tuple[int, int]:
+        """How many wait for their next try, and how many were given up. Raises StoreUnavailable."""
+        return self.store.outbox.counts()
+
+    def send_again(self, note_ids: Sequence[str]) -> int:
+        """Try these notifications now, and for another day. Returns how many of them there are."""
+        return self.store.outbox.send_again(note_ids)
+
+    def deliver(self) -> int:
+        """Send the notifications that are due. Returns how many were delivered. Raises StoreUnavailable."""
+        return runtime(self.settings).deliverer.deliver_due()
 
     def resume(self, account: str) -> Resumed:
         """End an account's pause: all waiting shards go on. Without a pause, those that wait for a person do.

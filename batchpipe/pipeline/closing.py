@@ -55,6 +55,7 @@ class Closing:
                     raise
                 logger.warning("files left in %s: %s", job.workspace, error, extra={"event": "workspace_left"})
                 self._runner.log(job.id, [("files_left", {"message": error.message})], level=logging.WARNING)
+            self._runner.notices.job_ended(job)
             self._notify_receivers(job, lease)
             self._runner.store.leases.save(lease, {"notified": True})
         self._delete_files(job, lease)
