@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from batchpipe.config.settings import Settings
+from batchpipe.errors import StoreUnavailable
 from batchpipe.model.records import JobRecord
 from batchpipe.model.stats import Pause
 from batchpipe.model.views import Moment
@@ -26,7 +29,14 @@ class Moments:
         if job.state.ended:
             samples = read_samples(job, roots=tuple(self._settings.roots())) if files else {}
             return Moment(samples=samples)
+        self._watch(job.account)
         return Moment(now=self.now(), pause=self.pause(job.account))
+
+    def _watch(self, account: str) -> None:
+        """While somebody looks, counts are written by each look at the account's batches."""
+        if account not in self._pauses:
+            with suppress(StoreUnavailable):  # a Redis that takes no writes can still be read
+                self._store.looks.note_watched(account)
 
     def now(self) -> float:
         if self._now is None:

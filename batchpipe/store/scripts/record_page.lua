@@ -37,6 +37,7 @@ local function ended(rec, id, member, shard, i)
   redis.call('HSET', rec, 'status', ARGV[i + 1], 'counts', ARGV[i + 2], 'snapshot_at', num(now))
   local more = cjson.decode(ARGV[i + 3])
   for at = 1, #more, 2 do redis.call('HSET', rec, more[at], more[at + 1]) end
+  add_answered(rec, prefix .. 'job:' .. id, tonumber(get(rec, 'answered') or '0'), now)
   note_end_of_batch(prefix, rec, prefix .. 'job:' .. id, member, now)
   if leased(rec, now) then
     redis.call('HSET', rec, 'republish', '1') -- the turn under way may not know it
@@ -57,6 +58,7 @@ local function lives(rec, id, member, shard, i)
   local changed = status ~= '' and status ~= shard[3]
   if changed or now - tonumber(shard[4] or '0') >= every then
     redis.call('HSET', rec, 'counts', ARGV[i + 2], 'snapshot_at', num(now))
+    add_answered(rec, prefix .. 'job:' .. id, tonumber(get(rec, 'answered') or '0'), now)
     if changed then redis.call('HSET', rec, 'status', status) end
   end
   if leased(rec, now) then return end
