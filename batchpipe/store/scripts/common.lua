@@ -420,7 +420,8 @@ local function note_end_of_batch(prefix, rec, job, member, now)
 end
 
 -- Called by every script that may have written counts of a batch, or collected a shard: the job's sum of answered rows, so
--- that a list of jobs reads no shards. `before`: what that sum has of the shard.
+-- that a list of jobs reads no shards. `before`: what that sum has of the shard. Where nothing has changed, the time is
+-- written once a minute.
 local function add_answered(rec, job, before, now)
   local shard = redis.call('HMGET', rec, 'stage', 'counts', 'rows', 'answered')
   local after = tonumber(shard[4]) or 0 -- of a collected one the step has written it
@@ -430,16 +431,16 @@ local function add_answered(rec, job, before, now)
     after = math.max(0, math.min(after, tonumber(shard[3] or '0')))
     if after ~= before then redis.call('HSET', rec, 'answered', after) end
   end
-  local known = redis.call('HMGET', job, 'id', 'answered_before')
-  if not known[1] then return end
+  local known = redis.call('HMGET', job, 'id', 'answered_before', 'answered_at')
+  if not known[1] or (after == before and now - tonumber(known[3] or '0') < 60) then return end
   local total = redis.call('HINCRBY', job, 'answered', after - before)
-  local marks = cjson.decode(known[2] or '[]')
+  local marks, fields = cjson.decode(known[2] or '[]'), { 'answered_at', num(now) }
   if #marks == 0 or now - marks[#marks][1] >= 300 then
     table.insert(marks, { now, total })
     if #marks > 2 then table.remove(marks, 1) end
-    redis.call('HSET', job, 'answered_before', cjson.encode(marks))
+    fields[3], fields[4] = 'answered_before', cjson.encode(marks)
   end
-  redis.call('HSET', job, 'answered_at', num(now))
+  redis.call('HSET', job, unpack(fields))
 end
 
 -- The same for the reasons of the rows that are not ok, when a shard is collected.
