@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-<<<<<<< HEAD
-from batchpipe.client.forecasts import FEW_READ, MOST_READ, Forecasts
-from batchpipe.config.settings import Settings
-from batchpipe.model.eta import eta_view
-=======
 from contextlib import suppress
 
+from batchpipe.client.forecasts import FEW_READ, MOST_READ, Forecasts
 from batchpipe.config.settings import Settings
 from batchpipe.errors import StoreUnavailable
->>>>>>> progress
+from batchpipe.model.eta import eta_view
 from batchpipe.model.records import JobRecord
 from batchpipe.model.stats import Pause
 from batchpipe.model.views import Moment
@@ -37,17 +33,13 @@ class Moments:
         if job.state.ended:
             samples = read_samples(job, roots=tuple(self._settings.roots())) if files else {}
             return Moment(samples=samples)
-<<<<<<< HEAD
+        self._watch(job.account)
         now, pause = self.now(), self.pause(job.account)
         if pause is not None:  # nobody sees a batch end
             return Moment(now=now, pause=pause)
         self._forecasts = self._forecasts or Forecasts(self._store, now)
         forecast, eta = self._forecasts.of(job.account), self._forecasts.eta(job, MOST_READ if files else FEW_READ)
         return Moment(now=now, job_eta=eta_view(eta), shard_eta=lambda shard: eta_view(forecast.of_shard(job, shard)))
-=======
-        self._watch(job.account)
-        return Moment(now=self.now(), pause=self.pause(job.account))
->>>>>>> progress
 
     def _watch(self, account: str) -> None:
         """While somebody looks, counts are written by each look at the account's batches."""

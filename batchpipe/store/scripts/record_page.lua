@@ -40,13 +40,8 @@ end
 
 local function ended(rec, id, member, shard, i)
   redis.call('HSET', rec, 'status', ARGV[i + 1], 'counts', ARGV[i + 2], 'snapshot_at', num(now))
-<<<<<<< HEAD
   write_more(rec, ARGV[i + 3])
-=======
-  local more = cjson.decode(ARGV[i + 3])
-  for at = 1, #more, 2 do redis.call('HSET', rec, more[at], more[at + 1]) end
   add_answered(rec, prefix .. 'job:' .. id, tonumber(get(rec, 'answered') or '0'), now)
->>>>>>> progress
   note_end_of_batch(prefix, rec, prefix .. 'job:' .. id, member, now)
   if leased(rec, now) then
     redis.call('HSET', rec, 'republish', '1') -- the turn under way may not know it
@@ -67,15 +62,11 @@ local function lives(rec, id, member, shard, i)
   local changed = status ~= '' and status ~= shard[3]
   if changed or now - tonumber(shard[4] or '0') >= every then
     redis.call('HSET', rec, 'counts', ARGV[i + 2], 'snapshot_at', num(now))
-<<<<<<< HEAD
     if changed then
       redis.call('HSET', rec, 'status', status)
       write_more(rec, ARGV[i + 3])
     end
-=======
     add_answered(rec, prefix .. 'job:' .. id, tonumber(get(rec, 'answered') or '0'), now)
-    if changed then redis.call('HSET', rec, 'status', status) end
->>>>>>> progress
   end
   if leased(rec, now) then return end
   if is_cancelled_elsewhere(status, shard, id) and waits(shard, member) then
