@@ -8,12 +8,14 @@ from typing import Any, ClassVar, Protocol
 
 import orjson
 
+from batchpipe.client.forecasts import Forecasts
 from batchpipe.client.listeners import Watch
 from batchpipe.client.moments import Moments
 from batchpipe.client.waiting import follow, follow_log
 from batchpipe.config.settings import Settings
 from batchpipe.config.site import current_site
 from batchpipe.errors import JobNotFound, PermanentError, StoreUnavailable
+from batchpipe.model.eta import Eta
 from batchpipe.model.progress import Progress, progress_of_job
 from batchpipe.model.reasons import reasons_view
 from batchpipe.model.records import JobRecord, Problem, ShardRecord, State
@@ -223,6 +225,18 @@ class Job:
     def progress(self) -> Progress:
         """How far it is, as last read: rows answered, of how many, rows per second."""
         return progress_of_job(self.record)
+
+    def eta(self) -> Eta | None:
+        """When its batches have ended, as likely as the last days of their models tell: usually between two times, nine
+        in ten by a third (unix seconds). Its result files follow within a minute or so; rows that fail and are sent
+        again take longer.
+
+        None if it has no batch under way, is held or paused, or where too little is known. Reads up to 1,000 shards.
+        """
+        store = self._client.store
+        if self.refresh().state.ended or store.accounts.pause_of(self.record.account) is not None:
+            return None
+        return Forecasts(store, store.now()).eta(self.record)
 
     def reasons(self) -> list[dict[str, Any]]:
         """Why rows are not ok, as last read, the most frequent first: ``{"code", "status", "count", "sample"}``; the

@@ -11,7 +11,7 @@ import msgspec
 
 from batchpipe.model.provider import Batch
 from batchpipe.model.records import Counts
-from batchpipe.provider.parse import MOST_ID, MOST_PAIRS, MOST_STATUS, is_addressable, parse_batch
+from batchpipe.provider.parse import FINISHED, MOST_ID, MOST_PAIRS, MOST_STATUS, is_addressable, parse_batch
 
 
 class _Counts(msgspec.Struct):
@@ -27,6 +27,11 @@ class _Item(msgspec.Struct):
     output_file_id: str | None = None
     error_file_id: str | None = None
     created_at: int | None = None
+    in_progress_at: int | None = None
+    completed_at: int | None = None
+    expired_at: int | None = None
+    failed_at: int | None = None
+    cancelled_at: int | None = None
     expires_at: int | None = None
     request_counts: _Counts | None = None
     metadata: dict[str, str] | None = None
@@ -75,9 +80,15 @@ def _batch(item: _Item) -> Batch | None:
         input_file_id=item.input_file_id or None,
         output_file_id=item.output_file_id or None,
         error_file_id=item.error_file_id or None,
-        created_at=None if item.created_at is None else float(item.created_at),
-        expires_at=None if item.expires_at is None else float(item.expires_at),
+        created_at=_time(item.created_at),
+        in_progress_at=_time(item.in_progress_at),
+        finished_at=_time(next((at for name in FINISHED if (at := getattr(item, name)) is not None), None)),
+        expires_at=_time(item.expires_at),
         counts=Counts(total=counts.total, completed=counts.completed, failed=counts.failed),
         metadata=metadata,
         **rest,
     )
+
+
+def _time(at: int | None) -> float | None:
+    return None if at is None else float(at)

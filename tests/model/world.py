@@ -551,8 +551,8 @@ class World:
         for index in (JOB, *range(shards)) if asked else ():
             self.job_runner.republish(self.job_id, index)
 
-    def sweep(self) -> None:
-        sweep(self.job_runner)
+    def sweep(self, *, listing: bool | None = None) -> None:
+        sweep(self.job_runner, listing=listing)
 
     def move_redis_clock(self, to: float) -> None:
         self.redis_off, self.redis_moved = to, True

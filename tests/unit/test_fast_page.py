@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from batchpipe.model.provider import Batch
 from batchpipe.provider.fast_page import fast_page
 from batchpipe.provider.parse import parse_batch
 
@@ -17,9 +18,14 @@ WHOLE: dict[str, Any] = {
     "object": "batch",
     "status": "COMPLETED",
     "input_file_id": "file-1",
-    "output_file_id": "",
-    "error_file_id": None,
+    "output_file_id": "file-2",
+    "error_file_id": "file-3",
     "created_at": 1_700_000_000,
+    "in_progress_at": 1_700_000_010,
+    "completed_at": 1_700_000_020,
+    "expired_at": None,
+    "failed_at": 1_700_000_030,
+    "cancelled_at": None,
     "expires_at": 1_700_086_400,
     "request_counts": {"total": 3, "completed": 1, "failed": None},
     "metadata": {"batchpipe_key": "job_x:0:1"},
@@ -34,6 +40,10 @@ def page(*items: Any, **fields: Any) -> bytes:
 
 def test_a_page_as_it_should_be_is_decoded_quickly() -> None:
     """With all that is used of it; Azure's "" means no file."""
+    whole = parse_batch(WHOLE)
+    left_out = [name for name in Batch.__struct_fields__ if getattr(whole, name) == getattr(Batch(id=""), name)]
+    assert left_out == []  # so that a new field of a batch is compared, too
+    assert fast_page(page({**WHOLE, "output_file_id": ""})) == ([parse_batch({**WHOLE, "output_file_id": ""})], False)
     assert fast_page(page(WHOLE, {"id": "batch_2"}, has_more=True)) == (
         [parse_batch(WHOLE), parse_batch({"id": "batch_2"})],
         True,

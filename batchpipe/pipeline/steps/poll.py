@@ -16,6 +16,7 @@ import msgspec
 from batchpipe.errors import NO_QUOTA, TOKEN_LIMIT, Gone, Refused, Unavailable
 from batchpipe.model.bodies import QUOTA_CODES
 from batchpipe.model.lateness import wait_for_files
+from batchpipe.model.pace import NO_HISTORY, History, likely_pause
 from batchpipe.model.provider import Batch, Provider
 from batchpipe.model.records import (
     BatchError,
@@ -66,10 +67,16 @@ class Pace:
 
     shortest: float
     longest: float
+    history: History = NO_HISTORY  #: of the account's batches of the same model
 
-    def after(self, age: float) -> float:
-        """A tenth of the batch's age, within the bounds, with a tenth of jitter, so that shards do not keep step."""
-        pause = min(max(age / 10, self.shortest), self.longest)
+    def after(self, age: float, status: str | None = None) -> float:
+        """A tenth of the batch's age; for one in progress with a history, short when its end is likely and long when
+        not. Within the bounds, with a tenth of jitter, so that shards do not keep step.
+
+        What fails does so while it is validated, and is no part of the history.
+        """
+        likely = likely_pause(self.history, age) if status in ("in_progress", "finalizing") else None
+        pause = min(max(age / 10 if likely is None else likely, self.shortest), self.longest)
         return min(pause * random.uniform(1.0, 1.1), self.longest)
 
 
@@ -91,7 +98,7 @@ def poll(
     ``unseen_seconds``, at least, for one that this key does not see, ``files_patience`` for files after the batch's
     end, if it counts answers and names no file. Raises Unavailable, Paused, Refused.
     """
-    pause = pace.after(now - (shard.created_at or now))
+    pause = pace.after(now - (shard.born_at or now), shard.status)
     if (ended := _seen_to_end(shard)) is not None:
         return _moved(job, shard, ended, now, pause, files_patience)
     if (later := _later(job, shard, now, take_slot, pace, patience)) is not None:
@@ -251,6 +258,7 @@ def _moved(job: JobRecord, shard: ShardRecord, batch: Batch, now: float, pause: 
         "cancel_sent": _must_end(job, shard) and batch.status in {"cancelling", *Status.FINAL},
         "unfound": 0,
         "unseen_at": None,
+        **batch.times,
         # what has come since the turn began stays
         **({"slot_at": None} if shard.slot_at is not None else {}),
         **({"news": False} if shard.news else {}),

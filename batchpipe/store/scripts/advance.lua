@@ -21,7 +21,9 @@ if not holds(rec, token, now) then return { 'lost' } end
 local from = get(rec, 'stage')
 if stage == '' then stage = from end
 local status, counts, batch = get(rec, 'status'), get(rec, 'counts'), get(rec, 'batch_id')
-local answered, landing = tonumber(get(rec, 'answered') or '0'), flag(rec, 'landing') == 1
+local counted = rec ~= job and (from == 'created' or stage == 'collected')
+local answered = counted and tonumber(get(rec, 'answered') or '0')
+local landing = stage == 'collected' and flag(rec, 'landing') == 1
 write(rec, 12)
 if from == 'created' then
   -- a look has seen the end meanwhile: that is not replaced by what was read before, or by a server that lags
@@ -45,7 +47,7 @@ end
 set_stage(rec, stage, now)
 if from == 'uploaded' then note_unanswered(ARGV[2], rec, job, ARGV[4]) end
 local republish, cancel = flag(rec, 'republish'), flag(job, 'cancel')
-if rec ~= job and (from == 'created' or stage == 'collected') then add_answered(rec, job, answered, now) end
+if counted then add_answered(rec, job, answered, now) end
 if stage == 'collected' then
   if not landing then add_reasons(rec, job) end -- else the merge counts anew
   redis.call('ZREM', due, ARGV[4])
