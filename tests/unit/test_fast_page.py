@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from batchpipe.model.provider import Batch
@@ -83,6 +83,7 @@ _values = st.one_of(
 )
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(st.dictionaries(st.sampled_from([name for name in WHOLE if name != "id"]), _values, max_size=4))
 def test_both_ways_give_the_same_batches(changed: dict[str, Any]) -> None:
     item = {**WHOLE, **changed}
