@@ -226,6 +226,7 @@ class ShardRecord(Record, frozen=True, kw_only=True):
     status: str | None = None  #: the provider's status
     counts: Counts = Counts()
     snapshot_at: float | None = None  #: when status and counts were read
+    news_at: float | None = None  #: when a webhook said that its batch has ended
     over_at: float | None = None  #: when a final status of its batch was first recorded
     cancel_sent: bool = False
     cancelled_elsewhere: bool = False  #: its batch was cancelled, and not by us: that was reported

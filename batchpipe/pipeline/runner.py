@@ -26,6 +26,7 @@ from batchpipe.model.provider import Provider
 from batchpipe.model.records import JOB, LONGEST_PAUSE, JobRecord, Problem, State
 from batchpipe.model.steps import SHARD_STEPS, Step
 from batchpipe.pipeline.messages import Message, Next, Publish, Retry, WaitingIn, denied
+from batchpipe.pipeline.relaxed import Trust
 from batchpipe.store import ClaimDenied, Lease, Store, When, new_task_ids
 from batchpipe.telemetry.counters import Counters
 from batchpipe.telemetry.logs import log_event
@@ -70,6 +71,7 @@ class Runner:
         self.apis = apis
         self.waiting_in = waiting_in
         self.counters = counters if counters is not None else Counters()
+        self.trust = Trust(store.news.trusted)
         self._publish = publish
 
     def publish(self, message: Message) -> None:

@@ -146,7 +146,9 @@ class ShardRunner(Runner):
             lease.shard,
             api,
             now=clock.now,
-            pace=Pace(self.settings.poll_min_seconds, self.settings.poll_max_seconds),
+            pace=self.trust.pace(
+                job, lease.shard, Pace(self.settings.poll_min_seconds, self.settings.poll_max_seconds)
+            ),
             take_rate_token=lambda: self.store.accounts.take_rate_token(
                 job.account, per_second=rate, burst=max(1.0, 2 * rate)
             ),

@@ -11,6 +11,7 @@ from batchpipe.store.due import Due
 from batchpipe.store.events import Events
 from batchpipe.store.jobs import Jobs
 from batchpipe.store.leases import Leases
+from batchpipe.store.news import News
 from batchpipe.store.queues import Queues
 from batchpipe.store.schedules import Schedules
 from batchpipe.store.shards import Shards
@@ -26,6 +27,7 @@ class Store:
         self.shards = Shards(connection)
         self.leases = Leases(connection, self.due)
         self.accounts = Accounts(connection)
+        self.news = News(connection)
         self.queues = Queues(connection)
         self.events = Events(connection)
         self.counters = Counters(connection)

@@ -387,3 +387,27 @@ def test_a_full_queue_after_rows_were_answered_is_no_reason_to_send_them_again(w
     world.api.batches[world.batch_id].counts = Counts(total=2, completed=1, failed=0)
     world.api.batches[world.batch_id].output_file_id = "file-1"
     assert world.poll().stage == Stage.ENDED
+
+
+# -- webhooks --------------------------------------------------------------------------------------------------------
+
+
+def test_after_a_webhook_the_batch_is_read_at_once_whatever_the_budget(world: World) -> None:
+    """However fresh the last look is; the read still counts for the others."""
+    world.api.finish(world.batch_id)
+    move = world.poll(budget=7.0, snapshot_at=NOW - 1, status="in_progress", news_at=NOW - 0.1)
+    assert (move.stage, world.api.count("retrieve")) == (Stage.ENDED, 1)
+
+
+@pytest.mark.parametrize(("age", "pause"), [(0.1, 1.0), (8.0, 8.0), (300.0, 10.0), (601.0, 10.0)])
+def test_a_read_that_lags_behind_the_webhook_is_repeated_soon(world: World, age: float, pause: float) -> None:
+    """After a second, then at longer and longer intervals, never longer than the usual one."""
+    move = world.poll(news_at=NOW - age)
+    assert (move.stage, world.api.count("retrieve")) == (Stage.CREATED, 1)
+    assert pause <= move.after <= pause * 1.1
+
+
+def test_a_webhook_of_long_ago_is_no_reason_to_hurry(world: World) -> None:
+    """It was wrong, or for a batch that was read since."""
+    move = world.poll(budget=7.0, news_at=NOW - 601)
+    assert (move.stage, world.api.calls) == (Stage.CREATED, [])

@@ -35,6 +35,9 @@ MAX_GONE = 3
 #: No window is longer; an end from the provider that cannot be a time (seconds from now, milliseconds) is ignored.
 MOST_WINDOW_SECONDS = 30 * 86_400.0
 
+#: How long a webhook counts that said of a batch that it has ended, in seconds: by then a read shows it.
+NEWS_SECONDS = 600.0
+
 #: How long we wait for a batch to end that was cancelled because it did not end in time.
 GIVE_UP_SECONDS = 86_400.0
 
@@ -66,16 +69,19 @@ def poll(
 ) -> Move | Problem:
     """Look once. Returns where to go, or the Problem why the batch is gone for good.
 
-    ``take_rate_token`` returns the seconds until this account may ask again (0: now). How many seconds we wait:
+    ``take_rate_token`` returns the seconds until this account may ask again (0: now); a batch of which a webhook said
+    that it has ended is read at once all the same. How many seconds we wait:
     ``patience`` for a batch after its completion window (None: for ever), ``unseen_seconds``, at least, for one that
     this key does not see, ``files_patience`` for files after the batch's end, if it counts answers and names no file.
     Raises Unavailable, Paused, Refused.
     """
-    pause = pace.after(now - (shard.created_at or now))
-    if not _must_end(job, shard) and _is_fresh(shard, now, pace):
+    pause, has_news = pace.after(now - (shard.created_at or now)), _has_news(shard, now)
+    if has_news:  # reads may lag behind webhooks, but not for long
+        pause = min(pause, max(now - (shard.news_at or now), 1.0))
+    if not (_must_end(job, shard) or has_news) and _is_fresh(shard, now, pace):
         return Move(stage=Stage.CREATED, after=pause, changes=_as_before(shard))
     wait = take_rate_token()
-    if wait > 0:
+    if wait > 0 and not has_news:
         after = max(wait, random.uniform(0.2, 1.0) * min(pause, 12 * pace.shortest))
         return Move(stage=Stage.CREATED, after=after, changes=_as_before(shard))
     try:
@@ -119,6 +125,10 @@ def _gone(shard: ShardRecord, error: Gone) -> Problem:
 def _must_end(job: JobRecord, shard: ShardRecord) -> bool:
     """Whether the batch is to be cancelled, or has been."""
     return job.cancel or shard.overdue_at is not None
+
+
+def _has_news(shard: ShardRecord, now: float) -> bool:
+    return shard.news_at is not None and now - shard.news_at < NEWS_SECONDS
 
 
 def _is_overdue(job: JobRecord, shard: ShardRecord, batch: Batch, now: float, patience: float | None) -> bool:

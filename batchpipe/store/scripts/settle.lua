@@ -36,11 +36,17 @@ local key = get(rec, 'job') .. ':' .. get(rec, 'index') .. ':' .. (get(rec, 'try
 if key ~= ARGV[5] or recorded or get(rec, 'stage') ~= 'uploaded' then return { 'cancel' } end
 write(rec, 11)
 redis.call('HSET', rec, 'batch_id', batch)
-redis.call('HDEL', rec, 'over_at', 'calls', 'empty_at', 'named', 'trouble', 'refusal', 'unfound', 'refused_at', 'unseen_at', 'other_at')
+redis.call('HDEL', rec, 'over_at', 'news_at', 'calls', 'empty_at', 'named', 'trouble', 'refusal', 'unfound', 'refused_at', 'unseen_at', 'other_at')
 redis.call('SET', ARGV[2] .. 'batch:' .. batch, ARGV[3])
 local live = token ~= '' and holds(rec, token, now)
 set_stage(rec, 'created', now)
 redis.call('ZADD', in_flight(ARGV[2], job), ARGV[10] ~= '' and ARGV[10] or num(now), ARGV[3])
+local account, told = get(job, 'account') or 'default', false
+if redis.call('ZREM', ARGV[2] .. 'news:' .. account, batch) == 1 then -- its webhook was quicker than the answer
+  told = true
+  redis.call('HSET', rec, 'news_at', num(now))
+  note_news(ARGV[2], account, batch, now)
+end
 if FINAL[get(rec, 'status')] then note_end_of_batch(ARGV[2], rec, job, ARGV[3], now) end
 release(rec)
 if not live then
@@ -50,6 +56,6 @@ if not live then
 end
 redis.call('HSET', rec, 'last', token)
 local republish, wait = flag(rec, 'republish'), tonumber(ARGV[7])
-if republish == 1 then wait = 0 end
+if republish == 1 or told then wait = 0 end
 set_due(rec, due, ARGV[3], lease, now, wait)
 return { 'ok', republish, flag(job, 'cancel') }
