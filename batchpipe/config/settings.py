@@ -24,6 +24,7 @@ from batchpipe.config.redis_urls import checked_broker_url, checked_redis_url
 from batchpipe.config.schedule_file import ScheduleFile
 from batchpipe.errors import SettingsError
 from batchpipe.model.schedule import Schedule
+from batchpipe.model.webhooks import secrets_of
 
 
 class Settings(BaseSettings):
@@ -251,6 +252,16 @@ class Settings(BaseSettings):
         }
         missing = {field: value for field, value in fallbacks.items() if getattr(found, field) is None and value}
         return found.model_copy(update=missing)
+
+    def webhook_secrets(self) -> dict[str, tuple[str, ...]]:
+        """Account -> its webhook secrets in clear, for those that have some. Raises SettingsError."""
+        found = {name: account.webhook_secret for name, account in self.accounts.items()}
+        found["default"] = found.get("default") or self.openai_webhook_secret
+        try:
+            secrets = {name: secrets_of(secret.get_secret_value()) for name, secret in found.items() if secret}
+        except ValueError as error:  # those of accounts were checked when they were read
+            raise SettingsError(f"OPENAI_WEBHOOK_SECRET: {error}") from None
+        return {name: several for name, several in secrets.items() if several}
 
     def is_sandbox(self, name: str) -> bool:
         """True if nothing that happens on this account costs money."""

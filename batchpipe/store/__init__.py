@@ -9,6 +9,7 @@ from __future__ import annotations
 from batchpipe.store.connection import Connection
 from batchpipe.store.due import NewEpoch, When, new_task_ids
 from batchpipe.store.lease import ClaimDenied, JobLease, Lease, Renewal, ShardLease, host_clock
+from batchpipe.store.news import WebhookState
 from batchpipe.store.queues import LISTENING_PACE, WaitingMessage
 from batchpipe.store.schedules import LastRun
 from batchpipe.store.shards import Settled
@@ -28,6 +29,7 @@ __all__ = [
     "ShardLease",
     "Store",
     "WaitingMessage",
+    "WebhookState",
     "When",
     "host_clock",
     "log_once",
