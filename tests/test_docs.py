@@ -143,6 +143,7 @@ def test_the_site_of_the_documentation_builds_without_a_warning(tmp_path: Path) 
 def test_every_setting_that_a_page_names_is_one() -> None:
     """With its prefix; what only the command of the sandbox or a framework reads has no field of its own."""
     others = {"ENV_FILE", "SANDBOX_UPSTREAM_KEY", "SECRETS_DIR", "VIEW_PERMISSION", "SCHEDULES", "ACCOUNTS"}
+    others |= {"SANDBOX_WEBHOOK_SECRET"}
     known = {name.upper() for name in Settings.model_fields} | {name.upper() for name in Account.model_fields} | others
     wrong = {
         f"{page.name}: {name}"

@@ -23,7 +23,8 @@ def take(
 ) -> Answer:
     """Receive one webhook, and wake its shard.
 
-    ``header``: one by its name, in lower case. ``read``: at most so many bytes of the body. ``account``: the one that the URL names; None: all are tried.
+    ``header``: one by its name, in lower case. ``read``: at most so many bytes of the body. ``account``: the one that
+    the URL names; None: all are tried.
     """
     from batchpipe.client import webhooks
     from batchpipe.errors import BatchpipeError

@@ -64,7 +64,7 @@ def secrets_of(text: str) -> tuple[str, ...]:
     for secret in found:
         if not _is_secret(secret):
             raise ValueError(
-                f"no secret of a webhook: that begins with {_PREFIX} and goes on in base64; several are separated by commas"
+                f"no secret of a webhook: it begins with {_PREFIX} and goes on in base64; separate several by commas"
             )
     return found
 
