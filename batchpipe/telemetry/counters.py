@@ -73,7 +73,7 @@ VALUES: dict[str, tuple[str, ...]] = {
         *(stage.value for stage in Stage if stage is not Stage.COLLECTED),
     ),
     "route": ROUTES,
-    "effect": ("woken", "known", "early", "repeated"),
+    "effect": ("woken", "known", "early"),
     "status": (*(str(status.value) for status in HTTPStatus), NO_ANSWER),
 }
 

@@ -63,8 +63,9 @@ class WebhookServer:
     def __init__(self, client: Callable[[], Client], host: str, port: int) -> None:
         """Raises OSError if the address is taken."""
         self._socket = _bind(host, port)
+        self.app = WebhookApp(client)
         config = uvicorn.Config(
-            WebhookApp(client),
+            self.app,
             http=_Protocol,
             loop="asyncio",
             ws="none",

@@ -52,8 +52,8 @@ if first then
       end -- else it is due already: its time is kept, see `attended` of lateness.py
     end
   end
+  redis.call('HINCRBYFLOAT', prefix .. 'metrics', '["webhooks","' .. what .. '"]', 1)
 end
-redis.call('HINCRBYFLOAT', prefix .. 'metrics', '["webhooks","' .. what .. '"]', 1)
 -- Also of a repeat: whoever recorded the first one may have died before it published.
 if rec and is_waiting(rec) and get(rec, 'news_at') and not leased(rec, now) then
   local score = redis.call('ZSCORE', due, member)
