@@ -7,17 +7,18 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from batchpipe.config.settings import Settings
 from batchpipe.config.site import current_site
 from batchpipe.errors import BatchpipeError, RecordUnreadable, StoreUnavailable
-from batchpipe.model.webhooks import MOST_BYTES, Malformed, NotSigned, Verifier
+from batchpipe.model.webhooks import MOST_BYTES, Malformed, NotSigned, Signed, Verifier
 
 if TYPE_CHECKING:
     from batchpipe.store import Store
+    from batchpipe.store.news import Told
 
 logger = logging.getLogger(__name__)
 
@@ -72,6 +73,11 @@ class WebhookReceiver:
 
         200: recorded, or it concerns nobody here; 400: refused, and nothing was written; 503: to be sent again.
         """
+        checked = self.check(body, headers, account)
+        return checked if isinstance(checked, WebhookAnswer) else self.record([checked])[0]
+
+    def check(self, body: bytes, headers: Mapping[str, str], account: str | None = None) -> Signed | WebhookAnswer:
+        """The first half of ``receive``, which asks nobody: what is to be recorded, or the answer."""
         if len(body) > MOST_BYTES:
             return TOO_LARGE
         if not self.secrets:
@@ -87,14 +93,16 @@ class WebhookReceiver:
             return refused(400, "malformed", str(error))
         if event.batch_id is None:
             return WebhookAnswer(200, {"received": True, "effect": "ignored"})
+        return event
+
+    def record(self, events: Sequence[Signed]) -> list[WebhookAnswer]:
+        """The second half, for several at once: the answer to each."""
         try:
-            told = self._store().news.record(event.id, event.batch_id, event.accounts)
-        except (StoreUnavailable, RecordUnreadable) as error:
-            logger.warning("a webhook was not recorded: %s", error, extra={"event": "webhook_not_recorded"})
-            return UNAVAILABLE
-        said = {"event": "webhook", "batch": event.batch_id, "type": event.type, "effect": told.what}
-        logger.debug("webhook: %s of %s: %s", event.type, event.batch_id, told.what, extra=said)
-        return WebhookAnswer(200, {"received": True, "effect": told.what}, told.place)
+            told = self._store().news.record_many([(it.id, it.batch_id or "", it.accounts) for it in events])
+        except StoreUnavailable as error:
+            _not_recorded(error)
+            return [UNAVAILABLE] * len(events)
+        return [_answer(event, one) for event, one in zip(events, told, strict=True)]
 
     def wake(self, place: Place) -> None:
         """Publish the message of a shard that ``receive`` made due. What fails here the sweep does: raises nothing.
@@ -110,6 +118,19 @@ class WebhookReceiver:
             logger.warning("not woken, a sweep will do that: %s", error, extra={"event": "webhook_not_woken"})
         if time.monotonic() - begun > SLOW_SECONDS:
             self._rests_until = time.monotonic() + REST_SECONDS
+
+
+def _answer(event: Signed, told: Told | RecordUnreadable) -> WebhookAnswer:
+    if isinstance(told, RecordUnreadable):
+        _not_recorded(told)
+        return UNAVAILABLE
+    said = {"event": "webhook", "batch": event.batch_id, "type": event.type, "effect": told.what}
+    logger.debug("webhook: %s of %s: %s", event.type, event.batch_id, told.what, extra=said)
+    return WebhookAnswer(200, {"received": True, "effect": told.what}, told.place)
+
+
+def _not_recorded(error: BatchpipeError) -> None:
+    logger.warning("webhooks were not recorded: %s", error, extra={"event": "webhook_not_recorded"})
 
 
 def _say(why: str) -> None:

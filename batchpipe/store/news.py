@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from batchpipe.errors import RecordUnreadable
 from batchpipe.store.connection import Connection
 from batchpipe.store.records import parse_member
 
@@ -40,9 +41,24 @@ class News:
 
         Its shard is due at once; the same script remembers the id. Raises StoreUnavailable, RecordUnreadable.
         """
-        keys = [f"{self._redis.prefix}webhook:{webhook_id}", f"{self._redis.prefix}due"]
-        what, member = self._redis.run("record_news", keys, self._redis.prefix, batch_id, REMEMBERED_SECONDS, *accounts)
-        return Told(what, parse_member(member) if member else None)
+        told = self.record_many([(webhook_id, batch_id, accounts)])[0]
+        if isinstance(told, RecordUnreadable):
+            raise told
+        return told
+
+    def record_many(self, news: Sequence[tuple[str, str, Sequence[str]]]) -> list[Told | RecordUnreadable]:
+        """The same for several (webhook, batch, accounts). Raises StoreUnavailable: then some may be recorded."""
+        prefix = self._redis.prefix
+        calls = [
+            ([f"{prefix}webhook:{webhook_id}", f"{prefix}due"], [prefix, batch_id, REMEMBERED_SECONDS, *accounts])
+            for webhook_id, batch_id, accounts in news
+        ]
+        return [
+            answer
+            if isinstance(answer, RecordUnreadable)
+            else Told(answer[0], parse_member(answer[1]) if answer[1] else None)
+            for answer in self._redis.run_many("record_news", calls)
+        ]
 
     def state(self, account: str) -> WebhookState:
         """Raises StoreUnavailable."""

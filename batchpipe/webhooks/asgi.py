@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
+import threading
+import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from batchpipe.model.webhooks import MOST_BYTES
+from batchpipe.webhooks.recorder import Recorder
 
 if TYPE_CHECKING:
     from batchpipe.client.client import Client
-    from batchpipe.client.webhooks import Place, WebhookAnswer, WebhookReceiver
-
-logger = logging.getLogger(__name__)
+    from batchpipe.client.webhooks import Place, WebhookAnswer
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -23,10 +23,10 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 #: How long a sender may take for a body, in seconds.
 BODY_SECONDS = 10.0
-#: Webhooks in work at once; further ones are asked to come again. Redis is asked by so many threads.
-MOST_AT_ONCE, THREADS = 512, 8
-#: Shards that wait to be woken; more are left to the sweep, which publishes many at a time.
-MOST_TO_WAKE = 100
+#: Webhooks in work at once; further ones are asked to come again.
+MOST_AT_ONCE = 512
+#: Shards that wait to be woken. Where there are more, all are left for a while to the sweep, which is another process.
+MOST_TO_WAKE, FLOOD_SECONDS = 100, 2.0
 
 
 class _Gone(Exception):
@@ -37,11 +37,12 @@ class WebhookApp:
     """Takes ``POST /`` or ``/webhooks``, and the same with ``/ACCOUNT`` behind it, at the place where it is mounted."""
 
     def __init__(self, client: Callable[[], Client] | None = None) -> None:
-        """``client`` is called in a thread at each webhook; by default it is that of the current site."""
+        """``client`` is called in a thread at the first webhook; by default it is that of the current site."""
         self._client = client
-        self._busy = 0
-        self._to_wake = 0
-        self._recorders = ThreadPoolExecutor(THREADS, "webhook")
+        self._recorder: Recorder | None = None
+        self._starting = threading.Lock()
+        self._busy = self._to_wake = 0
+        self._flooded_until = 0.0
         self._waker = ThreadPoolExecutor(1, "webhook-wake")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -66,11 +67,12 @@ class WebhookApp:
         finally:
             self._busy -= 1
         await _send(send, answer)
-        if answer.place is not None:
-            self._wake(answer.place)
+        if answer.place is not None and self._recorder is not None:
+            self._wake(self._recorder, answer.place)
 
     async def _answer(self, scope: Scope, receive: Receive) -> WebhookAnswer:
         from batchpipe.client import webhooks as answers
+        from batchpipe.errors import BatchpipeError
 
         if (account := _account_of(scope)) is None:
             return answers.refused(404, "not_found", "webhooks go to /webhooks or /webhooks/ACCOUNT")
@@ -80,34 +82,34 @@ class WebhookApp:
         body = await _body(headers, receive)
         if body is None:
             return answers.TOO_LARGE
-        work = self._recorders.submit(self._receive, body, headers, account or None)
-        return await asyncio.wrap_future(work)
-
-    def _receiver(self) -> WebhookReceiver:
-        """Raises BatchpipeError: settings that are wrong."""
-        if self._client is not None:
-            return self._client().webhooks()
-        from batchpipe.client.client import default_client
-
-        return default_client().webhooks()
-
-    def _receive(self, body: bytes, headers: dict[str, str], account: str | None) -> WebhookAnswer:
-        from batchpipe.client import webhooks as answers
-        from batchpipe.errors import BatchpipeError
-
         try:
-            return self._receiver().receive(body, headers, account)
+            recorder = self._recorder if self._recorder is not None else await asyncio.to_thread(self._start)
         except BatchpipeError as error:
             return answers.out_of_order(error)
+        checked = recorder.receiver.check(body, headers, account or None)
+        return checked if isinstance(checked, answers.WebhookAnswer) else await recorder.record(checked)
 
-    def _wake(self, place: Place) -> None:
-        if self._to_wake < MOST_TO_WAKE:
+    def _start(self) -> Recorder:
+        """Raises BatchpipeError: settings that are wrong."""
+        from batchpipe.client.client import default_client
+
+        with self._starting:
+            if self._recorder is None:
+                client = self._client or default_client
+                self._recorder = Recorder(client().webhooks())
+            return self._recorder
+
+    def _wake(self, recorder: Recorder, place: Place) -> None:
+        now = time.monotonic()
+        if self._to_wake >= MOST_TO_WAKE:
+            self._flooded_until = now + FLOOD_SECONDS
+        if now >= self._flooded_until:
             self._to_wake += 1
-            self._waker.submit(self._woken, place)
+            self._waker.submit(self._woken, recorder, place)
 
-    def _woken(self, place: Place) -> None:
+    def _woken(self, recorder: Recorder, place: Place) -> None:
         try:
-            self._receiver().wake(place)
+            recorder.receiver.wake(place)
         finally:
             self._to_wake -= 1  # only this one thread does so, and being off by a few does no harm
 

@@ -97,7 +97,7 @@ def send(request: pytest.FixtureRequest, client: Client, redis_url: str, prefix:
         "ACCOUNTS": {"default": {"webhook_secret": f"{OURS},{OLD}"}, "team": {"webhook_secret": TEAMS}},
     }
     if request.param == "asgi":
-        yield asgi_door(client)
+        yield asgi_door(lambda: client)
     elif request.param == "process":
         yield from process_door(client)
     elif request.param == "flask":
@@ -112,8 +112,8 @@ def send(request: pytest.FixtureRequest, client: Client, redis_url: str, prefix:
             yield django_door()
 
 
-def asgi_door(client: Client) -> Send:
-    app = WebhookApp(lambda: client)
+def asgi_door(client: Callable[[], Client]) -> Send:
+    app = WebhookApp(client)
 
     def send(body: bytes, headers: dict[str, str], path: str = "", method: str = "POST") -> Answer:
         sent: list[Any] = []
@@ -425,8 +425,7 @@ def test_wrong_settings_of_a_site_are_no_error_page() -> None:
     def wrong() -> Client:
         raise SettingsError("BATCHPIPE_POLL_MIN_SECONDS: must be a number")
 
-    app = WebhookApp(wrong)
-    assert app._receive(event(), signed(event()), None).status == 503
+    assert asgi_door(cast(Any, wrong))(event(), signed(event()))[0] == 503
 
 
 def test_the_process_closes_connections_that_send_nothing(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
