@@ -10,8 +10,6 @@ from batchpipe.pipeline.steps.poll import Pace
 
 #: For so long this process believes what it has read of an account, in seconds: polls need not ask Redis each time.
 BELIEVED_SECONDS = 10.0
-#: Between two looks into an account's list while webhooks tell of ends, in seconds.
-SAFETY_NET_SECONDS = 240.0
 
 
 class Trust:

@@ -43,7 +43,7 @@ if first then
     what = is_waiting(rec) and 'woken' or 'known'
     note_news(prefix, account, batch, now)
     if what == 'woken' then
-      redis.call('HSET', rec, 'news_at', num(now))
+      redis.call('HSET', rec, 'news', '1', 'news_at', num(now))
       if leased(rec, now) then
         redis.call('HSET', rec, 'republish', '1')
       elseif tonumber(get(rec, 'next_at') or '0') > now then
