@@ -293,7 +293,7 @@ def test_what_the_readme_calls_not_built_is_not_built() -> None:
 
     missing = README.partition("## Not yet")[2].partition("\n## ")[0]
 
-    assert "webhooks" in missing
+    assert "budgets" in missing
     assert [command for command in COMMANDS if f"`batchpipe {command}`" in missing] == []
 
 

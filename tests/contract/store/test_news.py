@@ -6,17 +6,18 @@ from typing import Any
 
 import pytest
 
+from batchpipe.model.provider import Batch
 from batchpipe.model.records import Stage
 from batchpipe.store import Store
 from batchpipe.store.news import Told
 from tests.contract.store.protocol import about, advance, claim, granted, shard, uploaded
 
 
-def created(store: Store, batch_id: str = "batch_1", **fields: Any) -> str:
+def created(store: Store, batch_id: str = "batch_1", *, after: float = 600.0, **fields: Any) -> str:
     """A job whose one shard has this batch, and sleeps for ten minutes."""
     job_id = uploaded(store, **fields)
     lease = granted(claim(store, job_id, 0, Stage.UPLOADED))
-    store.shards.settle(shard(store, job_id), batch_id, token=lease.token, after=600.0, changes={})
+    store.shards.settle(shard(store, job_id), batch_id, token=lease.token, after=after, changes={})
     return job_id
 
 
@@ -181,3 +182,15 @@ def test_the_reading_of_an_account_writes_nothing(store: Store) -> None:
     """It works on a Redis that is full."""
     store.news.state("default")
     assert store.connection.client.keys(f"{store.connection.prefix}*") == []
+
+
+def test_a_parked_shard_is_woken_and_no_look_puts_it_to_sleep_again(store: Store) -> None:
+    """Though the list still shows its batch alive, and the receiver has died before it sent the message."""
+    job_id = created(store, after=0.0)
+    lease = granted(claim(store, job_id, 0, Stage.CREATED))
+    advance(store, lease, Stage.CREATED, 200.0, status="in_progress", parked=True)
+    assert store.news.record("evt_1", "batch_1", ["default"]) == Told("woken", (job_id, 0))
+    store.looks.record_page("default", [Batch(id="batch_1", status="in_progress")], every=60.0, net=600.0)
+    assert store.news.record("evt_1", "batch_1", ["default"]) == Told("repeated", (job_id, 0))
+    assert store.due.bump_epoch(job_id, 0, ["new"], when="overdue") is not None
+    assert not shard(store, job_id).parked
