@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 #: A message that took longer to publish, in seconds, shows a broker in trouble: the next ones are left to the sweep.
-SLOW_SECONDS, REST_SECONDS = 0.5, 10.0
+SLOW_SECONDS, REST_SECONDS = 1.0, 10.0
 #: How often a process logs that it refuses webhooks, in seconds.
 SAY_SECONDS = 60.0
 
@@ -65,6 +65,7 @@ class WebhookReceiver:
         self._verifier = Verifier(self.secrets)
         self._store, self._republish = store, republish
         self._rests_until = 0.0
+        self._is_warm = False  # the first message takes longer: Celery is imported, and the broker connected to
 
     def receive(self, body: bytes, headers: Mapping[str, str], account: str | None = None) -> WebhookAnswer:
         """Check one webhook and record what it says. Raises nothing of ours.
@@ -116,8 +117,9 @@ class WebhookReceiver:
             self._republish(*place)
         except BatchpipeError as error:
             logger.warning("not woken, a sweep will do that: %s", error, extra={"event": "webhook_not_woken"})
-        if time.monotonic() - begun > SLOW_SECONDS:
+        if time.monotonic() - begun > SLOW_SECONDS and self._is_warm:
             self._rests_until = time.monotonic() + REST_SECONDS
+        self._is_warm = True
 
 
 def _answer(event: Signed, told: Told | RecordUnreadable) -> WebhookAnswer:
