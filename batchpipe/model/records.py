@@ -235,6 +235,7 @@ class ShardRecord(Record, frozen=True, kw_only=True):
     status: str | None = None  #: the provider's status
     counts: Counts = Counts()
     snapshot_at: float | None = None  #: when status and counts were read
+    news_at: float | None = None  #: when a webhook said that its batch has ended
     over_at: float | None = None  #: when a final status of its batch was first recorded
     made_at: float | None = None  #: when its batch was made, began to run and ended, by the provider's clock
     in_progress_at: float | None = None

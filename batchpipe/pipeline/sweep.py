@@ -107,7 +107,9 @@ def _look_after(
         return
     try:
         in_settings = runner.settings.account(account)
-        every = seconds_between(state.in_flight, in_settings.looks_per_second) if watch else LIST_SECONDS
+        every, told = LIST_SECONDS, watch and runner.trust.of(account)
+        if watch:
+            every = seconds_between(state.in_flight, in_settings.looks_per_second, news=told)
         if at_once:
             every = 0.0
         elif abs(clock.now - state.begun) < every + (late if watch else 0.0):

@@ -12,6 +12,7 @@ from batchpipe.store.events import Events
 from batchpipe.store.jobs import Jobs
 from batchpipe.store.leases import Leases
 from batchpipe.store.looks import Looks
+from batchpipe.store.news import News
 from batchpipe.store.outbox import Outbox
 from batchpipe.store.paces import Paces
 from batchpipe.store.queues import Queues
@@ -30,6 +31,7 @@ class Store:
         self.shards = Shards(connection)
         self.leases = Leases(connection, self.due)
         self.accounts = Accounts(connection)
+        self.news = News(connection)
         self.unanswered = Unanswered(connection)
         self.looks = Looks(connection)
         self.paces = Paces(connection)

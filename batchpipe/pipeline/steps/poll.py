@@ -39,6 +39,9 @@ MAX_GONE = 3
 #: No window is longer; an end from the provider that cannot be a time (seconds from now, milliseconds) is ignored.
 MOST_WINDOW_SECONDS = 30 * 86_400.0
 
+#: How long a webhook counts that said of a batch that it has ended, in seconds: by then a read shows it.
+NEWS_SECONDS = 600.0
+
 #: How long we wait for a batch to end that was cancelled because it did not end in time.
 GIVE_UP_SECONDS = 86_400.0
 
@@ -99,6 +102,8 @@ def poll(
     end, if it counts answers and names no file. Raises Unavailable, Paused, Refused.
     """
     pause = pace.after(now - (shard.born_at or now), shard.status)
+    if _has_news(shard, now):  # reads may lag behind webhooks, but not for long
+        pause = min(pause, max(now - (shard.news_at or now), 1.0))
     if (ended := _seen_to_end(shard)) is not None:
         return _moved(job, shard, ended, now, pause, files_patience)
     if (later := _later(job, shard, now, take_slot, pace, patience)) is not None:
@@ -144,6 +149,10 @@ def _gone(shard: ShardRecord, error: Gone) -> Problem:
 def _must_end(job: JobRecord, shard: ShardRecord) -> bool:
     """Whether the batch is to be cancelled, or has been."""
     return job.cancel or shard.overdue_at is not None
+
+
+def _has_news(shard: ShardRecord, now: float) -> bool:
+    return shard.news and shard.news_at is not None and now - shard.news_at < NEWS_SECONDS
 
 
 def _is_overdue(job: JobRecord, shard: ShardRecord, batch: Batch, now: float, patience: float | None) -> bool:
@@ -261,7 +270,7 @@ def _moved(job: JobRecord, shard: ShardRecord, batch: Batch, now: float, pause: 
         **batch.times,
         # what has come since the turn began stays
         **({"slot_at": None} if shard.slot_at is not None else {}),
-        **({"news": False} if shard.news else {}),
+        **({"news": False} if shard.news and not _has_news(shard, now) else {}),
     }
     if changes["cancel_sent"] and not shard.cancel_sent and shard.overdue_at is not None:
         changes["overdue_at"] = now  # no worker was there to cancel it: its time starts now

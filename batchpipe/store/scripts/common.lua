@@ -50,6 +50,11 @@
 --                             shards without one; 9 days after the last
 --   inflight:ACCOUNT zset     member of each shard that is `created`, by the time when its batch was made (at): the
 --                             provider's word, else ours; never expires
+--   webhook:ID       text     '1': the webhook of this id has had its effect; 1 hour
+--   news:ACCOUNT     zset     batch that a webhook told of and no record knew, by then (at); 10,000 at most, 1 hour
+--   webhooks:ACCOUNT hash     seen (at): the latest verified webhook; ours (at): the latest about a batch of a record;
+--                             silent (text), silent_at (at): a batch whose end was seen before a webhook told of it, until
+--                             that comes, see note_unannounced(); never expires
 --   unanswered:ACCOUNT zset   member of each shard with a create call that has no clear answer, by the earliest time that
 --                             its first call may have had at the provider (at); never expires
 --   awaiting_walk:ACCOUNT zset  member of those that wait for a walk through the account's list by walk_from (at); never
@@ -196,6 +201,7 @@
 --   status         text     the provider's word for its batch
 --   counts         JSON     {total, completed, failed: count}, the provider's
 --   snapshot_at    at       status and counts were read
+--   news_at        at       a webhook said that its batch has ended
 --   over_at        at       a final status of its batch was first recorded
 --   made_at        at       its batch was made, by the provider's clock; so for began to run, ended
 --   in_progress_at at
@@ -360,6 +366,40 @@ local function in_flight(prefix, job)
   return prefix .. 'inflight:' .. (get(job, 'account') or 'default')
 end
 
+-- How long after their latest sign of life webhooks are relied on, how late one may be, and for how long one that did not
+-- come counts (s).
+local TRUST, LATE, DOUBT = 86400, 60, 600
+
+local function is_overdue(silent_at, now)
+  return silent_at and now - tonumber(silent_at) > LATE
+end
+
+-- Whether the ends of batches come as webhooks, so that nobody need look often.
+local function trusts(ours, silent_at, now)
+  return ours and now - tonumber(ours) < TRUST and not is_overdue(silent_at, now)
+end
+
+-- A webhook has told of a batch of ours. If one was missed before, that is forgotten when it comes, or after a while.
+local function note_news(prefix, account, batch, now)
+  local key = prefix .. 'webhooks:' .. account
+  redis.call('HSET', key, 'ours', num(now))
+  local silent_at = get(key, 'silent_at')
+  if silent_at and (get(key, 'silent') == batch or now - tonumber(silent_at) > DOUBT) then
+    redis.call('HDEL', key, 'silent', 'silent_at')
+  end
+end
+
+-- An end was seen, and no webhook had told of it, while they are relied on: the first such batch is remembered until its
+-- webhook comes. If that does not come within LATE, looks are as frequent as without webhooks.
+local function note_unannounced(prefix, rec, job, now)
+  local batch = get(rec, 'batch_id')
+  if not batch or not FINAL[get(rec, 'status')] or get(rec, 'news_at') then return end
+  local key = prefix .. 'webhooks:' .. (get(job, 'account') or 'default')
+  local known = redis.call('HMGET', key, 'ours', 'silent_at')
+  if known[2] or not trusts(known[1], known[2], now) then return end
+  redis.call('HSET', key, 'silent', batch, 'silent_at', num(now))
+end
+
 -- Times are kept in bins, each a fifth wider than the one before: bin b holds those from 1.2^b seconds on, the last one
 -- all that are longer. model/pace.py reads them.
 local function pace_bin(seconds)
@@ -414,6 +454,7 @@ end
 -- end of a batch, once for each batch.
 local function note_end_of_batch(prefix, rec, job, member, now)
   if redis.call('HSETNX', rec, 'over_at', num(now)) == 0 then return end
+  note_unannounced(prefix, rec, job, now)
   local account = get(job, 'account') or 'default'
   redis.call('ZREM', prefix .. 'late:' .. account, member)
   pcall(count_turnaround, prefix, rec, account, now) -- numbers for people: what they meet must not stop a turn

@@ -71,7 +71,7 @@ local function lives(rec, id, member, shard, i)
   if leased(rec, now) then return end
   if is_cancelled_elsewhere(status, shard, id) and waits(shard, member) then
     wake[#wake + 1] = member
-  elseif shard[6] == '1' and tonumber(shard[9] or '0') - now < net / 2 then
+  elseif shard[6] == '1' and not shard[15] and tonumber(shard[9] or '0') - now < net / 2 then
     local later = now + net * (0.8 + 0.2 * math.random())
     if shard[7] then later = math.min(later, tonumber(shard[7])) end
     if later > tonumber(shard[9] or '0') then
@@ -90,7 +90,8 @@ for number, member in ipairs(members) do
   if id and job_of(id)[1] == account then
     local rec = prefix .. 'shard:' .. id .. ':' .. index
     local shard = redis.pcall('HMGET', rec, 'stage', 'batch_id', 'status', 'snapshot_at', 'counts', 'parked', 'park_until',
-      'late_at', 'next_at', 'end_seen', 'cancel_sent', 'cancelled_elsewhere', 'overdue_at', 'landing')
+      'late_at', 'next_at', 'end_seen', 'cancel_sent', 'cancelled_elsewhere', 'overdue_at', 'landing',
+      'news')
     if not shard.err and shard[2] == ARGV[i] then
       recorded[#recorded + 1] = number - 1
       if shard[1] == 'created' then
