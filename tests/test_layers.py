@@ -24,14 +24,14 @@ LAYERS: list[tuple[str, ...]] = [
     ("pipeline",),
     ("tasks", "recover", "testing"),
     ("client",),
-    ("worker", "monitoring"),
+    ("worker", "monitoring", "webhooks"),
     ("cli", "metrics"),
     ("contrib", "__main__"),
 ]
 #: Stands by itself: it imports nothing of the pipeline, and only these import it.
 ISLAND, ISLAND_USERS = "sandbox", ("cli", "testing")
 #: What people and other programs meet: they ask the client.
-FRONTS = ("cli", "contrib", "monitoring")
+FRONTS = ("cli", "contrib", "monitoring", "webhooks")
 #: The public face: it may name anything, and nobody inside imports a name from it.
 FACADE = "__init__"
 #: What the facade defines itself, so that importing it leads nowhere.
@@ -45,6 +45,7 @@ DOORS: dict[str, tuple[str, ...]] = {
     "celery": ("tasks", "worker", "contrib"),
     "kombu": ("tasks", "worker"),
     "cronsim": ("model.schedule",),
+    "standardwebhooks": ("model.webhooks",),
     "flower": ("monitoring.flower",),
     "tornado": ("monitoring.flower",),
     "fsspec": ("storage",),

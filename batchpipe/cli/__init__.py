@@ -44,6 +44,7 @@ COMMANDS = {
     "worker": ("processes", "Run a Celery worker with the right settings."),
     "beat": ("processes", "Run Celery beat: the sweep every few seconds, and the schedules."),
     "flower": ("flower", "Run Flower: workers and tasks in a browser."),
+    "webhooks": ("webhooks", "Receive the provider's webhooks."),
     "metrics": ("metrics", "Serve metrics for Prometheus."),
     "sandbox": ("processes", "Run the local OpenAI-compatible server."),
     "probe": ("probe", "Find out what an account's Batch server can do, and write its settings."),

@@ -94,6 +94,8 @@ def _look(account: str) -> Iterator[Finding]:
         yield from _unless_refused("records", _records(client))
         yield from _unless_refused("told", _notifications(client))
     yield from _unless_refused("account", _account(client, account))
+    if client is not None:
+        yield from _unless_refused("webhooks", _webhooks(client, account.lower()))
     yield from _site_app(chosen)
     if client is not None:
         yield from _unless_refused("jobs", _jobs_and_workers(client))
@@ -206,6 +208,42 @@ def _account(client: Client | None, name: str) -> Iterator[Finding]:
     if client is not None and (pause := client.pause_of(name)) is not None:
         detail = f"{name}: paused for {pause.seconds:.0f} s more ({pause.code}): {pause.message}"
         yield Finding("account", "warn", detail, f"fix the cause; then: batchpipe resume {name}")
+
+
+def _webhooks(client: Client, name: str) -> Iterator[Finding]:
+    """Whether webhooks are received for this account; nothing where nobody has set them up."""
+    try:
+        secrets = settings().webhook_secrets().get(name, ())
+    except SettingsError as error:
+        yield Finding("webhooks", "fail", str(error), "docs/webhooks.md")
+        return
+    state = client.webhook_state(name)
+    if state.seen is None:
+        if secrets:
+            detail = f"{name}: a secret is set, and none has come yet"
+            yield Finding(
+                "webhooks", "warn", detail, "is a receiver reached at the URL that the provider has? docs/webhooks.md"
+            )
+        return
+    ago = f"{name}: the last one came {_ago(client.now() - state.seen)} ago"
+    if state.trusted:
+        yield Finding("webhooks", "ok", f"{ago}; ends are awaited from them, looks are a safety net")
+    elif state.ours is None:
+        fix = "are secret and key of the same project at the provider? docs/webhooks.md"
+        yield Finding("webhooks", "warn", f"{ago}, and none was about a batch of ours", fix)
+    else:
+        detail = f"{ago}, the last about a batch of ours {_ago(client.now() - state.ours)} ago; ends are looked for"
+        yield Finding("webhooks", "ok", detail)
+
+
+def _ago(seconds: float) -> str:
+    return (
+        f"{seconds:.0f} s"
+        if seconds < 120
+        else f"{seconds / 60:.0f} min"
+        if seconds < 7_200
+        else f"{seconds / 3_600:.0f} h"
+    )
 
 
 def _capabilities(name: str) -> Iterator[Finding]:

@@ -144,6 +144,7 @@ def beat_command(loglevel: str, alive_file: Path | None) -> None:
 @click.option("--any-model", is_flag=True, help="Also accept model names that look misspelled.")
 @click.option("--upstream", metavar="URL", help="Send each row to this OpenAI-compatible server.")
 @click.option("--upstream-concurrency", type=click.IntRange(min=1), default=8, show_default=True, help="Rows at once.")
+@click.option("--webhook-url", metavar="URL", help="Tell this URL of the ends of batches.")
 @click.option("--ready-file", type=click.Path(dir_okay=False, path_type=Path), help="Gets the base URL when up.")
 def sandbox_command(
     host: str,
@@ -154,13 +155,15 @@ def sandbox_command(
     any_model: bool,
     upstream: str | None,
     upstream_concurrency: int,
+    webhook_url: str | None,
     ready_file: Path | None,
 ) -> None:
     """Run the local OpenAI-compatible Files and Batches server.
 
-    The key for --upstream is read from BATCHPIPE_SANDBOX_UPSTREAM_KEY.
+    The key for --upstream is read from BATCHPIPE_SANDBOX_UPSTREAM_KEY, the secret for
+    --webhook-url from BATCHPIPE_SANDBOX_WEBHOOK_SECRET.
     """
-    from batchpipe.config.environment import sandbox_upstream_key
+    from batchpipe.config.environment import sandbox_upstream_key, sandbox_webhook_secret
     from batchpipe.sandbox import serve
 
     logging.basicConfig(level=logging.WARNING)
@@ -177,6 +180,8 @@ def sandbox_command(
             upstream=upstream,
             upstream_concurrency=upstream_concurrency,
             upstream_api_key=sandbox_upstream_key(),
+            webhook_url=webhook_url,
+            webhook_secret=sandbox_webhook_secret(),
         )
     except OSError as error:
         raise click.ClickException(f"cannot listen on {host}:{port}: {error.strerror or error}; try --port 0") from None

@@ -20,6 +20,7 @@ from batchpipe.client.options import SubmitOptions, complete, shows_options
 from batchpipe.client.retry import check_retriable, check_sizes, failed_requests, retry_options
 from batchpipe.client.submission import Input, as_text, held_back, new_record, new_run_queue, with_input
 from batchpipe.client.waiting import follow
+from batchpipe.client.webhooks import WebhookReceiver
 from batchpipe.config.account import SANDBOX_ACCOUNT
 from batchpipe.config.environment import bare_environment
 from batchpipe.config.settings import Settings
@@ -38,7 +39,7 @@ from batchpipe.pipeline.republish_many import PUBLISHED_AT_ONCE, Resumed, republ
 from batchpipe.pipeline.results import BatchResult, Outcome
 from batchpipe.pipeline.sweep import sweep
 from batchpipe.recover import Report, recover
-from batchpipe.store import Store
+from batchpipe.store import Store, WebhookState
 from batchpipe.tasks import publishing
 from batchpipe.tasks.app import check_not_eager
 from batchpipe.tasks.runtime import runtime
@@ -291,6 +292,16 @@ class Client:
             )
         return recover(runtime(self.settings).job_runner, folders, dry_run=dry_run, jobs=jobs, of=of)
 
+    # -- the provider's webhooks -------------------------------------------------------------------------------------
+
+    def webhooks(self) -> WebhookReceiver:
+        """Receives webhooks for the accounts of these settings. Raises SettingsError."""
+        return current_site().keep(_receiver, self)
+
+    def webhook_state(self, account: str) -> WebhookState:
+        """When webhooks of this account came, and whether they are relied on. Raises StoreUnavailable."""
+        return self.store.news.state(account.lower())
+
     # -- looking ---------------------------------------------------------------------------------------------------
 
     def follow(
@@ -344,6 +355,13 @@ class Client:
     def watch(self, say: Callable[[str], object] | None = None) -> Watch:
         """Called repeatedly with a job's record, it says if no worker listens on its queue."""
         return Watch(self.store, self.settings, say)
+
+
+def _receiver(client: Client) -> WebhookReceiver:
+    def republish(job_id: str, index: int) -> object:
+        return runtime(client.settings).shard_runner.republish(job_id, index, when="overdue")
+
+    return WebhookReceiver(client.settings, lambda: client.store, republish)
 
 
 def default_client() -> Client:

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, m
 from pydantic_settings import NoDecode
 
 from batchpipe.config.profiles import PROFILES, ProfileName, with_profile
+from batchpipe.model.webhooks import secrets_of
 
 #: The account of ``run --sandbox``; its server runs as long as the command.
 SANDBOX_ACCOUNT = "sandbox"
@@ -30,7 +31,9 @@ class Account(BaseModel):
     organization: str | None = Field(None, description="OpenAI organization id")
     project: str | None = Field(None, description="OpenAI project id")
     base_url: str | None = Field(None, description="URL of an OpenAI-compatible server, with its /v1")
-    webhook_secret: SecretStr | None = Field(None, description="secret of the provider's webhooks")
+    webhook_secret: SecretStr | None = Field(
+        None, description="secret of the provider's webhooks (whsec_...); several, comma-separated, while it is changed"
+    )
     azure_endpoint: str | None = Field(None, description="azure: https://NAME.openai.azure.com")
     api_version: str | None = Field(None, description="azure: api version, such as 2025-04-01-preview")
     sandbox: bool = Field(False, description="a test server: nothing is paid, so a Redis that forgets is allowed")
@@ -62,6 +65,18 @@ class Account(BaseModel):
         description="cancel a batch that has not ended so long after its window and send its rows again; "
         "0: never  [7200; azure: never]",
     )
+
+    @field_validator("webhook_secret", mode="before")
+    @classmethod
+    def _join_secrets(cls, value: Any) -> Any:
+        return ",".join(map(str, value)) if isinstance(value, list | tuple) else value
+
+    @field_validator("webhook_secret")
+    @classmethod
+    def _are_secrets(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None:
+            secrets_of(value.get_secret_value())
+        return value
 
     @field_validator("notify", mode="before")
     @classmethod

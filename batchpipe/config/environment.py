@@ -70,6 +70,11 @@ def sandbox_upstream_key() -> str | None:
     return os.environ.get(f"{PREFIX}SANDBOX_UPSTREAM_KEY")
 
 
+def sandbox_webhook_secret() -> str | None:
+    """The secret of ``sandbox --webhook-url``."""
+    return os.environ.get(f"{PREFIX}SANDBOX_WEBHOOK_SECRET")
+
+
 def with_settings(values: Mapping[str, str]) -> dict[str, str]:
     """All variables of this process, and these settings."""
     return {**os.environ, **{f"{PREFIX}{name}": value for name, value in values.items()}}

@@ -51,7 +51,7 @@ def load_settings(*, env_file: str | Path | None = "", given: SiteSettings | Non
 
 
 #: Variables that are read elsewhere, or that others set: Kubernetes for a service of this name.
-_ELSEWHERE = frozenset({"ENV_FILE", "SECRETS_DIR", "SANDBOX_UPSTREAM_KEY"})
+_ELSEWHERE = frozenset({"ENV_FILE", "SECRETS_DIR", "SANDBOX_UPSTREAM_KEY", "SANDBOX_WEBHOOK_SECRET"})
 _OF_KUBERNETES = re.compile(r"(\w+_)?(SERVICE_(HOST|PORT(_\w+)?)|PORT(_\d+_(TCP|UDP)(_\w+)?)?)")
 #: At most so many are named: the rest is shown when these are corrected.
 _MOST_UNKNOWN = 10

@@ -25,6 +25,7 @@ from batchpipe.config.schedule_file import ScheduleFile
 from batchpipe.config.target import Target
 from batchpipe.errors import SettingsError
 from batchpipe.model.schedule import Schedule
+from batchpipe.model.webhooks import secrets_of
 
 
 class Settings(BaseSettings):
@@ -273,6 +274,16 @@ class Settings(BaseSettings):
         if self.openai_base_url and found.has_base_url_of_profile():
             missing["base_url"] = self.openai_base_url
         return found.model_copy(update=missing)
+
+    def webhook_secrets(self) -> dict[str, tuple[str, ...]]:
+        """Account -> its webhook secrets in clear, for those that have some. Raises SettingsError."""
+        found = {name: account.webhook_secret for name, account in self.accounts.items()}
+        found["default"] = found.get("default") or self.openai_webhook_secret
+        try:
+            secrets = {name: secrets_of(secret.get_secret_value()) for name, secret in found.items() if secret}
+        except ValueError as error:  # those of accounts were checked when they were read
+            raise SettingsError(f"OPENAI_WEBHOOK_SECRET: {error}") from None
+        return {name: several for name, several in secrets.items() if several}
 
     def known_account(self, name: str) -> Account:
         """What the settings say of an account, also where this process does not have its key."""

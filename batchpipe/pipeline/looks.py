@@ -16,6 +16,7 @@ from typing import Protocol
 
 from batchpipe.errors import Gone, LeaseLost, StoreUnavailable
 from batchpipe.model.provider import Batch, BatchPage, ProviderReads
+from batchpipe.model.records import Stage
 from batchpipe.pipeline.overdue import republish_or_set_aside
 from batchpipe.pipeline.ranks import Ranks
 from batchpipe.pipeline.runner import Runner
@@ -25,6 +26,8 @@ from batchpipe.store import parse_member
 
 logger = logging.getLogger(__name__)
 
+#: Batches that one script compares.
+CHUNK = 100
 #: Counts and the time of the last sight are written so often, unless somebody watches.
 COUNTS_SECONDS = 60.0
 #: From the beginning of one look to that of the next, while polls are parked: few in flight, and many. Sweeps come by
@@ -133,7 +136,8 @@ class _Reader:
 
     def single(self, member: str) -> Batch | None:
         [shard] = self._runner.store.shards.at([parse_member(member)])
-        if shard is None or shard.batch_id is None:
+        if shard is None or shard.batch_id is None or shard.stage != Stage.CREATED:
+            self._runner.store.looks.forget_if_gone(self._account, member)
             return None
         self._wait()
         try:
@@ -153,10 +157,14 @@ class _Reader:
 
     def _record(self, batches: Sequence[Batch]) -> set[str]:
         """Returns the shards in flight that were met."""
-        net = SAFETY_NET_SECONDS * random.uniform(0.9, 1.0)
-        seen = self._runner.store.looks.record_page(self._account, batches, every=COUNTS_SECONDS, net=net)
-        for job_id, index in seen.wake:
-            republish_or_set_aside(self._runner, job_id, index, "waiting")
-        for visitor in self._visitors:
-            visitor.visit(batches, seen.recorded)
-        return seen.met
+        met = set[str]()
+        # a server may send more than it was asked for; visitors see an empty page, too
+        for start in range(0, len(batches) or 1, CHUNK):
+            some, net = batches[start : start + CHUNK], SAFETY_NET_SECONDS * random.uniform(0.9, 1.0)
+            seen = self._runner.store.looks.record_page(self._account, some, every=COUNTS_SECONDS, net=net)
+            for job_id, index in seen.wake:
+                republish_or_set_aside(self._runner, job_id, index, "waiting")
+            for visitor in self._visitors:
+                visitor.visit(some, seen.recorded)
+            met |= seen.met
+        return met

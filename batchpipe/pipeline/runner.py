@@ -30,6 +30,7 @@ from batchpipe.model.records import JOB, LONGEST_PAUSE, JobRecord, Problem, Stat
 from batchpipe.model.steps import SHARD_STEPS, Step
 from batchpipe.pipeline.messages import Message, Next, Publish, Retry, WaitingIn, denied
 from batchpipe.pipeline.notices import Notices, record_safely
+from batchpipe.pipeline.relaxed import Trust
 from batchpipe.store import ClaimDenied, Lease, Store, When, new_task_ids
 from batchpipe.telemetry.counters import Counters
 from batchpipe.telemetry.logs import log_event
@@ -84,6 +85,7 @@ class Runner:
         self.deliver = shared.get("deliver")
         self.counters = shared.get("counters") or Counters()
         self.sleep: Callable[[float], None] = time.sleep
+        self.trust = Trust(store.news.trusted)
         self._publish = publish
 
     def publish(self, message: Message) -> None:

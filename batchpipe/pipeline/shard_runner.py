@@ -143,13 +143,14 @@ class ShardRunner(Runner):
     def _poll(self, lease: ShardLease, api: Provider) -> Result:
         job = lease.job
         account, clock = self.settings.account(job.account), self.store.connection.clock()
-        patience = account.patience_seconds
+        patience, took = account.patience_seconds, self.store.paces.of(job.account, lease.shard.model).took
+        usual = Pace(self.settings.poll_min_seconds, self.settings.poll_max_seconds, took)
         return poll(
             job,
             lease.shard,
             api,
             now=clock.now,
-            pace=Pace(self.settings.poll_min_seconds, self.settings.poll_max_seconds),
+            pace=self.trust.pace(job, lease.shard, usual),
             take_slot=slots_for(self.store, self.settings, job.account, lease.shard),
             patience=patience + clock.slack if patience is not None else None,  # the provider's clock may be behind
             files_patience=self.settings.files_patience_seconds,

@@ -20,6 +20,7 @@ from batchpipe.pipeline.overdue import PASS_LENGTH, publish_overdue
 from batchpipe.pipeline.republish_many import republish_rest
 from batchpipe.pipeline.runner import Runner
 from batchpipe.pipeline.search_records import SearchRecords
+from batchpipe.pipeline.stalls import report_late
 from batchpipe.pipeline.unanswered import Search
 from batchpipe.store import LookState
 from batchpipe.telemetry.logs import about
@@ -36,10 +37,11 @@ OVERLAP_SECONDS = 1_200.0
 LOOK_BACK_SECONDS = 26 * 3_600.0
 
 
-def sweep(runner: Runner, *, limit: int = PASS_LENGTH, listing: bool | None = None) -> int:
+def sweep(runner: Runner, *, limit: int = PASS_LENGTH, listing: bool | None = None, late: float = 0.0) -> int:
     """One pass. Returns how many records were published again. Raises StoreUnavailable.
 
-    ``listing``: read the accounts' lists of batches now (True), not at all (False), or if it is time (None).
+    ``listing``: read the accounts' lists of batches now (True), not at all (False), or if it is time (None), and has
+    been for ``late`` seconds.
     """
     republished = publish_overdue(runner, limit)
     republish_rest(runner, limit)
@@ -48,7 +50,7 @@ def sweep(runner: Runner, *, limit: int = PASS_LENGTH, listing: bool | None = No
     prune_workspaces(runner.settings, runner.store.jobs.closed, now)
     remove_unrecorded_at_times(runner.settings, runner.store, now)
     if listing is not False:
-        look_after_accounts(runner, at_once=listing is True)
+        look_after_accounts(runner, at_once=listing is True, late=late)
     _deliver(runner)
     _count(runner, republished)
     return republished
@@ -66,14 +68,18 @@ def _deliver(runner: Runner) -> None:
         logger.exception("notifications not sent", extra={"event": "not_told"})
 
 
-def look_after_accounts(runner: Runner, *, at_once: bool = False) -> None:
-    """Look at the batches of each account for which it is time, or at once. Raises StoreUnavailable."""
+def look_after_accounts(runner: Runner, *, at_once: bool = False, late: float = 0.0) -> None:
+    """Look at the batches of each account for which it is time, or at once. Raises StoreUnavailable.
+
+    ``late``: where many are in flight, only if it has been time for so many seconds, and nobody has looked.
+    """
     clock = runner.store.connection.clock()
     _report_clock(clock)
     creating = set(runner.store.accounts.creating(clock.now - LOOK_BACK_SECONDS))
     for account in runner.store.accounts.creating(0.0):
         with about(account=account):
-            _look_after(runner, account, clock, creating=account in creating, at_once=at_once)
+            report_late(runner, account, clock.now)
+            _look_after(runner, account, clock, creating=account in creating, at_once=at_once, late=late)
 
 
 def _report_clock(clock: Clock) -> None:
@@ -89,7 +95,9 @@ def _count(runner: Runner, republished: int) -> None:
     runner.store.due.note_sweep()
 
 
-def _look_after(runner: Runner, account: str, clock: Clock, *, creating: bool, at_once: bool) -> None:
+def _look_after(
+    runner: Runner, account: str, clock: Clock, *, creating: bool, at_once: bool, late: float = 0.0
+) -> None:
     """Look at an account's batches, if it is time: cancel orphans, publish shards again whose batches have ended."""
     state = runner.store.looks.state(account)
     watch = state.in_flight > runner.settings.polls_in_flight or (at_once and state.in_flight > 0)
@@ -99,10 +107,12 @@ def _look_after(runner: Runner, account: str, clock: Clock, *, creating: bool, a
         return
     try:
         in_settings = runner.settings.account(account)
-        every = seconds_between(state.in_flight, in_settings.looks_per_second) if watch else LIST_SECONDS
+        every, told = LIST_SECONDS, watch and runner.trust.of(account)
+        if watch:
+            every = seconds_between(state.in_flight, in_settings.looks_per_second, news=told)
         if at_once:
             every = 0.0
-        elif abs(clock.now - state.begun) < every:
+        elif abs(clock.now - state.begun) < every + (late if watch else 0.0):
             return
     except SettingsError as error:  # before the look is noted: workers that have the key look instead
         _report_account(account, error)

@@ -28,7 +28,7 @@ from batchpipe.model.least_rate import SILENCE_SECONDS, LeastRate
 from batchpipe.model.provider import Batch, BatchPage, Provider, Resumable, StoredFile
 from batchpipe.provider.create_answer import PartialBody, RawAnswer, batch_made_by, batches_named_in
 from batchpipe.provider.errors import translated
-from batchpipe.provider.lists import newest_first, page_of
+from batchpipe.provider.lists import newest_first, page_of_batches
 from batchpipe.provider.parse import identified, json_object, parse_batch, parse_file, same, text
 from batchpipe.provider.sdk import sdk_client
 from batchpipe.provider.transfers import WRONG, Watched, range_headers, receive
@@ -282,7 +282,7 @@ class Api(Provider):
 
     def batch_page(self, after: str | None = None) -> BatchPage:
         call, more = self._client.batches.with_raw_response.list, {"after": after} if after else {}
-        batches, goes_on = page_of(call, "batches", parse_batch, self._key, limit=100, **more)
+        batches, goes_on = page_of_batches(call, self._key, limit=100, **more)
         return BatchPage(batches=batches, more=goes_on)
 
     def close(self) -> None:

@@ -8,7 +8,8 @@ from typing import Any, TypeVar
 from batchpipe.errors import Unavailable
 from batchpipe.model.provider import Batch, StoredFile
 from batchpipe.provider.errors import translated
-from batchpipe.provider.parse import json_object, text
+from batchpipe.provider.fast_page import fast_page
+from batchpipe.provider.parse import json_object, parse_batch, text
 
 #: A list of more pages is taken to be endless.
 _MOST_PAGES = 10_000
@@ -38,14 +39,24 @@ def newest_first(
             return
 
 
-def page_of(
-    call: Callable[..., Any], what: str, parse: Callable[[dict[str, Any]], T], secret: str, **options: Any
-) -> tuple[list[T], bool]:
-    """One page of a list, and whether there is more. Raises as ``newest_first``, also for an empty page before more."""
-    page = _page(call, what, secret, **options)
-    found, more = [parse(item) for item in page["data"]], _has_more(page, options["limit"])
+def page_of_batches(call: Callable[..., Any], secret: str, **options: Any) -> tuple[list[Batch], bool]:
+    """One page of the batches, and whether there are more. Raises as ``newest_first``, also for an empty page before
+    more.
+    """
+    quick: list[tuple[list[Batch], bool]] = []
+
+    def decoded(content: bytes) -> dict[str, Any]:
+        if (found := fast_page(content)) is None:
+            return json_object(content)
+        quick.append(found)
+        return {"data": []}
+
+    page = _page(call, "batches", secret, decoded, **options)
+    found, more = (
+        quick[-1] if quick else ([parse_batch(item) for item in page["data"]], _has_more(page, options["limit"]))
+    )
     if more and not found:
-        raise Unavailable(f"the provider's list of {what} does not advance", code="nonsense")
+        raise Unavailable("the provider's list of batches does not advance", code="nonsense")
     return found, more
 
 
@@ -61,7 +72,7 @@ def _pages(call: Callable[..., Any], what: str, secret: str, **options: Any) -> 
     after: str | None = None
     seen: set[str] = set()
     while len(seen) < _MOST_PAGES:
-        page = _page(call, what, secret, **options, **({"after": after} if after else {}))
+        page = _page(call, what, secret, json_object, **options, **({"after": after} if after else {}))
         data: list[dict[str, Any]] = page["data"]
         if data:
             yield data
@@ -74,12 +85,18 @@ def _pages(call: Callable[..., Any], what: str, secret: str, **options: Any) -> 
     raise Unavailable(f"the provider's list of {what} does not end", code="nonsense")
 
 
-def _page(call: Callable[..., Any], what: str, secret: str, **options: Any) -> dict[str, Any]:
+def _page(
+    call: Callable[..., Any],
+    what: str,
+    secret: str,
+    decoded: Callable[[bytes], dict[str, Any]],
+    **options: Any,
+) -> dict[str, Any]:
     """One page, with objects that have an id in ``data``. Tried a few times: if it fails, the whole list fails."""
     for left in reversed(range(_PAGE_TRIES)):
         try:
             with translated(secret):
-                page = json_object(call(**options).http_response.content)
+                page = decoded(call(**options).http_response.content)
             data = page.get("data")
             if not isinstance(data, list):
                 raise Unavailable(f"the provider's list of {what} has no `data`", code="nonsense")

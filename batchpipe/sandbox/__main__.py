@@ -14,6 +14,8 @@ from batchpipe.sandbox.server import Sandbox, serve
 
 #: The upstream's key comes from the environment, because others can read command lines.
 KEY_VARIABLE = "BATCHPIPE_SANDBOX_UPSTREAM_KEY"
+#: So does the secret of webhooks.
+SECRET_VARIABLE = "BATCHPIPE_SANDBOX_WEBHOOK_SECRET"
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -30,6 +32,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--any-model", action="store_true", help="also accept model names that look misspelled")
     parser.add_argument("--upstream", metavar="URL", help=f"send rows to this server (its key: {KEY_VARIABLE})")
     parser.add_argument("--upstream-concurrency", type=int, default=8, help="rows under way at a time (%(default)s)")
+    parser.add_argument("--webhook-url", metavar="URL", help=f"tell it of ends of batches (secret: {SECRET_VARIABLE})")
     parser.add_argument("--fault", metavar="JSON", action="append", default=[], help="switch a fault on; repeatable")
     return parser
 
@@ -51,6 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "upstream": args.upstream,
         "upstream_concurrency": args.upstream_concurrency,
         "upstream_api_key": os.environ.get(KEY_VARIABLE),
+        "webhook_url": args.webhook_url,
+        "webhook_secret": os.environ.get(SECRET_VARIABLE),
     }
     try:
         faults = [Fault.from_json(json.loads(text)) for text in args.fault]

@@ -79,6 +79,7 @@ class Batch:
     files_hidden_until: float = 0.0  #: it has ended, but does not yet name its files
     paced_from: float | None = None  #: when its rows began to run; None: from now on
     project: str = "proj_sandbox"
+    told: bool = False  #: a webhook was sent before its end
     forced: str | None = None  #: the end that an admin call or a fault has ordered
 
     @property

@@ -46,6 +46,11 @@ BATCH_KINDS = frozenset(
         "stuck",
         "file_id_lags",
         "file_lags",
+        "webhook_lost",
+        "webhook_delay",
+        "webhook_twice",
+        "webhook_early",
+        "webhook_forged",
     }
 )
 #: Faults of single rows; hits are rows.

@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from batchpipe.sandbox.batches import Batch, Batches
+from batchpipe.sandbox.batches import FINAL, Batch, Batches
 from batchpipe.sandbox.clock import Clock
 from batchpipe.sandbox.errors import ApiError
 from batchpipe.sandbox.faults import Faults
@@ -25,6 +25,7 @@ from batchpipe.sandbox.options import Options
 from batchpipe.sandbox.rows import RowResult, local_answer, run_row, skipped_line
 from batchpipe.sandbox.upstream import Upstream
 from batchpipe.sandbox.validation import Limits, check
+from batchpipe.sandbox.webhooks import Webhooks
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +56,7 @@ class Lifecycle:
     faults: Faults
     ledger: Ledger
     upstream: Upstream | None
+    webhooks: Webhooks
 
     def live(self, batch: Batch) -> Life:
         """The life of a batch, from its current state. Yields the time at which it wants to continue."""
@@ -96,6 +98,15 @@ class Lifecycle:
                 batch.status = status
             batch.times[status] = int(self.clock.now())
             self.batches.save(batch)
+        self._tell(batch, status)
+
+    def _tell(self, batch: Batch, status: str) -> None:
+        """Webhooks tell of ends only. One that comes early is sent before a read shows the end."""
+        if status == "finalizing" and self.faults.for_batch("webhook_early", batch.metadata or {}) is not None:
+            batch.told = True
+            self.webhooks.announce(batch, "completed")
+        elif status in FINAL and not batch.told:
+            self.webhooks.announce(batch, status)
 
     def _unknown(self, batch: Batch, status: str, seconds: float) -> Life:
         with self.batches.lock:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import base64
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypedDict
 
@@ -40,6 +41,8 @@ class Options:
     upstream_api_key: str | None = None
     upstream_timeout: float = 600.0
     upstream_tries: int = 5
+    webhook_url: str | None = None  #: is told of the ends of batches
+    webhook_secret: str | None = field(default=None, repr=False)  #: signs that: `whsec_` and a key in base64
 
     def __post_init__(self) -> None:
         if self.rows_per_second is not None and self.rows_per_second <= 0:
@@ -48,6 +51,19 @@ class Options:
             raise ValueError("upstream_concurrency and upstream_tries must be at least 1")
         if self.upstream is not None and not self.upstream.startswith(("http://", "https://")):
             raise ValueError(f"upstream must be an http:// or https:// URL, not {self.upstream!r}")
+        if self.webhook_url is not None:
+            self._check_webhook(self.webhook_url)
+
+    def _check_webhook(self, url: str) -> None:
+        if not url.startswith(("http://", "https://")):
+            raise ValueError(f"webhook_url must be an http:// or https:// URL, not {url!r}")
+        secret = self.webhook_secret or ""
+        try:
+            key = base64.b64decode(secret.removeprefix("whsec_"), validate=True)
+        except ValueError:
+            key = b""
+        if not secret.startswith("whsec_") or not key:
+            raise ValueError("webhook_secret must be whsec_ and a key in base64; webhook_url needs one")
 
 
 class OptionArgs(TypedDict, total=False):
@@ -70,3 +86,5 @@ class OptionArgs(TypedDict, total=False):
     upstream_api_key: str | None
     upstream_timeout: float
     upstream_tries: int
+    webhook_url: str | None
+    webhook_secret: str | None

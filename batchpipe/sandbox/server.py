@@ -25,6 +25,7 @@ from batchpipe.sandbox.faults import Fault, Faults
 from batchpipe.sandbox.files import FileStore
 from batchpipe.sandbox.ledger import Ledger
 from batchpipe.sandbox.options import OptionArgs, Options
+from batchpipe.sandbox.webhooks import Webhooks
 from batchpipe.sandbox.world import World
 
 _START_SECONDS = 10.0
@@ -174,6 +175,11 @@ class Sandbox:
     def files(self) -> FileStore:
         """The stored files."""
         return self._running.files
+
+    @property
+    def webhooks(self) -> Webhooks:
+        """The webhooks; `webhooks.deliveries` has every try."""
+        return self._running.webhooks
 
     @property
     def batches(self) -> Batches:

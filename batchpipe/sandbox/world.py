@@ -16,6 +16,7 @@ from batchpipe.sandbox.ledger import Ledger
 from batchpipe.sandbox.lifecycle import Lifecycle
 from batchpipe.sandbox.options import Options
 from batchpipe.sandbox.upstream import Upstream
+from batchpipe.sandbox.webhooks import Webhooks
 
 
 class World:
@@ -33,8 +34,9 @@ class World:
         self.ledger = Ledger(self.folder / "ledger.sqlite3")
         self.batches = Batches(self.folder / "batches", self.clock)
         self.upstream = Upstream(options) if options.upstream else None
+        self.webhooks = Webhooks(options.webhook_url, options.webhook_secret, self.faults)
         self._lifecycle = Lifecycle(
-            options, self.clock, self.files, self.batches, self.faults, self.ledger, self.upstream
+            options, self.clock, self.files, self.batches, self.faults, self.ledger, self.upstream, self.webhooks
         )
         self._engine = Engine(self.clock, self._lifecycle.broke)
         self.batches.poke = self._engine.poke
@@ -47,6 +49,7 @@ class World:
             if not batch.is_final:
                 batch.paced_from = None
                 self.run(batch)
+        self.webhooks.start()
         self._engine.start()
 
     def run(self, batch: Batch) -> None:
@@ -67,6 +70,7 @@ class World:
     def close(self) -> None:
         """Stop the engine and remove a temporary data folder."""
         self._engine.stop()  # first: rows that the upstream drops now are not failed rows
+        self.webhooks.close()
         if self.upstream is not None:
             self.upstream.close()
         self.ledger.close()

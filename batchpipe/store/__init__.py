@@ -10,6 +10,8 @@ from batchpipe.store.connection import Connection
 from batchpipe.store.due import NewEpoch, When, new_task_ids
 from batchpipe.store.lease import ClaimDenied, JobLease, Lease, Renewal, ShardLease, host_clock
 from batchpipe.store.looks import LookState
+from batchpipe.store.news import WebhookState
+from batchpipe.store.paces import ModelPace
 from batchpipe.store.queues import LISTENING_PACE, WaitingMessage
 from batchpipe.store.records import parse_member
 from batchpipe.store.schedules import LastRun
@@ -25,12 +27,14 @@ __all__ = [
     "LastRun",
     "Lease",
     "LookState",
+    "ModelPace",
     "NewEpoch",
     "Renewal",
     "Settled",
     "ShardLease",
     "Store",
     "WaitingMessage",
+    "WebhookState",
     "When",
     "host_clock",
     "log_once",

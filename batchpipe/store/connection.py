@@ -12,7 +12,7 @@ from redis.backoff import EqualJitterBackoff, NoBackoff
 from redis.client import Pipeline
 from redis.retry import Retry
 
-from batchpipe.errors import SettingsError, StoreUnavailable
+from batchpipe.errors import RecordUnreadable, SettingsError, StoreUnavailable
 from batchpipe.model.records import JOB
 from batchpipe.model.stats import Clock
 from batchpipe.store.records import unreadable
@@ -102,15 +102,39 @@ class Connection:
 
         Raises StoreUnavailable, RecordUnreadable.
         """
-        script = self._scripts.get(name)
-        if script is None:
-            script = self._scripts[name] = self.client.register_script(source(name))
+        script = self._script(name)
         try:
             return cast(list[Any], script(keys=[*keys, self.clock_key], args=[f"{self.skew():.6f}", *args]))
         except redis.RedisError as error:
             if is_of_record(error) and keys:
                 raise unreadable(keys[0].removeprefix(self.prefix), str(error)) from error
             raise self._failed(error) from error
+
+    def _script(self, name: str) -> Any:
+        script = self._scripts.get(name)
+        if script is None:
+            script = self._scripts[name] = self.client.register_script(source(name))
+        return script
+
+    def run_many(self, name: str, calls: Sequence[tuple[Sequence[str], Sequence[Any]]]) -> list[Any]:
+        """Run a script once for each (keys, arguments), sent together. Returns the answer to each; for a record that
+        cannot be read, RecordUnreadable. Raises StoreUnavailable: then some may have run.
+        """
+        if len(calls) == 1:  # in one round trip: a pipeline asks first whether Redis has the script
+            try:
+                return [self.run(name, calls[0][0], *calls[0][1])]
+            except RecordUnreadable as error:
+                return [error]
+        script, pipe = self._script(name), self.pipeline()
+        for keys, args in calls:
+            script(keys=[*keys, self.clock_key], args=[f"{self.skew():.6f}", *args], client=pipe)
+        answers = self.execute(pipe, raise_on_error=False)
+        for number, (answer, (keys, _)) in enumerate(zip(answers, calls, strict=True)):
+            if isinstance(answer, redis.RedisError):
+                if not is_of_record(answer):
+                    raise self._failed(answer) from answer
+                answers[number] = unreadable(keys[0].removeprefix(self.prefix), str(answer))
+        return answers
 
     def call(self, command: str, *args: Any, **options: Any) -> Any:
         """Send a command, by the name of its method in redis-py. Raises StoreUnavailable."""

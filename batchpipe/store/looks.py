@@ -131,6 +131,11 @@ class Looks:
             yield from found
             start += _AT_ONCE
 
+    def forget_if_gone(self, account: str, member: str) -> None:
+        """A shard whose record is no more (deleted by hand) is not in flight."""
+        if not self._redis.call("exists", self._redis.key(*parse_member(member))):
+            self._redis.call("zrem", f"{self._redis.prefix}inflight:{account}", member)
+
     def note_watched(self, account: str) -> None:
         """Somebody watches a job of this account: for a while, counts are written by each look."""
         self._redis.call("set", f"{self._redis.prefix}watched:{account}", "1", ex=WATCHED_SECONDS)
@@ -143,10 +148,10 @@ class Looks:
 
 def _as_arguments(batch: Batch) -> tuple[str, ...]:
     """What the script is given of a batch."""
-    fields: dict[str, object] = {}
+    fields: dict[str, object] = dict(batch.times)
     if batch.status in Status.FINAL and len(batch.errors) <= _MOST_ERRORS:
         files = {"output_file_id": batch.output_file_id, "error_file_id": batch.error_file_id}
         found = {**files, "errors": batch.errors}
-        fields = {"end_seen": True, **{name: value for name, value in found.items() if value}}
+        fields |= {"end_seen": True, **{name: value for name, value in found.items() if value}}
     more = orjson.dumps(encode_changes(fields)).decode()
     return batch.id, batch.status or "", encode_value(batch.counts), more

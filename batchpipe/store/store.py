@@ -12,7 +12,9 @@ from batchpipe.store.events import Events
 from batchpipe.store.jobs import Jobs
 from batchpipe.store.leases import Leases
 from batchpipe.store.looks import Looks
+from batchpipe.store.news import News
 from batchpipe.store.outbox import Outbox
+from batchpipe.store.paces import Paces
 from batchpipe.store.queues import Queues
 from batchpipe.store.schedules import Schedules
 from batchpipe.store.shards import Shards
@@ -29,8 +31,10 @@ class Store:
         self.shards = Shards(connection)
         self.leases = Leases(connection, self.due)
         self.accounts = Accounts(connection)
+        self.news = News(connection)
         self.unanswered = Unanswered(connection)
         self.looks = Looks(connection)
+        self.paces = Paces(connection)
         self.queues = Queues(connection)
         self.events = Events(connection)
         self.counters = Counters(connection)

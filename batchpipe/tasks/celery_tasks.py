@@ -29,6 +29,9 @@ from batchpipe.tasks.runtime import runtime
 
 logger = logging.getLogger(__name__)
 
+#: A look at many batches takes seconds, most of them asleep: it is left to the threads of workers that sweep, which ask
+#: every five seconds whether it is time, unless none of them comes.
+LOOKS_LATE_SECONDS = 7.0
 #: The prefix of the displayed arguments of a retried task.
 LAST_TIME = "last time: "
 
@@ -158,7 +161,7 @@ def deliver(**newer: Any) -> int:
 def sweep(**newer: Any) -> int:
     """Publish overdue work again."""
     try:
-        return sweep_once(runtime().job_runner)
+        return sweep_once(runtime().job_runner, late=LOOKS_LATE_SECONDS)
     except BatchpipeError as error:  # Redis is away, or the settings are wrong: one line, every few seconds
         logger.warning("not swept: %s", error, extra={"event": "not_swept"})
         return 0

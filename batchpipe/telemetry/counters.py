@@ -73,6 +73,7 @@ VALUES: dict[str, tuple[str, ...]] = {
         *(stage.value for stage in Stage if stage is not Stage.COLLECTED),
     ),
     "route": ROUTES,
+    "effect": ("woken", "known", "early"),
     "status": (*(str(status.value) for status in HTTPStatus), NO_ANSWER),
 }
 
@@ -103,6 +104,9 @@ METRICS: dict[str, Metric] = {
     "sweeps": Metric("Passes of the sweep."),
     "swept": Metric("Records that a sweep found overdue and published again."),
     "left_waiting": Metric("Overdue records that a sweep left: their messages wait in a queue that nobody takes from."),
+    "webhooks": Metric(
+        "Verified webhooks about batches, by what they changed; counted by `record_news.lua`.", ("effect",)
+    ),
     "looks": Metric("Looks at the list of an account's batches, each for all shards.", (ACCOUNT,)),
     "orphans_cancelled": Metric("Batches that a sweep cancelled because their shard has another."),
     "provider_calls": Metric("Calls to the provider, by route and HTTP status.", (ACCOUNT, "route", "status")),

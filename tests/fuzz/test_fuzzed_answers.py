@@ -197,6 +197,13 @@ CALLS = {
         (Unavailable, Paused, Refused, Gone),
         1_200,
     ),
+    "batch_page": Call(
+        lambda api: api.batch_page().batches,
+        LIST,
+        assert_sound_list,
+        (Unavailable, Paused, Refused, Gone),
+        1_200,
+    ),
     "ping": Call(lambda api: api.ping(), LIST, assert_nothing, (Unavailable, Paused, Refused, Gone), 500),
 }
 

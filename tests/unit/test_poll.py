@@ -111,7 +111,7 @@ def test_a_snapshot_that_says_final_is_not_waited_for(world: World) -> None:
 def test_a_snapshot_fresher_than_the_pace_of_its_batch_asks_nobody(world: World, age: float, left: float) -> None:
     """A look has read it, or the create step; its next poll comes a pause after that."""
     move = world.poll(created_at=NOW - age, snapshot_at=NOW - 2, status="in_progress")
-    assert (move.stage, world.asked, world.api.calls) == (Stage.CREATED, [], [])
+    assert (move.stage, world.asked, world.api.calls) == (Stage.CREATED, [("booked", True)], [])
     assert left <= move.after <= left * 1.15
 
 
@@ -495,3 +495,15 @@ def test_a_full_queue_after_rows_were_answered_is_no_reason_to_send_them_again(w
     world.api.batches[world.batch_id].counts = Counts(total=2, completed=1, failed=0)
     world.api.batches[world.batch_id].output_file_id = "file-1"
     assert world.poll().stage == Stage.ENDED
+
+
+# -- webhooks --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("age", "pause"), [(0.1, 1.0), (8.0, 8.0), (300.0, 10.0), (601.0, 10.0)])
+def test_a_read_that_lags_behind_the_webhook_is_repeated_soon(world: World, age: float, pause: float) -> None:
+    """After a second, then at longer and longer intervals, never longer than the usual one; for ten minutes."""
+    move = world.poll(slot=Slot(60.0), news=True, news_at=NOW - age, **SEEN)
+    assert (move.stage, world.api.count("retrieve")) == (Stage.CREATED, 1)
+    assert pause <= move.after <= pause * 1.1
+    assert ("news" in move.changes) == (age > 600)

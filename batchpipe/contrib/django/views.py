@@ -1,4 +1,6 @@
-"""The state of jobs, as JSON: what ``batchpipe status --json`` prints, for users whom the site permits to see it."""
+"""The state of jobs, as JSON: what ``batchpipe status --json`` prints, for users whom the site permits to see it. And
+the way in of the provider's webhooks, which show that they are the provider's by their signature.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,7 @@ from django.http import HttpRequest, JsonResponse
 from django.views.decorators.cache import never_cache
 from django.views.decorators.csrf import csrf_exempt
 
-from batchpipe.contrib import json_views
+from batchpipe.contrib import json_views, webhook_views
 from batchpipe.contrib.django.access import FOR_USERS, may_see, staff
 from batchpipe.contrib.json_views import Answer
 
@@ -70,3 +72,13 @@ def _refusal(request: HttpRequest) -> Answer:
     if _is_known(request):
         return json_views.refusal(403, "forbidden", "you may not see this: batchpipe.view_job is asked for")
     return json_views.refusal(401, "not_logged_in", "log in to see this")
+
+
+@csrf_exempt
+@never_cache
+def webhook(request: HttpRequest, account: str | None = None) -> JsonResponse:
+    """Takes a webhook of the provider. With ``account`` only that one's secrets count."""
+    from batchpipe.client.client import default_client
+
+    status, body = webhook_views.take(default_client, request.method or "", request.headers.get, request.read, account)
+    return JsonResponse(body, status=status, headers={"Allow": "POST"} if status == 405 else {})

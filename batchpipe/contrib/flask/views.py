@@ -75,7 +75,7 @@ def job_list() -> Answer:
     allowed = _may_see()
     if allowed is None:
         return FORBIDDEN
-    return json_views.list_jobs(_extension().client, request.args, lambda job: allowed(request, job))
+    return json_views.list_jobs(registered().client, request.args, lambda job: allowed(request, job))
 
 
 @blueprint.route("/<job_id>/", endpoint="detail", methods=_METHODS)
@@ -85,11 +85,11 @@ def job_detail(job_id: str) -> Answer:
     allowed = _may_see()
     if allowed is None:  # others do not learn which jobs exist
         return FORBIDDEN
-    client, may_see = _extension().client, lambda job: allowed(request, job)
+    client, may_see = registered().client, lambda job: allowed(request, job)
     return json_views.show_job(client, job_id, request.args, may_see, refuse=lambda: FORBIDDEN, hides=lambda: False)
 
 
-def _extension() -> BatchPipe:
+def registered() -> BatchPipe:
     """Raises WrongConfig: a blueprint may be registered without it, and before it."""
     found = current_app.extensions.get("batchpipe")
     if found is None:
