@@ -255,8 +255,13 @@ class Watch:
 
     # -- the end ---------------------------------------------------------------------------------------------------
 
-    def still(self, statuses: dict[str, str]) -> None:
-        """All is quiet: everything has ended, and of all batches under a key one is kept at most."""
+    def still(self, statuses: dict[str, str], *, metadata: bool = True) -> None:
+        """All is quiet: everything has ended, and of all batches under a key one is kept at most.
+
+        Where there was a late call, one of two may have ended before a look could cancel it; and where the list shows
+        no ``metadata``, looks know no orphans.
+        """
+        late = {paid.key for paid in self.paid if paid.late}
         job = self.seen.job
         hold(job["stage"] in _ENDED and job.get("closed") == "1", "the job is stuck", job)
         stuck = [shard for shard in self.seen.shards.values() if shard["stage"] != Stage.COLLECTED]
@@ -267,4 +272,6 @@ class Watch:
         spent = "".join(shard.get("spent", "") for shard in self.seen.shards.values())
         for paid in self.paid:
             dead = statuses[paid.id] in {Status.FAILED, Status.CANCELLED, "cancelling"}
-            hold(paid.id in recorded or paid.id in spent or dead, "a live batch is nobody's", paid)
+            kept = paid.id in recorded or paid.id in spent
+            kept = kept or (paid.key in late and (statuses[paid.id] in Status.FINAL or not metadata))
+            hold(kept or dead, "a live batch is nobody's", paid)

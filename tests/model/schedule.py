@@ -289,7 +289,8 @@ class Schedule:
             hold(False, "it goes round in circles", world.watch.seen)
         world.advance(GRACE)  # by then each batch stands in the provider's list, and it is time for a look into it
         world.sweep()
-        world.watch.still({batch.id: batch.status for batch in world.api.batches.values()})
+        statuses = {batch.id: batch.status for batch in world.api.batches.values()}
+        world.watch.still(statuses, metadata=world.api.list_metadata)
 
     def _calmly(self) -> bool:
         """The next thing that happens by itself, without faults: a message or a sweep. False: nothing is left."""
