@@ -96,6 +96,11 @@ def submit_options(command: F) -> F:
         click.option("--key", metavar="TEXT", help="Idempotency key: the same key returns the first job."),
         size_options(),
         click.option("--attempts", type=click.IntRange(min=1), help="Rounds a row may go through."),
+        click.option(
+            "--priority",
+            type=click.IntRange(-100, 100),
+            help="Goes before jobs of a lower one where shards wait for room at the provider.  [default: 0]",
+        ),
     )(command)
 
 

@@ -151,6 +151,7 @@ class JobRecord(Record, frozen=True, kw_only=True):
     max_rows: int = 50_000
     max_bytes: int = 200_000_000
     attempts: int = 3
+    priority: int = 0  #: of its shards where they wait for room at the provider: the higher goes first
     on_done: dict[str, Any] | None = None
     notify_sites: list[
         str

@@ -25,6 +25,7 @@ from batchpipe.sandbox.faults import Fault, Faults
 from batchpipe.sandbox.files import FileStore
 from batchpipe.sandbox.ledger import Ledger
 from batchpipe.sandbox.options import OptionArgs, Options
+from batchpipe.sandbox.quotas import Quotas
 from batchpipe.sandbox.world import World
 
 _START_SECONDS = 10.0
@@ -159,6 +160,11 @@ class Sandbox:
     def faults(self) -> Faults:
         """The faults; `faults.add("status", route="POST /v1/batches", status=503, times=2)`."""
         return self._running.faults
+
+    @property
+    def quotas(self) -> Quotas:
+        """What is in the queue of each model, and how often it was full."""
+        return self._running.quotas
 
     @property
     def ledger(self) -> Ledger:

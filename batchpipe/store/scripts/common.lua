@@ -111,6 +111,7 @@
 --   max_rows       count    of a shard
 --   max_bytes      bytes    of a shard
 --   attempts       count    rounds at most
+--   priority       count    of its shards where they wait for room: the higher goes first; may be below 0
 --   on_done        JSON     {..} Celery signature that is sent at its end
 --   notify_sites   JSON     [names of the receivers of its end]
 --   cancel         flag     it is to end; never taken back
