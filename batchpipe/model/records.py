@@ -13,6 +13,8 @@ from typing import Any, Self
 
 import msgspec
 
+from batchpipe.model.admission import Full
+
 #: Version of the records. Readers tolerate older ones: every field has a default.
 VERSION = 1
 
@@ -243,6 +245,10 @@ class ShardRecord(Record, frozen=True, kw_only=True):
     failed: int | None = None
     missing: int | None = None
     resend: int = 0  #: rows that are not ok and worth sending again
+    needs: dict[str, int] = {}  #: what it last asked for at its admission: kind -> amount
+    waits_since: float | None = None  #: since when it waits in the queue of its account and model
+    admitted_at: float | None = None  #: when it was last given what it needs
+    full: Full | None = None  #: only on its way to the script that ends a turn: the provider's queue was full
     usage: dict[str, int] = {}
     cost: int | None = None  #: its rows at list prices, in pico-dollars; null: not known
     incomplete: dict[str, int] = {}  #: rows that are ok and ended early, by reason: a few known ones, and ``other``

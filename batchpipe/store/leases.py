@@ -135,12 +135,18 @@ class Leases:
         )
         return news_of(answer[1], answer[2])
 
-    def record_intent(self, lease: ShardLease) -> Renewal:
-        """Record that a create call will be sent under the shard's key; not if the job is held. Raises LeaseLost."""
+    def record_intent(self, lease: ShardLease, *, admitted: bool = False) -> Renewal:
+        """Record that a create call will be sent under the shard's key; not if the job is held. Raises LeaseLost.
+
+        ``admitted``: nor if the shard holds no room at the provider, or too much is held and others have sent theirs.
+        """
         keys = self._redis.keys(lease.job.id, lease.index)
-        answer = self._redis.run("intent", keys, self._redis.prefix, lease.token, f"{self._redis.host_time():.6f}")
-        news = _news_or_lost(answer)
-        return Renewal(republish=news.republish, cancel=news.cancel, held=answer[0] == "held")
+        args = (lease.token, f"{self._redis.host_time():.6f}", "1" if admitted else "0")
+        answer = self._redis.run("intent", keys, self._redis.prefix, *args)
+        news, verdict = _news_or_lost(answer), answer[0]
+        return Renewal(
+            republish=news.republish, cancel=news.cancel, held=verdict == "held", no_hold=verdict == "no_hold"
+        )
 
     def plan(
         self, lease: JobLease, changes: Mapping[str, Any], shards: Iterable[ShardRecord], ids: list[str]

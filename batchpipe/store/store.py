@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Self
 
 from batchpipe.store.accounts import Accounts
+from batchpipe.store.admission import Admission
 from batchpipe.store.connection import Connection
 from batchpipe.store.counters import Counters
 from batchpipe.store.due import Due
@@ -26,6 +27,7 @@ class Store:
         self.shards = Shards(connection)
         self.leases = Leases(connection, self.due)
         self.accounts = Accounts(connection)
+        self.admission = Admission(connection)
         self.queues = Queues(connection)
         self.events = Events(connection)
         self.counters = Counters(connection)

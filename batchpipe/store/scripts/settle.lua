@@ -40,6 +40,7 @@ redis.call('HDEL', rec, 'over_at', 'calls', 'empty_at', 'named', 'trouble', 'ref
 redis.call('SET', ARGV[2] .. 'batch:' .. batch, ARGV[3])
 local live = token ~= '' and holds(rec, token, now)
 set_stage(rec, 'created', now)
+admission.leave(ARGV[2], rec, job, ARGV[3])
 redis.call('ZADD', in_flight(ARGV[2], job), ARGV[10] ~= '' and ARGV[10] or num(now), ARGV[3])
 if FINAL[get(rec, 'status')] then note_end_of_batch(ARGV[2], rec, job, ARGV[3], now) end
 release(rec)
