@@ -45,6 +45,7 @@ COMMANDS = {
     "flower": ("flower", "Run Flower: workers and tasks in a browser."),
     "metrics": ("metrics", "Serve metrics for Prometheus."),
     "sandbox": ("processes", "Run the local OpenAI-compatible server."),
+    "probe": ("probe", "Find out what an account's Batch server can do, and write its settings."),
     "doctor": ("doctor", "Check settings, Redis, account and workers."),
 }
 

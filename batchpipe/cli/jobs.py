@@ -224,16 +224,19 @@ def resume_command(account: str) -> None:
 @click.argument("input", metavar="INPUT")
 @endpoint_option
 @size_options()
+@click.option("--account", default="default", show_default=True, help="Account whose limits count.")
 @json_option
-def validate_command(input: str, endpoint: str, max_rows: int | None, max_bytes: int | None, as_json: bool) -> None:
+def validate_command(
+    input: str, endpoint: str, max_rows: int | None, max_bytes: int | None, account: str, as_json: bool
+) -> None:
     """Check an input without sending anything. Needs no Redis."""
     from batchpipe.client.validation import validate_input
     from batchpipe.sandbox.models import is_slip, nearest
 
     chosen = settings()
     with _as_path(input_of(input)) as path:
-        found = validate_input(path, chosen, endpoint=endpoint, max_rows=max_rows, max_bytes=max_bytes)
-    for model in found.models if chosen.is_openai("default") else ():
+        found = validate_input(path, chosen, endpoint=endpoint, max_rows=max_rows, max_bytes=max_bytes, account=account)
+    for model in found.models if chosen.is_openai(account) else ():
         if is_slip(model):
             near = nearest(model)
             say(f"Warning: no model {model[:100]!r} is known" + (f"; did you mean {near}?" if near else ""))

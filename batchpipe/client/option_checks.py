@@ -13,9 +13,11 @@ from typing import Any
 
 import orjson
 
+from batchpipe.config.account import Account
+from batchpipe.config.environment import PREFIX
 from batchpipe.errors import InvalidInput, shortened
 from batchpipe.masking import has_secret_before_host, without_secrets
-from batchpipe.model.records import JobRecord
+from batchpipe.model.records import JobRecord, window_seconds
 from batchpipe.storage import local_path
 from batchpipe.storage.backends import check_scheme, scheme
 
@@ -64,6 +66,24 @@ def check_options(job: JobRecord) -> None:
         raise InvalidInput(f"{taken[0]} has an option of its own", field="extra")
     for name in ("extra", "tags"):
         _check_json(getattr(job, name), name)
+
+
+def check_window(job: JobRecord, account: Account) -> None:
+    """Raises InvalidInput for a completion window that the account's provider does not take, as its settings say."""
+    window, name = job.completion_window, job.account.upper()
+    shortest, longest = account.shortest_window, account.longest_window
+    if shortest is not None and window_seconds(window) < window_seconds(shortest):
+        refused, most, setting = "shorter", f"at least {shortest}", "SHORTEST_WINDOW"
+    elif longest is not None and window_seconds(window) > window_seconds(longest):
+        refused, most, setting = "longer", f"at most {longest}", "LONGEST_WINDOW"
+    else:
+        return
+    only = f"only {longest}" if shortest == longest else most
+    raise InvalidInput(
+        f"{window} is {refused} than the provider of account {job.account} takes: {only} "
+        f"({PREFIX}ACCOUNTS__{name}__{setting}{f', of its profile {account.profile}' if account.profile else ''})",
+        field="completion_window",
+    )
 
 
 def check_signature(plain: Mapping[str, Any]) -> None:

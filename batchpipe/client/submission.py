@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 import orjson
 
-from batchpipe.client.option_checks import check_options, check_output, check_place, check_signature
+from batchpipe.client.option_checks import check_options, check_output, check_place, check_signature, check_window
 from batchpipe.client.options import SubmitOptions
 from batchpipe.config.settings import Settings
 from batchpipe.config.site import current_site
@@ -60,6 +60,7 @@ def new_record(
         **fields,
     )
     check_options(record)
+    check_window(record, settings.known_account(record.account))
     check_output(record.output)
     check_allowed(record.output, settings.roots(), "output")
     check_no_workspace(record.output, job_id, settings.workspace)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import re
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 
+from batchpipe.config.profiles import PROFILES, ProfileName, with_profile
 from batchpipe.model.admission import Kind
 
 #: The account of ``run --sandbox``; its server runs as long as the command.
 SANDBOX_ACCOUNT = "sandbox"
+_WINDOW = r"^[1-9]\d{0,4}[smhd]$"
 
 #: The date at the end of a model's name: its versions share one limit.
 _DATE = re.compile(r"-\d{4}-\d{2}-\d{2}$")
@@ -21,6 +24,11 @@ class Account(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    profile: ProfileName | None = Field(
+        None,
+        description="a known provider, which gives defaults for what follows: openai, azure, groq, together or qwen; "
+        "see docs/providers.md",
+    )
     kind: Literal["openai", "azure"] = Field("openai", description="openai (or any compatible server), or azure")
     api_key: SecretStr | None = Field(None, description="the provider's API key")
     organization: str | None = Field(None, description="OpenAI organization id")
@@ -33,6 +41,14 @@ class Account(BaseModel):
     file_expires_seconds: int = Field(
         1_209_600, description="the provider may delete uploaded inputs after so long; 0: do not ask for it"
     )
+    purpose: str = Field("batch", min_length=1, max_length=64, description="purpose of the files that are uploaded")
+    shortest_window: str | None = Field(
+        None, pattern=_WINDOW, description="the shortest completion window that the provider takes, such as 24h"
+    )
+    longest_window: str | None = Field(None, pattern=_WINDOW, description="the longest one, such as 7d")
+    max_rows: int | None = Field(None, ge=1, description="rows of a shard at most, whatever a job says")
+    max_bytes: int | None = Field(None, ge=1, description="bytes of a shard at most, whatever a job says")
+    longest_custom_id: int | None = Field(None, ge=1, description="characters of a custom_id that the provider takes")
     looks_per_second: float = Field(5.0, gt=0, description="status reads per second, over all workers")
     lists_batches: bool = Field(True, description="the provider can list batches; see docs/guarantees.md where not")
     echoes_metadata: bool = Field(True, description="the provider's list shows the metadata of batches")
@@ -81,6 +97,15 @@ class Account(BaseModel):
             "uploads": self.uploads_per_minute,
         }
         return {kind: amount for kind, amount in found.items() if amount is not None}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_profile(cls, given: Any) -> Any:
+        return with_profile(given) if isinstance(given, Mapping) else given
+
+    def has_base_url_of_profile(self) -> bool:
+        """Whether its address is the one that its profile gives."""
+        return self.profile is not None and self.base_url == PROFILES[self.profile].get("base_url")
 
     @property
     def patience_seconds(self) -> float | None:

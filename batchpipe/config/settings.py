@@ -250,7 +250,13 @@ class Settings(BaseSettings):
             "webhook_secret": self.openai_webhook_secret,
         }
         missing = {field: value for field, value in fallbacks.items() if getattr(found, field) is None and value}
+        if self.openai_base_url and found.has_base_url_of_profile():
+            missing["base_url"] = self.openai_base_url
         return found.model_copy(update=missing)
+
+    def known_account(self, name: str) -> Account:
+        """What the settings say of an account, also where this process does not have its key."""
+        return self.accounts.get(name.lower(), Account())
 
     def is_sandbox(self, name: str) -> bool:
         """True if nothing that happens on this account costs money."""

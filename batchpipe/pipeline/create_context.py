@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from batchpipe.errors import OnHold
 from batchpipe.model.provider import Batch
 from batchpipe.model.records import ShardRecord
+from batchpipe.pipeline.room import NoRoom
 from batchpipe.pipeline.runner import Runner
 from batchpipe.store import ShardLease
 
@@ -39,7 +40,10 @@ class CreateContext:
         return clock.leap_at > since and clock.leap_by > max(2 * self.lease_seconds, 2 * self.grace_seconds)
 
     def intend(self) -> bool:
-        news = self._runner.store.leases.record_intent(self._lease)
+        # an older call has sent what it held
+        news = self._runner.store.leases.record_intent(self._lease, admitted=not self._shard.calls)
+        if news.no_hold:
+            raise NoRoom
         if news.held:
             self._runner.held(self._lease.job)
             raise OnHold("the job sends nothing more: a batch of it was cancelled at the provider", after=1.0)

@@ -27,6 +27,7 @@ from batchpipe.model.records import JOB, LONGEST_PAUSE, JobRecord, Problem, Shar
 from batchpipe.model.retry import JOB_TROUBLE, UNFORESEEN
 from batchpipe.model.steps import JOB_STEPS, SHARD_STEPS, Step
 from batchpipe.model.views import EARLIER
+from batchpipe.pipeline.account_limits import bounds_of, within_limits
 from batchpipe.pipeline.closing import Closing
 from batchpipe.pipeline.manifest import (
     MANIFEST,
@@ -50,7 +51,7 @@ from batchpipe.pipeline.runner import (
     numbers,
     words,
 )
-from batchpipe.pipeline.sharding import Bounds, Prepared
+from batchpipe.pipeline.sharding import Prepared
 from batchpipe.pipeline.slots import is_small
 from batchpipe.pipeline.steps.merge import LOOKED_AT, Merged, Overview
 from batchpipe.pipeline.steps.next_round import SENT, next_round
@@ -138,13 +139,13 @@ class JobRunner(Runner):
             note_workspace(self.settings, job)
             _clean_up_after_killed_turns(lease, workspace, planned_orders(workspace))
             prepared = prepare(
-                job,
+                within_limits(job, self.settings),
                 workspace,
                 lease.token,
                 check=lambda: check_cancel(lease),
                 output=self._outputs.folder(job, job.output),
                 rules=input_rules(self.settings),
-                bounds=Bounds(self.settings.max_models, self.settings.max_shards),
+                bounds=bounds_of(self.settings, job.account),
             )
             self._announce(lease, workspace, prepared)
             _clean_up_after_killed_turns(lease, workspace, [])
@@ -270,7 +271,8 @@ class JobRunner(Runner):
         if self._may_resend(job, seen) and not (job := self.held(job)).send_no_more:
             _clean_up_after_killed_turns(lease, workspace, planned_orders(workspace))
             shards = (shard for shard in self._merging.collected(lease, SENT) if shard.round == job.round)
-            prepared = next_round(job, shards, workspace, lease.token, check=lambda: check_cancel(lease))
+            limited = within_limits(job, self.settings)
+            prepared = next_round(limited, shards, workspace, lease.token, check=lambda: check_cancel(lease))
             lease.check()  # a turn that was frozen must not set the manifest back
             self._write_manifest(job, self._merging.collected(lease), prepared, workspace)
             _clean_up_after_killed_turns(lease, workspace, [])

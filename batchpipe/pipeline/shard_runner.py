@@ -31,8 +31,9 @@ from batchpipe.model.steps import SHARD_STEPS, Step, follows
 from batchpipe.pipeline.create_context import CreateContext
 from batchpipe.pipeline.manifest import workspace_of
 from batchpipe.pipeline.messages import Continue, Done, Next, Retry, denied
+from batchpipe.pipeline.room import NoRoom, pass_on_room, wait_for_room
 from batchpipe.pipeline.runner import CANCELLING, MAX_LOST, MAX_TRIES, Runner, check_cancel, foreseen, numbers, words
-from batchpipe.pipeline.steps.create import GiveUp, Over, create
+from batchpipe.pipeline.steps.create import HELD_BACK, GiveUp, Over, create
 from batchpipe.pipeline.steps.download import abandon, download
 from batchpipe.pipeline.steps.poll import Pace, poll
 from batchpipe.pipeline.steps.salvage import lost, salvage
@@ -118,6 +119,10 @@ class ShardRunner(Runner):
     # -- what each step is given -----------------------------------------------------------------------------------
 
     def _upload(self, lease: ShardLease, api: Provider) -> Result:
+        if self.held(lease.job).send_no_more:
+            return GiveUp(HELD_BACK)
+        if (waiting := wait_for_room(lease, self.store, self.settings)) is not None:
+            return waiting
         # first, else no record may know the file
         self.store.leases.save(lease, {"uploads": lease.shard.uploads + 1})
         return upload(
@@ -135,7 +140,10 @@ class ShardRunner(Runner):
             workspace_of(job, self.settings).size(shard.file)
         if not shard.calls:  # else look first for what an unanswered call made
             job = self.held(job)
-        return create(job, shard, api, CreateContext(self, lease))
+        try:
+            return create(job, shard, api, CreateContext(self, lease))
+        except NoRoom:  # not before the call: most have room since their upload
+            return wait_for_room(lease, self.store, self.settings) or Move(stage=Stage.UPLOADED)
 
     def _poll(self, lease: ShardLease, api: Provider) -> Result:
         job = lease.job
@@ -274,6 +282,7 @@ class ShardRunner(Runner):
         except LeaseLost:
             return Done()
         self._count_move(lease.job.account, lease.shard, move)
+        pass_on_room(self, lease.shard, move)
         paused = isinstance(ending, _Failed) and ending.reason == "paused"  # logged once per account
         self.log(lease.job.id, move.events, level=logging.DEBUG if paused else logging.INFO, shard=lease.index)
         if move.pause is not None:
@@ -289,6 +298,8 @@ class ShardRunner(Runner):
         if news.republish:
             self.republish(lease.job.id, lease.index)
             return Done("published again")
+        if move.parked:
+            return Done(_why(lease.shard, move))
         if move.stage == lease.shard.stage:
             reason = ending.reason if isinstance(ending, _Failed) else step.waits
             return Retry(move.after, _why(lease.shard, move), reason)

@@ -18,6 +18,7 @@ from batchpipe.pipeline.copied_inputs import remove_unrecorded_at_times
 from batchpipe.pipeline.manifest import prune_workspaces
 from batchpipe.pipeline.overdue import PASS_LENGTH, publish_overdue
 from batchpipe.pipeline.republish_many import republish_rest
+from batchpipe.pipeline.room import grant_rooms
 from batchpipe.pipeline.runner import Runner
 from batchpipe.telemetry.logs import about
 
@@ -36,6 +37,7 @@ def sweep(runner: Runner, *, limit: int = PASS_LENGTH, listing: bool | None = No
 
     ``listing``: read the accounts' lists of batches now (True), not at all (False), or if it is time (None).
     """
+    grant_rooms(runner)
     republished = publish_overdue(runner, limit)
     republish_rest(runner, limit)
     runner.store.jobs.prune_lists()

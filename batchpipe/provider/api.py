@@ -59,6 +59,7 @@ class Api(Provider):
         self._key = account.api_key.get_secret_value() if account.api_key else ""
         self._lists_batches = account.lists_batches
         self._expires = account.file_expires_seconds
+        self._purpose = account.purpose
         self._transfer = transfer_seconds
         self._rate = transfer_rate
         self._control = control_seconds
@@ -93,7 +94,7 @@ class Api(Provider):
         with translated(self._key):
             answer = self._client.files.with_raw_response.create(
                 file=(name, body, "application/jsonl"),
-                purpose="batch",
+                purpose=cast(Any, self._purpose),
                 timeout=self._transfer_timeout(answer=self._transfer),
                 **extra,
             )
@@ -183,7 +184,7 @@ class Api(Provider):
 
     def iter_files(self, since: float) -> Iterator[StoredFile]:
         call = self._client.files.with_raw_response.list
-        yield from newest_first(call, "files", parse_file, since, self._key, limit=1_000, purpose="batch")
+        yield from newest_first(call, "files", parse_file, since, self._key, limit=1_000, purpose=self._purpose)
 
     # -- batches ---------------------------------------------------------------------------------------------------
 
