@@ -283,7 +283,7 @@ class Move(msgspec.Struct, frozen=True, kw_only=True):
     events: list[tuple[str, dict[str, Any]]] = []
     hold: Problem | None = None  #: the job must send nothing more until a person decides, for this reason
     pause: Problem | None = None  #: the account must be paused, for this reason
-    parked: bool = False  #: no message follows: it is published when it has what it waits for, or is overdue
+    parked: str = ""  #: why no message follows: it is published when it has what it waits for, or is overdue
 
 
 def window_seconds(window: str) -> float:

@@ -35,7 +35,7 @@ from batchpipe.model.refusals import (
     wait_out,
 )
 from batchpipe.model.retry import FILE_NOT_READY, FILE_UNFOUND
-from batchpipe.model.room import queue_full
+from batchpipe.model.room import TooLarge, queue_full
 from batchpipe.pipeline.batch_search import SearchContext, is_ours, look, read_batch
 
 logger = logging.getLogger(__name__)
@@ -107,7 +107,7 @@ class Over(msgspec.Struct, frozen=True):
     settled: bool
 
 
-Ending = Move | GiveUp | Over
+Ending = Move | GiveUp | Over | TooLarge
 
 
 def create(job: JobRecord, shard: ShardRecord, api: Provider, turn: CreateActions) -> Ending:
@@ -180,7 +180,7 @@ def _call(job: JobRecord, shard: ShardRecord, api: Provider, turn: CreateActions
             return _adopt([made], shard, api, turn)
         turn.withdraw()
         if error.code == TOKEN_LIMIT and shard.needs and not shard.calls:
-            return queue_full(shard, error.message, {}, otherwise=0.0)
+            return queue_full(job, shard, error.message, {}, otherwise=0.0)
         if isinstance(error, Refused):
             return _refused_for_now(shard, error, api, turn) or _refused(shard, error)
         if error.code == FILE_NOT_FOUND:

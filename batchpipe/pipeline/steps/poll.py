@@ -26,7 +26,7 @@ from batchpipe.model.records import (
 )
 from batchpipe.model.refusals import believed_at, says_token_limit, unseen
 from batchpipe.model.retry import QUEUE_FULL
-from batchpipe.model.room import queue_full
+from batchpipe.model.room import TooLarge, queue_full
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +64,7 @@ def poll(
     patience: float | None = None,
     files_patience: float = 21_600.0,
     unseen_seconds: float = 86_400.0,
-) -> Move | Problem:
+) -> Move | Problem | TooLarge:
     """Look once. Returns where to go, or the Problem why the batch is gone for good.
 
     ``take_rate_token`` returns the seconds until this account may ask again (0: now). How many seconds we wait:
@@ -167,7 +167,9 @@ def _cancelled_or_read(job: JobRecord, shard: ShardRecord, api: Provider) -> Bat
     return api.retrieve(batch_id)
 
 
-def _moved(job: JobRecord, shard: ShardRecord, batch: Batch, now: float, pause: float, patience: float) -> Move:
+def _moved(
+    job: JobRecord, shard: ShardRecord, batch: Batch, now: float, pause: float, patience: float
+) -> Move | TooLarge:
     changes: dict[str, Any] = {
         "status": batch.status,
         "counts": batch.counts,
@@ -185,7 +187,9 @@ def _moved(job: JobRecord, shard: ShardRecord, batch: Batch, now: float, pause: 
     ran = batch.counts.completed or batch.output_file_id  # some providers count nothing but name their files
     if batch.status == Status.FAILED and not (job.cancel or job.send_no_more or ran):
         if any(_is_token_limit(error) for error in batch.errors):
-            again = _create_again(shard, batch)
+            again = _create_again(job, shard, batch)
+            if isinstance(again, TooLarge):
+                return again
             return msgspec.structs.replace(again, events=[*events, *again.events])
         if (quota := next((error for error in batch.errors if error.code in QUOTA_CODES), None)) is not None:
             return msgspec.structs.replace(_without_quota(shard, quota), events=events)
@@ -235,10 +239,10 @@ def _counted(batch: Batch) -> str:
     return f"{batch.counts.completed or 0} answers counted and {batch.counts.failed or 0} rows failed"
 
 
-def _create_again(shard: ShardRecord, batch: Batch) -> Move:
+def _create_again(job: JobRecord, shard: ShardRecord, batch: Batch) -> Move | TooLarge:
     """The provider's queue was full and no row ran: a new batch from the same file, under a new key, later."""
     message = next((error.message for error in batch.errors if _is_token_limit(error)), None) or TOKEN_LIMIT
-    return queue_full(shard, message, _anew(shard), otherwise=QUEUE_FULL.pause(len(shard.spent)))
+    return queue_full(job, shard, message, _anew(shard), otherwise=QUEUE_FULL.pause(len(shard.spent)))
 
 
 def _anew(shard: ShardRecord) -> dict[str, Any]:
