@@ -20,6 +20,8 @@ local BEHIND, PASSES, PASS_SECONDS = 20, 10, 600
 -- Learned limits: pauses between shards that try for more, and after refusals while nothing else was held.
 local TRY_SECONDS, LONGEST_TRY, FORGET_SECONDS = 600, 21600, 86400
 local FIRST_RETRY, LONGEST_RETRY = 5, 600
+-- See model/admission.py.
+local RATIO_MARGIN = 1.05
 local RAISED_AT_ONCE, LINES_AT_ONCE, DROPPED_AT_ONCE = 50, 16, 100
 
 local function checksum(text, factor)
@@ -343,7 +345,7 @@ local function take(line, rec, member, needs, tries, now)
       if SPAN[kind] then use(room, amount, now) else hold(room, member, amount, now) end
     end
   end
-  redis.call('HSET', rec, 'admitted_at', num(now))
+  redis.call('HSET', rec, 'admitted_at', num(now), 'needs', cjson.encode(needs))
   redis.call('HDEL', rec, 'waits_since')
 end
 
@@ -377,11 +379,18 @@ local function wake(prefix, rec, member, now)
   redis.call('ZADD', prefix .. 'due', num(now), member)
 end
 
--- what a waiting shard needs; nil: it waits no more
-local function waiting_needs(rec)
-  local found = redis.call('HMGET', rec, 'stage', 'waits_since', 'needs')
+-- what a waiting shard needs; nil: it waits no more. Its tokens by what is known of its model now: it may have waited for hours
+-- since its own estimate, which was the first of its model
+local function waiting_needs(line, rec)
+  local found = redis.call('HMGET', rec, 'stage', 'waits_since', 'needs', 'bytes')
   if not (found[1] == 'planned' or found[1] == 'uploaded') or not found[2] or not found[3] then return nil end
-  return cjson.decode(found[3])
+  local needs, bytes = cjson.decode(found[3]), tonumber(found[4] or '')
+  if not line.ratio then
+    local known = redis.call('HMGET', line.prefix .. 'ratio:' .. line.model, 'bytes', 'tokens')
+    line.ratio = known[1] and known[2] and tonumber(known[2]) / tonumber(known[1]) or 0
+  end
+  if needs.tokens and bytes and line.ratio > 0 then needs.tokens = math.max(math.ceil(bytes * line.ratio * RATIO_MARGIN), 1) end
+  return needs
 end
 
 -- the first does not fit: whether others may still go before it
@@ -408,7 +417,7 @@ local function grant_one(line, now, own)
   local at = 1
   local function look(id, index)
     local member, rec = id .. '/' .. index, line.prefix .. 'shard:' .. id .. ':' .. index
-    local needs = waiting_needs(rec)
+    local needs = waiting_needs(line, rec)
     if not needs then
       drop_shard(line, id, index)
       dropped = dropped + 1
