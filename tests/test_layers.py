@@ -63,9 +63,9 @@ CHANGES: dict[str, tuple[str, ...]] = {
     "create_batch": ("pipeline.steps.create", "client.probe"),
     "cancel_batch": (
         "client.probe",
-        "pipeline.steps.create",
+        "pipeline.surplus",
         "pipeline.steps.poll",
-        "pipeline.sweep",
+        "pipeline.orphans",
         "recover.recovery",
     ),
     "delete_file": ("pipeline.steps.cleanup", "cli.files", "client.probe"),

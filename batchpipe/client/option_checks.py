@@ -15,11 +15,13 @@ import orjson
 
 from batchpipe.config.account import Account
 from batchpipe.config.environment import PREFIX
+from batchpipe.config.settings import Settings
 from batchpipe.errors import InvalidInput, shortened
 from batchpipe.masking import has_secret_before_host, without_secrets
 from batchpipe.model.records import JobRecord, window_seconds
 from batchpipe.storage import local_path
 from batchpipe.storage.backends import check_scheme, scheme
+from batchpipe.storage.outgoing import check_host
 
 #: The provider accepts 16 pairs; three are ours.
 MAX_METADATA = 13
@@ -31,6 +33,8 @@ MAX_PRIORITY = 100
 MAX_ROWS, MAX_BYTES = 10_000_000, 1_000_000_000_000
 #: Characters in texts that people write: a name, an idempotency key, a path or URL.
 MAX_NAME, MAX_KEY, MAX_PLACE = 300, 512, 4_096
+#: Targets of notifications.
+MAX_TARGETS = 10
 #: Bytes of JSON.
 MAX_JSON = {"tags": 4_096, "extra": 16_384, "on_done": 16_384}
 #: Bytes of one part of a path, in every common file system.
@@ -84,6 +88,29 @@ def check_window(job: JobRecord, account: Account) -> None:
         f"({PREFIX}ACCOUNTS__{name}__{setting}{f', of its profile {account.profile}' if account.profile else ''})",
         field="completion_window",
     )
+
+
+def check_targets(job: JobRecord, settings: Settings) -> None:
+    """Raises InvalidInput for a target of notifications that cannot be told. A name that the settings of this process
+    do not have may be in those of the workers, unless this process has targets.
+    """
+    if len(job.notify) > MAX_TARGETS:
+        raise InvalidInput(f"has {len(job.notify)} targets; at most {MAX_TARGETS}", field="notify")
+    for target in job.notify:
+        if "://" in target:
+            if len(target) > 2_000 or without_secrets(target) != target or has_secret_before_host(target):
+                message = (
+                    f"{without_secrets(target)[:200]} has a secret in it, or is too long; name a target of the settings"
+                )
+                raise InvalidInput(message, field="notify")
+            check_host(target, settings.allowed_hosts)
+        elif not _ACCOUNT.fullmatch(target.lower()):
+            raise InvalidInput(f"{_quoted(target)} is neither a URL nor the name of a target", field="notify")
+        elif settings.targets and target.lower() not in settings.targets:
+            known = ", ".join(sorted(settings.targets))
+            raise InvalidInput(
+                f"there is no target {_quoted(target)} in the settings; known are: {known}", field="notify"
+            )
 
 
 def check_signature(plain: Mapping[str, Any]) -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
+from pydantic_settings import NoDecode
 
 from batchpipe.config.profiles import PROFILES, ProfileName, with_profile
 from batchpipe.model.admission import Kind
@@ -57,6 +58,9 @@ class Account(BaseModel):
         description="where batches cannot be listed: repeat a create call without an answer, up to three calls; "
         "rows may be paid for each",
     )
+    notify: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="comma-separated targets that are told of its jobs and pauses"
+    )
     overdue_seconds: float | None = Field(
         None,
         ge=0,
@@ -97,6 +101,11 @@ class Account(BaseModel):
             "uploads": self.uploads_per_minute,
         }
         return {kind: amount for kind, amount in found.items() if amount is not None}
+
+    @field_validator("notify", mode="before")
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
     @model_validator(mode="before")
     @classmethod

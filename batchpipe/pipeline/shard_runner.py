@@ -29,13 +29,16 @@ from batchpipe.model.records import LONGEST_PAUSE, Move, Problem, ShardRecord, S
 from batchpipe.model.retry import SHARD_TROUBLE, UNFORESEEN
 from batchpipe.model.room import TooLarge, with_limit
 from batchpipe.model.steps import SHARD_STEPS, Step, follows
+from batchpipe.pipeline.create_actions import HELD_BACK, GiveUp, Over
 from batchpipe.pipeline.create_context import CreateContext
 from batchpipe.pipeline.manifest import workspace_of
 from batchpipe.pipeline.messages import Continue, Done, Next, Retry, denied
+from batchpipe.pipeline.notices import record_safely
+from batchpipe.pipeline.reading import slots_for
 from batchpipe.pipeline.room import NoRoom, pass_on_room, wait_for_room
 from batchpipe.pipeline.runner import CANCELLING, MAX_LOST, MAX_TRIES, Runner, check_cancel, foreseen, numbers, words
 from batchpipe.pipeline.shard_words import what_follows, why
-from batchpipe.pipeline.steps.create import HELD_BACK, GiveUp, Over, create
+from batchpipe.pipeline.steps.create import create
 from batchpipe.pipeline.steps.download import abandon, download
 from batchpipe.pipeline.steps.poll import Pace, poll
 from batchpipe.pipeline.steps.salvage import lost, salvage
@@ -145,23 +148,21 @@ class ShardRunner(Runner):
         if not shard.calls:  # else look first for what an unanswered call made
             job = self.held(job)
         try:
-            return create(job, shard, api, CreateContext(self, lease))
+            return create(job, shard, api, CreateContext(self, lease, api))
         except NoRoom:  # not before the call: most have room since their upload
             return wait_for_room(lease, self.store, self.settings) or Move(stage=Stage.UPLOADED)
 
     def _poll(self, lease: ShardLease, api: Provider) -> Result:
         job = lease.job
         account, clock = self.settings.account(job.account), self.store.connection.clock()
-        rate, patience = account.looks_per_second, account.patience_seconds
+        patience = account.patience_seconds
         return poll(
             job,
             lease.shard,
             api,
             now=clock.now,
             pace=Pace(self.settings.poll_min_seconds, self.settings.poll_max_seconds),
-            take_rate_token=lambda: self.store.accounts.take_rate_token(
-                job.account, per_second=rate, burst=max(1.0, 2 * rate)
-            ),
+            take_slot=slots_for(self.store, self.settings, job.account, lease.shard),
             patience=patience + clock.slack if patience is not None else None,  # the provider's clock may be behind
             files_patience=self.settings.files_patience_seconds,
             unseen_seconds=self.settings.unseen_seconds,
@@ -271,6 +272,7 @@ class ShardRunner(Runner):
         if (pause := self.store.accounts.pause_of(lease.job.account)) is not None:
             return pause.seconds
         seconds = max(after if after is not None else self.settings.account_pause_seconds, 1.0)
+        record_safely(lambda: self.notices.account_paused(lease.job.account, problem, seconds))
         self.store.accounts.pause(lease.job.account, seconds, problem)
         self.counters.add("account_pauses", account=lease.job.account)
         fields = {"account": lease.job.account, "seconds": seconds, "message": problem.message}
@@ -311,6 +313,8 @@ class ShardRunner(Runner):
             return Done("published again")
         if move.parked:
             return Done(move.parked)
+        if move.changes.get("parked"):
+            return Done(f"watched by looks: {why(lease.shard, move)}")
         if move.stage == lease.shard.stage:
             reason = ending.reason if isinstance(ending, _Failed) else step.waits
             return Retry(move.after, why(lease.shard, move), reason)

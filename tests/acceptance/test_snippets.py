@@ -273,6 +273,13 @@ def providers(terminals: Terminals) -> None:
     assert "BATCHPIPE_ACCOUNTS__FAST__LISTS_BATCHES=true" in (terminal.machine.folder / ".env").read_text()
 
 
+def notifications(terminals: Terminals) -> None:
+    terminal = terminals.terminal("notifications")
+    secret = {"whsec_...": "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"}
+    terminal.run(Snippet("docs/notifications.md", "BATCHPIPE_TARGETS__OPS__URL"), secret)
+    terminal.run(Snippet("docs/notifications.md", "--resend all"))
+
+
 def scaling(terminals: Terminals) -> None:
     terminal = terminals.terminal("scaling")
     terminal.machine.write("urgent.jsonl", request_lines(2))
@@ -283,7 +290,7 @@ def scaling(terminals: Terminals) -> None:
 
 
 STORIES = [readme, quickstart, python, cron, settings_of_a_site, crontab, flower, monitoring, sandbox_page]
-STORIES += [settings_page, providers, scaling]
+STORIES += [settings_page, providers, notifications, scaling]
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import orjson
 import pytest
@@ -13,7 +13,7 @@ from pydantic import SecretStr, ValidationError
 from batchpipe.config.account import Account
 from batchpipe.model.provider import Batch
 from batchpipe.testing import FakeOpenAI, Pump
-from batchpipe.testing.provider import FakeBatch
+from batchpipe.testing.provider import FakeBatch, polite_answer
 
 Rows = Callable[..., list[dict[str, object]]]
 
@@ -49,6 +49,8 @@ class LimitedOpenAI(FakeOpenAI):
         super().__init__()
         self.limit, self.says = limit, says
         self.most, self.refused = 0, 0
+        usage = {"prompt_tokens": 37, "completion_tokens": 3, "total_tokens": 40}
+        self.answer = lambda request: {**cast(Any, polite_answer(request)), "usage": usage}
 
     def create_batch(self, **arguments: Any) -> Batch:
         made = super().create_batch(**arguments)
