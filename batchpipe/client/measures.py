@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+from batchpipe.model.admission import Room
 from batchpipe.model.stats import OpenShards, Stats
 from batchpipe.store import Store
 
@@ -14,6 +15,8 @@ from batchpipe.store import Store
 COUNT_SECONDS = 10.0
 #: Accounts with batches created within this time are included, though this host may not have their keys.
 RECENT_SECONDS = 7 * 86_400.0
+#: Accounts whose rooms are read, those in use last.
+MOST_ACCOUNTS = 50
 
 
 @dataclass(frozen=True)
@@ -23,6 +26,7 @@ class Measures:
     stats: Stats
     open_shards: OpenShards
     paused_seconds: dict[str, float]  #: account -> how much longer it is paused; 0: it is in use
+    rooms: list[Room]  #: what is held at the providers, and what waits; of accounts that were in use within two days
     counts: dict[str, float]  #: what all processes have counted so far; see ``telemetry.counters``
 
 
@@ -47,7 +51,8 @@ class Meter:
         stats, open_shards = store.counters.stats(), self._count_open_shards(store)
         accounts = sorted({"default", *self._accounts(), *store.accounts.creating(stats.now - RECENT_SECONDS)})
         paused = {name: pause.seconds if (pause := store.accounts.pause_of(name)) else 0.0 for name in accounts}
-        return Measures(stats, open_shards, paused, store.counters.read())
+        rooms = [room for name in store.admission.accounts()[-MOST_ACCOUNTS:] for room in store.admission.rooms(name)]
+        return Measures(stats, open_shards, paused, rooms, store.counters.read())
 
     def _count_open_shards(self, store: Store) -> OpenShards:
         with self._lock:  # other callers wait for the count that is under way

@@ -26,11 +26,11 @@ _WORDS = {
 def in_words(waiting: Waiting) -> str:
     """What it waits for, and at which place."""
     place = f" (place {waiting.place:,} of {waiting.of:,})" if waiting.place and waiting.of else ""
-    return f"{_what(waiting)}{place}"
+    return f"waits{_what(waiting).removeprefix('wait')}{place}"
 
 
 def _what(waiting: Waiting) -> str:
-    return f"waits for {_WORDS.get(waiting.kind, waiting.kind)}"
+    return f"wait for {_WORDS.get(waiting.kind, waiting.kind)}"
 
 
 def waits_for(waiting: Waiting) -> dict[str, Any]:

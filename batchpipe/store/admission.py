@@ -131,6 +131,16 @@ class Admission:
                     found[place] = Waiting(int(answer[0]), int(answer[1]), answer[2])
         return found
 
+    def waiting_jobs(self, job_ids: Sequence[str]) -> dict[str, tuple[int, Waiting]]:
+        """For those of these jobs that have shards in a queue: how many, and where the first stands. For people."""
+        found = dict[str, tuple[int, Waiting]]()
+        for some in chunks(job_ids, _PLACES):
+            answers = self._redis.run("read_waiting_jobs", [f"{self._redis.prefix}due"], self._redis.prefix, *some)
+            for job_id, answer in zip(some, answers, strict=True):
+                if answer:
+                    found[job_id] = int(answer[0]), Waiting(int(answer[1]), int(answer[2]), answer[3])
+        return found
+
     # -- bytes and tokens --------------------------------------------------------------------------------------------
 
     def observe(self, model: str | None, size: int, tokens: int) -> None:

@@ -8,10 +8,18 @@ from typing import Any, cast
 
 import orjson
 import pytest
+from prometheus_client import CollectorRegistry, generate_latest
 from pydantic import SecretStr, ValidationError
 
+from batchpipe.client.landing import decide
+from batchpipe.client.measures import Meter
+from batchpipe.client.moments import Moments
 from batchpipe.config.account import Account
 from batchpipe.model.provider import Batch
+from batchpipe.model.records import Problem
+from batchpipe.model.views import SHOWN, job_view
+from batchpipe.monitoring.prometheus import JobCollector
+from batchpipe.pipeline.republish_many import resume_account
 from batchpipe.testing import FakeOpenAI, Pump
 from batchpipe.testing.provider import FakeBatch, polite_answer
 
@@ -239,3 +247,61 @@ def test_a_shard_of_an_older_version_that_holds_nothing_asks_before_its_call_and
     work(pump, 120.0)
     assert len(api.running) == 1
     assert api.count("upload") == 0
+
+
+def test_status_and_list_say_what_is_waited_for_and_at_which_place(tmp_path: Path, chat_rows: Rows) -> None:
+    pump, _ = limited(tmp_path, 2)
+    job = pump.submit(chat_rows(5))
+    work(pump)
+    moments, record = Moments(pump.store, pump.settings), pump.job(job)
+    view = job_view(record, pump.store.shards.of_job(record, fields=SHOWN), moments.of(record))
+    waiting = [shard["waits_for"] for shard in view["shards"] if shard["waits_for"]]
+    assert sorted((one["place"], one["of"], one["code"]) for one in waiting) == [(n, 3, "tokens") for n in (1, 2, 3)]
+    expected = {
+        "code": "tokens",
+        "message": "3 shards wait for room in the provider's queue of tokens for its model",
+        "place": 1,
+        "of": 3,
+    }
+    assert view["waits_for"] == expected
+    moments.prepare([record])
+    assert job_view(record, moment=moments.of(record))["waits_for"] == expected
+
+
+def test_metrics_show_what_is_held_what_waits_and_the_limits(tmp_path: Path, chat_rows: Rows) -> None:
+    pump, _ = limited(tmp_path, 2)
+    pump.submit(chat_rows(5))
+    work(pump)
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(JobCollector(Meter(lambda: pump.store).read))
+    text = generate_latest(registry).decode()
+    assert 'batchpipe_shards_waiting_for_room{account="default",resource="tokens"} 3.0' in text
+    assert 'batchpipe_room_held{account="default",resource="batches"} 2.0' in text
+    assert f'batchpipe_room_limit{{account="default",resource="tokens"}} {2 * ROW}.0' in text
+
+
+def test_the_end_of_a_pause_gives_room_to_those_who_wait(tmp_path: Path, chat_rows: Rows) -> None:
+    pump, api = limited(tmp_path, 2)
+    job = pump.submit(chat_rows(5))
+    work(pump)
+    pump.store.accounts.pause("default", 3_600.0, Problem(code="http_401", message="no"))
+    finish(api, 2)
+    work(pump)
+    assert len(api.batches) == 2
+    resume_account(pump.job_runner, "default")
+    work(pump, 700.0)
+    assert len(api.batches) == 4
+    run_to_the_end(pump, api, [job])
+
+
+def test_a_job_that_is_held_sends_nothing_and_goes_on_when_a_person_decides(tmp_path: Path, chat_rows: Rows) -> None:
+    pump, api = limited(tmp_path, 1)
+    job = pump.submit(chat_rows(4))
+    work(pump)
+    api.finish(api.running[0].id, "cancelled", after=0)
+    work(pump, 1_300.0)
+    assert len(api.batches) == 1
+    assert pump.job(job).hold is not None
+    assert decide(pump.job_runner, job, "resend")
+    run_to_the_end(pump, api, [job])
+    assert pump.job(job).ok == 4
