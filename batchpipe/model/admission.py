@@ -1,8 +1,8 @@
 """What a shard needs before it is sent, and what is known about the room for it. Pure.
 
-A resource is a kind (``tokens``, ``batches``, ``creations``, ``uploads``) of an account, tokens of an account and model.
-A shard *holds* tokens and a batch from its admission until its batch has ended; creations and uploads are counted within
-a span of time, and come back with it.
+A resource is a kind (``tokens``, ``batches``, ``creations``, ``uploads``) of an account, tokens of an account and a
+model. A shard *holds* tokens and a batch from its admission until its batch has ended; creations and uploads are
+counted within a span of time, and come back with it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Kind = Literal["tokens", "batches", "creations", "uploads"]
 
 #: Tokens per byte of a shard's file, where nothing is known about its model.
 FIRST_RATIO = 0.25
-#: Estimates of tokens are so much higher than the ratio says: one that is too low is refused, one too high waits a little.
+#: Estimates of tokens are so much higher than the ratio says: one that is too low is refused, one too high only waits.
 RATIO_MARGIN = 1.05
 #: A shard that was admitted and uses this for nothing loses it after so many seconds, and asks again.
 IDLE_SECONDS = 900.0

@@ -2,14 +2,15 @@
 
 Who holds what, who waits and in which order is in Redis, see ``scripts/admission.lua``. How it fits into turns:
 
-* *before upload*, and before create for a shard that holds nothing, ``admit`` under the shard's lease. ``Waiting``: the turn
-  ends without a message, with ``WAIT_SECONDS`` as its pause. Whoever is granted room later is due at once.
-* *the end of a batch* needs no call here: ``settle``, ``advance`` and ``record_batch_status`` release what the shard held and
-  grant it to those who wait. ``take_granted`` then says whom to publish again. Who does not come to that is found by the sweep.
+* *before upload*, and before create for a shard that holds nothing, ``admit`` under the shard's lease. ``Waiting``: the
+  turn ends without a message, with ``WAIT_SECONDS`` as its pause. Whoever is granted room later is due at once.
+* *the end of a batch* needs no call here: ``settle``, ``advance`` and ``record_batch_status`` release what the shard
+  held and grant it to those who wait. ``take_granted`` then says whom to publish again; the sweep finds the others.
 * *a refusal* (the provider's queue is full) is a change of the turn's end: ``Move(stage=UPLOADED, after=WAIT_SECONDS,
-  changes={..., "full": Full(kind="tokens", limit=said or None)})``. The limit is lowered, the shard gives back what it held and
-  waits as the first of its job, all in the script that ends the turn; nobody is granted anything by it.
-* *the call*: ``Leases.record_intent(lease, admitted=True)`` answers ``no_hold`` for a shard that holds nothing; it asks again.
+  changes={..., "full": Full(kind="tokens", limit=said or None)})``. The limit is lowered, the shard gives back what it
+  held and waits as the first of its job, all in the script that ends the turn; nobody is granted anything by it.
+* *the call*: ``Leases.record_intent(lease, admitted=True)`` answers ``no_hold`` for a shard that holds nothing; it asks
+  again, and waits before create.
 * *the sweep*: ``grant`` and, now and then, ``rebuild`` for each of ``accounts``.
 """
 
@@ -26,8 +27,10 @@ from batchpipe.store.connection import Connection
 from batchpipe.store.lease import ShardLease
 from batchpipe.store.records import chunks, parse_member
 
-#: Grants of one script.
-MOST_GRANTS = 100
+#: Grants of one script, which take a tenth of a millisecond each.
+MOST_GRANTS = 25
+#: Grants of one call, or shards that one is told of.
+_AT_ONCE = 100
 #: Holds or shards in flight that one script looks at.
 _PAGE = 100
 #: Shards whose place one script looks up.
@@ -43,7 +46,7 @@ class Admission:
     def admit(self, lease: ShardLease, needs: Mapping[Kind, int], limits: Limits) -> Admitted | Waiting:
         """Reserve all that a shard needs (see ``needs_of``), or nothing and put it into its queue.
 
-        ``limits``: what the settings say; it is in force for grants, too, until somebody says otherwise. May be repeated: who
+        ``limits``: what the settings say; in force for grants, too, until somebody says otherwise. May be repeated: who
         holds something stays in, who waits keeps its place. Raises LeaseLost, StoreUnavailable.
         """
         answer = self._redis.run(
@@ -59,15 +62,21 @@ class Admission:
             raise LeaseLost
         return Admitted() if answer[0] == "in" else Waiting(int(answer[1]), int(answer[2]), answer[3])
 
-    def grant(self, account: str, most: int = MOST_GRANTS) -> list[tuple[str, int]]:
+    def grant(self, account: str, most: int = _AT_ONCE) -> list[tuple[str, int]]:
         """Give what is free to those who wait. Returns (job id, index) of shards that are due now: publish them again.
 
         For the sweep: spans go by, pauses end, limits change. If as many come as were asked for, there may be more.
         """
-        args = (self._redis.prefix, account, min(most, MOST_GRANTS))
-        return [parse_member(member) for member in self._redis.run("grant", [f"{self._redis.prefix}due"], *args)]
+        found = list[str]()
+        while len(found) < most:
+            wanted = min(most - len(found), MOST_GRANTS)
+            some = self._redis.run("grant", [f"{self._redis.prefix}due"], self._redis.prefix, account, wanted)
+            found += some
+            if len(some) < wanted:
+                break
+        return [parse_member(member) for member in found]
 
-    def take_granted(self, most: int = MOST_GRANTS) -> list[tuple[str, int]]:
+    def take_granted(self, most: int = _AT_ONCE) -> list[tuple[str, int]]:
         """Shards that were granted something by scripts that answer something else: publish them again, if overdue.
 
         Each is told once. Who forgets them loses nothing but time: they are due, and found by the sweep.
@@ -78,7 +87,7 @@ class Admission:
     def rebuild(self, account: str, *, idle: float = IDLE_SECONDS) -> Rebuilt:
         """Compare holds and sums with the records, and put right what a bug or a lost second of Redis has left.
 
-        Holds go whose shard has no use for them, also who was admitted ``idle`` seconds ago and made no call; shards in flight
+        Holds go whose shard has no use for them, or was admitted ``idle`` seconds ago and made no call. Shards in flight
         without a hold get one. In short scripts; any number of processes may do it at once. Call ``grant`` after it.
         """
         dropped, corrected = self._check_holds(account, idle)
@@ -114,7 +123,7 @@ class Admission:
         return [_room(account, dict(zip(one[::2], one[1::2], strict=True))) for one in found]
 
     def limit(self, account: str, model: str | None, limits: Limits) -> int | None:
-        """Tokens of a model that may be in the account's queue at once: the lower of settings and learned; None: unknown."""
+        """Tokens of a model that may be queued at once: the lower of settings and learned; None: unknown."""
         args = (self._redis.prefix, account, model or "")
         learned = self._redis.run("read_limit", [f"{self._redis.prefix}rooms:{account}"], *args)
         known = [int(learned[0])] if learned else []
@@ -152,7 +161,7 @@ class Admission:
             self._redis.run("observe_tokens", [], self._redis.prefix, model or "", size, tokens)
 
     def ratio(self, model: str | None) -> float:
-        """Input tokens per byte of requests to this model, as they were lately; ``FIRST_RATIO`` where nothing is known."""
+        """Input tokens per byte of requests to this model, as they were lately; ``FIRST_RATIO``: nothing is known."""
         found = self._redis.run("read_ratio", [], self._redis.prefix, model or "")
         return float(found[0]) if found else FIRST_RATIO
 

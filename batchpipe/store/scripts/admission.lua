@@ -22,6 +22,8 @@ local TRY_SECONDS, LONGEST_TRY, FORGET_SECONDS = 600, 21600, 86400
 local FIRST_RETRY, LONGEST_RETRY = 5, 600
 -- See model/admission.py.
 local RATIO_MARGIN = 1.05
+-- Where no limit is known, so many tokens, or shards like the first, go at once; twice as much after each START_SECONDS.
+local START_TOKENS, START_SHARDS, START_SECONDS = 1e6, 16, 60
 local RAISED_AT_ONCE, LINES_AT_ONCE, DROPPED_AT_ONCE = 50, 16, 100
 
 local function checksum(text, factor)
@@ -46,8 +48,10 @@ end
 
 -- -- rooms ------------------------------------------------------------------------------------------------------------
 
-local ROOM_FIELDS = { 'sum', 'sent', 'limit', 'learned', 'said', 'learned_at', 'try_at', 'try_wait', 'fails', 'retry_at' }
+local ROOM_FIELDS = { 'sum', 'sent', 'limit', 'learned', 'said', 'learned_at', 'try_at', 'try_wait', 'fails', 'retry_at', 'start', 'start_at' }
 local read_rooms = {}
+-- set by scripts that only read
+local reading = false
 
 -- one resource as it is, and as this script has changed it
 local function room_of(prefix, account, kind, model)
@@ -68,13 +72,13 @@ local function set_room(room, ...)
   local fields = { ... }
   for i = 1, #fields, 2 do
     room[fields[i]] = tonumber(fields[i + 1])
-    redis.call('HSET', room.key, fields[i], fields[i + 1])
+    if not reading then redis.call('HSET', room.key, fields[i], fields[i + 1]) end
   end
 end
 
 local function forget(room, ...)
   for _, field in ipairs({ ... }) do room[field] = nil end
-  redis.call('HDEL', room.key, ...)
+  if not reading then redis.call('HDEL', room.key, ...) end
 end
 
 local function held_key(room, member)
@@ -100,11 +104,18 @@ local function parse_hold(text)
   return tonumber(amount or '0'), tonumber(level or '')
 end
 
+-- once a script
+local function note_use(room, now)
+  if room.noted then return end
+  room.noted = true
+  redis.call('ZADD', room.prefix .. 'rooms:' .. room.account, num(now), room.short)
+end
+
 local function hold(room, member, amount, now)
   local key, part = held_key(room, member)
   if redis.call('HSETNX', key, member, string.format('%.0f', amount)) == 0 then return end
-  redis.call('PERSIST', room.key)
-  redis.call('ZADD', room.prefix .. 'rooms:' .. room.account, num(now), room.short)
+  if not room.noted then redis.call('PERSIST', room.key) end
+  note_use(room, now)
   add_up(room, part, amount, 0)
 end
 
@@ -127,6 +138,7 @@ local function let_go(room, member)
   redis.call('HDEL', key, member)
   local amount, level = parse_hold(text)
   add_up(room, part, -amount, level and -amount or 0)
+  room.noted = false
   if room.sum <= 0 then redis.call('EXPIRE', room.key, KEPT) end
   return amount, level
 end
@@ -137,7 +149,11 @@ local function used(room, now)
   local key, slot = room.prefix .. 'used:' .. room.name, math.floor(now / (SPAN[room.kind] / SLOTS))
   local flat, sum = redis.call('HGETALL', key), 0
   for i = 1, #flat, 2 do
-    if tonumber(flat[i]) < slot - SLOTS then redis.call('HDEL', key, flat[i]) else sum = sum + tonumber(flat[i + 1]) end
+    if tonumber(flat[i]) >= slot - SLOTS then
+      sum = sum + tonumber(flat[i + 1])
+    elseif not reading then
+      redis.call('HDEL', key, flat[i])
+    end
   end
   room.used = sum
   return sum
@@ -147,19 +163,18 @@ local function use(room, amount, now)
   local key, slot = room.prefix .. 'used:' .. room.name, math.floor(now / (SPAN[room.kind] / SLOTS))
   room.used = used(room, now) + amount
   redis.call('HINCRBY', key, slot, amount)
+  if room.noted then return end
   redis.call('EXPIRE', key, math.ceil(SPAN[room.kind] * 1.1))
   redis.call('EXPIRE', room.key, KEPT)
-  redis.call('ZADD', room.prefix .. 'rooms:' .. room.account, num(now), room.short)
+  note_use(room, now)
 end
 
--- A refusal is forgotten after a day: the number that was said at once, the learned limit when nobody waits for it; while
--- somebody does it is doubled instead by each that tries, for else all who wait would be sent, and be refused, at once.
-local function forget_old(room, now, pressed)
+-- What refusals have taught is forgotten after a day without one. What was proven to fit goes at once, more bit by bit.
+local function forget_old(room, now)
   if not room.learned or now - (room.learned_at or 0) <= FORGET_SECONDS then return end
-  room.old = true
-  if room.said then forget(room, 'said') end
-  if not pressed then forget(room, 'learned', 'learned_at', 'try_at', 'try_wait', 'trying', 'fails', 'retry_at', 'single', 'alone') end
-  room.fails = room.fails or 0
+  set_room(room, 'start', string.format('%.0f', room.learned), 'start_at', num(now))
+  forget(room, 'learned', 'learned_at', 'said', 'try_at', 'try_wait', 'trying', 'fails', 'retry_at', 'single', 'alone')
+  room.fails = 0
 end
 
 local function lower(a, b)
@@ -167,15 +182,31 @@ local function lower(a, b)
   return a or b
 end
 
+-- Where no limit is known: whether it is not too much at once. A queue that is full is learned of minutes after the call, and
+-- until then every further call would be refused, too.
+local function may_start(room, amount, now)
+  if not BY_MODEL[room.kind] then return true end
+  local start = math.max(room.start or START_TOKENS, START_SHARDS * amount)
+  if room.sum + amount <= start then return true end
+  if not room.start_at then
+    set_room(room, 'start', string.format('%.0f', start), 'start_at', num(now))
+  elseif now - room.start_at >= START_SECONDS then
+    set_room(room, 'start', string.format('%.0f', 2 * start), 'start_at', num(now))
+    return room.sum + amount <= 2 * start
+  end
+  return false
+end
+
 -- whether so much fits; second: as one that tries for more than the learned limit
-local function fits(room, amount, now, pressed)
-  forget_old(room, now, pressed)
+local function fits(room, amount, now)
+  forget_old(room, now)
   local limit = lower(room.limit, room.learned)
   if SPAN[room.kind] then return not limit or used(room, now) + amount <= limit end
   if room.retry_at and now < room.retry_at then return false end
   if room.sum <= 0 then return true end -- whoever is too large for it goes alone
   local then_held = room.sum + amount
-  if not limit or then_held <= limit then return true end
+  if not limit then return may_start(room, amount, now) end
+  if then_held <= limit then return true end
   local most = lower(room.limit, room.said)
   if room.learned and now >= (room.try_at or 0) and (not most or then_held <= most) then return true, true end
   return false
@@ -184,7 +215,7 @@ end
 -- One goes beyond the learned limit. That the one before it did, and was not refused, raises the limit.
 local function try_more(room, member, now)
   if room.trying then
-    local raised = math.max(room.learned * (room.old and 2 or 1.05), room.sum)
+    local raised = math.max(room.learned * 1.05, room.sum)
     set_room(room, 'learned', string.format('%.0f', lower(lower(raised, room.said), room.limit)), 'try_wait', TRY_SECONDS)
   end
   room.trying = member
@@ -320,13 +351,13 @@ end
 -- -- admission ---------------------------------------------------------------------------------------------------------
 
 -- the first kind of what a shard needs that does not fit (nil: all of it does), and the rooms in which it is one that tries
-local function lacking(line, needs, now, pressed)
+local function lacking(line, needs, now)
   local tries = {}
   for _, kind in ipairs(KINDS) do
     local amount = tonumber(needs[kind])
     if amount then
       local room = room_of(line.prefix, line.account, kind, line.model)
-      local yes, as_try = fits(room, amount, now, pressed)
+      local yes, as_try = fits(room, amount, now)
       if not yes then return kind end
       if as_try then tries[kind] = true end
     end
@@ -424,7 +455,7 @@ local function grant_one(line, now, own)
       return 'dropped'
     end
     looked = looked + 1
-    local kind, tries = lacking(line, needs, now, true)
+    local kind, tries = lacking(line, needs, now)
     if kind then
       if first then return 'next' end
       first = { id = id, index = index }
@@ -607,6 +638,31 @@ function admission.set_limits(prefix, account, model, name, limits)
   end
 end
 
+-- how many shards of each job of a line wait, in the order of the jobs
+local function cards_of(line)
+  local cards = {}
+  for i, id in ipairs(redis.call('ZRANGE', line.jobs, 0, -1)) do cards[i] = redis.call('ZCARD', shards_key(line, id)) end
+  return cards
+end
+
+-- what a waiting shard lacks: a kind; paused; hold: its job sends nothing; turn: others go first
+local function what_lacks(line, rec, id, now)
+  local needs = get(rec, 'needs') or '{}'
+  line.known = line.known or {}
+  if not line.known[id .. needs] then
+    local kind
+    if is_paused(line.prefix, line.account, now) then
+      kind = 'paused'
+    elseif is_out(line.prefix .. 'job:' .. id) then
+      kind = 'hold'
+    else
+      kind = lacking(line, cjson.decode(needs), now) or get(line.fair, 'blocked') or 'turn'
+    end
+    line.known[id .. needs] = kind
+  end
+  return line.known[id .. needs]
+end
+
 -- {place from 1, shards that wait, what lacks}. The place is that of a fair order in which jobs take turns; exact as far as
 -- the line has few jobs.
 function admission.place(line, rec, id, index, now)
@@ -615,23 +671,15 @@ function admission.place(line, rec, id, index, now)
   local of = tonumber(get(line.fair, 'waiting') or '0')
   if not rank or not before then return { 0, of, 'turn' } end
   local jobs, place = redis.call('ZCARD', line.jobs), before
-  if jobs <= 50 then
-    for i, other in ipairs(redis.call('ZRANGE', line.jobs, 0, -1)) do
-      local card = redis.call('ZCARD', shards_key(line, other))
-      if other ~= id then place = place + math.min(card, before + (i <= rank and 1 or 0)) end
-    end
-  else
+  if jobs > 50 then
     place = before * jobs + rank
-  end
-  local kind
-  if is_paused(line.prefix, line.account, now) then
-    kind = 'paused'
-  elseif is_out(line.prefix .. 'job:' .. id) then
-    kind = 'hold'
   else
-    kind = lacking(line, cjson.decode(get(rec, 'needs') or '{}'), now, true) or get(line.fair, 'blocked') or 'turn'
+    line.cards = line.cards or cards_of(line)
+    for i, card in ipairs(line.cards) do
+      if i ~= rank + 1 then place = place + math.min(card, before + (i <= rank and 1 or 0)) end
+    end
   end
-  return { math.min(place + 1, math.max(of, 1)), of, kind }
+  return { math.min(place + 1, math.max(of, 1)), of, what_lacks(line, rec, id, now) }
 end
 
 -- forget rooms and accounts that were not used for long and hold nothing

@@ -14,7 +14,7 @@ redis.call('HSET', rec, 'needs', ARGV[5])
 local line, needs = line_of(prefix, account, model), cjson.decode(ARGV[5])
 local out, paused = is_out(job), is_paused(prefix, account, now)
 if not out and not paused and redis.call('EXISTS', prefix .. 'lines:' .. account) == 0 then
-  local kind, tries = lacking(line, needs, now, false)
+  local kind, tries = lacking(line, needs, now)
   if not kind then
     take(line, rec, member, needs, tries, now)
     return { 'in' }

@@ -27,7 +27,7 @@ local function check_part(room, part, cursor)
   local gone = 0
   for i = 1, #scan[2], 2 do
     if not needs_it(scan[2][i]) then
-      let_go(room, scan[2][i])
+      if not let_go(room, scan[2][i]) then redis.call('HDEL', key, scan[2][i]) end -- else it is in a part of others
       gone = gone + 1
     end
   end
@@ -85,8 +85,8 @@ for _, name in ipairs(names) do
       if looked >= most and part < PARTS then return { name .. ' ' .. part .. ' ' .. cursor, gone, wrong } end
     end
     wrong = wrong + add_parts(room)
+    short = nil
   end
-  short = nil
 end
 admission.tidy(prefix, account, now)
 return { '', gone, wrong }

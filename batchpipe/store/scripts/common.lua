@@ -246,6 +246,8 @@
 --   try_wait       s        pause between two of those
 --   trying         text     member of the latest of them
 --   fails          count    refusals in a row while nothing else was held
+--   start          count    where no limit is known, so much goes at once
+--   start_at       at       more was wanted then; doubled a minute later
 --   retry_at       at       before that nobody goes, after such a refusal
 --   single         flag     one has gone since that refusal
 --   alone          text     member of the latest that was refused while nothing else was held

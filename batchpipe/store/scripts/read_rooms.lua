@@ -5,6 +5,7 @@
 local now = clock(ARGV[1], true)
 local prefix, account, answer, all = ARGV[2], ARGV[3], {}, 0
 local waiting = {}
+reading = true
 for _, model in ipairs(redis.call('ZRANGE', prefix .. 'lines:' .. account, 0, 299)) do
   waiting[model] = tonumber(get(prefix .. 'fair:' .. account .. ':' .. model, 'waiting') or '0')
   all = all + waiting[model]
@@ -17,18 +18,11 @@ for _, short in ipairs(redis.call('ZREVRANGE', KEYS[1], 0, 299)) do
   if BY_MODEL[kind] or SPAN[kind] or kind == 'batches' then
     local room = room_of(prefix, account, kind, model)
     local learned, holders = room.learned, 0
-    if learned and now - (room.learned_at or 0) > FORGET_SECONDS and not waiting[model] then learned = nil end
+    if learned and now - (room.learned_at or 0) > FORGET_SECONDS then learned = nil end
     for part = 0, SPAN[kind] and -1 or PARTS - 1 do
       holders = holders + redis.call('HLEN', prefix .. 'held:' .. room.name .. ':' .. part)
     end
-    local sum = room.sum
-    if SPAN[kind] then
-      sum = 0
-      local slot, flat = math.floor(now / (SPAN[kind] / SLOTS)), redis.call('HGETALL', prefix .. 'used:' .. room.name)
-      for i = 1, #flat, 2 do
-        if tonumber(flat[i]) >= slot - SLOTS then sum = sum + tonumber(flat[i + 1]) end
-      end
-    end
+    local sum = SPAN[kind] and used(room, now) or room.sum
     table.insert(answer, {
       'kind', kind, 'model', BY_MODEL[kind] and get(room.key, 'model') or '', 'held', text(sum), 'sent', text(room.sent),
       'limit', text(lower(room.limit, learned)), 'configured', text(room.limit), 'learned', text(learned),

@@ -4,6 +4,7 @@
 -- -> {for each: {shards that wait (count), place, of (count), what lacks} | {} none waits ..}
 local now = clock(ARGV[1], true)
 local answer = {}
+reading = true
 for i = 3, #ARGV do
   local id, count, first = ARGV[i], 0, nil
   local account = account_of(ARGV[2] .. 'job:' .. id)
