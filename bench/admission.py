@@ -2,12 +2,13 @@
 
     python bench/admission.py [--shards 200] [--room 10] [--seconds 12] [--kill 4] [--freeze-sweep 600]
 
-A sandbox with a queue of tokens, a Redis, workers and beat, each of the workers a process of its own. Five jobs, from one
-shard to most of them, submitted at once; the limit is not in the settings, so it is learned from the first refusals. The ideal
-schedule of the same run: all room is always in use, and each batch takes as long as the sandbox needs for it. ``--kill N``:
-so many workers, each killed at random and started again; ``--freeze-sweep S``: no sweep runs in the first so many seconds.
-Fails if a shard is refused after the limit is known, room is less than 90 % in use while shards wait, a small job ends later
-than half of the largest, a row is paid twice, or it takes more than 1.15 times as long as the ideal.
+A sandbox with a queue of tokens, a Redis, workers and beat, each of the workers a process of its own. Five jobs, from
+one shard to most of them, submitted at once; the limit is not in the settings, so it is learned from the first
+refusals. The ideal schedule of the same run: all room is always in use, and each batch takes as long as the sandbox
+needs for it. ``--kill N``: so many workers, each killed at random and started again; ``--freeze-sweep S``: no sweep
+runs in the first so many seconds. Fails if a shard is refused after the limit is known, room is less than 90 % in use
+while shards wait, a small job ends later than half of the largest, a row is paid twice, or it takes more than 1.15
+times as long as the ideal.
 """
 
 from __future__ import annotations
