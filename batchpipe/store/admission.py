@@ -87,8 +87,8 @@ class Admission:
     def rebuild(self, account: str, *, idle: float = IDLE_SECONDS) -> Rebuilt:
         """Compare holds and sums with the records, and put right what a bug or a lost second of Redis has left.
 
-        Holds go whose shard has no use for them, or was admitted ``idle`` seconds ago and made no call. Shards in flight
-        without a hold get one. In short scripts; any number of processes may do it at once. Call ``grant`` after it.
+        Holds go whose shard has no use for them, or was let in ``idle`` seconds ago and made no call. Shards in flight
+        without a hold get one. In short scripts; any number of processes may do it at once. Call ``grant`` then.
         """
         dropped, corrected = self._check_holds(account, idle)
         return Rebuilt(dropped, self._hold_in_flight(account), corrected)

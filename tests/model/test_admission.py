@@ -1,4 +1,4 @@
-"""Admission at random: the shipped scripts with workers that die, answers that are lost, and keys that Redis forgets."""
+"""Admission at random: the shipped scripts, workers that die, answers that are lost, keys that Redis forgets."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ def shards(seed: int, count: int, *sizes: int) -> list[tuple[int, float]]:
 
 def nothing_is_left(world: World) -> None:
     """All that was held is given back, and no line remembers anybody."""
+    world.faults = Faults()
     for account in world.store.admission.accounts():
         world.store.admission.rebuild(account)
         world.store.admission.grant(account)
@@ -50,6 +51,17 @@ def test_no_room_leaks_and_none_is_refused_whoever_dies(seed: int, sizes: tuple[
         found.submit(shards(seed * 10 + job, 2 + 4 * job, *sizes), priority=job % 2)
     found.run(LONG)
     assert (found.provider.refusals, found.kills > 10) == (0, True)
+    nothing_is_left(found)
+
+
+@pytest.mark.slow
+def test_a_thousand_deaths_leave_nothing_held() -> None:
+    """Each between two calls of a turn, wherever that is."""
+    found = world(Provider({"m": ROOM}), KNOWN, seed=7, faults=Faults(kill=0.3, repeat=0.02))
+    for job in range(6):
+        found.submit(shards(job, 50, 100))
+    found.run(4 * LONG)
+    assert (found.kills >= 1_000, found.provider.refusals) == (True, 0)
     nothing_is_left(found)
 
 
