@@ -21,6 +21,7 @@ from batchpipe.pipeline.republish_many import republish_rest
 from batchpipe.pipeline.room import grant_rooms, publish_granted
 from batchpipe.pipeline.runner import Runner
 from batchpipe.pipeline.search_records import SearchRecords
+from batchpipe.pipeline.stalls import report_late
 from batchpipe.pipeline.unanswered import Search
 from batchpipe.store import LookState
 from batchpipe.telemetry.logs import about
@@ -75,6 +76,7 @@ def look_after_accounts(runner: Runner, *, at_once: bool = False) -> None:
     creating = set(runner.store.accounts.creating(clock.now - LOOK_BACK_SECONDS))
     for account in runner.store.accounts.creating(0.0):
         with about(account=account):
+            report_late(runner, account, clock.now)
             _look_after(runner, account, clock, creating=account in creating, at_once=at_once)
     publish_granted(runner)
 
