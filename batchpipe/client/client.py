@@ -7,13 +7,15 @@ import time
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Unpack
+from typing import Any, Unpack
 
+from batchpipe.client.finding import find_job
 from batchpipe.client.health import Health
 from batchpipe.client.job import Job
 from batchpipe.client.landing import decide, land
 from batchpipe.client.listeners import Watch, deserted, missing_worker, warn_of_submit
 from batchpipe.client.measures import Measures, Meter
+from batchpipe.client.moments import Moments
 from batchpipe.client.options import SubmitOptions, complete, shows_options
 from batchpipe.client.retry import check_retriable, check_sizes, failed_requests, retry_options
 from batchpipe.client.submission import Input, as_text, held_back, new_record, new_run_queue, with_input
@@ -25,8 +27,10 @@ from batchpipe.config.site import current_site
 from batchpipe.errors import NO_QUOTA, InvalidInput, JobNotFound, PermanentError, SettingsError, StoreUnavailable
 from batchpipe.local_redis import acquire
 from batchpipe.masking import without_secrets
+from batchpipe.model.notifications import Notification
 from batchpipe.model.records import JOB, JobRecord, State, new_job_id
 from batchpipe.model.stats import Clock, Pause, Stats
+from batchpipe.model.views import Moment, job_view
 from batchpipe.pipeline.copied_inputs import forget_copy, remove_copy, remove_unrecorded_at_times
 from batchpipe.pipeline.manifest import basics, note_workspace, prune_workspaces
 from batchpipe.pipeline.messages import Message
@@ -159,6 +163,23 @@ class Client:
         """Raises JobNotFound."""
         return Job(self.store.jobs.get(job_id), self)
 
+    def find_job(self, text: str) -> Job:
+        """The job that a person means: its id, a beginning of that which fits no other (with ``job_`` or without, four
+        characters at least), or ``last``, the latest one. Programs use ``get_job``.
+
+        Raises JobNotFound, InvalidInput (``ambiguous_job``).
+        """
+        return Job(find_job(self.store, text), self)
+
+    def show(self, jobs: Sequence[Job]) -> list[dict[str, Any]]:
+        """``list --json``: these jobs as JSON objects, without their shards. Raises StoreUnavailable."""
+        moments = Moments(self.store, self.settings)
+        return [job_view(job.record, moment=moments.of(job.record)) for job in jobs]
+
+    def moment_of(self, job: Job) -> Moment:
+        """What is shown of a job beside its records: our time, the pause of its account. Raises StoreUnavailable."""
+        return Moments(self.store, self.settings).of(job.record)
+
     def find_by_key(self, key: str) -> Job | None:
         """The job that was submitted with this key."""
         job_id = self.store.jobs.id_of_key(key)
@@ -218,6 +239,22 @@ class Client:
         ``listing``: read the accounts' lists of batches now (True), not at all (False), or if it is time (None).
         """
         return sweep(runtime(self.settings).job_runner, listing=listing)
+
+    def notifications(self, *, dead: bool = False, most: int = 100) -> list[Notification]:
+        """Notifications that wait for their next try, or (``dead``) that were given up. Raises StoreUnavailable."""
+        return self.store.outbox.dead(most) if dead else self.store.outbox.waiting(most)
+
+    def count_notifications(self) -> tuple[int, int]:
+        """How many wait for their next try, and how many were given up. Raises StoreUnavailable."""
+        return self.store.outbox.counts()
+
+    def send_again(self, note_ids: Sequence[str]) -> int:
+        """Try these notifications now, and for another day. Returns how many of them there are."""
+        return self.store.outbox.send_again(note_ids)
+
+    def deliver(self) -> int:
+        """Send the notifications that are due. Returns how many were delivered. Raises StoreUnavailable."""
+        return runtime(self.settings).deliverer.deliver_due()
 
     def resume(self, account: str) -> Resumed:
         """End an account's pause: all waiting shards go on. Without a pause, those that wait for a person do.
@@ -337,7 +374,7 @@ def submit(input: Input, **options: Unpack[SubmitOptions]) -> Job:
 
 
 def get_job(job_id: str) -> Job:
-    """The job with this id. Raises JobNotFound, StoreUnavailable."""
+    """The job with this id; only commands take a part of it. Raises JobNotFound, StoreUnavailable."""
     return default_client().get_job(job_id)
 
 

@@ -135,13 +135,18 @@ class Leases:
         )
         return news_of(answer[1], answer[2])
 
-    def record_intent(self, lease: ShardLease, *, admitted: bool = False) -> Renewal:
+    def record_intent(
+        self, lease: ShardLease, *, seconds: float = 0.0, identity: str = "", admitted: bool = False
+    ) -> Renewal:
         """Record that a create call will be sent under the shard's key; not if the job is held. Raises LeaseLost.
 
-        ``admitted``: nor if the shard holds no room at the provider, or too much is held and others have sent theirs.
+        ``seconds``: how long it may be under way, at most, if its worker vanishes. ``identity``: whose key it is made
+        with (``Provider.identity``). ``admitted``: nor if the shard holds no room at the provider, or too much is held
+        and others have sent theirs.
         """
-        keys = self._redis.keys(lease.job.id, lease.index)
-        args = (lease.token, f"{self._redis.host_time():.6f}", "1" if admitted else "0")
+        keys, member = self._redis.keys(lease.job.id, lease.index), self._redis.member(lease.job.id, lease.index)
+        host_time = f"{self._redis.host_time():.6f}"
+        args = (lease.token, host_time, member, seconds, identity, "1" if admitted else "0")
         answer = self._redis.run("intent", keys, self._redis.prefix, *args)
         news, verdict = _news_or_lost(answer), answer[0]
         return Renewal(

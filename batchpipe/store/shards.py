@@ -135,8 +135,7 @@ class Shards:
 
     def withdraw_call(self, shard: ShardRecord, call: str) -> None:
         """A call was clearly refused or never made. Needs no lease."""
-        member = self._redis.member(shard.job, shard.index)
-        keys = self._redis.keys(shard.job, shard.index)
+        keys, member = self._redis.keys(shard.job, shard.index), self._redis.member(shard.job, shard.index)
         self._redis.run("withdraw", keys, self._redis.prefix, member, shard.key, call)
 
     def record_named_batches(self, shard: ShardRecord, batch_ids: Mapping[str, bool]) -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from batchpipe.config.settings import Settings
 from batchpipe.config.site import current_site
 from batchpipe.pipeline.job_runner import JobRunner
+from batchpipe.pipeline.notices import Notices
 from batchpipe.pipeline.shard_runner import ShardRunner
 from batchpipe.provider import Apis
 from batchpipe.store import Store
 from batchpipe.tasks import notifying, publishing
+from batchpipe.tasks.delivery import Deliverer
 from batchpipe.tasks.inspection import waiting_in
 from batchpipe.telemetry.counters import Counters
 
@@ -26,9 +28,19 @@ class Runtime:
         )
         counters = Counters()
         apis, publish, notify = Apis(settings, counters.call), publishing.publish, notifying.notify
-        self.shard_runner = ShardRunner(settings, self.store, apis, publish, counters=counters)
+        self.deliverer = Deliverer(settings, self.store)
+        notices = Notices(settings, self.store, publishing.deliver_soon)
+        self.shard_runner = ShardRunner(settings, self.store, apis, publish, counters=counters, notices=notices)
         self.job_runner = JobRunner(
-            settings, self.store, apis, publish, notify, counters=counters, waiting_in=waiting_in
+            settings,
+            self.store,
+            apis,
+            publish,
+            notify,
+            counters=counters,
+            waiting_in=waiting_in,
+            notices=notices,
+            deliver=self.deliverer.deliver_due,
         )
 
 
