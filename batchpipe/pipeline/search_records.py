@@ -93,6 +93,7 @@ def settle(runner: Runner, shard: ShardRecord, batch: Batch, *, token: str | Non
             "counts": batch.counts,
             "snapshot_at": runner.store.now(),
             "backoff": 0,
+            **batch.times,
         },
     )
     if settled.verdict in ("ok", "late"):
