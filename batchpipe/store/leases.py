@@ -141,12 +141,13 @@ class Leases:
         """Record that a create call will be sent under the shard's key; not if the job is held. Raises LeaseLost.
 
         ``seconds``: how long it may be under way, at most, if its worker vanishes. ``identity``: whose key it is made
-        with (``Provider.identity``). ``admitted``: not if the shard holds no room at the provider, either, or if too
-        much is held and others have sent theirs.
+        with (``Provider.identity``). ``admitted``: nor if the shard holds no room at the provider, or too much is held
+        and others have sent theirs.
         """
         keys, member = self._redis.keys(lease.job.id, lease.index), self._redis.member(lease.job.id, lease.index)
-        args = (f"{self._redis.host_time():.6f}", member, seconds, identity, "1" if admitted else "0")
-        answer = self._redis.run("intent", keys, self._redis.prefix, lease.token, *args)
+        host_time = f"{self._redis.host_time():.6f}"
+        args = (lease.token, host_time, member, seconds, identity, "1" if admitted else "0")
+        answer = self._redis.run("intent", keys, self._redis.prefix, *args)
         news, verdict = _news_or_lost(answer), answer[0]
         return Renewal(
             republish=news.republish, cancel=news.cancel, held=verdict == "held", no_hold=verdict == "no_hold"

@@ -158,11 +158,11 @@ class World:
 
     def run(self, longest: float) -> float:
         """Returns how long it took. Raises AssertionError if something is stuck."""
-        begun, total = self.at, sum(self.jobs.values())
+        begun = self.at
         self.after(0.0, self._sweep)
         self.after(0.0, self._look)
         self.after(REBUILD, self._rebuild)
-        while len(self.collected) < total:
+        while len(self.collected) < (total := sum(self.jobs.values())):
             at, _, what = heapq.heappop(self.events)
             self.at = max(self.at, at)
             assert self.at - begun < longest, f"stuck: {len(self.collected)} of {total}"

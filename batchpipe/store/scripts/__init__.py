@@ -11,7 +11,7 @@ from functools import cache
 from importlib import resources
 
 #: What all scripts have at their beginning, in this order.
-SHARED = ("common", "admission")
+SHARED = ("common", "rooms", "lines", "admission")
 
 
 @cache

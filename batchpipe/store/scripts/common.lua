@@ -409,8 +409,6 @@ local function in_flight(prefix, job)
   return prefix .. 'inflight:' .. (get(job, 'account') or 'default')
 end
 
--- filled by admission.lua
-local admission = {}
 -- Times are kept in bins, each a fifth wider than the one before: bin b holds those from 1.2^b seconds on, the last one
 -- all that are longer. model/pace.py reads them.
 local function pace_bin(seconds)
@@ -460,6 +458,9 @@ local function count_turnaround(prefix, rec, account, now)
   count_pace(key, 'took', took, now)
   if made and began and began >= made and began - made <= took then count_pace(key, 'queued', began - made, now) end
 end
+
+-- filled by admission.lua
+local admission = {}
 
 -- Called by every script that may have recorded a final status, or a shard that leaves `created`: what follows from the
 -- end of a batch, once for each batch.

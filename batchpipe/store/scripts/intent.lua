@@ -3,8 +3,8 @@
 -- the last few calls are kept.
 -- KEYS: 1 record, 2 job, 3 due, 4 clock
 -- ARGV: 1 skew (s), 2 prefix, 3 token, 4 time of the caller's host (at), 5 member, 6 how long the call may be under way, at
---   most, if its worker vanishes (s), 7 whose key it is made with ('': not known), 8 admitted: 1: the shard must hold room;
---   '0' or absent: not asked
+--   most, if its worker vanishes (s), 7 whose key it is made with ('': not known), 8 admitted
+-- admitted: '1': the shard must hold room; '0': it is not asked
 -- -> {'ok', republish, cancel} | {'lost'}
 --  | {'no_hold', republish, 0} there is no room for it; no intent is recorded
 --  | {'held', republish, 0} the job sends nothing more until somebody decides, or at all; no intent is recorded
