@@ -99,6 +99,11 @@ def submit_options(command: F) -> F:
         ),
         size_options(),
         click.option("--attempts", type=click.IntRange(min=1), help="Rounds a row may go through."),
+        click.option(
+            "--priority",
+            type=click.IntRange(-100, 100),
+            help="Goes before jobs of a lower one where shards wait for room at the provider.  [default: 0]",
+        ),
     )(command)
 
 

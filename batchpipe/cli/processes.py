@@ -141,6 +141,12 @@ def beat_command(loglevel: str, alive_file: Path | None) -> None:
 @click.option("--data-dir", type=click.Path(file_okay=False, path_type=Path), help="Keep files and batches here.")
 @click.option("--validating-seconds", type=click.FloatRange(min=0), default=0.2, help="Length of `validating`.  [0.2]")
 @click.option("--rows-per-second", type=float, default=5_000, show_default=True, help="Pace of a batch.")
+@click.option(
+    "--enqueued-tokens", metavar="[MODEL=]N", multiple=True, help="Tokens of a model in the queue at once; repeatable."
+)
+@click.option("--batches-in-flight", type=click.IntRange(min=1), help="Unfinished batches at once.")
+@click.option("--creations-per-hour", type=click.IntRange(min=1), help="Batches created within an hour.")
+@click.option("--uploads-per-minute", type=click.IntRange(min=1), help="Files uploaded within a minute.")
 @click.option("--any-model", is_flag=True, help="Also accept model names that look misspelled.")
 @click.option("--upstream", metavar="URL", help="Send each row to this OpenAI-compatible server.")
 @click.option("--upstream-concurrency", type=click.IntRange(min=1), default=8, show_default=True, help="Rows at once.")
@@ -152,6 +158,10 @@ def sandbox_command(
     data_dir: Path | None,
     validating_seconds: float,
     rows_per_second: float,
+    enqueued_tokens: tuple[str, ...],
+    batches_in_flight: int | None,
+    creations_per_hour: int | None,
+    uploads_per_minute: int | None,
     any_model: bool,
     upstream: str | None,
     upstream_concurrency: int,
@@ -165,6 +175,7 @@ def sandbox_command(
     """
     from batchpipe.config.environment import sandbox_upstream_key, sandbox_webhook_secret
     from batchpipe.sandbox import serve
+    from batchpipe.sandbox.options import token_limits
 
     logging.basicConfig(level=logging.WARNING)
     try:
@@ -176,6 +187,10 @@ def sandbox_command(
             data_dir=data_dir,
             validating_seconds=validating_seconds,
             rows_per_second=rows_per_second,
+            enqueued_tokens=token_limits(enqueued_tokens),
+            batches_in_flight=batches_in_flight,
+            creations_per_hour=creations_per_hour,
+            uploads_per_minute=uploads_per_minute,
             any_model=any_model,
             upstream=upstream,
             upstream_concurrency=upstream_concurrency,

@@ -175,6 +175,7 @@ class Client:
     def show(self, jobs: Sequence[Job]) -> list[dict[str, Any]]:
         """``list --json``: these jobs as JSON objects, without their shards. Raises StoreUnavailable."""
         moments = Moments(self.store, self.settings)
+        moments.prepare(job.record for job in jobs)
         return [job_view(job.record, moment=moments.of(job.record)) for job in jobs]
 
     def moment_of(self, job: Job) -> Moment:

@@ -202,8 +202,12 @@ def _is_winding_down(job: Job) -> bool:
 
 
 def resume_key(source: str, options: Mapping[str, Any]) -> str:
-    """The key of a run: the same input (place, size, time), options and output mean the same job."""
-    parts = [absolute(source), *input_info(source), {**options, "output": absolute(options["output"])}]
+    """The key of a run: the same input (place, size, time), options and output mean the same job.
+
+    But for the priority: it changes no result, and older versions had none.
+    """
+    told = {name: value for name, value in options.items() if name != "priority"}
+    parts = [absolute(source), *input_info(source), {**told, "output": absolute(options["output"])}]
     return "run-" + hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:32]
 
 

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
+from batchpipe.model.admission import Room
 from batchpipe.model.stats import OpenShards, Stats
 from batchpipe.store import ModelPace, Store
 from batchpipe.telemetry.counters import OTHER
@@ -15,6 +16,8 @@ from batchpipe.telemetry.counters import OTHER
 COUNT_SECONDS = 10.0
 #: Accounts with batches created within this time are included, though this host may not have their keys.
 RECENT_SECONDS = 7 * 86_400.0
+#: Accounts whose rooms are read, those in use last.
+MOST_ACCOUNTS = 50
 #: Models of an account whose turnarounds are measured: the latest to have had one.
 MOST_MODELS = 20
 QUANTILES = (0.5, 0.9, 0.99)
@@ -27,6 +30,7 @@ class Measures:
     stats: Stats
     open_shards: OpenShards
     paused_seconds: dict[str, float]  #: account -> how much longer it is paused; 0: it is in use
+    rooms: list[Room]  #: what is held at the providers, and what waits; of accounts that were in use within two days
     counts: dict[str, float]  #: what all processes have counted so far; see ``telemetry.counters``
     late: dict[str, float] = field(default_factory=dict)  #: account -> batches in flight that are said to be late
     turnarounds: Turnarounds = field(default_factory=lambda: Turnarounds())
@@ -70,7 +74,8 @@ class Meter:
         accounts = sorted({"default", *self._accounts(), *store.accounts.creating(stats.now - RECENT_SECONDS)})
         paused = {name: pause.seconds if (pause := store.accounts.pause_of(name)) else 0.0 for name in accounts}
         late = {name: float(store.paces.late(name)) for name in accounts}
-        return Measures(stats, open_shards, paused, store.counters.read(), late, self._turnarounds(store, accounts))
+        turnarounds = self._turnarounds(store, accounts)
+        return Measures(stats, open_shards, paused, _rooms(store), store.counters.read(), late, turnarounds)
 
     @staticmethod
     def _turnarounds(store: Store, accounts: Iterable[str]) -> Turnarounds:
@@ -89,3 +94,7 @@ class Meter:
                     return counted
             self._counted = store, now, store.counters.count_open_shards()
             return self._counted[2]
+
+
+def _rooms(store: Store) -> list[Room]:
+    return [room for account in store.admission.accounts()[-MOST_ACCOUNTS:] for room in store.admission.rooms(account)]

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import suppress
 
 from batchpipe.client.forecasts import FEW_READ, MOST_READ, Forecasts
 from batchpipe.config.settings import Settings
 from batchpipe.errors import StoreUnavailable
+from batchpipe.model.admission import Waiting
 from batchpipe.model.eta import eta_view
-from batchpipe.model.records import JobRecord
+from batchpipe.model.records import JobRecord, ShardRecord
 from batchpipe.model.stats import Pause
 from batchpipe.model.views import Moment
 from batchpipe.pipeline.reason_samples import read_samples
@@ -23,6 +25,7 @@ class Moments:
         self._now: float | None = None
         self._forecasts: Forecasts | None = None
         self._pauses: dict[str, Pause | None] = {}
+        self._rooms: dict[str, tuple[int, Waiting]] | None = None
 
     def of(self, job: JobRecord, *, files: bool = False) -> Moment:
         """The moment for one job; nothing is read of Redis for one that has ended. Raises StoreUnavailable.
@@ -34,12 +37,27 @@ class Moments:
             samples = read_samples(job, roots=tuple(self._settings.roots())) if files else {}
             return Moment(samples=samples)
         self._watch(job.account)
-        now, pause = self.now(), self.pause(job.account)
+        now, pause, room = self.now(), self.pause(job.account), self._room_of(job)
+        shard_room = WaitingShards(self._store) if room is not None else lambda shard: None
         if pause is not None:  # nobody sees a batch end
-            return Moment(now=now, pause=pause)
+            return Moment(now=now, pause=pause, room=room, shard_room=shard_room)
         self._forecasts = self._forecasts or Forecasts(self._store, now)
         forecast, eta = self._forecasts.of(job.account), self._forecasts.eta(job, MOST_READ if files else FEW_READ)
-        return Moment(now=now, job_eta=eta_view(eta), shard_eta=lambda shard: eta_view(forecast.of_shard(job, shard)))
+        return Moment(
+            now=now,
+            job_eta=eta_view(eta),
+            shard_eta=lambda shard: eta_view(forecast.of_shard(job, shard)),
+            room=room,
+            shard_room=shard_room,
+        )
+
+    def prepare(self, jobs: Iterable[JobRecord]) -> None:
+        """Read in one go what is asked for each of these jobs. Raises StoreUnavailable."""
+        self._rooms = self._store.admission.waiting_jobs([job.id for job in jobs if not job.state.ended])
+
+    def _room_of(self, job: JobRecord) -> tuple[int, Waiting] | None:
+        found = self._rooms if self._rooms is not None else self._store.admission.waiting_jobs([job.id])
+        return found.get(job.id)
 
     def _watch(self, account: str) -> None:
         """While somebody looks, counts are written by each look at the account's batches."""
@@ -56,3 +74,20 @@ class Moments:
         if account not in self._pauses:
             self._pauses[account] = self._store.accounts.pause_of(account)
         return self._pauses[account]
+
+
+class WaitingShards:
+    """How shards wait for room, read a hundred at a time: they are asked for in the order of their indexes."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._known: dict[tuple[str, int], Waiting] = {}
+        self._read = range(0)
+
+    def __call__(self, shard: ShardRecord) -> Waiting | None:
+        if shard.waits_since is None:
+            return None
+        if shard.index not in self._read:
+            self._read = range(shard.index, shard.index + 100)
+            self._known = self._store.admission.waiting_of([(shard.job, index) for index in self._read])
+        return self._known.get((shard.job, shard.index))

@@ -27,6 +27,8 @@ from batchpipe.storage.outgoing import check_host
 MAX_METADATA = 13
 #: Each round has files of its own that merge reads together.
 MAX_ATTEMPTS = 100
+#: Of a job, either way.
+MAX_PRIORITY = 100
 #: Far beyond what any provider accepts, but still a number that Redis, JSON and a file system can hold.
 MAX_ROWS, MAX_BYTES = 10_000_000, 1_000_000_000_000
 #: Characters in texts that people write: a name, an idempotency key, a path or URL.
@@ -61,6 +63,8 @@ def check_options(job: JobRecord) -> None:
             raise InvalidInput("must be at least 1", field=name)
         if getattr(job, name) > most:
             raise InvalidInput(f"must be at most {most}", field=name)
+    if abs(job.priority) > MAX_PRIORITY:
+        raise InvalidInput(f"must be from -{MAX_PRIORITY} to {MAX_PRIORITY}", field="priority")
     _check_metadata(job.metadata)
     if taken := sorted(_RESERVED & job.extra.keys()):
         raise InvalidInput(f"{taken[0]} has an option of its own", field="extra")

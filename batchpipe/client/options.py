@@ -47,6 +47,9 @@ class SubmitOptions(TypedDict, total=False):
     """Bytes in one shard at most, newlines included; None: the setting."""
     attempts: int | None
     """Rounds that a row may go through; None: the setting."""
+    priority: int | None
+    """Where shards wait for room at the provider, those of the job with the higher number go first: -100 to 100;
+    None: 0."""
 
 
 NAMES: Sequence[str] = tuple(SubmitOptions.__annotations__)

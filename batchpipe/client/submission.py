@@ -83,6 +83,7 @@ def _checked(options: Mapping[str, Any], settings: Settings) -> dict[str, Any]:
     fields["queue"] = fields["queue"] or settings.queue
     fields |= {field: _mapping(options[field], field) for field in _MAPPINGS}
     fields |= {field: _number(options[field], getattr(settings, field), field) for field in _NUMBERS}
+    fields["priority"] = _number(options["priority"], 0, "priority")
     return {**fields, "on_done": _signature(options["on_done"]), "notify": _targets(options["notify"])}
 
 

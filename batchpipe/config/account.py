@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
@@ -9,11 +10,15 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, m
 from pydantic_settings import NoDecode
 
 from batchpipe.config.profiles import PROFILES, ProfileName, with_profile
+from batchpipe.model.admission import Kind
 from batchpipe.model.webhooks import secrets_of
 
 #: The account of ``run --sandbox``; its server runs as long as the command.
 SANDBOX_ACCOUNT = "sandbox"
 _WINDOW = r"^[1-9]\d{0,4}[smhd]$"
+
+#: The date at the end of a model's name: its versions share one limit.
+_DATE = re.compile(r"-\d{4}-\d{2}-\d{2}$")
 
 
 class Account(BaseModel):
@@ -77,6 +82,40 @@ class Account(BaseModel):
         if value is not None:
             secrets_of(value.get_secret_value())
         return value
+
+    enqueued_tokens: dict[str, int] = Field(
+        {},
+        description="input tokens that may be in the provider's queue at once, by model, as JSON; "
+        "what is not here is learned from the provider's refusals",
+    )
+    enqueued_tokens_default: int | None = Field(
+        None, ge=1, description="the same for every other model  [unset: learned]"
+    )
+    batches_in_flight: int | None = Field(
+        None, ge=1, description="batches that may be unfinished at once, over all models"
+    )
+    creations_per_hour: int = Field(2_000, ge=0, description="batches created within an hour at most; 0: any number")
+    uploads_per_minute: int | None = Field(None, ge=1, description="files uploaded within a minute at most")
+
+    @field_validator("enqueued_tokens")
+    @classmethod
+    def _some_tokens(cls, value: dict[str, int]) -> dict[str, int]:
+        if wrong := [model for model, tokens in value.items() if tokens < 1]:
+            raise ValueError(f"{wrong[0]}: give a number of tokens above 0, or leave the model out")
+        return value
+
+    def limits(self, model: str | None) -> dict[Kind, int]:
+        """What may be in use at once, or within its span, by shards of this model; what is not here is learned."""
+        tokens = self.enqueued_tokens.get(model or "")
+        if tokens is None:
+            tokens = self.enqueued_tokens.get(_DATE.sub("", model or ""), self.enqueued_tokens_default)
+        found: dict[Kind, int | None] = {
+            "tokens": tokens,
+            "batches": self.batches_in_flight,
+            "creations": self.creations_per_hour or None,
+            "uploads": self.uploads_per_minute,
+        }
+        return {kind: amount for kind, amount in found.items() if amount is not None}
 
     @field_validator("notify", mode="before")
     @classmethod

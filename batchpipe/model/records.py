@@ -13,6 +13,8 @@ from typing import Any, Self
 
 import msgspec
 
+from batchpipe.model.admission import Full
+
 #: Version of the records. Readers tolerate older ones: every field has a default.
 VERSION = 1
 
@@ -151,6 +153,7 @@ class JobRecord(Record, frozen=True, kw_only=True):
     max_rows: int = 50_000
     max_bytes: int = 200_000_000
     attempts: int = 3
+    priority: int = 0  #: of its shards where they wait for room at the provider: the higher goes first
     on_done: dict[str, Any] | None = None
     notify_sites: list[
         str
@@ -262,6 +265,10 @@ class ShardRecord(Record, frozen=True, kw_only=True):
     failed: int | None = None
     missing: int | None = None
     resend: int = 0  #: rows that are not ok and worth sending again
+    needs: dict[str, int] = {}  #: what it last asked for at its admission: kind -> amount
+    waits_since: float | None = None  #: since when it waits in the queue of its account and model
+    admitted_at: float | None = None  #: when it was last given what it needs
+    full: Full | None = None  #: only on its way to the script that ends a turn: the provider's queue was full
     usage: dict[str, int] = {}
     cost: int | None = None  #: its rows at list prices, in pico-dollars; null: not known
     incomplete: dict[str, int] = {}  #: rows that are ok and ended early, by reason: a few known ones, and ``other``
@@ -306,6 +313,7 @@ class Move(msgspec.Struct, frozen=True, kw_only=True):
     events: list[tuple[str, dict[str, Any]]] = []
     hold: Problem | None = None  #: the job must send nothing more until a person decides, for this reason
     pause: Problem | None = None  #: the account must be paused, for this reason
+    parked: str = ""  #: why no message follows: it is published when it has what it waits for, or is overdue
 
 
 def window_seconds(window: str) -> float:

@@ -78,6 +78,7 @@ class Schedule(BaseModel):
     max_rows: int | None = Field(None, ge=1)
     max_bytes: int | None = Field(None, ge=1)
     attempts: int | None = Field(None, ge=1, le=100)
+    priority: int | None = Field(None, ge=-100, le=100)
 
     @field_validator("crontab")
     @classmethod

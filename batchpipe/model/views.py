@@ -10,6 +10,7 @@ from typing import Any
 import orjson
 
 from batchpipe.masking import without_secrets
+from batchpipe.model.admission import Waiting
 from batchpipe.model.answers import add_usage
 from batchpipe.model.eta import FORESEEN
 from batchpipe.model.progress import answered_of, progress_of_job, progress_view
@@ -27,7 +28,7 @@ EARLIER = ".batchpipe"
 #: The fields of shards that a view of a job needs, as they are stored.
 SHOWN = (
     *("round", "batch_id", "status", "rows", "counts", "ok", "failed", "missing", "incomplete"),
-    *("answered", "resend", "stalled_at", "stall", *FORESEEN),
+    *("answered", "resend", "stalled_at", "stall", "waits_since", *FORESEEN),
 )
 #: Those that ``metrics_view`` needs in addition.
 MEASURED = (
@@ -45,6 +46,8 @@ class Moment:
     samples: Mapping[str, str] = field(default_factory=dict)  #: a message for each reason of rows that are not ok
     job_eta: Mapping[str, Any] | None = None
     shard_eta: Callable[[ShardRecord], Mapping[str, Any] | None] = lambda shard: None  #: raises StoreUnavailable
+    room: tuple[int, Waiting] | None = None  #: how many shards of the job wait for room, and how the first of them does
+    shard_room: Callable[[ShardRecord], Waiting | None] = lambda shard: None  #: how one that waits for room does
 
 
 #: A moment of which nothing is known but the records.
@@ -149,7 +152,7 @@ def _head(job: JobRecord, sums: Sums, moment: Moment) -> dict[str, Any]:
         "incomplete": sums.incomplete(job),
         "progress": progress_view(progress_of_job(job, now=moment.now, answered=sums.answered_in(job))),
         "eta": moment.job_eta,
-        "waits_for": job_waits_for(job, moment.pause),
+        "waits_for": job_waits_for(job, moment.pause, moment.room),
         "reasons": reasons_view(job.reasons, moment.samples),
     }
 
@@ -194,7 +197,7 @@ def shard_view(shard: ShardRecord, moment: Moment = UNKNOWN) -> dict[str, Any]:
         },
         "eta": moment.shard_eta(shard),
         "late": late_view(shard),
-        "waits_for": shard_waits_for(shard),
+        "waits_for": shard_waits_for(shard, moment.shard_room(shard)),
     }
 
 

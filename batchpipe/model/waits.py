@@ -8,12 +8,19 @@ from __future__ import annotations
 
 from typing import Any
 
+from batchpipe.model.admission import Waiting
 from batchpipe.model.records import JobRecord, Problem, ShardRecord, Stage
+from batchpipe.model.room import waits_for
 from batchpipe.model.stats import Pause
 
 
-def job_waits_for(job: JobRecord, pause: Pause | None = None) -> dict[str, Any] | None:
-    """What holds up a whole job: a person's decision, the ``pause`` of its account, or trouble of its own."""
+def job_waits_for(
+    job: JobRecord, pause: Pause | None = None, room: tuple[int, Waiting] | None = None
+) -> dict[str, Any] | None:
+    """What holds up a whole job: a person's decision, the ``pause`` of its account, or trouble of its own.
+
+    ``room``: so many of its shards wait for room at the provider, the first of them like this; others may go on.
+    """
     if job.state.ended:
         return None
     if job.hold is not None:
@@ -21,12 +28,18 @@ def job_waits_for(job: JobRecord, pause: Pause | None = None) -> dict[str, Any] 
     if pause is not None:
         message = f"account {job.account!r} is paused for {pause.seconds:.0f} s ({pause.code}): {pause.message}"
         return _wait("paused", message)
+    if job.trouble is None and room is not None:
+        count, first = room
+        found = waits_for(first)
+        return {**found, "message": f"{count:,} shard{'s' * (count != 1)} {found['message']}"}
     return _of(job.trouble)
 
 
-def shard_waits_for(shard: ShardRecord) -> dict[str, Any] | None:
-    """What holds up a shard: trouble that passes, or that a person has to mend."""
-    return None if shard.stage == Stage.COLLECTED else _of(shard.trouble)
+def shard_waits_for(shard: ShardRecord, room: Waiting | None = None) -> dict[str, Any] | None:
+    """What holds up a shard: ``room`` at the provider, trouble that passes, or that a person has to mend."""
+    if shard.stage == Stage.COLLECTED:
+        return None
+    return waits_for(room) if room is not None else _of(shard.trouble)
 
 
 def _of(trouble: Problem | None) -> dict[str, Any] | None:

@@ -7,7 +7,7 @@ result is kept for some seconds. While Redis is away a scrape gets only ``batchp
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,7 @@ from batchpipe.client.client import Client, default_client
 from batchpipe.client.measures import Measures
 from batchpipe.config.site import current_site
 from batchpipe.errors import StoreUnavailable
+from batchpipe.model.admission import Room
 from batchpipe.telemetry.counters import ACCOUNT, INFINITE, METRICS, NO_ANSWER, VALUES, key_of
 from batchpipe.telemetry.counters import Metric as Counted
 
@@ -29,6 +30,23 @@ if TYPE_CHECKING:
     from wsgiref.simple_server import WSGIServer
 
 PREFIX = "batchpipe_"
+
+
+def _held(room: Room) -> float:
+    return room.held
+
+
+def _limit(room: Room) -> float | None:
+    return room.limit
+
+
+def _learned(room: Room) -> float:
+    return float(room.learned is not None)
+
+
+def _waiting(room: Room) -> float:
+    return room.waiting
+
 
 UP = "Whether Redis, and so the rest of these numbers, could be read."
 #: name -> help, labels. In the order of the output.
@@ -62,6 +80,18 @@ GAUGES: dict[str, tuple[str, str]] = {
 }
 
 
+#: name -> help, value of a room (None: not known). By account and resource.
+ROOMS: dict[str, tuple[str, Callable[[Room], float | None]]] = {
+    "room_held": ("What shards hold at the provider: tokens, batches; creations and uploads in their span.", _held),
+    "room_limit": (
+        "The limits that are in force, from the settings or learned; of tokens the sum over models.",
+        _limit,
+    ),
+    "room_learned": ("How many of these limits were learned from refusals.", _learned),
+    "shards_waiting_for_room": ("Shards that wait for room at the provider (`batches`: of all models).", _waiting),
+}
+
+
 class JobCollector(Collector):
     """Asks for the numbers at each scrape: ``measure`` reads them, or raises StoreUnavailable."""
 
@@ -75,7 +105,7 @@ class JobCollector(Collector):
             for name, metric in METRICS.items()
         )
         gauges = (GaugeMetricFamily(PREFIX + name, words) for name, (words, _) in GAUGES.items())
-        return [GaugeMetricFamily(f"{PREFIX}up", UP), *gauges, *counted]
+        return [GaugeMetricFamily(f"{PREFIX}up", UP), *gauges, *_rooms([]), *counted]
 
     def collect(self) -> Iterator[Metric]:
         try:
@@ -87,6 +117,7 @@ class JobCollector(Collector):
         values = _values(found)
         for name, (words, labels) in GAUGES.items():
             yield _gauge(name, words, labels, values[name])
+        yield from _rooms(found.rooms)
         yield from _counters(found.counts, list(found.paused_seconds))
 
 
@@ -122,6 +153,19 @@ def _gauge(name: str, words: str, labels: str, value: Values) -> Metric:
     for key, number in value.items():
         family.add_metric([key] if isinstance(key, str) else list(key), number)
     return family
+
+
+def _rooms(rooms: Sequence[Room]) -> Iterator[Metric]:
+    """By account and resource; of tokens the sum over all models, whose names are those that rows give."""
+    for name, (words, value) in ROOMS.items():
+        family = GaugeMetricFamily(PREFIX + name, words, labels=[ACCOUNT, "resource"])
+        sums: dict[tuple[str, str], float] = {}
+        for room in rooms:
+            if (number := value(room)) is not None:
+                sums[room.account, room.kind] = sums.get((room.account, room.kind), 0.0) + number
+        for labels, number in sorted(sums.items()):
+            family.add_metric(labels, number)
+        yield family
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import msgspec
 
 from batchpipe.model.provider import Batch
 from batchpipe.model.records import Move, Problem
+from batchpipe.model.room import TooLarge
 from batchpipe.pipeline.batch_search import SearchContext
 from batchpipe.pipeline.noted_walks import NotedWalk
 
@@ -87,4 +88,4 @@ class Settled(msgspec.Struct, frozen=True):
     here: bool
 
 
-Ending = Move | GiveUp | Over
+Ending = Move | GiveUp | Over | TooLarge

@@ -10,6 +10,7 @@ from batchpipe.model.provider import Batch, Provider
 from batchpipe.model.records import LONGEST_PAUSE, ShardRecord
 from batchpipe.pipeline.create_actions import Settled
 from batchpipe.pipeline.noted_walks import NotedWalk, decode_walk, telling_walk
+from batchpipe.pipeline.room import NoRoom
 from batchpipe.pipeline.runner import Runner
 from batchpipe.pipeline.search_records import SearchRecords, settle
 from batchpipe.pipeline.sweep import is_time_for_whole, walk_for_all
@@ -121,7 +122,11 @@ class CreateContext:
     def intend(self, identity: str) -> bool:
         # it is made before half of the lease is over
         seconds = self.lease_seconds / 2 + self._runner.settings.control_timeout_seconds
-        news = self._runner.store.leases.record_intent(self._lease, seconds=seconds, identity=identity)
+        news = self._runner.store.leases.record_intent(
+            self._lease, seconds=seconds, identity=identity, admitted=not self._shard.calls
+        )  # an older call has sent what it held
+        if news.no_hold:
+            raise NoRoom
         if news.held:
             self._runner.held(self._lease.job)
             raise OnHold("the job sends nothing more: a batch of it was cancelled at the provider", after=1.0)

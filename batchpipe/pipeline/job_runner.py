@@ -28,7 +28,7 @@ from batchpipe.model.records import JOB, LONGEST_PAUSE, JobRecord, Problem, Shar
 from batchpipe.model.retry import JOB_TROUBLE, UNFORESEEN
 from batchpipe.model.steps import JOB_STEPS, SHARD_STEPS, Step
 from batchpipe.model.views import EARLIER
-from batchpipe.pipeline.account_limits import bounds_of, within_limits
+from batchpipe.pipeline.account_limits import bounds_of, model_bytes, within_limits
 from batchpipe.pipeline.closing import Closing
 from batchpipe.pipeline.manifest import (
     MANIFEST,
@@ -145,7 +145,7 @@ class JobRunner(Runner):
                 check=lambda: check_cancel(lease),
                 output=self._outputs.folder(job, job.output),
                 rules=input_rules(self.settings),
-                bounds=bounds_of(self.settings, job.account),
+                bounds=bounds_of(self.settings, job.account, self.store),
             )
             self._announce(lease, workspace, prepared)
             _clean_up_after_killed_turns(lease, workspace, [])
@@ -273,7 +273,14 @@ class JobRunner(Runner):
             _clean_up_after_killed_turns(lease, workspace, planned_orders(workspace))
             shards = (shard for shard in self._merging.collected(lease, SENT) if shard.round == job.round)
             limited = within_limits(job, self.settings)
-            prepared = next_round(limited, shards, workspace, lease.token, check=lambda: check_cancel(lease))
+            prepared = next_round(
+                limited,
+                shards,
+                workspace,
+                lease.token,
+                check=lambda: check_cancel(lease),
+                model_bytes=model_bytes(self.store, self.settings, job.account),
+            )
             lease.check()  # a turn that was frozen must not set the manifest back
             self._write_manifest(job, self._merging.collected(lease), prepared, workspace)
             _clean_up_after_killed_turns(lease, workspace, [])

@@ -27,14 +27,17 @@ from batchpipe.model.lateness import attended, waits_of
 from batchpipe.model.provider import Provider
 from batchpipe.model.records import LONGEST_PAUSE, Move, Problem, ShardRecord, Stage
 from batchpipe.model.retry import SHARD_TROUBLE, UNFORESEEN
+from batchpipe.model.room import TooLarge, with_limit
 from batchpipe.model.steps import SHARD_STEPS, Step, follows
-from batchpipe.pipeline.create_actions import GiveUp, Over
+from batchpipe.pipeline.create_actions import HELD_BACK, GiveUp, Over
 from batchpipe.pipeline.create_context import CreateContext
 from batchpipe.pipeline.manifest import workspace_of
 from batchpipe.pipeline.messages import Continue, Done, Next, Retry, denied
 from batchpipe.pipeline.notices import record_safely
 from batchpipe.pipeline.reading import slots_for
+from batchpipe.pipeline.room import NoRoom, pass_on_room, wait_for_room
 from batchpipe.pipeline.runner import CANCELLING, MAX_LOST, MAX_TRIES, Runner, check_cancel, foreseen, numbers, words
+from batchpipe.pipeline.shard_words import what_follows, why
 from batchpipe.pipeline.steps.create import create
 from batchpipe.pipeline.steps.download import abandon, download
 from batchpipe.pipeline.steps.poll import Pace, poll
@@ -49,7 +52,7 @@ from batchpipe.telemetry.prices import Pricer, free, openai_prices, unknown
 logger = logging.getLogger(__name__)
 
 #: What a step answers: where its shard goes; or why its rows are given up; or that its turn is over.
-Result = Move | Problem | GiveUp | Over
+Result = Move | Problem | GiveUp | Over | TooLarge
 
 
 class ShardRunner(Runner):
@@ -113,6 +116,8 @@ class ShardRunner(Runner):
         result = functions[step.name](lease, api)
         if isinstance(result, Problem) and shard.landing:  # nothing new: what was collected before stays
             return Move(stage=Stage.COLLECTED, changes={"landing": False, "error": result})
+        if isinstance(result, TooLarge):
+            return self._too_large(lease, result)
         if isinstance(result, GiveUp | Problem):
             problem = result.problem if isinstance(result, GiveUp) else result
             return self._abandon(lease, problem, refused=isinstance(result, GiveUp) and result.refused)
@@ -121,6 +126,10 @@ class ShardRunner(Runner):
     # -- what each step is given -----------------------------------------------------------------------------------
 
     def _upload(self, lease: ShardLease, api: Provider) -> Result:
+        if self.held(lease.job).send_no_more:
+            return GiveUp(HELD_BACK)
+        if (waiting := wait_for_room(lease, self.store, self.settings)) is not None:
+            return waiting
         # first, else no record may know the file
         self.store.leases.save(lease, {"uploads": lease.shard.uploads + 1})
         return upload(
@@ -138,7 +147,10 @@ class ShardRunner(Runner):
             workspace_of(job, self.settings).size(shard.file)
         if not shard.calls:  # else look first for what an unanswered call made
             job = self.held(job)
-        return create(job, shard, api, CreateContext(self, lease, api))
+        try:
+            return create(job, shard, api, CreateContext(self, lease, api))
+        except NoRoom:  # not before the call: most have room since their upload
+            return wait_for_room(lease, self.store, self.settings) or Move(stage=Stage.UPLOADED)
 
     def _poll(self, lease: ShardLease, api: Provider) -> Result:
         job = lease.job
@@ -181,6 +193,13 @@ class ShardRunner(Runner):
         """Account for the rows of a shard that has no files: failed if the provider refused it, else missing."""
         workspace = workspace_of(lease.job, self.settings)
         return abandon(lease.job, lease.shard, workspace, lease.token, problem, refused=refused, check=lease.check)
+
+    def _too_large(self, lease: ShardLease, found: TooLarge) -> Move:
+        """Its rows come back in a further round, in shards below the limit that is known now, or have failed."""
+        workspace = workspace_of(lease.job, self.settings)
+        job, shard, again = lease.job, lease.shard, found.again
+        move = abandon(job, shard, workspace, lease.token, found.problem, refused=True, again=again, check=lease.check)
+        return with_limit(move, found)
 
     # -- trouble ---------------------------------------------------------------------------------------------------
 
@@ -277,6 +296,7 @@ class ShardRunner(Runner):
         except LeaseLost:
             return Done()
         self._count_move(lease.job.account, lease.shard, move)
+        pass_on_room(self, lease.shard, move)
         paused = isinstance(ending, _Failed) and ending.reason == "paused"  # logged once per account
         self.log(lease.job.id, move.events, level=logging.DEBUG if paused else logging.INFO, shard=lease.index)
         if move.pause is not None:
@@ -292,21 +312,23 @@ class ShardRunner(Runner):
         if news.republish:
             self.republish(lease.job.id, lease.index)
             return Done("published again")
+        if move.parked:
+            return Done(move.parked)
         if move.changes.get("parked"):
-            return Done(f"watched by looks: {_why(lease.shard, move)}")
+            return Done(f"watched by looks: {why(lease.shard, move)}")
         if move.stage == lease.shard.stage:
             reason = ending.reason if isinstance(ending, _Failed) else step.waits
-            return Retry(move.after, _why(lease.shard, move), reason)
+            return Retry(move.after, why(lease.shard, move), reason)
         if follows(lease.shard.stage, move.stage):
-            return Continue(_why(lease.shard, move))
+            return Continue(why(lease.shard, move))
         # back at an earlier stage: a new chain starts there
         self.republish(lease.job.id, lease.index, after=move.after)
-        return Done(f"back to {move.stage.value}: {_why(lease.shard, move)}")
+        return Done(f"back to {move.stage.value}: {why(lease.shard, move)}")
 
     def _hold(self, lease: ShardLease, problem: Problem) -> None:
         """Called before the turn is ended: a crash in between repeats the call, and the script recognises it."""
         mode = "land" if lease.job.send_no_more else self.settings.cancelled_elsewhere
-        said = Problem(code=problem.code, message=f"{problem.message}: {_what_follows(mode, lease.job.id)}")
+        said = Problem(code=problem.code, message=f"{problem.message}: {what_follows(mode, lease.job.id)}")
         if self.store.shards.record_cancelled_elsewhere(lease.shard, mode, said):
             fields = {"batch_id": lease.shard.batch_id, "then": mode, "message": said.message}
             self.log(lease.job.id, [("cancelled_elsewhere", fields)], level=logging.WARNING, shard=lease.index)
@@ -349,21 +371,6 @@ class _Failed:
     reason: str = "failure"  #: for the counters
 
 
-def _what_follows(mode: str, job_id: str) -> str:
-    """What happens to a job when one of its batches was cancelled elsewhere, and what a person can do."""
-    if mode == "resend":
-        return (
-            "its rows that were not run are sent again, as long as the job's attempts last "
-            f"(CANCELLED_ELSEWHERE=resend); end the job: batchpipe cancel {job_id}"
-        )
-    if mode == "land":
-        return "nothing more is sent of this job; what has finished is landed"
-    return (
-        f"nothing more is sent of this job. Send its rows again: batchpipe resume {job_id}; take what is there: "
-        f"batchpipe land {job_id}; end it: batchpipe cancel {job_id}"
-    )
-
-
 def _deferred_fields(failed: _Failed) -> dict[str, Any]:
     return {"message": failed.problem.message, "seconds": round(failed.after, 1), "reason": failed.reason}
 
@@ -371,14 +378,3 @@ def _deferred_fields(failed: _Failed) -> dict[str, Any]:
 def _is_committed(shard: ShardRecord) -> bool:
     """It has a batch, or may have one: trouble on our side must never make us abandon it."""
     return shard.batch_id is not None or shard.intent_at is not None
-
-
-def _why(shard: ShardRecord, move: Move) -> str:
-    """The state of a shard after a turn, in words."""
-    trouble, status, counts = (move.changes.get(name, getattr(shard, name)) for name in ("trouble", "status", "counts"))
-    if trouble is not None:
-        return str(trouble.message)
-    parts = [status, f"({shard.batch_id})"] if shard.batch_id else [move.stage.value]
-    if counts is not None and counts.total:
-        parts.insert(1, f"{(counts.completed or 0) + (counts.failed or 0)} of {counts.total} rows")
-    return " ".join(part for part in parts if part)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 import msgspec
@@ -18,6 +19,7 @@ class Bounds(NamedTuple):
     models: int
     shards: int
     custom_id: int | None = None  #: characters of one
+    model_bytes: Callable[[str | None], int | None] = lambda model: None  #: of a shard of this model; None: any
 
 
 NO_BOUNDS = Bounds(1 << 60, 1 << 60)
@@ -89,11 +91,12 @@ _Kind = tuple[str | None, bool]
 class _Shard:
     """The unfinished shard of one kind of rows."""
 
-    __slots__ = ("bytes", "index", "inputs", "kind", "rows")
+    __slots__ = ("bytes", "index", "inputs", "kind", "most", "rows")
 
-    def __init__(self, index: int, kind: _Kind) -> None:
+    def __init__(self, index: int, kind: _Kind, most: int) -> None:
         self.index = index
         self.kind = kind
+        self.most = most  #: bytes
         self.rows = self.bytes = self.inputs = 0
 
 
@@ -122,7 +125,7 @@ class Planner:
             shard = self._last = self._of(kind)
         if (
             shard.rows >= self._max_rows
-            or shard.bytes + size > self._max_bytes
+            or shard.bytes + size > shard.most
             or (self._max_inputs is not None and shard.inputs + request.inputs > self._max_inputs)
         ) and shard.rows:
             self._finish(shard)
@@ -140,9 +143,13 @@ class Planner:
         self._check_bounds(kind[0])
         if len(self._open) >= self._files.max_open:
             self._finish(next(iter(self._open.values())))
-        found = self._open[kind] = _Shard(self._next, kind)
+        found = self._open[kind] = _Shard(self._next, kind, self._most_bytes(kind[0]))
         self._next += 1
         return found
+
+    def _most_bytes(self, model: str | None) -> int:
+        most = self._bounds.model_bytes(model)
+        return self._max_bytes if most is None else min(most, self._max_bytes)
 
     def _check_bounds(self, model: str | None) -> None:
         """Raises InvalidInput before a shard is begun that would exceed the limit."""

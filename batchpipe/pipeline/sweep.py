@@ -18,6 +18,7 @@ from batchpipe.pipeline.manifest import prune_workspaces
 from batchpipe.pipeline.orphans import Orphans
 from batchpipe.pipeline.overdue import PASS_LENGTH, publish_overdue
 from batchpipe.pipeline.republish_many import republish_rest
+from batchpipe.pipeline.room import grant_rooms, publish_granted
 from batchpipe.pipeline.runner import Runner
 from batchpipe.pipeline.search_records import SearchRecords
 from batchpipe.pipeline.stalls import report_late
@@ -43,6 +44,7 @@ def sweep(runner: Runner, *, limit: int = PASS_LENGTH, listing: bool | None = No
     ``listing``: read the accounts' lists of batches now (True), not at all (False), or if it is time (None), and has
     been for ``late`` seconds.
     """
+    grant_rooms(runner)
     republished = publish_overdue(runner, limit)
     republish_rest(runner, limit)
     runner.store.jobs.prune_lists()
@@ -80,6 +82,7 @@ def look_after_accounts(runner: Runner, *, at_once: bool = False, late: float = 
         with about(account=account):
             report_late(runner, account, clock.now)
             _look_after(runner, account, clock, creating=account in creating, at_once=at_once, late=late)
+    publish_granted(runner)
 
 
 def _report_clock(clock: Clock) -> None:

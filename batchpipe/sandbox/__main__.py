@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from batchpipe.sandbox.faults import Fault
-from batchpipe.sandbox.options import OptionArgs
+from batchpipe.sandbox.options import OptionArgs, token_limits
 from batchpipe.sandbox.server import Sandbox, serve
 
 #: The upstream's key comes from the environment, because others can read command lines.
@@ -28,6 +28,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--ready-file", metavar="FILE", help="write the base URL to this file when listening")
     parser.add_argument("--validating-seconds", type=float, default=0.2, help="least time in validating (%(default)s)")
     parser.add_argument("--rows-per-second", type=float, default=5000.0, help="speed of each batch (%(default)s)")
+    words = "tokens in the queue at once: N, or MODEL=N; repeatable"
+    parser.add_argument("--enqueued-tokens", metavar="LIMIT", action="append", default=[], help=words)
+    parser.add_argument("--batches-in-flight", type=int, help="unfinished batches at once")
+    parser.add_argument("--creations-per-hour", type=int, help="batches created within an hour")
+    parser.add_argument("--uploads-per-minute", type=int, help="files uploaded within a minute")
     parser.add_argument("--seed", help="fixes the order of output and the dice of faults")
     parser.add_argument("--any-model", action="store_true", help="also accept model names that look misspelled")
     parser.add_argument("--upstream", metavar="URL", help=f"send rows to this server (its key: {KEY_VARIABLE})")
@@ -45,7 +50,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     parser = _parser()
     args = parser.parse_args(argv)
+    try:
+        enqueued_tokens = token_limits(args.enqueued_tokens)
+    except ValueError as error:
+        parser.error(f"--enqueued-tokens: {error}")
     options: OptionArgs = {
+        "enqueued_tokens": enqueued_tokens,
+        "batches_in_flight": args.batches_in_flight,
+        "creations_per_hour": args.creations_per_hour,
+        "uploads_per_minute": args.uploads_per_minute,
         "data_dir": args.data_dir,
         "validating_seconds": args.validating_seconds,
         "rows_per_second": args.rows_per_second,

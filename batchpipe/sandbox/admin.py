@@ -66,6 +66,8 @@ class _Admin:
                 "faults": [active.as_json() for active in world.faults.active],
                 "calls": world.calls.counts,
                 "billed": world.ledger.total,
+                "enqueued_tokens": world.quotas.enqueued(),
+                "queue_full": world.quotas.refused,
             }
         )
 

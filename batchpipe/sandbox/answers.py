@@ -72,6 +72,15 @@ def tokens(text: str) -> int:
     return (len(text) + 3) // 4
 
 
+def input_tokens(body: dict[str, Any]) -> int:
+    """About how many input tokens a row has, as the provider counts them before it runs one."""
+    messages = body.get("messages")
+    if isinstance(messages, list):
+        return tokens(_text_of(messages)) + 4 * len(messages)
+    source = body.get("input", body.get("prompt"))
+    return tokens(_text_of(source)) + tokens(_text_of(body.get("instructions"))) + 4
+
+
 def _text_of(value: object) -> str:
     """All text in a prompt, a message, a list of parts, or an `input`."""
     if isinstance(value, str):

@@ -79,6 +79,7 @@ class _Api:
 
     async def upload(self, request: Request) -> Response:
         files, project = self._world.files, request.state.project
+        self._world.quotas.check_upload()
         part = files.new_part()
         try:
             form = await receive_form(request, part, self._world.options.max_upload_bytes)
@@ -151,6 +152,7 @@ class _Api:
         if fault is not None:
             message = fault.fault.message or "Enqueued token limit reached (token_limit_exceeded)."
             raise ApiError(fault.fault.status or 400, message, code="token_limit_exceeded")
+        self._world.quotas.check_create()
         batch = self._world.batches.new(
             endpoint=endpoint,
             azure=azure,
@@ -311,7 +313,7 @@ def _page(data: list[dict[str, Any]], more: bool) -> Response:
 
 
 async def _refused(request: Request, error: ApiError) -> Response:
-    return _Json(error.body(), status_code=error.status)
+    return _Json(error.body(), status_code=error.status, headers=error.headers)
 
 
 async def _no_route(request: Request, error: HTTPException) -> Response:

@@ -73,6 +73,7 @@ class Batch:
     failed: int = 0
     usage: Usage = field(default_factory=Usage)
     position: int = 0
+    tokens: int = 0  #: of its input, while the queue counts them: see `quotas`
     output_bytes: int = 0
     error_bytes: int = 0
     hidden_until: float = 0.0

@@ -22,6 +22,7 @@ from batchpipe.sandbox.faults import Faults
 from batchpipe.sandbox.files import FileStore
 from batchpipe.sandbox.ledger import Ledger
 from batchpipe.sandbox.options import Options
+from batchpipe.sandbox.quotas import Quotas
 from batchpipe.sandbox.rows import RowResult, local_answer, run_row, skipped_line
 from batchpipe.sandbox.upstream import Upstream
 from batchpipe.sandbox.validation import Limits, check
@@ -57,6 +58,7 @@ class Lifecycle:
     ledger: Ledger
     upstream: Upstream | None
     webhooks: Webhooks
+    quotas: Quotas
 
     def live(self, batch: Batch) -> Life:
         """The life of a batch, from its current state. Yields the time at which it wants to continue."""
@@ -130,7 +132,8 @@ class Lifecycle:
         # an upstream has models of its own, as deployments of Azure have names of their own
         any_model = self.options.any_model or self.options.upstream is not None or batch.azure
         path = self._path(batch, "input")
-        steps = check(path, batch.endpoint, limits, azure=batch.azure, any_model=any_model)
+        counts = self.quotas.limits_tokens
+        steps = check(path, batch.endpoint, limits, azure=batch.azure, any_model=any_model, count_tokens=counts)
         while True:
             try:
                 next(steps)
@@ -150,6 +153,8 @@ class Lifecycle:
                 fault.fault.message or "The batch was refused.",
             )
             report.errors = fault.fault.errors or [_error(code, message)]
+        if not report.errors and (full := self.quotas.enqueue(batch, report.tokens)) is not None:
+            report.errors = [_error("token_limit_exceeded", full)]
         if report.errors:
             return self._fail(batch, report.errors)
         random.Random(self.options.seed or batch.id).shuffle(report.offsets)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypedDict
@@ -20,6 +21,10 @@ ENDPOINTS = (
 )
 
 
+#: Stands for every model that has no limit of its own.
+ANY_MODEL = "*"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Options:
     """How a sandbox behaves. Seconds are seconds of the sandbox clock."""
@@ -35,6 +40,10 @@ class Options:
     max_file_bytes: int = 200_000_000
     max_upload_bytes: int = 512 * 1024 * 1024
     max_embedding_inputs: int = 50_000
+    enqueued_tokens: Mapping[str, int] | None = None  #: by model, or for `*`: input tokens of unfinished batches
+    batches_in_flight: int | None = None  #: unfinished batches at once
+    creations_per_hour: int | None = None
+    uploads_per_minute: int | None = None
     any_model: bool = False  #: also accept models with names that look like a misspelled one of OpenAI's
     upstream: str | None = None  #: URL of a real OpenAI-compatible server that answers the rows
     upstream_concurrency: int = 8
@@ -49,6 +58,9 @@ class Options:
             raise ValueError("rows_per_second must be above 0 (None: no limit)")
         if self.upstream_concurrency < 1 or self.upstream_tries < 1:
             raise ValueError("upstream_concurrency and upstream_tries must be at least 1")
+        numbers = [self.batches_in_flight, self.creations_per_hour, self.uploads_per_minute]
+        if any(number is not None and number < 1 for number in [*numbers, *(self.enqueued_tokens or {}).values()]):
+            raise ValueError("limits must be at least 1 (None: no limit)")
         if self.upstream is not None and not self.upstream.startswith(("http://", "https://")):
             raise ValueError(f"upstream must be an http:// or https:// URL, not {self.upstream!r}")
         if self.webhook_url is not None:
@@ -80,6 +92,10 @@ class OptionArgs(TypedDict, total=False):
     max_file_bytes: int
     max_upload_bytes: int
     max_embedding_inputs: int
+    enqueued_tokens: Mapping[str, int] | None
+    batches_in_flight: int | None
+    creations_per_hour: int | None
+    uploads_per_minute: int | None
     any_model: bool
     upstream: str | None
     upstream_concurrency: int
@@ -88,3 +104,14 @@ class OptionArgs(TypedDict, total=False):
     upstream_tries: int
     webhook_url: str | None
     webhook_secret: str | None
+
+
+def token_limits(texts: Sequence[str]) -> dict[str, int] | None:
+    """`enqueued_tokens` as commands take it: each a number, for every model, or MODEL=NUMBER. Raises ValueError."""
+    limits: dict[str, int] = {}
+    for text in texts:
+        model, _, number = text.rpartition("=")
+        if not number.isdecimal() or not 0 < len(number) < 16:
+            raise ValueError(f"{text!r} is not a number of tokens, nor MODEL=NUMBER")
+        limits[model or ANY_MODEL] = int(number)
+    return limits or None

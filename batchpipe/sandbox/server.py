@@ -25,6 +25,7 @@ from batchpipe.sandbox.faults import Fault, Faults
 from batchpipe.sandbox.files import FileStore
 from batchpipe.sandbox.ledger import Ledger
 from batchpipe.sandbox.options import OptionArgs, Options
+from batchpipe.sandbox.quotas import Quotas
 from batchpipe.sandbox.webhooks import Webhooks
 from batchpipe.sandbox.world import World
 
@@ -160,6 +161,11 @@ class Sandbox:
     def faults(self) -> Faults:
         """The faults; `faults.add("status", route="POST /v1/batches", status=503, times=2)`."""
         return self._running.faults
+
+    @property
+    def quotas(self) -> Quotas:
+        """What is in the queue of each model, and how often it was full."""
+        return self._running.quotas
 
     @property
     def ledger(self) -> Ledger:

@@ -10,6 +10,7 @@ from typing import Any
 
 import orjson
 
+from batchpipe.sandbox.answers import input_tokens
 from batchpipe.sandbox.models import is_slip, nearest
 
 #: How many errors a batch reports at most.
@@ -34,6 +35,7 @@ class Report:
     offsets: array[int] = field(default_factory=lambda: array("Q"))
     model: str | None = None
     errors: list[dict[str, Any]] = field(default_factory=list)
+    tokens: int = 0  #: of all rows' input, if they were to be counted
 
     def add(self, code: str, message: str, *, line: int | None = None, param: str | None = None) -> None:
         """Note an error."""
@@ -46,10 +48,16 @@ def canonical(endpoint: str, azure: bool) -> str:
 
 
 def check(
-    path: Path, endpoint: str, limits: Limits, *, azure: bool = False, any_model: bool = True
+    path: Path,
+    endpoint: str,
+    limits: Limits,
+    *,
+    azure: bool = False,
+    any_model: bool = True,
+    count_tokens: bool = False,
 ) -> Generator[None, None, Report]:
     """Check a file; yields now and then so that other batches can run, and returns the report."""
-    checker = _Checker(canonical(endpoint, azure), limits, azure, any_model)
+    checker = _Checker(canonical(endpoint, azure), limits, azure, any_model, count_tokens)
     size = path.stat().st_size
     if size > limits.max_bytes:
         message = f"The input file is {size} bytes, larger than the {limits.max_bytes} maximum for the Batch API."
@@ -68,12 +76,13 @@ def check(
 
 
 class _Checker:
-    def __init__(self, endpoint: str, limits: Limits, azure: bool, any_model: bool) -> None:
+    def __init__(self, endpoint: str, limits: Limits, azure: bool, any_model: bool, count_tokens: bool) -> None:
         self.report = Report()
         self._endpoint = endpoint
         self._limits = limits
         self._azure = azure
         self._any_model = any_model
+        self._count_tokens = count_tokens
         self._ids: set[str] = set()
         self._inputs = 0
         self._blank: int | None = None  # a blank line is an error only if something follows it
@@ -132,6 +141,8 @@ class _Checker:
             self._body(number, body)
 
     def _body(self, number: int, body: dict[str, Any]) -> None:
+        if self._count_tokens:
+            self.report.tokens += input_tokens(body)
         if body.get("stream"):
             self._invalid(number, "body.stream", "Streaming is not supported in the Batch API.")
         model = body.get("model")

@@ -15,6 +15,7 @@ from batchpipe.sandbox.files import FileStore
 from batchpipe.sandbox.ledger import Ledger
 from batchpipe.sandbox.lifecycle import Lifecycle
 from batchpipe.sandbox.options import Options
+from batchpipe.sandbox.quotas import Quotas
 from batchpipe.sandbox.upstream import Upstream
 from batchpipe.sandbox.webhooks import Webhooks
 
@@ -33,10 +34,19 @@ class World:
         self.files = FileStore(self.folder / "files", self.clock)
         self.ledger = Ledger(self.folder / "ledger.sqlite3")
         self.batches = Batches(self.folder / "batches", self.clock)
+        self.quotas = Quotas(options, self.clock, self.batches)
         self.upstream = Upstream(options) if options.upstream else None
         self.webhooks = Webhooks(options.webhook_url, options.webhook_secret, self.faults)
         self._lifecycle = Lifecycle(
-            options, self.clock, self.files, self.batches, self.faults, self.ledger, self.upstream, self.webhooks
+            options,
+            self.clock,
+            self.files,
+            self.batches,
+            self.faults,
+            self.ledger,
+            self.upstream,
+            self.webhooks,
+            self.quotas,
         )
         self._engine = Engine(self.clock, self._lifecycle.broke)
         self.batches.poke = self._engine.poke
@@ -61,6 +71,7 @@ class World:
         with self._engine.standstill:
             self._engine.clear()
             self.batches.clear()
+            self.quotas.clear()
             self.files.clear()
             self.ledger.clear()
         self.faults.clear()

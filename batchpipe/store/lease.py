@@ -41,6 +41,7 @@ class Renewal:
     republish: bool = False
     cancel: bool = False
     held: bool = False  #: for an intent: it was not recorded, because the job sends nothing more for now, or at all
+    no_hold: bool = False  #: for an intent: it was not recorded, because the shard holds no room at the provider
 
 
 NO_NEWS = Renewal()

@@ -135,17 +135,23 @@ class Leases:
         )
         return news_of(answer[1], answer[2])
 
-    def record_intent(self, lease: ShardLease, *, seconds: float = 0.0, identity: str = "") -> Renewal:
+    def record_intent(
+        self, lease: ShardLease, *, seconds: float = 0.0, identity: str = "", admitted: bool = False
+    ) -> Renewal:
         """Record that a create call will be sent under the shard's key; not if the job is held. Raises LeaseLost.
 
         ``seconds``: how long it may be under way, at most, if its worker vanishes. ``identity``: whose key it is made
-        with (``Provider.identity``).
+        with (``Provider.identity``). ``admitted``: nor if the shard holds no room at the provider, or too much is held
+        and others have sent theirs.
         """
         keys, member = self._redis.keys(lease.job.id, lease.index), self._redis.member(lease.job.id, lease.index)
         host_time = f"{self._redis.host_time():.6f}"
-        answer = self._redis.run("intent", keys, self._redis.prefix, lease.token, host_time, member, seconds, identity)
-        news = _news_or_lost(answer)
-        return Renewal(republish=news.republish, cancel=news.cancel, held=answer[0] == "held")
+        args = (lease.token, host_time, member, seconds, identity, "1" if admitted else "0")
+        answer = self._redis.run("intent", keys, self._redis.prefix, *args)
+        news, verdict = _news_or_lost(answer), answer[0]
+        return Renewal(
+            republish=news.republish, cancel=news.cancel, held=verdict == "held", no_hold=verdict == "no_hold"
+        )
 
     def plan(
         self, lease: JobLease, changes: Mapping[str, Any], shards: Iterable[ShardRecord], ids: list[str]

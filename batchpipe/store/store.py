@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Self
 
 from batchpipe.store.accounts import Accounts
+from batchpipe.store.admission import Admission
 from batchpipe.store.connection import Connection
 from batchpipe.store.counters import Counters
 from batchpipe.store.due import Due
@@ -32,6 +33,7 @@ class Store:
         self.leases = Leases(connection, self.due)
         self.accounts = Accounts(connection)
         self.news = News(connection)
+        self.admission = Admission(connection)
         self.unanswered = Unanswered(connection)
         self.looks = Looks(connection)
         self.paces = Paces(connection)

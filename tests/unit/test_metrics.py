@@ -25,7 +25,7 @@ from batchpipe.errors import Paused, StoreUnavailable, Unavailable
 from batchpipe.model.records import Stage
 from batchpipe.model.views import metrics_view
 from batchpipe.monitoring import prometheus as metrics
-from batchpipe.monitoring.prometheus import GAUGES, PREFIX, JobCollector
+from batchpipe.monitoring.prometheus import GAUGES, PREFIX, ROOMS, JobCollector
 from batchpipe.store import Connection, Store
 from batchpipe.store.counters import Counters
 from batchpipe.store.events import Events
@@ -341,7 +341,7 @@ def test_the_page_on_monitoring_names_every_metric_and_alert(output: str) -> Non
     """And none that is not there."""
     page = (Path(__file__).parents[2] / "docs" / "monitoring.md").read_text()
     counters = {f"{name}{'' if metric.buckets else '_total'}" for name, metric in METRICS.items()}
-    assert set(NAME.findall(page)) == {PREFIX + name for name in ("up", *GAUGES, *counters)}
+    assert set(NAME.findall(page)) == {PREFIX + name for name in ("up", *GAUGES, *ROOMS, *counters)}
     alerts = re.findall(r"- alert: (\w+)", (MONITORING / "alerts.yml").read_text())
     assert sorted(re.findall(r"^\| `(Batchpipe\w+)` \|", page, re.MULTILINE)) == sorted(alerts)
     assert all(f"`{reason}`" in page for reason in REASONS)

@@ -396,7 +396,7 @@ def test_a_list_that_is_down_holds_the_second_call_back(pump: Pump, chat_rows: R
     assert pump.api.count("create_batch") == 1
 
 
-def test_a_full_queue_is_waited_for_longer_and_longer(pump: Pump, chat_rows: Rows) -> None:
+def test_a_full_queue_is_waited_for_and_not_asked_in_a_loop(pump: Pump, chat_rows: Rows) -> None:
     """Each new batch has a key of its own; the refused ones ran no row. Nothing loops hot."""
 
     class FullQueue(WatchedOpenAI):
@@ -418,7 +418,7 @@ def test_a_full_queue_is_waited_for_longer_and_longer(pump: Pump, chat_rows: Row
     assert (shard.try_, shard.spent) == (7, [f"batch_{number:04d}" for number in range(1, 7)])
     at = [batch.created_at for batch in api.batches.values()]
     gaps = [after - before for before, after in pairwise(at)]
-    assert gaps[-1] > 4 * gaps[0], gaps
+    assert min(gaps) > 5, gaps
 
 
 def test_an_expired_batch_keeps_the_rows_that_were_paid_for(pump: Pump, chat_rows: Rows) -> None:

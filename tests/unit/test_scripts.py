@@ -12,9 +12,9 @@ from batchpipe.store import scripts
 from batchpipe.store.scripts import source
 
 FOLDER = Path(scripts.__file__).parent
-COMMON = (FOLDER / "common.lua").read_text(encoding="utf-8")
+COMMON = "".join((FOLDER / f"{name}.lua").read_text(encoding="utf-8") for name in scripts.SHARED)
 DICTIONARY = COMMON.partition("-- END OF THE DICTIONARY")[0]
-NAMES = sorted(path.stem for path in FOLDER.glob("*.lua") if path.stem != "common")
+NAMES = sorted(path.stem for path in FOLDER.glob("*.lua") if path.stem not in scripts.SHARED)
 #: Fields that only scripts know.
 ONLY_THERE = {"last", "to_land", "drafted", "due_from", "due_now", "STATE_at"}
 

@@ -193,16 +193,17 @@ def abandon(
     problem: Problem,
     *,
     refused: bool = False,
+    again: bool = False,
     check: Callable[[], None],
 ) -> Move:
     """Collect a shard without files: it was abandoned, or cancelled before it had a batch.
 
     Each row is ``failed`` if the provider ``refused`` the shard, else ``missing``; for good in both cases, as rows that
-    made workers vanish must not come back round after round.
+    made workers vanish must not come back round after round. ``again``: it was too large, and they come back once.
 
     Raises StorageTrouble, BatchpipeError (``rows_lost``) if the rows do not add up.
     """
-    mark = FAILED if refused else MISSING
+    mark = REFUSED_WITH_OTHERS if again else FAILED if refused else MISSING
     absent = _Absent(mark, raw_error(problem.code, problem.message), {}, problem)
     return _collect(shard, workspace, token, Answers(workspace, shard, check), absent, check)
 

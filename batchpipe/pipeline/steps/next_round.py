@@ -10,7 +10,7 @@ from batchpipe.model.records import JobRecord, ShardRecord
 from batchpipe.model.requests import check_request
 from batchpipe.pipeline.results import ShardReader, iter_in_order
 from batchpipe.pipeline.shard_files import ShardFiles
-from batchpipe.pipeline.sharding import Planner, Prepared
+from batchpipe.pipeline.sharding import NO_BOUNDS, Planner, Prepared
 from batchpipe.storage import Checkpoint, Folder
 
 #: The fields of shards that this step needs, as they are stored.
@@ -18,16 +18,31 @@ SENT = ("round", "refused_once", "collected_file", "file", "resend")
 
 
 def next_round(
-    job: JobRecord, shards: Iterable[ShardRecord], workspace: Folder, token: str, *, check: Callable[[], None]
+    job: JobRecord,
+    shards: Iterable[ShardRecord],
+    workspace: Folder,
+    token: str,
+    *,
+    check: Callable[[], None],
+    model_bytes: Callable[[str | None], int | None] = lambda model: None,
 ) -> Prepared:
     """Write the shard files and the order of the next round; the indexes of its shards go on from the job's.
 
     ``shards`` are those of the round that has just been collected, read once. ``token`` becomes part of every name.
+    ``model_bytes``: the most bytes of a shard of a model.
     Raises StorageTrouble, BatchpipeError (``rows_lost``) if the rows do not add up, and what ``check`` raises.
     """
     files = ShardFiles(workspace, token)
     try:
-        found = _scan(job, shards, workspace, files, check)
+        planner = Planner(
+            files,
+            job.endpoint,
+            job.max_rows,
+            job.max_bytes,
+            first=job.shards,
+            bounds=NO_BOUNDS._replace(model_bytes=model_bytes),
+        )
+        found = _scan(job, shards, workspace, files, planner, check)
         files.commit(check)
     except BaseException:
         files.discard()
@@ -36,9 +51,13 @@ def next_round(
 
 
 def _scan(
-    job: JobRecord, shards: Iterable[ShardRecord], workspace: Folder, files: ShardFiles, check: Callable[[], None]
+    job: JobRecord,
+    shards: Iterable[ShardRecord],
+    workspace: Folder,
+    files: ShardFiles,
+    planner: Planner,
+    check: Callable[[], None],
 ) -> Prepared:
-    planner = Planner(files, job.endpoint, job.max_rows, job.max_bytes, first=job.shards)
     answers, requested, refused_once, wanted = dict[int, str](), dict[int, str](), set[int](), 0
     for shard in shards:
         answers[shard.index], requested[shard.index] = shard.collected_file or "", shard.file

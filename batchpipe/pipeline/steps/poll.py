@@ -30,6 +30,7 @@ from batchpipe.model.records import (
 )
 from batchpipe.model.refusals import believed_at, says_token_limit, unseen
 from batchpipe.model.retry import QUEUE_FULL
+from batchpipe.model.room import TooLarge, queue_full
 
 logger = logging.getLogger(__name__)
 
@@ -94,7 +95,7 @@ def poll(
     patience: float | None = None,
     files_patience: float = 21_600.0,
     unseen_seconds: float = 86_400.0,
-) -> Move | Problem:
+) -> Move | Problem | TooLarge:
     """Look once, if nobody has of late. Returns where to go, or the Problem why the batch is gone for good.
 
     How many seconds we wait: ``patience`` for a batch after its completion window (None: for ever),
@@ -259,7 +260,9 @@ def _cancelled_or_read(job: JobRecord, shard: ShardRecord, api: Provider) -> Bat
     return api.retrieve(batch_id)
 
 
-def _moved(job: JobRecord, shard: ShardRecord, batch: Batch, now: float, pause: float, patience: float) -> Move:
+def _moved(
+    job: JobRecord, shard: ShardRecord, batch: Batch, now: float, pause: float, patience: float
+) -> Move | TooLarge:
     changes: dict[str, Any] = {
         "status": batch.status,
         "counts": batch.counts,
@@ -282,9 +285,12 @@ def _moved(job: JobRecord, shard: ShardRecord, batch: Batch, now: float, pause: 
     ran = batch.counts.completed or batch.output_file_id  # some providers count nothing but name their files
     if batch.status == Status.FAILED and not (job.cancel or job.send_no_more or ran):
         if any(_is_token_limit(error) for error in batch.errors):
-            return _create_again(shard, batch, events)
+            again = _create_again(job, shard, batch)
+            if isinstance(again, TooLarge):
+                return again
+            return msgspec.structs.replace(again, events=[*events, *again.events])
         if (quota := next((error for error in batch.errors if error.code in QUOTA_CODES), None)) is not None:
-            return _without_quota(_create_again(shard, batch, events), quota)
+            return msgspec.structs.replace(_without_quota(shard, quota), events=events)
     if _files_are_late(batch):
         what = f"{shard.batch_id} has ended with {_counted(batch)}, and names no file for them yet"
         unpaid = not batch.counts.completed
@@ -310,12 +316,11 @@ def _cancelled_elsewhere(job: JobRecord, shard: ShardRecord, batch: Batch) -> Pr
     return Problem(code="cancelled_elsewhere", message=message)
 
 
-def _without_quota(again: Move, error: BatchError) -> Move:
-    """The account has no money and no row ran: handled like a full queue, but the account is paused."""
+def _without_quota(shard: ShardRecord, error: BatchError) -> Move:
+    """The account has no money and no row ran: a new batch like after a full queue, but the account is paused."""
     problem = Problem(code=NO_QUOTA, message=error.message or str(error.code))
-    return msgspec.structs.replace(
-        again, pause=problem, changes={**again.changes, "trouble": problem}, events=again.events[:-1]
-    )
+    after, changes = QUEUE_FULL.pause(len(shard.spent)), {**_anew(shard), "trouble": problem}
+    return Move(stage=Stage.UPLOADED, after=after, changes=changes, pause=problem)
 
 
 def _is_token_limit(error: BatchError) -> bool:
@@ -332,33 +337,32 @@ def _counted(batch: Batch) -> str:
     return f"{batch.counts.completed or 0} answers counted and {batch.counts.failed or 0} rows failed"
 
 
-def _create_again(shard: ShardRecord, batch: Batch, events: list[tuple[str, dict[str, Any]]]) -> Move:
+def _create_again(job: JobRecord, shard: ShardRecord, batch: Batch) -> Move | TooLarge:
     """The provider's queue was full and no row ran: a new batch from the same file, under a new key, later."""
     message = next((error.message for error in batch.errors if _is_token_limit(error)), None) or TOKEN_LIMIT
-    return Move(
-        stage=Stage.UPLOADED,
-        after=QUEUE_FULL.pause(len(shard.spent)),
-        changes={
-            "try_": shard.try_ + 1,
-            "spent": [*shard.spent, shard.batch_id],
-            "batch_id": None,
-            "intent_at": None,
-            "calls": None,
-            "empty_at": None,
-            "latest_call": None,
-            "call_over_at": None,
-            "called_as": None,
-            "overdue_at": None,
-            "late_at": None,
-            "cancel_sent": False,
-            "end_seen": False,
-            "output_file_id": None,
-            "error_file_id": None,
-            "errors": [],
-            "status": None,
-            "counts": None,
-            "snapshot_at": None,
-            "trouble": Problem(code=TOKEN_LIMIT, message=message),
-        },
-        events=[*events, ("token_limit", {"message": message})],
-    )
+    return queue_full(job, shard, message, _anew(shard), otherwise=QUEUE_FULL.pause(len(shard.spent)))
+
+
+def _anew(shard: ShardRecord) -> dict[str, Any]:
+    """What a shard forgets of a batch that is abandoned on purpose."""
+    return {
+        "try_": shard.try_ + 1,
+        "spent": [*shard.spent, shard.batch_id],
+        "batch_id": None,
+        "intent_at": None,
+        "calls": None,
+        "empty_at": None,
+        "latest_call": None,
+        "call_over_at": None,
+        "called_as": None,
+        "overdue_at": None,
+        "late_at": None,
+        "cancel_sent": False,
+        "end_seen": False,
+        "output_file_id": None,
+        "error_file_id": None,
+        "errors": [],
+        "status": None,
+        "counts": None,
+        "snapshot_at": None,
+    }

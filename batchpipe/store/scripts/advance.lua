@@ -45,6 +45,13 @@ elseif ARGV[9] == 'reset' then
   redis.call('HSET', rec, 'tries', '0', 'lost', '0')
 end
 set_stage(rec, stage, now)
+if get(rec, 'full') then
+  admission.refused(ARGV[2], rec, job, ARGV[4], now)
+elseif from == 'created' and stage == 'uploaded' then
+  admission.let_go(ARGV[2], rec, job, ARGV[4]) -- something is wrong with the account: nobody is granted what it held
+elseif stage == 'collected' or (from == 'created' and stage ~= 'created') then
+  admission.release(ARGV[2], rec, job, ARGV[4], now)
+end
 if from == 'uploaded' then note_unanswered(ARGV[2], rec, job, ARGV[4]) end
 local republish, cancel = flag(rec, 'republish'), flag(job, 'cancel')
 if counted then add_answered(rec, job, answered, now) end

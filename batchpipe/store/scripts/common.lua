@@ -14,6 +14,8 @@
 --
 -- Keys, each after the prefix. JOB is a job's id; INDEX a shard's number in its job, from 0. A member names a record in
 -- sorted sets and texts: 'JOB/INDEX', with -1 as the INDEX of the job itself.
+-- Of admission (admission.lua): KIND is tokens, batches, creations or uploads; MODEL the name of a model, a digest of an
+-- unusual one, or '-' where rows name none; ROOM 'ACCOUNT:KIND', of tokens 'ACCOUNT:KIND:MODEL'; LINE 'ACCOUNT:MODEL'.
 --   job:JOB          hash     the job, see below; lives until JOB_TTL_DAYS after the job was closed
 --   shard:JOB:INDEX  hash     a shard, see below; lives as long as its job, and while that is not yet restored JOB_TTL_DAYS
 --   batch:BATCH      text     member of the shard that made or adopted this batch of the provider; expires with the shard
@@ -55,6 +57,21 @@
 --   webhooks:ACCOUNT hash     seen (at): the latest verified webhook; ours (at): the latest about a batch of a record;
 --                             silent (text), silent_at (at): a batch whose end was seen before a webhook told of it, until
 --                             that comes, see note_unannounced(); never expires
+--   admitting        zset     ACCOUNT by the latest admission (at); 2 days, and while something is held
+--   rooms:ACCOUNT    zset     KIND or KIND:MODEL that was used, by when (at); 2 days, and while something is held
+--   room:ROOM        hash     of one resource, see below; 2 days, and while something is held
+--   held:ROOM:PART   hash     member -> what it holds (count); after its call 'count+count': and what was at the provider
+--                             with it. PART: 0 to 31, by the member; as long as something is in it
+--   used:ROOM        hash     of creations and uploads: number of a slot (a 60th of the span, from 1970) -> made in it (count);
+--                             expires with the span
+--   lines:ACCOUNT    zset     MODEL whose line somebody waits in, by the latest grant from it (at); while somebody waits
+--   line:LINE        zset     JOB that has waiting shards, by its turn: virtual time (tokens / 1000) - priority * 1e12
+--   shards:LINE:JOB  zset     INDEX of a waiting shard by itself; one that comes back after a refusal by itself - 1e9
+--   raise:LINE       zset     JOB in the line by the time when its priority is raised (at)
+--   served:LINE      zset     JOB that waits no more by its virtual time; until that of the line has reached it
+--   fair:LINE        hash     of the line as a whole, see below; while somebody waits
+--   granted          list     members that were granted something and are not yet told of; 10,000 at most
+--   ratio:MODEL      hash     bytes and tokens (count) of requests and what they came to; halved now and then; 30 days
 --   unanswered:ACCOUNT zset   member of each shard with a create call that has no clear answer, by the earliest time that
 --                             its first call may have had at the provider (at); never expires
 --   awaiting_walk:ACCOUNT zset  member of those that wait for a walk through the account's list by walk_from (at); never
@@ -145,6 +162,7 @@
 --   max_rows       count    of a shard
 --   max_bytes      bytes    of a shard
 --   attempts       count    rounds at most
+--   priority       count    of its shards where they wait for room: the higher goes first; may be below 0
 --   on_done        JSON     {..} Celery signature that is sent at its end
 --   notify_sites   JSON     [names of the receivers of its end]
 --   notify         JSON     [targets that are told of it]
@@ -223,11 +241,42 @@
 --   late_at        at       since then files are waited for that lag what the provider counts
 --   fetched        JSON     {id of a result file: length and digest of what came of it}
 --   resend         count    rows that are not ok and worth sending again
+--   needs          JSON     {KIND: count} that it asked for at its admission
+--   waits_since    at       it waits in its line since then
+--   admitted_at    at       it was given what it needs
+--   full           JSON     {kind, limit}: the provider's queue was full; goes in the script that ends the turn
 --   cost           pico-dollars  of its rows at list prices: a whole number; absent: not known
 --   collected_file text     its outcomes, in the workspace
 --   planned_at     at       its stage became that; so for uploaded, collected (created_at, ended_at: above)
 --   uploaded_at    at
 --   collected_at   at
+--
+-- Fields of a room
+--   model          text     of tokens: the model's name, 200 characters of it
+--   sum            count    all that is held
+--   sent           count    the part of it for which a call was made
+--   sum<PART>, sent<PART>  count  the same of one part
+--   limit          count    as the settings say
+--   learned        count    limit that refusals have taught
+--   said           count    the number in the provider's words
+--   learned_at     at       the latest refusal
+--   try_at         at       one more shard than `learned` allows may go then
+--   try_wait       s        pause between two of those
+--   trying         text     member of the latest of them
+--   fails          count    refusals in a row while nothing else was held
+--   start          count    where no limit is known, so much goes at once
+--   start_at       at       more was wanted then; doubled a minute later
+--   retry_at       at       before that nobody goes, after such a refusal
+--   single         flag     one has gone since that refusal
+--   alone          text     member of the latest that was refused while nothing else was held
+--
+-- Fields of a line as a whole
+--   now            tokens   its virtual time (decimal text)
+--   waiting        count    shards that wait in it
+--   head           text     member of the first, which did not fit
+--   blocked        text     KIND that it lacks
+--   since          at       it does not fit since then
+--   passed         count    shards that went before it meanwhile
 --
 -- Fields of a notification
 --   type           text     job.ended, job.trouble or account.paused
@@ -450,9 +499,13 @@ local function count_turnaround(prefix, rec, account, now)
   if made and began and began >= made and began - made <= took then count_pace(key, 'queued', began - made, now) end
 end
 
+-- filled by admission.lua
+local admission = {}
+
 -- Called by every script that may have recorded a final status, or a shard that leaves `created`: what follows from the
 -- end of a batch, once for each batch.
 local function note_end_of_batch(prefix, rec, job, member, now)
+  admission.release_ended(prefix, rec, job, member, now)
   if redis.call('HSETNX', rec, 'over_at', num(now)) == 0 then return end
   note_unannounced(prefix, rec, job, now)
   local account = get(job, 'account') or 'default'

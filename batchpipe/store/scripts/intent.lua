@@ -3,13 +3,18 @@
 -- the last few calls are kept.
 -- KEYS: 1 record, 2 job, 3 due, 4 clock
 -- ARGV: 1 skew (s), 2 prefix, 3 token, 4 time of the caller's host (at), 5 member, 6 how long the call may be under way, at
---   most, if its worker vanishes (s), 7 whose key it is made with ('': not known)
+--   most, if its worker vanishes (s), 7 whose key it is made with ('': not known), 8 admitted
+-- admitted: '1': the shard must hold room; '0': it is not asked
 -- -> {'ok', republish, cancel} | {'lost'}
+--  | {'no_hold', republish, 0} there is no room for it; no intent is recorded
 --  | {'held', republish, 0} the job sends nothing more until somebody decides, or at all; no intent is recorded
 local now = clock(ARGV[1])
 if not holds(KEYS[1], ARGV[3], now) then return { 'lost' } end
 if (get(KEYS[2], 'hold_at') or flag(KEYS[2], 'send_no_more') == 1) and flag(KEYS[2], 'cancel') == 0 then
   return { 'held', flag(KEYS[1], 'republish'), 0 }
+end
+if ARGV[8] == '1' and not admission.may_call(ARGV[2], KEYS[1], KEYS[2], ARGV[5], now) then
+  return { 'no_hold', flag(KEYS[1], 'republish'), 0 }
 end
 if redis.call('HSETNX', KEYS[1], 'intent_at', num(now)) == 1 then
   -- the list is read back to the earliest time that the call may have had at the provider

@@ -17,6 +17,7 @@ if #left > 0 then
     redis.call('HSET', KEYS[1], 'latest_call', left[#left], 'call_over_at', num(now))
   end
 elseif found then
+  admission.unsend(ARGV[2], KEYS[1], KEYS[2], ARGV[3], now)
   redis.call('HDEL', KEYS[1], 'calls', 'intent_at', 'empty_at', 'named', 'latest_call', 'call_over_at', 'called_as', 'walk_from')
 end
 note_unanswered(ARGV[2], KEYS[1], KEYS[2], ARGV[3])

@@ -1,0 +1,86 @@
+"""Room at the provider: a shard is sent once there is some for it, and waits without a message until then.
+
+What holds room and who is next is decided in Redis (``store.admission``); here turns and sweeps ask, and publish what
+was granted.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
+
+from batchpipe.config.settings import Settings
+from batchpipe.config.site import current_site
+from batchpipe.errors import StoreUnavailable
+from batchpipe.model.admission import Waiting, needs_of
+from batchpipe.model.records import Move, ShardRecord, Stage
+from batchpipe.model.room import parked
+from batchpipe.pipeline.runner import Runner
+from batchpipe.store import ShardLease, Store
+from batchpipe.telemetry.logs import about
+
+logger = logging.getLogger(__name__)
+
+#: Grants that are published in one go; what is left is due, and found by the next turn or sweep.
+MOST_PUBLISHED = 100
+#: Pause between two comparisons of what is held with the records, by one process.
+REBUILD_SECONDS = 60.0
+#: The part of a shard's rows that must have been answered for its tokens to teach anything.
+MOST_ANSWERED = 0.9
+
+
+class NoRoom(Exception):
+    """A create call must not be sent: its shard holds no room, and asks for some first."""
+
+
+def wait_for_room(lease: ShardLease, store: Store, settings: Settings) -> Move | None:
+    """Reserve room for a shard, or queue it: then the turn ends with this Move. Raises LeaseLost, StoreUnavailable."""
+    job, shard = lease.job, lease.shard
+    needs = needs_of(shard.bytes, store.admission.ratio(shard.model), upload=shard.stage == Stage.PLANNED)
+    found = store.admission.admit(lease, needs, settings.account(job.account).limits(shard.model))
+    return parked(shard, found) if isinstance(found, Waiting) else None
+
+
+def pass_on_room(runner: Runner, shard: ShardRecord, move: Move) -> None:
+    """After a turn: what it has freed, or asked for in vain, may have been granted to others."""
+    if move.stage == Stage.COLLECTED:
+        _note_tokens(runner.store, shard, move.changes)
+    if move.parked or (shard.stage != move.stage and shard.stage in (Stage.PLANNED, Stage.CREATED, Stage.ENDED)):
+        publish_granted(runner)
+
+
+def _note_tokens(store: Store, shard: ShardRecord, collected: Mapping[str, Any]) -> None:
+    """What the bytes of a collected shard came to in tokens. Only estimates rest on it, so trouble is passed over."""
+    tokens, ok = (collected.get("usage") or {}).get("input_tokens"), collected.get("ok") or 0
+    if tokens and shard.rows and ok >= MOST_ANSWERED * shard.rows:
+        with suppress(StoreUnavailable):
+            store.admission.observe(shard.model, round(shard.bytes * ok / shard.rows), tokens)
+
+
+def publish_granted(runner: Runner) -> None:
+    """Publish the shards that the last scripts have granted room. Losing one loses a moment: it is due."""
+    with suppress(StoreUnavailable):
+        for job_id, index in runner.store.admission.take_granted(MOST_PUBLISHED):
+            runner.republish(job_id, index, when="overdue")
+
+
+def grant_rooms(runner: Runner) -> None:
+    """For the sweep: grant what time has freed, and put right what is held. Raises StoreUnavailable."""
+    publish_granted(runner)
+    for account in runner.store.admission.accounts():
+        with about(account=account):
+            grant_account(runner, account)
+
+
+def grant_account(runner: Runner, account: str) -> None:
+    """The same for one account."""
+    admission = runner.store.admission
+    if current_site().is_first_time("rooms_rebuilt", account, seconds=REBUILD_SECONDS):
+        found = admission.rebuild(account)
+        if found.dropped or found.corrected:
+            words = "account %r: %d reservations that nothing needs were dropped, %d sums put right"
+            logger.warning(words, account, found.dropped, found.corrected, extra={"event": "rooms_rebuilt"})
+    for job_id, index in admission.grant(account):
+        runner.republish(job_id, index, when="overdue")

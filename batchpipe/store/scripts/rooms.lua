@@ -1,0 +1,232 @@
+-- Rooms, prepended to every script after common.lua: who holds room at the provider.
+--
+-- A room is one resource: what is held of it, and its limit. A line (lines.lua) is the queue of one account and model: its
+-- jobs by their turn, and each job's waiting shards.
+
+-- What a shard may need, in the order in which that is named to people. `span` (s): it is counted within that time, and
+-- not held; else it is held until the batch has ended.
+local KINDS = { 'tokens', 'batches', 'creations', 'uploads' }
+local BY_MODEL = { tokens = true }
+local SPAN = { creations = 3600, uploads = 60 }
+-- All shards need as much of it: where the first does not fit, none does.
+local SAME = { batches = true, creations = true, uploads = true }
+
+local PARTS, SLOTS = 32, 60
+local KEPT = 172800
+-- Turns in a line: virtual time (thousands of tokens) below STEP, and STEP less for each step of priority.
+local STEP, MOST_PRIORITY, RAISE_SECONDS = 1e12, 1000, 3600
+-- Behind the first that does not fit so many are looked at, and go before it so often or so long.
+local BEHIND, PASSES, PASS_SECONDS = 20, 10, 600
+-- Learned limits: pauses between shards that try for more, and after refusals while nothing else was held.
+local TRY_SECONDS, LONGEST_TRY, FORGET_SECONDS = 600, 21600, 86400
+local FIRST_RETRY, LONGEST_RETRY = 5, 600
+-- Where no limit is known, so many tokens, or shards like the first, go at once; twice as much after each START_SECONDS.
+local START_TOKENS, START_SHARDS, START_SECONDS = 1e6, 16, 60
+local RAISED_AT_ONCE, LINES_AT_ONCE, DROPPED_AT_ONCE = 50, 16, 100
+
+local function checksum(text, factor)
+  local sum = 0
+  for i = 1, #text do sum = (sum * factor + string.byte(text, i)) % 4294967291 end
+  return sum
+end
+
+local function model_key(model)
+  if not model or model == '' then return '-' end
+  if model ~= '-' and #model <= 64 and string.find(model, '^[%w._-]+$') then return model end
+  return string.format('~%08x%08x', checksum(model, 31), checksum(model, 131071))
+end
+
+local function account_of(job)
+  return get(job, 'account') or 'default'
+end
+
+local function part_of(member)
+  return checksum(member, 31) % PARTS
+end
+
+local ROOM_FIELDS = { 'sum', 'sent', 'limit', 'learned', 'said', 'learned_at', 'try_at', 'try_wait', 'fails', 'retry_at', 'start', 'start_at' }
+local read_rooms = {}
+-- set by scripts that only read
+local reading = false
+
+-- one resource as it is, and as this script has changed it
+local function room_of(prefix, account, kind, model)
+  local short = BY_MODEL[kind] and kind .. ':' .. model or kind
+  local name = account .. ':' .. short
+  if read_rooms[name] then return read_rooms[name] end
+  local room = { prefix = prefix, account = account, kind = kind, short = short, name = name, key = prefix .. 'room:' .. name }
+  local found = redis.call('HMGET', room.key, unpack(ROOM_FIELDS))
+  for i, field in ipairs(ROOM_FIELDS) do room[field] = tonumber(found[i] or '') end
+  local flags = redis.call('HMGET', room.key, 'single', 'alone', 'trying')
+  room.single, room.alone, room.trying = flags[1] == '1', flags[2], flags[3]
+  room.sum, room.sent, room.fails = room.sum or 0, room.sent or 0, room.fails or 0
+  read_rooms[name] = room
+  return room
+end
+
+local function set_room(room, ...)
+  local fields = { ... }
+  for i = 1, #fields, 2 do
+    room[fields[i]] = tonumber(fields[i + 1])
+    if not reading then redis.call('HSET', room.key, fields[i], fields[i + 1]) end
+  end
+end
+
+local function forget(room, ...)
+  for _, field in ipairs({ ... }) do room[field] = nil end
+  if not reading then redis.call('HDEL', room.key, ...) end
+end
+
+local function held_key(room, member)
+  local part = part_of(member)
+  return room.prefix .. 'held:' .. room.name .. ':' .. part, part
+end
+
+local function add_up(room, part, sum, sent)
+  room.sum, room.sent = room.sum + sum, room.sent + sent
+  if sum ~= 0 then
+    redis.call('HINCRBY', room.key, 'sum', sum)
+    redis.call('HINCRBY', room.key, 'sum' .. part, sum)
+  end
+  if sent ~= 0 then
+    redis.call('HINCRBY', room.key, 'sent', sent)
+    redis.call('HINCRBY', room.key, 'sent' .. part, sent)
+  end
+end
+
+-- what a member holds: the amount; and, once a call was made, what was at the provider with it
+local function parse_hold(text)
+  local amount, level = string.match(text, '^(%d+)%+?(%d*)$')
+  return tonumber(amount or '0'), tonumber(level or '')
+end
+
+-- once a script
+local function note_use(room, now)
+  if room.noted then return end
+  room.noted = true
+  redis.call('ZADD', room.prefix .. 'rooms:' .. room.account, num(now), room.short)
+end
+
+local function hold(room, member, amount, now)
+  local key, part = held_key(room, member)
+  if redis.call('HSETNX', key, member, string.format('%.0f', amount)) == 0 then return end
+  if not room.noted then redis.call('PERSIST', room.key) end
+  note_use(room, now)
+  add_up(room, part, amount, 0)
+end
+
+-- a call is about to be made for what is held
+local function mark_sent(room, member)
+  local key, part = held_key(room, member)
+  local text = redis.call('HGET', key, member)
+  if not text then return end
+  local amount, level = parse_hold(text)
+  if level then return end
+  add_up(room, part, 0, amount)
+  redis.call('HSET', key, member, string.format('%.0f+%.0f', amount, room.sent))
+end
+
+-- returns what it held (nil: nothing), and what was at the provider with it when it was sent
+local function let_go(room, member)
+  local key, part = held_key(room, member)
+  local text = redis.call('HGET', key, member)
+  if not text then return nil end
+  redis.call('HDEL', key, member)
+  local amount, level = parse_hold(text)
+  add_up(room, part, -amount, level and -amount or 0)
+  room.noted = false
+  if room.sum <= 0 then redis.call('EXPIRE', room.key, KEPT) end
+  return amount, level
+end
+
+-- how much was used within the span
+local function used(room, now)
+  if room.used then return room.used end
+  local key, slot = room.prefix .. 'used:' .. room.name, math.floor(now / (SPAN[room.kind] / SLOTS))
+  local flat, sum = redis.call('HGETALL', key), 0
+  for i = 1, #flat, 2 do
+    if tonumber(flat[i]) >= slot - SLOTS then
+      sum = sum + tonumber(flat[i + 1])
+    elseif not reading then
+      redis.call('HDEL', key, flat[i])
+    end
+  end
+  room.used = sum
+  return sum
+end
+
+local function use(room, amount, now)
+  local key, slot = room.prefix .. 'used:' .. room.name, math.floor(now / (SPAN[room.kind] / SLOTS))
+  room.used = used(room, now) + amount
+  redis.call('HINCRBY', key, slot, amount)
+  if room.noted then return end
+  redis.call('EXPIRE', key, math.ceil(SPAN[room.kind] * 1.1))
+  redis.call('EXPIRE', room.key, KEPT)
+  note_use(room, now)
+end
+
+-- What refusals have taught is forgotten after a day without one. What was proven to fit goes at once, more bit by bit.
+local function forget_old(room, now)
+  if not room.learned or now - (room.learned_at or 0) <= FORGET_SECONDS then return end
+  set_room(room, 'start', string.format('%.0f', room.learned), 'start_at', num(now))
+  forget(room, 'learned', 'learned_at', 'said', 'try_at', 'try_wait', 'trying', 'fails', 'retry_at', 'single', 'alone')
+  room.fails = 0
+end
+
+local function lower(a, b)
+  if a and b then return math.min(a, b) end
+  return a or b
+end
+
+-- Where no limit is known: whether it is not too much at once. A queue that is full is learned of minutes after the call, and
+-- until then every further call would be refused, too.
+local function may_start(room, amount, now)
+  if not BY_MODEL[room.kind] then return true end
+  local start = math.max(room.start or START_TOKENS, START_SHARDS * amount)
+  if room.sum + amount <= start then return true end
+  if not room.start_at then
+    set_room(room, 'start', string.format('%.0f', start), 'start_at', num(now))
+  elseif now - room.start_at >= START_SECONDS then
+    set_room(room, 'start', string.format('%.0f', 2 * start), 'start_at', num(now))
+    return room.sum + amount <= 2 * start
+  end
+  return false
+end
+
+-- whether so much fits; second: as one that tries for more than the learned limit
+local function fits(room, amount, now)
+  forget_old(room, now)
+  local limit = lower(room.limit, room.learned)
+  if SPAN[room.kind] then return not limit or used(room, now) + amount <= limit end
+  if room.retry_at and now < room.retry_at then return false end
+  if room.sum <= 0 then return true end -- whoever is too large for it goes alone
+  local then_held = room.sum + amount
+  if not limit then return may_start(room, amount, now) end
+  if then_held <= limit then return true end
+  local most = lower(room.limit, room.said)
+  if room.learned and now >= (room.try_at or 0) and (not most or then_held <= most) then return true, true end
+  return false
+end
+
+-- One goes beyond the learned limit. That the one before it did, and was not refused, raises the limit.
+local function try_more(room, member, now)
+  if room.trying then
+    local raised = math.max(room.learned * 1.05, room.sum)
+    set_room(room, 'learned', string.format('%.0f', lower(lower(raised, room.said), room.limit)), 'try_wait', TRY_SECONDS)
+  end
+  room.trying = member
+  redis.call('HSET', room.key, 'trying', member)
+  set_room(room, 'try_at', num(now + (room.try_wait or TRY_SECONDS)))
+end
+
+-- After a refusal with nothing else held one goes at a time. If the one before it was not refused, all is well.
+local function after_fails(room, now)
+  if room.single then
+    forget(room, 'fails', 'retry_at', 'single')
+    room.fails = 0
+    return
+  end
+  room.single = true
+  redis.call('HSET', room.key, 'single', '1')
+  set_room(room, 'retry_at', num(now + math.min(FIRST_RETRY * 2 ^ math.min(room.fails, 20), LONGEST_RETRY)))
+end

@@ -1,0 +1,192 @@
+"""How well room at the provider is used: many shards of a few jobs, and a queue of tokens that holds ten of them.
+
+    python bench/admission.py [--shards 200] [--room 10] [--seconds 12] [--kill 4] [--freeze-sweep 600]
+
+A sandbox with a queue of tokens, a Redis, workers and beat, each of the workers a process of its own. Five jobs, from
+one shard to most of them, submitted at once; the limit is not in the settings, so it is learned from the first
+refusals. The ideal schedule of the same run: all room is always in use, and each batch takes as long as the sandbox
+needs for it. ``--kill N``: so many workers, each killed at random and started again; ``--freeze-sweep S``: no sweep
+runs in the first so many seconds. Fails if a shard is refused after the limit is known, room is less than 90 % in use
+while shards wait, a small job ends later than half of the largest, a row is paid twice, or it takes more than 1.15
+times as long as the ideal.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from batchpipe.client.client import Client
+from batchpipe.client.job import Job
+from batchpipe.config.loading import load_settings
+from batchpipe.sandbox import Sandbox
+
+MOST_TIMES, LEAST_USED = 1.15, 0.9
+ROWS = 40
+#: Parts of all shards: the sizes of the five jobs.
+SIZES = (0.6, 0.3, 0.075, 0.02, 0.005)
+
+
+@dataclass
+class Watched:
+    """What was seen while it ran, four times a second: (time, batches in progress, batches refused)."""
+
+    samples: list[tuple[float, int, int]] = field(default_factory=list)
+    stop: threading.Event = field(default_factory=threading.Event)
+
+    def run(self, sandbox: Sandbox) -> None:
+        while not self.stop.wait(0.25):
+            running = sum(not batch.is_final and batch.tokens > 0 for batch in sandbox.batches.all())
+            self.samples.append((time.monotonic(), running, sandbox.quotas.refused))
+
+    def used(self, room: int, until: float) -> float:
+        """The part of the room that was in use, from the first batch until there were too few shards to fill it."""
+        seen = [running for at, running, _ in self.samples if at <= until]
+        first = next((place for place, running in enumerate(seen) if running), 0)
+        return sum(seen[first:]) / max(room * len(seen[first:]), 1)
+
+
+def make_requests(path: Path, shards: int) -> Path:
+    with path.open("w") as file:
+        for number in range(shards * ROWS):
+            body = {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": f"{number:06d} " + "x" * 400}]}
+            row = {"custom_id": f"r{number:06d}", "method": "POST", "url": "/v1/chat/completions", "body": body}
+            file.write(json.dumps(row) + "\n")
+    return path
+
+
+def start(folder: Path, *command: str) -> subprocess.Popen[bytes]:
+    with (folder / "processes.log").open("ab") as log:
+        return subprocess.Popen([sys.executable, "-m", "batchpipe", *command], cwd=folder, stdout=log, stderr=log)
+
+
+@contextmanager
+def processes(folder: Path, options: argparse.Namespace) -> Iterator[None]:
+    """Workers and beat; some of the workers are killed at random, at a rate of one each ten seconds."""
+    worker = ("worker", "--concurrency", "8")
+    count = max(options.kill, options.workers)
+    running = [start(folder, *worker) for _ in range(count)]
+    beat = [start(folder, "beat")] if not options.freeze_sweep else []
+    done, dice = threading.Event(), random.Random(7)
+
+    def kill() -> None:
+        while options.kill and not done.wait(dice.uniform(5, 15)):
+            place = dice.randrange(count)
+            running[place].kill()
+            running[place].wait()
+            running[place] = start(folder, *worker)
+
+    killer = threading.Thread(target=kill, daemon=True)
+    killer.start()
+    try:
+        yield
+    finally:
+        done.set()
+        killer.join()
+        for process in [*running, *beat]:
+            process.terminate()
+        for process in [*running, *beat]:
+            try:
+                process.wait(30)
+            except subprocess.TimeoutExpired:
+                process.kill()
+
+
+def measure(folder: Path, sandbox: Sandbox, options: argparse.Namespace) -> int:
+    client, watched = Client(load_settings()), Watched()
+    sizes = [max(round(part * options.shards), 1) for part in SIZES]
+    inputs = [make_requests(folder / f"in{place}.jsonl", size) for place, size in enumerate(sizes)]
+    watcher = threading.Thread(target=watched.run, args=(sandbox,), daemon=True)
+    with processes(folder, options):
+        while not client.store.queues.listening():
+            time.sleep(0.1)
+        watcher.start()
+        began = time.monotonic()
+        jobs = [client.submit(path, output=folder / f"out{place}") for place, path in enumerate(inputs)]
+        ended = follow(jobs, began + 3 * options.shards / options.room * options.seconds + 300)
+        watched.stop.set()
+        watcher.join()
+    return report(sandbox, watched, sizes, ended, began, options)
+
+
+def follow(jobs: list[Job], until: float) -> list[float]:
+    """When each job ended; a time that is infinite for one that did not."""
+    ended = [float("inf")] * len(jobs)
+    while max(ended) == float("inf") and time.monotonic() < until:
+        for place, job in enumerate(jobs):
+            if ended[place] == float("inf") and job.refresh().state.ended:
+                ended[place] = time.monotonic()
+        time.sleep(0.5)
+    return ended
+
+
+def report(
+    sandbox: Sandbox,
+    watched: Watched,
+    sizes: list[int],
+    ended: list[float],
+    began: float,
+    options: argparse.Namespace,
+) -> int:
+    first_refusal = next((at for at, _, refused in watched.samples if refused), None)
+    known = first_refusal + options.seconds if first_refusal is not None else began
+    late = watched.samples[-1][2] - max((refused for at, _, refused in watched.samples if at <= known), default=0)
+    ideal, took = sum(sizes) / options.room * options.seconds, max(ended) - began
+    # the last two batches of each place have too few behind them
+    used = watched.used(options.room, max(ended) - 2.5 * options.seconds)
+    twice = len(sandbox.ledger.billed_twice())
+    for size, at in zip(sizes, ended, strict=True):
+        print(f"a job of {size:>4} shards: {at - began:.0f} s", flush=True)
+    print(f"refused: {watched.samples[-1][2]}, of these {late} after the limit was known")
+    print(f"room in use: {used:.0%}; rows paid twice: {twice}; batches: {len(sandbox.batches.all())}")
+    print(f"took {took:.0f} s, ideal {ideal:.0f} s: {took / ideal:.2f} times as long", flush=True)
+    small = max(at for size, at in zip(sizes, ended, strict=True) if size <= options.room)
+    fine = took <= MOST_TIMES * ideal and used >= LEAST_USED and not twice and not late
+    return 0 if fine and small - began <= took / 2 else 1
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--shards", type=int, default=200)
+    parser.add_argument("--room", type=int, default=10, help="shards that the queue holds")
+    parser.add_argument("--seconds", type=float, default=12.0, help="that a batch runs")
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--kill", type=int, default=0, help="so many workers, killed at random")
+    parser.add_argument("--freeze-sweep", type=float, default=0.0, help="no beat, and workers sweep only after so long")
+    options = parser.parse_args()
+    for name in [name for name in os.environ if name.startswith(("BATCHPIPE_", "OPENAI_"))]:
+        del os.environ[name]
+    logging.getLogger("uvicorn.error").disabled = True
+    tokens = ROWS * 106
+    limits = {"gpt-4o-mini": round(tokens * (options.room + 0.6))}
+    with (
+        Sandbox(validating_seconds=0.1, rows_per_second=ROWS / options.seconds, enqueued_tokens=limits) as sandbox,
+        tempfile.TemporaryDirectory(prefix="batchpipe-bench-", ignore_cleanup_errors=True) as name,
+    ):
+        os.environ |= {
+            "OPENAI_API_KEY": "sandbox",
+            "OPENAI_BASE_URL": sandbox.base_url,
+            "BATCHPIPE_HOME": f"{name}/home",
+            "BATCHPIPE_MAX_ROWS": str(ROWS),
+            "BATCHPIPE_POLL_MIN_SECONDS": "0.5",
+            "BATCHPIPE_ACCOUNTS__DEFAULT__SANDBOX": "true",
+            "BATCHPIPE_ACCOUNTS__DEFAULT__LOOKS_PER_SECOND": "50",
+            "BATCHPIPE_LEASE_SECONDS": str(options.freeze_sweep or (10 if options.kill else 60)),
+        }
+        return measure(Path(name), sandbox, options)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
