@@ -92,15 +92,17 @@ class Account(BaseModel):
         None, ge=1, description="the same for every other model  [unset: learned]"
     )
     batches_in_flight: int | None = Field(
-        None, ge=1, description="batches that may be unfinished at once, over all models  [unset: learned]"
+        None, ge=1, description="batches that may be unfinished at once, over all models"
     )
     creations_per_hour: int = Field(2_000, ge=0, description="batches created within an hour at most; 0: any number")
     uploads_per_minute: int | None = Field(None, ge=1, description="files uploaded within a minute at most")
 
     @field_validator("enqueued_tokens")
+    @classmethod
     def _some_tokens(cls, value: dict[str, int]) -> dict[str, int]:
         if wrong := [model for model, tokens in value.items() if tokens < 1]:
             raise ValueError(f"{wrong[0]}: give a number of tokens above 0, or leave the model out")
+        return value
 
     def limits(self, model: str | None) -> dict[Kind, int]:
         """What may be in use at once, or within its span, by shards of this model; what is not here is learned."""
