@@ -1,4 +1,4 @@
-"""The Lua scripts: every write that must be atomic, one file each. ``common.lua`` is prepended to all.
+"""The Lua scripts: every write that must be atomic, one file each. ``PREPENDED`` is part of all.
 
 On top of that is the dictionary of keys and fields; each script's first lines say what it is given and what it answers.
 """
@@ -9,14 +9,22 @@ import re
 from functools import cache
 from importlib import resources
 
+#: What is prepended to each script, in this order.
+PREPENDED = ("hashes", "common")
+
 
 @cache
 def source(name: str) -> str:
-    """The text of a script for Redis, by its file name without ``.lua``: common part and script, without comment lines.
+    """The text of a script for Redis, by its file name without ``.lua``: the common parts and the script, without
+    comment lines. What the script has changed of hashes is written when it returns.
 
     Redis keeps each script whole, and the dictionary would be in all of them. The lines stay, empty, for the numbers in
     Redis' errors.
     """
-    folder = resources.files(__name__)
-    text = folder.joinpath("common.lua").read_text() + folder.joinpath(f"{name}.lua").read_text()
+    parts = "".join(_code(part) for part in PREPENDED)
+    return f"{parts}local function script(){_code(name)}end\nlocal answer = script()\nflush()\nreturn answer\n"
+
+
+def _code(name: str) -> str:
+    text = resources.files(__name__).joinpath(f"{name}.lua").read_text()
     return re.sub(r"^ *--.*", "", text, flags=re.MULTILINE)
