@@ -59,14 +59,17 @@ class ShardRunner(Runner):
             return self.counted(step, job_id, index, lambda: self._run(step, job_id, index, epoch))
 
     def _run(self, step: Step, job_id: str, index: int, epoch: int) -> Next:
-        account = self.store.jobs.account_of(job_id)
+        account = self.store.jobs.remembered_account_of(job_id)
         if account is None:
             return self.gone(job_id)
         api = self._api_or_trouble(account)  # built before the claim: its 20 ms are not the lease's
         deadline = turn_deadline(self.settings, step)
         lease = self.store.leases.claim_shard(job_id, index, epoch, step.stages, deadline=deadline)
         if isinstance(lease, ClaimDenied):
-            return denied(lease)
+            return self.gone(job_id) if lease.why == "gone" else denied(lease)
+        if lease.job.account != account:  # made again by hand
+            account = lease.job.account
+            api = self._api_or_trouble(account)
         with lease, about(account=account, batch=lease.shard.batch_id):
             try:
                 self.note_overrun(lease, step)
@@ -102,7 +105,7 @@ class ShardRunner(Runner):
             return self._abandon(lease, Problem(code="worker_lost", message=message))
         if isinstance(api, Exception):
             raise api
-        pause = self.store.accounts.pause_of(job.account)
+        pause = lease.pause
         # reading, cancelling and fetching need no quota, and a batch that runs on is billed
         if pause is not None and (pause.code != NO_QUOTA or step.sends):
             raise Paused(pause.message, code=pause.code, after=pause.seconds)
@@ -139,7 +142,7 @@ class ShardRunner(Runner):
 
     def _poll(self, lease: ShardLease, api: Provider) -> Result:
         job = lease.job
-        account, clock = self.settings.account(job.account), self.store.connection.clock()
+        account, clock = self.settings.account(job.account), self.store.connection.recent_clock()
         rate, patience = account.looks_per_second, account.patience_seconds
         return poll(
             job,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Mapping
 from itertools import islice
 from typing import Any
@@ -16,6 +18,8 @@ MOST_TEXT, MOST_ENTRIES = 1_000, 100
 #: Events kept per job; the oldest go first.
 LOG_LENGTH = 2_000
 _LOG_SECONDS = 60 * 86_400
+#: A log lives on with each event; a process says so once in this time, and remembers for how many logs it did.
+_RENEW_SECONDS, _MOST_KEPT = 3_600.0, 10_000
 
 
 class Events:
@@ -23,6 +27,7 @@ class Events:
 
     def __init__(self, connection: Connection) -> None:
         self._redis = connection
+        self._kept: dict[str, float] = {}  #: log -> when this process last let it live on, by this host's clock
 
     def add(self, job_id: str, event: str, **fields: Any) -> None:
         """Append to the job's bounded event log."""
@@ -30,8 +35,13 @@ class Events:
         data = orjson.dumps({name: bounded(value) for name, value in fields.items()})
         pipe = self._redis.pipeline()
         pipe.xadd(key, {"event": shortened(event, 100), "data": data}, maxlen=LOG_LENGTH, approximate=True)
-        pipe.expire(key, _LOG_SECONDS)
+        if renew := time.monotonic() - self._kept.get(key, -math.inf) > _RENEW_SECONDS:
+            pipe.expire(key, _LOG_SECONDS)
         self._redis.execute(pipe)
+        if renew:
+            if len(self._kept) >= _MOST_KEPT:
+                self._kept.clear()
+            self._kept[key] = time.monotonic()
 
     def read(self, job_id: str, *, after: str = "-", limit: int = LOG_LENGTH) -> list[dict[str, Any]]:
         """Events, oldest first: ``{id, at, event, ...}``; ``at`` in unix seconds.

@@ -18,6 +18,8 @@ from batchpipe.store.unreadable import log_once
 
 #: How long an alias is kept after the records of an ended job: as long as a job may take.
 ALIAS_SECONDS = 60 * 86_400
+#: Jobs whose account a process remembers.
+REMEMBERED = 10_000
 #: Jobs that are read in one pipeline.
 LISTED_AT_ONCE = 200
 
@@ -27,6 +29,7 @@ class Jobs:
 
     def __init__(self, connection: Connection, due: Due) -> None:
         self._redis, self._due = connection, due
+        self._accounts: dict[str, str] = {}
 
     def submit(self, job: JobRecord, *, replace_job: str = "", alias: bool = False) -> tuple[str, bool]:
         """Record a job, due at once. Returns (id, True), or (the first job's id, False) if its key is taken.
@@ -64,6 +67,14 @@ class Jobs:
     def account_of(self, job_id: str) -> str | None:
         """The name of the account a job uses, or None for an unknown job."""
         return cast("str | None", self._redis.call("hget", self._redis.job_key(job_id), "account"))
+
+    def remembered_account_of(self, job_id: str) -> str | None:
+        """The same; of a job that this process has met lately it is not asked again. A claim tells whether it holds."""
+        if (account := self._accounts.get(job_id)) is None and (account := self.account_of(job_id)) is not None:
+            if len(self._accounts) >= REMEMBERED:
+                self._accounts.clear()
+            self._accounts[job_id] = account
+        return account
 
     def id_of_key(self, key: str) -> str | None:
         """The id of the job that was submitted under this idempotency key, if it is still known."""

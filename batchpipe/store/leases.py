@@ -11,6 +11,7 @@ import orjson
 from batchpipe.config.limits import LONGEST_GROWTH
 from batchpipe.errors import LeaseLost, OutputInUse
 from batchpipe.model.records import JOB, JobRecord, Move, ShardRecord, State
+from batchpipe.model.stats import Pause
 from batchpipe.store.connection import Connection
 from batchpipe.store.due import CHUNK, Due
 from batchpipe.store.jobs import output_in_use
@@ -75,6 +76,7 @@ class Leases:
             "news": Renewal(cancel=job.cancel),
             "deadline": float(answer[4]),
             "overran": bool(int(answer[5])),
+            "pause": Pause(float(answer[6]), answer[7], answer[8]) if len(answer) > 6 else None,
         }
 
     def renew(self, lease: Lease) -> tuple[float, Renewal]:

@@ -40,7 +40,7 @@ class Store:
 
     def now(self) -> float:
         """The time of all records: Redis' clock in unix seconds, with the exceptions that ``Clock`` describes."""
-        return self.connection.clock().now
+        return self.connection.now()
 
     def ping(self) -> None:
         """One short try, because the caller waits. Raises StoreUnavailable."""

@@ -307,6 +307,14 @@ local function note_end_of_batch(prefix, rec, job, member, now)
   if redis.call('HSETNX', rec, 'over_at', num(now)) == 0 then return end
 end
 
+-- the pause of an account: left of it (s), code, message; nothing if there is none. `time` says our time
+local function pause_of(key, time)
+  local found = redis.call('HMGET', key, 'until', 'code', 'message', 'seconds')
+  if found[1] == false then return end
+  local left = math.min(tonumber(found[1]) - time(), tonumber(found[4]))
+  if left > 0 then return num(left), found[2] or '', found[3] or '' end
+end
+
 -- claim an output under all of its names (a JSON list), or none; returns the other job, not closed, that has one, and its stage
 local function claim_output(prefix, names, id)
   names = cjson.decode(names)

@@ -133,6 +133,8 @@ local OWN = {
     return sum
   end,
   EXISTS = function(key)
+    local one = hashes[key]
+    if one and one.whole and #one.order == 0 then return next(one.known) and 1 or 0 end
     if read(key, 'stage') then return 1 end
     flush_one(key)
     return server.call('EXISTS', key)
