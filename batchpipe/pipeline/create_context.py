@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 
 from batchpipe.errors import OnHold
 from batchpipe.model.provider import Batch
-from batchpipe.model.records import ShardRecord
+from batchpipe.model.records import ShardRecord, Status
 from batchpipe.pipeline.runner import Runner
+from batchpipe.pipeline.steps.poll import Pace
 from batchpipe.store import ShardLease
 
 
@@ -24,6 +25,7 @@ class CreateContext:
         account = runner.settings.account(lease.job.account)
         self.lists_batches, self.echoes_metadata = account.lists_batches, account.echoes_metadata
         self.resend_unanswered = account.resend_unanswered
+        self.first_look = 0.0  #: seconds from the settled batch to the first look at it
 
     def now(self) -> float:
         return self._runner.store.now()
@@ -63,11 +65,12 @@ class CreateContext:
 
     def settle(self, batch: Batch, *, sure: bool = False) -> str:
         self._lease.stop()
+        after = self._until_first_look(batch)
         settled = self._runner.store.shards.settle(
             self._shard,
             batch.id,
             token=self._lease.token,
-            after=0.0,
+            after=after,
             sure=sure,
             made_at=batch.created_at,
             changes={
@@ -83,4 +86,16 @@ class CreateContext:
         if settled.news.republish:
             self._runner.republish(self._shard.job, self._shard.index)
             return "known"  # the new chain goes on
+        self.first_look = 0.0 if settled.news.cancel else after
         return settled.verdict
+
+    def _until_first_look(self, batch: Batch) -> float:
+        """The answer to the create call is a look: nothing is to be seen for the shortest pause. An older batch, which
+        was found, is looked at at once, and so is one that must be cancelled.
+        """
+        job, shortest = self._lease.job, self._runner.settings.poll_min_seconds
+        if batch.status in Status.FINAL or job.cancel or job.send_no_more or self._shard.landing:
+            return 0.0
+        if batch.created_at is None or abs(self.now() - batch.created_at) > shortest:
+            return 0.0
+        return Pace(shortest, self._runner.settings.poll_max_seconds).after(0.0)

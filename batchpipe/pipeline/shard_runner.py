@@ -32,6 +32,7 @@ from batchpipe.pipeline.create_context import CreateContext
 from batchpipe.pipeline.manifest import workspace_of
 from batchpipe.pipeline.messages import Continue, Done, Next, Retry, denied
 from batchpipe.pipeline.runner import CANCELLING, MAX_LOST, MAX_TRIES, Runner, check_cancel, foreseen, numbers, words
+from batchpipe.pipeline.slots import is_small
 from batchpipe.pipeline.steps.create import GiveUp, Over, create
 from batchpipe.pipeline.steps.download import abandon, download
 from batchpipe.pipeline.steps.poll import Pace, poll
@@ -138,7 +139,9 @@ class ShardRunner(Runner):
             workspace_of(job, self.settings).size(shard.file)
         if not shard.calls:  # else look first for what an unanswered call made
             job = self.held(job)
-        return create(job, shard, api, CreateContext(self, lease))
+        context = CreateContext(self, lease)
+        ending = create(job, shard, api, context)
+        return Over(settled=True, after=context.first_look) if ending == Over(settled=True) else ending
 
     def _poll(self, lease: ShardLease, api: Provider) -> Result:
         job = lease.job
@@ -267,7 +270,7 @@ class ShardRunner(Runner):
         if isinstance(ending, Over):
             if ending.settled:
                 self.count_stage(lease.shard.stage, lease.shard.uploaded_at)
-            return Continue("created") if ending.settled else Done()
+            return Continue("created", ending.after, small=_is_small(lease.shard)) if ending.settled else Done()
         if isinstance(ending, Move) and ending.hold is not None:
             self._hold(lease, ending.hold)
         try:
@@ -287,7 +290,8 @@ class ShardRunner(Runner):
             collected = counts | ({"incomplete": early} if early else {})
             self.log(lease.job.id, [("collected", collected)], shard=lease.index)
             if merge_epoch:
-                self.publish_merge(lease, merge_epoch, ids)
+                small = lease.job.shards == 1 and _is_small(lease.shard)
+                self.publish_merge(lease, merge_epoch, ids, small=small)
             return Done(f"collected: {numbers(counts)}")
         if news.republish:
             self.republish(lease.job.id, lease.index)
@@ -296,7 +300,7 @@ class ShardRunner(Runner):
             reason = ending.reason if isinstance(ending, _Failed) else step.waits
             return Retry(move.after, _why(lease.shard, move), reason)
         if follows(lease.shard.stage, move.stage):
-            return Continue(_why(lease.shard, move))
+            return Continue(_why(lease.shard, move), small=_is_small(lease.shard))
         # back at an earlier stage: a new chain starts there
         self.republish(lease.job.id, lease.index, after=move.after)
         return Done(f"back to {move.stage.value}: {_why(lease.shard, move)}")
@@ -364,6 +368,10 @@ def _what_follows(mode: str, job_id: str) -> str:
 
 def _deferred_fields(failed: _Failed) -> dict[str, Any]:
     return {"message": failed.problem.message, "seconds": round(failed.after, 1), "reason": failed.reason}
+
+
+def _is_small(shard: ShardRecord) -> bool:
+    return is_small(shard.bytes, shard.rows)
 
 
 def _is_committed(shard: ShardRecord) -> bool:

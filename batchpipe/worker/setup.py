@@ -69,6 +69,8 @@ def setup(app: Celery, settings: Mapping[str, Any] | None = None) -> None:
     signals.celeryd_after_setup.connect(site_worker.report, dispatch_uid=f"batchpipe-report-{id(app)}", **own)
     signals.worker_ready.connect(site_worker.start_sweeping, dispatch_uid=f"batchpipe-sweep-{id(app)}", **own)
     signals.worker_shutting_down.connect(site_worker.stop_sweeping, dispatch_uid=f"batchpipe-stop-{id(app)}", **own)
+    for end in (signals.worker_shutdown, signals.worker_process_shutdown):
+        end.connect(site_worker.hand_over_counts, dispatch_uid=f"batchpipe-counts-{id(app)}", **own)
     state_of(app).worker = site_worker
 
 
@@ -167,6 +169,11 @@ class SiteWorker:
 
     def stop_sweeping(self, **_: Any) -> None:
         self.stopping.set()
+
+    def hand_over_counts(self, **_: Any) -> None:
+        """A worker, or a process of its pool, ends: what its last turns have counted is written now."""
+        with suppress(Exception):  # counts are only for people
+            runtime().job_runner.flush()
 
     def _say_where_it_listens(self, consumer: Any) -> None:
         """Note repeatedly in Redis on which queues this worker listens, and at its end that it no longer does."""
