@@ -32,6 +32,7 @@ from batchpipe.tasks.app import beat_schedule, current_site_app, is_ours, itself
 from batchpipe.tasks.celery_tasks import bound_long_tasks
 from batchpipe.tasks.runtime import runtime
 from batchpipe.worker import schedule_tasks  # noqa: F401 - its task is known once it is imported
+from batchpipe.worker.broker_clients import keep_clients
 from batchpipe.worker.checks import check_app, pool_finding
 from batchpipe.worker.outlive_redis import outlive_redis
 
@@ -129,6 +130,7 @@ class SiteWorker:
         current_site().app = self.app  # if several apps were set up, tasks publish through the one that runs them
         warm_up()  # before there are threads or forked children
         outlive_redis()
+        keep_clients()
         try:
             queue = default_client().settings.queue  # without REDIS_URL this finds or starts the private Redis
             self.app.amqp.queues.select_add(queue_of(self.app, queue))
