@@ -7,11 +7,9 @@ import time
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Unpack
+from typing import TYPE_CHECKING, Unpack
 
-from batchpipe.client.health import Health
 from batchpipe.client.job import Job
-from batchpipe.client.landing import decide, land
 from batchpipe.client.listeners import Watch, deserted, missing_worker, warn_of_submit
 from batchpipe.client.measures import Measures, Meter
 from batchpipe.client.options import SubmitOptions, complete, shows_options
@@ -30,14 +28,14 @@ from batchpipe.model.stats import Clock, Pause, Stats
 from batchpipe.pipeline.copied_inputs import forget_copy, remove_copy, remove_unrecorded_at_times
 from batchpipe.pipeline.manifest import basics, note_workspace, prune_workspaces
 from batchpipe.pipeline.messages import Message
-from batchpipe.pipeline.republish_many import PUBLISHED_AT_ONCE, Resumed, republish_first, republish_job, resume_account
 from batchpipe.pipeline.results import BatchResult, Outcome
-from batchpipe.pipeline.sweep import sweep
-from batchpipe.recover import Report, recover
-from batchpipe.store import Store
-from batchpipe.tasks import publishing
-from batchpipe.tasks.app import check_not_eager
-from batchpipe.tasks.runtime import runtime
+from batchpipe.store import Store, open_store
+
+if TYPE_CHECKING:
+    from batchpipe.client.health import Health
+    from batchpipe.pipeline.job_runner import JobRunner
+    from batchpipe.pipeline.republish_many import Resumed
+    from batchpipe.recover import Report
 
 
 class Client:
@@ -60,7 +58,14 @@ class Client:
 
     @property
     def store(self) -> Store:
-        return runtime(self.settings).store
+        return current_site().keep(open_store, self.settings)
+
+    @property
+    def _runner(self) -> JobRunner:
+        """What publishes, sweeps and logs. Celery is loaded with it, which a command that only reads does not need."""
+        from batchpipe.tasks.runtime import runtime
+
+        return runtime(self.settings).job_runner
 
     # -- submitting ------------------------------------------------------------------------------------------------
 
@@ -91,6 +96,8 @@ class Client:
                 "no redis-server was found, and the built-in stand-in forgets what was paid for when it stops: install "
                 "redis-server (or valkey), or set BATCHPIPE_REDIS_URL; a sandbox needs neither: BATCHPIPE_SANDBOX=true"
             )
+        from batchpipe.tasks.app import check_not_eager
+
         check_not_eager()  # nor with a broker URL that cannot be used: raised before anything is recorded
         record = new_record(self.settings, job_id, options, own_queue=own_queue, notify_sites=notify_sites)
         record = with_input(record, input, self.settings, may_come_later=may_come_later)
@@ -116,7 +123,7 @@ class Client:
             note_workspace(self.settings, record, record=basics(record))
             if record.spooled:
                 forget_copy(self.settings, job_id)
-            runner, now = runtime(self.settings).job_runner, record.created_at or time.time()
+            runner, now = self._runner, record.created_at or time.time()
             prune_workspaces(self.settings, self.store.jobs.closed, now)
             runner.log(job_id, [("submitted", {"input": without_secrets(record.input), "queue": record.queue})])
             runner.publish(Message(job_id, JOB, record.epoch, State.PENDING, record.task_ids, record.queue))
@@ -180,9 +187,12 @@ class Client:
         A job of many shards takes no longer: some are published again here, the others by the next sweeps.
         """
         job_id = self.get_job(job_id).id  # it may be an alias
+        from batchpipe.pipeline.republish_many import PUBLISHED_AT_ONCE, republish_first
+        from batchpipe.tasks import publishing
+
         asked, shards = self.store.jobs.cancel(job_id, published=PUBLISHED_AT_ONCE)
         if asked:
-            runner = runtime(self.settings).job_runner
+            runner = self._runner
             publishing.revoke(republish_first(runner, job_id, shards, "always"))
             note_workspace(self.settings, self.store.jobs.get(job_id), cancel=True)
             runner.log(job_id, [("cancel_asked", {})])
@@ -193,7 +203,9 @@ class Client:
 
         Raises JobNotFound.
         """
-        return decide(runtime(self.settings).job_runner, self.get_job(job_id).id, "resend")
+        from batchpipe.client.landing import decide
+
+        return decide(self._runner, self.get_job(job_id).id, "resend")
 
     def land(self, job_id: str) -> Job:
         """Collect what is there. For a held job, nothing more is sent. For an ended job, the batches that it stopped
@@ -203,28 +215,36 @@ class Client:
         Raises JobNotFound, OutputInUse, PermanentError (``not_ended``, ``nothing_to_land``).
         """
         job = self.get_job(job_id).record
-        land(runtime(self.settings).job_runner, job)
+        from batchpipe.client.landing import land
+
+        land(self._runner, job)
         return self.get_job(job.id)
 
     def republish(self, job_id: str) -> None:
         """Publish all open work of a job again, for a caller who knows that its worker is gone: some of it at once, the
         rest of a large job with the next sweeps. Raises JobNotFound.
         """
-        republish_job(runtime(self.settings).job_runner, job_id)
+        from batchpipe.pipeline.republish_many import republish_job
+
+        republish_job(self._runner, job_id)
 
     def sweep(self, *, listing: bool | None = None) -> int:
         """One pass of the safety net. Returns how many records were published again.
 
         ``listing``: read the accounts' lists of batches now (True), not at all (False), or if it is time (None).
         """
-        return sweep(runtime(self.settings).job_runner, listing=listing)
+        from batchpipe.pipeline.sweep import sweep
+
+        return sweep(self._runner, listing=listing)
 
     def resume(self, account: str) -> Resumed:
         """End an account's pause: all waiting shards go on. Without a pause, those that wait for a person do.
 
         Many waiting shards take no longer: some are published again here, the others by the next sweeps.
         """
-        return resume_account(runtime(self.settings).job_runner, account.lower())
+        from batchpipe.pipeline.republish_many import resume_account
+
+        return resume_account(self._runner, account.lower())
 
     def lift_pause(self, account: str) -> bool:
         """End an account's pause, if there is one: each shard goes on at its own time. Returns whether there was one.
@@ -252,7 +272,9 @@ class Client:
                 "no redis-server was found, and the built-in stand-in would forget the records again: install "
                 "redis-server (or valkey), or set BATCHPIPE_REDIS_URL"
             )
-        return recover(runtime(self.settings).job_runner, folders, dry_run=dry_run, jobs=jobs, of=of)
+        from batchpipe.recover import recover
+
+        return recover(self._runner, folders, dry_run=dry_run, jobs=jobs, of=of)
 
     # -- looking ---------------------------------------------------------------------------------------------------
 
@@ -294,6 +316,8 @@ class Client:
 
     def health(self) -> Health:
         """What ``doctor`` looks at."""
+        from batchpipe.client.health import Health
+
         return Health(self.store, self.settings)
 
     def missing_worker(self, job: Job) -> str:

@@ -12,7 +12,7 @@ from batchpipe.store.lease import ClaimDenied, JobLease, Lease, Renewal, ShardLe
 from batchpipe.store.queues import LISTENING_PACE, WaitingMessage
 from batchpipe.store.schedules import LastRun
 from batchpipe.store.shards import Settled
-from batchpipe.store.store import Store
+from batchpipe.store.store import Store, open_store
 from batchpipe.store.unreadable import log_once
 
 __all__ = [
@@ -32,4 +32,5 @@ __all__ = [
     "host_clock",
     "log_once",
     "new_task_ids",
+    "open_store",
 ]

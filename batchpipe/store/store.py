@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Self
 
+from batchpipe.config.settings import Settings
 from batchpipe.store.accounts import Accounts
 from batchpipe.store.connection import Connection
 from batchpipe.store.counters import Counters
@@ -14,6 +15,16 @@ from batchpipe.store.leases import Leases
 from batchpipe.store.queues import Queues
 from batchpipe.store.schedules import Schedules
 from batchpipe.store.shards import Shards
+
+
+def open_store(settings: Settings) -> Store:
+    """The store of these settings; it connects at its first use. Kept by the site: see ``Site.keep``."""
+    return Store.connect(
+        settings.redis_address(),
+        prefix=settings.prefix,
+        lease_seconds=settings.lease_seconds,
+        ttl_seconds=settings.ttl_seconds,
+    )
 
 
 class Store:

@@ -10,7 +10,7 @@ from batchpipe.pipeline.messages import Next
 from batchpipe.pipeline.shard_runner import ShardRunner
 from batchpipe.pipeline.visits import Visits
 from batchpipe.provider import Apis
-from batchpipe.store import Store
+from batchpipe.store import open_store
 from batchpipe.tasks import notifying, publishing
 from batchpipe.tasks.inspection import waiting_in
 from batchpipe.telemetry.counters import Counters
@@ -24,12 +24,7 @@ class Runtime:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.store = Store.connect(
-            settings.redis_address(),
-            prefix=settings.prefix,
-            lease_seconds=settings.lease_seconds,
-            ttl_seconds=settings.ttl_seconds,
-        )
+        self.store = current_site().keep(open_store, settings)
         counters = Counters(COUNTED_SECONDS)
         self.visits = Visits(publishing.publish)
         apis, publish, notify = Apis(settings, counters.call), self.visits.publish, notifying.notify
