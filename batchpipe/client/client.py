@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import atexit
-import time
+import logging
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -30,12 +30,15 @@ from batchpipe.pipeline.manifest import basics, note_workspace, prune_workspaces
 from batchpipe.pipeline.messages import Message
 from batchpipe.pipeline.results import BatchResult, Outcome
 from batchpipe.store import Store, open_store
+from batchpipe.telemetry.logs import log_event
 
 if TYPE_CHECKING:
     from batchpipe.client.health import Health
     from batchpipe.pipeline.job_runner import JobRunner
     from batchpipe.pipeline.republish_many import Resumed
     from batchpipe.recover import Report
+
+logger = logging.getLogger(__name__)
 
 
 class Client:
@@ -114,24 +117,25 @@ class Client:
         return held_back(commit)
 
     def _record(self, record: JobRecord, replace_job: str, *, alias: bool = False) -> Job:
+        event = {"input": without_secrets(record.input), "queue": record.queue}
         try:
-            job_id, created = self.store.jobs.submit(record, replace_job=replace_job, alias=alias)
+            recorded = self.store.jobs.record(record, replace_job=replace_job, alias=alias, event=event)
         except PermanentError:
             remove_copy(self.settings, record)
             raise
-        if created:
-            note_workspace(self.settings, record, record=basics(record))
-            if record.spooled:
-                forget_copy(self.settings, job_id)
-            runner, now = self._runner, record.created_at or time.time()
-            prune_workspaces(self.settings, self.store.jobs.closed, now)
-            runner.log(job_id, [("submitted", {"input": without_secrets(record.input), "queue": record.queue})])
-            runner.publish(Message(job_id, JOB, record.epoch, State.PENDING, record.task_ids, record.queue))
-            with suppress(StoreUnavailable):  # on a host without workers nobody else does it
-                remove_unrecorded_at_times(self.settings, self.store, now)
-        else:
+        if not recorded.is_new:
             remove_copy(self.settings, record)
-        return self.get_job(job_id)
+            return self.get_job(recorded.id)
+        record = record.evolve(created_at=recorded.at, next_at=recorded.at)
+        note_workspace(self.settings, record, record=basics(record))
+        if record.spooled:
+            forget_copy(self.settings, record.id)
+        prune_workspaces(self.settings, self.store.jobs.closed, recorded.at)
+        log_event(logger, "submitted", event, job=record.id)
+        self._runner.publish(Message(record.id, JOB, record.epoch, State.PENDING, record.task_ids, record.queue))
+        with suppress(StoreUnavailable):  # on a host without workers nobody else does it
+            remove_unrecorded_at_times(self.settings, self.store, recorded.at)
+        return Job(record, self, heard=recorded.is_heard)
 
     def retry(
         self,
@@ -356,7 +360,8 @@ def submit(input: Input, **options: Unpack[SubmitOptions]) -> Job:
     options = complete(options)
     client = default_client()
     job = client.submit(input, **options)
-    warn_of_submit(client.store, client.settings, job.record)
+    if not job.heard:
+        warn_of_submit(client.store, client.settings, job.record)
     return job
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 import orjson
@@ -13,6 +14,8 @@ from batchpipe.errors import JobNotFound, OutputInUse, RecordUnreadable, StoreUn
 from batchpipe.model.records import JOB, JobRecord, Problem, ShardRecord, State
 from batchpipe.store.connection import Connection
 from batchpipe.store.due import CHUNK, Due
+from batchpipe.store.events import LOG_SECONDS, data_of
+from batchpipe.store.queues import LISTENING_SECONDS
 from batchpipe.store.records import chunks, decode, decoded, draft, encode_record
 from batchpipe.store.unreadable import log_once
 
@@ -22,6 +25,16 @@ ALIAS_SECONDS = 60 * 86_400
 REMEMBERED = 10_000
 #: Jobs that are read in one pipeline.
 LISTED_AT_ONCE = 200
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """What became of a submit: the job's id, or that of the first job with its key."""
+
+    id: str
+    is_new: bool
+    at: float = 0.0  #: when it was recorded
+    is_heard: bool = False  #: a worker listens on its queue, as far as workers have noted it
 
 
 class Jobs:
@@ -38,8 +51,15 @@ class Jobs:
         already given out; if the key is taken, the id refers to the first job from now on.
         Raises OutputInUse if its output is that of another job that is not closed.
         """
+        recorded = self.record(job, replace_job=replace_job, alias=alias)
+        return recorded.id, recorded.is_new
+
+    def record(
+        self, job: JobRecord, *, replace_job: str = "", alias: bool = False, event: Mapping[str, Any] | None = None
+    ) -> Recorded:
+        """``submit``, with the data of the first ``event`` of the job's log, in one call."""
         key = f"{self._redis.prefix}key:{job.key}" if job.key else self._redis.job_key(job.id)
-        verdict, job_id, *stage = self._redis.run(
+        verdict, job_id, *more = self._redis.run(
             "submit",
             [*self._redis.keys(job.id, JOB), key],
             self._redis.prefix,
@@ -49,11 +69,16 @@ class Jobs:
             replace_job,
             self._redis.ttl_seconds + ALIAS_SECONDS if alias else 0,
             orjson.dumps(job.owns).decode(),
+            data_of(event) if event is not None else "",
+            LOG_SECONDS,
+            LISTENING_SECONDS,
             *encode_record(job),
         )
         if verdict == "output":
-            raise OutputInUse(output_in_use(job.output, job_id, stage[0]))
-        return job_id, verdict == "ok"
+            raise OutputInUse(output_in_use(job.output, job_id, more[0]))
+        if verdict != "ok":
+            return Recorded(job_id, is_new=False)
+        return Recorded(job_id, is_new=True, at=float(more[0]), is_heard=more[1] == 1)
 
     def get(self, job_id: str) -> JobRecord:
         """The job with this id, or the one that the id is an alias of. Raises JobNotFound, RecordUnreadable."""

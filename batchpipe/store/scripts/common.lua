@@ -338,6 +338,17 @@ local function finalize(key, prefix, id, due, member, lease, now, task_ids)
   return epoch
 end
 
+-- let the records of a job's shards expire, from the first of these indexes to the last
+local function expire_shards(prefix, id, first, last, ttl)
+  for index = first, last do
+    local key = prefix .. 'shard:' .. id .. ':' .. index
+    local shard = redis.call('HMGET', key, 'batch_id', 'spent')
+    if shard[1] then redis.call('EXPIRE', prefix .. 'batch:' .. shard[1], ttl) end
+    for _, spent in ipairs(cjson.decode(shard[2] or '[]')) do redis.call('EXPIRE', prefix .. 'batch:' .. spent, ttl) end
+    redis.call('EXPIRE', key, ttl)
+  end
+end
+
 -- let the sweep publish a job's shards again, from an index on
 local function republish_rest(prefix, id, when, first, shards)
   if shards > first then redis.call('ZADD', prefix .. 'to_republish', first, id .. '/' .. when) end
