@@ -144,7 +144,7 @@ def test_a_cancel_within_a_visit_ends_the_job(tmp_path: Path) -> None:
         pump.cancel(job)
         return real(*given)
 
-    api.upload = upload  # type: ignore[method-assign]
+    api.upload = upload  # type: ignore[method-assign, assignment]
     job = pump.submit(ROWS)
     pump.run_until_idle()
     assert pump.job(job).state is State.CANCELLED

@@ -1,4 +1,4 @@
--- Prepended to every script; lines that are only a comment are left out on the way to Redis (see __init__.py).
+-- Prepended to every script, after `hashes.lua`; lines that are only a comment are left out on the way to Redis (see __init__.py).
 --
 -- THE DICTIONARY: all that is kept in Redis.
 --

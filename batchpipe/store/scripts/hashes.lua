@@ -4,7 +4,8 @@
 local server, PROTOCOL = redis, {
   'stage', 'epoch', 'token', 'lease_until', 'lease_end', 'last', 'republish', 'tries', 'lost', 'overran', 'pubs', 'next_at',
   'wait', 'cancel', 'account', 'queue', 'closed', 'hold_at', 'send_no_more', 'status', 'batch_id', 'spent', 'try', 'job',
-  'index', 'calls', 'created_at', 'shards', 'over_at',
+  'index', 'calls', 'created_at', 'shards', 'over_at', 'open', 'owns', 'key', 'drafted', 'due_from', 'due_now', 'intent_at',
+  'trouble', 'empty_at', 'named', 'refusal', 'unfound', 'refused_at', 'unseen_at', 'other_at', 'gone_at', 'backoff',
 }
 -- for each key: {known: field -> its value, or false where there is none; whole: all of its fields are known; changed: field ->
 -- true; order: the changed fields}
