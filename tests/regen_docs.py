@@ -18,6 +18,7 @@ from batchpipe.cli import COMMANDS, cli
 from batchpipe.config.account import Account
 from batchpipe.config.environment import PREFIX
 from batchpipe.config.settings import Settings
+from batchpipe.config.target import Target
 
 ROOT = Path(__file__).parents[1]
 BEGIN, END = "<!-- generated: python tests/regen_docs.py -->\n", "<!-- end -->"
@@ -86,7 +87,7 @@ def _help_text(name: str, command: click.Command) -> str:
 
 def _own_settings() -> Iterator[tuple[str, FieldInfo]]:
     for name, field in Settings.model_fields.items():
-        if name not in FALLBACKS and name not in ("accounts", "schedules"):
+        if name not in FALLBACKS and name not in ("accounts", "schedules", "targets"):
             yield name, field
 
 
@@ -97,6 +98,8 @@ def _value(field: FieldInfo) -> str:
         return ""
     if isinstance(value, SecretStr):
         raise ValueError("a secret has no default")
+    if isinstance(value, tuple):
+        return ",".join(value)
     if isinstance(value, bool):
         return str(value).lower()
     return f"{value:g}" if isinstance(value, float) else str(value)
@@ -114,6 +117,11 @@ def _tables() -> str:
         if name.upper() in also:
             default += f"; account `default`: `{also[name.upper()]}`"
         lines.append(f"| `{PREFIX}ACCOUNTS__NAME__{name.upper()}` | {default} | {field.description} |")
+    lines += ["", "Each target of [notifications](notifications.md) has:", ""]
+    lines += ["| variable | default | meaning |", "| --- | --- | --- |"]
+    for name, field in Target.model_fields.items():
+        default = f"`{_value(field)}`" if _value(field) else "unset"
+        lines.append(f"| `{PREFIX}TARGETS__NAME__{name.upper()}` | {default} | {field.description} |")
     return "\n".join(lines) + "\n"
 
 
@@ -129,6 +137,9 @@ def _env_example() -> str:
     lines += ["# -- further accounts: any name in place of NAME; submit with --account NAME", ""]
     for name, field in Account.model_fields.items():
         lines += [f"# {field.description}", f"#{PREFIX}ACCOUNTS__NAME__{name.upper()}={_value(field)}", ""]
+    lines += ["# -- targets of notifications: any name in place of NAME", ""]
+    for name, field in Target.model_fields.items():
+        lines += [f"# {field.description}", f"#{PREFIX}TARGETS__NAME__{name.upper()}=", ""]
     return "\n".join(lines).rstrip("\n") + "\n"
 
 

@@ -21,6 +21,7 @@ import pytest
 import batchpipe
 from batchpipe.config.account import Account
 from batchpipe.config.settings import Settings
+from batchpipe.config.target import Target
 from batchpipe.sandbox import Sandbox
 from tests.test_layers import LAYERS
 
@@ -74,12 +75,15 @@ def _example_lines() -> dict[str, str]:
 
 def test_env_example_names_every_setting_and_nothing_else() -> None:
     """The file is the complete list, of accounts too."""
-    own = {f"BATCHPIPE_{name.upper()}" for name in Settings.model_fields if name not in ("accounts", "schedules")}
+    tables = ("accounts", "schedules", "targets")
+    own = {f"BATCHPIPE_{name.upper()}" for name in Settings.model_fields if name not in tables}
     fallbacks = {name.removeprefix("BATCHPIPE_") for name in own if name.startswith("BATCHPIPE_OPENAI_")}
     own = {name for name in own if not name.startswith("BATCHPIPE_OPENAI_")}
     accounts = {f"BATCHPIPE_ACCOUNTS__NAME__{name.upper()}" for name in Account.model_fields}
 
-    assert _example_lines().keys() == own | fallbacks | accounts
+    targets = {f"BATCHPIPE_TARGETS__NAME__{name.upper()}" for name in Target.model_fields}
+
+    assert _example_lines().keys() == own | fallbacks | accounts | targets
 
 
 def test_every_setting_has_a_comment_of_its_own() -> None:
@@ -143,12 +147,12 @@ def test_the_site_of_the_documentation_builds_without_a_warning(tmp_path: Path) 
 def test_every_setting_that_a_page_names_is_one() -> None:
     """With its prefix; what only the command of the sandbox or a framework reads has no field of its own."""
     others = {"ENV_FILE", "SANDBOX_UPSTREAM_KEY", "SECRETS_DIR", "VIEW_PERMISSION", "SCHEDULES", "ACCOUNTS"}
-    known = {name.upper() for name in Settings.model_fields} | {name.upper() for name in Account.model_fields} | others
+    known = {name.upper() for kind in (Settings, Account, Target) for name in kind.model_fields} | others
     wrong = {
         f"{page.name}: {name}"
         for page in PAGES
         for name in re.findall(r"BATCHPIPE_(\w+)", page.read_text(encoding="utf-8"))
-        if re.sub(r"^ACCOUNTS__[a-zA-Z]+__", "", name).upper() not in known
+        if re.sub(r"^(ACCOUNTS|TARGETS)__[a-zA-Z]+__", "", name).upper() not in known
     }
 
     assert wrong == set()

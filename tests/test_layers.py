@@ -59,10 +59,16 @@ DOORS: dict[str, tuple[str, ...]] = {
 
 #: The calls that change something at the provider (``model.provider``), and who makes them. ``create_batch`` is paid.
 CHANGES: dict[str, tuple[str, ...]] = {
-    "upload": ("pipeline.steps.upload",),
-    "create_batch": ("pipeline.steps.create",),
-    "cancel_batch": ("pipeline.steps.create", "pipeline.steps.poll", "pipeline.sweep", "recover.recovery"),
-    "delete_file": ("pipeline.steps.cleanup", "cli.files"),
+    "upload": ("pipeline.steps.upload", "client.probe"),
+    "create_batch": ("pipeline.steps.create", "client.probe"),
+    "cancel_batch": (
+        "client.probe",
+        "pipeline.surplus",
+        "pipeline.steps.poll",
+        "pipeline.orphans",
+        "recover.recovery",
+    ),
+    "delete_file": ("pipeline.steps.cleanup", "cli.files", "client.probe"),
 }
 
 #: Who reads the environment; the sandbox's command must not need the settings of the pipeline.

@@ -27,7 +27,7 @@ COMMANDS = {
     "run": ("run", "Submit and follow to the end; the same command again resumes."),
     "submit": ("jobs", "Enqueue a job and print its id."),
     "status": ("status", "Show the state of a job."),
-    "list": ("jobs", "List jobs, newest first."),
+    "list": ("listing", "List jobs, newest first."),
     "wait": ("run", "Wait until jobs have ended."),
     "results": ("jobs", "Print the output rows of an ended job."),
     "cancel": ("jobs", "Cancel a job; finished rows are kept."),
@@ -36,6 +36,7 @@ COMMANDS = {
     "resume": ("jobs", "End the pause of an account, or the hold of a job."),
     "validate": ("jobs", "Check an input without sending anything."),
     "logs": ("jobs", "Print the event log of a job."),
+    "notifications": ("notifications", "List notifications that are not delivered, or send them again."),
     "files": ("files", "List our files at the provider, or delete those that are no longer needed."),
     "sweep": ("processes", "One pass of the safety net, for cron."),
     "schedules": ("schedules", "List the schedules, or run one now."),
@@ -45,6 +46,7 @@ COMMANDS = {
     "flower": ("flower", "Run Flower: workers and tasks in a browser."),
     "metrics": ("metrics", "Serve metrics for Prometheus."),
     "sandbox": ("processes", "Run the local OpenAI-compatible server."),
+    "probe": ("probe", "Find out what an account's Batch server can do, and write its settings."),
     "doctor": ("doctor", "Check settings, Redis, account and workers."),
 }
 

@@ -92,6 +92,7 @@ def _look(account: str) -> Iterator[Finding]:
         yield from _unless_refused("redis", _redis(client, private))
         yield from _unless_refused("clock", _clock(client))
         yield from _unless_refused("records", _records(client))
+        yield from _unless_refused("told", _notifications(client))
     yield from _unless_refused("account", _account(client, account))
     yield from _site_app(chosen)
     if client is not None:
@@ -173,6 +174,14 @@ def _records(client: Client) -> Iterator[Finding]:
         return
     jobs = "1 unfinished job of this host is" if len(lost) == 1 else f"{len(lost)} unfinished jobs of this host are"
     yield Finding("records", "fail", f"{jobs} unknown to this Redis", "batchpipe recover --dry-run")
+
+
+def _notifications(client: Client) -> Iterator[Finding]:
+    """Whether notifications are stuck."""
+    waiting, given_up = client.count_notifications()
+    if given_up:
+        detail = f"{given_up} notifications were given up, {waiting} are tried again"
+        yield Finding("told", "warn", detail, "batchpipe notifications --dead, then --resend all")
 
 
 def _account(client: Client | None, name: str) -> Iterator[Finding]:

@@ -1,4 +1,4 @@
-"""Commands about jobs: submit, list, results, cancel, retry, resume, land, validate, logs."""
+"""Commands about jobs: submit, results, cancel, retry, resume, land, validate, logs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -28,14 +28,7 @@ from batchpipe.cli.options import Place, endpoint_option, json_option, size_opti
 from batchpipe.config.account import SANDBOX_ACCOUNT
 from batchpipe.errors import PermanentError
 from batchpipe.masking import without_secrets
-from batchpipe.model.records import DEFAULT_ACCOUNT, State
-from batchpipe.model.views import not_notified
-
-if TYPE_CHECKING:
-    from batchpipe.model.records import JobRecord, Problem
-
-#: Characters of an error in a list.
-MOST_OF_AN_ERROR = 100
+from batchpipe.model.records import DEFAULT_ACCOUNT
 
 
 @click.command("submit")
@@ -81,71 +74,21 @@ def _warn_of(nobody: str) -> None:
         say(f"Warning: {nobody}")
 
 
-@click.command("list")
-@click.option("--state", type=click.Choice([state.value for state in State]), help="Only jobs in this state.")
-@click.option("--limit", type=click.IntRange(min=1), default=20, show_default=True, help="Jobs at most.")
-@json_option
-def list_command(state: str | None, limit: int, as_json: bool) -> None:
-    """List jobs, newest first."""
-    client = open_client()
-    jobs = client.list_jobs(state=state, limit=limit)
-    if warning := client.clock().words():
-        say(f"Warning: {warning}")
-    if as_json:
-        return emit_json([job.to_dict(shards=False) for job in jobs])
-    if not jobs:
-        return say("no jobs" + (f" in state {state}" if state else ""))
-    out(f"{'JOB':<23}  {'STATE':<11}  {'CREATED':<19}  {'ROWS OK':>15}  NAME")
-    silent = client.deserted({job.record.queue for job in jobs if job.record.queue and not job.record.closed})
-    for job in jobs:
-        rows = job.to_dict(shards=False)["rows"]
-        counts = f"{number(rows['ok'])}/{number(rows['total'])}"
-        out(
-            f"{job.id:<23}  {_state(job):<11}  {clock(job.record.created_at)}  "
-            f"{counts:>15}  {name_of(job.record)}"
-            + (f"  ! {_brief(job.error)}" if job.error else "")
-            + (f"  ! held: {_brief(job.record.hold)}" if job.record.hold and not job.state.ended else "")
-            + ("  ! receivers not notified" if not_notified(job.record) else "")
-            + (f"  ! no worker on queue {job.record.queue}" if _waits_in(silent, job.record) else "")
-        )
-    return None
-
-
-def name_of(job: JobRecord) -> str:
-    """What a person knows the job by. If a program gave the rows, the path of our copy says less than key or output."""
-    return job.name or ((job.key or job.output) if job.spooled else "") or without_secrets(job.input)
-
-
-def _state(job: Any) -> str:
-    """Show a job also if its record cannot be read."""
-    return "unreadable" if job.error is not None and job.error.code == "record_unreadable" else str(job.state.value)
-
-
-def _waits_in(queues: set[str], job: JobRecord) -> bool:
-    return not job.closed and job.queue in queues
-
-
-def _brief(problem: Problem) -> str:
-    """An error's code and first words: `status` has them all."""
-    text = " ".join(f"{problem.code}: {problem.message}".split())
-    return text if len(text) <= MOST_OF_AN_ERROR else text[:MOST_OF_AN_ERROR].rstrip() + "..."
-
-
 @click.command("results")
 @click.argument("job_id", metavar="JOB")
 @click.option("--errors", is_flag=True, help="Print the error rows instead.")
 def results_command(job_id: str, errors: bool) -> None:
     """Print the output rows of an ended job, as the provider wrote them, in input order."""
 
-    job = open_client().get_job(job_id)
+    job = open_client().find_job(job_id)
     view = job.to_dict(shards=False)
     if not job.state.ended:
         raise PermanentError(
-            f"job {job_id} has not ended: it is {job.state.value}; `batchpipe wait {job_id}` waits for it"
+            f"job {job.id} has not ended: it is {job.state.value}; `batchpipe wait {job.id}` waits for it"
         )
     if view["error_file" if errors else "output_file"] is None:
         why = view["error"]["message"] if view["error"] else "it was cancelled before anything was sent"
-        raise PermanentError(f"job {job_id} has no result files: {why}")
+        raise PermanentError(f"job {job.id} has no result files: {why}")
     with job.results_folder().reader("errors.jsonl" if errors else "output.jsonl") as file:
         shutil.copyfileobj(file, sys.stdout.buffer)
     sys.stdout.buffer.flush()
@@ -157,7 +100,7 @@ def results_command(job_id: str, errors: bool) -> None:
 def cancel_command(job_id: str, as_json: bool) -> None:
     """Cancel a job; finished rows are kept. No error if it has ended or was cancelled before."""
     client = open_client()
-    job = client.cancel(job_id)
+    job = client.cancel(client.find_job(job_id).id)
     if job.record.input_here and not job.record.closed:  # its worker was that of a `run`, which may be gone
         from batchpipe.cli.run import local_runs
 
@@ -178,7 +121,7 @@ def retry_command(job_id: str, output: str | None, max_rows: int | None, max_byt
     """Send the rows of an ended job that are not ok as a new job, and print its id."""
 
     client = open_client()
-    job = client.retry(job_id, output=output, max_rows=max_rows, max_bytes=max_bytes)
+    job = client.retry(client.find_job(job_id).id, output=output, max_rows=max_rows, max_bytes=max_bytes)
     say(f"results will be in {job.record.output}")
     if job.record.input_here:
         say(f"follow it: batchpipe wait {job.id}")
@@ -194,7 +137,7 @@ def land_command(job_id: str) -> None:
     (the key did not see them, say), and add their rows to the results.
     """
     client = open_client()
-    job = client.land(job_id)
+    job = client.land(client.find_job(job_id).id)
     say(f"{job.id} is {job.state.value}: batchpipe wait {job.id}")
 
 
@@ -205,9 +148,10 @@ def resume_command(account: str) -> None:
     elsewhere: its rows are sent again. [default account: default]
     """
     client = open_client()
-    if account.startswith("job_"):
-        goes_on = client.resume_job(account)
-        return say(f"{account} goes on: its rows are sent again" if goes_on else f"{account} is not held")
+    if account.startswith("job_") or (account == "last" and account not in client.settings.accounts):
+        job_id = client.find_job(account).id
+        goes_on = client.resume_job(job_id)
+        return say(f"{job_id} goes on: its rows are sent again" if goes_on else f"{job_id} is not held")
     paused, republished, left = client.resume(account)
     if paused:
         others = f"; those of {counted(left, 'job')} follow with the next sweeps" if left else ""
@@ -224,16 +168,19 @@ def resume_command(account: str) -> None:
 @click.argument("input", metavar="INPUT")
 @endpoint_option
 @size_options()
+@click.option("--account", default="default", show_default=True, help="Account whose limits count.")
 @json_option
-def validate_command(input: str, endpoint: str, max_rows: int | None, max_bytes: int | None, as_json: bool) -> None:
+def validate_command(
+    input: str, endpoint: str, max_rows: int | None, max_bytes: int | None, account: str, as_json: bool
+) -> None:
     """Check an input without sending anything. Needs no Redis."""
     from batchpipe.client.validation import validate_input
     from batchpipe.sandbox.models import is_slip, nearest
 
     chosen = settings()
     with _as_path(input_of(input)) as path:
-        found = validate_input(path, chosen, endpoint=endpoint, max_rows=max_rows, max_bytes=max_bytes)
-    for model in found.models if chosen.is_openai("default") else ():
+        found = validate_input(path, chosen, endpoint=endpoint, max_rows=max_rows, max_bytes=max_bytes, account=account)
+    for model in found.models if chosen.is_openai(account) else ():
         if is_slip(model):
             near = nearest(model)
             say(f"Warning: no model {model[:100]!r} is known" + (f"; did you mean {near}?" if near else ""))
@@ -262,7 +209,7 @@ def logs_command(job_id: str, follow: bool, as_json: bool) -> None:
     """Print the event log of a job, oldest first: its last 2,000 events."""
     from batchpipe.client.job import MOST_EVENTS
 
-    job = open_client().get_job(job_id)
+    job = open_client().find_job(job_id)
     if not follow:
         events = job.logs()
         if len(events) >= MOST_EVENTS and events[0]["event"] not in ("submitted", "recovered"):

@@ -94,6 +94,9 @@ def submit_options(command: F) -> F:
         click.option("--account", metavar="NAME", help=f"Account of the settings.  [default: {DEFAULT_ACCOUNT}]"),
         click.option("--name", metavar="TEXT", help="For people."),
         click.option("--key", metavar="TEXT", help="Idempotency key: the same key returns the first job."),
+        click.option(
+            "--notify", metavar="TARGET", multiple=True, help="Tell this target of its end: a name or URL; repeatable."
+        ),
         size_options(),
         click.option("--attempts", type=click.IntRange(min=1), help="Rounds a row may go through."),
     )(command)

@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import sys
 import time
+from collections import Counter
+from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from batchpipe.cli.common import number, say
+from batchpipe.cli.text import clip
+from batchpipe.model.progress import answered_in, answered_of, progress_of_job, progress_view, progress_words
+from batchpipe.model.reasons import reason_words, reasons_view
 from batchpipe.model.records import JobRecord, ShardRecord, Stage, State
+from batchpipe.model.waits import job_waits_for, shard_waits_for, wait_words
 
 if TYPE_CHECKING:
     from batchpipe.model.stats import Pause
+    from batchpipe.model.views import Moment
 
-#: How many shards are shown one by one; if there are more, those that are not done come first.
+#: How many shards are shown one by one; of more, only those that something happens to.
 MAX_LINES = 20
-PLAIN_SECONDS = 30.0
+#: Plain lines that say the same come again after so long, or after a twentieth of the time so far, at most so long.
+PLAIN_SECONDS, LONGEST_PLAIN_SECONDS = 30.0, 300.0
 MAX_TROUBLES = 50
 
 
@@ -23,7 +31,7 @@ class Display(Protocol):
     """Shows a job, at intervals that it chooses itself."""
 
     def wants_update(self, job: JobRecord) -> bool: ...
-    def update(self, job: JobRecord, shards: list[ShardRecord], pause: Pause | None) -> None: ...
+    def update(self, job: JobRecord, shards: list[ShardRecord], moment: Moment) -> None: ...
     def close(self) -> None: ...
     def __enter__(self) -> Self: ...
     def __exit__(
@@ -31,48 +39,55 @@ class Display(Protocol):
     ) -> None: ...
 
 
-def make_display() -> Display:
-    """Live if stderr is a terminal."""
-    return _Live() if sys.stderr.isatty() else _Plain()
+def make_display(clock: Callable[[], float] = time.monotonic) -> Display:
+    """Live if stderr is a terminal. ``clock`` counts seconds."""
+    return _Live(clock) if sys.stderr.isatty() else _Plain(clock)
 
 
-def rows_done(shards: list[ShardRecord]) -> int:
-    """The number of rows that the provider has answered, or that are accounted for."""
-    done, last = 0, max((shard.round for shard in shards), default=1)
-    for shard in shards:
-        if shard.stage == Stage.COLLECTED:
-            done += shard.rows - (shard.resend if shard.round < last else 0)  # these are counted in a later shard
-        else:
-            done += min((shard.counts.completed or 0) + (shard.counts.failed or 0), shard.rows)
-    return done
+def headline(job: JobRecord, shards: list[ShardRecord], moment: Moment) -> str:
+    """One line that says what is going on now, how fast, and when there is news."""
+    ended = sum(shard.stage == Stage.COLLECTED for shard in shards)
+    progress = progress_of_job(job, now=moment.now, answered=answered_in(shards) if shards else None)
+    parts = [
+        progress_words(progress_view(progress)),
+        f"{ended}/{len(shards)} shards collected" if shards else "",
+        str(moment.job_eta["text"]) if moment.job_eta else "",
+        next_look(shards, moment.now),
+    ]
+    return f"{_state(job, shards)}: {'; '.join(filter(None, parts))}"
 
 
-def headline(job: JobRecord, shards: list[ShardRecord]) -> str:
-    """One line that says what is going on now."""
-    words = job.state.value
+def _state(job: JobRecord, shards: list[ShardRecord]) -> str:
+    if job.state is State.FINALIZING:
+        return "finalizing (merging results)"
     if job.state is State.RUNNING and shards:
         if all(shard.stage == Stage.COLLECTED for shard in shards):
-            words = "finalizing (merging results)"
-        elif all(shard.status == "finalizing" or shard.stage in (Stage.ENDED, Stage.COLLECTED) for shard in shards):
-            words = "finalizing (the provider writes its files)"
-    elif job.state is State.FINALIZING:
-        words = "finalizing (merging results)"
-    total = job.total if job.total is not None else sum(shard.rows for shard in shards) or None
-    ended = sum(shard.stage == Stage.COLLECTED for shard in shards)
-    return f"{words}: {number(rows_done(shards))}/{number(total)} rows, {ended}/{len(shards)} shards collected"
+            return "finalizing (merging results)"
+        if all(shard.status == "finalizing" or shard.stage in (Stage.ENDED, Stage.COLLECTED) for shard in shards):
+            return "finalizing (the provider writes its files)"
+    return job.state.value
+
+
+def next_look(shards: list[ShardRecord], now: float | None) -> str:
+    """When a batch is looked at next: `next look in 12 s`; empty if that is now, or none is waited for."""
+    waiting = [shard.next_at for shard in shards if shard.stage == Stage.CREATED]
+    if now is None or not waiting or (left := min(waiting) - now) < 1:
+        return ""
+    return f"next look in {left:.0f} s" if left < 120 else f"next look in {left / 60:.0f} min"
 
 
 class _Base:
-    def __init__(self) -> None:
-        self._started = time.monotonic()
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._started = clock()
         self._next = 0.0
 
     def wants_update(self, job: JobRecord) -> bool:
-        return time.monotonic() >= self._next
+        return self._clock() >= self._next
 
     def _rest(self, shards: list[ShardRecord]) -> None:
         """Reading many shards is costly, so the more there are, the less often they are read."""
-        self._next = time.monotonic() + max(0.2, len(shards) / 500)
+        self._next = self._clock() + max(0.2, len(shards) / 500)
 
     def close(self) -> None:
         pass
@@ -87,36 +102,34 @@ class _Base:
 
 
 class _Plain(_Base):
-    """A line whenever the state or a provider status changes, and now and then in between."""
+    """A line whenever the state or, of a few shards, a provider status changes, and now and then in between."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, clock: Callable[[], float]) -> None:
+        super().__init__(clock)
         self._last: Any = None
         self._said = 0.0
-        self._text = ""
         self._pause_said: float | None = None
         self._troubles: set[str] = set()
 
-    def update(self, job: JobRecord, shards: list[ShardRecord], pause: Pause | None) -> None:
+    def update(self, job: JobRecord, shards: list[ShardRecord], moment: Moment) -> None:
         self._rest(shards)
         self._say_troubles(job, shards)
-        now = time.monotonic()
+        now, pause = self._clock(), moment.pause
+        longest = max(PLAIN_SECONDS, min((now - self._started) / 20, LONGEST_PLAIN_SECONDS))
         if pause is None:
             self._pause_said = None
-        elif self._pause_said is None or now - self._pause_said >= PLAIN_SECONDS:
+        elif self._pause_said is None or now - self._pause_said >= longest:
             self._pause_said = now
             say(pause_line(job, pause))
         if job.state.ended:
             return
-        shape = (job.state, sorted((shard.stage, shard.status or "") for shard in shards))
-        if shape == self._last and now - self._said < PLAIN_SECONDS:
+        few = shards if len(shards) <= MAX_LINES else []  # of many there is a change all the time
+        shape = (_state(job, shards), sorted((shard.stage, shard.status or "") for shard in few))
+        if shape == self._last and now - self._said < longest:
             return
-        text = headline(job, shards)
-        self._last = shape
-        if text == self._text and now - self._said < PLAIN_SECONDS:
-            return
-        self._text, self._said = text, now
+        self._last, self._said = shape, now
         still = "" if pause is not None else waits_for(job, shards)
+        text = headline(job, shards, moment)
         say(f"[{now - self._started:6.1f} s] {job.id} {text}" + (f"; waits: {still}" if still else ""))
 
     def _say_troubles(self, job: JobRecord, shards: list[ShardRecord]) -> None:
@@ -133,10 +146,8 @@ class _Plain(_Base):
 
 def waits_for(job: JobRecord, shards: list[ShardRecord]) -> str:
     """Why it makes no progress just now, in a few words: an earlier message may have scrolled away."""
-    if job.hold is not None:
-        return job.hold.message
-    open_ones = (record for record in (job, *shards) if record.stage != Stage.COLLECTED)
-    return next((record.trouble.message[:200] for record in open_ones if record.trouble is not None), "")
+    views = (job_waits_for(job), *map(shard_waits_for, shards))
+    return wait_words(next((view for view in views if view is not None), None))[:200]
 
 
 def pause_line(job: JobRecord, pause: Pause) -> str:
@@ -147,46 +158,43 @@ def pause_line(job: JobRecord, pause: Pause) -> str:
 class _Live(_Base):
     """A table of shards and a bar, drawn again in place."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, clock: Callable[[], float]) -> None:
+        super().__init__(clock)
         from rich.console import Console
         from rich.live import Live
 
         self._live = Live(console=Console(stderr=True), refresh_per_second=8, transient=True)
         self._live.start()
 
-    def update(self, job: JobRecord, shards: list[ShardRecord], pause: Pause | None) -> None:
+    def update(self, job: JobRecord, shards: list[ShardRecord], moment: Moment) -> None:
         self._rest(shards)
-        self._live.update(self._draw(job, shards, pause))
+        self._live.update(self._draw(job, shards, moment))
 
     def close(self) -> None:
         self._live.stop()
 
-    def _draw(self, job: JobRecord, shards: list[ShardRecord], pause: Pause | None) -> Any:
+    def _draw(self, job: JobRecord, shards: list[ShardRecord], moment: Moment) -> Any:
         from rich.console import Group
         from rich.padding import Padding
         from rich.progress_bar import ProgressBar
-        from rich.table import Table
         from rich.text import Text
 
-        minutes, seconds = divmod(int(time.monotonic() - self._started), 60)
+        minutes, seconds = divmod(int(self._clock() - self._started), 60)
         total = job.total or sum(shard.rows for shard in shards) or 1
+        title = f"{clip(job.name, 60)}  {job.id}" if job.name else job.id
         parts: list[Any] = [
-            Text(f"{job.id}  {job.name or ''}", style="bold"),
-            Text(f"{headline(job, shards)}   {minutes}:{seconds:02d}"),
-            Padding(ProgressBar(total=total, completed=rows_done(shards), width=60), 0),  # a bare bar ends no line
+            Text(title, style="bold"),
+            Text(f"{headline(job, shards, moment)}   {minutes}:{seconds:02d}"),
+            Padding(ProgressBar(total=total, completed=answered_in(shards), width=60), 0),  # a bare bar ends no line
         ]
-        if shards:
-            table = Table(box=None, padding=(0, 2, 0, 0))
-            for title in ("shard", "stage", "provider says", "batch", "completed", "failed", "rows"):
-                table.add_column(title, justify="right" if title in ("completed", "failed", "rows") else "left")
-            for shard in _most_telling(shards):
-                table.add_row(*_cells(shard))
-            parts.append(table)
-            if len(shards) > MAX_LINES:
-                parts.append(Text(f"... and {len(shards) - MAX_LINES} more shards"))
-        if pause is not None:
-            parts.append(Text(pause_line(job, pause), style="red"))
+        if shown := active_ones(shards):
+            parts.append(_table(shown))
+        if len(shown) < len(shards):
+            parts.append(Text(_others(shards, shown)))
+        if job.reasons:
+            parts.append(Text(f"not ok: {reason_words(reasons_view(job.reasons))}"))
+        if moment.pause is not None:
+            parts.append(Text(pause_line(job, moment.pause), style="red"))
         elif job.hold is not None:
             parts.append(Text(job.hold.message, style="red"))
         elif job.trouble is not None:
@@ -194,20 +202,31 @@ class _Live(_Base):
         return Group(*parts)
 
 
-def _most_telling(shards: list[ShardRecord]) -> list[ShardRecord]:
+def active_ones(shards: list[ShardRecord]) -> list[ShardRecord]:
+    """The shards to show: all of a few; of many those that something happens to, or that are in trouble."""
     if len(shards) <= MAX_LINES:
         return shards
-    return sorted(shards, key=lambda shard: (shard.stage == Stage.COLLECTED, shard.index))[:MAX_LINES]
+    idle = (Stage.PLANNED, Stage.COLLECTED)
+    active = [shard for shard in shards if shard.stage not in idle or shard_waits_for(shard) is not None]
+    return sorted(active, key=lambda shard: (shard.stage == Stage.PLANNED, shard.index))[:MAX_LINES]
 
 
-def _cells(shard: ShardRecord) -> list[str]:
-    trouble = f" ! {shard.trouble.message[:60]}" if shard.trouble and shard.stage != Stage.COLLECTED else ""
-    return [
-        str(shard.index),
-        shard.stage,
-        (shard.status or "-") + trouble,
-        shard.batch_id or "-",
-        number(shard.counts.completed),
-        number(shard.counts.failed),
-        number(shard.rows),
-    ]
+def _others(shards: list[ShardRecord], shown: list[ShardRecord]) -> str:
+    left = Counter(shard.stage for shard in shards)
+    left.subtract(shard.stage for shard in shown)
+    stages = ", ".join(f"{number(count)} {stage}" for stage, count in left.items() if count)
+    return f"and {number(len(shards) - len(shown))} more shards: {stages}"
+
+
+def _table(shards: list[ShardRecord]) -> Any:
+    from rich.table import Table
+
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for title in ("shard", "stage", "provider says", "answered", "rows", "batch"):
+        table.add_column(title, justify="right" if title in ("answered", "rows") else "left")
+    for shard in shards:
+        waits = wait_words(shard_waits_for(shard))
+        status = (shard.status or "-") + (f" ! {waits[:60]}" if waits else "")
+        rows = number(answered_of(shard)), number(shard.rows)
+        table.add_row(str(shard.index), shard.stage, status, *rows, shard.batch_id or "-")
+    return table

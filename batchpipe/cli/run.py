@@ -28,6 +28,7 @@ from batchpipe.cli.options import Seconds, json_option, submit_options
 from batchpipe.cli.progress import Display, make_display
 from batchpipe.errors import PermanentError, SettingsError
 from batchpipe.model.records import DEFAULT_ACCOUNT
+from batchpipe.model.views import SHOWN
 
 if TYPE_CHECKING:
     from batchpipe.client.client import Client, Job
@@ -147,7 +148,7 @@ def _follow(client: Client, job: Job, worker: LocalWorker | None, as_json: bool,
 
 
 #: The fields of shards that a progress display shows.
-_SEEN = ("round", "rows", "status", "counts", "resend", "trouble", "batch_id", "calls", "ok", "failed", "missing")
+_SEEN = (*SHOWN, "calls", "next_at")
 
 
 class _Tick:
@@ -165,10 +166,10 @@ class _Tick:
         else:
             self._watch(job.record)
         if self._display.wants_update(job.record):
-            pause, shards = self._client.pause_of(job.record.account), list(job.shards(_SEEN))
-            if self._worker is not None and pause is not None:
-                raise_if_refused(job.record, shards, pause)
-            self._display.update(job.record, shards, pause)
+            moment, shards = self._client.moment_of(job), list(job.shards(_SEEN))
+            if self._worker is not None and moment.pause is not None:
+                raise_if_refused(job.record, shards, moment.pause)
+            self._display.update(job.record, shards, moment)
 
 
 @contextmanager
@@ -189,6 +190,7 @@ def _say_goodbye(job: Job) -> None:
 
 
 def _say_end(job: Job) -> None:
+    from batchpipe.model.reasons import reason_words, reasons_view
     from batchpipe.model.views import ended_early
 
     record = job.record
@@ -196,6 +198,8 @@ def _say_end(job: Job) -> None:
     counts = f"{number(record.failed)} failed, {number(record.missing)} missing"
     rows = f"{number(record.ok)} of {number(record.total)} rows ok, {counts}"
     say(f"job {job.id} {job.state.value}: {rows}, in {took:.1f} s")
+    if reasons := reason_words(reasons_view(record.reasons)):
+        say(f"not ok: {reasons}")
     if early := ended_early(record.incomplete):
         say(f"note: {early}")
     if job.error is not None:
@@ -215,7 +219,7 @@ def _say_end(job: Job) -> None:
 def wait_command(job_ids: tuple[str, ...], timeout: float | None, as_json: bool) -> int:
     """Wait until jobs have ended; a job of `run` is worked on here. Exits with the highest code of all."""
     client = open_client()
-    jobs = [client.get_job(job_id) for job_id in job_ids]
+    jobs = [client.find_job(job_id) for job_id in job_ids]
     ends = time.monotonic() + timeout if timeout is not None else None
     codes: list[int] = []
     for job in jobs:

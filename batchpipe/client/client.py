@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import atexit
-import logging
 from collections.abc import Callable, Collection, Sequence
-from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
+from batchpipe.client.finding import find_job
 from batchpipe.client.job import Job
 from batchpipe.client.listeners import Watch, deserted, missing_worker, warn_of_submit
 from batchpipe.client.measures import Measures, Meter
+from batchpipe.client.moments import Moments
 from batchpipe.client.options import SubmitOptions, complete, shows_options
+from batchpipe.client.recording import record_job
 from batchpipe.client.retry import check_retriable, check_sizes, failed_requests, retry_options
 from batchpipe.client.submission import Input, as_text, held_back, new_record, new_run_queue, with_input
 from batchpipe.client.waiting import follow
@@ -20,25 +21,21 @@ from batchpipe.config.account import SANDBOX_ACCOUNT
 from batchpipe.config.environment import bare_environment
 from batchpipe.config.settings import Settings
 from batchpipe.config.site import current_site
-from batchpipe.errors import NO_QUOTA, InvalidInput, JobNotFound, PermanentError, SettingsError, StoreUnavailable
+from batchpipe.errors import NO_QUOTA, InvalidInput, JobNotFound, SettingsError
 from batchpipe.local_redis import acquire
-from batchpipe.masking import without_secrets
-from batchpipe.model.records import JOB, JobRecord, State, new_job_id
+from batchpipe.model.notifications import Notification
+from batchpipe.model.records import JobRecord, State, new_job_id
 from batchpipe.model.stats import Clock, Pause, Stats
-from batchpipe.pipeline.copied_inputs import forget_copy, remove_copy, remove_unrecorded_at_times
-from batchpipe.pipeline.manifest import basics, note_workspace, prune_workspaces
-from batchpipe.pipeline.messages import Message
+from batchpipe.model.views import Moment, job_view
+from batchpipe.pipeline.manifest import note_workspace
 from batchpipe.pipeline.results import BatchResult, Outcome
 from batchpipe.store import Store, open_store
-from batchpipe.telemetry.logs import log_event
 
 if TYPE_CHECKING:
     from batchpipe.client.health import Health
     from batchpipe.pipeline.job_runner import JobRunner
     from batchpipe.pipeline.republish_many import Resumed
     from batchpipe.recover import Report
-
-logger = logging.getLogger(__name__)
 
 
 class Client:
@@ -117,25 +114,8 @@ class Client:
         return held_back(commit)
 
     def _record(self, record: JobRecord, replace_job: str, *, alias: bool = False) -> Job:
-        event = {"input": without_secrets(record.input), "queue": record.queue}
-        try:
-            recorded = self.store.jobs.record(record, replace_job=replace_job, alias=alias, event=event)
-        except PermanentError:
-            remove_copy(self.settings, record)
-            raise
-        if not recorded.is_new:
-            remove_copy(self.settings, record)
-            return self.get_job(recorded.id)
-        record = record.evolve(created_at=recorded.at, next_at=recorded.at)
-        note_workspace(self.settings, record, record=basics(record))
-        if record.spooled:
-            forget_copy(self.settings, record.id)
-        prune_workspaces(self.settings, self.store.jobs.closed, recorded.at)
-        log_event(logger, "submitted", event, job=record.id)
-        self._runner.publish(Message(record.id, JOB, record.epoch, State.PENDING, record.task_ids, record.queue))
-        with suppress(StoreUnavailable):  # on a host without workers nobody else does it
-            remove_unrecorded_at_times(self.settings, self.store, recorded.at)
-        return Job(record, self, heard=recorded.is_heard)
+        made = record_job(self.settings, self.store, self._runner.publish, record, replace_job=replace_job, alias=alias)
+        return self.get_job(made) if isinstance(made, str) else Job(made.record, self, heard=made.is_heard)
 
     def retry(
         self,
@@ -169,6 +149,23 @@ class Client:
     def get_job(self, job_id: str) -> Job:
         """Raises JobNotFound."""
         return Job(self.store.jobs.get(job_id), self)
+
+    def find_job(self, text: str) -> Job:
+        """The job that a person means: its id, a beginning of that which fits no other (with ``job_`` or without, four
+        characters at least), or ``last``, the latest one. Programs use ``get_job``.
+
+        Raises JobNotFound, InvalidInput (``ambiguous_job``).
+        """
+        return Job(find_job(self.store, text), self)
+
+    def show(self, jobs: Sequence[Job]) -> list[dict[str, Any]]:
+        """``list --json``: these jobs as JSON objects, without their shards. Raises StoreUnavailable."""
+        moments = Moments(self.store, self.settings)
+        return [job_view(job.record, moment=moments.of(job.record)) for job in jobs]
+
+    def moment_of(self, job: Job) -> Moment:
+        """What is shown of a job beside its records: our time, the pause of its account. Raises StoreUnavailable."""
+        return Moments(self.store, self.settings).of(job.record)
 
     def find_by_key(self, key: str) -> Job | None:
         """The job that was submitted with this key."""
@@ -240,6 +237,24 @@ class Client:
         from batchpipe.pipeline.sweep import sweep
 
         return sweep(self._runner, listing=listing)
+
+    def notifications(self, *, dead: bool = False, most: int = 100) -> list[Notification]:
+        """Notifications that wait for their next try, or (``dead``) that were given up. Raises StoreUnavailable."""
+        return self.store.outbox.dead(most) if dead else self.store.outbox.waiting(most)
+
+    def count_notifications(self) -> tuple[int, int]:
+        """How many wait for their next try, and how many were given up. Raises StoreUnavailable."""
+        return self.store.outbox.counts()
+
+    def send_again(self, note_ids: Sequence[str]) -> int:
+        """Try these notifications now, and for another day. Returns how many of them there are."""
+        return self.store.outbox.send_again(note_ids)
+
+    def deliver(self) -> int:
+        """Send the notifications that are due. Returns how many were delivered. Raises StoreUnavailable."""
+        from batchpipe.tasks.runtime import runtime
+
+        return runtime(self.settings).deliverer.deliver_due()
 
     def resume(self, account: str) -> Resumed:
         """End an account's pause: all waiting shards go on. Without a pause, those that wait for a person do.
@@ -366,7 +381,7 @@ def submit(input: Input, **options: Unpack[SubmitOptions]) -> Job:
 
 
 def get_job(job_id: str) -> Job:
-    """The job with this id. Raises JobNotFound, StoreUnavailable."""
+    """The job with this id; only commands take a part of it. Raises JobNotFound, StoreUnavailable."""
     return default_client().get_job(job_id)
 
 

@@ -2,19 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any, ClassVar, Protocol
 
 import orjson
 
 from batchpipe.client.listeners import Watch
+from batchpipe.client.moments import Moments
 from batchpipe.client.waiting import follow, follow_log
 from batchpipe.config.settings import Settings
 from batchpipe.errors import JobNotFound, PermanentError
+from batchpipe.model.progress import Progress, progress_of_job
+from batchpipe.model.reasons import reasons_view
 from batchpipe.model.records import JobRecord, Problem, ShardRecord, State
-from batchpipe.model.views import MEASURED, OUTPUT_FILE, SHOWN, Sums, job_view, json_of_job, metrics_view, page_view
+from batchpipe.model.views import (
+    MEASURED,
+    OUTPUT_FILE,
+    SHOWN,
+    Moment,
+    Sums,
+    job_view,
+    json_of_job,
+    metrics_view,
+    page_view,
+    shard_view,
+    summary_view,
+)
 from batchpipe.pipeline.manifest import located, results_place, workspace_of
+from batchpipe.pipeline.reason_samples import read_samples
 from batchpipe.pipeline.results import INDEX, BatchResult, Outcome, iter_outcomes
 from batchpipe.storage import Folder
 from batchpipe.store import Store
@@ -158,9 +174,10 @@ class Job:
 
     def to_dict(self, *, shards: bool = True) -> dict[str, Any]:
         """What ``batchpipe status --json`` prints."""
-        if not shards:  # for a list of jobs: no file is looked at
+        if not shards:  # as last read: neither a file nor Redis is looked at
             return job_view(self.record)
-        return job_view(self._located(), self.shards(SHOWN))
+        found = self._located()
+        return job_view(found, self.shards(SHOWN), self._moment(found, files=True))
 
     def to_page(self, first: int = 0, most: int = MOST_SHOWN) -> dict[str, Any]:
         """``to_dict()`` with at most so many shards, from an index on; ``shards_in_all``; and ``next``: the index to
@@ -169,7 +186,7 @@ class Job:
         first, most = max(first, 0), min(max(most, 1), MOST_SHOWN)
         within = range(first, first + most)
         shards = self._client.store.shards.of_job(self.record, fields=SHOWN, bad="show", within=within)
-        return page_view(self._located(), first, shards)
+        return page_view(self._located(), first, shards, self._moment(self.record))
 
     def shards(self, fields: Sequence[str] = ()) -> Iterator[ShardRecord]:
         """Its shards as they are recorded now, read several hundred at a time; one that cannot be read is shown as in
@@ -180,14 +197,31 @@ class Job:
     def _located(self) -> JobRecord:
         return located(self.record, roots=self._client.settings.roots())
 
-    def summary(self, sums: Sums) -> dict[str, Any]:
-        """``to_dict()`` without the shards, with ``sums`` over these."""
-        view = job_view(self._located())
-        return {**view, "rows": sums.rows(self.record), "incomplete": sums.incomplete(self.record)}
+    def summary(self, sums: Sums, shards: Iterable[ShardRecord] = ()) -> dict[str, Any]:
+        """``to_dict()`` with only some of the ``shards``, and ``sums`` over all."""
+        found = self._located()
+        moment = self._moment(found, files=True)
+        return {**summary_view(found, sums, moment), "shards": [shard_view(shard, moment) for shard in shards]}
 
     def iter_json(self) -> Iterator[bytes]:
         """The text of ``to_dict()`` as JSON, a part at a time, for jobs of very many shards."""
-        return json_of_job(self._located(), lambda: self.shards(SHOWN))
+        found = self._located()
+        return json_of_job(found, lambda: self.shards(SHOWN), self._moment(found, files=True))
+
+    def _moment(self, job: JobRecord, *, files: bool = False) -> Moment:
+        return Moments(self._client.store, self._client.settings).of(job, files=files)
+
+    def progress(self) -> Progress:
+        """How far it is, as last read: rows answered, of how many, rows per second."""
+        return progress_of_job(self.record)
+
+    def reasons(self) -> list[dict[str, Any]]:
+        """Why rows are not ok, as last read, the most frequent first: ``{"code", "status", "count", "sample"}``; the
+        sample, a message, is read from ``errors.jsonl`` where that lies on this host, and None else.
+        """
+        return reasons_view(
+            self.record.reasons, read_samples(self._located(), roots=tuple(self._client.settings.roots()))
+        )
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Job:

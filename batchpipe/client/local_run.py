@@ -7,7 +7,7 @@ import json
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -89,6 +89,9 @@ class LocalWorker:
                 self._process.wait()
         if self._process.stdin is not None:
             self._process.stdin.close()
+        if self.job_is_done:
+            with suppress(BatchpipeError):  # what cannot be sent now is sent by a later command
+                self._client.deliver()
 
 
 class Sandbox(Protocol):

@@ -13,11 +13,15 @@ from typing import Any
 
 import orjson
 
+from batchpipe.config.account import Account
+from batchpipe.config.environment import PREFIX
+from batchpipe.config.settings import Settings
 from batchpipe.errors import InvalidInput, shortened
 from batchpipe.masking import has_secret_before_host, without_secrets
-from batchpipe.model.records import JobRecord
+from batchpipe.model.records import JobRecord, window_seconds
 from batchpipe.storage import local_path
 from batchpipe.storage.backends import check_scheme, scheme
+from batchpipe.storage.outgoing import check_host
 
 #: The provider accepts 16 pairs; three are ours.
 MAX_METADATA = 13
@@ -27,6 +31,8 @@ MAX_ATTEMPTS = 100
 MAX_ROWS, MAX_BYTES = 10_000_000, 1_000_000_000_000
 #: Characters in texts that people write: a name, an idempotency key, a path or URL.
 MAX_NAME, MAX_KEY, MAX_PLACE = 300, 512, 4_096
+#: Targets of notifications.
+MAX_TARGETS = 10
 #: Bytes of JSON.
 MAX_JSON = {"tags": 4_096, "extra": 16_384, "on_done": 16_384}
 #: Bytes of one part of a path, in every common file system.
@@ -60,6 +66,47 @@ def check_options(job: JobRecord) -> None:
         raise InvalidInput(f"{taken[0]} has an option of its own", field="extra")
     for name in ("extra", "tags"):
         _check_json(getattr(job, name), name)
+
+
+def check_window(job: JobRecord, account: Account) -> None:
+    """Raises InvalidInput for a completion window that the account's provider does not take, as its settings say."""
+    window, name = job.completion_window, job.account.upper()
+    shortest, longest = account.shortest_window, account.longest_window
+    if shortest is not None and window_seconds(window) < window_seconds(shortest):
+        refused, most, setting = "shorter", f"at least {shortest}", "SHORTEST_WINDOW"
+    elif longest is not None and window_seconds(window) > window_seconds(longest):
+        refused, most, setting = "longer", f"at most {longest}", "LONGEST_WINDOW"
+    else:
+        return
+    only = f"only {longest}" if shortest == longest else most
+    raise InvalidInput(
+        f"{window} is {refused} than the provider of account {job.account} takes: {only} "
+        f"({PREFIX}ACCOUNTS__{name}__{setting}{f', of its profile {account.profile}' if account.profile else ''})",
+        field="completion_window",
+    )
+
+
+def check_targets(job: JobRecord, settings: Settings) -> None:
+    """Raises InvalidInput for a target of notifications that cannot be told. A name that the settings of this process
+    do not have may be in those of the workers, unless this process has targets.
+    """
+    if len(job.notify) > MAX_TARGETS:
+        raise InvalidInput(f"has {len(job.notify)} targets; at most {MAX_TARGETS}", field="notify")
+    for target in job.notify:
+        if "://" in target:
+            if len(target) > 2_000 or without_secrets(target) != target or has_secret_before_host(target):
+                message = (
+                    f"{without_secrets(target)[:200]} has a secret in it, or is too long; name a target of the settings"
+                )
+                raise InvalidInput(message, field="notify")
+            check_host(target, settings.allowed_hosts)
+        elif not _ACCOUNT.fullmatch(target.lower()):
+            raise InvalidInput(f"{_quoted(target)} is neither a URL nor the name of a target", field="notify")
+        elif settings.targets and target.lower() not in settings.targets:
+            known = ", ".join(sorted(settings.targets))
+            raise InvalidInput(
+                f"there is no target {_quoted(target)} in the settings; known are: {known}", field="notify"
+            )
 
 
 def check_signature(plain: Mapping[str, Any]) -> None:

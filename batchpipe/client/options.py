@@ -39,6 +39,8 @@ class SubmitOptions(TypedDict, total=False):
     on_done: Any
     """A Celery signature, a task or a task's name, sent with the job's id when the job has ended, whatever its end,
     at least once."""
+    notify: str | Sequence[str] | None
+    """Targets that are told when the job has ended or needs somebody: names in the settings, or URLs."""
     max_rows: int | None
     """Rows in one shard at most; None: the setting."""
     max_bytes: int | None

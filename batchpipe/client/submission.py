@@ -11,7 +11,14 @@ from typing import Any
 import msgspec
 import orjson
 
-from batchpipe.client.option_checks import check_options, check_output, check_place, check_signature
+from batchpipe.client.option_checks import (
+    check_options,
+    check_output,
+    check_place,
+    check_signature,
+    check_targets,
+    check_window,
+)
 from batchpipe.client.options import SubmitOptions
 from batchpipe.config.settings import Settings
 from batchpipe.config.site import current_site
@@ -60,6 +67,8 @@ def new_record(
         **fields,
     )
     check_options(record)
+    check_targets(record, settings)
+    check_window(record, settings.known_account(record.account))
     check_output(record.output)
     check_allowed(record.output, settings.roots(), "output")
     check_no_workspace(record.output, job_id, settings.workspace)
@@ -74,7 +83,15 @@ def _checked(options: Mapping[str, Any], settings: Settings) -> dict[str, Any]:
     fields["queue"] = fields["queue"] or settings.queue
     fields |= {field: _mapping(options[field], field) for field in _MAPPINGS}
     fields |= {field: _number(options[field], getattr(settings, field), field) for field in _NUMBERS}
-    return {**fields, "on_done": _signature(options["on_done"])}
+    return {**fields, "on_done": _signature(options["on_done"]), "notify": _targets(options["notify"])}
+
+
+def _targets(value: Any) -> list[str]:
+    """Raises InvalidInput."""
+    found = [part.strip() for part in value.split(",")] if isinstance(value, str) else list(value or ())
+    if not all(isinstance(one, str) and one for one in found):
+        raise InvalidInput("must be names of targets, or URLs", field="notify")
+    return list(dict.fromkeys(found))
 
 
 def new_run_queue(settings: Settings) -> str:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from batchpipe.config.settings import Settings
-from batchpipe.model.records import DEFAULT_ENDPOINT
+from batchpipe.model.records import DEFAULT_ACCOUNT, DEFAULT_ENDPOINT
+from batchpipe.pipeline.account_limits import bounds_of
 from batchpipe.pipeline.manifest import input_rules
-from batchpipe.pipeline.sharding import Bounds
 from batchpipe.pipeline.steps.prepare import validate
 
 
@@ -28,14 +28,16 @@ def validate_input(
     endpoint: str = DEFAULT_ENDPOINT,
     max_rows: int | None = None,
     max_bytes: int | None = None,
+    account: str = DEFAULT_ACCOUNT,
 ) -> Validated:
     """``path``: a person's own file, which may lie anywhere. ``max_rows``, ``max_bytes`` of a shard: else the settings.
 
     Raises InvalidInput that names the line, StorageTrouble.
     """
     rules = replace(input_rules(settings), roots=())
-    bounds = Bounds(settings.max_models, settings.max_shards)
-    most = (max_rows or settings.max_rows, max_bytes or settings.max_bytes)
-    found = validate(path, endpoint, *most, bounds=bounds, rules=rules)
+    limits = settings.known_account(account)
+    rows, size = max_rows or settings.max_rows, max_bytes or settings.max_bytes
+    most = (min(rows, limits.max_rows or rows), min(size, limits.max_bytes or size))
+    found = validate(path, endpoint, *most, bounds=bounds_of(settings, account), rules=rules)
     models = {model or "": rows for model, rows in found.models.items()}
     return Validated(found.rows, found.bytes, len(found.shards), models)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
+from pydantic_settings import NoDecode
+
+from batchpipe.config.profiles import PROFILES, ProfileName, with_profile
 
 #: The account of ``run --sandbox``; its server runs as long as the command.
 SANDBOX_ACCOUNT = "sandbox"
+_WINDOW = r"^[1-9]\d{0,4}[smhd]$"
 
 
 class Account(BaseModel):
@@ -15,6 +20,11 @@ class Account(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    profile: ProfileName | None = Field(
+        None,
+        description="a known provider, which gives defaults for what follows: openai, azure, groq, together or qwen; "
+        "see docs/providers.md",
+    )
     kind: Literal["openai", "azure"] = Field("openai", description="openai (or any compatible server), or azure")
     api_key: SecretStr | None = Field(None, description="the provider's API key")
     organization: str | None = Field(None, description="OpenAI organization id")
@@ -27,6 +37,14 @@ class Account(BaseModel):
     file_expires_seconds: int = Field(
         1_209_600, description="the provider may delete uploaded inputs after so long; 0: do not ask for it"
     )
+    purpose: str = Field("batch", min_length=1, max_length=64, description="purpose of the files that are uploaded")
+    shortest_window: str | None = Field(
+        None, pattern=_WINDOW, description="the shortest completion window that the provider takes, such as 24h"
+    )
+    longest_window: str | None = Field(None, pattern=_WINDOW, description="the longest one, such as 7d")
+    max_rows: int | None = Field(None, ge=1, description="rows of a shard at most, whatever a job says")
+    max_bytes: int | None = Field(None, ge=1, description="bytes of a shard at most, whatever a job says")
+    longest_custom_id: int | None = Field(None, ge=1, description="characters of a custom_id that the provider takes")
     looks_per_second: float = Field(5.0, gt=0, description="status reads per second, over all workers")
     lists_batches: bool = Field(True, description="the provider can list batches; see docs/guarantees.md where not")
     echoes_metadata: bool = Field(True, description="the provider's list shows the metadata of batches")
@@ -35,12 +53,29 @@ class Account(BaseModel):
         description="where batches cannot be listed: repeat a create call without an answer, up to three calls; "
         "rows may be paid for each",
     )
+    notify: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="comma-separated targets that are told of its jobs and pauses"
+    )
     overdue_seconds: float | None = Field(
         None,
         ge=0,
         description="cancel a batch that has not ended so long after its window and send its rows again; "
         "0: never  [7200; azure: never]",
     )
+
+    @field_validator("notify", mode="before")
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_profile(cls, given: Any) -> Any:
+        return with_profile(given) if isinstance(given, Mapping) else given
+
+    def has_base_url_of_profile(self) -> bool:
+        """Whether its address is the one that its profile gives."""
+        return self.profile is not None and self.base_url == PROFILES[self.profile].get("base_url")
 
     @property
     def patience_seconds(self) -> float | None:

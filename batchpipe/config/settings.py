@@ -22,6 +22,7 @@ from batchpipe.config.account import SANDBOX_ACCOUNT, Account
 from batchpipe.config.environment import PREFIX
 from batchpipe.config.redis_urls import checked_broker_url, checked_redis_url
 from batchpipe.config.schedule_file import ScheduleFile
+from batchpipe.config.target import Target
 from batchpipe.errors import SettingsError
 from batchpipe.model.schedule import Schedule
 
@@ -54,6 +55,11 @@ class Settings(BaseSettings):
     sweep_seconds: float = Field(5, gt=0, description="pace of the sweep")
     poll_min_seconds: float = Field(5, gt=0, description="shortest pause between two looks at a batch")
     poll_max_seconds: float = Field(600, gt=0, le=600, description="longest pause between two looks at a batch")
+    polls_in_flight: int = Field(
+        50,
+        ge=0,
+        description="batches of an account in flight up to which each is polled; with more, its list is read for all",
+    )
     create_grace_seconds: float = Field(
         30, ge=0, description="how long to look for the batch of an unanswered create call before a second call"
     )
@@ -137,6 +143,20 @@ class Settings(BaseSettings):
     )
     schedule_seconds: float = Field(15, gt=0, description="pace at which beat looks for due schedules")
     schedules: dict[str, Schedule] = Field({}, description="what beat submits, and when")
+    targets: dict[str, Target] = Field(
+        {}, description="where notifications go, BATCHPIPE_TARGETS__NAME__URL and so on; see docs/notifications.md"
+    )
+    notify: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="comma-separated targets that are told of every job and account"
+    )
+    notify_secret: SecretStr | None = Field(
+        None, description="signs what is sent to URLs that jobs name, `whsec_` and base64; unset: those are not sent"
+    )
+    allowed_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="comma-separated hosts that notifications may go to, also *.example.com; unset: any public "
+        "address. One that is named in full may have a private address",
+    )
     accounts: dict[str, Account] = Field(
         {}, description="provider accounts, BATCHPIPE_ACCOUNTS__NAME__API_KEY and so on"
     )
@@ -163,9 +183,9 @@ class Settings(BaseSettings):
         )
         return init_settings, env_settings, dotenv_settings, nested, ScheduleFile(settings_cls)
 
-    @field_validator("allowed_roots", mode="before")
+    @field_validator("allowed_roots", "notify", "allowed_hosts", mode="before")
     @classmethod
-    def _split_roots(cls, value: Any) -> Any:
+    def _split(cls, value: Any) -> Any:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
     @field_validator("redis_url")
@@ -184,9 +204,9 @@ class Settings(BaseSettings):
     def _absolute_home(cls, value: Path) -> Path:
         return value.expanduser().absolute()
 
-    @field_validator("accounts")
+    @field_validator("accounts", "targets")
     @classmethod
-    def _lower_names(cls, value: dict[str, Account]) -> dict[str, Account]:
+    def _lower_names(cls, value: dict[str, Any]) -> dict[str, Any]:
         return {name.lower(): account for name, account in value.items()}  # variable names ignore case
 
     @field_validator("schedules")
@@ -250,7 +270,13 @@ class Settings(BaseSettings):
             "webhook_secret": self.openai_webhook_secret,
         }
         missing = {field: value for field, value in fallbacks.items() if getattr(found, field) is None and value}
+        if self.openai_base_url and found.has_base_url_of_profile():
+            missing["base_url"] = self.openai_base_url
         return found.model_copy(update=missing)
+
+    def known_account(self, name: str) -> Account:
+        """What the settings say of an account, also where this process does not have its key."""
+        return self.accounts.get(name.lower(), Account())
 
     def is_sandbox(self, name: str) -> bool:
         """True if nothing that happens on this account costs money."""

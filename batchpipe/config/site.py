@@ -47,6 +47,8 @@ class Site:
         self.on_commit: Callable[[Callable[[], None]], bool] | None = None
         #: By name: called with the id of each job that ends in this process, at least once; again if they raise.
         self.receivers: dict[str, Callable[[str], None]] = {}
+        #: Sends a mail: subject, text, addresses. None: no framework that could is loaded.
+        self.send_mail: Callable[[str, str, list[str]], None] | None = None
         #: Held while something is made that all threads share. A forked child gets a new one.
         self.lock = threading.RLock()
         self._settings: Settings | None = None
@@ -160,6 +162,7 @@ def install_site(site: Site, find: Callable[[], Site | None] | None = None) -> S
     before = _installed or _default
     site.app = site.app or before.app
     site.on_commit = site.on_commit or before.on_commit
+    site.send_mail = site.send_mail or before.send_mail
     site.receivers = {**before.receivers, **site.receivers}
     _installed = site
     if find is not None and find not in _finders:

@@ -24,7 +24,7 @@ def list_jobs(client: Client, query: Mapping[str, str], may_see: MaySee) -> Answ
     limit = min(max(_number(query, "limit", MOST), 1), MOST)
     jobs = client.list_jobs(state=query.get("state") or None, limit=LOOKED_AT)
     seen = [job for job in jobs if may_see(job)]
-    return 200, {"jobs": [job.to_dict(shards=False) for job in seen[:limit]]}
+    return 200, {"jobs": client.show(seen[:limit])}
 
 
 def show_job(

@@ -33,6 +33,13 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
     usage: dict[str, int] = {}
 
 
+class BatchPage(msgspec.Struct, frozen=True, kw_only=True):
+    """One page of the account's batches; a list is newest first."""
+
+    batches: list[Batch]
+    more: bool  #: the list goes on after the last one
+
+
 class StoredFile(msgspec.Struct, frozen=True, kw_only=True):
     """A file in the provider's list: any field except the id may be absent."""
 
@@ -66,6 +73,10 @@ class Resumable(Protocol):
 class ProviderReads(Protocol):
     """The calls that change nothing and cost nothing. All raise Unavailable and Paused."""
 
+    @property
+    def identity(self) -> str:
+        """The same only for the same key at the same server, without telling anything of the key; "": not known."""
+
     def file_bytes(self, file_id: str) -> int | None:
         """The size that the provider reports, None if it reports none."""
 
@@ -92,6 +103,12 @@ class ProviderReads(Protocol):
 
     def iter_batches(self, since: float) -> Iterator[Batch]:
         """The account's batches, in the same way."""
+
+    def batch_page(self, after: str | None = None) -> BatchPage:
+        """Up to a hundred of the account's batches: the newest, or those that come ``after`` the batch with this id.
+
+        One call. Raises Gone or Refused if the provider cannot list, or does not know that batch.
+        """
 
 
 class Provider(ProviderReads, Protocol):

@@ -155,6 +155,7 @@ class JobRecord(Record, frozen=True, kw_only=True):
     notify_sites: list[
         str
     ] = []  #: receivers to notify of its end: those of the site that submitted it; none: any that are registered
+    notify: list[str] = []  #: targets that are told of it: names in the settings, or URLs
     cancel: bool = False
     hold: Problem | None = None  #: why it sends nothing more until a person decides
     hold_at: float | None = None  #: since when
@@ -175,6 +176,10 @@ class JobRecord(Record, frozen=True, kw_only=True):
     missing: int | None = None
     usage: dict[str, int] = {}
     incomplete: dict[str, int] = {}  #: rows that are ok and ended early, by reason
+    answered: int = 0  #: rows of its shards that are answered (see ``model/progress``), kept by the scripts
+    answered_at: float | None = None  #: when counts of a shard were last read
+    answered_before: list[tuple[float, int]] = []  #: then so many were answered: at most two, five minutes apart
+    reasons: dict[str, int] = {}  #: rows that are not ok, by reason (see ``model/reasons``)
     error: Problem | None = None
     created_at: float = 0.0
     preparing_at: float | None = None
@@ -216,7 +221,11 @@ class ShardRecord(Record, frozen=True, kw_only=True):
     intent_at: float | None = None  #: first intent to create under the current key
     intent_ahead: float = 0.0  #: how much our time may have been ahead of the provider's then
     calls: list[str] = []  #: create calls under the current key that have no clear answer
+    latest_call: str | None = None  #: the last of them; else the next two are not about it
+    call_over_at: float | None = None  #: from then on that call is not under way any more
+    called_as: str | None = None  #: ``Provider.identity`` of all of them
     empty_at: float | None = None  #: first look after the latest call that found no batch
+    walk_from: float | None = None  #: it waits for a walk through the account's list that began then or later
     #: ids that unclear answers to those calls named (True: were about), to be read before any further call
     named: dict[str, bool] = {}
     other_at: float | None = None  #: since when create calls are answered with batches of other shards
@@ -227,6 +236,11 @@ class ShardRecord(Record, frozen=True, kw_only=True):
     counts: Counts = Counts()
     snapshot_at: float | None = None  #: when status and counts were read
     over_at: float | None = None  #: when a final status of its batch was first recorded
+    end_seen: bool = False  #: status, counts, files and errors are those of one look at the ended batch
+    news: bool = False  #: the provider has said of its own accord that the batch has ended: it is read at once
+    slot_at: float | None = None  #: its next look at the provider is booked for then
+    parked: bool = False  #: it has no message: looks watch its batch, and its due time is the safety net
+    park_until: float | None = None  #: no look moves its due time beyond that
     cancel_sent: bool = False
     cancelled_elsewhere: bool = False  #: its batch was cancelled, and not by us: that was reported
     landing: bool = (
@@ -245,6 +259,8 @@ class ShardRecord(Record, frozen=True, kw_only=True):
     usage: dict[str, int] = {}
     cost: int | None = None  #: its rows at list prices, in pico-dollars; null: not known
     incomplete: dict[str, int] = {}  #: rows that are ok and ended early, by reason: a few known ones, and ``other``
+    answered: int | None = None  #: of its rows, what the job's sum has
+    reasons: dict[str, int] = {}  #: rows that are not ok, by reason
     collected_file: str | None = None  #: its outcomes, one line a row, relative to the workspace
     error: Problem | None = None
     planned_at: float | None = None

@@ -74,6 +74,7 @@ class Schedule(BaseModel):
     account: str = DEFAULT_ACCOUNT
     queue: str | None = None
     on_done: str | None = Field(None, description="name of a Celery task, sent with the job id when the job has ended")
+    notify: list[str] = Field([], description="targets that are told of its jobs: names in the settings, or URLs")
     max_rows: int | None = Field(None, ge=1)
     max_bytes: int | None = Field(None, ge=1)
     attempts: int | None = Field(None, ge=1, le=100)

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
 
 from batchpipe.masking import without_secrets
 from batchpipe.model.answers import add_usage
+from batchpipe.model.progress import answered_of, progress_of_job, progress_view
+from batchpipe.model.reasons import reasons_view
 from batchpipe.model.records import MAX_NOTIFY_ATTEMPTS, JobRecord, Problem, ShardRecord, Stage
+from batchpipe.model.stats import Pause
+from batchpipe.model.waits import job_waits_for, shard_waits_for
 
 #: Where a job's files lie below its output.
 OUTPUT_FILE, ERROR_FILE, JOB_FILE = "output.jsonl", "errors.jsonl", "job.json"
@@ -19,7 +24,10 @@ EARLIER = ".batchpipe"
 
 
 #: The fields of shards that a view of a job needs, as they are stored.
-SHOWN = ("round", "batch_id", "status", "rows", "counts", "ok", "failed", "missing", "incomplete")
+SHOWN = (
+    *("round", "batch_id", "status", "rows", "counts", "ok", "failed", "missing", "incomplete"),
+    *("answered", "resend", "trouble"),
+)
 #: Those that ``metrics_view`` needs in addition.
 MEASURED = (
     *("round", "batch_id", "rows", "ok", "failed", "missing", "usage", "cost", "uploads", "spent"),
@@ -27,17 +35,34 @@ MEASURED = (
 )
 
 
+@dataclass(frozen=True)
+class Moment:
+    """What a view shows beside the records: all that was known when it was asked for."""
+
+    now: float | None = None  #: our time; None: that of the records
+    pause: Pause | None = None  #: of the job's account
+    samples: Mapping[str, str] = field(default_factory=dict)  #: a message for each reason of rows that are not ok
+    job_eta: Mapping[str, Any] | None = None
+    shard_eta: Callable[[ShardRecord], Mapping[str, Any] | None] = lambda shard: None
+
+
+#: A moment of which nothing is known but the records.
+UNKNOWN = Moment()
+
+
 class Sums:
     """The results of a job's shards so far, added up one by one: there may be 100,000."""
 
     def __init__(self) -> None:
         self.count = 0
+        self.answered = 0
         self._rows = {"ok": 0, "failed": 0, "missing": 0}
         self._all_known = True
         self._incomplete: dict[str, int] = {}
 
     def add(self, shard: ShardRecord) -> None:
         self.count += 1
+        self.answered += answered_of(shard)
         self._all_known = self._all_known and shard.ok is not None
         for name in self._rows:
             self._rows[name] += getattr(shard, name) or 0
@@ -49,24 +74,28 @@ class Sums:
             return {"total": job.total, "ok": job.ok, "failed": job.failed, "missing": job.missing}
         return {"total": job.total, **self._rows}
 
+    def answered_in(self, job: JobRecord) -> int | None:
+        """Answered rows; None if the job's own number is to be shown."""
+        return self.answered if self.count and job.ok is None else None
+
     def incomplete(self, job: JobRecord) -> dict[str, int]:
         """Rows that are ok and ended early, by reason; for a running job, those of its shards so far."""
         return job.incomplete if job.ok is not None or not self.count else self._incomplete
 
 
-def job_view(job: JobRecord, shards: Iterable[ShardRecord] | None = None) -> dict[str, Any]:
+def job_view(job: JobRecord, shards: Iterable[ShardRecord] | None = None, moment: Moment = UNKNOWN) -> dict[str, Any]:
     """A job as a JSON object; times are unix seconds or null; with ``shards`` if they are given."""
     sums, parts = Sums(), list[dict[str, Any]]()
     for shard in shards or ():
         sums.add(shard)
-        parts.append(shard_view(shard))
-    view = _head(job, sums)
+        parts.append(shard_view(shard, moment))
+    view = _head(job, sums, moment)
     if shards is not None:
         view["shards"] = parts
     return view
 
 
-def page_view(job: JobRecord, first: int, shards: Iterable[ShardRecord]) -> dict[str, Any]:
+def page_view(job: JobRecord, first: int, shards: Iterable[ShardRecord], moment: Moment = UNKNOWN) -> dict[str, Any]:
     """A job as a JSON object with some of its shards, from an index on: ``shards_in_all``, and ``next``, the index to
     continue from, or null.
 
@@ -74,12 +103,14 @@ def page_view(job: JobRecord, first: int, shards: Iterable[ShardRecord]) -> dict
     """
     parts = list(shards)
     whole = first == 0 and len(parts) >= job.shards
-    view = job_view(job, parts) if whole else {**job_view(job), "shards": [shard_view(shard) for shard in parts]}
+    view = job_view(job, parts if whole else None, moment)
+    if not whole:
+        view["shards"] = [shard_view(shard, moment) for shard in parts]
     on = parts[-1].index + 1 if parts else job.shards
     return {**view, "shards_in_all": job.shards, "next": on if on < job.shards else None}
 
 
-def json_of_job(job: JobRecord, read: Callable[[], Iterable[ShardRecord]]) -> Iterator[bytes]:
+def json_of_job(job: JobRecord, read: Callable[[], Iterable[ShardRecord]], moment: Moment = UNKNOWN) -> Iterator[bytes]:
     """The same with all shards as JSON text, a part at a time: memory does not grow with their number.
 
     ``read`` reads the shards; for a running job it is called twice.
@@ -87,16 +118,17 @@ def json_of_job(job: JobRecord, read: Callable[[], Iterable[ShardRecord]]) -> It
     sums = Sums()
     for shard in read() if job.ok is None else ():
         sums.add(shard)
-    head = orjson.dumps(_head(job, sums), option=orjson.OPT_INDENT_2)
+    head = orjson.dumps(_head(job, sums, moment), option=orjson.OPT_INDENT_2)
     yield head.removesuffix(b"\n}") + b',\n  "shards": ['
     between = b"\n"
     for shard in read():
-        yield between + b"    " + orjson.dumps(shard_view(shard), option=orjson.OPT_INDENT_2).replace(b"\n", b"\n    ")
+        part = orjson.dumps(shard_view(shard, moment), option=orjson.OPT_INDENT_2)
+        yield between + b"    " + part.replace(b"\n", b"\n    ")
         between = b",\n"
     yield (b"\n  ]" if between == b",\n" else b"]") + b"\n}\n"
 
 
-def _head(job: JobRecord, sums: Sums) -> dict[str, Any]:
+def _head(job: JobRecord, sums: Sums, moment: Moment) -> dict[str, Any]:
     return {
         "id": job.id,
         "name": job.name,
@@ -114,7 +146,16 @@ def _head(job: JobRecord, sums: Sums) -> dict[str, Any]:
         "tags": job.tags,
         "rows": sums.rows(job),
         "incomplete": sums.incomplete(job),
+        "progress": progress_view(progress_of_job(job, now=moment.now, answered=sums.answered_in(job))),
+        "eta": moment.job_eta,
+        "waits_for": job_waits_for(job, moment.pause),
+        "reasons": reasons_view(job.reasons, moment.samples),
     }
+
+
+def summary_view(job: JobRecord, sums: Sums, moment: Moment = UNKNOWN) -> dict[str, Any]:
+    """A job as a JSON object without its shards, with ``sums`` over these."""
+    return _head(job, sums, moment)
 
 
 def not_notified(job: JobRecord) -> str | None:
@@ -137,7 +178,7 @@ def ended_early(incomplete: Mapping[str, int]) -> str:
     return f"{sum(incomplete.values()):,} ok rows are incomplete: {reasons}"
 
 
-def shard_view(shard: ShardRecord) -> dict[str, Any]:
+def shard_view(shard: ShardRecord, moment: Moment = UNKNOWN) -> dict[str, Any]:
     return {
         "index": shard.index,
         "round": shard.round,
@@ -150,6 +191,8 @@ def shard_view(shard: ShardRecord) -> dict[str, Any]:
             "completed": shard.counts.completed,
             "failed": shard.counts.failed,
         },
+        "eta": moment.shard_eta(shard),
+        "waits_for": shard_waits_for(shard),
     }
 
 

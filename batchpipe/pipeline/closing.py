@@ -10,9 +10,10 @@ from collections.abc import Callable, Iterator
 from batchpipe.config.limits import out_of_time
 from batchpipe.errors import InvalidInput, LeaseLost, RecordUnreadable, StorageTrouble, StoreUnavailable, TransientError
 from batchpipe.model.records import MAX_NOTIFY_ATTEMPTS, JobRecord, ShardRecord, State
-from batchpipe.model.views import SHOWN, json_of_job
+from batchpipe.model.views import SHOWN, Moment, json_of_job
 from batchpipe.pipeline.manifest import workspace_of
 from batchpipe.pipeline.output_owner import Outputs
+from batchpipe.pipeline.reason_samples import read_samples
 from batchpipe.pipeline.runner import Runner, words
 from batchpipe.pipeline.steps.cleanup import delete_files
 from batchpipe.pipeline.steps.merge import clean_up
@@ -54,6 +55,7 @@ class Closing:
                     raise
                 logger.warning("files left in %s: %s", job.workspace, error, extra={"event": "workspace_left"})
                 self._runner.log(job.id, [("files_left", {"message": error.message})], level=logging.WARNING)
+            self._runner.notices.job_ended(job)
             self._notify_receivers(job, lease)
             self._runner.store.leases.save(lease, {"notified": True})
         self._delete_files(job, lease)
@@ -120,7 +122,8 @@ class Closing:
 
     def _write_job_file(self, lease: JobLease, job: JobRecord) -> None:
         try:
-            self._outputs.describe(lease, job, lambda: json_of_job(job, self._shown(job)))
+            moment = Moment(samples=read_samples(job, roots=tuple(self._runner.settings.roots())))
+            self._outputs.describe(lease, job, lambda: json_of_job(job, self._shown(job), moment))
         except (InvalidInput, StorageTrouble) as error:  # the output cannot be written, but Redis knows the end
             if isinstance(error, StorageTrouble) and error.passes and not self._outputs.is_late(job.ended_at):
                 raise

@@ -6,7 +6,7 @@ import errno
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from typing import Any
+from typing import Any, Unpack
 
 from batchpipe.config.limits import turn_deadline
 from batchpipe.config.settings import Settings
@@ -23,10 +23,12 @@ from batchpipe.errors import (
     TransientError,
 )
 from batchpipe.model.provider import Provider
+from batchpipe.model.reasons import final_ones
 from batchpipe.model.records import JOB, LONGEST_PAUSE, JobRecord, Problem, ShardRecord, Stage, State
 from batchpipe.model.retry import JOB_TROUBLE, UNFORESEEN
 from batchpipe.model.steps import JOB_STEPS, SHARD_STEPS, Step
 from batchpipe.model.views import EARLIER
+from batchpipe.pipeline.account_limits import bounds_of, within_limits
 from batchpipe.pipeline.closing import Closing
 from batchpipe.pipeline.manifest import (
     MANIFEST,
@@ -37,7 +39,7 @@ from batchpipe.pipeline.manifest import (
     workspace_of,
 )
 from batchpipe.pipeline.merging import Merging
-from batchpipe.pipeline.messages import Done, Message, Next, Publish, Retry, WaitingIn, denied
+from batchpipe.pipeline.messages import Done, Message, Next, Publish, Retry, denied
 from batchpipe.pipeline.output_owner import Outputs
 from batchpipe.pipeline.runner import (
     CANCELLING,
@@ -45,12 +47,13 @@ from batchpipe.pipeline.runner import (
     MAX_OVERRUNS,
     MAX_TRIES,
     Runner,
+    Shared,
     check_cancel,
     foreseen,
     numbers,
     words,
 )
-from batchpipe.pipeline.sharding import Bounds, Prepared
+from batchpipe.pipeline.sharding import Prepared
 from batchpipe.pipeline.slots import is_small
 from batchpipe.pipeline.steps.merge import LOOKED_AT, Merged, Overview
 from batchpipe.pipeline.steps.next_round import SENT, next_round
@@ -59,7 +62,7 @@ from batchpipe.pipeline.workspace_cleanup import remove_files_of_killed_turns, t
 from batchpipe.storage import Folder, check_allowed
 from batchpipe.store import ClaimDenied, JobLease, Store, new_task_ids
 from batchpipe.store.redis_label import label_of
-from batchpipe.telemetry.counters import Counters, reason_of
+from batchpipe.telemetry.counters import reason_of
 from batchpipe.telemetry.logs import about
 
 logger = logging.getLogger(__name__)
@@ -84,11 +87,9 @@ class JobRunner(Runner):
         apis: Callable[[str], Provider],
         publish: Publish,
         notify: Callable[[JobRecord], None],
-        *,
-        counters: Counters | None = None,
-        waiting_in: WaitingIn | None = None,
+        **shared: Unpack[Shared],
     ) -> None:
-        super().__init__(settings, store, apis, publish, counters=counters, waiting_in=waiting_in)
+        super().__init__(settings, store, apis, publish, **shared)
         self._outputs = Outputs(settings, store)
         self._merging = Merging(self, self._outputs)
         self._closing = Closing(self, self._outputs, notify)
@@ -138,13 +139,13 @@ class JobRunner(Runner):
             note_workspace(self.settings, job)
             _clean_up_after_killed_turns(lease, workspace, planned_orders(workspace))
             prepared = prepare(
-                job,
+                within_limits(job, self.settings),
                 workspace,
                 lease.token,
                 check=lambda: check_cancel(lease),
                 output=self._outputs.folder(job, job.output),
                 rules=input_rules(self.settings),
-                bounds=Bounds(self.settings.max_models, self.settings.max_shards),
+                bounds=bounds_of(self.settings, job.account),
             )
             self._announce(lease, workspace, prepared)
             _clean_up_after_killed_turns(lease, workspace, [])
@@ -200,6 +201,7 @@ class JobRunner(Runner):
             "round": job.round + 1,
             "total": prepared.rows if job.total is None else job.total,
             "order_files": [*job.order_files, prepared.order_file or ""],
+            "reasons": final_ones(job.reasons),  # the others are sent again
         }
         count, merge_epoch = self.store.leases.plan(lease, changes, _new_shards(job, prepared), ids)
         self._count_stages(job)
@@ -272,7 +274,8 @@ class JobRunner(Runner):
         if self._may_resend(job, seen) and not (job := self.held(job)).send_no_more:
             _clean_up_after_killed_turns(lease, workspace, planned_orders(workspace))
             shards = (shard for shard in self._merging.collected(lease, SENT) if shard.round == job.round)
-            prepared = next_round(job, shards, workspace, lease.token, check=lambda: check_cancel(lease))
+            limited = within_limits(job, self.settings)
+            prepared = next_round(limited, shards, workspace, lease.token, check=lambda: check_cancel(lease))
             lease.check()  # a turn that was frozen must not set the manifest back
             self._write_manifest(job, self._merging.collected(lease), prepared, workspace)
             _clean_up_after_killed_turns(lease, workspace, [])
@@ -360,7 +363,7 @@ def _clean_up_after_killed_turns(lease: JobLease, workspace: Folder, orders: lis
 
 
 def _totals(merged: Merged) -> dict[str, Any]:
-    return {name: getattr(merged, name) for name in ("total", "ok", "failed", "missing", "usage")}
+    return {name: getattr(merged, name) for name in ("total", "ok", "failed", "missing", "usage", "reasons")}
 
 
 def _state(merged: Merged) -> State:

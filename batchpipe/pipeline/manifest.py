@@ -67,7 +67,7 @@ def basics(job: JobRecord) -> dict[str, Any]:
     fields = (
         *("v", "id", "name", "account", "endpoint", "completion_window", "metadata", "extra", "tags", "key", "queue"),
         *("input", "input_here", "spooled", "output", "workspace", "max_rows", "max_bytes", "attempts"),
-        *("on_done", "notify_sites", "created_at"),
+        *("on_done", "notify_sites", "notify", "created_at"),
     )
     return {name: getattr(job, name) for name in fields}
 

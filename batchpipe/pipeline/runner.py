@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from typing import Any
+from functools import partial
+from typing import Any, TypedDict, Unpack
 
 from batchpipe.config.limits import out_of_time
 from batchpipe.config.settings import Settings
@@ -22,10 +24,12 @@ from batchpipe.errors import (
 )
 from batchpipe.masking import without_secrets
 from batchpipe.model.lateness import utc
+from batchpipe.model.notifications import TROUBLE
 from batchpipe.model.provider import Provider
 from batchpipe.model.records import JOB, LONGEST_PAUSE, JobRecord, Problem, State
 from batchpipe.model.steps import SHARD_STEPS, Step
 from batchpipe.pipeline.messages import Message, Next, Publish, Retry, WaitingIn, denied
+from batchpipe.pipeline.notices import Notices, record_safely
 from batchpipe.store import ClaimDenied, Lease, Store, When, new_task_ids
 from batchpipe.telemetry.counters import Counters
 from batchpipe.telemetry.logs import log_event
@@ -52,6 +56,15 @@ _MISSED = (
 )
 
 
+class Shared(TypedDict, total=False):
+    """What a runner may be given beside the needful; ``deliver`` sends notifications that are due, for the sweep."""
+
+    counters: Counters | None
+    waiting_in: WaitingIn | None
+    notices: Notices | None
+    deliver: Callable[[], int] | None
+
+
 class Runner:
     """What shard turns and job turns share: the records, the provider, and how a message is published."""
 
@@ -61,15 +74,16 @@ class Runner:
         store: Store,
         apis: Callable[[str], Provider],
         publish: Publish,
-        *,
-        counters: Counters | None = None,
-        waiting_in: WaitingIn | None = None,
+        **shared: Unpack[Shared],
     ) -> None:
         self.settings = settings
         self.store = store
         self.apis = apis
-        self.waiting_in = waiting_in
-        self.counters = counters if counters is not None else Counters()
+        self.waiting_in = shared.get("waiting_in")
+        self.notices = shared.get("notices") or Notices(settings, store)
+        self.deliver = shared.get("deliver")
+        self.counters = shared.get("counters") or Counters()
+        self.sleep: Callable[[float], None] = time.sleep
         self._publish = publish
 
     def publish(self, message: Message) -> None:
@@ -130,6 +144,9 @@ class Runner:
         """Write events to the job's log and ours. The log is only for people: losing an event must not fail a turn."""
         for event, fields in events:
             log_event(logger, event, fields, level=level, job=job_id, **ids)
+            if event in TROUBLE:
+                message = str(fields.get("message", event))
+                record_safely(partial(self.notices.job_trouble, job_id, event, message))
             try:
                 self.store.events.add(job_id, event, **ids, **fields)
             except StoreUnavailable as error:

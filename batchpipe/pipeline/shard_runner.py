@@ -28,12 +28,15 @@ from batchpipe.model.provider import Provider
 from batchpipe.model.records import LONGEST_PAUSE, Move, Problem, ShardRecord, Stage
 from batchpipe.model.retry import SHARD_TROUBLE, UNFORESEEN
 from batchpipe.model.steps import SHARD_STEPS, Step, follows
+from batchpipe.pipeline.create_actions import GiveUp, Over
 from batchpipe.pipeline.create_context import CreateContext
 from batchpipe.pipeline.manifest import workspace_of
 from batchpipe.pipeline.messages import Continue, Done, Next, Retry, denied
+from batchpipe.pipeline.notices import record_safely
+from batchpipe.pipeline.reading import slots_for
 from batchpipe.pipeline.runner import CANCELLING, MAX_LOST, MAX_TRIES, Runner, check_cancel, foreseen, numbers, words
 from batchpipe.pipeline.slots import is_small
-from batchpipe.pipeline.steps.create import GiveUp, Over, create
+from batchpipe.pipeline.steps.create import create
 from batchpipe.pipeline.steps.download import abandon, download
 from batchpipe.pipeline.steps.poll import Pace, poll
 from batchpipe.pipeline.steps.salvage import lost, salvage
@@ -139,23 +142,21 @@ class ShardRunner(Runner):
             workspace_of(job, self.settings).size(shard.file)
         if not shard.calls:  # else look first for what an unanswered call made
             job = self.held(job)
-        context = CreateContext(self, lease)
+        context = CreateContext(self, lease, api)
         ending = create(job, shard, api, context)
         return Over(settled=True, after=context.first_look) if ending == Over(settled=True) else ending
 
     def _poll(self, lease: ShardLease, api: Provider) -> Result:
         job = lease.job
         account, clock = self.settings.account(job.account), self.store.connection.recent_clock()
-        rate, patience = account.looks_per_second, account.patience_seconds
+        patience = account.patience_seconds
         return poll(
             job,
             lease.shard,
             api,
             now=clock.now,
             pace=Pace(self.settings.poll_min_seconds, self.settings.poll_max_seconds),
-            take_rate_token=lambda: self.store.accounts.take_rate_token(
-                job.account, per_second=rate, burst=max(1.0, 2 * rate)
-            ),
+            take_slot=slots_for(self.store, self.settings, job.account, lease.shard),
             patience=patience + clock.slack if patience is not None else None,  # the provider's clock may be behind
             files_patience=self.settings.files_patience_seconds,
             unseen_seconds=self.settings.unseen_seconds,
@@ -258,6 +259,7 @@ class ShardRunner(Runner):
         if (pause := self.store.accounts.pause_of(lease.job.account)) is not None:
             return pause.seconds
         seconds = max(after if after is not None else self.settings.account_pause_seconds, 1.0)
+        record_safely(lambda: self.notices.account_paused(lease.job.account, problem, seconds))
         self.store.accounts.pause(lease.job.account, seconds, problem)
         self.counters.add("account_pauses", account=lease.job.account)
         fields = {"account": lease.job.account, "seconds": seconds, "message": problem.message}
@@ -296,6 +298,8 @@ class ShardRunner(Runner):
         if news.republish:
             self.republish(lease.job.id, lease.index)
             return Done("published again")
+        if move.changes.get("parked"):
+            return Done(f"watched by looks: {_why(lease.shard, move)}")
         if move.stage == lease.shard.stage:
             reason = ending.reason if isinstance(ending, _Failed) else step.waits
             return Retry(move.after, _why(lease.shard, move), reason)

@@ -17,6 +17,7 @@ class Bounds(NamedTuple):
 
     models: int
     shards: int
+    custom_id: int | None = None  #: characters of one
 
 
 NO_BOUNDS = Bounds(1 << 60, 1 << 60)

@@ -6,25 +6,30 @@ Any number of sweeps at once do no harm.
 from __future__ import annotations
 
 import logging
-from itertools import islice
 
 from batchpipe.config.account import SANDBOX_ACCOUNT
 from batchpipe.config.site import current_site
-from batchpipe.errors import NO_QUOTA, BatchpipeError, Refused, SettingsError, StoreUnavailable, Unavailable
-from batchpipe.model.provider import Batch, Provider
-from batchpipe.model.records import ShardRecord, Stage, Status
+from batchpipe.errors import NO_QUOTA, BatchpipeError, SettingsError, StoreUnavailable
+from batchpipe.model.provider import Provider
 from batchpipe.model.stats import Clock
 from batchpipe.pipeline.copied_inputs import remove_unrecorded_at_times
+from batchpipe.pipeline.looks import Walk, look, seconds_between
 from batchpipe.pipeline.manifest import prune_workspaces
+from batchpipe.pipeline.orphans import Orphans
 from batchpipe.pipeline.overdue import PASS_LENGTH, publish_overdue
 from batchpipe.pipeline.republish_many import republish_rest
 from batchpipe.pipeline.runner import Runner
+from batchpipe.pipeline.search_records import SearchRecords
+from batchpipe.pipeline.unanswered import Search
+from batchpipe.store import LookState
 from batchpipe.telemetry.logs import about
 
 logger = logging.getLogger(__name__)
 
 #: Pause between two looks into an account's list, over all sweeps.
 LIST_SECONDS = 30.0
+#: The same between two that leave nothing out, for orphans, however many calls they take.
+MOST_LIST_SECONDS = 300.0
 #: A list is read back to the last one and this much more: lists lag, and clocks differ.
 OVERLAP_SECONDS = 1_200.0
 #: How far back the first list is read, and how long after its last create call an account is watched.
@@ -43,13 +48,32 @@ def sweep(runner: Runner, *, limit: int = PASS_LENGTH, listing: bool | None = No
     prune_workspaces(runner.settings, runner.store.jobs.closed, now)
     remove_unrecorded_at_times(runner.settings, runner.store, now)
     if listing is not False:
-        clock = runner.store.connection.clock()
-        _report_clock(clock)
-        for account in runner.store.accounts.creating(clock.now - LOOK_BACK_SECONDS):
-            with about(account=account):
-                _look_after(runner, account, at_once=listing is True)
+        look_after_accounts(runner, at_once=listing is True)
+    _deliver(runner)
     _count(runner, republished)
     return republished
+
+
+def _deliver(runner: Runner) -> None:
+    """Send the notifications that are due; trouble with that must not fail a sweep."""
+    if runner.deliver is None:
+        return
+    try:
+        runner.deliver()
+    except StoreUnavailable:
+        raise
+    except Exception:
+        logger.exception("notifications not sent", extra={"event": "not_told"})
+
+
+def look_after_accounts(runner: Runner, *, at_once: bool = False) -> None:
+    """Look at the batches of each account for which it is time, or at once. Raises StoreUnavailable."""
+    clock = runner.store.connection.clock()
+    _report_clock(clock)
+    creating = set(runner.store.accounts.creating(clock.now - LOOK_BACK_SECONDS))
+    for account in runner.store.accounts.creating(0.0):
+        with about(account=account):
+            _look_after(runner, account, clock, creating=account in creating, at_once=at_once)
 
 
 def _report_clock(clock: Clock) -> None:
@@ -65,28 +89,35 @@ def _count(runner: Runner, republished: int) -> None:
     runner.store.due.note_sweep()
 
 
-def _look_after(runner: Runner, account: str, *, at_once: bool) -> None:
-    """Read an account's recent batches: cancel orphans, publish the shards again of those that have ended."""
-    clock = runner.store.connection.clock()
-    now = clock.now
-    begun, done = runner.store.accounts.listings(account)
-    if not at_once and abs(now - begun) < LIST_SECONDS:
+def _look_after(runner: Runner, account: str, clock: Clock, *, creating: bool, at_once: bool) -> None:
+    """Look at an account's batches, if it is time: cancel orphans, publish shards again whose batches have ended."""
+    state = runner.store.looks.state(account)
+    watch = state.in_flight > runner.settings.polls_in_flight or (at_once and state.in_flight > 0)
+    whole = creating and (at_once or is_time_for_whole(state, clock.now))
+    asked = runner.store.unanswered.is_walk_awaited(account)
+    if not (watch or whole or asked):
         return
     try:
         in_settings = runner.settings.account(account)
+        every = seconds_between(state.in_flight, in_settings.looks_per_second) if watch else LIST_SECONDS
+        if at_once:
+            every = 0.0
+        elif abs(clock.now - state.begun) < every:
+            return
     except SettingsError as error:  # before the look is noted: workers that have the key look instead
         _report_account(account, error)
         return
     try:
-        runner.store.accounts.note_listing(account, begun=now)
         pause = runner.store.accounts.pause_of(account)
         if not in_settings.lists_batches or (pause is not None and pause.code != NO_QUOTA):
             return
-        api, left, ours = runner.apis(account), 0, 0
-        batches = api.iter_batches(_since(now, done) - clock.slack)
-        while page := list(islice(batches, 100)):
-            alive, known = _judge(runner, api, page)
-            left, ours = left + alive, ours + known
+        api = runner.apis(account)
+        records = SearchRecords(runner, account)
+        search = Search(records, api, reads=False)
+        since = records.young() if asked else None
+        if since is None and not (watch or whole):
+            return
+        walk_for_all(runner, account, api, search, state, since=since, whole=whole, watch=watch, every=every)
     except StoreUnavailable:
         raise
     except BatchpipeError as error:  # no key on this host, or the provider is down: a later sweep, or another host's
@@ -95,10 +126,45 @@ def _look_after(runner: Runner, account: str, *, at_once: bool) -> None:
     except Exception:  # the other accounts and overdue work must not wait for this one
         logger.exception("batches of account %r not listed", account, extra={"event": "not_listed"})
         return
-    # Else the next look goes as far back as this one. A list that shows none of ours does not prove that there is none:
-    # for a while the key may be one of another project.
-    if not left and ours:
-        runner.store.accounts.note_listing(account, done=now)
+
+
+def walk_for_all(
+    runner: Runner,
+    account: str,
+    api: Provider,
+    search: Search,
+    state: LookState,
+    *,
+    since: float | None,
+    whole: bool,
+    watch: bool,
+    every: float = 0.0,
+) -> Walk | None:
+    """Look at an account's batches, for whatever it is time: at least back to ``since``, with ``whole`` back to where
+    the last look left nothing to do, with ``watch`` to the oldest in flight. Returns and raises as ``look`` does.
+    """
+    orphans = Orphans(runner, api)
+    if whole:
+        clock = runner.store.connection.clock()
+        back = _since(clock.now, state.done) - clock.slack
+        since = back if since is None else min(since, back)
+    walk = look(runner, account, api, [search, orphans], every=every, since=since, watch=watch)
+    if walk is not None and whole:
+        # Else the next look goes as far back as this one. A list that shows none of ours does not prove that there is
+        # none: for a while the key may be one of another project.
+        done = not orphans.left and orphans.ours > 0
+        runner.store.looks.note_whole(account, walk.begun, calls=walk.calls, done=done)
+    return walk
+
+
+def is_time_for_whole(state: LookState, now: float) -> bool:
+    """Whether the next look leaves none out."""
+    return abs(now - state.whole) >= _whole_seconds(state)
+
+
+def _whole_seconds(state: LookState) -> float:
+    """From one look that leaves none out to the next: the more calls it takes, the more seldom."""
+    return min(LIST_SECONDS * max(state.calls, 1), MOST_LIST_SECONDS)
 
 
 def _report_account(account: str, error: SettingsError) -> None:
@@ -110,61 +176,3 @@ def _report_account(account: str, error: SettingsError) -> None:
 
 def _since(now: float, done: float) -> float:
     return max(done, now - LOOK_BACK_SECONDS) - OVERLAP_SECONDS
-
-
-def _judge(runner: Runner, api: Provider, batches: list[Batch]) -> tuple[int, int]:
-    """Returns how many orphans could not be cancelled, and how many of the batches are ours.
-
-    The records are read after the list, so a batch that is not recorded by now was not recorded then.
-    """
-    left = 0
-    ours = [(batch, place) for batch in batches if (place := _place(batch)) is not None]
-    shards = runner.store.shards.at([place for _, place in ours])
-    for (batch, _), shard in zip(ours, shards, strict=True):
-        if shard is None:
-            continue  # of another Redis, or of one that has lost it: see recover
-        if _is_orphan(batch, shard):
-            left += not _cancel_orphan(runner, api, batch, shard)
-        elif batch.id == shard.batch_id and batch.status in Status.FINAL and _awaits_end(shard):
-            seen = {"status": batch.status, "counts": batch.counts}
-            if runner.store.shards.record_batch_status(shard, batch.id, seen):
-                runner.republish(shard.job, shard.index, when="waiting")
-    return left, sum(shard is not None for shard in shards)
-
-
-def _awaits_end(shard: ShardRecord) -> bool:
-    """A shard that knows of the end, and waits for files that lag, need not be published again."""
-    return shard.stage == Stage.CREATED and shard.late_at is None
-
-
-def _place(batch: Batch) -> tuple[str, int] | None:
-    """The job and shard that a batch names, if it is one of ours."""
-    job, index = batch.metadata.get("batchpipe_job"), batch.metadata.get("batchpipe_shard", "")
-    return (job, int(index)) if job and index.isascii() and index.isdigit() and len(index) < 10 else None
-
-
-def _is_orphan(batch: Batch, shard: ShardRecord) -> bool:
-    """It is running, and its shard has another batch or will have none. While that is open, it may yet be adopted."""
-    if batch.status in Status.FINAL or batch.status == "cancelling":
-        return False
-    if batch.id == shard.batch_id or batch.id in shard.spent:
-        return False
-    if batch.metadata.get("batchpipe_key", shard.key) != shard.key:
-        return True  # from an earlier try: it can never be adopted, because the number of tries only grows
-    return shard.batch_id is not None or shard.stage == Stage.COLLECTED
-
-
-def _cancel_orphan(runner: Runner, api: Provider, batch: Batch, shard: ShardRecord) -> bool:
-    """Returns whether the batch is dealt with."""
-    ids = {"job": shard.job, "shard": shard.index, "batch": batch.id}
-    logger.error("an orphan batch is cancelled: its shard has another", extra={"event": "orphan", **ids})
-    try:
-        api.cancel_batch(batch.id)
-    except Refused:
-        return True  # it has just ended
-    except Unavailable as error:  # one batch must not hold up the others
-        logger.error("an orphan batch could not be cancelled: %s", error, extra={"event": "orphan", **ids})
-        return False
-    runner.counters.add("orphans_cancelled")
-    runner.log(shard.job, [("orphan_cancelled", {"batch_id": batch.id})], shard=shard.index)
-    return True

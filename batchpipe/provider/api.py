@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,10 +25,10 @@ from batchpipe.errors import (
     Unavailable,
 )
 from batchpipe.model.least_rate import SILENCE_SECONDS, LeastRate
-from batchpipe.model.provider import Batch, Provider, Resumable, StoredFile
+from batchpipe.model.provider import Batch, BatchPage, Provider, Resumable, StoredFile
 from batchpipe.provider.create_answer import PartialBody, RawAnswer, batch_made_by, batches_named_in
 from batchpipe.provider.errors import translated
-from batchpipe.provider.lists import newest_first
+from batchpipe.provider.lists import newest_first, page_of
 from batchpipe.provider.parse import identified, json_object, parse_batch, parse_file, same, text
 from batchpipe.provider.sdk import sdk_client
 from batchpipe.provider.transfers import WRONG, Watched, range_headers, receive
@@ -57,8 +58,10 @@ class Api(Provider):
         self._count = partial(count, name)
         self._client = sdk_client(account, control_seconds, http_client(self, self._count, follow_redirects=False))
         self._key = account.api_key.get_secret_value() if account.api_key else ""
+        self._identity = identity_of(account)
         self._lists_batches = account.lists_batches
         self._expires = account.file_expires_seconds
+        self._purpose = account.purpose
         self._transfer = transfer_seconds
         self._rate = transfer_rate
         self._control = control_seconds
@@ -67,6 +70,10 @@ class Api(Provider):
     def _follower(self) -> openai.OpenAI:
         """For downloads, which some providers redirect to a store. Other calls are not: they might be made twice."""
         return self._client.with_options(http_client=http_client(self, self._count, follow_redirects=True))
+
+    @property
+    def identity(self) -> str:
+        return self._identity
 
     # -- files -----------------------------------------------------------------------------------------------------
 
@@ -93,7 +100,7 @@ class Api(Provider):
         with translated(self._key):
             answer = self._client.files.with_raw_response.create(
                 file=(name, body, "application/jsonl"),
-                purpose="batch",
+                purpose=cast(Any, self._purpose),
                 timeout=self._transfer_timeout(answer=self._transfer),
                 **extra,
             )
@@ -183,7 +190,7 @@ class Api(Provider):
 
     def iter_files(self, since: float) -> Iterator[StoredFile]:
         call = self._client.files.with_raw_response.list
-        yield from newest_first(call, "files", parse_file, since, self._key, limit=1_000, purpose="batch")
+        yield from newest_first(call, "files", parse_file, since, self._key, limit=1_000, purpose=self._purpose)
 
     # -- batches ---------------------------------------------------------------------------------------------------
 
@@ -273,6 +280,11 @@ class Api(Provider):
         call = self._client.batches.with_raw_response.list
         yield from newest_first(call, "batches", parse_batch, since, self._key, limit=100)
 
+    def batch_page(self, after: str | None = None) -> BatchPage:
+        call, more = self._client.batches.with_raw_response.list, {"after": after} if after else {}
+        batches, goes_on = page_of(call, "batches", parse_batch, self._key, limit=100, **more)
+        return BatchPage(batches=batches, more=goes_on)
+
     def close(self) -> None:
         """Close the connections; the next call opens them again."""
         self._client.close()
@@ -335,6 +347,13 @@ class Apis:
             words = str(error).replace(secret, "***") if secret else str(error)
             message = f"account {name!r}: no client can be made: {type(error).__name__}: {words}"
             raise SettingsError(message) from None
+
+
+def identity_of(account: Account) -> str:
+    """A digest of the key and of whatever else decides which batches it sees; too short to tell anything of the key."""
+    secret = account.api_key.get_secret_value() if account.api_key else ""
+    where = (account.kind, account.base_url, account.azure_endpoint, account.organization, account.project)
+    return hashlib.blake2b(repr((secret, *where)).encode(), digest_size=4).hexdigest()
 
 
 def _is_clear_no(error: BatchpipeError) -> bool:

@@ -38,6 +38,21 @@ def newest_first(
             return
 
 
+def page_of(
+    call: Callable[..., Any], what: str, parse: Callable[[dict[str, Any]], T], secret: str, **options: Any
+) -> tuple[list[T], bool]:
+    """One page of a list, and whether there is more. Raises as ``newest_first``, also for an empty page before more."""
+    page = _page(call, what, secret, **options)
+    found, more = [parse(item) for item in page["data"]], _has_more(page, options["limit"])
+    if more and not found:
+        raise Unavailable(f"the provider's list of {what} does not advance", code="nonsense")
+    return found, more
+
+
+def _has_more(page: dict[str, Any], limit: int) -> bool:
+    return bool(page.get("has_more", len(page["data"]) >= limit))
+
+
 def _pages(call: Callable[..., Any], what: str, secret: str, **options: Any) -> Iterator[list[dict[str, Any]]]:
     """The pages of a list, none of them empty.
 
@@ -50,7 +65,7 @@ def _pages(call: Callable[..., Any], what: str, secret: str, **options: Any) -> 
         data: list[dict[str, Any]] = page["data"]
         if data:
             yield data
-        if not page.get("has_more", len(data) >= options["limit"]):
+        if not _has_more(page, options["limit"]):
             return
         after = data[-1]["id"] if data else None
         if after is None or after in seen:

@@ -11,6 +11,7 @@ import msgspec
 
 from batchpipe.errors import TOKEN_LIMIT, PermanentError
 from batchpipe.model.provider import CLOCK_SLACK_SECONDS, Batch
+from batchpipe.model.reasons import add_reasons, final_ones
 from batchpipe.model.records import JobRecord, Record, ShardRecord, Stage, State, Status
 from batchpipe.pipeline.results import INDEX
 from batchpipe.recover.accounts import AccountView
@@ -130,7 +131,12 @@ def rebuild(
         for shard in shards
     ]
     unfinished = sum(shard.stage != Stage.COLLECTED for shard in restored)
-    return job.evolve(stage=State.RUNNING.value, epoch=epoch, open=unfinished), restored
+    answered = sum(shard.answered or 0 for shard in restored)
+    reasons: dict[str, int] = {}
+    for shard in restored:
+        add_reasons(reasons, final_ones(shard.reasons))
+    changes = {"stage": State.RUNNING.value, "open": unfinished, "answered": answered, "reasons": reasons}
+    return job.evolve(epoch=epoch, **changes), restored
 
 
 def _check_knowable(job: JobRecord, view: AccountView) -> None:

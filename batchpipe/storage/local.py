@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
@@ -83,3 +84,13 @@ def hold_lock(path: Path, *, wait: bool = False) -> Iterator[bool]:
         yield held
     finally:
         os.close(handle)
+
+
+def set_variables(path: Path, lines: Sequence[str]) -> None:
+    """Put these lines (``NAME=value``) into a file of variables, in place of earlier ones of the same names; all other
+    lines stay as they are. Raises OSError, UnicodeDecodeError.
+    """
+    old = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    names = "|".join(re.escape(line.partition("=")[0]) for line in lines)
+    kept = [line for line in old if not re.match(rf"\s*(export\s+)?({names})\s*=", line, re.IGNORECASE)]
+    path.write_text("\n".join([*kept, *lines]) + "\n", encoding="utf-8")

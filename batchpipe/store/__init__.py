@@ -9,7 +9,9 @@ from __future__ import annotations
 from batchpipe.store.connection import Connection
 from batchpipe.store.due import NewEpoch, When, new_task_ids
 from batchpipe.store.lease import ClaimDenied, JobLease, Lease, Renewal, ShardLease, host_clock
+from batchpipe.store.looks import LookState
 from batchpipe.store.queues import LISTENING_PACE, WaitingMessage
+from batchpipe.store.records import parse_member
 from batchpipe.store.schedules import LastRun
 from batchpipe.store.shards import Settled
 from batchpipe.store.store import Store, open_store
@@ -22,6 +24,7 @@ __all__ = [
     "JobLease",
     "LastRun",
     "Lease",
+    "LookState",
     "NewEpoch",
     "Renewal",
     "Settled",
@@ -33,4 +36,5 @@ __all__ = [
     "log_once",
     "new_task_ids",
     "open_store",
+    "parse_member",
 ]

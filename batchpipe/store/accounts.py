@@ -1,13 +1,16 @@
-"""What all workers share about an account: its pause, its budget of reads, and when its batches were listed."""
+"""What all workers share about an account: its pause, and its budget of reads."""
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import cast
 
-from batchpipe.model.records import Problem
+from batchpipe.model.records import LONGEST_PAUSE, Problem
 from batchpipe.model.stats import Pause
 from batchpipe.store.connection import Connection
 from batchpipe.store.records import bounded_problem
+
+#: No slot is further away: longer than that no message of Celery should wait.
+LONGEST_DEBT_SECONDS = LONGEST_PAUSE
 
 
 class Accounts:
@@ -35,18 +38,24 @@ class Accounts:
             self._redis.call("zrangebyscore", f"{self._redis.prefix}accounts", f"{since:.6f}", "+inf"),
         )
 
-    def listings(self, account: str) -> tuple[float, float]:
-        """When a listing of the account's batches last began, and when the last complete one began; 0: never."""
-        begun, done = self._redis.call("hmget", f"{self._redis.prefix}listed:{account}", "begun", "done")
-        return float(begun or 0), float(done or 0)
+    def take_rate_token(
+        self,
+        account: str,
+        *,
+        per_second: float,
+        what: str = "poll",
+        park: tuple[int, float] | None = None,
+    ) -> tuple[str, float]:
+        """Take a token for one read at the provider. Returns (``slot``, seconds until it is this read's turn: the
+        caller need not ask again), or (``full``, seconds until it may ask again).
 
-    def note_listing(self, account: str, **times: float) -> None:
-        """Note ``begun`` or ``done``."""
-        fields = {name: f"{at:.6f}" for name, at in times.items()}
-        self._redis.call("hset", f"{self._redis.prefix}listed:{account}", mapping=fields)
-
-    def take_rate_token(self, account: str, *, per_second: float, burst: float) -> float:
-        """Take a token for one read at the provider. Returns 0, or the seconds until there is one."""
-        return float(
-            cast(Any, self._redis.run("take_rate_token", [f"{self._redis.prefix}rate:{account}"], per_second, burst))
-        )
+        ``what``: a ``poll``; a page of a ``look``, which comes before polls; ``news``: at once; ``booked``: no token,
+        its slot has come. ``park``: if more than so many shards are in flight, looks watch them, and have seen this one
+        lately (it was last seen then), the answer is (``parked``, 0), and no token is taken.
+        """
+        rate, in_flight = f"{self._redis.prefix}rate:{account}", f"{self._redis.prefix}inflight:{account}"
+        keys = [rate, in_flight, f"{self._redis.prefix}listed:{account}"]
+        most, seen = park if park is not None else ("", "")
+        args = (per_second, max(1.0, 2 * per_second), what, LONGEST_DEBT_SECONDS, most, seen)
+        answer = self._redis.run("take_rate_token", keys, *args)
+        return str(answer[0]), float(answer[1]) if len(answer) > 1 else 0.0

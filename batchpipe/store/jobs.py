@@ -135,7 +135,22 @@ class Jobs:
         if expired:  # only now: removing them while paging by rank would skip others
             with suppress(StoreUnavailable):  # a list can be read from a replica, too
                 self._redis.call("zrem", index, *expired)
+                if state is None:
+                    self._redis.call("zrem", f"{self._redis.prefix}job_ids", *expired)
         return found[:limit]
+
+    def beginning_with(self, begin: str, *, most: int) -> list[JobRecord]:
+        """Jobs with ids that begin so, in the order of their ids, with ``id`` and ``name`` alone; at most so many."""
+        index, found, start = f"{self._redis.prefix}job_ids", list[JobRecord](), 0
+        while start < LISTED_AT_ONCE:  # beyond are expired ones that no sweep has removed yet
+            # an id has small letters and digits only, which all come before {
+            ids = self._redis.call("zrangebylex", index, f"[{begin}", f"({begin}{{", start, most)
+            known = self._redis.hashes([self._redis.job_key(job_id) for job_id in ids], ("id", "name"))
+            found += [JobRecord(**fields) for fields in known if isinstance(fields, dict) and fields.get("id")]
+            start += most
+            if len(found) >= most or len(ids) < most:
+                break
+        return found[:most]
 
     def open_of(self, account: str) -> Iterator[dict[str, int]]:
         """Ids of an account's jobs that may have shards to do, each with their number, a page at a time.
@@ -179,6 +194,8 @@ class Jobs:
             expired = [job_id for job_id in ids if not there[job_id]]
             if expired:
                 pipe.zrem(self._redis.prefix + name, *expired)
+                if name == "jobs":
+                    pipe.zrem(f"{self._redis.prefix}job_ids", *expired)
             on = at.get(name, 0) + len(ids) - len(expired) if len(ids) == most else 0
             if on != at.get(name, 0):
                 pipe.hset(marks, name, str(on))

@@ -141,10 +141,15 @@ class Leases:
         )
         return news_of(answer[1], answer[2])
 
-    def record_intent(self, lease: ShardLease) -> Renewal:
-        """Record that a create call will be sent under the shard's key; not if the job is held. Raises LeaseLost."""
-        keys = self._redis.keys(lease.job.id, lease.index)
-        answer = self._redis.run("intent", keys, self._redis.prefix, lease.token, f"{self._redis.host_time():.6f}")
+    def record_intent(self, lease: ShardLease, *, seconds: float = 0.0, identity: str = "") -> Renewal:
+        """Record that a create call will be sent under the shard's key; not if the job is held. Raises LeaseLost.
+
+        ``seconds``: how long it may be under way, at most, if its worker vanishes. ``identity``: whose key it is made
+        with (``Provider.identity``).
+        """
+        keys, member = self._redis.keys(lease.job.id, lease.index), self._redis.member(lease.job.id, lease.index)
+        host_time = f"{self._redis.host_time():.6f}"
+        answer = self._redis.run("intent", keys, self._redis.prefix, lease.token, host_time, member, seconds, identity)
         news = _news_or_lost(answer)
         return Renewal(republish=news.republish, cancel=news.cancel, held=answer[0] == "held")
 

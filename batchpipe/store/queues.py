@@ -90,11 +90,12 @@ class Queues:
 
     def waiting(self, places: Sequence[tuple[str, int]]) -> list[WaitingMessage | None]:
         """The messages of these records (job id, index); None if there is no such job or record, or no message: the
-        record of a running job itself is due only until all of its shards are, and that waits in no queue.
+        record of a running job itself is due only until all of its shards are, and that waits in no queue; a parked
+        shard has none.
         """
         jobs = list(dict.fromkeys(job_id for job_id, _ in places))
         records = self._redis.hashes(
-            [self._redis.key(job_id, index) for job_id, index in places], ("stage", "next_at", "wait", "pubs")
+            [self._redis.key(job_id, index) for job_id, index in places], ("stage", "next_at", "wait", "pubs", "parked")
         )
         found = self._redis.hashes([self._redis.job_key(job_id) for job_id in jobs], ("queue", "input_here"))
         queues = dict(zip(jobs, found, strict=True))
@@ -114,7 +115,7 @@ def _waiting(record: Any, job: Any) -> WaitingMessage | None:
     """The message of a record, from fields of it and its job; either may be Redis' error for a key of another type."""
     if not isinstance(record, dict) or not isinstance(job, dict) or not job.get("queue"):
         return None
-    if record.get("stage") == State.RUNNING:
+    if record.get("stage") == State.RUNNING or record.get("parked") == "1":
         return None
     try:
         published = float(record["next_at"]) - float(record.get("wait", 0))

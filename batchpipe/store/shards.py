@@ -135,7 +135,8 @@ class Shards:
 
     def withdraw_call(self, shard: ShardRecord, call: str) -> None:
         """A call was clearly refused or never made. Needs no lease."""
-        self._redis.run("withdraw", self._redis.keys(shard.job, shard.index), shard.key, call)
+        keys, member = self._redis.keys(shard.job, shard.index), self._redis.member(shard.job, shard.index)
+        self._redis.run("withdraw", keys, self._redis.prefix, member, shard.key, call)
 
     def record_named_batches(self, shard: ShardRecord, batch_ids: Mapping[str, bool]) -> None:
         """Keep ids that an unclear answer to a create call named (True: was about). Needs no lease."""

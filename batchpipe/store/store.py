@@ -12,9 +12,12 @@ from batchpipe.store.due import Due
 from batchpipe.store.events import Events
 from batchpipe.store.jobs import Jobs
 from batchpipe.store.leases import Leases
+from batchpipe.store.looks import Looks
+from batchpipe.store.outbox import Outbox
 from batchpipe.store.queues import Queues
 from batchpipe.store.schedules import Schedules
 from batchpipe.store.shards import Shards
+from batchpipe.store.unanswered import Unanswered
 
 
 def open_store(settings: Settings) -> Store:
@@ -37,10 +40,13 @@ class Store:
         self.shards = Shards(connection)
         self.leases = Leases(connection, self.due)
         self.accounts = Accounts(connection)
+        self.unanswered = Unanswered(connection)
+        self.looks = Looks(connection)
         self.queues = Queues(connection)
         self.events = Events(connection)
         self.counters = Counters(connection)
         self.schedules = Schedules(connection)
+        self.outbox = Outbox(connection)
 
     @classmethod
     def connect(

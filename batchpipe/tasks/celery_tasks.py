@@ -23,7 +23,7 @@ from batchpipe.pipeline.slots import SMALL_BYTES, SMALL_ROWS, Kind, Slots
 from batchpipe.pipeline.sweep import sweep as sweep_once
 from batchpipe.storage.local import unnamed_file
 from batchpipe.tasks.app import countdown_of, state_of
-from batchpipe.tasks.options import OPTIONS, beat_options
+from batchpipe.tasks.options import BEAT_OPTIONS, OPTIONS, beat_options
 from batchpipe.tasks.publishing import subject
 from batchpipe.tasks.runtime import runtime
 
@@ -162,6 +162,16 @@ def download(self: Any, *, job: str, shard: int, epoch: int, **newer: Any) -> st
 def merge(self: Any, *, job: str, epoch: int, shard: int = JOB, **newer: Any) -> str | None:
     """Merge a job's results, record its end, notify."""
     return _step(self, job, JOB, epoch)
+
+
+@shared_task(name="batchpipe.deliver", **BEAT_OPTIONS)
+def deliver(**newer: Any) -> int:
+    """Send the notifications that are due."""
+    try:
+        return runtime().deliverer.deliver_due()
+    except BatchpipeError as error:  # the sweep tries again
+        logger.warning("notifications not sent: %s", error, extra={"event": "not_told"})
+        return 0
 
 
 @shared_task(name="batchpipe.sweep", **beat_options(lambda settings: settings.sweep_seconds))

@@ -116,3 +116,11 @@ def forget_queue(queue: str) -> None:
             known.delete()
     except BROKER_TROUBLE as error:
         logger.debug("queue %s not removed: %s", queue, error)
+
+
+def deliver_soon(queue: str) -> None:
+    """Ask a worker of this queue to send the notifications that are due. If that is lost, the sweep sends them."""
+    try:
+        signature("batchpipe.deliver", app=app_in_use()).apply_async(queue=queue, expires=60, retry=False)
+    except BROKER_TROUBLE as error:
+        logger.debug("delivery not asked for: %s", error)

@@ -7,11 +7,13 @@ from batchpipe.config.site import current_site
 from batchpipe.model.records import JOB
 from batchpipe.pipeline.job_runner import JobRunner
 from batchpipe.pipeline.messages import Next
+from batchpipe.pipeline.notices import Notices
 from batchpipe.pipeline.shard_runner import ShardRunner
 from batchpipe.pipeline.visits import Visits
 from batchpipe.provider import Apis
 from batchpipe.store import open_store
 from batchpipe.tasks import notifying, publishing
+from batchpipe.tasks.delivery import Deliverer
 from batchpipe.tasks.inspection import waiting_in
 from batchpipe.telemetry.counters import Counters
 
@@ -28,9 +30,19 @@ class Runtime:
         counters = Counters(COUNTED_SECONDS)
         self.visits = Visits(publishing.publish)
         apis, publish, notify = Apis(settings, counters.call), self.visits.publish, notifying.notify
-        self.shard_runner = ShardRunner(settings, self.store, apis, publish, counters=counters)
+        self.deliverer = Deliverer(settings, self.store)
+        notices = Notices(settings, self.store, publishing.deliver_soon)
+        self.shard_runner = ShardRunner(settings, self.store, apis, publish, counters=counters, notices=notices)
         self.job_runner = JobRunner(
-            settings, self.store, apis, publish, notify, counters=counters, waiting_in=waiting_in
+            settings,
+            self.store,
+            apis,
+            publish,
+            notify,
+            counters=counters,
+            waiting_in=waiting_in,
+            notices=notices,
+            deliver=self.deliverer.deliver_due,
         )
 
     def turn(self, name: str, job: str, index: int, epoch: int) -> Next:

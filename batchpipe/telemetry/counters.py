@@ -103,6 +103,7 @@ METRICS: dict[str, Metric] = {
     "sweeps": Metric("Passes of the sweep."),
     "swept": Metric("Records that a sweep found overdue and published again."),
     "left_waiting": Metric("Overdue records that a sweep left: their messages wait in a queue that nobody takes from."),
+    "looks": Metric("Looks at the list of an account's batches, each for all shards.", (ACCOUNT,)),
     "orphans_cancelled": Metric("Batches that a sweep cancelled because their shard has another."),
     "provider_calls": Metric("Calls to the provider, by route and HTTP status.", (ACCOUNT, "route", "status")),
     "provider_call_seconds": Metric(

@@ -12,7 +12,7 @@ import msgspec
 import orjson
 
 from batchpipe.errors import FILE_NOT_FOUND, Gone, Refused, Unavailable
-from batchpipe.model.provider import Batch, Provider, Resumable, StoredFile
+from batchpipe.model.provider import Batch, BatchPage, Provider, Resumable, StoredFile
 from batchpipe.model.records import BatchError, Counts, Status
 
 #: How the provider answers one request: a dict (the body of a 200), an int (the status of a refusal), a str (the
@@ -88,8 +88,9 @@ class _Failure:
 class FakeOpenAI(Provider):
     """An in-process provider with the methods and errors of ``provider.api.Api``.
 
-    A batch stays as it is until ``finish``, ``expire`` or ``fail`` ends it; with ``autofinish`` each ``retrieve``
-    moves it on: validating, in_progress, completed. Result lines come in reverse order of the requests.
+    A batch stays as it is until ``finish``, ``expire`` or ``fail`` ends it; with ``autofinish`` each look at it, by
+    itself or on a page, moves it on: validating, in_progress, completed. Result lines come in reverse order of the
+    requests.
     """
 
     def __init__(self, clock: Callable[[], float] = time.time, *, autofinish: bool = False) -> None:
@@ -117,7 +118,7 @@ class FakeOpenAI(Provider):
         self._failures.setdefault(method, []).append(_Failure(error, times, processed))
 
     def hide_from_list(self, batch: str | bool = True) -> None:
-        """Hide one batch (or, with True, all, also later ones) from ``iter_batches``; False shows all again."""
+        """Hide one batch (or, with True, all, also later ones) from the list; False shows all again."""
         if isinstance(batch, str):
             self._hidden.add(batch)
             return
@@ -189,6 +190,10 @@ class FakeOpenAI(Provider):
         return sum(call.method == method for call in self.calls)
 
     # -- what Api does ---------------------------------------------------------------------------------------------
+
+    @property
+    def identity(self) -> str:
+        return f"key of {self.project or 'a project'}"
 
     def upload(self, handle: IO[bytes], name: str, check: Callable[[], None]) -> str:
         def effect() -> str:
@@ -300,6 +305,22 @@ class FakeOpenAI(Provider):
                 yield seen if self.list_metadata else msgspec.structs.replace(seen, metadata={})
             if page[-1].created_at < since:
                 return
+
+    def batch_page(self, after: str | None = None) -> BatchPage:
+        def effect() -> BatchPage:
+            shown = [batch for batch in reversed(self.batches.values()) if self._shows(batch)]
+            if after is not None:
+                self._batch(after)
+                shown = shown[1 + [batch.id for batch in shown].index(after) :]
+            if self.autofinish:
+                for batch in shown[:_PAGE]:
+                    self._move_on(batch)
+            page = [self._as_batch(batch) for batch in shown[:_PAGE]]
+            if not self.list_metadata:
+                page = [msgspec.structs.replace(batch, metadata={}) for batch in page]
+            return BatchPage(batches=page, more=len(shown) > _PAGE)
+
+        return self._called("batch_page", after or "", effect)
 
     def ping(self) -> None:
         self._called("ping", "", lambda: None)

@@ -82,7 +82,7 @@ class Pump:
         self.published: list[Message] = []
         self.waiting: list[Delivery] = []
         self.notified: list[JobRecord] = []  #: jobs as they were told, tries that failed too
-        self.vanished = 0  #: turns that ended in ``Vanished``
+        self.vanished = 0  #: turns and sweeps that ended in ``Vanished``
         self._notify_user = notify
 
         def apis(account: str) -> Provider:
@@ -92,6 +92,8 @@ class Pump:
         self.job_runner = JobRunner(
             self.settings, self.store, apis, self._publish, self._notify, waiting_in=self._waiting_in
         )
+
+        self.shard_runner.sleep = self.job_runner.sleep = self.advance
 
     # -- what a user does ------------------------------------------------------------------------------------------
 
@@ -174,8 +176,12 @@ class Pump:
         return delivery
 
     def sweep(self) -> int:
-        """One pass of the safety net."""
-        return sweep(self.job_runner)
+        """One pass of the safety net. Its process may die, too: then it has done what it has done."""
+        try:
+            return sweep(self.job_runner)
+        except Vanished:
+            self.vanished += 1
+            return 0
 
     def run_until_idle(self, max_seconds: float = 172_800.0, *, sweeping: bool = True) -> None:
         """Deliver, sweep and move the clock until nothing is left to do.

@@ -25,7 +25,7 @@ from batchpipe.config.settings import Settings
 from batchpipe.config.site import current_settings, current_site
 from batchpipe.config.site_values import SiteSettings
 from batchpipe.errors import BatchpipeError, SettingsError
-from batchpipe.pipeline.sweep import sweep
+from batchpipe.pipeline.sweep import look_after_accounts, sweep
 from batchpipe.provider import warm_up
 from batchpipe.store import LISTENING_PACE
 from batchpipe.tasks.app import beat_schedule, current_site_app, is_ours, itself, queue_of, state_of
@@ -37,6 +37,9 @@ from batchpipe.worker.checks import check_app, pool_finding
 from batchpipe.worker.outlive_redis import outlive_redis
 
 logger = logging.getLogger(__name__)
+
+#: How often a worker asks itself whether it is time for a look, in seconds.
+LOOK_CHECK_SECONDS = 5.0
 
 
 def setup(app: Celery, settings: Mapping[str, Any] | None = None) -> None:
@@ -193,16 +196,23 @@ class SiteWorker:
             runtime().store.queues.forget_listening(worker, queues)
 
     def _sweep_on(self) -> None:
-        pause = 60.0
+        """Sweep once a lease, and in between look at accounts with many batches when it is time."""
+        pause, since = 60.0, float("inf")
         while True:
             try:
                 pause = current_settings().lease_seconds
-                sweep(runtime().job_runner)
+                if since >= pause:
+                    since = 0.0
+                    sweep(runtime().job_runner)
+                else:
+                    look_after_accounts(runtime().job_runner)
             except BatchpipeError as error:
                 logger.warning("sweep failed: %s", error)
             except Exception:  # without beat this thread is the whole safety net
                 logger.exception("sweep failed")
-            if self.stopping.wait(pause):
+            step = min(pause, LOOK_CHECK_SECONDS)
+            since += step
+            if self.stopping.wait(step):
                 return
 
 

@@ -260,6 +260,26 @@ def settings_page(terminals: Terminals) -> None:
     terminal.run(Snippet("docs/settings.md", "--account marketing"))
 
 
+def providers(terminals: Terminals) -> None:
+    terminal = terminals.terminal("providers")
+    terminal.machine.write("requests.jsonl", request_lines(2))
+    account = "BATCHPIPE_ACCOUNTS__FAST"
+    terminal.environment |= {f"{account}__BASE_URL": terminals.sandbox.base_url, f"{account}__SHORTEST_WINDOW": "24h"}
+    terminal.run(Snippet("docs/providers.md", "PROFILE=groq"), {"API_KEY=...": "API_KEY=any", "7d": "24h"})
+    probes = Snippet("docs/providers.md", "--write .env")
+    terminal.environment[f"{account}__API_KEY"] = "any"
+    quick = {"batchpipe probe  ": "batchpipe probe --yes --timeout 20", "probe fast": "probe fast --timeout 20"}
+    terminal.run(probes, quick)
+    assert "BATCHPIPE_ACCOUNTS__FAST__LISTS_BATCHES=true" in (terminal.machine.folder / ".env").read_text()
+
+
+def notifications(terminals: Terminals) -> None:
+    terminal = terminals.terminal("notifications")
+    secret = {"whsec_...": "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"}
+    terminal.run(Snippet("docs/notifications.md", "BATCHPIPE_TARGETS__OPS__URL"), secret)
+    terminal.run(Snippet("docs/notifications.md", "--resend all"))
+
+
 def scaling(terminals: Terminals) -> None:
     terminal = terminals.terminal("scaling")
     terminal.machine.write("urgent.jsonl", request_lines(2))
@@ -270,7 +290,7 @@ def scaling(terminals: Terminals) -> None:
 
 
 STORIES = [readme, quickstart, python, cron, settings_of_a_site, crontab, flower, monitoring, sandbox_page]
-STORIES += [settings_page, scaling]
+STORIES += [settings_page, providers, notifications, scaling]
 
 
 @pytest.fixture(scope="module")

@@ -41,6 +41,10 @@ MUTATIONS = {
     "a further call keeps the time of the empty look": Mutation(
         "intent", "redis.call('HDEL', KEYS[1], 'empty_at', 'named')", "redis.call('HDEL', KEYS[1], 'named')"
     ),
+    "an intent is not in the index that walks go by": Mutation(
+        "intent", "note_unanswered(ARGV[2], KEYS[1], KEYS[2], ARGV[5])", ""
+    ),
+    "a call counts as over when it is made": Mutation("intent", "num(now + tonumber(ARGV[6]))", "num(now)"),
     "a cancelled job is given a further round": Mutation("plan", "if flag(job, 'cancel') == 1 then", "if false then"),
     "an intent does not tell of the cancel": Mutation(
         "intent", "flag(KEYS[1], 'republish'), flag(KEYS[2], 'cancel')", "flag(KEYS[1], 'republish'), 0"

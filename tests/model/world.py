@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -29,7 +29,7 @@ from batchpipe.errors import (
     TransientError,
     Unavailable,
 )
-from batchpipe.model.provider import Batch
+from batchpipe.model.provider import Batch, BatchPage
 from batchpipe.model.records import JOB, BatchError, JobRecord, Move, Problem, Stage, State, Status
 from batchpipe.model.retry import REDIS_PAUSE_SECONDS
 from batchpipe.model.stats import Clock
@@ -249,8 +249,8 @@ class ModelAccounts(Accounts):
     def pause_of(self, account: str) -> None:
         return None
 
-    def take_rate_token(self, account: str, *, per_second: float, burst: float) -> float:
-        return 0.0
+    def take_rate_token(self, account: str, *, per_second: float, **how: Any) -> tuple[str, float]:
+        return "slot", 0.0
 
 
 class NoEvents(Events):
@@ -327,14 +327,13 @@ class ModelOpenAI(FakeOpenAI):
         self.world.watch.cancelled(batch_id)
         return super().cancel_batch(batch_id)
 
-    def iter_batches(self, since: float) -> Iterator[Batch]:
-        self.world.point()
-        if self.world.take_fault(CALL_FAULTS):
-            raise Unavailable("no list now")
-        shown = [batch for batch in self.batches.values() if self._shown_at[batch.id] <= self.world.at]
-        page = [self._as_batch(batch) for batch in reversed(shown)]
-        self.world.point()
-        yield from (batch for batch in page if (batch.created_at or 0.0) >= since)  # no older one by chance
+    def batch_page(self, after: str | None = None) -> BatchPage:
+        """Two batches a page: a walk may fail half way, and finds nothing older than it goes back to by chance."""
+        page = super().batch_page(after)
+        return BatchPage(batches=page.batches[:2], more=page.more or len(page.batches) > 2)
+
+    def _shows(self, batch: FakeBatch) -> bool:
+        return self._shown_at[batch.id] <= self.world.at
 
     def _called(self, method: str, argument: str, effect: Callable[[], Any]) -> Any:
         if method in ("create_batch", "cancel_batch"):

@@ -18,7 +18,7 @@ from batchpipe.config.settings import Settings
 from batchpipe.errors import InvalidInput, Refused
 from batchpipe.model.records import JobRecord, Problem, ShardRecord, Stage, State, new_job_id
 from batchpipe.model.requests import MAX_MODEL, check_request
-from batchpipe.model.views import job_view, json_of_job
+from batchpipe.model.views import job_view, json_of_job, shard_view
 from batchpipe.pipeline.manifest import noted_workspaces, pretty, prune_workspaces
 from batchpipe.pipeline.messages import Message
 from batchpipe.pipeline.republish_many import PUBLISHED_AT_ONCE
@@ -203,11 +203,13 @@ def test_status_shows_what_is_in_trouble_and_sums_of_the_rest(capsys: pytest.Cap
     seen = _Seen()
     for shard in many(5_000):
         seen.add(shard)
-    _print_shards(seen)
+    shown = seen.lines()
+    _print_shards(seen, shown, [shard_view(shard) for shard in shown])
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == MOST_LINES + 2
+    assert len(lines) == MOST_LINES + 4
     assert lines[0] == "shards    5,000: 2,500 collected, 2,500 created; 1 in trouble"
-    assert "! why" in lines[1]
+    assert lines[1].startswith("SHARD ")
+    assert lines[3].strip() == "! why"
     assert lines[-1] == "and 4,900 more shards: --json has them all"
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from click.testing import CliRunner
 
 from batchpipe.cli import cli
 from batchpipe.errors import AmbiguousResult
-from batchpipe.model.provider import Batch
+from batchpipe.model.provider import BatchPage
 from batchpipe.model.records import JobRecord, Problem, Stage, State, new_job_id
 from batchpipe.store import Store
 from batchpipe.testing import FakeOpenAI, Pump, Vanished
@@ -24,17 +24,18 @@ Rows = Callable[..., list[dict[str, object]]]
 HOUR = 3_600.0
 
 
-class StrictOpenAI(FakeOpenAI):
-    """Its list holds nothing that is older than it is asked for: no batch is found by chance."""
+class ShortPages(FakeOpenAI):
+    """A batch a page: a walk sees at most one that is older than it has to go back, so none is found by chance."""
 
-    def iter_batches(self, since: float) -> Iterator[Batch]:
-        yield from (batch for batch in super().iter_batches(since) if (batch.created_at or 0.0) >= since)
+    def batch_page(self, after: str | None = None) -> BatchPage:
+        page = super().batch_page(after)
+        return BatchPage(batches=page.batches[:1], more=page.more or len(page.batches) > 1)
 
 
 @pytest.fixture
 def pump(tmp_path: Path) -> Pump:
     """Two rows a shard; a batch ends when the provider is told so."""
-    return Pump(tmp_path, api=StrictOpenAI(), max_rows=2)
+    return Pump(tmp_path, api=ShortPages(), max_rows=2)
 
 
 def pass_time(pump: Pump, seconds: float, pace: float = 5.0) -> None:
@@ -88,12 +89,12 @@ def test_the_pause_of_an_account_ends_in_time_though_the_clock_is_set_back(pump:
 
 def test_polls_of_an_account_are_granted_though_the_clock_is_set_back(pump: Pump) -> None:
     """The budget fills again."""
-    while not pump.store.accounts.take_rate_token("default", per_second=1.0, burst=2.0):
+    while not pump.store.accounts.take_rate_token("default", per_second=1.0)[1]:
         pass
     pump.redis_off = -HOUR
     pump.store.due.note_sweep()
-    pump.advance(3.0)
-    assert pump.store.accounts.take_rate_token("default", per_second=1.0, burst=2.0) == 0
+    pump.advance(4.0)
+    assert pump.store.accounts.take_rate_token("default", per_second=1.0) == ("slot", 0)
 
 
 def test_that_the_clock_was_set_back_is_logged_once(pump: Pump, caplog: pytest.LogCaptureFixture) -> None:
@@ -111,12 +112,20 @@ def test_a_batch_is_found_though_the_clock_was_an_hour_ahead_when_it_was_made(pu
     pump.redis_off = HOUR
     job_id = pump.submit(chat_rows(2))
     pump.api.fail_next("create_batch", AmbiguousResult("the answer is lost"), processed=True)
+    pump.api.hide_from_list("batch_0001")
     pass_time(pump, 1.0)
     assert pump.shards(job_id)[0].calls
+    [made] = pump.api.batches.values()
+    for _ in range(2):  # of others, later: the list is not read to its end by chance
+        key = {"batchpipe_key": "job_other:0:1"}
+        pump.api.create_batch(
+            endpoint="/v1/x", completion_window="24h", input_file_id=made.input_file_id, metadata=key, extra={}
+        )
+    pump.api.hide_from_list(False)
     pump.redis_off = 0.0
     pass_time(pump, 150.0)
-    assert len(pump.api.batches) == 1
-    assert pump.shards(job_id)[0].stage == Stage.CREATED
+    assert len(pump.api.batches) == 3
+    assert pump.shards(job_id)[0].batch_id == made.id
 
 
 def test_a_call_that_may_still_be_under_way_is_waited_for_when_the_clock_leaps_forward(
@@ -140,7 +149,7 @@ def test_a_call_that_may_still_be_under_way_is_waited_for_when_the_clock_leaps_f
 def test_whatever_the_clock_does_each_row_is_paid_for_once(tmp_path: Path, chat_rows: Rows, seed: int) -> None:
     """It is moved back and forth by hours between turns, while workers vanish and answers are lost."""
     maker = random.Random(seed)
-    pump = Pump(tmp_path, api=StrictOpenAI(autofinish=True), max_rows=2)
+    pump = Pump(tmp_path, api=ShortPages(autofinish=True), max_rows=2)
     job_id = pump.submit(chat_rows(8))
     for _ in range(60):
         if maker.random() < 0.3:

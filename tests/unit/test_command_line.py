@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from batchpipe.cli import cli
-from batchpipe.cli.jobs import name_of
+from batchpipe.cli.listing import name_of
 from batchpipe.masking import printable
 from batchpipe.model.records import JobRecord
 

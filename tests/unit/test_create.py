@@ -12,15 +12,13 @@ import pytest
 from batchpipe.errors import AmbiguousResult, Gone, LeaseLost, Paused, Refused, Unavailable
 from batchpipe.model.records import JobRecord, Move, ShardRecord, Stage
 from batchpipe.model.retry import FILE_UNFOUND
-from batchpipe.pipeline.steps.create import (
-    CANCELLED,
-    MAX_UPLOADS,
-    MOST_CALLS,
-    UNREAD_SECONDS,
-    GiveUp,
-    Over,
-    create,
-)
+from batchpipe.pipeline.create_actions import CANCELLED, GiveUp, Over, Settled
+from batchpipe.pipeline.create_search import MOST_CALLS, UNREAD_SECONDS
+from batchpipe.pipeline.looks import Walk
+from batchpipe.pipeline.noted_walks import NotedWalk, telling_walk
+from batchpipe.pipeline.steps.create import MAX_UPLOADS, create
+from batchpipe.pipeline.unanswered import Search
+from batchpipe.pipeline.walks import BEGINNING, is_past
 from batchpipe.testing import FakeOpenAI
 
 JOB = JobRecord(id="job_x", metadata={"team": "a"}, extra={"output_expires_after": {"seconds": 1}})
@@ -35,11 +33,16 @@ class FakeTurn:
     unseen_seconds, refusal_seconds = DAY, 6 * 3_600.0
     lists_batches, echoes_metadata, resend_unanswered = True, True, False
 
-    def __init__(self, verdicts: dict[str, str] | None = None) -> None:
+    def __init__(self) -> None:
         self.at = NOW
+        self.api: FakeOpenAI
+        self.shard: ShardRecord  #: whose turn it is
+        self.walks: list[NotedWalk] = []
+        self.elsewhere = False  #: somebody else walks just now
+        self.settled: str | None = None
         self.cancelled = self.late = self.lost = False
         self.done: list[str] = []
-        self.verdicts = verdicts or {}
+        self.verdicts: dict[str, str] = {}
         self.recorded: str | None = None
         self.others: dict[str, ShardRecord] = {}  #: batches that records of other shards name
 
@@ -56,7 +59,61 @@ class FakeTurn:
     def leapt(self, since: float) -> bool:
         return False
 
-    def intend(self) -> bool:
+    # -- the list, as for the visitor of looks
+
+    @property
+    def own(self) -> tuple[str, int]:
+        return (self.shard.job, self.shard.index)
+
+    def walk(self, after: float, since: float) -> NotedWalk | Settled | None:
+        if (known := self.told(after, since)) is not None:
+            return known
+        if self.elsewhere:
+            return None
+        search = Search(self, self.api, reads=True)
+        begun, name, reached = self.at, None, BEGINNING
+        while True:
+            page = self.api.batch_page(name)
+            search.visit(page.batches, frozenset())
+            if not page.more:
+                break
+            name = page.batches[-1].id
+            if is_past(page.batches, since):
+                reached = page.batches[-1].created_at or BEGINNING
+                break
+        search.walked(Walk("default", begun, self.at, reached, whole=True, jumped=False))
+        return Settled(here=self.settled == "ok") if self.settled else self.told(after, since)
+
+    def told(self, after: float, since: float) -> NotedWalk | None:
+        return telling_walk(self.walks, after=after, since=since, seen_as=self.api.identity)
+
+    def patience(self) -> float:
+        return 60.0
+
+    def spread(self) -> float:
+        return 0.0
+
+    def oldest(self) -> float | None:
+        return (self.shard.intent_at or 0.0) - 300.0
+
+    def unanswered(self, places: Sequence[tuple[str, int]]) -> dict[tuple[str, int], ShardRecord]:
+        return {place: self.shard for place in places if place == self.own}
+
+    def of_files(self, file_ids: Sequence[str]) -> list[tuple[str, int] | None]:
+        files = (self.shard.file_id, *self.shard.unused_files)
+        return [self.own if file_id in files else None for file_id in file_ids]
+
+    def adopt(self, shard: ShardRecord, batch: Any, *, sure: bool) -> str:
+        verdict = self.settle(batch, sure=sure)
+        self.settled = self.settled or verdict
+        return verdict
+
+    def note_walk(self, walk: NotedWalk) -> None:
+        self.walks.append(walk)
+
+    # -- the call
+
+    def intend(self, identity: str) -> bool:
         if self.lost:
             raise LeaseLost
         self.done.append("intend")
@@ -93,6 +150,7 @@ class World:
     def __init__(self) -> None:
         self.api = FakeOpenAI(lambda: self.turn.at)
         self.turn = FakeTurn()
+        self.turn.api = self.api
         self.file_id = self.api.upload(io.BytesIO(b'{"custom_id":"r0"}\n'), "f", lambda: None)
         self.api.calls.clear()
 
@@ -103,9 +161,12 @@ class World:
 
     def unanswered(self, **fields: Any) -> ShardRecord:
         """A shard with a call of which nobody knows what became."""
-        return self.shard(**{"intent_at": NOW - 10, "calls": ["older"], **fields})
+        return self.shard(
+            **{"intent_at": NOW - 10, "calls": ["older"], "latest_call": "older", "call_over_at": NOW - 8, **fields}
+        )
 
     def create(self, shard: ShardRecord, job: JobRecord = JOB) -> Any:
+        self.turn.shard, self.turn.settled = shard, None
         return create(job, shard, self.api, self.turn)
 
     def add_batch(self, key: str | None = "job_x:3:1", file_id: str | None = None) -> str:
@@ -149,7 +210,7 @@ def test_the_intent_is_recorded_before_the_call_and_the_id_after_it(world: World
 def test_without_an_intent_nobody_looks(world: World) -> None:
     """The list is asked only when a call may be unanswered."""
     world.create(world.shard())
-    assert world.api.count("iter_batches") == 0
+    assert world.api.count("batch_page") == 0
 
 
 def test_a_lost_lease_stops_it_before_the_call(world: World) -> None:
@@ -266,19 +327,13 @@ def test_of_several_the_recorded_one_is_never_cancelled(world: World) -> None:
 
 def test_only_batches_since_the_first_intent_are_looked_through(world: World) -> None:
     """Less five minutes, for clocks differ."""
-    for _ in range(250):
+    for number in range(450):
+        world.turn.at = NOW + number
         world.add_batch("job_old:0:1")
-    world.turn.at = NOW + 400.0
-    seen: list[float] = []
-    listing = world.api.iter_batches
-
-    class Watched(FakeOpenAI):
-        def iter_batches(self, since: float) -> Any:
-            seen.append(since)
-            return listing(since)
-
-    create(JOB, world.unanswered(intent_at=NOW + 390.0), Watched(), world.turn)
-    assert seen == [NOW + 90.0]
+    world.create(world.unanswered(intent_at=NOW + 449.0))
+    (walk,) = world.turn.walks
+    assert world.api.count("batch_page") == 4
+    assert NOW + 49 < walk.reached < NOW + 149
 
 
 def test_after_an_empty_look_the_grace_period_begins(world: World) -> None:
@@ -297,7 +352,7 @@ def test_within_the_grace_period_it_looks_but_does_not_call(world: World) -> Non
 def test_after_the_second_empty_look_it_calls_again(world: World) -> None:
     """Under the same key, so that both could be found."""
     assert world.create(world.unanswered(empty_at=NOW - 30)) == Over(settled=True)
-    assert [call.method for call in world.api.calls] == ["iter_batches", "file_status", "create_batch"]
+    assert [call.method for call in world.api.calls] == ["batch_page", "file_status", "create_batch"]
 
 
 def test_what_turns_up_at_the_second_look_is_adopted(world: World) -> None:
@@ -310,7 +365,7 @@ def test_what_turns_up_at_the_second_look_is_adopted(world: World) -> None:
 
 def test_a_list_that_failed_is_no_empty_look(world: World) -> None:
     """Nothing is known, so nothing is called."""
-    world.api.fail_next("iter_batches", Unavailable("busy"))
+    world.api.fail_next("batch_page", Unavailable("busy"))
     with pytest.raises(Unavailable):
         world.create(world.unanswered(empty_at=NOW - 100))
     assert world.api.count("create_batch") == 0
@@ -319,7 +374,7 @@ def test_a_list_that_failed_is_no_empty_look(world: World) -> None:
 def test_where_the_provider_cannot_list_nobody_calls_again(world: World) -> None:
     """A second call might pay twice; the shard says why it waits, and only a cancelled job goes on, without it."""
     shard = world.unanswered(empty_at=NOW - 100)
-    world.api.fail_next("iter_batches", Refused("no list here", status=405), times=2)
+    world.api.fail_next("batch_page", Refused("no list here", status=405), times=2)
     waiting = world.create(shard)
     assert isinstance(waiting, Move)
     assert (waiting.stage, waiting.changes["trouble"].code) == (Stage.UPLOADED, "create_unknown")
@@ -581,7 +636,7 @@ def test_a_call_is_repeated_without_a_list_only_where_that_is_asked_for(world: W
     """After the grace period, as after two empty looks; docs/guarantees.md says what that may cost."""
     world.turn.set(lists_batches=not declared, resend_unanswered=True)
     if not declared:
-        world.api.fail_next("iter_batches", Refused("unknown route", status=404), times=9)
+        world.api.fail_next("batch_page", Refused("unknown route", status=404), times=9)
     first = world.create(world.unanswered())
     assert (first.stage, first.after, first.changes) == (Stage.UPLOADED, 30.0, {"empty_at": NOW})
     world.turn.at += 31
@@ -619,7 +674,7 @@ def test_the_batch_that_an_answer_was_about_is_read_and_adopted_whatever_it_show
     made = world.add_batch()
     world.api.rewrites_files, world.api.echo_metadata = True, False
     assert world.create(world.unanswered(named={made: True})) == Over(settled=True)
-    assert (world.turn.recorded, world.api.count("iter_batches")) == (made, 0)
+    assert (world.turn.recorded, world.api.count("batch_page")) == (made, 0)
 
 
 @pytest.mark.parametrize("about", [True, False])

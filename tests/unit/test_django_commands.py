@@ -61,19 +61,19 @@ def test_it_uses_the_settings_of_the_site(manage: Any) -> None:
 
 
 def test_a_list_says_why_a_job_was_refused(manage: Any, tmp_path: Path) -> None:
-    """Of a long reason the first words, in the job's line; ``status`` has all of it."""
+    """Of a long reason the first words, below the job's line; ``status`` has all of it."""
     job = batchpipe.submit([{"custom_id": "a" * 300, "method": "PUT"}], name="nightly")
     land(tmp_path)
     _, out, _ = manage("list")
-    header, line = out.splitlines()
+    header, line, note = out.splitlines()
     error = job.refresh().error
     assert error is not None
 
-    assert header.split() == ["JOB", "STATE", "CREATED", "ROWS", "OK", "NAME"]
-    assert line.startswith(f"{job.id}  failed ")
-    assert "nightly  ! invalid_input: line 1: " in line
-    assert f"{error.code}: {error.message}"[:90] in line
-    assert len(line.partition("! ")[2]) <= 103
+    assert header.split() == ["NAME", "JOB", "STATE", "ANSWERED", "%", "CREATED"]
+    assert line.split()[:3] == ["nightly", job.id, "failed"]
+    assert note.startswith("  ! invalid_input: line 1: ")
+    assert f"{error.code}: {error.message}"[:90] in note
+    assert len(note) <= 100
 
 
 def test_options_of_django_may_stand_anywhere(manage: Any) -> None:

@@ -43,7 +43,9 @@ class FilesFake:
     def not_for_downloads(self, *arguments: Any) -> Any:
         raise AssertionError("a download needs no more than this")
 
-    file_status = file_name = iter_files = iter_batches = not_for_downloads
+    file_status = file_name = iter_files = iter_batches = batch_page = not_for_downloads
+
+    identity = ""
 
     def retrieve(self, batch_id: str) -> Batch:
         if not self.sees_batch:

@@ -97,7 +97,7 @@ def away_once(api: Lagging) -> None:
 
 def busy_once(pump: Pump) -> None:
     """The first turn may not look: of many shards that come back at once only some may."""
-    pump.store.accounts.take_rate_token("default", per_second=0.1, burst=1.0)
+    pump.store.accounts.take_rate_token("default", per_second=0.1)
 
 
 def lost(pump: Pump) -> None:

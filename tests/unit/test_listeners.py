@@ -74,9 +74,8 @@ def test_commands_say_at_once_that_no_worker_listens_where_a_job_waits(
     job_id = client.submit(chat_rows(1), queue="deep").id
     assert f"workers   {NOBODY}\n" in ask("status", job_id)[0]
     assert ask("status", job_id, "--json")[1] == f"Warning: {NOBODY}\n"
-    assert [line.partition("  ! ")[2] for line in ask("list")[0].splitlines() if job_id in line] == [
-        "no worker on queue deep"
-    ]
+    lines = ask("list")[0].splitlines()
+    assert lines[[job_id in line for line in lines].index(True) + 1] == "  ! no worker on queue deep"
     found = {one["detail"]: one["verdict"] for one in json.loads(ask("doctor", "--json")[0])}
     assert found["no worker listens on queue deep, and 1 job waits"] == "fail"
 

@@ -134,7 +134,8 @@ def test_results_come_in_the_order_of_the_input() -> None:
     """Ok rows in one file, all others in the other; the marks are gone."""
     scene = Scene(ROWS)
     merged = scene.merge()
-    assert merged == Merged(total=5, ok=3, failed=1, missing=1, usage={"total_tokens": 20})
+    usage, reasons = {"total_tokens": 20}, {"- x": 2}
+    assert merged == Merged(total=5, ok=3, failed=1, missing=1, usage=usage, reasons=reasons)
     ids = {
         name: [json.loads(line)["custom_id"] for line in read(scene.output, name).splitlines()]
         for name in ("output.jsonl", "errors.jsonl")

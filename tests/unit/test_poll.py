@@ -20,12 +20,13 @@ from batchpipe.model.records import (
     Status,
     window_seconds,
 )
-from batchpipe.pipeline.steps.poll import MAX_GONE, Pace, poll
+from batchpipe.pipeline.steps.poll import MAX_GONE, Pace, Slot, poll
 from batchpipe.testing import FakeOpenAI
 
 JOB = JobRecord(id="job_x")
 NOW, DAY = 1_000_000.0, 86_400.0
 PACE = Pace(5.0, 600.0)
+NOW_SLOT = Slot()
 
 
 class World:
@@ -39,13 +40,22 @@ class World:
             endpoint="/v1/x", completion_window="24h", input_file_id=file_id, metadata={}, extra={}
         ).id
         self.api.calls.clear()
+        self.asked: list[tuple[str, bool]] = []  #: of the budget
 
     def shard(self, **fields: Any) -> ShardRecord:
         base = {"job": "job_x", "index": 0, "stage": Stage.CREATED.value, "batch_id": self.batch_id}
         return ShardRecord(**{**base, "created_at": NOW - 100, **fields})
 
-    def poll(self, job: JobRecord = JOB, budget: float = 0.0, **fields: Any) -> Any:
-        return poll(job, self.shard(**fields), self.api, now=NOW, pace=PACE, take_rate_token=lambda: budget)
+    def poll(self, job: JobRecord = JOB, slot: Slot = NOW_SLOT, **fields: Any) -> Any:
+        """``slot``: what the account's budget answers."""
+
+        def take_slot(what: str, may_park: bool) -> Slot:
+            self.asked.append((what, may_park))
+            if slot.parked and not may_park:
+                return NOW_SLOT
+            return NOW_SLOT if what in ("news", "booked") and not slot.parked else slot
+
+        return poll(job, self.shard(**fields), self.api, now=NOW, pace=PACE, take_slot=take_slot, patience=7_200.0)
 
 
 @pytest.fixture
@@ -97,11 +107,109 @@ def test_a_snapshot_that_says_final_is_not_waited_for(world: World) -> None:
     assert world.poll(snapshot_at=NOW - 1, status="completed").stage == Stage.ENDED
 
 
-def test_without_budget_nobody_is_asked(world: World) -> None:
-    """The turn ends like any other, and comes back when there is one."""
-    move = world.poll(budget=7.0)
-    assert (move.stage, move.changes, world.api.calls) == (Stage.CREATED, {}, [])
-    assert 7.0 <= move.after <= 600
+@pytest.mark.parametrize(("age", "left"), [(100, 8.0), (3_000, 298.0)])
+def test_a_snapshot_fresher_than_the_pace_of_its_batch_asks_nobody(world: World, age: float, left: float) -> None:
+    """A look has read it, or the create step; its next poll comes a pause after that."""
+    move = world.poll(created_at=NOW - age, snapshot_at=NOW - 2, status="in_progress")
+    assert (move.stage, world.asked, world.api.calls) == (Stage.CREATED, [], [])
+    assert left <= move.after <= left * 1.15
+
+
+def test_without_budget_nobody_is_asked_and_the_slot_is_booked(world: World) -> None:
+    """The turn ends like any other, comes back at its slot, and then needs not ask for one again."""
+    move = world.poll(slot=Slot(7.0))
+    assert (move.stage, move.after, move.changes, world.api.calls) == (Stage.CREATED, 7.0, {"slot_at": NOW + 7}, [])
+    assert world.poll(slot=Slot(7.0), slot_at=NOW - 1).changes["slot_at"] is None
+    assert (world.asked[-1][0], world.api.count("retrieve")) == ("booked", 1)
+
+
+def test_a_turn_before_its_slot_waits_for_it(world: World) -> None:
+    """It was published again, for no reason that needs a look."""
+    move = world.poll(slot=Slot(7.0), slot_at=NOW + 30)
+    assert (move.after, move.changes, world.api.calls) == (30.0, {"slot_at": NOW + 30}, [])
+
+
+def test_a_slot_of_long_ago_counts_no_more(world: World) -> None:
+    """Workers were away: all that was booked meanwhile would be read at once."""
+    world.poll(slot_at=NOW - 3_600)
+    assert world.asked == [("poll", False)]
+
+
+def test_a_full_budget_books_nothing(world: World) -> None:
+    """It asks again then."""
+    move = world.poll(slot=Slot(600.0, booked=False))
+    assert (move.after, move.changes) == (600.0, {"slot_at": None})
+
+
+SEEN: dict[str, Any] = {"snapshot_at": NOW - 60, "status": "in_progress"}
+
+
+def test_a_poll_is_parked_where_looks_watch(world: World) -> None:
+    """Its due time is the safety net, and no look moves that beyond the end of its window and patience."""
+    move = world.poll(slot=Slot(parked=True), **SEEN)
+    assert (move.stage, world.api.calls) == (Stage.CREATED, [])
+    assert 480 <= move.after <= 600
+    assert move.changes == {"parked": True, "park_until": NOW - 100 + DAY + 7_200, "slot_at": None}
+
+
+@pytest.mark.parametrize(
+    ("job", "fields"),
+    [
+        (JobRecord(id="job_x", cancel=True), {}),
+        (JOB, {"overdue_at": NOW - 10}),
+        (JOB, {"status": "cancelling"}),
+        (JOB, {"status": "completed"}),
+        (JOB, {"unfound": 1}),
+        (JOB, {"landing": True}),
+        (JOB, {"news": True}),
+        (JOB, {"snapshot_at": None}),
+        (JOB, {"created_at": NOW - DAY - 7_201, "snapshot_at": NOW - 1}),
+    ],
+)
+def test_what_only_a_poll_can_do_is_not_parked(world: World, job: JobRecord, fields: dict[str, Any]) -> None:
+    """To cancel it, to say that others cancel it, to judge that it is gone or overdue."""
+    move = world.poll(job, slot=Slot(parked=True), **{**SEEN, **fields})
+    assert "parked" not in move.changes
+    assert world.api.calls
+
+
+def test_a_batch_that_was_cancelled_on_our_behalf_may_be_parked(world: World) -> None:
+    """A look sees its end, too."""
+    job = JobRecord(id="job_x", cancel=True)
+    assert world.poll(job, slot=Slot(parked=True), cancel_sent=True, **SEEN).changes["parked"]
+
+
+def test_news_need_no_slot(world: World) -> None:
+    """A webhook has told of its end, or an older worker has seen it in the list."""
+    world.api.finish(world.batch_id)
+    told: list[dict[str, Any]] = [{"news": True}, {"status": "completed", "snapshot_at": NOW - 1}]
+    for fields in told:
+        assert world.poll(slot=Slot(60.0), **fields).stage == Stage.ENDED
+    assert world.asked == [("news", False)] * 2
+
+
+def test_an_end_that_a_look_has_seen_is_not_read_again(world: World) -> None:
+    """Its files and errors are recorded with it; the job's log says how it ended."""
+    seen: dict[str, Any] = {"status": "completed", "end_seen": True, "output_file_id": "file-7", "snapshot_at": NOW - 1}
+    move = world.poll(**seen, counts=Counts(total=1, completed=1, failed=0))
+    assert (move.stage, move.changes["output_file_id"], move.changes["error_file_id"]) == (Stage.ENDED, "file-7", None)
+    assert (world.api.calls, world.asked) == ([], [])
+    assert move.events == [("status", {"batch_id": world.batch_id, "status": "completed"})]
+
+
+def test_an_end_whose_files_a_look_has_not_seen_is_read_until_they_are_there(world: World) -> None:
+    """The list may lag, as the batch itself does."""
+    seen: dict[str, Any] = {
+        "status": "completed",
+        "end_seen": True,
+        "snapshot_at": NOW - 1,
+        "counts": Counts(completed=1),
+    }
+    move = world.poll(**seen)
+    assert (move.stage, move.changes["late_at"], world.api.calls) == (Stage.CREATED, NOW, [])
+    world.api.finish(world.batch_id)
+    assert world.poll(**seen, late_at=NOW - 10).stage == Stage.ENDED
+    assert world.api.count("retrieve") == 1
 
 
 @pytest.mark.parametrize("status", ["validating", "in_progress", "finalizing", "cancelling", "queued_on_mars", None])
@@ -186,8 +294,8 @@ def test_a_job_that_is_cancelled_waits_an_hour_for_a_key_that_sees_its_batch(wor
 def test_a_turn_that_may_not_look_leaves_the_trouble_as_it_is(world: World) -> None:
     """Else the day would start over each time."""
     trouble = Problem(code="batch_unseen", message="?")
-    move = world.poll(budget=3.0, unseen_at=NOW - 60, trouble=trouble)
-    assert move.changes == {"unseen_at": NOW - 60, "trouble": trouble}
+    move = world.poll(slot=Slot(3.0), unseen_at=NOW - 60, trouble=trouble)
+    assert move.changes == {"unseen_at": NOW - 60, "trouble": trouble, "slot_at": NOW + 3}
 
 
 def test_a_batch_that_is_found_again_was_never_gone(world: World) -> None:
@@ -262,7 +370,7 @@ DAY = 86_400.0
 def overdue(world: World, age: float, patience: float | None = 7_200.0, **fields: Any) -> Any:
     job, now = fields.pop("job", JOB), NOW + 60
     shard = world.shard(**{"created_at": now - age, **fields})
-    return poll(job, shard, world.api, now=now, pace=PACE, take_rate_token=lambda: 0.0, patience=patience)
+    return poll(job, shard, world.api, now=now, pace=PACE, take_slot=lambda what, may_park: NOW_SLOT, patience=patience)
 
 
 def test_a_batch_is_waited_for_beyond_its_window_for_a_while(world: World) -> None:
@@ -314,10 +422,10 @@ def test_an_output_file_that_is_named_late_is_waited_for_beside_its_error_file(w
     assert world.poll(late_at=NOW - 1).stage == Stage.ENDED
 
 
-def test_polls_without_budget_do_not_march_in_step(world: World) -> None:
-    """Else all come back in the same second, and each time all but a few find the budget spent."""
-    pauses = {round(world.poll(budget=0.2, created_at=NOW - 5_000).after) for _ in range(200)}
-    assert len(pauses) > 20
+def test_parked_polls_do_not_march_in_step(world: World) -> None:
+    """If looks stop, all would come back in the same second."""
+    pauses = {round(world.poll(slot=Slot(parked=True), **SEEN).after) for _ in range(200)}
+    assert len(pauses) > 50
 
 
 def test_nothing_is_overdue_where_that_is_switched_off(world: World) -> None:

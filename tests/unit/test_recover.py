@@ -649,10 +649,15 @@ def test_a_folder_that_is_not_there_is_refused(pump: Pump) -> None:
 def reading(pump: Pump, **options: Any) -> Report:
     """A dry run, of which it is asserted that it has changed nothing anywhere."""
     client = pump.store.connection.client
-    records = {key: client.dump(key) for key in client.keys("*")}
+
+    def everything() -> dict[Any, Any]:  # the dump of a large hash depends on what was read of it
+        keys = client.keys("*")
+        return {key: client.hgetall(key) if client.type(key) == "hash" else client.dump(key) for key in keys}
+
+    records = everything()
     calls, published = len(pump.api.calls), len(pump.published)
     report = again(pump, dry_run=True)
-    assert {key: client.dump(key) for key in client.keys("*")} == records
+    assert everything() == records
     assert {call.method for call in pump.api.calls[calls:]} <= {"iter_batches", "iter_files", "retrieve"}
     assert len(pump.published) == published
     return report

@@ -12,6 +12,7 @@ from pydantic import SecretStr
 
 from batchpipe.config.account import Account
 from batchpipe.errors import Gone, Paused, Refused, Unavailable
+from batchpipe.model.provider import BatchPage
 from batchpipe.model.records import Problem, Stage, State
 from batchpipe.pipeline.sweep import LIST_SECONDS, sweep
 from batchpipe.store import Connection, Store
@@ -134,10 +135,10 @@ def test_the_record_is_read_after_the_list(tmp_path: Path, chat_rows: Rows) -> N
     class Slow(FakeOpenAI):
         after: Callable[[], None] = staticmethod(lambda: None)
 
-        def iter_batches(self, since: float) -> Any:
-            found = list(super().iter_batches(since))
+        def batch_page(self, after: str | None = None) -> BatchPage:
+            found = super().batch_page(after)
             self.after()
-            return iter(found)
+            return found
 
     pump = Pump(tmp_path, api=Slow())
     job_id = created(pump, chat_rows(1))
@@ -168,12 +169,12 @@ def test_sweeps_share_one_look_into_the_list(pump: Pump, chat_rows: Rows) -> Non
     created(pump, chat_rows(1))
     for _ in range(20):
         sweep(pump.job_runner)
-    assert pump.api.count("iter_batches") == 1
+    assert pump.api.count("batch_page") == 1
     pump.advance(LIST_SECONDS + 1)
     sweep(pump.job_runner)
     sweep(pump.job_runner, listing=True)
     sweep(pump.job_runner, listing=False)
-    assert pump.api.count("iter_batches") == 3
+    assert pump.api.count("batch_page") == 3
 
 
 def test_an_account_without_recent_create_calls_is_not_asked(pump: Pump, chat_rows: Rows) -> None:
@@ -182,9 +183,9 @@ def test_an_account_without_recent_create_calls_is_not_asked(pump: Pump, chat_ro
     pump.api.finish("batch_0001")
     pump.run_until_idle()
     pump.advance(48 * 3_600)
-    asked = pump.api.count("iter_batches")
+    asked = pump.api.count("batch_page")
     sweep(pump.job_runner, listing=True)
-    assert pump.api.count("iter_batches") == asked
+    assert pump.api.count("batch_page") == asked
 
 
 @pytest.mark.parametrize("error", [Unavailable("down"), Refused("no such route"), Gone("no"), Paused("401")])
@@ -192,7 +193,7 @@ def test_a_list_that_fails_does_not_end_the_sweep(pump: Pump, chat_rows: Rows, e
     """The rest is swept, and what was not seen is looked for the next time."""
     job_id = created(pump, chat_rows(1))
     second_batch(pump, job_id)
-    pump.api.fail_next("iter_batches", error)
+    pump.api.fail_next("batch_page", error)
     sweep(pump.job_runner, listing=True)
     assert statuses(pump) == ["validating", "validating"]
     sweep(pump.job_runner, listing=True)
@@ -222,22 +223,16 @@ def test_an_orphan_that_cannot_be_cancelled_does_not_hold_up_the_others(pump: Pu
 
 def test_an_old_orphan_that_could_not_be_cancelled_is_looked_for_again(pump: Pump, chat_rows: Rows) -> None:
     """However far back it lies: lists are read back only to the last one after which nothing was left to do."""
-
-    class Windowed(FakeOpenAI):
-        """A list that ends where it is told to, as one of many batches does."""
-
-        def iter_batches(self, since: float) -> Any:
-            return (batch for batch in super().iter_batches(since) if (batch.created_at or 0.0) >= since)
-
-    pump.api.__class__ = Windowed
     job_id = created(pump, chat_rows(1))
     second_batch(pump, job_id)
     pump.advance(3_600)
+    for _ in range(130):  # beyond the first page
+        second_batch(pump, job_id, batchpipe_job="job_unknown")
     pump.api.fail_next("cancel_batch", Unavailable("down"))
     sweep(pump.job_runner, listing=True)
-    assert statuses(pump) == ["validating", "validating"]
+    assert statuses(pump)[:2] == ["validating", "validating"]
     sweep(pump.job_runner, listing=True)
-    assert statuses(pump) == ["validating", "cancelling"]
+    assert statuses(pump)[:2] == ["validating", "cancelling"]
 
 
 @pytest.mark.parametrize("how", ["paused", "no key", "cannot list"])
@@ -251,7 +246,7 @@ def test_accounts_that_must_or_can_not_be_asked_are_passed_over(tmp_path: Path, 
         account = Account(api_key=SecretStr("k"), lists_batches=False) if how == "cannot list" else Account()
         pump.job_runner.settings = pump.settings.model_copy(update={"accounts": {"default": account}})
     assert sweep(pump.job_runner, listing=True) == 0
-    assert pump.api.count("iter_batches") == 0
+    assert pump.api.count("batch_page") == 0
 
 
 @pytest.mark.parametrize(("account", "said"), [("default", 1), ("sandbox", 0)])
@@ -278,7 +273,7 @@ def test_an_account_that_is_not_in_the_settings_is_warned_of_once_and_that_of_a_
 
     pump.job_runner.settings = elsewhere  # a worker that has it looks at once: its turn was not taken
     sweep(pump.job_runner)
-    assert pump.api.count("iter_batches") == 1
+    assert pump.api.count("batch_page") == 1
 
 
 @pytest.mark.parametrize("index", [-1, 0])

@@ -23,12 +23,12 @@ Rows = Callable[..., list[dict[str, object]]]
 OFTEN = 3 * MAX_TRIES
 
 
-@pytest.mark.parametrize("method", ["upload", "create_batch", "iter_batches", "retrieve", "file_bytes", "download"])
+@pytest.mark.parametrize("method", ["upload", "create_batch", "batch_page", "retrieve", "file_bytes", "download"])
 def test_a_time_limit_that_is_met_again_and_again_gives_no_row_up(tmp_path: Path, chat_rows: Rows, method: str) -> None:
     """It is shown while it lasts, with what a person can change; then the job goes on."""
     pump = Pump(tmp_path, max_rows=2)
     job_id = pump.submit(chat_rows(2))
-    if method == "iter_batches":
+    if method == "batch_page":
         pump.api.fail_next("create_batch", SoftTimeLimitExceeded(), processed=True)
     pump.api.fail_next(method, SoftTimeLimitExceeded(), times=OFTEN)
     while pump.api.count(method) < OFTEN - 1:

@@ -41,7 +41,7 @@ from batchpipe.model.records import JOB, BatchError, JobRecord, Move, ShardRecor
 from batchpipe.model.refusals import is_about_input_file
 from batchpipe.model.views import job_view
 from batchpipe.pipeline.messages import Message
-from batchpipe.pipeline.steps.poll import Pace, poll
+from batchpipe.pipeline.steps.poll import Pace, Slot, poll
 from batchpipe.pipeline.steps.upload import upload
 from batchpipe.provider import Api
 from batchpipe.sandbox import Sandbox
@@ -127,7 +127,9 @@ def test_a_batch_that_failed_with_quoted_words_is_not_created_again(words: str) 
     ).id
     provider.fail(batch_id, [BatchError(code="invalid_request", message=words)])
     shard = ShardRecord(job="job_x", index=0, stage=Stage.CREATED.value, batch_id=batch_id, created_at=now)
-    move = poll(JobRecord(id="job_x"), shard, provider, now=now, pace=Pace(5, 600), take_rate_token=lambda: 0.0)
+    move = poll(
+        JobRecord(id="job_x"), shard, provider, now=now, pace=Pace(5, 600), take_slot=lambda what, may_park: Slot()
+    )
     assert isinstance(move, Move)
     assert (move.stage, move.pause) == (Stage.ENDED, None)
 

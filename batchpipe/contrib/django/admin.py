@@ -217,7 +217,8 @@ def _list(state: str | None, number: int) -> dict[str, Any]:
     client = default_client()
     upto = number * JOBS_PER_PAGE
     jobs = client.list_jobs(state=state, limit=upto + 1)
-    rows = [_job_row(job) for job in jobs[upto - JOBS_PER_PAGE : upto]]
+    shown = jobs[upto - JOBS_PER_PAGE : upto]
+    rows = [_job_row(job, view) for job, view in zip(shown, client.show(shown), strict=True)]
     counts = client.stats().jobs
     states = [{"name": name, "count": count} for name, count in counts.items() if count or name == state]
     return {"rows": rows, "states": states, "more": len(jobs) > upto}
@@ -226,6 +227,7 @@ def _list(state: str | None, number: int) -> dict[str, Any]:
 def _detail(job_id: str) -> dict[str, Any]:
     """Everything of one job. Raises BatchpipeError."""
     from batchpipe.client.client import default_client
+    from batchpipe.model.reasons import name_of_reason
 
     client = default_client()
     job = client.get_job(job_id)
@@ -233,7 +235,8 @@ def _detail(job_id: str) -> dict[str, Any]:
     pause = client.pause_of(job.record.account) if not job.state.ended else None
     events = [_event(event) for event in job.logs()[-MOST_EVENTS:]]
     return {
-        "job": _job_row(job),
+        "job": _job_row(job, client.show([job])[0]),
+        "reasons": [{**reason, "name": name_of_reason(reason)} for reason in job.reasons()],
         "shards": shards,
         "hidden_shards": max(0, job.record.shards - MOST_SHARDS),
         "events": events,
@@ -251,16 +254,19 @@ def _moment(seconds: float | None) -> datetime | None:
     return at if settings.USE_TZ else timezone.make_naive(at)
 
 
-def _job_row(job: client.Job) -> dict[str, Any]:
-    """One job for a list or a page of its own. Raises StoreUnavailable."""
+def _job_row(job: client.Job, view: dict[str, Any]) -> dict[str, Any]:
+    """One job for a list or a page of its own."""
+    from batchpipe.model.reasons import reason_words
     from batchpipe.model.views import not_notified
+    from batchpipe.model.waits import wait_words
 
-    record, view = job.record, job.to_dict(shards=False)
-    trouble = record.trouble.message if record.trouble is not None and not job.state.ended else not_notified(record)
+    record = job.record
+    trouble = wait_words(view["waits_for"]) or not_notified(record)
     return {
         **view,
         "title": printable(job.name or job.id),
         "progress": progress_of(job),
+        "not_ok": printable(reason_words(view["reasons"])),
         "created": _moment(view["created_at"]),
         "ended": _moment(view["ended_at"]),
         "trouble": printable(trouble) if trouble else None,

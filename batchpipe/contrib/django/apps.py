@@ -9,7 +9,7 @@ from django.core import checks
 from django.core.signals import setting_changed
 
 from batchpipe.config.site import DJANGO, Site, current_site, install_site
-from batchpipe.contrib.django import conf, notify, transactions
+from batchpipe.contrib.django import conf, mail, notify, transactions
 from batchpipe.contrib.django.checks import check_deployment, check_site
 
 
@@ -29,6 +29,7 @@ class BatchpipeConfig(AppConfig):
         """From now on settings are read, submits delayed and ends of jobs signalled in Django's way."""
         site = Site(conf.read_settings)
         site.on_commit = transactions.hold
+        site.send_mail = mail.send
         site.receivers[DJANGO] = notify.notify
         install_site(site)
 

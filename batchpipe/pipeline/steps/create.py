@@ -1,14 +1,13 @@
 """The create step: the only call that costs money, made once.
 
 ``POST /v1/batches`` has no idempotency key. So the intent is recorded first, and after a call without a clear answer
-there is no second call before the provider's list has been searched twice, a grace period apart.
+there is no second call before two walks through the provider's list, a grace period apart, have not met a batch of it.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 
@@ -23,90 +22,26 @@ from batchpipe.errors import (
     Unavailable,
 )
 from batchpipe.model.provider import Batch, Provider
-from batchpipe.model.records import LONGEST_PAUSE, JobRecord, Move, Problem, ShardRecord, Stage, Status
+from batchpipe.model.records import JobRecord, Move, Problem, ShardRecord, Stage
 from batchpipe.model.refusals import (
-    believed_at,
     in_words,
     is_about_input_file,
     is_no_room,
     is_unfinished,
-    unseen,
     wait_out,
 )
 from batchpipe.model.retry import FILE_NOT_READY, FILE_UNFOUND
-from batchpipe.pipeline.batch_search import SearchContext, is_ours, look, read_batch
+from batchpipe.pipeline.batch_search import is_ours, read_batch
+from batchpipe.pipeline.create_actions import CANCELLED, HELD_BACK, CreateActions, Ending, GiveUp, Over
+from batchpipe.pipeline.create_search import FIRST_LOOK_SECONDS, search
+from batchpipe.pipeline.surplus import cancel
 
 logger = logging.getLogger(__name__)
 
-#: Pause before the first look for a batch after a create call without a clear answer.
-FIRST_LOOK_SECONDS = 2.0
-
 #: How often a file that stays "not found" is uploaded again.
 MAX_UPLOADS = 6
-
-#: How long we ask for an id from an answer that the provider does not know: reads may lag.
-UNREAD_SECONDS = 300.0
-#: Create calls of one key without a clear answer, if no list tells what they did (RESEND_UNANSWERED).
-MOST_CALLS = 3
 #: Code for a shard that ended because its create calls were answered with batches of other rows, again and again.
 OTHERS_BATCH = "answered_with_other_batch"
-
-HELD_BACK = Problem(
-    code="cancelled_elsewhere",
-    message="not sent: a batch of this job was cancelled at the provider, and nothing more was to be sent",
-)
-CANCELLED = Problem(code="cancelled", message="the job was cancelled before a batch was created")
-
-
-class CreateActions(SearchContext, Protocol):
-    """What this step may do with the shard's record, under its lease."""
-
-    grace_seconds: float
-    lease_seconds: float
-    unseen_seconds: float  #: how long to wait, at least, for what the key does not see
-    refusal_seconds: float  #: how long to wait for a refusal that may pass
-    resend_unanswered: bool  #: the account's settings say that a call without a clear answer may be repeated
-
-    def now(self) -> float:
-        """The time of Redis' clock."""
-
-    def leapt(self, since: float) -> bool:
-        """Whether Redis' clock leapt forward since; if so, the real time that has passed is unknown."""
-
-    def intend(self) -> bool:
-        """Record the intent. Returns whether the job is being cancelled. Raises LeaseLost."""
-
-    def withdraw(self) -> None:
-        """The call was clearly refused, or never made."""
-
-    def too_late_to_call(self) -> bool:
-        """More than half of the lease is gone."""
-
-    def record_named(self, batch_ids: Mapping[str, bool]) -> None:
-        """Record the ids that an unclear answer named (True: that it was about), before anything else is done."""
-
-    def settle(self, batch: Batch, *, sure: bool = False) -> str:
-        """Record the id: ok (this turn is over), late, known, other (another shard's), or cancel (it must not live).
-
-        ``sure``: the batch itself shows our key or file.
-        """
-
-
-class GiveUp(msgspec.Struct, frozen=True):
-    """This shard will have no batch: account for its rows with this reason."""
-
-    problem: Problem
-    refused: bool = False  #: the provider refused; else no answer came for these rows
-
-
-class Over(msgspec.Struct, frozen=True):
-    """The turn is over: ``settled`` by this one, else another turn goes on with the shard."""
-
-    settled: bool
-    after: float = 0.0  #: seconds until the batch is looked at for the first time
-
-
-Ending = Move | GiveUp | Over
 
 
 def create(job: JobRecord, shard: ShardRecord, api: Provider, turn: CreateActions) -> Ending:
@@ -114,39 +49,17 @@ def create(job: JobRecord, shard: ShardRecord, api: Provider, turn: CreateAction
 
     Raises Unavailable, Paused (a clear no that may pass; the intent is withdrawn), LeaseLost, StoreUnavailable.
     """
+    ending: Ending | None = None
     if shard.intent_at is not None:
-        seen = look(job, shard, api, turn)
-        if seen.found:
-            return _adopt(seen.found, shard, api, turn)
-        if seen.doubt and not (turn.resend_unanswered and len(shard.calls) < MOST_CALLS):
-            return _cannot_tell(job, shard, seen.doubt)
-        blind = _cannot_see(job, shard, api, turn)
-        if blind is not None:
-            return blind
-        waiting = _after_empty_look(job, shard, turn, unread=seen.unread)
-        if waiting is not None:
-            return waiting
+        found = search(job, shard, api, turn)
+        ending = _adopt(found, shard, api, turn) if isinstance(found, list) else found
     elif job.cancel or job.send_no_more:
         return GiveUp(CANCELLED if job.cancel else HELD_BACK)
-    return _call(job, shard, api, turn)
-
-
-def _cannot_see(job: JobRecord, shard: ShardRecord, api: Provider, turn: CreateActions) -> Ending | None:
-    """Whether the key can see the calls' input file: only then does a batch that the list lacks prove anything.
-
-    The key of another project sees neither, and a second call would be paid twice. Returns None if it sees the file.
-    """
-    try:
-        api.file_status(shard.file_id or "")
-        return None
-    except Gone as error:
-        now = turn.now()
-        ends = believed_at(job, shard, shard.intent_at, now=now, patience=turn.unseen_seconds)
-        what = f"the input file {shard.file_id}, so it could not see the batch that an unanswered create call made"
-        if now < ends and not job.cancel:
-            return unseen(job, shard, Stage.UPLOADED, what, error, now=now, ends=ends)
-        message = f"a create call got no clear answer, and the key does not see {what}; its rows may be paid"
-        return GiveUp(Problem(code="create_unknown", message=message))
+    if ending is None:
+        ending = _call(job, shard, api, turn)
+    if isinstance(ending, Move) and shard.walk_from is not None:
+        ending = msgspec.structs.replace(ending, changes={"walk_from": None, **ending.changes})
+    return ending
 
 
 def batch_metadata(job: JobRecord, shard: ShardRecord) -> dict[str, str]:
@@ -156,7 +69,7 @@ def batch_metadata(job: JobRecord, shard: ShardRecord) -> dict[str, str]:
 
 
 def _call(job: JobRecord, shard: ShardRecord, api: Provider, turn: CreateActions) -> Ending:
-    if turn.intend():
+    if turn.intend(api.identity):
         turn.withdraw()
         return GiveUp(CANCELLED) if not shard.calls else Move(stage=Stage.UPLOADED)
     if turn.too_late_to_call():  # a worker that was frozen must not call: another may be doing so
@@ -305,19 +218,6 @@ def _refused(shard: ShardRecord, error: Refused) -> Ending:
     return Move(stage=Stage.UPLOADED, after=FIRST_LOOK_SECONDS, changes={"refusal": problem})
 
 
-def _cannot_tell(job: JobRecord, shard: ShardRecord, why: str) -> Ending:
-    """It is unknown whether a call made a batch. Another might pay twice, so there is none until a person decides."""
-    calls = f"{len(shard.calls)} create calls" if len(shard.calls) > 1 else "a create call"
-    message = (
-        f"{calls} got no clear answer, and {why}: a batch may exist there. Look there; then cancel the job, or let "
-        f"the call be repeated ({MOST_CALLS} calls at most) with the account's RESEND_UNANSWERED"
-    )
-    problem = Problem(code="create_unknown", message=message)
-    if job.cancel:
-        return GiveUp(problem)
-    return Move(stage=Stage.UPLOADED, after=60.0, changes={"trouble": problem})
-
-
 def _adopt(found: list[Batch], shard: ShardRecord, api: Provider, turn: CreateActions) -> Ending:
     if len(found) > 1:
         words = "%d batches were found for the same rows: all but one are cancelled"
@@ -339,38 +239,5 @@ def _settle(batch: Batch, shard: ShardRecord, api: Provider, turn: CreateActions
         return _of_another(batch, shard, turn)
     if verdict == "cancel":
         logger.error("batch %s is cancelled: its shard has another", batch.id, extra={"event": "orphan"})
-        _cancel(batch, api)
+        cancel(batch, api)
     return Over(settled=verdict == "ok")
-
-
-def _cancel(batch: Batch, api: Provider) -> None:
-    if batch.status in Status.FINAL:
-        return
-    try:
-        api.cancel_batch(batch.id)
-    except Refused:
-        pass  # it has ended
-    except BatchpipeError as error:
-        logger.error("batch %s could not be cancelled: %s", batch.id, error, extra={"event": "orphan"})
-
-
-def _after_empty_look(job: JobRecord, shard: ShardRecord, turn: CreateActions, *, unread: bool) -> Ending | None:
-    """Nothing was found: wait for the grace period; only after a second look finds nothing, call again (None)."""
-    now, grace = turn.now(), turn.grace_seconds
-    said = {"trouble": shard.trouble} if shard.other_at is not None else {}
-    if shard.empty_at is None or turn.leapt(shard.empty_at):
-        # a turn that lost its lease because the clock leapt may still be making its call
-        more = turn.lease_seconds if turn.leapt(shard.intent_at or 0.0) else 0.0
-        return Move(stage=Stage.UPLOADED, after=more + grace, changes={"empty_at": now + more, **said})
-    left = shard.empty_at + (max(grace, UNREAD_SECONDS) if unread else grace) - now
-    if left > 0.1:  # two readings of a clock
-        return Move(stage=Stage.UPLOADED, after=min(left, max(grace, FIRST_LOOK_SECONDS)), changes=said)
-    if shard.refusal is not None:
-        return GiveUp(shard.refusal, refused=True)
-    if job.cancel or job.send_no_more:
-        return GiveUp(CANCELLED if job.cancel else HELD_BACK)
-    if shard.other_at is not None:  # each pause is as long as the wait so far, so pauses double
-        until = shard.empty_at + min(shard.empty_at - shard.other_at, LONGEST_PAUSE)
-        if (left := min(until, shard.other_at + turn.refusal_seconds) - now) > 0.1:
-            return Move(stage=Stage.UPLOADED, after=left, changes=said)
-    return None

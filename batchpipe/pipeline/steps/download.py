@@ -28,6 +28,7 @@ from batchpipe.model.outcomes import (
     mark_of,
 )
 from batchpipe.model.provider import ProviderReads
+from batchpipe.model.reasons import Tally
 from batchpipe.model.records import BatchError, Counts, JobRecord, Move, Problem, ShardRecord, Stage, Status
 from batchpipe.model.refusals import believed_at, unseen
 from batchpipe.model.requests import custom_id
@@ -280,7 +281,8 @@ def _collect(
     rounds: int = 0,
 ) -> Move:
     name = f"collected/{shard.index:05d}-{shard.try_}-{token}.rows"
-    counts, resend = dict.fromkeys(OutcomeState, 0), 0
+    counts, resend, final = dict.fromkeys(OutcomeState, 0), 0, 0
+    reasons = Tally()
     with ExitStack() as stack:
         requests, out = stack.enter_context(workspace.reader(shard.file)), stack.enter_context(workspace.writer(name))
         before = iter(stack.enter_context(workspace.reader(shard.collected_file or ""))) if shard.landing else None
@@ -291,11 +293,15 @@ def _collect(
                 mark, line = _landed(next(before, b""), mark, line, again=shard.round < rounds)
             counts[OUTCOMES[mark]] += 1
             resend += mark in FOR_NOW
+            final += mark in (OK, FAILED)
+            if mark != OK:
+                reasons.add_line(line, again=mark in FOR_NOW)
             out.write(b"%b%b\n" % (mark, line))
     if sum(counts.values()) != shard.rows:
         numbers = ", ".join(f"{count} {outcome}" for outcome, count in counts.items())
         raise BatchpipeError(f"shard {shard.index} does not add up: {shard.rows} rows, {numbers}", code="rows_lost")
     changes: dict[str, Any] = {"resend": resend, **{outcome.value: count for outcome, count in counts.items()}}
+    changes |= {"answered": final, "reasons": reasons.counts}
     changes["counts"] = Counts(  # if the provider told no usage, what the rows add up to
         total=_or(shard.counts.total, shard.rows),
         completed=_or(shard.counts.completed, counts[OutcomeState.OK]),

@@ -14,6 +14,7 @@ import msgspec
 from batchpipe.errors import WORKSPACE_GONE, BatchpipeError
 from batchpipe.model.answers import OutcomeState, add_usage
 from batchpipe.model.outcomes import FOR_NOW, OUTCOMES
+from batchpipe.model.reasons import Reason, Tally
 from batchpipe.model.records import JobRecord, Problem, ShardRecord
 from batchpipe.pipeline.results import ERRORS, INDEX, OUTPUT, WORKING, ResultIndex, Round, iter_last
 from batchpipe.storage import Checkpoint, Draft, Folder
@@ -41,7 +42,7 @@ class Overview:
 
 class Merged(msgspec.Struct, frozen=True, kw_only=True):
     """The row counts of a job: ``total == ok + failed + missing``; ``usage`` in tokens, over all rounds;
-    ``incomplete``: rows that are ok and ended early, by reason."""
+    ``incomplete``: rows that are ok and ended early, by reason; ``reasons``: rows that are not ok, by reason."""
 
     total: int = 0
     ok: int = 0
@@ -49,6 +50,7 @@ class Merged(msgspec.Struct, frozen=True, kw_only=True):
     missing: int = 0
     usage: dict[str, int] = {}
     incomplete: dict[str, int] = {}
+    reasons: dict[str, int] = {}
 
 
 def merge(
@@ -77,8 +79,9 @@ def merge(
         for folder, name in _places(workspace, output):
             drafts.append(folder.draft(name))
             stack.callback(drafts[-1].discard)
-        counts, sizes = _write(known.rounds(job), workspace, drafts, check)
-        merged = known.account(counts)
+        reasons = Tally()
+        counts, sizes = _write(known.rounds(job), workspace, drafts, reasons, check)
+        merged = known.account(counts, reasons.counts)
         record_place(*sizes)
         for draft in drafts:
             check()
@@ -104,7 +107,7 @@ def merge_what_is_left(
     Raises StorageTrouble.
     """
     last, planned, usage = len(job.order_files), 0, dict[str, int]()
-    counts, sizes = dict.fromkeys(OutcomeState, 0), [0, 0]
+    counts, sizes, reasons = dict.fromkeys(OutcomeState, 0), [0, 0], Tally()
     with ExitStack() as stack:
         drafts = []
         for folder, name in _places(workspace, output):
@@ -120,6 +123,8 @@ def merge_what_is_left(
                 if outcome is None or (line[:1] in FOR_NOW and shard.round < last):
                     continue  # it was sent again, so its outcome is in a later round
                 place = 0 if outcome is OutcomeState.OK else 1
+                if place:
+                    reasons.add_line(line[1:])
                 drafts[place].write(line[1:])
                 sizes[place] += len(line) - 1
                 counts[outcome] += 1
@@ -131,7 +136,10 @@ def merge_what_is_left(
             draft.commit()
     ok, failed = counts[OutcomeState.OK], counts[OutcomeState.FAILED]
     missing = max(planned - ok - failed, counts[OutcomeState.MISSING])
-    return Merged(total=ok + failed + missing, ok=ok, failed=failed, missing=missing, usage=usage)
+    if unnamed := missing - counts[OutcomeState.MISSING]:
+        reasons.add(Reason(f"- {WORKSPACE_GONE}"), unnamed)
+    total = ok + failed + missing
+    return Merged(total=total, ok=ok, failed=failed, missing=missing, usage=usage, reasons=reasons.counts)
 
 
 def _lines_left(shard: ShardRecord, workspace: Folder) -> Iterator[bytes]:
@@ -145,9 +153,11 @@ def _places(workspace: Folder, output: Folder) -> list[tuple[Folder, str]]:
 
 
 def _write(
-    rounds: Sequence[Round], workspace: Folder, drafts: list[Draft], check: Callable[[], None]
+    rounds: Sequence[Round], workspace: Folder, drafts: list[Draft], reasons: Tally, check: Callable[[], None]
 ) -> tuple[dict[OutcomeState, int], tuple[int, int]]:
-    """Returns the number of rows of each outcome, and the bytes of the files of ok rows and of the others."""
+    """Returns the number of rows of each outcome, and the bytes of the files of ok rows and of the others. The
+    ``reasons`` of those are added up.
+    """
     output, errors, index = drafts
     runs = ResultIndex(index.file)
     counts, size, size_ok = dict.fromkeys(OutcomeState, 0), 0, 0
@@ -159,6 +169,8 @@ def _write(
                 raise BatchpipeError("a collected file is damaged", code="rows_lost")
             ok = outcome is OutcomeState.OK
             (output if ok else errors).write(line[1:])
+            if not ok:
+                reasons.add_line(line[1:])
             counts[outcome] += 1
             size += len(line) - 1
             size_ok += (len(line) - 1) * ok
@@ -193,7 +205,7 @@ class _Known:
             raise BatchpipeError(f"{last} rounds, and {len(job.order_files)} order files", code="rows_lost")
         return [Round(order, self.files.get(number, {})) for number, order in enumerate(job.order_files, 1)]
 
-    def account(self, counts: dict[OutcomeState, int]) -> Merged:
+    def account(self, counts: dict[OutcomeState, int], reasons: dict[str, int]) -> Merged:
         """Raises BatchpipeError, with the numbers, unless every row is there exactly once."""
         self._check_rounds()
         total, again = self._rows[1], self._rows.total() - self._rows[1]
@@ -204,6 +216,7 @@ class _Known:
             missing=counts[OutcomeState.MISSING],
             usage=self._usage,
             incomplete=self._incomplete,
+            reasons=reasons,
         )
         ok, not_ok = self._ok, self._not_ok - again
         if (merged.ok, merged.failed + merged.missing) != (ok, not_ok) or ok + not_ok != total:

@@ -1,4 +1,7 @@
-"""The poll step: one look at a batch. It occupies no worker while it waits; the task is retried by countdown."""
+"""The poll step: one look at a batch. It occupies no worker while it waits; the task is retried by countdown.
+
+Where many batches are in flight, looks read the list for all of them (``pipeline.looks``), and polls are parked.
+"""
 
 from __future__ import annotations
 
@@ -38,6 +41,24 @@ MOST_WINDOW_SECONDS = 30 * 86_400.0
 #: How long we wait for a batch to end that was cancelled because it did not end in time.
 GIVE_UP_SECONDS = 86_400.0
 
+#: After so long, about, a parked poll is due, if no look moves that on.
+SAFETY_NET_SECONDS = 600.0
+#: A slot that was booked holds so much longer. Later the read counts as a new one: workers may have been away.
+SLOT_KEPT_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class Slot:
+    """When this account may be asked about this batch."""
+
+    wait: float = 0.0  #: seconds until then; 0: now
+    booked: bool = True  #: the slot is this read's; False: ask again then
+    parked: bool = False  #: never mind: looks watch it
+
+
+#: Takes what it is asked for (``poll``; ``news``, at once; ``booked``: it has its slot), and whether it may be parked.
+TakeSlot = Callable[[str, bool], Slot]
+
 
 @dataclass(frozen=True)
 class Pace:
@@ -59,25 +80,26 @@ def poll(
     *,
     now: float,
     pace: Pace,
-    take_rate_token: Callable[[], float],
+    take_slot: TakeSlot,
     patience: float | None = None,
     files_patience: float = 21_600.0,
     unseen_seconds: float = 86_400.0,
 ) -> Move | Problem:
-    """Look once. Returns where to go, or the Problem why the batch is gone for good.
+    """Look once, if nobody has of late. Returns where to go, or the Problem why the batch is gone for good.
 
-    ``take_rate_token`` returns the seconds until this account may ask again (0: now). How many seconds we wait:
-    ``patience`` for a batch after its completion window (None: for ever), ``unseen_seconds``, at least, for one that
-    this key does not see, ``files_patience`` for files after the batch's end, if it counts answers and names no file.
-    Raises Unavailable, Paused, Refused.
+    How many seconds we wait: ``patience`` for a batch after its completion window (None: for ever),
+    ``unseen_seconds``, at least, for one that this key does not see, ``files_patience`` for files after the batch's
+    end, if it counts answers and names no file. Raises Unavailable, Paused, Refused.
     """
     pause = pace.after(now - (shard.created_at or now))
-    if not _must_end(job, shard) and _is_fresh(shard, now, pace):
-        return Move(stage=Stage.CREATED, after=pause, changes=_as_before(shard))
-    wait = take_rate_token()
-    if wait > 0:
-        after = max(wait, random.uniform(0.2, 1.0) * min(pause, 12 * pace.shortest))
-        return Move(stage=Stage.CREATED, after=after, changes=_as_before(shard))
+    if (ended := _seen_to_end(shard)) is not None:
+        return _moved(job, shard, ended, now, pause, files_patience)
+    until = _looks_until(job, shard, patience)
+    may_park = _is_for_looks(job, shard) and (until is None or until > now)
+    if may_park and (left := _fresh_for(shard, now, pace)) > 0:
+        return Move(stage=Stage.CREATED, after=left, changes=_as_before(shard))
+    if (later := _later(shard, now, take_slot, until, may_park)) is not None:
+        return later
     try:
         batch = _cancelled_or_read(job, shard, api)
     except Gone as error:
@@ -146,13 +168,62 @@ def _overdue(shard: ShardRecord, batch: Batch, now: float) -> Move:
     return Move(stage=Stage.CREATED, changes=changes, events=[("overdue", {"batch_id": shard.batch_id})])
 
 
-def _is_fresh(shard: ShardRecord, now: float, pace: Pace) -> bool:
-    """The create step has just read the status: no need to ask again."""
-    return (
-        shard.snapshot_at is not None
-        and shard.status not in Status.FINAL
-        and now - shard.snapshot_at < pace.shortest / 2
+def _fresh_for(shard: ShardRecord, now: float, pace: Pace) -> float:
+    """The create step, or a look, has just read the status: for so many seconds nobody need ask again."""
+    if shard.snapshot_at is None:
+        return 0.0
+    age, pause = now - shard.snapshot_at, pace.after(now - (shard.created_at or now))
+    return max(pause - age, pace.shortest / 2) if age < pause / 2 else 0.0
+
+
+def _seen_to_end(shard: ShardRecord) -> Batch | None:
+    """The ended batch as a look has seen it; None if the provider must be asked."""
+    if not shard.end_seen or shard.status not in Status.FINAL or shard.landing or shard.late_at is not None:
+        return None
+    return Batch(
+        id=shard.batch_id or "",
+        status=shard.status,
+        counts=shard.counts,
+        output_file_id=shard.output_file_id,
+        error_file_id=shard.error_file_id,
+        errors=shard.errors,
     )
+
+
+def _later(shard: ShardRecord, now: float, take_slot: TakeSlot, until: float | None, may_park: bool) -> Move | None:
+    """Not now: looks watch it, until a given time at most, or the account has its next slot later. None: now."""
+    if shard.news or (shard.status in Status.FINAL and shard.late_at is None and not shard.landing):
+        slot = take_slot("news", False)
+    elif shard.slot_at is not None and now < shard.slot_at + SLOT_KEPT_SECONDS:
+        slot = take_slot("booked", may_park)
+        if not slot.parked and shard.slot_at - now > 0.5:
+            slot = Slot(shard.slot_at - now)
+    else:
+        slot = take_slot("poll", may_park)
+    if slot.parked:
+        after = SAFETY_NET_SECONDS * random.uniform(0.8, 1.0)
+        changes = {**_as_before(shard), "parked": True, "park_until": until, "slot_at": None}
+        after = after if until is None else min(after, until - now)
+        return Move(stage=Stage.CREATED, after=after, changes=changes)
+    if slot.wait <= 0:
+        return None
+    booked = {"slot_at": now + slot.wait if slot.booked else None}
+    return Move(stage=Stage.CREATED, after=slot.wait, changes=_as_before(shard) | booked)
+
+
+def _is_for_looks(job: JobRecord, shard: ShardRecord) -> bool:
+    """A look can do all that a poll would do for it now."""
+    to_cancel = _must_end(job, shard) and not shard.cancel_sent
+    to_tell = shard.status == "cancelling" and not (shard.cancel_sent or shard.cancelled_elsewhere)
+    is_seen = shard.snapshot_at is not None and not shard.unfound and shard.status not in Status.FINAL
+    return is_seen and not (to_cancel or to_tell or shard.landing or shard.news or shard.overdue_at is not None)
+
+
+def _looks_until(job: JobRecord, shard: ShardRecord, patience: float | None) -> float | None:
+    """From then on a poll must judge whether the batch is overdue; None: never."""
+    if patience is None or shard.created_at is None:
+        return None
+    return shard.created_at + window_seconds(job.completion_window) + patience
 
 
 def _cancelled_or_read(job: JobRecord, shard: ShardRecord, api: Provider) -> Batch:
@@ -174,10 +245,14 @@ def _moved(job: JobRecord, shard: ShardRecord, batch: Batch, now: float, pause: 
         "cancel_sent": _must_end(job, shard) and batch.status in {"cancelling", *Status.FINAL},
         "unfound": 0,
         "unseen_at": None,
+        # what has come since the turn began stays
+        **({"slot_at": None} if shard.slot_at is not None else {}),
+        **({"news": False} if shard.news else {}),
     }
     if changes["cancel_sent"] and not shard.cancel_sent and shard.overdue_at is not None:
         changes["overdue_at"] = now  # no worker was there to cancel it: its time starts now
-    events = [("status", {"batch_id": shard.batch_id, "status": batch.status})] if batch.status != shard.status else []
+    is_news = batch.status != shard.status or shard.end_seen
+    events = [("status", {"batch_id": shard.batch_id, "status": batch.status})] if is_news else []
     hold = _cancelled_elsewhere(job, shard, batch)
     if batch.status not in Status.FINAL:
         return Move(stage=Stage.CREATED, after=pause, changes=changes, events=events, hold=hold)
@@ -247,9 +322,16 @@ def _create_again(shard: ShardRecord, batch: Batch, events: list[tuple[str, dict
             "intent_at": None,
             "calls": None,
             "empty_at": None,
+            "latest_call": None,
+            "call_over_at": None,
+            "called_as": None,
             "overdue_at": None,
             "late_at": None,
             "cancel_sent": False,
+            "end_seen": False,
+            "output_file_id": None,
+            "error_file_id": None,
+            "errors": [],
             "status": None,
             "counts": None,
             "snapshot_at": None,

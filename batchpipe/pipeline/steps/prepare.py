@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import BinaryIO
 
-from batchpipe.errors import InvalidInput, StorageTrouble
+from batchpipe.errors import InvalidInput, StorageTrouble, shortened
 from batchpipe.model.records import JobRecord
 from batchpipe.model.requests import check_request
 from batchpipe.pipeline.shard_files import ShardFiles
@@ -78,7 +78,7 @@ def _scan(
     planner = Planner(files, endpoint, max_rows, max_bytes, bounds=bounds)
     before = input_info(url, rules, check)
     try:
-        rows = _scan_rows(url, endpoint, max_bytes, planner, check, rules)
+        rows = _scan_rows(url, endpoint, max_bytes, planner, check, rules, longest=bounds.custom_id)
     except InvalidInput:
         if input_info(url, rules, check) != before:
             raise _changed(url) from None  # a bad row may be half of one that is being written
@@ -88,15 +88,29 @@ def _scan(
     return Prepared(planner.all(), rows, files.order_file)
 
 
+def _too_long(custom_id: str, longest: int, line: int) -> InvalidInput:
+    message = f"{shortened(custom_id, 40)!r} has {len(custom_id)} characters; the account's provider takes {longest}"
+    return InvalidInput(message, line=line, field="custom_id")
+
+
 def _scan_rows(
-    url: str, endpoint: str, max_bytes: int, planner: Planner, check: Callable[[], None], rules: InputRules
+    url: str,
+    endpoint: str,
+    max_bytes: int,
+    planner: Planner,
+    check: Callable[[], None],
+    rules: InputRules,
+    *,
+    longest: int | None,
 ) -> int:
-    """Check and place every row; returns how many there are."""
+    """Check and place every row; returns how many there are. ``longest``: characters of a ``custom_id``."""
     number = 0
     with DuplicateFinder() as ids:
         with open_input(url, rules, check) as stream:
             for number, line in _numbered_lines(stream, max_bytes, check, rules):
                 request = check_request(line, number, endpoint)
+                if longest is not None and len(request.custom_id) > longest:
+                    raise _too_long(request.custom_id, longest, number)
                 ids.note(request.custom_id)
                 planner.place(request, line)
         if not number:

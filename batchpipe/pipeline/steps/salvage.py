@@ -14,6 +14,7 @@ from batchpipe.errors import Gone, Unavailable
 from batchpipe.model.answers import add_usage, failed_line, read_answer
 from batchpipe.model.outcomes import mark_of
 from batchpipe.model.provider import ProviderReads
+from batchpipe.model.reasons import Reason, Tally
 from batchpipe.model.records import Move, Problem, ShardRecord, Stage
 from batchpipe.storage import Checkpoint, Folder, Scratch, temporary
 
@@ -26,7 +27,9 @@ def salvaged_file(shard: ShardRecord) -> str:
 def lost(shard: ShardRecord, problem: Problem) -> Move:
     """Collect a shard of which nothing is left but the number of its rows."""
     counts = {"ok": 0, "failed": 0, "missing": shard.rows}
-    return Move(stage=Stage.COLLECTED, changes={**counts, "resend": 0, "collected_file": None, "error": problem})
+    reasons = {f"- {problem.code}": shard.rows}
+    changes = {**counts, "resend": 0, "collected_file": None, "error": problem, "answered": 0, "reasons": reasons}
+    return Move(stage=Stage.COLLECTED, changes=changes)
 
 
 def salvage(
@@ -42,6 +45,7 @@ def salvage(
     Rows without an answer are counted as missing; their ids are unknown. Raises Unavailable, StorageTrouble.
     """
     counts, usage, seen = {"ok": 0, "failed": 0}, dict[str, int](), set[bytes]()
+    reasons = Tally()
     with workspace.writer(salvaged_file(shard)) as out:
         for file_id in (shard.output_file_id, shard.error_file_id):
             for line in _lines(api, file_id, check) if file_id else ():
@@ -57,7 +61,12 @@ def salvage(
                 add_usage(usage, answer.usage)
                 kept = line.rstrip(b"\r\n") if answer.ok else failed_line(answer, shard.round)
                 out.write(b"%b%b\n" % (mark_of(answer), kept))
-    changes: dict[str, Any] = {**counts, "missing": shard.rows - len(seen), "resend": 0, "usage": usage}
+                if not answer.ok:
+                    reasons.add_line(kept)
+    if missing := shard.rows - len(seen):
+        reasons.add(Reason(f"- {problem.code}"), missing)
+    changes: dict[str, Any] = {**counts, "missing": missing, "resend": 0, "usage": usage}
+    changes |= {"answered": len(seen), "reasons": reasons.counts}
     changes |= {"collected_file": salvaged_file(shard), "error": problem}
     return Move(stage=Stage.COLLECTED, changes=changes, events=[("salvaged", {**counts, "rows": shard.rows})])
 

@@ -10,10 +10,20 @@ if get(rec, 'last') == token then return { 'ok', 0, 0, 0 } end -- repeated by th
 if not holds(rec, token, now) then return { 'lost' } end
 local from = get(rec, 'stage')
 if stage == '' then stage = from end
+local status, counts, batch = get(rec, 'status'), get(rec, 'counts'), get(rec, 'batch_id')
+local answered, landing = tonumber(get(rec, 'answered') or '0'), flag(rec, 'landing') == 1
 write(rec, 12)
 if from == 'created' then
+  -- a look has seen the end meanwhile: that is not replaced by what was read before, or by a server that lags
+  if stage == 'created' and FINAL[status] and not FINAL[get(rec, 'status')] and get(rec, 'batch_id') == batch then
+    redis.call('HSET', rec, 'status', status, 'counts', counts or '{}')
+  end
   if stage ~= 'created' then redis.call('ZREM', in_flight(ARGV[2], job), ARGV[4]) end
   if stage ~= 'created' or FINAL[get(rec, 'status')] then note_end_of_batch(ARGV[2], rec, job, ARGV[4], now) end
+end
+if from == 'uploaded' then
+  -- the turn that made the latest call has its answer, however unclear: from now on lists show what it made
+  if get(rec, 'latest_call') == token then redis.call('HSET', rec, 'call_over_at', num(now)) end
 end
 release(rec)
 redis.call('HSET', rec, 'last', token)
@@ -23,8 +33,11 @@ elseif ARGV[9] == 'reset' then
   redis.call('HSET', rec, 'tries', '0', 'lost', '0')
 end
 set_stage(rec, stage, now)
+if from == 'uploaded' then note_unanswered(ARGV[2], rec, job, ARGV[4]) end
 local republish, cancel = flag(rec, 'republish'), flag(job, 'cancel')
+if rec ~= job and (from == 'created' or stage == 'collected') then add_answered(rec, job, answered, now) end
 if stage == 'collected' then
+  if not landing then add_reasons(rec, job) end -- else the merge counts anew
   redis.call('ZREM', due, ARGV[4])
   local open = redis.call('HINCRBY', job, 'open', -1)
   if open == 0 and get(job, 'stage') == 'running' then
@@ -34,4 +47,9 @@ if stage == 'collected' then
 end
 if republish == 1 then wait = 0 end
 set_due(rec, due, ARGV[4], lease, now, wait)
+if republish == 1 then
+  redis.call('HDEL', rec, 'parked', 'park_until')
+elseif flag(rec, 'parked') == 1 then
+  redis.call('ZADD', due, num(now + wait), ARGV[4]) -- no message is on its way that could be late
+end
 return { 'ok', republish, cancel, 0 }

@@ -41,6 +41,6 @@ local old = get(rec, 'task_ids') or '[]'
 local epoch = redis.call('HINCRBY', rec, 'epoch', 1)
 redis.call('HINCRBY', rec, 'pubs', 1)
 redis.call('HSET', rec, 'task_ids', ARGV[4])
-redis.call('HDEL', rec, 'republish')
+redis.call('HDEL', rec, 'republish', 'parked', 'park_until')
 set_due(rec, due, ARGV[2], ARGV[3], now, tonumber(ARGV[6]))
 return { 'ok', epoch, stage, get(KEYS[2], 'queue') or '', old }

@@ -25,6 +25,7 @@
 --                             about 2,000 of them. An event lets it live 60 days, the job's closing JOB_TTL_DAYS
 --   jobs             zset     JOB by its created_at (at); the sweep takes out those whose records have expired
 --   jobs:STATE       zset     the same, of the jobs in this state; `cancelling`: those that are to end and have not
+--   job_ids          zset     JOB by 0, so that ids can be found by their beginning; goes with `jobs`
 --   due              zset     member by the time when the sweep takes its message for lost (at): next_at and a margin, or
 --                             the end of its lease. A running job is in it only while `due_from` is set; what else is not
 --                             done, always
@@ -43,9 +44,28 @@
 --                             longer than the pause
 --   inflight:ACCOUNT zset     member of each shard that is `created`, by the time when its batch was made (at): the
 --                             provider's word, else ours; never expires
---   rate:ACCOUNT     hash     token bucket of reads at the provider: tokens (decimal text) that were left at (at); 1 hour
---   listed:ACCOUNT   hash     a listing of the account's batches: begun (at), done (at): when the last one that came
---                             to its end began; never expires
+--   unanswered:ACCOUNT zset   member of each shard with a create call that has no clear answer, by the earliest time that
+--                             its first call may have had at the provider (at); never expires
+--   awaiting_walk:ACCOUNT zset  member of those that wait for a walk through the account's list by walk_from (at); never
+--                             expires
+--   unanswered_files:ACCOUNT hash  id of an input file of these shards -> member; never expires
+--   walks:ACCOUNT    list     JSON of the latest walks through the account's list while creates were unanswered, the
+--                             latest first, 16 at most: see `NotedWalk` in pipeline/noted_walks.py; lives 1 day
+--   walk_failed:ACCOUNT text  the latest walk for an unanswered create failed then (at); 1 minute
+--   rate:ACCOUNT     hash     token bucket of reads at the provider: tokens (decimal text) that were left at (at), below 0 what
+--                             is booked; look_at (at): the next page of a look; 1 hour
+--   listed:ACCOUNT   hash     looks at the account's batches: begun (at): the last one; token (hex), lease_until (at): while
+--                             one is under way; done (at): when the last one began that left nothing to do behind it;
+--                             looked (at): when the last one began that met what is in flight, until (at): up to then
+--                             polls may be parked; whole (at), calls (count): the last one that was whole; ranks (JSON
+--                             {read_at: at, parts: [[at, at, count, count] ..]}): how many batches the list has between
+--                             two times, not in flight and in flight; last (token), ended (at): the one that last
+--                             ended; never expires
+--   watched:ACCOUNT  text     '1': somebody watches a job of the account; 30 s
+--   notification:ID  hash     a notification for one target, see below; lives until it was delivered and 2 days, or given up
+--                             and 30
+--   outbox           zset     ID of each that is not delivered, by its next try (at); 10,000 at most
+--   outbox:dead      zset     ID of each that was given up, by when that was (at); the newest 1,000
 --   metrics          hash     JSON [name of a counter, values of its labels ..] -> count or s (decimal text); never expires
 --   swept            text     when a sweep last came to its end (at); never expires
 --   pruned           hash     name of a list of jobs -> how far the sweep has looked for expired ones in it (count)
@@ -83,6 +103,8 @@
 --   missing        count    rows of which nothing came
 --   usage          JSON     {kind of token: count}
 --   incomplete     JSON     {reason: count} of the rows that are ok and ended early
+--   answered       count    rows that are answered: of a job, the sum over its shards
+--   reasons        JSON     {reason: count} of the rows that are not ok; '~' and the reason: they are sent again
 --   error          JSON     problem: why it failed, or was given up
 --
 -- Fields of a job
@@ -113,6 +135,7 @@
 --   attempts       count    rounds at most
 --   on_done        JSON     {..} Celery signature that is sent at its end
 --   notify_sites   JSON     [names of the receivers of its end]
+--   notify         JSON     [targets that are told of it]
 --   cancel         flag     it is to end; never taken back
 --   hold           JSON     problem: why nothing more is sent until a person decides
 --   hold_at        at       since then
@@ -128,6 +151,8 @@
 --   due_now        flag     `make_due` lets the records live on, and makes them due at once. Only here
 --   open           count    shards of this round that are not collected
 --   total          count    rows of the input
+--   answered_at    at       counts of a shard were last read
+--   answered_before  JSON   [[at, count] ..]: so many were answered then; two at most, five minutes apart
 --   preparing_at   at       its state became that; so for running, finalizing
 --   running_at     at
 --   finalizing_at  at
@@ -151,7 +176,11 @@
 --   intent_at      at       first intent to create under the current key
 --   intent_ahead   s        how much our time may have been ahead of the provider's then
 --   calls          JSON     [tokens of the turns whose create call has no clear answer], 20 at most
+--   latest_call    text     the last of them; else a worker of an older version made it, and the next two are not about it
+--   call_over_at   at       from then on that call is not under way any more, whether its worker lives or not
+--   called_as      text     whose key all of them were made with: a digest (`Provider.identity`); absent: not known
 --   empty_at       at       first search after the latest call that found no batch
+--   walk_from      at       it waits for a walk through the account's list that began then or later
 --   named          JSON     {id of a batch that unclear answers named: whether they were about it}, 8 at most
 --   other_at       at       since then create calls are answered with batches of other shards
 --   refusal        JSON     problem: a clear no while an older call is unanswered
@@ -161,6 +190,11 @@
 --   counts         JSON     {total, completed, failed: count}, the provider's
 --   snapshot_at    at       status and counts were read
 --   over_at        at       a final status of its batch was first recorded
+--   end_seen       flag     status, counts, files and errors are those of one look at the ended batch
+--   news           flag     the provider has said of its own accord that its batch has ended
+--   slot_at        at       its next look at the provider is booked for then
+--   parked         flag     it has no message: looks watch its batch, and its due time is the safety net
+--   park_until     at       no look moves its due time beyond that
 --   cancel_sent    flag     the provider was asked to cancel its batch
 --   cancelled_elsewhere  flag  its batch was cancelled, and not by us
 --   landing        flag     it was given up, and its batch is read again
@@ -176,6 +210,19 @@
 --   planned_at     at       its stage became that; so for uploaded, collected (created_at, ended_at: above)
 --   uploaded_at    at
 --   collected_at   at
+--
+-- Fields of a notification
+--   type           text     job.ended, job.trouble or account.paused
+--   target         text     name in the settings, or a URL
+--   account        text     name of the account
+--   job            text     JOB
+--   body           JSON     what is sent; not once it is delivered
+--   due_at         at       the next try
+--   tries          count
+--   since          at       it was told to be sent again. Only here
+--   delivered_at   at       Only here
+--   dead           flag     it was given up
+--   (created_at, error: a text here, as above)
 --
 -- How to read a script's first lines. KEYS: what it is about; where that is a job, `record` and `job` are the same key; the
 -- last is always `clock`. ARGV: 1 is always the skew (s), 0 but in tests, which move the time by it; `lease` is how long a
@@ -313,6 +360,69 @@ local function pause_of(key, time)
   if found[1] == false then return end
   local left = math.min(tonumber(found[1]) - time(), tonumber(found[4]))
   if left > 0 then return num(left), found[2] or '', found[3] or '' end
+end
+
+-- Called by every script that may have written counts of a batch, or collected a shard: the job's sum of answered rows, so
+-- that a list of jobs reads no shards. `before`: what that sum has of the shard.
+local function add_answered(rec, job, before, now)
+  local shard = redis.call('HMGET', rec, 'stage', 'counts', 'rows', 'answered')
+  local after = tonumber(shard[4]) or 0 -- of a collected one the step has written it
+  if shard[1] ~= 'collected' then
+    local counts = cjson.decode(shard[2] or '{}')
+    after = (tonumber(counts.completed) or 0) + (tonumber(counts.failed) or 0)
+    after = math.max(0, math.min(after, tonumber(shard[3] or '0')))
+    if after ~= before then redis.call('HSET', rec, 'answered', after) end
+  end
+  local known = redis.call('HMGET', job, 'id', 'answered_before')
+  if not known[1] then return end
+  local total = redis.call('HINCRBY', job, 'answered', after - before)
+  local marks = cjson.decode(known[2] or '[]')
+  if #marks == 0 or now - marks[#marks][1] >= 300 then
+    table.insert(marks, { now, total })
+    if #marks > 2 then table.remove(marks, 1) end
+    redis.call('HSET', job, 'answered_before', cjson.encode(marks))
+  end
+  redis.call('HSET', job, 'answered_at', num(now))
+end
+
+-- The same for the reasons of the rows that are not ok, when a shard is collected.
+local function add_reasons(rec, job)
+  local found = get(rec, 'reasons')
+  if not found then return end
+  local total, kinds = cjson.decode(get(job, 'reasons') or '{}'), 0
+  for _ in pairs(total) do kinds = kinds + 1 end
+  for reason, count in pairs(cjson.decode(found)) do
+    if not total[reason] and kinds >= 40 then reason = string.sub(reason, 1, 1) == '~' and '~- other' or '- other' end
+    if not total[reason] then kinds = kinds + 1 end
+    total[reason] = (total[reason] or 0) + count
+  end
+  if kinds > 0 then redis.call('HSET', job, 'reasons', cjson.encode(total)) end
+end
+
+-- Called by every script that may have changed it: whether a shard has a create call without a clear answer, and, for lists
+-- that show no metadata, which input files tell that a batch is its own.
+local function note_unanswered(prefix, rec, job, member)
+  local account = get(job, 'account') or 'default'
+  local zset, files = prefix .. 'unanswered:' .. account, prefix .. 'unanswered_files:' .. account
+  local awaiting = prefix .. 'awaiting_walk:' .. account
+  local intent = get(rec, 'stage') == 'uploaded' and not get(rec, 'batch_id') and tonumber(get(rec, 'intent_at') or '')
+  local was = redis.call('ZSCORE', zset, member)
+  if not (intent or was) then return false end
+  local ids = cjson.decode(get(rec, 'unused_files') or '[]')
+  table.insert(ids, get(rec, 'file_id'))
+  if intent then
+    redis.call('ZADD', zset, num(intent - tonumber(get(rec, 'intent_ahead') or '0')), member)
+    for _, id in ipairs(ids) do redis.call('HSET', files, id, member) end
+    local from = get(rec, 'walk_from')
+    if from then redis.call('ZADD', awaiting, from, member) else redis.call('ZREM', awaiting, member) end
+    return true
+  end
+  redis.call('ZREM', zset, member)
+  redis.call('ZREM', awaiting, member)
+  for _, id in ipairs(ids) do
+    if redis.call('HGET', files, id) == member then redis.call('HDEL', files, id) end
+  end
+  return false
 end
 
 -- claim an output under all of its names (a JSON list), or none; returns the other job, not closed, that has one, and its stage

@@ -7,6 +7,8 @@ local server, PROTOCOL = redis, {
   'index', 'calls', 'created_at', 'shards', 'over_at', 'open', 'owns', 'key', 'drafted', 'due_from', 'due_now', 'intent_at',
   'trouble', 'empty_at', 'named', 'refusal', 'unfound', 'refused_at', 'unseen_at', 'other_at', 'gone_at', 'backoff',
 }
+local OF_PROTOCOL = {}
+for _, field in ipairs(PROTOCOL) do OF_PROTOCOL[field] = true end
 -- for each key: {known: field -> its value, or false where there is none; whole: all of its fields are known; changed: field ->
 -- true; order: the changed fields}
 local hashes, keys = {}, {}
@@ -70,7 +72,7 @@ end
 local function read(key, field)
   local one = hash(key)
   if one.known[field] == nil and not one.whole then
-    if not one.learnt then
+    if not one.learnt and OF_PROTOCOL[field] then
       one.learnt = true
       learn(key, PROTOCOL)
     end

@@ -2,7 +2,8 @@
 -- clears the time of the empty search, and the ids that answers to earlier ones named: whoever calls has settled them. Only
 -- the last few calls are kept.
 -- KEYS: 1 record, 2 job, 3 due, 4 clock
--- ARGV: 1 skew (s), 2 prefix, 3 token, 4 time of the caller's host (at)
+-- ARGV: 1 skew (s), 2 prefix, 3 token, 4 time of the caller's host (at), 5 member, 6 how long the call may be under way, at
+--   most, if its worker vanishes (s), 7 whose key it is made with ('': not known)
 -- -> {'ok', republish, cancel} | {'lost'}
 --  | {'held', republish, 0} the job sends nothing more until somebody decides, or at all; no intent is recorded
 local now = clock(ARGV[1])
@@ -18,8 +19,16 @@ redis.call('HDEL', KEYS[1], 'empty_at', 'named')
 local calls = cjson.decode(get(KEYS[1], 'calls') or '[]')
 local known = false
 for _, call in ipairs(calls) do known = known or call == ARGV[3] end
-if not known then table.insert(calls, ARGV[3]) end
+if not known then
+  -- calls with several keys, or by a worker that does not say with which: then nothing is known of all of them
+  local as = ARGV[7]
+  if #calls > 0 and (get(KEYS[1], 'latest_call') ~= calls[#calls] or get(KEYS[1], 'called_as') ~= as) then as = '' end
+  table.insert(calls, ARGV[3])
+  redis.call('HSET', KEYS[1], 'latest_call', ARGV[3], 'call_over_at', num(now + tonumber(ARGV[6])))
+  if as == '' then redis.call('HDEL', KEYS[1], 'called_as') else redis.call('HSET', KEYS[1], 'called_as', as) end
+end
 while #calls > 20 do table.remove(calls, 1) end
 redis.call('HSET', KEYS[1], 'calls', cjson.encode(calls))
+note_unanswered(ARGV[2], KEYS[1], KEYS[2], ARGV[5])
 redis.call('ZADD', ARGV[2] .. 'accounts', num(now), get(KEYS[2], 'account') or 'default')
 return { 'ok', flag(KEYS[1], 'republish'), flag(KEYS[2], 'cancel') }

@@ -14,7 +14,7 @@ if get(job, 'stage') ~= 'running' then -- it has gone on since
 end
 local function take_up(shard)
   redis.call('HDEL', shard, 'to_land', 'error', 'trouble', 'unseen_at', 'unfound', 'overdue_at', 'backoff', 'snapshot_at',
-    'republish', 'cancel_sent', 'late_at', 'fetched')
+    'republish', 'cancel_sent', 'late_at', 'fetched', 'end_seen', 'slot_at', 'parked', 'park_until')
   redis.call('HSET', shard, 'landing', '1')
   redis.call('HINCRBY', shard, 'epoch', 1)
   set_stage(shard, 'created', now)
@@ -35,6 +35,7 @@ for index = from, last - 1 do
     shard[1] = 'created'
   end
   if shard[1] == 'created' then redis.call('ZADD', in_flight(prefix, job), get(key, 'created_at') or num(now), member) end
+  if shard[1] == 'uploaded' then note_unanswered(prefix, key, job, member) end
   if shard[1] and shard[1] ~= 'collected' and not redis.call('ZSCORE', due, member) then
     if at_once then
       redis.call('HSET', key, 'next_at', num(now), 'wait', '0')

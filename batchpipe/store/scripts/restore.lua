@@ -23,5 +23,6 @@ if flag(job, 'cancel') == 1 then redis.call('ZADD', prefix .. 'jobs:cancelling',
 redis.call('HSET', job, 'running_at', num(now))
 redis.call('ZADD', prefix .. 'accounts', num(now), get(job, 'account') or 'default') -- the sweep watches it
 redis.call('ZADD', prefix .. 'jobs', get(job, 'created_at'), id)
+redis.call('ZADD', prefix .. 'job_ids', 0, id)
 redis.call('ZADD', prefix .. 'jobs:running', get(job, 'created_at'), id)
 return { 'ok' }

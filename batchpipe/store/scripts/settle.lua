@@ -34,12 +34,16 @@ if recorded == batch then
 end
 local key = get(rec, 'job') .. ':' .. get(rec, 'index') .. ':' .. (get(rec, 'try') or '1')
 if key ~= ARGV[5] or recorded or get(rec, 'stage') ~= 'uploaded' then return { 'cancel' } end
+local answered = tonumber(get(rec, 'answered') or '0')
 write(rec, 11)
 redis.call('HSET', rec, 'batch_id', batch)
-redis.call('HDEL', rec, 'over_at', 'calls', 'empty_at', 'named', 'trouble', 'refusal', 'unfound', 'refused_at', 'unseen_at', 'other_at')
+redis.call('HDEL', rec, 'over_at', 'end_seen', 'slot_at', 'parked', 'park_until', 'calls', 'empty_at', 'named', 'trouble', 'refusal', 'unfound', 'refused_at', 'unseen_at', 'other_at')
+redis.call('HDEL', rec, 'latest_call', 'call_over_at', 'called_as', 'walk_from')
 redis.call('SET', ARGV[2] .. 'batch:' .. batch, ARGV[3])
 local live = token ~= '' and holds(rec, token, now)
 set_stage(rec, 'created', now)
+add_answered(rec, job, answered, now)
+note_unanswered(ARGV[2], rec, job, ARGV[3])
 redis.call('ZADD', in_flight(ARGV[2], job), ARGV[10] ~= '' and ARGV[10] or num(now), ARGV[3])
 if FINAL[get(rec, 'status')] then note_end_of_batch(ARGV[2], rec, job, ARGV[3], now) end
 release(rec)

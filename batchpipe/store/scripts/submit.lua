@@ -33,6 +33,7 @@ if KEYS[4] ~= KEYS[1] then redis.call('SET', KEYS[4], id) end
 write(KEYS[1], 12)
 redis.call('HSET', KEYS[1], 'created_at', num(now))
 redis.call('ZADD', prefix .. 'jobs', num(now), id)
+redis.call('ZADD', prefix .. 'job_ids', 0, id)
 redis.call('ZADD', prefix .. 'jobs:pending', num(now), id)
 set_due(KEYS[1], KEYS[3], ARGV[4], ARGV[5], now, 0)
 if ARGV[9] ~= '' then

@@ -1,0 +1,162 @@
+"""Looks: one process at a time reads the list of an account's batches, for all shards, page by page, newest first.
+
+What has changed is recorded, and shards whose batches have ended are published again. Whoever wants to know something
+else of the list is a visitor: it is given each page, and told when the walk has ended.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import uuid
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Protocol
+
+from batchpipe.errors import Gone, LeaseLost, StoreUnavailable
+from batchpipe.model.provider import Batch, BatchPage, ProviderReads
+from batchpipe.pipeline.overdue import republish_or_set_aside
+from batchpipe.pipeline.ranks import Ranks
+from batchpipe.pipeline.runner import Runner
+from batchpipe.pipeline.steps.poll import SAFETY_NET_SECONDS
+from batchpipe.pipeline.walks import BEGINNING, Way, walk
+from batchpipe.store import parse_member
+
+logger = logging.getLogger(__name__)
+
+#: Counts and the time of the last sight are written so often, unless somebody watches.
+COUNTS_SECONDS = 60.0
+#: From the beginning of one look to that of the next, while polls are parked: few in flight, and many. Sweeps come by
+#: every five seconds, so it is a second less than a multiple of that.
+LOOK_SECONDS, LOOK_MANY_SECONDS, MANY = 14.0, 19.0, 500
+#: The same where the provider tells of ends by itself.
+LOOK_WITH_NEWS_SECONDS = 300.0
+#: Parked polls stay so for at least so long after a look.
+GOOD_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class Walk:
+    """A walk through an account's list that came to its end. Times are ours, but for ``reached``."""
+
+    account: str
+    begun: float
+    ended: float
+    reached: (
+        float  #: from the newest batch to those made then, by the provider's clock, none was left out; 0: to the last
+    )
+    whole: bool  #: it left none out on its way
+    jumped: bool  #: behind ``reached`` it read some, and left others out
+    calls: int = 0  #: of the provider
+
+
+class Visitor(Protocol):
+    """Sees what a walk sees."""
+
+    def visit(self, batches: Sequence[Batch], recorded: frozenset[str]) -> None:
+        """One page, or what was read singly; ``recorded``: ids of batches that are known as their shards'.
+
+        What it raises ends the walk: it is then none, and has no ``walked``.
+        """
+
+    def walked(self, walk: Walk) -> None:
+        """The walk has ended, and the next one may begin."""
+
+
+def seconds_between(in_flight: int, per_second: float, *, news: bool = False) -> float:
+    """From the beginning of one look at so many batches to that of the next: a status is then 30 seconds old at most.
+
+    ``per_second``: the account's budget of reads. ``news``: the provider tells of ends by itself (webhooks).
+    """
+    if news:
+        return LOOK_WITH_NEWS_SECONDS
+    least = LOOK_SECONDS if in_flight <= MANY else LOOK_MANY_SECONDS
+    return max(least, 1.2 * (in_flight / 100) / per_second)
+
+
+def look(
+    runner: Runner,
+    account: str,
+    api: ProviderReads,
+    visitors: Sequence[Visitor],
+    *,
+    every: float = 0.0,
+    since: float | None = BEGINNING,
+    watch: bool = True,
+) -> Walk | None:
+    """Walk back to the batches made at ``since`` (the provider's clock) without leaving one out (None: no need), and,
+    to ``watch``, to the oldest batch in flight.
+
+    Returns None if another look is under way, or began less than ``every`` seconds ago. Raises Unavailable, Paused,
+    Refused (the provider cannot list), SettingsError, StoreUnavailable, and what visitors raise: then it was no walk.
+    """
+    reader = _Reader(runner, account, api, visitors)
+    looks = runner.store.looks
+    begun = looks.take(account, reader.token, every=every)
+    if begun is None:
+        return None
+    try:
+        state = looks.state(account)
+        way = Way(looks.in_flight(account), Ranks(state.ranks, state.ranks_read_at), begun)
+        reached = walk(way, reader, since, watch=watch)
+        good = max(GOOD_SECONDS, 2 * every) if watch else None
+        ended = looks.end(
+            account, reader.token, begun=begun, good=good, ranks=way.ranks.dump(), read_at=way.ranks.read_at
+        )
+    except LeaseLost:
+        logger.warning("a look at the batches of account %r took too long", account, extra={"event": "look_lost"})
+        return None
+    except BaseException:
+        with suppress(LeaseLost, StoreUnavailable):
+            looks.give_up(account, reader.token)
+        raise
+    done = Walk(account, begun, ended, reached, whole=not way.jumped, jumped=way.jumped, calls=way.calls)
+    runner.counters.add("looks", account=account)
+    for visitor in visitors:
+        visitor.walked(done)
+    return done
+
+
+class _Reader:
+    """What a look reads with: each call has its slot, and what comes is recorded and shown to the visitors."""
+
+    def __init__(self, runner: Runner, account: str, api: ProviderReads, visitors: Sequence[Visitor]) -> None:
+        self.token = uuid.uuid4().hex
+        self._runner, self._account, self._api, self._visitors = runner, account, api, visitors
+        self._rate = runner.settings.account(account).looks_per_second
+
+    def page(self, after: str | None) -> tuple[BatchPage, set[str]]:
+        self._wait()
+        page = self._api.batch_page(after)
+        return page, self._record(page.batches)
+
+    def single(self, member: str) -> Batch | None:
+        [shard] = self._runner.store.shards.at([parse_member(member)])
+        if shard is None or shard.batch_id is None:
+            return None
+        self._wait()
+        try:
+            batch = self._api.retrieve(shard.batch_id)
+        except Gone:
+            return None  # its own poll judges that
+        self._record([batch])
+        return batch
+
+    def _wait(self) -> None:
+        """Sleep until this read's slot."""
+        store = self._runner.store
+        _, wait = store.accounts.take_rate_token(self._account, per_second=self._rate, what="look")
+        store.looks.renew(self._account, self.token, wait)
+        if wait > 0:
+            self._runner.sleep(wait)
+
+    def _record(self, batches: Sequence[Batch]) -> set[str]:
+        """Returns the shards in flight that were met."""
+        net = SAFETY_NET_SECONDS * random.uniform(0.9, 1.0)
+        seen = self._runner.store.looks.record_page(self._account, batches, every=COUNTS_SECONDS, net=net)
+        for job_id, index in seen.wake:
+            republish_or_set_aside(self._runner, job_id, index, "waiting")
+        for visitor in self._visitors:
+            visitor.visit(batches, seen.recorded)
+        return seen.met

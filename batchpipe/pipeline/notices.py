@@ -1,0 +1,70 @@
+"""Records what people and programs are to be told; ``tasks.delivery`` sends it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+
+from batchpipe.config.settings import Settings
+from batchpipe.config.target import NewsType
+from batchpipe.errors import JobNotFound, RecordUnreadable, StoreUnavailable
+from batchpipe.model.notifications import Notification, account_paused, job_ended, job_trouble
+from batchpipe.model.records import JobRecord, Problem
+from batchpipe.store import Store
+
+logger = logging.getLogger(__name__)
+
+
+class Notices:
+    """Who is told of what: the targets of a job, of its account, and those of all."""
+
+    def __init__(
+        self, settings: Settings, store: Store, deliver_soon: Callable[[str], None] = lambda queue: None
+    ) -> None:
+        """``deliver_soon`` asks a worker of a queue to send what is due; the sweep does so anyhow."""
+        self._settings, self._store, self._deliver_soon = settings, store, deliver_soon
+
+    def job_ended(self, job: JobRecord) -> None:
+        """Call it before the job counts as told: it may be called again. Raises StoreUnavailable."""
+        now = job.ended_at or self._store.now()
+        self._record(
+            [job_ended(job, target, now) for target in self._targets("job.ended", job.account, job)], job.queue
+        )
+
+    def job_trouble(self, job_id: str, event: str, message: str) -> None:
+        """A job needs somebody. Told once in six hours. Raises StoreUnavailable."""
+        try:
+            job = self._store.jobs.get(job_id)
+        except (JobNotFound, RecordUnreadable):
+            return
+        now = self._store.now()
+        targets = self._targets("job.trouble", job.account, job)
+        self._record([job_trouble(job, target, event, message, now) for target in targets], job.queue)
+
+    def account_paused(self, account: str, problem: Problem, seconds: float) -> None:
+        """Told once in six hours for each code, however many shards meet the pause. Raises StoreUnavailable."""
+        now = self._store.now()
+        targets = self._targets("account.paused", account)
+        notes = [account_paused(account, target, problem, seconds, now) for target in targets]
+        self._record(notes, self._settings.queue)
+
+    def _targets(self, kind: NewsType, account: str, job: JobRecord | None = None) -> Iterator[str]:
+        of_account = self._settings.known_account(account).notify
+        names = [*(job.notify if job is not None else ()), *of_account, *self._settings.notify]
+        for name in dict.fromkeys(name if "://" in name else name.lower() for name in names):
+            target = self._settings.targets.get(name)
+            if target is None or kind in target.events:
+                yield name
+
+    def _record(self, notes: list[Notification], queue: str) -> None:
+        answers = [self._store.outbox.add(note) for note in notes]
+        if any(answers):
+            self._deliver_soon(queue)
+
+
+def record_safely(tell: Callable[[], None]) -> None:
+    """For news that is told beside something else: Redis being away must not fail that."""
+    try:
+        tell()
+    except StoreUnavailable as error:
+        logger.warning("not recorded for notification: %s", error, extra={"event": "not_told"})
