@@ -396,5 +396,4 @@ def cancel(job_id: str) -> Job:
 
 
 Job._find = get_job
-
 __all__ = ["BatchResult", "Client", "Job", "JobNotFound", "Outcome", "cancel", "get_job", "list_jobs", "submit"]

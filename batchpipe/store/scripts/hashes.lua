@@ -138,8 +138,10 @@ local OWN = {
   EXISTS = function(key)
     local one = hashes[key]
     if one and one.whole and #one.order == 0 then return next(one.known) and 1 or 0 end
-    if read(key, 'stage') then return 1 end
-    flush_one(key)
+    if one or string.find(key, 'job:', 1, true) or string.find(key, 'shard:', 1, true) then -- of other types there may be
+      if read(key, 'stage') then return 1 end
+      flush_one(key)
+    end
     return server.call('EXISTS', key)
   end,
 }
