@@ -69,8 +69,9 @@ def _state(job: JobRecord, shards: list[ShardRecord]) -> str:
 
 
 def next_look(shards: list[ShardRecord], now: float | None) -> str:
-    """When a batch is looked at next: `next look in 12 s`; empty if that is now, or none is waited for."""
-    waiting = [shard.next_at for shard in shards if shard.stage == Stage.CREATED]
+    """When a batch is looked at next: `next look in 12 s`; empty if that is now, or none is waited for. Those that are
+    parked are looked at with all others, every half minute or so."""
+    waiting = [shard.next_at for shard in shards if shard.stage == Stage.CREATED and not shard.parked]
     if now is None or not waiting or (left := min(waiting) - now) < 1:
         return ""
     return f"next look in {left:.0f} s" if left < 120 else f"next look in {left / 60:.0f} min"
@@ -115,7 +116,9 @@ class _Plain(_Base):
         self._rest(shards)
         self._say_troubles(job, shards)
         now, pause = self._clock(), moment.pause
-        longest = max(PLAIN_SECONDS, min((now - self._started) / 20, LONGEST_PLAIN_SECONDS))
+        longest = PLAIN_SECONDS
+        if (part := (now - self._started) / 20) > 30:
+            longest = min(part, LONGEST_PLAIN_SECONDS)
         if pause is None:
             self._pause_said = None
         elif self._pause_said is None or now - self._pause_said >= longest:

@@ -148,7 +148,7 @@ def _follow(client: Client, job: Job, worker: LocalWorker | None, as_json: bool,
 
 
 #: The fields of shards that a progress display shows.
-_SEEN = (*SHOWN, "calls", "next_at")
+_SEEN = (*SHOWN, "calls", "next_at", "parked")
 
 
 class _Tick:

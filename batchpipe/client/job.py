@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Any, ClassVar, Protocol
 
 import orjson
 
+from batchpipe.client.forecasts import Forecasts
 from batchpipe.client.listeners import Watch
 from batchpipe.client.moments import Moments
 from batchpipe.client.waiting import follow, follow_log
 from batchpipe.config.settings import Settings
-from batchpipe.errors import JobNotFound, PermanentError
+from batchpipe.config.site import current_site
+from batchpipe.errors import JobNotFound, PermanentError, StoreUnavailable
+from batchpipe.model.eta import Eta
 from batchpipe.model.progress import Progress, progress_of_job
 from batchpipe.model.reasons import reasons_view
 from batchpipe.model.records import JobRecord, Problem, ShardRecord, State
@@ -38,6 +41,8 @@ from batchpipe.store.events import LOG_LENGTH
 
 #: Events that the log of a job keeps.
 MOST_EVENTS = LOG_LENGTH
+#: How often a process says that somebody watches, in seconds.
+SAY_SECONDS = 10.0
 #: Shards of a page.
 MOST_SHOWN = 1_000
 
@@ -185,6 +190,7 @@ class Job:
         """
         first, most = max(first, 0), min(max(most, 1), MOST_SHOWN)
         within = range(first, first + most)
+        self._say_that_somebody_watches()
         shards = self._client.store.shards.of_job(self.record, fields=SHOWN, bad="show", within=within)
         return page_view(self._located(), first, shards, self._moment(self.record))
 
@@ -192,7 +198,15 @@ class Job:
         """Its shards as they are recorded now, read several hundred at a time; one that cannot be read is shown as in
         trouble. ``fields``: only these; all others have their defaults. There may be 100,000.
         """
+        self._say_that_somebody_watches()
         return self._client.store.shards.of_job(self.record, fields=fields, bad="show")
+
+    def _say_that_somebody_watches(self) -> None:
+        """Looks then write each count that they see; else once a minute, for there may be ten thousand batches."""
+        account = self.record.account
+        if self.record.stage == State.RUNNING and current_site().is_first_time("watched", account, seconds=SAY_SECONDS):
+            with suppress(StoreUnavailable):  # a Redis that is full can be read all the same
+                self._client.store.looks.note_watched(account)
 
     def _located(self) -> JobRecord:
         return located(self.record, roots=self._client.settings.roots())
@@ -214,6 +228,18 @@ class Job:
     def progress(self) -> Progress:
         """How far it is, as last read: rows answered, of how many, rows per second."""
         return progress_of_job(self.record)
+
+    def eta(self) -> Eta | None:
+        """When its batches have ended, as likely as the last days of their models tell: usually between two times, nine
+        in ten by a third (unix seconds). Its result files follow within a minute or so; rows that fail and are sent
+        again take longer.
+
+        None if it has no batch under way, is held or paused, or where too little is known. Reads up to 1,000 shards.
+        """
+        store = self._client.store
+        if self.refresh().state.ended or store.accounts.pause_of(self.record.account) is not None:
+            return None
+        return Forecasts(store, store.now()).eta(self.record)
 
     def reasons(self) -> list[dict[str, Any]]:
         """Why rows are not ok, as last read, the most frequent first: ``{"code", "status", "count", "sample"}``; the

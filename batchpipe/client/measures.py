@@ -5,15 +5,19 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from batchpipe.model.stats import OpenShards, Stats
-from batchpipe.store import Store
+from batchpipe.store import ModelPace, Store
+from batchpipe.telemetry.counters import OTHER
 
 #: How long the count of the open shards is kept, so that many callers cost no more than one.
 COUNT_SECONDS = 10.0
 #: Accounts with batches created within this time are included, though this host may not have their keys.
 RECENT_SECONDS = 7 * 86_400.0
+#: Models of an account whose turnarounds are measured: the latest to have had one.
+MOST_MODELS = 20
+QUANTILES = (0.5, 0.9, 0.99)
 
 
 @dataclass(frozen=True)
@@ -24,6 +28,24 @@ class Measures:
     open_shards: OpenShards
     paused_seconds: dict[str, float]  #: account -> how much longer it is paused; 0: it is in use
     counts: dict[str, float]  #: what all processes have counted so far; see ``telemetry.counters``
+    late: dict[str, float] = field(default_factory=dict)  #: account -> batches in flight that are said to be late
+    turnarounds: Turnarounds = field(default_factory=lambda: Turnarounds())
+
+
+@dataclass
+class Turnarounds:
+    """How long batches took in the last days, in seconds by (account, model, quantile); without what is not known."""
+
+    took: dict[tuple[str, ...], float] = field(default_factory=dict)
+    queued: dict[tuple[str, ...], float] = field(default_factory=dict)  #: until they began to run
+    batches: dict[tuple[str, ...], float] = field(default_factory=dict)  #: how many, by (account, model)
+
+    def add(self, account: str, model: str, pace: ModelPace) -> None:
+        self.batches[account, model] = pace.took.ended
+        for kind, history in ((self.took, pace.took), (self.queued, pace.queued)):
+            for quantile in QUANTILES:
+                if (seconds := history.quantile(quantile)) is not None:
+                    kind[account, model, str(quantile)] = round(seconds, 1)
 
 
 class Meter:
@@ -47,7 +69,16 @@ class Meter:
         stats, open_shards = store.counters.stats(), self._count_open_shards(store)
         accounts = sorted({"default", *self._accounts(), *store.accounts.creating(stats.now - RECENT_SECONDS)})
         paused = {name: pause.seconds if (pause := store.accounts.pause_of(name)) else 0.0 for name in accounts}
-        return Measures(stats, open_shards, paused, store.counters.read())
+        late = {name: float(store.paces.late(name)) for name in accounts}
+        return Measures(stats, open_shards, paused, store.counters.read(), late, self._turnarounds(store, accounts))
+
+    @staticmethod
+    def _turnarounds(store: Store, accounts: Iterable[str]) -> Turnarounds:
+        found = Turnarounds()
+        for account in accounts:
+            for model in store.paces.models(account, MOST_MODELS):
+                found.add(account, model or OTHER, store.paces.of(account, model))
+        return found
 
     def _count_open_shards(self, store: Store) -> OpenShards:
         with self._lock:  # other callers wait for the count that is under way

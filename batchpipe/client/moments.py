@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
+from batchpipe.client.forecasts import FEW_READ, MOST_READ, Forecasts
 from batchpipe.config.settings import Settings
+from batchpipe.errors import StoreUnavailable
+from batchpipe.model.eta import eta_view
 from batchpipe.model.records import JobRecord
 from batchpipe.model.stats import Pause
 from batchpipe.model.views import Moment
@@ -16,17 +21,31 @@ class Moments:
     def __init__(self, store: Store, settings: Settings) -> None:
         self._store, self._settings = store, settings
         self._now: float | None = None
+        self._forecasts: Forecasts | None = None
         self._pauses: dict[str, Pause | None] = {}
 
     def of(self, job: JobRecord, *, files: bool = False) -> Moment:
         """The moment for one job; nothing is read of Redis for one that has ended. Raises StoreUnavailable.
 
-        ``files``: look for samples of its errors, in the results of a job as ``located`` gives it.
+        ``files``: for one job alone, as ``located`` gives it: look for samples of its errors in its results; and read
+        more of its shards to foresee its end.
         """
         if job.state.ended:
             samples = read_samples(job, roots=tuple(self._settings.roots())) if files else {}
             return Moment(samples=samples)
-        return Moment(now=self.now(), pause=self.pause(job.account))
+        self._watch(job.account)
+        now, pause = self.now(), self.pause(job.account)
+        if pause is not None:  # nobody sees a batch end
+            return Moment(now=now, pause=pause)
+        self._forecasts = self._forecasts or Forecasts(self._store, now)
+        forecast, eta = self._forecasts.of(job.account), self._forecasts.eta(job, MOST_READ if files else FEW_READ)
+        return Moment(now=now, job_eta=eta_view(eta), shard_eta=lambda shard: eta_view(forecast.of_shard(job, shard)))
+
+    def _watch(self, account: str) -> None:
+        """While somebody looks, counts are written by each look at the account's batches."""
+        if account not in self._pauses:
+            with suppress(StoreUnavailable):  # a Redis that takes no writes can still be read
+                self._store.looks.note_watched(account)
 
     def now(self) -> float:
         if self._now is None:

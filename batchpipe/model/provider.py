@@ -15,6 +15,8 @@ from batchpipe.model.records import BatchError, Counts
 
 #: The provider's clock and Redis' may differ by so much.
 CLOCK_SLACK_SECONDS = 300.0
+#: What is beyond is no time in seconds since 1970.
+MOST_TIME = 1e11
 
 
 class Batch(msgspec.Struct, frozen=True, kw_only=True):
@@ -26,11 +28,19 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
     output_file_id: str | None = None
     error_file_id: str | None = None
     created_at: float | None = None
+    in_progress_at: float | None = None
+    finished_at: float | None = None  #: it was completed, or expired, failed or was cancelled
     expires_at: float | None = None
     counts: Counts = Counts()
     errors: list[BatchError] = []
     metadata: dict[str, str] = {}
     usage: dict[str, int] = {}
+
+    @property
+    def times(self) -> dict[str, float]:
+        """Of its times those that a shard's record keeps, and that the provider shows: the changes to record."""
+        shown = {"in_progress_at": self.in_progress_at, "finished_at": self.finished_at}
+        return {name: at for name, at in shown.items() if at is not None and 0.0 < at < MOST_TIME}
 
 
 class BatchPage(msgspec.Struct, frozen=True, kw_only=True):

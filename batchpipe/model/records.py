@@ -236,6 +236,11 @@ class ShardRecord(Record, frozen=True, kw_only=True):
     counts: Counts = Counts()
     snapshot_at: float | None = None  #: when status and counts were read
     over_at: float | None = None  #: when a final status of its batch was first recorded
+    made_at: float | None = None  #: when its batch was made, began to run and ended, by the provider's clock
+    in_progress_at: float | None = None
+    finished_at: float | None = None
+    stalled_at: float | None = None  #: since when its batch is said to be late
+    stall: Problem | None = None  #: how it is late
     end_seen: bool = False  #: status, counts, files and errors are those of one look at the ended batch
     news: bool = False  #: the provider has said of its own accord that the batch has ended: it is read at once
     slot_at: float | None = None  #: its next look at the provider is booked for then
@@ -273,6 +278,14 @@ class ShardRecord(Record, frozen=True, kw_only=True):
     def key(self) -> str:
         """Identifies the batch of this shard and try at the provider (``batchpipe_key`` in its metadata)."""
         return f"{self.job}:{self.index}:{self.try_}"
+
+    @property
+    def born_at(self) -> float | None:
+        """When its batch was made, in our time: one that was found later was made before it was recorded, and the
+        provider's clock may be wrong. With the fields ``made_at``, ``intent_at`` and ``created_at``."""
+        if self.made_at is None or self.created_at is None or self.intent_at is None:
+            return self.created_at
+        return min(max(self.made_at, self.intent_at), self.created_at)
 
     @property
     def upload_name(self) -> str:

@@ -11,6 +11,7 @@ import orjson
 
 from batchpipe.masking import without_secrets
 from batchpipe.model.answers import add_usage
+from batchpipe.model.eta import FORESEEN
 from batchpipe.model.progress import answered_of, progress_of_job, progress_view
 from batchpipe.model.reasons import reasons_view
 from batchpipe.model.records import MAX_NOTIFY_ATTEMPTS, JobRecord, Problem, ShardRecord, Stage
@@ -26,7 +27,7 @@ EARLIER = ".batchpipe"
 #: The fields of shards that a view of a job needs, as they are stored.
 SHOWN = (
     *("round", "batch_id", "status", "rows", "counts", "ok", "failed", "missing", "incomplete"),
-    *("answered", "resend", "trouble"),
+    *("answered", "resend", "stalled_at", "stall", *FORESEEN),
 )
 #: Those that ``metrics_view`` needs in addition.
 MEASURED = (
@@ -43,7 +44,7 @@ class Moment:
     pause: Pause | None = None  #: of the job's account
     samples: Mapping[str, str] = field(default_factory=dict)  #: a message for each reason of rows that are not ok
     job_eta: Mapping[str, Any] | None = None
-    shard_eta: Callable[[ShardRecord], Mapping[str, Any] | None] = lambda shard: None
+    shard_eta: Callable[[ShardRecord], Mapping[str, Any] | None] = lambda shard: None  #: raises StoreUnavailable
 
 
 #: A moment of which nothing is known but the records.
@@ -192,8 +193,16 @@ def shard_view(shard: ShardRecord, moment: Moment = UNKNOWN) -> dict[str, Any]:
             "failed": shard.counts.failed,
         },
         "eta": moment.shard_eta(shard),
+        "late": late_view(shard),
         "waits_for": shard_waits_for(shard),
     }
+
+
+def late_view(shard: ShardRecord) -> dict[str, Any] | None:
+    """Since when, and how, its batch is late: it runs far longer than those of its model usually do."""
+    if shard.stall is None or shard.stage != Stage.CREATED or shard.over_at is not None:
+        return None
+    return {"since": shard.stalled_at, "message": shard.stall.message}
 
 
 def metrics_view(

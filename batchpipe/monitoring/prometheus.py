@@ -7,7 +7,7 @@ result is kept for some seconds. While Redis is away a scrape gets only ``batchp
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import product
 from typing import TYPE_CHECKING, Any
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 PREFIX = "batchpipe_"
 
 UP = "Whether Redis, and so the rest of these numbers, could be read."
-#: name -> help, label. In the order of the output.
+#: name -> help, labels. In the order of the output.
 GAUGES: dict[str, tuple[str, str]] = {
     "jobs": ("Jobs, by state; those that ended as long as their records are kept.", "state"),
     "shards": ("Unfinished shards, by stage.", "stage"),
@@ -46,6 +46,19 @@ GAUGES: dict[str, tuple[str, str]] = {
         "",
     ),
     "account_paused_seconds": ("How much longer an account is paused; 0: it is in use.", ACCOUNT),
+    "late_batches": (
+        "Batches in flight far outside what their model usually takes; `batchpipe status` says how.",
+        ACCOUNT,
+    ),
+    "turnaround_seconds": (
+        "From the making of a batch to its end in the last days, by quantile; models with five batches at least.",
+        f"{ACCOUNT} model quantile",
+    ),
+    "provider_queue_seconds": (
+        "The same until a batch began to run, as the provider says.",
+        f"{ACCOUNT} model quantile",
+    ),
+    "turnaround_batches": ("Batches that ended in the last days, by model.", f"{ACCOUNT} model"),
 }
 
 
@@ -72,13 +85,16 @@ class JobCollector(Collector):
             return
         yield GaugeMetricFamily(f"{PREFIX}up", UP, 1)
         values = _values(found)
-        for name, (words, label) in GAUGES.items():
-            yield _gauge(name, words, label, values[name])
+        for name, (words, labels) in GAUGES.items():
+            yield _gauge(name, words, labels, values[name])
         yield from _counters(found.counts, list(found.paused_seconds))
 
 
-def _values(found: Measures) -> dict[str, float | dict[str, float]]:
-    """The value of each gauge; by its label, if it has one."""
+#: The value of a gauge; by its label, or labels, if it has any.
+Values = float | Mapping[str, float] | Mapping[tuple[str, ...], float]
+
+
+def _values(found: Measures) -> dict[str, Values]:
     stats, shards = found.stats, found.open_shards
     return {
         "jobs": dict(stats.jobs),
@@ -91,13 +107,20 @@ def _values(found: Measures) -> dict[str, float | dict[str, float]]:
         "sweep_age_seconds": max(stats.now - stats.swept, 0.0) if stats.swept is not None else math.inf,
         "clock_ahead_seconds": stats.ahead,
         "account_paused_seconds": found.paused_seconds,
+        "late_batches": found.late,
+        "turnaround_seconds": found.turnarounds.took,
+        "provider_queue_seconds": found.turnarounds.queued,
+        "turnaround_batches": found.turnarounds.batches,
     }
 
 
-def _gauge(name: str, words: str, label: str, value: float | dict[str, float]) -> Metric:
-    family = GaugeMetricFamily(PREFIX + name, words, labels=[label] if label else [])
-    for key, number in value.items() if isinstance(value, dict) else [("", value)]:
-        family.add_metric([key] if label else [], number)
+def _gauge(name: str, words: str, labels: str, value: Values) -> Metric:
+    family = GaugeMetricFamily(PREFIX + name, words, labels=labels.split())
+    if not isinstance(value, Mapping):
+        family.add_metric([], value)
+        return family
+    for key, number in value.items():
+        family.add_metric([key] if isinstance(key, str) else list(key), number)
     return family
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 
-from batchpipe.errors import OnHold, Paused, Unavailable
+from batchpipe.errors import OnHold, Paused, Refused, Unavailable
 from batchpipe.model.provider import Batch, Provider
 from batchpipe.model.records import LONGEST_PAUSE, ShardRecord, Status
 from batchpipe.pipeline.create_actions import Settled
@@ -19,6 +19,8 @@ from batchpipe.store import ShardLease
 
 #: After a walk that failed nobody else walks for so long: who has failed tries again, and sweeps do.
 FAILED_SECONDS = 15.0
+#: So long nobody asks for a list that the provider does not have.
+REFUSED_SECONDS = 50.0
 #: Turns a second, at most, of all shards that wait for a walk of somebody else, should its end not be told.
 TURNS_PER_SECOND = 20.0
 #: How many shards that were cleared together come back in a second.
@@ -63,11 +65,16 @@ class CreateContext:
         if known is not None:
             return known
         records = self._runner.store.unanswered
-        failed_ago = self.now() - records.walk_failed_at(self._account)
-        if failed_ago < FAILED_SECONDS and not self._shard.backoff:
+        failed_at, refused = records.failed_walk(self._account)
+        if refused and 0 <= self.now() - failed_at < REFUSED_SECONDS:
+            raise Refused(refused)
+        if not refused and self.now() - failed_at < FAILED_SECONDS and not self._shard.backoff:
             return None
         try:
             walked = self._walk(since)
+        except Refused as error:
+            records.note_failed_walk(self._account, refused=str(error))
+            raise
         except (Unavailable, Paused):
             records.note_failed_walk(self._account)
             raise

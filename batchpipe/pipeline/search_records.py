@@ -96,6 +96,7 @@ def settle(
             "counts": batch.counts,
             "snapshot_at": runner.store.now(),
             "backoff": 0,
+            **batch.times,
         },
     )
     if settled.verdict in ("ok", "late"):

@@ -155,7 +155,11 @@ class ShardRunner(Runner):
             lease.shard,
             api,
             now=clock.now,
-            pace=Pace(self.settings.poll_min_seconds, self.settings.poll_max_seconds),
+            pace=Pace(
+                self.settings.poll_min_seconds,
+                self.settings.poll_max_seconds,
+                self.store.paces.of(job.account, lease.shard.model).took,
+            ),
             take_slot=slots_for(self.store, self.settings, job.account, lease.shard),
             patience=patience + clock.slack if patience is not None else None,  # the provider's clock may be behind
             files_patience=self.settings.files_patience_seconds,

@@ -20,6 +20,7 @@ from batchpipe.pipeline.overdue import PASS_LENGTH, publish_overdue
 from batchpipe.pipeline.republish_many import republish_rest
 from batchpipe.pipeline.runner import Runner
 from batchpipe.pipeline.search_records import SearchRecords
+from batchpipe.pipeline.stalls import report_late
 from batchpipe.pipeline.unanswered import Search
 from batchpipe.store import LookState
 from batchpipe.telemetry.logs import about
@@ -73,6 +74,7 @@ def look_after_accounts(runner: Runner, *, at_once: bool = False) -> None:
     creating = set(runner.store.accounts.creating(clock.now - LOOK_BACK_SECONDS))
     for account in runner.store.accounts.creating(0.0):
         with about(account=account):
+            report_late(runner, account, clock.now)
             _look_after(runner, account, clock, creating=account in creating, at_once=at_once)
 
 

@@ -15,6 +15,8 @@ from batchpipe.model.records import BatchError, Counts
 MOST_ERRORS, MOST_ERROR_TEXTS, MOST_ERROR_TEXT = 10_000, 100, 500
 #: Characters of a status, and of an id of a file or batch; pairs of metadata (the provider accepts 16), names of usage.
 MOST_STATUS, MOST_ID, MOST_PAIRS = 64, 512, 64
+#: The names of the time at which a batch has ended.
+FINISHED = ("completed_at", "expired_at", "failed_at", "cancelled_at")
 
 
 def json_object(content: bytes) -> dict[str, Any]:
@@ -58,6 +60,8 @@ def parse_batch(value: dict[str, Any]) -> Batch:
         output_file_id=_file_id(value.get("output_file_id")),
         error_file_id=_file_id(value.get("error_file_id")),
         created_at=_number(value.get("created_at")),
+        in_progress_at=_number(value.get("in_progress_at")),
+        finished_at=next((at for name in FINISHED if (at := _number(value.get(name))) is not None), None),
         expires_at=_number(value.get("expires_at")),
         counts=Counts(**{name: _count(counts.get(name)) for name in ("total", "completed", "failed")})
         if isinstance(counts, dict)

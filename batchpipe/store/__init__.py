@@ -10,6 +10,7 @@ from batchpipe.store.connection import Connection
 from batchpipe.store.due import NewEpoch, When, new_task_ids
 from batchpipe.store.lease import ClaimDenied, JobLease, Lease, Renewal, ShardLease, host_clock
 from batchpipe.store.looks import LookState
+from batchpipe.store.paces import ModelPace
 from batchpipe.store.queues import LISTENING_PACE, WaitingMessage
 from batchpipe.store.records import parse_member
 from batchpipe.store.schedules import LastRun
@@ -25,6 +26,7 @@ __all__ = [
     "LastRun",
     "Lease",
     "LookState",
+    "ModelPace",
     "NewEpoch",
     "Renewal",
     "Settled",

@@ -120,8 +120,9 @@ class Jobs:
         index = f"{self._redis.prefix}jobs:{state.value}" if state is not None else f"{self._redis.prefix}jobs"
         found: list[JobRecord] = []
         expired: list[str] = []
-        for start in range(0, 1_000_000, LISTED_AT_ONCE):
-            ids = self._redis.call("zrevrange", index, start, start + LISTED_AT_ONCE - 1)
+        start, size = 0, max(min(limit, LISTED_AT_ONCE), 1)
+        while start < 1_000_000:
+            ids = self._redis.call("zrevrange", index, start, start + size - 1)
             for job_id, fields in zip(
                 ids, self._redis.hashes([self._redis.job_key(job_id) for job_id in ids]), strict=True
             ):
@@ -130,8 +131,9 @@ class Jobs:
                     expired.append(job_id)
                 elif state in (None, job.state):
                     found.append(job)
-            if len(found) >= limit or len(ids) < LISTED_AT_ONCE:
+            if len(found) >= limit or len(ids) < size:
                 break
+            start, size = start + size, LISTED_AT_ONCE
         if expired:  # only now: removing them while paging by rank would skip others
             with suppress(StoreUnavailable):  # a list can be read from a replica, too
                 self._redis.call("zrem", index, *expired)

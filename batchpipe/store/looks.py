@@ -143,10 +143,10 @@ class Looks:
 
 def _as_arguments(batch: Batch) -> tuple[str, ...]:
     """What the script is given of a batch."""
-    fields: dict[str, object] = {}
+    fields: dict[str, object] = dict(batch.times)
     if batch.status in Status.FINAL and len(batch.errors) <= _MOST_ERRORS:
         files = {"output_file_id": batch.output_file_id, "error_file_id": batch.error_file_id}
         found = {**files, "errors": batch.errors}
-        fields = {"end_seen": True, **{name: value for name, value in found.items() if value}}
+        fields |= {"end_seen": True, **{name: value for name, value in found.items() if value}}
     more = orjson.dumps(encode_changes(fields)).decode()
     return batch.id, batch.status or "", encode_value(batch.counts), more

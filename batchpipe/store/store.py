@@ -14,6 +14,7 @@ from batchpipe.store.jobs import Jobs
 from batchpipe.store.leases import Leases
 from batchpipe.store.looks import Looks
 from batchpipe.store.outbox import Outbox
+from batchpipe.store.paces import Paces
 from batchpipe.store.queues import Queues
 from batchpipe.store.schedules import Schedules
 from batchpipe.store.shards import Shards
@@ -42,6 +43,7 @@ class Store:
         self.accounts = Accounts(connection)
         self.unanswered = Unanswered(connection)
         self.looks = Looks(connection)
+        self.paces = Paces(connection)
         self.queues = Queues(connection)
         self.events = Events(connection)
         self.counters = Counters(connection)

@@ -12,6 +12,8 @@ from batchpipe.store.records import parse_member
 MOST_WALKS = 16
 #: How long they are kept, in seconds.
 WALKS_LIVE_SECONDS = 86_400
+#: How long it is known that one failed, and how many characters of a refusal are kept.
+FAILED_LIVES_SECONDS, MOST_REFUSED = 60, 500
 #: Members that one script is given.
 CHUNK = 100
 
@@ -80,11 +82,14 @@ class Unanswered:
         """The latest walks, as they were noted, the latest first."""
         return cast("list[str]", self._redis.call("lrange", f"{self._redis.prefix}walks:{account}", 0, -1))
 
-    def note_failed_walk(self, account: str) -> None:
-        """A walk for an unanswered create has failed just now."""
-        now = self._redis.now()
-        self._redis.call("set", f"{self._redis.prefix}walk_failed:{account}", f"{now:.6f}", ex=60)
+    def note_failed_walk(self, account: str, *, refused: str = "") -> None:
+        """A walk for an unanswered create has failed just now; ``refused``: that it cannot list."""
+        key = f"{self._redis.prefix}walk_failed:{account}"
+        self._redis.call("set", key, f"{self._redis.now():.6f} {refused[:MOST_REFUSED]}", ex=FAILED_LIVES_SECONDS)
 
-    def walk_failed_at(self, account: str) -> float:
-        """When the latest one failed that did within a minute; 0: none did."""
-        return float(self._redis.call("get", f"{self._redis.prefix}walk_failed:{account}") or 0)
+    def failed_walk(self, account: str) -> tuple[float, str]:
+        """When the latest one failed that did within a minute (0: none did), and the words if it was refused."""
+        at, _, refused = str(self._redis.call("get", f"{self._redis.prefix}walk_failed:{account}") or "0").partition(
+            " "
+        )
+        return float(at), refused

@@ -65,6 +65,8 @@ class FakeBatch:
     arguments: dict[str, Any]
     created_at: float
     expires_at: float | None = None
+    in_progress_at: float | None = None
+    finished_at: float | None = None
     status: str = "validating"
     output_file_id: str | None = None
     error_file_id: str | None = None
@@ -162,7 +164,7 @@ class FakeOpenAI(Provider):
         batch.output_file_id = self._add_lines(f"{batch_id}_output.jsonl", done)
         batch.error_file_id = self._add_lines(f"{batch_id}_error.jsonl", not_done)
         batch.counts = Counts(total=len(batch.requests), completed=len(done), failed=len(not_done))
-        batch.status = status
+        batch.status, batch.finished_at = status, self.clock()
 
     def expire(self, batch_id: str, *, after: int = 0) -> None:
         """End a batch as expired, with its first ``after`` rows done."""
@@ -171,7 +173,7 @@ class FakeOpenAI(Provider):
     def fail(self, batch_id: str, errors: Iterable[BatchError | Mapping[str, Any]]) -> None:
         """End a batch as refused by the provider."""
         batch = self.batches[batch_id]
-        batch.status = Status.FAILED
+        batch.status, batch.finished_at = Status.FAILED, self.clock()
         batch.errors = [error if isinstance(error, BatchError) else BatchError(**error) for error in errors]
 
     @property
@@ -372,7 +374,7 @@ class FakeOpenAI(Provider):
 
     def _move_on(self, batch: FakeBatch) -> None:
         if batch.status == "validating":
-            batch.status = "in_progress"
+            batch.status, batch.in_progress_at = "in_progress", self.clock()
         elif batch.status == "in_progress":
             self.finish(batch.id)
         elif batch.status == "cancelling":
@@ -386,6 +388,8 @@ class FakeOpenAI(Provider):
             output_file_id=batch.output_file_id,
             error_file_id=batch.error_file_id,
             created_at=batch.created_at,
+            in_progress_at=batch.in_progress_at,
+            finished_at=batch.finished_at,
             expires_at=batch.expires_at,
             counts=batch.counts,
             errors=list(batch.errors),

@@ -123,11 +123,14 @@ def test_list_json_is_an_array_of_the_same_without_shards(ask: Ask, jobs: dict[s
 
 
 def test_list_has_a_header_names_and_times(ask: Ask, jobs: dict[str, str]) -> None:
-    """One line a job: which, how it stands, since when, how many rows, what it is known by."""
+    """One line a job: what it is known by, which, how it stands, how far, since when; below it why rows are not ok."""
     header, *lines = ask("list").out.splitlines()
-    assert header.split() == ["JOB", "STATE", "CREATED", "ROWS", "OK", "NAME"]
+    assert header.split() == ["NAME", "JOB", "STATE", "ANSWERED", "%", "CREATED"]
     [good] = [line for line in lines if jobs["good"] in line]
-    assert re.fullmatch(r"job_\w+ +succeeded +\d{4}-\d\d-\d\d \d\d:\d\d:\d\d +5/5  good one", good), good
+    assert re.fullmatch(r"good one +job_\w+ +succeeded +5/5  100%  \d\d-\d\d \d\d:\d\d", good), good
+    [some] = [at for at, line in enumerate(lines) if jobs["some"] in line]
+    assert lines[some + 1].startswith("  ! not ok: 2 x 400")
+    assert all(len(line) <= 100 for line in (header, *lines))
 
 
 def test_list_can_be_narrowed_by_state_and_number(ask: Ask, jobs: dict[str, str], stuck: str) -> None:

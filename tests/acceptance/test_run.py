@@ -15,8 +15,9 @@ from tests.acceptance.user_machine import Finished, Machine, read_rows, request,
 JOB_KEYS = {
     *("id", "name", "state", "account", "endpoint", "input", "output", "output_file", "error_file"),
     *("created_at", "ended_at", "error", "held", "incomplete", "tags", "rows", "shards"),
+    *("progress", "eta", "waits_for", "reasons"),
 }
-SHARD_KEYS = {"index", "round", "stage", "batch_id", "status", "rows", "request_counts"}
+SHARD_KEYS = {"index", "round", "stage", "batch_id", "status", "rows", "request_counts", "eta", "waits_for"}
 ROW_COUNTS = {"total", "ok", "failed", "missing"}
 
 

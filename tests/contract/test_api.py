@@ -183,6 +183,20 @@ def test_the_list_is_newest_first_over_all_pages(provider: Provider, chat_rows: 
     assert [batch.id for batch in provider.api.iter_batches(0.0)] == made[::-1]
 
 
+def test_a_page_begins_after_the_batch_that_it_is_told(provider: Provider, chat_rows: Rows) -> None:
+    """Wherever that is; the last page says that it is the last. What is listed is what a read shows."""
+    file_id = provider.upload(chat_rows(1))
+    made = [provider.create(file_id, {"batchpipe_key": str(number)}).id for number in range(103)][::-1]
+    first = provider.api.batch_page()
+    assert ([batch.id for batch in first.batches], first.more) == (made[:100], True)
+    assert first.batches[7] == provider.api.retrieve(made[7])
+    inner = provider.api.batch_page(made[49])
+    assert ([batch.id for batch in inner.batches], inner.more) == (made[50:], False)
+    assert provider.api.batch_page(made[-1]).batches == []
+    with pytest.raises(Refused):
+        provider.api.batch_page("batch_unknown")
+
+
 def test_the_list_ends_after_the_page_that_is_old_enough(provider: Provider, chat_rows: Rows) -> None:
     """An account has months of batches; only the recent ones are asked for."""
     file_id = provider.upload(chat_rows(1))

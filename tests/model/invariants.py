@@ -173,6 +173,11 @@ class Watch:
             rows = sum(int(after.get(name, "0")) for name in ("ok", "failed", "missing"))
             hold(rows == int(after["rows"]), "rows are lost", after)
         self._batch(before.get("batch_id"), after.get("batch_id"), after, fresh)
+        if before.get("status") in Status.FINAL and before.get("batch_id") == after.get("batch_id"):
+            hold(after.get("status") in Status.FINAL, "a final status was replaced", before["status"], after)
+        if after.get("parked") == "1":
+            self.facts["parked"] += before.get("parked") != "1"
+            hold(new is Stage.CREATED and "token" not in after, "a shard is parked that is at work", after)
 
     def _batch(self, before: str | None, after: str | None, shard: Fields, fresh: bool) -> None:
         spent = shard.get("spent", "[]")
@@ -220,6 +225,8 @@ class Watch:
         hold(wanted - after.to_be_made_due() <= due <= wanted, "the due set is not what is unfinished", wanted ^ due)
         for name, score in after.due.items():
             hold(score < now + LONGEST_DUE, "due in a far future", name, score - now)
+            if after.record(name).get("parked") == "1" and after.record(name).get("status") in Status.FINAL:
+                hold(score <= now + TICK, "a parked shard whose batch has ended is not due", name, score - now)
             until = after.record(name).get("lease_until")
             if until is not None and float(until) > now + TICK:
                 hold(abs(score - float(until)) < 0.001, "a living lease is not what is due", name, score, until)

@@ -41,10 +41,6 @@ MUTATIONS = {
     "a further call keeps the time of the empty look": Mutation(
         "intent", "redis.call('HDEL', KEYS[1], 'empty_at', 'named')", "redis.call('HDEL', KEYS[1], 'named')"
     ),
-    "an intent is not in the index that walks go by": Mutation(
-        "intent", "note_unanswered(ARGV[2], KEYS[1], KEYS[2], ARGV[5])", ""
-    ),
-    "a call counts as over when it is made": Mutation("intent", "num(now + tonumber(ARGV[6]))", "num(now)"),
     "a cancelled job is given a further round": Mutation("plan", "if flag(job, 'cancel') == 1 then", "if false then"),
     "an intent does not tell of the cancel": Mutation(
         "intent", "flag(KEYS[1], 'republish'), flag(KEYS[2], 'cancel')", "flag(KEYS[1], 'republish'), 0"
@@ -54,5 +50,14 @@ MUTATIONS = {
         "advance",
         "if get(rec, 'last') == token then return { 'ok', 0, 0, 0 } end",
         "if get(rec, 'last') == token then redis.call('HINCRBY', job, 'open', -1) end",
+    ),
+}
+
+#: The same for what walks through the list prove; the model of an outage must notice.
+OF_WALKS = {
+    "a call counts as over when it is made": Mutation("intent", "num(now + tonumber(ARGV[6]))", "num(now)"),
+    "a further call keeps the time of the empty look": MUTATIONS["a further call keeps the time of the empty look"],
+    "an answered create stays in the index": Mutation(
+        "settle", "note_unanswered(ARGV[2], rec, job, ARGV[3])", "redis.call('HSET', rec, 'walk_from', '0')"
     ),
 }

@@ -320,7 +320,8 @@ def run_schedule(client: redis.Redis, folder: Path, cast: Cast, data: bytes, tex
     """One schedule, from a new job to its end. Answers what happened in it. Raises Broken, with its story."""
     random.seed(data)  # the pipeline spreads its pauses
     choices = Choices(data)
-    world = World(client, folder, rounds=1 + choices.pick(3), shards=1 + choices.pick(2), text=text)
+    rounds, shards = 1 + choices.pick(3), 1 + choices.pick(2)
+    world = World(client, folder, rounds=rounds, shards=shards, text=text, parks=len(data) % 2 == 1)
     try:
         Schedule(world, cast, choices).run()
         facts = world.watch.facts

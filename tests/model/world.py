@@ -88,7 +88,7 @@ Source = Callable[[str], str]
 
 
 @cache
-def _settings(folder: Path) -> Settings:
+def _settings(folder: Path, polls_in_flight: int) -> Settings:
     account = Account(api_key=SecretStr("test"))
     return Settings(
         _env_file=None,
@@ -96,6 +96,7 @@ def _settings(folder: Path) -> Settings:
         accounts={"default": account},
         lease_seconds=LEASE,
         create_grace_seconds=GRACE,
+        polls_in_flight=polls_in_flight,
     )
 
 
@@ -244,13 +245,17 @@ class ModelJobs(Jobs):
 
 
 class ModelAccounts(Accounts):
-    """Never paused, and without a budget."""
+    """Never paused, and without a budget; polls are parked as ever."""
 
     def pause_of(self, account: str) -> None:
         return None
 
-    def take_rate_token(self, account: str, *, per_second: float, **how: Any) -> tuple[str, float]:
-        return "slot", 0.0
+    def take_rate_token(
+        self, account: str, *, per_second: float, what: str = "poll", park: tuple[int, float] | None = None
+    ) -> tuple[str, float]:
+        if park is None:
+            return "slot", 0.0
+        return super().take_rate_token(account, per_second=per_second, what="booked", park=park)
 
 
 class NoEvents(Events):
@@ -417,8 +422,16 @@ class World:
     """Everything of one schedule. ``actor`` is who runs now: None is the schedule itself, which nobody stops."""
 
     def __init__(
-        self, client: redis.Redis, folder: Path, *, rounds: int = 1, shards: int = 1, text: Source = source
+        self,
+        client: redis.Redis,
+        folder: Path,
+        *,
+        rounds: int = 1,
+        shards: int = 1,
+        text: Source = source,
+        parks: bool = False,
     ) -> None:
+        """``parks``: polls are parked wherever looks succeed, however few batches are in flight."""
         self.at = time.time()
         self.redis_off = 0.0  #: how much Redis' clock differs from all others
         self.redis_moved = False
@@ -434,7 +447,7 @@ class World:
         self.connection = ModelConnection(client, self, f"{{{self.job_id}}}:", text)
         self.store = model_store(self.connection)
         self.api = ModelOpenAI(self)
-        settings = _settings(folder)
+        settings = _settings(folder, 0 if parks else 50)
         apis = cast(Any, lambda name: self.api)
         self.shard_runner = ModelShardRunner(settings, self.store, apis, self._publish)
         self.job_runner = ModelJobRunner(settings, self.store, apis, self._publish, lambda job: None)
@@ -538,8 +551,8 @@ class World:
         for index in (JOB, *range(shards)) if asked else ():
             self.job_runner.republish(self.job_id, index)
 
-    def sweep(self) -> None:
-        sweep(self.job_runner)
+    def sweep(self, *, listing: bool | None = None) -> None:
+        sweep(self.job_runner, listing=listing)
 
     def move_redis_clock(self, to: float) -> None:
         self.redis_off, self.redis_moved = to, True

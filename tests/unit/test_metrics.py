@@ -373,6 +373,7 @@ tests:
       - {series: 'batchpipe_sweep_lag_seconds', values: '0+60x90'}
       - {series: 'batchpipe_oldest_shard_seconds', values: '93000+60x90'}
       - {series: 'batchpipe_account_paused_seconds{account="a"}', values: '0x30 300x60'}
+      - {series: 'batchpipe_late_batches{account="a"}', values: '0x30 2x60'}
       - {series: 'batchpipe_jobs_ended_total{account="a",state="failed"}', values: '0x70 1x20'}
       - {series: 'batchpipe_rows_total{account="a",outcome="ok"}', values: '0x70 90x20'}
       - {series: 'batchpipe_rows_total{account="a",outcome="missing"}', values: '0x70 10x20'}

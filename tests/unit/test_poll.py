@@ -111,7 +111,7 @@ def test_a_snapshot_that_says_final_is_not_waited_for(world: World) -> None:
 def test_a_snapshot_fresher_than_the_pace_of_its_batch_asks_nobody(world: World, age: float, left: float) -> None:
     """A look has read it, or the create step; its next poll comes a pause after that."""
     move = world.poll(created_at=NOW - age, snapshot_at=NOW - 2, status="in_progress")
-    assert (move.stage, world.asked, world.api.calls) == (Stage.CREATED, [], [])
+    assert (move.stage, world.asked, world.api.calls) == (Stage.CREATED, [("booked", True)], [])
     assert left <= move.after <= left * 1.15
 
 

@@ -16,6 +16,7 @@ import msgspec
 from batchpipe.errors import NO_QUOTA, TOKEN_LIMIT, Gone, Refused, Unavailable
 from batchpipe.model.bodies import QUOTA_CODES
 from batchpipe.model.lateness import wait_for_files
+from batchpipe.model.pace import NO_HISTORY, History, likely_pause
 from batchpipe.model.provider import Batch, Provider
 from batchpipe.model.records import (
     BatchError,
@@ -66,10 +67,16 @@ class Pace:
 
     shortest: float
     longest: float
+    history: History = NO_HISTORY  #: of the account's batches of the same model
 
-    def after(self, age: float) -> float:
-        """A tenth of the batch's age, within the bounds, with a tenth of jitter, so that shards do not keep step."""
-        pause = min(max(age / 10, self.shortest), self.longest)
+    def after(self, age: float, status: str | None = None) -> float:
+        """A tenth of the batch's age; for one in progress with a history, short when its end is likely and long when
+        not. Within the bounds, with a tenth of jitter, so that shards do not keep step.
+
+        What fails does so while it is validated, and is no part of the history.
+        """
+        likely = likely_pause(self.history, age) if status in ("in_progress", "finalizing") else None
+        pause = min(max(age / 10 if likely is None else likely, self.shortest), self.longest)
         return min(pause * random.uniform(1.0, 1.1), self.longest)
 
 
@@ -91,14 +98,10 @@ def poll(
     ``unseen_seconds``, at least, for one that this key does not see, ``files_patience`` for files after the batch's
     end, if it counts answers and names no file. Raises Unavailable, Paused, Refused.
     """
-    pause = pace.after(now - (shard.created_at or now))
+    pause = pace.after(now - (shard.born_at or now), shard.status)
     if (ended := _seen_to_end(shard)) is not None:
         return _moved(job, shard, ended, now, pause, files_patience)
-    until = _looks_until(job, shard, patience)
-    may_park = _is_for_looks(job, shard) and (until is None or until > now)
-    if may_park and (left := _fresh_for(shard, now, pace)) > 0:
-        return Move(stage=Stage.CREATED, after=left, changes=_as_before(shard))
-    if (later := _later(shard, now, take_slot, until, may_park)) is not None:
+    if (later := _later(job, shard, now, take_slot, pace, patience)) is not None:
         return later
     try:
         batch = _cancelled_or_read(job, shard, api)
@@ -190,25 +193,35 @@ def _seen_to_end(shard: ShardRecord) -> Batch | None:
     )
 
 
-def _later(shard: ShardRecord, now: float, take_slot: TakeSlot, until: float | None, may_park: bool) -> Move | None:
-    """Not now: looks watch it, until a given time at most, or the account has its next slot later. None: now."""
+def _later(
+    job: JobRecord, shard: ShardRecord, now: float, take_slot: TakeSlot, pace: Pace, patience: float | None
+) -> Move | None:
+    """Not now: looks watch it, somebody has just read it, or the account has its next slot later. None: now."""
+    until = _looks_until(job, shard, patience)
+    may_park = _is_for_looks(job, shard) and (until is None or until > now)
+    left = _fresh_for(shard, now, pace) if may_park else 0.0
+    slot_in = shard.slot_at - now if shard.slot_at is not None else -SLOT_KEPT_SECONDS
     if shard.news or (shard.status in Status.FINAL and shard.late_at is None and not shard.landing):
-        slot = take_slot("news", False)
-    elif shard.slot_at is not None and now < shard.slot_at + SLOT_KEPT_SECONDS:
-        slot = take_slot("booked", may_park)
-        if not slot.parked and shard.slot_at - now > 0.5:
-            slot = Slot(shard.slot_at - now)
-    else:
+        return _at(take_slot("news", False), shard, now)
+    if left <= 0 and slot_in <= -SLOT_KEPT_SECONDS:
         slot = take_slot("poll", may_park)
+    else:
+        slot = take_slot("booked", may_park)
     if slot.parked:
         after = SAFETY_NET_SECONDS * random.uniform(0.8, 1.0)
         changes = {**_as_before(shard), "parked": True, "park_until": until, "slot_at": None}
-        after = after if until is None else min(after, until - now)
-        return Move(stage=Stage.CREATED, after=after, changes=changes)
+        return Move(stage=Stage.CREATED, after=after if until is None else min(after, until - now), changes=changes)
+    if left > 0:
+        return Move(stage=Stage.CREATED, after=left, changes=_as_before(shard))
+    return _at(slot if slot_in <= 0.5 else Slot(slot_in), shard, now)
+
+
+def _at(slot: Slot, shard: ShardRecord, now: float) -> Move | None:
+    """The turn at this slot; None: it is this one."""
     if slot.wait <= 0:
         return None
-    booked = {"slot_at": now + slot.wait if slot.booked else None}
-    return Move(stage=Stage.CREATED, after=slot.wait, changes=_as_before(shard) | booked)
+    changes = _as_before(shard) | {"slot_at": now + slot.wait if slot.booked else None}
+    return Move(stage=Stage.CREATED, after=slot.wait, changes=changes)
 
 
 def _is_for_looks(job: JobRecord, shard: ShardRecord) -> bool:
@@ -245,6 +258,7 @@ def _moved(job: JobRecord, shard: ShardRecord, batch: Batch, now: float, pause: 
         "cancel_sent": _must_end(job, shard) and batch.status in {"cancelling", *Status.FINAL},
         "unfound": 0,
         "unseen_at": None,
+        **batch.times,
         # what has come since the turn began stays
         **({"slot_at": None} if shard.slot_at is not None else {}),
         **({"news": False} if shard.news else {}),

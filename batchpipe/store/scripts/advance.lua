@@ -3,6 +3,16 @@
 -- ARGV: 1 skew (s), 2 prefix, 3 job id, 4 member, 5 member of the job itself, 6 token, 7 stage ('': it stays), 8 wait (s),
 --   9 tries: keep | refund | reset, 10 lease (s), 11 task ids of merge (JSON [..]), 12 fields
 -- -> {'ok', republish, cancel, epoch of merge or 0} | {'lost'}
+-- A parked shard has no message, and so no task ids. Redis keeps a hash of short values in a third of the space, but not
+-- one that has ever had a long value: it is written anew.
+local function pack(key)
+  redis.call('HDEL', key, 'task_ids')
+  local left, fields = redis.call('PTTL', key), redis.call('HGETALL', key)
+  redis.call('DEL', key)
+  redis.call('HSET', key, unpack(fields))
+  if left > 0 then redis.call('PEXPIRE', key, left) end
+end
+
 local now = clock(ARGV[1])
 local rec, job, due = KEYS[1], KEYS[2], KEYS[3]
 local token, stage, wait, lease = ARGV[6], ARGV[7], tonumber(ARGV[8]), ARGV[10]
@@ -11,7 +21,9 @@ if not holds(rec, token, now) then return { 'lost' } end
 local from = get(rec, 'stage')
 if stage == '' then stage = from end
 local status, counts, batch = get(rec, 'status'), get(rec, 'counts'), get(rec, 'batch_id')
-local answered, landing = tonumber(get(rec, 'answered') or '0'), flag(rec, 'landing') == 1
+local counted = rec ~= job and (from == 'created' or stage == 'collected')
+local answered = counted and tonumber(get(rec, 'answered') or '0')
+local landing = stage == 'collected' and flag(rec, 'landing') == 1
 write(rec, 12)
 if from == 'created' then
   -- a look has seen the end meanwhile: that is not replaced by what was read before, or by a server that lags
@@ -35,7 +47,7 @@ end
 set_stage(rec, stage, now)
 if from == 'uploaded' then note_unanswered(ARGV[2], rec, job, ARGV[4]) end
 local republish, cancel = flag(rec, 'republish'), flag(job, 'cancel')
-if rec ~= job and (from == 'created' or stage == 'collected') then add_answered(rec, job, answered, now) end
+if counted then add_answered(rec, job, answered, now) end
 if stage == 'collected' then
   if not landing then add_reasons(rec, job) end -- else the merge counts anew
   redis.call('ZREM', due, ARGV[4])
@@ -51,5 +63,6 @@ if republish == 1 then
   redis.call('HDEL', rec, 'parked', 'park_until')
 elseif flag(rec, 'parked') == 1 then
   redis.call('ZADD', due, num(now + wait), ARGV[4]) -- no message is on its way that could be late
+  pack(rec)
 end
 return { 'ok', republish, cancel, 0 }

@@ -42,6 +42,12 @@
 --                             definitions that were replaced
 --   pause:ACCOUNT    hash     until (at), seconds (s): how long in all, code, message (text): why; lives 1 day
 --                             longer than the pause
+--   late:ACCOUNT     zset     of these, members whose batch is said to be late, by since when (at); never expires
+--   judged:ACCOUNT   text     when the sweep last looked for late ones (at); 1 hour
+--   pace:ACCOUNT:MODEL  hash  turnarounds of the batches of a model: DAY:took, DAY:queued -> JSON {bin: count}; DAY: days
+--                             since 1970 (count); bin: see pace_bin(); eight days, and 9 days after the last
+--   paces:ACCOUNT    zset     MODEL of those by its latest turnaround (at), 200 at most; '': all further models, and
+--                             shards without one; 9 days after the last
 --   inflight:ACCOUNT zset     member of each shard that is `created`, by the time when its batch was made (at): the
 --                             provider's word, else ours; never expires
 --   unanswered:ACCOUNT zset   member of each shard with a create call that has no clear answer, by the earliest time that
@@ -51,7 +57,8 @@
 --   unanswered_files:ACCOUNT hash  id of an input file of these shards -> member; never expires
 --   walks:ACCOUNT    list     JSON of the latest walks through the account's list while creates were unanswered, the
 --                             latest first, 16 at most: see `NotedWalk` in pipeline/noted_walks.py; lives 1 day
---   walk_failed:ACCOUNT text  the latest walk for an unanswered create failed then (at); 1 minute
+--   walk_failed:ACCOUNT text  when the latest walk for an unanswered create failed (at), a space, and, if the provider cannot
+--                             list, its words; 1 minute
 --   rate:ACCOUNT     hash     token bucket of reads at the provider: tokens (decimal text) that were left at (at), below 0 what
 --                             is booked; look_at (at): the next page of a look; 1 hour
 --   listed:ACCOUNT   hash     looks at the account's batches: begun (at): the last one; token (hex), lease_until (at): while
@@ -190,6 +197,11 @@
 --   counts         JSON     {total, completed, failed: count}, the provider's
 --   snapshot_at    at       status and counts were read
 --   over_at        at       a final status of its batch was first recorded
+--   made_at        at       its batch was made, by the provider's clock; so for began to run, ended
+--   in_progress_at at
+--   finished_at    at
+--   stalled_at     at       since then its batch is said to be late
+--   stall          JSON     problem: how it is late
 --   end_seen       flag     status, counts, files and errors are those of one look at the ended batch
 --   news           flag     the provider has said of its own accord that its batch has ended
 --   slot_at        at       its next look at the provider is booked for then
@@ -348,10 +360,63 @@ local function in_flight(prefix, job)
   return prefix .. 'inflight:' .. (get(job, 'account') or 'default')
 end
 
+-- Times are kept in bins, each a fifth wider than the one before: bin b holds those from 1.2^b seconds on, the last one
+-- all that are longer. model/pace.py reads them.
+local function pace_bin(seconds)
+  return math.min(math.floor(math.log(math.max(seconds, 1)) / math.log(1.2)), 80)
+end
+
+-- the sketch of a model; one of many models beyond 200 shares that of ''
+local function pace_key(prefix, account, model, now)
+  local models = prefix .. 'paces:' .. account
+  if not redis.call('ZSCORE', models, model) and redis.call('ZCARD', models) >= 200 then
+    redis.call('ZREMRANGEBYSCORE', models, '-inf', num(now - 777600))
+    if redis.call('ZCARD', models) >= 200 then model = '' end
+  end
+  redis.call('ZADD', models, num(now), model)
+  redis.call('EXPIRE', models, 777600)
+  return prefix .. 'pace:' .. account .. ':' .. model
+end
+
+local function count_pace(key, kind, seconds, now)
+  local day = math.floor(now / 86400)
+  local name = string.format('%d:%s', day, kind)
+  local found = get(key, name)
+  if not found then -- the first one of a day: days that count no more go
+    for _, old in ipairs(redis.call('HKEYS', key)) do
+      local on = tonumber(string.match(old, '^(%d+):') or '')
+      if not on or on < day - 7 or on > day + 1 then redis.call('HDEL', key, old) end
+    end
+  end
+  local bins = cjson.decode(found or '{}')
+  local bin = string.format('%d', pace_bin(seconds))
+  bins[bin] = (bins[bin] or 0) + 1
+  redis.call('HSET', key, name, cjson.encode(bins))
+  redis.call('EXPIRE', key, 777600)
+end
+
+-- How long a batch took, by the provider's clock where that tells, else as we saw it. A batch that failed did not run, and
+-- one that was cancelled was cut short.
+local function count_turnaround(prefix, rec, account, now)
+  local shard = redis.call('HMGET', rec, 'status', 'model', 'made_at', 'in_progress_at', 'finished_at', 'created_at')
+  if shard[1] ~= 'completed' and shard[1] ~= 'expired' then return end
+  local made, began = tonumber(shard[3] or ''), tonumber(shard[4] or '')
+  local finished, created = tonumber(shard[5] or ''), tonumber(shard[6] or '')
+  local took = made and finished and finished - made
+  if not took or took < 0 or took > 2678400 then took = created and now > created and now - created end
+  if not took then return end
+  local key = pace_key(prefix, account, shard[2] or '', now)
+  count_pace(key, 'took', took, now)
+  if made and began and began >= made and began - made <= took then count_pace(key, 'queued', began - made, now) end
+end
+
 -- Called by every script that may have recorded a final status, or a shard that leaves `created`: what follows from the
 -- end of a batch, once for each batch.
 local function note_end_of_batch(prefix, rec, job, member, now)
   if redis.call('HSETNX', rec, 'over_at', num(now)) == 0 then return end
+  local account = get(job, 'account') or 'default'
+  redis.call('ZREM', prefix .. 'late:' .. account, member)
+  pcall(count_turnaround, prefix, rec, account, now) -- numbers for people: what they meet must not stop a turn
 end
 
 -- the pause of an account: left of it (s), code, message; nothing if there is none. `time` says our time
@@ -363,7 +428,8 @@ local function pause_of(key, time)
 end
 
 -- Called by every script that may have written counts of a batch, or collected a shard: the job's sum of answered rows, so
--- that a list of jobs reads no shards. `before`: what that sum has of the shard.
+-- that a list of jobs reads no shards. `before`: what that sum has of the shard. Where nothing has changed, the time is
+-- written once a minute.
 local function add_answered(rec, job, before, now)
   local shard = redis.call('HMGET', rec, 'stage', 'counts', 'rows', 'answered')
   local after = tonumber(shard[4]) or 0 -- of a collected one the step has written it
@@ -373,16 +439,16 @@ local function add_answered(rec, job, before, now)
     after = math.max(0, math.min(after, tonumber(shard[3] or '0')))
     if after ~= before then redis.call('HSET', rec, 'answered', after) end
   end
-  local known = redis.call('HMGET', job, 'id', 'answered_before')
-  if not known[1] then return end
+  local known = redis.call('HMGET', job, 'id', 'answered_before', 'answered_at')
+  if not known[1] or (after == before and now - tonumber(known[3] or '0') < 60) then return end
   local total = redis.call('HINCRBY', job, 'answered', after - before)
-  local marks = cjson.decode(known[2] or '[]')
+  local marks, fields = cjson.decode(known[2] or '[]'), { 'answered_at', num(now) }
   if #marks == 0 or now - marks[#marks][1] >= 300 then
     table.insert(marks, { now, total })
     if #marks > 2 then table.remove(marks, 1) end
-    redis.call('HSET', job, 'answered_before', cjson.encode(marks))
+    fields[3], fields[4] = 'answered_before', cjson.encode(marks)
   end
-  redis.call('HSET', job, 'answered_at', num(now))
+  redis.call('HSET', job, unpack(fields))
 end
 
 -- The same for the reasons of the rows that are not ok, when a shard is collected.

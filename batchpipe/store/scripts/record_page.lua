@@ -2,8 +2,8 @@
 -- snapshot, and only of batches that are recorded.
 -- KEYS: 1 watched:ACCOUNT, 2 due, 3 clock
 -- ARGV: 1 skew (s), 2 prefix, 3 name of the account, 4 counts that are younger are left as they are (s), 5 safety net of
---   parked polls (s), 6 batches: each its id, status ('': unknown), counts (JSON), what else is written at its end (JSON [field,
---   value ..])
+--   parked polls (s), 6 batches: each its id, status ('': unknown), counts (JSON), what else is written with a new status (JSON
+--   [field, value ..])
 -- -> {batches that are their shards' (their numbers from 0 in this page ..), members in flight that were met .., members to
 --    publish again ..}, each a list
 -- A final status is never replaced. An end makes its shard due at once, unless its message is under way; one that is not
@@ -33,10 +33,15 @@ local function make_due_now(rec, member)
   redis.call('ZADD', KEYS[2], num(now), member)
 end
 
+local function write_more(rec, fields)
+  local more = cjson.decode(fields)
+  for at = 1, #more, 2 do redis.call('HSET', rec, more[at], more[at + 1]) end
+end
+
 local function ended(rec, id, member, shard, i)
   redis.call('HSET', rec, 'status', ARGV[i + 1], 'counts', ARGV[i + 2], 'snapshot_at', num(now))
-  local more = cjson.decode(ARGV[i + 3])
-  for at = 1, #more, 2 do redis.call('HSET', rec, more[at], more[at + 1]) end
+  write_more(rec, ARGV[i + 3])
+  add_answered(rec, prefix .. 'job:' .. id, tonumber(get(rec, 'answered') or '0'), now)
   note_end_of_batch(prefix, rec, prefix .. 'job:' .. id, member, now)
   if leased(rec, now) then
     redis.call('HSET', rec, 'republish', '1') -- the turn under way may not know it
@@ -57,7 +62,11 @@ local function lives(rec, id, member, shard, i)
   local changed = status ~= '' and status ~= shard[3]
   if changed or now - tonumber(shard[4] or '0') >= every then
     redis.call('HSET', rec, 'counts', ARGV[i + 2], 'snapshot_at', num(now))
-    if changed then redis.call('HSET', rec, 'status', status) end
+    if changed then
+      redis.call('HSET', rec, 'status', status)
+      write_more(rec, ARGV[i + 3])
+    end
+    add_answered(rec, prefix .. 'job:' .. id, tonumber(get(rec, 'answered') or '0'), now)
   end
   if leased(rec, now) then return end
   if is_cancelled_elsewhere(status, shard, id) and waits(shard, member) then

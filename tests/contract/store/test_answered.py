@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from batchpipe.model.progress import progress_of_job
+from batchpipe.model.provider import Batch
 from batchpipe.model.records import Counts, JobRecord, Stage
 from batchpipe.store import Store
 from tests.contract.store.protocol import about, advance, claim, granted, new_job, shard, uploaded
@@ -39,6 +40,26 @@ def test_what_a_list_or_a_look_counts_is_added_once(store: Store) -> None:
     advance(store, leases[1], Stage.CREATED, counts=counts(1))
     advance(store, leases[1], Stage.CREATED, counts=counts(2))  # the same turn, repeated after a lost reply
     assert summed(store, job_id) == 3
+
+
+def test_a_page_of_the_list_adds_what_it_counts(store: Store) -> None:
+    """Once, as often as it is read; also at the end of a batch."""
+    job_id = uploaded(store, 2)
+    for index in range(2):
+        lease = granted(claim(store, job_id, index, Stage.UPLOADED))
+        changes = {"status": "validating", "snapshot_at": store.now()}
+        store.shards.settle(lease.shard, f"batch_{index}", token=lease.token, after=60.0, changes=changes)
+    for said, total in (((1, 0), 1), ((1, 0), 1), ((1, 1), 2)):
+        batches = [
+            Batch(id="batch_0", status="in_progress", counts=counts(*said)),
+            Batch(id="batch_x", status="failed"),
+        ]
+        store.looks.record_page("default", batches, every=0.0, net=600.0)
+        assert summed(store, job_id) == total
+    for _ in range(2):
+        ended = Batch(id="batch_1", status="completed", output_file_id="out", counts=counts(2))
+        store.looks.record_page("default", [ended], every=0.0, net=600.0)
+        assert summed(store, job_id) == 4
 
 
 def test_a_batch_that_is_made_again_begins_anew(store: Store) -> None:

@@ -234,6 +234,23 @@ def test_a_parked_shard_has_no_message_and_is_due_at_its_safety_net(store: Store
     assert waits(store, job_id).next_at - store.now() == about(NET)
 
 
+def test_a_parked_shard_takes_little_room_and_lives_as_long_as_before(store: Store) -> None:
+    """Nothing of it is lost but the ids of its messages."""
+    job_id = in_flight(store)
+    key = store.connection.key(job_id, 0)
+    store.connection.client.hset(key, "task_ids", f'["{"x" * 100}"]')
+    store.connection.client.expire(key, 1_000)
+    before = shard(store, job_id)
+    parked(store, job_id)
+    after = shard(store, job_id)
+    kept = {"next_at", "wait", "parked", "epoch", "pubs", "task_ids", "snapshot_at"}
+    same = [name for name in before.__struct_fields__ if name not in kept]
+    assert [getattr(after, name) for name in same] == [getattr(before, name) for name in same]
+    assert after.task_ids == []
+    assert 0 < int(store.connection.client.ttl(key)) <= 1_000
+    assert store.connection.client.persist(key)
+
+
 def test_a_look_that_met_it_alive_moves_the_safety_net_on(store: Store, clock: Any) -> None:
     """A few times an hour suffice; never beyond the time at which a poll must judge it."""
     job_id = in_flight(store)
