@@ -53,13 +53,14 @@ def open_client(*, patient: bool = False) -> Client:
     ``patient``: for a process that keeps running. A Redis that will be ready soon is waited for.
     """
     from batchpipe.client.client import Client
-    from batchpipe.client.health import is_passing
 
     quiet_libraries()
     client = Client(settings())
     try:
         client.ping()
     except StoreUnavailable as error:
+        from batchpipe.client.health import is_passing
+
         if not patient or not is_passing(error):
             raise
         say(f"{error}; waiting for it")

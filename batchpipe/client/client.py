@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import atexit
-import time
 from collections.abc import Callable, Collection, Sequence
-from contextlib import suppress
 from pathlib import Path
-from typing import Any, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
 from batchpipe.client.finding import find_job
-from batchpipe.client.health import Health
 from batchpipe.client.job import Job
-from batchpipe.client.landing import decide, land
 from batchpipe.client.listeners import Watch, deserted, missing_worker, warn_of_submit
 from batchpipe.client.measures import Measures, Meter
 from batchpipe.client.moments import Moments
 from batchpipe.client.options import SubmitOptions, complete, shows_options
+from batchpipe.client.recording import record_job
 from batchpipe.client.retry import check_retriable, check_sizes, failed_requests, retry_options
 from batchpipe.client.submission import Input, as_text, held_back, new_record, new_run_queue, with_input
 from batchpipe.client.waiting import follow
@@ -25,24 +22,21 @@ from batchpipe.config.account import SANDBOX_ACCOUNT
 from batchpipe.config.environment import bare_environment
 from batchpipe.config.settings import Settings
 from batchpipe.config.site import current_site
-from batchpipe.errors import NO_QUOTA, InvalidInput, JobNotFound, PermanentError, SettingsError, StoreUnavailable
+from batchpipe.errors import NO_QUOTA, InvalidInput, JobNotFound, SettingsError
 from batchpipe.local_redis import acquire
-from batchpipe.masking import without_secrets
 from batchpipe.model.notifications import Notification
-from batchpipe.model.records import JOB, JobRecord, State, new_job_id
+from batchpipe.model.records import JobRecord, State, new_job_id
 from batchpipe.model.stats import Clock, Pause, Stats
 from batchpipe.model.views import Moment, job_view
-from batchpipe.pipeline.copied_inputs import forget_copy, remove_copy, remove_unrecorded_at_times
-from batchpipe.pipeline.manifest import basics, note_workspace, prune_workspaces
-from batchpipe.pipeline.messages import Message
-from batchpipe.pipeline.republish_many import PUBLISHED_AT_ONCE, Resumed, republish_first, republish_job, resume_account
+from batchpipe.pipeline.manifest import note_workspace
 from batchpipe.pipeline.results import BatchResult, Outcome
-from batchpipe.pipeline.sweep import sweep
-from batchpipe.recover import Report, recover
-from batchpipe.store import Store, WebhookState
-from batchpipe.tasks import publishing
-from batchpipe.tasks.app import check_not_eager
-from batchpipe.tasks.runtime import runtime
+from batchpipe.store import Store, WebhookState, open_store
+
+if TYPE_CHECKING:
+    from batchpipe.client.health import Health
+    from batchpipe.pipeline.job_runner import JobRunner
+    from batchpipe.pipeline.republish_many import Resumed
+    from batchpipe.recover import Report
 
 
 class Client:
@@ -65,7 +59,14 @@ class Client:
 
     @property
     def store(self) -> Store:
-        return runtime(self.settings).store
+        return current_site().keep(open_store, self.settings)
+
+    @property
+    def _runner(self) -> JobRunner:
+        """What publishes, sweeps and logs. Celery is loaded with it, which a command that only reads does not need."""
+        from batchpipe.tasks.runtime import runtime
+
+        return runtime(self.settings).job_runner
 
     # -- submitting ------------------------------------------------------------------------------------------------
 
@@ -96,6 +97,8 @@ class Client:
                 "no redis-server was found, and the built-in stand-in forgets what was paid for when it stops: install "
                 "redis-server (or valkey), or set BATCHPIPE_REDIS_URL; a sandbox needs neither: BATCHPIPE_SANDBOX=true"
             )
+        from batchpipe.tasks.app import check_not_eager
+
         check_not_eager()  # nor with a broker URL that cannot be used: raised before anything is recorded
         record = new_record(self.settings, job_id, options, own_queue=own_queue, notify_sites=notify_sites)
         record = with_input(record, input, self.settings, may_come_later=may_come_later)
@@ -112,24 +115,8 @@ class Client:
         return held_back(commit)
 
     def _record(self, record: JobRecord, replace_job: str, *, alias: bool = False) -> Job:
-        try:
-            job_id, created = self.store.jobs.submit(record, replace_job=replace_job, alias=alias)
-        except PermanentError:
-            remove_copy(self.settings, record)
-            raise
-        if created:
-            note_workspace(self.settings, record, record=basics(record))
-            if record.spooled:
-                forget_copy(self.settings, job_id)
-            runner, now = runtime(self.settings).job_runner, record.created_at or time.time()
-            prune_workspaces(self.settings, self.store.jobs.closed, now)
-            runner.log(job_id, [("submitted", {"input": without_secrets(record.input), "queue": record.queue})])
-            runner.publish(Message(job_id, JOB, record.epoch, State.PENDING, record.task_ids, record.queue))
-            with suppress(StoreUnavailable):  # on a host without workers nobody else does it
-                remove_unrecorded_at_times(self.settings, self.store, now)
-        else:
-            remove_copy(self.settings, record)
-        return self.get_job(job_id)
+        made = record_job(self.settings, self.store, self._runner.publish, record, replace_job=replace_job, alias=alias)
+        return self.get_job(made) if isinstance(made, str) else Job(made.record, self, heard=made.is_heard)
 
     def retry(
         self,
@@ -203,9 +190,12 @@ class Client:
         A job of many shards takes no longer: some are published again here, the others by the next sweeps.
         """
         job_id = self.get_job(job_id).id  # it may be an alias
+        from batchpipe.pipeline.republish_many import PUBLISHED_AT_ONCE, republish_first
+        from batchpipe.tasks import publishing
+
         asked, shards = self.store.jobs.cancel(job_id, published=PUBLISHED_AT_ONCE)
         if asked:
-            runner = runtime(self.settings).job_runner
+            runner = self._runner
             publishing.revoke(republish_first(runner, job_id, shards, "always"))
             note_workspace(self.settings, self.store.jobs.get(job_id), cancel=True)
             runner.log(job_id, [("cancel_asked", {})])
@@ -216,7 +206,9 @@ class Client:
 
         Raises JobNotFound.
         """
-        return decide(runtime(self.settings).job_runner, self.get_job(job_id).id, "resend")
+        from batchpipe.client.landing import decide
+
+        return decide(self._runner, self.get_job(job_id).id, "resend")
 
     def land(self, job_id: str) -> Job:
         """Collect what is there. For a held job, nothing more is sent. For an ended job, the batches that it stopped
@@ -226,21 +218,27 @@ class Client:
         Raises JobNotFound, OutputInUse, PermanentError (``not_ended``, ``nothing_to_land``).
         """
         job = self.get_job(job_id).record
-        land(runtime(self.settings).job_runner, job)
+        from batchpipe.client.landing import land
+
+        land(self._runner, job)
         return self.get_job(job.id)
 
     def republish(self, job_id: str) -> None:
         """Publish all open work of a job again, for a caller who knows that its worker is gone: some of it at once, the
         rest of a large job with the next sweeps. Raises JobNotFound.
         """
-        republish_job(runtime(self.settings).job_runner, job_id)
+        from batchpipe.pipeline.republish_many import republish_job
+
+        republish_job(self._runner, job_id)
 
     def sweep(self, *, listing: bool | None = None) -> int:
         """One pass of the safety net. Returns how many records were published again.
 
         ``listing``: read the accounts' lists of batches now (True), not at all (False), or if it is time (None).
         """
-        return sweep(runtime(self.settings).job_runner, listing=listing)
+        from batchpipe.pipeline.sweep import sweep
+
+        return sweep(self._runner, listing=listing)
 
     def notifications(self, *, dead: bool = False, most: int = 100) -> list[Notification]:
         """Notifications that wait for their next try, or (``dead``) that were given up. Raises StoreUnavailable."""
@@ -256,6 +254,8 @@ class Client:
 
     def deliver(self) -> int:
         """Send the notifications that are due. Returns how many were delivered. Raises StoreUnavailable."""
+        from batchpipe.tasks.runtime import runtime
+
         return runtime(self.settings).deliverer.deliver_due()
 
     def resume(self, account: str) -> Resumed:
@@ -263,7 +263,9 @@ class Client:
 
         Many waiting shards take no longer: some are published again here, the others by the next sweeps.
         """
-        return resume_account(runtime(self.settings).job_runner, account.lower())
+        from batchpipe.pipeline.republish_many import resume_account
+
+        return resume_account(self._runner, account.lower())
 
     def lift_pause(self, account: str) -> bool:
         """End an account's pause, if there is one: each shard goes on at its own time. Returns whether there was one.
@@ -291,7 +293,9 @@ class Client:
                 "no redis-server was found, and the built-in stand-in would forget the records again: install "
                 "redis-server (or valkey), or set BATCHPIPE_REDIS_URL"
             )
-        return recover(runtime(self.settings).job_runner, folders, dry_run=dry_run, jobs=jobs, of=of)
+        from batchpipe.recover import recover
+
+        return recover(self._runner, folders, dry_run=dry_run, jobs=jobs, of=of)
 
     # -- the provider's webhooks -------------------------------------------------------------------------------------
 
@@ -343,6 +347,8 @@ class Client:
 
     def health(self) -> Health:
         """What ``doctor`` looks at."""
+        from batchpipe.client.health import Health
+
         return Health(self.store, self.settings)
 
     def missing_worker(self, job: Job) -> str:
@@ -360,6 +366,8 @@ class Client:
 
 def _receiver(client: Client) -> WebhookReceiver:
     def republish(job_id: str, index: int) -> object:
+        from batchpipe.tasks.runtime import runtime
+
         return runtime(client.settings).shard_runner.republish(job_id, index, when="overdue")
 
     return WebhookReceiver(client.settings, lambda: client.store, republish)
@@ -388,7 +396,8 @@ def submit(input: Input, **options: Unpack[SubmitOptions]) -> Job:
     options = complete(options)
     client = default_client()
     job = client.submit(input, **options)
-    warn_of_submit(client.store, client.settings, job.record)
+    if not job.heard:
+        warn_of_submit(client.store, client.settings, job.record)
     return job
 
 
@@ -408,5 +417,4 @@ def cancel(job_id: str) -> Job:
 
 
 Job._find = get_job
-
 __all__ = ["BatchResult", "Client", "Job", "JobNotFound", "Outcome", "cancel", "get_job", "list_jobs", "submit"]

@@ -67,11 +67,14 @@ class Job:
     #: Finds a job by its id alone, with the settings of this process; set by ``client``.
     _find: ClassVar[Callable[[str], Job]]
 
-    def __init__(self, record: JobRecord, client: ClientLike, *, held: bool = False) -> None:
-        """``held``: it is recorded when the caller's transaction commits, and known only here until then."""
+    def __init__(self, record: JobRecord, client: ClientLike, *, held: bool = False, heard: bool = False) -> None:
+        """``held``: it is recorded when the caller's transaction commits, and known only here until then. ``heard``: a
+        worker listens on its queue.
+        """
         self.record = record
         self._client = client
         self._held = held
+        self.heard = heard
 
     def __repr__(self) -> str:
         return f"<Job {self.id} {self.state.value}>"

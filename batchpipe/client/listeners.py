@@ -15,8 +15,6 @@ from batchpipe.config.site import current_site, worker_of
 from batchpipe.errors import StoreUnavailable
 from batchpipe.model.records import JobRecord
 from batchpipe.store import Store
-from batchpipe.tasks.app import current_site_app, is_ours
-from batchpipe.tasks.inspection import queues_of_workers
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +35,8 @@ def deserted(store: Store, queues: Collection[str], *, ask: bool = True) -> set[
     silent = {queue for queue in queues if queue not in listening}
     if not silent or not ask:
         return silent
+    from batchpipe.tasks.inspection import queues_of_workers
+
     answers = queues_of_workers()
     return silent - set(answers) if answers is not None else set()
 
@@ -63,6 +63,8 @@ def how_to_start(settings: Settings, queue: str, jobs: Sequence[JobRecord]) -> s
     if names:
         plain = "a plain `batchpipe worker` does not run a site's receivers"
         return f"start one: {worker_of(names)}{there}; {plain}"
+    from batchpipe.tasks.app import current_site_app, is_ours
+
     app = current_site_app()
     if app is not None and not is_ours(app):
         return f"start one: `celery -A ... worker` of the app {app.main}, or `batchpipe -A ... worker`{there}"

@@ -80,6 +80,7 @@ class Over(msgspec.Struct, frozen=True):
     """The turn is over: ``settled`` by this one, else another turn goes on with the shard."""
 
     settled: bool
+    after: float = 0.0  #: seconds until the batch is looked at for the first time
 
 
 class Settled(msgspec.Struct, frozen=True):

@@ -7,12 +7,13 @@ from collections.abc import Mapping, Sequence
 
 from batchpipe.errors import OnHold, Paused, Refused, Unavailable
 from batchpipe.model.provider import Batch, Provider
-from batchpipe.model.records import LONGEST_PAUSE, ShardRecord
+from batchpipe.model.records import LONGEST_PAUSE, ShardRecord, Status
 from batchpipe.pipeline.create_actions import Settled
 from batchpipe.pipeline.noted_walks import NotedWalk, decode_walk, telling_walk
 from batchpipe.pipeline.room import NoRoom
 from batchpipe.pipeline.runner import Runner
 from batchpipe.pipeline.search_records import SearchRecords, settle
+from batchpipe.pipeline.steps.poll import Pace
 from batchpipe.pipeline.sweep import is_time_for_whole, walk_for_all
 from batchpipe.pipeline.unanswered import Search
 from batchpipe.store import ShardLease
@@ -42,6 +43,7 @@ class CreateContext:
         account = runner.settings.account(self._account)
         self.lists_batches, self.echoes_metadata = account.lists_batches, account.echoes_metadata
         self.resend_unanswered = account.resend_unanswered
+        self.first_look = 0.0  #: seconds from the settled batch to the first look at it
         self._settled: str | None = None
 
     def now(self) -> float:
@@ -150,4 +152,18 @@ class CreateContext:
 
     def settle(self, batch: Batch, *, sure: bool = False) -> str:
         self._lease.stop()
-        return settle(self._runner, self._shard, batch, token=self._lease.token, sure=sure)
+        after = self._until_first_look(batch)
+        verdict = settle(self._runner, self._shard, batch, token=self._lease.token, sure=sure, after=after)
+        self.first_look = after
+        return verdict
+
+    def _until_first_look(self, batch: Batch) -> float:
+        """The answer to the create call is a look: nothing is to be seen for the shortest pause. An older batch, which
+        was found, is looked at at once, and so is one that must be cancelled.
+        """
+        job, shortest = self._lease.job, self._runner.settings.poll_min_seconds
+        if batch.status in Status.FINAL or job.cancel or job.send_no_more or self._shard.landing:
+            return 0.0
+        if batch.created_at is None or abs(self.now() - batch.created_at) > shortest:
+            return 0.0
+        return Pace(shortest, self._runner.settings.poll_max_seconds).after(0.0)

@@ -220,9 +220,11 @@ class JobRunner(Runner):
         job = self.store.jobs.get(job_id)
         for shard in self.store.shards.of_job(job, fields=_OF_PLANNED, bad="show"):
             if shard.round == number and shard.epoch == 1 and shard.stage == Stage.PLANNED:
-                large = not is_small(shard.bytes, shard.rows)
+                small = is_small(shard.bytes, shard.rows)
                 message = Message(
-                    job_id, shard.index, shard.epoch, Stage.PLANNED, shard.task_ids, job.queue, large=large
+                    *(job_id, shard.index, shard.epoch, Stage.PLANNED, shard.task_ids, job.queue),
+                    large=not small,
+                    small=small and job.shards == 1,
                 )
                 self.publish(message)
 

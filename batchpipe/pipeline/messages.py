@@ -25,6 +25,7 @@ class Message:
     queue: str
     countdown: float = 0.0  #: seconds until the first link runs
     large: bool = False  #: its transfers need slots and come after short work; False if published again
+    small: bool = False  #: so little work that whoever publishes it may do it at once instead, see ``visits``
 
     def links(self) -> list[str]:
         """The names of the steps that it leads through."""
@@ -36,6 +37,9 @@ class Continue:
     """Go on with the next link of the chain."""
 
     why: str = field(default="", compare=False)  #: for people who watch the tasks
+    after: float = 0.0  #: seconds until that link runs
+    link: str = ""  #: its name, if links before it are left out; else it is the next one
+    small: bool = field(default=False, compare=False)  #: the shard is so small that no link of it needs a slot
 
 
 @dataclass(frozen=True)

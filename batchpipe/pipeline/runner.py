@@ -137,8 +137,8 @@ class Runner:
         fields = {"link": step.name, "seconds": lease.deadline, "message": message}
         self.log(lease.job.id, [("deadline", fields)], level=logging.WARNING, **ids)
 
-    def publish_merge(self, lease: Lease, epoch: int, ids: list[str]) -> None:
-        self.publish(Message(lease.job.id, JOB, epoch, State.FINALIZING, ids, lease.job.queue))
+    def publish_merge(self, lease: Lease, epoch: int, ids: list[str], *, small: bool = False) -> None:
+        self.publish(Message(lease.job.id, JOB, epoch, State.FINALIZING, ids, lease.job.queue, small=small))
 
     def log(
         self, job_id: str, events: Iterable[tuple[str, dict[str, Any]]], *, level: int = logging.INFO, **ids: Any
@@ -184,7 +184,7 @@ class Runner:
         if isinstance(following, Retry):
             self.counters.wait(following.reason, following.after)
         self.counters.turn(step.name, type(following).__name__.lower())
-        self.flush()
+        self.counters.hand_over(self.flush)
         return following
 
     def _outside(self, error: Exception, job_id: str, index: int) -> Next:

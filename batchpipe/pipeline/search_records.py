@@ -76,8 +76,11 @@ class SearchRecords:
                 self._runner.republish(*place, when="waiting")
 
 
-def settle(runner: Runner, shard: ShardRecord, batch: Batch, *, token: str | None, sure: bool) -> str:
+def settle(
+    runner: Runner, shard: ShardRecord, batch: Batch, *, token: str | None, sure: bool, after: float = 0.0
+) -> str:
     """Record a shard's batch, under its lease (``token``) or without; then let it go on, unless its holder does.
+    ``after``: seconds until the holder lets it be looked at.
 
     Returns the verdict, see ``Shards.settle``; known: another turn goes on with it.
     """
@@ -85,7 +88,7 @@ def settle(runner: Runner, shard: ShardRecord, batch: Batch, *, token: str | Non
         shard,
         batch.id,
         token=token,
-        after=0.0,
+        after=after,
         sure=sure,
         made_at=batch.created_at,
         changes={

@@ -38,6 +38,7 @@ from batchpipe.pipeline.reading import slots_for
 from batchpipe.pipeline.room import NoRoom, pass_on_room, wait_for_room
 from batchpipe.pipeline.runner import CANCELLING, MAX_LOST, MAX_TRIES, Runner, check_cancel, foreseen, numbers, words
 from batchpipe.pipeline.shard_words import what_follows, why
+from batchpipe.pipeline.slots import is_small
 from batchpipe.pipeline.steps.create import create
 from batchpipe.pipeline.steps.download import abandon, download
 from batchpipe.pipeline.steps.poll import Pace, poll
@@ -65,14 +66,17 @@ class ShardRunner(Runner):
             return self.counted(step, job_id, index, lambda: self._run(step, job_id, index, epoch))
 
     def _run(self, step: Step, job_id: str, index: int, epoch: int) -> Next:
-        account = self.store.jobs.account_of(job_id)
+        account = self.store.jobs.remembered_account_of(job_id)
         if account is None:
             return self.gone(job_id)
         api = self._api_or_trouble(account)  # built before the claim: its 20 ms are not the lease's
         deadline = turn_deadline(self.settings, step)
         lease = self.store.leases.claim_shard(job_id, index, epoch, step.stages, deadline=deadline)
         if isinstance(lease, ClaimDenied):
-            return denied(lease)
+            return self.gone(job_id) if lease.why == "gone" else denied(lease)
+        if lease.job.account != account:  # made again by hand
+            account = lease.job.account
+            api = self._api_or_trouble(account)
         with lease, about(account=account, batch=lease.shard.batch_id):
             try:
                 self.note_overrun(lease, step)
@@ -108,7 +112,7 @@ class ShardRunner(Runner):
             return self._abandon(lease, Problem(code="worker_lost", message=message))
         if isinstance(api, Exception):
             raise api
-        pause = self.store.accounts.pause_of(job.account)
+        pause = lease.pause
         # reading, cancelling and fetching need no quota, and a batch that runs on is billed
         if pause is not None and (pause.code != NO_QUOTA or step.sends):
             raise Paused(pause.message, code=pause.code, after=pause.seconds)
@@ -147,14 +151,16 @@ class ShardRunner(Runner):
             workspace_of(job, self.settings).size(shard.file)
         if not shard.calls:  # else look first for what an unanswered call made
             job = self.held(job)
+        context = CreateContext(self, lease, api)
         try:
-            return create(job, shard, api, CreateContext(self, lease, api))
+            ending = create(job, shard, api, context)
         except NoRoom:  # not before the call: most have room since their upload
             return wait_for_room(lease, self.store, self.settings) or Move(stage=Stage.UPLOADED)
+        return Over(settled=True, after=context.first_look) if ending == Over(settled=True) else ending
 
     def _poll(self, lease: ShardLease, api: Provider) -> Result:
         job = lease.job
-        account, clock = self.settings.account(job.account), self.store.connection.clock()
+        account, clock = self.settings.account(job.account), self.store.connection.recent_clock()
         patience, took = account.patience_seconds, self.store.paces.of(job.account, lease.shard.model).took
         usual = Pace(self.settings.poll_min_seconds, self.settings.poll_max_seconds, took)
         return poll(
@@ -286,7 +292,7 @@ class ShardRunner(Runner):
         if isinstance(ending, Over):
             if ending.settled:
                 self.count_stage(lease.shard.stage, lease.shard.uploaded_at)
-            return Continue("created") if ending.settled else Done()
+            return Continue("created", ending.after, small=_is_small(lease.shard)) if ending.settled else Done()
         if isinstance(ending, Move) and ending.hold is not None:
             self._hold(lease, ending.hold)
         try:
@@ -307,7 +313,8 @@ class ShardRunner(Runner):
             collected = counts | ({"incomplete": early} if early else {})
             self.log(lease.job.id, [("collected", collected)], shard=lease.index)
             if merge_epoch:
-                self.publish_merge(lease, merge_epoch, ids)
+                small = lease.job.shards == 1 and _is_small(lease.shard)
+                self.publish_merge(lease, merge_epoch, ids, small=small)
             return Done(f"collected: {numbers(counts)}")
         if news.republish:
             self.republish(lease.job.id, lease.index)
@@ -320,7 +327,7 @@ class ShardRunner(Runner):
             reason = ending.reason if isinstance(ending, _Failed) else step.waits
             return Retry(move.after, why(lease.shard, move), reason)
         if follows(lease.shard.stage, move.stage):
-            return Continue(why(lease.shard, move))
+            return Continue(why(lease.shard, move), small=_is_small(lease.shard))
         # back at an earlier stage: a new chain starts there
         self.republish(lease.job.id, lease.index, after=move.after)
         return Done(f"back to {move.stage.value}: {why(lease.shard, move)}")
@@ -373,6 +380,10 @@ class _Failed:
 
 def _deferred_fields(failed: _Failed) -> dict[str, Any]:
     return {"message": failed.problem.message, "seconds": round(failed.after, 1), "reason": failed.reason}
+
+
+def _is_small(shard: ShardRecord) -> bool:
+    return is_small(shard.bytes, shard.rows)
 
 
 def _is_committed(shard: ShardRecord) -> bool:

@@ -13,9 +13,6 @@ from importlib.util import find_spec
 from typing import Any, BinaryIO, cast
 from urllib.parse import unquote, urlsplit
 
-import fsspec
-from fsspec.registry import known_implementations, registry
-
 from batchpipe.errors import FILE_MISSING, BatchpipeError, InvalidInput, SettingsError, StorageTrouble
 from batchpipe.storage.rooted import open_rooted
 
@@ -94,6 +91,8 @@ def filesystem(url: str) -> tuple[Any, str]:
 
             # The default ends every transfer after five minutes, even if it makes progress.
             options["client_kwargs"] = {"timeout": ClientTimeout(total=None, sock_connect=30, sock_read=60)}
+        import fsspec  # where all is local, nothing of it is needed
+
         fs, path = fsspec.core.url_to_fs(url, **options)
     except ImportError as error:
         extra = _EXTRAS.get(kind)
@@ -108,6 +107,8 @@ def check_scheme(url: str) -> None:
     """Raises InvalidInput for a URL that no storage knows, SettingsError if its package is missing. Imports none."""
     for kind in re.split(r"::", url.partition("://")[0]):
         kind = kind.lower()
+        from fsspec.registry import known_implementations, registry
+
         known = registry.get(kind) or known_implementations.get(kind)
         if known is None:
             raise InvalidInput(f"{url}: {kind}:// is no storage that is known here", code="url_unknown")

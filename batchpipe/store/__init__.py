@@ -16,7 +16,7 @@ from batchpipe.store.queues import LISTENING_PACE, WaitingMessage
 from batchpipe.store.records import parse_member
 from batchpipe.store.schedules import LastRun
 from batchpipe.store.shards import Settled
-from batchpipe.store.store import Store
+from batchpipe.store.store import Store, open_store
 from batchpipe.store.unreadable import log_once
 
 __all__ = [
@@ -39,5 +39,6 @@ __all__ = [
     "host_clock",
     "log_once",
     "new_task_ids",
+    "open_store",
     "parse_member",
 ]

@@ -153,4 +153,4 @@ class Due:
 
     def note_sweep(self) -> None:
         """Note that a sweep is complete."""
-        self._redis.run("note_sweep", [f"{self._redis.prefix}swept"])
+        self._redis.run("note_sweep", [f"{self._redis.prefix}swept", f"{self._redis.prefix}taken"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Mapping
 from itertools import islice
 from typing import Any
@@ -15,7 +17,10 @@ from batchpipe.store.connection import Connection
 MOST_TEXT, MOST_ENTRIES = 1_000, 100
 #: Events kept per job; the oldest go first.
 LOG_LENGTH = 2_000
-_LOG_SECONDS = 60 * 86_400
+#: How long a log lives after an event, in seconds.
+LOG_SECONDS = 60 * 86_400
+#: A log lives on with each event; a process says so once in this time, and remembers for how many logs it did.
+_RENEW_SECONDS, _MOST_KEPT = 3_600.0, 10_000
 
 
 class Events:
@@ -23,15 +28,21 @@ class Events:
 
     def __init__(self, connection: Connection) -> None:
         self._redis = connection
+        self._kept: dict[str, float] = {}  #: log -> when this process last let it live on, by this host's clock
 
     def add(self, job_id: str, event: str, **fields: Any) -> None:
         """Append to the job's bounded event log."""
         key = f"{self._redis.prefix}log:{job_id}"
-        data = orjson.dumps({name: bounded(value) for name, value in fields.items()})
+        data = data_of(fields)
         pipe = self._redis.pipeline()
         pipe.xadd(key, {"event": shortened(event, 100), "data": data}, maxlen=LOG_LENGTH, approximate=True)
-        pipe.expire(key, _LOG_SECONDS)
+        if renew := time.monotonic() - self._kept.get(key, -math.inf) > _RENEW_SECONDS:
+            pipe.expire(key, LOG_SECONDS)
         self._redis.execute(pipe)
+        if renew:
+            if len(self._kept) >= _MOST_KEPT:
+                self._kept.clear()
+            self._kept[key] = time.monotonic()
 
     def read(self, job_id: str, *, after: str = "-", limit: int = LOG_LENGTH) -> list[dict[str, Any]]:
         """Events, oldest first: ``{id, at, event, ...}``; ``at`` in unix seconds.
@@ -44,6 +55,11 @@ class Events:
         else:
             entries = self._redis.call("xrange", key, min=f"({after}", count=limit)
         return [event for entry in entries if (event := _event(*entry))]
+
+
+def data_of(fields: Mapping[str, Any]) -> str:
+    """The fields of an event, as its log holds them."""
+    return orjson.dumps({name: bounded(value) for name, value in fields.items()}).decode()
 
 
 def _event(entry: str, fields: Mapping[str, str]) -> dict[str, Any] | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 import orjson
@@ -13,13 +14,27 @@ from batchpipe.errors import JobNotFound, OutputInUse, RecordUnreadable, StoreUn
 from batchpipe.model.records import JOB, JobRecord, Problem, ShardRecord, State
 from batchpipe.store.connection import Connection
 from batchpipe.store.due import CHUNK, Due
+from batchpipe.store.events import LOG_SECONDS, data_of
+from batchpipe.store.queues import LISTENING_SECONDS
 from batchpipe.store.records import chunks, decode, decoded, draft, encode_record
 from batchpipe.store.unreadable import log_once
 
 #: How long an alias is kept after the records of an ended job: as long as a job may take.
 ALIAS_SECONDS = 60 * 86_400
+#: Jobs whose account a process remembers.
+REMEMBERED = 10_000
 #: Jobs that are read in one pipeline.
 LISTED_AT_ONCE = 200
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """What became of a submit: the job's id, or that of the first job with its key."""
+
+    id: str
+    is_new: bool
+    at: float = 0.0  #: when it was recorded
+    is_heard: bool = False  #: a worker listens on its queue, as far as workers have noted it
 
 
 class Jobs:
@@ -27,6 +42,7 @@ class Jobs:
 
     def __init__(self, connection: Connection, due: Due) -> None:
         self._redis, self._due = connection, due
+        self._accounts: dict[str, str] = {}
 
     def submit(self, job: JobRecord, *, replace_job: str = "", alias: bool = False) -> tuple[str, bool]:
         """Record a job, due at once. Returns (id, True), or (the first job's id, False) if its key is taken.
@@ -35,8 +51,15 @@ class Jobs:
         already given out; if the key is taken, the id refers to the first job from now on.
         Raises OutputInUse if its output is that of another job that is not closed.
         """
+        recorded = self.record(job, replace_job=replace_job, alias=alias)
+        return recorded.id, recorded.is_new
+
+    def record(
+        self, job: JobRecord, *, replace_job: str = "", alias: bool = False, event: Mapping[str, Any] | None = None
+    ) -> Recorded:
+        """``submit``, with the data of the first ``event`` of the job's log, in one call."""
         key = f"{self._redis.prefix}key:{job.key}" if job.key else self._redis.job_key(job.id)
-        verdict, job_id, *stage = self._redis.run(
+        verdict, job_id, *more = self._redis.run(
             "submit",
             [*self._redis.keys(job.id, JOB), key],
             self._redis.prefix,
@@ -46,11 +69,16 @@ class Jobs:
             replace_job,
             self._redis.ttl_seconds + ALIAS_SECONDS if alias else 0,
             orjson.dumps(job.owns).decode(),
+            data_of(event) if event is not None else "",
+            LOG_SECONDS,
+            LISTENING_SECONDS,
             *encode_record(job),
         )
         if verdict == "output":
-            raise OutputInUse(output_in_use(job.output, job_id, stage[0]))
-        return job_id, verdict == "ok"
+            raise OutputInUse(output_in_use(job.output, job_id, more[0]))
+        if verdict != "ok":
+            return Recorded(job_id, is_new=False)
+        return Recorded(job_id, is_new=True, at=float(more[0]), is_heard=more[1] == 1)
 
     def get(self, job_id: str) -> JobRecord:
         """The job with this id, or the one that the id is an alias of. Raises JobNotFound, RecordUnreadable."""
@@ -64,6 +92,14 @@ class Jobs:
     def account_of(self, job_id: str) -> str | None:
         """The name of the account a job uses, or None for an unknown job."""
         return cast("str | None", self._redis.call("hget", self._redis.job_key(job_id), "account"))
+
+    def remembered_account_of(self, job_id: str) -> str | None:
+        """The same; of a job that this process has met lately it is not asked again. A claim tells whether it holds."""
+        if (account := self._accounts.get(job_id)) is None and (account := self.account_of(job_id)) is not None:
+            if len(self._accounts) >= REMEMBERED:
+                self._accounts.clear()
+            self._accounts[job_id] = account
+        return account
 
     def id_of_key(self, key: str) -> str | None:
         """The id of the job that was submitted under this idempotency key, if it is still known."""

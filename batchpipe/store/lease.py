@@ -12,6 +12,7 @@ from typing import Any, Protocol, Self
 
 from batchpipe.errors import LeaseLost, StoreUnavailable
 from batchpipe.model.records import JOB, JobRecord, Record, ShardRecord
+from batchpipe.model.stats import Pause
 
 logger = logging.getLogger(__name__)
 
@@ -75,6 +76,7 @@ class Lease(ABC):
     confirmed: float = field(default_factory=host_clock)  #: our clock before the last call that granted it
     news: Renewal = NO_NEWS
     deadline: float = 0.0  #: seconds without a ``check`` after which it is no longer renewed
+    pause: Pause | None = None  #: of its account, when it was claimed
     overran: bool = False  #: the turn before this one ran into its deadline
     lost: bool = False
     _progressed: bool = False

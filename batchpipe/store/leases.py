@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain, islice
 from typing import Any
 
 import orjson
@@ -11,11 +12,15 @@ import orjson
 from batchpipe.config.limits import LONGEST_GROWTH
 from batchpipe.errors import LeaseLost, OutputInUse
 from batchpipe.model.records import JOB, JobRecord, Move, ShardRecord, State
+from batchpipe.model.stats import Pause
 from batchpipe.store.connection import Connection
 from batchpipe.store.due import CHUNK, Due
 from batchpipe.store.jobs import output_in_use
 from batchpipe.store.lease import ClaimDenied, JobLease, Lease, Renewal, ShardLease, host_clock, news_of
 from batchpipe.store.records import chunks, decode, draft, encode_changes
+
+#: Shards of a job, at most, that are planned, or expire, in the script that does the rest.
+AT_ONCE = 20
 
 
 class Leases:
@@ -75,6 +80,7 @@ class Leases:
             "news": Renewal(cancel=job.cancel),
             "deadline": float(answer[4]),
             "overran": bool(int(answer[5])),
+            "pause": Pause(float(answer[6]), answer[7], answer[8]) if len(answer) > 6 else None,
         }
 
     def renew(self, lease: Lease) -> tuple[float, Renewal]:
@@ -162,17 +168,27 @@ class Leases:
         The records are first written where nobody sees them, then made visible by one script, and then made due. A turn
         that plans again after a crash overwrites them. Ends the lease's renewals. Raises LeaseLost.
         """
+        left = iter(shards)
+        begin, member, fields = (
+            list(islice(left, AT_ONCE + 1)),
+            self._redis.member(lease.job.id, JOB),
+            encode_changes(changes),
+        )
+        if len(begin) <= AT_ONCE:
+            lease.stop()
+            drafts = f"[{','.join(map(draft, begin))}]"
+            args = (member, lease.token, self._redis.lease_seconds, ids, len(begin), drafts, *fields)
+            answer = self._fenced("plan", lease, *args)
+            return (0, int(answer[1])) if answer[0] == "cancel" else (len(begin), 0)
         count, going = 0, True
-        for chunk in chunks(shards, CHUNK):
+        for chunk in chunks(chain(begin, left), CHUNK):
             if count:
                 lease.check()
             count += len(chunk)
             if going:
                 going = self._fenced("draft_shards", lease, lease.token, *map(draft, chunk))[0] != "cancel"
         lease.stop()
-        member = self._redis.member(lease.job.id, JOB)
-        fields = encode_changes(changes)
-        answer = self._fenced("plan", lease, member, lease.token, self._redis.lease_seconds, ids, count, *fields)
+        answer = self._fenced("plan", lease, member, lease.token, self._redis.lease_seconds, ids, count, "", *fields)
         if answer[0] == "cancel":
             return 0, int(answer[1])
         self._due.make_due(lease.job.id)
@@ -198,6 +214,11 @@ class Leases:
 
         Ends the lease's renewals. Raises LeaseLost.
         """
+        args = (self._redis.member(lease.job.id, JOB), lease.token, self._redis.ttl_seconds)
+        if lease.job.shards <= AT_ONCE:
+            lease.stop()
+            if self._fenced("close_job", lease, *args, AT_ONCE)[0] == "ok":
+                return
         first, count = 0, 1
         while first < count:
             if first:
@@ -205,7 +226,7 @@ class Leases:
             answer = self._fenced("expire_shards", lease, lease.token, self._redis.ttl_seconds, first, CHUNK)
             first, count = first + CHUNK, int(answer[1])
         lease.stop()
-        self._fenced("close_job", lease, self._redis.member(lease.job.id, JOB), lease.token, self._redis.ttl_seconds)
+        self._fenced("close_job", lease, *args, -1)
 
     def _fenced(self, name: str, lease: Lease, *args: object) -> list[Any]:
         flat = [orjson.dumps(arg).decode() if isinstance(arg, list) else arg for arg in args]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Self
 
+from batchpipe.config.settings import Settings
 from batchpipe.store.accounts import Accounts
 from batchpipe.store.admission import Admission
 from batchpipe.store.connection import Connection
@@ -20,6 +21,16 @@ from batchpipe.store.queues import Queues
 from batchpipe.store.schedules import Schedules
 from batchpipe.store.shards import Shards
 from batchpipe.store.unanswered import Unanswered
+
+
+def open_store(settings: Settings) -> Store:
+    """The store of these settings; it connects at its first use. Kept by the site: see ``Site.keep``."""
+    return Store.connect(
+        settings.redis_address(),
+        prefix=settings.prefix,
+        lease_seconds=settings.lease_seconds,
+        ttl_seconds=settings.ttl_seconds,
+    )
 
 
 class Store:
@@ -52,7 +63,7 @@ class Store:
 
     def now(self) -> float:
         """The time of all records: Redis' clock in unix seconds, with the exceptions that ``Clock`` describes."""
-        return self.connection.clock().now
+        return self.connection.now()
 
     def ping(self) -> None:
         """One short try, because the caller waits. Raises StoreUnavailable."""

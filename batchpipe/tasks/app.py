@@ -159,8 +159,8 @@ def _configuration(settings: Settings) -> dict[str, Any]:
         "broker_connection_max_retries": None,  # a long outage must not end the worker
         "worker_cancel_long_running_tasks_on_connection_loss": False,  # leases protect the work itself
         "worker_soft_shutdown_timeout": settings.stop_seconds,
-        "worker_send_task_events": True,
-        "task_send_sent_event": True,
+        "worker_send_task_events": False,  # only while a monitor asks for them, see worker.task_events
+        "task_send_sent_event": False,
         "task_track_started": True,
         "worker_max_tasks_per_child": 1_000,
         "worker_hijack_root_logger": False,

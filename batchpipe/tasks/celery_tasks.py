@@ -18,7 +18,7 @@ from batchpipe.masking import one_line
 from batchpipe.model.records import JOB
 from batchpipe.model.retry import REDIS_PAUSE_SECONDS, SETTINGS_PAUSE_SECONDS
 from batchpipe.model.steps import STEPS
-from batchpipe.pipeline.messages import Done, Next, Retry
+from batchpipe.pipeline.messages import Continue, Done, Message, Next, Retry
 from batchpipe.pipeline.slots import SMALL_BYTES, SMALL_ROWS, Kind, Slots
 from batchpipe.pipeline.sweep import sweep as sweep_once
 from batchpipe.storage.local import unnamed_file
@@ -73,7 +73,18 @@ def _answer(task: Any, turn: Callable[[], Next]) -> str | None:
         raise _later(task, following)
     if isinstance(following, Done):
         task.request.chain = None  # else Celery publishes the next link
+    elif isinstance(following, Continue):
+        _lead_on(task, following)
     return one_line(following.why) or None
+
+
+def _lead_on(task: Any, following: Continue) -> None:
+    """Let the chain go on at the link that follows, at its time; Celery publishes the last one of ``chain`` next."""
+    chain = task.request.chain
+    while chain and following.link and chain[-1]["task"] != f"batchpipe.{following.link}":
+        chain.pop()  # this visit has done it
+    if chain and following.after:
+        chain[-1]["options"]["countdown"] = countdown_of(task.app, following.after)
 
 
 def bound_long_tasks(app: Celery, at_once: int) -> None:
@@ -102,13 +113,22 @@ def _step(task: Any, job: str, index: int, epoch: int) -> str | None:
     step = STEPS[task.name.removeprefix("batchpipe.")]
 
     def turn() -> Next:
-        taken = runtime()
-        runner = taken.job_runner if index == JOB else taken.shard_runner
-        return runner.run(step.name, job, index, epoch)
+        return runtime().turn(step.name, job, index, epoch)
 
-    if (kind := step.slot) is None:
-        return _answer(task, turn)
-    return _answer(task, lambda: _bounded(task, kind, job, index, epoch, turn))
+    def first() -> Next:
+        return turn() if step.slot is None else _bounded(task, step.slot, job, index, epoch, turn)
+
+    def visit() -> Next:
+        taken, message = runtime(), Message(job, index, epoch, step.stages[0], [], "")
+        return taken.visits.go_on(message, first, taken.turn, lambda: not _is_stopping(task.app))
+
+    return _answer(task, visit)
+
+
+def _is_stopping(app: Celery) -> bool:
+    """Whether this worker is told to stop: then a visit takes no further turn."""
+    worker = state_of(app).worker
+    return worker is not None and bool(worker.stopping.is_set())
 
 
 @shared_task(name="batchpipe.prepare", **OPTIONS["batchpipe.prepare"])

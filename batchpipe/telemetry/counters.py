@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import threading
 from bisect import bisect_left
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
 
@@ -124,9 +124,13 @@ INFINITE = "+Inf"
 
 
 class Counters:
-    """Counts of this process since they were last taken. Safe between threads; a forked child begins with none."""
+    """Counts of this process since they were last taken. Safe between threads; a forked child begins with none.
 
-    def __init__(self) -> None:
+    ``every``: how many seconds they may wait to be taken, with those of further turns.
+    """
+
+    def __init__(self, every: float = 0.0) -> None:
+        self._every = every
         self._begin()
 
     def _begin(self) -> None:
@@ -134,6 +138,7 @@ class Counters:
         self._lock = threading.Lock()
         self._counts: dict[tuple[str, ...], float] = {}
         self._accounts: set[str] = set()
+        self._timer: threading.Timer | None = None
 
     def add(self, name: str, amount: float = 1.0, **labels: str) -> None:
         """Count. Raises KeyError for a metric or label that is not in the table above."""
@@ -166,6 +171,25 @@ class Counters:
         with self._lock:
             taken, self._counts = self._counts, {}
         return {field_of(*key): amount for key, amount in taken.items() if amount}
+
+    def hand_over(self, flush: Callable[[], None]) -> None:
+        """Have ``flush`` called: now, or within ``every`` seconds in a thread of its own."""
+        if not self._every:
+            flush()
+            return
+        if self._pid != os.getpid():
+            self._begin()
+
+        def end() -> None:
+            self._timer = None
+            flush()
+
+        with self._lock:
+            if self._timer is not None:
+                return
+            self._timer = threading.Timer(self._every, end)
+            self._timer.daemon = True
+        self._timer.start()
 
     def put_back(self, taken: Mapping[str, float]) -> None:
         """Add counts again that could not be reported, for the next time."""

@@ -172,7 +172,7 @@ class Pump:
         elif isinstance(following, Continue):
             links = delivery.message.links()
             for link in links[links.index(delivery.link) + 1 :][:1]:
-                self.waiting.append(Delivery(self.at, delivery.message, link))
+                self.waiting.append(Delivery(self.at + following.after, delivery.message, link))
         return delivery
 
     def sweep(self) -> int:

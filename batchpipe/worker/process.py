@@ -27,9 +27,10 @@ from batchpipe.local_redis import acquire
 from batchpipe.storage import Folder
 from batchpipe.storage.local import keep_private, touch
 from batchpipe.tasks import celery_tasks
-from batchpipe.tasks.app import make_app
+from batchpipe.tasks.app import is_ours, make_app
 from batchpipe.worker import schedule_tasks
 from batchpipe.worker.setup import setup, site_app, site_worker_of
+from batchpipe.worker.task_events import TaskEvents
 
 if TYPE_CHECKING:
     app: Celery
@@ -74,6 +75,10 @@ def run_worker(
     app.conf.worker_hijack_root_logger = False  # our command has already set up logging, as LOG_FORMAT says
     app.conf.worker_redirect_stdouts_level = "INFO"  # what a receiver prints is not a warning
     _show_life(alive_file, signals.heartbeat_sent)
+    if is_ours(app):  # what a site's own app sends is the site's choice
+        events = TaskEvents(app)
+        events.install()
+        signals.worker_ready.connect(lambda sender, **_: events.watch(sender), weak=False)
     if pool == "threads":
         app.conf.worker_pool = ThreadPool
         signals.worker_ready.connect(_stop_gently)
@@ -84,7 +89,7 @@ def run_worker(
     command = [
         *("worker", "--concurrency", str(concurrency), "--queues", queues or settings.queue),
         *(("--pool", pool) if pool != "threads" else ()),
-        *("--hostname", f"batchpipe-{os.getpid()}@%h", "--loglevel", loglevel, "-E"),
+        *("--hostname", f"batchpipe-{os.getpid()}@%h", "--loglevel", loglevel),
         *("--without-mingle", "--without-gossip"),
         *extra,
     ]

@@ -32,6 +32,7 @@ from batchpipe.tasks.app import beat_schedule, current_site_app, is_ours, itself
 from batchpipe.tasks.celery_tasks import bound_long_tasks
 from batchpipe.tasks.runtime import runtime
 from batchpipe.worker import schedule_tasks  # noqa: F401 - its task is known once it is imported
+from batchpipe.worker.broker_clients import keep_clients
 from batchpipe.worker.checks import check_app, pool_finding
 from batchpipe.worker.outlive_redis import outlive_redis
 
@@ -72,6 +73,8 @@ def setup(app: Celery, settings: Mapping[str, Any] | None = None) -> None:
     signals.celeryd_after_setup.connect(site_worker.report, dispatch_uid=f"batchpipe-report-{id(app)}", **own)
     signals.worker_ready.connect(site_worker.start_sweeping, dispatch_uid=f"batchpipe-sweep-{id(app)}", **own)
     signals.worker_shutting_down.connect(site_worker.stop_sweeping, dispatch_uid=f"batchpipe-stop-{id(app)}", **own)
+    for end in (signals.worker_shutdown, signals.worker_process_shutdown):
+        end.connect(site_worker.hand_over_counts, dispatch_uid=f"batchpipe-counts-{id(app)}", **own)
     state_of(app).worker = site_worker
 
 
@@ -130,6 +133,7 @@ class SiteWorker:
         current_site().app = self.app  # if several apps were set up, tasks publish through the one that runs them
         warm_up()  # before there are threads or forked children
         outlive_redis()
+        keep_clients()
         try:
             queue = default_client().settings.queue  # without REDIS_URL this finds or starts the private Redis
             self.app.amqp.queues.select_add(queue_of(self.app, queue))
@@ -170,6 +174,11 @@ class SiteWorker:
 
     def stop_sweeping(self, **_: Any) -> None:
         self.stopping.set()
+
+    def hand_over_counts(self, **_: Any) -> None:
+        """A worker, or a process of its pool, ends: what its last turns have counted is written now."""
+        with suppress(Exception):  # counts are only for people
+            runtime().job_runner.flush()
 
     def _say_where_it_listens(self, consumer: Any) -> None:
         """Note repeatedly in Redis on which queues this worker listens, and at its end that it no longer does."""

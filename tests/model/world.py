@@ -535,7 +535,7 @@ class World:
         elif isinstance(following, Continue):
             links = delivery.message.links()
             for link in links[links.index(delivery.link) + 1 :][:1]:
-                self.waiting.append(Delivery(self.at, delivery.message, link))
+                self.waiting.append(Delivery(self.at + following.after, delivery.message, link))
 
     def take(self, delivery: Delivery) -> Delivery:
         """A message leaves the broker for a worker."""

@@ -18,7 +18,7 @@ from batchpipe.errors import InvalidInput, JobNotFound, OutputInUse, StoreUnavai
 from batchpipe.pipeline import copied_inputs
 from batchpipe.pipeline.copied_inputs import NOTES, UNRECORDED_SECONDS, remove_unrecorded
 from batchpipe.store import Store
-from batchpipe.store.jobs import Jobs
+from batchpipe.store.jobs import Jobs, Recorded
 
 ROW = {"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": {"model": "gpt-4o-mini"}}
 
@@ -146,9 +146,9 @@ class Troubled(Jobs):
 
     recorded = False
 
-    def submit(self, *args: Any, **options: Any) -> tuple[str, bool]:
+    def record(self, *args: Any, **options: Any) -> Recorded:
         if self.recorded:
-            super().submit(*args, **options)
+            super().record(*args, **options)
         raise StoreUnavailable("Redis: TimeoutError: Timeout reading from socket")
 
 

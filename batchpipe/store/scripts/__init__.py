@@ -1,4 +1,4 @@
-"""The Lua scripts: every write that must be atomic, one file each. ``SHARED`` is prepended to all.
+"""The Lua scripts: every write that must be atomic, one file each. ``SHARED`` is part of all.
 
 On top of ``common.lua`` is the dictionary of keys and fields; each script's first lines say what it is given and what
 it answers.
@@ -11,16 +11,21 @@ from functools import cache
 from importlib import resources
 
 #: What all scripts have at their beginning, in this order.
-SHARED = ("common", "rooms", "lines", "admission")
+SHARED = ("hashes", "common", "rooms", "lines", "admission")
 
 
 @cache
 def source(name: str) -> str:
-    """The text of a script for Redis, by its file name without ``.lua``: what is shared, and it; no comment lines.
+    """The text of a script for Redis, by its file name without ``.lua``: the common parts and the script, without
+    comment lines. What the script has changed of hashes is written when it returns.
 
     Redis keeps each script whole, and the dictionary would be in all of them. The lines stay, empty, for the numbers in
     Redis' errors.
     """
-    folder = resources.files(__name__)
-    text = "".join(folder.joinpath(f"{part}.lua").read_text() for part in (*SHARED, name))
+    parts = "".join(_code(part) for part in SHARED)
+    return f"{parts}local function script(){_code(name)}end\nlocal answer = script()\nflush()\nreturn answer\n"
+
+
+def _code(name: str) -> str:
+    text = resources.files(__name__).joinpath(f"{name}.lua").read_text()
     return re.sub(r"^ *--.*", "", text, flags=re.MULTILINE)

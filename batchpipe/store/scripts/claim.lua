@@ -3,18 +3,19 @@
 -- ARGV: 1 skew (s), 2 prefix, 3 job id, 4 epoch, 5 stages that it may be in (',stage,stage,'), 6 stage to go to ('': it
 --   stays; else the record is a job), 7 token, 8 lease (s), 9 deadline (s), 10 longest deadline (s), 11 member
 -- -> {'ok', the record's hash, the job's hash, seconds of the lease (s), deadline (s), 1 if the turn before met
---    its own, else 0}
+--    its own, else 0; and if the account is paused left of that (s), code, message}
 --  | {'gone'} | {'epoch'} | {'stage'} | {'lease', left of another's (s)} | {'early', until its time (s)}
 -- The order of the checks matters: a message of another epoch must not wait for somebody else's lease.
 local now = clock(ARGV[1])
 local token, lease = ARGV[7], tonumber(ARGV[8])
 local overran = 0
 local rec, job = KEYS[1], KEYS[2]
+redis.call('HGETALL', rec) -- they are answered whole: what follows reads nothing more
+redis.call('HGETALL', job)
 if redis.call('EXISTS', rec) == 0 or redis.call('EXISTS', job) == 0 then return { 'gone' } end
 local queue = get(job, 'queue')
 if queue and queue ~= '' then -- a message was taken from it, though it may be void: see the sweep
   redis.call('ZADD', ARGV[2] .. 'taken', num(now), queue)
-  redis.call('ZREMRANGEBYSCORE', ARGV[2] .. 'taken', '-inf', num(now - 172800))
 end
 if get(rec, 'epoch') ~= ARGV[4] then return { 'epoch' } end
 local stage = get(rec, 'stage')
@@ -42,4 +43,6 @@ local ends = math.min(now + lease, now + deadline)
 redis.call('HSET', rec, 'token', token, 'lease_until', num(ends), 'lease_end', num(now + deadline), 'pubs', '0')
 redis.call('HDEL', rec, 'republish', 'parked', 'park_until')
 redis.call('ZADD', KEYS[3], num(ends), ARGV[11])
-return { 'ok', redis.call('HGETALL', rec), redis.call('HGETALL', job), num(ends - now), num(deadline), overran }
+local function time() return now end
+return { 'ok', redis.call('HGETALL', rec), redis.call('HGETALL', job), num(ends - now), num(deadline), overran,
+  pause_of(ARGV[2] .. 'pause:' .. (get(job, 'account') or 'default'), time) }

@@ -1,4 +1,4 @@
--- Prepended to every script; lines that are only a comment are left out on the way to Redis (see __init__.py).
+-- Prepended to every script, after `hashes.lua`; lines that are only a comment are left out on the way to Redis (see __init__.py).
 --
 -- THE DICTIONARY: all that is kept in Redis.
 --
@@ -513,6 +513,14 @@ local function note_end_of_batch(prefix, rec, job, member, now)
   pcall(count_turnaround, prefix, rec, account, now) -- numbers for people: what they meet must not stop a turn
 end
 
+-- the pause of an account: left of it (s), code, message; nothing if there is none. `time` says our time
+local function pause_of(key, time)
+  local found = redis.call('HMGET', key, 'until', 'code', 'message', 'seconds')
+  if found[1] == false then return end
+  local left = math.min(tonumber(found[1]) - time(), tonumber(found[4]))
+  if left > 0 then return num(left), found[2] or '', found[3] or '' end
+end
+
 -- Called by every script that may have written counts of a batch, or collected a shard: the job's sum of answered rows, so
 -- that a list of jobs reads no shards. `before`: what that sum has of the shard. Where nothing has changed, the time is
 -- written once a minute.
@@ -598,6 +606,17 @@ local function finalize(key, prefix, id, due, member, lease, now, task_ids)
   redis.call('HDEL', key, 'republish')
   set_due(key, due, member, lease, now, 0)
   return epoch
+end
+
+-- let the records of a job's shards expire, from the first of these indexes to the last
+local function expire_shards(prefix, id, first, last, ttl)
+  for index = first, last do
+    local key = prefix .. 'shard:' .. id .. ':' .. index
+    local shard = redis.call('HMGET', key, 'batch_id', 'spent')
+    if shard[1] then redis.call('EXPIRE', prefix .. 'batch:' .. shard[1], ttl) end
+    for _, spent in ipairs(cjson.decode(shard[2] or '[]')) do redis.call('EXPIRE', prefix .. 'batch:' .. spent, ttl) end
+    redis.call('EXPIRE', key, ttl)
+  end
 end
 
 -- let the sweep publish a job's shards again, from an index on

@@ -7,11 +7,5 @@ local prefix, id, ttl, first = ARGV[2], ARGV[3], ARGV[5], tonumber(ARGV[6])
 if flag(KEYS[1], 'closed') == 1 then return { 'ok', 0 } end -- repeated by the client after a lost reply
 if not holds(KEYS[1], ARGV[4], now) then return { 'lost' } end
 local count = math.max(tonumber(get(KEYS[1], 'shards') or '0'), tonumber(get(KEYS[1], 'drafted') or '0'))
-for index = first, math.min(first + tonumber(ARGV[7]), count) - 1 do
-  local key = prefix .. 'shard:' .. id .. ':' .. index
-  local shard = redis.call('HMGET', key, 'batch_id', 'spent')
-  if shard[1] then redis.call('EXPIRE', prefix .. 'batch:' .. shard[1], ttl) end
-  for _, spent in ipairs(cjson.decode(shard[2] or '[]')) do redis.call('EXPIRE', prefix .. 'batch:' .. spent, ttl) end
-  redis.call('EXPIRE', key, ttl)
-end
+expire_shards(prefix, id, first, math.min(first + tonumber(ARGV[7]), count) - 1, ttl)
 return { 'ok', count }

@@ -1,8 +1,8 @@
 -- Make the drafted shards of a round visible, or, if the job is being cancelled, send it on to its end.
--- They are not due yet: `due_from` says from which index on `make_due` goes on, and until then the job itself stays due.
+-- Those of a small round come with the call, and are due at once. Others are not due yet: `due_from` says from which index on `make_due` goes on, and until then the job itself stays due.
 -- KEYS: 1 job, 2 job, 3 due, 4 clock
 -- ARGV: 1 skew (s), 2 prefix, 3 job id, 4 member, 5 token, 6 lease (s), 7 task ids of merge (JSON [..]), 8 shards (count),
---   9 fields (none is removed)
+--   9 the shards of a small round (JSON [[index, field, value ..] ..]; '': they are drafted), 10 fields (none is removed)
 -- -> {'ok'} | {'cancel', epoch of merge} | {'lost'}
 local now = clock(ARGV[1])
 local prefix, id, lease = ARGV[2], ARGV[3], ARGV[6]
@@ -17,10 +17,22 @@ redis.call('HSET', job, 'last', ARGV[5])
 if flag(job, 'cancel') == 1 then
   return { 'cancel', finalize(job, prefix, id, due, ARGV[4], lease, now, ARGV[7]) }
 end
-for i = 9, #ARGV, 2 do redis.call('HSET', job, ARGV[i], ARGV[i + 1]) end
+for i = 10, #ARGV, 2 do redis.call('HSET', job, ARGV[i], ARGV[i + 1]) end
 local first, count = tonumber(get(job, 'shards') or '0'), tonumber(ARGV[8])
-redis.call('HSET', job, 'open', count, 'shards', first + count, 'due_from', first)
+redis.call('HSET', job, 'open', count, 'shards', first + count)
 redis.call('HDEL', job, 'republish', 'trouble', 'due_now')
 set_state(job, prefix, id, 'running', now)
+if ARGV[9] ~= '' then
+  for _, fields in ipairs(cjson.decode(ARGV[9])) do
+    local index = table.remove(fields, 1)
+    local key = prefix .. 'shard:' .. id .. ':' .. index
+    redis.call('DEL', key)
+    redis.call('HSET', key, 'planned_at', num(now), unpack(fields))
+    set_due(key, due, id .. '/' .. index, lease, now, 0)
+  end
+  redis.call('ZREM', due, ARGV[4])
+  return { 'ok' }
+end
+redis.call('HSET', job, 'due_from', first)
 redis.call('ZADD', due, num(now + tonumber(lease)), ARGV[4])
 return { 'ok' }

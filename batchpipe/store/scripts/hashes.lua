@@ -1,0 +1,161 @@
+-- Prepended to every script, before `common`: within a script each record is read once and written once. Redis runs one command for what a script does to a hash field by field, however many fields that are:
+-- `get` reads the fields of PROTOCOL together, and what is written is kept until the script ends (`flush`), or until
+-- another command names the same key. Scripts go on calling `redis.call`, which is this one.
+local server, PROTOCOL = redis, {
+  'stage', 'epoch', 'token', 'lease_until', 'lease_end', 'last', 'republish', 'tries', 'lost', 'overran', 'pubs', 'next_at',
+  'wait', 'cancel', 'account', 'queue', 'closed', 'hold_at', 'send_no_more', 'status', 'batch_id', 'spent', 'try', 'job',
+  'index', 'calls', 'created_at', 'shards', 'over_at', 'open', 'owns', 'key', 'drafted', 'due_from', 'due_now', 'intent_at',
+  'trouble', 'empty_at', 'named', 'refusal', 'unfound', 'refused_at', 'unseen_at', 'other_at', 'gone_at', 'backoff',
+}
+local OF_PROTOCOL = {}
+for _, field in ipairs(PROTOCOL) do OF_PROTOCOL[field] = true end
+-- for each key: {known: field -> its value, or false where there is none; whole: all of its fields are known; changed: field ->
+-- true; order: the changed fields}
+local hashes, keys = {}, {}
+
+local function hash(key)
+  local one = hashes[key]
+  if not one then
+    one = { known = {}, changed = {}, order = {} }
+    hashes[key] = one
+    table.insert(keys, key)
+  end
+  return one
+end
+
+-- as Redis would keep it
+local function text(value)
+  if type(value) == 'number' then return string.format('%.17g', value) end
+  return value
+end
+
+local function change(one, field, value)
+  if one.known[field] == value then return end
+  one.known[field] = value
+  if not one.changed[field] then
+    one.changed[field] = true
+    table.insert(one.order, field)
+  end
+end
+
+-- send what was changed of a hash
+local function flush_one(key)
+  local one = hashes[key]
+  if not one or #one.order == 0 then return end
+  local set, gone = {}, {}
+  for _, field in ipairs(one.order) do
+    local value = one.known[field]
+    if value == false then
+      table.insert(gone, field)
+    else
+      table.insert(set, field)
+      table.insert(set, value)
+    end
+  end
+  one.changed, one.order = {}, {}
+  for first = 1, #set, 1000 do server.call('HSET', key, unpack(set, first, math.min(first + 999, #set))) end
+  for first = 1, #gone, 1000 do server.call('HDEL', key, unpack(gone, first, math.min(first + 999, #gone))) end
+end
+
+local function flush()
+  for _, key in ipairs(keys) do flush_one(key) end
+end
+
+local function learn(key, fields)
+  local one = hash(key)
+  local found = server.call('HMGET', key, unpack(fields))
+  for place, field in ipairs(fields) do
+    if one.known[field] == nil then one.known[field] = found[place] end
+  end
+end
+
+local function read(key, field)
+  local one = hash(key)
+  if one.known[field] == nil and not one.whole then
+    if not one.learnt and OF_PROTOCOL[field] then
+      one.learnt = true
+      learn(key, PROTOCOL)
+    end
+    if one.known[field] == nil then learn(key, { field }) end
+  end
+  return one.known[field] or false
+end
+
+local OWN = {
+  HGET = function(key, field) return read(key, field) end,
+  HMGET = function(key, ...)
+    if not hashes[key] then return server.call('HMGET', key, ...) end
+    local asked, unknown, values = { ... }, {}, {}
+    for _, field in ipairs(asked) do
+      if hashes[key].known[field] == nil and not hashes[key].whole then table.insert(unknown, field) end
+    end
+    if #unknown > 0 then learn(key, unknown) end
+    for place, field in ipairs(asked) do values[place] = hashes[key].known[field] or false end
+    return values
+  end,
+  HGETALL = function(key)
+    local one, flat = hash(key), {}
+    if not one.whole then
+      local found = server.call('HGETALL', key)
+      for place = 1, #found, 2 do
+        if one.known[found[place]] == nil then one.known[found[place]] = found[place + 1] end
+      end
+      one.whole = true
+    end
+    for field, value in pairs(one.known) do
+      if value ~= false then
+        table.insert(flat, field)
+        table.insert(flat, value)
+      end
+    end
+    return flat
+  end,
+  HSET = function(key, ...)
+    local one, given = hash(key), { ... }
+    for place = 1, #given, 2 do change(one, text(given[place]), text(given[place + 1])) end
+  end,
+  HDEL = function(key, ...)
+    local one = hash(key)
+    for _, field in ipairs({ ... }) do
+      if one.known[field] ~= nil or not one.whole then change(one, field, false) end
+    end
+  end,
+  HSETNX = function(key, field, value)
+    if read(key, field) then return 0 end
+    change(hash(key), field, text(value))
+    return 1
+  end,
+  HINCRBY = function(key, field, by)
+    local old = read(key, field) or '0'
+    if not string.match(old, '^-?%d+$') then -- Redis says what is wrong
+      flush_one(key)
+      return server.call('HINCRBY', key, field, by)
+    end
+    local sum = tonumber(old) + tonumber(by)
+    change(hash(key), field, string.format('%.0f', sum))
+    return sum
+  end,
+  EXISTS = function(key)
+    local one = hashes[key]
+    if one and one.whole and #one.order == 0 then return next(one.known) and 1 or 0 end
+    if one or string.find(key, 'job:', 1, true) or string.find(key, 'shard:', 1, true) then -- of other types there may be
+      if read(key, 'stage') then return 1 end
+      flush_one(key)
+    end
+    return server.call('EXISTS', key)
+  end,
+}
+
+local redis = {
+  call = function(command, key, ...)
+    if key == nil then return server.call(command) end
+    if OWN[command] then return OWN[command](key, ...) end
+    if hashes[key] then flush_one(key) end
+    if command == 'DEL' or (hashes[key] and string.sub(command, 1, 1) == 'H') then -- what was known holds no more
+      local one = hash(key)
+      one.known, one.changed, one.order, one.learnt, one.whole = {}, {}, {}, command == 'DEL', command == 'DEL'
+    end
+    return server.call(command, key, ...)
+  end,
+  pcall = server.pcall,
+}

@@ -1,0 +1,151 @@
+"""Several turns in one visit: what is done at once, and how the rest of the chain goes on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from batchpipe.errors import StoreUnavailable
+from batchpipe.model.records import JOB, Stage, State
+from batchpipe.model.retry import REDIS_PAUSE_SECONDS
+from batchpipe.pipeline.messages import Continue, Done, Message, Next, Retry
+from batchpipe.pipeline.visits import Visits
+from batchpipe.testing import FakeOpenAI, Pump, Vanished
+
+BODY = {"model": "m", "messages": [{"role": "user", "content": "hello"}]}
+ROWS = [{"custom_id": f"r{n}", "method": "POST", "url": "/v1/chat/completions", "body": BODY} for n in range(3)]
+LARGE, SMALL = Continue("said"), Continue("said", small=True)
+
+
+class Script:
+    """Answers each link's turn as it was told, and notes which were taken."""
+
+    def __init__(self, **answers: Next | BaseException) -> None:
+        self.answers, self.taken = answers, list[str]()
+
+    def __call__(self, name: str, job: str, index: int, epoch: int) -> Next:
+        self.taken.append(name)
+        answer = self.answers[name]
+        if isinstance(answer, BaseException):
+            raise answer
+        return answer
+
+
+def visited(first: Next, script: Script, *, stage: str = "planned", may_go_on: bool = True) -> Next:
+    message = Message("job_1", 0, 1, stage, [], "q")
+    return Visits(lambda message: None).go_on(message, lambda: first, script, lambda: may_go_on)
+
+
+def test_a_batch_is_created_in_the_visit_that_uploaded_its_file_and_looked_at_later() -> None:
+    """However large the shard is: create needs no slot. The next message is that of the poll, at its time."""
+    script = Script(create=Continue("created", after=5.0))
+    assert visited(LARGE, script) == Continue(after=5.0, link="poll")
+    assert script.taken == ["create"]
+
+
+def test_only_a_small_shard_is_downloaded_in_the_visit_that_saw_its_end() -> None:
+    """A large one waits for a slot, as a message."""
+    small, large = Script(download=Done("collected")), Script()
+    assert visited(SMALL, small, stage="created") == Done()
+    assert visited(LARGE, large, stage="created") == Continue()
+    assert (small.taken, large.taken) == (["download"], [])
+
+
+@pytest.mark.parametrize("answer", [Retry(30.0, "later"), StoreUnavailable("Redis: away")])
+def test_where_a_further_turn_has_to_wait_the_chain_goes_on_there(answer: Next | BaseException) -> None:
+    """Not at the link whose message this is: its stage is over."""
+    after = answer.after if isinstance(answer, Retry) else REDIS_PAUSE_SECONDS
+    assert visited(SMALL, Script(create=answer)) == Continue(after=after, link="create")
+
+
+def test_a_process_that_is_told_to_stop_takes_no_further_turn() -> None:
+    script = Script()
+    assert visited(SMALL, script, may_go_on=False) == Continue()
+    assert script.taken == []
+
+
+def test_the_first_turn_decides_for_itself() -> None:
+    """Its Retry is that of its own message, its Done drops the chain."""
+    for first in (Retry(3.0), Done("void"), Continue(after=2.0)):
+        assert visited(first, Script()) == first
+
+
+class Workers(Pump):
+    """A Pump whose workers make visits, as Celery's do."""
+
+    def __init__(self, folder: Path, **settings: Any) -> None:
+        self.sent: list[Message] = []
+        self.visits = Visits(self.send)
+        super().__init__(folder, **settings)
+        for runner in (self.job_runner, self.shard_runner):
+            runner._publish = self.visits.publish
+
+    def send(self, message: Message) -> None:
+        self.sent.append(message)
+        self._publish(message)
+
+    def one(self, name: str, job: str, index: int, epoch: int) -> Next:
+        return (self.job_runner if index == JOB else self.shard_runner).run(name, job, index, epoch)
+
+    def _turn(self, delivery: Any) -> Next:
+        message = delivery.message
+        rest = Message(message.job, message.index, message.epoch, _stage_of(delivery), [], "")
+        turn = (delivery.link, message.job, message.index, message.epoch)
+        return self.visits.go_on(rest, lambda: self.one(*turn), self.one)
+
+
+def _stage_of(delivery: Any) -> str:
+    stages = {"prepare": State.PENDING, "merge": State.FINALIZING, "upload": Stage.PLANNED, "create": Stage.UPLOADED}
+    return {**stages, "poll": Stage.CREATED, "download": Stage.ENDED}[delivery.link].value
+
+
+def test_a_small_job_takes_two_messages(tmp_path: Path) -> None:
+    """Prepare, upload and create in one visit; the look that sees the end, download and merge in another."""
+    pump = Workers(tmp_path)
+    job = pump.submit(ROWS)
+    pump.run_until_idle()
+    assert pump.job(job).state is State.SUCCEEDED
+    assert pump.job(job).closed
+    assert set(pump.outcomes(job).values()) == {"ok"}
+    # nothing was published by a sweep, either
+    assert [(message.index, message.stage) for message in pump.sent] == [(JOB, "pending"), (0, "created")]
+
+
+def test_of_several_shards_each_has_its_own_chain(tmp_path: Path) -> None:
+    """They are work for several workers."""
+    pump = Workers(tmp_path)
+    job = pump.submit(ROWS, max_rows=1)
+    pump.run_until_idle()
+    assert pump.job(job).state is State.SUCCEEDED
+    assert [message.index for message in pump.sent if message.stage == "planned"] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("call", ["upload", "create_batch", "retrieve", "download"])
+def test_a_worker_that_dies_within_a_visit_loses_nothing(tmp_path: Path, call: str) -> None:
+    """What it kept to do itself is due, and a sweep publishes it; each row is paid for once."""
+    api = FakeOpenAI(autofinish=True)
+    pump = Workers(tmp_path, api=api)
+    api.fail_next(call, Vanished(), processed=call != "create_batch")
+    job = pump.submit(ROWS)
+    pump.run_until_idle()
+    assert pump.vanished == 1
+    assert pump.job(job).state is State.SUCCEEDED
+    assert max(api.billed.values()) == 1
+
+
+def test_a_cancel_within_a_visit_ends_the_job(tmp_path: Path) -> None:
+    """The step that comes next in the visit sees it."""
+    pump = Workers(tmp_path)
+    api, real = pump.api, pump.api.upload
+
+    def upload(*given: Any) -> str:
+        pump.cancel(job)
+        return real(*given)
+
+    api.upload = upload  # type: ignore[method-assign, assignment]
+    job = pump.submit(ROWS)
+    pump.run_until_idle()
+    assert pump.job(job).state is State.CANCELLED
+    assert api.count("create_batch") == 0
