@@ -166,7 +166,7 @@ class ModelConnection(Connection):
         return super().clock()
 
     def run(self, name: str, keys: Sequence[str], *args: Any) -> list[Any]:
-        if name in _ABOUT_NO_RECORD:
+        if name in _ABOUT_NO_RECORD or not keys:
             given = [*keys, self.clock_key, f"{self.skew():.6f}", *args]
             return cast(list[Any], self._ask("EVAL", self._text(name), len(keys) + 1, *given))
         self.world.point(name)
