@@ -14,7 +14,6 @@ from batchpipe.store.scripts import source
 FOLDER = Path(scripts.__file__).parent
 COMMON = "".join((FOLDER / f"{name}.lua").read_text(encoding="utf-8") for name in scripts.SHARED)
 DICTIONARY = COMMON.partition("-- END OF THE DICTIONARY")[0]
-HASHES = (FOLDER / "hashes.lua").read_text(encoding="utf-8")
 NAMES = sorted(path.stem for path in FOLDER.glob("*.lua") if path.stem not in scripts.SHARED)
 #: What follows the script: its answer is given after what it has changed of hashes is written.
 TAIL = ["end", "local answer = script()", "flush()", "return answer"]
@@ -41,10 +40,10 @@ def line(head: str, what: str) -> str:
 @pytest.mark.parametrize("name", NAMES)
 def test_redis_is_sent_the_code_without_comment_lines_and_with_the_same_line_numbers(name: str) -> None:
     """Only whole lines of comment are left out; no long string or comment is there that a line could be part of."""
-    whole, sent = (HASHES + COMMON + script(name)).splitlines(), source(name).splitlines()
+    whole, sent = (COMMON + script(name)).splitlines(), source(name).splitlines()
     assert not [line for line in sent if re.search(r"\[=*\[", line)]
     assert not [line for line in whole if re.search(r"--\[=*\[", line)]
-    begins = len((HASHES + COMMON).splitlines())
+    begins = len(COMMON.splitlines())
     assert sent[begins] == "local function script()"
     assert whole[begins].startswith("--")
     sent[begins] = ""

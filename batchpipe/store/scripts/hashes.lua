@@ -30,6 +30,7 @@ local function text(value)
 end
 
 local function change(one, field, value)
+  field = text(field)
   if one.known[field] == value then return end
   one.known[field] = value
   if not one.changed[field] then
@@ -71,6 +72,7 @@ end
 
 local function read(key, field)
   local one = hash(key)
+  field = text(field)
   if one.known[field] == nil and not one.whole then
     if not one.learnt and OF_PROTOCOL[field] then
       one.learnt = true
@@ -86,6 +88,7 @@ local OWN = {
   HMGET = function(key, ...)
     if not hashes[key] then return server.call('HMGET', key, ...) end
     local asked, unknown, values = { ... }, {}, {}
+    for place, field in ipairs(asked) do asked[place] = text(field) end
     for _, field in ipairs(asked) do
       if hashes[key].known[field] == nil and not hashes[key].whole then table.insert(unknown, field) end
     end
@@ -116,7 +119,8 @@ local OWN = {
   end,
   HDEL = function(key, ...)
     local one = hash(key)
-    for _, field in ipairs({ ... }) do
+    for _, name in ipairs({ ... }) do
+      local field = text(name)
       if one.known[field] ~= nil or not one.whole then change(one, field, false) end
     end
   end,
