@@ -77,7 +77,7 @@ def of_module(module: str, tree: ast.Module) -> Iterator[Found]:
 
 def pattern_of(module: str, value: ast.expr) -> str:
     """Of a field: it stands there, or is a constant of the module by its name."""
-    pattern = ast.unparse(value)
+    pattern: Any = None
     if isinstance(value, ast.Constant):
         pattern = value.value
     elif isinstance(value, ast.Name):
