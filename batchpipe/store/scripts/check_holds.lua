@@ -11,6 +11,10 @@ local function needs_it(member)
   local id, index = string.match(member, '^(.*)/(%d+)$')
   if not id then return false end
   local rec, job = prefix .. 'shard:' .. id .. ':' .. index, prefix .. 'job:' .. id
+  for _, key in ipairs({rec, job}) do -- one that cannot be read keeps its hold, and hides no other
+    local kind = redis.call('TYPE', key).ok
+    if kind ~= 'hash' and kind ~= 'none' then return true end
+  end
   local found = redis.call('HMGET', rec, 'stage', 'status', 'intent_at', 'admitted_at', 'lease_until')
   local stage = found[1]
   if not stage or redis.call('EXISTS', job) == 0 or account_of(job) ~= account then return false end
