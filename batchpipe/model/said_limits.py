@@ -16,7 +16,7 @@ _SIZE = r"(?:\s?(?P<size>[kmb]|thousand|million|billion)\b)?"
 _SIZES = {"k": 10**3, "thousand": 10**3, "m": 10**6, "million": 10**6, "b": 10**9, "billion": 10**9}
 #: "Limit: 2,000,000 enqueued tokens", "limit of 90k", "limit is 5 million", "(limit=1_000_000)".
 _LIMIT = re.compile(
-    rf"\blimit(?:ed)?\b\s*(?::|=|of|is|to|was)?\s*[`'\"(]?{_NUMBER}{_SIZE}(?P<after>\s+\w+)?", re.IGNORECASE
+    rf"\blimit(?:ed)?\b\s*(?:(?::|=|of|is|to|was)\s*)?[`'\"(]?{_NUMBER}{_SIZE}(?P<after>\s+\w+)?", re.IGNORECASE
 )
 #: "at most 2,000,000 enqueued tokens", "2,000,000 enqueued tokens are allowed".
 _TOKENS = re.compile(rf"(?<![\w.]){_NUMBER}{_SIZE}\s+(?:enqueued|queued)\s+(?:\w+\s+)?tokens\b", re.IGNORECASE)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import re
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -91,6 +90,15 @@ def set_variables(path: Path, lines: Sequence[str]) -> None:
     lines stay as they are. Raises OSError, UnicodeDecodeError.
     """
     old = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    names = "|".join(re.escape(line.partition("=")[0]) for line in lines)
-    kept = [line for line in old if not re.match(rf"\s*(export\s+)?({names})\s*=", line, re.IGNORECASE)]
+    names = {_variable(line) for line in lines} - {None}
+    kept = [line for line in old if _variable(line) not in names]
     path.write_text("\n".join([*kept, *lines]) + "\n", encoding="utf-8")
+
+
+def _variable(line: str) -> str | None:
+    """The name that a line of a file of variables sets, in capitals."""
+    name, equals, _ = line.partition("=")
+    words = name.upper().split()
+    if words[:1] == ["EXPORT"]:
+        del words[0]
+    return words[0] if equals and len(words) == 1 else None

@@ -61,8 +61,7 @@ def of_module(module: str, tree: ast.Module) -> Iterator[Found]:
         if isinstance(node, ast.ImportFrom):
             assert node.module not in ("re", "regex"), f"{module}: write re.{node.names[0].name}, so that it is found"
         if isinstance(node, ast.keyword) and node.arg in ("pattern", "regex"):
-            assert isinstance(node.value, ast.Constant), f"{module}: an expression that cannot be read"
-            yield Found(module, f"line {node.value.lineno}", str(node.value.value), 0, frozenset({"search"}))
+            yield Found(module, f"line {node.value.lineno}", pattern_of(module, node.value), 0, frozenset({"search"}))
         if not is_of_re(node):
             continue
         assert isinstance(node, ast.Call)
@@ -74,6 +73,17 @@ def of_module(module: str, tree: ast.Module) -> Iterator[Found]:
         pattern, flags = read(module, name, node)
         uses = {node.func.attr} if node.func.attr != "compile" else uses_of(name, tree)
         yield Found(module, name, pattern, flags, frozenset(uses or handed_on(tree)))
+
+
+def pattern_of(module: str, value: ast.expr) -> str:
+    """Of a field: it stands there, or is a constant of the module by its name."""
+    pattern: Any = None
+    if isinstance(value, ast.Constant):
+        pattern = value.value
+    elif isinstance(value, ast.Name):
+        pattern = getattr(importlib.import_module(f"batchpipe.{module.replace('/', '.')}"), value.id, None)
+    assert isinstance(pattern, str), f"{module}: an expression that cannot be read"
+    return pattern
 
 
 def is_of_re(node: ast.AST) -> bool:
