@@ -1,5 +1,5 @@
-"""Within a script hashes are read once and written once (store/scripts/hashes.lua): to the script, and to everybody after
-it, that is the same as if each command went to Redis.
+"""Within a script hashes are read once and written once (store/scripts/hashes.lua). To the script, and to everybody
+after it, that is the same as if each command went to Redis.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ import json
 import re
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import fakeredis
 import pytest
@@ -55,6 +55,9 @@ keys = st.sampled_from(KEYS)
 def commands() -> st.SearchStrategy[list[Command]]:
     """One command each, or a few that belong together."""
 
+    def several(name: str, more: st.SearchStrategy[list[Any]], way: str = "call") -> st.SearchStrategy[list[Command]]:
+        return st.tuples(keys, more).map(lambda given: [[way, name, given[0], *given[1]]])
+
     def one(name: str, *args: st.SearchStrategy[Any], way: str = "call") -> st.SearchStrategy[list[Command]]:
         return st.tuples(keys, *args).map(lambda given: [[way, name, *given]])
 
@@ -62,11 +65,10 @@ def commands() -> st.SearchStrategy[list[Command]]:
     some = st.lists(fields, min_size=1, max_size=4)
     by = st.one_of(st.integers(-5, 5), st.sampled_from(["3", "x", "1.5", "-0"]))
     listed = [
-        *(
-            st.tuples(keys, many).map(lambda given, name=name: [["call", name, given[0], *given[1]]])
-            for name, many in (("HSET", pairs), ("HDEL", some), ("HMGET", some))
-        ),
-        st.tuples(keys, some).map(lambda given: [["pcall", "HMGET", given[0], *given[1]]]),
+        several("HSET", pairs),
+        several("HDEL", some),
+        several("HMGET", some),
+        several("HMGET", some, way="pcall"),
         one("HSET", fields, values, way="pcall"),
         one("HGET", fields),
         one("HSETNX", fields, values),
@@ -87,7 +89,7 @@ def commands() -> st.SearchStrategy[list[Command]]:
 
 def state_of(client: redis.Redis, *, times: bool) -> State:
     state: State = {}
-    for key in sorted(client.keys("*")):
+    for key in cast(list[str], sorted(client.keys("*"))):
         hash_ = client.type(key) == "hash"
         state[key] = (
             client.hgetall(key) if hash_ else client.zrange(key, 0, -1, withscores=True),
@@ -102,7 +104,7 @@ def ran(
     """The answers, or 'raised', and what is left."""
     client.flushall()
     for key, mapping in before.items():
-        client.hset(key, mapping=mapping)
+        client.hset(key, mapping=cast(Any, mapping))
     try:
         answers = json.loads(client.eval(text, 0, json.dumps(sent)))
     except redis.ResponseError:
