@@ -21,19 +21,19 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import psutil
 import redis
+from _plot import Points, plot
+from _processes import BENCH, Stub, cpu_of, messages_sent, redis_bytes, redis_cpu, redis_server, running, stub
 
 from batchpipe.client.client import Client
 from batchpipe.config.loading import load_settings
-from batchpipe.local_redis import find_server
 from batchpipe.model.records import JobRecord, ShardRecord, Stage, State, new_job_id
 
 #: Shards of one job.
@@ -44,7 +44,6 @@ CHANGES = 20
 LOOP_SECONDS = 30.0
 #: Seconds that a worker gets until every shard was looked at once, and until all ends are noticed.
 WARM_SECONDS, NOTICE_SECONDS = 600.0, 150.0
-BENCH = Path(__file__).parent
 
 
 @dataclass
@@ -60,85 +59,6 @@ class Waited:
     ages: list[float]  #: how long until each changed status was known
     ends: list[float]  #: from each end to the start of its download
     ended: int  #: batches that ended
-
-
-class Stub:
-    """The Batch server, and what it was asked."""
-
-    def __init__(self, port: int) -> None:
-        self.base_url = f"http://127.0.0.1:{port}/v1"
-        self._control = f"http://127.0.0.1:{port}/control"
-
-    def tell(self, what: str, **fields: Any) -> Any:
-        data = json.dumps(fields).encode()
-        with urllib.request.urlopen(f"{self._control}/{what}", data=data, timeout=60) as answer:
-            return json.loads(answer.read())
-
-    def calls(self) -> dict[str, int]:
-        return dict(self.tell("stats")["calls"])
-
-
-@contextmanager
-def stub() -> Iterator[Stub]:
-    command = [sys.executable, str(BENCH / "_provider.py")]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        try:
-            yield Stub(int(process.stdout.readline()))
-        finally:
-            process.terminate()
-
-
-@contextmanager
-def redis_server(folder: Path) -> Iterator[redis.Redis]:
-    found = find_server()
-    if found is None:
-        sys.exit("no redis-server was found")
-    path = f"{folder}/redis.sock"
-    options = ["--port", "0", "--unixsocket", path, "--save", "", "--appendonly", "no", "--dir", str(folder)]
-    with subprocess.Popen([found[1], *options], stdout=subprocess.DEVNULL) as process:
-        client = redis.Redis(unix_socket_path=path, decode_responses=True)
-        while True:
-            try:
-                client.ping()
-                break
-            except redis.ConnectionError:
-                time.sleep(0.05)
-        try:
-            yield client
-        finally:
-            process.terminate()
-
-
-@contextmanager
-def running(log: Path, *command: str) -> Iterator[psutil.Process]:
-    with log.open("ab") as file, subprocess.Popen(command, stdout=file, stderr=file, cwd=BENCH) as process:
-        try:
-            yield psutil.Process(process.pid)
-        finally:
-            process.terminate()
-            try:
-                process.wait(20)
-            except subprocess.TimeoutExpired:
-                process.kill()
-
-
-def cpu_of(processes: list[psutil.Process]) -> float:
-    found = 0.0
-    for process in processes:
-        for one in [process, *process.children(recursive=True)]:
-            times = one.cpu_times()
-            found += times.user + times.system
-    return found
-
-
-def redis_cpu(client: redis.Redis) -> float:
-    info = client.info("cpu")
-    return float(info["used_cpu_sys"]) + float(info["used_cpu_user"])
-
-
-def messages_sent(client: redis.Redis) -> int:
-    return int(client.info("commandstats").get("cmdstat_lpush", {}).get("calls", 0))
 
 
 def batch_json(number: int, made: float, metadata: dict[str, str]) -> dict[str, Any]:
@@ -244,7 +164,7 @@ def measure(
 ) -> Waited:
     """The steady state, then the ends. ``known``: the status of a batch that we have recorded, where there is one."""
     count, chance = len(batches), random.Random(7)
-    size = (int(store.info("memory")["used_memory"]) - empty) / count
+    size = (redis_bytes(store) - empty) / count
     before, start = (cpu_of(processes), redis_cpu(store), server.calls(), messages_sent(store)), time.monotonic()
     changed = chance.sample(batches, min(CHANGES, count))
     ages = [] if known is None else ages_of(server, changed, known, options.seconds)
@@ -316,7 +236,7 @@ def ours(count: int, options: argparse.Namespace) -> Waited:
         }
         client = Client(load_settings())
         client.store.now()
-        empty = int(store.info("memory")["used_memory"])
+        empty = redis_bytes(store)
         batches = seed(client, server, count, options.others, folder)
         commands = (("worker",),) if options.no_beat else (("worker",), ("beat",))
         processes = [
@@ -360,7 +280,7 @@ def naive(count: int, options: argparse.Namespace) -> Waited:
             "OPENAI_API_KEY": "bench",
             "OPENAI_BASE_URL": server.base_url,
         }
-        empty = int(store.info("memory")["used_memory"])
+        empty = redis_bytes(store)
         batches = [batch_json(number, time.time(), {}) for number in range(count)]
         server.tell("batches", batches=batches)
         sys.path.insert(0, str(BENCH))
@@ -418,6 +338,20 @@ def show(name: str, count: int, waited: Waited) -> None:
     )
 
 
+def charts(found: dict[str, dict[int, Waited]]) -> dict[str, dict[str, Points]]:
+    """What is drawn over the number in flight."""
+
+    def lines(value: Callable[[Waited], float]) -> dict[str, Points]:
+        return {name: [(count, value(one)) for count, one in runs.items()] for name, runs in found.items()}
+
+    return {
+        "CPU seconds a minute": lines(lambda one: one.cpu),
+        "calls to the provider a minute": lines(lambda one: one.lists + one.retrieves),
+        "KB of Redis for each shard": lines(lambda one: one.bytes / 1024),
+        "seconds until a status is known": lines(lambda one: max(one.ages, default=0)),
+    }
+
+
 def verdicts(count: int, mine: Waited, peer: Waited | None) -> list[str]:
     """The bounds that are missed."""
     missed = []
@@ -438,21 +372,23 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--in-flight", type=int, nargs="+", default=[100, 1_000, 2_000, 10_000])
     parser.add_argument("--seconds", type=float, default=60.0, help="of the steady state")
-    parser.add_argument("--rest", type=float, default=20.0, help="seconds between the first looks and the measurement")
+    parser.add_argument("--rest", type=float, default=90.0, help="seconds between the first looks and the measurement")
     parser.add_argument("--ends", type=int, default=100, help="batches that end")
     parser.add_argument("--others", type=int, default=0, help="batches of others, newer than ours")
     parser.add_argument("--no-peers", action="store_true")
     parser.add_argument("--no-beat", action="store_true", help="the worker alone")
+    parser.add_argument("--plot", metavar="FILE", help="draw all four as SVG")
     parser.add_argument("--logs", help="a folder to keep the logs in")
     options = parser.parse_args()
     for name in [name for name in os.environ if name.startswith(("BATCHPIPE_", "OPENAI_"))]:
         del os.environ[name]
-    failed = False
+    failed, found = False, dict[str, dict[int, Waited]]()
     for count in options.in_flight:
         mine, peer = ours(count, options), None
+        found.setdefault("batchpipe", {})[count] = mine
         show("batchpipe", count, mine)
         if not options.no_peers:
-            peer = naive(count, options)
+            peer = found.setdefault("a task for each batch", {})[count] = naive(count, options)
             show("a Celery task for each batch", count, peer)
             loop = list_loop(count, options.others)
             print(
@@ -463,6 +399,8 @@ def main() -> int:
         for words in verdicts(count, mine, peer):
             failed = True
             print(f"  MISSED: {words}", flush=True)
+        if options.plot:
+            plot(Path(options.plot), charts(found))
     return int(failed)
 
 
