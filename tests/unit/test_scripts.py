@@ -17,7 +17,7 @@ COMMON = "".join((FOLDER / f"{name}.lua").read_text(encoding="utf-8") for name i
 DICTIONARY = COMMON.partition("-- END OF THE DICTIONARY")[0]
 NAMES = sorted(path.stem for path in FOLDER.glob("*.lua") if path.stem not in PARTS)
 #: What follows the script: its answer is given after what it has changed of hashes is written.
-TAIL = ["end", "local answer = script()", "flush()", "return answer"]
+TAIL = ["end", "return run(script)"]
 #: Fields that only scripts know.
 ONLY_THERE = {"last", "to_land", "drafted", "due_from", "due_now", "STATE_at"}
 

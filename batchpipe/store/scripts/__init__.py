@@ -17,13 +17,13 @@ SHARED, OF_ROOM = ("hashes", "common"), ("rooms", "lines", "admission")
 @cache
 def source(name: str) -> str:
     """The text of a script for Redis, by its file name without ``.lua``: the shared parts and the script, without
-    comment lines. What the script has changed of hashes is written when it returns.
+    comment lines. What the script has changed of hashes is written when it ends.
 
     Redis keeps each script whole, and the dictionary would be in all of them. The lines stay, empty, for the numbers in
     Redis' errors.
     """
     parts = "".join(_code(part) for part in parts_of(name))
-    return f"{parts}local function script(){_code(name)}end\nlocal answer = script()\nflush()\nreturn answer\n"
+    return f"{parts}local function script(){_code(name)}end\nreturn run(script)\n"
 
 
 def parts_of(name: str) -> tuple[str, ...]:
