@@ -137,6 +137,12 @@ def redis_cpu(client: redis.Redis) -> float:
     return float(info["used_cpu_sys"]) + float(info["used_cpu_user"])
 
 
+def redis_bytes(client: redis.Redis) -> int:
+    """What Redis holds, without the scripts: they take the same for one shard and for all."""
+    info = client.info("memory")
+    return int(info["used_memory"]) - int(info.get("used_memory_scripts_eval", 0))
+
+
 def messages_sent(client: redis.Redis) -> int:
     return int(client.info("commandstats").get("cmdstat_lpush", {}).get("calls", 0))
 
@@ -244,7 +250,7 @@ def measure(
 ) -> Waited:
     """The steady state, then the ends. ``known``: the status of a batch that we have recorded, where there is one."""
     count, chance = len(batches), random.Random(7)
-    size = (int(store.info("memory")["used_memory"]) - empty) / count
+    size = (redis_bytes(store) - empty) / count
     before, start = (cpu_of(processes), redis_cpu(store), server.calls(), messages_sent(store)), time.monotonic()
     changed = chance.sample(batches, min(CHANGES, count))
     ages = [] if known is None else ages_of(server, changed, known, options.seconds)
@@ -316,7 +322,7 @@ def ours(count: int, options: argparse.Namespace) -> Waited:
         }
         client = Client(load_settings())
         client.store.now()
-        empty = int(store.info("memory")["used_memory"])
+        empty = redis_bytes(store)
         batches = seed(client, server, count, options.others, folder)
         commands = (("worker",),) if options.no_beat else (("worker",), ("beat",))
         processes = [
@@ -360,7 +366,7 @@ def naive(count: int, options: argparse.Namespace) -> Waited:
             "OPENAI_API_KEY": "bench",
             "OPENAI_BASE_URL": server.base_url,
         }
-        empty = int(store.info("memory")["used_memory"])
+        empty = redis_bytes(store)
         batches = [batch_json(number, time.time(), {}) for number in range(count)]
         server.tell("batches", batches=batches)
         sys.path.insert(0, str(BENCH))
@@ -438,7 +444,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--in-flight", type=int, nargs="+", default=[100, 1_000, 2_000, 10_000])
     parser.add_argument("--seconds", type=float, default=60.0, help="of the steady state")
-    parser.add_argument("--rest", type=float, default=20.0, help="seconds between the first looks and the measurement")
+    parser.add_argument("--rest", type=float, default=90.0, help="seconds between the first looks and the measurement")
     parser.add_argument("--ends", type=int, default=100, help="batches that end")
     parser.add_argument("--others", type=int, default=0, help="batches of others, newer than ours")
     parser.add_argument("--no-peers", action="store_true")
