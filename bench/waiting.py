@@ -21,19 +21,19 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import psutil
 import redis
+from _plot import Points, plot
+from _processes import BENCH, Stub, cpu_of, messages_sent, redis_bytes, redis_cpu, redis_server, running, stub
 
 from batchpipe.client.client import Client
 from batchpipe.config.loading import load_settings
-from batchpipe.local_redis import find_server
 from batchpipe.model.records import JobRecord, ShardRecord, Stage, State, new_job_id
 
 #: Shards of one job.
@@ -44,7 +44,6 @@ CHANGES = 20
 LOOP_SECONDS = 30.0
 #: Seconds that a worker gets until every shard was looked at once, and until all ends are noticed.
 WARM_SECONDS, NOTICE_SECONDS = 600.0, 150.0
-BENCH = Path(__file__).parent
 
 
 @dataclass
@@ -60,91 +59,6 @@ class Waited:
     ages: list[float]  #: how long until each changed status was known
     ends: list[float]  #: from each end to the start of its download
     ended: int  #: batches that ended
-
-
-class Stub:
-    """The Batch server, and what it was asked."""
-
-    def __init__(self, port: int) -> None:
-        self.base_url = f"http://127.0.0.1:{port}/v1"
-        self._control = f"http://127.0.0.1:{port}/control"
-
-    def tell(self, what: str, **fields: Any) -> Any:
-        data = json.dumps(fields).encode()
-        with urllib.request.urlopen(f"{self._control}/{what}", data=data, timeout=60) as answer:
-            return json.loads(answer.read())
-
-    def calls(self) -> dict[str, int]:
-        return dict(self.tell("stats")["calls"])
-
-
-@contextmanager
-def stub() -> Iterator[Stub]:
-    command = [sys.executable, str(BENCH / "_provider.py")]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        try:
-            yield Stub(int(process.stdout.readline()))
-        finally:
-            process.terminate()
-
-
-@contextmanager
-def redis_server(folder: Path) -> Iterator[redis.Redis]:
-    found = find_server()
-    if found is None:
-        sys.exit("no redis-server was found")
-    path = f"{folder}/redis.sock"
-    options = ["--port", "0", "--unixsocket", path, "--save", "", "--appendonly", "no", "--dir", str(folder)]
-    with subprocess.Popen([found[1], *options], stdout=subprocess.DEVNULL) as process:
-        client = redis.Redis(unix_socket_path=path, decode_responses=True)
-        while True:
-            try:
-                client.ping()
-                break
-            except redis.ConnectionError:
-                time.sleep(0.05)
-        try:
-            yield client
-        finally:
-            process.terminate()
-
-
-@contextmanager
-def running(log: Path, *command: str) -> Iterator[psutil.Process]:
-    with log.open("ab") as file, subprocess.Popen(command, stdout=file, stderr=file, cwd=BENCH) as process:
-        try:
-            yield psutil.Process(process.pid)
-        finally:
-            process.terminate()
-            try:
-                process.wait(20)
-            except subprocess.TimeoutExpired:
-                process.kill()
-
-
-def cpu_of(processes: list[psutil.Process]) -> float:
-    found = 0.0
-    for process in processes:
-        for one in [process, *process.children(recursive=True)]:
-            times = one.cpu_times()
-            found += times.user + times.system
-    return found
-
-
-def redis_cpu(client: redis.Redis) -> float:
-    info = client.info("cpu")
-    return float(info["used_cpu_sys"]) + float(info["used_cpu_user"])
-
-
-def redis_bytes(client: redis.Redis) -> int:
-    """What Redis holds, without the scripts: they take the same for one shard and for all."""
-    info = client.info("memory")
-    return int(info["used_memory"]) - int(info.get("used_memory_scripts_eval", 0))
-
-
-def messages_sent(client: redis.Redis) -> int:
-    return int(client.info("commandstats").get("cmdstat_lpush", {}).get("calls", 0))
 
 
 def batch_json(number: int, made: float, metadata: dict[str, str]) -> dict[str, Any]:
@@ -424,6 +338,20 @@ def show(name: str, count: int, waited: Waited) -> None:
     )
 
 
+def charts(found: dict[str, dict[int, Waited]]) -> dict[str, dict[str, Points]]:
+    """What is drawn over the number in flight."""
+
+    def lines(value: Callable[[Waited], float]) -> dict[str, Points]:
+        return {name: [(count, value(one)) for count, one in runs.items()] for name, runs in found.items()}
+
+    return {
+        "CPU seconds a minute": lines(lambda one: one.cpu),
+        "calls to the provider a minute": lines(lambda one: one.lists + one.retrieves),
+        "KB of Redis for each shard": lines(lambda one: one.bytes / 1024),
+        "seconds until a status is known": lines(lambda one: max(one.ages, default=0)),
+    }
+
+
 def verdicts(count: int, mine: Waited, peer: Waited | None) -> list[str]:
     """The bounds that are missed."""
     missed = []
@@ -449,16 +377,18 @@ def main() -> int:
     parser.add_argument("--others", type=int, default=0, help="batches of others, newer than ours")
     parser.add_argument("--no-peers", action="store_true")
     parser.add_argument("--no-beat", action="store_true", help="the worker alone")
+    parser.add_argument("--plot", metavar="FILE", help="draw all four as SVG")
     parser.add_argument("--logs", help="a folder to keep the logs in")
     options = parser.parse_args()
     for name in [name for name in os.environ if name.startswith(("BATCHPIPE_", "OPENAI_"))]:
         del os.environ[name]
-    failed = False
+    failed, found = False, dict[str, dict[int, Waited]]()
     for count in options.in_flight:
         mine, peer = ours(count, options), None
+        found.setdefault("batchpipe", {})[count] = mine
         show("batchpipe", count, mine)
         if not options.no_peers:
-            peer = naive(count, options)
+            peer = found.setdefault("a task for each batch", {})[count] = naive(count, options)
             show("a Celery task for each batch", count, peer)
             loop = list_loop(count, options.others)
             print(
@@ -469,6 +399,8 @@ def main() -> int:
         for words in verdicts(count, mine, peer):
             failed = True
             print(f"  MISSED: {words}", flush=True)
+        if options.plot:
+            plot(Path(options.plot), charts(found))
     return int(failed)
 
 
