@@ -33,7 +33,7 @@ BIN = Path(sys.executable).parent
 #: What a process that stays says when it is up.
 UP = re.compile(
     r" ready\.|beat: Starting|celery beat v.* is starting|Running on http|Starting development server"
-    r"|Flower listens on|metrics at http|sandbox listening on"
+    r"|Flower listens on|metrics at http|webhooks at http|sandbox listening on"
 )
 
 

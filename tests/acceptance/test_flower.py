@@ -71,6 +71,12 @@ def start_flower(machine: Machine, *options: str) -> Flower:
     return Flower(process, machine.environment.get("BATCHPIPE_FLOWER_PASSWORD") or kept.read_text().strip())
 
 
+def watched_worker(machine: Machine, *options: str) -> None:
+    """A worker that Flower has asked for events: what it ran before is shown by halves."""
+    worker = machine.worker(*options)
+    until(lambda: "Events of group {task} enabled" in worker.err, what="Flower has asked the worker for events")
+
+
 # -- the stories -----------------------------------------------------------------------------------------------------
 
 
@@ -94,7 +100,7 @@ def play(new_machine: NewMachine, new_sandbox: Callable[..., Sandbox]) -> Scene:
     slow = new_sandbox(rows_per_second=0.5)
     machine = new_machine("seen", provider=slow, BATCHPIPE_POLL_MIN_SECONDS="1")
     flower = start_flower(machine)
-    machine.worker("--concurrency", "4")
+    watched_worker(machine, "--concurrency", "4")
     machine.start("beat")
     jobs = {
         "cancelled": machine.submit(machine.input(40, name="many.jsonl"), output="cancelled"),
@@ -129,7 +135,7 @@ def revoke_all_along(new_machine: NewMachine, new_sandbox: Callable[..., Sandbox
         "revoked", provider=sandbox, BATCHPIPE_POLL_MIN_SECONDS="1.5", BATCHPIPE_FLOWER_PASSWORD=PASSWORD
     )
     flower = start_flower(machine)
-    machine.worker("--pool", "prefork", "--concurrency", "2")
+    watched_worker(machine, "--pool", "prefork", "--concurrency", "2")
     job = machine.submit(machine.input(6))
     [waiting] = until(lambda: flower.tasks(name="batchpipe.poll", state="RETRY"), what="a poll that waits")
     flower.revoke(waiting)

@@ -21,9 +21,10 @@ from cronsim import CronSim
 
 from batchpipe.config.loading import load_settings
 from batchpipe.config.site_values import SiteSettings
+from batchpipe.model.webhooks import MOST_BYTES
 from batchpipe.sandbox import Sandbox
 from tests.acceptance.snippets import ROOT, Snippet, Stories, Story, Terminal, Terminals, asked_for, blocks, claims
-from tests.acceptance.user_machine import need, request_lines
+from tests.acceptance.user_machine import need, request_lines, until
 from tests.redis_server import RedisServer, free_port
 
 #: Blocks that other tests run, with the name of the test.
@@ -64,7 +65,41 @@ PICTURES = [
     Snippet("README.md", "─▶ check, split"),
     Snippet("docs/architecture.md", "submit ─▶ prepare"),
     Snippet("docs/operations.md", "batchpipe land JOB"),  # tests/acceptance/test_undone_refusals.py types these
+    Snippet("docs/cli.md", "$ batchpipe list"),
+    Snippet("docs/monitoring.md", "9 in 10 within 2 h"),
+    Snippet("docs/operations.md", "(place 1 of 188)"),
 ]
+
+SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
+#: Sites with the receivers of docs/webhooks.md.
+RECEIVERS = """
+import os
+from types import SimpleNamespace
+import django
+from django.conf import settings
+apps = ["django.contrib.auth", "django.contrib.contenttypes", "batchpipe.contrib.django"]
+url = os.environ["BATCHPIPE_REDIS_URL"]
+settings.configure(
+    ROOT_URLCONF="urls", SECRET_KEY="any", ALLOWED_HOSTS=["*"], INSTALLED_APPS=apps, BATCHPIPE={{"REDIS_URL": url}}
+)
+django.setup()
+from django.test import Client
+first = Client().post("/batchpipe/webhooks/", b"{{}}", content_type="application/json").status_code
+
+from flask import Flask
+from batchpipe.contrib.flask import BatchPipe
+app = Flask("shop")
+app.config["BATCHPIPE_REDIS_URL"] = url
+BatchPipe(app)
+csrf = SimpleNamespace(exempt=lambda blueprint: None)
+{flask}
+second = app.test_client().post("/batchpipe/webhooks/", data=b"{{}}").status_code
+
+mounted = []
+app = SimpleNamespace(mount=lambda path, mounted_app: mounted.append(mounted_app))
+{asgi}
+print(first, second, type(mounted[0]).__name__)
+"""
 
 
 def test_each_block_is_run_by_one_test() -> None:
@@ -251,6 +286,8 @@ def sandbox_page(terminals: Terminals) -> None:
     terminal.up_and_down(
         Snippet("docs/sandbox.md", "--upstream-concurrency"), {"batchpipe sandbox": "batchpipe sandbox --port 0"}
     )
+    hooks = {"8090": str(free_port()), "batchpipe sandbox": "batchpipe sandbox --port 0"}
+    terminal.up_and_down(Snippet("docs/sandbox.md", "--webhook-url"), hooks)
 
 
 def settings_page(terminals: Terminals) -> None:
@@ -280,6 +317,28 @@ def notifications(terminals: Terminals) -> None:
     terminal.run(Snippet("docs/notifications.md", "--resend all"))
 
 
+def webhooks(terminals: Terminals) -> None:
+    """Each receiver refuses what nobody has signed; the command says whose secrets it has."""
+    terminal, port = terminals.terminal("webhooks"), str(free_port())
+    secrets = Snippet("docs/webhooks.md", "MARKETING__WEBHOOK_SECRET").with_({"whsec_...": SECRET})
+    command = Snippet("docs/webhooks.md", "batchpipe webhooks").with_({"8090": port})
+    both = terminal.start(f"{secrets}\nexec {command}")
+    until(lambda: "default (1 secret), marketing (1 secret)" in both.err + both.out, 60, "the receiver is up")
+    rotated = Snippet("docs/webhooks.md", "whsec_NEW").with_({"whsec_OLD...": SECRET, "whsec_NEW...": SECRET[:-8]})
+    one = terminal.start(f"{rotated}\nexec batchpipe webhooks --port 0")
+    until(lambda: "default (2 secrets)" in one.err + one.out, 60, "the receiver with two secrets is up")
+    proxy = Snippet("docs/webhooks.md", "location = /webhooks").text
+    assert f"client_max_body_size {MOST_BYTES // 1024}k;" in proxy
+    assert "proxy_pass http://127.0.0.1:8090;" in proxy
+    django = Snippet("docs/webhooks.md", "batchpipe.contrib.django.urls").text
+    terminal.machine.write("urls.py", f"from django.urls import include, path\nurlpatterns = []\n{django}".encode())
+    flask, asgi = Snippet("docs/webhooks.md", "register_blueprint").text, Snippet("docs/webhooks.md", "app.mount").text
+    script = RECEIVERS.format(flask=flask, asgi=asgi)
+    env = {"PYTHONPATH": str(terminal.machine.folder), "OPENAI_WEBHOOK_SECRET": SECRET}
+    done = terminal.machine.start_python("-c", script, env=env).finish(60)
+    assert (done.code, done.out) == (0, "400 400 WebhookApp\n"), done.err
+
+
 def scaling(terminals: Terminals) -> None:
     terminal = terminals.terminal("scaling")
     terminal.machine.write("urgent.jsonl", request_lines(2))
@@ -290,7 +349,7 @@ def scaling(terminals: Terminals) -> None:
 
 
 STORIES = [readme, quickstart, python, cron, settings_of_a_site, crontab, flower, monitoring, sandbox_page]
-STORIES += [settings_page, providers, notifications, scaling]
+STORIES += [settings_page, providers, notifications, webhooks, scaling]
 
 
 @pytest.fixture(scope="module")

@@ -41,7 +41,7 @@ SHORT = {
         "after:storage.commit.collected-rows=kill",
         "after:store.record_job_end=kill",
     ],
-    "create unanswered": ["before:api.iter_batches=kill", "after:api.iter_batches=kill", "before:store.settle=kill"],
+    "create unanswered": ["before:api.batch_page=kill", "after:api.batch_page=kill", "before:store.settle=kill"],
     "token limit": ["after:store.advance#3=kill"],
     "cancelled": ["after:api.cancel_batch=kill"],
 }

@@ -12,11 +12,12 @@ from batchpipe.store import scripts
 from batchpipe.store.scripts import source
 
 FOLDER = Path(scripts.__file__).parent
-COMMON = "".join((FOLDER / f"{name}.lua").read_text(encoding="utf-8") for name in scripts.SHARED)
+PARTS = (*scripts.SHARED, *scripts.OF_ROOM)
+COMMON = "".join((FOLDER / f"{name}.lua").read_text(encoding="utf-8") for name in PARTS)
 DICTIONARY = COMMON.partition("-- END OF THE DICTIONARY")[0]
-NAMES = sorted(path.stem for path in FOLDER.glob("*.lua") if path.stem not in scripts.SHARED)
+NAMES = sorted(path.stem for path in FOLDER.glob("*.lua") if path.stem not in PARTS)
 #: What follows the script: its answer is given after what it has changed of hashes is written.
-TAIL = ["end", "local answer = script()", "flush()", "return answer"]
+TAIL = ["end", "return run(script)"]
 #: Fields that only scripts know.
 ONLY_THERE = {"last", "to_land", "drafted", "due_from", "due_now", "STATE_at"}
 
@@ -40,10 +41,11 @@ def line(head: str, what: str) -> str:
 @pytest.mark.parametrize("name", NAMES)
 def test_redis_is_sent_the_code_without_comment_lines_and_with_the_same_line_numbers(name: str) -> None:
     """Only whole lines of comment are left out; no long string or comment is there that a line could be part of."""
-    whole, sent = (COMMON + script(name)).splitlines(), source(name).splitlines()
+    parts = "".join((FOLDER / f"{part}.lua").read_text(encoding="utf-8") for part in scripts.parts_of(name))
+    whole, sent = (parts + script(name)).splitlines(), source(name).splitlines()
     assert not [line for line in sent if re.search(r"\[=*\[", line)]
     assert not [line for line in whole if re.search(r"--\[=*\[", line)]
-    begins = len(COMMON.splitlines())
+    begins = len(parts.splitlines())
     assert sent[begins] == "local function script()"
     assert whole[begins].startswith("--")
     sent[begins] = ""

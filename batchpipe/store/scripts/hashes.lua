@@ -1,6 +1,7 @@
 -- Prepended to every script, before `common`: within a script each record is read once and written once. Redis runs one command for what a script does to a hash field by field, however many fields that are:
 -- `get` reads the fields of PROTOCOL together, and what is written is kept until the script ends (`flush`), or until
--- another command names the same key. Scripts go on calling `redis.call`, which is this one.
+-- another command names the same key. Scripts go on calling `redis.call`, which is this one; of it, HSET and HDEL answer
+-- nothing.
 local server, PROTOCOL = redis, {
   'stage', 'epoch', 'token', 'lease_until', 'lease_end', 'last', 'republish', 'tries', 'lost', 'overran', 'pubs', 'next_at',
   'wait', 'cancel', 'account', 'queue', 'closed', 'hold_at', 'send_no_more', 'status', 'batch_id', 'spent', 'try', 'job',
@@ -12,6 +13,16 @@ for _, field in ipairs(PROTOCOL) do OF_PROTOCOL[field] = true end
 -- for each key: {known: field -> its value, or false where there is none; whole: all of its fields are known; changed: field ->
 -- true; order: the changed fields}
 local hashes, keys = {}, {}
+-- Commands that change nothing, and those that leave a hash as it was, too. Any other may change or replace it.
+local READS, KEEPS = {}, { EXPIRE = true, PEXPIRE = true, PERSIST = true }
+for _, name in ipairs({
+  'EXISTS', 'GET', 'HEXISTS', 'HGET', 'HGETALL', 'HKEYS', 'HLEN', 'HMGET', 'HSCAN', 'HVALS', 'LRANGE', 'MGET', 'PTTL', 'TIME',
+  'ZCARD', 'ZRANGE', 'ZRANGEBYSCORE', 'ZRANK', 'ZREVRANGE', 'ZREVRANGEBYSCORE', 'ZSCORE',
+}) do
+  READS[name], KEEPS[name] = true, true
+end
+-- Redis has taken a write of this script; from then on it refuses none for its own state (full, read-only)
+local written = false
 
 local function hash(key)
   local one = hashes[key]
@@ -26,7 +37,14 @@ end
 -- as Redis would keep it
 local function text(value)
   if type(value) == 'number' then return string.format('%.17g', value) end
+  if type(value) ~= 'string' then error('a field or value of a hash is ' .. type(value), 0) end -- Redis refuses it, too
   return value
+end
+
+-- a number with which sums are exact, as Redis writes it; else nil
+local function whole(value)
+  local number = string.match(value, '^-?[1-9]%d*$') and #value < 16 and tonumber(value)
+  return number or (value == '0' and 0) or nil
 end
 
 local function change(one, field, value)
@@ -37,6 +55,12 @@ local function change(one, field, value)
     one.changed[field] = true
     table.insert(one.order, field)
   end
+end
+
+-- what was known of a hash holds no more
+local function forget(key)
+  local one = hashes[key]
+  if one then one.known, one.changed, one.order, one.learnt, one.whole = {}, {}, {}, false, false end
 end
 
 -- send what was changed of a hash
@@ -54,12 +78,40 @@ local function flush_one(key)
     end
   end
   one.changed, one.order = {}, {}
-  for first = 1, #set, 1000 do server.call('HSET', key, unpack(set, first, math.min(first + 999, #set))) end
-  for first = 1, #gone, 1000 do server.call('HDEL', key, unpack(gone, first, math.min(first + 999, #gone))) end
+  for first = 1, #set, 1000 do
+    server.call('HSET', key, unpack(set, first, math.min(first + 999, #set)))
+    written = true
+  end
+  for first = 1, #gone, 1000 do
+    server.call('HDEL', key, unpack(gone, first, math.min(first + 999, #gone)))
+    written = true
+  end
 end
 
+-- One hash that cannot be written (somebody else's key of another type) does not keep the others from it, unless nothing is
+-- written yet: then nothing shall be.
 local function flush()
-  for _, key in ipairs(keys) do flush_one(key) end
+  local trouble
+  for _, key in ipairs(keys) do
+    local fine, raised = pcall(flush_one, key)
+    if not fine then
+      trouble = trouble or raised
+      if not written then break end
+    end
+  end
+  if trouble then error(trouble, 0) end
+end
+
+-- Run a script and write what it has changed. If it raises, then what it did up to there stands, whichever command did it;
+-- if that was changes of hashes only, none of it.
+local function run(script)
+  local fine, answer = pcall(script)
+  if fine then
+    flush()
+    return answer
+  end
+  if written then pcall(flush) end
+  error(answer, 0)
 end
 
 local function learn(key, fields)
@@ -130,36 +182,62 @@ local OWN = {
     return 1
   end,
   HINCRBY = function(key, field, by)
-    local old = read(key, field) or '0'
-    if not string.match(old, '^-?%d+$') then -- Redis says what is wrong
+    local old, more = whole(read(key, field) or '0'), whole(text(by))
+    if not old or not more then -- Redis says what is wrong
       flush_one(key)
+      forget(key)
       return server.call('HINCRBY', key, field, by)
     end
-    local sum = tonumber(old) + tonumber(by)
-    change(hash(key), field, string.format('%.0f', sum))
-    return sum
+    change(hash(key), field, string.format('%.0f', old + more))
+    return old + more
   end,
   EXISTS = function(key)
     local one = hashes[key]
-    if one and one.whole and #one.order == 0 then return next(one.known) and 1 or 0 end
-    if one or string.find(key, 'job:', 1, true) or string.find(key, 'shard:', 1, true) then -- of other types there may be
-      if read(key, 'stage') then return 1 end
+    if not one and (string.find(key, 'job:', 1, true) or string.find(key, 'shard:', 1, true)) then
+      -- most likely a record: read it, unless it is of another type
+      local found = server.pcall('HMGET', key, unpack(PROTOCOL))
+      if found.err then return server.call('EXISTS', key) end
+      one = hash(key)
+      one.learnt = true
+      for place, field in ipairs(PROTOCOL) do one.known[field] = found[place] end
+    end
+    if one then
+      for _, value in pairs(one.known) do
+        if value then return 1 end
+      end
+      if one.whole then return 0 end
       flush_one(key)
     end
     return server.call('EXISTS', key)
   end,
 }
 
+-- before another command, which is given a key and more: its answer is about what is written
+local function prepare(command, key, ...)
+  if command == 'DEL' or command == 'UNLINK' then
+    for _, name in ipairs({ key, ... }) do
+      flush_one(name) -- it is counted
+      forget(name)
+    end
+  elseif hashes[key] then
+    flush_one(key)
+    if not KEEPS[command] then forget(key) end
+  end
+end
+
 local redis = {
   call = function(command, key, ...)
     if key == nil then return server.call(command) end
     if OWN[command] then return OWN[command](key, ...) end
-    if hashes[key] then flush_one(key) end
-    if command == 'DEL' or (hashes[key] and string.sub(command, 1, 1) == 'H') then -- what was known holds no more
-      local one = hash(key)
-      one.known, one.changed, one.order, one.learnt, one.whole = {}, {}, {}, command == 'DEL', command == 'DEL'
-    end
-    return server.call(command, key, ...)
+    prepare(command, key, ...)
+    local answer = server.call(command, key, ...)
+    written = written or not READS[command]
+    return answer
   end,
-  pcall = server.pcall,
+  pcall = function(command, key, ...)
+    prepare(command, key, ...)
+    local answer = server.pcall(command, key, ...)
+    written = written or not READS[command]
+    return answer
+  end,
 }

@@ -48,7 +48,7 @@ end
 
 local function drop_job(line, id)
   local key = shards_key(line, id)
-  count_waiting(line, -redis.call('ZCARD', key))
+  count_waiting(line, 0 - redis.call('ZCARD', key)) -- of nothing that is 0; -0 is no number to Redis
   redis.call('UNLINK', key)
   redis.call('ZREM', line.jobs, id)
   redis.call('ZREM', line.raise, id)

@@ -18,7 +18,8 @@ ROW = 30
 def test_many_shards_share_a_small_queue_and_none_is_refused_once_the_limit_is_known(
     new_machine: Callable[..., Machine], new_sandbox: Callable[..., Sandbox]
 ) -> None:
-    sandbox = new_sandbox(rows_per_second=4, enqueued_tokens={"*": 4 * 2 * ROW})
+    # slow rows: a busy machine creates few batches a second, and the queue must fill all the same
+    sandbox = new_sandbox(rows_per_second=1, enqueued_tokens={"*": 4 * 2 * ROW})
     machine = new_machine("room", provider=sandbox, BATCHPIPE_MAX_ROWS="2")
     machine.worker()
     large = machine.submit(machine.input(40, name="large.jsonl"), output="large")
