@@ -445,13 +445,15 @@ def test_half_a_list_is_no_empty_look(line: Line, unforeseen: Unforeseen, page: 
     assert run.through() == {"r0": "ok", "r1": "ok"}
 
 
-def test_a_file_that_is_lost_after_an_unanswered_create_call_is_waited_for_and_not_called_for_again(
+def test_a_file_that_is_lost_after_an_unanswered_create_call_is_waited_for_and_then_refused(
     line: Line, unforeseen: Unforeseen
 ) -> None:
-    """The same is seen by the key of another project, whose empty list proves nothing: a second call could be paid."""
+    """The key is the one that the call was made with, so its empty list proves that nothing was made; with another key
+    nothing would be known.
+    """
     nameless = said(Answer(body=b'{"id": "file-nobodys"}'))
     run = scripted(line, unforeseen, {UPLOAD: [nameless], CREATE: [said(Answer(raw=b""))]})
-    assert run.through() == {"r0": "missing", "r1": "missing"}
+    assert run.through() == {"r0": "failed", "r1": "failed"}
 
 
 def test_a_sum_of_tokens_beyond_all_measure_does_not_end_a_turn(line: Line, unforeseen: Unforeseen) -> None:
