@@ -22,7 +22,8 @@ if ARGV[5] ~= 'always' and not lives then
   local score = redis.call('ZSCORE', due, ARGV[2])
   local waiting = ARGV[5] == 'waiting' and tonumber(get(rec, 'next_at') or '0') > now
   -- a message that is under way is not repeated before it is overdue: else new ones outrun the workers
-  if score and tonumber(score) > now + 0.05 and not waiting then -- two readings of a clock: what was just made due is return { 'later' } end
+  -- (0.05: two readings of a clock; what another script has just made due is)
+  if score and tonumber(score) > now + 0.05 and not waiting then return { 'later' } end
 end
 if ARGV[5] == 'overdue' and lives then return { 'later' } end
 if lives then
