@@ -6,7 +6,10 @@ local now = clock(ARGV[1])
 local prefix, member, rec, job = ARGV[2], ARGV[3], KEYS[1], KEYS[2]
 if not holds(rec, ARGV[4], now) then return { 'lost' } end
 local account, model = account_of(job), model_key(get(rec, 'model'))
-if is_in(prefix, account, member) then return { 'in' } end
+if is_in(prefix, account, member) then
+  admission.leave(prefix, rec, job, member) -- a line that Redis has lost in part may still name it
+  return { 'in' }
+end
 admission.set_limits(prefix, account, model, get(rec, 'model'), cjson.decode(ARGV[6]))
 redis.call('ZADD', prefix .. 'admitting', num(now), account)
 redis.call('HSET', rec, 'needs', ARGV[5])
@@ -16,6 +19,7 @@ local out, paused = is_out(job), is_paused(prefix, account, now)
 if not out and not paused and redis.call('EXISTS', prefix .. 'lines:' .. account) == 0 then
   local kind, tries = lacking(line, needs, now)
   if not kind then
+    admission.leave(prefix, rec, job, member)
     take(line, rec, member, needs, tries, now)
     return { 'in' }
   end

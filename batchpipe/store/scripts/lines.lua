@@ -68,15 +68,17 @@ end
 local function join(line, rec, id, index, now, first)
   redis.call('HSETNX', rec, 'waits_since', num(now))
   local key = shards_key(line, id)
-  if redis.call('ZSCORE', key, index) then return end
-  redis.call('ZADD', key, index - (first and 1e9 or 0), index)
-  count_waiting(line, 1)
+  if not redis.call('ZSCORE', key, index) then
+    redis.call('ZADD', key, index - (first and 1e9 or 0), index)
+    count_waiting(line, 1)
+  end
+  -- also for one that was there: Redis may have lost the line, or the line's place among the others
+  redis.call('ZADD', line.prefix .. 'lines:' .. line.account, 'NX', '0', line.model)
   if redis.call('ZSCORE', line.jobs, id) then return end
   local time = math.max(line_time(line), tonumber(redis.call('ZSCORE', line.served, id) or '0')) / 1000
   redis.call('ZREM', line.served, id)
   redis.call('ZADD', line.jobs, turn(priority_of(line, id), time), id)
   redis.call('ZADD', line.raise, num(now + RAISE_SECONDS), id)
-  redis.call('ZADD', line.prefix .. 'lines:' .. line.account, 'NX', '0', line.model)
 end
 
 -- Jobs that were granted nothing for an hour go up by one step of priority.
