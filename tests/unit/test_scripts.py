@@ -52,6 +52,16 @@ def test_redis_is_sent_the_code_without_comment_lines_and_with_the_same_line_num
     assert sent == ["" if line.lstrip().startswith("--") else line for line in whole] + TAIL
 
 
+def test_the_parts_about_room_are_in_the_scripts_that_call_them_and_in_no_others() -> None:
+    """A function that is not there is an error of the script, in Redis."""
+    parts = "".join((FOLDER / f"{part}.lua").read_text(encoding="utf-8") for part in scripts.OF_ROOM)
+    functions = ["note_end_of_batch", *re.findall(r"^local function (\w+)", parts, flags=re.MULTILINE)]
+    calls = re.compile(rf"\b(?:{'|'.join(functions)})\(|\b(?:admission\.|read_rooms\b|reading\b)")
+    code = {name: re.sub(r"--.*", "", script(name)) for name in NAMES}
+
+    assert sorted(name for name in NAMES if calls.search(code[name])) == sorted(scripts.NEEDS_ROOM)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_script_names_its_keys_its_arguments_and_its_answers_at_its_top(name: str) -> None:
     """They are numbered without a gap, and none is used that is not named."""

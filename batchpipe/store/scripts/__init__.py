@@ -12,6 +12,12 @@ from importlib import resources
 
 #: What scripts have at their beginning, in this order: all of them the first, those that need room the others, too.
 SHARED, OF_ROOM = ("hashes", "common"), ("rooms", "lines", "admission")
+#: The scripts that call a function of these parts (a test compares).
+NEEDS_ROOM = (
+    *("admit", "advance", "check_holds", "grant", "hold_in_flight", "intent", "observe_tokens", "read_limit"),
+    *("read_ratio", "read_rooms", "read_waiting", "read_waiting_jobs", "record_batch_status", "record_page", "settle"),
+    "withdraw",
+)
 
 
 @cache
@@ -28,14 +34,7 @@ def source(name: str) -> str:
 
 def parts_of(name: str) -> tuple[str, ...]:
     """What this script has at its beginning. Redis runs it at each call, so what it does not need is left out."""
-    return (*SHARED, *OF_ROOM) if _of_room().search(_code(name)) else SHARED
-
-
-@cache
-def _of_room() -> re.Pattern[str]:
-    """Finds a call that leads to the parts about room."""
-    found = re.findall(r"^local function (\w+)", "".join(map(_code, OF_ROOM)), flags=re.MULTILINE)
-    return re.compile(rf"\b(?:{'|'.join(['note_end_of_batch', *found])})\(|\b(?:admission\.|read_rooms\b|reading\b)")
+    return (*SHARED, *OF_ROOM) if name in NEEDS_ROOM else SHARED
 
 
 def _code(name: str) -> str:
