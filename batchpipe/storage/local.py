@@ -87,12 +87,24 @@ def hold_lock(path: Path, *, wait: bool = False) -> Iterator[bool]:
 
 def set_variables(path: Path, lines: Sequence[str]) -> None:
     """Put these lines (``NAME=value``) into a file of variables, in place of earlier ones of the same names; all other
-    lines stay as they are. Raises OSError, UnicodeDecodeError.
+    lines stay as they are, and a kill leaves it whole: keys may be in it. Raises OSError, UnicodeDecodeError.
     """
+    path = path.resolve()  # the file that a link leads to
     old = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     names = {_variable(line) for line in lines} - {None}
     kept = [line for line in old if _variable(line) not in names]
-    path.write_text("\n".join([*kept, *lines]) + "\n", encoding="utf-8")
+    handle, draft = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:100]}.")  # only its owner may read it
+    try:
+        with open(handle, "w", encoding="utf-8") as file:
+            file.write("\n".join([*kept, *lines]) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        if path.exists():
+            os.chmod(draft, path.stat().st_mode & 0o777)
+        os.replace(draft, path)
+    finally:
+        with suppress(FileNotFoundError):  # it has its name
+            os.unlink(draft)
 
 
 def _variable(line: str) -> str | None:

@@ -108,6 +108,19 @@ def test_settings_are_written_in_place_of_earlier_ones(tmp_path: Path) -> None:
     file.write_text("A=1\nexport BATCHPIPE_ACCOUNTS__X__LISTS_BATCHES=true\n# kept\n")
     set_variables(file, ["BATCHPIPE_ACCOUNTS__X__LISTS_BATCHES=false"])
     assert file.read_text() == "A=1\n# kept\nBATCHPIPE_ACCOUNTS__X__LISTS_BATCHES=false\n"
+    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == [".env"]
+
+
+def test_a_file_that_only_its_owner_may_read_stays_so_also_behind_a_link(tmp_path: Path) -> None:
+    """There are keys in it."""
+    file, link = tmp_path / "real", tmp_path / "link"
+    file.write_text("KEY=1\n")
+    file.chmod(0o640)
+    link.symlink_to(file)
+    set_variables(link, ["A=2"])
+    assert (file.read_text(), file.stat().st_mode & 0o777, link.is_symlink()) == ("KEY=1\nA=2\n", 0o640, True)
+    set_variables(tmp_path / "new", ["A=2"])
+    assert (tmp_path / "new").stat().st_mode & 0o777 == 0o600
 
 
 def test_a_profile_gives_defaults_and_what_is_set_wins() -> None:
