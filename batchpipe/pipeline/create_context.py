@@ -153,9 +153,9 @@ class CreateContext:
     def settle(self, batch: Batch, *, sure: bool = False) -> str:
         self._lease.stop()
         after = self._until_first_look(batch)
-        verdict = settle(self._runner, self._shard, batch, token=self._lease.token, sure=sure, after=after)
-        self.first_look = after
-        return verdict
+        settled = settle(self._runner, self._shard, batch, token=self._lease.token, sure=sure, after=after)
+        self.first_look = 0.0 if settled.told else after
+        return settled.verdict
 
     def _until_first_look(self, batch: Batch) -> float:
         """The answer to the create call is a look: nothing is to be seen for the shortest pause. An older batch, which

@@ -62,6 +62,27 @@ def test_a_webhook_counts_though_its_receiver_died_before_it_sent_the_message(pu
     assert pump.job(job_id).stage == "succeeded"
 
 
+def test_a_webhook_that_came_before_the_answer_to_the_create_is_followed_at_once(
+    tmp_path: Path, chat_rows: Rows
+) -> None:
+    """Not after the shortest pause: the batch has ended."""
+
+    class Quick(FakeOpenAI):
+        def create_batch(self, **arguments: Any) -> Any:
+            batch = super().create_batch(**arguments)
+            self.finish(batch.id)
+            pump.store.news.record(f"evt_{batch.id}", batch.id, ["default"])
+            return batch
+
+    pump = Pump(tmp_path, api=Quick())
+    job_id = pump.submit(chat_rows(2))
+    began = pump.at
+    while pump.step() is not None:
+        pass
+    assert pump.job(job_id).stage == "succeeded"
+    assert pump.at == began
+
+
 def test_polls_relax_while_webhooks_come_and_hurry_when_one_did_not(pump: Pump, chat_rows: Rows) -> None:
     """The longest pause after the first look; the usual ones from a minute after an end that no webhook told of."""
     first = created(pump, chat_rows(2))
