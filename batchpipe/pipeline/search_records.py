@@ -17,8 +17,8 @@ from batchpipe.store import Settled, When
 MOST_WOKEN = 2_000
 #: Calls that were made so long ago are looked for by their own turns only: nothing makes each look go back to them.
 YOUNG_SECONDS = 3_600.0
-#: After so long, about, the batches of many shards that one walk has found are polled: it has shown their status, its end
-#: lets polls be parked, and read one by one they would cost more than the walk.
+#: After so long, about, the batches of many shards that one walk has found are polled: it has shown their status, its
+#: end lets polls be parked, and read one by one they would cost more than the walk.
 FOUND_MANY_SECONDS = 30.0
 
 
