@@ -14,8 +14,6 @@ from batchpipe.model.records import Status
 from batchpipe.store.connection import Connection
 from batchpipe.store.records import encode_changes, encode_value, parse_member
 
-#: How long a look may go without reading a page, beside what it sleeps for its slot. Seconds.
-LOOK_LEASE_SECONDS = 120.0
 #: How long somebody who asks for a status counts as watching.
 WATCHED_SECONDS = 30
 #: Members of the set of shards in flight that are read in one go.
@@ -67,16 +65,16 @@ class Looks:
             int(in_flight), begun, done, looked, until, whole, int(calls), ranks.get("parts", []), ranks.get("read_at")
         )
 
-    def take(self, account: str, token: str, *, every: float) -> float | None:
-        """Begin a look. Returns when it began; None if another one is under way, or began less than ``every`` seconds
-        ago.
+    def take(self, account: str, token: str, *, lease: float, every: float) -> float | None:
+        """Begin a look, for ``lease`` seconds unless it is renewed. Returns when it began; None if another one is under
+        way, or began less than ``every`` seconds ago.
         """
-        answer = self._redis.run("take_look", [self._key(account)], token, LOOK_LEASE_SECONDS, every)
+        answer = self._redis.run("take_look", [self._key(account)], token, lease, every)
         return float(answer[1]) if answer[0] == "ok" else None
 
-    def renew(self, account: str, token: str, seconds: float = 0.0) -> None:
-        """Keep the turn, ``seconds`` longer than usual. Raises LeaseLost."""
-        if self._redis.run("renew_look", [self._key(account)], token, LOOK_LEASE_SECONDS + seconds)[0] != "ok":
+    def renew(self, account: str, token: str, *, lease: float) -> None:
+        """Keep the turn for ``lease`` seconds from now. Raises LeaseLost."""
+        if self._redis.run("renew_look", [self._key(account)], token, lease)[0] != "ok":
             raise LeaseLost
 
     def end(

@@ -219,7 +219,7 @@ def test_a_look_that_lost_its_turn_ends_without_a_word(pump: Pump, chat_rows: Ro
     class Slow:
         def visit(self, batches: Sequence[Batch], recorded: frozenset[str]) -> None:
             pump.advance(1_000)
-            assert pump.store.looks.take("default", "another", every=0.0) is not None
+            assert pump.store.looks.take("default", "another", lease=120.0, every=0.0) is not None
 
         def walked(self, walk: Walk) -> None:
             raise AssertionError("it was none")
