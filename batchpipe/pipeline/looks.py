@@ -179,6 +179,8 @@ class _Reader:
             seen = self._runner.store.looks.record_page(self._account, some, every=COUNTS_SECONDS, net=net)
             for job_id, index in seen.wake:
                 republish_or_set_aside(self._runner, job_id, index, "waiting")
+            for job_id, index in seen.granted:
+                republish_or_set_aside(self._runner, job_id, index, "overdue")
             for visitor in self._visitors:
                 visitor.visit(some, seen.recorded)
             met |= seen.met

@@ -43,6 +43,7 @@ class PageSeen(NamedTuple):
     recorded: frozenset[str]  #: ids of batches that are their shards'
     met: set[str]  #: members of the shards in flight whose batches it has
     wake: list[tuple[str, int]]  #: shards to publish again: their batches have ended, or somebody is cancelling them
+    granted: list[tuple[str, int]]  #: shards that have got the room of batches that have ended, and are due now
 
 
 class Looks:
@@ -113,11 +114,12 @@ class Looks:
         keys = [f"{self._redis.prefix}watched:{account}", f"{self._redis.prefix}due"]
         args = [arg for batch in batches for arg in _as_arguments(batch)]
         answer = self._redis.run("record_page", keys, self._redis.prefix, account, every, net, *args)
-        recorded, met, wake = answer
+        recorded, met, wake, granted = answer
         return PageSeen(
             frozenset(batches[int(number)].id for number in recorded),
             set(met),
             [parse_member(member) for member in wake],
+            [parse_member(member) for member in granted],
         )
 
     def in_flight(self, account: str) -> Iterator[tuple[str, float]]:

@@ -139,8 +139,8 @@ def test_a_page_tells_which_batches_are_known_and_which_shards_were_met(store: S
     store.connection.client.set(f"{store.connection.prefix}batch:odd", "no member")
     store.connection.client.set(f"{store.connection.prefix}batch:batch_0", f"{job_id}/0")
     seen = page(store, alive(0), Batch(id="batch_x"), alive(2), alive(9), Batch(id="odd"))
-    assert seen == (frozenset({"batch_0", "batch_2"}), {f"{job_id}/0", f"{job_id}/2"}, [])
-    assert page(store, alive(0), account="other") == (frozenset(), set(), [])
+    assert seen == (frozenset({"batch_0", "batch_2"}), {f"{job_id}/0", f"{job_id}/2"}, [], [])
+    assert page(store, alive(0), account="other") == (frozenset(), set(), [], [])
     assert shard(store, other).status == "validating"
 
 
@@ -197,7 +197,7 @@ def test_a_shard_that_went_on_is_not_touched(store: Store) -> None:
     store.connection.client.hset(store.connection.key(job_id, 0), "next_at", "0")
     advance(store, granted(claim(store, job_id, 0, Stage.CREATED)), Stage.ENDED, status="completed")
     before = shard(store, job_id)
-    assert page(store, alive(), ended()) == (frozenset({"batch_0"}), set(), [])
+    assert page(store, alive(), ended()) == (frozenset({"batch_0"}), set(), [], [])
     assert shard(store, job_id) == before
 
 
