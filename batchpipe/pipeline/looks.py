@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
 
-from batchpipe.errors import Gone, LeaseLost, StoreUnavailable
+from batchpipe.errors import Gone, LeaseLost, Refused, StoreUnavailable, Unavailable
 from batchpipe.model.provider import Batch, BatchPage, ProviderReads
 from batchpipe.model.records import Stage
 from batchpipe.pipeline.look_turn import LookTurn
@@ -39,6 +39,8 @@ LOOK_WITH_NEWS_SECONDS = 300.0
 LEASE_SECONDS = 20.0
 #: How long one page may take: its reader tries it so many times, and there is work to do with what it brings. Seconds.
 PAGE_TRIES, PAGE_WORK_SECONDS = 3, 60.0
+#: So many batches of one look may be unreadable; then the provider is in trouble.
+MOST_UNREAD = 3
 #: Parked polls stay so for at least so long after a look.
 GOOD_SECONDS = 60.0
 
@@ -140,6 +142,7 @@ class _Reader:
     ) -> None:
         self._runner, self._account, self._api, self._visitors = runner, account, api, visitors
         self._turn = turn
+        self._unread = 0
         self._rate = runner.settings.account(account).looks_per_second
 
     def page(self, after: str | None) -> tuple[BatchPage, set[str]]:
@@ -155,8 +158,13 @@ class _Reader:
         self._wait()
         try:
             batch = self._api.retrieve(shard.batch_id)
-        except Gone:
+        except (Gone, Refused):
             return None  # its own poll judges that
+        except Unavailable as error:  # one batch that cannot be read must not end the look: older ones are behind it
+            self._unread += 1
+            if error.status is None or self._unread > MOST_UNREAD:
+                raise
+            return None
         self._record([batch])
         return batch
 
