@@ -106,9 +106,8 @@ class Account(BaseModel):
 
     def limits(self, model: str | None) -> dict[Kind, int]:
         """What may be in use at once, or within its span, by shards of this model; what is not here is learned."""
-        tokens = self.enqueued_tokens.get(model or "")
-        if tokens is None:
-            tokens = self.enqueued_tokens.get(_DATE.sub("", model or ""), self.enqueued_tokens_default)
+        same = [limit for name, limit in self.enqueued_tokens.items() if _without_date(name) == _without_date(model)]
+        tokens = min(same, default=self.enqueued_tokens_default)
         found: dict[Kind, int | None] = {
             "tokens": tokens,
             "batches": self.batches_in_flight,
@@ -137,3 +136,7 @@ class Account(BaseModel):
         if self.overdue_seconds is not None:
             return self.overdue_seconds or None
         return None if self.kind == "azure" else 7_200.0  # Azure goes on after the window, and documents that
+
+
+def _without_date(model: str | None) -> str:
+    return _DATE.sub("", model or "")

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import logging
 import random
-import uuid
 from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
 
-from batchpipe.errors import Gone, LeaseLost, StoreUnavailable
+from batchpipe.errors import Gone, LeaseLost, Refused, StoreUnavailable, Unavailable
 from batchpipe.model.provider import Batch, BatchPage, ProviderReads
 from batchpipe.model.records import Stage
+from batchpipe.pipeline.look_turn import LookTurn
 from batchpipe.pipeline.overdue import republish_or_set_aside
 from batchpipe.pipeline.ranks import Ranks
 from batchpipe.pipeline.runner import Runner
@@ -35,6 +35,12 @@ COUNTS_SECONDS = 60.0
 LOOK_SECONDS, LOOK_MANY_SECONDS, MANY = 14.0, 19.0, 500
 #: The same where the provider tells of ends by itself.
 LOOK_WITH_NEWS_SECONDS = 300.0
+#: A look that has died stands in the way of the next one for so long at most.
+LEASE_SECONDS = 20.0
+#: How long one page may take: its reader tries it so many times, and there is work to do with what it brings. Seconds.
+PAGE_TRIES, PAGE_WORK_SECONDS = 3, 60.0
+#: So many batches of one look may be unreadable; then the provider is in trouble.
+MOST_UNREAD = 3
 #: Parked polls stay so for at least so long after a look.
 GOOD_SECONDS = 60.0
 
@@ -95,26 +101,27 @@ def look(
     Returns None if another look is under way, or began less than ``every`` seconds ago. Raises Unavailable, Paused,
     Refused (the provider cannot list), SettingsError, StoreUnavailable, and what visitors raise: then it was no walk.
     """
-    reader = _Reader(runner, account, api, visitors)
+    turn = _turn(runner, account)
     looks = runner.store.looks
-    begun = looks.take(account, reader.token, every=every)
+    begun = turn.begin(every)
     if begun is None:
         return None
     try:
-        state = looks.state(account)
-        way = Way(looks.in_flight(account), Ranks(state.ranks, state.ranks_read_at), begun)
-        reached = walk(way, reader, since, watch=watch)
-        met_all = watch or way.sought() is None  # it may also have been on its way to something else
+        with turn:
+            state = looks.state(account)
+            way = Way(looks.in_flight(account), Ranks(state.ranks, state.ranks_read_at), begun)
+            reached = walk(way, _Reader(runner, account, api, visitors, turn), since, watch=watch)
+            met_all = watch or way.sought() is None  # it may also have been on its way to something else
         good = max(GOOD_SECONDS, 2 * every) if met_all else None
         ended = looks.end(
-            account, reader.token, begun=begun, good=good, ranks=way.ranks.dump(), read_at=way.ranks.read_at
+            account, turn.token, begun=begun, good=good, ranks=way.ranks.dump(), read_at=way.ranks.read_at
         )
     except LeaseLost:
         logger.warning("a look at the batches of account %r took too long", account, extra={"event": "look_lost"})
         return None
     except BaseException:
         with suppress(LeaseLost, StoreUnavailable):
-            looks.give_up(account, reader.token)
+            looks.give_up(account, turn.token)
         raise
     done = Walk(account, begun, ended, reached, whole=not way.jumped, jumped=way.jumped, calls=way.calls)
     runner.counters.add("looks", account=account)
@@ -123,12 +130,21 @@ def look(
     return done
 
 
+def _turn(runner: Runner, account: str) -> LookTurn:
+    settings = runner.settings
+    patience = PAGE_TRIES * settings.control_timeout_seconds + PAGE_WORK_SECONDS
+    return LookTurn(runner.store.looks, account, lease=min(LEASE_SECONDS, settings.lease_seconds), patience=patience)
+
+
 class _Reader:
     """What a look reads with: each call has its slot, and what comes is recorded and shown to the visitors."""
 
-    def __init__(self, runner: Runner, account: str, api: ProviderReads, visitors: Sequence[Visitor]) -> None:
-        self.token = uuid.uuid4().hex
+    def __init__(
+        self, runner: Runner, account: str, api: ProviderReads, visitors: Sequence[Visitor], turn: LookTurn
+    ) -> None:
         self._runner, self._account, self._api, self._visitors = runner, account, api, visitors
+        self._turn = turn
+        self._unread = 0
         self._rate = runner.settings.account(account).looks_per_second
 
     def page(self, after: str | None) -> tuple[BatchPage, set[str]]:
@@ -144,18 +160,25 @@ class _Reader:
         self._wait()
         try:
             batch = self._api.retrieve(shard.batch_id)
-        except Gone:
+        except (Gone, Refused):
             return None  # its own poll judges that
+        except Unavailable as error:  # one batch that cannot be read must not end the look: older ones are behind it
+            self._unread += 1
+            if error.status is None or self._unread > MOST_UNREAD:
+                raise
+            return None
         self._record([batch])
         return batch
 
     def _wait(self) -> None:
         """Sleep until this read's slot."""
-        store = self._runner.store
-        _, wait = store.accounts.take_rate_token(self._account, per_second=self._rate, what="look")
-        store.looks.renew(self._account, self.token, wait)
-        if wait > 0:
-            self._runner.sleep(wait)
+        _, wait = self._runner.store.accounts.take_rate_token(self._account, per_second=self._rate, what="look")
+        while wait > 0:
+            self._turn.step()
+            some = min(wait, self._turn.longest_sleep)
+            self._runner.sleep(some)
+            wait -= some
+        self._turn.step()
 
     def _record(self, batches: Sequence[Batch]) -> set[str]:
         """Returns the shards in flight that were met."""
@@ -166,6 +189,8 @@ class _Reader:
             seen = self._runner.store.looks.record_page(self._account, some, every=COUNTS_SECONDS, net=net)
             for job_id, index in seen.wake:
                 republish_or_set_aside(self._runner, job_id, index, "waiting")
+            for job_id, index in seen.granted:
+                republish_or_set_aside(self._runner, job_id, index, "overdue")
             met |= seen.met
             for visitor in self._visitors:
                 # ours, too: else the next look would take them for batches of others, and leave them out

@@ -12,20 +12,20 @@ from contextlib import suppress
 from typing import Any
 
 from batchpipe.config.settings import Settings
-from batchpipe.config.site import current_site
-from batchpipe.errors import StoreUnavailable
+from batchpipe.errors import RecordUnreadable, StoreUnavailable
 from batchpipe.model.admission import Waiting, needs_of
 from batchpipe.model.records import Move, ShardRecord, Stage
 from batchpipe.model.room import parked
+from batchpipe.pipeline.overdue import republish_or_set_aside
 from batchpipe.pipeline.runner import Runner
-from batchpipe.store import ShardLease, Store
+from batchpipe.store import ShardLease, Store, log_once
 from batchpipe.telemetry.logs import about
 
 logger = logging.getLogger(__name__)
 
 #: Grants that are published in one go; what is left is due, and found by the next turn or sweep.
 MOST_PUBLISHED = 100
-#: Pause between two comparisons of what is held with the records, by one process.
+#: Pause between two comparisons of what an account's shards hold with the records, over all processes.
 REBUILD_SECONDS = 60.0
 #: The part of a shard's rows that must have been answered for its tokens to teach anything.
 MOST_ANSWERED = 0.9
@@ -63,7 +63,7 @@ def publish_granted(runner: Runner) -> None:
     """Publish the shards that the last scripts have granted room. Losing one loses a moment: it is due."""
     with suppress(StoreUnavailable):
         for job_id, index in runner.store.admission.take_granted(MOST_PUBLISHED):
-            runner.republish(job_id, index, when="overdue")
+            republish_or_set_aside(runner, job_id, index, "overdue")
 
 
 def grant_rooms(runner: Runner) -> None:
@@ -71,16 +71,19 @@ def grant_rooms(runner: Runner) -> None:
     publish_granted(runner)
     for account in runner.store.admission.accounts():
         with about(account=account):
-            grant_account(runner, account)
+            try:
+                grant_account(runner, account)
+            except RecordUnreadable as error:  # the other accounts and overdue work must not wait for this one
+                log_once(error)
 
 
 def grant_account(runner: Runner, account: str) -> None:
-    """The same for one account."""
+    """The same for one account. Raises RecordUnreadable, StoreUnavailable."""
     admission = runner.store.admission
-    if current_site().is_first_time("rooms_rebuilt", account, seconds=REBUILD_SECONDS):
+    if admission.begin_rebuild(account, REBUILD_SECONDS):
         found = admission.rebuild(account)
         if found.dropped or found.corrected:
             words = "account %r: %d reservations that nothing needs were dropped, %d sums put right"
             logger.warning(words, account, found.dropped, found.corrected, extra={"event": "rooms_rebuilt"})
     for job_id, index in admission.grant(account):
-        runner.republish(job_id, index, when="overdue")
+        republish_or_set_aside(runner, job_id, index, "overdue")

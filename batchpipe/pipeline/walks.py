@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from batchpipe.errors import Unavailable
+from batchpipe.errors import Refused, Unavailable
 from batchpipe.model.provider import Batch, BatchPage
 from batchpipe.pipeline.ranks import Ranks
 
@@ -42,6 +42,8 @@ class Way:
     at: float | None = None  #: which was made then; None: unknown
     ordered: bool = True  #: newest first
     useless: bool = False  #: the page before met none of ours
+    read_to: tuple[str | None, float | None] = (None, None)  #: the same as ``after`` and ``at``, by pages alone
+    jumps: bool = True  #: the list can be entered at a batch that was read singly
     _next: tuple[str, float] | None = None
 
     def sought(self) -> tuple[str, float] | None:
@@ -59,7 +61,7 @@ class Way:
 
     def is_far(self, made: float) -> bool:
         """Whether pages would be read in vain before that time."""
-        if not self.ordered or (self.at is None and self.after is not None):
+        if not self.jumps or not self.ordered or (self.at is None and self.after is not None):
             return False
         if self.at is None:
             return self.useless or self.ranks.others_above(made, self.now) >= _PAGE
@@ -100,9 +102,21 @@ def _jump(way: Way, reader: Reader, member: str, made: float) -> None:
         way.after, way.at = batch.id, batch.created_at if batch.created_at is not None else made
 
 
-def _read_on(way: Way, reader: Reader, seen: set[str]) -> BatchPage:
+def _page(way: Way, reader: Reader) -> tuple[BatchPage, set[str]]:
+    """The next page. A list that refuses to be entered at a batch is read on from the page before."""
     way.calls += 1
-    page, met = reader.page(way.after)
+    try:
+        return reader.page(way.after)
+    except Refused:
+        if way.after == way.read_to[0]:
+            raise
+    (way.after, way.at), way.jumps = way.read_to, False
+    way.calls += 1
+    return reader.page(way.after)
+
+
+def _read_on(way: Way, reader: Reader, seen: set[str]) -> BatchPage:
+    page, met = _page(way, reader)
     way.met |= met
     way.useless = not met
     if not page.batches:
@@ -117,7 +131,7 @@ def _read_on(way: Way, reader: Reader, seen: set[str]) -> BatchPage:
             way.ranks.read_at = way.now
         newest = first.created_at if way.at is None else way.at
         way.ranks.add(newest, last.created_at, len(page.batches) - len(met), len(met))
-    way.after, way.at = last.id, last.created_at
+    way.after, way.at = way.read_to = last.id, last.created_at
     return page
 
 

@@ -84,6 +84,11 @@ class Admission:
         members = self._redis.run("take_granted", [f"{self._redis.prefix}granted"], most)
         return [parse_member(member) for member in members]
 
+    def begin_rebuild(self, account: str, every: float) -> bool:
+        """Whether it is time for one, and nobody else has begun it within ``every`` seconds."""
+        key = f"{self._redis.prefix}rebuilt:{account}"
+        return bool(self._redis.call("set", key, "1", nx=True, ex=max(round(every), 1)))
+
     def rebuild(self, account: str, *, idle: float = IDLE_SECONDS) -> Rebuilt:
         """Compare holds and sums with the records, and put right what a bug or a lost second of Redis has left.
 
@@ -107,7 +112,7 @@ class Admission:
         while left > 0:
             args = (self._redis.prefix, account, FIRST_RATIO, first, _PAGE)
             answer = self._redis.run("hold_in_flight", [f"{self._redis.prefix}inflight:{account}"], *args)
-            added, left, first = added + int(answer[0]), int(answer[1]), first + _PAGE
+            added, left, first = added + int(answer[0]), int(answer[1]), first + _PAGE - int(answer[2])
         return added
 
     # -- reading ---------------------------------------------------------------------------------------------------

@@ -14,8 +14,6 @@ from batchpipe.model.records import Status
 from batchpipe.store.connection import Connection
 from batchpipe.store.records import encode_changes, encode_value, parse_member
 
-#: How long a look may go without reading a page, beside what it sleeps for its slot. Seconds.
-LOOK_LEASE_SECONDS = 120.0
 #: How long somebody who asks for a status counts as watching.
 WATCHED_SECONDS = 30
 #: Members of the set of shards in flight that are read in one go.
@@ -45,6 +43,7 @@ class PageSeen(NamedTuple):
     recorded: frozenset[str]  #: ids of batches that are their shards'
     met: set[str]  #: members of the shards in flight whose batches it has
     wake: list[tuple[str, int]]  #: shards to publish again: their batches have ended, or somebody is cancelling them
+    granted: list[tuple[str, int]]  #: shards that have got the room of batches that have ended, and are due now
 
 
 class Looks:
@@ -67,16 +66,16 @@ class Looks:
             int(in_flight), begun, done, looked, until, whole, int(calls), ranks.get("parts", []), ranks.get("read_at")
         )
 
-    def take(self, account: str, token: str, *, every: float) -> float | None:
-        """Begin a look. Returns when it began; None if another one is under way, or began less than ``every`` seconds
-        ago.
+    def take(self, account: str, token: str, *, lease: float, every: float) -> float | None:
+        """Begin a look, for ``lease`` seconds unless it is renewed. Returns when it began; None if another one is under
+        way, or began less than ``every`` seconds ago.
         """
-        answer = self._redis.run("take_look", [self._key(account)], token, LOOK_LEASE_SECONDS, every)
+        answer = self._redis.run("take_look", [self._key(account)], token, lease, every)
         return float(answer[1]) if answer[0] == "ok" else None
 
-    def renew(self, account: str, token: str, seconds: float = 0.0) -> None:
-        """Keep the turn, ``seconds`` longer than usual. Raises LeaseLost."""
-        if self._redis.run("renew_look", [self._key(account)], token, LOOK_LEASE_SECONDS + seconds)[0] != "ok":
+    def renew(self, account: str, token: str, *, lease: float) -> None:
+        """Keep the turn for ``lease`` seconds from now. Raises LeaseLost."""
+        if self._redis.run("renew_look", [self._key(account)], token, lease)[0] != "ok":
             raise LeaseLost
 
     def end(
@@ -115,11 +114,12 @@ class Looks:
         keys = [f"{self._redis.prefix}watched:{account}", f"{self._redis.prefix}due"]
         args = [arg for batch in batches for arg in _as_arguments(batch)]
         answer = self._redis.run("record_page", keys, self._redis.prefix, account, every, net, *args)
-        recorded, met, wake = answer
+        recorded, met, wake, granted = answer
         return PageSeen(
             frozenset(batches[int(number)].id for number in recorded),
             set(met),
             [parse_member(member) for member in wake],
+            [parse_member(member) for member in granted],
         )
 
     def in_flight(self, account: str) -> Iterator[tuple[str, float]]:

@@ -28,6 +28,8 @@ from tests.size import SCALE
 
 pytestmark = [pytest.mark.scaled, pytest.mark.timeout(600)]
 
+#: A job that has not ended by then waits for a person: those that end by themselves take a quarter of it.
+HELD_SECONDS = 1_500.0
 shapes = st.sampled_from([*MADE, *(f"-{name}" for name in NOT_MADE)])
 manners = st.builds(
     Manner,
@@ -85,7 +87,7 @@ class Job:
             self.gateway.clock = lambda: pump.at
             job_id, self.held = pump.submit(rows_of(rows), attempts=1), False
             try:
-                pump.run_until_idle(max_seconds=7_200.0)
+                pump.run_until_idle(max_seconds=HELD_SECONDS)
             except TimeoutError:
                 self.held = True
                 self.trouble = {str(shard.trouble and shard.trouble.code) for shard in pump.shards(job_id)}
@@ -117,7 +119,7 @@ def test_no_key_has_two_batches_whatever_answers_come(line: Line) -> None:
     check()
     # which of them come is drawn again with each change of a test; that each is met at all, the next test shows
     assert len(met) > 0.5 * (len(MADE) + len(NOT_MADE)) * min(SCALE, 1)
-    assert held[False] > held[True]
+    assert 3 * held[False] > held[True]  # half of all made-up servers hide what they have made
 
 
 @pytest.mark.parametrize("shape", [*MADE])

@@ -14,7 +14,8 @@ from batchpipe.config.account import Account
 from batchpipe.errors import Paused, Refused, Unavailable
 from batchpipe.model.provider import Batch
 from batchpipe.model.records import Counts, Stage, State
-from batchpipe.pipeline.looks import Walk, look, seconds_between
+from batchpipe.pipeline.look_turn import LookTurn
+from batchpipe.pipeline.looks import Walk, _Reader, look, seconds_between
 from batchpipe.pipeline.sweep import sweep
 from batchpipe.testing import FakeOpenAI, Pump, Vanished
 
@@ -126,6 +127,22 @@ def test_a_shard_that_looks_do_not_meet_is_read_by_itself(pump: Pump, chat_rows:
     assert [shard.index for shard in pump.shards(job_id) if shard.stage == Stage.COLLECTED] != []
 
 
+def test_batches_that_cannot_be_read_singly_end_no_look_until_they_are_many(pump: Pump, chat_rows: Rows) -> None:
+    """Older ones are behind them; but a provider that is in trouble must not be asked for each."""
+    watched(pump, chat_rows(SHARDS))
+    turn = LookTurn(pump.store.looks, "default", lease=60.0, patience=60.0)
+    assert turn.begin(every=0.0) is not None
+    reader = _Reader(pump.job_runner, "default", pump.api, [], turn)
+    members = [member for member, _ in pump.store.looks.in_flight("default")]
+    refused = Refused("no such batch", status=400)
+    pump.api.fail_next("retrieve", refused, times=5)
+    assert [reader.single(member) for member in members[:5]] == [None] * 5
+    pump.api.fail_next("retrieve", Unavailable("odd", status=500), times=4)
+    assert [reader.single(member) for member in members[:3]] == [None] * 3
+    with pytest.raises(Unavailable):
+        reader.single(members[3])
+
+
 def test_a_cancel_reaches_parked_shards(pump: Pump, chat_rows: Rows) -> None:
     """Each cancels its batch, and is parked again until that has ended."""
     job_id = watched(pump, chat_rows(SHARDS))
@@ -220,7 +237,7 @@ def test_a_look_that_lost_its_turn_ends_without_a_word(pump: Pump, chat_rows: Ro
     class Slow:
         def visit(self, batches: Sequence[Batch], recorded: frozenset[str]) -> tuple[()]:
             pump.advance(1_000)
-            assert pump.store.looks.take("default", "another", every=0.0) is not None
+            assert pump.store.looks.take("default", "another", lease=120.0, every=0.0) is not None
             return ()
 
         def walked(self, walk: Walk) -> None:

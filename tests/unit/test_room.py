@@ -31,7 +31,8 @@ def test_an_account_limits_tokens_by_model_and_versions_of_a_model_share_its_lim
     assert account.limits("gpt-5-mini")["tokens"] == 5_000_000
     assert account.limits("gpt-5-mini-2025-08-07")["tokens"] == 5_000_000
     assert account.limits("gpt-5-2025-08-07")["tokens"] == 7
-    assert account.limits("gpt-5")["tokens"] == 90_000
+    assert account.limits("gpt-5")["tokens"] == 7
+    assert account.limits("gpt-5-nano")["tokens"] == 90_000
     assert account.limits(None)["tokens"] == 90_000
 
 

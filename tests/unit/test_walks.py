@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from batchpipe.errors import Unavailable
+from batchpipe.errors import Refused, Unavailable
 from batchpipe.model.provider import Batch, BatchPage
 from batchpipe.pipeline.ranks import MOST_STRETCHES, Ranks
 from batchpipe.pipeline.walks import BEGINNING, Way, walk
@@ -57,6 +57,19 @@ class Listing:
         return min(oldest // 100 + 1, len(self.ours()))
 
 
+@dataclass
+class NoEntry(Listing):
+    """A server that knows only ``after`` of its own pages, or not even that."""
+
+    pages: bool = True
+
+    def page(self, after: str | None) -> tuple[BatchPage, set[str]]:
+        if after is not None and not (self.pages and int(after.removeprefix("batch_")) % 100 == 99):
+            self.calls += 1
+            raise Refused("after: no such batch", status=400)
+        return super().page(after)
+
+
 def listing(*runs: tuple[int, bool], pace: float = 1.0) -> Listing:
     """Runs of so many batches, ours or of others, one each ``pace`` seconds."""
     mine = [whose for count, whose in runs for _ in range(count)]
@@ -86,6 +99,22 @@ def test_a_gap_of_ten_thousand_others_is_jumped_over() -> None:
     assert (found.calls, found.singles, way.jumped) == (5, 1, True)
     assert found.met == {name for name, _ in found.ours()}
     assert reached == found.entries[99][0]
+
+
+def test_a_list_that_cannot_be_entered_at_a_batch_is_read_page_by_page() -> None:
+    """Some servers take no ``after`` but their own; what stands behind it is met all the same."""
+    found = NoEntry([*listing((1, True), (1_000, False), (5, True), (1_000, False), (1, True)).entries])
+    ranks = Ranks()
+    found.look(ranks, BEGINNING)
+    way, _ = found.look(ranks)
+    assert found.met == {name for name, _ in found.ours()}
+    assert (way.jumps, found.singles) == (False, 1)
+
+
+def test_a_list_that_refuses_its_own_pages_is_none() -> None:
+    found = NoEntry(listing((250, True)).entries, pages=False)
+    with pytest.raises(Refused):
+        found.look(Ranks(), BEGINNING)
 
 
 def test_what_stands_alone_is_read_by_itself() -> None:

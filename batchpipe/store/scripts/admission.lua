@@ -1,6 +1,17 @@
 -- Admission, prepended to every script after lines.lua: who is given room, and what a refusal teaches. Who is granted some is
 -- due at once, in the same script, so nobody has to be told.
 
+-- fields of a record; none if they cannot be read: that must not keep others from their room
+local function fields_of(key, ...)
+  local fine, found = pcall(redis.call, 'HMGET', key, ...)
+  return fine and found or {}
+end
+
+local function decoded(text)
+  local fine, value = pcall(cjson.decode, text or '')
+  return fine and type(value) == 'table' and value or nil
+end
+
 -- the first kind of what a shard needs that does not fit (nil: all of it does), and the rooms in which it is one that tries
 local function lacking(line, needs, now)
   local tries = {}
@@ -44,7 +55,7 @@ end
 
 -- why a job's shards may not be sent now, if so: they leave the line, and ask again when they come round
 local function is_out(job)
-  local found = redis.call('HMGET', job, 'stage', 'cancel', 'hold_at', 'send_no_more')
+  local found = fields_of(job, 'stage', 'cancel', 'hold_at', 'send_no_more')
   if not found[1] or ENDED[found[1]] then return 'ended' end
   if found[2] == '1' then return 'ended' end
   if found[3] or found[4] == '1' then return 'hold' end
@@ -67,9 +78,9 @@ local RATIO_MARGIN = 1.05
 -- what a waiting shard needs; nil: it waits no more. Its tokens by what is known of its model now: it may have waited for hours
 -- since its own estimate, which was the first of its model
 local function waiting_needs(line, rec)
-  local found = redis.call('HMGET', rec, 'stage', 'waits_since', 'needs', 'bytes')
-  if not (found[1] == 'planned' or found[1] == 'uploaded') or not found[2] or not found[3] then return nil end
-  local needs, bytes = cjson.decode(found[3]), tonumber(found[4] or '')
+  local found = fields_of(rec, 'stage', 'waits_since', 'needs', 'bytes')
+  local needs, bytes = decoded(found[3]), tonumber(found[4] or '')
+  if not (found[1] == 'planned' or found[1] == 'uploaded') or not found[2] or not needs then return nil end
   if not line.ratio then
     local known = redis.call('HMGET', line.prefix .. 'ratio:' .. line.model, 'bytes', 'tokens')
     line.ratio = known[1] and known[2] and tonumber(known[2]) / tonumber(known[1]) or 0
@@ -167,10 +178,9 @@ function admission.grant(prefix, account, now, most, own)
   while #granted < most and #lines > 0 do
     local line = table.remove(lines, 1)
     local member, again = grant_one(line, now, own)
-    if member then
-      table.insert(granted, member)
-      redis.call('ZADD', prefix .. 'lines:' .. account, 'XX', num(now), line.model)
-    end
+    if member then table.insert(granted, member) end
+    -- also where there is no room for it: those that are not looked at this time come next
+    if member or #models == LINES_AT_ONCE then redis.call('ZADD', prefix .. 'lines:' .. account, 'XX', num(now), line.model) end
     if redis.call('EXISTS', line.jobs) == 0 then
       close(line)
     elseif member or again then
@@ -208,11 +218,15 @@ function admission.let_go(prefix, rec, job, member)
   return any
 end
 
--- Give it back, leave the line, and grant it to those who wait.
+-- Give it back, leave the line, and grant it to those who wait; where many are released at once, the script grants when it has
+-- released all of them (`together`), if that has `freed` something.
 function admission.release(prefix, rec, job, member, now)
   admission.leave(prefix, rec, job, member)
-  if admission.let_go(prefix, rec, job, member) then
-    admission.announce(prefix, admission.grant(prefix, account_of(job), now, 20))
+  if not admission.let_go(prefix, rec, job, member) then return end
+  if admission.together then
+    admission.freed = true
+  else
+    admission.announce(prefix, admission.grant(prefix, account_of(job), now, GRANTS_AT_ONCE))
   end
 end
 
@@ -225,26 +239,29 @@ function admission.release_ended(prefix, rec, job, member, now)
   end
 end
 
--- lower the limit of a room that has refused so much; `level`: what was there with it when it was sent
+-- Lower the limit of a room that has refused so much; `level`: what was there with it when it was sent. Where others fill the
+-- queue, by all that is known of it, what we have there says nothing of how much it takes: the next one is tried later.
 local function learn(room, member, amount, level, said, now)
   level = math.max(level or 0, amount)
-  local alone = level <= amount
   if said and said >= 1 then set_room(room, 'said', string.format('%.0f', said)) else said = nil end
+  local alone, too_large = level <= amount, said and amount > said
+  local of_others = not too_large and (alone or (said and level < said / 2))
   if room.trying == member and room.learned then -- the limit was right
     forget(room, 'trying')
     set_room(room, 'try_wait', math.min((room.try_wait or TRY_SECONDS) * 2, LONGEST_TRY))
     set_room(room, 'learned', string.format('%.0f', lower(room.learned, said)))
-  else
+  elseif not of_others then
     local learned = said and said < level and said or math.max(0.9 * level, math.min(amount, said or amount))
     local fresh = room.learned and now - (room.learned_at or 0) <= FORGET_SECONDS
     set_room(room, 'learned', string.format('%.0f', fresh and math.min(learned, room.learned) or learned))
     forget(room, 'trying')
   end
   set_room(room, 'learned_at', num(now), 'try_at', num(now + (room.try_wait or TRY_SECONDS)))
-  if not alone then return end
-  redis.call('HSET', room.key, 'alone', member)
-  room.alone = member
-  if not (said and amount > said) then
+  if alone then
+    redis.call('HSET', room.key, 'alone', member)
+    room.alone = member
+  end
+  if of_others then
     set_room(room, 'fails', room.fails + 1)
     forget(room, 'single')
     set_room(room, 'retry_at', num(now + math.min(FIRST_RETRY * 2 ^ math.min(room.fails, 20), LONGEST_RETRY)))
@@ -288,7 +305,7 @@ function admission.set_limits(prefix, account, model, name, limits)
       if limit then set_room(room, 'limit', string.format('%.0f', limit)) else forget(room, 'limit') end
       if room.sum <= 0 then redis.call('EXPIRE', room.key, KEPT) end
     end
-    if BY_MODEL[kind] and name then redis.call('HSETNX', room.key, 'model', string.sub(name, 1, 200)) end
+    if BY_MODEL[kind] and name then redis.call('HSETNX', room.key, 'model', string.sub(without_date(name), 1, 200)) end
   end
 end
 
@@ -310,7 +327,7 @@ local function what_lacks(line, rec, id, now)
     elseif is_out(line.prefix .. 'job:' .. id) then
       kind = 'hold'
     else
-      kind = lacking(line, cjson.decode(needs), now) or get(line.fair, 'blocked') or 'turn'
+      kind = lacking(line, decoded(needs) or {}, now) or get(line.fair, 'blocked') or 'turn'
     end
     line.known[id .. needs] = kind
   end
@@ -359,7 +376,7 @@ function admission.may_call(prefix, rec, job, member, now)
       local room = room_of(prefix, account, kind, model)
       local key = held_key(room, member)
       local amount, level = parse_hold(redis.call('HGET', key, member) or '')
-      local limit = lower(room.limit, room.learned)
+      local limit = limit_of(room)
       over = over or (limit and not level and room.sent > 0 and room.sent + amount > limit and room.trying ~= member)
     end
   end

@@ -30,6 +30,6 @@ if out then
 end
 local id, index = string.match(member, '^(.*)/(%d+)$')
 join(line, rec, id, index, now)
-admission.announce(prefix, admission.grant(prefix, account, now, 20, member), member)
+admission.announce(prefix, admission.grant(prefix, account, now, GRANTS_AT_ONCE, member), member)
 if is_in(prefix, account, member) then return { 'in' } end
 return { 'wait', unpack(admission.place(line, rec, id, index, now)) }

@@ -30,7 +30,11 @@ if from == 'created' then
   if stage == 'created' and FINAL[status] and not FINAL[get(rec, 'status')] and get(rec, 'batch_id') == batch then
     redis.call('HSET', rec, 'status', status, 'counts', counts or '{}')
   end
-  if stage ~= 'created' then redis.call('ZREM', in_flight(ARGV[2], job), ARGV[4]) end
+  if stage ~= 'created' then
+    redis.call('ZREM', in_flight(ARGV[2], job), ARGV[4])
+  else -- a worker of an earlier version may have settled it
+    redis.call('ZADD', in_flight(ARGV[2], job), 'NX', get(rec, 'created_at') or num(now), ARGV[4])
+  end
   if stage ~= 'created' or FINAL[get(rec, 'status')] then note_end_of_batch(ARGV[2], rec, job, ARGV[4], now) end
 end
 if from == 'uploaded' then

@@ -58,6 +58,7 @@
 --                             silent (text), silent_at (at): a batch whose end was seen before a webhook told of it, until
 --                             that comes, see note_unannounced(); never expires
 --   admitting        zset     ACCOUNT by the latest admission (at); 2 days, and while something is held
+--   rebuilt:ACCOUNT  text     '1': what the account's shards hold is being compared with the records, or was; 60 s
 --   rooms:ACCOUNT    zset     KIND or KIND:MODEL that was used, by when (at); 2 days, and while something is held
 --   room:ROOM        hash     of one resource, see below; 2 days, and while something is held
 --   held:ROOM:PART   hash     member -> what it holds (count); after its call 'count+count': and what was at the provider

@@ -17,8 +17,8 @@ for _, short in ipairs(redis.call('ZREVRANGE', KEYS[1], 0, 299)) do
   local kind, model = string.match(short, '^(%a+):?(.*)$')
   if BY_MODEL[kind] or SPAN[kind] or kind == 'batches' then
     local room = room_of(prefix, account, kind, model)
-    local learned, holders = room.learned, 0
-    if learned and now - (room.learned_at or 0) > FORGET_SECONDS then learned = nil end
+    local learned, holders = room.learned or room.said, 0
+    if now - (room.learned_at or 0) > FORGET_SECONDS then learned = nil end
     for part = 0, SPAN[kind] and -1 or PARTS - 1 do
       holders = holders + redis.call('HLEN', prefix .. 'held:' .. room.name .. ':' .. part)
     end

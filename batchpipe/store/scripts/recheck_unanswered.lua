@@ -14,4 +14,7 @@ for member in string.gmatch(ARGV[3], '[^\n]+') do
     redis.call('ZREM', KEYS[2], member)
   end
 end
+-- the files of a record that is gone are known from it alone; nobody waits any more, so all of them may go
+local account = string.sub(KEYS[1], #ARGV[2] + #'unanswered:' + 1)
+if redis.call('EXISTS', KEYS[1]) == 0 then redis.call('UNLINK', ARGV[2] .. 'unanswered_files:' .. account) end
 return { stay }

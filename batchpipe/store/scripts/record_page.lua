@@ -5,7 +5,7 @@
 --   parked polls (s), 6 batches: each its id, status ('': unknown), counts (JSON), what else is written with a new status (JSON
 --   [field, value ..])
 -- -> {batches that are their shards' (their numbers from 0 in this page ..), members in flight that were met .., members to
---    publish again ..}, each a list
+--    publish again .., members that were granted room and are due now ..}, each a list
 -- A final status is never replaced. An end makes its shard due at once, unless its message is under way; one that is not
 -- taken up is told again by each look, for its caller may have died.
 local now = clock(ARGV[1])
@@ -81,6 +81,8 @@ local function lives(rec, id, member, shard, i)
   end
 end
 
+-- what all ends of a page have freed is granted once: it may be room for thousands
+admission.together = true
 local names = {}
 for i = 6, #ARGV, 4 do names[#names + 1] = prefix .. 'batch:' .. ARGV[i] end
 local members = #names > 0 and redis.call('MGET', unpack(names)) or {}
@@ -107,4 +109,5 @@ for number, member in ipairs(members) do
     end
   end
 end
-return { recorded, met, wake }
+local granted = admission.freed and admission.grant(prefix, account, now, GRANTS_AT_ONCE) or {}
+return { recorded, met, wake, granted }

@@ -20,9 +20,11 @@ local BEHIND, PASSES, PASS_SECONDS = 20, 10, 600
 -- Learned limits: pauses between shards that try for more, and after refusals while nothing else was held.
 local TRY_SECONDS, LONGEST_TRY, FORGET_SECONDS = 600, 21600, 86400
 local FIRST_RETRY, LONGEST_RETRY = 5, 600
+-- No account has a smaller queue, in tokens.
+local LEAST_LEARNED = 1e5
 -- Where no limit is known, so many tokens, or shards like the first, go at once; twice as much after each START_SECONDS.
 local START_TOKENS, START_SHARDS, START_SECONDS = 1e6, 16, 60
-local RAISED_AT_ONCE, LINES_AT_ONCE, DROPPED_AT_ONCE = 50, 16, 100
+local RAISED_AT_ONCE, LINES_AT_ONCE, DROPPED_AT_ONCE, GRANTS_AT_ONCE = 50, 16, 100, 20
 
 local function checksum(text, factor)
   local sum = 0
@@ -30,8 +32,14 @@ local function checksum(text, factor)
   return sum
 end
 
+-- a model's name without the date of its version: versions share one limit
+local function without_date(model)
+  return (string.gsub(model, '%-%d%d%d%d%-%d%d%-%d%d$', ''))
+end
+
 local function model_key(model)
   if not model or model == '' then return '-' end
+  model = without_date(model)
   if model ~= '-' and #model <= 64 and string.find(model, '^[%w._-]+$') then return model end
   return string.format('~%08x%08x', checksum(model, 31), checksum(model, 131071))
 end
@@ -167,8 +175,8 @@ end
 
 -- What refusals have taught is forgotten after a day without one. What was proven to fit goes at once, more bit by bit.
 local function forget_old(room, now)
-  if not room.learned or now - (room.learned_at or 0) <= FORGET_SECONDS then return end
-  set_room(room, 'start', string.format('%.0f', room.learned), 'start_at', num(now))
+  if not (room.learned or room.said) or now - (room.learned_at or 0) <= FORGET_SECONDS then return end
+  if room.learned then set_room(room, 'start', string.format('%.0f', room.learned), 'start_at', num(now)) end
   forget(room, 'learned', 'learned_at', 'said', 'try_at', 'try_wait', 'trying', 'fails', 'retry_at', 'single', 'alone')
   room.fails = 0
 end
@@ -176,6 +184,11 @@ end
 local function lower(a, b)
   if a and b then return math.min(a, b) end
   return a or b
+end
+
+-- What the settings say, and what refusals have taught: by what came of them, else by their words.
+local function limit_of(room)
+  return lower(room.limit, room.learned or room.said)
 end
 
 -- Where no limit is known: whether it is not too much at once. A queue that is full is learned of minutes after the call, and
@@ -196,7 +209,7 @@ end
 -- whether so much fits; second: as one that tries for more than the learned limit
 local function fits(room, amount, now)
   forget_old(room, now)
-  local limit = lower(room.limit, room.learned)
+  local limit = limit_of(room)
   if SPAN[room.kind] then return not limit or used(room, now) + amount <= limit end
   if room.retry_at and now < room.retry_at then return false end
   if room.sum <= 0 then return true end -- whoever is too large for it goes alone

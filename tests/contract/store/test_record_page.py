@@ -54,29 +54,29 @@ def ended(index: int = 0, **fields: Any) -> Batch:
 
 def test_one_process_at_a_time_looks(store: Store, clock: Any) -> None:
     """And not before its time; a repeated call is the same one."""
-    begun = store.looks.take("default", "a", every=0.0)
+    begun = store.looks.take("default", "a", lease=120.0, every=0.0)
     assert begun == pytest.approx(store.now(), abs=2)
-    assert store.looks.take("default", "b", every=0.0) is None
-    assert store.looks.take("default", "a", every=0.0) == begun
-    assert store.looks.take("other", "b", every=0.0) is not None
+    assert store.looks.take("default", "b", lease=120.0, every=0.0) is None
+    assert store.looks.take("default", "a", lease=120.0, every=0.0) == begun
+    assert store.looks.take("other", "b", lease=120.0, every=0.0) is not None
     store.looks.give_up("default", "a")
-    assert store.looks.take("default", "b", every=15.0) is None
+    assert store.looks.take("default", "b", lease=120.0, every=15.0) is None
     clock.advance(16)
-    assert store.looks.take("default", "b", every=15.0) is not None
+    assert store.looks.take("default", "b", lease=120.0, every=15.0) is not None
 
 
 def test_the_lease_of_a_look_ends_by_itself(store: Store, clock: Any) -> None:
     """Whoever had it writes nothing any more."""
-    begun = store.looks.take("default", "a", every=0.0)
+    begun = store.looks.take("default", "a", lease=120.0, every=0.0)
     assert begun is not None
     clock.advance(100)
-    store.looks.renew("default", "a")
+    store.looks.renew("default", "a", lease=120.0)
     clock.advance(100)
-    store.looks.renew("default", "a", 30.0)
+    store.looks.renew("default", "a", lease=150.0)
     clock.advance(151)
     with pytest.raises(LeaseLost):
-        store.looks.renew("default", "a")
-    assert store.looks.take("default", "b", every=0.0) is not None
+        store.looks.renew("default", "a", lease=120.0)
+    assert store.looks.take("default", "b", lease=120.0, every=0.0) is not None
     with pytest.raises(LeaseLost):
         store.looks.end("default", "a", begun=begun, good=60.0, ranks=[], read_at=None)
     assert store.looks.state("default").until == 0
@@ -84,7 +84,7 @@ def test_the_lease_of_a_look_ends_by_itself(store: Store, clock: Any) -> None:
 
 def test_a_look_remembers_what_it_has_learned(store: Store) -> None:
     """A repeated end changes nothing; one that has watched says until when polls may be parked."""
-    begun = store.looks.take("default", "a", every=0.0) or 0.0
+    begun = store.looks.take("default", "a", lease=120.0, every=0.0) or 0.0
     for _ in range(2):
         store.looks.end("default", "a", begun=begun, good=60.0, ranks=[[9.0, 5.0, 40.0, 60.0]], read_at=begun)
     store.looks.note_whole("default", begun, calls=7, done=True)
@@ -139,8 +139,8 @@ def test_a_page_tells_which_batches_are_known_and_which_shards_were_met(store: S
     store.connection.client.set(f"{store.connection.prefix}batch:odd", "no member")
     store.connection.client.set(f"{store.connection.prefix}batch:batch_0", f"{job_id}/0")
     seen = page(store, alive(0), Batch(id="batch_x"), alive(2), alive(9), Batch(id="odd"))
-    assert seen == (frozenset({"batch_0", "batch_2"}), {f"{job_id}/0", f"{job_id}/2"}, [])
-    assert page(store, alive(0), account="other") == (frozenset(), set(), [])
+    assert seen == (frozenset({"batch_0", "batch_2"}), {f"{job_id}/0", f"{job_id}/2"}, [], [])
+    assert page(store, alive(0), account="other") == (frozenset(), set(), [], [])
     assert shard(store, other).status == "validating"
 
 
@@ -197,7 +197,7 @@ def test_a_shard_that_went_on_is_not_touched(store: Store) -> None:
     store.connection.client.hset(store.connection.key(job_id, 0), "next_at", "0")
     advance(store, granted(claim(store, job_id, 0, Stage.CREATED)), Stage.ENDED, status="completed")
     before = shard(store, job_id)
-    assert page(store, alive(), ended()) == (frozenset({"batch_0"}), set(), [])
+    assert page(store, alive(), ended()) == (frozenset({"batch_0"}), set(), [], [])
     assert shard(store, job_id) == before
 
 
@@ -331,7 +331,7 @@ def test_polls_are_parked_while_looks_watch_more_than_a_few(store: Store, clock:
     """And have met this one of late: one that they do not meet is read by itself."""
     in_flight(store, 3)
     assert not may_park(store, store.now())
-    begun = store.looks.take("default", "a", every=0.0) or 0.0
+    begun = store.looks.take("default", "a", lease=120.0, every=0.0) or 0.0
     store.looks.end("default", "a", begun=begun, good=60.0, ranks=[], read_at=None)
     assert may_park(store, store.now())
     assert may_park(store, begun - 80)

@@ -8,7 +8,8 @@ import pytest
 
 from batchpipe.errors import LeaseLost
 from batchpipe.model.admission import FIRST_RATIO, Admitted, Full, Kind, Limits, Waiting, needs_of
-from batchpipe.model.records import Problem, Stage
+from batchpipe.model.provider import Batch
+from batchpipe.model.records import JOB, Counts, Problem, Stage
 from batchpipe.store import ShardLease, Store
 from tests.contract.store.protocol import about, advance, claim, due_in, granted, planned, shard
 
@@ -52,6 +53,14 @@ def refuse(store: Store, job_id: str, index: int = 0, limit: int | None = None) 
 
 def held(store: Store, kind: str = "tokens") -> int:
     return sum(room.held for room in store.admission.rooms("default") if room.kind == kind)
+
+
+def of_model(store: Store, job_id: str, index: int, model: str) -> None:
+    store.connection.client.hset(store.connection.key(job_id, index), "model", model)
+
+
+def learned(store: Store) -> int | None:
+    return next(room.learned for room in store.admission.rooms("default") if room.kind == "tokens")
 
 
 def end(store: Store, job_id: str, index: int = 0, status: str = "completed") -> None:
@@ -188,7 +197,24 @@ def test_without_a_number_the_limit_is_nine_tenths_of_what_was_there_when_it_ref
     end(store, job, 0)
     refuse(store, job, 4)
     refuse(store, job, 3)
-    assert store.admission.limit("default", None, {}) == 36
+    assert learned(store) == 36
+    # by which no shard is cut: nobody said that the queue is so small
+    assert store.admission.limit("default", None, {}) == 100_000
+
+
+@pytest.mark.parametrize("limit", [2_000_000, None])
+def test_a_queue_that_others_fill_is_not_taken_for_a_small_one(store: Store, clock: Any, limit: int | None) -> None:
+    """What little we had there says nothing of it: one tries again soon, and no job is cut to dust meanwhile."""
+    job = planned(store, 2)
+    for index in range(2):
+        ask(store, job, index, tokens=500, limits={})
+    create(store, job, 0)
+    refuse(store, job, 0, limit)
+    assert learned(store) == limit
+    assert store.admission.limit("default", None, {}) == limit
+    assert store.admission.grant("default") == []
+    clock.offset += 15
+    assert store.admission.grant("default") == [(job, 0)]
 
 
 def test_a_room_that_refuses_though_nothing_is_in_it_is_tried_by_one_with_growing_pauses(
@@ -218,7 +244,7 @@ def test_a_learned_limit_is_raised_by_one_that_tries_and_forgotten_after_a_day(s
         ask(store, job, index, limits={})
         create(store, job, index)
     refuse(store, job, 3)
-    assert store.admission.limit("default", None, {}) == 36
+    assert learned(store) == 36
     for index in range(4, 8):
         ask(store, job, index, limits={})
     assert store.admission.grant("default") == []
@@ -227,7 +253,7 @@ def test_a_learned_limit_is_raised_by_one_that_tries_and_forgotten_after_a_day(s
     assert store.admission.grant("default") == []
     clock.offset += 601
     assert len(store.admission.grant("default")) == 1
-    assert store.admission.limit("default", None, {}) == 40
+    assert learned(store) == 40
     clock.offset += 86_401
     assert store.admission.limit("default", None, {}) is None
 
@@ -329,8 +355,7 @@ def test_creations_and_uploads_are_counted_within_their_span(store: Store, clock
 def test_models_and_accounts_have_rooms_of_their_own(store: Store) -> None:
     """Batches in flight are the account's."""
     one, other = planned(store, 2), planned(store, 1, account="other")
-    client, prefix = store.connection.client, store.connection.prefix
-    client.hset(f"{prefix}shard:{one}:1", "model", "ft:gpt:org::id")
+    of_model(store, one, 1, "ft:gpt:org::id")
     assert ask(store, one, 0, limits={"tokens": 10, "batches": 1}) == Admitted()
     assert ask(store, one, 1, limits={"tokens": 10, "batches": 1}) == Waiting(1, 1, "batches")
     assert ask(store, other, 0, limits={"tokens": 10, "batches": 1}) == Admitted()
@@ -384,3 +409,89 @@ def test_the_ratio_of_bytes_to_tokens_is_learned_for_each_model(store: Store) ->
     assert store.admission.ratio("m") == 0.5
     assert store.admission.ratio(None) == FIRST_RATIO
     assert needs_of(1_000, 0.5, upload=True) == {"tokens": 525, "batches": 1, "creations": 1, "uploads": 1}
+
+
+# -- what must not keep others from their room -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("broken", ["needs", "shard", "job"])
+def test_a_record_that_cannot_be_read_keeps_nobody_from_room(store: Store, broken: str) -> None:
+    """It waits first; the end of another's batch is recorded all the same, and its room goes to the next."""
+    first, bad, next_one = planned(store, 1), planned(store, 1), planned(store, 1)
+    ask(store, first)
+    create(store, first)
+    assert isinstance(ask(store, bad), Waiting)
+    assert isinstance(ask(store, next_one), Waiting)
+    client, key = store.connection.client, store.connection.key
+    if broken == "needs":
+        client.hset(key(bad, 0), "needs", "{odd")
+    else:
+        name = key(bad, 0) if broken == "shard" else key(bad, JOB)
+        client.delete(name)
+        client.set(name, "of another type")
+    end(store, first)
+    assert shard(store, first).status == "completed"
+    assert store.admission.take_granted() == [(next_one, 0)]
+
+
+def test_what_a_page_of_ends_has_freed_is_granted_to_some_at_once_and_by_the_sweep_to_the_rest(store: Store) -> None:
+    """However many there is room for: a script must not keep Redis from everybody else."""
+    large, small = planned(store, 3), planned(store, 60)
+    for index in range(3):
+        ask(store, large, index, tokens=100, limits={"tokens": 300})
+        create(store, large, index)
+    for index in range(60):
+        ask(store, small, index, tokens=1, limits={"tokens": 300})
+    batches = [Batch(id=f"batch_{large}_{index}_1", status="completed", counts=Counts()) for index in range(3)]
+    seen = store.looks.record_page("default", batches, every=0.0, net=600.0)
+    assert (len(seen.granted), held(store)) == (20, 20)
+    assert len(store.admission.grant("default")) == 40
+
+
+def test_a_queue_behind_many_others_that_have_no_room_gets_its_turn(store: Store, clock: Any) -> None:
+    """Only so many are looked at in one script."""
+    jobs = [planned(store, 2) for _ in range(20)]
+    for number, job in enumerate(jobs):
+        for index in range(2):
+            of_model(store, job, index, f"m{number:02}")
+            ask(store, job, index)
+    last = jobs[-1]
+    create(store, last)
+    store.connection.client.delete(f"{store.connection.prefix}granted")
+    lease = turn(store, last, 0)
+    advance(store, lease, Stage.COLLECTED)
+    found = store.admission.take_granted()
+    for _ in range(3):
+        clock.offset += 1
+        found += store.admission.grant("default")
+    assert found == [(last, 1)]
+
+
+def test_versions_of_a_model_share_a_room(store: Store) -> None:
+    job = planned(store, 2)
+    of_model(store, job, 0, "gpt-4o")
+    of_model(store, job, 1, "gpt-4o-2024-08-06")
+    assert ask(store, job, 0) == Admitted()
+    assert isinstance(ask(store, job, 1), Waiting)
+    assert [room.model for room in store.admission.rooms("default") if room.kind == "tokens"] == ["gpt-4o"]
+
+
+def test_one_process_a_minute_compares_what_is_held_with_the_records(store: Store) -> None:
+    assert store.admission.begin_rebuild("default", 60.0)
+    assert not store.admission.begin_rebuild("default", 60.0)
+    assert store.admission.begin_rebuild("other", 60.0)
+
+
+def test_shards_of_workers_of_an_earlier_version_come_into_flight_and_leave_it(store: Store) -> None:
+    """They neither add theirs nor take those out that they have moved on."""
+    job = planned(store, 2)
+    for index in range(2):
+        ask(store, job, index, limits={})
+        create(store, job, index)
+    key = f"{store.connection.prefix}inflight:default"
+    store.connection.client.delete(key)
+    advance(store, turn(store, job, 0), Stage.CREATED, after=5)
+    assert [member for member, _ in store.looks.in_flight("default")] == [f"{job}/0"]
+    store.connection.client.hset(store.connection.key(job, 0), "stage", "ended")
+    store.admission.rebuild("default")
+    assert list(store.looks.in_flight("default")) == []

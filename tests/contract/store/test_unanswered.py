@@ -108,6 +108,15 @@ def test_what_an_older_worker_has_answered_or_nobody_knows_leaves_the_index_when
     assert store.connection.client.zrange(key, 0, -1) == [f"{stays}/0"]
 
 
+def test_files_of_records_that_are_gone_are_forgotten_once_nobody_waits(store: Store) -> None:
+    lost, _ = called(store)
+    files = f"{store.connection.prefix}unanswered_files:default"
+    store.connection.client.delete(store.connection.key(lost, 0))
+    assert store.connection.client.hlen(files) == 1
+    store.unanswered.recheck("default")
+    assert not store.connection.client.exists(files)
+
+
 def test_only_the_latest_walks_are_kept(store: Store) -> None:
     """However many there are."""
     for number in range(MOST_WALKS + 5):
