@@ -3,10 +3,12 @@
     python bench/outage.py [--shards 2000] [--others 2000]
 
 The shipped turns, scripts and sweeps on a Redis of its own, against a provider in the same process. The clock is
-simulated: it moves on by what each turn and sweep takes here, shared by four worker processes, and else leaps to the
-next message or sweep. Of the create calls during the outage none is answered, and every second one has made a batch;
-lists fail. The list holds batches of others besides. It is run with a list that shows metadata and with one that does
-not. Reads of batches one by one are polls of those that have their batch again; they are told, and not counted.
+simulated: it moves on by the CPU seconds that each turn and sweep takes here, as those of one worker process, and else
+leaps to the next message or sweep; who sleeps for a slot lets others work. What the provider takes of the CPU is told
+apart, and does not move the clock. Of the create calls during the outage none is answered, and every second one has
+made a batch; reads fail. The list holds batches of others besides. It is run with a list that shows metadata and with
+one that does not. All reads count until each shard has its batch: pages, batches one by one, files; those of the two
+minutes after that are told.
 
 The peer is what each shard did by itself before: two walks back to before its call, or one that finds its batch;
 counted on the same list. Exits 1 if the reads of the recovery are more than three times the pages of the list, if it
@@ -21,19 +23,24 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from _processes import redis_cpu
 
 from batchpipe.errors import AmbiguousResult, Unavailable
 from batchpipe.local_redis import acquire
-from batchpipe.model.provider import CLOCK_SLACK_SECONDS, Batch, BatchPage
+from batchpipe.model.provider import CLOCK_SLACK_SECONDS
 from batchpipe.model.records import Stage
 from batchpipe.store import Store
 from batchpipe.testing import FakeBatch, FakeOpenAI, Pump
 
-OUTAGE_SECONDS, WORKERS, SWEEP_SECONDS, PAGE = 300.0, 4, 5.0, 100
+OUTAGE_SECONDS, SWEEP_SECONDS, PAGE, AFTERWARDS_SECONDS = 300.0, 5.0, 100, 120.0
 MOST_READS, MOST_SECONDS = 3.0, 300.0
 PEER = "pages that the peer reads"
+CREATES = ("create_batch", "create in the outage")
+T = TypeVar("T")
 
 
 class Provider(FakeOpenAI):
@@ -43,35 +50,27 @@ class Provider(FakeOpenAI):
         super().__init__()
         self.list_metadata = self.echo_metadata = metadata
         self.down = False
-        self.reads: Counter[str] = Counter()
-        self.made: list[FakeBatch] = []  #: newest first, as the list has them
+        self.asked: Counter[str] = Counter()  #: calls by name
+        self.cpu = 0.0  #: seconds
 
-    def create_batch(self, **arguments: Any) -> Batch:
-        if not self.down:
-            self.reads["create"] += 1
-            return super().create_batch(**arguments)
-        self.reads["create in the outage"] += 1
-        if self.reads["create in the outage"] % 2:
-            super().create_batch(**arguments)
-        raise AmbiguousResult("the answer is lost")
+    def reads(self) -> int:
+        """All calls but those that create batches or files."""
+        return sum(number for name, number in self.asked.items() if name not in (*CREATES, "upload"))
 
-    def batch_page(self, after: str | None = None) -> BatchPage:
-        self.reads["page"] += 1
-        if self.down:
-            raise Unavailable("HTTP 503", status=503)
-        return super().batch_page(after)
-
-    def retrieve(self, batch_id: str) -> Batch:
-        self.reads["retrieve"] += 1
-        if self.down:
-            raise Unavailable("HTTP 503", status=503)
-        return super().retrieve(batch_id)
-
-    def file_status(self, file_id: str) -> str | None:
-        self.reads["file"] += 1
-        if self.down:
-            raise Unavailable("HTTP 503", status=503)
-        return super().file_status(file_id)
+    def _called(self, method: str, argument: str, effect: Callable[[], T]) -> T:
+        begun = time.process_time()
+        try:
+            if self.down and method == "create_batch":
+                self.asked["create in the outage"] += 1
+                if self.asked["create in the outage"] % 2:
+                    effect()
+                raise AmbiguousResult("the answer is lost")
+            self.asked[method] += 1
+            if self.down and method != "upload":
+                raise Unavailable("HTTP 503", status=503)
+            return super()._called(method, argument, effect)
+        finally:
+            self.cpu += time.process_time() - begun
 
     def pages(self, position: int) -> int:
         """Pages down to a place in the list."""
@@ -79,28 +78,40 @@ class Provider(FakeOpenAI):
 
 
 class Clock:
-    """Lets a pump work, and its clock go on by what that takes."""
+    """Lets a pump work, and its clock go on by the CPU that takes without the provider's."""
 
-    def __init__(self, pump: Pump) -> None:
-        self.pump, self.swept, self.cpu, self.turns = pump, 0.0, 0.0, 0
+    def __init__(self, pump: Pump, api: Provider) -> None:
+        self.pump, self.api, self.swept, self.turns = pump, api, 0.0, 0
+        self.asleep = 0  #: how many sleep for their slots
+        self.cpu = 0.0
+        pump.shard_runner.sleep = pump.job_runner.sleep = self.sleep
 
-    def work(self, until: float) -> bool:
-        """Do what is next, but nothing that begins after ``until``. False: nothing is."""
-        pump, begun = self.pump, time.process_time()
-        if pump.at - self.swept >= SWEEP_SECONDS:
-            self.swept = pump.at
-            pump.sweep()
-        elif pump.step() is not None:
+    def run(self, until: float) -> None:
+        """Do what there is to do up to then."""
+        while self.pump.at < until:
+            begun, known = time.process_time() - self.api.cpu, self.cpu
+            if not self._work():
+                moments = [delivery.at for delivery in self.pump.waiting] + [self.swept + SWEEP_SECONDS, until]
+                self.pump.advance(max(min(moments) - self.pump.at, 0.0) + 0.001)
+            took = time.process_time() - self.api.cpu - begun - (self.cpu - known)  # without what ran while it slept
+            self.cpu += took
+            self.pump.advance(took)
+
+    def sleep(self, seconds: float) -> None:
+        """Others work meanwhile: threads of the worker."""
+        self.asleep += 1
+        self.run(self.pump.at + seconds)
+        self.asleep -= 1
+
+    def _work(self) -> bool:
+        if self.pump.at - self.swept >= SWEEP_SECONDS:
+            self.swept = self.pump.at
+            self.pump.sweep()
+        elif self.pump.step() is not None:
             self.turns += 1
         else:
-            moments = [delivery.at for delivery in pump.waiting] + [self.swept + SWEEP_SECONDS]
-            if min(moments) > until:
-                return False
-            pump.advance(max(min(moments) - pump.at, 0.0) + 0.001)
-        took = time.process_time() - begun
-        self.cpu += took
-        pump.advance(took / WORKERS)
-        return pump.at < until
+            return False
+        return True
 
 
 def others(api: Provider, count: int, pump: Pump) -> None:
@@ -139,36 +150,52 @@ def measure(url: str, folder: Path, shards: int, strangers: int, *, metadata: bo
     pump = Pump(folder, api=api, store=store, max_rows=1)
     others(api, strangers, pump)
     job_id = pump.submit([request(number) for number in range(shards)])
-    clock = Clock(pump)
-    api.down, ends = True, pump.at + OUTAGE_SECONDS
-    while clock.work(ends):
-        pass
-    pump.advance(max(ends - pump.at, 0.0))
+    clock = Clock(pump, api)
+    api.down = True
+    clock.run(pump.at + OUTAGE_SECONDS)
     unanswered = sum(bool(shard.calls) for shard in pump.shards(job_id))
-    listed, alone, failed = len(api.batches), peers(api, pump, job_id), dict(api.reads)
+    listed, alone, failed = len(api.batches), peers(api, pump, job_id), api.reads()
     api.down, began, cpu, turns = False, pump.at, clock.cpu, clock.turns
-    api.reads.clear()
-    while pump.at < began + 4 * MOST_SECONDS:
-        clock.work(pump.at + 60.0)
-        done = clock.turns % 50 == 0 and store.unanswered.count("default") == 0
-        if done and all(shard.stage not in (Stage.PLANNED, Stage.UPLOADED) for shard in pump.shards(job_id)):
-            break
+    api.asked.clear()
+    api.cpu, redis_cpu = 0.0, cpu_of(store)
+    while pump.at < began + 2 * MOST_SECONDS and not has_all(pump, store, job_id):
+        clock.run(pump.at + 1.0)
     made = Counter(key for batch in api.batches.values() if (key := batch.metadata.get("batchpipe_key")))
-    return {
+    found = {
         "unanswered": unanswered,
-        "failed reads in the outage": failed.get("page", 0),
+        "failed reads in the outage": failed,
         "pages of the list": -(-listed // PAGE),
-        "pages read": api.reads["page"],
-        "files read": api.reads["file"],
-        "batches read": api.reads["retrieve"],
-        "creates": api.reads["create"],
+        "reads": api.reads(),
+        "of these pages": api.asked["batch_page"],
+        "of these batches one by one": api.asked["retrieve"],
+        "of these files": api.reads() - api.asked["batch_page"] - api.asked["retrieve"],
+        "creates": api.asked["create_batch"],
         "seconds": pump.at - began,
         "turns": clock.turns - turns,
-        "CPU seconds": clock.cpu - cpu,
+        "CPU seconds of the worker": clock.cpu - cpu,
+        "CPU seconds of Redis": cpu_of(store) - redis_cpu,
+        "CPU seconds of the provider": api.cpu,
         PEER: alone,
         "paid twice": sum(number > 1 for number in made.values()),
         "without a batch": shards - len(made),
     }
+    api.asked.clear()
+    clock.run(pump.at + AFTERWARDS_SECONDS)
+    found["pages in two minutes after"] = api.asked["batch_page"]
+    found["single reads in these"] = api.reads() - api.asked["batch_page"]
+    return found
+
+
+def has_all(pump: Pump, store: Store, job_id: str) -> bool:
+    """Whether each shard has its batch."""
+    if store.unanswered.count("default"):
+        return False
+    return all(shard.stage not in (Stage.PLANNED, Stage.UPLOADED) for shard in pump.shards(job_id))
+
+
+def cpu_of(store: Store) -> float:
+    """Seconds of the Redis process."""
+    return redis_cpu(store.connection.client)
 
 
 def main() -> int:
@@ -188,9 +215,9 @@ def main() -> int:
         print(f"\na list {'with' if metadata else 'without'} metadata")
         for name, value in found.items():
             print(f"{name:>28}: {value:,.1f}" if isinstance(value, float) else f"{name:>28}: {value:,}")
-        ratio = (found["pages read"] + found["files read"]) / found["pages of the list"]
+        ratio = found["reads"] / found["pages of the list"]
         print(f"{'reads to pages of the list':>28}: {ratio:.2f} (at most {MOST_READS:.0f})")
-        print(f"{'peer to reads':>28}: {found[PEER] / max(found['pages read'] + found['files read'], 1):,.0f}")
+        print(f"{'peer to reads':>28}: {found[PEER] / max(found['reads'], 1):,.0f}")
         good = good and ratio <= MOST_READS and found["seconds"] <= MOST_SECONDS
         good = good and found["paid twice"] == found["without a batch"] == 0
     return 0 if good else 1

@@ -13,6 +13,7 @@ from batchpipe.model.records import MAX_NOTIFY_ATTEMPTS, JobRecord, ShardRecord,
 from batchpipe.model.views import SHOWN, Moment, json_of_job
 from batchpipe.pipeline.manifest import workspace_of
 from batchpipe.pipeline.output_owner import Outputs
+from batchpipe.pipeline.reading import budgeted, page_reads
 from batchpipe.pipeline.reason_samples import read_samples
 from batchpipe.pipeline.runner import Runner, words
 from batchpipe.pipeline.steps.cleanup import delete_files
@@ -102,7 +103,10 @@ class Closing:
             return
         try:
             shards, which = self._runner.store.shards.of_job(job), self._runner.settings.delete_files
-            deleted = delete_files(job, shards, self._runner.apis(job.account), which, check=lease.check)
+            runner = self._runner
+            reads = page_reads(runner.store, runner.settings, job.account, runner.sleep)
+            api = budgeted(runner.apis(job.account), reads)
+            deleted = delete_files(job, shards, api, which, check=lease.check)
         except StoreUnavailable:
             raise
         except TransientError as error:

@@ -10,6 +10,7 @@ from batchpipe.model.provider import Batch, Provider
 from batchpipe.model.records import LONGEST_PAUSE, ShardRecord, Status
 from batchpipe.pipeline.create_actions import Settled
 from batchpipe.pipeline.noted_walks import NotedWalk, decode_walk, telling_walk
+from batchpipe.pipeline.reading import budgeted, page_reads
 from batchpipe.pipeline.room import NoRoom
 from batchpipe.pipeline.runner import Runner
 from batchpipe.pipeline.search_records import SearchRecords, settle
@@ -92,7 +93,8 @@ class CreateContext:
         """Walk through the list for all shards of the account, and do there what each look does."""
         place = (self._shard.job, self._shard.index)
         records = SearchRecords(self._runner, self._account, own=place, settle_own=self._settle_own)
-        search = Search(records, self._api, reads=True, check=self._check)
+        reads = page_reads(self._runner.store, self._runner.settings, self._account, self._runner.sleep)
+        search = Search(records, budgeted(self._api, reads), reads=True, check=self._check)
         since = min(since, records.young() or since)
         state = self._runner.store.looks.state(self._account)
         whole = is_time_for_whole(state, self.now())
@@ -153,9 +155,9 @@ class CreateContext:
     def settle(self, batch: Batch, *, sure: bool = False) -> str:
         self._lease.stop()
         after = self._until_first_look(batch)
-        verdict = settle(self._runner, self._shard, batch, token=self._lease.token, sure=sure, after=after)
-        self.first_look = after
-        return verdict
+        settled = settle(self._runner, self._shard, batch, token=self._lease.token, sure=sure, after=after)
+        self.first_look = 0.0 if settled.told else after
+        return settled.verdict
 
     def _until_first_look(self, batch: Batch) -> float:
         """The answer to the create call is a look: nothing is to be seen for the shortest pause. An older batch, which

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
@@ -63,10 +63,11 @@ class Walk:
 class Visitor(Protocol):
     """Sees what a walk sees."""
 
-    def visit(self, batches: Sequence[Batch], recorded: frozenset[str]) -> None:
+    def visit(self, batches: Sequence[Batch], recorded: frozenset[str]) -> Collection[tuple[str, int]]:
         """One page, or what was read singly; ``recorded``: ids of batches that are known as their shards'.
 
-        What it raises ends the walk: it is then none, and has no ``walked``.
+        Returns the shards that have got their batch only by this visit. What it raises ends the walk: it is then none,
+        and has no ``walked``.
         """
 
     def walked(self, walk: Walk) -> None:
@@ -110,7 +111,8 @@ def look(
             state = looks.state(account)
             way = Way(looks.in_flight(account), Ranks(state.ranks, state.ranks_read_at), begun)
             reached = walk(way, _Reader(runner, account, api, visitors, turn), since, watch=watch)
-        good = max(GOOD_SECONDS, 2 * every) if watch else None
+            met_all = watch or way.sought() is None  # it may also have been on its way to something else
+        good = max(GOOD_SECONDS, 2 * every) if met_all else None
         ended = looks.end(
             account, turn.token, begun=begun, good=good, ranks=way.ranks.dump(), read_at=way.ranks.read_at
         )
@@ -189,7 +191,8 @@ class _Reader:
                 republish_or_set_aside(self._runner, job_id, index, "waiting")
             for job_id, index in seen.granted:
                 republish_or_set_aside(self._runner, job_id, index, "overdue")
-            for visitor in self._visitors:
-                visitor.visit(some, seen.recorded)
             met |= seen.met
+            for visitor in self._visitors:
+                # ours, too: else the next look would take them for batches of others, and leave them out
+                met |= {self._runner.store.connection.member(*place) for place in visitor.visit(some, seen.recorded)}
         return met

@@ -22,7 +22,7 @@ class Orphans:
         self.left = 0  #: orphans that could not be cancelled
         self.ours = 0  #: batches that show a shard of ours
 
-    def visit(self, batches: Sequence[Batch], recorded: frozenset[str]) -> None:
+    def visit(self, batches: Sequence[Batch], recorded: frozenset[str]) -> tuple[()]:
         """The records are read after the list, so a batch that is not recorded by now was not recorded then."""
         self.ours += len(recorded)
         rest = [batch for batch in batches if batch.id not in recorded]
@@ -34,6 +34,7 @@ class Orphans:
             self.ours += 1
             if _is_orphan(batch, shard):
                 self.left += not self._cancel(batch, shard)
+        return ()
 
     def walked(self, walk: Walk) -> None:
         """Nothing more to do."""

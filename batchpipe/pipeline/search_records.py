@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Mapping, Sequence
 
 from batchpipe.model.provider import CLOCK_SLACK_SECONDS, Batch
-from batchpipe.model.records import ShardRecord
+from batchpipe.model.records import ShardRecord, Status
 from batchpipe.pipeline.batch_search import since_of
 from batchpipe.pipeline.noted_walks import NotedWalk, encode_walk, is_unanswered
 from batchpipe.pipeline.runner import Runner
 from batchpipe.pipeline.unanswered import Place
+from batchpipe.store import Settled, When
 
 #: Shards that the end of a walk publishes again, at most; the others come by themselves, or at the end of the next.
 MOST_WOKEN = 2_000
 #: Calls that were made so long ago are looked for by their own turns only: nothing makes each look go back to them.
 YOUNG_SECONDS = 3_600.0
+#: After so long, about, the batches of many shards that one walk has found are polled: it has shown their status, its
+#: end lets polls be parked, and read one by one they would cost more than the walk.
+FOUND_MANY_SECONDS = 30.0
 
 
 class SearchRecords:
@@ -32,12 +37,14 @@ class SearchRecords:
         self.own, self._settle_own = own, settle_own
         self.echoes_metadata = runner.settings.account(account).echoes_metadata
         self._ahead = runner.store.connection.clock().slack
+        self._many = False
 
     def now(self) -> float:
         return self._store.now()
 
     def oldest(self) -> float | None:
         self._store.unanswered.recheck(self._account)
+        self._many = self._store.unanswered.count(self._account) > self._runner.settings.polls_in_flight
         return self._since(0.0)
 
     def young(self) -> float | None:
@@ -63,7 +70,8 @@ class SearchRecords:
     def adopt(self, shard: ShardRecord, batch: Batch, *, sure: bool) -> str:
         if self._settle_own is not None and self.own == (shard.job, shard.index):
             return self._settle_own(batch, sure)
-        return settle(self._runner, shard, batch, token=None, sure=sure)
+        after = FOUND_MANY_SECONDS * random.uniform(0.8, 1.2) if self._many else 0.0
+        return settle(self._runner, shard, batch, token=None, sure=sure, poll_after=after).verdict
 
     def note_walk(self, walk: NotedWalk) -> None:
         self._store.unanswered.note_walk(self._account, encode_walk(walk))
@@ -77,10 +85,18 @@ class SearchRecords:
 
 
 def settle(
-    runner: Runner, shard: ShardRecord, batch: Batch, *, token: str | None, sure: bool, after: float = 0.0
-) -> str:
+    runner: Runner,
+    shard: ShardRecord,
+    batch: Batch,
+    *,
+    token: str | None,
+    sure: bool,
+    after: float = 0.0,
+    poll_after: float = 0.0,
+) -> Settled:
     """Record a shard's batch, under its lease (``token``) or without; then let it go on, unless its holder does.
-    ``after``: seconds until the holder lets it be looked at.
+    ``after``: seconds until the holder lets it be looked at; ``poll_after``: the same where nobody holds it. What needs
+    its turn at once gets it.
 
     Returns the verdict, see ``Shards.settle``; known: another turn goes on with it.
     """
@@ -103,6 +119,9 @@ def settle(
         event = ("created", {"batch_id": batch.id, "status": batch.status})
         runner.log(shard.job, [event], shard=shard.index)
     if settled.news.republish or (settled.verdict == "late" and token is None):
-        runner.republish(shard.job, shard.index, when="always" if settled.news.republish else "waiting")
-        return "known"  # the new chain goes on
-    return settled.verdict
+        if settled.news.republish or settled.told or settled.news.cancel or batch.status in Status.FINAL:
+            poll_after = 0.0
+        when: When = "always" if settled.news.republish else "waiting"
+        runner.republish(shard.job, shard.index, when=when, after=poll_after)
+        return Settled("known", told=settled.told)  # the new chain goes on
+    return settled

@@ -34,7 +34,7 @@ from batchpipe.pipeline.create_context import CreateContext
 from batchpipe.pipeline.manifest import workspace_of
 from batchpipe.pipeline.messages import Continue, Done, Next, Retry, denied
 from batchpipe.pipeline.notices import record_safely
-from batchpipe.pipeline.reading import slots_for
+from batchpipe.pipeline.reading import NoSlot, TurnReads, budgeted, slots_for
 from batchpipe.pipeline.room import NoRoom, pass_on_room, wait_for_room
 from batchpipe.pipeline.runner import CANCELLING, MAX_LOST, MAX_TRIES, Runner, check_cancel, foreseen, numbers, words
 from batchpipe.pipeline.shard_words import what_follows, why
@@ -117,7 +117,10 @@ class ShardRunner(Runner):
         if pause is not None and (pause.code != NO_QUOTA or step.sends):
             raise Paused(pause.message, code=pause.code, after=pause.seconds)
         functions = {"upload": self._upload, "create": self._create, "poll": self._poll, "download": self._download}
-        result = functions[step.name](lease, api)
+        try:
+            result = functions[step.name](lease, api)
+        except NoSlot as later:
+            return later.later(lease.shard)
         if isinstance(result, Problem) and shard.landing:  # nothing new: what was collected before stays
             return Move(stage=Stage.COLLECTED, changes={"landing": False, "error": result})
         if isinstance(result, TooLarge):
@@ -139,7 +142,7 @@ class ShardRunner(Runner):
         return upload(
             lease.shard,
             workspace_of(lease.job, self.settings),
-            api,
+            budgeted(api, self._reads(lease, at_once=True)),
             now=self.store.now(),
             longest=self.settings.refusal_wait_seconds,
             check=lambda: check_cancel(lease),
@@ -152,10 +155,15 @@ class ShardRunner(Runner):
         if not shard.calls:  # else look first for what an unanswered call made
             job = self.held(job)
         context = CreateContext(self, lease, api)
+        reads = self._reads(
+            lease, at_once=shard.intent_at is None
+        )  # a fresh file that is not ready is asked for at once
         try:
-            ending = create(job, shard, api, context)
+            ending = create(job, shard, budgeted(api, reads), context)
         except NoRoom:  # not before the call: most have room since their upload
             return wait_for_room(lease, self.store, self.settings) or Move(stage=Stage.UPLOADED)
+        if isinstance(ending, Move):
+            return reads.paid(ending)
         return Over(settled=True, after=context.first_look) if ending == Over(settled=True) else ending
 
     def _poll(self, lease: ShardLease, api: Provider) -> Result:
@@ -176,11 +184,12 @@ class ShardRunner(Runner):
         )
 
     def _download(self, lease: ShardLease, api: Provider) -> Result:
-        return download(
+        reads = self._reads(lease)
+        ending = download(
             lease.job,
             lease.shard,
             workspace_of(lease.job, self.settings),
-            api,
+            budgeted(api, reads),
             lease.token,
             now=self.store.now(),
             files_patience=self.settings.files_patience_seconds,
@@ -189,6 +198,11 @@ class ShardRunner(Runner):
             check=lease.check,
             elsewhere=Folder(str(self.settings.home / "downloads"), private=True),
         )
+        return reads.paid(ending)
+
+    def _reads(self, lease: ShardLease, *, at_once: bool = False) -> TurnReads:
+        account = lease.job.account
+        return TurnReads(self.store, self.settings, account, lease.shard, sleep=self.sleep, at_once=at_once)
 
     def _prices(self, account: str) -> Pricer:
         if self.settings.is_sandbox(account):

@@ -13,7 +13,7 @@ from batchpipe.errors import NO_QUOTA, BatchpipeError, SettingsError, StoreUnava
 from batchpipe.model.provider import Provider
 from batchpipe.model.stats import Clock
 from batchpipe.pipeline.copied_inputs import remove_unrecorded_at_times
-from batchpipe.pipeline.looks import Walk, look, seconds_between
+from batchpipe.pipeline.looks import LOOK_WITH_NEWS_SECONDS, Walk, look, seconds_between
 from batchpipe.pipeline.manifest import prune_workspaces
 from batchpipe.pipeline.orphans import Orphans
 from batchpipe.pipeline.overdue import PASS_LENGTH, publish_overdue
@@ -103,16 +103,22 @@ def _look_after(
 ) -> None:
     """Look at an account's batches, if it is time: cancel orphans, publish shards again whose batches have ended."""
     state = runner.store.looks.state(account)
-    watch = state.in_flight > runner.settings.polls_in_flight or (at_once and state.in_flight > 0)
+    many = state.in_flight > runner.settings.polls_in_flight
+    told = state.in_flight > 0 and runner.trust.of(account)
+    # polls are seldom where webhooks tell of ends: one that was lost is made up for by looks, also with few in flight
+    missed = told and abs(clock.now - state.looked) >= LOOK_WITH_NEWS_SECONDS
+    watch = many or missed or (at_once and state.in_flight > 0)
     whole = creating and (at_once or is_time_for_whole(state, clock.now))
     asked = runner.store.unanswered.is_walk_awaited(account)
     if not (watch or whole or asked):
         return
     try:
         in_settings = runner.settings.account(account)
-        every, told = LIST_SECONDS, watch and runner.trust.of(account)
-        if watch:
+        every = LIST_SECONDS
+        if many:
             every = seconds_between(state.in_flight, in_settings.looks_per_second, news=told)
+        if asked:
+            every = min(every, LIST_SECONDS)
         if at_once:
             every = 0.0
         elif abs(clock.now - state.begun) < every + (late if watch else 0.0):

@@ -67,15 +67,15 @@ class Search:
         self._unsigned: dict[str, Batch] = {}
         self._dead: list[tuple[ShardRecord, Batch]] = []
 
-    def visit(self, batches: Sequence[Batch], recorded: frozenset[str]) -> None:
+    def visit(self, batches: Sequence[Batch], recorded: frozenset[str]) -> set[Place]:
         """Settle those that are found; note whether the list shows signs, and what shows none."""
         if self._begun is None:
             self._begun, self._oldest = self._records.now(), self._records.oldest()
         if self._oldest is None:
-            return  # calls that are made from now on are no business of this walk
+            return set()  # calls that are made from now on are no business of this walk
         self._check()
         found = self._owners([batch for batch in batches if batch.id not in recorded])
-        self._settle(found)
+        settled = self._settle(found)
         ours = {batch.id for _, batch in found}
         unsigned = [b for b in batches if b.id not in ours and "batchpipe_key" not in b.metadata]
         self._tells = self._tells or bool(ours) or any("batchpipe_key" in batch.metadata for batch in batches)
@@ -88,6 +88,7 @@ class Search:
                 self._unsigned[batch.id] = batch
         latest = sorted(self._unsigned.values(), key=lambda b: -(b.created_at or float("inf")))
         self._unsigned = {batch.id: batch for batch in latest[: MOST_READ + 1]}
+        return settled
 
     def walked(self, walk: Walk) -> None:
         """Note the walk, once all that it met is settled. Raises what reads raise: then it is no walk."""
@@ -131,13 +132,16 @@ class Search:
             if batch.id not in shard.spent and is_ours(batch, shard, self._records)
         ]
 
-    def _settle(self, found: Sequence[tuple[ShardRecord, Batch]], *, late: bool = False) -> None:
-        """The oldest that lives is kept. A dead one only if the whole walk meets no other."""
+    def _settle(self, found: Sequence[tuple[ShardRecord, Batch]], *, late: bool = False) -> set[Place]:
+        """The oldest that lives is kept. A dead one only if the whole walk meets no other. Returns whose were found."""
+        settled = set[Place]()
         for shard, batch in sorted(found, key=lambda each: (each[1].created_at or 0.0, each[1].id)):
             if batch.status in _DEAD and not late:
                 self._dead.append((shard, batch))
             elif not self._is_under_way(shard):
                 self._adopt(shard, batch, sure=True)
+                settled.add((shard.job, shard.index))
+        return settled
 
     def _is_under_way(self, shard: ShardRecord) -> bool:
         """The call is just being made: its turn settles what it makes, and this walk proves nothing about it."""

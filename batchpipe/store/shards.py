@@ -24,10 +24,11 @@ MOST_NAMED = 8
 @dataclass(frozen=True)
 class Settled:
     """The outcome of recording a batch id: ``ok``, ``late``, ``known``, ``other`` (it is another shard's), or
-    ``cancel``: the caller cancels the batch it made."""
+    ``cancel``: the caller cancels the batch it made. ``told``: a webhook has said already that it has ended."""
 
     verdict: str
     news: Renewal = NO_NEWS
+    told: bool = False
 
 
 class Shards:
@@ -131,7 +132,9 @@ class Shards:
             "" if made_at is None else f"{made_at:.6f}",
             *encode_changes(changes),
         )
-        return Settled(answer[0], news_of(*answer[1:]) if len(answer) > 1 else Renewal())
+        if len(answer) == 1:
+            return Settled(answer[0])
+        return Settled(answer[0], news_of(*answer[1:3]), told=bool(int(answer[3])))
 
     def withdraw_call(self, shard: ShardRecord, call: str) -> None:
         """A call was clearly refused or never made. Needs no lease."""

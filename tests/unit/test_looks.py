@@ -208,9 +208,10 @@ def test_a_walk_that_fails_half_way_is_no_walk(pump: Pump, chat_rows: Rows, erro
     told: list[Walk] = []
 
     class Visitor:
-        def visit(self, batches: Sequence[Batch], recorded: frozenset[str]) -> None:
+        def visit(self, batches: Sequence[Batch], recorded: frozenset[str]) -> tuple[()]:
             assert recorded == set(pump.api.batches)
             pump.advance(1)
+            return ()
 
         def walked(self, walk: Walk) -> None:
             told.append(walk)
@@ -234,9 +235,10 @@ def test_a_look_that_lost_its_turn_ends_without_a_word(pump: Pump, chat_rows: Ro
     watched(pump, chat_rows(SHARDS))
 
     class Slow:
-        def visit(self, batches: Sequence[Batch], recorded: frozenset[str]) -> None:
+        def visit(self, batches: Sequence[Batch], recorded: frozenset[str]) -> tuple[()]:
             pump.advance(1_000)
             assert pump.store.looks.take("default", "another", lease=120.0, every=0.0) is not None
+            return ()
 
         def walked(self, walk: Walk) -> None:
             raise AssertionError("it was none")

@@ -62,6 +62,27 @@ def test_a_webhook_counts_though_its_receiver_died_before_it_sent_the_message(pu
     assert pump.job(job_id).stage == "succeeded"
 
 
+def test_a_webhook_that_came_before_the_answer_to_the_create_is_followed_at_once(
+    tmp_path: Path, chat_rows: Rows
+) -> None:
+    """Not after the shortest pause: the batch has ended."""
+
+    class Quick(FakeOpenAI):
+        def create_batch(self, **arguments: Any) -> Any:
+            batch = super().create_batch(**arguments)
+            self.finish(batch.id)
+            quick.store.news.record(f"evt_{batch.id}", batch.id, ["default"])
+            return batch
+
+    quick = Pump(tmp_path, api=Quick())
+    job_id = quick.submit(chat_rows(2))
+    began = quick.at
+    while quick.step() is not None:
+        pass
+    assert quick.job(job_id).stage == "succeeded"
+    assert quick.at == began
+
+
 def test_polls_relax_while_webhooks_come_and_hurry_when_one_did_not(pump: Pump, chat_rows: Rows) -> None:
     """The longest pause after the first look; the usual ones from a minute after an end that no webhook told of."""
     first = created(pump, chat_rows(2))
@@ -82,6 +103,37 @@ def test_polls_relax_while_webhooks_come_and_hurry_when_one_did_not(pump: Pump, 
     pump.shard_runner.trust = Trust(pump.store.news.trusted)
     third = created(pump, chat_rows(2))
     assert pump.shards(third)[0].next_at < pump.at + 60
+
+
+def test_a_webhook_that_was_lost_costs_five_minutes_though_few_batches_are_in_flight(
+    pump: Pump, chat_rows: Rows
+) -> None:
+    """Its batch stands deep in the list, where looks for orphans do not go, and its poll comes after ten minutes."""
+    tell(pump, created(pump, chat_rows(2)))
+    job_id = created(pump, chat_rows(2))
+    for number in range(250):
+        arguments: dict[str, Any] = {"metadata": {}, "extra": {}, "endpoint": "/", "completion_window": "24h"}
+        pump.api.create_batch(input_file_id=pump.shards(job_id)[0].file_id or "", **arguments)
+        pump.advance(10.0 if number < 200 else 0.0)
+    sweep_for(pump, 700.0)
+    pump.api.calls.clear()
+    pump.api.finish(pump.shards(job_id)[0].batch_id or "")
+    ended = pump.at
+    while pump.job(job_id).stage != "succeeded":
+        sweep_for(pump, 5.0)
+    assert pump.at - ended <= 330
+    sweep_for(pump, 1_800.0)
+    assert pump.api.count("retrieve") <= 2 * (1_800 / 300 + 2)  # two in flight at first, none twice within five minutes
+
+
+def sweep_for(pump: Pump, seconds: float) -> None:
+    """Messages at their time, and a sweep every five seconds."""
+    ends = pump.at + seconds
+    while pump.at < ends:
+        while pump.step() is not None:
+            pass
+        pump.sweep()
+        pump.advance(5.0)
 
 
 def test_a_job_that_is_cancelled_is_watched_as_closely_as_ever(pump: Pump, chat_rows: Rows) -> None:

@@ -133,6 +133,46 @@ def test_a_walk_settles_at_once_what_it_meets_for_all_shards(outage: Pump) -> No
     assert going_on[Stage.CREATED] == SHARDS // 2
 
 
+def test_what_a_walk_settles_is_ours_for_the_next_look(outage: Pump) -> None:
+    """Taken for batches of others, they would be left out of its pages, and read one by one."""
+    sweep(outage.job_runner, listing=True)
+    parts = outage.store.looks.state("default").ranks
+    assert (sum(others for *_, others, _ in parts), sum(ours for *_, ours in parts)) == (0, SHARDS // 2)
+
+
+def test_after_an_outage_no_batch_is_read_by_itself(tmp_path: Path, chat_rows: Rows) -> None:
+    """Where there are more than polls watch: the pages show what becomes of them."""
+    pump = Pump(tmp_path, api=Outage(), max_rows=1, polls_in_flight=4)
+    job_id = pump.submit(chat_rows(SHARDS))
+    until(pump, 300.0)
+    pump.api.calls.clear()
+    pump.api.down = False  # type: ignore[attr-defined]
+    until(pump, 150.0)
+    assert pump.api.count("retrieve") == 0
+    assert all(shard.parked for shard in pump.shards(job_id))
+    for batch_id in pump.api.batches:
+        pump.api.finish(batch_id)
+    until(pump, 30.0)
+    assert pump.job(job_id).stage == "succeeded"
+    assert pump.api.count("retrieve") == 0
+
+
+def test_a_cancel_reaches_at_once_what_a_walk_has_found_among_many(tmp_path: Path, chat_rows: Rows) -> None:
+    """Their polls come later, but for those that have something to do: as fast as the budget of reads lets them."""
+    pump = Pump(tmp_path, api=Outage(), max_rows=1, polls_in_flight=4)
+    job_id = pump.submit(chat_rows(SHARDS))
+    until(pump, 30.0)
+    pump.store.jobs.cancel(job_id)
+    pump.api.down = False  # type: ignore[attr-defined]
+    pump.api.calls.clear()
+    sweep(pump.job_runner, listing=True)
+    while pump.step() is not None:
+        pass
+    assert pump.api.count("cancel_batch") == 9  # ten at once, and one was for the page
+    until(pump, 10.0)
+    assert pump.api.count("cancel_batch") == SHARDS // 2
+
+
 def test_a_walk_that_failed_half_way_is_none(tmp_path: Path, chat_rows: Rows) -> None:
     """Its second page fails: nothing is noted, nobody calls again."""
 

@@ -57,6 +57,7 @@ end
 -- Also of a repeat: whoever recorded the first one may have died before it published.
 if rec and is_waiting(rec) and get(rec, 'news_at') and not leased(rec, now) then
   local score = redis.call('ZSCORE', due, member)
-  if score and tonumber(score) <= now then return { what, member } end
+  -- 0.05: as in `bump_epoch`
+  if score and tonumber(score) <= now + 0.05 then return { what, member } end
 end
 return { what, '' }

@@ -3,7 +3,8 @@
 -- ARGV: 1 skew (s), 2 prefix, 3 member, 4 token ('': none), 5 key of the shard (job:index:try), 6 batch id, 7 wait (s),
 --   8 lease (s), 9 sure, 10 the batch was made then, as the provider says (at; '': unknown), 11 fields
 -- sure: '1' if the batch itself shows our key or file; else '0', and one that a record names is that shard's
--- -> {'ok', republish, cancel} from the live holder: the turn is over | {'late'} recorded for a shard that is due now
+-- -> {'ok', republish, cancel, told} from the live holder: the turn is over | {'late', 0, cancel, told} recorded for a shard
+--   that is due now; told: 1 if a webhook has said already that the batch has ended
 --  | {'known'} nothing to do | {'cancel'} the caller cancels the batch it made
 --  | {'other'} it is the batch of another shard: the answer that named it was wrong
 local function belongs_to_another(prefix, batch, member, account)
@@ -29,7 +30,7 @@ for _, spent in ipairs(cjson.decode(get(rec, 'spent') or '[]')) do
 end
 local recorded = get(rec, 'batch_id')
 if recorded == batch then
-  if get(rec, 'last') == token and token ~= '' then return { 'ok', 0, 0 } end -- repeated after a lost reply
+  if get(rec, 'last') == token and token ~= '' then return { 'ok', 0, 0, flag(rec, 'news') } end -- repeated after a lost reply
   return { 'known' }
 end
 local key = get(rec, 'job') .. ':' .. get(rec, 'index') .. ':' .. (get(rec, 'try') or '1')
@@ -48,9 +49,9 @@ admission.leave(ARGV[2], rec, job, ARGV[3])
 add_answered(rec, job, answered, now)
 note_unanswered(ARGV[2], rec, job, ARGV[3])
 redis.call('ZADD', in_flight(ARGV[2], job), ARGV[10] ~= '' and ARGV[10] or num(now), ARGV[3])
-local account, told = get(job, 'account') or 'default', false
+local account, told = get(job, 'account') or 'default', 0
 if redis.call('ZREM', ARGV[2] .. 'news:' .. account, batch) == 1 then -- its webhook was quicker than the answer
-  told = true
+  told = 1
   redis.call('HSET', rec, 'news', '1', 'news_at', num(now))
   note_news(ARGV[2], account, batch, now)
 end
@@ -59,10 +60,10 @@ release(rec)
 if not live then
   redis.call('HSET', rec, 'next_at', num(now), 'wait', '0')
   redis.call('ZADD', due, num(now), ARGV[3])
-  return { 'late' }
+  return { 'late', 0, flag(job, 'cancel'), told }
 end
 redis.call('HSET', rec, 'last', token)
 local republish, wait = flag(rec, 'republish'), tonumber(ARGV[7])
-if republish == 1 or told then wait = 0 end
+if republish == 1 or told == 1 then wait = 0 end
 set_due(rec, due, ARGV[3], lease, now, wait)
-return { 'ok', republish, flag(job, 'cancel') }
+return { 'ok', republish, flag(job, 'cancel'), told }
