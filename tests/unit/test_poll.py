@@ -9,6 +9,7 @@ import pytest
 
 from batchpipe.config.account import Account
 from batchpipe.errors import Gone, Unavailable
+from batchpipe.model.pace import History, bin_of
 from batchpipe.model.records import (
     BatchError,
     Counts,
@@ -113,6 +114,16 @@ def test_a_snapshot_fresher_than_the_pace_of_its_batch_asks_nobody(world: World,
     move = world.poll(created_at=NOW - age, snapshot_at=NOW - 2, status="in_progress")
     assert (move.stage, world.asked, world.api.calls) == (Stage.CREATED, [("booked", True)], [])
     assert left <= move.after <= left * 1.15
+
+
+def test_a_snapshot_is_old_soon_where_the_end_is_likely(world: World) -> None:
+    """By the same pace as the pauses, or each look would put off the next one to a tenth of the batch's age."""
+    usual = Pace(5.0, 600.0, History([{bin_of(1_000.0): 100}]))
+    assert usual.after(1_000.0, "in_progress") < 15
+    shard = world.shard(created_at=NOW - 1_000, snapshot_at=NOW - 15, status="in_progress")
+    move = poll(JOB, shard, world.api, now=NOW, pace=usual, take_slot=lambda what, may_park: NOW_SLOT)
+    assert isinstance(move, Move)
+    assert world.api.count("retrieve") == 1
 
 
 def test_without_budget_nobody_is_asked_and_the_slot_is_booked(world: World) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from batchpipe.errors import NO_QUOTA, TOKEN_LIMIT, Gone, Refused, Unavailable
+from batchpipe.errors import BATCH_LIMIT, NO_QUOTA, TOKEN_LIMIT, Gone, Refused, Unavailable
 from batchpipe.model.bodies import QUOTA_CODES
 from batchpipe.model.lateness import wait_for_files
 from batchpipe.model.pace import NO_HISTORY, History, likely_pause
@@ -28,9 +28,9 @@ from batchpipe.model.records import (
     Status,
     window_seconds,
 )
-from batchpipe.model.refusals import believed_at, says_token_limit, unseen
+from batchpipe.model.refusals import believed_at, says_batch_limit, says_token_limit, unseen
 from batchpipe.model.retry import QUEUE_FULL
-from batchpipe.model.room import TooLarge, queue_full
+from batchpipe.model.room import TooLarge, batches_full, queue_full
 
 logger = logging.getLogger(__name__)
 
@@ -185,7 +185,7 @@ def _fresh_for(shard: ShardRecord, now: float, pace: Pace) -> float:
     """The create step, or a look, has just read the status: for so many seconds nobody need ask again."""
     if shard.snapshot_at is None:
         return 0.0
-    age, pause = now - shard.snapshot_at, pace.after(now - (shard.created_at or now))
+    age, pause = now - shard.snapshot_at, pace.after(now - (shard.born_at or now), shard.status)
     return max(pause - age, pace.shortest / 2) if age < pause / 2 else 0.0
 
 
@@ -284,8 +284,7 @@ def _moved(
         return Move(stage=Stage.CREATED, after=pause, changes=changes, events=events, hold=hold)
     ran = batch.counts.completed or batch.output_file_id  # some providers count nothing but name their files
     if batch.status == Status.FAILED and not (job.cancel or job.send_no_more or ran):
-        if any(_is_token_limit(error) for error in batch.errors):
-            again = _create_again(job, shard, batch)
+        if (again := _create_again(job, shard, batch)) is not None:
             if isinstance(again, TooLarge):
                 return again
             return msgspec.structs.replace(again, events=[*events, *again.events])
@@ -337,10 +336,14 @@ def _counted(batch: Batch) -> str:
     return f"{batch.counts.completed or 0} answers counted and {batch.counts.failed or 0} rows failed"
 
 
-def _create_again(job: JobRecord, shard: ShardRecord, batch: Batch) -> Move | TooLarge:
-    """The provider's queue was full and no row ran: a new batch from the same file, under a new key, later."""
-    message = next((error.message for error in batch.errors if _is_token_limit(error)), None) or TOKEN_LIMIT
-    return queue_full(job, shard, message, _anew(shard), otherwise=QUEUE_FULL.pause(len(shard.spent)))
+def _create_again(job: JobRecord, shard: ShardRecord, batch: Batch) -> Move | TooLarge | None:
+    """The provider had no room and no row ran: a new batch from the same file, under a new key, later. None: it had."""
+    pause = QUEUE_FULL.pause(len(shard.spent))
+    if (error := next(filter(_is_token_limit, batch.errors), None)) is not None:
+        return queue_full(job, shard, error.message or TOKEN_LIMIT, _anew(shard), otherwise=pause)
+    if (error := next((one for one in batch.errors if says_batch_limit([one.code], one.message)), None)) is not None:
+        return batches_full(shard, error.message or BATCH_LIMIT, _anew(shard), otherwise=pause)
+    return None
 
 
 def _anew(shard: ShardRecord) -> dict[str, Any]:

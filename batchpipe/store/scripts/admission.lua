@@ -235,7 +235,7 @@ local function learn(room, member, amount, level, said, now)
     set_room(room, 'try_wait', math.min((room.try_wait or TRY_SECONDS) * 2, LONGEST_TRY))
     set_room(room, 'learned', string.format('%.0f', lower(room.learned, said)))
   else
-    local learned = said and said < level and said or math.max(0.9 * level, math.min(amount, said or amount))
+    local learned = said and said < level and said or math.max(math.floor(0.9 * level), math.min(amount, said or amount))
     local fresh = room.learned and now - (room.learned_at or 0) <= FORGET_SECONDS
     set_room(room, 'learned', string.format('%.0f', fresh and math.min(learned, room.learned) or learned))
     forget(room, 'trying')
@@ -248,6 +248,16 @@ local function learn(room, member, amount, level, said, now)
     set_room(room, 'fails', room.fails + 1)
     forget(room, 'single')
     set_room(room, 'retry_at', num(now + math.min(FIRST_RETRY * 2 ^ math.min(room.fails, 20), LONGEST_RETRY)))
+  end
+end
+
+-- The provider took a call for one too many within its span: it does not count, and nobody is let in before `after` (s) has
+-- passed. `said`, in that span, is the limit if no more was used: a number of which more was is one of another span.
+local function slow_down(room, said, after, now)
+  use(room, -1, now)
+  if after then set_room(room, 'retry_at', num(now + math.min(after, SPAN[room.kind]))) end
+  if said and said >= 1 and used(room, now) <= said + math.ceil(said / SLOTS) then
+    set_room(room, 'learned', string.format('%.0f', said), 'learned_at', num(now))
   end
 end
 
@@ -264,7 +274,7 @@ function admission.refused(prefix, rec, job, member, now)
     local room = room_of(prefix, account, kind, model)
     local said = type(full.limit) == 'number' and full.limit or nil
     if SPAN[kind] then
-      if kind == full.kind then learn(room, member, 1, used(room, now), said, now) end
+      if kind == full.kind then slow_down(room, said, type(full.after) == 'number' and full.after or nil, now) end
     else
       local amount, level = let_go(room, member)
       if kind == full.kind and amount then learn(room, member, amount, level or room.sent + amount, said, now) end
@@ -353,7 +363,8 @@ end
 function admission.may_call(prefix, rec, job, member, now)
   local account, model = account_of(job), model_key(get(rec, 'model'))
   if not is_in(prefix, account, member) then return false end
-  local over = false
+  local creations = room_of(prefix, account, 'creations', model)
+  local over = creations.retry_at and now < creations.retry_at
   for _, kind in ipairs(KINDS) do
     if not SPAN[kind] then
       local room = room_of(prefix, account, kind, model)
