@@ -1,6 +1,6 @@
 """How well room at the provider is used: many shards of a few jobs, and a queue of tokens that holds ten of them.
 
-    python bench/admission.py [--shards 200] [--room 10] [--seconds 12] [--kill 4] [--freeze-sweep 600]
+    python bench/admission.py [--shards 200] [--room 10] [--seconds 20] [--kill 4] [--freeze-sweep 600]
 
 A sandbox with a queue of tokens, a Redis, workers and beat, each of the workers a process of its own. Five jobs, from
 one shard to most of them, submitted at once; the limit is not in the settings, so it is learned from the first
@@ -162,7 +162,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--shards", type=int, default=200)
     parser.add_argument("--room", type=int, default=10, help="shards that the queue holds")
-    parser.add_argument("--seconds", type=float, default=12.0, help="that a batch runs")
+    parser.add_argument("--seconds", type=float, default=20.0, help="that a batch runs")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--kill", type=int, default=0, help="so many workers, killed at random")
     parser.add_argument("--freeze-sweep", type=float, default=0.0, help="no beat, and workers sweep only after so long")
