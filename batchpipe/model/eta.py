@@ -14,14 +14,14 @@ from typing import Any, NamedTuple
 import msgspec
 
 from batchpipe.model.pace import LEAST_ANSWERED, LEAST_SECONDS, Curve, History, Rate, bin_of
-from batchpipe.model.records import JobRecord, ShardRecord, Stage, State, window_seconds
+from batchpipe.model.records import JobRecord, ShardRecord, Stage, State, window_end
 
 #: The parts of batches that have ended at the two ends of "usually", and by the bound.
 USUALLY, BOUND = (0.25, 0.75), 0.9
 #: Fields of a shard that its ETA needs, as they are stored.
 FORESEEN = (
     *("model", "counts", "trouble", "intent_at", "made_at", "created_at"),
-    *("in_progress_at", "snapshot_at", "over_at", "waits_since"),
+    *("in_progress_at", "snapshot_at", "over_at", "waits_since", "expires_at"),
 )
 #: How many kinds of shards of a job are told apart; further ones are taken for batches of their age alone.
 MOST_KINDS = 300
@@ -86,7 +86,6 @@ class Ahead:
 
     def __init__(self, forecast: Forecast, job: JobRecord) -> None:
         self._forecast, self._job = forecast, job
-        self._window = window_seconds(job.completion_window) + EXPIRING_SECONDS
         self._kinds: dict[tuple[str | None, int, int, int], tuple[tuple[Curve, ...], float]] = {}
         self._batches: int | None = None
         self._silent = job.state is not State.RUNNING or job.hold is not None
@@ -122,7 +121,10 @@ class Ahead:
     ) -> tuple[Curve, ...]:
         """For each pace of its line; only one where it waits in none."""
         read = self._forecast.now - (shard.snapshot_at or self._forecast.now)
-        curve = history.curve(age, rate, max(read, 0.0)).within(self._window - age)
+        born = self._forecast.now - age
+        said = shard.expires_at if shard.stage == Stage.CREATED else None
+        rest = window_end(born, self._job.completion_window, said) + EXPIRING_SECONDS - self._forecast.now
+        curve = history.curve(age, rate, max(read, 0.0)).within(rest)
         paces = PACES if delay.spread else ((0.0, 1.0),)
         return tuple(curve.delayed(delay.at_pace(pace)) for pace, _ in paces)
 

@@ -249,6 +249,8 @@ def test_no_batch_is_said_to_run_far_beyond_its_window() -> None:
     """The provider ends it then."""
     found = an_eta(history(*[80_000.0] * 10), shard(0), job=running_job(completion_window="1h"))
     assert found.nine_in_ten == NOW + 4_200
+    said = an_eta(history(*[80_000.0] * 10), shard(0).evolve(expires_at=NOW + 7_200), job=running_job())
+    assert said.nine_in_ten == NOW + 7_800, "the provider's own word counts"
 
 
 @pytest.mark.parametrize(

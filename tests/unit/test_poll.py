@@ -398,6 +398,20 @@ def test_the_providers_own_word_for_the_window_counts(world: World) -> None:
     assert "overdue_at" in overdue(world, 8_000).changes
 
 
+def test_a_parked_poll_is_due_when_the_window_that_the_provider_named_has_ended(world: World) -> None:
+    """What a look has read of it is in the record."""
+    seen: dict[str, Any] = {"status": "in_progress", "snapshot_at": NOW - 1}
+    until = world.poll(slot=Slot(parked=True), expires_at=NOW + 4 * DAY, **seen).changes["park_until"]
+    assert until == NOW + 4 * DAY + 7_200
+    assert world.poll(slot=Slot(parked=True), expires_at=5.0, **seen).changes["park_until"] == NOW - 100 + DAY + 7_200
+
+
+def test_the_end_of_the_window_is_recorded_where_the_provider_shows_it(world: World) -> None:
+    assert "expires_at" not in world.poll().changes
+    world.api.batches[world.batch_id].expires_at = NOW + DAY
+    assert world.poll().changes["expires_at"] == NOW + DAY
+
+
 @pytest.mark.parametrize("word", [86_400.0, 0.0, NOW * 1_000])
 def test_a_word_for_the_window_that_cannot_be_is_not_believed(world: World, word: float) -> None:
     """Seconds from now, or milliseconds: healthy batches would be cancelled at once, or stuck ones never."""

@@ -26,7 +26,7 @@ from batchpipe.model.records import (
     ShardRecord,
     Stage,
     Status,
-    window_seconds,
+    window_end,
 )
 from batchpipe.model.refusals import believed_at, says_batch_limit, says_token_limit, unseen
 from batchpipe.model.retry import QUEUE_FULL
@@ -36,9 +36,6 @@ logger = logging.getLogger(__name__)
 
 #: How often in a row a batch must be unknown to the provider before we believe that it is gone (not before its time).
 MAX_GONE = 3
-
-#: No window is longer; an end from the provider that cannot be a time (seconds from now, milliseconds) is ignored.
-MOST_WINDOW_SECONDS = 30 * 86_400.0
 
 #: How long a webhook counts that said of a batch that it has ended, in seconds: by then a read shows it.
 NEWS_SECONDS = 600.0
@@ -160,10 +157,7 @@ def _is_overdue(job: JobRecord, shard: ShardRecord, batch: Batch, now: float, pa
     """Uses the end of the window that the provider names, if it names one."""
     if patience is None or shard.created_at is None:
         return False
-    expires_at, born = batch.expires_at, shard.created_at
-    if expires_at is None or not born < expires_at < born + MOST_WINDOW_SECONDS:
-        expires_at = born + window_seconds(job.completion_window)
-    return now > expires_at + patience
+    return now > window_end(shard.created_at, job.completion_window, batch.expires_at) + patience
 
 
 def _overdue(shard: ShardRecord, batch: Batch, now: float) -> Move:
@@ -246,7 +240,7 @@ def _looks_until(job: JobRecord, shard: ShardRecord, patience: float | None) -> 
     """From then on a poll must judge whether the batch is overdue; None: never."""
     if patience is None or shard.created_at is None:
         return None
-    return shard.created_at + window_seconds(job.completion_window) + patience
+    return window_end(shard.created_at, job.completion_window, shard.expires_at) + patience
 
 
 def _cancelled_or_read(job: JobRecord, shard: ShardRecord, api: Provider) -> Batch:
