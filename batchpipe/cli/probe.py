@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import click
@@ -51,8 +52,17 @@ def probe_command(
     found_account = chosen.account(name)
     if not (yes or chosen.is_sandbox(name)):
         _ask(name, model)
+    api = Apis(chosen)(name)
     probe = Probe(
-        Apis(chosen)(name), found_account, name, model=model, endpoint=endpoint, window=window, timeout=timeout, say=say
+        api,
+        found_account,
+        name,
+        model=model,
+        endpoint=endpoint,
+        window=window,
+        timeout=timeout,
+        keyed=partial(api.with_header, "Idempotency-Key"),
+        say=say,
     )
     found = probe.run()
     lines = [f"BATCHPIPE_ACCOUNTS__{name.upper()}__{key}={value}" for key, value in found.settings.items()]

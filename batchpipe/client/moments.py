@@ -6,11 +6,12 @@ from collections.abc import Iterable
 from contextlib import suppress
 
 from batchpipe.client.forecasts import FEW_READ, MOST_READ, Forecasts
+from batchpipe.client.rooms import WaitingShards
 from batchpipe.config.settings import Settings
 from batchpipe.errors import StoreUnavailable
 from batchpipe.model.admission import Waiting
 from batchpipe.model.eta import eta_view
-from batchpipe.model.records import JobRecord, ShardRecord
+from batchpipe.model.records import JobRecord
 from batchpipe.model.stats import Pause
 from batchpipe.model.views import Moment
 from batchpipe.pipeline.reason_samples import read_samples
@@ -42,7 +43,8 @@ class Moments:
         if pause is not None:  # nobody sees a batch end
             return Moment(now=now, pause=pause, room=room, shard_room=shard_room)
         self._forecasts = self._forecasts or Forecasts(self._store, now)
-        forecast, eta = self._forecasts.of(job.account), self._forecasts.eta(job, MOST_READ if files else FEW_READ)
+        eta = self._forecasts.eta(job, MOST_READ if files else FEW_READ)
+        forecast = self._forecasts.of(job.account, shard_room)
         return Moment(
             now=now,
             job_eta=eta_view(eta),
@@ -74,20 +76,3 @@ class Moments:
         if account not in self._pauses:
             self._pauses[account] = self._store.accounts.pause_of(account)
         return self._pauses[account]
-
-
-class WaitingShards:
-    """How shards wait for room, read a hundred at a time: they are asked for in the order of their indexes."""
-
-    def __init__(self, store: Store) -> None:
-        self._store = store
-        self._known: dict[tuple[str, int], Waiting] = {}
-        self._read = range(0)
-
-    def __call__(self, shard: ShardRecord) -> Waiting | None:
-        if shard.waits_since is None:
-            return None
-        if shard.index not in self._read:
-            self._read = range(shard.index, shard.index + 100)
-            self._known = self._store.admission.waiting_of([(shard.job, index) for index in self._read])
-        return self._known.get((shard.job, shard.index))

@@ -126,6 +126,10 @@ class Account(BaseModel):
     def _with_profile(cls, given: Any) -> Any:
         return with_profile(given) if isinstance(given, Mapping) else given
 
+    def was_probed(self) -> bool:
+        """Whether what `batchpipe probe` finds out is set, by it or by a person."""
+        return not self.model_fields_set.isdisjoint({"lists_batches", "echoes_metadata", "longest_window"})
+
     def has_base_url_of_profile(self) -> bool:
         """Whether its address is the one that its profile gives."""
         return self.profile is not None and self.base_url == PROFILES[self.profile].get("base_url")

@@ -251,7 +251,7 @@ local function learn(room, member, amount, level, said, now)
     set_room(room, 'try_wait', math.min((room.try_wait or TRY_SECONDS) * 2, LONGEST_TRY))
     set_room(room, 'learned', string.format('%.0f', lower(room.learned, said)))
   elseif not of_others then
-    local learned = said and said < level and said or math.max(0.9 * level, math.min(amount, said or amount))
+    local learned = said and said < level and said or math.max(math.floor(0.9 * level), math.min(amount, said or amount))
     local fresh = room.learned and now - (room.learned_at or 0) <= FORGET_SECONDS
     set_room(room, 'learned', string.format('%.0f', fresh and math.min(learned, room.learned) or learned))
     forget(room, 'trying')
@@ -268,6 +268,16 @@ local function learn(room, member, amount, level, said, now)
   end
 end
 
+-- The provider took a call for one too many within its span: it does not count, and nobody is let in before `after` (s) has
+-- passed. `said`, in that span, is the limit if no more was used: a number of which more was is one of another span.
+local function slow_down(room, said, after, now)
+  use(room, -1, now)
+  if after then set_room(room, 'retry_at', num(now + math.min(after, SPAN[room.kind]))) end
+  if said and said >= 1 and used(room, now) <= said + math.ceil(said / SLOTS) then
+    set_room(room, 'learned', string.format('%.0f', said), 'learned_at', num(now))
+  end
+end
+
 -- The provider's queue was full (`full` of the record, which goes): the limit is lowered, the shard gives back what it holds and
 -- waits as the first of its job; nobody is granted anything.
 function admission.refused(prefix, rec, job, member, now)
@@ -281,7 +291,7 @@ function admission.refused(prefix, rec, job, member, now)
     local room = room_of(prefix, account, kind, model)
     local said = type(full.limit) == 'number' and full.limit or nil
     if SPAN[kind] then
-      if kind == full.kind then learn(room, member, 1, used(room, now), said, now) end
+      if kind == full.kind then slow_down(room, said, type(full.after) == 'number' and full.after or nil, now) end
     else
       local amount, level = let_go(room, member)
       if kind == full.kind and amount then learn(room, member, amount, level or room.sent + amount, said, now) end
@@ -370,7 +380,8 @@ end
 function admission.may_call(prefix, rec, job, member, now)
   local account, model = account_of(job), model_key(get(rec, 'model'))
   if not is_in(prefix, account, member) then return false end
-  local over = false
+  local creations = room_of(prefix, account, 'creations', model)
+  local over = creations.retry_at and now < creations.retry_at
   for _, kind in ipairs(KINDS) do
     if not SPAN[kind] then
       local room = room_of(prefix, account, kind, model)

@@ -225,6 +225,7 @@
 --   made_at        at       its batch was made, by the provider's clock; so for began to run, ended
 --   in_progress_at at
 --   finished_at    at
+--   expires_at     at       its completion window ends, as the provider says
 --   stalled_at     at       since then its batch is said to be late
 --   stall          JSON     problem: how it is late
 --   end_seen       flag     status, counts, files and errors are those of one look at the ended batch

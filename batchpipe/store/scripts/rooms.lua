@@ -210,8 +210,8 @@ end
 local function fits(room, amount, now)
   forget_old(room, now)
   local limit = limit_of(room)
-  if SPAN[room.kind] then return not limit or used(room, now) + amount <= limit end
   if room.retry_at and now < room.retry_at then return false end
+  if SPAN[room.kind] then return not limit or used(room, now) + amount <= limit end
   if room.sum <= 0 then return true end -- whoever is too large for it goes alone
   local then_held = room.sum + amount
   if not limit then return may_start(room, amount, now) end
@@ -224,7 +224,7 @@ end
 -- One goes beyond the learned limit. That the one before it did, and was not refused, raises the limit.
 local function try_more(room, member, now)
   if room.trying then
-    local raised = math.max(room.learned * 1.05, room.sum)
+    local raised = math.max(math.ceil(room.learned * 1.05), room.sum)
     set_room(room, 'learned', string.format('%.0f', lower(lower(raised, room.said), room.limit)), 'try_wait', TRY_SECONDS)
   end
   room.trying = member

@@ -35,7 +35,7 @@ if recorded == batch then
 end
 local key = get(rec, 'job') .. ':' .. get(rec, 'index') .. ':' .. (get(rec, 'try') or '1')
 if key ~= ARGV[5] or recorded or get(rec, 'stage') ~= 'uploaded' then return { 'cancel' } end
-redis.call('HDEL', rec, 'made_at', 'in_progress_at', 'finished_at', 'stalled_at', 'stall')
+redis.call('HDEL', rec, 'made_at', 'in_progress_at', 'finished_at', 'expires_at', 'stalled_at', 'stall')
 local answered = tonumber(get(rec, 'answered') or '0')
 write(rec, 11)
 if ARGV[10] ~= '' then redis.call('HSET', rec, 'made_at', ARGV[10]) end
