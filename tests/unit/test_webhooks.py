@@ -36,6 +36,7 @@ from batchpipe.webhooks import server as web_server
 from batchpipe.webhooks.server import WebhookServer
 from tests import django_project
 from tests.contract.store.protocol import claim, granted, shard, uploaded
+from tests.redis_server import RedisServer
 
 
 def secret(letter: str) -> str:
@@ -65,6 +66,25 @@ def signed(
 
 
 # -- the doors -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    """A server that no other test writes to: these compare all that is in it."""
+    server = RedisServer(tmp_path_factory.mktemp("redis"))
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def redis_url(server: RedisServer) -> str:
+    """A database of this test alone."""
+    return server.database()
+
+
+@pytest.fixture(scope="module")
+def sdk() -> OpenAI:
+    return OpenAI(api_key="test", base_url="http://127.0.0.1:9")
 
 
 @pytest.fixture
@@ -348,10 +368,9 @@ def test_what_is_refused_writes_nothing_and_is_no_error_of_ours(
 
 @settings(max_examples=300, deadline=None)
 @given(what=refused())
-def test_the_sdk_refuses_what_we_refuse(what: tuple[bytes, dict[str, str]]) -> None:
+def test_the_sdk_refuses_what_we_refuse(sdk: OpenAI, what: tuple[bytes, dict[str, str]]) -> None:
     """Its check and that of ours agree, but for bodies that say nothing, which only we look into."""
     body, headers = what
-    sdk = OpenAI(api_key="test", base_url="http://127.0.0.1:9")
     with pytest.raises((NotSigned, Malformed)) as ours:
         Verifier({"default": [OURS]}).check(body, {name: value.strip() for name, value in headers.items()})
     if ours.type is NotSigned and headers["webhook-timestamp"].isascii():
@@ -361,11 +380,11 @@ def test_the_sdk_refuses_what_we_refuse(what: tuple[bytes, dict[str, str]]) -> N
 
 @settings(max_examples=100, deadline=None)
 @given(body=st.dictionaries(st.text(max_size=9), st.integers()), at=st.integers(-298, 298))
-def test_we_take_what_the_sdk_takes(body: dict[str, int], at: int) -> None:
+def test_we_take_what_the_sdk_takes(sdk: OpenAI, body: dict[str, int], at: int) -> None:
     """Signed by hand, within five minutes."""
     raw = json.dumps({**body, "type": "batch.failed", "data": {"id": "batch_1"}}).encode()
     headers = signed(raw, at=time.time() + at)
-    OpenAI(api_key="test", base_url="http://127.0.0.1:9").webhooks.verify_signature(raw, headers, secret=OURS)
+    sdk.webhooks.verify_signature(raw, headers, secret=OURS)
     found = Verifier({"default": [OLD, OURS], "team": [OURS], "x": [TEAMS]}).check(raw, headers)
     assert (found.accounts, found.batch_id) == (("default", "team"), "batch_1")
 
