@@ -178,6 +178,11 @@ local OWN = {
     return 1
   end,
   HINCRBY = function(key, field, by)
+    if not hashes[key] then -- nothing is kept of it: one command instead of two
+      local answer = server.call('HINCRBY', key, field, by)
+      written = true
+      return answer
+    end
     local old, more = whole(read(key, field) or '0'), whole(text(by))
     if not old or not more then -- Redis says what is wrong
       flush_one(key)
