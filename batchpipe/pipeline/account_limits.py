@@ -40,8 +40,8 @@ def model_bytes(store: Store, settings: Settings, account: str) -> Callable[[str
 
     def read(model: str | None) -> int | None:
         try:
-            tokens = store.admission.limit(account, model, limits.limits(model))
-            ratio = store.admission.ratio(model) if tokens is not None else 1.0
+            tokens = store.admission.lately_limit(account, model, limits.limits(model))
+            ratio = store.admission.lately_ratio(model) if tokens is not None else 1.0
         except StoreUnavailable:
             return None
         return None if tokens is None else max(int(tokens / (ratio * RATIO_MARGIN) * PART_OF_LIMIT), 1)

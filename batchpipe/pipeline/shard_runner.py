@@ -135,10 +135,10 @@ class ShardRunner(Runner):
     def _upload(self, lease: ShardLease, api: Provider) -> Result:
         if self.held(lease.job).send_no_more:
             return GiveUp(HELD_BACK)
-        if (waiting := wait_for_room(lease, self.store, self.settings)) is not None:
+        # the call is counted first, else no record may know the file
+        waiting = wait_for_room(lease, self.store, self.settings, uploads=lease.shard.uploads + 1)
+        if waiting is not None:
             return waiting
-        # first, else no record may know the file
-        self.store.leases.save(lease, {"uploads": lease.shard.uploads + 1})
         return upload(
             lease.shard,
             workspace_of(lease.job, self.settings),
@@ -316,7 +316,7 @@ class ShardRunner(Runner):
         except LeaseLost:
             return Done()
         self._count_move(lease.job.account, lease.shard, move)
-        pass_on_room(self, lease.shard, move)
+        pass_on_room(self, lease.shard, move, news.granted)
         paused = isinstance(ending, _Failed) and ending.reason == "paused"  # logged once per account
         self.log(lease.job.id, move.events, level=logging.DEBUG if paused else logging.INFO, shard=lease.index)
         if move.pause is not None:

@@ -43,6 +43,7 @@ class Renewal:
     cancel: bool = False
     held: bool = False  #: for an intent: it was not recorded, because the job sends nothing more for now, or at all
     no_hold: bool = False  #: for an intent: it was not recorded, because the shard holds no room at the provider
+    granted: int = 0  #: for the end of a turn: shards that were granted room by it, and are to be published
 
 
 NO_NEWS = Renewal()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from itertools import chain, islice
 from typing import Any
 
@@ -122,7 +123,7 @@ class Leases:
             merge_ids,
             *encode_changes(move.changes),
         )
-        return news_of(answer[1], answer[2]), int(answer[3])
+        return replace(news_of(answer[1], answer[2]), granted=int(answer[4])), int(answer[3])
 
     def defer(self, lease: JobLease, after: float, changes: Mapping[str, Any], *, tries: str) -> Renewal:
         """End a turn of the job itself without a new stage: retry after ``after`` seconds."""

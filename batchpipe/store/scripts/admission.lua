@@ -13,12 +13,12 @@ local function decoded(text)
 end
 
 -- the first kind of what a shard needs that does not fit (nil: all of it does), and the rooms in which it is one that tries
-local function lacking(line, needs, now)
+local function lacking(line, needs, now, member)
   local tries = {}
   for _, kind in ipairs(KINDS) do
     local amount = tonumber(needs[kind])
     if amount then
-      local room = room_of(line.prefix, line.account, kind, line.model)
+      local room = room_of(line.prefix, line.account, kind, line.model, member)
       local yes, as_try = fits(room, amount, now)
       if not yes then return kind end
       if as_try then tries[kind] = true end
@@ -44,8 +44,7 @@ end
 
 -- whether a shard holds what is held until its batch ends
 local function is_in(prefix, account, member)
-  local key = held_key(room_of(prefix, account, 'batches', ''), member)
-  return redis.call('HEXISTS', key, member) == 1
+  return redis.call('HGET', held_key(prefix, account, 'batches', '', member), member) ~= false
 end
 
 local function is_paused(prefix, account, now)
@@ -120,7 +119,7 @@ local function grant_one(line, now, own)
       return 'dropped'
     end
     looked = looked + 1
-    local kind, tries = lacking(line, needs, now)
+    local kind, tries = lacking(line, needs, now, member)
     if kind then
       if first then return 'next' end
       first = { id = id, index = index }
@@ -190,11 +189,15 @@ function admission.grant(prefix, account, now, most, own)
   return granted
 end
 
--- those who were granted something by a script that answers something else
+-- those who were granted something by a script that answers something else; `told` counts them
+admission.told = 0
 function admission.announce(prefix, members, own)
   local key = prefix .. 'granted'
   for _, member in ipairs(members) do
-    if member ~= own then redis.call('RPUSH', key, member) end
+    if member ~= own then
+      redis.call('RPUSH', key, member)
+      admission.told = admission.told + 1
+    end
   end
   if #members > 0 then redis.call('LTRIM', key, -10000, -1) end
 end
@@ -213,7 +216,10 @@ end
 function admission.let_go(prefix, rec, job, member)
   local account, model, any = account_of(job), model_key(get(rec, 'model')), false
   for _, kind in ipairs(KINDS) do
-    if not SPAN[kind] and let_go(room_of(prefix, account, kind, model), member) then any = true end
+    if not SPAN[kind] and redis.call('HGET', held_key(prefix, account, kind, model, member), member) then
+      let_go(room_of(prefix, account, kind, model, member), member)
+      any = true
+    end
   end
   return any
 end
@@ -288,7 +294,7 @@ function admission.refused(prefix, rec, job, member, now)
   local account, model = account_of(job), model_key(get(rec, 'model'))
   local needs = cjson.decode(get(rec, 'needs') or '{}')
   for _, kind in ipairs(KINDS) do
-    local room = room_of(prefix, account, kind, model)
+    local room = room_of(prefix, account, kind, model, member)
     local said = type(full.limit) == 'number' and full.limit or nil
     if SPAN[kind] then
       if kind == full.kind then slow_down(room, said, type(full.after) == 'number' and full.after or nil, now) end
@@ -308,12 +314,12 @@ function admission.refused(prefix, rec, job, member, now)
 end
 
 -- limits as the settings say them; those of what is not named are not known
-function admission.set_limits(prefix, account, model, name, limits)
+function admission.set_limits(prefix, account, model, name, limits, member, now)
   for _, kind in ipairs(KINDS) do
-    local room, limit = room_of(prefix, account, kind, model), tonumber(limits[kind])
+    local room, limit = room_of(prefix, account, kind, model, member), tonumber(limits[kind])
     if limit ~= room.limit then
       if limit then set_room(room, 'limit', string.format('%.0f', limit)) else forget(room, 'limit') end
-      if room.sum <= 0 then redis.call('EXPIRE', room.key, KEPT) end
+      note_use(room, now)
     end
     if BY_MODEL[kind] and name then redis.call('HSETNX', room.key, 'model', string.sub(without_date(name), 1, 200)) end
   end
@@ -368,7 +374,10 @@ function admission.tidy(prefix, account, now)
   local key = prefix .. 'rooms:' .. account
   for _, short in ipairs(redis.call('ZRANGEBYSCORE', key, '-inf', num(now - KEPT), 'LIMIT', 0, 100)) do
     local sum = tonumber(get(prefix .. 'room:' .. account .. ':' .. short, 'sum') or '0')
-    if sum <= 0 then redis.call('ZREM', key, short) end
+    if sum <= 0 then
+      redis.call('ZREM', key, short)
+      redis.call('DEL', prefix .. 'room:' .. account .. ':' .. short)
+    end
   end
   local at = redis.call('ZSCORE', prefix .. 'admitting', account)
   local idle = redis.call('EXISTS', key) == 0 and redis.call('EXISTS', prefix .. 'lines:' .. account) == 0
@@ -384,9 +393,8 @@ function admission.may_call(prefix, rec, job, member, now)
   local over = creations.retry_at and now < creations.retry_at
   for _, kind in ipairs(KINDS) do
     if not SPAN[kind] then
-      local room = room_of(prefix, account, kind, model)
-      local key = held_key(room, member)
-      local amount, level = parse_hold(redis.call('HGET', key, member) or '')
+      local room = room_of(prefix, account, kind, model, member)
+      local amount, level = parse_hold(redis.call('HGET', held_in(room, member), member) or '')
       local limit = limit_of(room)
       over = over or (limit and not level and room.sent > 0 and room.sent + amount > limit and room.trying ~= member)
     end
@@ -413,8 +421,8 @@ function admission.unsend(prefix, rec, job, member, now)
   local account, model = account_of(job), model_key(get(rec, 'model'))
   for _, kind in ipairs(KINDS) do
     if not SPAN[kind] then
-      local room = room_of(prefix, account, kind, model)
-      local key, part = held_key(room, member)
+      local room = room_of(prefix, account, kind, model, member)
+      local key, part = held_in(room, member)
       local amount, level = parse_hold(redis.call('HGET', key, member) or '')
       if level then
         redis.call('HSET', key, member, string.format('%.0f', amount))

@@ -2,7 +2,7 @@
 -- KEYS: 1 record, 2 job, 3 due, 4 clock
 -- ARGV: 1 skew (s), 2 prefix, 3 job id, 4 member, 5 member of the job itself, 6 token, 7 stage ('': it stays), 8 wait (s),
 --   9 tries: keep | refund | reset, 10 lease (s), 11 task ids of merge (JSON [..]), 12 fields
--- -> {'ok', republish, cancel, epoch of merge or 0} | {'lost'}
+-- -> {'ok', republish, cancel, epoch of merge or 0, shards that were granted room by it (count)} | {'lost'}
 -- A parked shard has no message, and so no task ids. Redis keeps a hash of short values in a third of the space, but not
 -- one that has ever had a long value: it is written anew.
 local function pack(key)
@@ -16,7 +16,7 @@ end
 local now = clock(ARGV[1])
 local rec, job, due = KEYS[1], KEYS[2], KEYS[3]
 local token, stage, wait, lease = ARGV[6], ARGV[7], tonumber(ARGV[8]), ARGV[10]
-if get(rec, 'last') == token then return { 'ok', 0, 0, 0 } end -- repeated by the client after a lost reply
+if get(rec, 'last') == token then return { 'ok', 0, 0, 0, 0 } end -- repeated by the client after a lost reply
 if not holds(rec, token, now) then return { 'lost' } end
 local from = get(rec, 'stage')
 if stage == '' then stage = from end
@@ -64,9 +64,9 @@ if stage == 'collected' then
   redis.call('ZREM', due, ARGV[4])
   local open = redis.call('HINCRBY', job, 'open', -1)
   if open == 0 and get(job, 'stage') == 'running' then
-    return { 'ok', 0, cancel, finalize(job, ARGV[2], ARGV[3], due, ARGV[5], lease, now, ARGV[11]) }
+    return { 'ok', 0, cancel, finalize(job, ARGV[2], ARGV[3], due, ARGV[5], lease, now, ARGV[11]), admission.told }
   end
-  return { 'ok', 0, cancel, 0 }
+  return { 'ok', 0, cancel, 0, admission.told }
 end
 if republish == 1 then wait = 0 end
 set_due(rec, due, ARGV[4], lease, now, wait)
@@ -76,4 +76,4 @@ elseif flag(rec, 'parked') == 1 then
   redis.call('ZADD', due, num(now + wait), ARGV[4]) -- no message is on its way that could be late
   pack(rec)
 end
-return { 'ok', republish, cancel, 0 }
+return { 'ok', republish, cancel, 0, admission.told }

@@ -41,7 +41,8 @@ end
 local deadline = math.min(tonumber(ARGV[9]) * 2 ^ math.min(tonumber(get(rec, 'overran') or '0'), 20), tonumber(ARGV[10]))
 local ends = math.min(now + lease, now + deadline)
 redis.call('HSET', rec, 'token', token, 'lease_until', num(ends), 'lease_end', num(now + deadline), 'pubs', '0')
-redis.call('HDEL', rec, 'republish', 'parked', 'park_until')
+if flag(rec, 'republish') == 1 then redis.call('HDEL', rec, 'republish') end
+redis.call('HDEL', rec, 'parked', 'park_until')
 redis.call('ZADD', KEYS[3], num(ends), ARGV[11])
 local function time() return now end
 return { 'ok', redis.call('HGETALL', rec), redis.call('HGETALL', job), num(ends - now), num(deadline), overran,

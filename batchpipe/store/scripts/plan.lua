@@ -19,16 +19,18 @@ if flag(job, 'cancel') == 1 then
 end
 for i = 10, #ARGV, 2 do redis.call('HSET', job, ARGV[i], ARGV[i + 1]) end
 local first, count = tonumber(get(job, 'shards') or '0'), tonumber(ARGV[8])
+local drafted = math.max(first, tonumber(get(job, 'drafted') or '0'))
 redis.call('HSET', job, 'open', count, 'shards', first + count)
 redis.call('HDEL', job, 'republish', 'trouble', 'due_now')
 set_state(job, prefix, id, 'running', now)
 if ARGV[9] ~= '' then
   for _, fields in ipairs(cjson.decode(ARGV[9])) do
-    local index = table.remove(fields, 1)
+    local index = tonumber(table.remove(fields, 1))
     local key = prefix .. 'shard:' .. id .. ':' .. index
-    redis.call('DEL', key)
+    if index < drafted then redis.call('DEL', key) end -- a turn that died may have drafted another one
     redis.call('HSET', key, 'planned_at', num(now), unpack(fields))
-    set_due(key, due, id .. '/' .. index, lease, now, 0)
+    redis.call('HSET', key, 'next_at', num(now), 'wait', num(0)) -- as set_due() does with one that was not published again
+    redis.call('ZADD', due, num(now + tonumber(lease)), id .. '/' .. index)
   end
   redis.call('ZREM', due, ARGV[4])
   return { 'ok' }
