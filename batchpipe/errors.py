@@ -119,6 +119,8 @@ NO_ROUTE = "http_404_page"
 FILE_MISSING = "file_missing"
 #: Code for rows, and for waiting work, with files that are gone from the workspace.
 WORKSPACE_GONE = "workspace_gone"
+#: Code for what waits because nobody can tell whether an unanswered create call made a batch.
+CREATE_UNKNOWN = "create_unknown"
 
 
 class StoreUnavailable(TransientError):

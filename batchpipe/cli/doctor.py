@@ -180,7 +180,11 @@ def _records(client: Client) -> Iterator[Finding]:
 
 def _notifications(client: Client) -> Iterator[Finding]:
     """Whether notifications are stuck."""
-    waiting, given_up = client.count_notifications()
+    found = client.count_notifications()
+    waiting, given_up = found
+    if found.full:
+        detail = f"{waiting} notifications wait, so no further ones are recorded, nor told to anybody"
+        yield Finding("told", "fail", detail, "batchpipe notifications says why they wait")
     if given_up:
         detail = f"{given_up} notifications were given up, {waiting} are tried again"
         yield Finding("told", "warn", detail, "batchpipe notifications --dead, then --resend all")

@@ -37,8 +37,9 @@ def notifications_command(dead: bool, resend: str | None, limit: int, as_json: b
         when = f"given up after {note.tries} tries" if dead else f"next try {clock(note.due_at)}"
         reason = one_line(note.error)[:200] if note.error else "not tried yet"
         out(f"{note.id}  {note.type}  {about}  to {without_secrets(note.target)}  {when}: {reason}")
-    waiting, given_up = client.count_notifications()
-    return say(f"{waiting} to be tried again, {given_up} given up (--dead)")
+    counts = client.count_notifications()
+    full = ": no further ones are recorded" if counts.full else ""
+    return say(f"{counts.waiting} to be tried again{full}, {counts.given_up} given up (--dead)")
 
 
 def _shown(note: Notification) -> dict[str, object]:

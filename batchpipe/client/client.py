@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from batchpipe.pipeline.job_runner import JobRunner
     from batchpipe.pipeline.republish_many import Resumed
     from batchpipe.recover import Report
+    from batchpipe.store.outbox import Undelivered
 
 
 class Client:
@@ -238,13 +239,13 @@ class Client:
         """
         from batchpipe.pipeline.sweep import sweep
 
-        return sweep(self._runner, listing=listing)
+        return sweep(self._runner, listing=listing, alone=True)
 
     def notifications(self, *, dead: bool = False, most: int = 100) -> list[Notification]:
         """Notifications that wait for their next try, or (``dead``) that were given up. Raises StoreUnavailable."""
         return self.store.outbox.dead(most) if dead else self.store.outbox.waiting(most)
 
-    def count_notifications(self) -> tuple[int, int]:
+    def count_notifications(self) -> Undelivered:
         """How many wait for their next try, and how many were given up. Raises StoreUnavailable."""
         return self.store.outbox.counts()
 

@@ -45,7 +45,11 @@ class Merging:
         job, workspace = lease.job, workspace_of(lease.job, self._runner.settings)
         for shard in self.collected(lease):
             self._left_of(lease, shard, workspace)  # everything is fetched before anything is written
-        self._runner.log(job.id, [(WORKSPACE_GONE, {"workspace": job.workspace})], level=logging.ERROR)
+        message = (
+            "a file of its workspace is gone: it ends with the answers that are left, and those still at the provider"
+        )
+        fields = {"workspace": job.workspace, "message": message}
+        self._runner.log(job.id, [(WORKSPACE_GONE, fields)], level=logging.ERROR)
 
         def left() -> Iterator[ShardRecord]:
             return (self._left_of(lease, shard, workspace) for shard in self.collected(lease))

@@ -58,12 +58,16 @@ _MISSED = (
 
 
 class Shared(TypedDict, total=False):
-    """What a runner may be given beside the needful; ``deliver`` sends notifications that are due, for the sweep."""
+    """What a runner may be given beside the needful.
+
+    ``deliver`` sees to notifications that are due, for the sweep; it is told whether they may be sent within the sweep
+    where no worker listens.
+    """
 
     counters: Counters | None
     waiting_in: WaitingIn | None
     notices: Notices | None
-    deliver: Callable[[], int] | None
+    deliver: Callable[[bool], None] | None
 
 
 class Runner:

@@ -62,7 +62,7 @@ class Visits:
             yield kept
         except BaseException:
             while kept:
-                self._publish(kept.pop())
+                self._send(kept.pop())  # what was raised first must be what is raised
             raise
         finally:
             self._here.kept = before

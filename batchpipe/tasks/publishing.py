@@ -25,6 +25,8 @@ logger = logging.getLogger(__name__)
 #: Errors of a broker that cannot be reached, or that refuses (RabbitMQ: our login, or the queue; a Redis that is full
 #: or read-only).
 BROKER_TROUBLE = (KombuError, OperationalError, CeleryOperationalError, OSError, AMQPError, RedisTrouble)
+#: kombu's errors for a URL that it does not know.
+_NO_BROKER = (KeyError, ValueError, ImportError)
 #: Enough for a short interruption; a broker that is down must not hold up a submit: the sweep publishes later.
 _PUBLISH_RETRY = {"max_retries": 2, "interval_start": 0.0, "interval_step": 0.5, "interval_max": 1.0}
 #: Priority of a transfer that needs a slot: taken when no short task waits. With Redis the highest number comes last;
@@ -44,7 +46,7 @@ def publish(message: Message) -> None:
             made.apply_async(producer=producer, retry=True, retry_policy=_PUBLISH_RETRY)
     except BROKER_TROUBLE as error:
         raise TransientError(words_of_broker(error), code="broker_unavailable") from error
-    except (KeyError, ValueError, ImportError) as error:  # kombu's error for a URL that it does not know
+    except _NO_BROKER as error:
         words = f"the broker's URL cannot be used (BATCHPIPE_BROKER_URL): {type(error).__name__}"
         raise SettingsError(words) from error
 
@@ -119,8 +121,13 @@ def forget_queue(queue: str) -> None:
 
 
 def deliver_soon(queue: str) -> None:
-    """Ask a worker of this queue to send the notifications that are due. If that is lost, the sweep sends them."""
+    """Ask a worker of this queue to send the notifications that are due. What fails here the sweep does: raises nothing
+    of ours, Celery's or the broker's.
+    """
     try:
-        signature("batchpipe.deliver", app=app_in_use()).apply_async(queue=queue, expires=60, retry=False)
-    except BROKER_TROUBLE as error:
-        logger.debug("delivery not asked for: %s", error)
+        app = app_in_use()
+        check_not_eager(app)
+        queue_of(app, queue)
+        signature("batchpipe.deliver", app=app).apply_async(queue=queue, expires=60, retry=False)
+    except (*BROKER_TROUBLE, *_NO_BROKER, SettingsError) as error:
+        logger.debug("delivery not asked for: %s", without_secrets(str(error)))

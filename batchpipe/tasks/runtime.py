@@ -42,7 +42,7 @@ class Runtime:
             counters=counters,
             waiting_in=waiting_in,
             notices=notices,
-            deliver=self.deliverer.deliver_due,
+            deliver=lambda here: self.deliverer.see_to(here=here),
         )
 
     def turn(self, name: str, job: str, index: int, epoch: int) -> Next:

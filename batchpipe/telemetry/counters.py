@@ -107,6 +107,9 @@ METRICS: dict[str, Metric] = {
     "webhooks": Metric(
         "Verified webhooks about batches, by what they changed; counted by `record_news.lua`.", ("effect",)
     ),
+    "notifications_dropped": Metric(
+        "Notifications that were not recorded, as too many wait; counted by `add_notification.lua`."
+    ),
     "looks": Metric("Looks at the list of an account's batches, each for all shards.", (ACCOUNT,)),
     "orphans_cancelled": Metric("Batches that a sweep cancelled because their shard has another."),
     "provider_calls": Metric("Calls to the provider, by route and HTTP status.", (ACCOUNT, "route", "status")),

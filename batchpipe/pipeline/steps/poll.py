@@ -172,7 +172,9 @@ def _overdue(shard: ShardRecord, batch: Batch, now: float) -> Move:
         "snapshot_at": now,
         "trouble": problem,
     }
-    return Move(stage=Stage.CREATED, changes=changes, events=[("overdue", {"batch_id": shard.batch_id})])
+    return Move(
+        stage=Stage.CREATED, changes=changes, events=[("overdue", {"batch_id": shard.batch_id, "message": message})]
+    )
 
 
 def _fresh_for(shard: ShardRecord, now: float, pace: Pace) -> float:
