@@ -281,7 +281,7 @@ class JobRunner(Runner):
                 workspace,
                 lease.token,
                 check=lambda: check_cancel(lease),
-                model_bytes=model_bytes(self.store, self.settings, job.account),
+                model_bytes=model_bytes(self.store, self.settings, job.account, now=True),
             )
             lease.check()  # a turn that was frozen must not set the manifest back
             self._write_manifest(job, self._merging.collected(lease), prepared, workspace)
