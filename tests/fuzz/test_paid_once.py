@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -43,7 +43,7 @@ manners = st.builds(
     neighbours=st.sampled_from([0, 0, 1, 12]),
 )
 #: Which turns are taken with the second key, in runs: some upload and create, some come in between.
-turns = st.lists(st.tuples(st.booleans(), st.integers(1, 6)), min_size=1, max_size=8).map(
+turns = st.lists(st.tuples(st.booleans(), st.sampled_from([1, 2, 3, 6, 60])), min_size=1, max_size=8).map(
     lambda runs: [second for second, length in runs for _ in range(length)]
 )
 deaths = st.lists(st.sampled_from(["", "", "before", "after"]), max_size=6)
@@ -118,14 +118,13 @@ class TwoKeys:
         store = Store(Connection(new_redis()))
         store.shards = shards = DeadlyShards(store.connection)
         shards.deaths = list(dying)
-        left = list(turns)
 
-        def apis(account: str) -> Api:
-            return line.second if left and left.pop(0) else line.api
+        def apis(whose: list[bool]) -> Callable[[str], Api]:
+            return lambda account: line.second if whose and whose.pop() else line.api
 
         with tempfile.TemporaryDirectory(dir=MEMORY) as folder:
             pump = Pump(Path(folder), api=cast(FakeOpenAI, line.api), store=store, max_rows=2, account_pause_seconds=30)
-            pump.shard_runner.apis = pump.job_runner.apis = apis
+            pump.shard_runner.apis, pump.job_runner.apis = apis(turns[::-1]), apis(turns[:])  # the latter sweeps
             for gateway in gateways:
                 gateway.clock = lambda: pump.at
             job_id = pump.submit(rows_of(4), attempts=1)
@@ -134,9 +133,11 @@ class TwoKeys:
             except TimeoutError:
                 pump.cancel(job_id)
                 pump.run_until_idle(max_seconds=90_000.0)
-            self.ended = pump.job(job_id).state.ended
+            self.ended, outcomes = pump.job(job_id).state.ended, pump.outcomes(job_id)
         self.made = sum((gateway.made for gateway in gateways), Counter[str]())
         self.by_second = sum(gateways[-1].made.values()) if projects == 2 else 0
+        paid = {int(key.split(":")[1]) for key in self.made}
+        self.failed = [row for row, outcome in outcomes.items() if outcome == "failed" and int(row[1:]) // 2 in paid]
 
 
 def test_no_key_has_two_batches_though_workers_have_the_keys_of_two_projects(line: Line) -> None:
@@ -149,10 +150,11 @@ def test_no_key_has_two_batches_though_workers_have_the_keys_of_two_projects(lin
         job = TwoKeys(line, plan, dying, whose, projects=projects)
         assert max(job.made.values(), default=0) <= 1, "paid twice"
         assert job.ended
+        assert not job.failed  # a batch that was made may be unknown, but nobody says that it was refused
         seen[job.by_second > 0] += 1
 
     check()
-    assert seen[True] > 0.1 * seen[False]  # the other project has made batches, too
+    assert seen[True]  # the other project has made batches, too
 
 
 def test_no_key_has_two_batches_whatever_answers_come(line: Line) -> None:
