@@ -138,9 +138,9 @@ class Gateway(ScriptedProvider):
 
     def _neighbour(self, wanted: Batch) -> None:
         file_id = self._add(b'{"custom_id":"n"}\n')
-        number = len(self.batches) + 1
-        self.batches[f"batch_{number}"] = {
-            "id": f"batch_{number}",
+        name = f"batch_{self.tag}{len(self.batches) + 1}"
+        self.batches[name] = {
+            "id": name,
             "object": "batch",
             "status": "validating",
             "created_at": int(self.clock()),

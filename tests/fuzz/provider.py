@@ -30,6 +30,8 @@ class Files:
 class ScriptedProvider:
     """Routes and state. ``results`` makes the files of a batch from its requests when it ends."""
 
+    tag = ""  #: in all ids: the projects of a provider have no id in common
+
     def __init__(self, results: Callable[[list[dict[str, Any]]], Files]) -> None:
         self.results = results
         self.clock: Callable[[], float] = time.time
@@ -71,7 +73,7 @@ class ScriptedProvider:
         return [batch for batch in self.batches.values() if batch["status"] not in ("cancelled", "failed")]
 
     def _add(self, data: bytes) -> str:
-        name = f"file-{len(self.files) + len(self.batches) + 1}x{len(self.served)}"
+        name = f"file-{self.tag}{len(self.files) + len(self.batches) + 1}x{len(self.served)}"
         while name in self.files:
             name += "x"
         self.files[name] = data
@@ -91,7 +93,7 @@ class ScriptedProvider:
     def _create(self, wanted: dict[str, Any]) -> Answer:
         if wanted["input_file_id"] not in self.files:
             return _error(400, f"Cannot find file {wanted['input_file_id']}.")
-        name = f"batch_{len(self.batches) + 1}"
+        name = f"batch_{self.tag}{len(self.batches) + 1}"
         self.batches[name] = {
             "id": name,
             "object": "batch",

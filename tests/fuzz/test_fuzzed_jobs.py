@@ -43,16 +43,23 @@ class Line:
 
     def __init__(self) -> None:
         self.wire = Wire()
-        account = Account(api_key=SecretStr("sk-fuzz"), base_url=f"{self.wire.url}/v1")
-        self.api = Api(account, control_seconds=10.0, transfer_seconds=10.0)
+        self.api, self.second = self._api("sk-fuzz"), self._api("sk-second")
+
+    def _api(self, key: str) -> Api:
+        account = Account(api_key=SecretStr(key), base_url=f"{self.wire.url}/v1")
+        return Api(account, control_seconds=10.0, transfer_seconds=10.0)
+
+    def close(self) -> None:
+        self.api.close()
+        self.second.close()
+        self.wire.close()
 
 
 @pytest.fixture(scope="module")
 def line() -> Iterator[Line]:
     line = Line()
     yield line
-    line.api.close()
-    line.wire.close()
+    line.close()
     assert line.wire.broken == []
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from batchpipe.model.records import ShardRecord
+from batchpipe.provider import Api
 from batchpipe.store import Connection, Store
 from batchpipe.store.shards import Shards
 from batchpipe.testing import FakeOpenAI, Pump
@@ -23,6 +24,7 @@ from batchpipe.testing.pump import Vanished
 from tests.fuzz.gateway import MADE, NOT_MADE, Gateway, Manner
 from tests.fuzz.shapes import fuzzed
 from tests.fuzz.test_fuzzed_jobs import MEMORY, PLAIN, Line, Results, rows_of
+from tests.fuzz.wire import Answer, Request
 from tests.redis_server import new_redis
 from tests.size import SCALE
 
@@ -40,6 +42,10 @@ manners = st.builds(
     lists=st.sampled_from([200, 200, 200, 404, 405]),
     neighbours=st.sampled_from([0, 0, 1, 12]),
 )
+#: Which turns are taken with the second key, in runs: some upload and create, some come in between.
+turns = st.lists(st.tuples(st.booleans(), st.sampled_from([1, 2, 3, 6, 60])), min_size=1, max_size=8).map(
+    lambda runs: [second for second, length in runs for _ in range(length)]
+)
 deaths = st.lists(st.sampled_from(["", "", "before", "after"]), max_size=6)
 
 
@@ -47,8 +53,7 @@ deaths = st.lists(st.sampled_from(["", "", "before", "after"]), max_size=6)
 def line() -> Iterator[Line]:
     line = Line()
     yield line
-    line.api.close()
-    line.wire.close()
+    line.close()
     assert line.wire.broken == []
 
 
@@ -95,6 +100,61 @@ class Job:
                 pump.run_until_idle(max_seconds=7_200.0)
             self.ended = pump.job(job_id).state.ended
             self.outcomes = Counter(pump.outcomes(job_id).values())
+
+
+class TwoKeys:
+    """One job whose turns are taken by workers with two keys, of one project or of two; at last by those with the
+    first one alone. What the provider makes counts whoever asked."""
+
+    def __init__(self, line: Line, plan: list[str], dying: list[str], turns: list[bool], *, projects: int):
+        gateways = [Gateway(Results(PLAIN), Manner(), plan) for _ in range(projects)]
+        for tag, gateway in zip("ab", gateways, strict=False):
+            gateway.tag, gateway.plan = tag, gateways[0].plan
+
+        def answer(request: Request) -> Answer:
+            return gateways[-1 if "sk-second" in request.headers["authorization"] else 0](request)
+
+        line.wire.answer = answer
+        store = Store(Connection(new_redis()))
+        store.shards = shards = DeadlyShards(store.connection)
+        shards.deaths = list(dying)
+
+        def apis(whose: list[bool]) -> Callable[[str], Api]:
+            return lambda account: line.second if whose and whose.pop() else line.api
+
+        with tempfile.TemporaryDirectory(dir=MEMORY) as folder:
+            pump = Pump(Path(folder), api=cast(FakeOpenAI, line.api), store=store, max_rows=2, account_pause_seconds=30)
+            pump.shard_runner.apis, pump.job_runner.apis = apis(turns[::-1]), apis(turns[:])  # the latter sweeps
+            for gateway in gateways:
+                gateway.clock = lambda: pump.at
+            job_id = pump.submit(rows_of(4), attempts=1)
+            try:
+                pump.run_until_idle(max_seconds=HELD_SECONDS)
+            except TimeoutError:
+                pump.cancel(job_id)
+                pump.run_until_idle(max_seconds=90_000.0)
+            self.ended, outcomes = pump.job(job_id).state.ended, pump.outcomes(job_id)
+        self.made = sum((gateway.made for gateway in gateways), Counter[str]())
+        self.by_second = sum(gateways[-1].made.values()) if projects == 2 else 0
+        paid = {int(key.split(":")[1]) for key in self.made}
+        self.failed = [row for row, outcome in outcomes.items() if outcome == "failed" and int(row[1:]) // 2 in paid]
+
+
+def test_no_key_has_two_batches_though_workers_have_the_keys_of_two_projects(line: Line) -> None:
+    """Neither an empty list nor a file that is not found proves anything to the key that did not make the call."""
+    seen = [0, 0]
+
+    @fuzzed(150)
+    @given(st.lists(shapes, max_size=5), deaths, turns, st.sampled_from([1, 2, 2]))
+    def check(plan: list[str], dying: list[str], whose: list[bool], projects: int) -> None:
+        job = TwoKeys(line, plan, dying, whose, projects=projects)
+        assert max(job.made.values(), default=0) <= 1, "paid twice"
+        assert job.ended
+        assert not job.failed  # a batch that was made may be unknown, but nobody says that it was refused
+        seen[job.by_second > 0] += 1
+
+    check()
+    assert seen[True]  # the other project has made batches, too
 
 
 def test_no_key_has_two_batches_whatever_answers_come(line: Line) -> None:

@@ -258,10 +258,11 @@ class Watch:
     def still(self, statuses: dict[str, str], *, metadata: bool = True) -> None:
         """All is quiet: everything has ended, and of all batches under a key one is kept at most.
 
-        Where there was a late call, one of two may have ended before a look could cancel it; and where the list shows
-        no ``metadata``, looks know no orphans.
+        For each late call one batch may be left over that has ended before a look could cancel it; where the list shows
+        no ``metadata``, looks know no orphans, so it may also run on.
         """
-        late = {paid.key for paid in self.paid if paid.late}
+        late = Counter(paid.key for paid in self.paid if paid.late)
+        left_over: Counter[str] = Counter()
         job = self.seen.job
         hold(job["stage"] in _ENDED and job.get("closed") == "1", "the job is stuck", job)
         stuck = [shard for shard in self.seen.shards.values() if shard["stage"] != Stage.COLLECTED]
@@ -272,6 +273,8 @@ class Watch:
         spent = "".join(shard.get("spent", "") for shard in self.seen.shards.values())
         for paid in self.paid:
             dead = statuses[paid.id] in {Status.FAILED, Status.CANCELLED, "cancelling"}
-            kept = paid.id in recorded or paid.id in spent
-            kept = kept or (paid.key in late and (statuses[paid.id] in Status.FINAL or not metadata))
-            hold(kept or dead, "a live batch is nobody's", paid)
+            if dead or paid.id in recorded or paid.id in spent:
+                continue
+            hold(statuses[paid.id] in Status.FINAL or not metadata, "a live batch is nobody's", paid)
+            left_over[paid.key] += 1
+            hold(left_over[paid.key] <= late[paid.key], "more batches are left over than calls were late", paid, late)
