@@ -12,6 +12,7 @@ from typing import Any
 import fakeredis
 import pytest
 import redis
+from celery import _state as celery_state
 
 import batchpipe.testing.pump
 from batchpipe.config.site import forget_sites
@@ -22,14 +23,18 @@ from tests.redis_server import RedisServer, close_fast_redis, new_redis
 
 @pytest.fixture(autouse=True)
 def clean_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """No setting of the developer's reaches a test: no variable, no .env, no private Redis of his."""
+    """No setting of the developer's reaches a test: no variable, no .env, no private Redis of his. Nor does the Celery
+    app that another test has made current.
+    """
     for name in list(os.environ):
         if name.startswith(("BATCHPIPE_", "OPENAI_")):
             monkeypatch.delenv(name)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("BATCHPIPE_HOME", str(tmp_path / "home"))
     forget_sites()
+    current_app = celery_state._tls.current_app
     yield
+    celery_state._set_current_app(current_app)
     forget_sites()
 
 

@@ -9,8 +9,8 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-#: 1 is what a change must pass (`make slow`); a tenth of that is in `make test`. More: ``TEST_SCALE=20``.
-SCALE = float(os.environ.get("TEST_SCALE", "0.1"))
+#: 1 is what a change must pass (`make slow`); a twentieth of that is in `make test`. More: ``TEST_SCALE=20``.
+SCALE = float(os.environ.get("TEST_SCALE", "0.05"))
 
 
 def scaled(count: int) -> int:
