@@ -1,6 +1,7 @@
 """Takes the provider's webhooks: checks them, records that a batch has ended, and wakes its shard.
 
-Framework-free: a front door hands over body and headers, sends the answer, and calls ``wake_soon``, which takes no time.
+Framework-free: a front door hands over body and headers, sends the answer, and calls ``wake_soon``, which waits for
+nothing.
 """
 
 from __future__ import annotations
