@@ -12,9 +12,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from batchpipe.config.account import Account
+from batchpipe.config.settings import Settings
 from batchpipe.errors import AmbiguousResult, BatchpipeError, Gone, Paused, Refused, SettingsError, Unavailable
 from batchpipe.model.provider import Batch, Provider
 from batchpipe.model.records import Status
+from batchpipe.provider import Apis
 
 #: Completion windows that are tried beside the one that is asked for.
 WINDOWS = ("48h", "7d", "14d")
@@ -53,6 +55,22 @@ class Capabilities:
     def note(self, what: str, value: bool | str | None, detail: str = "") -> None:
         word = ("yes" if value else "no") if isinstance(value, bool) else value
         self.found.append(Found(what, word, detail))
+
+
+def probe_account(
+    settings: Settings,
+    name: str,
+    *,
+    model: str,
+    endpoint: str,
+    window: str,
+    timeout: float,
+    say: Callable[[str], None] = lambda text: None,
+) -> Capabilities:
+    """Probe an account of these settings; Redis is not needed. Raises SettingsError, and what ``Probe.run`` raises."""
+    api, account = Apis(settings)(name), settings.account(name)
+    probe = Probe(api, account, name, model=model, endpoint=endpoint, window=window, timeout=timeout, say=say)
+    return probe.run()
 
 
 class Probe:
