@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 
 import click
@@ -43,28 +42,15 @@ def probe_command(
     Sends about ten tiny rows, in a few batches, and prints what was found and the settings of the account that
     follow; --write adds them to a file such as .env. Nothing is left behind.
     """
-    from batchpipe.client.probe import Probe
-    from batchpipe.provider import Apis
+    from batchpipe.client.probe import probe_account
 
     quiet_libraries()
     chosen = settings()
     name = account.lower()
-    found_account = chosen.account(name)
+    chosen.account(name)  # what is wrong with it is said before anything is asked
     if not (yes or chosen.is_sandbox(name)):
         _ask(name, model)
-    api = Apis(chosen)(name)
-    probe = Probe(
-        api,
-        found_account,
-        name,
-        model=model,
-        endpoint=endpoint,
-        window=window,
-        timeout=timeout,
-        keyed=partial(api.with_header, "Idempotency-Key"),
-        say=say,
-    )
-    found = probe.run()
+    found = probe_account(chosen, name, model=model, endpoint=endpoint, window=window, timeout=timeout, say=say)
     lines = [f"BATCHPIPE_ACCOUNTS__{name.upper()}__{key}={value}" for key, value in found.settings.items()]
     if as_json:
         emit_json({**asdict(found), "settings": dict(line.split("=", 1) for line in lines)})

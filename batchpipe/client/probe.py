@@ -8,13 +8,16 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from batchpipe.client.capabilities import Capabilities
 from batchpipe.config.account import Account
+from batchpipe.config.settings import Settings
 from batchpipe.errors import AmbiguousResult, BatchpipeError, Gone, Paused, Refused, SettingsError, Unavailable
 from batchpipe.model.provider import Batch, Provider
 from batchpipe.model.records import Status
+from batchpipe.provider import Apis
 
 #: Completion windows that are tried beside the one that is asked for.
 WINDOWS = ("48h", "7d", "14d")
@@ -28,6 +31,25 @@ CANCEL_SECONDS = 10.0
 _MOST_BYTES = 1_000_000
 
 Json = dict[str, Any]
+
+
+def probe_account(
+    settings: Settings,
+    name: str,
+    *,
+    model: str,
+    endpoint: str,
+    window: str,
+    timeout: float,
+    say: Callable[[str], None] = lambda text: None,
+) -> Capabilities:
+    """Probe an account of these settings; Redis is not needed. Raises SettingsError, and what ``Probe.run`` raises."""
+    api, account = Apis(settings)(name), settings.account(name)
+    keyed = partial(api.with_header, "Idempotency-Key")
+    probe = Probe(
+        api, account, name, model=model, endpoint=endpoint, window=window, timeout=timeout, keyed=keyed, say=say
+    )
+    return probe.run()
 
 
 class Probe:

@@ -65,7 +65,14 @@ class Notices:
         for note in (note for note, answer in zip(notes, answers, strict=True) if answer == "full"):
             _say_full(note)
         if "ok" in answers:
+            self._ask(queue)
+
+    def _ask(self, queue: str) -> None:
+        """They are recorded and due: whatever goes wrong here, with a site's app for instance, a sweep asks again."""
+        try:
             self._deliver_soon(queue)
+        except Exception as error:
+            logger.warning("delivery not asked for: %s", type(error).__name__, extra={"event": "not_told"})
 
 
 def _say_full(note: Notification) -> None:

@@ -7,24 +7,27 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from celery import Celery
 from pydantic import SecretStr
 
+from batchpipe.cli import doctor
 from batchpipe.config.site import current_site
 from batchpipe.config.target import Target
-from batchpipe.errors import TransientError
+from batchpipe.errors import Paused, TransientError
 from batchpipe.model.notifications import GIVE_UP_SECONDS, Notification
 from batchpipe.pipeline.messages import Message, Next
 from batchpipe.pipeline.notices import Notices
 from batchpipe.pipeline.visits import Visits
 from batchpipe.store import outbox as outbox_module
+from batchpipe.store.outbox import Undelivered
 from batchpipe.tasks import delivery
 from batchpipe.tasks.delivery import Deliverer
 from batchpipe.tasks.publishing import deliver_soon
-from batchpipe.testing import Pump
+from batchpipe.testing import FakeOpenAI, Pump
 
 SECRET = SecretStr("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw")
 URL = "http://127.0.0.1:1/hook"
@@ -230,6 +233,44 @@ def test_a_full_outbox_is_said_once_and_asks_nobody(
         notices.job_trouble(job_id, event, "it is late")
     said = [record for record in caplog.records if "too many notifications wait" in record.getMessage()]
     assert (len(said), asked) == (1, [])
+
+
+def test_a_site_whose_app_raises_when_it_is_asked_to_send_fails_no_turn(
+    pump: Pump, chat_rows: Callable[..., Any]
+) -> None:
+    """The news is recorded, and due: a sweep asks again."""
+
+    def fail(queue: str) -> None:
+        raise RuntimeError("of a site")
+
+    settings = pump.settings.model_copy(update={"notify": ("ops",)})
+    Notices(settings, pump.store, fail).job_trouble(pump.submit(chat_rows(1)), "overdue", "it is late")
+    pump.advance(1)
+    assert pump.store.outbox.is_due()
+
+
+def test_an_account_is_paused_whatever_asking_for_its_notice_raises(
+    tmp_path: Path, redis_url: str, chat_rows: Callable[..., Any]
+) -> None:
+    """Each further call would be refused, too: the pause must stand when the turn ends."""
+    app_with(redis_url, broker_url="nonsense://x")
+    pump = Pump(tmp_path, api=FakeOpenAI())
+    settings = pump.settings.model_copy(update={"notify": ("ops",)})
+    pump.shard_runner.notices = Notices(settings, pump.store, deliver_soon)
+    pump.submit(chat_rows(1))
+    pump.api.fail_next("upload", Paused("no money", code="insufficient_quota"))
+    for _ in range(10):
+        pump.step()
+        pump.advance(1)
+    assert pump.store.accounts.pause_of("default") is not None
+    assert [one.type for one in pump.store.outbox.waiting(10)] == ["account.paused"]
+
+
+@pytest.mark.parametrize("waiting", [10_000, 9_999])
+def test_doctor_says_that_news_is_dropped(waiting: int) -> None:
+    """What is not recorded is listed nowhere."""
+    client: Any = SimpleNamespace(count_notifications=lambda: Undelivered(waiting, 0))
+    assert [found.verdict for found in doctor._notifications(client)] == (["fail"] if waiting == 10_000 else [])
 
 
 def test_an_error_of_a_turn_is_not_hidden_by_a_broker_that_takes_no_message() -> None:
