@@ -180,7 +180,7 @@ def _records(client: Client) -> Iterator[Finding]:
 
 def _notifications(client: Client) -> Iterator[Finding]:
     """Whether notifications are stuck."""
-    waiting, given_up = client.count_notifications()
+    waiting, given_up = client.notifications().counts()
     if given_up:
         detail = f"{given_up} notifications were given up, {waiting} are tried again"
         yield Finding("told", "warn", detail, "batchpipe notifications --dead, then --resend all")
