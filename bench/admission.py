@@ -4,11 +4,12 @@
 
 A sandbox with a queue of tokens, a Redis, workers and beat, each of the workers a process of its own. Five jobs, from
 one shard to most of them, submitted at once; the limit is not in the settings, so it is learned from the first
-refusals. The ideal schedule of the same run: all room is always in use, and each batch takes as long as the sandbox
-needs for it. ``--kill N``: so many workers, each killed at random and started again; ``--freeze-sweep S``: no sweep
-runs in the first so many seconds. Fails if a shard is refused after the limit is known, room is less than 90 % in use
-while shards wait, a small job ends later than half of the largest, a row is paid twice, or it takes more than 1.15
-times as long as the ideal.
+refusals. The ideal schedule of the same run: all room is always in use, and each batch takes as long as it really was
+at the sandbox. ``--kill N``: so many workers, one of which is killed at random and started again about each
+``--kill-every`` seconds; ``--freeze-sweep S``: no sweep runs in the first so many seconds. What it prints first is
+where the time of a place goes between two batches. Fails if a shard is refused after the limit is known, room is less
+than 90 % in use while shards wait, a small job ends later than half of the largest, a row is paid twice, or it takes
+more than 1.15 times as long as the ideal.
 """
 
 from __future__ import annotations
@@ -39,6 +40,8 @@ from batchpipe.sandbox import Sandbox
 
 MOST_TIMES, LEAST_USED = 1.15, 0.9
 ROWS = 40
+#: CPU seconds that killed workers had taken.
+KILLED: list[float] = []
 #: Parts of all shards: the sizes of the five jobs.
 SIZES = (0.6, 0.3, 0.075, 0.02, 0.005)
 
@@ -59,16 +62,17 @@ def start(folder: Path, *command: str) -> subprocess.Popen[bytes]:
 
 @contextmanager
 def processes(folder: Path, options: argparse.Namespace) -> Iterator[list[subprocess.Popen[bytes]]]:
-    """Workers and beat; some of the workers are killed at random, at a rate of one each ten seconds."""
+    """Workers and beat; the workers are killed at random, one of them about each ``--kill-every`` seconds."""
     worker = ("worker", "--concurrency", "8")
     count = max(options.kill, options.workers)
     running = [start(folder, *worker) for _ in range(count)]
-    beat = [start(folder, "beat")] if not options.freeze_sweep else []
+    running += [start(folder, "beat")] if not options.freeze_sweep else []
     done, dice = threading.Event(), random.Random(7)
 
     def kill() -> None:
-        while options.kill and not done.wait(dice.uniform(5, 15)):
+        while options.kill and not done.wait(dice.uniform(0.5, 1.5) * options.kill_every):
             place = dice.randrange(count)
+            KILLED.append(cpu_of([psutil.Process(running[place].pid)]))
             running[place].kill()
             running[place].wait()
             running[place] = start(folder, *worker)
@@ -76,13 +80,13 @@ def processes(folder: Path, options: argparse.Namespace) -> Iterator[list[subpro
     killer = threading.Thread(target=kill, daemon=True)
     killer.start()
     try:
-        yield [*running, *beat]
+        yield running
     finally:
         done.set()
         killer.join()
-        for process in [*running, *beat]:
+        for process in running:
             process.terminate()
-        for process in [*running, *beat]:
+        for process in running:
             try:
                 process.wait(30)
             except subprocess.TimeoutExpired:
@@ -110,11 +114,11 @@ def measure(folder: Path, sandbox: Sandbox, options: argparse.Namespace) -> int:
 
 
 def cpu(client: Client, running: list[subprocess.Popen[bytes]]) -> dict[str, float]:
-    """CPU seconds so far; a worker that was killed has taken its own with it."""
+    """CPU seconds so far."""
     alive = [psutil.Process(process.pid) for process in running if process.poll() is None]
     redis = client.store.connection.call("info", "cpu")
     return {
-        "workers and beat": cpu_of(alive),
+        "workers and beat": cpu_of(alive) + sum(KILLED),
         "Redis": float(redis["used_cpu_sys"]) + float(redis["used_cpu_user"]),
         "sandbox and this script": time.process_time(),
     }
@@ -165,6 +169,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=20.0, help="that a batch runs")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--kill", type=int, default=0, help="so many workers, killed at random")
+    parser.add_argument("--kill-every", type=float, default=30.0, help="seconds between two kills, about")
     parser.add_argument("--freeze-sweep", type=float, default=0.0, help="no beat, and workers sweep only after so long")
     options = parser.parse_args()
     for name in [name for name in os.environ if name.startswith(("BATCHPIPE_", "OPENAI_"))]:

@@ -180,7 +180,7 @@ def _records(client: Client) -> Iterator[Finding]:
 
 def _notifications(client: Client) -> Iterator[Finding]:
     """Whether notifications are stuck."""
-    found = client.count_notifications()
+    found = client.notifications().counts()
     waiting, given_up = found
     if found.full:
         detail = f"{waiting} notifications wait, so no further ones are recorded, nor told to anybody"

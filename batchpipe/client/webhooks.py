@@ -19,6 +19,7 @@ from batchpipe.errors import BatchpipeError, RecordUnreadable, StoreUnavailable
 from batchpipe.model.webhooks import MOST_BYTES, Malformed, NotSigned, Signed, Verifier
 
 if TYPE_CHECKING:
+    from batchpipe.client.job import ClientLike
     from batchpipe.store import Store
     from batchpipe.store.news import Told
 
@@ -146,3 +147,14 @@ def _say(why: str) -> None:
     """Log why webhooks are refused: once a minute for each reason, for anybody may send them."""
     if current_site().is_first_time("webhook_refused", why, seconds=SAY_SECONDS):
         logger.warning("a webhook was refused: %s", why, extra={"event": "webhook_refused"})
+
+
+def receiver_of(client: ClientLike) -> WebhookReceiver:
+    """For the accounts of a client's settings. Raises SettingsError."""
+
+    def republish(job_id: str, index: int) -> object:
+        from batchpipe.tasks.runtime import runtime
+
+        return runtime(client.settings).shard_runner.republish(job_id, index, when="overdue")
+
+    return WebhookReceiver(client.settings, lambda: client.store, republish)

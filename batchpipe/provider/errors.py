@@ -116,7 +116,7 @@ def _of_status(error: openai.APIStatusError) -> BatchpipeError:
         return Paused(message, code=code or f"http_{status}", after=after)
     if TOKEN_LIMIT in answer.codes or (status in (400, 429) and says_token_limit(message)):
         return Unavailable(message, code=TOKEN_LIMIT, after=after, status=status)
-    if status in (400, 409, 429) and says_batch_limit(answer.codes, message):
+    if status in (400, 429) and says_batch_limit(answer.codes, message):
         return Unavailable(message, code=BATCH_LIMIT, after=after, status=status)
     if status == 400 and says_no_file(message):
         return Unavailable(message, code=FILE_NOT_FOUND, after=after, status=status)

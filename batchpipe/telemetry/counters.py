@@ -15,7 +15,15 @@ from http import HTTPStatus
 
 import orjson
 
-from batchpipe.errors import TOKEN_LIMIT, Paused, SettingsError, StorageTrouble, TransientError, Unavailable
+from batchpipe.errors import (
+    BATCH_LIMIT,
+    TOKEN_LIMIT,
+    Paused,
+    SettingsError,
+    StorageTrouble,
+    TransientError,
+    Unavailable,
+)
 from batchpipe.model.records import ENDED, Stage, State
 from batchpipe.model.steps import STEPS
 
@@ -250,7 +258,7 @@ def reason_of(error: BaseException) -> str:
         case SettingsError():
             return "settings"
         case Unavailable():
-            if error.code == TOKEN_LIMIT:
+            if error.code in (TOKEN_LIMIT, BATCH_LIMIT):
                 return "token_limit"
             return "rate_limit" if error.status == 429 else "provider"
         case TransientError():

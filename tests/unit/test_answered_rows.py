@@ -14,7 +14,7 @@ from batchpipe.model.records import JobRecord, State
 from batchpipe.model.views import SHOWN, Moment, Sums, job_view
 from batchpipe.pipeline.reason_samples import read_samples
 from batchpipe.testing import Pump, Vanished
-from batchpipe.testing.provider import Answer
+from batchpipe.testing.things import Answer
 from tests.size import scaled
 from tests.unit.test_rounds import Script, pump_of
 

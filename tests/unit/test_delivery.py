@@ -269,7 +269,7 @@ def test_an_account_is_paused_whatever_asking_for_its_notice_raises(
 @pytest.mark.parametrize("waiting", [10_000, 9_999])
 def test_doctor_says_that_news_is_dropped(waiting: int) -> None:
     """What is not recorded is listed nowhere."""
-    client: Any = SimpleNamespace(count_notifications=lambda: Undelivered(waiting, 0))
+    client: Any = SimpleNamespace(notifications=lambda: SimpleNamespace(counts=lambda: Undelivered(waiting, 0)))
     assert [found.verdict for found in doctor._notifications(client)] == (["fail"] if waiting == 10_000 else [])
 
 

@@ -17,7 +17,7 @@ from batchpipe.model.records import BatchError, JobRecord, State, Status
 from batchpipe.storage import Folder
 from batchpipe.store import Connection, Store
 from batchpipe.testing import FakeOpenAI, Pump, Vanished
-from batchpipe.testing.provider import Answer, FakeBatch, polite_answer
+from batchpipe.testing.things import Answer, FakeBatch, polite_answer
 from tests.redis_server import new_redis
 from tests.size import scaled, thinned
 

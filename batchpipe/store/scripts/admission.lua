@@ -35,7 +35,12 @@ local function take(line, rec, member, needs, tries, now)
       local room = room_of(line.prefix, line.account, kind, line.model)
       if tries[kind] then try_more(room, member, now) end
       if room.fails > 0 then after_fails(room, now) end
-      if SPAN[kind] then use(room, amount, now) else hold(room, member, amount, now) end
+      if SPAN[kind] then
+        use(room, amount, now)
+        keep_pace(room, now)
+      else
+        hold(room, member, amount, now)
+      end
     end
   end
   redis.call('HSET', rec, 'admitted_at', num(now), 'needs', cjson.encode(needs))
@@ -278,7 +283,8 @@ end
 -- passed. `said`, in that span, is the limit if no more was used: a number of which more was is one of another span.
 local function slow_down(room, said, after, now)
   use(room, -1, now)
-  if after then set_room(room, 'retry_at', num(now + math.min(after, SPAN[room.kind]))) end
+  local ends = now + math.min(after or 0, SPAN[room.kind])
+  set_room(room, 'retry_at', num(ends), 'try_at', num(ends))
   if said and said >= 1 and used(room, now) <= said + math.ceil(said / SLOTS) then
     set_room(room, 'learned', string.format('%.0f', said), 'learned_at', num(now))
   end

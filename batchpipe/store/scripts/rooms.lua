@@ -22,6 +22,8 @@ local TRY_SECONDS, LONGEST_TRY, FORGET_SECONDS = 600, 21600, 86400
 local FIRST_RETRY, LONGEST_RETRY = 5, 600
 -- No account has a smaller queue, in tokens.
 local LEAST_LEARNED = 1e5
+-- After a refusal for a rate.
+local PACED_SECONDS, CATCH_UP_SECONDS = 3600, 5
 -- Where no limit is known, so many tokens, or shards like the first, go at once; twice as much after each START_SECONDS.
 local START_TOKENS, START_SHARDS, START_SECONDS = 1e6, 16, 60
 local RAISED_AT_ONCE, LINES_AT_ONCE, DROPPED_AT_ONCE, GRANTS_AT_ONCE = 50, 16, 100, 20
@@ -226,12 +228,29 @@ local function may_start(room, amount, now)
   return false
 end
 
+-- After a call was refused as one too many, those who wait are not let in all at once: seconds between two of them, by the rate
+-- that was said, else one a second for an hour. nil: no call was refused lately.
+local function pace_of(room, now)
+  if not SPAN[room.kind] then return nil end
+  if room.learned then return SPAN[room.kind] / room.learned end
+  return room.retry_at and now - room.retry_at < PACED_SECONDS and 1 or nil
+end
+
+-- one was let in; who is late for it, for grants come with sweeps, may catch up on a few seconds
+local function keep_pace(room, now)
+  local pace = pace_of(room, now)
+  if pace then set_room(room, 'try_at', num(math.max(room.try_at or 0, now - CATCH_UP_SECONDS) + pace)) end
+end
+
 -- whether so much fits; second: as one that tries for more than the learned limit
 local function fits(room, amount, now)
   forget_old(room, now)
   local limit = limit_of(room)
   if room.retry_at and now < room.retry_at then return false end
-  if SPAN[room.kind] then return not limit or used(room, now) + amount <= limit end
+  if SPAN[room.kind] then
+    if pace_of(room, now) and now < (room.try_at or 0) then return false end
+    return not limit or used(room, now) + amount <= limit
+  end
   if room.sum <= 0 then return true end -- whoever is too large for it goes alone
   local then_held = room.sum + amount
   if not limit then return may_start(room, amount, now) end
