@@ -36,8 +36,8 @@ class NoRoom(Exception):
 
 
 def wait_for_room(lease: ShardLease, store: Store, settings: Settings, *, uploads: int = 0) -> Move | None:
-    """Reserve room for a shard, or queue it: then the turn ends with this Move. ``uploads``: the number of its upload calls
-    with the one that follows, recorded if there is room. Raises LeaseLost, StoreUnavailable.
+    """Reserve room for a shard, or queue it: then the turn ends with this Move. ``uploads``: the number of its upload
+    calls with the one that follows, recorded if there is room. Raises LeaseLost, StoreUnavailable.
     """
     job, shard = lease.job, lease.shard
     needs = needs_of(shard.bytes, store.admission.lately_ratio(shard.model), upload=shard.stage == Stage.PLANNED)

@@ -28,6 +28,7 @@ from batchpipe.model.notifications import TROUBLE
 from batchpipe.model.provider import Provider
 from batchpipe.model.records import JOB, LONGEST_PAUSE, JobRecord, Problem, State
 from batchpipe.model.steps import SHARD_STEPS, Step
+from batchpipe.pipeline.ahead import Ahead
 from batchpipe.pipeline.messages import Message, Next, Publish, Retry, WaitingIn, denied
 from batchpipe.pipeline.notices import Notices, record_safely
 from batchpipe.pipeline.relaxed import Trust
@@ -63,6 +64,7 @@ class Shared(TypedDict, total=False):
     counters: Counters | None
     waiting_in: WaitingIn | None
     notices: Notices | None
+    ahead: Ahead | None
     deliver: Callable[[], int] | None
 
 
@@ -83,6 +85,7 @@ class Runner:
         self.waiting_in = shared.get("waiting_in")
         self.notices = shared.get("notices") or Notices(settings, store)
         self.deliver = shared.get("deliver")
+        self.ahead = shared.get("ahead") or Ahead()
         self.counters = shared.get("counters") or Counters()
         self.sleep: Callable[[float], None] = time.sleep
         self.trust = Trust(store.news.trusted)
