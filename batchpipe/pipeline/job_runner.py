@@ -210,7 +210,10 @@ class JobRunner(Runner):
         alone = few is not None and len(few) == 1 and not job.shards and is_small(few[0].bytes, few[0].rows)
         following = self.ahead.link_of(self.settings, "upload") if alone else None
         shards = _new_shards(job, prepared) if few is None else few
-        count, merge_epoch = self.store.leases.plan(lease, changes, shards, ids, following=following)
+        planned = {"round": job.round + 1, "shards": len(prepared.shards), "rows": prepared.rows}
+        count, merge_epoch = self.store.leases.plan(
+            lease, changes, shards, ids, following=following, events=[("planned", planned)]
+        )
         self.ahead.keep(lease.following)
         self._count_stages(job)
         if merge_epoch:
@@ -219,7 +222,7 @@ class JobRunner(Runner):
         if job.round:
             self.counters.add("rounds")
             self.counters.add("rows_resent", prepared.rows)
-        self.log(job.id, [("planned", {"round": job.round + 1, "shards": count, "rows": prepared.rows})])
+        self.log(job.id, [("planned", planned)], recorded=True)
         if few is None:
             self._publish_planned(job.id, job.round + 1)
         else:

@@ -136,7 +136,7 @@ class Runner:
             f"any: it may need {step.remedy}"
         )
         self.store.leases.save(lease, {"trouble": Problem(code="deadline", message=message)})
-        ids = {} if lease.index == JOB else {"shard": lease.index}
+        ids: dict[str, Any] = {} if lease.index == JOB else {"shard": lease.index}
         fields = {"link": step.name, "seconds": lease.deadline, "message": message}
         self.log(lease.job.id, [("deadline", fields)], level=logging.WARNING, **ids)
 
@@ -144,14 +144,25 @@ class Runner:
         self.publish(Message(lease.job.id, JOB, epoch, State.FINALIZING, ids, lease.job.queue, small=small))
 
     def log(
-        self, job_id: str, events: Iterable[tuple[str, dict[str, Any]]], *, level: int = logging.INFO, **ids: Any
+        self,
+        job_id: str,
+        events: Iterable[tuple[str, dict[str, Any]]],
+        *,
+        level: int = logging.INFO,
+        recorded: bool = False,
+        **ids: Any,
     ) -> None:
-        """Write events to the job's log and ours. The log is only for people: losing an event must not fail a turn."""
+        """Write events to the job's log and ours. The log is only for people: losing an event must not fail a turn.
+
+        ``recorded``: a script has added them to the job's log.
+        """
         for event, fields in events:
             log_event(logger, event, fields, level=level, job=job_id, **ids)
             if event in TROUBLE:
                 message = str(fields.get("message", event))
                 record_safely(partial(self.notices.job_trouble, job_id, event, message))
+            if recorded:
+                continue
             try:
                 self.store.events.add(job_id, event, **ids, **fields)
             except StoreUnavailable as error:

@@ -78,6 +78,7 @@ class ShardRunner(Runner):
             return self.gone(job_id) if lease.why == "gone" else denied(lease)
         assert isinstance(lease, ShardLease)
         account = lease.job.account
+        self.store.jobs.remember_account(job_id, account)
         api = self._api_or_trouble(account)
         with lease, about(account=account, batch=lease.shard.batch_id):
             try:
@@ -300,26 +301,26 @@ class ShardRunner(Runner):
         try:
             move, tries = self._as_move(lease.shard, ending)
             ids = new_task_ids(1)
-            following = self._following(lease, move)
-            news, merge_epoch = self.store.leases.advance(lease, move, tries=tries, merge_ids=ids, following=following)
+            events = [*move.events, *_collected(move)]
+            recorded = [(event, {"shard": lease.index, **fields}) for event, fields in events]
+            news, merge_epoch = self.store.leases.advance(
+                lease, move, tries=tries, merge_ids=ids, following=self._following(lease, move), events=recorded
+            )
         except LeaseLost:
             return Done()
         self.ahead.keep(lease.following)
         self._count_move(lease.job.account, lease.shard, move)
         pass_on_room(self, lease.shard, move, news.granted)
         paused = isinstance(ending, _Failed) and ending.reason == "paused"  # logged once per account
-        self.log(lease.job.id, move.events, level=logging.DEBUG if paused else logging.INFO, shard=lease.index)
+        level = logging.DEBUG if paused else logging.INFO
+        self.log(lease.job.id, events, level=level, recorded=True, shard=lease.index)
         if move.pause is not None:
             self._pause(lease, move.pause, None)
         if move.stage == Stage.COLLECTED:
-            counts = {name: move.changes.get(name) for name in ("ok", "failed", "missing")}
-            early = move.changes.get("incomplete")
-            collected = counts | ({"incomplete": early} if early else {})
-            self.log(lease.job.id, [("collected", collected)], shard=lease.index)
             if merge_epoch:
                 small = lease.job.shards == 1 and _is_small(lease.shard)
                 self.publish_merge(lease, merge_epoch, ids, small=small)
-            return Done(f"collected: {numbers(counts)}")
+            return Done(f"collected: {numbers(move.changes)}")
         if news.republish:
             self.republish(lease.job.id, lease.index)
             return Done("published again")
@@ -387,6 +388,15 @@ class _Failed:
     after: float
     counted: bool
     reason: str = "failure"  #: for the counters
+
+
+def _collected(move: Move) -> list[tuple[str, dict[str, Any]]]:
+    """The event of a shard that is collected."""
+    if move.stage != Stage.COLLECTED:
+        return []
+    counts = {name: move.changes.get(name) for name in ("ok", "failed", "missing")}
+    early = move.changes.get("incomplete")
+    return [("collected", counts | ({"incomplete": early} if early else {}))]
 
 
 def _deferred_fields(failed: _Failed) -> dict[str, Any]:

@@ -186,6 +186,8 @@ class Lease(ABC):
 class JobLease(Lease):
     """The right to work on a job itself."""
 
+    shards: list[ShardRecord] | None = None  #: those of the job, if they are few and this turn has read them
+
     @property
     def index(self) -> int:
         return JOB

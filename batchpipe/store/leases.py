@@ -16,10 +16,13 @@ from batchpipe.model.records import JOB, JobRecord, Move, ShardRecord, Stage, St
 from batchpipe.model.stats import Pause
 from batchpipe.store.connection import Connection
 from batchpipe.store.due import CHUNK, Due
+from batchpipe.store.events import LOG_SECONDS, events_of
 from batchpipe.store.jobs import output_in_use
 from batchpipe.store.lease import ClaimDenied, Following, JobLease, Lease, Renewal, ShardLease, host_clock, news_of
 from batchpipe.store.records import chunks, decode, draft, encode_changes
 
+#: Events for the log of a job: the name and the fields of each.
+Events = Iterable[tuple[str, Mapping[str, Any]]]
 #: Shards of a job, at most, that are planned, or expire, in the script that does the rest.
 AT_ONCE = 20
 
@@ -120,13 +123,20 @@ class Leases:
         return _news_or_lost(answer)
 
     def advance(
-        self, lease: ShardLease, move: Move, *, tries: str, merge_ids: list[str], following: Following | None = None
+        self,
+        lease: ShardLease,
+        move: Move,
+        *,
+        tries: str,
+        merge_ids: list[str],
+        following: Following | None = None,
+        events: Events = (),
     ) -> tuple[Renewal, int]:
         """End a turn. Returns what the holder must know, and the epoch under which to publish merge (0: not now).
 
         ``tries``: keep (unexpected trouble), refund (expected trouble) or reset (progress). ``following``: the turn
         that is claimed in the same call, if its time has come (``following`` of the lease); it is that of merge if the
-        shard is collected. Raises LeaseLost.
+        shard is collected. ``events`` are added to the job's log. Raises LeaseLost.
         """
         token, before = uuid.uuid4().hex, host_clock()
         answer = self._fenced(
@@ -141,6 +151,7 @@ class Leases:
             self._redis.lease_seconds,
             merge_ids,
             self._wanted(following, token),
+            events_of(events),
             *encode_changes(move.changes),
         )
         if len(answer) > 5:
@@ -161,6 +172,7 @@ class Leases:
             tries,
             self._redis.lease_seconds,
             [],
+            "",
             "",
             *encode_changes(changes),
         )
@@ -192,13 +204,15 @@ class Leases:
         ids: list[str],
         *,
         following: Following | None = None,
+        events: Events = (),
     ) -> tuple[int, int]:
         """Plan a round under the job's lease. Returns the number of its shards, and 0 or the epoch under which to
         publish merge: then the job is being cancelled, and nothing was planned.
 
         The records are first written where nobody sees them, then made visible by one script, and then made due. A turn
         that plans again after a crash overwrites them. Ends the lease's renewals. ``following``: the first turn of the
-        shard, if there is but one, which is claimed in the same call. Raises LeaseLost.
+        shard, if there is but one, which is claimed in the same call. ``events`` are added to the job's log. Raises
+        LeaseLost.
         """
         left = iter(shards)
         begin, member, fields = (
@@ -211,7 +225,18 @@ class Leases:
             drafts = f"[{','.join(map(draft, begin))}]"
             token, before = uuid.uuid4().hex, host_clock()
             wanted = self._wanted(following if len(begin) == 1 else None, token)
-            args = (member, lease.token, self._redis.lease_seconds, ids, len(begin), drafts, wanted, *fields)
+            args = (
+                member,
+                lease.token,
+                self._redis.lease_seconds,
+                ids,
+                len(begin),
+                drafts,
+                wanted,
+                events_of(events),
+                LOG_SECONDS,
+                *fields,
+            )
             answer = self._fenced("plan", lease, *args)
             if answer[0] == "cancel":
                 return 0, int(answer[1])
@@ -226,16 +251,32 @@ class Leases:
             if going:
                 going = self._fenced("draft_shards", lease, lease.token, *map(draft, chunk))[0] != "cancel"
         lease.stop()
-        answer = self._fenced(
-            "plan", lease, member, lease.token, self._redis.lease_seconds, ids, count, "", "", *fields
+        args = (
+            member,
+            lease.token,
+            self._redis.lease_seconds,
+            ids,
+            count,
+            "",
+            "",
+            events_of(events),
+            LOG_SECONDS,
+            *fields,
         )
+        answer = self._fenced("plan", lease, *args)
         if answer[0] == "cancel":
             return 0, int(answer[1])
         self._due.make_due(lease.job.id)
         return count, 0
 
     def claim_output(self, lease: JobLease, names: Sequence[str]) -> None:
-        """Claim names of a job's output until it is closed. Raises OutputInUse (none is claimed), LeaseLost."""
+        """Claim names of a job's output until it is closed. Raises OutputInUse (none is claimed), LeaseLost.
+
+        What the job owns already stays its own; one that is landed may have left its output to another.
+        """
+        if set(names) <= set(lease.job.owns) and not lease.job.send_no_more:
+            lease.check()
+            return
         owns = list(dict.fromkeys([*lease.job.owns, *names]))
         args = (self._redis.prefix, lease.job.id, lease.token, orjson.dumps(owns).decode())
         verdict, *owner = self._redis.run("claim_output", self._redis.keys(lease.job.id, JOB), *args)
@@ -246,8 +287,12 @@ class Leases:
         lease.job = lease.job.evolve(owns=owns)
 
     def finish(self, lease: JobLease, state: State, changes: Mapping[str, Any]) -> State:
-        """Record the end state; the lease is kept for notifications. Returns that state: the cancel flag wins."""
-        return State(self._fenced("record_job_end", lease, lease.token, state.value, *encode_changes(changes))[1])
+        """Record the end state; the lease is kept for notifications, and has the job as it is then. Returns that state:
+        the cancel flag wins.
+        """
+        answer = self._fenced("record_job_end", lease, lease.token, state.value, *encode_changes(changes))
+        lease.job = decode(JobRecord, answer[2])
+        return State(answer[1])
 
     def close_job(self, lease: JobLease) -> None:
         """Close an ended job when nothing is left to do: its output is free, it leaves the due set, its records expire.

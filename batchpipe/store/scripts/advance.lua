@@ -3,7 +3,7 @@
 -- ARGV: 1 skew (s), 2 prefix, 3 job id, 4 member, 5 member of the job itself, 6 token, 7 stage ('': it stays), 8 wait (s),
 --   9 tries: keep | refund | reset, 10 lease (s), 11 task ids of merge (JSON [..]),
 --   12 the next turn of this visit, which is claimed if it is its turn now (JSON {..}, see claiming.lua; '': none),
---   13 fields
+--   13 events for the job's log (JSON [[event, data] ..]; '': none), 14 fields
 -- -> {'ok', republish, cancel, epoch of merge or 0, shards that were granted room by it (count); and if the next turn was
 --  claimed, what `claim` answers} | {'lost'}
 -- A parked shard has no message, and so no task ids. Redis keeps a hash of short values in a third of the space, but not
@@ -31,7 +31,8 @@ local status, counts, batch = get(rec, 'status'), get(rec, 'counts'), get(rec, '
 local counted = rec ~= job and (from == 'created' or stage == 'collected')
 local answered = counted and tonumber(get(rec, 'answered') or '0')
 local landing = stage == 'collected' and flag(rec, 'landing') == 1
-write(rec, 13)
+write(rec, 14)
+note_events(ARGV[2], ARGV[3], ARGV[13])
 if from == 'created' then
   -- a look has seen the end meanwhile: that is not replaced by what was read before, or by a server that lags
   if stage == 'created' and FINAL[status] and not FINAL[get(rec, 'status')] and get(rec, 'batch_id') == batch then

@@ -24,7 +24,8 @@
 --   alias:JOB        text     JOB that this id, handed out before its key was found taken, stands for; 60 days more than
 --                             JOB_TTL_DAYS
 --   log:JOB          stream   events for people: event (text), data (JSON {..}); ids are Redis' own time (milliseconds);
---                             about 2,000 of them. An event lets it live 60 days, the job's closing JOB_TTL_DAYS
+--                             about 2,000 of them. The submit, each round and events of trouble let it live 60 days, the
+--                             job's closing JOB_TTL_DAYS
 --   jobs             zset     JOB by its created_at (at); the sweep takes out those whose records have expired
 --   jobs:STATE       zset     the same, of the jobs in this state; `cancelling`: those that are to end and have not
 --   job_ids          zset     JOB by 0, so that ids can be found by their beginning; goes with `jobs`
@@ -624,6 +625,14 @@ local function expire_shards(prefix, id, first, last, ttl)
     if shard[1] then redis.call('EXPIRE', prefix .. 'batch:' .. shard[1], ttl) end
     for _, spent in ipairs(cjson.decode(shard[2] or '[]')) do redis.call('EXPIRE', prefix .. 'batch:' .. spent, ttl) end
     redis.call('EXPIRE', key, ttl)
+  end
+end
+
+-- events for the job's log: [[event, data] ..], '' for none. They are for people, so trouble with them stops no turn
+local function note_events(prefix, id, text)
+  if text == '' then return end
+  for _, one in ipairs(cjson.decode(text)) do
+    redis.pcall('XADD', prefix .. 'log:' .. id, 'MAXLEN', '~', '2000', '*', 'event', one[1], 'data', one[2])
   end
 end
 

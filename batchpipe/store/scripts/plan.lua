@@ -3,7 +3,8 @@
 -- KEYS: 1 job, 2 job, 3 due, 4 clock
 -- ARGV: 1 skew (s), 2 prefix, 3 job id, 4 member, 5 token, 6 lease (s), 7 task ids of merge (JSON [..]), 8 shards (count),
 --   9 the shards of a small round (JSON [[index, field, value ..] ..]; '': they are drafted), 10 the first turn of the only shard, which is claimed
---   at once (JSON {..}, see claiming.lua; '': none), 11 fields (none is removed)
+--   at once (JSON {..}, see claiming.lua; '': none), 11 events for the job's log
+--   (JSON [[event, data] ..]; '': none), 12 how long that lives (s), 13 fields (none is removed)
 -- -> {'ok'; and if that was claimed, what `claim` answers} | {'cancel', epoch of merge} | {'lost'}
 local now = clock(ARGV[1])
 local prefix, id, lease = ARGV[2], ARGV[3], ARGV[6]
@@ -21,7 +22,9 @@ redis.call('HSET', job, 'last', ARGV[5])
 if flag(job, 'cancel') == 1 then
   return { 'cancel', finalize(job, prefix, id, due, ARGV[4], lease, now, ARGV[7]) }
 end
-for i = 11, #ARGV, 2 do redis.call('HSET', job, ARGV[i], ARGV[i + 1]) end
+note_events(prefix, id, ARGV[11])
+redis.call('EXPIRE', prefix .. 'log:' .. id, ARGV[12])
+for i = 13, #ARGV, 2 do redis.call('HSET', job, ARGV[i], ARGV[i + 1]) end
 local first, count = tonumber(get(job, 'shards') or '0'), tonumber(ARGV[8])
 local drafted = math.max(first, tonumber(get(job, 'drafted') or '0'))
 redis.call('HSET', job, 'open', count, 'shards', first + count)
