@@ -57,6 +57,8 @@ if get(rec, 'full') then
   admission.refused(ARGV[2], rec, job, ARGV[4], now)
 elseif from == 'created' and stage == 'uploaded' then
   admission.let_go(ARGV[2], rec, job, ARGV[4]) -- something is wrong with the account: nobody is granted what it held
+elseif from == 'ended' and stage == 'collected' and status ~= 'failed' and get(rec, 'over_at') then
+  -- what it held was given back with the end of its batch
 elseif stage == 'collected' or (from == 'created' and stage ~= 'created') then
   admission.release(ARGV[2], rec, job, ARGV[4], now)
 end

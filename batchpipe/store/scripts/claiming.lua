@@ -35,9 +35,8 @@ local function take_lease(prefix, rec, job, due, id, member, wanted, now)
   if flag(rec, 'republish') == 1 then redis.call('HDEL', rec, 'republish') end
   redis.call('HDEL', rec, 'parked', 'park_until')
   redis.call('ZADD', due, num(ends), member)
-  local function time() return now end
   return { 'ok', redis.call('HGETALL', rec), redis.call('HGETALL', job), num(ends - now), num(deadline), overran,
-    pause_of(prefix .. 'pause:' .. (get(job, 'account') or 'default'), time) }
+    pause_now(prefix, get(job, 'account') or 'default', now) }
 end
 
 -- The next turn of the same visit is claimed at once (`text`: JSON of what it wants, but for the epoch; '': there is none).

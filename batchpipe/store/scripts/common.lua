@@ -103,7 +103,7 @@
 --   pruned           hash     name of a list of jobs -> how far the sweep has looked for expired ones in it (count)
 --   check            -        never there: LPUSHX on it asks whether Redis would take a write
 --   clock            hash     seen (at), ahead (s), back_at (at), back_by (s), backs (count), leap_at (at), leap_by (s):
---                             see clock(); never expires
+--                             see clock(); pauses_until (at): by then all pauses of accounts have ended; never expires
 --
 -- Fields of both, jobs and shards
 --   v              count    version of the record's form
@@ -309,8 +309,8 @@ local function num(value)
   return string.format('%.6f', value)
 end
 
--- how much our time is ahead of Redis' clock, once clock() was called
-local ahead = 0
+-- how much our time is ahead of Redis' clock, once clock() was called; until when some account is paused, at most
+local ahead, pauses_until = 0, 0
 
 -- Our time: Redis' clock, but it never goes back. The hash `clock` keeps the highest time `seen` (written once a second)
 -- and how far `ahead` of Redis' clock we are since that was set back. Our time then goes on from where it was, a twentieth
@@ -322,7 +322,8 @@ local function clock(skew, peek)
   local t = redis.call('TIME')
   local raw = tonumber(t[1]) + tonumber(t[2]) / 1000000 + tonumber(skew)
   local key = KEYS[#KEYS]
-  local known = redis.call('HMGET', key, 'seen', 'ahead', 'leap_at', 'leap_by')
+  local known = redis.call('HMGET', key, 'seen', 'ahead', 'leap_at', 'leap_by', 'pauses_until')
+  pauses_until = tonumber(known[5] or '0')
   local seen = tonumber(known[1] or raw)
   ahead = tonumber(known[2] or 0)
   local now = raw + ahead
@@ -525,6 +526,12 @@ local function pause_of(key, time)
   if found[1] == false then return end
   local left = math.min(tonumber(found[1]) - time(), tonumber(found[4]))
   if left > 0 then return num(left), found[2] or '', found[3] or '' end
+end
+
+-- the same for a script that has read the clock, which says whether any account may be paused
+local function pause_now(prefix, account, now)
+  if now >= pauses_until then return end
+  return pause_of(prefix .. 'pause:' .. account, function() return now end)
 end
 
 -- Called by every script that may have written counts of a batch, or collected a shard: the job's sum of answered rows, so

@@ -22,10 +22,10 @@ redis.call('HSET', job, 'last', ARGV[5])
 if flag(job, 'cancel') == 1 then
   return { 'cancel', finalize(job, prefix, id, due, ARGV[4], lease, now, ARGV[7]) }
 end
-note_events(prefix, id, ARGV[11])
-redis.call('EXPIRE', prefix .. 'log:' .. id, ARGV[12])
-for i = 13, #ARGV, 2 do redis.call('HSET', job, ARGV[i], ARGV[i + 1]) end
 local first, count = tonumber(get(job, 'shards') or '0'), tonumber(ARGV[8])
+note_events(prefix, id, ARGV[11])
+if first > 0 then redis.call('EXPIRE', prefix .. 'log:' .. id, ARGV[12]) end -- else the submit has done so
+for i = 13, #ARGV, 2 do redis.call('HSET', job, ARGV[i], ARGV[i + 1]) end
 local drafted = math.max(first, tonumber(get(job, 'drafted') or '0'))
 redis.call('HSET', job, 'open', count, 'shards', first + count)
 redis.call('HDEL', job, 'republish', 'trouble', 'due_now')
@@ -35,6 +35,7 @@ if ARGV[9] ~= '' then
     local index = tonumber(table.remove(fields, 1))
     local key = prefix .. 'shard:' .. id .. ':' .. index
     if index < drafted then redis.call('DEL', key) end -- a turn that died may have drafted another one
+    is_new(key)
     redis.call('HSET', key, 'planned_at', num(now), unpack(fields))
     redis.call('HSET', key, 'next_at', num(now), 'wait', num(0)) -- as set_due() does with one that was not published again
     redis.call('ZADD', due, num(now + tonumber(lease)), id .. '/' .. index)
