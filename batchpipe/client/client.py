@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     from batchpipe.pipeline.job_runner import JobRunner
     from batchpipe.pipeline.republish_many import Resumed
     from batchpipe.recover import Report
-    from batchpipe.store.outbox import Undelivered
 
 
 class Client:

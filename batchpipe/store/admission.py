@@ -56,8 +56,8 @@ class Admission:
         """Reserve all that a shard needs (see ``needs_of``), or nothing and put it into its queue.
 
         ``limits``: what the settings say; in force for grants, too, until somebody says otherwise. May be repeated: who
-        holds something stays in, who waits keeps its place. ``uploads``: the upload calls of the shard with the one
-        that follows, recorded if it is let in. Raises LeaseLost, StoreUnavailable.
+        holds something stays in, who waits keeps its place. ``uploads``: the shard's upload calls with the one that
+        follows, recorded if it is let in. Raises LeaseLost, StoreUnavailable.
         """
         answer = self._redis.run(
             "admit",

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from amqp import AMQPError
-from celery import Celery, chain, signature
+from celery import Celery, signature
 from celery.exceptions import OperationalError as CeleryOperationalError
 from kombu.exceptions import KombuError, OperationalError
 
@@ -42,8 +42,10 @@ def publish(message: Message) -> None:
         queue_of(app, message.queue)
         with app.producer_pool.acquire(block=True, timeout=10) as producer:
             over_redis = producer.connection.transport.driver_type == "redis"
-            made = _chain(app, message, _BEHIND if message.large and over_redis else {})
-            made.apply_async(producer=producer, retry=True, retry_policy=_PUBLISH_RETRY)
+            first, *rest = _links(app, message, _BEHIND if message.large and over_redis else {})
+            # what a chain of Celery's sends, without the copies that it makes of each link
+            further = {"chain": rest[::-1]} if rest else {}
+            first.apply_async(producer=producer, retry=True, retry_policy=_PUBLISH_RETRY, **further)
     except BROKER_TROUBLE as error:
         raise TransientError(words_of_broker(error), code="broker_unavailable") from error
     except _NO_BROKER as error:
@@ -70,31 +72,29 @@ def subject(job: str, index: int) -> str:
     return job if index == JOB else f"{job} shard {index}"
 
 
-def _chain(app: Celery, message: Message, of_transfers: dict[str, Any]) -> Any:
+def _links(app: Celery, message: Message, of_transfers: dict[str, Any]) -> list[Any]:
     names = message.links()
     shown = {"argsrepr": subject(message.job, message.index), "kwargsrepr": ""}
     ids = message.task_ids[-len(names) :]
     later = {"countdown": countdown_of(app, message.countdown)} if message.countdown else {}
     arguments = {"job": message.job, "shard": message.index, "epoch": message.epoch}
     # immutable: no link is handed the result of the one before it
-    return chain(
-        *(
-            signature(
-                f"batchpipe.{name}",
-                kwargs=arguments,
-                immutable=True,
-                app=app,
-                options={
-                    "task_id": task_id,
-                    "queue": message.queue,
-                    **shown,
-                    **(later if task_id == ids[0] else {}),
-                    **(of_transfers if STEPS[name].slot == "transfer" else {}),
-                },
-            )
-            for name, task_id in zip(names, ids, strict=True)
+    return [
+        signature(
+            f"batchpipe.{name}",
+            kwargs=arguments,
+            immutable=True,
+            app=app,
+            options={
+                "task_id": task_id,
+                "queue": message.queue,
+                **shown,
+                **(later if task_id == ids[0] else {}),
+                **(of_transfers if STEPS[name].slot == "transfer" else {}),
+            },
         )
-    )
+        for name, task_id in zip(names, ids, strict=True)
+    ]
 
 
 def revoke(task_ids: Sequence[str]) -> None:

@@ -53,6 +53,7 @@ local function is_in(prefix, account, member)
 end
 
 local function is_paused(prefix, account, now)
+  if now >= pauses_until then return false end
   local ends = get(prefix .. 'pause:' .. account, 'until')
   return ends ~= nil and tonumber(ends) > now
 end

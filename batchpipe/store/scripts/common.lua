@@ -24,7 +24,8 @@
 --   alias:JOB        text     JOB that this id, handed out before its key was found taken, stands for; 60 days more than
 --                             JOB_TTL_DAYS
 --   log:JOB          stream   events for people: event (text), data (JSON {..}); ids are Redis' own time (milliseconds);
---                             about 2,000 of them. An event lets it live 60 days, the job's closing JOB_TTL_DAYS
+--                             about 2,000 of them. The submit, each round and events of trouble let it live 60 days, the
+--                             job's closing JOB_TTL_DAYS
 --   jobs             zset     JOB by its created_at (at); the sweep takes out those whose records have expired
 --   jobs:STATE       zset     the same, of the jobs in this state; `cancelling`: those that are to end and have not
 --   job_ids          zset     JOB by 0, so that ids can be found by their beginning; goes with `jobs`
@@ -105,7 +106,7 @@
 --   pruned           hash     name of a list of jobs -> how far the sweep has looked for expired ones in it (count)
 --   check            -        never there: LPUSHX on it asks whether Redis would take a write
 --   clock            hash     seen (at), ahead (s), back_at (at), back_by (s), backs (count), leap_at (at), leap_by (s):
---                             see clock(); never expires
+--                             see clock(); pauses_until (at): by then all pauses of accounts have ended; never expires
 --
 -- Fields of both, jobs and shards
 --   v              count    version of the record's form
@@ -312,8 +313,8 @@ local function num(value)
   return string.format('%.6f', value)
 end
 
--- how much our time is ahead of Redis' clock, once clock() was called
-local ahead = 0
+-- how much our time is ahead of Redis' clock, once clock() was called; until when some account is paused, at most
+local ahead, pauses_until = 0, 0
 
 -- Our time: Redis' clock, but it never goes back. The hash `clock` keeps the highest time `seen` (written once a second)
 -- and how far `ahead` of Redis' clock we are since that was set back. Our time then goes on from where it was, a twentieth
@@ -325,7 +326,8 @@ local function clock(skew, peek)
   local t = redis.call('TIME')
   local raw = tonumber(t[1]) + tonumber(t[2]) / 1000000 + tonumber(skew)
   local key = KEYS[#KEYS]
-  local known = redis.call('HMGET', key, 'seen', 'ahead', 'leap_at', 'leap_by')
+  local known = redis.call('HMGET', key, 'seen', 'ahead', 'leap_at', 'leap_by', 'pauses_until')
+  pauses_until = tonumber(known[5] or '0')
   local seen = tonumber(known[1] or raw)
   ahead = tonumber(known[2] or 0)
   local now = raw + ahead
@@ -530,6 +532,12 @@ local function pause_of(key, time)
   if left > 0 then return num(left), found[2] or '', found[3] or '' end
 end
 
+-- the same for a script that has read the clock, which says whether any account may be paused
+local function pause_now(prefix, account, now)
+  if now >= pauses_until then return end
+  return pause_of(prefix .. 'pause:' .. account, function() return now end)
+end
+
 -- Called by every script that may have written counts of a batch, or collected a shard: the job's sum of answered rows, so
 -- that a list of jobs reads no shards. `before`: what that sum has of the shard. Where nothing has changed, the time is
 -- written once a minute.
@@ -628,6 +636,14 @@ local function expire_shards(prefix, id, first, last, ttl)
     if shard[1] then redis.call('EXPIRE', prefix .. 'batch:' .. shard[1], ttl) end
     for _, spent in ipairs(cjson.decode(shard[2] or '[]')) do redis.call('EXPIRE', prefix .. 'batch:' .. spent, ttl) end
     redis.call('EXPIRE', key, ttl)
+  end
+end
+
+-- events for the job's log: [[event, data] ..], '' for none. They are for people, so trouble with them stops no turn
+local function note_events(prefix, id, text)
+  if text == '' then return end
+  for _, one in ipairs(cjson.decode(text)) do
+    redis.pcall('XADD', prefix .. 'log:' .. id, 'MAXLEN', '~', '2000', '*', 'event', one[1], 'data', one[2])
   end
 end
 

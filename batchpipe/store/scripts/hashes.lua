@@ -128,6 +128,11 @@ local function is_record(key)
   return string.find(key, 'job:', 1, true) or string.find(key, 'shard:', 1, true)
 end
 
+-- a record that is not there yet: nothing of it need be read
+local function is_new(key)
+  hash(key).whole = true
+end
+
 local function read(key, field)
   local one = hash(key)
   field = text(field)
@@ -178,11 +183,6 @@ local OWN = {
     return 1
   end,
   HINCRBY = function(key, field, by)
-    if not hashes[key] then -- nothing is kept of it: one command instead of two
-      local answer = server.call('HINCRBY', key, field, by)
-      written = true
-      return answer
-    end
     local old, more = whole(read(key, field) or '0'), whole(text(by))
     if not old or not more then -- Redis says what is wrong
       flush_one(key)
