@@ -130,11 +130,11 @@ def test_a_private_address_that_other_settings_allow_is_left_to_them(pump: Pump)
 
 @pytest.fixture
 def hanging(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
-    """A receiver that answers only at the end; each of its senders waits for half a second at most."""
+    """A receiver that answers only at the end; each of its senders waits for ten seconds at most."""
     end = threading.Event()
 
     def post(url: str, body: bytes, headers: Any, allowed: Any) -> int:
-        end.wait(0.5)
+        end.wait(10)
         raise OSError("did not answer")
 
     monkeypatch.setattr(delivery, "post", post)
@@ -148,9 +148,9 @@ def test_no_more_are_taken_than_can_be_sent_in_the_time_there_is(pump: Pump, han
         pump.store.outbox.add(note(number))
     pump.advance(1)
     begun = time.monotonic()
-    deliverer(pump, targets={"ops": webhook()}).deliver_due(begin=0.2, wait_for=2.0)
-    assert time.monotonic() - begun < 2.0
-    assert len(pump.store.outbox.due(100)) == 50 - delivery.AT_ONCE
+    deliverer(pump, targets={"ops": webhook()}).deliver_due(begin=0.5, wait_for=1.0)
+    assert time.monotonic() - begun < 5
+    assert 50 - delivery.AT_ONCE <= len(pump.store.outbox.due(100)) < 50
 
 
 def test_a_sweep_asks_a_worker_to_send_and_waits_for_no_receiver(
@@ -181,11 +181,11 @@ def test_a_sweep_that_sends_by_itself_waits_for_receivers_a_little_only(
     pump: Pump, hanging: threading.Event, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What it has begun goes on beside it."""
-    monkeypatch.setattr(delivery, "INLINE_SECONDS", 0.1)
+    monkeypatch.setattr(delivery, "INLINE_SECONDS", 0.5)
     pump.store.outbox.add(note(1))
     begun = time.monotonic()
     deliverer(pump, targets={"ops": webhook()}).see_to(here=True)
-    assert time.monotonic() - begun < 0.45
+    assert time.monotonic() - begun < 5
     hanging.set()
     until = time.monotonic() + 5
     while time.monotonic() < until and not pump.store.outbox.waiting(1)[0].error:
