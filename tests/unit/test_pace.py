@@ -56,7 +56,8 @@ def test_the_part_that_runs_on_never_grows(days: list[list[float]], running: lis
     found = History([sketch(day) for day in days], running)
     parts = [found.alive(edge(number / 4)) for number in range(4 * BINS)]
     assert parts[0] == 1.0
-    assert all(1.0 >= before >= after >= 0.0 for before, after in pairwise(parts))
+    # but for the last bit of a number
+    assert all(1.0 >= before >= after - 1e-12 and after >= 0.0 for before, after in pairwise(parts))
 
 
 @given(SOME, TIMES, TIMES, st.none() | st.builds(Rate, st.floats(10, 1e6), st.floats(0.01, 1.0)))
