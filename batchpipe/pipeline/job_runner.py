@@ -316,8 +316,9 @@ class JobRunner(Runner):
         return not (job.cancel or job.send_no_more) and job.round < job.attempts and seen.resend
 
     def _finish(self, lease: JobLease, state: State, changes: dict[str, Any]) -> str:
+        before = lease.job
         final = self.store.leases.finish(lease, state, changes)
-        self._count_stages(lease.job)
+        self._count_stages(before)
         self.counters.add("jobs_ended", account=lease.job.account, state=final.value)
         self.counters.rows("rows", lease.job.account, changes)
         self.log(lease.job.id, [("ended", {"state": final.value, **_counts(changes)})])
