@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import ssl
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -59,6 +60,18 @@ def no_waiting_for_names() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(socket, "getaddrinfo", answer)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_certificate(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No test speaks TLS to a stranger, and each of their HTTP clients would read all authorities of this machine."""
+    authorities = ssl.create_default_context().get_ca_certs(binary_form=True)
+    with pytest.MonkeyPatch.context() as patch:
+        if authorities:
+            path = tmp_path_factory.mktemp("tls") / "one.pem"
+            path.write_text(ssl.DER_cert_to_PEM_cert(authorities[0]))
+            patch.setenv("SSL_CERT_FILE", str(path))
         yield
 
 

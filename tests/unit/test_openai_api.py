@@ -254,7 +254,7 @@ def test_an_address_that_cannot_work_is_a_matter_of_settings(make_api: Callable[
         pytest.param({"kind": "status", "status": 404, "body": "<html>"}, id="404-page"),
         pytest.param({"kind": "drop_before"}, id="dropped-before"),
         pytest.param({"kind": "drop_after"}, id="dropped-after"),
-        pytest.param({"kind": "delay_after", "seconds": 1.0}, id="timeout"),
+        pytest.param({"kind": "delay_after", "seconds": 2.0}, id="timeout"),
         pytest.param({"kind": "malformed"}, id="malformed"),
         pytest.param({"kind": "status", "status": 200, "body": ""}, id="empty"),
         pytest.param({"kind": "replace", "json": {"status": "validating"}}, id="no-id"),
@@ -267,8 +267,8 @@ def test_a_create_without_a_clear_answer_is_unanswered_and_sent_once(
     sandbox: Sandbox, make_api: Callable[..., Api], fault: dict[str, Any]
 ) -> None:
     """Nobody repeats it but the pipeline, after it has looked."""
-    api = make_api(sandbox.base_url, control_seconds=0.3)
-    file_id = upload(api)
+    file_id = upload(make_api(sandbox.base_url))
+    api = make_api(sandbox.base_url, control_seconds=0.7)
     sandbox.faults.add(fault["kind"], **{"route": CREATE, **{k: v for k, v in fault.items() if k != "kind"}})
     assert isinstance(refusal(lambda: create(api, file_id)), AmbiguousResult)
     assert sandbox.calls.count(CREATE) == 1
