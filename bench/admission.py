@@ -189,7 +189,8 @@ def main() -> int:
             "BATCHPIPE_POLL_MIN_SECONDS": "0.5",
             "BATCHPIPE_ACCOUNTS__DEFAULT__SANDBOX": "true",
             "BATCHPIPE_ACCOUNTS__DEFAULT__LOOKS_PER_SECOND": "50",
-            "BATCHPIPE_LEASE_SECONDS": str(options.freeze_sweep or (10 if options.kill else 60)),
+            # to a batch it is still more than a minute is to those of a provider
+            "BATCHPIPE_LEASE_SECONDS": str(options.freeze_sweep or (options.seconds / 4 if options.kill else 60)),
         }
         return measure(Path(name), sandbox, options)
 

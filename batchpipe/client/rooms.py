@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from batchpipe.model.admission import SPAN, Room, Waiting
 from batchpipe.model.eta import Delay, delay_of, unless_in_trouble
@@ -45,10 +45,10 @@ class Delays:
     run in that room, and by how long each of them takes."""
 
     def __init__(
-        self, store: Store, account: str, waiting: ShardRoom, history: Callable[[str | None], History]
+        self, rooms: Callable[[], Sequence[Room]], waiting: ShardRoom, history: Callable[[str | None], History]
     ) -> None:
-        self._store, self._account, self._waiting, self._history = store, account, waiting, history
-        self._rooms: list[Room] | None = None
+        """``rooms``: those of the account, asked for again and again."""
+        self._rooms, self._waiting, self._history = rooms, waiting, history
 
     def __call__(self, shard: ShardRecord) -> Delay | None:
         """None: that is not known. Raises StoreUnavailable."""
@@ -73,7 +73,5 @@ class Delays:
         return round(waiting.place * max(room.waiting / waiting.of, 1.0)) if shared and room else waiting.place
 
     def _room(self, kind: str, model: str | None = None) -> Room | None:
-        if self._rooms is None:
-            self._rooms = self._store.admission.rooms(self._account)
         named = (model or "")[:MOST_OF_A_NAME] or None
-        return next((room for room in self._rooms if room.kind == kind and room.model == named), None)
+        return next((room for room in self._rooms() if room.kind == kind and room.model == named), None)
