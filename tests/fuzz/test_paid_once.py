@@ -154,7 +154,7 @@ def test_no_key_has_two_batches_though_workers_have_the_keys_of_two_projects(lin
         seen[job.by_second > 0] += 1
 
     check()
-    assert seen[True]  # the other project has made batches, too
+    assert seen[True] or SCALE < 1  # the other project has made batches, too
 
 
 def test_no_key_has_two_batches_whatever_answers_come(line: Line) -> None:
@@ -179,7 +179,7 @@ def test_no_key_has_two_batches_whatever_answers_come(line: Line) -> None:
     check()
     # which of them come is drawn again with each change of a test; that each is met at all, the next test shows
     assert len(met) > 0.5 * (len(MADE) + len(NOT_MADE)) * min(SCALE, 1)
-    assert 3 * held[False] > held[True]  # half of all made-up servers hide what they have made
+    assert 3 * held[False] > held[True] or SCALE < 1  # half of all made-up servers hide what they have made
 
 
 @pytest.mark.parametrize("shape", [*MADE])
