@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from batchpipe.errors import StoreUnavailable
-from batchpipe.model.records import JOB, Stage, State
+from batchpipe.model.records import JOB, JobRecord, Stage, State
 from batchpipe.model.retry import REDIS_PAUSE_SECONDS
 from batchpipe.pipeline.messages import Continue, Done, Message, Next, Retry
 from batchpipe.pipeline.visits import Visits
+from batchpipe.store import JobLease
 from batchpipe.testing import FakeOpenAI, Pump, Vanished
 
 BODY = {"model": "m", "messages": [{"role": "user", "content": "hello"}]}
@@ -64,6 +65,19 @@ def test_a_process_that_is_told_to_stop_takes_no_further_turn() -> None:
     script = Script()
     assert visited(SMALL, script, may_go_on=False) == Continue()
     assert script.taken == []
+
+
+def test_a_turn_that_is_claimed_already_is_taken_all_the_same() -> None:
+    """Else nobody could take it before its lease has ended."""
+    script, visits = Script(create=Continue("created", after=5.0)), Visits(lambda message: None)
+
+    def first() -> Next:
+        visits.ahead.keep(JobLease(renewer=cast(Any, None), job=JobRecord(id="job_1"), token="t", seconds=60.0))
+        return LARGE
+
+    message = Message("job_1", 0, 1, "planned", [], "q")
+    assert visits.go_on(message, first, script, lambda: False) == Continue(after=5.0, link="poll")
+    assert script.taken == ["create"]
 
 
 def test_the_first_turn_decides_for_itself() -> None:
