@@ -230,9 +230,17 @@ function admission.release_ended(prefix, rec, job, member, now)
   end
 end
 
--- lower the limit of a room that has refused so much; `level`: what was there with it when it was sent
-local function learn(room, member, amount, level, said, now)
-  level = math.max(level or 0, amount)
+-- Lower the limit of a room that has refused so much; `level`: what was there with it when it was sent, `admitted`: when (at). A
+-- provider may look at batches in another order than that in which they came, so others that were sent later may have been
+-- let in before it. What is there with it now was not refused yet. And if it was sent before the limit was learned, with all that had
+-- been sent by then, it says nothing against the number that was said.
+local function learn(room, member, amount, level, said, admitted, now)
+  level = math.max(level or 0, amount, room.sent + amount)
+  local known = room.learned and now - (room.learned_at or 0) <= FORGET_SECONDS
+  if said and level > amount then
+    if not known then level = math.max(level, room.peak or 0) end
+    if known and admitted < room.learned_at and said == room.said then return end
+  end
   local alone = level <= amount
   if said and said >= 1 then set_room(room, 'said', string.format('%.0f', said)) else said = nil end
   if room.trying == member and room.learned then -- the limit was right
@@ -241,8 +249,7 @@ local function learn(room, member, amount, level, said, now)
     set_room(room, 'learned', string.format('%.0f', lower(room.learned, said)))
   else
     local learned = said and said < level and said or math.max(math.floor(0.9 * level), math.min(amount, said or amount))
-    local fresh = room.learned and now - (room.learned_at or 0) <= FORGET_SECONDS
-    set_room(room, 'learned', string.format('%.0f', fresh and math.min(learned, room.learned) or learned))
+    set_room(room, 'learned', string.format('%.0f', known and math.min(learned, room.learned) or learned))
     forget(room, 'trying')
   end
   set_room(room, 'learned_at', num(now), 'try_at', num(now + (room.try_wait or TRY_SECONDS)))
@@ -275,7 +282,7 @@ function admission.refused(prefix, rec, job, member, now)
   redis.call('HDEL', rec, 'full')
   full = cjson.decode(full)
   local account, model = account_of(job), model_key(get(rec, 'model'))
-  local needs = cjson.decode(get(rec, 'needs') or '{}')
+  local needs, admitted = cjson.decode(get(rec, 'needs') or '{}'), tonumber(get(rec, 'admitted_at') or '0')
   for _, kind in ipairs(KINDS) do
     local room = room_of(prefix, account, kind, model)
     local said = type(full.limit) == 'number' and full.limit or nil
@@ -283,7 +290,7 @@ function admission.refused(prefix, rec, job, member, now)
       if kind == full.kind then slow_down(room, said, type(full.after) == 'number' and full.after or nil, now) end
     else
       local amount, level = let_go(room, member)
-      if kind == full.kind and amount then learn(room, member, amount, level or room.sent + amount, said, now) end
+      if kind == full.kind and amount then learn(room, member, amount, level, said, admitted, now) end
     end
   end
   local stage = get(rec, 'stage')
@@ -382,7 +389,7 @@ function admission.may_call(prefix, rec, job, member, now)
   end
   if not over then
     for _, kind in ipairs(KINDS) do
-      if not SPAN[kind] then mark_sent(room_of(prefix, account, kind, model), member) end
+      if not SPAN[kind] then mark_sent(room_of(prefix, account, kind, model), member, now) end
     end
     return true
   end
