@@ -6,7 +6,7 @@ import errno
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from typing import Any, Unpack
+from typing import Any, Unpack, cast
 
 from batchpipe.config.limits import turn_deadline
 from batchpipe.config.settings import Settings
@@ -39,7 +39,7 @@ from batchpipe.pipeline.manifest import (
     workspace_of,
 )
 from batchpipe.pipeline.merging import Merging
-from batchpipe.pipeline.messages import Done, Message, Next, Publish, Retry, denied
+from batchpipe.pipeline.messages import Done, Message, Next, Publish, Retry, denied, lost
 from batchpipe.pipeline.output_owner import Outputs
 from batchpipe.pipeline.runner import (
     CANCELLING,
@@ -101,7 +101,7 @@ class JobRunner(Runner):
             return self.counted(step, job_id, JOB, lambda: self._run(step, job_id, epoch))
 
     def _run(self, step: Step, job_id: str, epoch: int) -> Next:
-        lease: Lease | ClaimDenied | None = self.ahead.take(job_id, JOB, epoch, step)
+        ahead = lease = cast("Lease | ClaimDenied | None", self.ahead.take(job_id, JOB, epoch, step))
         if lease is None:
             deadline = turn_deadline(self.settings, step)
             lease = self.store.leases.claim_job(job_id, epoch, step.stages, deadline=deadline, enter=step.enters)
@@ -113,7 +113,7 @@ class JobRunner(Runner):
                 self.note_overrun(lease, step)
                 return Done({"prepare": self._prepare, "merge": self._merge}[step.name](lease))
             except LeaseLost:
-                return Done()
+                return lost(ahead is not None)
             except StoreUnavailable:
                 raise
             except Exception as error:

@@ -12,6 +12,9 @@ from dataclasses import dataclass, field
 from batchpipe.model.steps import chain_from
 from batchpipe.store import ClaimDenied
 
+#: A turn whose lease has ended before it began is tried again after so many seconds.
+LOST_SECONDS = 1.0
+
 
 @dataclass(frozen=True)
 class Message:
@@ -71,6 +74,14 @@ _DENIED = {
     "epoch": "void: a newer message replaces it",
     "gone": "the job is gone",
 }
+
+
+def lost(was_ahead: bool) -> Retry | Done:
+    """The outcome of a message whose lease has ended before its turn. ``was_ahead``: it was claimed by the turn before,
+    and may have ended before anybody did anything, so the message comes once more; if another has the record, it is
+    void.
+    """
+    return Retry(LOST_SECONDS, "its lease ended before it began", "lease") if was_ahead else Done()
 
 
 def denied(claim: ClaimDenied) -> Retry | Done:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import random
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 
@@ -32,7 +32,7 @@ from batchpipe.model.steps import SHARD_STEPS, Step, follows
 from batchpipe.pipeline.create_actions import HELD_BACK, GiveUp, Over
 from batchpipe.pipeline.create_context import CreateContext
 from batchpipe.pipeline.manifest import workspace_of
-from batchpipe.pipeline.messages import Continue, Done, Next, Retry, denied
+from batchpipe.pipeline.messages import Continue, Done, Next, Retry, denied, lost
 from batchpipe.pipeline.notices import record_safely
 from batchpipe.pipeline.reading import NoSlot, TurnReads, budgeted, slots_for
 from batchpipe.pipeline.room import NoRoom, pass_on_room, wait_for_room
@@ -66,7 +66,7 @@ class ShardRunner(Runner):
             return self.counted(step, job_id, index, lambda: self._run(step, job_id, index, epoch))
 
     def _run(self, step: Step, job_id: str, index: int, epoch: int) -> Next:
-        lease: Lease | ClaimDenied | None = self.ahead.take(job_id, index, epoch, step)
+        ahead = lease = cast("Lease | ClaimDenied | None", self.ahead.take(job_id, index, epoch, step))
         if lease is None:
             account = self.store.jobs.remembered_account_of(job_id)
             if account is None:
@@ -79,20 +79,20 @@ class ShardRunner(Runner):
         assert isinstance(lease, ShardLease)
         account = lease.job.account
         self.store.jobs.remember_account(job_id, account)
-        api = self._api_or_trouble(account)
         with lease, about(account=account, batch=lease.shard.batch_id):
             try:
+                api = self._api_or_trouble(account)
                 self.note_overrun(lease, step)
                 ending = self._step(step, lease, api)
             except LeaseLost:
-                return Done()
+                return lost(ahead is not None)
             except StoreUnavailable:
                 raise
             except Exception as error:
                 try:
                     ending = self._trouble(step, lease, error)
                 except LeaseLost:
-                    return Done()
+                    return lost(ahead is not None)
             lease.stop()
             return self._end(step, lease, ending)
 

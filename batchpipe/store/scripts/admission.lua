@@ -251,10 +251,18 @@ function admission.release_ended(prefix, rec, job, member, now)
   end
 end
 
--- Lower the limit of a room that has refused so much; `level`: what was there with it when it was sent. Where others fill the
--- queue, by all that is known of it, what we have there says nothing of how much it takes: the next one is tried later.
-local function learn(room, member, amount, level, said, now)
-  level = math.max(level or 0, amount)
+-- Lower the limit of a room that has refused so much; `level`: what was there with it when it was sent, `admitted`: when (at). A
+-- provider may look at batches in another order than that in which they came, so others that were sent later may have been
+-- let in before it. What is there with it now was not refused yet. And if it was sent before the limit was learned, with all that had
+-- been sent by then, it says nothing against the number that was said. Where others fill the queue, by all that is known of it, what
+-- we have there says nothing of how much it takes: the next one is tried later.
+local function learn(room, member, amount, level, said, admitted, now)
+  level = math.max(level or 0, amount, room.sent + amount)
+  local known = room.learned and now - (room.learned_at or 0) <= FORGET_SECONDS
+  if said and level > amount then
+    if not known then level = math.max(level, room.peak or 0) end
+    if known and admitted < room.learned_at and said == room.said then return end
+  end
   if said and said >= 1 then set_room(room, 'said', string.format('%.0f', said)) else said = nil end
   local alone, too_large = level <= amount, said and amount > said
   local of_others = not too_large and (alone or (said and level < said / 2))
@@ -264,8 +272,7 @@ local function learn(room, member, amount, level, said, now)
     set_room(room, 'learned', string.format('%.0f', lower(room.learned, said)))
   elseif not of_others then
     local learned = said and said < level and said or math.max(math.floor(0.9 * level), math.min(amount, said or amount))
-    local fresh = room.learned and now - (room.learned_at or 0) <= FORGET_SECONDS
-    set_room(room, 'learned', string.format('%.0f', fresh and math.min(learned, room.learned) or learned))
+    set_room(room, 'learned', string.format('%.0f', known and math.min(learned, room.learned) or learned))
     forget(room, 'trying')
   end
   set_room(room, 'learned_at', num(now), 'try_at', num(now + (room.try_wait or TRY_SECONDS)))
@@ -299,7 +306,7 @@ function admission.refused(prefix, rec, job, member, now)
   redis.call('HDEL', rec, 'full')
   full = cjson.decode(full)
   local account, model = account_of(job), model_key(get(rec, 'model'))
-  local needs = cjson.decode(get(rec, 'needs') or '{}')
+  local needs, admitted = cjson.decode(get(rec, 'needs') or '{}'), tonumber(get(rec, 'admitted_at') or '0')
   for _, kind in ipairs(KINDS) do
     local room = room_of(prefix, account, kind, model, member)
     local said = type(full.limit) == 'number' and full.limit or nil
@@ -307,7 +314,7 @@ function admission.refused(prefix, rec, job, member, now)
       if kind == full.kind then slow_down(room, said, type(full.after) == 'number' and full.after or nil, now) end
     else
       local amount, level = let_go(room, member)
-      if kind == full.kind and amount then learn(room, member, amount, level or room.sent + amount, said, now) end
+      if kind == full.kind and amount then learn(room, member, amount, level, said, admitted, now) end
     end
   end
   local stage = get(rec, 'stage')
@@ -408,7 +415,7 @@ function admission.may_call(prefix, rec, job, member, now)
   end
   if not over then
     for _, kind in ipairs(KINDS) do
-      if not SPAN[kind] then mark_sent(room_of(prefix, account, kind, model), member) end
+      if not SPAN[kind] then mark_sent(room_of(prefix, account, kind, model), member, now) end
     end
     return true
   end

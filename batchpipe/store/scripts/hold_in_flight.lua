@@ -28,7 +28,7 @@ for _, member in ipairs(redis.call('ZRANGE', KEYS[1], first, first + most - 1)) 
     for kind, amount in pairs({ tokens = tokens, batches = 1 }) do
       local room = room_of(prefix, account, kind, model, member)
       hold(room, member, amount, now)
-      mark_sent(room, member)
+      mark_sent(room, member, now)
     end
     redis.call('ZADD', prefix .. 'admitting', num(now), account)
     added = added + 1

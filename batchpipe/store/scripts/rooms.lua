@@ -22,6 +22,8 @@ local TRY_SECONDS, LONGEST_TRY, FORGET_SECONDS = 600, 21600, 86400
 local FIRST_RETRY, LONGEST_RETRY = 5, 600
 -- No account has a smaller queue, in tokens.
 local LEAST_LEARNED = 1e5
+-- The most that was there at once is remembered for so long.
+local PEAK_SECONDS = 3600
 -- After a refusal for a rate.
 local PACED_SECONDS, CATCH_UP_SECONDS = 3600, 5
 -- Where no limit is known, so many tokens, or shards like the first, go at once; twice as much after each START_SECONDS.
@@ -56,6 +58,7 @@ end
 
 local ROOM_FIELDS = {
   'sum', 'sent', 'limit', 'learned', 'said', 'learned_at', 'try_at', 'try_wait', 'fails', 'retry_at', 'start', 'start_at', 'noted_at',
+  'peak', 'peak_at',
 }
 local read_rooms = {}
 -- set by scripts that only read
@@ -146,7 +149,7 @@ local function hold(room, member, amount, now)
 end
 
 -- a call is about to be made for what is held
-local function mark_sent(room, member)
+local function mark_sent(room, member, now)
   local key, part = held_in(room, member)
   local text = redis.call('HGET', key, member)
   if not text then return end
@@ -154,6 +157,9 @@ local function mark_sent(room, member)
   if level then return end
   add_up(room, part, 0, amount)
   redis.call('HSET', key, member, string.format('%.0f+%.0f', amount, room.sent))
+  if room.sent >= (room.peak or 0) or now - (room.peak_at or 0) > PEAK_SECONDS then
+    set_room(room, 'peak', string.format('%.0f', room.sent), 'peak_at', num(now))
+  end
 end
 
 -- returns what it held (nil: nothing), and what was at the provider with it when it was sent

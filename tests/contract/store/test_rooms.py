@@ -236,6 +236,56 @@ def test_a_refusal_of_one_batch_too_many_lowers_the_limit_of_batches(
     assert store.admission.limit("default", None, {}) is None
 
 
+def test_a_provider_may_look_at_batches_in_another_order_than_that_in_which_they_came(store: Store) -> None:
+    """Who was sent among the first, and is refused after others were let in, says nothing against the number."""
+    job = planned(store, 9)
+    for index in range(9):
+        ask(store, job, index, limits={})
+        create(store, job, index)
+    for index in (8, 7, 6, 1, 0):
+        refuse(store, job, index, 40)
+    assert store.admission.limit("default", None, {}) == 40
+
+
+def test_nor_does_the_first_refusal_that_is_noticed_when_others_have_ended(store: Store) -> None:
+    """What was there at once is remembered."""
+    job = planned(store, 6)
+    for index in range(6):
+        ask(store, job, index, limits={})
+        create(store, job, index)
+    for index in (2, 3, 4, 5):
+        end(store, job, index)
+    refuse(store, job, 1, 40)
+    assert store.admission.limit("default", None, {}) == 40
+
+
+def test_without_a_number_the_limit_is_not_lowered_below_what_was_let_in(store: Store) -> None:
+    """Nine tenths of that, with the one that was refused."""
+    job = planned(store, 9)
+    for index in range(9):
+        ask(store, job, index, limits={})
+        create(store, job, index)
+    for index in (8, 7, 6, 1, 0):
+        refuse(store, job, index)
+    assert store.admission.limit("default", None, {}) == 45
+
+
+def test_a_number_is_not_believed_of_which_less_was_refused_once_it_was_the_limit(store: Store, clock: Any) -> None:
+    """Others are in the same queue."""
+    job = planned(store, 8)
+    for index in range(6):
+        ask(store, job, index, limits={})
+        create(store, job, index)
+    refuse(store, job, 5, 40)
+    for index in range(4):
+        end(store, job, index)
+    clock.offset += 60
+    ask(store, job, 6, limits={})
+    create(store, job, 6)
+    refuse(store, job, 6, 40)
+    assert store.admission.limit("default", None, {}) == 18
+
+
 def test_a_learned_number_of_batches_is_raised_by_one_that_tries(store: Store, clock: Any) -> None:
     """A twentieth of a few batches is one."""
     job = planned(store, 8)
