@@ -39,7 +39,7 @@ from batchpipe.pipeline.manifest import (
     workspace_of,
 )
 from batchpipe.pipeline.merging import Merging
-from batchpipe.pipeline.messages import Done, Message, Next, Publish, Retry, denied, lost
+from batchpipe.pipeline.messages import Done, Message, Next, Publish, Retry, denied, lost_lease
 from batchpipe.pipeline.output_owner import Outputs
 from batchpipe.pipeline.runner import (
     CANCELLING,
@@ -113,7 +113,7 @@ class JobRunner(Runner):
                 self.note_overrun(lease, step)
                 return Done({"prepare": self._prepare, "merge": self._merge}[step.name](lease))
             except LeaseLost:
-                return lost(ahead is not None)
+                return lost_lease(ahead is not None)
             except StoreUnavailable:
                 raise
             except Exception as error:

@@ -76,7 +76,7 @@ _DENIED = {
 }
 
 
-def lost(was_ahead: bool) -> Retry | Done:
+def lost_lease(was_ahead: bool) -> Retry | Done:
     """The outcome of a message whose lease has ended before its turn. ``was_ahead``: it was claimed by the turn before,
     and may have ended before anybody did anything, so the message comes once more; if another has the record, it is
     void.

@@ -32,7 +32,7 @@ from batchpipe.model.steps import SHARD_STEPS, Step, follows
 from batchpipe.pipeline.create_actions import HELD_BACK, GiveUp, Over
 from batchpipe.pipeline.create_context import CreateContext
 from batchpipe.pipeline.manifest import workspace_of
-from batchpipe.pipeline.messages import Continue, Done, Next, Retry, denied, lost
+from batchpipe.pipeline.messages import Continue, Done, Next, Retry, denied, lost_lease
 from batchpipe.pipeline.notices import record_safely
 from batchpipe.pipeline.reading import NoSlot, TurnReads, budgeted, slots_for
 from batchpipe.pipeline.room import NoRoom, pass_on_room, wait_for_room
@@ -85,14 +85,14 @@ class ShardRunner(Runner):
                 self.note_overrun(lease, step)
                 ending = self._step(step, lease, api)
             except LeaseLost:
-                return lost(ahead is not None)
+                return lost_lease(ahead is not None)
             except StoreUnavailable:
                 raise
             except Exception as error:
                 try:
                     ending = self._trouble(step, lease, error)
                 except LeaseLost:
-                    return lost(ahead is not None)
+                    return lost_lease(ahead is not None)
             lease.stop()
             return self._end(step, lease, ending)
 

@@ -267,7 +267,7 @@ def test_without_a_number_the_limit_is_not_lowered_below_what_was_let_in(store: 
         create(store, job, index)
     for index in (8, 7, 6, 1, 0):
         refuse(store, job, index)
-    assert store.admission.limit("default", None, {}) == 45
+    assert learned(store) == 45
 
 
 def test_a_number_is_not_believed_of_which_less_was_refused_once_it_was_the_limit(store: Store, clock: Any) -> None:
@@ -283,7 +283,7 @@ def test_a_number_is_not_believed_of_which_less_was_refused_once_it_was_the_limi
     ask(store, job, 6, limits={})
     create(store, job, 6)
     refuse(store, job, 6, 40)
-    assert store.admission.limit("default", None, {}) == 18
+    assert learned(store) == 18
 
 
 def test_a_learned_number_of_batches_is_raised_by_one_that_tries(store: Store, clock: Any) -> None:
