@@ -195,7 +195,7 @@ def has_all(pump: Pump, store: Store, job_id: str) -> bool:
 
 def cpu_of(store: Store) -> float:
     """Seconds of the Redis process."""
-    return redis_cpu(store.connection.client)
+    return float(redis_cpu(store.connection.client))
 
 
 def main() -> int:
