@@ -76,9 +76,12 @@ class Unavailable(TransientError):
         code: str | None = None,
         after: float | None = None,
         status: int | None = None,
+        limits: Mapping[str, str] | None = None,
     ) -> None:
+        """``limits``: headers of a 429 that say how often this call may be made."""
         super().__init__(message, code=code, after=after)
         self.status = status
+        self.limits = limits or {}
 
 
 class Paused(TransientError):
@@ -101,10 +104,12 @@ class StorageTrouble(TransientError):
 
 
 #: Codes that decide what follows, under one name for all providers: the account is out of money; the provider's queue
-#: is full; it does not find the input file of a batch; nothing of the call left this host.
-NO_QUOTA, TOKEN_LIMIT, FILE_NOT_FOUND, NOT_SENT = (
+#: is full; too many of its batches are unfinished; it does not find the input file of a batch; nothing of the call left
+#: this host.
+NO_QUOTA, TOKEN_LIMIT, BATCH_LIMIT, FILE_NOT_FOUND, NOT_SENT = (
     "insufficient_quota",
     "token_limit_exceeded",
+    "batch_limit_exceeded",
     "file_not_found",
     "not_sent",
 )
@@ -114,6 +119,8 @@ NO_ROUTE = "http_404_page"
 FILE_MISSING = "file_missing"
 #: Code for rows, and for waiting work, with files that are gone from the workspace.
 WORKSPACE_GONE = "workspace_gone"
+#: Code for what waits because nobody can tell whether an unanswered create call made a batch.
+CREATE_UNKNOWN = "create_unknown"
 
 
 class StoreUnavailable(TransientError):

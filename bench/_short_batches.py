@@ -34,7 +34,7 @@ class ShortBatches(Provider):
                 self.rows[name] = _CUSTOM_ID.findall(body)
                 return 200, json.dumps({**self.file(name), "bytes": len(body)}).encode()
             case "GET", ["files", name, "content"]:
-                return 200, b"".join(self.line(row) for row in self.rows.get(name.removesuffix("-out"), []))
+                return 200, self.content(name)
             case "GET", ["files", name]:
                 return 200, json.dumps(self.file(name)).encode()
             case "DELETE", ["files", name]:
@@ -51,10 +51,13 @@ class ShortBatches(Provider):
                 self.encoded = {name: json.dumps(batch).encode() for name, batch in self.batches.items()}
         return super().answer(method, target, body)
 
-    @staticmethod
-    def file(name: str) -> Json:
-        made = int(time.time())
-        return {"id": name, "object": "file", "filename": name, "purpose": "batch", "created_at": made, "bytes": 1}
+    def content(self, name: str) -> bytes:
+        return b"".join(self.line(row) for row in self.rows.get(name.removesuffix("-out"), []))
+
+    def file(self, name: str) -> Json:
+        """Of a result file with its length: one that is not as long as stated would be fetched again."""
+        made, size = int(time.time()), len(self.content(name))
+        return {"id": name, "object": "file", "filename": name, "purpose": "batch", "created_at": made, "bytes": size}
 
     @staticmethod
     def line(row: bytes) -> bytes:

@@ -11,12 +11,14 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pydantic import SecretStr
 
-from batchpipe.client.probe import Capabilities, Probe
+from batchpipe.client.capabilities import Capabilities
+from batchpipe.client.probe import Probe
 from batchpipe.config.account import Account
 from batchpipe.provider.api import Api
 from batchpipe.sandbox import Fault, Sandbox
@@ -38,14 +40,16 @@ def probed(faults: list[dict[str, Any]]) -> Capabilities:
         for fault in faults:
             sandbox.faults.add(Fault.from_json(fault))
         account = Account(base_url=sandbox.base_url, api_key=SecretStr("sandbox"), sandbox=True)
+        api = Api(account)
         probe = Probe(
-            Api(account),
+            api,
             account,
             "default",
             model="gpt-4o-mini",
             endpoint="/v1/chat/completions",
             window="24h",
             timeout=60.0,
+            keyed=partial(api.with_header, "Idempotency-Key"),
         )
         return probe.run()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import ssl
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import fakeredis
 import pytest
 import redis
+from celery import _state as celery_state
 
 import batchpipe.testing.pump
 from batchpipe.config.site import forget_sites
@@ -22,14 +24,18 @@ from tests.redis_server import RedisServer, close_fast_redis, new_redis
 
 @pytest.fixture(autouse=True)
 def clean_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """No setting of the developer's reaches a test: no variable, no .env, no private Redis of his."""
+    """No setting of the developer's reaches a test: no variable, no .env, no private Redis of his. Nor does the Celery
+    app that another test has made current.
+    """
     for name in list(os.environ):
         if name.startswith(("BATCHPIPE_", "OPENAI_")):
             monkeypatch.delenv(name)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("BATCHPIPE_HOME", str(tmp_path / "home"))
     forget_sites()
+    current_app = celery_state._tls.current_app
     yield
+    celery_state._set_current_app(current_app)
     forget_sites()
 
 
@@ -54,6 +60,18 @@ def no_waiting_for_names() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(socket, "getaddrinfo", answer)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_certificate(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No test speaks TLS to a stranger, and each of their HTTP clients would read all authorities of this machine."""
+    authorities = ssl.create_default_context().get_ca_certs(binary_form=True)
+    with pytest.MonkeyPatch.context() as patch:
+        if authorities:
+            path = tmp_path_factory.mktemp("tls") / "one.pem"
+            path.write_text(ssl.DER_cert_to_PEM_cert(authorities[0]))
+            patch.setenv("SSL_CERT_FILE", str(path))
         yield
 
 

@@ -102,7 +102,7 @@ def land(folder: Path, *refused: str) -> None:
     from batchpipe.client.client import default_client
     from batchpipe.tasks.notifying import notify
     from batchpipe.testing import FakeOpenAI, Pump
-    from batchpipe.testing.provider import polite_answer
+    from batchpipe.testing.things import polite_answer
 
     api = FakeOpenAI(autofinish=True)
     api.answer = lambda row: 400 if row["custom_id"] in refused else polite_answer(row)

@@ -447,8 +447,8 @@ def test_a_home_that_cannot_be_written_to_is_a_clear_error(tmp_path: Path) -> No
 def test_it_gives_up_in_time(home: Path) -> None:
     """A supervisor that hangs does not hang its users."""
     with acquire(home):
+        supervisor_of(home).suspend()  # first: it would start the server again
         kill_server(home)
-        supervisor_of(home).suspend()
         started = time.monotonic()
         with pytest.raises(SettingsError, match=r"did not answer within 0\.5 seconds"):
             acquire(home, timeout=0.5)

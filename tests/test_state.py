@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
-from pathlib import Path
 
-PACKAGE = Path(__file__).parents[1] / "batchpipe"
+from tests.source import PACKAGE, PATHS, tree_of
 
 #: Where the state of a process lives.
 HOME = "config/site.py"
@@ -35,29 +34,28 @@ _MUTABLE = {
     *("WeakSet", "WeakValueDictionary", "defaultdict", "deque", "local"),
 }
 
-MODULES = {
-    str(path.relative_to(PACKAGE)): ast.parse(path.read_text(encoding="utf-8"), str(path))
-    for path in sorted(PACKAGE.rglob("*.py"))
-}
+
+def modules() -> Iterator[tuple[str, ast.Module]]:
+    return ((str(path.relative_to(PACKAGE)), tree_of(path)) for path in PATHS)
 
 
 def test_no_module_but_the_site_keeps_state() -> None:
     """Two sites of one process, and two tests, cannot disturb each other by what a module remembers."""
-    left = {name: state_of(tree) - ALLOWED.get(name, {}).keys() for name, tree in MODULES.items() if name != HOME}
+    left = {name: state_of(tree) - ALLOWED.get(name, {}).keys() for name, tree in modules() if name != HOME}
 
     assert {name: changed for name, changed in left.items() if changed} == {}
 
 
 def test_only_pure_functions_remember_what_they_returned() -> None:
     """A cache is state, too, where its function may return something else the next time."""
-    caching = {function for tree in MODULES.values() for function in caching_in(tree)}
+    caching = {function for _, tree in modules() for function in caching_in(tree)}
 
     assert caching == PURE.keys()
 
 
 def test_each_exception_is_needed() -> None:
     """An exception that nobody needs any more is removed."""
-    spare = {name: why.keys() - state_of(MODULES[name]) for name, why in ALLOWED.items()}
+    spare = {name: why.keys() - state_of(tree_of(PACKAGE / name)) for name, why in ALLOWED.items()}
 
     assert {name: unused for name, unused in spare.items() if unused} == {}
 

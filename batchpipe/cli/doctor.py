@@ -180,7 +180,11 @@ def _records(client: Client) -> Iterator[Finding]:
 
 def _notifications(client: Client) -> Iterator[Finding]:
     """Whether notifications are stuck."""
-    waiting, given_up = client.count_notifications()
+    found = client.notifications().counts()
+    waiting, given_up = found
+    if found.full:
+        detail = f"{waiting} notifications wait, so no further ones are recorded, nor told to anybody"
+        yield Finding("told", "fail", detail, "batchpipe notifications says why they wait")
     if given_up:
         detail = f"{given_up} notifications were given up, {waiting} are tried again"
         yield Finding("told", "warn", detail, "batchpipe notifications --dead, then --resend all")
@@ -258,6 +262,20 @@ def _capabilities(name: str) -> Iterator[Finding]:
     elif not account.lists_batches:
         detail = f"{name}: cannot list batches: a create call without an answer waits for you"
         yield Finding("account", "warn", detail, "docs/guarantees.md")
+
+    yield from _unknown_server(name)
+
+
+def _unknown_server(name: str) -> Iterator[Finding]:
+    """A server of which nobody has said what it can do: neither a profile nor a probe."""
+    chosen = settings()
+    account = chosen.account(name)
+    told = account.profile is not None or account.kind == "azure" or chosen.is_openai(name) or chosen.is_sandbox(name)
+    if not told and not account.was_probed():
+        detail = f"{name}: no profile is set for this server, and it was never probed: it is taken to be like OpenAI's"
+        yield Finding(
+            "account", "warn", detail, f"batchpipe probe {name} --write .env: ten tiny rows; docs/providers.md"
+        )
 
 
 def _trouble(jobs: list[OpenJob]) -> Iterator[Finding]:

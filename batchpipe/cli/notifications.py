@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 @json_option
 def notifications_command(dead: bool, resend: str | None, limit: int, as_json: bool) -> None:
     """List notifications that are not delivered, or send them again."""
-    client = open_client()
+    told = open_client().notifications()
     if resend is not None:
-        ids = [note.id for note in client.notifications(dead=True, most=1_000)] if resend == "all" else [resend]
-        count = client.send_again(ids)
+        ids = [note.id for note in told.dead(1_000)] if resend == "all" else [resend]
+        count = told.send_again(ids)
         if resend != "all" and not count:
             raise InvalidInput(f"{resend[:80]!r} was delivered, or is not known; list: batchpipe notifications --dead")
-        return say(f"{count} to be sent again; delivered now: {client.deliver()}")
-    found = client.notifications(dead=dead, most=limit)
+        return say(f"{count} to be sent again; delivered now: {told.deliver()}")
+    found = told.dead(limit) if dead else told.waiting(limit)
     if as_json:
         return emit_json([_shown(note) for note in found])
     for note in found:
@@ -37,8 +37,9 @@ def notifications_command(dead: bool, resend: str | None, limit: int, as_json: b
         when = f"given up after {note.tries} tries" if dead else f"next try {clock(note.due_at)}"
         reason = one_line(note.error)[:200] if note.error else "not tried yet"
         out(f"{note.id}  {note.type}  {about}  to {without_secrets(note.target)}  {when}: {reason}")
-    waiting, given_up = client.count_notifications()
-    return say(f"{waiting} to be tried again, {given_up} given up (--dead)")
+    counts = told.counts()
+    full = ": no further ones are recorded" if counts.full else ""
+    return say(f"{counts.waiting} to be tried again{full}, {counts.given_up} given up (--dead)")
 
 
 def _shown(note: Notification) -> dict[str, object]:

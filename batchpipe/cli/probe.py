@@ -42,19 +42,15 @@ def probe_command(
     Sends about ten tiny rows, in a few batches, and prints what was found and the settings of the account that
     follow; --write adds them to a file such as .env. Nothing is left behind.
     """
-    from batchpipe.client.probe import Probe
-    from batchpipe.provider import Apis
+    from batchpipe.client.probe import probe_account
 
     quiet_libraries()
     chosen = settings()
     name = account.lower()
-    found_account = chosen.account(name)
+    chosen.account(name)  # what is wrong with it is said before anything is asked
     if not (yes or chosen.is_sandbox(name)):
         _ask(name, model)
-    probe = Probe(
-        Apis(chosen)(name), found_account, name, model=model, endpoint=endpoint, window=window, timeout=timeout, say=say
-    )
-    found = probe.run()
+    found = probe_account(chosen, name, model=model, endpoint=endpoint, window=window, timeout=timeout, say=say)
     lines = [f"BATCHPIPE_ACCOUNTS__{name.upper()}__{key}={value}" for key, value in found.settings.items()]
     if as_json:
         emit_json({**asdict(found), "settings": dict(line.split("=", 1) for line in lines)})

@@ -131,7 +131,7 @@ class _Plain(_Base):
         if shape == self._last and now - self._said < longest:
             return
         self._last, self._said = shape, now
-        still = "" if pause is not None else waits_for(job, shards)
+        still = "" if pause is not None else waits_for(job, shards, moment)
         text = headline(job, shards, moment)
         say(f"[{now - self._started:6.1f} s] {job.id} {text}" + (f"; waits: {still}" if still else ""))
 
@@ -147,10 +147,13 @@ class _Plain(_Base):
                 say(f"trouble, will try again: {trouble.message}")
 
 
-def waits_for(job: JobRecord, shards: list[ShardRecord]) -> str:
+def waits_for(job: JobRecord, shards: list[ShardRecord], moment: Moment) -> str:
     """Why it makes no progress just now, in a few words: an earlier message may have scrolled away."""
-    views = (job_waits_for(job), *map(shard_waits_for, shards))
-    return wait_words(next((view for view in views if view is not None), None))[:200]
+    view = job_waits_for(job, room=moment.room)
+    if view is None:  # not all shards are asked: room is read from Redis
+        views = (shard_waits_for(shard, moment.shard_room(shard)) for shard in shards)
+        view = next((view for view in views if view is not None), None)
+    return wait_words(view)[:200]
 
 
 def pause_line(job: JobRecord, pause: Pause) -> str:
@@ -191,7 +194,7 @@ class _Live(_Base):
             Padding(ProgressBar(total=total, completed=answered_in(shards), width=60), 0),  # a bare bar ends no line
         ]
         if shown := active_ones(shards):
-            parts.append(_table(shown))
+            parts.append(_table(shown, moment))
         if len(shown) < len(shards):
             parts.append(Text(_others(shards, shown)))
         if job.reasons:
@@ -202,16 +205,23 @@ class _Live(_Base):
             parts.append(Text(job.hold.message, style="red"))
         elif job.trouble is not None:
             parts.append(Text(job.trouble.message, style="yellow"))
+        elif moment.room is not None:
+            parts.append(Text(f"waits: {wait_words(job_waits_for(job, room=moment.room))}", style="yellow"))
         return Group(*parts)
 
 
 def active_ones(shards: list[ShardRecord]) -> list[ShardRecord]:
-    """The shards to show: all of a few; of many those that something happens to, or that are in trouble."""
+    """The shards to show: all of a few; of many those that something happens to, in trouble, or waiting for room."""
     if len(shards) <= MAX_LINES:
         return shards
     idle = (Stage.PLANNED, Stage.COLLECTED)
-    active = [shard for shard in shards if shard.stage not in idle or shard_waits_for(shard) is not None]
+    active = [shard for shard in shards if shard.stage not in idle or _waits(shard)]
     return sorted(active, key=lambda shard: (shard.stage == Stage.PLANNED, shard.index))[:MAX_LINES]
+
+
+def _waits(shard: ShardRecord) -> bool:
+    """From its record alone: there may be 100,000, and how each waits for room is read from Redis."""
+    return shard_waits_for(shard) is not None or (shard.stage != Stage.COLLECTED and shard.waits_since is not None)
 
 
 def _others(shards: list[ShardRecord], shown: list[ShardRecord]) -> str:
@@ -221,15 +231,16 @@ def _others(shards: list[ShardRecord], shown: list[ShardRecord]) -> str:
     return f"and {number(len(shards) - len(shown))} more shards: {stages}"
 
 
-def _table(shards: list[ShardRecord]) -> Any:
+def _table(shards: list[ShardRecord], moment: Moment) -> Any:
     from rich.table import Table
 
     table = Table(box=None, padding=(0, 2, 0, 0))
     for title in ("shard", "stage", "provider says", "answered", "rows", "batch"):
         table.add_column(title, justify="right" if title in ("answered", "rows") else "left")
     for shard in shards:
-        waits = wait_words(shard_waits_for(shard))
-        status = (shard.status or "-") + (f" ! {waits[:60]}" if waits else "")
+        waits = shard_waits_for(shard, moment.shard_room(shard))
+        short = wait_words({**waits, "message": clip(waits["message"], 40)}) if waits is not None else ""
+        status = (shard.status or "-") + (f" ! {short}" if short else "")
         rows = number(answered_of(shard)), number(shard.rows)
         table.add_row(str(shard.index), shard.stage, status, *rows, shard.batch_id or "-")
     return table

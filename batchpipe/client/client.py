@@ -12,19 +12,19 @@ from batchpipe.client.job import Job
 from batchpipe.client.listeners import Watch, deserted, missing_worker, warn_of_submit
 from batchpipe.client.measures import Measures, Meter
 from batchpipe.client.moments import Moments
+from batchpipe.client.notifications import Notifications
 from batchpipe.client.options import SubmitOptions, complete, shows_options
 from batchpipe.client.recording import record_job
 from batchpipe.client.retry import check_retriable, check_sizes, failed_requests, retry_options
 from batchpipe.client.submission import Input, as_text, held_back, new_record, new_run_queue, with_input
 from batchpipe.client.waiting import follow
-from batchpipe.client.webhooks import WebhookReceiver
+from batchpipe.client.webhooks import WebhookReceiver, receiver_of
 from batchpipe.config.account import SANDBOX_ACCOUNT
 from batchpipe.config.environment import bare_environment
 from batchpipe.config.settings import Settings
 from batchpipe.config.site import current_site
 from batchpipe.errors import NO_QUOTA, InvalidInput, JobNotFound, SettingsError
 from batchpipe.local_redis import acquire
-from batchpipe.model.notifications import Notification
 from batchpipe.model.records import JobRecord, State, new_job_id
 from batchpipe.model.stats import Clock, Pause, Stats
 from batchpipe.model.views import Moment, job_view
@@ -238,25 +238,11 @@ class Client:
         """
         from batchpipe.pipeline.sweep import sweep
 
-        return sweep(self._runner, listing=listing)
+        return sweep(self._runner, listing=listing, alone=True)
 
-    def notifications(self, *, dead: bool = False, most: int = 100) -> list[Notification]:
-        """Notifications that wait for their next try, or (``dead``) that were given up. Raises StoreUnavailable."""
-        return self.store.outbox.dead(most) if dead else self.store.outbox.waiting(most)
-
-    def count_notifications(self) -> tuple[int, int]:
-        """How many wait for their next try, and how many were given up. Raises StoreUnavailable."""
-        return self.store.outbox.counts()
-
-    def send_again(self, note_ids: Sequence[str]) -> int:
-        """Try these notifications now, and for another day. Returns how many of them there are."""
-        return self.store.outbox.send_again(note_ids)
-
-    def deliver(self) -> int:
-        """Send the notifications that are due. Returns how many were delivered. Raises StoreUnavailable."""
-        from batchpipe.tasks.runtime import runtime
-
-        return runtime(self.settings).deliverer.deliver_due()
+    def notifications(self) -> Notifications:
+        """Those that are not delivered."""
+        return Notifications(self.store, self.settings)
 
     def resume(self, account: str) -> Resumed:
         """End an account's pause: all waiting shards go on. Without a pause, those that wait for a person do.
@@ -301,7 +287,7 @@ class Client:
 
     def webhooks(self) -> WebhookReceiver:
         """Receives webhooks for the accounts of these settings. Raises SettingsError."""
-        return current_site().keep(_receiver, self)
+        return current_site().keep(receiver_of, self)
 
     def webhook_state(self, account: str) -> WebhookState:
         """When webhooks of this account came, and whether they are relied on. Raises StoreUnavailable."""
@@ -362,15 +348,6 @@ class Client:
     def watch(self, say: Callable[[str], object] | None = None) -> Watch:
         """Called repeatedly with a job's record, it says if no worker listens on its queue."""
         return Watch(self.store, self.settings, say)
-
-
-def _receiver(client: Client) -> WebhookReceiver:
-    def republish(job_id: str, index: int) -> object:
-        from batchpipe.tasks.runtime import runtime
-
-        return runtime(client.settings).shard_runner.republish(job_id, index, when="overdue")
-
-    return WebhookReceiver(client.settings, lambda: client.store, republish)
 
 
 def default_client() -> Client:

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from typing import Any, ClassVar, Protocol
 
 import orjson
 
 from batchpipe.client.forecasts import Forecasts
 from batchpipe.client.listeners import Watch
-from batchpipe.client.moments import Moments
+from batchpipe.client.moments import Moments, say_that_somebody_watches
 from batchpipe.client.waiting import follow, follow_log
 from batchpipe.config.settings import Settings
-from batchpipe.config.site import current_site
-from batchpipe.errors import JobNotFound, PermanentError, StoreUnavailable
+from batchpipe.errors import JobNotFound, PermanentError
 from batchpipe.model.eta import Eta
 from batchpipe.model.progress import Progress, progress_of_job
 from batchpipe.model.reasons import reasons_view
@@ -41,8 +40,6 @@ from batchpipe.store.events import LOG_LENGTH
 
 #: Events that the log of a job keeps.
 MOST_EVENTS = LOG_LENGTH
-#: How often a process says that somebody watches, in seconds.
-SAY_SECONDS = 10.0
 #: Shards of a page.
 MOST_SHOWN = 1_000
 
@@ -190,7 +187,7 @@ class Job:
         """
         first, most = max(first, 0), min(max(most, 1), MOST_SHOWN)
         within = range(first, first + most)
-        self._say_that_somebody_watches()
+        say_that_somebody_watches(self._client.store, self.record)
         shards = self._client.store.shards.of_job(self.record, fields=SHOWN, bad="show", within=within)
         return page_view(self._located(), first, shards, self._moment(self.record))
 
@@ -198,15 +195,8 @@ class Job:
         """Its shards as they are recorded now, read several hundred at a time; one that cannot be read is shown as in
         trouble. ``fields``: only these; all others have their defaults. There may be 100,000.
         """
-        self._say_that_somebody_watches()
+        say_that_somebody_watches(self._client.store, self.record)
         return self._client.store.shards.of_job(self.record, fields=fields, bad="show")
-
-    def _say_that_somebody_watches(self) -> None:
-        """Looks then write each count that they see; else once a minute, for there may be ten thousand batches."""
-        account = self.record.account
-        if self.record.stage == State.RUNNING and current_site().is_first_time("watched", account, seconds=SAY_SECONDS):
-            with suppress(StoreUnavailable):  # a Redis that is full can be read all the same
-                self._client.store.looks.note_watched(account)
 
     def _located(self) -> JobRecord:
         return located(self.record, roots=self._client.settings.roots())

@@ -91,7 +91,7 @@ class LocalWorker:
             self._process.stdin.close()
         if self.job_is_done:
             with suppress(BatchpipeError):  # what cannot be sent now is sent by a later command
-                self._client.deliver()
+                self._client.notifications().deliver()
 
 
 class Sandbox(Protocol):

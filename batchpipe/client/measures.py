@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -20,6 +21,8 @@ RECENT_SECONDS = 7 * 86_400.0
 MOST_ACCOUNTS = 50
 #: Models of an account whose turnarounds are measured: the latest to have had one.
 MOST_MODELS = 20
+#: What providers call models. Rows name them, so a name may be anything, and stands in front of all who read metrics.
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._:/@+-]{0,99}")
 QUANTILES = (0.5, 0.9, 0.99)
 
 
@@ -82,7 +85,8 @@ class Meter:
         found = Turnarounds()
         for account in accounts:
             for model in store.paces.models(account, MOST_MODELS):
-                found.add(account, model or OTHER, store.paces.of(account, model))
+                if not model or _NAME.fullmatch(model):
+                    found.add(account, model or OTHER, store.paces.of(account, model))
         return found
 
     def _count_open_shards(self, store: Store) -> OpenShards:

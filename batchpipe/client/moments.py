@@ -6,15 +6,27 @@ from collections.abc import Iterable
 from contextlib import suppress
 
 from batchpipe.client.forecasts import FEW_READ, MOST_READ, Forecasts
+from batchpipe.client.rooms import WaitingShards
 from batchpipe.config.settings import Settings
+from batchpipe.config.site import current_site
 from batchpipe.errors import StoreUnavailable
 from batchpipe.model.admission import Waiting
 from batchpipe.model.eta import eta_view
-from batchpipe.model.records import JobRecord, ShardRecord
+from batchpipe.model.records import JobRecord, State
 from batchpipe.model.stats import Pause
 from batchpipe.model.views import Moment
 from batchpipe.pipeline.reason_samples import read_samples
 from batchpipe.store import Store
+
+#: How often a process says that somebody watches, in seconds.
+SAY_SECONDS = 10.0
+
+
+def say_that_somebody_watches(store: Store, job: JobRecord) -> None:
+    """Looks then write each count that they see; else once a minute, for there may be ten thousand batches."""
+    if job.stage == State.RUNNING and current_site().is_first_time("watched", job.account, seconds=SAY_SECONDS):
+        with suppress(StoreUnavailable):  # a Redis that takes no writes can still be read
+            store.looks.note_watched(job.account)
 
 
 class Moments:
@@ -36,13 +48,14 @@ class Moments:
         if job.state.ended:
             samples = read_samples(job, roots=tuple(self._settings.roots())) if files else {}
             return Moment(samples=samples)
-        self._watch(job.account)
+        say_that_somebody_watches(self._store, job)
         now, pause, room = self.now(), self.pause(job.account), self._room_of(job)
         shard_room = WaitingShards(self._store) if room is not None else lambda shard: None
         if pause is not None:  # nobody sees a batch end
             return Moment(now=now, pause=pause, room=room, shard_room=shard_room)
         self._forecasts = self._forecasts or Forecasts(self._store, now)
-        forecast, eta = self._forecasts.of(job.account), self._forecasts.eta(job, MOST_READ if files else FEW_READ)
+        eta = self._forecasts.eta(job, MOST_READ if files else FEW_READ)
+        forecast = self._forecasts.of(job.account, shard_room)
         return Moment(
             now=now,
             job_eta=eta_view(eta),
@@ -59,12 +72,6 @@ class Moments:
         found = self._rooms if self._rooms is not None else self._store.admission.waiting_jobs([job.id])
         return found.get(job.id)
 
-    def _watch(self, account: str) -> None:
-        """While somebody looks, counts are written by each look at the account's batches."""
-        if account not in self._pauses:
-            with suppress(StoreUnavailable):  # a Redis that takes no writes can still be read
-                self._store.looks.note_watched(account)
-
     def now(self) -> float:
         if self._now is None:
             self._now = self._store.now()
@@ -74,20 +81,3 @@ class Moments:
         if account not in self._pauses:
             self._pauses[account] = self._store.accounts.pause_of(account)
         return self._pauses[account]
-
-
-class WaitingShards:
-    """How shards wait for room, read a hundred at a time: they are asked for in the order of their indexes."""
-
-    def __init__(self, store: Store) -> None:
-        self._store = store
-        self._known: dict[tuple[str, int], Waiting] = {}
-        self._read = range(0)
-
-    def __call__(self, shard: ShardRecord) -> Waiting | None:
-        if shard.waits_since is None:
-            return None
-        if shard.index not in self._read:
-            self._read = range(shard.index, shard.index + 100)
-            self._known = self._store.admission.waiting_of([(shard.job, index) for index in self._read])
-        return self._known.get((shard.job, shard.index))

@@ -8,13 +8,16 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
+from batchpipe.client.capabilities import Capabilities
 from batchpipe.config.account import Account
+from batchpipe.config.settings import Settings
 from batchpipe.errors import AmbiguousResult, BatchpipeError, Gone, Paused, Refused, SettingsError, Unavailable
 from batchpipe.model.provider import Batch, Provider
 from batchpipe.model.records import Status
+from batchpipe.provider import Apis
 
 #: Completion windows that are tried beside the one that is asked for.
 WINDOWS = ("48h", "7d", "14d")
@@ -30,29 +33,23 @@ _MOST_BYTES = 1_000_000
 Json = dict[str, Any]
 
 
-@dataclass(frozen=True)
-class Found:
-    """One thing that was found out. ``value``: yes, no, or a word; None: it could not be found out."""
-
-    what: str
-    value: str | None
-    detail: str = ""
-
-
-@dataclass
-class Capabilities:
-    """What a server can do, and the settings of its account that follow; ``rows`` were sent."""
-
-    account: str
-    model: str
-    found: list[Found] = field(default_factory=list)
-    settings: dict[str, str] = field(default_factory=dict)
-    rows: int = 0
-    left: list[str] = field(default_factory=list)  #: what could not be deleted or cancelled
-
-    def note(self, what: str, value: bool | str | None, detail: str = "") -> None:
-        word = ("yes" if value else "no") if isinstance(value, bool) else value
-        self.found.append(Found(what, word, detail))
+def probe_account(
+    settings: Settings,
+    name: str,
+    *,
+    model: str,
+    endpoint: str,
+    window: str,
+    timeout: float,
+    say: Callable[[str], None] = lambda text: None,
+) -> Capabilities:
+    """Probe an account of these settings; Redis is not needed. Raises SettingsError, and what ``Probe.run`` raises."""
+    api, account = Apis(settings)(name), settings.account(name)
+    keyed = partial(api.with_header, "Idempotency-Key")
+    probe = Probe(
+        api, account, name, model=model, endpoint=endpoint, window=window, timeout=timeout, keyed=keyed, say=say
+    )
+    return probe.run()
 
 
 class Probe:
@@ -68,11 +65,14 @@ class Probe:
         endpoint: str,
         window: str,
         timeout: float,
+        keyed: Callable[[str], Provider] | None = None,
         say: Callable[[str], None] = lambda text: None,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        """``timeout``: seconds that the batch of the first rows gets to end."""
+        """``timeout``: seconds that the batch of the first rows gets to end. ``keyed``: the same provider with this
+        ``Idempotency-Key`` in each call; without it that is not asked."""
+        self._keyed = keyed
         self._api, self._account, self._say = api, account, say
         self._model, self._endpoint, self._window = model, endpoint, window
         self._timeout, self._clock, self._sleep = timeout, clock, sleep
@@ -94,8 +94,8 @@ class Probe:
         note = self.result.note
         self._unknown_batch()
         self._unknown_file()
-        self._say("uploading five rows, one of them wrong")
-        rows = [self._row(f"probe-{number}") for number in range(4)]
+        self._say("uploading four rows, one of them wrong")
+        rows = [self._row(f"probe-{number}") for number in range(3)]
         wrong = self._row("probe-wrong")
         wrong["body"] |= {name: [] for name in ("messages", "input") if name in wrong["body"]}
         first = self._create([*rows, wrong], self._window)
@@ -106,11 +106,14 @@ class Probe:
         echoed = read.metadata.get("probe") == self._tag
         note("metadata when a batch is read", echoed)
         self._settings_of_list(listed, echoed)
-        self._cancel()
+        cancelled = self._cancel()
+        if self._keyed is not None and cancelled is not None:
+            self._idempotency_key(self._keyed(f"probe-{self._tag}"), cancelled)
         self._long_custom_id()
         self._windows()
         if listed is not None:
             self._order()
+            self._paging()
         self._say("waiting for the first batch to end")
         self._results(self._ended(first.id), [str(row["custom_id"]) for row in rows])
 
@@ -178,6 +181,17 @@ class Probe:
         order = [self._batches.index(batch.id) for batch in shown]
         self.result.note("list is newest first", order == sorted(order, reverse=True) if len(order) > 1 else None)
 
+    def _paging(self) -> None:
+        """Whether a list goes on behind a batch that is named: else one of more than a page cannot be read."""
+        what, (first, *_, last) = "list goes on after a batch", self._batches
+        try:
+            newest = next((batch.id for batch in _some(self._api.iter_batches(self._began - 600))), last)
+            page = [batch.id for batch in self._api.batch_page(newest).batches]
+        except BatchpipeError as error:
+            return self.result.note(what, _unless_refused(error), error.message)
+        goes_on = newest not in page and (first in page or newest == first)
+        return self.result.note(what, goes_on, "" if goes_on else "`after` is not heeded: a list is read no further")
+
     def _settings_of_list(self, listed: Batch | None, echoed: bool) -> None:
         can = {found.what: found.value for found in self.result.found}
         if can.get("batches are listed") is None:
@@ -186,14 +200,37 @@ class Probe:
         if listed is not None:
             self.result.settings["ECHOES_METADATA"] = _flag(echoed and listed.metadata.get("probe") == self._tag)
 
-    def _cancel(self) -> None:
-        note = self.result.note
+    def _cancel(self) -> str | None:
+        """Returns the file of the batch that was made for it; None: none was."""
+        note, batch = self.result.note, None
         try:
             batch = self._create([self._row("probe-cancel")], self._window)
             cancelled = self._api.cancel_batch(batch.id)
             note("a batch can be cancelled", True, f"its status is {cancelled.status} then")
         except BatchpipeError as error:
             note("a batch can be cancelled", _unless_refused(error), error.message)
+        return self._files[-1] if batch is not None else None
+
+    def _idempotency_key(self, keyed: Provider, file_id: str) -> None:
+        """Whether a create call that is repeated with the same ``Idempotency-Key`` makes no second batch."""
+        what, made = "a repeated call with an Idempotency-Key", list[str]()
+        try:
+            for _ in range(2):
+                batch = self._create_of(keyed, file_id, self._window)
+                self.result.rows += batch.id not in made
+                made.append(batch.id)
+                with suppress(BatchpipeError):
+                    self._api.cancel_batch(batch.id)
+        except AmbiguousResult as error:
+            self._batches += [name for name in error.named if name not in self._batches]
+            return self.result.note(what, None, error.message)
+        except (Unavailable, Refused) as error:
+            if len(made) == 1:  # the second is refused because there is a first, or is not taken at all
+                return self.result.note(what, f"refused, {error.status or error.code}", error.message)
+            return self.result.note(what, None, error.message)
+        same = made[0] == made[1]
+        detail = "" if same else "makes a second batch: the key is not heeded"
+        return self.result.note(what, "same batch" if same else "second batch", detail)
 
     def _long_custom_id(self) -> None:
         what = f"custom_id of {LONG_ID} characters"
@@ -265,15 +302,20 @@ class Probe:
         data = b"".join(json.dumps(row).encode() + b"\n" for row in rows)
         file_id = self._api.upload(io.BytesIO(data), f"probe-{self._tag}-{len(self._files)}.jsonl", lambda: None)
         self._files.append(file_id)
-        batch = self._api.create_batch(
+        batch = self._create_of(self._api, file_id, window)
+        self.result.rows += len(rows)
+        return batch
+
+    def _create_of(self, api: Provider, file_id: str, window: str) -> Batch:
+        batch = api.create_batch(
             endpoint=self._endpoint,
             completion_window=window,
             input_file_id=file_id,
             metadata={"probe": self._tag},
             extra={},
         )
-        self.result.rows += len(rows)
-        self._batches.append(batch.id)
+        if batch.id not in self._batches:
+            self._batches.append(batch.id)
         return batch
 
     def _ended(self, batch_id: str, most: float | None = None) -> Batch:

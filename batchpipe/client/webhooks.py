@@ -1,6 +1,7 @@
 """Takes the provider's webhooks: checks them, records that a batch has ended, and wakes its shard.
 
-Framework-free: a front door hands over body and headers, sends the answer, and then calls ``wake``.
+Framework-free: a front door hands over body and headers, sends the answer, and calls ``wake_soon``, which waits for
+nothing.
 """
 
 from __future__ import annotations
@@ -11,12 +12,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from batchpipe.client.waker import Place, Waker
 from batchpipe.config.settings import Settings
 from batchpipe.config.site import current_site
 from batchpipe.errors import BatchpipeError, RecordUnreadable, StoreUnavailable
 from batchpipe.model.webhooks import MOST_BYTES, Malformed, NotSigned, Signed, Verifier
 
 if TYPE_CHECKING:
+    from batchpipe.client.job import ClientLike
     from batchpipe.store import Store
     from batchpipe.store.news import Told
 
@@ -27,12 +30,10 @@ SLOW_SECONDS, REST_SECONDS = 1.0, 10.0
 #: How often a process logs that it refuses webhooks, in seconds.
 SAY_SECONDS = 60.0
 
-Place = tuple[str, int]
-
 
 @dataclass(frozen=True)
 class WebhookAnswer:
-    """The status and the JSON of an answer. ``place``: the shard to ``wake`` once it is sent."""
+    """The status and the JSON of an answer. ``place``: the shard to wake."""
 
     status: int
     body: dict[str, Any]
@@ -45,6 +46,7 @@ def refused(status: int, code: str, message: str) -> WebhookAnswer:
 
 
 TOO_LARGE = refused(413, "too_large", f"a webhook has {MOST_BYTES} bytes at most")
+TOO_SLOW = refused(408, "too_slow", "its body did not come in time")
 ONLY_POST = refused(405, "method_not_allowed", "only POST")
 UNAVAILABLE = refused(503, "unavailable", "it cannot be recorded just now; send it again")
 NOT_SET_UP = refused(404, "not_set_up", "no webhooks are received here")
@@ -65,6 +67,7 @@ class WebhookReceiver:
         self._verifier = Verifier(self.secrets)
         self._store, self._republish = store, republish
         self._rests_until = 0.0
+        self.waker = Waker(self.wake)
         self._is_warm = False  # the first message takes longer: Celery is imported, and the broker connected to
 
     def receive(self, body: bytes, headers: Mapping[str, str], account: str | None = None) -> WebhookAnswer:
@@ -105,6 +108,11 @@ class WebhookReceiver:
             return [UNAVAILABLE] * len(events)
         return [_answer(event, one) for event, one in zip(events, told, strict=True)]
 
+    def wake_soon(self, place: Place | None) -> None:
+        """Wake the shard of an answer, if it has one, in a thread: the sender does not wait for the broker."""
+        if place is not None:
+            self.waker.soon(place)
+
     def wake(self, place: Place) -> None:
         """Publish the message of a shard that ``receive`` made due. What fails here the sweep does: raises nothing.
 
@@ -139,3 +147,14 @@ def _say(why: str) -> None:
     """Log why webhooks are refused: once a minute for each reason, for anybody may send them."""
     if current_site().is_first_time("webhook_refused", why, seconds=SAY_SECONDS):
         logger.warning("a webhook was refused: %s", why, extra={"event": "webhook_refused"})
+
+
+def receiver_of(client: ClientLike) -> WebhookReceiver:
+    """For the accounts of a client's settings. Raises SettingsError."""
+
+    def republish(job_id: str, index: int) -> object:
+        from batchpipe.tasks.runtime import runtime
+
+        return runtime(client.settings).shard_runner.republish(job_id, index, when="overdue")
+
+    return WebhookReceiver(client.settings, lambda: client.store, republish)

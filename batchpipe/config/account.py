@@ -92,10 +92,12 @@ class Account(BaseModel):
         None, ge=1, description="the same for every other model  [unset: learned]"
     )
     batches_in_flight: int | None = Field(
-        None, ge=1, description="batches that may be unfinished at once, over all models"
+        None, ge=1, description="batches that may be unfinished at once, over all models  [unset: learned]"
     )
     creations_per_hour: int = Field(2_000, ge=0, description="batches created within an hour at most; 0: any number")
-    uploads_per_minute: int | None = Field(None, ge=1, description="files uploaded within a minute at most")
+    uploads_per_minute: int | None = Field(
+        None, ge=1, description="files uploaded within a minute at most  [unset: learned]"
+    )
 
     @field_validator("enqueued_tokens")
     @classmethod
@@ -125,6 +127,10 @@ class Account(BaseModel):
     @classmethod
     def _with_profile(cls, given: Any) -> Any:
         return with_profile(given) if isinstance(given, Mapping) else given
+
+    def was_probed(self) -> bool:
+        """Whether what `batchpipe probe` finds out is set, by it or by a person."""
+        return not self.model_fields_set.isdisjoint({"lists_batches", "echoes_metadata", "longest_window"})
 
     def has_base_url_of_profile(self) -> bool:
         """Whether its address is the one that its profile gives."""

@@ -44,8 +44,7 @@ def take(
     except OSError:  # the sender has hung up
         answer = webhooks.refused(400, "malformed", "its body did not come")
     else:
-        if answer.place is not None:
-            receiver.wake(answer.place)
+        receiver.wake_soon(answer.place)
     return answer.status, answer.body
 
 

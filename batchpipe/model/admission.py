@@ -27,10 +27,11 @@ WAIT_SECONDS = 600.0
 
 
 class Full(msgspec.Struct, frozen=True, kw_only=True):
-    """The provider refused a batch because its queue is full: written as the field ``full`` when the turn ends."""
+    """The provider had no room: written as the field ``full`` when the turn ends."""
 
     kind: Kind = "tokens"
-    limit: int | None = None  #: the number in the provider's words, if there is one
+    limit: int | None = None  #: the number in the provider's words, if there is one; of creations and uploads: in SPAN
+    after: float | None = None  #: of creations and uploads: nobody tries again before so many seconds
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,10 @@ def needs_of(size: int, ratio: float, *, upload: bool) -> dict[Kind, int]:
     """What a shard needs whose file has so many bytes; ``upload``: the file is not at the provider yet."""
     needs: dict[Kind, int] = {"tokens": tokens_of(size, ratio), "batches": 1, "creations": 1}
     return needs | {"uploads": 1} if upload else needs
+
+
+#: The seconds within which creations and uploads are counted.
+SPAN: Mapping[Kind, float] = {"creations": 3_600.0, "uploads": 60.0}
 
 
 #: Limits as the settings say them: kind -> amount; what is missing is learned, or not limited.

@@ -16,9 +16,10 @@ from typing import Any
 import msgspec
 import orjson
 
-from batchpipe.errors import shortened
+from batchpipe.errors import CREATE_UNKNOWN, WORKSPACE_GONE, shortened
 from batchpipe.model.records import JobRecord, Problem
 from batchpipe.model.retry import RetryPolicy
+from batchpipe.model.stalls import LATE, SILENT
 from batchpipe.model.views import job_view
 
 #: Tries go on for a day; the first pauses are short, for receivers that are restarted.
@@ -29,14 +30,17 @@ TOLD_AGAIN_SECONDS = 21_600.0
 #: Bytes of a body.
 MOST_BODY = 16_384
 
-#: Events of a job's log that need somebody.
-TROUBLE = frozenset({"cancelled_elsewhere", "overdue", "late", "workspace_gone", "create_unknown", "not_notified"})
+#: Events of a job's log that need somebody. Each has a ``message``: that is what people read.
+TROUBLE = frozenset(
+    {"cancelled_elsewhere", "overdue", LATE, SILENT, WORKSPACE_GONE, CREATE_UNKNOWN, "not_notified"},
+)
 
 
 class Notification(msgspec.Struct, frozen=True, kw_only=True):
     """One piece of news for one target. ``id`` is the same however often it is recorded or sent."""
 
     id: str
+    once: str = ""  #: the same for all news of which one is told in ``TOLD_AGAIN_SECONDS``; not stored
     type: str
     target: str  #: a name in the settings, or a URL
     account: str
@@ -81,7 +85,8 @@ def job_trouble(job: JobRecord, target: str, event: str, message: str, now: floa
     message = shortened(message, 1_000)
     data = {"id": job.id, "name": job.name, "account": job.account, "code": event, "message": message}
     return Notification(
-        id=news_id("job.trouble", job.id, event, _period(now), target),
+        id=news_id("job.trouble", job.id, event, f"{now:.3f}", target),
+        once=news_id("job.trouble", job.id, event, target),
         type="job.trouble",
         target=target,
         account=job.account,
@@ -95,7 +100,8 @@ def account_paused(account: str, target: str, problem: Problem, seconds: float, 
     code, message = problem.code, shortened(problem.message, 1_000)
     data = {"account": account, "code": code, "message": message, "seconds": round(seconds)}
     return Notification(
-        id=news_id("account.paused", account, code, _period(now), target),
+        id=news_id("account.paused", account, code, f"{now:.3f}", target),
+        once=news_id("account.paused", account, code, target),
         type="account.paused",
         target=target,
         account=account,
@@ -103,17 +109,16 @@ def account_paused(account: str, target: str, problem: Problem, seconds: float, 
     )
 
 
-def _period(now: float) -> str:
-    return str(int(now // TOLD_AGAIN_SECONDS))
-
-
-def signed_headers(note: Notification, secret: str, now: float) -> dict[str, str]:
-    """The headers of Standard Webhooks: ``v1,`` and the HMAC-SHA256 of id, time and body. Raises ValueError for a
-    secret that is not base64 (after ``whsec_``).
-    """
+def signing_key(secret: str) -> bytes:
+    """Raises ValueError for a secret that is not base64 (after ``whsec_``)."""
     key = base64.b64decode(secret.removeprefix("whsec_"), validate=True)
     if not key:
         raise ValueError("is empty")
+    return key
+
+
+def signed_headers(note: Notification, key: bytes, now: float) -> dict[str, str]:
+    """The headers of Standard Webhooks: ``v1,`` and the HMAC-SHA256 of id, time and body."""
     stamp = str(int(now))
     digest = hmac.new(key, f"{note.id}.{stamp}.{note.body}".encode(), hashlib.sha256).digest()
     return {

@@ -167,6 +167,19 @@ class History:
         no history, or too many that have not ended."""
         return _quantile(_survival(self._bins, self._running, 0.0), part) if self.speaks else None
 
+    def mean(self) -> tuple[float, float] | None:
+        """How long a batch takes on average, in seconds, and the deviation from that; None: not known."""
+        if not self.speaks:
+            return None
+        alive = _survival(self._bins, self._running, 0.0)
+        ended = [before - after for before, after in pairwise(alive)]
+        middles = [(edge(number) + edge(number + 1)) / 2 for number in range(BINS)]
+        rest = max(1.0 - sum(ended), 0.0)  # of those that run still, as if they ended where the last one did
+        ended[self._last - 1] += rest
+        mean = sum(part * middle for part, middle in zip(ended, middles, strict=True))
+        square = sum(part * middle**2 for part, middle in zip(ended, middles, strict=True))
+        return mean, math.sqrt(max(square - mean**2, 0.0))
+
     def normal(self, part: float) -> float | None:
         """The same of the batches that ended, without those that run: a day on which nothing ends says nothing about
         what is usual. Of the days before today if there were enough; else None if more than a tenth has not ended:

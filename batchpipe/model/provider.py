@@ -39,7 +39,11 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def times(self) -> dict[str, float]:
         """Of its times those that a shard's record keeps, and that the provider shows: the changes to record."""
-        shown = {"in_progress_at": self.in_progress_at, "finished_at": self.finished_at}
+        shown = {
+            "in_progress_at": self.in_progress_at,
+            "finished_at": self.finished_at,
+            "expires_at": self.expires_at,
+        }
         return {name: at for name, at in shown.items() if at is not None and 0.0 < at < MOST_TIME}
 
 

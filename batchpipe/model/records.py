@@ -243,6 +243,7 @@ class ShardRecord(Record, frozen=True, kw_only=True):
     made_at: float | None = None  #: when its batch was made, began to run and ended, by the provider's clock
     in_progress_at: float | None = None
     finished_at: float | None = None
+    expires_at: float | None = None  #: when its completion window ends, as the provider says
     stalled_at: float | None = None  #: since when its batch is said to be late
     stall: Problem | None = None  #: how it is late
     end_seen: bool = False  #: status, counts, files and errors are those of one look at the ended batch
@@ -320,6 +321,17 @@ def window_seconds(window: str) -> float:
     """The seconds of a completion window such as 24h or 7d; a day if it has no number and unit."""
     found = re.fullmatch(r"(\d{1,4})([smhd])", window.strip().lower())
     return int(found[1]) * {"s": 1.0, "m": 60.0, "h": 3_600.0, "d": 86_400.0}[found[2]] if found else 86_400.0
+
+
+#: No window is longer: an end that cannot be a time (seconds from now, milliseconds) is ignored.
+MOST_WINDOW_SECONDS = 30 * 86_400.0
+
+
+def window_end(born: float, window: str, said: float | None) -> float:
+    """When the window of a batch ends that was made at ``born``: as the provider has ``said``, if that can be."""
+    if said is not None and born < said < born + MOST_WINDOW_SECONDS:
+        return said
+    return born + window_seconds(window)
 
 
 _ALPHABET = "0123456789abcdefghijklmnopqrstuvwxyz"

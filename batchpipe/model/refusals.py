@@ -8,6 +8,7 @@ sends no code: by the beginning of the whole message, which quoted text cannot c
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import Any
 
 from batchpipe.errors import FILE_NOT_FOUND, Refused
@@ -41,6 +42,14 @@ _NO_ROOM = frozenset(
         *("storagelimitexceeded", "storagelimitreached", "storagefull", "insufficientstorage", "limitexceeded"),
     }
 )
+#: Codes with which they say that too many batches are unfinished.
+_BATCH_LIMIT = frozenset(
+    {
+        *("batchlimitexceeded", "batchlimitreached", "batchesexceeded", "batchquotaexceeded", "toomanybatches"),
+        *("maxbatchesexceeded", "maxbatchesreached", "activebatchlimitexceeded", "concurrentbatchlimitexceeded"),
+        *("toomanyactivebatches", "toomanyconcurrentbatches", "pendingbatchlimitexceeded", "toomanypendingbatches"),
+    }
+)
 #: Codes with which they say that the input file cannot be used yet, or is not seen.
 _FILE_STATE = frozenset(
     {
@@ -54,7 +63,13 @@ _UNFINISHED = frozenset({"pending", "uploaded", "uploading", "notrunning", "runn
 _BODY = frozenset({413, 414, 415})
 
 
-#: How the messages of the two refusals begin that come without a code.
+#: How the messages of the refusals begin that come without a code.
+_BATCH_LIMIT_WORDS = re.compile(
+    r"(?:(?:the|your|you|have|account|organi[sz]ation|project|resource|reached|exceeded|maximum|max)\s+){0,6}"
+    r"(?:too many|(?:limit|number|quota)\s+(?:of|for|on))\s+(?:[\d.,_']+\s+)?(?:[\w-]+\s+){0,2}?batch(?:es|\s+jobs)\b"
+    r"(?!\s*(?:/|(?:[\w-]+\s+){0,2}(?:per|every|an|each)\s+(?:sec|min|hour|day)))",
+    re.IGNORECASE,
+)
 _TOKEN_LIMIT_WORDS = re.compile(r"enqueued token limit reached\b", re.IGNORECASE)
 _NO_FILE_WORDS = re.compile(r"cannot find file\b", re.IGNORECASE)
 
@@ -62,6 +77,13 @@ _NO_FILE_WORDS = re.compile(r"cannot find file\b", re.IGNORECASE)
 def says_token_limit(message: str | None) -> bool:
     """Whether a provider's message says that its queue is full."""
     return _TOKEN_LIMIT_WORDS.match(message or "") is not None
+
+
+def says_batch_limit(codes: Iterable[str | None], message: str | None) -> bool:
+    """Whether a refusal says that too many batches of the account are unfinished, by its code or its words."""
+    if any(_plain(code) in _BATCH_LIMIT for code in codes):
+        return True
+    return _BATCH_LIMIT_WORDS.match(message or "") is not None
 
 
 def says_no_file(message: str | None) -> bool:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
-from batchpipe.errors import TOKEN_LIMIT
-from batchpipe.model.admission import WAIT_SECONDS, Full, Waiting
+from batchpipe.errors import BATCH_LIMIT, TOKEN_LIMIT, Unavailable
+from batchpipe.model.admission import SPAN, WAIT_SECONDS, Full, Kind, Waiting
 from batchpipe.model.records import JobRecord, Move, Problem, ShardRecord, Stage
-from batchpipe.model.said_limits import said_token_limit
+from batchpipe.model.said_limits import said_batch_limit, said_rate, said_token_limit
 
 #: By what is lacking, see ``Waiting.kind``.
 _WORDS = {
@@ -49,6 +49,8 @@ class TooLarge(msgspec.Struct, frozen=True):
     again: bool
 
 
+#: Where the provider says how often, and not when again: seconds until the shard asks.
+FIRST_PAUSE = 5.0
 #: A shard that needs more than the provider's own number is given up after so many refusals: ours is an estimate.
 MOST_REFUSALS = 5
 
@@ -66,6 +68,41 @@ def parked(shard: ShardRecord, waiting: Waiting) -> Move:
     )
 
 
+def no_room(job: JobRecord, shard: ShardRecord, error: BaseException) -> Move | TooLarge | None:
+    """What follows if a create call was refused for want of room; None if it was something else.
+
+    A shard that never asked for room, as older versions sent it, is tried again like after any trouble.
+    """
+    if not shard.needs or not isinstance(error, Unavailable):
+        return None
+    if error.code == TOKEN_LIMIT:
+        return queue_full(job, shard, error.message, {}, otherwise=0.0)
+    if error.code == BATCH_LIMIT:
+        return batches_full(shard, error.message, {}, otherwise=0.0)
+    return too_fast(shard, error, "creations")
+
+
+def too_fast(shard: ShardRecord, error: Unavailable, kind: Literal["creations", "uploads"]) -> Move | None:
+    """The account may not create, or upload, as often: nobody does before the time that the provider names, and the
+    shard, which has asked for room, is the first of its job. None if it names neither a time nor a rate."""
+    rate = said_rate(error.message, error.limits) if error.status == 429 else None
+    if error.status != 429 or (rate is None and error.after is None):
+        return None
+    # a rate of days says nothing about the hour
+    fits = rate is not None and rate.seconds <= SPAN[kind]
+    limit = max(round(rate.most * SPAN[kind] / rate.seconds), 1) if rate is not None and fits else None
+    after = min(error.after if error.after is not None else FIRST_PAUSE, WAIT_SECONDS)
+    full = Full(kind=kind, limit=limit, after=error.after)
+    return _waits_for_room(shard, full, error.code, error.message, {}, after=after)
+
+
+def batches_full(shard: ShardRecord, message: str, changes: dict[str, Any], *, otherwise: float) -> Move:
+    """Too many batches of the account are unfinished, and no row ran. ``otherwise``: see ``queue_full``."""
+    full = Full(kind="batches", limit=said_batch_limit(message))
+    after = WAIT_SECONDS if shard.needs else otherwise
+    return _waits_for_room(shard, full, BATCH_LIMIT, message, changes, after=after, asked=bool(shard.needs))
+
+
 def queue_full(
     job: JobRecord, shard: ShardRecord, message: str, changes: dict[str, Any], *, otherwise: float
 ) -> Move | TooLarge:
@@ -80,18 +117,40 @@ def queue_full(
         again = shard.rows > 1 and not shard.refused_once and job.round < job.attempts
         if again or refusals >= MOST_REFUSALS:
             return TooLarge(_too_large(shard, message, again=again), full, again)
+    after = WAIT_SECONDS if shard.needs else otherwise
+    return _waits_for_room(shard, full, TOKEN_LIMIT, message, changes, after=after, asked=bool(shard.needs))
+
+
+def _waits_for_room(
+    shard: ShardRecord,
+    full: Full,
+    code: str,
+    message: str,
+    changes: dict[str, Any],
+    *,
+    after: float,
+    asked: bool = True,
+) -> Move:
     return Move(
-        stage=Stage.UPLOADED,
-        after=WAIT_SECONDS if shard.needs else otherwise,
+        stage=Stage.PLANNED if full.kind == "uploads" else Stage.UPLOADED,
+        after=after,
         changes={
             **changes,
-            "trouble": Problem(code=TOKEN_LIMIT, message=message),
+            "trouble": Problem(code=code, message=message),
             "full": full,
             "backoff": shard.backoff + 1,
         },
-        events=[("token_limit", {"message": message})],
-        parked=message if shard.needs else "",
+        events=[(_EVENTS[full.kind], {"message": message})],
+        parked=message if asked else "",
     )
+
+
+_EVENTS: dict[Kind, str] = {
+    "tokens": "token_limit",
+    "batches": "batch_limit",
+    "creations": "rate_limit",
+    "uploads": "rate_limit",
+}
 
 
 def _too_large(shard: ShardRecord, message: str, *, again: bool) -> Problem:

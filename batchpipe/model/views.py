@@ -195,6 +195,7 @@ def shard_view(shard: ShardRecord, moment: Moment = UNKNOWN) -> dict[str, Any]:
             "completed": shard.counts.completed,
             "failed": shard.counts.failed,
         },
+        "expires_at": shard.expires_at if shard.batch_id is not None else None,
         "eta": moment.shard_eta(shard),
         "late": late_view(shard),
         "waits_for": shard_waits_for(shard, moment.shard_room(shard)),

@@ -31,17 +31,21 @@ def bounds_of(settings: Settings, account: str, store: Store | None = None) -> B
     return bounds if store is None else bounds._replace(model_bytes=model_bytes(store, settings, account))
 
 
-def model_bytes(store: Store, settings: Settings, account: str) -> Callable[[str | None], int | None]:
+def model_bytes(
+    store: Store, settings: Settings, account: str, *, now: bool = False
+) -> Callable[[str | None], int | None]:
     """The most bytes of a shard by its model, so that it fits into the provider's queue of tokens beside others.
 
-    Read once for each model. A limit that cannot be read now cuts nothing: the shard is cut again if it is refused.
+    Read once for each model; ``now``: not what this process has read some seconds ago, for a refusal has just taught
+    it. A limit that cannot be read cuts nothing: the shard is cut again if it is refused.
     """
     limits, known = settings.known_account(account), dict[str | None, int | None]()
+    limit = store.admission.limit if now else store.admission.lately_limit
 
     def read(model: str | None) -> int | None:
         try:
-            tokens = store.admission.limit(account, model, limits.limits(model))
-            ratio = store.admission.ratio(model) if tokens is not None else 1.0
+            tokens = limit(account, model, limits.limits(model))
+            ratio = store.admission.lately_ratio(model) if tokens is not None else 1.0
         except StoreUnavailable:
             return None
         return None if tokens is None else max(int(tokens / (ratio * RATIO_MARGIN) * PART_OF_LIMIT), 1)

@@ -16,7 +16,7 @@ from batchpipe.pipeline.output_owner import Outputs
 from batchpipe.pipeline.reading import budgeted, page_reads
 from batchpipe.pipeline.reason_samples import read_samples
 from batchpipe.pipeline.runner import Runner, words
-from batchpipe.pipeline.steps.cleanup import delete_files
+from batchpipe.pipeline.steps.cleanup import delete_files, has_files
 from batchpipe.pipeline.steps.merge import clean_up
 from batchpipe.pipeline.steps.salvage import salvaged_file
 from batchpipe.pipeline.workspace_cleanup import remove_leftovers
@@ -46,7 +46,7 @@ class Closing:
 
     def close(self, lease: JobLease, state: State) -> None:
         """Write job.json, clean up, notify the user: at least once, in an order that survives a crash at any point."""
-        job = self._runner.store.jobs.get(lease.job.id)
+        job = lease.job
         if not job.notified:
             try:
                 self._write_job_file(lease, job)
@@ -58,7 +58,8 @@ class Closing:
                 self._runner.log(job.id, [("files_left", {"message": error.message})], level=logging.WARNING)
             self._runner.notices.job_ended(job)
             self._notify_receivers(job, lease)
-            self._runner.store.leases.save(lease, {"notified": True})
+            if self._deletes_files(lease):  # trouble with that notifies nobody again
+                self._runner.store.leases.save(lease, {"notified": True})
         self._delete_files(job, lease)
         self._runner.store.leases.close_job(lease)
 
@@ -97,16 +98,20 @@ class Closing:
             )
             self._runner.log(job.id, [("not_notified", {"message": error.message})])
 
+    def _deletes_files(self, lease: JobLease) -> bool:
+        """Whether there may be files to delete at the provider, as far as that is known of a few shards."""
+        which, shards = self._runner.settings.delete_files, lease.shards
+        return which != "none" and (shards is None or has_files(shards, which))
+
     def _delete_files(self, job: JobRecord, lease: JobLease) -> None:
         """Delete files at the provider that are no longer needed. Raises TransientError, a limited number of times."""
         if not job.shards:
             return
         try:
-            shards, which = self._runner.store.shards.of_job(job), self._runner.settings.delete_files
-            runner = self._runner
+            runner, which = self._runner, self._runner.settings.delete_files
+            shards = runner.store.shards.of_job(job) if lease.shards is None else lease.shards
             reads = page_reads(runner.store, runner.settings, job.account, runner.sleep)
-            api = budgeted(runner.apis(job.account), reads)
-            deleted = delete_files(job, shards, api, which, check=lease.check)
+            deleted = delete_files(job, shards, budgeted(runner.apis(job.account), reads), which, check=lease.check)
         except StoreUnavailable:
             raise
         except TransientError as error:
@@ -127,11 +132,13 @@ class Closing:
     def _write_job_file(self, lease: JobLease, job: JobRecord) -> None:
         try:
             moment = Moment(samples=read_samples(job, roots=tuple(self._runner.settings.roots())))
-            self._outputs.describe(lease, job, lambda: json_of_job(job, self._shown(job), moment))
+            self._outputs.describe(lease, job, lambda: json_of_job(job, self._shown(lease), moment))
         except (InvalidInput, StorageTrouble) as error:  # the output cannot be written, but Redis knows the end
             if isinstance(error, StorageTrouble) and error.passes and not self._outputs.is_late(job.ended_at):
                 raise
             logger.warning("job.json not written: %s", error, extra={"event": "job_file"})
 
-    def _shown(self, job: JobRecord) -> Callable[[], Iterator[ShardRecord]]:
-        return lambda: self._runner.store.shards.of_job(job, fields=SHOWN, bad="show")
+    def _shown(self, lease: JobLease) -> Callable[[], Iterator[ShardRecord]]:
+        if (known := lease.shards) is not None:
+            return lambda: iter(known)
+        return lambda: self._runner.store.shards.of_job(lease.job, fields=SHOWN, bad="show")

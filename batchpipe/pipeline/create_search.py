@@ -6,7 +6,9 @@ Whose walks they are does not matter: a walk serves all shards of the account.
 
 from __future__ import annotations
 
-from batchpipe.errors import Gone, Refused
+from typing import Any
+
+from batchpipe.errors import CREATE_UNKNOWN, Gone, Refused
 from batchpipe.model.provider import Batch, ProviderReads
 from batchpipe.model.records import LONGEST_PAUSE, JobRecord, Move, Problem, ShardRecord, Stage
 from batchpipe.model.refusals import believed_at, unseen
@@ -155,7 +157,7 @@ def _cannot_see(job: JobRecord, shard: ShardRecord, api: ProviderReads, turn: Cr
         if now < ends and not job.cancel:
             return unseen(job, shard, Stage.UPLOADED, what, error, now=now, ends=ends)
         message = f"a create call got no clear answer, and the key does not see {what}; its rows may be paid"
-        return GiveUp(Problem(code="create_unknown", message=message))
+        return GiveUp(Problem(code=CREATE_UNKNOWN, message=message))
 
 
 def _cannot_tell(job: JobRecord, shard: ShardRecord, why: str) -> Ending:
@@ -165,7 +167,9 @@ def _cannot_tell(job: JobRecord, shard: ShardRecord, why: str) -> Ending:
         f"{calls} got no clear answer, and {why}: a batch may exist there. Look there; then cancel the job, or let "
         f"the call be repeated ({MOST_CALLS} calls at most) with the account's RESEND_UNANSWERED"
     )
-    problem = Problem(code="create_unknown", message=message)
+    problem = Problem(code=CREATE_UNKNOWN, message=message)
     if job.cancel:
         return GiveUp(problem)
-    return Move(stage=Stage.UPLOADED, after=60.0, changes={"trouble": problem})
+    begins = shard.trouble is None or shard.trouble.code != CREATE_UNKNOWN
+    events: list[tuple[str, dict[str, Any]]] = [(CREATE_UNKNOWN, {"message": message})] if begins else []
+    return Move(stage=Stage.UPLOADED, after=60.0, changes={"trouble": problem}, events=events)

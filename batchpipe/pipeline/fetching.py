@@ -39,9 +39,12 @@ class Fetcher:
         check: Callable[[], None],
         *,
         elsewhere: Folder | None = None,
+        sized: bool = True,
     ) -> None:
-        """``name``: unique to the shard. ``elsewhere``: a local folder to use instead of a remote workspace."""
-        self._api, self._check = api, check
+        """``name``: unique to the shard. ``elsewhere``: a local folder to use instead of a remote workspace. ``sized``:
+        the provider is asked how long each file is.
+        """
+        self._api, self._check, self._sized = api, check, sized
         self._folder = workspace.child("downloads") if workspace.is_local else elsewhere
         self._shared = not workspace.is_local
         self._name = name
@@ -111,7 +114,7 @@ class Fetcher:
         A file that differs again and again is accepted: some providers count characters, not bytes, and some lag.
         """
         try:
-            size = self._api.file_bytes(file_id)
+            size = self._api.file_bytes(file_id) if self._sized else None
         except Gone:
             size = None  # paid rows are lost only if the content is gone too
         file.next_try(most=4 * size + (1 << 20) if size else MOST_BYTES, size=size)

@@ -60,7 +60,7 @@ from batchpipe.pipeline.steps.next_round import SENT, next_round
 from batchpipe.pipeline.steps.prepare import prepare
 from batchpipe.pipeline.workspace_cleanup import remove_files_of_killed_turns, token_of
 from batchpipe.storage import Folder, check_allowed
-from batchpipe.store import ClaimDenied, JobLease, Store, new_task_ids
+from batchpipe.store import AT_ONCE, ClaimDenied, JobLease, Lease, Store, new_task_ids
 from batchpipe.store.redis_label import label_of
 from batchpipe.telemetry.counters import reason_of
 from batchpipe.telemetry.logs import about
@@ -101,10 +101,13 @@ class JobRunner(Runner):
             return self.counted(step, job_id, JOB, lambda: self._run(step, job_id, epoch))
 
     def _run(self, step: Step, job_id: str, epoch: int) -> Next:
-        deadline = turn_deadline(self.settings, step)
-        lease = self.store.leases.claim_job(job_id, epoch, step.stages, deadline=deadline, enter=step.enters)
+        lease: Lease | ClaimDenied | None = self.ahead.take(job_id, JOB, epoch, step)
+        if lease is None:
+            deadline = turn_deadline(self.settings, step)
+            lease = self.store.leases.claim_job(job_id, epoch, step.stages, deadline=deadline, enter=step.enters)
         if isinstance(lease, ClaimDenied):
             return self.gone(job_id) if lease.why == "gone" else denied(lease)
+        assert isinstance(lease, JobLease)
         with lease, about(account=lease.job.account):
             try:
                 self.note_overrun(lease, step)
@@ -203,7 +206,15 @@ class JobRunner(Runner):
             "order_files": [*job.order_files, prepared.order_file or ""],
             "reasons": final_ones(job.reasons),  # the others are sent again
         }
-        count, merge_epoch = self.store.leases.plan(lease, changes, _new_shards(job, prepared), ids)
+        few = list(_new_shards(job, prepared)) if len(prepared.shards) <= AT_ONCE else None
+        alone = few is not None and len(few) == 1 and not job.shards and is_small(few[0].bytes, few[0].rows)
+        following = self.ahead.link_of(self.settings, "upload") if alone else None
+        shards = _new_shards(job, prepared) if few is None else few
+        planned = {"round": job.round + 1, "shards": len(prepared.shards), "rows": prepared.rows}
+        count, merge_epoch = self.store.leases.plan(
+            lease, changes, shards, ids, following=following, events=[("planned", planned)]
+        )
+        self.ahead.keep(lease.following)
         self._count_stages(job)
         if merge_epoch:
             self.publish_merge(lease, merge_epoch, ids)
@@ -211,22 +222,30 @@ class JobRunner(Runner):
         if job.round:
             self.counters.add("rounds")
             self.counters.add("rows_resent", prepared.rows)
-        self.log(job.id, [("planned", {"round": job.round + 1, "shards": count, "rows": prepared.rows})])
-        self._publish_planned(job.id, job.round + 1)
+        self.log(job.id, [("planned", planned)], recorded=True)
+        if few is None:
+            self._publish_planned(job.id, job.round + 1)
+        else:
+            self._publish_shards(job, job.shards + len(few), few)
         return f"planned round {job.round + 1}, shards: {count}, rows: {prepared.rows}"
 
     def _publish_planned(self, job_id: str, number: int) -> None:
         """Read the shards again, since there may be too many for memory; skip those that were published again since."""
         job = self.store.jobs.get(job_id)
-        for shard in self.store.shards.of_job(job, fields=_OF_PLANNED, bad="show"):
-            if shard.round == number and shard.epoch == 1 and shard.stage == Stage.PLANNED:
-                small = is_small(shard.bytes, shard.rows)
-                message = Message(
-                    *(job_id, shard.index, shard.epoch, Stage.PLANNED, shard.task_ids, job.queue),
-                    large=not small,
-                    small=small and job.shards == 1,
-                )
-                self.publish(message)
+        shards = self.store.shards.of_job(job, fields=_OF_PLANNED, bad="show")
+        ours = (one for one in shards if one.round == number and one.epoch == 1 and one.stage == Stage.PLANNED)
+        self._publish_shards(job, job.shards, ours)
+
+    def _publish_shards(self, job: JobRecord, shards: int, planned: Iterable[ShardRecord]) -> None:
+        """``shards``: how many the job has."""
+        for shard in planned:
+            small = is_small(shard.bytes, shard.rows)
+            message = Message(
+                *(job.id, shard.index, shard.epoch, Stage.PLANNED, shard.task_ids, job.queue),
+                large=not small,
+                small=small and shards == 1,
+            )
+            self.publish(message)
 
     def _refuse(self, lease: JobLease, problem: Problem) -> str:
         """The job fails before anything was sent."""
@@ -281,7 +300,7 @@ class JobRunner(Runner):
                 workspace,
                 lease.token,
                 check=lambda: check_cancel(lease),
-                model_bytes=model_bytes(self.store, self.settings, job.account),
+                model_bytes=model_bytes(self.store, self.settings, job.account, now=True),
             )
             lease.check()  # a turn that was frozen must not set the manifest back
             self._write_manifest(job, self._merging.collected(lease), prepared, workspace)
@@ -297,8 +316,9 @@ class JobRunner(Runner):
         return not (job.cancel or job.send_no_more) and job.round < job.attempts and seen.resend
 
     def _finish(self, lease: JobLease, state: State, changes: dict[str, Any]) -> str:
+        before = lease.job
         final = self.store.leases.finish(lease, state, changes)
-        self._count_stages(lease.job)
+        self._count_stages(before)
         self.counters.add("jobs_ended", account=lease.job.account, state=final.value)
         self.counters.rows("rows", lease.job.account, changes)
         self.log(lease.job.id, [("ended", {"state": final.value, **_counts(changes)})])

@@ -16,7 +16,7 @@ from batchpipe.pipeline.runner import Runner
 from batchpipe.pipeline.steps.merge import MERGED, Merged, merge, merge_what_is_left
 from batchpipe.pipeline.steps.salvage import salvage, salvaged_file
 from batchpipe.storage import Folder
-from batchpipe.store import JobLease
+from batchpipe.store import AT_ONCE, JobLease
 
 #: Reads the shards of a job; each call reads them again.
 Shards = Callable[[], Iterable[ShardRecord]]
@@ -29,7 +29,14 @@ class Merging:
         self._runner, self._outputs = runner, outputs
 
     def collected(self, lease: JobLease, fields: Sequence[str] = ()) -> Iterator[ShardRecord]:
-        """The shards of all rounds, never all of them in memory: they are read again each time they are needed."""
+        """The shards of all rounds, read again each time they are needed, for they never are all in memory; a few are
+        read once, as nobody changes them while their job is merged.
+        """
+        if lease.job.shards <= AT_ONCE:
+            if lease.shards is None:
+                lease.shards = list(self._runner.store.shards.of_job(lease.job))
+            yield from lease.shards
+            return
         for number, shard in enumerate(self._runner.store.shards.of_job(lease.job, fields=fields)):
             if number % 1_000 == 0:
                 lease.check()
@@ -45,7 +52,11 @@ class Merging:
         job, workspace = lease.job, workspace_of(lease.job, self._runner.settings)
         for shard in self.collected(lease):
             self._left_of(lease, shard, workspace)  # everything is fetched before anything is written
-        self._runner.log(job.id, [(WORKSPACE_GONE, {"workspace": job.workspace})], level=logging.ERROR)
+        message = (
+            "a file of its workspace is gone: it ends with the answers that are left, and those still at the provider"
+        )
+        fields = {"workspace": job.workspace, "message": message}
+        self._runner.log(job.id, [(WORKSPACE_GONE, fields)], level=logging.ERROR)
 
         def left() -> Iterator[ShardRecord]:
             return (self._left_of(lease, shard, workspace) for shard in self.collected(lease))

@@ -6,13 +6,17 @@ import logging
 from collections.abc import Callable, Iterator
 
 from batchpipe.config.settings import Settings
+from batchpipe.config.site import current_site
 from batchpipe.config.target import NewsType
-from batchpipe.errors import JobNotFound, RecordUnreadable, StoreUnavailable
+from batchpipe.errors import BatchpipeError, JobNotFound, RecordUnreadable
 from batchpipe.model.notifications import Notification, account_paused, job_ended, job_trouble
 from batchpipe.model.records import JobRecord, Problem
 from batchpipe.store import Store
 
 logger = logging.getLogger(__name__)
+
+#: How often a process logs that notifications are dropped.
+SAY_SECONDS = 3_600.0
 
 
 class Notices:
@@ -58,13 +62,31 @@ class Notices:
 
     def _record(self, notes: list[Notification], queue: str) -> None:
         answers = [self._store.outbox.add(note) for note in notes]
-        if any(answers):
+        for note in (note for note, answer in zip(notes, answers, strict=True) if answer == "full"):
+            _say_full(note)
+        if "ok" in answers:
+            self._ask(queue)
+
+    def _ask(self, queue: str) -> None:
+        """They are recorded and due: whatever goes wrong here, with a site's app for instance, a sweep asks again."""
+        try:
             self._deliver_soon(queue)
+        except Exception as error:
+            logger.warning("delivery not asked for: %s", type(error).__name__, extra={"event": "not_told"})
+
+
+def _say_full(note: Notification) -> None:
+    """Once an hour; each is counted in the metrics."""
+    if current_site().is_first_time("outbox_full", seconds=SAY_SECONDS):
+        words = (
+            "%s is not told to anybody, nor is what follows: too many notifications wait; see `batchpipe notifications`"
+        )
+        logger.error(words, note.type, extra={"event": "not_told", "job": note.job or None})
 
 
 def record_safely(tell: Callable[[], None]) -> None:
-    """For news that is told beside something else: Redis being away must not fail that."""
+    """For news that is told beside something else: a Redis that is away, or wrong settings, must not fail that."""
     try:
         tell()
-    except StoreUnavailable as error:
+    except BatchpipeError as error:
         logger.warning("not recorded for notification: %s", error, extra={"event": "not_told"})

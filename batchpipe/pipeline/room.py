@@ -35,19 +35,23 @@ class NoRoom(Exception):
     """A create call must not be sent: its shard holds no room, and asks for some first."""
 
 
-def wait_for_room(lease: ShardLease, store: Store, settings: Settings) -> Move | None:
-    """Reserve room for a shard, or queue it: then the turn ends with this Move. Raises LeaseLost, StoreUnavailable."""
+def wait_for_room(lease: ShardLease, store: Store, settings: Settings, *, uploads: int = 0) -> Move | None:
+    """Reserve room for a shard, or queue it: then the turn ends with this Move. ``uploads``: the number of its upload
+    calls with the one that follows, recorded if there is room. Raises LeaseLost, StoreUnavailable.
+    """
     job, shard = lease.job, lease.shard
-    needs = needs_of(shard.bytes, store.admission.ratio(shard.model), upload=shard.stage == Stage.PLANNED)
-    found = store.admission.admit(lease, needs, settings.account(job.account).limits(shard.model))
+    needs = needs_of(shard.bytes, store.admission.lately_ratio(shard.model), upload=shard.stage == Stage.PLANNED)
+    found = store.admission.admit(lease, needs, settings.account(job.account).limits(shard.model), uploads=uploads)
     return parked(shard, found) if isinstance(found, Waiting) else None
 
 
-def pass_on_room(runner: Runner, shard: ShardRecord, move: Move) -> None:
-    """After a turn: what it has freed, or asked for in vain, may have been granted to others."""
+def pass_on_room(runner: Runner, shard: ShardRecord, move: Move, granted: int) -> None:
+    """After a turn: what it has freed, or asked for in vain, may have been granted to others. ``granted``: what its end
+    has granted.
+    """
     if move.stage == Stage.COLLECTED:
         _note_tokens(runner.store, shard, move.changes)
-    if move.parked or (shard.stage != move.stage and shard.stage in (Stage.PLANNED, Stage.CREATED, Stage.ENDED)):
+    if granted or move.parked:
         publish_granted(runner)
 
 

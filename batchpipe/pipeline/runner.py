@@ -28,6 +28,7 @@ from batchpipe.model.notifications import TROUBLE
 from batchpipe.model.provider import Provider
 from batchpipe.model.records import JOB, LONGEST_PAUSE, JobRecord, Problem, State
 from batchpipe.model.steps import SHARD_STEPS, Step
+from batchpipe.pipeline.ahead import Ahead
 from batchpipe.pipeline.messages import Message, Next, Publish, Retry, WaitingIn, denied
 from batchpipe.pipeline.notices import Notices, record_safely
 from batchpipe.pipeline.relaxed import Trust
@@ -58,12 +59,17 @@ _MISSED = (
 
 
 class Shared(TypedDict, total=False):
-    """What a runner may be given beside the needful; ``deliver`` sends notifications that are due, for the sweep."""
+    """What a runner may be given beside the needful.
+
+    ``deliver`` sees to notifications that are due, for the sweep; it is told whether they may be sent within the sweep
+    where no worker listens.
+    """
 
     counters: Counters | None
     waiting_in: WaitingIn | None
     notices: Notices | None
-    deliver: Callable[[], int] | None
+    ahead: Ahead | None
+    deliver: Callable[[bool], None] | None
 
 
 class Runner:
@@ -83,6 +89,7 @@ class Runner:
         self.waiting_in = shared.get("waiting_in")
         self.notices = shared.get("notices") or Notices(settings, store)
         self.deliver = shared.get("deliver")
+        self.ahead = shared.get("ahead") or Ahead()
         self.counters = shared.get("counters") or Counters()
         self.sleep: Callable[[float], None] = time.sleep
         self.trust = Trust(store.news.trusted)
@@ -133,7 +140,7 @@ class Runner:
             f"any: it may need {step.remedy}"
         )
         self.store.leases.save(lease, {"trouble": Problem(code="deadline", message=message)})
-        ids = {} if lease.index == JOB else {"shard": lease.index}
+        ids: dict[str, Any] = {} if lease.index == JOB else {"shard": lease.index}
         fields = {"link": step.name, "seconds": lease.deadline, "message": message}
         self.log(lease.job.id, [("deadline", fields)], level=logging.WARNING, **ids)
 
@@ -141,14 +148,25 @@ class Runner:
         self.publish(Message(lease.job.id, JOB, epoch, State.FINALIZING, ids, lease.job.queue, small=small))
 
     def log(
-        self, job_id: str, events: Iterable[tuple[str, dict[str, Any]]], *, level: int = logging.INFO, **ids: Any
+        self,
+        job_id: str,
+        events: Iterable[tuple[str, dict[str, Any]]],
+        *,
+        level: int = logging.INFO,
+        recorded: bool = False,
+        **ids: Any,
     ) -> None:
-        """Write events to the job's log and ours. The log is only for people: losing an event must not fail a turn."""
+        """Write events to the job's log and ours. The log is only for people: losing an event must not fail a turn.
+
+        ``recorded``: a script has added them to the job's log.
+        """
         for event, fields in events:
             log_event(logger, event, fields, level=level, job=job_id, **ids)
             if event in TROUBLE:
                 message = str(fields.get("message", event))
                 record_safely(partial(self.notices.job_trouble, job_id, event, message))
+            if recorded:
+                continue
             try:
                 self.store.events.add(job_id, event, **ids, **fields)
             except StoreUnavailable as error:

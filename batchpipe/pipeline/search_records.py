@@ -100,6 +100,7 @@ def settle(
 
     Returns the verdict, see ``Shards.settle``; known: another turn goes on with it.
     """
+    event = ("created", {"batch_id": batch.id, "status": batch.status})
     settled = runner.store.shards.settle(
         shard,
         batch.id,
@@ -114,10 +115,10 @@ def settle(
             "backoff": 0,
             **batch.times,
         },
+        events=[(event[0], {"shard": shard.index, **event[1]})],
     )
     if settled.verdict in ("ok", "late"):
-        event = ("created", {"batch_id": batch.id, "status": batch.status})
-        runner.log(shard.job, [event], shard=shard.index)
+        runner.log(shard.job, [event], recorded=True, shard=shard.index)
     if settled.news.republish or (settled.verdict == "late" and token is None):
         if settled.news.republish or settled.told or settled.news.cancel or batch.status in Status.FINAL:
             poll_after = 0.0

@@ -90,7 +90,7 @@ class ShardFiles:
             self.finish(index)
         self._end_run()
         check()
-        self._order.commit()
+        self._order.commit(more=True)  # the manifest follows, in the same folder
         self._sink.discard()
 
     def discard(self) -> None:

@@ -45,7 +45,7 @@ from batchpipe.pipeline.steps.poll import Pace, poll
 from batchpipe.pipeline.steps.salvage import lost, salvage
 from batchpipe.pipeline.steps.upload import upload
 from batchpipe.storage import Folder
-from batchpipe.store import ClaimDenied, ShardLease, new_task_ids
+from batchpipe.store import ClaimDenied, Following, Lease, ShardLease, new_task_ids
 from batchpipe.telemetry.counters import reason_of
 from batchpipe.telemetry.logs import about
 from batchpipe.telemetry.prices import Pricer, free, openai_prices, unknown
@@ -66,17 +66,20 @@ class ShardRunner(Runner):
             return self.counted(step, job_id, index, lambda: self._run(step, job_id, index, epoch))
 
     def _run(self, step: Step, job_id: str, index: int, epoch: int) -> Next:
-        account = self.store.jobs.remembered_account_of(job_id)
-        if account is None:
-            return self.gone(job_id)
-        api = self._api_or_trouble(account)  # built before the claim: its 20 ms are not the lease's
-        deadline = turn_deadline(self.settings, step)
-        lease = self.store.leases.claim_shard(job_id, index, epoch, step.stages, deadline=deadline)
+        lease: Lease | ClaimDenied | None = self.ahead.take(job_id, index, epoch, step)
+        if lease is None:
+            account = self.store.jobs.remembered_account_of(job_id)
+            if account is None:
+                return self.gone(job_id)
+            self._api_or_trouble(account)  # built before the claim: its 20 ms are not the lease's
+            deadline = turn_deadline(self.settings, step)
+            lease = self.store.leases.claim_shard(job_id, index, epoch, step.stages, deadline=deadline)
         if isinstance(lease, ClaimDenied):
             return self.gone(job_id) if lease.why == "gone" else denied(lease)
-        if lease.job.account != account:  # made again by hand
-            account = lease.job.account
-            api = self._api_or_trouble(account)
+        assert isinstance(lease, ShardLease)
+        account = lease.job.account
+        self.store.jobs.remember_account(job_id, account)
+        api = self._api_or_trouble(account)
         with lease, about(account=account, batch=lease.shard.batch_id):
             try:
                 self.note_overrun(lease, step)
@@ -135,10 +138,10 @@ class ShardRunner(Runner):
     def _upload(self, lease: ShardLease, api: Provider) -> Result:
         if self.held(lease.job).send_no_more:
             return GiveUp(HELD_BACK)
-        if (waiting := wait_for_room(lease, self.store, self.settings)) is not None:
+        # the call is counted first, else no record may know the file
+        waiting = wait_for_room(lease, self.store, self.settings, uploads=lease.shard.uploads + 1)
+        if waiting is not None:
             return waiting
-        # first, else no record may know the file
-        self.store.leases.save(lease, {"uploads": lease.shard.uploads + 1})
         return upload(
             lease.shard,
             workspace_of(lease.job, self.settings),
@@ -312,24 +315,26 @@ class ShardRunner(Runner):
         try:
             move, tries = self._as_move(lease.shard, ending)
             ids = new_task_ids(1)
-            news, merge_epoch = self.store.leases.advance(lease, move, tries=tries, merge_ids=ids)
+            events = [*move.events, *_collected(move)]
+            recorded = [(event, {"shard": lease.index, **fields}) for event, fields in events]
+            news, merge_epoch = self.store.leases.advance(
+                lease, move, tries=tries, merge_ids=ids, following=self._following(lease, move), events=recorded
+            )
         except LeaseLost:
             return Done()
+        self.ahead.keep(lease.following)
         self._count_move(lease.job.account, lease.shard, move)
-        pass_on_room(self, lease.shard, move)
+        pass_on_room(self, lease.shard, move, news.granted)
         paused = isinstance(ending, _Failed) and ending.reason == "paused"  # logged once per account
-        self.log(lease.job.id, move.events, level=logging.DEBUG if paused else logging.INFO, shard=lease.index)
+        level = logging.DEBUG if paused else logging.INFO
+        self.log(lease.job.id, events, level=level, recorded=True, shard=lease.index)
         if move.pause is not None:
             self._pause(lease, move.pause, None)
         if move.stage == Stage.COLLECTED:
-            counts = {name: move.changes.get(name) for name in ("ok", "failed", "missing")}
-            early = move.changes.get("incomplete")
-            collected = counts | ({"incomplete": early} if early else {})
-            self.log(lease.job.id, [("collected", collected)], shard=lease.index)
             if merge_epoch:
                 small = lease.job.shards == 1 and _is_small(lease.shard)
                 self.publish_merge(lease, merge_epoch, ids, small=small)
-            return Done(f"collected: {numbers(counts)}")
+            return Done(f"collected: {numbers(move.changes)}")
         if news.republish:
             self.republish(lease.job.id, lease.index)
             return Done("published again")
@@ -345,6 +350,13 @@ class ShardRunner(Runner):
         # back at an earlier stage: a new chain starts there
         self.republish(lease.job.id, lease.index, after=move.after)
         return Done(f"back to {move.stage.value}: {why(lease.shard, move)}")
+
+    def _following(self, lease: ShardLease, move: Move) -> Following | None:
+        """The turn that this visit takes next, if it takes one."""
+        small = _is_small(lease.shard)
+        if move.stage == Stage.COLLECTED:
+            return self.ahead.link_of(self.settings, "merge") if small and lease.job.shards == 1 else None
+        return self.ahead.link_after(self.settings, move.stage, small=small)
 
     def _hold(self, lease: ShardLease, problem: Problem) -> None:
         """Called before the turn is ended: a crash in between repeats the call, and the script recognises it."""
@@ -390,6 +402,15 @@ class _Failed:
     after: float
     counted: bool
     reason: str = "failure"  #: for the counters
+
+
+def _collected(move: Move) -> list[tuple[str, dict[str, Any]]]:
+    """The event of a shard that is collected."""
+    if move.stage != Stage.COLLECTED:
+        return []
+    counts = {name: move.changes.get(name) for name in ("ok", "failed", "missing")}
+    early = move.changes.get("incomplete")
+    return [("collected", counts | ({"incomplete": early} if early else {}))]
 
 
 def _deferred_fields(failed: _Failed) -> dict[str, Any]:

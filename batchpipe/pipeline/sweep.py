@@ -38,8 +38,17 @@ OVERLAP_SECONDS = 1_200.0
 LOOK_BACK_SECONDS = 26 * 3_600.0
 
 
-def sweep(runner: Runner, *, limit: int = PASS_LENGTH, listing: bool | None = None, late: float = 0.0) -> int:
+def sweep(
+    runner: Runner,
+    *,
+    limit: int = PASS_LENGTH,
+    listing: bool | None = None,
+    late: float = 0.0,
+    alone: bool = False,
+) -> int:
     """One pass. Returns how many records were published again. Raises StoreUnavailable.
+
+    ``alone``: in no worker; then notifications are sent here where no worker listens, which takes some seconds at most.
 
     ``listing``: read the accounts' lists of batches now (True), not at all (False), or if it is time (None), and has
     been for ``late`` seconds.
@@ -53,17 +62,17 @@ def sweep(runner: Runner, *, limit: int = PASS_LENGTH, listing: bool | None = No
     remove_unrecorded_at_times(runner.settings, runner.store, now)
     if listing is not False:
         look_after_accounts(runner, at_once=listing is True, late=late)
-    _deliver(runner)
     _count(runner, republished)
+    _deliver(runner, here=alone)
     return republished
 
 
-def _deliver(runner: Runner) -> None:
-    """Send the notifications that are due; trouble with that must not fail a sweep."""
+def _deliver(runner: Runner, *, here: bool) -> None:
+    """See to the notifications that are due; trouble with that must not fail a sweep."""
     if runner.deliver is None:
         return
     try:
-        runner.deliver()
+        runner.deliver(here)
     except StoreUnavailable:
         raise
     except Exception:

@@ -17,6 +17,7 @@ from batchpipe.config.limits import out_of_time
 from batchpipe.errors import StoreUnavailable
 from batchpipe.model.retry import REDIS_PAUSE_SECONDS
 from batchpipe.model.steps import STEPS
+from batchpipe.pipeline.ahead import Ahead
 from batchpipe.pipeline.messages import Continue, Message, Next, Publish, Retry
 
 logger = logging.getLogger(__name__)
@@ -30,6 +31,7 @@ class Visits:
 
     def __init__(self, publish: Publish) -> None:
         self._publish = publish
+        self.ahead = Ahead()
         self._here = threading.local()
 
     def publish(self, message: Message) -> None:
@@ -39,6 +41,7 @@ class Visits:
             self._publish(message)
         else:
             kept.append(message)
+            self.ahead.keeps = False
 
     def go_on(
         self, message: Message, first: Callable[[], Next], turn: Turn, may_go_on: Callable[[], bool] = lambda: True
@@ -47,31 +50,36 @@ class Visits:
 
         Raises what ``first`` raises. ``may_go_on``: False if this process is told to stop.
         """
-        with self._keeping() as kept:
-            following = self._chain(message, first(), turn, may_go_on)
+        with self._keeping(may_go_on) as kept:
+            links = message.links()
+            self.ahead.link = next(iter(links[1:]), "")
+            following = self._chain(links, message, first(), turn, may_go_on)
         for led_to in kept:
             following = replace(following, why=self._instead_of_sending(led_to, following.why, turn, may_go_on))
         return following
 
     @contextmanager
-    def _keeping(self) -> Iterator[list[Message]]:
-        before = getattr(self._here, "kept", None)
+    def _keeping(self, may_go_on: Callable[[], bool]) -> Iterator[list[Message]]:
+        before, ahead = getattr(self._here, "kept", None), self.ahead
         kept: list[Message] = []
-        self._here.kept = kept
+        self._here.kept, ahead.keeps, ahead.may_go_on = kept, True, may_go_on
         try:
             yield kept
         except BaseException:
             while kept:
-                self._publish(kept.pop())
+                self._send(kept.pop())  # what was raised first must be what is raised
             raise
         finally:
-            self._here.kept = before
+            self._here.kept, ahead.keeps, ahead.link = before, False, ""
 
-    def _chain(self, message: Message, following: Next, turn: Turn, may_go_on: Callable[[], bool]) -> Next:
+    def _chain(
+        self, links: list[str], message: Message, following: Next, turn: Turn, may_go_on: Callable[[], bool]
+    ) -> Next:
         """The next links of a message's chain, as long as each is short, or the shard is small."""
-        links, why = message.links(), following.why
+        why = following.why
         for link in links[1:]:
-            ready = isinstance(following, Continue) and not following.after and may_go_on()
+            ready = isinstance(following, Continue) and not following.after and (self.ahead.is_claimed or may_go_on())
+            self.ahead.link = _after(links, link)
             if not (ready and (STEPS[link].slot is None or getattr(following, "small", False))):
                 break
             following = _taken(link, message, turn)
@@ -85,7 +93,7 @@ class Visits:
 
     def _instead_of_sending(self, message: Message, why: str, turn: Turn, may_go_on: Callable[[], bool]) -> str:
         """Do what a kept message asks for. Returns ``why`` and what became of it; what has to wait is sent."""
-        if not may_go_on():
+        if not (self.ahead.is_claimed or may_go_on()):
             self._send(message)
             return why
         link = message.links()[0]

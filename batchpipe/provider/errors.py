@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import ssl
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,7 @@ import orjson
 from batchpipe.config.environment import transport_environment
 from batchpipe.config.limits import out_of_time
 from batchpipe.errors import (
+    BATCH_LIMIT,
     FILE_NOT_FOUND,
     NO_QUOTA,
     NO_ROUTE,
@@ -29,7 +30,8 @@ from batchpipe.errors import (
     Unavailable,
 )
 from batchpipe.model.bodies import QUOTA_CODES
-from batchpipe.model.refusals import says_no_file, says_token_limit
+from batchpipe.model.refusals import says_batch_limit, says_no_file, says_token_limit
+from batchpipe.model.said_limits import LIMIT_HEADERS
 from batchpipe.provider.error_details import ErrorDetails, error_details
 
 if TYPE_CHECKING:
@@ -114,16 +116,23 @@ def _of_status(error: openai.APIStatusError) -> BatchpipeError:
         return Paused(message, code=code or f"http_{status}", after=after)
     if TOKEN_LIMIT in answer.codes or (status in (400, 429) and says_token_limit(message)):
         return Unavailable(message, code=TOKEN_LIMIT, after=after, status=status)
+    if status in (400, 429) and says_batch_limit(answer.codes, message):
+        return Unavailable(message, code=BATCH_LIMIT, after=after, status=status)
     if status == 400 and says_no_file(message):
         return Unavailable(message, code=FILE_NOT_FOUND, after=after, status=status)
     if status in (408, 409, 425, 429) or status >= 500:
-        return Unavailable(f"HTTP {status}: {message}", code=code or f"http_{status}", after=after, status=status)
+        code, limits = code or f"http_{status}", _limits(error.response.headers) if status == 429 else None
+        return Unavailable(f"HTTP {status}: {message}", code=code, after=after, status=status, limits=limits)
     if status == 404:
         # a proxy's page does not prove that a paid batch is gone; the provider answers in JSON
         if _is_json_object(error.response):
             return Gone(message, code=code, status=status, param=param)
         return Unavailable(f"HTTP 404 without the provider's own words: {message[:200]}", code=NO_ROUTE, status=404)
     return Refused(message, code=code or f"http_{status}", status=status, param=param)
+
+
+def _limits(headers: Mapping[str, str]) -> dict[str, str]:
+    return {name: headers[name][:100] for name in LIMIT_HEADERS if name in headers}
 
 
 def _details(error: openai.APIStatusError) -> ErrorDetails:

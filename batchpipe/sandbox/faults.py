@@ -85,6 +85,7 @@ class _Common:
     code: str | None = None
     message: str | None = None
     retry_after: float | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)  #: of a `status` answer
     body: str | None = None  #: raw body of a `status` answer, JSON or not
     json: Any = None  #: the document of `replace`; for `row_body`: fields of the answer's body, or the body
     processed: bool | None = None  #: `status`, `malformed`, `replace`: is the request carried out?
@@ -117,6 +118,10 @@ class Fault(_Common):
                 raise ValueError(f"{name} must be a number that is not negative, not {value!r}")
         if not isinstance(self.where, Mapping) or not isinstance(self.route, str):
             raise ValueError("where must be an object, route a text")
+        if not isinstance(self.headers, Mapping) or not all(
+            isinstance(part, str) and re.fullmatch(r"[ -~]*", part) for pair in self.headers.items() for part in pair
+        ):
+            raise ValueError("headers must be an object of texts in ASCII")
         if self.custom_id is not None:
             try:
                 re.compile(self.custom_id)

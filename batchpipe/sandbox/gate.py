@@ -274,8 +274,10 @@ def _false_answer(fault: Fault) -> tuple[int, bytes, list[tuple[bytes, bytes]]]:
     message = fault.message or f"The sandbox was told to answer {status}."
     document: dict[str, Any] = error_body(message, type=error_type(status), code=fault.code)
     body = orjson.dumps(document) if fault.body is None else fault.body.encode()
-    retry = [(b"retry-after", f"{fault.retry_after:g}".encode())] if fault.retry_after is not None else []
-    return status, body, retry
+    headers = [(name.lower().encode(), value.encode()) for name, value in fault.headers.items()]
+    if fault.retry_after is not None:
+        headers.append((b"retry-after", f"{fault.retry_after:g}".encode()))
+    return status, body, headers
 
 
 async def _swallow(message: Message) -> None:

@@ -35,8 +35,10 @@ class Draft(Protocol):
     def pause(self) -> bool:
         """Close the handle until the next ``write``; False if the storage cannot continue a file."""
 
-    def commit(self) -> None:
-        """Make it safe on disk and give it its name; raises StorageTrouble."""
+    def commit(self, *, more: bool = False) -> None:
+        """Make it safe on disk and give it its name; raises StorageTrouble. ``more``: another file of the same folder
+        is committed next, and makes this name safe, too.
+        """
 
     def discard(self) -> None:
         """Remove it; raises nothing."""
@@ -87,7 +89,7 @@ class LocalDraft:
         self._close_folder()
         return True
 
-    def commit(self) -> None:
+    def commit(self, *, more: bool = False) -> None:
         try:
             self.write(b"")
             with os_errors(self._path):
@@ -96,7 +98,8 @@ class LocalDraft:
                 self.file.close()
                 draft, name = self._at(self._draft_name), self._at(self._name)
                 os.replace(draft, name, src_dir_fd=self._dir, dst_dir_fd=self._dir)
-                sync_folder("." if self._dir is not None else self._folder, self._dir)
+                if not more:
+                    sync_folder("." if self._dir is not None else self._folder, self._dir)
             self._close_folder()
         except BaseException:
             self.discard()
@@ -134,7 +137,7 @@ class RemoteDraft:
     def pause(self) -> bool:
         return False
 
-    def commit(self) -> None:
+    def commit(self, *, more: bool = False) -> None:
         try:
             with storage_errors(self._url):
                 self._file.close()

@@ -208,9 +208,7 @@ class Folder:
         probe = f".batchpipe-{secrets.token_hex(4)}"
         try:
             self.make()
-            with self.writer(probe) as file:
-                file.write(b"\n")
-            self.remove(probe)
+            self._try_to_write(probe)
         except StorageTrouble as error:
             if isinstance(error.__cause__, _UNWRITABLE) or not error.passes:
                 raise _unwritable(f"{error}; give a folder that can be written to") from error
@@ -218,6 +216,20 @@ class Folder:
         for name in names:
             if self.is_local and os.path.isdir(self.path(name)):
                 raise _unwritable(f"{self.path(name)}: is a directory; move it away or choose another output")
+
+    def _try_to_write(self, name: str) -> None:
+        if not self.is_local:  # some storages take a file when it is complete
+            with self.writer(name) as file:
+                file.write(b"\n")
+            self.remove(name)
+            return
+        draft = self.draft(name)  # it need not be safe on disk
+        try:
+            draft.write(b"\n")
+            with os_errors(self.path(name)):
+                draft.file.flush()
+        finally:
+            draft.discard()
 
 
 def _unwritable(message: str) -> InvalidInput:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from batchpipe.store.connection import Connection
 from batchpipe.store.due import NewEpoch, When, new_task_ids
-from batchpipe.store.lease import ClaimDenied, JobLease, Lease, Renewal, ShardLease, host_clock
+from batchpipe.store.lease import ClaimDenied, Following, JobLease, Lease, Renewal, ShardLease, host_clock
+from batchpipe.store.leases import AT_ONCE
 from batchpipe.store.looks import LookState
 from batchpipe.store.news import WebhookState
 from batchpipe.store.paces import ModelPace
@@ -20,9 +21,11 @@ from batchpipe.store.store import Store, open_store
 from batchpipe.store.unreadable import log_once
 
 __all__ = [
+    "AT_ONCE",
     "LISTENING_PACE",
     "ClaimDenied",
     "Connection",
+    "Following",
     "JobLease",
     "LastRun",
     "Lease",

@@ -16,7 +16,9 @@ Who holds what, who waits and in which order is in Redis, see ``scripts/admissio
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar, cast
 
 import orjson
 
@@ -35,6 +37,10 @@ _AT_ONCE = 100
 _PAGE = 100
 #: Shards whose place one script looks up.
 _PLACES = 100
+#: How long a process goes by what it has read of a model, and of how many. Seconds.
+_LATELY, _MOST_KEPT = 5.0, 1_000
+
+T = TypeVar("T")
 
 
 class Admission:
@@ -42,12 +48,16 @@ class Admission:
 
     def __init__(self, connection: Connection) -> None:
         self._redis = connection
+        self._kept: dict[tuple[Any, ...], tuple[float, Any]] = {}
 
-    def admit(self, lease: ShardLease, needs: Mapping[Kind, int], limits: Limits) -> Admitted | Waiting:
+    def admit(
+        self, lease: ShardLease, needs: Mapping[Kind, int], limits: Limits, *, uploads: int = 0
+    ) -> Admitted | Waiting:
         """Reserve all that a shard needs (see ``needs_of``), or nothing and put it into its queue.
 
         ``limits``: what the settings say; in force for grants, too, until somebody says otherwise. May be repeated: who
-        holds something stays in, who waits keeps its place. Raises LeaseLost, StoreUnavailable.
+        holds something stays in, who waits keeps its place. ``uploads``: the shard's upload calls with the one that
+        follows, recorded if it is let in. Raises LeaseLost, StoreUnavailable.
         """
         answer = self._redis.run(
             "admit",
@@ -57,6 +67,7 @@ class Admission:
             lease.token,
             orjson.dumps(dict(needs)).decode(),
             orjson.dumps(dict(limits)).decode(),
+            uploads or "",
         )
         if answer[0] == "lost":
             raise LeaseLost
@@ -134,6 +145,11 @@ class Admission:
         known = [int(learned[0])] if learned else []
         return min([*known, *([limits["tokens"]] if "tokens" in limits else [])], default=None)
 
+    def lately_limit(self, account: str, model: str | None, limits: Limits) -> int | None:
+        """The same, as it was some seconds ago at most."""
+        key = ("limit", account, model, limits.get("tokens"))
+        return self._lately(key, lambda: self.limit(account, model, limits))
+
     def waiting_of(self, places: Sequence[tuple[str, int]]) -> dict[tuple[str, int], Waiting]:
         """For those of these shards (job id, index) that wait in a queue: where, and for what. For people."""
         found = dict[tuple[str, int], Waiting]()
@@ -169,6 +185,21 @@ class Admission:
         """Input tokens per byte of requests to this model, as they were lately; ``FIRST_RATIO``: nothing is known."""
         found = self._redis.run("read_ratio", [], self._redis.prefix, model or "")
         return float(found[0]) if found else FIRST_RATIO
+
+    def lately_ratio(self, model: str | None) -> float:
+        """The same, as it was some seconds ago at most."""
+        return self._lately(("ratio", model), lambda: self.ratio(model))
+
+    def _lately(self, key: tuple[Any, ...], read: Callable[[], T]) -> T:
+        now = time.monotonic() + self._redis.skew()
+        kept = self._kept.get(key)
+        if kept is not None and abs(now - kept[0]) < _LATELY:
+            return cast(T, kept[1])
+        found = read()
+        if len(self._kept) >= _MOST_KEPT:
+            self._kept.clear()
+        self._kept[key] = now, found
+        return found
 
 
 def _room(account: str, found: Mapping[str, str]) -> Room:

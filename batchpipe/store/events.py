@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from itertools import islice
 from typing import Any
 
@@ -60,6 +60,12 @@ class Events:
 def data_of(fields: Mapping[str, Any]) -> str:
     """The fields of an event, as its log holds them."""
     return orjson.dumps({name: bounded(value) for name, value in fields.items()}).decode()
+
+
+def events_of(events: Iterable[tuple[str, Mapping[str, Any]]]) -> str:
+    """Events as a script is given them that adds them to a log; "" for none."""
+    found = [[shortened(event, 100), data_of(fields)] for event, fields in events]
+    return orjson.dumps(found).decode() if found else ""
 
 
 def _event(entry: str, fields: Mapping[str, str]) -> dict[str, Any] | None:

@@ -96,10 +96,13 @@ class Jobs:
     def remembered_account_of(self, job_id: str) -> str | None:
         """The same; of a job that this process has met lately it is not asked again. A claim tells whether it holds."""
         if (account := self._accounts.get(job_id)) is None and (account := self.account_of(job_id)) is not None:
-            if len(self._accounts) >= REMEMBERED:
-                self._accounts.clear()
-            self._accounts[job_id] = account
+            self.remember_account(job_id, account)
         return account
+
+    def remember_account(self, job_id: str, account: str) -> None:
+        if len(self._accounts) >= REMEMBERED:
+            self._accounts.clear()
+        self._accounts[job_id] = account
 
     def id_of_key(self, key: str) -> str | None:
         """The id of the job that was submitted under this idempotency key, if it is still known."""

@@ -43,9 +43,18 @@ class Renewal:
     cancel: bool = False
     held: bool = False  #: for an intent: it was not recorded, because the job sends nothing more for now, or at all
     no_hold: bool = False  #: for an intent: it was not recorded, because the shard holds no room at the provider
+    granted: int = 0  #: for the end of a turn: shards that were granted room by it, and are to be published
 
 
 NO_NEWS = Renewal()
+
+
+@dataclass(frozen=True)
+class Following:
+    """The turn that a visit takes next: it is claimed by the script that ends the turn before."""
+
+    stages: tuple[str, ...]
+    deadline: float  #: as for a claim
 
 
 def news_of(republish: Any, cancel: Any) -> Renewal:
@@ -79,6 +88,7 @@ class Lease(ABC):
     pause: Pause | None = None  #: of its account, when it was claimed
     overran: bool = False  #: the turn before this one ran into its deadline
     lost: bool = False
+    following: Lease | None = None  #: the lease for the next turn of this visit, once this turn has ended
     _progressed: bool = False
     _yielded_at: float = field(default_factory=host_clock)
     _renewal_began: float = field(default_factory=host_clock)
@@ -175,6 +185,8 @@ class Lease(ABC):
 @dataclass(kw_only=True)
 class JobLease(Lease):
     """The right to work on a job itself."""
+
+    shards: list[ShardRecord] | None = None  #: those of the job, if they are few and this turn has read them
 
     @property
     def index(self) -> int:

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from itertools import chain, islice
-from typing import Any
+from typing import Any, cast
 
 import orjson
 
 from batchpipe.config.limits import LONGEST_GROWTH
 from batchpipe.errors import LeaseLost, OutputInUse
-from batchpipe.model.records import JOB, JobRecord, Move, ShardRecord, State
+from batchpipe.model.records import JOB, JobRecord, Move, ShardRecord, Stage, State
 from batchpipe.model.stats import Pause
 from batchpipe.store.connection import Connection
 from batchpipe.store.due import CHUNK, Due
+from batchpipe.store.events import LOG_SECONDS, events_of
 from batchpipe.store.jobs import output_in_use
-from batchpipe.store.lease import ClaimDenied, JobLease, Lease, Renewal, ShardLease, host_clock, news_of
+from batchpipe.store.lease import ClaimDenied, Following, JobLease, Lease, Renewal, ShardLease, host_clock, news_of
 from batchpipe.store.records import chunks, decode, draft, encode_changes
 
+#: Events for the log of a job: the name and the fields of each.
+Events = Iterable[tuple[str, Mapping[str, Any]]]
 #: Shards of a job, at most, that are planned, or expire, in the script that does the rest.
 AT_ONCE = 20
 
@@ -37,22 +41,17 @@ class Leases:
         It ends after ``deadline`` seconds without progress (``Lease.check``), twice as many after each turn that ran
         into this, at most ``LONGEST_GROWTH`` times as many.
         """
-        claimed = self._claim(job_id, JOB, epoch, stages, deadline, enter)
-        return claimed if isinstance(claimed, ClaimDenied) else JobLease(**claimed[1])
+        return cast("JobLease | ClaimDenied", self._claim(job_id, JOB, epoch, stages, deadline, enter))
 
     def claim_shard(
         self, job_id: str, index: int, epoch: int, stages: Sequence[str], *, deadline: float
     ) -> ShardLease | ClaimDenied:
         """The same for a shard."""
-        claimed = self._claim(job_id, index, epoch, stages, deadline, "")
-        if isinstance(claimed, ClaimDenied):
-            return claimed
-        return ShardLease(shard=decode(ShardRecord, claimed[0]), **claimed[1])
+        return cast("ShardLease | ClaimDenied", self._claim(job_id, index, epoch, stages, deadline, ""))
 
     def _claim(
         self, job_id: str, index: int, epoch: int, stages: Sequence[str], deadline: float, enter: str
-    ) -> tuple[Any, dict[str, Any]] | ClaimDenied:
-        """The record as it is stored, and the fields of its lease."""
+    ) -> JobLease | ShardLease | ClaimDenied:
         token, before = uuid.uuid4().hex, host_clock()
         answer = self._redis.run(
             "claim",
@@ -70,8 +69,12 @@ class Leases:
         )
         if answer[0] != "ok":
             return ClaimDenied(answer[0], float(answer[1]) if len(answer) > 1 else 0.0)
+        return self._granted(answer, index, token, before)
+
+    def _granted(self, answer: list[Any], index: int, token: str, before: float) -> JobLease | ShardLease:
+        """The lease that the answer of a granted claim tells of."""
         job = decode(JobRecord, answer[2])
-        return answer[1], {
+        fields: dict[str, Any] = {
             "renewer": self,
             "job": job,
             "token": token,
@@ -82,6 +85,21 @@ class Leases:
             "overran": bool(int(answer[5])),
             "pause": Pause(float(answer[6]), answer[7], answer[8]) if len(answer) > 6 else None,
         }
+        return JobLease(**fields) if index == JOB else ShardLease(shard=decode(ShardRecord, answer[1]), **fields)
+
+    def _wanted(self, following: Following | None, token: str) -> str:
+        """What a script is given to claim the next turn of a visit; "" for none."""
+        if following is None:
+            return ""
+        wanted = {
+            "stages": f",{','.join(following.stages)},",
+            "enter": "",
+            "token": token,
+            "lease": self._redis.lease_seconds,
+            "deadline": following.deadline,
+            "longest": LONGEST_GROWTH * following.deadline,
+        }
+        return orjson.dumps(wanted).decode()
 
     def renew(self, lease: Lease) -> tuple[float, Renewal]:
         """Keep a lease. Returns the seconds it now lasts. Raises LeaseLost."""
@@ -104,11 +122,23 @@ class Leases:
         )
         return _news_or_lost(answer)
 
-    def advance(self, lease: ShardLease, move: Move, *, tries: str, merge_ids: list[str]) -> tuple[Renewal, int]:
+    def advance(
+        self,
+        lease: ShardLease,
+        move: Move,
+        *,
+        tries: str,
+        merge_ids: list[str],
+        following: Following | None = None,
+        events: Events = (),
+    ) -> tuple[Renewal, int]:
         """End a turn. Returns what the holder must know, and the epoch under which to publish merge (0: not now).
 
-        ``tries``: keep (unexpected trouble), refund (expected trouble) or reset (progress). Raises LeaseLost.
+        ``tries``: keep (unexpected trouble), refund (expected trouble) or reset (progress). ``following``: the turn
+        that is claimed in the same call, if its time has come (``following`` of the lease); it is that of merge if the
+        shard is collected. ``events`` are added to the job's log. Raises LeaseLost.
         """
+        token, before = uuid.uuid4().hex, host_clock()
         answer = self._fenced(
             "advance",
             lease,
@@ -120,9 +150,14 @@ class Leases:
             tries,
             self._redis.lease_seconds,
             merge_ids,
+            self._wanted(following, token),
+            events_of(events),
             *encode_changes(move.changes),
         )
-        return news_of(answer[1], answer[2]), int(answer[3])
+        if len(answer) > 5:
+            index = JOB if move.stage == Stage.COLLECTED else lease.index
+            lease.following = self._granted(answer[5], index, token, before)
+        return replace(news_of(answer[1], answer[2]), granted=int(answer[4])), int(answer[3])
 
     def defer(self, lease: JobLease, after: float, changes: Mapping[str, Any], *, tries: str) -> Renewal:
         """End a turn of the job itself without a new stage: retry after ``after`` seconds."""
@@ -137,6 +172,8 @@ class Leases:
             tries,
             self._redis.lease_seconds,
             [],
+            "",
+            "",
             *encode_changes(changes),
         )
         return news_of(answer[1], answer[2])
@@ -160,13 +197,22 @@ class Leases:
         )
 
     def plan(
-        self, lease: JobLease, changes: Mapping[str, Any], shards: Iterable[ShardRecord], ids: list[str]
+        self,
+        lease: JobLease,
+        changes: Mapping[str, Any],
+        shards: Iterable[ShardRecord],
+        ids: list[str],
+        *,
+        following: Following | None = None,
+        events: Events = (),
     ) -> tuple[int, int]:
         """Plan a round under the job's lease. Returns the number of its shards, and 0 or the epoch under which to
         publish merge: then the job is being cancelled, and nothing was planned.
 
         The records are first written where nobody sees them, then made visible by one script, and then made due. A turn
-        that plans again after a crash overwrites them. Ends the lease's renewals. Raises LeaseLost.
+        that plans again after a crash overwrites them. Ends the lease's renewals. ``following``: the first turn of the
+        shard, if there is but one, which is claimed in the same call. ``events`` are added to the job's log. Raises
+        LeaseLost.
         """
         left = iter(shards)
         begin, member, fields = (
@@ -177,9 +223,26 @@ class Leases:
         if len(begin) <= AT_ONCE:
             lease.stop()
             drafts = f"[{','.join(map(draft, begin))}]"
-            args = (member, lease.token, self._redis.lease_seconds, ids, len(begin), drafts, *fields)
+            token, before = uuid.uuid4().hex, host_clock()
+            wanted = self._wanted(following if len(begin) == 1 else None, token)
+            args = (
+                member,
+                lease.token,
+                self._redis.lease_seconds,
+                ids,
+                len(begin),
+                drafts,
+                wanted,
+                events_of(events),
+                LOG_SECONDS,
+                *fields,
+            )
             answer = self._fenced("plan", lease, *args)
-            return (0, int(answer[1])) if answer[0] == "cancel" else (len(begin), 0)
+            if answer[0] == "cancel":
+                return 0, int(answer[1])
+            if len(answer) > 1:
+                lease.following = self._granted(answer[1], begin[0].index, token, before)
+            return len(begin), 0
         count, going = 0, True
         for chunk in chunks(chain(begin, left), CHUNK):
             if count:
@@ -188,14 +251,32 @@ class Leases:
             if going:
                 going = self._fenced("draft_shards", lease, lease.token, *map(draft, chunk))[0] != "cancel"
         lease.stop()
-        answer = self._fenced("plan", lease, member, lease.token, self._redis.lease_seconds, ids, count, "", *fields)
+        args = (
+            member,
+            lease.token,
+            self._redis.lease_seconds,
+            ids,
+            count,
+            "",
+            "",
+            events_of(events),
+            LOG_SECONDS,
+            *fields,
+        )
+        answer = self._fenced("plan", lease, *args)
         if answer[0] == "cancel":
             return 0, int(answer[1])
         self._due.make_due(lease.job.id)
         return count, 0
 
     def claim_output(self, lease: JobLease, names: Sequence[str]) -> None:
-        """Claim names of a job's output until it is closed. Raises OutputInUse (none is claimed), LeaseLost."""
+        """Claim names of a job's output until it is closed. Raises OutputInUse (none is claimed), LeaseLost.
+
+        What the job owns already stays its own; one that is landed may have left its output to another.
+        """
+        if set(names) <= set(lease.job.owns) and not lease.job.send_no_more:
+            lease.check()
+            return
         owns = list(dict.fromkeys([*lease.job.owns, *names]))
         args = (self._redis.prefix, lease.job.id, lease.token, orjson.dumps(owns).decode())
         verdict, *owner = self._redis.run("claim_output", self._redis.keys(lease.job.id, JOB), *args)
@@ -206,8 +287,12 @@ class Leases:
         lease.job = lease.job.evolve(owns=owns)
 
     def finish(self, lease: JobLease, state: State, changes: Mapping[str, Any]) -> State:
-        """Record the end state; the lease is kept for notifications. Returns that state: the cancel flag wins."""
-        return State(self._fenced("record_job_end", lease, lease.token, state.value, *encode_changes(changes))[1])
+        """Record the end state; the lease is kept for notifications, and has the job as it is then. Returns that state:
+        the cancel flag wins.
+        """
+        answer = self._fenced("record_job_end", lease, lease.token, state.value, *encode_changes(changes))
+        lease.job = decode(JobRecord, answer[2])
+        return State(answer[1])
 
     def close_job(self, lease: JobLease) -> None:
         """Close an ended job when nothing is left to do: its output is free, it leaves the due set, its records expire.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -11,6 +11,7 @@ import orjson
 from batchpipe.errors import RecordUnreadable
 from batchpipe.model.records import JobRecord, Problem, ShardRecord
 from batchpipe.store.connection import Connection
+from batchpipe.store.events import events_of
 from batchpipe.store.lease import NO_NEWS, Renewal, news_of
 from batchpipe.store.records import decoded, encode_changes, encode_value, parse_member
 from batchpipe.store.unreadable import log_once
@@ -112,11 +113,12 @@ class Shards:
         changes: Mapping[str, Any],
         sure: bool = False,
         made_at: float | None = None,
+        events: Iterable[tuple[str, Mapping[str, Any]]] = (),
     ) -> Settled:
         """Record the id of a batch made or found under the shard's current key. Needs no lease.
 
         ``sure``: the batch itself shows our key or file; else one that another record names is that shard's.
-        ``made_at``: when the batch was made, as the provider says.
+        ``made_at``: when the batch was made, as the provider says. ``events``: for the job's log, if it is recorded.
         """
         answer = self._redis.run(
             "settle",
@@ -130,6 +132,7 @@ class Shards:
             self._redis.lease_seconds,
             "1" if sure else "0",
             "" if made_at is None else f"{made_at:.6f}",
+            events_of(events),
             *encode_changes(changes),
         )
         if len(answer) == 1:

@@ -23,6 +23,7 @@ from batchpipe.pipeline.slots import SMALL_BYTES, SMALL_ROWS, Kind, Slots
 from batchpipe.pipeline.sweep import sweep as sweep_once
 from batchpipe.storage.local import unnamed_file
 from batchpipe.tasks.app import countdown_of, state_of
+from batchpipe.tasks.delivery import BEGIN_SECONDS
 from batchpipe.tasks.options import BEAT_OPTIONS, OPTIONS, beat_options
 from batchpipe.tasks.publishing import subject
 from batchpipe.tasks.runtime import runtime
@@ -169,9 +170,11 @@ def merge(self: Any, *, job: str, epoch: int, shard: int = JOB, **newer: Any) ->
 
 @shared_task(name="batchpipe.deliver", **BEAT_OPTIONS)
 def deliver(**newer: Any) -> int:
-    """Send the notifications that are due."""
+    """Send the notifications that are due. What it has begun goes on beside the next tasks; returns what was delivered
+    by then.
+    """
     try:
-        return runtime().deliverer.deliver_due()
+        return runtime().deliverer.deliver_due(wait_for=BEGIN_SECONDS)
     except BatchpipeError as error:  # the sweep tries again
         logger.warning("notifications not sent: %s", error, extra={"event": "not_told"})
         return 0

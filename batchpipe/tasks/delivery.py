@@ -1,31 +1,55 @@
-"""Sends the notifications that are due: signed webhooks, Slack, mail. Many at once, none for long."""
+"""Sends the notifications that are due: signed webhooks, Slack, mail. Many at once, none for long.
+
+Any process may do so. What a process cannot send, for its settings lack something or it has no mail, it leaves to
+others; that is no try, and final only after a day.
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+import random
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from functools import partial
 
 from batchpipe.config.settings import Settings
 from batchpipe.config.site import current_site
 from batchpipe.config.target import Target
 from batchpipe.errors import BatchpipeError, InvalidInput, StoreUnavailable
 from batchpipe.masking import without_secrets
-from batchpipe.model.notifications import DELIVERY, Notification, in_words, signed_headers, slack_body
-from batchpipe.storage.outgoing import POST_SECONDS, post
+from batchpipe.model.notifications import DELIVERY, Notification, in_words, signed_headers, signing_key, slack_body
+from batchpipe.storage.outgoing import POST_SECONDS, check_host, post
 from batchpipe.store import Store
+from batchpipe.tasks.publishing import deliver_soon
 
 logger = logging.getLogger(__name__)
 
-#: Notifications that one call sends at most, and at once: receivers that hang must not hold up the others.
-MOST, AT_ONCE = 50, 10
+#: Notifications that one call looks at, and that it sends at once: receivers that hang must not hold up the others.
+MOST, AT_ONCE = 200, 10
+#: For so long a call begins to send; those begun then get their time.
+BEGIN_SECONDS = 10.0
+#: How long a pass of the sweep waits that sends by itself. What it has begun goes on in threads.
+INLINE_SECONDS = 3.0
+#: One that this process cannot send is left to others for so long; then it is put off, so that it stands in nobody's
+#: way: for so long, or a tenth of its age.
+LEFT_SECONDS, PUT_OFF_SECONDS = 120.0, 60.0
+#: How often a process logs that it cannot send to a target.
+SAY_SECONDS = 3_600.0
 #: The answer of a receiver that wants nothing more.
 GONE = 410
 _JSON = {"Content-Type": "application/json", "User-Agent": "batchpipe"}
 
+Send = Callable[[Notification], None]
 
-class _Never(Exception):
-    """It can never be delivered as things are; the text says why."""
+
+class _Lacking(Exception):
+    """This process cannot send it; another one may. The text says what is lacking."""
+
+
+class _Unwanted(Exception):
+    """The receiver wants it never again."""
 
 
 class Deliverer:
@@ -34,83 +58,159 @@ class Deliverer:
     def __init__(self, settings: Settings, store: Store) -> None:
         self._settings, self._store = settings, store
 
-    def deliver_due(self) -> int:
-        """Returns how many were delivered. Takes some ten seconds if receivers hang. Raises StoreUnavailable."""
-        notes = self._store.outbox.take(MOST)
-        if not notes:
+    def see_to(self, *, here: bool) -> None:
+        """For a sweep: ask a worker to send what is due, if anything is, and nobody was asked just now. Where no worker
+        listens it is sent ``here``, if that may be. Raises StoreUnavailable.
+        """
+        if not self._store.outbox.is_due():
+            return
+        queue = self._listened(any_of_them=not here)
+        if queue is not None:
+            if self._store.outbox.may_ask():
+                deliver_soon(queue)
+        elif here:
+            self.deliver_due(begin=INLINE_SECONDS, wait_for=INLINE_SECONDS)
+
+    def _listened(self, *, any_of_them: bool) -> str | None:
+        """Our queue, if a worker listens on it; else one of the others, if that will do."""
+        listening = list(self._store.queues.listening())
+        if self._settings.queue in listening:
+            return self._settings.queue
+        return random.choice(listening) if listening and any_of_them else None
+
+    def deliver_due(self, *, begin: float = BEGIN_SECONDS, wait_for: float = BEGIN_SECONDS + POST_SECONDS) -> int:
+        """Begin to send for so many seconds, and wait so long for what becomes of it. Returns how many were delivered
+        by then. Raises StoreUnavailable.
+        """
+        ids = self._ours()
+        if not ids:
             return 0
+        ends = time.monotonic() + begin
         pool = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="deliver")
-        futures = [pool.submit(self._deliver, note) for note in notes]
-        done, _ = wait(futures, timeout=2 * POST_SECONDS)  # the others are taken again
-        pool.shutdown(wait=False, cancel_futures=True)
+        futures = [pool.submit(self._deliver, note_id, ends) for note_id in ids]
+        done, _ = wait(futures, timeout=wait_for)
+        pool.shutdown(wait=False, cancel_futures=True)  # these were not taken, and stay due
         return sum(future.result() for future in done)
 
-    def _deliver(self, note: Notification) -> bool:
-        ids = {"event": "not_told", "job": note.job or None, "notification": note.id}
-        try:
+    def _ours(self) -> list[str]:
+        """Of those that are due, the ones that this process can send."""
+        now, found = self._store.now(), []
+        for note in self._store.outbox.due(MOST):
             try:
-                self._send(note)
-            except _Never as error:
-                self._store.outbox.give_up(note.id, str(error))
-                logger.error("%s of %s not sent to %s: %s", note.type, _about(note), _name(note), error, extra=ids)
-            except (BatchpipeError, OSError) as error:
-                self._failed(note, str(error) or type(error).__name__)
-            except Exception as error:  # of a mail backend, for instance
-                self._failed(note, without_secrets(f"{type(error).__name__}: {error}"))
+                self._way(note)
+            except _Lacking as error:
+                _say_lacking(note, str(error))
+                if now - note.due_at > LEFT_SECONDS and self._store.outbox.take(note.id) is not None:
+                    self._put_off(note, str(error))
             else:
-                self._store.outbox.delivered(note.id)
-                return True
-        except StoreUnavailable as error:
-            logger.warning("notification %s: %s", note.id, error, extra=ids)
+                found.append(note.id)
+        return found
+
+    def _deliver(self, note_id: str, ends: float) -> bool:
+        """Whether it was delivered."""
+        try:
+            if time.monotonic() > ends or (note := self._store.outbox.take(note_id)) is None:
+                return False
+            return self._try(note)
+        except StoreUnavailable as error:  # it is taken again
+            logger.warning("notification %s: %s", note_id, error, extra={"event": "not_told", "notification": note_id})
+            return False
+
+    def _try(self, note: Notification) -> bool:
+        try:
+            self._way(note)(note)
+        except _Lacking as error:
+            self._put_off(note, str(error))
+        except _Unwanted as error:
+            self._store.outbox.give_up(note.id, str(error))
+            self._log(logging.ERROR, note, str(error))
+        except (BatchpipeError, OSError) as error:
+            self._failed(note, str(error) or type(error).__name__)
+        except Exception as error:  # of a mail backend, for instance
+            self._failed(note, without_secrets(f"{type(error).__name__}: {error}"))
+        else:
+            self._store.outbox.delivered(note.id)
+            return True
         return False
 
     def _failed(self, note: Notification, why: str) -> None:
         lives = self._store.outbox.failed(note.id, why[:500], DELIVERY.pause(note.tries))
-        level = logging.WARNING if lives else logging.ERROR
         words = "is tried again" if lives else "is given up: see `batchpipe notifications`"
-        logger.log(
-            level,
-            "%s of %s not sent to %s, %s: %s",
-            *(note.type, _about(note), _name(note), words, why),
-            extra={"event": "not_told", "job": note.job or None, "notification": note.id},
-        )
+        self._log(logging.WARNING if lives else logging.ERROR, note, f"{words}: {why}")
 
-    def _send(self, note: Notification) -> None:
+    def _put_off(self, note: Notification, lacking: str) -> None:
+        """Raises StoreUnavailable."""
+        _say_lacking(note, lacking)
+        age = self._store.now() - note.created_at
+        pause = min(max(age / 10, PUT_OFF_SECONDS), DELIVERY.longest)
+        if not self._store.outbox.put_off(note.id, lacking[:500], pause):
+            self._log(logging.ERROR, note, f"is given up after a day: {lacking}")
+
+    @staticmethod
+    def _log(level: int, note: Notification, words: str) -> None:
+        logger.log(level, "%s of %s not sent to %s: %s", note.type, _about(note), _name(note), words, extra=_ids(note))
+
+    # -- how it is sent --------------------------------------------------------------------------------------------
+
+    def _way(self, note: Notification) -> Send:
+        """What sends it. Raises _Lacking; so does what it returns."""
         target = self._settings.targets.get(note.target)
         if target is None and "://" not in note.target:
-            raise InvalidInput(f"there is no target {note.target!r} in the settings of this worker", field="notify")
+            raise _Lacking(f"there is no target {note.target!r} in the settings here")
         if target is not None and target.kind == "mail":
-            return self._mail(note, target)
+            if (mail := current_site().send_mail) is None:
+                raise _Lacking(
+                    "there is no mail here: start a worker in the Django site (`manage.py batchpipe worker`)"
+                )
+            return partial(_mail, mail, target)
+        address = target.url if target is not None else None
+        url = address.get_secret_value() if address is not None else note.target
+        with _if_allowed():
+            check_host(url, self._settings.allowed_hosts)
         if target is not None and target.kind == "slack":
-            return self._post(note, target.url.get_secret_value() if target.url else "", slack_body(note), {})
-        url, secret = note.target, self._settings.notify_secret
-        if target is not None:
-            url, secret = target.url.get_secret_value() if target.url else "", target.secret
+            return partial(self._slack, url)
+        secret = target.secret if target is not None else self._settings.notify_secret
         if secret is None:
-            raise _Never("BATCHPIPE_NOTIFY_SECRET is not set: what is sent to a URL of a job is signed with it")
+            raise _Lacking("BATCHPIPE_NOTIFY_SECRET is not set here: what is sent to a URL of a job is signed with it")
         try:
-            headers = signed_headers(note, secret.get_secret_value(), self._store.now())
+            return partial(self._webhook, url, signing_key(secret.get_secret_value()))
         except ValueError:
-            raise _Never("its secret is not `whsec_` and base64") from None
-        return self._post(note, url, note.body.encode(), headers)
+            raise _Lacking("its secret is not `whsec_` and base64 here") from None
 
-    def _post(self, note: Notification, url: str, body: bytes, headers: dict[str, str]) -> None:
-        try:
+    def _slack(self, url: str, note: Notification) -> None:
+        self._post(url, slack_body(note), {})
+
+    def _webhook(self, url: str, key: bytes, note: Notification) -> None:
+        self._post(url, note.body.encode(), signed_headers(note, key, self._store.now()))
+
+    def _post(self, url: str, body: bytes, headers: dict[str, str]) -> None:
+        with _if_allowed():  # a private address that only other settings allow
             status = post(url, body, {**_JSON, **headers}, self._settings.allowed_hosts)
-        except InvalidInput as error:
-            raise _Never(error.message) from None
-        if 200 <= status < 300:
-            return
         if status == GONE:
-            raise _Never("the receiver answered 410: it wants nothing more")
-        raise OSError(f"the receiver answered {status}")
+            raise _Unwanted("the receiver answered 410: it wants nothing more")
+        if not 200 <= status < 300:
+            raise OSError(f"the receiver answered {status}")
 
-    def _mail(self, note: Notification, target: Target) -> None:
-        send: Callable[[str, str, list[str]], None] | None = current_site().send_mail
-        if send is None:
-            raise OSError("this worker has no mail: start it within the Django site (`manage.py batchpipe worker`)")
-        subject, text = in_words(note)
-        send(" ".join(subject.split()), text, list(target.to))  # a header has one line
+
+@contextmanager
+def _if_allowed() -> Iterator[None]:
+    """An address that these settings do not allow is one that this process cannot send to."""
+    try:
+        yield
+    except InvalidInput as error:
+        raise _Lacking(error.message) from None
+
+
+def _mail(send: Callable[[str, str, list[str]], None], target: Target, note: Notification) -> None:
+    subject, text = in_words(note)
+    send(" ".join(subject.split()), text, list(target.to))  # a header has one line
+
+
+def _say_lacking(note: Notification, why: str) -> None:
+    """Once an hour for each target."""
+    if current_site().is_first_time("not_told", note.target, seconds=SAY_SECONDS):
+        words = "%s of %s is left to another process, as this one cannot send it to %s: %s"
+        logger.warning(words, note.type, _about(note), _name(note), why, extra=_ids(note))
 
 
 def _about(note: Notification) -> str:
@@ -119,3 +219,7 @@ def _about(note: Notification) -> str:
 
 def _name(note: Notification) -> str:
     return without_secrets(note.target)[:200]
+
+
+def _ids(note: Notification) -> dict[str, str | None]:
+    return {"event": "not_told", "job": note.job or None, "notification": note.id}

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from amqp import AMQPError
-from celery import Celery, chain, signature
+from celery import Celery, signature
 from celery.exceptions import OperationalError as CeleryOperationalError
 from kombu.exceptions import KombuError, OperationalError
 
@@ -25,6 +25,8 @@ logger = logging.getLogger(__name__)
 #: Errors of a broker that cannot be reached, or that refuses (RabbitMQ: our login, or the queue; a Redis that is full
 #: or read-only).
 BROKER_TROUBLE = (KombuError, OperationalError, CeleryOperationalError, OSError, AMQPError, RedisTrouble)
+#: kombu's errors for a URL that it does not know.
+_NO_BROKER = (KeyError, ValueError, ImportError)
 #: Enough for a short interruption; a broker that is down must not hold up a submit: the sweep publishes later.
 _PUBLISH_RETRY = {"max_retries": 2, "interval_start": 0.0, "interval_step": 0.5, "interval_max": 1.0}
 #: Priority of a transfer that needs a slot: taken when no short task waits. With Redis the highest number comes last;
@@ -40,11 +42,13 @@ def publish(message: Message) -> None:
         queue_of(app, message.queue)
         with app.producer_pool.acquire(block=True, timeout=10) as producer:
             over_redis = producer.connection.transport.driver_type == "redis"
-            made = _chain(app, message, _BEHIND if message.large and over_redis else {})
-            made.apply_async(producer=producer, retry=True, retry_policy=_PUBLISH_RETRY)
+            first, *rest = _links(app, message, _BEHIND if message.large and over_redis else {})
+            # what a chain of Celery's sends, without the copies that it makes of each link
+            further = {"chain": rest[::-1]} if rest else {}
+            first.apply_async(producer=producer, retry=True, retry_policy=_PUBLISH_RETRY, **further)
     except BROKER_TROUBLE as error:
         raise TransientError(words_of_broker(error), code="broker_unavailable") from error
-    except (KeyError, ValueError, ImportError) as error:  # kombu's error for a URL that it does not know
+    except _NO_BROKER as error:
         words = f"the broker's URL cannot be used (BATCHPIPE_BROKER_URL): {type(error).__name__}"
         raise SettingsError(words) from error
 
@@ -68,31 +72,29 @@ def subject(job: str, index: int) -> str:
     return job if index == JOB else f"{job} shard {index}"
 
 
-def _chain(app: Celery, message: Message, of_transfers: dict[str, Any]) -> Any:
+def _links(app: Celery, message: Message, of_transfers: dict[str, Any]) -> list[Any]:
     names = message.links()
     shown = {"argsrepr": subject(message.job, message.index), "kwargsrepr": ""}
     ids = message.task_ids[-len(names) :]
     later = {"countdown": countdown_of(app, message.countdown)} if message.countdown else {}
     arguments = {"job": message.job, "shard": message.index, "epoch": message.epoch}
     # immutable: no link is handed the result of the one before it
-    return chain(
-        *(
-            signature(
-                f"batchpipe.{name}",
-                kwargs=arguments,
-                immutable=True,
-                app=app,
-                options={
-                    "task_id": task_id,
-                    "queue": message.queue,
-                    **shown,
-                    **(later if task_id == ids[0] else {}),
-                    **(of_transfers if STEPS[name].slot == "transfer" else {}),
-                },
-            )
-            for name, task_id in zip(names, ids, strict=True)
+    return [
+        signature(
+            f"batchpipe.{name}",
+            kwargs=arguments,
+            immutable=True,
+            app=app,
+            options={
+                "task_id": task_id,
+                "queue": message.queue,
+                **shown,
+                **(later if task_id == ids[0] else {}),
+                **(of_transfers if STEPS[name].slot == "transfer" else {}),
+            },
         )
-    )
+        for name, task_id in zip(names, ids, strict=True)
+    ]
 
 
 def revoke(task_ids: Sequence[str]) -> None:
@@ -119,8 +121,13 @@ def forget_queue(queue: str) -> None:
 
 
 def deliver_soon(queue: str) -> None:
-    """Ask a worker of this queue to send the notifications that are due. If that is lost, the sweep sends them."""
+    """Ask a worker of this queue to send the notifications that are due. What fails here the sweep does: raises nothing
+    of ours, Celery's or the broker's.
+    """
     try:
-        signature("batchpipe.deliver", app=app_in_use()).apply_async(queue=queue, expires=60, retry=False)
-    except BROKER_TROUBLE as error:
-        logger.debug("delivery not asked for: %s", error)
+        app = app_in_use()
+        check_not_eager(app)
+        queue_of(app, queue)
+        signature("batchpipe.deliver", app=app).apply_async(queue=queue, expires=60, retry=False)
+    except (*BROKER_TROUBLE, *_NO_BROKER, SettingsError) as error:
+        logger.debug("delivery not asked for: %s", without_secrets(str(error)))

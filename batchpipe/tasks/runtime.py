@@ -32,7 +32,10 @@ class Runtime:
         apis, publish, notify = Apis(settings, counters.call), self.visits.publish, notifying.notify
         self.deliverer = Deliverer(settings, self.store)
         notices = Notices(settings, self.store, publishing.deliver_soon)
-        self.shard_runner = ShardRunner(settings, self.store, apis, publish, counters=counters, notices=notices)
+        ahead = self.visits.ahead
+        self.shard_runner = ShardRunner(
+            settings, self.store, apis, publish, counters=counters, notices=notices, ahead=ahead
+        )
         self.job_runner = JobRunner(
             settings,
             self.store,
@@ -42,7 +45,8 @@ class Runtime:
             counters=counters,
             waiting_in=waiting_in,
             notices=notices,
-            deliver=self.deliverer.deliver_due,
+            ahead=ahead,
+            deliver=lambda here: self.deliverer.see_to(here=here),
         )
 
     def turn(self, name: str, job: str, index: int, epoch: int) -> Next:

@@ -15,7 +15,15 @@ from http import HTTPStatus
 
 import orjson
 
-from batchpipe.errors import TOKEN_LIMIT, Paused, SettingsError, StorageTrouble, TransientError, Unavailable
+from batchpipe.errors import (
+    BATCH_LIMIT,
+    TOKEN_LIMIT,
+    Paused,
+    SettingsError,
+    StorageTrouble,
+    TransientError,
+    Unavailable,
+)
 from batchpipe.model.records import ENDED, Stage, State
 from batchpipe.model.steps import STEPS
 
@@ -106,6 +114,9 @@ METRICS: dict[str, Metric] = {
     "left_waiting": Metric("Overdue records that a sweep left: their messages wait in a queue that nobody takes from."),
     "webhooks": Metric(
         "Verified webhooks about batches, by what they changed; counted by `record_news.lua`.", ("effect",)
+    ),
+    "notifications_dropped": Metric(
+        "Notifications that were not recorded, as too many wait; counted by `add_notification.lua`."
     ),
     "looks": Metric("Looks at the list of an account's batches, each for all shards.", (ACCOUNT,)),
     "orphans_cancelled": Metric("Batches that a sweep cancelled because their shard has another."),
@@ -247,7 +258,7 @@ def reason_of(error: BaseException) -> str:
         case SettingsError():
             return "settings"
         case Unavailable():
-            if error.code == TOKEN_LIMIT:
+            if error.code in (TOKEN_LIMIT, BATCH_LIMIT):
                 return "token_limit"
             return "rate_limit" if error.status == 429 else "provider"
         case TransientError():

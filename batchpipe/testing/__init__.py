@@ -18,7 +18,8 @@ For a program that talks HTTP there is ``batchpipe.sandbox``.
 
 from __future__ import annotations
 
-from batchpipe.testing.provider import Answer, Call, FakeBatch, FakeFile, FakeOpenAI, polite_answer
+from batchpipe.testing.provider import FakeOpenAI
 from batchpipe.testing.pump import Delivery, Pump, Vanished
+from batchpipe.testing.things import Answer, Call, FakeBatch, FakeFile, polite_answer
 
 __all__ = ["Answer", "Call", "Delivery", "FakeBatch", "FakeFile", "FakeOpenAI", "Pump", "Vanished", "polite_answer"]

@@ -5,9 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-import time
 from collections.abc import Awaitable, Callable, MutableMapping
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from batchpipe.model.webhooks import MOST_BYTES
@@ -15,7 +13,7 @@ from batchpipe.webhooks.recorder import Recorder
 
 if TYPE_CHECKING:
     from batchpipe.client.client import Client
-    from batchpipe.client.webhooks import Place, WebhookAnswer
+    from batchpipe.client.webhooks import WebhookAnswer
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -25,12 +23,14 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 BODY_SECONDS = 10.0
 #: Webhooks in work at once; further ones are asked to come again.
 MOST_AT_ONCE = 512
-#: Shards that wait to be woken. Where there are more, all are left for a while to the sweep, which is another process.
-MOST_TO_WAKE, FLOOD_SECONDS = 100, 2.0
 
 
 class _Gone(Exception):
-    """The sender has hung up, or takes too long."""
+    """The sender has hung up: nobody is there for an answer."""
+
+
+class _TooSlow(Exception):
+    """The body takes too long."""
 
 
 class WebhookApp:
@@ -41,9 +41,7 @@ class WebhookApp:
         self._client = client
         self._recorder: Recorder | None = None
         self._starting = threading.Lock()
-        self._busy = self._to_wake = 0
-        self._flooded_until = 0.0
-        self._waker = ThreadPoolExecutor(1, "webhook-wake")
+        self._busy = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -67,8 +65,8 @@ class WebhookApp:
         finally:
             self._busy -= 1
         await _send(send, answer)
-        if answer.place is not None and self._recorder is not None:
-            self._wake(self._recorder, answer.place)
+        if self._recorder is not None:
+            self._recorder.receiver.wake_soon(answer.place)
 
     async def _answer(self, scope: Scope, receive: Receive) -> WebhookAnswer:
         from batchpipe.client import webhooks as answers
@@ -79,7 +77,10 @@ class WebhookApp:
         if scope["method"] != "POST":
             return answers.ONLY_POST
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
-        body = await _body(headers, receive)
+        try:
+            body = await _body(headers, receive)
+        except _TooSlow:
+            return answers.TOO_SLOW
         if body is None:
             return answers.TOO_LARGE
         try:
@@ -99,20 +100,6 @@ class WebhookApp:
                 self._recorder = Recorder(client().webhooks())
             return self._recorder
 
-    def _wake(self, recorder: Recorder, place: Place) -> None:
-        now = time.monotonic()
-        if self._to_wake >= MOST_TO_WAKE:
-            self._flooded_until = now + FLOOD_SECONDS
-        if now >= self._flooded_until:
-            self._to_wake += 1
-            self._waker.submit(self._woken, recorder, place)
-
-    def _woken(self, recorder: Recorder, place: Place) -> None:
-        try:
-            recorder.receiver.wake(place)
-        finally:
-            self._to_wake -= 1  # only this one thread does so, and being off by a few does no harm
-
 
 def _account_of(scope: Scope) -> str | None:
     """The account that the path names; "": none; None: it is no path of ours."""
@@ -124,7 +111,7 @@ def _account_of(scope: Scope) -> str | None:
 
 
 async def _body(headers: dict[str, str], receive: Receive) -> bytes | None:
-    """None if it is too large: then it is not read to its end. Raises _Gone."""
+    """None if it is too large: then it is not read to its end. Raises _Gone, _TooSlow."""
     length = headers.get("content-length", "0")
     if length.isascii() and length.isdigit() and (len(length) > 9 or int(length) > MOST_BYTES):
         return None
@@ -142,7 +129,7 @@ async def _body(headers: dict[str, str], receive: Receive) -> bytes | None:
                 if not message.get("more_body", False):
                     return b"".join(parts)
     except TimeoutError:
-        raise _Gone from None
+        raise _TooSlow from None
 
 
 async def _send(send: Send, answer: WebhookAnswer) -> None:
@@ -151,7 +138,7 @@ async def _send(send: Send, answer: WebhookAnswer) -> None:
     headers.append((b"cache-control", b"no-store"))
     if answer.status == 405:
         headers.append((b"allow", b"POST"))
-    if answer.status == 413:
+    if answer.status in (408, 413):  # the rest of the body is not read
         headers.append((b"connection", b"close"))
     await send({"type": "http.response.start", "status": answer.status, "headers": headers})
     await send({"type": "http.response.body", "body": body})

@@ -10,20 +10,29 @@ import threading
 from importlib import import_module
 from typing import Any, cast
 
+from tests.acceptance.forked_worker import Hatchery
+
 #: Beside what every worker needs.
 _IMPORTED = (
     "openai",
     "batchpipe.cli",
-    *(f"batchpipe.cli.{name}" for name in ("common", "doctor", "jobs", "run", "status")),
+    *(f"batchpipe.cli.{name}" for name in ("common", "doctor", "jobs", "processes", "run", "status")),
+    "batchpipe.client.local_run",
 )
 for _name in _IMPORTED:
     import_module(_name)
 
+#: Commands that may start a worker of their own.
+WITH_WORKER = ("run", "wait", "cancel", "retry")
+
 
 def command(words: list[str]) -> None:
-    """``python -m batchpipe WORDS...``, from the current folder."""
-    sys.argv = ["batchpipe", *words]
+    """``python -m batchpipe WORDS...``, from the current folder. A worker that it starts is forked, too."""
     sys.path[0] = os.getcwd()
+    if words[:1] and words[0] in WITH_WORKER:
+        hatchery = Hatchery()
+        words = hatchery.worker_words or words
+    sys.argv = ["batchpipe", *words]
     interpreter: Any = (cast(Any, threading)._shutdown, cast(Any, atexit)._run_exitfuncs)
     try:
         runpy.run_module("batchpipe", run_name="__main__", alter_sys=True)

@@ -20,6 +20,8 @@ import pytest
 from tests.acceptance.user_machine import API_KEY, Machine, Process, until
 from tests.redis_server import free_port
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 #: Of the user's own code, imports included.

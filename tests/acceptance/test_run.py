@@ -17,7 +17,10 @@ JOB_KEYS = {
     *("created_at", "ended_at", "error", "held", "incomplete", "tags", "rows", "shards"),
     *("progress", "eta", "waits_for", "reasons"),
 }
-SHARD_KEYS = {"index", "round", "stage", "batch_id", "status", "rows", "request_counts", "eta", "late", "waits_for"}
+SHARD_KEYS = {
+    *("index", "round", "stage", "batch_id", "status", "rows", "request_counts"),
+    *("expires_at", "eta", "late", "waits_for"),
+}
 ROW_COUNTS = {"total", "ok", "failed", "missing"}
 
 

@@ -15,6 +15,8 @@ import redis
 from batchpipe.sandbox import Sandbox
 from tests.acceptance.user_machine import API_KEY, Machine, batches_of, until
 
+pytestmark = pytest.mark.slow
+
 HEAD = API_KEY[:16]
 
 

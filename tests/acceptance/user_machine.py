@@ -73,6 +73,7 @@ def is_read_late(variable: str) -> bool:
         "PATH",
         "OPENAI_API_KEY",
         "OPENAI_BASE_URL",
+        "SHOP_BROKER",
     )
 
 

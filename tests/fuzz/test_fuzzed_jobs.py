@@ -452,6 +452,7 @@ def test_half_a_list_is_no_empty_look(line: Line, unforeseen: Unforeseen, page: 
     assert run.through() == {"r0": "ok", "r1": "ok"}
 
 
+@pytest.mark.slow  # it waits for more than a thousand turns
 def test_a_file_that_is_lost_after_an_unanswered_create_call_is_waited_for_and_then_refused(
     line: Line, unforeseen: Unforeseen
 ) -> None:

@@ -44,27 +44,51 @@ class Batch:
 
 @dataclass
 class Provider:
-    """Counts tokens of a model in its queue; a batch that finds no room fails, after a moment or at once."""
+    """Counts tokens of a model in its queue; a batch that finds no room fails, after a moment or at once.
+
+    It may also limit unfinished batches, and creations within a minute: those are refused at once.
+    """
 
     limit: dict[str, int]
     says_limit: bool = True
     fails_at_once: bool = False
     foreign: int = 0  #: tokens of others in each queue
+    most_batches: int | None = None
+    per_minute: int | None = None
     batches: dict[str, Batch] = field(default_factory=dict)
     refusals: int = 0
     by_key: dict[str, str] = field(default_factory=dict)
     used: list[tuple[float, int]] = field(default_factory=list)
+    made: list[float] = field(default_factory=list)
 
     def queued(self, model: str) -> int:
         return sum(b.tokens for b in self.batches.values() if b.status == "in_progress" and b.model == model)
 
-    def create(self, key: str, model: str, tokens: int, at: float, seconds: float) -> Batch | None:
-        """None: refused at once."""
+    def no_room(self, model: str) -> Full:
+        """A refusal for want of tokens."""
+        return Full(limit=self.limit[model] if self.says_limit else None)
+
+    def _refused(self, at: float) -> Full | None:
+        alive = sum(batch.status == "in_progress" for batch in self.batches.values())
+        if self.most_batches is not None and alive >= self.most_batches:
+            return Full(kind="batches", limit=self.most_batches if self.says_limit else None)
+        self.made = [made for made in self.made if made > at - 60.0]
+        if self.per_minute is not None and len(self.made) >= self.per_minute:
+            limit = 60 * self.per_minute if self.says_limit else None
+            return Full(kind="creations", limit=limit, after=self.made[0] + 60.0 - at)
+        self.made.append(at)
+        return None
+
+    def create(self, key: str, model: str, tokens: int, at: float, seconds: float) -> Batch | Full:
+        """Full: refused at once."""
         assert key not in self.by_key, "paid twice"
+        if (refused := self._refused(at)) is not None:
+            self.refusals += 1
+            return refused
         full = self.queued(model) + self.foreign + tokens > self.limit.get(model, 10**15)
         self.refusals += full
         if full and self.fails_at_once:
-            return None
+            return self.no_room(model)
         batch = Batch(f"batch_{len(self.batches)}", key, model, tokens, at + seconds)
         if full:
             batch.status, batch.ends_at = "failing", at + 3.0
@@ -268,14 +292,14 @@ class World:
             return self._end(lease, Stage.UPLOADED, WAIT_SECONDS, message=False)
         yield 0.0
         place = shard.job, shard.index
-        batch = self.provider.create(shard.key, shard.model or "", self.tokens[place], self.at, self.seconds[place])
+        made = self.provider.create(shard.key, shard.model or "", self.tokens[place], self.at, self.seconds[place])
         yield CALL
-        if batch is not None:
-            return self._settle(lease, batch.id)
+        if isinstance(made, Batch):
+            return self._settle(lease, made.id)
         self.store.shards.withdraw_call(shard, lease.token)
         yield 0.0
-        full = Full(limit=self.provider.limit[shard.model or ""] if self.provider.says_limit else None)
-        self._end(lease, Stage.UPLOADED, WAIT_SECONDS, message=False, full=full)
+        after = WAIT_SECONDS if made.after is None else made.after
+        self._end(lease, Stage.UPLOADED, after, message=False, full=made)
 
     def _settle(self, lease: ShardLease, batch: str) -> None:
         changes = {"status": "in_progress"}
@@ -290,7 +314,7 @@ class World:
         if batch.status not in Status.FINAL:
             return self._end(lease, Stage.CREATED, 600.0, message=False, status=batch.status)
         if batch.status == "failed":
-            full = Full(limit=self.provider.limit[shard.model or ""] if self.provider.says_limit else None)
+            full = self.provider.no_room(shard.model or "")
             again = {"try_": shard.try_ + 1, "spent": [*shard.spent, shard.batch_id], "status": None, "full": full}
             gone: dict[str, Any] = {"batch_id": None, "intent_at": None, "calls": None, "empty_at": None}
             return self._end(lease, Stage.UPLOADED, WAIT_SECONDS, message=False, **again, **gone)

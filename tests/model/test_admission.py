@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import pytest
 
@@ -74,6 +75,20 @@ def test_a_limit_that_nobody_knows_is_learned(seed: int, says: bool, at_once: bo
     for job in range(3):
         found.submit(shards(seed * 10 + job, 8, 100, 200))
     found.run(2 * LONG)
+    nothing_is_left(found)
+
+
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("says", [True, False])
+@pytest.mark.parametrize("limit", [{"most_batches": 4}, {"per_minute": 3}])
+def test_limits_of_batches_and_of_creations_are_learned_too(seed: int, says: bool, limit: dict[str, Any]) -> None:
+    """A few are refused at the first, and when more is tried; not each shard finds out by itself."""
+    provider = Provider({"m": 100 * ROOM}, says_limit=says, **limit)
+    found = world(provider, {}, seed=seed, faults=Faults(kill=0.03, repeat=0.03, lose=0.02, forget=0.02))
+    for job in range(3):
+        found.submit(shards(seed * 10 + job, 10, 100, 200))
+    found.run(2 * LONG)
+    assert provider.refusals <= 40
     nothing_is_left(found)
 
 

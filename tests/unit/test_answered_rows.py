@@ -14,7 +14,8 @@ from batchpipe.model.records import JobRecord, State
 from batchpipe.model.views import SHOWN, Moment, Sums, job_view
 from batchpipe.pipeline.reason_samples import read_samples
 from batchpipe.testing import Pump, Vanished
-from batchpipe.testing.provider import Answer
+from batchpipe.testing.things import Answer
+from tests.size import scaled
 from tests.unit.test_rounds import Script, pump_of
 
 #: The reason of a row that the fake provider refuses with this status.
@@ -117,7 +118,8 @@ def test_a_file_of_errors_of_any_size_costs_one_read_of_a_megabyte(tmp_path: Pat
     assert set(read_samples(job)) <= set(job.reasons)
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.scaled
+@pytest.mark.parametrize("seed", range(scaled(20)))
 def test_the_sums_are_right_under_kills_repeats_and_lost_messages(tmp_path: Path, chat_rows: Rows, seed: int) -> None:
     """Whatever turn dies, and however often one is repeated."""
     chance = random.Random(seed)

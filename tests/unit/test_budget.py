@@ -13,7 +13,7 @@ from batchpipe.config.account import Account
 from batchpipe.errors import AmbiguousResult
 from batchpipe.model.records import Stage
 from batchpipe.testing import FakeOpenAI, Pump
-from batchpipe.testing.provider import FakeFile
+from batchpipe.testing.things import FakeFile
 
 Rows = Callable[..., list[dict[str, object]]]
 RATE = 0.1  # reads a second: one each ten seconds, and one at once

@@ -12,7 +12,7 @@ from batchpipe.model.records import JobRecord, Stage, State, Status
 from batchpipe.pipeline.manifest import results_place
 from batchpipe.storage import Folder
 from batchpipe.testing import FakeOpenAI, Pump
-from batchpipe.testing.provider import FakeFile
+from batchpipe.testing.things import FakeFile
 from tests.unit.test_recoverable_refusals import DAY, HOUR, events, once, run_for
 
 Rows = Callable[..., list[dict[str, object]]]

@@ -18,6 +18,7 @@ from batchpipe.model.provider import BatchPage
 from batchpipe.model.records import JobRecord, Problem, Stage, State, new_job_id
 from batchpipe.store import Store
 from batchpipe.testing import FakeOpenAI, Pump, Vanished
+from tests.size import scaled
 
 Rows = Callable[..., list[dict[str, object]]]
 
@@ -145,7 +146,8 @@ def test_a_call_that_may_still_be_under_way_is_waited_for_when_the_clock_leaps_f
     assert pump.shards(job_id)[0].stage == Stage.CREATED
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.scaled
+@pytest.mark.parametrize("seed", range(scaled(12)))
 def test_whatever_the_clock_does_each_row_is_paid_for_once(tmp_path: Path, chat_rows: Rows, seed: int) -> None:
     """It is moved back and forth by hours between turns, while workers vanish and answers are lost."""
     maker = random.Random(seed)

@@ -109,6 +109,7 @@ def test_every_metric_has_words_and_known_labels(name: str) -> None:
         (Paused("no", code="invalid_api_key"), "paused"),
         (Unavailable("slow down", status=429), "rate_limit"),
         (Unavailable("queue is full", code="token_limit_exceeded", status=429), "token_limit"),
+        (Unavailable("too many batches", code="batch_limit_exceeded", status=400), "token_limit"),
         (Unavailable("oops", status=503), "provider"),
         (StorageTrouble("disk full"), "storage"),
         (OSError(28, "no space"), "storage"),

@@ -631,6 +631,15 @@ def test_a_provider_declared_without_a_list_is_not_asked_for_it(world: World) ->
     assert world.api.calls == []
 
 
+def test_people_are_told_once_that_nobody_can_tell_what_a_call_made(world: World) -> None:
+    """When the shard begins to wait for a person, not with each of its turns, which come once a minute."""
+    world.turn.set(lists_batches=False)
+    waiting = world.create(world.unanswered())
+    [(event, fields)] = waiting.events
+    assert (event, fields["message"]) == ("create_unknown", waiting.changes["trouble"].message)
+    assert world.create(world.unanswered(trouble=waiting.changes["trouble"])).events == []
+
+
 @pytest.mark.parametrize("declared", [True, False])
 def test_a_call_is_repeated_without_a_list_only_where_that_is_asked_for(world: World, declared: bool) -> None:
     """After the grace period, as after two empty looks; docs/guarantees.md says what that may cost."""

@@ -15,6 +15,7 @@ from batchpipe.model.records import State
 from batchpipe.model.steps import JOB_DEADLINE_SECONDS
 from batchpipe.pipeline import job_runner
 from batchpipe.pipeline import merging as merging_module
+from batchpipe.pipeline.look_turn import LookTurn
 from batchpipe.pipeline.runner import MAX_OVERRUNS
 from batchpipe.store import ClaimDenied, Connection, Lease, Store
 from batchpipe.store.leases import Leases
@@ -145,6 +146,10 @@ def test_a_look_for_an_unanswered_create_that_takes_long_gets_the_time(
                 made.passes(90, getting_on=False)
             return super().batch_page(after)
 
+    # its turn is renewed in the background, where no clock is moved
+    monkeypatch.setattr(
+        "batchpipe.pipeline.looks.LookTurn", lambda *args, **more: LookTurn(*args, **more | {"lease": 1e4})
+    )
     looking = [True]
     slow = made = Slow(tmp_path, monkeypatch, Long(autofinish=True))
     for _ in range(1_500):

@@ -62,6 +62,29 @@ def stranger() -> Any:
     return Client()
 
 
+def test_the_page_of_a_job_says_which_of_its_shards_wait_for_room_and_where(tmp_path: Path) -> None:
+    """A shard that waits in line has no trouble: its row was empty."""
+    from pydantic import SecretStr
+
+    from batchpipe.client.client import default_client
+    from batchpipe.config.account import Account
+    from batchpipe.testing import FakeOpenAI, Pump
+
+    narrow = {"default": Account(api_key=SecretStr("k"), batches_in_flight=1)}
+    pump = Pump(tmp_path, api=FakeOpenAI(), store=default_client().store, accounts=narrow, max_rows=1)
+    job = batchpipe.submit(requests(3), max_rows=1)
+    for _ in range(60):
+        pump.sweep()
+        pump.step()
+        pump.advance(5)
+    page = boss().get(_change_url(job.id)).content.decode()
+    rows = [line for line in page.splitlines() if "<td>planned</td>" in line]
+    assert [place for place in ("(place 1 of 2)", "(place 2 of 2)") for row in rows if place in row] == [
+        "(place 1 of 2)",
+        "(place 2 of 2)",
+    ]
+
+
 # -- JSON ----------------------------------------------------------------------------------------------------------
 
 

@@ -312,6 +312,24 @@ def test_answers_that_were_counted_and_never_named_a_file_are_not_sent_again() -
     assert json.loads(scene.rows(move)[0][1:])["error"]["code"] == "output_file_missing"
 
 
+def test_how_long_a_file_is_matters_only_where_rows_have_no_answer() -> None:
+    """Of a small shard whose rows are all counted that is asked once the file has come, and some row is not in it."""
+    names, asked = [f"r{number}" for number in range(10)], list[str]()
+
+    class Watched(FilesFake):
+        def file_bytes(self, file_id: str) -> int | None:
+            asked.append(file_id)
+            return super().file_bytes(file_id)
+
+    counts = Counts(total=10, completed=10, failed=0)
+    api = Watched(out=lines(*map(ok, names)))
+    assert numbers(Scene(names).download(api, "out", counts=counts)) == (10, 0, 0)
+    assert (asked, api.fetched) == ([], ["out"])
+    cut = Watched({"out": len(api.files["out"])}, out=lines(*map(ok, names[:9])))
+    assert Scene(names).download(cut, "out", counts=counts).stage == Stage.ENDED  # the tenth is waited for
+    assert set(asked) == {"out"}
+
+
 def test_a_file_that_grows_late_is_waited_for_and_its_rows_are_not_sent_again() -> None:
     """The provider counts ten of ten; for minutes its file has fewer. What is waited for, since when, until when?"""
     names = [f"r{number}" for number in range(10)]
@@ -323,8 +341,9 @@ def test_a_file_that_grows_late_is_waited_for_and_its_rows_are_not_sent_again() 
     trouble = first.changes["trouble"]
     assert (trouble.code, first.events[0][0], first.after) == ("answers_late", "answers_late", 2.0)
     assert "counts 10 answers, and its files have 4; waited for since 1970-01-12 13:46:40 UTC" in trouble.message
+    fetched = list(api.fetched)
     again = scene.download(api, "out", now=NOW + 400, **first.changes)
-    assert (again.stage, again.after, api.fetched) == (Stage.ENDED, 100.0, ["out"])  # the same size: not fetched again
+    assert (again.stage, again.after, api.fetched) == (Stage.ENDED, 100.0, fetched)  # the same size: not fetched again
     api.files["out"], api.sizes["out"] = whole, len(whole)
     assert numbers(scene.download(api, "out", now=NOW + 500, **again.changes)) == (10, 0, 0)
 

@@ -8,10 +8,12 @@ from typing import Any
 
 import orjson
 import pytest
+from pydantic import SecretStr
 
 from batchpipe.client.client import Client
 from batchpipe.client.forecasts import FEW_READ
 from batchpipe.client.measures import Meter
+from batchpipe.config.account import Account
 from batchpipe.config.settings import Settings
 from batchpipe.model.pace import bin_of
 from batchpipe.model.records import Problem, Stage
@@ -25,8 +27,9 @@ Rows = Callable[..., list[dict[str, object]]]
 class Place:
     """Jobs on a real Redis, and a client that reads them."""
 
-    def __init__(self, folder: Path, store: Store, client: Client) -> None:
-        self.pump = Pump(folder, api=FakeOpenAI(), store=store, max_rows=1)
+    def __init__(self, folder: Path, store: Store, client: Client, **settings: Any) -> None:
+        self.folder = folder
+        self.pump = Pump(folder, api=FakeOpenAI(), store=store, max_rows=1, **settings)
         self.client = client
 
     def created(self, rows: list[dict[str, object]], **fields: Any) -> str:
@@ -38,10 +41,10 @@ class Place:
                 self.pump.advance(1)
         raise TimeoutError
 
-    def history(self, job_id: str, *seconds: float) -> None:
+    def history(self, job_id: str, *seconds: float, each: int = 10) -> None:
         connection = self.pump.store.connection
         model, now = self.pump.shards(job_id)[0].model, connection.now()
-        counts = orjson.dumps({str(bin_of(time)): 10 for time in seconds}).decode()
+        counts = orjson.dumps({str(bin_of(time)): each for time in seconds}).decode()
         connection.client.hset(f"{connection.prefix}pace:default:{model}", f"{int(now // 86_400)}:took", counts)
         connection.client.zadd(f"{connection.prefix}paces:default", {str(model): now})
 
@@ -93,6 +96,62 @@ def test_a_large_job_is_foreseen_from_some_of_its_shards(place: Place, chat_rows
     found = job.eta()
     assert found is not None
     assert place.client.show([job])[0]["eta"]["nine_in_ten"] == pytest.approx(found.nine_in_ten, abs=60)
+
+
+@pytest.mark.parametrize("limits", [{"batches_in_flight": 2}, {"enqueued_tokens_default": 84}])
+def test_the_end_of_a_job_is_that_of_its_last_shard_with_the_line_before_it(
+    limits: dict[str, int], place: Place, chat_rows: Rows
+) -> None:
+    """Twenty shards and room for two: the last one waits for nine others in its place. And behind another job."""
+    account = {"default": Account(api_key=SecretStr("k"), **limits)}
+    place = Place(place.folder, place.pump.store, place.client, accounts=account)
+    job_id, alone = place.pump.submit(chat_rows(20)), place.pump.submit(chat_rows(1, start=100))
+    while place.pump.step() is not None:
+        pass
+    assert len(place.pump.api.batches) == 2
+    assert place.client.get_job(job_id).eta() is None, "nothing is known of this model"
+    place.history(job_id, 550, 600, 650, each=5_000)
+    job = place.client.get_job(job_id)
+    found, now = job.eta(), place.client.now()
+    assert found is not None
+    assert 9 * 600 < found.earliest - now < found.latest - now < 13 * 600
+    assert found.nine_in_ten - now < 14 * 600
+    listed = place.client.show([job])[0]["eta"]
+    assert listed["nine_in_ten"] == pytest.approx(found.nine_in_ten, abs=120)
+    parts = [part["eta"]["nine_in_ten"] for part in job.to_dict()["shards"]]
+    assert parts[0] - now < 800
+    assert parts == sorted(parts)
+    other = place.client.get_job(alone).eta()
+    assert other is not None
+    assert 600 < other.nine_in_ten - now < 2_000, "jobs take turns"
+
+
+def test_nothing_is_said_of_a_shard_that_waits_for_a_person(place: Place, chat_rows: Rows) -> None:
+    """Nobody knows when its pause ends."""
+    account = {"default": Account(api_key=SecretStr("k"), batches_in_flight=1)}
+    place = Place(place.folder, place.pump.store, place.client, accounts=account)
+    job_id = place.pump.submit(chat_rows(2))
+    while place.pump.step() is not None:
+        pass
+    place.history(job_id, 550, 600, 650)
+    connection = place.pump.store.connection
+    connection.client.hset(connection.job_key(job_id), "send_no_more", "1")
+    assert place.client.get_job(job_id).eta() is None
+
+
+def test_shards_that_wait_for_the_next_hour_are_foreseen_by_the_rate_of_creations(
+    place: Place, chat_rows: Rows
+) -> None:
+    """One creation in six minutes, whatever batches take."""
+    account = {"default": Account(api_key=SecretStr("k"), creations_per_hour=10)}
+    place = Place(place.folder, place.pump.store, place.client, accounts=account)
+    job_id = place.pump.submit(chat_rows(20))
+    while place.pump.step() is not None:
+        pass
+    place.history(job_id, 5, 6, 7)
+    found = place.client.get_job(job_id).eta()
+    assert found is not None
+    assert found.nine_in_ten - place.client.now() == pytest.approx(3_600, rel=0.1)
 
 
 def test_nothing_is_said_of_a_job_that_is_paused_held_or_over(place: Place, chat_rows: Rows) -> None:

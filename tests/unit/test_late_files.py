@@ -11,7 +11,7 @@ from batchpipe.errors import Unavailable
 from batchpipe.model.provider import Batch
 from batchpipe.model.records import Counts
 from batchpipe.testing import FakeOpenAI, Pump
-from batchpipe.testing.provider import FakeBatch, FakeFile
+from batchpipe.testing.things import FakeBatch, FakeFile
 
 BODY = {"model": "m", "messages": []}
 ROWS = [{"custom_id": f"r{n}", "method": "POST", "url": "/v1/chat/completions", "body": BODY} for n in range(10)]

@@ -30,15 +30,15 @@ def pump(tmp_path: Path) -> Pump:
     return Pump(tmp_path, api=FakeOpenAI(), max_rows=1, polls_in_flight=4, accounts={"default": account})
 
 
-def pass_time(pump: Pump, seconds: float, *, sweeping: bool = True) -> None:
-    """Messages at their time, and a sweep every five seconds."""
+def pass_time(pump: Pump, seconds: float, *, sweeping: bool = True, pace: float = 5.0) -> None:
+    """Messages at their time, and a sweep every few seconds."""
     ends = pump.at + seconds
     while pump.at < ends:
         while pump.step() is not None:
             pass
         if sweeping:
             pump.sweep()
-        pump.advance(5.0)
+        pump.advance(pace)
 
 
 def watched(pump: Pump, rows: list[dict[str, object]]) -> str:
@@ -173,9 +173,9 @@ def test_a_parked_batch_that_does_not_end_is_found_to_be_overdue(pump: Pump, cha
     """Looks do not move its due time beyond the end of its window and the patience; then it is cancelled."""
     job_id = watched(pump, chat_rows(SHARDS))
     pump.advance(85_500.0)
-    pass_time(pump, 7_000.0)
+    pass_time(pump, 7_000.0, pace=30.0)
     assert pump.api.count("cancel_batch") == 0
-    pass_time(pump, 1_500.0)
+    pass_time(pump, 1_500.0, pace=30.0)
     assert pump.api.count("cancel_batch") == SHARDS
     assert all(shard.overdue_at is not None for shard in pump.shards(job_id))
 

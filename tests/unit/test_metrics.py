@@ -18,7 +18,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families
 
 from batchpipe.client.client import Client
-from batchpipe.client.measures import COUNT_SECONDS, Meter
+from batchpipe.client.measures import COUNT_SECONDS, MOST_MODELS, Meter
 from batchpipe.client.waiting import follow_log
 from batchpipe.config.settings import Settings
 from batchpipe.errors import Paused, StoreUnavailable, Unavailable
@@ -221,6 +221,27 @@ def test_more_jobs_make_no_more_series(tmp_path: Path, chat_rows: Rows) -> None:
     assert value(found, "jobs_ended_total", account="default", state="succeeded") == 30
     assert found.keys() == before
     assert not [labels for _, labels in found if re.search(r"job_|batch_|file-|file_|\br\d", str(labels))]
+
+
+def test_models_are_in_the_metrics_by_few_names_that_are_names(pump: Pump) -> None:
+    """Rows name them, so anything may come; whoever reads metrics is asked nothing."""
+    names = [f"model-{number}" for number in range(30)]
+    odd = [
+        "sk-" + "x" * 200,
+        "see\nhttps://evil.example",
+        "<b>",
+        "ann@example.com wrote: {secret}",
+        "ft:gpt-4o-mini:org::id",
+    ]
+    client: Any = pump.store.connection.client
+    prefix, now = pump.store.connection.prefix, pump.store.now()
+    day = int(now // 86_400)
+    for age, name in enumerate([*odd, *names]):
+        client.hset(f"{prefix}pace:default:{name}", f"{day}:took", '{"20":9}')
+        client.zadd(f"{prefix}paces:default", {name: now - age})
+    found = numbers(exposed(pump.store))
+    models = {dict(labels).get("model") for _, labels in found} - {None}
+    assert models == {"ft:gpt-4o-mini:org::id", *names[: MOST_MODELS - len(odd)]}
 
 
 def test_known_series_are_there_before_they_count(pump: Pump) -> None:

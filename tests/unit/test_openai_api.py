@@ -16,6 +16,7 @@ from batchpipe.config.account import Account
 from batchpipe.config.settings import Settings
 from batchpipe.errors import AmbiguousResult, BatchpipeError, Gone, Paused, Refused, SettingsError, Unavailable
 from batchpipe.model.provider import Batch
+from batchpipe.model.said_limits import Rate, said_batch_limit, said_rate
 from batchpipe.provider import Api, Apis, parse_batch
 from batchpipe.sandbox import Sandbox
 
@@ -253,7 +254,7 @@ def test_an_address_that_cannot_work_is_a_matter_of_settings(make_api: Callable[
         pytest.param({"kind": "status", "status": 404, "body": "<html>"}, id="404-page"),
         pytest.param({"kind": "drop_before"}, id="dropped-before"),
         pytest.param({"kind": "drop_after"}, id="dropped-after"),
-        pytest.param({"kind": "delay_after", "seconds": 1.0}, id="timeout"),
+        pytest.param({"kind": "delay_after", "seconds": 2.0}, id="timeout"),
         pytest.param({"kind": "malformed"}, id="malformed"),
         pytest.param({"kind": "status", "status": 200, "body": ""}, id="empty"),
         pytest.param({"kind": "replace", "json": {"status": "validating"}}, id="no-id"),
@@ -266,8 +267,8 @@ def test_a_create_without_a_clear_answer_is_unanswered_and_sent_once(
     sandbox: Sandbox, make_api: Callable[..., Api], fault: dict[str, Any]
 ) -> None:
     """Nobody repeats it but the pipeline, after it has looked."""
-    api = make_api(sandbox.base_url, control_seconds=0.3)
-    file_id = upload(api)
+    file_id = upload(make_api(sandbox.base_url))
+    api = make_api(sandbox.base_url, control_seconds=0.7)
     sandbox.faults.add(fault["kind"], **{"route": CREATE, **{k: v for k, v in fault.items() if k != "kind"}})
     assert isinstance(refusal(lambda: create(api, file_id)), AmbiguousResult)
     assert sandbox.calls.count(CREATE) == 1
@@ -336,6 +337,34 @@ def test_a_full_queue_is_known_by_its_words_too(api: Api, sandbox: Sandbox) -> N
     file_id = upload(api)
     sandbox.faults.add("status", route=CREATE, status=400, message="Enqueued token limit reached for gpt-4o-mini.")
     assert refusal(lambda: create(api, file_id)).code == "token_limit_exceeded"
+
+
+def test_one_batch_too_many_is_known_by_its_words(make_api: Callable[..., Api]) -> None:
+    """And is no question of the request."""
+    with Sandbox(batches_in_flight=1, rows_per_second=0.01) as strict:
+        api = make_api(strict.base_url)
+        file_id = upload(api)
+        create(api, file_id)
+        error = refusal(lambda: create(api, file_id))
+    assert (type(error), error.code) == (Unavailable, "batch_limit_exceeded")
+    assert said_batch_limit(error.message) == 1
+
+
+def test_a_429_says_how_often_its_call_may_be_made(make_api: Callable[..., Api], sandbox: Sandbox) -> None:
+    """In words, or in headers; those of tokens, which are of direct calls, are not read."""
+    with Sandbox(uploads_per_minute=1, creations_per_hour=1, rows_per_second=0.01) as strict:
+        api = make_api(strict.base_url)
+        file_id = upload(api)
+        create(api, file_id)
+        found = [refusal(lambda: upload(api)), refusal(lambda: create(api, file_id))]
+    assert [said_rate(error.message, {}) for error in found] == [Rate(1, 60), Rate(1, 3_600)]
+    assert [said_rate("", error.limits) for error in found] == [Rate(1, 60), Rate(1, 3_600)]
+    headers = {"X-RateLimit-Limit-Requests": "500", "X-RateLimit-Reset-Requests": "7m", "X-RateLimit-Limit-Tokens": "9"}
+    sandbox.faults.add("status", route=CREATE, status=429, headers=headers, retry_after=12)
+    api = make_api(sandbox.base_url)
+    error = refusal(lambda: create(api, upload(api)))
+    assert (said_rate(error.message, error.limits), error.after) == (Rate(500, 3_600), 12.0)
+    assert "x-ratelimit-limit-tokens" not in error.limits
 
 
 def test_extra_arguments_reach_the_provider(api: Api, sandbox: Sandbox) -> None:

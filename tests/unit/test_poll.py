@@ -9,6 +9,7 @@ import pytest
 
 from batchpipe.config.account import Account
 from batchpipe.errors import Gone, Unavailable
+from batchpipe.model.pace import History, bin_of
 from batchpipe.model.records import (
     BatchError,
     Counts,
@@ -113,6 +114,16 @@ def test_a_snapshot_fresher_than_the_pace_of_its_batch_asks_nobody(world: World,
     move = world.poll(created_at=NOW - age, snapshot_at=NOW - 2, status="in_progress")
     assert (move.stage, world.asked, world.api.calls) == (Stage.CREATED, [("booked", True)], [])
     assert left <= move.after <= left * 1.15
+
+
+def test_a_snapshot_is_old_soon_where_the_end_is_likely(world: World) -> None:
+    """By the same pace as the pauses, or each look would put off the next one to a tenth of the batch's age."""
+    usual = Pace(5.0, 600.0, History([{bin_of(1_000.0): 100}]))
+    assert usual.after(1_000.0, "in_progress") < 15
+    shard = world.shard(created_at=NOW - 1_000, snapshot_at=NOW - 15, status="in_progress")
+    move = poll(JOB, shard, world.api, now=NOW, pace=usual, take_slot=lambda what, may_park: NOW_SLOT)
+    assert isinstance(move, Move)
+    assert world.api.count("retrieve") == 1
 
 
 def test_without_budget_nobody_is_asked_and_the_slot_is_booked(world: World) -> None:
@@ -385,6 +396,20 @@ def test_the_providers_own_word_for_the_window_counts(world: World) -> None:
     assert "overdue_at" not in overdue(world, 3 * DAY).changes
     world.api.batches[world.batch_id].expires_at = NOW - 7_300
     assert "overdue_at" in overdue(world, 8_000).changes
+
+
+def test_a_parked_poll_is_due_when_the_window_that_the_provider_named_has_ended(world: World) -> None:
+    """What a look has read of it is in the record."""
+    seen: dict[str, Any] = {"status": "in_progress", "snapshot_at": NOW - 1}
+    until = world.poll(slot=Slot(parked=True), expires_at=NOW + 4 * DAY, **seen).changes["park_until"]
+    assert until == NOW + 4 * DAY + 7_200
+    assert world.poll(slot=Slot(parked=True), expires_at=5.0, **seen).changes["park_until"] == NOW - 100 + DAY + 7_200
+
+
+def test_the_end_of_the_window_is_recorded_where_the_provider_shows_it(world: World) -> None:
+    assert "expires_at" not in world.poll().changes
+    world.api.batches[world.batch_id].expires_at = NOW + DAY
+    assert world.poll().changes["expires_at"] == NOW + DAY
 
 
 @pytest.mark.parametrize("word", [86_400.0, 0.0, NOW * 1_000])

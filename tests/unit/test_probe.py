@@ -12,33 +12,57 @@ from click.testing import CliRunner, Result
 from pydantic import SecretStr
 
 from batchpipe.cli import cli
+from batchpipe.cli.doctor import _unknown_server
+from batchpipe.client.capabilities import Capabilities
 from batchpipe.client.option_checks import check_window
-from batchpipe.client.probe import Capabilities, Probe
+from batchpipe.client.probe import Probe
 from batchpipe.client.validation import validate_input
 from batchpipe.config.account import Account
 from batchpipe.config.loading import load_settings
 from batchpipe.config.site import forget_sites
 from batchpipe.errors import AmbiguousResult, InvalidInput, Paused
+from batchpipe.model.provider import Batch
 from batchpipe.model.records import JobRecord
 from batchpipe.provider.api import Api
 from batchpipe.sandbox import Fault, Sandbox
 from batchpipe.storage.local import set_variables
 
 
-def probe(*faults: dict[str, Any], check: Any = None) -> Capabilities:
+class KeyedApi(Api):
+    """Of a server that heeds the Idempotency-Key: a repeated call is answered with the batch of the first."""
+
+    def create_batch(self, **arguments: Any) -> Batch:
+        if not self.made:
+            self.made.append(super().create_batch(**arguments))
+        return self.made[0]
+
+    made: list[Batch]
+
+
+def probe(*faults: dict[str, Any], check: Any = None, heeds_key: bool = False) -> Capabilities:
     """A probe of a sandbox with these faults; afterwards nothing may be left in it."""
     with Sandbox(validating_seconds=0.02) as sandbox:
         for fault in faults:
             sandbox.faults.add(Fault.from_json(fault))
         account = Account(base_url=sandbox.base_url, api_key=SecretStr("any"))
+        api = Api(account)
+
+        def keyed(key: str) -> Api:
+            if not heeds_key:
+                return api.with_header("Idempotency-Key", key)
+            other = KeyedApi(account)
+            other.made = []
+            return other
+
         made = Probe(
-            Api(account),
+            api,
             account,
             "default",
             model="gpt-4o-mini",
             endpoint="/v1/chat/completions",
             window="24h",
             timeout=20.0,
+            keyed=keyed,
         )
         found = made.run()
         if check is not None:
@@ -63,9 +87,56 @@ def test_a_full_server_has_all_capabilities_and_nothing_is_left_there() -> None:
     assert known["batches are listed"] == known["metadata in the list"] == "yes"
     assert known["a batch can be cancelled"] == known["every row is answered"] == known["list is newest first"] == "yes"
     assert known["window of 48h"] == "refused"
+    assert known["list goes on after a batch"] == "yes"
+    assert known["a repeated call with an Idempotency-Key"] == "second batch"
     assert found.settings == {"LISTS_BATCHES": "true", "ECHOES_METADATA": "true", "LONGEST_WINDOW": "24h"}
     assert found.rows <= 10
     assert found.left == []
+
+
+def test_a_server_that_heeds_the_idempotency_key_is_found_out() -> None:
+    """It makes one batch of two calls; such a server could be called again without a look."""
+    found = probe(heeds_key=True)
+    assert answers(found)["a repeated call with an Idempotency-Key"] == "same batch"
+    assert found.left == []
+
+
+def test_a_server_that_does_not_take_a_repeated_call_is_found_out() -> None:
+    refused = {"kind": "status", "route": "POST /v1/batches", "status": 400, "after": 4, "times": 1}
+    assert answers(probe(refused))["a repeated call with an Idempotency-Key"] == "refused, 400"
+    unclear = {**refused, "status": 409}
+    assert answers(probe(unclear))["a repeated call with an Idempotency-Key"] is None
+
+
+def test_a_list_that_does_not_go_on_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of more than a page cannot be read there."""
+    first_page = Api.batch_page
+    monkeypatch.setattr(Api, "batch_page", lambda self, after=None: first_page(self))
+    assert answers(probe())["list goes on after a batch"] == "no"
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({}, True),
+        ({"LISTS_BATCHES": "true"}, False),
+        ({"PROFILE": "groq"}, False),
+        ({"SANDBOX": "true"}, False),
+        ({"BASE_URL": "https://api.openai.com/v1"}, False),
+    ],
+)
+def test_doctor_tells_of_the_probe_where_nobody_has_said_what_a_server_can_do(
+    fields: dict[str, str], told: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither a profile nor a probe, and it is not OpenAI."""
+    for name, value in ({"BASE_URL": "https://batch.example/v1", "API_KEY": "k"} | fields).items():
+        monkeypatch.setenv(f"BATCHPIPE_ACCOUNTS__T__{name}", value)
+    forget_sites()
+    found = list(_unknown_server("t"))
+    forget_sites()
+    assert [(one.verdict, one.fix.split(":")[0]) for one in found] == (
+        [("warn", "batchpipe probe t --write .env")] if told else []
+    )
 
 
 def test_a_server_whose_lists_show_no_metadata_is_found_out() -> None:

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from batchpipe.cli import progress, status
 from batchpipe.cli.listing import job_lines
-from batchpipe.cli.progress import active_ones, headline, make_display, next_look
+from batchpipe.cli.progress import active_ones, headline, make_display, next_look, waits_for
 from batchpipe.cli.text import clip, left, right, short_number, width
+from batchpipe.model.admission import Waiting
 from batchpipe.model.progress import progress_of_job, rate_words
 from batchpipe.model.records import Counts, JobRecord, Problem, ShardRecord, State
 from batchpipe.model.stats import Pause
@@ -216,6 +217,37 @@ def test_of_many_shards_a_run_shows_the_active_ones() -> None:
     assert {shard.index for shard in active_ones(troubled)} >= {1, 3, 5, 7, 8, 9}
 
 
+ROOM = Waiting(place=3, of=9, kind="tokens")
+IN_LINE = Moment(now=AT, room=(2, ROOM), shard_room=lambda shard: ROOM if shard.waits_since is not None else None)
+WAITING = [ShardRecord(job=JOB.id, index=at, stage="planned", rows=10, waits_since=AT - 60) for at in range(2)]
+LINE = "room in the provider's queue of tokens for its model (place 3 of 9)"
+
+
+def test_a_run_whose_shards_all_wait_for_room_says_so_and_at_which_place(capsys: pytest.CaptureFixture[str]) -> None:
+    assert waits_for(JOB, WAITING, IN_LINE) == f"2 shards wait for {LINE}"
+    assert waits_for(JOB, WAITING, MOMENT) == ""
+    with make_display() as display:
+        display.update(JOB, WAITING, IN_LINE)
+    assert f"; waits: 2 shards wait for {LINE}" in capsys.readouterr().err
+
+
+def test_a_run_asks_for_the_room_of_those_shards_alone_that_it_shows() -> None:
+    """There may be 100,000, and each hundred of them is a question to Redis."""
+    asked: list[int] = []
+
+    def room(shard: ShardRecord) -> Waiting:
+        asked.append(shard.index)
+        return ROOM
+
+    waiting = [WAITING[0].evolve(index=at) for at in range(5_000)]
+    shown = active_ones([*many(100), *waiting])
+    assert len(shown) == 20
+    progress._table(shown, Moment(room=(5_000, ROOM), shard_room=room))
+    waits_for(JOB, waiting, Moment(room=(5_000, ROOM), shard_room=room))
+    assert len(asked) == 20
+    assert len(active_ones([*many(4), *waiting])) == 20
+
+
 def test_a_run_without_a_terminal_writes_few_lines(capsys: pytest.CaptureFixture[str]) -> None:
     """Of many shards one changes all the time. After an hour a line comes each three minutes, at last each five."""
     now = [1_000.0]
@@ -253,3 +285,6 @@ def test_a_live_display_draws_any_job() -> None:
     assert "next look in 90 s" in text
     assert "and 480 more shards: 125 collected, " in text
     assert "not ok: 14 x content_filter, 2 x 500 server_error" in text
+    console.print(live._draw(JOB, WAITING, IN_LINE))
+    drawn = " ".join(screen.getvalue().split())
+    assert drawn.count("place 3 of 9") == 3  # of the job, and of each shard

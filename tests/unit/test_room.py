@@ -21,7 +21,7 @@ from batchpipe.model.views import SHOWN, job_view
 from batchpipe.monitoring.prometheus import JobCollector
 from batchpipe.pipeline.republish_many import resume_account
 from batchpipe.testing import FakeOpenAI, Pump
-from batchpipe.testing.provider import FakeBatch, polite_answer
+from batchpipe.testing.things import FakeBatch, polite_answer
 
 Rows = Callable[..., list[dict[str, object]]]
 

@@ -17,8 +17,9 @@ from batchpipe.model.records import BatchError, JobRecord, State, Status
 from batchpipe.storage import Folder
 from batchpipe.store import Connection, Store
 from batchpipe.testing import FakeOpenAI, Pump, Vanished
-from batchpipe.testing.provider import Answer, FakeBatch, polite_answer
+from batchpipe.testing.things import Answer, FakeBatch, polite_answer
 from tests.redis_server import new_redis
+from tests.size import scaled, thinned
 
 Rows = Callable[..., list[dict[str, object]]]
 
@@ -224,7 +225,8 @@ def test_a_quota_that_is_used_up_pauses_the_account_before_the_next_round(tmp_pa
     assert "account_paused" in [event["event"] for event in pump.store.events.read(job_id)]
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.scaled
+@pytest.mark.parametrize("seed", range(scaled(20)))
 def test_any_mixture_of_fates_over_rounds_adds_up(tmp_path: Path, chat_rows: Rows, seed: int) -> None:
     """Each row ends once with the outcome of its last round, ok rows and others in the order of the input."""
     dice = random.Random(seed)
@@ -281,22 +283,28 @@ class Mortal(Connection):
             raise Vanished
 
 
+def _outlived(folder: Path, rows: list[dict[str, object]], fatal: int) -> int:
+    """A job whose worker dies once, unless ``fatal`` is 0, ends well. Answers how many moments there were."""
+    connection = Mortal(new_redis())
+    api = Script({"r0": [500], "r2": ["batch_expired"]})
+    pump = pump_of(folder / str(fatal), api, store=Store(connection), max_rows=2)
+    job_id = pump.submit(rows)
+    connection.left = fatal
+    pump.run_until_idle()
+    job = pump.job(job_id)
+    assert (job.stage, job.ok, job.closed, job.round) == (State.SUCCEEDED, 3, True, 2), fatal
+    assert api.billed == Counter(["r0", "r1", "r2"])
+    assert [row["custom_id"] for row in lines(pump, job, "output.jsonl")] == ["r0", "r1", "r2"]
+    return fatal - connection.left
+
+
+@pytest.mark.scaled
 def test_a_worker_may_die_at_any_script_of_a_further_round(tmp_path: Path, chat_rows: Rows) -> None:
     """The job ends as if nothing had happened, and no row is paid for twice."""
-    ends, left = 0, 1
-    while not ends:
-        connection = Mortal(new_redis())
-        api = Script({"r0": [500], "r2": ["batch_expired"]})
-        pump = pump_of(tmp_path / str(left), api, store=Store(connection), max_rows=2)
-        job_id = pump.submit(chat_rows(3))
-        connection.left = left
-        pump.run_until_idle()
-        job = pump.job(job_id)
-        assert (job.stage, job.ok, job.closed, job.round) == (State.SUCCEEDED, 3, True, 2), left
-        assert api.billed == Counter(["r0", "r1", "r2"])
-        assert [row["custom_id"] for row in lines(pump, job, "output.jsonl")] == ["r0", "r1", "r2"]
-        ends, left = connection.left > 0, left + 1
-    assert left > 20
+    moments = _outlived(tmp_path, chat_rows(3), 0)
+    assert moments > 20
+    for fatal in thinned(range(1, moments + 1), 9):
+        assert _outlived(tmp_path, chat_rows(3), fatal) >= fatal, "nobody died"
 
 
 def test_the_rows_of_a_batch_that_does_not_end_are_sent_again(tmp_path: Path, chat_rows: Rows) -> None:

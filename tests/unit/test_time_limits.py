@@ -23,7 +23,7 @@ Rows = Callable[..., list[dict[str, object]]]
 OFTEN = 3 * MAX_TRIES
 
 
-@pytest.mark.parametrize("method", ["upload", "create_batch", "batch_page", "retrieve", "file_bytes", "download"])
+@pytest.mark.parametrize("method", ["upload", "create_batch", "batch_page", "retrieve", "download"])
 def test_a_time_limit_that_is_met_again_and_again_gives_no_row_up(tmp_path: Path, chat_rows: Rows, method: str) -> None:
     """It is shown while it lasts, with what a person can change; then the job goes on."""
     pump = Pump(tmp_path, max_rows=2)

@@ -80,7 +80,7 @@ class Workers(Pump):
         self.visits = Visits(self.send)
         super().__init__(folder, **settings)
         for runner in (self.job_runner, self.shard_runner):
-            runner._publish = self.visits.publish
+            runner._publish, runner.ahead = self.visits.publish, self.visits.ahead
 
     def send(self, message: Message) -> None:
         self.sent.append(message)

@@ -17,7 +17,7 @@ from batchpipe.pipeline.sweep import sweep
 from batchpipe.testing import FakeOpenAI, Pump
 
 Rows = Callable[..., list[dict[str, object]]]
-SHARDS = 40
+SHARDS = 20
 
 
 def walk(begun: float, ended: float, **fields: Any) -> NotedWalk:

@@ -9,6 +9,7 @@ import hmac
 import http.client
 import json
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,7 +21,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from openai import OpenAI, OpenAIError
 
-from batchpipe.client.client import Client
+from batchpipe.client.client import Client, default_client
+from batchpipe.client.waker import MOST_TO_WAKE, Waker
 from batchpipe.client.webhooks import WebhookReceiver
 from batchpipe.config.account import Account
 from batchpipe.config.loading import load_settings
@@ -28,14 +30,17 @@ from batchpipe.config.settings import Settings
 from batchpipe.config.site import current_site
 from batchpipe.contrib.asgi import WebhookApp
 from batchpipe.contrib.flask import BatchPipe, webhooks
+from batchpipe.contrib.flask.views import registered
 from batchpipe.errors import SettingsError, StoreUnavailable
 from batchpipe.model.records import Stage
 from batchpipe.model.webhooks import MOST_BYTES, Malformed, NotSigned, Verifier, secrets_of
 from batchpipe.store import Store
+from batchpipe.webhooks import asgi
 from batchpipe.webhooks import server as web_server
 from batchpipe.webhooks.server import WebhookServer
 from tests import django_project
 from tests.contract.store.protocol import claim, granted, shard, uploaded
+from tests.redis_server import RedisServer
 
 
 def secret(letter: str) -> str:
@@ -67,6 +72,25 @@ def signed(
 # -- the doors -----------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    """A server that no other test writes to: these compare all that is in it."""
+    server = RedisServer(tmp_path_factory.mktemp("redis"))
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def redis_url(server: RedisServer) -> str:
+    """A database of this test alone."""
+    return server.database()
+
+
+@pytest.fixture(scope="module")
+def sdk() -> OpenAI:
+    return OpenAI(api_key="test", base_url="http://127.0.0.1:9")
+
+
 @pytest.fixture
 def client(redis_url: str, prefix: str, tmp_path: Path) -> Client:
     """Of a site with two accounts; the secret of the first is being changed."""
@@ -89,6 +113,13 @@ def client(redis_url: str, prefix: str, tmp_path: Path) -> Client:
 @pytest.fixture(params=DOORS)
 def send(request: pytest.FixtureRequest, client: Client, redis_url: str, prefix: str, tmp_path: Path) -> Iterator[Send]:
     """Send a webhook (or what looks like one) to a door of this site."""
+    yield from open_door(request.param, client, redis_url, prefix, tmp_path)
+
+
+def open_door(
+    door: str, client: Client, redis_url: str, prefix: str, tmp_path: Path, *, waits: bool = True
+) -> Iterator[Send]:
+    """``waits``: until a shard is woken, which the sender does not."""
     values: dict[str, Any] = {
         "REDIS_URL": redis_url,
         "PREFIX": prefix,
@@ -96,20 +127,20 @@ def send(request: pytest.FixtureRequest, client: Client, redis_url: str, prefix:
         "HOME": tmp_path / "home",
         "ACCOUNTS": {"default": {"webhook_secret": f"{OURS},{OLD}"}, "team": {"webhook_secret": TEAMS}},
     }
-    if request.param == "asgi":
+    if door == "asgi":
         yield asgi_door(lambda: client)
-    elif request.param == "process":
+    elif door == "process":
         yield from process_door(client)
-    elif request.param == "flask":
+    elif door == "flask":
         app = Flask("shop")
         app.config.update({f"BATCHPIPE_{name}": value for name, value in values.items()})
         BatchPipe(app)
         app.register_blueprint(webhooks)
-        yield flask_door(app)
+        yield flask_door(app, waits=waits)
     else:
         django_project.configure()
         with django_project.site(values.pop("REDIS_URL"), values.pop("PREFIX"), values.pop("HOME"), **values):
-            yield django_door()
+            yield django_door(waits=waits)
 
 
 def asgi_door(client: Callable[[], Client]) -> Send:
@@ -128,7 +159,8 @@ def asgi_door(client: Callable[[], Client]) -> Send:
         raw = [(name.encode(), value.encode("latin-1")) for name, value in headers.items()]
         scope = {"type": "http", "method": method, "path": f"/webhooks{path}", "headers": raw}
         asyncio.run(app(scope, receive, answer))
-        app._waker.submit(lambda: None).result()  # what it wakes after its answer
+        if app._recorder is not None:
+            app._recorder.receiver.waker.wait()
         return sent[0]["status"], json.loads(sent[1]["body"])
 
     return send
@@ -146,7 +178,7 @@ def process_door(client: Client) -> Iterator[Send]:
             found = answer.status, json.loads(answer.read())
             if found[1].get("effect") == "woken":
                 time.sleep(0.1)  # what it wakes after its answer
-                server.app._waker.submit(lambda: None).result()
+                client.webhooks().waker.wait()
             return found
         finally:
             connection.close()
@@ -155,17 +187,20 @@ def process_door(client: Client) -> Iterator[Send]:
     server.stop()
 
 
-def flask_door(app: Flask) -> Send:
+def flask_door(app: Flask, *, waits: bool = True) -> Send:
     browser = app.test_client()
 
     def send(body: bytes, headers: dict[str, str], path: str = "", method: str = "POST") -> Answer:
         answer = browser.open(f"/batchpipe/webhooks{path}", method=method, data=body, headers=headers)
+        if waits:
+            with app.app_context():
+                registered().client.webhooks().waker.wait()
         return answer.status_code, answer.json
 
     return send
 
 
-def django_door() -> Send:
+def django_door(*, waits: bool = True) -> Send:
     from django.test import Client as Browser
 
     browser = Browser(enforce_csrf_checks=True)
@@ -174,6 +209,8 @@ def django_door() -> Send:
         answer: Any = browser.generic(
             method, f"/batchpipe/webhooks{path}", body, content_type="application/json", headers=headers
         )
+        if waits:
+            default_client().webhooks().waker.wait()
         return answer.status_code, answer.json()
 
     return send
@@ -348,10 +385,9 @@ def test_what_is_refused_writes_nothing_and_is_no_error_of_ours(
 
 @settings(max_examples=300, deadline=None)
 @given(what=refused())
-def test_the_sdk_refuses_what_we_refuse(what: tuple[bytes, dict[str, str]]) -> None:
+def test_the_sdk_refuses_what_we_refuse(sdk: OpenAI, what: tuple[bytes, dict[str, str]]) -> None:
     """Its check and that of ours agree, but for bodies that say nothing, which only we look into."""
     body, headers = what
-    sdk = OpenAI(api_key="test", base_url="http://127.0.0.1:9")
     with pytest.raises((NotSigned, Malformed)) as ours:
         Verifier({"default": [OURS]}).check(body, {name: value.strip() for name, value in headers.items()})
     if ours.type is NotSigned and headers["webhook-timestamp"].isascii():
@@ -361,11 +397,11 @@ def test_the_sdk_refuses_what_we_refuse(what: tuple[bytes, dict[str, str]]) -> N
 
 @settings(max_examples=100, deadline=None)
 @given(body=st.dictionaries(st.text(max_size=9), st.integers()), at=st.integers(-298, 298))
-def test_we_take_what_the_sdk_takes(body: dict[str, int], at: int) -> None:
+def test_we_take_what_the_sdk_takes(sdk: OpenAI, body: dict[str, int], at: int) -> None:
     """Signed by hand, within five minutes."""
     raw = json.dumps({**body, "type": "batch.failed", "data": {"id": "batch_1"}}).encode()
     headers = signed(raw, at=time.time() + at)
-    OpenAI(api_key="test", base_url="http://127.0.0.1:9").webhooks.verify_signature(raw, headers, secret=OURS)
+    sdk.webhooks.verify_signature(raw, headers, secret=OURS)
     found = Verifier({"default": [OLD, OURS], "team": [OURS], "x": [TEAMS]}).check(raw, headers)
     assert (found.accounts, found.batch_id) == (("default", "team"), "batch_1")
 
@@ -408,6 +444,88 @@ def test_a_broker_in_trouble_is_left_to_the_sweep(client: Client, monkeypatch: p
     now[0] += 10.1
     receiver.wake(("d", 0))
     assert asked == ["first", "a", "d"]
+
+
+@pytest.mark.parametrize("door", ["flask", "django"])
+def test_no_answer_waits_for_the_broker(
+    client: Client, redis_url: str, prefix: str, tmp_path: Path, door: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A broker that hangs costs seconds; OpenAI counts a late answer as a failure. Each app publishes to its own."""
+    published, hangs = list[object](), threading.Event()
+
+    def publish(self: WebhookReceiver, place: tuple[str, int]) -> None:
+        hangs.wait(10)
+        published.append((place[1], current_site().settings.prefix))
+
+    monkeypatch.setattr(WebhookReceiver, "wake", publish)
+    created(client.store)
+    doors = open_door(door, client, redis_url, prefix, tmp_path, waits=False)
+    begun = time.monotonic()
+    assert next(doors)(event(), signed(event()))[1]["effect"] == "woken"
+    assert time.monotonic() - begun < 5
+    assert published == []
+    hangs.set()
+    until = time.monotonic() + 10
+    while not published and time.monotonic() < until:
+        time.sleep(0.02)
+    assert published == [(0, prefix)]
+
+
+def test_whoever_wakes_shards_keeps_room_whatever_happens() -> None:
+    """A count that two threads change may lose a change, and then stays wrong for good."""
+    woken = list[int]()
+
+    def wake(place: tuple[str, int]) -> None:
+        woken.append(place[1])
+        if place[1] % 2:
+            raise ZeroDivisionError
+
+    waker = Waker(wake)
+    for number in range(5 * MOST_TO_WAKE):
+        waker.soon(("job", number))
+        if number % 50 == 49:
+            waker.wait()
+    assert woken == list(range(5 * MOST_TO_WAKE))
+
+
+def test_a_flood_of_ends_is_left_to_the_sweep_for_a_while() -> None:
+    """It is another process, and reads many records at once."""
+    hangs, woken = threading.Event(), list[int]()
+
+    def wake(place: tuple[str, int]) -> None:
+        hangs.wait(10)
+        woken.append(place[1])
+
+    waker = Waker(wake)
+    for number in range(3 * MOST_TO_WAKE):
+        waker.soon(("job", number))
+    hangs.set()
+    waker.wait()
+    assert woken == list(range(MOST_TO_WAKE))
+    waker.soon(("job", -1))
+    waker.wait()
+    assert -1 not in woken
+
+
+@pytest.mark.parametrize("gone", [False, True])
+def test_a_body_that_does_not_come_is_answered_unless_the_sender_has_hung_up(
+    client: Client, monkeypatch: pytest.MonkeyPatch, gone: bool
+) -> None:
+    """A server sends 500 for an app that returns without an answer."""
+    monkeypatch.setattr(asgi, "BODY_SECONDS", 0.1)
+    sent: list[Any] = []
+
+    async def receive() -> Any:
+        if not gone:
+            await asyncio.sleep(10)
+        return {"type": "http.disconnect"}
+
+    async def answer(message: Any) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "method": "POST", "path": "/webhooks", "headers": []}
+    asyncio.run(WebhookApp(lambda: client)(scope, receive, answer))
+    assert [message["status"] for message in sent[:1]] == ([] if gone else [408])
 
 
 def test_refusals_are_logged_once_a_minute(client: Client, caplog: pytest.LogCaptureFixture) -> None:

@@ -24,12 +24,13 @@ def pump(tmp_path: Path) -> Pump:
 
 
 def pass_time(pump: Pump, seconds: float) -> None:
-    ends = pump.at + seconds
+    """Messages and sweeps, every 20 seconds; of an hour and more, every minute or so."""
+    ends, stride = pump.at + seconds, max(20.0, seconds / 60)
     while pump.at < ends:
         while pump.step() is not None:
             pass
         pump.sweep()
-        pump.advance(20.0)
+        pump.advance(stride)
 
 
 def running(pump: Pump, rows: list[dict[str, object]], stage: Stage = Stage.CREATED) -> str:

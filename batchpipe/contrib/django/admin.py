@@ -27,6 +27,8 @@ from batchpipe.masking import printable
 
 if TYPE_CHECKING:
     from batchpipe.client import client
+    from batchpipe.model.records import ShardRecord
+    from batchpipe.model.views import Moment
 
 JOBS_PER_PAGE = 50
 #: Shards and events that a job's page shows; the command line has them all.
@@ -232,18 +234,29 @@ def _detail(job_id: str) -> dict[str, Any]:
     client = default_client()
     job = client.get_job(job_id)
     shards = list(islice(job.shards(), MOST_SHARDS))
-    pause = client.pause_of(job.record.account) if not job.state.ended else None
+    moment = client.moment_of(job)
     events = [_event(event) for event in job.logs()[-MOST_EVENTS:]]
     return {
         "job": _job_row(job, client.show([job])[0]),
         "reasons": [{**reason, "name": name_of_reason(reason)} for reason in job.reasons()],
-        "shards": shards,
+        "shards": [(shard, _trouble(shard, moment)) for shard in shards],
         "hidden_shards": max(0, job.record.shards - MOST_SHARDS),
         "events": events,
-        "pause": pause,
+        "pause": moment.pause,
         "metrics": job.metrics() if job.state.ended and 0 < job.record.shards <= MOST_MEASURED else None,
         "refresh": not job.record.closed,
     }
+
+
+def _trouble(shard: ShardRecord, moment: Moment) -> str:
+    """What ended a shard, what it waits for, or how its batch is late; empty if all is well."""
+    from batchpipe.model.views import late_view
+    from batchpipe.model.waits import shard_waits_for, wait_words
+
+    if shard.error is not None:
+        return printable(shard.error.message)
+    late = late_view(shard)
+    return printable(wait_words(shard_waits_for(shard, moment.shard_room(shard))) or (late or {}).get("message", ""))
 
 
 def _moment(seconds: float | None) -> datetime | None:

@@ -44,6 +44,11 @@ def delete_files(
     return deleted
 
 
+def has_files(shards: Iterable[ShardRecord], which: str) -> bool:
+    """Whether ``delete_files`` would ask the provider for anything."""
+    return any(shard.uploads > _known_uploads(shard) or any(_wanted(shard, which)) for shard in shards)
+
+
 def _wanted(shard: ShardRecord, which: str) -> Iterator[str]:
     yield from shard.unused_files
     if shard.file_id and (which != "unused" or (shard.batch_id is None and not shard.spent)):

@@ -13,7 +13,6 @@ import msgspec
 
 from batchpipe.errors import (
     FILE_NOT_FOUND,
-    TOKEN_LIMIT,
     AmbiguousResult,
     BatchpipeError,
     Gone,
@@ -32,7 +31,7 @@ from batchpipe.model.refusals import (
     wait_out,
 )
 from batchpipe.model.retry import FILE_NOT_READY, FILE_UNFOUND
-from batchpipe.model.room import queue_full
+from batchpipe.model.room import no_room
 from batchpipe.pipeline.batch_search import is_ours, read_batch
 from batchpipe.pipeline.create_actions import CANCELLED, HELD_BACK, CreateActions, Ending, GiveUp, Over
 from batchpipe.pipeline.create_search import FIRST_LOOK_SECONDS, search
@@ -93,8 +92,8 @@ def _call(job: JobRecord, shard: ShardRecord, api: Provider, turn: CreateActions
         if error.named and (made := _made_in_spite_of(error, shard, api, turn)) is not None:
             return _adopt([made], shard, api, turn)
         turn.withdraw()
-        if error.code == TOKEN_LIMIT and shard.needs and not shard.calls:
-            return queue_full(job, shard, error.message, {}, otherwise=0.0)
+        if not shard.calls and (waits := no_room(job, shard, error)) is not None:
+            return waits
         if isinstance(error, Refused):
             return _refused_for_now(shard, error, api, turn) or _refused(shard, error)
         if error.code == FILE_NOT_FOUND:

@@ -34,6 +34,7 @@ from batchpipe.model.refusals import believed_at, unseen
 from batchpipe.model.requests import custom_id
 from batchpipe.pipeline.answer_index import TOO_FEW, Answers, counted_answers, left_out, paced, tells_nothing
 from batchpipe.pipeline.fetching import Fetcher
+from batchpipe.pipeline.slots import is_small
 from batchpipe.storage import Folder
 from batchpipe.telemetry.prices import Pricer, unknown
 
@@ -77,29 +78,42 @@ def download(
         shard = _read_again(shard, api)
         if (idle := waits.for_news(shard, api)) is not None:
             return idle
-    with Fetcher(api, workspace, f"{job.id}-{shard.index:05d}", check, elsewhere=elsewhere) as files:
-        answers = Answers(workspace, shard, check, endpoint=job.endpoint, prices=prices)
-        gone: Gone | None = None
-        lost: Problem | None = None
-        lacks = ""
-        for file_id in (shard.output_file_id, shard.error_file_id):
-            if not file_id:
-                continue
-            try:
-                scratch, extent = files.fetch(file_id)
-            except Gone as error:
-                gone, lacks = error, file_id
-            else:
-                answers.read(scratch, file_id, check, extent=extent)
-        if gone is not None:
-            found = _lost(job, shard, lacks, gone, api, now, unseen_seconds)
-            if isinstance(found, Move):
-                return found
-            lost = found
-        if gone is None and (waiting := waits.for_answers(shard, answers)) is not None:
-            return waiting
-        problem = lost or answers.lack(shard)
-        return _collect(shard, workspace, token, answers, _absent(shard, problem, answers), check, job.round)
+
+    def collected(*, sized: bool) -> Move | None:
+        with Fetcher(api, workspace, name, check, elsewhere=elsewhere, sized=sized) as files:
+            answers = Answers(workspace, shard, check, endpoint=job.endpoint, prices=prices)
+            gone: Gone | None = None
+            lost: Problem | None = None
+            lacks = ""
+            for file_id in (shard.output_file_id, shard.error_file_id):
+                if not file_id:
+                    continue
+                try:
+                    scratch, extent = files.fetch(file_id)
+                except Gone as error:
+                    gone, lacks = error, file_id
+                else:
+                    answers.read(scratch, file_id, check, extent=extent)
+            if not sized and (gone is not None or answers.answered != shard.rows):
+                return None
+            if gone is not None:
+                found = _lost(job, shard, lacks, gone, api, now, unseen_seconds)
+                if isinstance(found, Move):
+                    return found
+                lost = found
+            if gone is None and (waiting := waits.for_answers(shard, answers)) is not None:
+                return waiting
+            problem = lost or answers.lack(shard)
+            return _collect(shard, workspace, token, answers, _absent(shard, problem, answers), check, job.round)
+
+    name = f"{job.id}-{shard.index:05d}"
+    # where every row has its answer nobody need know how long the files are: of a small shard that is not asked first
+    counted = (shard.counts.completed or 0) + (shard.counts.failed or 0) == shard.rows
+    hopeful = counted and not shard.fetched and shard.late_at is None and is_small(shard.bytes, shard.rows)
+    quick = collected(sized=False) if hopeful else None
+    move = quick or collected(sized=True)
+    assert move is not None
+    return move
 
 
 def _read_again(shard: ShardRecord, api: ProviderReads) -> ShardRecord:

@@ -83,9 +83,7 @@ def merge(
         counts, sizes = _write(known.rounds(job), workspace, drafts, reasons, check)
         merged = known.account(counts, reasons.counts)
         record_place(*sizes)
-        for draft in drafts:
-            check()
-            draft.commit()
+        _commit(drafts, check)
     for folder, name in _places(workspace, output):
         folder.remove_drafts(name)
     return merged
@@ -131,9 +129,7 @@ def merge_what_is_left(
                 runs.note(outcome is OutcomeState.OK)
         runs.end()
         record_place(*sizes)
-        for draft in drafts:
-            check()
-            draft.commit()
+        _commit(drafts, check)
     ok, failed = counts[OutcomeState.OK], counts[OutcomeState.FAILED]
     missing = max(planned - ok - failed, counts[OutcomeState.MISSING])
     if unnamed := missing - counts[OutcomeState.MISSING]:
@@ -150,6 +146,13 @@ def _lines_left(shard: ShardRecord, workspace: Folder) -> Iterator[bytes]:
 
 def _places(workspace: Folder, output: Folder) -> list[tuple[Folder, str]]:
     return [(output, OUTPUT), (output, ERRORS), (workspace, INDEX)]
+
+
+def _commit(drafts: Sequence[Draft], check: Callable[[], None]) -> None:
+    """Those of ``_places``: the first two are in one folder."""
+    for number, draft in enumerate(drafts):
+        check()
+        draft.commit(more=number == 0)
 
 
 def _write(

@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from batchpipe.errors import NO_QUOTA, TOKEN_LIMIT, Gone, Refused, Unavailable
+from batchpipe.errors import BATCH_LIMIT, NO_QUOTA, TOKEN_LIMIT, Gone, Refused, Unavailable
 from batchpipe.model.bodies import QUOTA_CODES
 from batchpipe.model.lateness import wait_for_files
 from batchpipe.model.pace import NO_HISTORY, History, likely_pause
@@ -26,19 +26,16 @@ from batchpipe.model.records import (
     ShardRecord,
     Stage,
     Status,
-    window_seconds,
+    window_end,
 )
-from batchpipe.model.refusals import believed_at, says_token_limit, unseen
+from batchpipe.model.refusals import believed_at, says_batch_limit, says_token_limit, unseen
 from batchpipe.model.retry import QUEUE_FULL
-from batchpipe.model.room import TooLarge, queue_full
+from batchpipe.model.room import TooLarge, batches_full, queue_full
 
 logger = logging.getLogger(__name__)
 
 #: How often in a row a batch must be unknown to the provider before we believe that it is gone (not before its time).
 MAX_GONE = 3
-
-#: No window is longer; an end from the provider that cannot be a time (seconds from now, milliseconds) is ignored.
-MOST_WINDOW_SECONDS = 30 * 86_400.0
 
 #: How long a webhook counts that said of a batch that it has ended, in seconds: by then a read shows it.
 NEWS_SECONDS = 600.0
@@ -160,10 +157,7 @@ def _is_overdue(job: JobRecord, shard: ShardRecord, batch: Batch, now: float, pa
     """Uses the end of the window that the provider names, if it names one."""
     if patience is None or shard.created_at is None:
         return False
-    expires_at, born = batch.expires_at, shard.created_at
-    if expires_at is None or not born < expires_at < born + MOST_WINDOW_SECONDS:
-        expires_at = born + window_seconds(job.completion_window)
-    return now > expires_at + patience
+    return now > window_end(shard.created_at, job.completion_window, batch.expires_at) + patience
 
 
 def _overdue(shard: ShardRecord, batch: Batch, now: float) -> Move:
@@ -178,14 +172,16 @@ def _overdue(shard: ShardRecord, batch: Batch, now: float) -> Move:
         "snapshot_at": now,
         "trouble": problem,
     }
-    return Move(stage=Stage.CREATED, changes=changes, events=[("overdue", {"batch_id": shard.batch_id})])
+    return Move(
+        stage=Stage.CREATED, changes=changes, events=[("overdue", {"batch_id": shard.batch_id, "message": message})]
+    )
 
 
 def _fresh_for(shard: ShardRecord, now: float, pace: Pace) -> float:
     """The create step, or a look, has just read the status: for so many seconds nobody need ask again."""
     if shard.snapshot_at is None:
         return 0.0
-    age, pause = now - shard.snapshot_at, pace.after(now - (shard.created_at or now))
+    age, pause = now - shard.snapshot_at, pace.after(now - (shard.born_at or now), shard.status)
     return max(pause - age, pace.shortest / 2) if age < pause / 2 else 0.0
 
 
@@ -246,7 +242,7 @@ def _looks_until(job: JobRecord, shard: ShardRecord, patience: float | None) -> 
     """From then on a poll must judge whether the batch is overdue; None: never."""
     if patience is None or shard.created_at is None:
         return None
-    return shard.created_at + window_seconds(job.completion_window) + patience
+    return window_end(shard.created_at, job.completion_window, shard.expires_at) + patience
 
 
 def _cancelled_or_read(job: JobRecord, shard: ShardRecord, api: Provider) -> Batch:
@@ -284,8 +280,7 @@ def _moved(
         return Move(stage=Stage.CREATED, after=pause, changes=changes, events=events, hold=hold)
     ran = batch.counts.completed or batch.output_file_id  # some providers count nothing but name their files
     if batch.status == Status.FAILED and not (job.cancel or job.send_no_more or ran):
-        if any(_is_token_limit(error) for error in batch.errors):
-            again = _create_again(job, shard, batch)
+        if (again := _create_again(job, shard, batch)) is not None:
             if isinstance(again, TooLarge):
                 return again
             return msgspec.structs.replace(again, events=[*events, *again.events])
@@ -337,10 +332,14 @@ def _counted(batch: Batch) -> str:
     return f"{batch.counts.completed or 0} answers counted and {batch.counts.failed or 0} rows failed"
 
 
-def _create_again(job: JobRecord, shard: ShardRecord, batch: Batch) -> Move | TooLarge:
-    """The provider's queue was full and no row ran: a new batch from the same file, under a new key, later."""
-    message = next((error.message for error in batch.errors if _is_token_limit(error)), None) or TOKEN_LIMIT
-    return queue_full(job, shard, message, _anew(shard), otherwise=QUEUE_FULL.pause(len(shard.spent)))
+def _create_again(job: JobRecord, shard: ShardRecord, batch: Batch) -> Move | TooLarge | None:
+    """The provider had no room and no row ran: a new batch from the same file, under a new key, later. None: it had."""
+    pause = QUEUE_FULL.pause(len(shard.spent))
+    if (error := next(filter(_is_token_limit, batch.errors), None)) is not None:
+        return queue_full(job, shard, error.message or TOKEN_LIMIT, _anew(shard), otherwise=pause)
+    if (error := next((one for one in batch.errors if says_batch_limit([one.code], one.message)), None)) is not None:
+        return batches_full(shard, error.message or BATCH_LIMIT, _anew(shard), otherwise=pause)
+    return None
 
 
 def _anew(shard: ShardRecord) -> dict[str, Any]:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from itertools import islice
 
-from batchpipe.errors import BatchpipeError, Refused
+from batchpipe.errors import BatchpipeError, Refused, Unavailable
 from batchpipe.model.provider import Provider
 from batchpipe.model.records import Move, Problem, ShardRecord, Stage
 from batchpipe.model.refusals import is_no_room, upload_may_pass, wait_out
 from batchpipe.model.retry import UPLOAD_REFUSED
+from batchpipe.model.room import too_fast
 from batchpipe.storage import Folder
 
 #: How many of the account's files are looked at, to say what could be deleted to make room.
@@ -32,6 +33,10 @@ def upload(
     try:
         with workspace.local_handle(shard.file, check) as handle:
             file_id = api.upload(handle, shard.upload_name, check)
+    except Unavailable as error:
+        if (waits := too_fast(shard, error, "uploads")) is None:
+            raise
+        return waits
     except Refused as error:
         if not upload_may_pass(error):
             raise _final(shard, error) from error

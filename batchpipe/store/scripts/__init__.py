@@ -11,7 +11,7 @@ from functools import cache
 from importlib import resources
 
 #: What scripts have at their beginning, in this order: all of them the first, those that need room the others, too.
-SHARED, OF_ROOM = ("hashes", "common"), ("rooms", "lines", "admission")
+SHARED, OF_ROOM = ("hashes", "common", "claiming"), ("rooms", "lines", "admission")
 #: The scripts that call a function of these parts (a test compares).
 NEEDS_ROOM = (
     *("admit", "advance", "check_holds", "grant", "hold_in_flight", "intent", "observe_tokens", "read_limit"),

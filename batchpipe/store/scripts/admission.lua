@@ -13,12 +13,12 @@ local function decoded(text)
 end
 
 -- the first kind of what a shard needs that does not fit (nil: all of it does), and the rooms in which it is one that tries
-local function lacking(line, needs, now)
+local function lacking(line, needs, now, member)
   local tries = {}
   for _, kind in ipairs(KINDS) do
     local amount = tonumber(needs[kind])
     if amount then
-      local room = room_of(line.prefix, line.account, kind, line.model)
+      local room = room_of(line.prefix, line.account, kind, line.model, member)
       local yes, as_try = fits(room, amount, now)
       if not yes then return kind end
       if as_try then tries[kind] = true end
@@ -35,7 +35,12 @@ local function take(line, rec, member, needs, tries, now)
       local room = room_of(line.prefix, line.account, kind, line.model)
       if tries[kind] then try_more(room, member, now) end
       if room.fails > 0 then after_fails(room, now) end
-      if SPAN[kind] then use(room, amount, now) else hold(room, member, amount, now) end
+      if SPAN[kind] then
+        use(room, amount, now)
+        keep_pace(room, now)
+      else
+        hold(room, member, amount, now)
+      end
     end
   end
   redis.call('HSET', rec, 'admitted_at', num(now), 'needs', cjson.encode(needs))
@@ -44,11 +49,11 @@ end
 
 -- whether a shard holds what is held until its batch ends
 local function is_in(prefix, account, member)
-  local key = held_key(room_of(prefix, account, 'batches', ''), member)
-  return redis.call('HEXISTS', key, member) == 1
+  return redis.call('HGET', held_key(prefix, account, 'batches', '', member), member) ~= false
 end
 
 local function is_paused(prefix, account, now)
+  if now >= pauses_until then return false end
   local ends = get(prefix .. 'pause:' .. account, 'until')
   return ends ~= nil and tonumber(ends) > now
 end
@@ -120,7 +125,7 @@ local function grant_one(line, now, own)
       return 'dropped'
     end
     looked = looked + 1
-    local kind, tries = lacking(line, needs, now)
+    local kind, tries = lacking(line, needs, now, member)
     if kind then
       if first then return 'next' end
       first = { id = id, index = index }
@@ -190,11 +195,15 @@ function admission.grant(prefix, account, now, most, own)
   return granted
 end
 
--- those who were granted something by a script that answers something else
+-- those who were granted something by a script that answers something else; `told` counts them
+admission.told = 0
 function admission.announce(prefix, members, own)
   local key = prefix .. 'granted'
   for _, member in ipairs(members) do
-    if member ~= own then redis.call('RPUSH', key, member) end
+    if member ~= own then
+      redis.call('RPUSH', key, member)
+      admission.told = admission.told + 1
+    end
   end
   if #members > 0 then redis.call('LTRIM', key, -10000, -1) end
 end
@@ -213,7 +222,10 @@ end
 function admission.let_go(prefix, rec, job, member)
   local account, model, any = account_of(job), model_key(get(rec, 'model')), false
   for _, kind in ipairs(KINDS) do
-    if not SPAN[kind] and let_go(room_of(prefix, account, kind, model), member) then any = true end
+    if not SPAN[kind] and redis.call('HGET', held_key(prefix, account, kind, model, member), member) then
+      let_go(room_of(prefix, account, kind, model, member), member)
+      any = true
+    end
   end
   return any
 end
@@ -251,7 +263,7 @@ local function learn(room, member, amount, level, said, now)
     set_room(room, 'try_wait', math.min((room.try_wait or TRY_SECONDS) * 2, LONGEST_TRY))
     set_room(room, 'learned', string.format('%.0f', lower(room.learned, said)))
   elseif not of_others then
-    local learned = said and said < level and said or math.max(0.9 * level, math.min(amount, said or amount))
+    local learned = said and said < level and said or math.max(math.floor(0.9 * level), math.min(amount, said or amount))
     local fresh = room.learned and now - (room.learned_at or 0) <= FORGET_SECONDS
     set_room(room, 'learned', string.format('%.0f', fresh and math.min(learned, room.learned) or learned))
     forget(room, 'trying')
@@ -268,6 +280,17 @@ local function learn(room, member, amount, level, said, now)
   end
 end
 
+-- The provider took a call for one too many within its span: it does not count, and nobody is let in before `after` (s) has
+-- passed. `said`, in that span, is the limit if no more was used: a number of which more was is one of another span.
+local function slow_down(room, said, after, now)
+  use(room, -1, now)
+  local ends = now + math.min(after or 0, SPAN[room.kind])
+  set_room(room, 'retry_at', num(ends), 'try_at', num(ends))
+  if said and said >= 1 and used(room, now) <= said + math.ceil(said / SLOTS) then
+    set_room(room, 'learned', string.format('%.0f', said), 'learned_at', num(now))
+  end
+end
+
 -- The provider's queue was full (`full` of the record, which goes): the limit is lowered, the shard gives back what it holds and
 -- waits as the first of its job; nobody is granted anything.
 function admission.refused(prefix, rec, job, member, now)
@@ -278,10 +301,10 @@ function admission.refused(prefix, rec, job, member, now)
   local account, model = account_of(job), model_key(get(rec, 'model'))
   local needs = cjson.decode(get(rec, 'needs') or '{}')
   for _, kind in ipairs(KINDS) do
-    local room = room_of(prefix, account, kind, model)
+    local room = room_of(prefix, account, kind, model, member)
     local said = type(full.limit) == 'number' and full.limit or nil
     if SPAN[kind] then
-      if kind == full.kind then learn(room, member, 1, used(room, now), said, now) end
+      if kind == full.kind then slow_down(room, said, type(full.after) == 'number' and full.after or nil, now) end
     else
       local amount, level = let_go(room, member)
       if kind == full.kind and amount then learn(room, member, amount, level or room.sent + amount, said, now) end
@@ -298,12 +321,12 @@ function admission.refused(prefix, rec, job, member, now)
 end
 
 -- limits as the settings say them; those of what is not named are not known
-function admission.set_limits(prefix, account, model, name, limits)
+function admission.set_limits(prefix, account, model, name, limits, member, now)
   for _, kind in ipairs(KINDS) do
-    local room, limit = room_of(prefix, account, kind, model), tonumber(limits[kind])
+    local room, limit = room_of(prefix, account, kind, model, member), tonumber(limits[kind])
     if limit ~= room.limit then
       if limit then set_room(room, 'limit', string.format('%.0f', limit)) else forget(room, 'limit') end
-      if room.sum <= 0 then redis.call('EXPIRE', room.key, KEPT) end
+      note_use(room, now)
     end
     if BY_MODEL[kind] and name then redis.call('HSETNX', room.key, 'model', string.sub(without_date(name), 1, 200)) end
   end
@@ -358,7 +381,10 @@ function admission.tidy(prefix, account, now)
   local key = prefix .. 'rooms:' .. account
   for _, short in ipairs(redis.call('ZRANGEBYSCORE', key, '-inf', num(now - KEPT), 'LIMIT', 0, 100)) do
     local sum = tonumber(get(prefix .. 'room:' .. account .. ':' .. short, 'sum') or '0')
-    if sum <= 0 then redis.call('ZREM', key, short) end
+    if sum <= 0 then
+      redis.call('ZREM', key, short)
+      redis.call('DEL', prefix .. 'room:' .. account .. ':' .. short)
+    end
   end
   local at = redis.call('ZSCORE', prefix .. 'admitting', account)
   local idle = redis.call('EXISTS', key) == 0 and redis.call('EXISTS', prefix .. 'lines:' .. account) == 0
@@ -370,12 +396,12 @@ end
 function admission.may_call(prefix, rec, job, member, now)
   local account, model = account_of(job), model_key(get(rec, 'model'))
   if not is_in(prefix, account, member) then return false end
-  local over = false
+  local creations = room_of(prefix, account, 'creations', model)
+  local over = creations.retry_at and now < creations.retry_at
   for _, kind in ipairs(KINDS) do
     if not SPAN[kind] then
-      local room = room_of(prefix, account, kind, model)
-      local key = held_key(room, member)
-      local amount, level = parse_hold(redis.call('HGET', key, member) or '')
+      local room = room_of(prefix, account, kind, model, member)
+      local amount, level = parse_hold(redis.call('HGET', held_in(room, member), member) or '')
       local limit = limit_of(room)
       over = over or (limit and not level and room.sent > 0 and room.sent + amount > limit and room.trying ~= member)
     end
@@ -402,8 +428,8 @@ function admission.unsend(prefix, rec, job, member, now)
   local account, model = account_of(job), model_key(get(rec, 'model'))
   for _, kind in ipairs(KINDS) do
     if not SPAN[kind] then
-      local room = room_of(prefix, account, kind, model)
-      local key, part = held_key(room, member)
+      local room = room_of(prefix, account, kind, model, member)
+      local key, part = held_in(room, member)
       local amount, level = parse_hold(redis.call('HGET', key, member) or '')
       if level then
         redis.call('HSET', key, member, string.format('%.0f', amount))

@@ -1,35 +1,41 @@
 -- Reserve what a shard needs, or put it into the line of its account and model. Fenced by the lease of its turn.
 -- KEYS: 1 record, 2 job, 3 due, 4 clock
--- ARGV: 1 skew (s), 2 prefix, 3 member, 4 token, 5 needs (JSON {KIND: count}), 6 limits (JSON {KIND: count})
+-- ARGV: 1 skew (s), 2 prefix, 3 member, 4 token, 5 needs (JSON {KIND: count}), 6 limits (JSON {KIND: count}),
+--   7 its upload calls with the one that follows, if it is let in (count; '': as they are)
 -- -> {'in'} | {'wait', place, of (count), what lacks} | {'lost'}
 local now = clock(ARGV[1])
 local prefix, member, rec, job = ARGV[2], ARGV[3], KEYS[1], KEYS[2]
 if not holds(rec, ARGV[4], now) then return { 'lost' } end
 local account, model = account_of(job), model_key(get(rec, 'model'))
-if is_in(prefix, account, member) then
-  admission.leave(prefix, rec, job, member) -- a line that Redis has lost in part may still name it
+local function let_in()
+  if ARGV[7] ~= '' then redis.call('HSET', rec, 'uploads', ARGV[7]) end
   return { 'in' }
 end
-admission.set_limits(prefix, account, model, get(rec, 'model'), cjson.decode(ARGV[6]))
-redis.call('ZADD', prefix .. 'admitting', num(now), account)
+
+if is_in(prefix, account, member) then
+  admission.leave(prefix, rec, job, member) -- a line that Redis has lost in part may still name it
+  return let_in()
+end
+admission.set_limits(prefix, account, model, get(rec, 'model'), cjson.decode(ARGV[6]), member, now)
 redis.call('HSET', rec, 'needs', ARGV[5])
 
 local line, needs = line_of(prefix, account, model), cjson.decode(ARGV[5])
 local out, paused = is_out(job), is_paused(prefix, account, now)
 if not out and not paused and redis.call('EXISTS', prefix .. 'lines:' .. account) == 0 then
-  local kind, tries = lacking(line, needs, now)
+  local kind, tries = lacking(line, needs, now, member)
   if not kind then
     admission.leave(prefix, rec, job, member)
     take(line, rec, member, needs, tries, now)
-    return { 'in' }
+    return let_in()
   end
 end
 if out then
   admission.leave(prefix, rec, job, member)
   return { 'wait', 0, 0, out }
 end
+redis.call('ZADD', prefix .. 'admitting', num(now), account)
 local id, index = string.match(member, '^(.*)/(%d+)$')
 join(line, rec, id, index, now)
 admission.announce(prefix, admission.grant(prefix, account, now, GRANTS_AT_ONCE, member), member)
-if is_in(prefix, account, member) then return { 'in' } end
+if is_in(prefix, account, member) then return let_in() end
 return { 'wait', unpack(admission.place(line, rec, id, index, now)) }

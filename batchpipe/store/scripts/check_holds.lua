@@ -63,7 +63,6 @@ local function add_parts(room)
   local wrong = sum ~= room.sum or sent ~= room.sent
   if wrong then redis.call('HSET', room.key, 'sum', string.format('%.0f', sum), 'sent', string.format('%.0f', sent)) end
   room.sum, room.sent = sum, sent
-  if sum <= 0 then redis.call('EXPIRE', room.key, KEPT) end
   return wrong and 1 or 0
 end
 

@@ -14,7 +14,7 @@ if tonumber(ARGV[7]) >= 0 then
   expire_shards(prefix, id, 0, count - 1, ttl)
 end
 release(KEYS[1])
-redis.call('HSET', KEYS[1], 'closed', '1')
+redis.call('HSET', KEYS[1], 'closed', '1', 'notified', '1')
 redis.call('HDEL', KEYS[1], 'trouble')
 redis.call('ZREM', KEYS[3], ARGV[4])
 redis.call('EXPIRE', KEYS[1], ttl)

@@ -24,7 +24,8 @@
 --   alias:JOB        text     JOB that this id, handed out before its key was found taken, stands for; 60 days more than
 --                             JOB_TTL_DAYS
 --   log:JOB          stream   events for people: event (text), data (JSON {..}); ids are Redis' own time (milliseconds);
---                             about 2,000 of them. An event lets it live 60 days, the job's closing JOB_TTL_DAYS
+--                             about 2,000 of them. The submit, each round and events of trouble let it live 60 days, the
+--                             job's closing JOB_TTL_DAYS
 --   jobs             zset     JOB by its created_at (at); the sweep takes out those whose records have expired
 --   jobs:STATE       zset     the same, of the jobs in this state; `cancelling`: those that are to end and have not
 --   job_ids          zset     JOB by 0, so that ids can be found by their beginning; goes with `jobs`
@@ -47,8 +48,8 @@
 --   late:ACCOUNT     zset     of these, members whose batch is said to be late, by since when (at); never expires
 --   judged:ACCOUNT   text     when the sweep last looked for late ones (at); 1 hour
 --   pace:ACCOUNT:MODEL  hash  turnarounds of the batches of a model: DAY:took, DAY:queued -> JSON {bin: count}; DAY: days
---                             since 1970 (count); bin: see pace_bin(); eight days, and 9 days after the last
---   paces:ACCOUNT    zset     MODEL of those by its latest turnaround (at), 200 at most; '': all further models, and
+--                             since 1970 (count); bin: see pace_bin(); eight days, and 9 days after the first of the last
+--   paces:ACCOUNT    zset     MODEL of those by its first turnaround of the latest day (at), 200 at most; '': all further models, and
 --                             shards without one; 9 days after the last
 --   inflight:ACCOUNT zset     member of each shard that is `created`, by the time when its batch was made (at): the
 --                             provider's word, else ours; never expires
@@ -57,10 +58,11 @@
 --   webhooks:ACCOUNT hash     seen (at): the latest verified webhook; ours (at): the latest about a batch of a record;
 --                             silent (text), silent_at (at): a batch whose end was seen before a webhook told of it, until
 --                             that comes, see note_unannounced(); never expires
---   admitting        zset     ACCOUNT by the latest admission (at); 2 days, and while something is held
+--   admitting        zset     ACCOUNT by when it last had admissions (at, ten minutes off at most); 2 days, and while
+--                             something is held
 --   rebuilt:ACCOUNT  text     '1': what the account's shards hold is being compared with the records, or was; 60 s
---   rooms:ACCOUNT    zset     KIND or KIND:MODEL that was used, by when (at); 2 days, and while something is held
---   room:ROOM        hash     of one resource, see below; 2 days, and while something is held
+--   rooms:ACCOUNT    zset     KIND or KIND:MODEL that was used, by when (at, as above); 2 days, and while something is held
+--   room:ROOM        hash     of one resource, see below; goes when the sweep takes it out of rooms:ACCOUNT
 --   held:ROOM:PART   hash     member -> what it holds (count); after its call 'count+count': and what was at the provider
 --                             with it. PART: 0 to 31, by the member; as long as something is in it
 --   used:ROOM        hash     of creations and uploads: number of a slot (a 60th of the span, from 1970) -> made in it (count);
@@ -83,7 +85,8 @@
 --   walk_failed:ACCOUNT text  when the latest walk for an unanswered create failed (at), a space, and, if the provider cannot
 --                             list, its words; 1 minute
 --   rate:ACCOUNT     hash     token bucket of reads at the provider: tokens (decimal text) that were left at (at), below 0 what
---                             is booked; look_at (at): the next page of a look; 1 hour
+--                             is booked; look_at (at): the next page of a look; kept_at (at): its life was last renewed;
+--                             70 minutes at least after the last read
 --   listed:ACCOUNT   hash     looks at the account's batches: begun (at): the last one; token (hex), lease_until (at): while
 --                             one is under way; done (at): when the last one began that left nothing to do behind it;
 --                             looked (at): when the last one began that met what is in flight, until (at): up to then
@@ -96,12 +99,14 @@
 --                             and 30
 --   outbox           zset     ID of each that is not delivered, by its next try (at); 10,000 at most
 --   outbox:dead      zset     ID of each that was given up, by when that was (at); the newest 1,000
+--   outbox:asked     text     '1': a worker was asked to send what is due; 10 s
+--   told:HEX         text     when this trouble of a job, or pause of an account, was told to this target (at); 6 hours
 --   metrics          hash     JSON [name of a counter, values of its labels ..] -> count or s (decimal text); never expires
 --   swept            text     when a sweep last came to its end (at); never expires
 --   pruned           hash     name of a list of jobs -> how far the sweep has looked for expired ones in it (count)
 --   check            -        never there: LPUSHX on it asks whether Redis would take a write
 --   clock            hash     seen (at), ahead (s), back_at (at), back_by (s), backs (count), leap_at (at), leap_by (s):
---                             see clock(); never expires
+--                             see clock(); pauses_until (at): by then all pauses of accounts have ended; never expires
 --
 -- Fields of both, jobs and shards
 --   v              count    version of the record's form
@@ -225,6 +230,7 @@
 --   made_at        at       its batch was made, by the provider's clock; so for began to run, ended
 --   in_progress_at at
 --   finished_at    at
+--   expires_at     at       its completion window ends, as the provider says
 --   stalled_at     at       since then its batch is said to be late
 --   stall          JSON     problem: how it is late
 --   end_seen       flag     status, counts, files and errors are those of one look at the ended batch
@@ -270,6 +276,7 @@
 --   retry_at       at       before that nobody goes, after such a refusal
 --   single         flag     one has gone since that refusal
 --   alone          text     member of the latest that was refused while nothing else was held
+--   noted_at       at       it was last noted in rooms:ACCOUNT, and its account in `admitting`
 --
 -- Fields of a line as a whole
 --   now            tokens   its virtual time (decimal text)
@@ -286,7 +293,7 @@
 --   job            text     JOB
 --   body           JSON     what is sent; not once it is delivered
 --   due_at         at       the next try
---   tries          count
+--   tries          count    not those of processes that lack what it takes
 --   since          at       it was told to be sent again. Only here
 --   delivered_at   at       Only here
 --   dead           flag     it was given up
@@ -306,8 +313,8 @@ local function num(value)
   return string.format('%.6f', value)
 end
 
--- how much our time is ahead of Redis' clock, once clock() was called
-local ahead = 0
+-- how much our time is ahead of Redis' clock, once clock() was called; until when some account is paused, at most
+local ahead, pauses_until = 0, 0
 
 -- Our time: Redis' clock, but it never goes back. The hash `clock` keeps the highest time `seen` (written once a second)
 -- and how far `ahead` of Redis' clock we are since that was set back. Our time then goes on from where it was, a twentieth
@@ -319,7 +326,8 @@ local function clock(skew, peek)
   local t = redis.call('TIME')
   local raw = tonumber(t[1]) + tonumber(t[2]) / 1000000 + tonumber(skew)
   local key = KEYS[#KEYS]
-  local known = redis.call('HMGET', key, 'seen', 'ahead', 'leap_at', 'leap_by')
+  local known = redis.call('HMGET', key, 'seen', 'ahead', 'leap_at', 'leap_by', 'pauses_until')
+  pauses_until = tonumber(known[5] or '0')
   local seen = tonumber(known[1] or raw)
   ahead = tonumber(known[2] or 0)
   local now = raw + ahead
@@ -392,6 +400,10 @@ local function set_due(key, due, member, lease, now, wait)
   redis.call('ZADD', due, num(now + wait + margin(key, lease)), member)
 end
 
+local function flag(key, field)
+  return get(key, field) == '1' and 1 or 0
+end
+
 local function set_stage(key, stage, now)
   if get(key, 'stage') ~= stage then
     redis.call('HSET', key, 'stage', stage, stage .. '_at', num(now), 'tries', '0', 'lost', '0', 'overran', '0', 'pubs', '0')
@@ -405,11 +417,7 @@ local function set_state(key, prefix, id, state, now)
   local created = get(key, 'created_at') or num(now)
   if old and old ~= state then redis.call('ZREM', prefix .. 'jobs:' .. old, id) end
   redis.call('ZADD', prefix .. 'jobs:' .. state, created, id)
-  if ENDED[state] then redis.call('ZREM', prefix .. 'jobs:cancelling', id) end
-end
-
-local function flag(key, field)
-  return get(key, field) == '1' and 1 or 0
+  if ENDED[state] and flag(key, 'cancel') == 1 then redis.call('ZREM', prefix .. 'jobs:cancelling', id) end
 end
 
 local function in_flight(prefix, job)
@@ -456,8 +464,10 @@ local function pace_bin(seconds)
   return math.min(math.floor(math.log(math.max(seconds, 1)) / math.log(1.2)), 80)
 end
 
--- the sketch of a model; one of many models beyond 200 shares that of ''
-local function pace_key(prefix, account, model, now)
+-- The sketch of a model; one of many models beyond 200 shares that of ''. One that has a turnaround of this day is known.
+local function pace_key(prefix, account, model, day, now)
+  local key = prefix .. 'pace:' .. account .. ':' .. model
+  if get(key, day .. ':took') then return key end
   local models = prefix .. 'paces:' .. account
   if not redis.call('ZSCORE', models, model) and redis.call('ZCARD', models) >= 200 then
     redis.call('ZREMRANGEBYSCORE', models, '-inf', num(now - 777600))
@@ -468,8 +478,7 @@ local function pace_key(prefix, account, model, now)
   return prefix .. 'pace:' .. account .. ':' .. model
 end
 
-local function count_pace(key, kind, seconds, now)
-  local day = math.floor(now / 86400)
+local function count_pace(key, kind, seconds, day)
   local name = string.format('%d:%s', day, kind)
   local found = get(key, name)
   if not found then -- the first one of a day: days that count no more go
@@ -482,7 +491,7 @@ local function count_pace(key, kind, seconds, now)
   local bin = string.format('%d', pace_bin(seconds))
   bins[bin] = (bins[bin] or 0) + 1
   redis.call('HSET', key, name, cjson.encode(bins))
-  redis.call('EXPIRE', key, 777600)
+  if not found then redis.call('EXPIRE', key, 777600) end
 end
 
 -- How long a batch took, by the provider's clock where that tells, else as we saw it. A batch that failed did not run, and
@@ -495,9 +504,10 @@ local function count_turnaround(prefix, rec, account, now)
   local took = made and finished and finished - made
   if not took or took < 0 or took > 2678400 then took = created and now > created and now - created end
   if not took then return end
-  local key = pace_key(prefix, account, shard[2] or '', now)
-  count_pace(key, 'took', took, now)
-  if made and began and began >= made and began - made <= took then count_pace(key, 'queued', began - made, now) end
+  local day = math.floor(now / 86400)
+  local key = pace_key(prefix, account, shard[2] or '', day, now)
+  count_pace(key, 'took', took, day)
+  if made and began and began >= made and began - made <= took then count_pace(key, 'queued', began - made, day) end
 end
 
 -- filled by admission.lua
@@ -510,7 +520,7 @@ local function note_end_of_batch(prefix, rec, job, member, now)
   if redis.call('HSETNX', rec, 'over_at', num(now)) == 0 then return end
   note_unannounced(prefix, rec, job, now)
   local account = get(job, 'account') or 'default'
-  redis.call('ZREM', prefix .. 'late:' .. account, member)
+  if get(rec, 'stalled_at') then redis.call('ZREM', prefix .. 'late:' .. account, member) end
   pcall(count_turnaround, prefix, rec, account, now) -- numbers for people: what they meet must not stop a turn
 end
 
@@ -520,6 +530,12 @@ local function pause_of(key, time)
   if found[1] == false then return end
   local left = math.min(tonumber(found[1]) - time(), tonumber(found[4]))
   if left > 0 then return num(left), found[2] or '', found[3] or '' end
+end
+
+-- the same for a script that has read the clock, which says whether any account may be paused
+local function pause_now(prefix, account, now)
+  if now >= pauses_until then return end
+  return pause_of(prefix .. 'pause:' .. account, function() return now end)
 end
 
 -- Called by every script that may have written counts of a batch, or collected a shard: the job's sum of answered rows, so
@@ -567,18 +583,20 @@ local function note_unanswered(prefix, rec, job, member)
   local zset, files = prefix .. 'unanswered:' .. account, prefix .. 'unanswered_files:' .. account
   local awaiting = prefix .. 'awaiting_walk:' .. account
   local intent = get(rec, 'stage') == 'uploaded' and not get(rec, 'batch_id') and tonumber(get(rec, 'intent_at') or '')
-  local was = redis.call('ZSCORE', zset, member)
-  if not (intent or was) then return false end
+  if not intent and redis.call('ZREM', zset, member) == 0 then return false end
   local ids = cjson.decode(get(rec, 'unused_files') or '[]')
   table.insert(ids, get(rec, 'file_id'))
   if intent then
-    redis.call('ZADD', zset, num(intent - tonumber(get(rec, 'intent_ahead') or '0')), member)
+    local new = redis.call('ZADD', zset, num(intent - tonumber(get(rec, 'intent_ahead') or '0')), member) == 1
     for _, id in ipairs(ids) do redis.call('HSET', files, id, member) end
     local from = get(rec, 'walk_from')
-    if from then redis.call('ZADD', awaiting, from, member) else redis.call('ZREM', awaiting, member) end
+    if from then
+      redis.call('ZADD', awaiting, from, member)
+    elseif not new then -- a new one waits for no walk
+      redis.call('ZREM', awaiting, member)
+    end
     return true
   end
-  redis.call('ZREM', zset, member)
   redis.call('ZREM', awaiting, member)
   for _, id in ipairs(ids) do
     if redis.call('HGET', files, id) == member then redis.call('HDEL', files, id) end
@@ -589,6 +607,7 @@ end
 -- claim an output under all of its names (a JSON list), or none; returns the other job, not closed, that has one, and its stage
 local function claim_output(prefix, names, id)
   names = cjson.decode(names)
+  if #names == 1 and redis.call('SETNX', prefix .. 'output:' .. names[1], id) == 1 then return nil end
   for _, name in ipairs(names) do
     local owner = redis.call('GET', prefix .. 'output:' .. name)
     local job = prefix .. 'job:' .. (owner or '')
@@ -617,6 +636,14 @@ local function expire_shards(prefix, id, first, last, ttl)
     if shard[1] then redis.call('EXPIRE', prefix .. 'batch:' .. shard[1], ttl) end
     for _, spent in ipairs(cjson.decode(shard[2] or '[]')) do redis.call('EXPIRE', prefix .. 'batch:' .. spent, ttl) end
     redis.call('EXPIRE', key, ttl)
+  end
+end
+
+-- events for the job's log: [[event, data] ..], '' for none. They are for people, so trouble with them stops no turn
+local function note_events(prefix, id, text)
+  if text == '' then return end
+  for _, one in ipairs(cjson.decode(text)) do
+    redis.pcall('XADD', prefix .. 'log:' .. id, 'MAXLEN', '~', '2000', '*', 'event', one[1], 'data', one[2])
   end
 end
 

@@ -1,15 +1,9 @@
 -- Prepended to every script, before `common`: within a script each record is read once and written once. Redis runs one command for what a script does to a hash field by field, however many fields that are:
--- `get` reads the fields of PROTOCOL together, and what is written is kept until the script ends (`flush`), or until
--- another command names the same key. Scripts go on calling `redis.call`, which is this one; of it, HSET and HDEL answer
--- nothing.
-local server, PROTOCOL = redis, {
-  'stage', 'epoch', 'token', 'lease_until', 'lease_end', 'last', 'republish', 'tries', 'lost', 'overran', 'pubs', 'next_at',
-  'wait', 'cancel', 'account', 'queue', 'closed', 'hold_at', 'send_no_more', 'status', 'batch_id', 'spent', 'try', 'job',
-  'index', 'calls', 'created_at', 'shards', 'over_at', 'open', 'owns', 'key', 'drafted', 'due_from', 'due_now', 'intent_at',
-  'trouble', 'empty_at', 'named', 'refusal', 'unfound', 'refused_at', 'unseen_at', 'other_at', 'gone_at', 'backoff',
-}
-local OF_PROTOCOL = {}
-for _, field in ipairs(PROTOCOL) do OF_PROTOCOL[field] = true end
+-- `get` reads a record whole (that is quicker than to look up half of its fields), and what is written is kept until the
+-- script ends (`flush`), or until another command names the same key. Scripts go on calling `redis.call`, which is this
+-- one; of it, HSET and HDEL answer nothing.
+local server = redis
+
 -- for each key: {known: field -> its value, or false where there is none; whole: all of its fields are known; changed: field ->
 -- true; order: the changed fields}
 local hashes, keys = {}, {}
@@ -60,7 +54,7 @@ end
 -- what was known of a hash holds no more
 local function forget(key)
   local one = hashes[key]
-  if one then one.known, one.changed, one.order, one.learnt, one.whole = {}, {}, {}, false, false end
+  if one then one.known, one.changed, one.order, one.whole = {}, {}, {}, false end
 end
 
 -- send what was changed of a hash
@@ -122,15 +116,28 @@ local function learn(key, fields)
   end
 end
 
+-- all fields of a hash, as they are here
+local function learn_whole(one, found)
+  for place = 1, #found, 2 do
+    if one.known[found[place]] == nil then one.known[found[place]] = found[place + 1] end
+  end
+  one.whole = true
+end
+
+local function is_record(key)
+  return string.find(key, 'job:', 1, true) or string.find(key, 'shard:', 1, true)
+end
+
+-- a record that is not there yet: nothing of it need be read
+local function is_new(key)
+  hash(key).whole = true
+end
+
 local function read(key, field)
   local one = hash(key)
   field = text(field)
   if one.known[field] == nil and not one.whole then
-    if not one.learnt and OF_PROTOCOL[field] then
-      one.learnt = true
-      learn(key, PROTOCOL)
-    end
-    if one.known[field] == nil then learn(key, { field }) end
+    if is_record(key) then learn_whole(one, server.call('HGETALL', key)) else learn(key, { field }) end
   end
   return one.known[field] or false
 end
@@ -150,13 +157,7 @@ local OWN = {
   end,
   HGETALL = function(key)
     local one, flat = hash(key), {}
-    if not one.whole then
-      local found = server.call('HGETALL', key)
-      for place = 1, #found, 2 do
-        if one.known[found[place]] == nil then one.known[found[place]] = found[place + 1] end
-      end
-      one.whole = true
-    end
+    if not one.whole then learn_whole(one, server.call('HGETALL', key)) end
     for field, value in pairs(one.known) do
       if value ~= false then
         table.insert(flat, field)
@@ -193,13 +194,11 @@ local OWN = {
   end,
   EXISTS = function(key)
     local one = hashes[key]
-    if not one and (string.find(key, 'job:', 1, true) or string.find(key, 'shard:', 1, true)) then
-      -- most likely a record: read it, unless it is of another type
-      local found = server.pcall('HMGET', key, unpack(PROTOCOL))
+    if not one and is_record(key) then -- most likely: read it, unless it is of another type
+      local found = server.pcall('HGETALL', key)
       if found.err then return server.call('EXISTS', key) end
       one = hash(key)
-      one.learnt = true
-      for place, field in ipairs(PROTOCOL) do one.known[field] = found[place] end
+      learn_whole(one, found)
     end
     if one then
       for _, value in pairs(one.known) do

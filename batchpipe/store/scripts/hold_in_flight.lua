@@ -26,7 +26,7 @@ for _, member in ipairs(redis.call('ZRANGE', KEYS[1], first, first + most - 1)) 
     local needs = decoded(found[6]) or {}
     local tokens = tonumber(needs.tokens) or tokens_of(model, tonumber(found[5] or '0'))
     for kind, amount in pairs({ tokens = tokens, batches = 1 }) do
-      local room = room_of(prefix, account, kind, model)
+      local room = room_of(prefix, account, kind, model, member)
       hold(room, member, amount, now)
       mark_sent(room, member)
     end

@@ -1,15 +1,15 @@
 -- Fix a job's end. The cancel flag wins. The lease stays: the holder goes on to notify receivers, and the job stays due.
 -- KEYS: 1 job, 2 job, 3 due, 4 clock
 -- ARGV: 1 skew (s), 2 prefix, 3 job id, 4 token, 5 state, 6 fields
--- -> {'ok', state that it became} | {'lost'}
+-- -> {'ok', state that it became, the job's hash} | {'lost'}
 local now = clock(ARGV[1])
 if not holds(KEYS[1], ARGV[4], now) then return { 'lost' } end
 local stage = get(KEYS[1], 'stage')
-if ENDED[stage] then return { 'ok', stage } end
+if ENDED[stage] then return { 'ok', stage, redis.call('HGETALL', KEYS[1]) } end
 write(KEYS[1], 6)
 local state = ARGV[5]
 if flag(KEYS[1], 'cancel') == 1 then state = 'cancelled' end
 set_state(KEYS[1], ARGV[2], ARGV[3], state, now)
 redis.call('HSET', KEYS[1], 'ended_at', num(now))
 redis.call('HDEL', KEYS[1], 'trouble')
-return { 'ok', state }
+return { 'ok', state, redis.call('HGETALL', KEYS[1]) }

@@ -22,6 +22,8 @@ local TRY_SECONDS, LONGEST_TRY, FORGET_SECONDS = 600, 21600, 86400
 local FIRST_RETRY, LONGEST_RETRY = 5, 600
 -- No account has a smaller queue, in tokens.
 local LEAST_LEARNED = 1e5
+-- After a refusal for a rate.
+local PACED_SECONDS, CATCH_UP_SECONDS = 3600, 5
 -- Where no limit is known, so many tokens, or shards like the first, go at once; twice as much after each START_SECONDS.
 local START_TOKENS, START_SHARDS, START_SECONDS = 1e6, 16, 60
 local RAISED_AT_ONCE, LINES_AT_ONCE, DROPPED_AT_ONCE, GRANTS_AT_ONCE = 50, 16, 100, 20
@@ -52,21 +54,34 @@ local function part_of(member)
   return checksum(member, 31) % PARTS
 end
 
-local ROOM_FIELDS = { 'sum', 'sent', 'limit', 'learned', 'said', 'learned_at', 'try_at', 'try_wait', 'fails', 'retry_at', 'start', 'start_at' }
+local ROOM_FIELDS = {
+  'sum', 'sent', 'limit', 'learned', 'said', 'learned_at', 'try_at', 'try_wait', 'fails', 'retry_at', 'start', 'start_at', 'noted_at',
+}
 local read_rooms = {}
 -- set by scripts that only read
 local reading = false
 
--- one resource as it is, and as this script has changed it
-local function room_of(prefix, account, kind, model)
-  local short = BY_MODEL[kind] and kind .. ':' .. model or kind
+local function short_name(kind, model)
+  return BY_MODEL[kind] and kind .. ':' .. model or kind
+end
+
+-- One resource as it is, and as this script has changed it. `member`: of whom something is to be held or let go; the sums of
+-- its part are read with the rest.
+local function room_of(prefix, account, kind, model, member)
+  local short = short_name(kind, model)
   local name = account .. ':' .. short
   if read_rooms[name] then return read_rooms[name] end
   local room = { prefix = prefix, account = account, kind = kind, short = short, name = name, key = prefix .. 'room:' .. name }
-  local found = redis.call('HMGET', room.key, unpack(ROOM_FIELDS))
-  for i, field in ipairs(ROOM_FIELDS) do room[field] = tonumber(found[i] or '') end
-  local flags = redis.call('HMGET', room.key, 'single', 'alone', 'trying')
-  room.single, room.alone, room.trying = flags[1] == '1', flags[2], flags[3]
+  local fields = { 'single', 'alone', 'trying', unpack(ROOM_FIELDS) }
+  if member then
+    local part = part_of(member)
+    table.insert(fields, 'sum' .. part)
+    table.insert(fields, 'sent' .. part)
+  end
+  learn(room.key, fields)
+  local found = redis.call('HMGET', room.key, unpack(fields))
+  for i, field in ipairs(ROOM_FIELDS) do room[field] = tonumber(found[i + 3] or '') end
+  room.single, room.alone, room.trying = found[1] == '1', found[2], found[3]
   room.sum, room.sent, room.fails = room.sum or 0, room.sent or 0, room.fails or 0
   read_rooms[name] = room
   return room
@@ -85,7 +100,12 @@ local function forget(room, ...)
   if not reading then redis.call('HDEL', room.key, ...) end
 end
 
-local function held_key(room, member)
+local function held_key(prefix, account, kind, model, member)
+  local part = part_of(member)
+  return prefix .. 'held:' .. account .. ':' .. short_name(kind, model) .. ':' .. part, part
+end
+
+local function held_in(room, member)
   local part = part_of(member)
   return room.prefix .. 'held:' .. room.name .. ':' .. part, part
 end
@@ -108,24 +128,26 @@ local function parse_hold(text)
   return tonumber(amount or '0'), tonumber(level or '')
 end
 
--- once a script
+-- That a room is used is noted once in so many seconds; what nobody has used for KEPT goes (`admission.tidy`).
+local NOTED = 600
+
 local function note_use(room, now)
-  if room.noted then return end
-  room.noted = true
+  if room.noted_at and now >= room.noted_at and now - room.noted_at < NOTED then return end
+  set_room(room, 'noted_at', num(now))
   redis.call('ZADD', room.prefix .. 'rooms:' .. room.account, num(now), room.short)
+  redis.call('ZADD', room.prefix .. 'admitting', num(now), room.account)
 end
 
 local function hold(room, member, amount, now)
-  local key, part = held_key(room, member)
+  local key, part = held_in(room, member)
   if redis.call('HSETNX', key, member, string.format('%.0f', amount)) == 0 then return end
-  if not room.noted then redis.call('PERSIST', room.key) end
   note_use(room, now)
   add_up(room, part, amount, 0)
 end
 
 -- a call is about to be made for what is held
 local function mark_sent(room, member)
-  local key, part = held_key(room, member)
+  local key, part = held_in(room, member)
   local text = redis.call('HGET', key, member)
   if not text then return end
   local amount, level = parse_hold(text)
@@ -136,14 +158,12 @@ end
 
 -- returns what it held (nil: nothing), and what was at the provider with it when it was sent
 local function let_go(room, member)
-  local key, part = held_key(room, member)
+  local key, part = held_in(room, member)
   local text = redis.call('HGET', key, member)
   if not text then return nil end
   redis.call('HDEL', key, member)
   local amount, level = parse_hold(text)
   add_up(room, part, -amount, level and -amount or 0)
-  room.noted = false
-  if room.sum <= 0 then redis.call('EXPIRE', room.key, KEPT) end
   return amount, level
 end
 
@@ -165,11 +185,13 @@ end
 
 local function use(room, amount, now)
   local key, slot = room.prefix .. 'used:' .. room.name, math.floor(now / (SPAN[room.kind] / SLOTS))
-  room.used = used(room, now) + amount
-  redis.call('HINCRBY', key, slot, amount)
-  if room.noted then return end
-  redis.call('EXPIRE', key, math.ceil(SPAN[room.kind] * 1.1))
-  redis.call('EXPIRE', room.key, KEPT)
+  local first = redis.call('HINCRBY', key, slot, amount) == amount
+  if first then redis.call('EXPIRE', key, math.ceil(SPAN[room.kind] * 1.1)) end
+  if room.used then
+    room.used = room.used + amount
+  elseif first then
+    used(room, now) -- slots of the time before go
+  end
   note_use(room, now)
 end
 
@@ -206,12 +228,29 @@ local function may_start(room, amount, now)
   return false
 end
 
+-- After a call was refused as one too many, those who wait are not let in all at once: seconds between two of them, by the rate
+-- that was said, else one a second for an hour. nil: no call was refused lately.
+local function pace_of(room, now)
+  if not SPAN[room.kind] then return nil end
+  if room.learned then return SPAN[room.kind] / room.learned end
+  return room.retry_at and now - room.retry_at < PACED_SECONDS and 1 or nil
+end
+
+-- one was let in; who is late for it, for grants come with sweeps, may catch up on a few seconds
+local function keep_pace(room, now)
+  local pace = pace_of(room, now)
+  if pace then set_room(room, 'try_at', num(math.max(room.try_at or 0, now - CATCH_UP_SECONDS) + pace)) end
+end
+
 -- whether so much fits; second: as one that tries for more than the learned limit
 local function fits(room, amount, now)
   forget_old(room, now)
   local limit = limit_of(room)
-  if SPAN[room.kind] then return not limit or used(room, now) + amount <= limit end
   if room.retry_at and now < room.retry_at then return false end
+  if SPAN[room.kind] then
+    if pace_of(room, now) and now < (room.try_at or 0) then return false end
+    return not limit or used(room, now) + amount <= limit
+  end
   if room.sum <= 0 then return true end -- whoever is too large for it goes alone
   local then_held = room.sum + amount
   if not limit then return may_start(room, amount, now) end
@@ -224,7 +263,7 @@ end
 -- One goes beyond the learned limit. That the one before it did, and was not refused, raises the limit.
 local function try_more(room, member, now)
   if room.trying then
-    local raised = math.max(room.learned * 1.05, room.sum)
+    local raised = math.max(math.ceil(room.learned * 1.05), room.sum)
     set_room(room, 'learned', string.format('%.0f', lower(lower(raised, room.said), room.limit)), 'try_wait', TRY_SECONDS)
   end
   room.trying = member

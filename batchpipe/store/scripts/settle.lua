@@ -1,7 +1,8 @@
 -- Record the id of a created batch. Needs no lease: the batch is a fact, and paid.
 -- KEYS: 1 record, 2 job, 3 due, 4 clock
 -- ARGV: 1 skew (s), 2 prefix, 3 member, 4 token ('': none), 5 key of the shard (job:index:try), 6 batch id, 7 wait (s),
---   8 lease (s), 9 sure, 10 the batch was made then, as the provider says (at; '': unknown), 11 fields
+--   8 lease (s), 9 sure, 10 the batch was made then, as the provider says (at; '': unknown), 11 events for
+--   the job's log if it is recorded (JSON [[event, data] ..]; '': none), 12 fields
 -- sure: '1' if the batch itself shows our key or file; else '0', and one that a record names is that shard's
 -- -> {'ok', republish, cancel, told} from the live holder: the turn is over | {'late', 0, cancel, told} recorded for a shard
 --   that is due now; told: 1 if a webhook has said already that the batch has ended
@@ -35,14 +36,15 @@ if recorded == batch then
 end
 local key = get(rec, 'job') .. ':' .. get(rec, 'index') .. ':' .. (get(rec, 'try') or '1')
 if key ~= ARGV[5] or recorded or get(rec, 'stage') ~= 'uploaded' then return { 'cancel' } end
-redis.call('HDEL', rec, 'made_at', 'in_progress_at', 'finished_at', 'stalled_at', 'stall')
+redis.call('HDEL', rec, 'made_at', 'in_progress_at', 'finished_at', 'expires_at', 'stalled_at', 'stall')
 local answered = tonumber(get(rec, 'answered') or '0')
-write(rec, 11)
+write(rec, 12)
 if ARGV[10] ~= '' then redis.call('HSET', rec, 'made_at', ARGV[10]) end
 redis.call('HSET', rec, 'batch_id', batch)
 redis.call('HDEL', rec, 'over_at', 'news', 'news_at', 'end_seen', 'slot_at', 'parked', 'park_until', 'calls', 'empty_at', 'named', 'trouble', 'refusal', 'unfound', 'refused_at', 'unseen_at', 'other_at')
 redis.call('HDEL', rec, 'latest_call', 'call_over_at', 'called_as', 'walk_from')
 redis.call('SET', ARGV[2] .. 'batch:' .. batch, ARGV[3])
+note_events(ARGV[2], get(rec, 'job'), ARGV[11])
 local live = token ~= '' and holds(rec, token, now)
 set_stage(rec, 'created', now)
 admission.leave(ARGV[2], rec, job, ARGV[3])

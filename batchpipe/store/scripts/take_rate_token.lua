@@ -16,7 +16,7 @@ if ARGV[6] ~= '' and ARGV[7] ~= '' then
   end
 end
 if what == 'booked' then return { 'slot', num(0) } end
-local known = redis.call('HMGET', KEYS[1], 'tokens', 'at', 'look_at')
+local known = redis.call('HMGET', KEYS[1], 'tokens', 'at', 'look_at', 'kept_at')
 local tokens = tonumber(known[1] or burst)
 tokens = math.min(burst, tokens + math.max(0, now - tonumber(known[2] or now)) * rate)
 local wait = tokens >= 1 and 0 or (1 - tokens) / rate
@@ -30,5 +30,8 @@ elseif wait > longest then
 end
 tokens = math.max(tokens - 1, -longest * rate)
 redis.call('HSET', KEYS[1], 'tokens', num(tokens), 'at', num(now))
-redis.call('EXPIRE', KEYS[1], 3600)
+if now - tonumber(known[4] or '0') > 600 then -- not at each read
+  redis.call('HSET', KEYS[1], 'kept_at', num(now))
+  redis.call('EXPIRE', KEYS[1], 4800)
+end
 return { 'slot', num(wait) }

@@ -43,12 +43,12 @@ def create(store: Store, job_id: str, index: int = 0) -> None:
     store.shards.settle(lease.shard, batch, token=lease.token, after=0, changes={"status": "validating"})
 
 
-def refuse(store: Store, job_id: str, index: int = 0, limit: int | None = None) -> None:
+def refuse(store: Store, job_id: str, index: int = 0, limit: int | None = None, kind: Kind = "tokens") -> None:
     """The provider's queue was full: what the poll of a failed batch writes."""
     lease = turn(store, job_id, index)
     spent = [*lease.shard.spent, lease.shard.batch_id]
     changes: Any = {"try_": lease.shard.try_ + 1, "spent": spent, "batch_id": None, "intent_at": None, "status": None}
-    advance(store, lease, Stage.UPLOADED, after=600, full=Full(limit=limit), **changes)
+    advance(store, lease, Stage.UPLOADED, after=600, full=Full(kind=kind, limit=limit), **changes)
 
 
 def held(store: Store, kind: str = "tokens") -> int:
@@ -217,6 +217,81 @@ def test_a_queue_that_others_fill_is_not_taken_for_a_small_one(store: Store, clo
     assert store.admission.grant("default") == [(job, 0)]
 
 
+@pytest.mark.parametrize(
+    ("there", "said", "learned"), [(4, 3, 3), (4, None, 3), (2, None, 1), (1, None, None), (3, 7, 7)]
+)
+def test_a_refusal_of_one_batch_too_many_lowers_the_limit_of_batches(
+    there: int, said: int | None, learned: int | None, store: Store
+) -> None:
+    """By the number that was said, if what was there was more; else by a tenth, and by one at least. Where it is others
+    that fill the provider, what we have there teaches nothing.
+    """
+    job = planned(store, there)
+    for index in range(there):
+        ask(store, job, index, limits={})
+        create(store, job, index)
+    refuse(store, job, there - 1, said, "batches")
+    (room,) = (room for room in store.admission.rooms("default") if room.kind == "batches")
+    assert (room.learned, room.held) == (learned, there - 1)
+    assert store.admission.limit("default", None, {}) is None
+
+
+def test_a_learned_number_of_batches_is_raised_by_one_that_tries(store: Store, clock: Any) -> None:
+    """A twentieth of a few batches is one."""
+    job = planned(store, 8)
+    for index in range(4):
+        ask(store, job, index, limits={})
+        create(store, job, index)
+    refuse(store, job, 3, None, "batches")
+    for index in range(4, 8):
+        ask(store, job, index, limits={})
+    for ended in range(2):
+        assert store.admission.grant("default") == []
+        clock.offset += 601
+        assert len(store.admission.grant("default")) == 1
+        end(store, job, ended)  # what tried is not above the limit any more
+    (room,) = (room for room in store.admission.rooms("default") if room.kind == "batches")
+    assert room.learned == 4
+
+
+def test_a_call_too_many_closes_its_room_for_the_time_that_was_named(store: Store, clock: Any) -> None:
+    """It was not made, so it does not count; a number of which more was used is one of another span."""
+    job = planned(store, 5)
+
+    def refused(index: int, full: Full) -> None:
+        lease = turn(store, job, index)
+        assert store.admission.admit(lease, needs(1, uploads=1), {}) == Admitted()
+        advance(store, lease, Stage.PLANNED, after=full.after or 5.0, full=full)
+
+    def rooms() -> dict[str, tuple[int, int | None]]:
+        return {room.kind: (room.held, room.learned) for room in store.admission.rooms("default")}
+
+    ask(store, job, 0, 1, {})
+    refused(1, Full(kind="uploads", limit=60, after=20.0))
+    assert rooms()["uploads"] == (0, 60)
+    assert rooms()["tokens"] == (1, None)
+    clock.offset += 19
+    assert store.admission.grant("default") == []
+    assert store.admission.waiting_of([(job, 1)]) == {(job, 1): Waiting(1, 1, "uploads")}
+    clock.offset += 2
+    assert store.admission.grant("default") == [(job, 1)]
+    assert rooms()["uploads"] == (1, 60)
+
+
+def test_who_was_let_in_before_does_not_create_while_creations_are_closed(store: Store, clock: Any) -> None:
+    """Else each of them would be refused, too."""
+    job = planned(store, 3)
+    for index in range(3):
+        ask(store, job, index, 1, {})
+    lease = turn(store, job, 0)
+    advance(store, lease, Stage.UPLOADED, after=30, full=Full(kind="creations", after=30.0))
+    lease = turn(store, job, 1)
+    assert store.leases.record_intent(lease, admitted=True).no_hold
+    advance(store, lease, Stage.UPLOADED, after=30)
+    clock.offset += 31
+    assert store.admission.grant("default")[:2] == [(job, 0), (job, 1)]
+
+
 def test_a_room_that_refuses_though_nothing_is_in_it_is_tried_by_one_with_growing_pauses(
     store: Store, clock: Any
 ) -> None:
@@ -229,7 +304,7 @@ def test_a_room_that_refuses_though_nothing_is_in_it_is_tried_by_one_with_growin
         refuse(store, job, 0)
         begun = clock.offset
         while not (found := store.admission.grant("default")):
-            clock.offset += 1
+            clock.offset += 5
         pauses.append(clock.offset - begun)
         assert found == [(job, 0)]
         clock.offset += 1
