@@ -33,6 +33,7 @@ from statistics import median, quantiles
 from typing import Any
 
 import psutil
+from _processes import cpu_of
 
 from batchpipe.client.client import Client
 from batchpipe.config.loading import load_settings
@@ -201,7 +202,7 @@ def run_flood(folder: Path, rate: float, seconds: float) -> bool:
 
 
 def run_ends(folder: Path, jobs: int) -> bool:
-    with receiver([sys.executable, "-m", "batchpipe", "webhooks", "--port", "0"], folder) as (port, _):
+    with receiver([sys.executable, "-m", "batchpipe", "webhooks", "--port", "0"], folder) as (port, receiving):
         url = f"http://127.0.0.1:{port}/webhooks"
         options: dict[str, Any] = {"validating_seconds": 0.0, "finalizing_seconds": 0.0}
         with Sandbox(webhook_url=url, webhook_secret=SECRET, **options) as sandbox:
@@ -210,14 +211,14 @@ def run_ends(folder: Path, jobs: int) -> bool:
             with (folder / "worker.log").open("wb") as log:
                 worker = subprocess.Popen([sys.executable, "-m", "batchpipe", "worker"], stdout=log, stderr=log)
             try:
-                return ends(sandbox, folder, jobs)
+                return ends(sandbox, folder, jobs, receiving, psutil.Process(worker.pid))
             finally:
                 worker.terminate()
                 worker.wait()
                 sandbox.faults.remove(stuck)
 
 
-def ends(sandbox: Sandbox, folder: Path, jobs: int) -> bool:
+def ends(sandbox: Sandbox, folder: Path, jobs: int, receiving: psutil.Process, working: psutil.Process) -> bool:
     client = Client(load_settings())
     body = {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "x"}]}
     rows = [{"custom_id": "r", "method": "POST", "url": "/v1/chat/completions", "body": body}]
@@ -226,22 +227,34 @@ def ends(sandbox: Sandbox, folder: Path, jobs: int) -> bool:
         time.sleep(0.2)
     time.sleep(2)
     ended: dict[str, float] = {}
+    ends_of: dict[str, float] = {}
+    took = [-cpu_of([receiving]), -cpu_of([working]), -time.process_time()]
     for batch in sandbox.batches.all():
-        at = time.time()
+        at = ends_of[batch.id] = time.time()
         ended[sandbox.batches.end(batch.id, "completed")["output_file_id"]] = at
         time.sleep(0.1)
     for job in made:
         job.wait(timeout=120)
+    took = [
+        before + after
+        for before, after in zip(took, [cpu_of([receiving]), cpu_of([working]), time.process_time()], strict=True)
+    ]
     fetched: dict[str, float] = {}
+    read: dict[str, float] = {}
     for call in sandbox.calls:
         if (found := re.fullmatch(r"/v1/files/(\S+)/content", call.path)) and found[1] not in fetched:
             fetched[found[1]] = call.at
+        if (found := re.fullmatch(r"/v1/batches/(\S+)", call.path)) and call.at >= ends_of.get(found[1], 0.0):
+            read.setdefault(found[1], call.at)
+    reading = sorted(read[name] - at for name, at in ends_of.items())
     seconds = sorted(fetched[name] - at for name, at in ended.items())
     load = max(os.getloadavg()[0] / (os.cpu_count() or 1), 1.0)
     p99 = seconds[int(0.99 * (len(seconds) - 1))]
     print(
         f"{jobs} ends, ten a second: download begins {median(seconds):.2f} s (p50), {p99:.2f} s (p99), "
-        f"{seconds[-1]:.2f} s (most) later; load of this machine {load:.1f} a core"
+        f"{seconds[-1]:.2f} s (most) later, and its batch is read after {median(reading):.2f} s (p50); load of this "
+        f"machine {load:.1f} a core. CPU for each end: receiver {1000 * took[0] / jobs:.0f} ms, worker "
+        f"{1000 * took[1] / jobs:.0f} ms, sandbox and this script {1000 * took[2] / jobs:.0f} ms"
     )
     return p99 <= load
 

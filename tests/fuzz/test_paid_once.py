@@ -145,7 +145,7 @@ def test_no_key_has_two_batches_though_workers_have_the_keys_of_two_projects(lin
     seen = [0, 0]
 
     @fuzzed(150)
-    @given(st.lists(shapes, max_size=5), deaths, turns, st.sampled_from([1, 2, 2]))
+    @given(st.lists(shapes, max_size=5), deaths, turns, st.sampled_from([1, 2, 2, 2]))
     def check(plan: list[str], dying: list[str], whose: list[bool], projects: int) -> None:
         job = TwoKeys(line, plan, dying, whose, projects=projects)
         assert max(job.made.values(), default=0) <= 1, "paid twice"
