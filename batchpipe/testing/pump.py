@@ -171,7 +171,8 @@ class Pump:
             self.waiting.append(Delivery(self.at + following.after, delivery.message, delivery.link))
         elif isinstance(following, Continue):
             links = delivery.message.links()
-            for link in links[links.index(delivery.link) + 1 :][:1]:
+            rest = [following.link] if following.link else links[links.index(delivery.link) + 1 :]
+            for link in rest[:1]:
                 self.waiting.append(Delivery(self.at + following.after, delivery.message, link))
         return delivery
 

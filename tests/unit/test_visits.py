@@ -163,3 +163,28 @@ def test_a_cancel_within_a_visit_ends_the_job(tmp_path: Path) -> None:
     pump.run_until_idle()
     assert pump.job(job).state is State.CANCELLED
     assert api.count("create_batch") == 0
+
+
+@pytest.mark.parametrize("step", ["prepare", "upload", "poll", "download"])
+def test_a_turn_whose_lease_ends_before_it_begins_comes_as_a_message_of_its_own(tmp_path: Path, step: str) -> None:
+    """The process was held up between the two turns: no sweep is needed, and nothing is done twice."""
+    api = FakeOpenAI(autofinish=True)
+    pump = Workers(tmp_path, api=api)
+    held_up = [step]
+
+    def one(name: str, job: str, index: int, epoch: int) -> Next:
+        answer = (pump.job_runner if index == JOB else pump.shard_runner).run(name, job, index, epoch)
+        if pump.visits.ahead.is_claimed and name in held_up:
+            held_up.remove(name)
+            lease = pump.visits.ahead._lease
+            assert lease is not None
+            pump.advance(lease.seconds + 1)
+            lease.confirmed -= lease.seconds + 1
+        return answer
+
+    pump.one = one  # type: ignore[method-assign]
+    job = pump.submit(ROWS)
+    pump.run_until_idle(sweeping=False)
+    assert held_up == []
+    assert pump.job(job).state is State.SUCCEEDED
+    assert (max(api.billed.values()), api.count("create_batch")) == (1, 1)
