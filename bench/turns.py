@@ -111,7 +111,7 @@ def ours(jobs: int, keep: Path | None) -> Cost:
             "BATCHPIPE_HOME": f"{folder}/home",
             "BATCHPIPE_POLL_MIN_SECONDS": str(POLL_SECONDS),
             "BATCHPIPE_POLL_MAX_SECONDS": str(POLL_SECONDS),
-            "BATCHPIPE_POLLS_IN_FLIGHT": "100000",  # the same poll interval on both sides: no poll waits for a shared look
+            "BATCHPIPE_POLLS_IN_FLIGHT": "100000",  # the same interval on both sides: no poll waits for a shared look
             "BATCHPIPE_ACCOUNTS__DEFAULT__LOOKS_PER_SECOND": "10000",
             "OPENAI_API_KEY": "bench",
             "OPENAI_BASE_URL": url,

@@ -52,6 +52,9 @@ _LONGEST_SPAN = 7 * 86_400.0
 #: The headers of a 429 that are read here.
 LIMIT_HEADERS = ("x-ratelimit-limit-requests", "x-ratelimit-reset-requests")
 
+#: Behind a number: it is one of bytes or tokens, not of calls.
+_OF_SIZES = re.compile(r"\s*(?:[kmgt]?i?b\b|(?:kilo|mega|giga)?bytes?\b|tok)", re.IGNORECASE)
+
 
 class Rate(msgspec.Struct, frozen=True):
     """So many calls within so many seconds."""
@@ -88,12 +91,13 @@ def said_batch_limit(message: str | None) -> int | None:
 def said_rate(message: str | None, headers: Mapping[str, str]) -> Rate | None:
     """How often a call may be made that was answered with 429, by its words or else its headers; None: not said.
 
-    A header names no span. It is the shortest of a minute, an hour and a day within which all is free again.
+    A header names no span. It is the shortest of a minute, an hour and a day within which all is free again. Where that
+    is a second, no rate is learned: ``Retry-After`` is enough for those.
     """
     if (said := _rate_in_words((message or "")[:_MOST_READ])) is not None:
         return said
     most, reset = headers.get(LIMIT_HEADERS[0], ""), seconds_of(headers.get(LIMIT_HEADERS[1], ""))
-    if not re.fullmatch(r"\d{1,12}", most) or int(most) < 1 or reset is None:
+    if not re.fullmatch(r"\d{1,12}", most) or int(most) < 1 or reset is None or reset < 1.0:
         return None
     return next((Rate(int(most), span) for span in (60.0, 3_600.0, 86_400.0) if reset <= span), None)
 
@@ -102,6 +106,8 @@ def _rate_in_words(text: str) -> Rate | None:
     unit = _UNIT.search(text)
     for _, found in zip(range(_MOST_IN_A_MESSAGE), _LIMIT.finditer(text), strict=False):
         rest = text[found.end("size") if found["size"] else found.end("number") :]
+        if _OF_SIZES.match(rest):
+            continue
         per = _PER.match(rest) or (unit if unit is not None and unit.end() <= found.start() else None)
         if per is not None and (most := _value(found)) is not None:
             return Rate(most, _SECONDS[per["unit"][0].lower()])

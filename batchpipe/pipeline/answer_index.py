@@ -143,10 +143,14 @@ class Answers:
         """The provider reports how many answers there are, and all of them are here."""
         return counted_answers(shard) > 0 and self.lacking(shard) <= 0
 
+    @property
+    def ok(self) -> int:
+        """Rows with an ok answer."""
+        return sum(place & 1 for place in self._rows.values())
+
     def lacks_paid(self, shard: ShardRecord) -> bool:
         """Some of the missing rows are counted as completed, not only as failed."""
-        ok = sum(place & 1 for place in self._rows.values())
-        return min(self.lacking(shard), (shard.counts.completed or 0) - ok) > 0
+        return min(self.lacking(shard), (shard.counts.completed or 0) - self.ok) > 0
 
     def lack(self, shard: ShardRecord) -> Problem | None:
         """Why rows without a line must not be sent again: some of them were answered, and we cannot tell which."""

@@ -20,9 +20,15 @@ PROGRESS_BYTES = 1 << 18
 MOST_KEPT = 64
 #: The longest file that is accepted if the provider does not tell its size.
 MOST_BYTES = 64 << 30
+#: The longest file of a small shard that is fetched without asking how long it is.
+UNSIZED_BYTES = 16 << 20
 
 #: How much of a file came: all of it, less than its size says, or unknown, because its size is not told.
 Extent = Literal["whole", "short", "unknown"]
+
+
+class Unsized(Unavailable):
+    """A file is longer than one that is fetched without asking how long it is: ask."""
 
 
 class Fetcher:
@@ -103,6 +109,8 @@ class Fetcher:
             try:
                 return self._fetch(file_id, file, last=left == 1)
             except Unavailable as error:
+                if not self._sized and file.length > UNSIZED_BYTES - PROGRESS_BYTES:
+                    raise Unsized(error.message) from error
                 got_on = file.length - before >= PROGRESS_BYTES
                 left = FETCHES_AT_ONCE if got_on else left - 1
                 if not left or error.after is not None:
@@ -117,7 +125,8 @@ class Fetcher:
             size = self._api.file_bytes(file_id) if self._sized else None
         except Gone:
             size = None  # paid rows are lost only if the content is gone too
-        file.next_try(most=4 * size + (1 << 20) if size else MOST_BYTES, size=size)
+        longest = MOST_BYTES if self._sized else UNSIZED_BYTES
+        file.next_try(most=4 * size + (1 << 20) if size else longest, size=size)
         if not size or file.have != size:
             self._api.download(file_id, file, self._check)
         got = file.length

@@ -64,9 +64,9 @@ class Outbox:
         """Whether there is anything to be sent now."""
         return bool(self._due(1))
 
-    def may_ask(self) -> bool:
-        """Whether a worker may be asked to send what is due: True for one caller every ten seconds."""
-        return bool(self._redis.call("set", f"{self._outbox}:asked", "1", nx=True, ex=ASKED_SECONDS))
+    def may_ask(self, queue: str) -> bool:
+        """Whether a worker of this queue may be asked to send what is due: True for one caller every ten seconds."""
+        return bool(self._redis.call("set", f"{self._outbox}:asked:{queue}", "1", nx=True, ex=ASKED_SECONDS))
 
     def due(self, most: int) -> list[Notification]:
         """Those that are due, without their bodies; others may see them, too: ``take`` them before they are sent."""

@@ -9,10 +9,11 @@ from __future__ import annotations
 import logging
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from functools import partial
+from itertools import zip_longest
 
 from batchpipe.config.settings import Settings
 from batchpipe.config.site import current_site
@@ -26,8 +27,9 @@ from batchpipe.tasks.publishing import deliver_soon
 
 logger = logging.getLogger(__name__)
 
-#: Notifications that one call looks at, and that it sends at once: receivers that hang must not hold up the others.
-MOST, AT_ONCE = 200, 10
+#: Notifications that one call looks at, and that it sends at once; it takes turns over their targets, so that receivers
+#: that hang do not hold up the others.
+MOST, AT_ONCE = 1_000, 10
 #: For so long a call begins to send; those begun then get their time.
 BEGIN_SECONDS = 10.0
 #: How long a pass of the sweep waits that sends by itself. What it has begun goes on in threads.
@@ -66,7 +68,7 @@ class Deliverer:
             return
         queue = self._listened(any_of_them=not here)
         if queue is not None:
-            if self._store.outbox.may_ask():
+            if self._store.outbox.may_ask(queue):
                 deliver_soon(queue)
         elif here:
             self.deliver_due(begin=INLINE_SECONDS, wait_for=INLINE_SECONDS)
@@ -94,7 +96,7 @@ class Deliverer:
 
     def _ours(self) -> list[str]:
         """Of those that are due, the ones that this process can send."""
-        now, found = self._store.now(), []
+        now, found = self._store.now(), list[Notification]()
         for note in self._store.outbox.due(MOST):
             try:
                 self._way(note)
@@ -103,8 +105,8 @@ class Deliverer:
                 if now - note.due_at > LEFT_SECONDS and self._store.outbox.take(note.id) is not None:
                     self._put_off(note, str(error))
             else:
-                found.append(note.id)
-        return found
+                found.append(note)
+        return [note.id for note in _in_turn(found)]
 
     def _deliver(self, note_id: str, ends: float) -> bool:
         """Whether it was delivered."""
@@ -204,6 +206,14 @@ def _if_allowed() -> Iterator[None]:
 def _mail(send: Callable[[str, str, list[str]], None], target: Target, note: Notification) -> None:
     subject, text = in_words(note)
     send(" ".join(subject.split()), text, list(target.to))  # a header has one line
+
+
+def _in_turn(notes: Sequence[Notification]) -> list[Notification]:
+    """The first of each target, then the second of each, .."""
+    of_target: dict[str, list[Notification]] = {}
+    for note in notes:
+        of_target.setdefault(note.target, []).append(note)
+    return [note for some in zip_longest(*of_target.values()) for note in some if note is not None]
 
 
 def _say_lacking(note: Notification, why: str) -> None:

@@ -16,6 +16,7 @@ from batchpipe.errors import BatchpipeError, Gone, LeaseLost
 from batchpipe.model.lateness import CANCELLED_SECONDS, UNPAID_SECONDS
 from batchpipe.model.provider import Batch
 from batchpipe.model.records import BatchError, Counts, JobRecord, Move, Problem, ShardRecord, Stage
+from batchpipe.pipeline import fetching
 from batchpipe.pipeline.fetching import FETCHES_AT_ONCE
 from batchpipe.pipeline.steps.download import GONE_SECONDS, abandon, download
 from batchpipe.storage import Folder
@@ -328,6 +329,39 @@ def test_how_long_a_file_is_matters_only_where_rows_have_no_answer() -> None:
     cut = Watched({"out": len(api.files["out"])}, out=lines(*map(ok, names[:9])))
     assert Scene(names).download(cut, "out", counts=counts).stage == Stage.ENDED  # the tenth is waited for
     assert set(asked) == {"out"}
+
+
+def test_an_ok_answer_below_a_failed_one_of_its_row_is_not_missed_where_a_file_is_cut() -> None:
+    """Every row has an answer, but fewer are ok than the provider counts: it is fetched anew."""
+    names, counts = [f"r{number}" for number in range(3)], Counts(total=3, completed=3, failed=0)
+    whole, cut = lines(bad("r0"), *map(ok, ["r1", "r2", "r0"])), lines(bad("r0"), *map(ok, ["r1", "r2"]))
+
+    class CutOnce(FilesFake):
+        def download(self, file_id: str, sink: Any, check: Callable[[], None]) -> int:
+            self.files["out"] = whole if self.fetched else cut
+            return super().download(file_id, sink, check)
+
+    api = CutOnce({"out": len(whole)}, out=whole)
+    assert numbers(Scene(names).download(api, "out", counts=counts)) == (3, 0, 0)
+    assert api.fetched == ["out", "out"]
+
+
+def test_a_file_without_end_is_not_fetched_whole_because_its_length_was_not_asked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What is far longer than the answers of a small shard is asked for its length first."""
+    monkeypatch.setattr(fetching, "UNSIZED_BYTES", 1_000)
+    monkeypatch.setattr(fetching, "PROGRESS_BYTES", 10)
+    names, asked = ["r0"], list[str]()
+
+    class Watched(FilesFake):
+        def file_bytes(self, file_id: str) -> int | None:
+            asked.append(file_id)
+            return super().file_bytes(file_id)
+
+    api = Watched(out=lines(ok("r0")) + b"\n" * 5_000)
+    assert numbers(Scene(names).download(api, "out", counts=Counts(total=1, completed=1, failed=0))) == (1, 0, 0)
+    assert asked == ["out"]
 
 
 def test_a_file_that_grows_late_is_waited_for_and_its_rows_are_not_sent_again() -> None:

@@ -33,7 +33,7 @@ from batchpipe.model.records import BatchError, Counts, JobRecord, Move, Problem
 from batchpipe.model.refusals import believed_at, unseen
 from batchpipe.model.requests import custom_id
 from batchpipe.pipeline.answer_index import TOO_FEW, Answers, counted_answers, left_out, paced, tells_nothing
-from batchpipe.pipeline.fetching import Fetcher
+from batchpipe.pipeline.fetching import Fetcher, Unsized
 from batchpipe.pipeline.slots import is_small
 from batchpipe.storage import Folder
 from batchpipe.telemetry.prices import Pricer, unknown
@@ -92,9 +92,11 @@ def download(
                     scratch, extent = files.fetch(file_id)
                 except Gone as error:
                     gone, lacks = error, file_id
+                except Unsized:
+                    return None
                 else:
                     answers.read(scratch, file_id, check, extent=extent)
-            if not sized and (gone is not None or answers.answered != shard.rows):
+            if not sized and (gone is not None or not _has_all(answers, shard)):
                 return None
             if gone is not None:
                 found = _lost(job, shard, lacks, gone, api, now, unseen_seconds)
@@ -114,6 +116,12 @@ def download(
     move = quick or collected(sized=True)
     assert move is not None
     return move
+
+
+def _has_all(answers: Answers, shard: ShardRecord) -> bool:
+    """Every row has its answer, and as many are ok as the provider counts: a file may have a failed line of a row, and
+    further down an ok one."""
+    return answers.answered == shard.rows and answers.ok >= (shard.counts.completed or 0)
 
 
 def _read_again(shard: ShardRecord, api: ProviderReads) -> ShardRecord:

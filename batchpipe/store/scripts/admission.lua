@@ -311,6 +311,7 @@ function admission.refused(prefix, rec, job, member, now)
     local room = room_of(prefix, account, kind, model, member)
     local said = type(full.limit) == 'number' and full.limit or nil
     if SPAN[kind] then
+      if kind == 'creations' and full.kind == 'uploads' then use(room, -1, now) end -- no create call was made
       if kind == full.kind then slow_down(room, said, type(full.after) == 'number' and full.after or nil, now) end
     else
       local amount, level = let_go(room, member)

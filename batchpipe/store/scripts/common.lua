@@ -99,7 +99,7 @@
 --                             and 30
 --   outbox           zset     ID of each that is not delivered, by its next try (at); 10,000 at most
 --   outbox:dead      zset     ID of each that was given up, by when that was (at); the newest 1,000
---   outbox:asked     text     '1': a worker was asked to send what is due; 10 s
+--   outbox:asked:QUEUE text   '1': a worker of this queue was asked to send what is due; 10 s
 --   told:HEX         text     when this trouble of a job, or pause of an account, was told to this target (at); 6 hours
 --   metrics          hash     JSON [name of a counter, values of its labels ..] -> count or s (decimal text); never expires
 --   swept            text     when a sweep last came to its end (at); never expires

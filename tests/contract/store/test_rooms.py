@@ -328,6 +328,18 @@ def test_a_call_too_many_closes_its_room_for_the_time_that_was_named(store: Stor
     assert rooms()["uploads"] == (1, 60)
 
 
+def test_an_upload_that_is_refused_uses_up_no_creation(store: Store) -> None:
+    """None was made: else a provider that slows uploads down would close the creations of the hour, too."""
+    job = planned(store, 1)
+    for _ in range(3):
+        lease = turn(store, job)
+        assert store.admission.admit(lease, needs(1, uploads=1), {"creations": 2}) == Admitted()
+        advance(store, lease, Stage.PLANNED, after=0, full=Full(kind="uploads"))
+        assert store.admission.grant("default") in ([], [(job, 0)])
+    used = {room.kind: room.held for room in store.admission.rooms("default")}
+    assert used["creations"] <= 1
+
+
 def test_who_was_let_in_before_does_not_create_while_creations_are_closed(store: Store, clock: Any) -> None:
     """Else each of them would be refused, too."""
     job = planned(store, 3)
