@@ -32,7 +32,7 @@ ENVIRONMENTS = [
 
 
 def settings(tmp_path: Path, **account: Any) -> Settings:
-    made = Account(api_key=SecretStr("sk-secret"), **account)
+    made = Account(api_key=SecretStr("sk-secret")).model_copy(update=account)  # also what settings would refuse
     return Settings(_env_file=None, home=tmp_path, accounts={"default": made})
 
 

@@ -36,7 +36,8 @@ def make_api() -> Iterator[Callable[..., Api]]:
     made: list[Api] = []
 
     def make(base_url: str, **options: Any) -> Api:
-        made.append(Api(Account(api_key=SecretStr(KEY), base_url=base_url), **options))
+        account = Account(api_key=SecretStr(KEY)).model_copy(update={"base_url": base_url})  # also one that is none
+        made.append(Api(account, **options))
         return made[-1]
 
     yield make
