@@ -242,6 +242,14 @@ def test_an_address_that_cannot_work_is_a_matter_of_settings(make_api: Callable[
     assert isinstance(refusal(lambda: make_api(url).ping()), SettingsError)
 
 
+def test_a_base_url_without_its_v1_is_asked_after(sandbox: Sandbox, make_api: Callable[..., Api]) -> None:
+    """A server answers the first call with no more than "Invalid URL"."""
+    api = make_api(sandbox.base_url.removesuffix("/v1"))
+    for call in (api.ping, lambda: upload(api), lambda: create(api, "file-1")):
+        assert str(refusal(call)).endswith("; does BASE_URL lack its /v1?")
+    assert "BASE_URL" not in str(refusal(lambda: api.retrieve("batch_1")))
+
+
 # -- create, the paid call -----------------------------------------------------------------------------------------
 
 
