@@ -16,6 +16,7 @@ from batchpipe.errors import (
     SettingsError,
     StoreUnavailable,
 )
+from batchpipe.masking import one_line, without_secrets
 
 if TYPE_CHECKING:
     from batchpipe.client.client import Client
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 #: Clocks may differ by so much.
 CLOCK_SECONDS = 300.0
+#: A notification that has waited for so long is stuck.
+STUCK_SECONDS = 300.0
 #: How many jobs in trouble, and queues besides ours, are named.
 MOST_SAID = 3
 #: Where the docs say what to do about a Redis that refuses.
@@ -180,8 +183,18 @@ def _records(client: Client) -> Iterator[Finding]:
 
 def _notifications(client: Client) -> Iterator[Finding]:
     """Whether notifications are stuck."""
-    found = client.notifications().counts()
+    told = client.notifications()
+    found = told.counts()
     waiting, given_up = found
+    for setting, name in told.unknown_targets():
+        detail = f"{setting} names {name!r}, and there is no such target in the settings here"
+        yield Finding(
+            "told", "warn", detail, f"correct it, or set BATCHPIPE_TARGETS__{name.upper()}__URL; docs/notifications.md"
+        )
+    if stuck := told.stuck(STUCK_SECONDS):
+        why = f"{stuck[0].id} to {without_secrets(stuck[0].target)}: {one_line(told.why(stuck[0]))[:200]}"
+        detail = f"notifications wait for more than {_ago(STUCK_SECONDS)}: {len(stuck)}; {why}"
+        yield Finding("told", "warn", detail, "batchpipe notifications lists them and says why")
     if found.full:
         detail = f"{waiting} notifications wait, so no further ones are recorded, nor told to anybody"
         yield Finding("told", "fail", detail, "batchpipe notifications says why they wait")

@@ -89,7 +89,8 @@ def _pace(view: dict[str, Any]) -> str:
 
 def name_of(job: JobRecord) -> str:
     """What a person knows the job by. If a program gave the rows, the path of our copy says less than key or output."""
-    return job.name or ((job.key or job.output) if job.spooled else "") or without_secrets(job.input)
+    place = job.output if not job.output.rstrip("/").endswith(job.id) else "-"  # its id has a column
+    return job.name or ((job.key or place) if job.spooled else "") or without_secrets(job.input)
 
 
 def _state(job: JobRecord) -> str:

@@ -35,7 +35,7 @@ def notifications_command(dead: bool, resend: str | None, limit: int, as_json: b
     for note in found:
         about = note.job or f"account {note.account}"
         when = f"given up after {note.tries} tries" if dead else f"next try {clock(note.due_at)}"
-        reason = one_line(note.error)[:200] if note.error else "not tried yet"
+        reason = one_line(told.why(note))[:200]
         out(f"{note.id}  {note.type}  {about}  to {without_secrets(note.target)}  {when}: {reason}")
     counts = told.counts()
     full = ": no further ones are recorded" if counts.full else ""

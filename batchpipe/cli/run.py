@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -26,7 +26,8 @@ from batchpipe.cli.common import (
 from batchpipe.cli.interrupts import interrupt
 from batchpipe.cli.options import Seconds, json_option, submit_options
 from batchpipe.cli.progress import Display, make_display
-from batchpipe.errors import PermanentError, SettingsError
+from batchpipe.errors import BatchpipeError, PermanentError, SettingsError
+from batchpipe.masking import one_line, without_secrets
 from batchpipe.model.records import DEFAULT_ACCOUNT
 from batchpipe.model.views import SHOWN
 
@@ -95,7 +96,9 @@ def _run(client: Client, source: Any, options: dict[str, Any], *, again: bool, s
         job = client.submit(source, queue=queue, own_queue=True, replace_job=replace, **options)
         if job.record.queue != queue:  # another process has just submitted the same
             return _resume(client, job, as_json)
-        return _follow(client, job, worker, as_json)
+        code = _follow(client, job, worker, as_json)
+    _say_untold(client, job.id)
+    return code
 
 
 def local_runs(client: Client) -> LocalRuns:
@@ -124,7 +127,19 @@ def _work_on(client: Client, job: Job, as_json: bool, timeout: float | None) -> 
     if job.record.closed or not job.record.input_here:
         return _follow(client, job, None, as_json, timeout)
     with local_runs(client).take_over(job) as worker:
-        return _follow(client, job, worker, as_json, timeout)
+        code = _follow(client, job, worker, as_json, timeout)
+    if worker is not None:
+        _say_untold(client, job.id)
+    return code
+
+
+def _say_untold(client: Client, job_id: str) -> None:
+    """A line if a notification of the job is not delivered; call it when its worker has stopped, which sends them."""
+    told = client.notifications()
+    with suppress(BatchpipeError):  # the job has ended all the same
+        for note in told.of_job(job_id)[:1] if told.counts().any else ():
+            to, why = without_secrets(note.target)[:200], one_line(told.why(note))[:200]
+            say(f"note: the notification to {to} is not delivered: {why}; see batchpipe notifications")
 
 
 def _follow(client: Client, job: Job, worker: LocalWorker | None, as_json: bool, timeout: float | None = None) -> int:

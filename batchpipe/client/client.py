@@ -163,7 +163,7 @@ class Client:
         """``list --json``: these jobs as JSON objects, without their shards. Raises StoreUnavailable."""
         moments = Moments(self.store, self.settings)
         moments.prepare(job.record for job in jobs)
-        return [job_view(job.record, moment=moments.of(job.record)) for job in jobs]
+        return [job_view(job.record, moment=moments.of_list(job.record)) for job in jobs]
 
     def moment_of(self, job: Job) -> Moment:
         """What is shown of a job beside its records: our time, the pause of its account. Raises StoreUnavailable."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from contextlib import suppress
+from dataclasses import replace
 
 from batchpipe.client.forecasts import FEW_READ, MOST_READ, Forecasts
 from batchpipe.client.rooms import WaitingShards
@@ -12,7 +13,7 @@ from batchpipe.config.site import current_site
 from batchpipe.errors import StoreUnavailable
 from batchpipe.model.admission import Waiting
 from batchpipe.model.eta import eta_view
-from batchpipe.model.records import JobRecord, State
+from batchpipe.model.records import JobRecord, Stage, State
 from batchpipe.model.stats import Pause
 from batchpipe.model.views import Moment
 from batchpipe.pipeline.reason_samples import read_samples
@@ -63,6 +64,20 @@ class Moments:
             room=room,
             shard_room=shard_room,
         )
+
+    def of_list(self, job: JobRecord) -> Moment:
+        """The same for a view without shards: some of these are looked at, as only they may be in trouble. Raises
+        StoreUnavailable.
+        """
+        moment = self.of(job)
+        foreseen = moment.job_eta is not None  # then they were looked at
+        if job.stage != State.RUNNING or job.trouble or job.hold or moment.pause or moment.room or foreseen:
+            return moment
+        step = max(-(-job.shards // FEW_READ), 1)
+        fields, within = ("trouble",), range(0, job.shards, step)
+        shards = self._store.shards.of_job(job, fields=fields, bad="show", within=within)
+        found = (shard for shard in shards if shard.trouble is not None and shard.stage != Stage.COLLECTED)
+        return replace(moment, troubled=next(found, None))
 
     def prepare(self, jobs: Iterable[JobRecord]) -> None:
         """Read in one go what is asked for each of these jobs. Raises StoreUnavailable."""

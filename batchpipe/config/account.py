@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationInfo, field_validator, model_validator
 from pydantic_settings import NoDecode
 
 from batchpipe.config.profiles import PROFILES, ProfileName, with_profile
+from batchpipe.config.target import checked_names
+from batchpipe.config.web_urls import checked_web_url
 from batchpipe.model.admission import Kind
 from batchpipe.model.webhooks import secrets_of
 
 #: The account of ``run --sandbox``; its server runs as long as the command.
 SANDBOX_ACCOUNT = "sandbox"
+#: What ENQUEUED_TOKENS looks like.
+_TOKENS = '{"gpt-4o-mini": 2000000}'
 _WINDOW = r"^[1-9]\d{0,4}[smhd]$"
 
 #: The date at the end of a model's name: its versions share one limit.
@@ -83,7 +88,7 @@ class Account(BaseModel):
             secrets_of(value.get_secret_value())
         return value
 
-    enqueued_tokens: dict[str, int] = Field(
+    enqueued_tokens: Annotated[dict[str, int], NoDecode] = Field(
         {},
         description="input tokens that may be in the provider's queue at once, by model, as JSON; "
         "what is not here is learned from the provider's refusals",
@@ -98,6 +103,20 @@ class Account(BaseModel):
     uploads_per_minute: int | None = Field(
         None, ge=1, description="files uploaded within a minute at most  [unset: learned]"
     )
+
+    @field_validator("enqueued_tokens", mode="before")
+    @classmethod
+    def _read_tokens(cls, value: Any) -> Any:
+        """Variables have it as JSON. Read here, so that what is wrong is said under the name of the variable."""
+        try:
+            read = json.loads(value) if isinstance(value, str) else value
+        except ValueError:
+            raise ValueError(f"is not JSON: write {_TOKENS}") from None
+        if isinstance(read, int | float):
+            raise ValueError(f"is one number: ENQUEUED_TOKENS_DEFAULT is meant for that; here write {_TOKENS}")
+        if not isinstance(read, dict):
+            raise ValueError(f"is no JSON object: write {_TOKENS}")
+        return read
 
     @field_validator("enqueued_tokens")
     @classmethod
@@ -122,6 +141,18 @@ class Account(BaseModel):
     @classmethod
     def _split(cls, value: Any) -> Any:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @field_validator("notify")
+    @classmethod
+    def _can_be_told(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return checked_names(value)
+
+    @field_validator("base_url", "azure_endpoint")
+    @classmethod
+    def _is_of_the_web(cls, value: str | None, info: ValidationInfo) -> str | None:
+        """Checked here, so that the checks of a site report it."""
+        example = "https://HOST/v1" if info.field_name == "base_url" else "https://NAME.openai.azure.com"
+        return checked_web_url(value, example) if value else value
 
     @model_validator(mode="before")
     @classmethod

@@ -44,10 +44,18 @@ def load_settings(*, env_file: str | Path | None = "", given: SiteSettings | Non
         names = site.known(Settings.model_fields).keys()
         raise SettingsError("; ".join(_explain(part, site, names) for part in parts)) from None
     except (ValueError, OSError) as error:  # a .env that is not UTF-8, or invalid JSON
-        raise SettingsError(f"the settings cannot be read: {error}") from None
+        raise SettingsError(_unreadable(error)) from None
     settings._spell = given.spell if given is not None else None
     settings._unknown = _unknown_names(env_file)
     return settings
+
+
+def _unreadable(error: Exception) -> str:
+    """pydantic_settings names the field of a value that is to be JSON, and not the variable, which may be below it."""
+    if not (field := re.search(r'value for field "(\w+)"', str(error))):
+        return f"the settings cannot be read: {error}"
+    name = f"{PREFIX}{field[1].upper()}"
+    return f"{name} (or one that begins with {name}__): is not JSON, which is read here"
 
 
 #: Variables that are read elsewhere, or that others set: Kubernetes for a service of this name.

@@ -22,8 +22,10 @@ from batchpipe.config.account import SANDBOX_ACCOUNT, Account
 from batchpipe.config.environment import PREFIX
 from batchpipe.config.redis_urls import checked_broker_url, checked_redis_url
 from batchpipe.config.schedule_file import ScheduleFile
-from batchpipe.config.target import Target
+from batchpipe.config.target import Target, checked_names
+from batchpipe.config.web_urls import checked_web_url
 from batchpipe.errors import SettingsError
+from batchpipe.model.notifications import signing_key
 from batchpipe.model.schedule import Schedule
 from batchpipe.model.webhooks import secrets_of
 
@@ -188,6 +190,23 @@ class Settings(BaseSettings):
     @classmethod
     def _split(cls, value: Any) -> Any:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @field_validator("notify")
+    @classmethod
+    def _can_be_told(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return checked_names(value)
+
+    @field_validator("notify_secret")
+    @classmethod
+    def _signs(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None:
+            signing_key(value.get_secret_value())
+        return value
+
+    @field_validator("openai_base_url")
+    @classmethod
+    def _is_of_the_web(cls, value: str | None) -> str | None:
+        return checked_web_url(value, "https://HOST/v1") if value else None
 
     @field_validator("redis_url")
     @classmethod

@@ -27,6 +27,8 @@ DELIVERY = RetryPolicy(first=5.0, longest=7_200.0, factor=3.0, jitter=0.1)
 GIVE_UP_SECONDS = 86_400.0
 #: The same trouble of one job, or pause of one account, is told once in so many seconds.
 TOLD_AGAIN_SECONDS = 21_600.0
+#: Bytes of a key that signs, at least.
+SHORTEST_KEY = 16
 #: Bytes of a body.
 MOST_BODY = 16_384
 
@@ -110,10 +112,13 @@ def account_paused(account: str, target: str, problem: Problem, seconds: float, 
 
 
 def signing_key(secret: str) -> bytes:
-    """Raises ValueError for a secret that is not base64 (after ``whsec_``)."""
-    key = base64.b64decode(secret.removeprefix("whsec_"), validate=True)
-    if not key:
-        raise ValueError("is empty")
+    """Raises ValueError for a secret that is not ``whsec_`` and base64, or so short that it could be guessed."""
+    try:
+        key = base64.b64decode(secret.removeprefix("whsec_"), validate=True)
+    except ValueError:
+        key = b""
+    if not secret.startswith("whsec_") or len(key) < SHORTEST_KEY:
+        raise ValueError(f"is no secret: write whsec_ and at least {SHORTEST_KEY} bytes in base64")
     return key
 
 

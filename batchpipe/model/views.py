@@ -48,6 +48,7 @@ class Moment:
     shard_eta: Callable[[ShardRecord], Mapping[str, Any] | None] = lambda shard: None  #: raises StoreUnavailable
     room: tuple[int, Waiting] | None = None  #: how many shards of the job wait for room, and how the first of them does
     shard_room: Callable[[ShardRecord], Waiting | None] = lambda shard: None  #: how one that waits for room does
+    troubled: ShardRecord | None = None  #: a shard in trouble, where not all shards are looked at for the view
 
 
 #: A moment of which nothing is known but the records.
@@ -60,6 +61,7 @@ class Sums:
     def __init__(self) -> None:
         self.count = 0
         self.answered = 0
+        self.troubled: ShardRecord | None = None  #: the first that is in trouble
         self._rows = {"ok": 0, "failed": 0, "missing": 0}
         self._all_known = True
         self._incomplete: dict[str, int] = {}
@@ -71,6 +73,8 @@ class Sums:
         for name in self._rows:
             self._rows[name] += getattr(shard, name) or 0
         add_usage(self._incomplete, shard.incomplete)
+        if self.troubled is None and shard.trouble is not None and shard.stage != Stage.COLLECTED:
+            self.troubled = shard
 
     def rows(self, job: JobRecord) -> dict[str, int | None]:
         """The job's own numbers; while it runs, the sums over its shards, if all of them have numbers."""
@@ -152,7 +156,7 @@ def _head(job: JobRecord, sums: Sums, moment: Moment) -> dict[str, Any]:
         "incomplete": sums.incomplete(job),
         "progress": progress_view(progress_of_job(job, now=moment.now, answered=sums.answered_in(job))),
         "eta": moment.job_eta,
-        "waits_for": job_waits_for(job, moment.pause, moment.room),
+        "waits_for": job_waits_for(job, moment.pause, moment.room, sums.troubled or moment.troubled),
         "reasons": reasons_view(job.reasons, moment.samples),
     }
 

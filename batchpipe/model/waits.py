@@ -15,11 +15,15 @@ from batchpipe.model.stats import Pause
 
 
 def job_waits_for(
-    job: JobRecord, pause: Pause | None = None, room: tuple[int, Waiting] | None = None
+    job: JobRecord,
+    pause: Pause | None = None,
+    room: tuple[int, Waiting] | None = None,
+    troubled: ShardRecord | None = None,
 ) -> dict[str, Any] | None:
-    """What holds up a whole job: a person's decision, the ``pause`` of its account, or trouble of its own.
+    """What holds up a job: a person's decision, the ``pause`` of its account, or trouble of its own.
 
-    ``room``: so many of its shards wait for room at the provider, the first of them like this; others may go on.
+    ``room``: so many of its shards wait for room at the provider, the first of them like this; ``troubled``: the first
+    of its shards that is in trouble. Others may go on.
     """
     if job.state.ended:
         return None
@@ -31,7 +35,11 @@ def job_waits_for(
     if job.trouble is None and room is not None:
         count, first = room
         found = waits_for(first)
-        return {**found, "message": f"{count:,} shard{'s' * (count != 1)} {found['message']}"}
+        message = found["message"] if count != 1 else f"waits{found['message'].removeprefix('wait')}"
+        return {**found, "message": f"{count:,} shard{'s' * (count != 1)} {message}"}
+    if job.trouble is None and troubled is not None and troubled.trouble is not None:
+        of = f"shard {troubled.index:,}: " if job.shards > 1 else ""
+        return _wait(troubled.trouble.code, f"{of}{troubled.trouble.message}")
     return _of(job.trouble)
 
 

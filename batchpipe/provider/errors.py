@@ -107,7 +107,8 @@ def _of_status(error: openai.APIStatusError) -> BatchpipeError:
     status, after = error.status_code, _retry_after(error.response.headers.get("retry-after"))
     answer = _details(error)
     code, param = answer.code, answer.param
-    message = answer.message or f"HTTP {status} without a word"
+    words, hint = answer.message or f"HTTP {status} without a word", _hint(error)
+    message = f"{words}{hint}"
     if status < 400:
         return Unavailable(f"HTTP {status} is no answer", code=f"http_{status}", status=status)
     if status < 500 and status != 408 and not QUOTA_CODES.isdisjoint(answer.codes):
@@ -127,8 +128,14 @@ def _of_status(error: openai.APIStatusError) -> BatchpipeError:
         # a proxy's page does not prove that a paid batch is gone; the provider answers in JSON
         if _is_json_object(error.response):
             return Gone(message, code=code, status=status, param=param)
-        return Unavailable(f"HTTP 404 without the provider's own words: {message[:200]}", code=NO_ROUTE, status=404)
+        return Unavailable(f"HTTP 404 without the provider's own words: {words[:200]}{hint}", code=NO_ROUTE, status=404)
     return Refused(message, code=code or f"http_{status}", status=status, param=param)
+
+
+def _hint(error: openai.APIStatusError) -> str:
+    """What is most likely wrong if a server does not know a route of ours that all such servers have."""
+    is_bare = error.request.url.path in ("/files", "/batches")
+    return "; does BASE_URL lack its /v1?" if is_bare and error.status_code in (404, 405) else ""
 
 
 def _limits(headers: Mapping[str, str]) -> dict[str, str]:

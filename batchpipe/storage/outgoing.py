@@ -45,14 +45,23 @@ def post(url: str, body: bytes, headers: Mapping[str, str], allowed: Sequence[st
     future = asyncio.run_coroutine_threadsafe(work, fsspec.asyn.get_loop())
     try:
         return future.result(POST_SECONDS + 5)
+    except InvalidInput:
+        raise _not_public(host) from None
     except TimeoutError:
         future.cancel()
         raise StorageTrouble(f"{host} did not answer within {POST_SECONDS:.0f} s", code="not_delivered") from None
     except (aiohttp.ClientError, OSError) as error:
-        reason = error.__cause__ if isinstance(error.__cause__, InvalidInput) else None
-        if reason is not None:
-            raise reason from None
+        if isinstance(error.__cause__, InvalidInput):
+            raise _not_public(host) from None
         raise StorageTrouble(f"{host} cannot be reached: {type(error).__name__}", code="not_delivered") from error
+
+
+def _not_public(host: str) -> InvalidInput:
+    return InvalidInput(
+        f"{host} leads to an address that is not public: name it in full in BATCHPIPE_ALLOWED_HOSTS",
+        field="notify",
+        code="not_allowed",
+    )
 
 
 async def _post(url: str, body: bytes, headers: Mapping[str, str], *, public_only: bool) -> int:

@@ -25,7 +25,7 @@ ASKED_SECONDS = 10
 #: What became of a notification that is to be recorded. ``full``: too many wait.
 Added = Literal["ok", "known", "full"]
 #: What is read of those that are due: enough to know who can send them.
-_OUTSIDE = ("type", "target", "account", "job", "created_at", "due_at", "tries", "error")
+_OUTSIDE = ("type", "target", "account", "job", "created_at", "due_at", "tries", "error", "dead")
 
 
 class Undelivered(NamedTuple):
@@ -33,6 +33,10 @@ class Undelivered(NamedTuple):
 
     waiting: int
     given_up: int
+
+    @property
+    def any(self) -> bool:
+        return bool(self.waiting or self.given_up)
 
     @property
     def full(self) -> bool:
@@ -92,6 +96,18 @@ class Outbox:
         now, as ``failed`` does.
         """
         return self._end(note_id, "lacking", after, lacking) != "dead"
+
+    def left(self, note_id: str, lacking: str) -> None:
+        """The caller cannot send it, and leaves it to others: it stays due, and people see why."""
+        self._end(note_id, "left", 0, lacking)
+
+    def of_job(self, job_id: str, most: int = 1_000) -> list[Notification]:
+        """Those of a job that are not delivered, without their bodies; ``most`` of the installation are looked at."""
+        ids = [
+            *self._redis.call("zrange", self._outbox, 0, most - 1),
+            *self._redis.call("zrange", self._dead, 0, most - 1, desc=True),
+        ]
+        return [note for note in self._read(ids, _OUTSIDE) if note.job == job_id]
 
     def give_up(self, note_id: str, error: str) -> None:
         """It can never be delivered."""

@@ -80,6 +80,14 @@ class Deliverer:
             return self._settings.queue
         return random.choice(listening) if listening and any_of_them else None
 
+    def lacking(self, note: Notification) -> str | None:
+        """What this process lacks to send it; None: it can."""
+        try:
+            self._way(note)
+        except _Lacking as error:
+            return str(error)
+        return None
+
     def deliver_due(self, *, begin: float = BEGIN_SECONDS, wait_for: float = BEGIN_SECONDS + POST_SECONDS) -> int:
         """Begin to send for so many seconds, and wait so long for what becomes of it. Returns how many were delivered
         by then. Raises StoreUnavailable.
@@ -104,6 +112,8 @@ class Deliverer:
                 _say_lacking(note, str(error))
                 if now - note.due_at > LEFT_SECONDS and self._store.outbox.take(note.id) is not None:
                     self._put_off(note, str(error))
+                elif not note.error:
+                    self._store.outbox.left(note.id, str(error)[:500])
             else:
                 found.append(note)
         return [note.id for note in _in_turn(found)]

@@ -78,6 +78,17 @@ def test_news_that_a_worker_and_a_laptop_cannot_send_waits_for_a_worker_that_can
 
 
 @pytest.mark.slow
+def test_a_run_says_at_its_end_that_nobody_was_told(new_machine: NewMachine) -> None:
+    """In one line, with the reason; it looked as if all was well."""
+    machine = new_machine("typo", BATCHPIPE_NOTIFY="nobody")
+    done = machine.run("run", str(machine.input(2)), "-o", "out", "--sandbox")
+    assert done.code == 0
+    why = "there is no target 'nobody' in the settings here"
+    assert f"note: the notification to nobody is not delivered: {why}; see batchpipe notifications" in done.err
+    assert why in machine.run("notifications").out
+
+
+@pytest.mark.slow
 def test_without_a_worker_a_sweep_sends_and_waits_a_little_only(new_machine: NewMachine, receiver: Receiver) -> None:
     """As with cron. A receiver that hangs gets its ten seconds beside the sweep, and no more."""
     machine = new_machine("cron", **ABLE)

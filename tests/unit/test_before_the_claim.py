@@ -12,10 +12,13 @@ from click.testing import CliRunner
 from pydantic import SecretStr
 
 from batchpipe.cli import cli
+from batchpipe.cli.listing import job_lines
+from batchpipe.client.moments import Moments
 from batchpipe.config.account import Account
 from batchpipe.config.settings import Settings
 from batchpipe.errors import BatchpipeError, SettingsError
 from batchpipe.model.records import JOB, JobRecord, State, new_job_id
+from batchpipe.model.views import SHOWN, job_view
 from batchpipe.provider import Apis, warm_up
 from batchpipe.store import Store
 from batchpipe.testing import Pump
@@ -32,7 +35,7 @@ ENVIRONMENTS = [
 
 
 def settings(tmp_path: Path, **account: Any) -> Settings:
-    made = Account(api_key=SecretStr("sk-secret"), **account)
+    made = Account(api_key=SecretStr("sk-secret")).model_copy(update=account)  # also what settings would refuse
     return Settings(_env_file=None, home=tmp_path, accounts={"default": made})
 
 
@@ -96,6 +99,11 @@ def test_that_no_client_can_be_made_is_trouble_of_the_shard(tmp_path: Path, chat
     assert shard.trouble is not None
     assert "ALL_PROXY" in shard.trouble.message
     assert shard.tries == 0
+    job, moments = pump.job(job_id), Moments(pump.store, pump.settings)
+    whole = job_view(job, pump.store.shards.of_job(job, fields=SHOWN), moments.of(job))
+    listed = job_view(job, moment=moments.of_list(job))
+    assert whole["waits_for"] == listed["waits_for"] == whole["shards"][0]["waits_for"]
+    assert any(line.startswith("  ! waits: ALL_PROXY: a SOCKS") for line in job_lines(job, listed, set()))
     pump.shard_runner.apis = apis
     pump.run_until_idle()
     assert pump.job(job_id).state is State.SUCCEEDED

@@ -38,6 +38,7 @@ def test_a_mistyped_command_is_told_the_nearest_one(typed: str, says: str) -> No
             JobRecord(id="job_1", input="/out/.batchpipe/job_1/input.jsonl", spooled=True, output="/out", key="monday"),
             "monday",
         ),
+        (JobRecord(id="job_1", input="/data/job_1.jsonl", spooled=True, output="/data/job_1"), "-"),
     ],
 )
 def test_a_list_names_a_job_by_what_a_person_gave(record: JobRecord, known_by: str) -> None:

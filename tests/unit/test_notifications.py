@@ -14,6 +14,9 @@ import pytest
 from openai import OpenAI
 from pydantic import SecretStr
 
+from batchpipe.cli import doctor
+from batchpipe.client.client import Client
+from batchpipe.client.notifications import Notifications
 from batchpipe.client.option_checks import check_targets
 from batchpipe.config.account import Account
 from batchpipe.config.loading import load_settings
@@ -157,9 +160,11 @@ def test_a_private_address_is_told_only_if_it_is_named_in_full(receiver: Receive
     """A pattern does not allow it, nor does the lack of a list: a job's URL must not reach into the network."""
     assert post(receiver.url, b"{}", {}, ["127.0.0.1"]) == 204
     for allowed in ([], ["*"], ["127.0.0.*"]):
-        with pytest.raises(InvalidInput, match="not public"):
+        with pytest.raises(
+            InvalidInput, match=r"notify: 127\.0\.0\.1 .*not public: name it in full in BATCHPIPE_ALLOW"
+        ):
             post(receiver.url, b"{}", {}, allowed)
-    with pytest.raises(InvalidInput, match="not public"):
+    with pytest.raises(InvalidInput, match=r"notify: localhost .*not public: name it in full in BATCHPIPE_ALLOWED_H"):
         post(receiver.url.replace("127.0.0.1", "localhost"), b"{}", {}, [])
     assert len(receiver.requests) == 1
 
@@ -229,6 +234,53 @@ def test_slack_gets_a_text_and_mail_goes_through_the_site(tmp_path: Path, receiv
     assert deliver(pump) == 1
     assert sent[0][0] == "batchpipe: job <nightly> succeeded"
     assert "1 ok of 1" in sent[0][1]
+
+
+def test_a_notification_that_nobody_can_send_says_why_at_once(
+    tmp_path: Path, receiver: Receiver, chat_rows: Rows
+) -> None:
+    """It stays due for those who can; `notifications` said for ever that it was not tried yet."""
+    account = Account(api_key=SecretStr("test"), notify=("nobody",))
+    pump = pump_of(tmp_path, receiver, accounts={"default": account})
+    job_id = pump.submit(chat_rows(1))
+    pump.run_until_idle()
+    told = Notifications(pump.store, pump.settings)
+    [note] = told.of_job(job_id)
+    assert told.why(note) == "not tried yet; this process cannot: there is no target 'nobody' in the settings here"
+    assert deliver(pump) == 0
+    [note] = told.of_job(job_id)
+    assert (told.why(note), note.tries) == ("there is no target 'nobody' in the settings here", 0)
+    assert pump.store.outbox.is_due()
+    assert told.stuck(300) == []
+    pump.advance(301)
+    assert [one.id for one in told.stuck(300)] == [note.id]
+
+
+def test_names_of_targets_that_no_setting_has_are_found(tmp_path: Path, receiver: Receiver) -> None:
+    """Those of all jobs and of each account; a URL needs no setting."""
+    account = Account(api_key=SecretStr("test"), notify=("opps",))
+    target = Target(url=SecretStr(receiver.url), secret=SecretStr(SECRET))
+    pump = pump_of(tmp_path, receiver, targets={"ops": target}, accounts={"team": account})
+    settings = pump.settings.model_copy(update={"notify": ("OPS", "typo", "https://example.com/x")})
+    told = Notifications(pump.store, settings)
+    assert told.unknown_targets() == [
+        ("BATCHPIPE_NOTIFY", "typo"),
+        ("BATCHPIPE_ACCOUNTS__TEAM__NOTIFY", "opps"),
+    ]
+
+
+def test_doctor_warns_of_what_is_stuck_and_of_names_that_are_no_target(
+    redis_url: str, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BATCHPIPE_REDIS_URL", redis_url)
+    monkeypatch.setenv("BATCHPIPE_PREFIX", prefix)
+    monkeypatch.setenv("BATCHPIPE_NOTIFY", "nobody")
+    client = Client()
+    Notices(client.settings, client.store).account_paused("default", Problem(code="no_money", message="none"), 300)
+    monkeypatch.setattr(doctor, "STUCK_SECONDS", -1.0)
+    [unknown, stuck] = doctor._notifications(client)
+    assert unknown.detail == "BATCHPIPE_NOTIFY names 'nobody', and there is no such target in the settings here"
+    assert "to nobody: not tried yet; this process cannot: there is no target 'nobody'" in stuck.detail
 
 
 def test_the_words_for_people_name_what_to_do() -> None:

@@ -36,7 +36,8 @@ def make_api() -> Iterator[Callable[..., Api]]:
     made: list[Api] = []
 
     def make(base_url: str, **options: Any) -> Api:
-        made.append(Api(Account(api_key=SecretStr(KEY), base_url=base_url), **options))
+        account = Account(api_key=SecretStr(KEY)).model_copy(update={"base_url": base_url})  # also one that is none
+        made.append(Api(account, **options))
         return made[-1]
 
     yield make
@@ -239,6 +240,14 @@ def test_a_refused_connection_sent_nothing(make_api: Callable[..., Api]) -> None
 def test_an_address_that_cannot_work_is_a_matter_of_settings(make_api: Callable[..., Api], url: str) -> None:
     """A human must change it."""
     assert isinstance(refusal(lambda: make_api(url).ping()), SettingsError)
+
+
+def test_a_base_url_without_its_v1_is_asked_after(sandbox: Sandbox, make_api: Callable[..., Api]) -> None:
+    """A server answers the first call with no more than "Invalid URL"."""
+    api = make_api(sandbox.base_url.removesuffix("/v1"))
+    for call in (api.ping, lambda: upload(api), lambda: create(api, "file-1")):
+        assert str(refusal(call)).endswith("; does BASE_URL lack its /v1?")
+    assert "BASE_URL" not in str(refusal(lambda: api.retrieve("batch_1")))
 
 
 # -- create, the paid call -----------------------------------------------------------------------------------------

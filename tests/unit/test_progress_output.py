@@ -168,6 +168,7 @@ def test_the_status_of_a_running_job(capsys: pytest.CaptureFixture[str]) -> None
         "eta       usually 12 to 40 min; 9 in 10 within 2 h",
         "rows      total 10,000   ok -   failed -   missing -",
         "not ok    14 x content_filter, 2 x 500 server_error",
+        "waits     shard 2: the provider's queue is full",
         "SHARD   STAGE      STATUS                 ANSWERED  BATCH                                   ROUND",
         "0       collected  completed           1,000/1,000  batch_00000000000000000000000000000000      1",
         "1       created    in_progress           234/5,000  batch_11111111111111111111111111111111      1",

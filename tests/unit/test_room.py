@@ -15,9 +15,11 @@ from batchpipe.client.landing import decide
 from batchpipe.client.measures import Meter
 from batchpipe.client.moments import Moments
 from batchpipe.config.account import Account
+from batchpipe.model.admission import Waiting
 from batchpipe.model.provider import Batch
-from batchpipe.model.records import Problem
+from batchpipe.model.records import JobRecord, Problem, State
 from batchpipe.model.views import SHOWN, job_view
+from batchpipe.model.waits import job_waits_for
 from batchpipe.monitoring.prometheus import JobCollector
 from batchpipe.pipeline.republish_many import resume_account
 from batchpipe.testing import FakeOpenAI, Pump
@@ -267,6 +269,12 @@ def test_status_and_list_say_what_is_waited_for_and_at_which_place(tmp_path: Pat
     assert view["waits_for"] == expected
     moments.prepare([record])
     assert job_view(record, moment=moments.of(record))["waits_for"] == expected
+
+
+def test_one_shard_waits_and_two_wait() -> None:
+    job = JobRecord(id="job_1", stage=State.RUNNING, shards=2)
+    said = [job_waits_for(job, room=(count, Waiting(1, 2, "tokens"))) for count in (1, 2)]
+    assert [one["message"].split(" for ")[0] for one in said if one] == ["1 shard waits", "2 shards wait"]
 
 
 def test_metrics_show_what_is_held_what_waits_and_the_limits(tmp_path: Path, chat_rows: Rows) -> None:

@@ -150,6 +150,57 @@ def test_a_child_gets_the_redis_that_was_found() -> None:
     assert environment["BATCHPIPE_POLL_MIN_SECONDS"] == "1"
 
 
+@pytest.mark.parametrize(
+    ("variables", "says"),
+    [
+        ({"NOTIFY_SECRET": "hello"}, "NOTIFY_SECRET: is no secret: write whsec_ and at least 16 bytes"),
+        ({"NOTIFY": "ftp://x"}, "NOTIFY: is no http:// or https:// URL"),
+        ({"NOTIFY": "two words"}, "NOTIFY: has what is neither the name of a target nor a URL"),
+        ({"ACCOUNTS__TEAM__NOTIFY": "ftp://x"}, "ACCOUNTS__TEAM__NOTIFY: is no http:// or https:// URL"),
+        ({"TARGETS__OPS__SECRET": "whsec_!!"}, "TARGETS__OPS__SECRET: is no secret: write whsec_"),
+        ({"TARGETS__OPS__URL": "x.example.com"}, "TARGETS__OPS__URL: is no http:// or https:// URL"),
+        ({"TARGETS__OPS__KIND": "slack", "TARGETS__OPS__URL": "nonsense"}, "TARGETS__OPS__URL: is no http://"),
+        ({"TARGETS__OPS__KIND": "mail", "TARGETS__OPS__TO": "nobody"}, "TARGETS__OPS__TO: 'nobody' is no mail address"),
+        ({"ACCOUNTS__DEFAULT__BASE_URL": "127.0.0.1:1/v1"}, "ACCOUNTS__DEFAULT__BASE_URL: is no http:// or https://"),
+        (
+            {"ACCOUNTS__DEFAULT__ENQUEUED_TOKENS": "{gpt: 5}"},
+            'ACCOUNTS__DEFAULT__ENQUEUED_TOKENS: is not JSON: write {"gpt-4o-mini": 2000000}',
+        ),
+        (
+            {"ACCOUNTS__DEFAULT__ENQUEUED_TOKENS": "2000000"},
+            "ACCOUNTS__DEFAULT__ENQUEUED_TOKENS: is one number: ENQUEUED_TOKENS_DEFAULT is meant for that",
+        ),
+        ({"ACCOUNTS": "{no"}, "ACCOUNTS (or one that begins with BATCHPIPE_ACCOUNTS__): is not JSON"),
+    ],
+)
+def test_what_could_never_work_is_refused_under_the_name_of_its_variable(
+    variables: dict[str, str], says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not found out by a worker, at the end of a night."""
+    for name, value in variables.items():
+        monkeypatch.setenv(f"BATCHPIPE_{name}", value)
+    with pytest.raises(SettingsError) as caught:
+        load_settings(env_file=None)
+    assert f"BATCHPIPE_{says}" in str(caught.value)
+    assert "pydantic" not in str(caught.value)
+
+
+@pytest.mark.parametrize("url", ["127.0.0.1:18100/v1", "http://", "ftp://host/v1", "http://host:port/v1"])
+def test_a_base_url_that_is_none_is_refused_at_once(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else each call failed, and was tried again."""
+    monkeypatch.setenv("OPENAI_BASE_URL", url)
+    with pytest.raises(SettingsError, match=r"^OPENAI_BASE_URL: is no http:// or https:// URL: write https://HOST/v1$"):
+        load_settings(env_file=None)
+
+
+def test_tokens_of_models_are_read_as_json_or_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BATCHPIPE_ACCOUNTS__A__ENQUEUED_TOKENS", '{"gpt-4o-mini": 5}')
+    monkeypatch.setenv("BATCHPIPE_ACCOUNTS__B__ENQUEUED_TOKENS__GPT", "7")
+    accounts = load_settings(env_file=None).accounts
+    assert accounts["a"].enqueued_tokens == {"gpt-4o-mini": 5}
+    assert list(accounts["b"].enqueued_tokens.values()) == [7]
+
+
 # -- what a site gives ---------------------------------------------------------------------------------------------
 
 

@@ -2,7 +2,7 @@
 -- dead change nothing once it has been delivered.
 -- KEYS: 1 notification:ID, 2 outbox, 3 outbox:dead, 4 clock
 -- ARGV: 1 skew (s), 2 prefix, 3 id, 4 delivered | failed | lacking (not tried, as the caller lacks something: no try is
---   counted) | dead, 5 until the next try (s), 6 error (text), 7 after which it is given up (s), 8 how long one that was
+--   counted) | left (the same, and it stays due for others) | dead, 5 until the next try (s), 6 error (text), 7 after which it is given up (s), 8 how long one that was
 --   delivered is remembered (s), 9 and one that was given up (s), 10 of these, how many are kept (count)
 -- -> {'ok'} | {'dead'} it was given up | {'gone'}
 local now = clock(ARGV[1])
@@ -15,12 +15,13 @@ if what == 'delivered' then
   redis.call('EXPIRE', note, ARGV[8])
   return { 'ok' }
 end
-if what ~= 'lacking' then
+if what ~= 'lacking' and what ~= 'left' then
   redis.call('HINCRBY', note, 'tries', 1)
   redis.call('HSET', note, 'error', ARGV[6])
 elseif (get(note, 'tries') or '0') == '0' then -- else why the last try failed says more
   redis.call('HSET', note, 'error', ARGV[6])
 end
+if what == 'left' then return { 'ok' } end
 local since = tonumber(get(note, 'since') or get(note, 'created_at') or now)
 local next_at = now + tonumber(ARGV[5])
 if what ~= 'dead' and next_at - since < tonumber(ARGV[7]) then
