@@ -25,7 +25,6 @@ from batchpipe.cli.common import (
     settings,
 )
 from batchpipe.cli.options import Place, endpoint_option, json_option, size_options, submit_options
-from batchpipe.config.account import SANDBOX_ACCOUNT
 from batchpipe.errors import PermanentError
 from batchpipe.masking import without_secrets
 from batchpipe.model.records import DEFAULT_ACCOUNT
@@ -156,12 +155,12 @@ def resume_command(account: str) -> None:
     if paused:
         others = f"; those of {counted(left, 'job')} follow with the next sweeps" if left else ""
         return say(f"account {account!r} goes on: {counted(republished, 'shard')} at once{others}")
-    known = account.lower() in {"default", SANDBOX_ACCOUNT, *client.settings.accounts}
     if republished or left:
         more = f"; the next sweeps look for more in {counted(left, 'job')}" if left else ""
         shards = f"{counted(republished, 'shard')}{more}"
         return say(f"account {account!r} is not paused; what waited for a person goes on at once: {shards}")
-    return say(f"account {account!r} is not paused" + ("" if known else ", and not in the settings of this host"))
+    client.settings.check_known(account)  # perhaps it is misspelt: the one that was meant is still paused
+    return say(f"account {account!r} is not paused")
 
 
 @click.command("validate")

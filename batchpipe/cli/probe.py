@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
@@ -48,6 +50,8 @@ def probe_command(
     chosen = settings()
     name = account.lower()
     chosen.account(name)  # what is wrong with it is said before anything is asked
+    if write is not None:
+        _check(write)  # and this before anything is sent, and paid
     if not (yes or chosen.is_sandbox(name)):
         _ask(name, model)
     found = probe_account(chosen, name, model=model, endpoint=endpoint, window=window, timeout=timeout, say=say)
@@ -76,11 +80,27 @@ def _ask(account: str, model: str) -> None:
     click.confirm(f"{words}. Go on?", abort=True, err=True)
 
 
+def _check(path: Path) -> None:
+    """Raises InvalidInput if the file could not be read or written."""
+    from batchpipe.storage.local import check_variables
+
+    with _refused(path):
+        check_variables(path)
+
+
 def _write(path: Path, lines: list[str]) -> None:
     """Raises InvalidInput if the file cannot be read or written."""
     from batchpipe.storage.local import set_variables
 
-    try:
+    with _refused(path):
         set_variables(path, lines)
-    except (OSError, UnicodeDecodeError) as error:
-        raise InvalidInput(f"{path}: cannot be changed: {error}", field="--write") from None
+
+
+@contextmanager
+def _refused(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except UnicodeDecodeError:
+        raise InvalidInput(f"{path}: cannot be changed: it is no text in UTF-8", field="--write") from None
+    except OSError as error:  # its own text names a temporary file
+        raise InvalidInput(f"{path}: cannot be changed: {error.strerror or error}", field="--write") from None

@@ -14,6 +14,7 @@ from batchpipe.cli.common import open_client, say
 
 if TYPE_CHECKING:
     from batchpipe.config.settings import Settings
+    from batchpipe.sandbox.options import OptionArgs
 
 loglevel_option = click.option(
     "--loglevel",
@@ -174,29 +175,46 @@ def sandbox_command(
     --webhook-url from BATCHPIPE_SANDBOX_WEBHOOK_SECRET.
     """
     from batchpipe.config.environment import sandbox_upstream_key, sandbox_webhook_secret
-    from batchpipe.sandbox import serve
     from batchpipe.sandbox.options import token_limits
 
     logging.basicConfig(level=logging.WARNING)
+    try:
+        limits = token_limits(enqueued_tokens)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--enqueued-tokens") from None
+    options: OptionArgs = {
+        "data_dir": data_dir,
+        "validating_seconds": validating_seconds,
+        "rows_per_second": rows_per_second,
+        "enqueued_tokens": limits,
+        "batches_in_flight": batches_in_flight,
+        "creations_per_hour": creations_per_hour,
+        "uploads_per_minute": uploads_per_minute,
+        "any_model": any_model,
+        "upstream": upstream,
+        "upstream_concurrency": upstream_concurrency,
+        "upstream_api_key": sandbox_upstream_key(),
+        "webhook_url": webhook_url,
+        "webhook_secret": sandbox_webhook_secret(),
+    }
+    _serve(port, host, ready_file, options)
+
+
+def _serve(port: int, host: str, ready_file: Path | None, options: OptionArgs) -> None:
+    from batchpipe.sandbox import serve
+    from batchpipe.sandbox.options import Options, in_words_of_commands
+
+    try:
+        Options(**options)
+    except ValueError as error:
+        raise click.UsageError(in_words_of_commands(str(error))) from None
     try:
         serve(
             port,
             host,
             ready_file=ready_file,
             on_ready=lambda sandbox: say(f"sandbox listening on {sandbox.base_url}"),
-            data_dir=data_dir,
-            validating_seconds=validating_seconds,
-            rows_per_second=rows_per_second,
-            enqueued_tokens=token_limits(enqueued_tokens),
-            batches_in_flight=batches_in_flight,
-            creations_per_hour=creations_per_hour,
-            uploads_per_minute=uploads_per_minute,
-            any_model=any_model,
-            upstream=upstream,
-            upstream_concurrency=upstream_concurrency,
-            upstream_api_key=sandbox_upstream_key(),
-            webhook_url=webhook_url,
-            webhook_secret=sandbox_webhook_secret(),
+            **options,
         )
     except OSError as error:
         raise click.ClickException(f"cannot listen on {host}:{port}: {error.strerror or error}; try --port 0") from None

@@ -32,8 +32,9 @@ def validate_input(
 ) -> Validated:
     """``path``: a person's own file, which may lie anywhere. ``max_rows``, ``max_bytes`` of a shard: else the settings.
 
-    Raises InvalidInput that names the line, StorageTrouble.
+    Raises InvalidInput that names the line, StorageTrouble; SettingsError for an account that is not in the settings.
     """
+    settings.check_known(account)  # else the limits of no account would count
     rules = replace(input_rules(settings), roots=())
     limits = settings.known_account(account)
     rows, size = max_rows or settings.max_rows, max_bytes or settings.max_bytes

@@ -75,7 +75,8 @@ class WebhookReceiver:
 
         ``headers``: their names in lower case. ``account``: the one that the URL names; only its secrets count.
 
-        200: recorded, or it concerns nobody here; 400: refused, and nothing was written; 503: to be sent again.
+        200: recorded, or it concerns nobody here; 400: refused, and nothing was written; 404: no account, or not that
+        one, has a secret; 503: to be sent again.
         """
         checked = self.check(body, headers, account)
         return checked if isinstance(checked, WebhookAnswer) else self.record([checked])[0]
@@ -86,6 +87,9 @@ class WebhookReceiver:
             return TOO_LARGE
         if not self.secrets:
             _say("no account has a WEBHOOK_SECRET")
+            return NOT_SET_UP
+        if account is not None and account.lower() not in self.secrets:
+            _say("its URL names an account that has no WEBHOOK_SECRET")
             return NOT_SET_UP
         try:
             event = self._verifier.check(body, headers, account.lower() if account is not None else None)

@@ -249,21 +249,16 @@ class Settings(BaseSettings):
 
     def account(self, name: str) -> Account:
         """The account of this name, ready for use. Raises SettingsError that names the variable to set."""
-        of_site = f"its API_KEY in {self._spell('ACCOUNTS')}, or " if self._spell else ""
         found = self.accounts.get(name.lower())
         if name.lower() == "default":
             found = self._default_account(found or Account())
         if found is None:
-            raise SettingsError(
-                f"account {name!r} is not in the settings{self._alike(name)}: "
-                f"set {of_site}{PREFIX}ACCOUNTS__{name.upper()}__API_KEY",
-                code="no_account",
-            )
+            raise self._no_account(name)
         if found.api_key is None or not found.api_key.get_secret_value():
             also = " (or OPENAI_API_KEY)" if name.lower() == "default" else ""
             raise SettingsError(
                 f"account {name!r} has no API key{self._alike(name)}: "
-                f"set {of_site}{PREFIX}ACCOUNTS__{name.upper()}__API_KEY{also} in the environment or in .env",
+                f"set {self._of_site()}{PREFIX}ACCOUNTS__{name.upper()}__API_KEY{also} in the environment or in .env",
                 code="no_api_key",
             )
         if found.kind == "azure" and not (found.base_url or (found.azure_endpoint and found.api_version)):
@@ -272,6 +267,21 @@ class Settings(BaseSettings):
                 "and __API_VERSION"
             )
         return found
+
+    def check_known(self, name: str) -> None:
+        """Raises SettingsError for an account of which the settings say nothing; its key may be elsewhere."""
+        if name.lower() not in {"default", SANDBOX_ACCOUNT, *self.accounts}:
+            raise self._no_account(name)
+
+    def _no_account(self, name: str) -> SettingsError:
+        return SettingsError(
+            f"account {name!r} is not in the settings{self._alike(name)}: "
+            f"set {self._of_site()}{PREFIX}ACCOUNTS__{name.upper()}__API_KEY",
+            code="no_account",
+        )
+
+    def _of_site(self) -> str:
+        return f"its API_KEY in {self._spell('ACCOUNTS')}, or " if self._spell else ""
 
     def _alike(self, name: str) -> str:
         """An account that was probably meant by this name."""

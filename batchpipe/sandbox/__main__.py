@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from batchpipe.sandbox.faults import Fault
-from batchpipe.sandbox.options import OptionArgs, token_limits
+from batchpipe.sandbox.options import OptionArgs, in_words_of_commands, token_limits
 from batchpipe.sandbox.server import Sandbox, serve
 
 #: The upstream's key comes from the environment, because others can read command lines.
@@ -74,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         faults = [Fault.from_json(json.loads(text)) for text in args.fault]
         serve(args.port, args.host, ready_file=args.ready_file, on_ready=_ready, faults=faults, **options)
     except ValueError as error:
-        parser.error(str(error))
+        parser.error(in_words_of_commands(str(error)))
     except OSError as error:
         print(f"Error: {error}", file=sys.stderr)
         return 1

@@ -106,6 +106,22 @@ class OptionArgs(TypedDict, total=False):
     webhook_secret: str | None
 
 
+#: How commands call what they set here.
+_OF_COMMANDS = {
+    "webhook_secret": "BATCHPIPE_SANDBOX_WEBHOOK_SECRET",
+    "webhook_url": "--webhook-url",
+    "rows_per_second": "--rows-per-second",
+    "upstream": "--upstream",
+}
+
+
+def in_words_of_commands(message: str) -> str:
+    """The message of a ValueError of ``Options``, with the names that the user of a command knows."""
+    first, space, rest = message.partition(" ")
+    rest = rest.replace("; webhook_url needs one", "; --webhook-url needs one")
+    return f"{_OF_COMMANDS.get(first, first)}{space}{rest}"
+
+
 def token_limits(texts: Sequence[str]) -> dict[str, int] | None:
     """`enqueued_tokens` as commands take it: each a number, for every model, or MODEL=NUMBER. Raises ValueError."""
     limits: dict[str, int] = {}

@@ -85,6 +85,20 @@ def hold_lock(path: Path, *, wait: bool = False) -> Iterator[bool]:
         os.close(handle)
 
 
+def check_variables(path: Path) -> None:
+    """Whether ``set_variables`` could change this file. Raises OSError, UnicodeDecodeError."""
+    path = path.resolve()
+    if path.exists():
+        path.read_text(encoding="utf-8")
+    handle, draft = _draft_beside(path)
+    os.close(handle)
+    os.unlink(draft)
+
+
+def _draft_beside(path: Path) -> tuple[int, str]:
+    return tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:100]}.")  # only its owner may read it
+
+
 def set_variables(path: Path, lines: Sequence[str]) -> None:
     """Put these lines (``NAME=value``) into a file of variables, in place of earlier ones of the same names; all other
     lines stay as they are, and a kill leaves it whole: keys may be in it. Raises OSError, UnicodeDecodeError.
@@ -93,7 +107,7 @@ def set_variables(path: Path, lines: Sequence[str]) -> None:
     old = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     names = {_variable(line) for line in lines} - {None}
     kept = [line for line in old if _variable(line) not in names]
-    handle, draft = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:100]}.")  # only its owner may read it
+    handle, draft = _draft_beside(path)
     try:
         with open(handle, "w", encoding="utf-8") as file:
             file.write("\n".join([*kept, *lines]) + "\n")

@@ -34,7 +34,9 @@ class _TooSlow(Exception):
 
 
 class WebhookApp:
-    """Takes ``POST /`` or ``/webhooks``, and the same with ``/ACCOUNT`` behind it, at the place where it is mounted."""
+    """Takes ``POST /`` or ``/webhooks``, and the same with ``/ACCOUNT`` behind it, at the place where it is mounted.
+    Any other path is 404, as an account is that has no secret.
+    """
 
     def __init__(self, client: Callable[[], Client] | None = None) -> None:
         """``client`` is called in a thread at the first webhook; by default it is that of the current site."""

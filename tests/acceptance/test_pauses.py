@@ -50,8 +50,8 @@ def test_resume_ends_a_pause_at_once(observed: dict[str, Any]) -> None:
     assert observed["wait"].code == 0, observed["wait"].err
 
 
-def test_resuming_what_is_not_paused_is_no_error(observed: dict[str, Any]) -> None:
-    """It says so."""
+def test_resuming_what_is_not_paused_is_no_error_unless_no_setting_has_it(observed: dict[str, Any]) -> None:
+    """It says so; a name that is misspelt leaves the account that was meant paused."""
     assert (observed["before"].code, observed["before"].err) == (0, "account 'default' is not paused\n")
-    assert observed["unknown"].code == 0
-    assert observed["unknown"].err.endswith("is not paused, and not in the settings of this host\n")
+    assert observed["unknown"].code == 1
+    assert observed["unknown"].err.startswith("Error: account 'nobody' is not in the settings: set ")

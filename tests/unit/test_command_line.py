@@ -46,6 +46,25 @@ def test_a_list_names_a_job_by_what_a_person_gave(record: JobRecord, known_by: s
     assert name_of(record) == known_by
 
 
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--enqueued-tokens", "lots"], "Invalid value for --enqueued-tokens: 'lots' is not a number of tokens"),
+        (["--webhook-url", "nonsense"], "--webhook-url must be an http:// or https:// URL, not 'nonsense'"),
+        (
+            ["--webhook-url", "http://127.0.0.1:1/"],
+            "BATCHPIPE_SANDBOX_WEBHOOK_SECRET must be whsec_ and a key in base64",
+        ),
+        (["--upstream", "nonsense"], "--upstream must be an http:// or https:// URL"),
+        (["--rows-per-second", "0"], "--rows-per-second must be above 0"),
+    ],
+)
+def test_an_option_of_the_sandbox_that_is_wrong_is_named(options: list[str], says: str) -> None:
+    """As it is typed, or as its variable is called."""
+    done = CliRunner().invoke(cli, ["sandbox", "--port", "0", *options])
+    assert (done.exit_code, says in done.output) == (2, True), done.output
+
+
 @pytest.mark.parametrize("seconds", ["nan", "inf", "-1"])
 def test_a_timeout_that_is_no_number_of_seconds_is_refused(seconds: str) -> None:
     done = CliRunner().invoke(cli, ["wait", "job_x", "--timeout", seconds])

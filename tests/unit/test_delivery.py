@@ -269,7 +269,8 @@ def test_an_account_is_paused_whatever_asking_for_its_notice_raises(
 @pytest.mark.parametrize("waiting", [10_000, 9_999])
 def test_doctor_says_that_news_is_dropped(waiting: int) -> None:
     """What is not recorded is listed nowhere."""
-    client: Any = SimpleNamespace(notifications=lambda: SimpleNamespace(counts=lambda: Undelivered(waiting, 0)))
+    told = SimpleNamespace(counts=lambda: Undelivered(waiting, 0), unknown_targets=list, stuck=lambda seconds: [])
+    client: Any = SimpleNamespace(notifications=lambda: told)
     assert [found.verdict for found in doctor._notifications(client)] == (["fail"] if waiting == 10_000 else [])
 
 

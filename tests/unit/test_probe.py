@@ -20,7 +20,7 @@ from batchpipe.client.validation import validate_input
 from batchpipe.config.account import Account
 from batchpipe.config.loading import load_settings
 from batchpipe.config.site import forget_sites
-from batchpipe.errors import AmbiguousResult, InvalidInput, Paused
+from batchpipe.errors import AmbiguousResult, InvalidInput, Paused, SettingsError
 from batchpipe.model.provider import Batch
 from batchpipe.model.records import JobRecord
 from batchpipe.provider.api import Api
@@ -263,6 +263,26 @@ def test_nothing_is_sent_before_somebody_has_agreed(command: Callable[..., Resul
     done = command()
     assert isinstance(done.exception, InvalidInput)
     assert "confirm with --yes" in str(done.exception)
+
+
+def test_a_file_that_cannot_be_written_is_refused_before_anything_is_sent(
+    command: Callable[..., Result], tmp_path: Path
+) -> None:
+    """Rows were paid first. No name of a draft is shown, and none is left."""
+    (tmp_path / "latin").write_bytes(b"\xe9\n")
+    for file, why in ((tmp_path / "no/x.env", "No such file or directory"), (tmp_path / "latin", "it is no text in")):
+        done = command("--yes", "--write", str(file), "--timeout", "20")
+        assert isinstance(done.exception, InvalidInput)
+        assert str(done.exception).startswith(f"--write: {file}: cannot be changed: {why}")
+        assert str(done.exception).count(file.name) == 1
+        assert "uploading" not in done.output
+    assert [path.name for path in tmp_path.iterdir()] == ["latin"]
+
+
+def test_an_account_that_no_setting_has_is_refused_when_an_input_is_checked(tmp_path: Path) -> None:
+    """Its limits would not be applied, in silence."""
+    with pytest.raises(SettingsError, match="account 'nope' is not in the settings"):
+        validate_input(str(tmp_path / "in.jsonl"), load_settings(env_file=None), account="nope")
 
 
 def test_probe_prints_settings_that_can_be_copied_and_writes_them(
