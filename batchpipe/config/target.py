@@ -16,7 +16,7 @@ NewsType = Literal["job.ended", "job.trouble", "account.paused"]
 NEWS_TYPES: tuple[NewsType, ...] = ("job.ended", "job.trouble", "account.paused")
 
 
-_ADDRESS = re.compile(r"[^@\s<>]+@[^@\s<>]+")
+_ADDRESS = re.compile(r"[^@\s<>]@[^@\s<>]")
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
 

@@ -27,7 +27,7 @@ class Example:
     """The example, started with its one command."""
 
     def __init__(self, machine: Machine) -> None:
-        self.process: Process = machine.start_python(EXAMPLE / "start.py", "--port", "0", "--rows-per-second", "6")
+        self.process: Process = machine.start_python(EXAMPLE / "start.py", "--port", "0", "--rows-per-second", "4")
         until(lambda: "Ready" in self.process.out or not self.process.running, what="the example is ready")
         found = re.search(r"http://\S+/", self.process.out)
         assert found, self.process.err

@@ -124,7 +124,7 @@ def observed(machine: Machine, worker: Process, web: tuple[str, Path]) -> dict[s
         {"code": "bad_text", "message": "this text is bad", "line": 3, "param": None},
     ]
     faults.add("fail_batch", errors=errors, where={"story": "refused"}, times=1)
-    faults.add("unknown_status", message="pondering", seconds=1.0, where={"story": "unknown"})
+    faults.add("unknown_status", message="pondering", seconds=3.0, where={"story": "unknown"})
     faults.add("expire", fraction=0.67, where={"story": "expired"}, times=1)
     faults.add("row_fails", status=400, where={"story": "all failed"})
     found: dict[str, Any] = machine.python(SCRIPT, url)
