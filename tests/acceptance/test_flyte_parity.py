@@ -124,7 +124,7 @@ def observed(machine: Machine, worker: Process, web: tuple[str, Path]) -> dict[s
         {"code": "bad_text", "message": "this text is bad", "line": 3, "param": None},
     ]
     faults.add("fail_batch", errors=errors, where={"story": "refused"}, times=1)
-    faults.add("unknown_status", message="pondering", seconds=3.0, where={"story": "unknown"})
+    faults.add("unknown_status", message="pondering", seconds=6.0, where={"story": "unknown"})
     faults.add("expire", fraction=0.67, where={"story": "expired"}, times=1)
     faults.add("row_fails", status=400, where={"story": "all failed"})
     found: dict[str, Any] = machine.python(SCRIPT, url)
@@ -317,7 +317,7 @@ def test_batch_endpoint_metadata_is_json_that_another_process_reads(observed: di
 def test_state_unknown_to_us_means_running(observed: dict[str, Any]) -> None:
     job = observed["unknown"]
     assert job["state"] == "succeeded"
-    assert "pondering" in [event.get("status") for event in job["logs"]]
+    assert "pondering" in [event.get("status") for event in job["logs"]], job["logs"]
 
 
 def test_state_completed_with_no_row_ok_is_no_success(observed: dict[str, Any]) -> None:
