@@ -207,7 +207,7 @@ sentry_sdk.init(
 
 @pytest.mark.parametrize("pool", POOLS)
 def test_opentelemetry_has_a_span_for_each_of_our_tasks(new_machine: NewMachine, pool: str) -> None:
-    """None of them is an error."""
+    """None of them is an error. What is done in the visit of the step before has no message, and no span of its own."""
     python = environment("otel", "opentelemetry-sdk", "opentelemetry-instrumentation-celery")
     code = """
 from celery.signals import worker_process_init
@@ -241,7 +241,7 @@ else:
     job = shop.submit("--max-rows", "4")
     check_job(shop.machine, job)
     file = shop.machine.folder / "spans"
-    wanted = {f"run/batchpipe.{name}" for name in ("prepare", "upload", "create", "poll", "download", "merge")}
+    wanted = {f"run/batchpipe.{name}" for name in ("prepare", "upload", "poll")}
 
     def spans() -> list[list[str]]:
         return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
