@@ -287,7 +287,8 @@ class Schedule:
                 hold(False, "hours later something is still left to do", world.watch.seen)
         else:
             hold(False, "it goes round in circles", world.watch.seen)
-        world.advance(GRACE + 1.0)  # by then each batch stands in the provider's list, and it is time for a look into it
+        # by then each batch stands in the provider's list, and it is time for a look into it
+        world.advance(GRACE + 1.0)
         world.sweep()
         statuses = {batch.id: batch.status for batch in world.api.batches.values()}
         world.watch.still(statuses, metadata=world.api.list_metadata)
