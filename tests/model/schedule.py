@@ -18,6 +18,7 @@ import redis
 
 from batchpipe.errors import StoreUnavailable
 from batchpipe.model.records import JOB, Status
+from batchpipe.pipeline.sweep import MOST_LIST_SECONDS
 from batchpipe.store import When
 from batchpipe.store.scripts import source
 from batchpipe.testing import Delivery
@@ -287,8 +288,8 @@ class Schedule:
                 hold(False, "hours later something is still left to do", world.watch.seen)
         else:
             hold(False, "it goes round in circles", world.watch.seen)
-        # by then each batch stands in the provider's list, and it is time for a look into it
-        world.advance(GRACE + 1.0)
+        # by then each batch stands in the provider's list, and it is time for a look into all of it, however long it is
+        world.advance(MOST_LIST_SECONDS + 1.0)
         world.sweep()
         statuses = {batch.id: batch.status for batch in world.api.batches.values()}
         world.watch.still(statuses, metadata=world.api.list_metadata)
