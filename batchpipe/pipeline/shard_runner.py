@@ -158,9 +158,8 @@ class ShardRunner(Runner):
         if not shard.calls:  # else look first for what an unanswered call made
             job = self.held(job)
         context = CreateContext(self, lease, api)
-        reads = self._reads(
-            lease, at_once=shard.intent_at is None
-        )  # a fresh file that is not ready is asked for at once
+        # a fresh file that is not ready is asked for at once
+        reads = self._reads(lease, at_once=shard.intent_at is None)
         try:
             ending = create(job, shard, budgeted(api, reads), context)
         except NoRoom:  # not before the call: most have room since their upload
