@@ -18,7 +18,7 @@ from typing import Any
 from batchpipe.sandbox.batches import FINAL, Batch, Batches
 from batchpipe.sandbox.clock import Clock
 from batchpipe.sandbox.errors import ApiError
-from batchpipe.sandbox.faults import Faults
+from batchpipe.sandbox.faults import ActiveFault, Faults
 from batchpipe.sandbox.files import FileStore
 from batchpipe.sandbox.ledger import Ledger
 from batchpipe.sandbox.options import Options
@@ -64,7 +64,7 @@ class Lifecycle:
         """The life of a batch, from its current state. Yields the time at which it wants to continue."""
         strange = self.faults.for_batch("unknown_status", batch.metadata or {}) if batch.total == 0 else None
         if strange is not None:
-            yield from self._unknown(batch, strange.fault.message or "queued_somewhere", strange.fault.seconds)
+            yield from self._unknown(batch, strange)
         if batch.total == 0:
             yield from self._validate(batch)
         if not batch.is_final:
@@ -110,11 +110,14 @@ class Lifecycle:
         elif status in FINAL and not batch.told:
             self.webhooks.announce(batch, status)
 
-    def _unknown(self, batch: Batch, status: str, seconds: float) -> Life:
+    def _unknown(self, batch: Batch, strange: ActiveFault) -> Life:
+        """For so many seconds, or until the fault is switched off."""
+        status, until = strange.fault.message or "queued_somewhere", batch.created + strange.fault.seconds
         with self.batches.lock:
             if batch.status == "validating":
                 batch.status = status
-        yield from self._sleep(batch, batch.created + seconds)
+        while self._ending(batch) is None and self.clock.now() < until and self.faults.is_on(strange.id):
+            yield until
         with self.batches.lock:
             if batch.status == status:
                 batch.status = "validating"

@@ -66,7 +66,6 @@ jobs = {
     "config": story("config", **options),
     "window": story("window", completion_window="1h"),
     "refused": story("refused"),
-    "unknown": story("unknown"),
     "expired": story("expired"),
     "all failed": story("all failed"),
 }
@@ -124,7 +123,6 @@ def observed(machine: Machine, worker: Process, web: tuple[str, Path]) -> dict[s
         {"code": "bad_text", "message": "this text is bad", "line": 3, "param": None},
     ]
     faults.add("fail_batch", errors=errors, where={"story": "refused"}, times=1)
-    faults.add("unknown_status", message="pondering", seconds=6.0, where={"story": "unknown"})
     faults.add("expire", fraction=0.67, where={"story": "expired"}, times=1)
     faults.add("row_fails", status=400, where={"story": "all failed"})
     found: dict[str, Any] = machine.python(SCRIPT, url)
@@ -314,10 +312,16 @@ def test_batch_endpoint_metadata_is_json_that_another_process_reads(observed: di
 # -- State -------------------------------------------------------------------------------------------------------------
 
 
-def test_state_unknown_to_us_means_running(observed: dict[str, Any]) -> None:
-    job = observed["unknown"]
-    assert job["state"] == "succeeded"
-    assert "pondering" in [event.get("status") for event in job["logs"]], job["logs"]
+def test_state_unknown_to_us_means_running(machine: Machine, worker: Process) -> None:
+    assert machine.sandbox is not None
+    strange = machine.sandbox.faults.add(
+        "unknown_status", message="pondering", seconds=3_600.0, where={"story": "unknown"}
+    )
+    job = machine.submit(machine.input(2), "--metadata", "story=unknown", output="unknown")
+    until(lambda: machine.json("status", job)["shards"][0]["status"] == "pondering", what="the status is seen")
+    assert machine.json("status", job)["state"] == "running"
+    machine.sandbox.faults.remove(strange)
+    assert machine.run("wait", job, "--timeout", "30").code == 0
 
 
 def test_state_completed_with_no_row_ok_is_no_success(observed: dict[str, Any]) -> None:

@@ -80,15 +80,21 @@ def test_a_limit_that_nobody_knows_is_learned(seed: int, says: bool, at_once: bo
 
 @pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("says", [True, False])
-@pytest.mark.parametrize("limit", [{"most_batches": 4}, {"per_minute": 3}])
-def test_limits_of_batches_and_of_creations_are_learned_too(seed: int, says: bool, limit: dict[str, Any]) -> None:
-    """A few are refused at the first, and when more is tried; not each shard finds out by itself."""
+@pytest.mark.parametrize(("limit", "most"), [({"most_batches": 4}, 35), ({"per_minute": 3}, 60)])
+def test_limits_of_batches_and_of_creations_are_learned_too(
+    seed: int, says: bool, limit: dict[str, Any], most: int
+) -> None:
+    """Some are refused at the first, and when more is tried; not each of 30 shards finds out by itself.
+
+    With three creations a minute and nothing learned it would be 27 + 24 + ... + 3 = 135. It is 32 to 46 where the
+    limit is not said, for chance decides who dies; of four batches at a time 17 to 21.
+    """
     provider = Provider({"m": 100 * ROOM}, says_limit=says, **limit)
     found = world(provider, {}, seed=seed, faults=Faults(kill=0.03, repeat=0.03, lose=0.02, forget=0.02))
     for job in range(3):
         found.submit(shards(seed * 10 + job, 10, 100, 200))
     found.run(2 * LONG)
-    assert provider.refusals <= 45
+    assert provider.refusals <= most
     nothing_is_left(found)
 
 

@@ -363,6 +363,15 @@ def test_a_batch_can_have_an_unknown_status_for_a_while(api, client, sandbox, ro
     assert api.wait(batch).status == "completed"
 
 
+def test_an_unknown_status_ends_with_its_fault(api, sandbox, rows):
+    strange = sandbox.faults.add("unknown_status", seconds=100)
+    batch = api.create(rows(3))
+    sandbox.batches.wait(batch.id, "queued_somewhere")
+
+    sandbox.faults.remove(strange)
+    assert api.wait(batch).status == "completed"
+
+
 def test_faults_can_be_for_some_batches_only(api, sandbox, rows):
     """`where` compares metadata."""
     sandbox.faults.add("fail_batch", where={"batchpipe_shard": "1"})
