@@ -60,8 +60,9 @@ class Provider:
             return 200, self.control(parts[1], json.loads(body) if body else {})
         match method, parts[1:]:
             case "GET", ["batches"]:
-                self.calls["list"] += 1
-                return 200, self.page(parse_qs(url.query))
+                query = parse_qs(url.query)
+                self.calls.update(["list"] if "after" in query else ["list", "list from its beginning"])
+                return 200, self.page(query)
             case "GET", ["batches", name] if name in self.batches:
                 self.calls["retrieve"] += 1
                 return 200, self.encoded[name]

@@ -16,6 +16,7 @@ class Waited:
     cpu: float  #: CPU seconds a minute, all our processes
     redis_cpu: float  #: the same of Redis
     lists: float  #: pages of the list that were read, a minute
+    looks: float  #: of these the first ones of the list, a minute: each begins a look
     retrieves: float  #: batches that were read one by one, a minute
     messages: float  #: Celery messages for each shard and hour
     bytes: float  #: of Redis for each shard, its message included
@@ -35,7 +36,7 @@ def show(name: str, count: int, waited: Waited) -> None:
     age = f"; status known after {max(waited.ages):.1f} s at most" if waited.ages else ""
     print(
         f"{name}, N = {count}: {waited.cpu:.1f} CPU-s a minute (Redis {waited.redis_cpu:.1f}), "
-        f"{waited.lists:.1f} pages and {waited.retrieves:.1f} single reads a minute, "
+        f"{waited.lists:.1f} pages in {waited.looks:.1f} looks and {waited.retrieves:.1f} single reads a minute, "
         f"{waited.messages:.1f} messages for each shard and hour, {waited.bytes / 1024:.1f} KB of Redis for each shard"
         f"{age}; {noticed}",
         flush=True,
@@ -52,6 +53,7 @@ def charts(found: dict[str, dict[int, Waited]]) -> dict[str, dict[str, Points]]:
         "CPU seconds a minute": lines(lambda one: one.cpu),
         "calls to the provider a minute": lines(lambda one: one.lists + one.retrieves),
         "KB of Redis for each shard": lines(lambda one: one.bytes / 1024),
+        "messages for each shard and hour": lines(lambda one: one.messages),
         "seconds until a status is known": lines(lambda one: max(one.ages, default=0)),
     }
 
@@ -63,6 +65,10 @@ def verdicts(count: int, mine: Waited, peer: Waited | None) -> list[str]:
         missed.append("a status is older than 30 s")
     if len(mine.ends) < mine.ended or quantile(mine.ends, 0.99) > 30:
         missed.append("ends are noticed too late")
+    if mine.looks and mine.lists > 1.2 * max(count / 100, 1) * mine.looks:
+        missed.append(f"{mine.lists / mine.looks:.1f} pages a look")
+    if mine.looks and mine.retrieves:
+        missed.append("batches are read one by one")
     if mine.bytes > 3 * 1024:
         missed.append("more than 3 KB of Redis for each shard")
     if count >= 10_000 and mine.cpu > 6:

@@ -1,13 +1,14 @@
 """What it costs to wait for N batches in flight, and how soon their ends are noticed.
 
-    python bench/waiting.py [--in-flight 100 1000 2000 10000] [--seconds 60] [--ends 100] [--others 0] [--no-peers]
+    python bench/waiting.py [--in-flight 100 1000 2000 10000] [--seconds 60] [--ends 100] [--others 0]
+                            [--no-peers] [--polls-alone] [--plot FILE]
 
 For each N there are a Redis, a Batch server that counts its calls (``_provider.py``), a worker and beat, each a process
 of its own, with default settings; and N shards whose batches run. When all have been looked at once, the steady state
 is measured for so many seconds: CPU of our processes, calls to the provider, Celery messages, and how long it takes
 until a changed status is recorded. Then some batches end, and the time until their result files are fetched is taken.
-The peers do the same in the same run: a Celery task per batch with ``self.retry(countdown=10)``, and a loop over
-``batches.list``.
+With ``--polls-alone`` the list is never read. The peers do the same in the same run: a Celery task per batch with
+``self.retry(countdown=10)``, and a loop over ``batches.list``.
 """
 
 from __future__ import annotations
@@ -41,6 +42,10 @@ SHARDS = 100
 CHANGES = 20
 #: Seconds between two looks of the list loop.
 LOOP_SECONDS = 30.0
+#: What is counted for the first page of a list.
+BEGINNING = "list from its beginning"
+#: The default budget of reads of an account.
+READS_PER_SECOND = 5.0
 #: Seconds that a worker gets until every shard was looked at once, and until all ends are noticed.
 WARM_SECONDS, NOTICE_SECONDS = 600.0, 150.0
 
@@ -159,6 +164,7 @@ def measure(
         cpu=(cpu_of(processes) - before[0]) / minutes,
         redis_cpu=(redis_cpu(store) - before[1]) / minutes,
         lists=(calls.get("list", 0) - before[2].get("list", 0)) / minutes,
+        looks=(calls.get(BEGINNING, 0) - before[2].get(BEGINNING, 0)) / minutes,
         retrieves=(calls.get("retrieve", 0) - before[2].get("retrieve", 0)) / minutes,
         messages=(messages_sent(store) - before[3]) / count / minutes * 60,
         bytes=size,
@@ -167,7 +173,8 @@ def measure(
         ended=0,
     )
     ending = chance.sample([name for name in batches if name not in changed], min(options.ends, count // 2))
-    waited.ends, waited.ended = ends_of(server, ending), len(ending)
+    patience = NOTICE_SECONDS + (count / READS_PER_SECOND if options.polls_alone else 0)
+    waited.ends, waited.ended = ends_of(server, ending, patience), len(ending)
     return waited
 
 
@@ -184,7 +191,7 @@ def ages_of(server: Stub, changed: list[str], known: Callable[[str], str | None]
     return ages + [seconds] * len(left)
 
 
-def ends_of(server: Stub, ending: list[str]) -> list[float]:
+def ends_of(server: Stub, ending: list[str], patience: float) -> list[float]:
     """Seconds from the end of each to the start of its download, of those that were noticed."""
     ended: dict[str, float] = {}
     for name in ending:
@@ -203,7 +210,7 @@ def ends_of(server: Stub, ending: list[str]) -> list[float]:
         fetched.update(server.tell("stats")["fetched"])
         return all(name in fetched for name in ended)
 
-    wait_until(all_are, NOTICE_SECONDS, "all ends noticed")
+    wait_until(all_are, patience, "all ends noticed")
     return [fetched[name] - at for name, at in ended.items() if name in fetched]
 
 
@@ -217,6 +224,7 @@ def ours(count: int, options: argparse.Namespace) -> Waited:
             "BATCHPIPE_HOME": f"{folder}/home",
             "OPENAI_API_KEY": "bench",
             "OPENAI_BASE_URL": server.base_url,
+            "BATCHPIPE_ACCOUNTS__DEFAULT__LISTS_BATCHES": str(not options.polls_alone),
         }
         client = Client(load_settings())
         client.store.now()
@@ -313,6 +321,7 @@ def main() -> int:
     parser.add_argument("--others", type=int, default=0, help="batches of others, newer than ours")
     parser.add_argument("--no-peers", action="store_true")
     parser.add_argument("--no-beat", action="store_true", help="the worker alone")
+    parser.add_argument("--polls-alone", action="store_true", help="no list: each batch is looked at by itself")
     parser.add_argument("--plot", metavar="FILE", help="draw all four as SVG")
     parser.add_argument("--logs", help="a folder to keep the logs in")
     options = parser.parse_args()
@@ -332,7 +341,7 @@ def main() -> int:
                 f"to a loop over batches.list {mine.cpu / loop:.1f} ({loop:.2f} CPU-s a minute)",
                 flush=True,
             )
-        for words in verdicts(count, mine, peer):
+        for words in [] if options.polls_alone else verdicts(count, mine, peer):
             failed = True
             print(f"  MISSED: {words}", flush=True)
         if options.plot:
