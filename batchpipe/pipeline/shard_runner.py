@@ -29,6 +29,7 @@ from batchpipe.model.records import LONGEST_PAUSE, Move, Problem, ShardRecord, S
 from batchpipe.model.retry import SHARD_TROUBLE, UNFORESEEN
 from batchpipe.model.room import TooLarge, with_limit
 from batchpipe.model.steps import SHARD_STEPS, Step, follows
+from batchpipe.pipeline.collecting import abandon
 from batchpipe.pipeline.create_actions import HELD_BACK, GiveUp, Over
 from batchpipe.pipeline.create_context import CreateContext
 from batchpipe.pipeline.manifest import workspace_of
@@ -40,7 +41,7 @@ from batchpipe.pipeline.runner import CANCELLING, MAX_LOST, MAX_TRIES, Runner, c
 from batchpipe.pipeline.shard_words import what_follows, why
 from batchpipe.pipeline.slots import is_small
 from batchpipe.pipeline.steps.create import create
-from batchpipe.pipeline.steps.download import abandon, download
+from batchpipe.pipeline.steps.download import download
 from batchpipe.pipeline.steps.poll import Pace, poll
 from batchpipe.pipeline.steps.salvage import lost, salvage
 from batchpipe.pipeline.steps.upload import upload
