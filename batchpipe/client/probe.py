@@ -183,7 +183,10 @@ class Probe:
 
     def _paging(self) -> None:
         """Whether a list goes on behind a batch that is named: else one of more than a page cannot be read."""
-        what, (first, *_, last) = "list goes on after a batch", self._batches
+        what = "list goes on after a batch"
+        if len(self._batches) < 2:
+            return self.result.note(what, None, "no second batch was made")
+        first, *_, last = self._batches
         try:
             newest = next((batch.id for batch in _some(self._api.iter_batches(self._began - 600))), last)
             page = [batch.id for batch in self._api.batch_page(newest).batches]
