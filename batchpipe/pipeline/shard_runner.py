@@ -16,7 +16,7 @@ from batchpipe.errors import (
     Paused,
     StoreUnavailable,
 )
-from batchpipe.model.lateness import attended, waits_of
+from batchpipe.model.lateness import WELL, attended, waits_of
 from batchpipe.model.provider import Provider
 from batchpipe.model.records import Move, Problem, ShardRecord, Stage
 from batchpipe.model.room import TooLarge
@@ -296,7 +296,7 @@ class ShardRunner(Runner):
     def _as_move(shard: ShardRecord, ending: Move | Failed) -> tuple[Move, str]:
         if isinstance(ending, Failed):
             return ending.as_move(shard), "keep" if ending.counted else "refund"
-        ends: dict[str, Any] = {"trouble": None, "backoff": 0, "unseen_at": None, "gone_at": None}
+        ends = dict(WELL)
         if ending.stage != shard.stage and ending.stage in (Stage.UPLOADED, Stage.CREATED, Stage.ENDED):
             ends |= {"unfound": 0, "refused_at": None}
         changes = {**waits_of(shard), **ends, **ending.changes}
