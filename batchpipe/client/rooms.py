@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
-from batchpipe.model.admission import SPAN, Room, Waiting
+from batchpipe.model.admission import SPAN, Room, Waiting, without_date
 from batchpipe.model.eta import Delay, delay_of, unless_in_trouble
 from batchpipe.model.pace import History
 from batchpipe.model.records import ShardRecord
@@ -73,5 +73,5 @@ class Delays:
         return round(waiting.place * max(room.waiting / waiting.of, 1.0)) if shared and room else waiting.place
 
     def _room(self, kind: str, model: str | None = None) -> Room | None:
-        named = (model or "")[:MOST_OF_A_NAME] or None
+        named = without_date(model)[:MOST_OF_A_NAME] or None
         return next((room for room in self._rooms() if room.kind == kind and room.model == named), None)

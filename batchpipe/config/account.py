@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
@@ -13,7 +12,7 @@ from pydantic_settings import NoDecode
 from batchpipe.config.profiles import PROFILES, ProfileName, with_profile
 from batchpipe.config.target import checked_names
 from batchpipe.config.web_urls import checked_web_url
-from batchpipe.model.admission import Kind
+from batchpipe.model.admission import Kind, without_date
 from batchpipe.model.webhooks import secrets_of
 
 #: The account of ``run --sandbox``; its server runs as long as the command.
@@ -21,9 +20,6 @@ SANDBOX_ACCOUNT = "sandbox"
 #: What ENQUEUED_TOKENS looks like.
 _TOKENS = '{"gpt-4o-mini": 2000000}'
 _WINDOW = r"^[1-9]\d{0,4}[smhd]$"
-
-#: The date at the end of a model's name: its versions share one limit.
-_DATE = re.compile(r"-\d{4}-\d{2}-\d{2}$")
 
 
 class Account(BaseModel):
@@ -127,7 +123,7 @@ class Account(BaseModel):
 
     def limits(self, model: str | None) -> dict[Kind, int]:
         """What may be in use at once, or within its span, by shards of this model; what is not here is learned."""
-        same = [limit for name, limit in self.enqueued_tokens.items() if _without_date(name) == _without_date(model)]
+        same = [limit for name, limit in self.enqueued_tokens.items() if without_date(name) == without_date(model)]
         tokens = min(same, default=self.enqueued_tokens_default)
         found: dict[Kind, int | None] = {
             "tokens": tokens,
@@ -173,7 +169,3 @@ class Account(BaseModel):
         if self.overdue_seconds is not None:
             return self.overdue_seconds or None
         return None if self.kind == "azure" else 7_200.0  # Azure goes on after the window, and documents that
-
-
-def _without_date(model: str | None) -> str:
-    return _DATE.sub("", model or "")

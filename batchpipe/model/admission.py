@@ -7,6 +7,7 @@ counted within a span of time, and come back with it.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import ceil
@@ -15,7 +16,11 @@ from typing import Literal
 import msgspec
 
 Kind = Literal["tokens", "batches", "creations", "uploads"]
+#: Limits as the settings say them: kind -> amount; what is missing is learned, or not limited.
+Limits = Mapping[Kind, int]
 
+#: The seconds within which creations and uploads are counted, as in ``rooms.lua``.
+SPAN: Mapping[Kind, float] = {"creations": 3_600.0, "uploads": 60.0}
 #: Tokens per byte of a shard's file, where nothing is known about its model.
 FIRST_RATIO = 0.25
 #: Estimates of tokens are so much higher than the ratio says: one that is too low is refused, one too high only waits.
@@ -24,6 +29,8 @@ RATIO_MARGIN = 1.05
 IDLE_SECONDS = 900.0
 #: A shard that waits is woken by the grant; if that is lost, it asks again after so many seconds.
 WAIT_SECONDS = 600.0
+#: The date at the end of a model's name.
+_DATE = re.compile(r"-\d{4}-\d{2}-\d{2}$")
 
 
 class Full(msgspec.Struct, frozen=True, kw_only=True):
@@ -86,9 +93,6 @@ def needs_of(size: int, ratio: float, *, upload: bool) -> dict[Kind, int]:
     return needs | {"uploads": 1} if upload else needs
 
 
-#: The seconds within which creations and uploads are counted.
-SPAN: Mapping[Kind, float] = {"creations": 3_600.0, "uploads": 60.0}
-
-
-#: Limits as the settings say them: kind -> amount; what is missing is learned, or not limited.
-Limits = Mapping[Kind, int]
+def without_date(model: str | None) -> str:
+    """A model's name without the date of its version: versions share one room, as in ``rooms.lua``."""
+    return _DATE.sub("", model or "")

@@ -6,6 +6,7 @@ Rows that are counted as answered are paid, so they are not sent again; we wait 
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from batchpipe.model.records import LONGEST_PAUSE, JobRecord, Move, Problem, ShardRecord, Stage
@@ -20,6 +21,8 @@ _SHORTEST_PAUSE = 2.0
 _SHORTEST_LAPSE = 10.0
 #: The fields of a shard that say since when something is waited for; `bump_epoch.lua` has them, too.
 _WAITS = ("late_at", "unseen_at", "refused_at", "other_at")
+#: The fields of a shard that say what is wrong, and what they are after a turn that went well.
+WELL: Mapping[str, Any] = {"trouble": None, "backoff": 0, "unseen_at": None, "gone_at": None}
 
 
 def wait_for_files(

@@ -55,7 +55,7 @@ from batchpipe.pipeline.runner import (
 )
 from batchpipe.pipeline.sharding import Prepared
 from batchpipe.pipeline.slots import is_small
-from batchpipe.pipeline.steps.merge import LOOKED_AT, Merged, Overview
+from batchpipe.pipeline.steps.merge import LOOKED_AT, Overview
 from batchpipe.pipeline.steps.next_round import SENT, next_round
 from batchpipe.pipeline.steps.prepare import prepare
 from batchpipe.pipeline.workspace_cleanup import remove_files_of_killed_turns, token_of
@@ -285,7 +285,7 @@ class JobRunner(Runner):
             f"{merged.ok} ok, {merged.failed} failed, and {merged.missing} missing, which may not be named"
         )
         return self._finish(
-            lease, _state(merged), {**_totals(merged), "error": Problem(code=WORKSPACE_GONE, message=message)}
+            lease, merged.state, {**merged.totals, "error": Problem(code=WORKSPACE_GONE, message=message)}
         )
 
     def _merge_all(self, lease: JobLease, seen: Overview) -> str:
@@ -307,9 +307,9 @@ class JobRunner(Runner):
             _clean_up_after_killed_turns(lease, workspace, [])
             return self._plan(lease, prepared)
         merged = self._merging.merge_all(lease)
-        error = None if job.cancel else _job_error(merged, seen)
-        changes = {**_totals(merged), "incomplete": merged.incomplete, "error": error}
-        return self._finish(lease, _state(merged), changes)
+        error = None if job.cancel else merged.error(seen)
+        changes = {**merged.totals, "incomplete": merged.incomplete, "error": error}
+        return self._finish(lease, merged.state, changes)
 
     @staticmethod
     def _may_resend(job: JobRecord, seen: Overview) -> bool:
@@ -387,31 +387,6 @@ def _clean_up_after_killed_turns(lease: JobLease, workspace: Folder, orders: lis
     kept = {lease.token, *map(token_of, (*lease.job.order_files, *orders))}
     with suppress(StorageTrouble):  # leftovers do no harm
         remove_files_of_killed_turns(workspace, kept, lease.check)
-
-
-def _totals(merged: Merged) -> dict[str, Any]:
-    return {name: getattr(merged, name) for name in ("total", "ok", "failed", "missing", "usage", "reasons")}
-
-
-def _state(merged: Merged) -> State:
-    if merged.ok == merged.total:
-        return State.SUCCEEDED if merged.total else State.FAILED
-    return State.PARTIAL if merged.ok else State.FAILED
-
-
-def _job_error(merged: Merged, seen: Overview) -> Problem | None:
-    """What a person should read first: the error of a shard, else that no row is ok."""
-    if merged.ok == merged.total and merged.total:
-        return None  # the refused rows were sent again
-    if seen.error is not None:
-        return seen.error
-    if seen.cancelled is not None:
-        message = f"{seen.cancelled} was cancelled at the provider, and not by batchpipe; not all of its rows were run"
-        return Problem(code="cancelled_elsewhere", message=message)
-    if merged.total and not merged.ok:
-        message = f"no row is ok: {merged.failed} failed, {merged.missing} without an answer; see errors.jsonl"
-        return Problem(code="no_row_ok", message=message)
-    return None
 
 
 def _counts(changes: dict[str, Any]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import Any, cast
 from msgspec.structs import replace
 
 from batchpipe.config.settings import Settings
+from batchpipe.model.lateness import WELL
 from batchpipe.model.provider import Batch, Provider, StoredFile
 from batchpipe.model.records import Move, ShardRecord, Stage
 from batchpipe.pipeline.steps.poll import SLOT_KEPT_SECONDS, Slot, TakeSlot
@@ -45,7 +46,7 @@ class NoSlot(Exception):
 
     def later(self, shard: ShardRecord) -> Move:
         """The turn comes back then, and nothing else has changed."""
-        kept = {name: getattr(shard, name) for name in ("trouble", "backoff", "unseen_at", "gone_at")}
+        kept = {name: getattr(shard, name) for name in WELL}
         return Move(stage=Stage(shard.stage), after=self.wait, changes={**kept, "slot_at": self.slot_at})
 
 

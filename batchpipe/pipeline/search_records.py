@@ -98,7 +98,7 @@ def settle(
     ``after``: seconds until the holder lets it be looked at; ``poll_after``: the same where nobody holds it. What needs
     its turn at once gets it.
 
-    Returns the verdict, see ``Shards.settle``; known: another turn goes on with it.
+    Returns what ``Shards.settle`` does; the verdict known: another turn goes on with it.
     """
     event = ("created", {"batch_id": batch.id, "status": batch.status})
     settled = runner.store.shards.settle(

@@ -3,50 +3,46 @@
 from __future__ import annotations
 
 import logging
-import random
-from dataclasses import dataclass
-from typing import Any, cast
+from collections.abc import Callable
+from typing import Any, Unpack, cast
 
 import msgspec
 
 from batchpipe.config.limits import turn_deadline
+from batchpipe.config.settings import Settings
 from batchpipe.errors import (
-    FILE_MISSING,
     NO_QUOTA,
-    WORKSPACE_GONE,
     LeaseLost,
     Paused,
-    PermanentError,
-    Refused,
-    SettingsError,
-    StorageTrouble,
     StoreUnavailable,
-    TransientError,
 )
-from batchpipe.model.lateness import attended, waits_of
+from batchpipe.model.lateness import WELL, attended, waits_of
 from batchpipe.model.provider import Provider
-from batchpipe.model.records import LONGEST_PAUSE, Move, Problem, ShardRecord, Stage
-from batchpipe.model.retry import SHARD_TROUBLE, UNFORESEEN
-from batchpipe.model.room import TooLarge, with_limit
+from batchpipe.model.records import Move, Problem, ShardRecord, Stage
+from batchpipe.model.room import TooLarge
 from batchpipe.model.steps import SHARD_STEPS, Step, follows
 from batchpipe.pipeline.create_actions import HELD_BACK, GiveUp, Over
 from batchpipe.pipeline.create_context import CreateContext
 from batchpipe.pipeline.manifest import workspace_of
-from batchpipe.pipeline.messages import Continue, Done, Next, Retry, denied, lost_lease
-from batchpipe.pipeline.notices import record_safely
+from batchpipe.pipeline.messages import Continue, Done, Next, Publish, Retry, denied, lost_lease
 from batchpipe.pipeline.reading import NoSlot, TurnReads, budgeted, slots_for
 from batchpipe.pipeline.room import NoRoom, pass_on_room, wait_for_room
-from batchpipe.pipeline.runner import CANCELLING, MAX_LOST, MAX_TRIES, Runner, check_cancel, foreseen, numbers, words
+from batchpipe.pipeline.runner import (
+    MAX_LOST,
+    Runner,
+    Shared,
+    check_cancel,
+    numbers,
+)
+from batchpipe.pipeline.shard_trouble import Failed, ShardTrouble, is_committed
 from batchpipe.pipeline.shard_words import what_follows, why
 from batchpipe.pipeline.slots import is_small
 from batchpipe.pipeline.steps.create import create
-from batchpipe.pipeline.steps.download import abandon, download
+from batchpipe.pipeline.steps.download import download
 from batchpipe.pipeline.steps.poll import Pace, poll
-from batchpipe.pipeline.steps.salvage import lost, salvage
 from batchpipe.pipeline.steps.upload import upload
 from batchpipe.storage import Folder
-from batchpipe.store import ClaimDenied, Following, Lease, ShardLease, new_task_ids
-from batchpipe.telemetry.counters import reason_of
+from batchpipe.store import ClaimDenied, Following, Lease, ShardLease, Store, new_task_ids
 from batchpipe.telemetry.logs import about
 from batchpipe.telemetry.prices import Pricer, free, openai_prices, unknown
 
@@ -58,6 +54,17 @@ Result = Move | Problem | GiveUp | Over | TooLarge
 
 class ShardRunner(Runner):
     """Turns of shards: the four links of the chain."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        store: Store,
+        apis: Callable[[str], Provider],
+        publish: Publish,
+        **shared: Unpack[Shared],
+    ) -> None:
+        super().__init__(settings, store, apis, publish, **shared)
+        self.trouble = ShardTrouble(self)
 
     def run(self, name: str, job_id: str, index: int, epoch: int) -> Next:
         """Handle one message. Raises only StoreUnavailable (Redis is away: try again later)."""
@@ -90,7 +97,7 @@ class ShardRunner(Runner):
                 raise
             except Exception as error:
                 try:
-                    ending = self._trouble(step, lease, error)
+                    ending = self.trouble.met(step, lease, error)
                 except LeaseLost:
                     return lost_lease(ahead is not None)
             lease.stop()
@@ -105,14 +112,14 @@ class ShardRunner(Runner):
         except Exception as error:
             return error
 
-    def _step(self, step: Step, lease: ShardLease, api: Provider | Exception) -> Move | Over | _Failed:
+    def _step(self, step: Step, lease: ShardLease, api: Provider | Exception) -> Move | Over | Failed:
         job, shard = lease.job, attended(lease.shard, self.store.now())
         lease.shard = shard
-        if job.cancel and step.sends and not _is_committed(shard):
-            return self._abandon(lease, Problem(code="cancelled", message="the job was cancelled"))
-        if shard.lost >= MAX_LOST and not _is_committed(shard):
+        if job.cancel and step.sends and not is_committed(shard):
+            return self.trouble.abandon(lease, Problem(code="cancelled", message="the job was cancelled"))
+        if shard.lost >= MAX_LOST and not is_committed(shard):
             message = f"its worker vanished {shard.lost} times during {step.name}"
-            return self._abandon(lease, Problem(code="worker_lost", message=message))
+            return self.trouble.abandon(lease, Problem(code="worker_lost", message=message))
         if isinstance(api, Exception):
             raise api
         pause = lease.pause
@@ -127,10 +134,10 @@ class ShardRunner(Runner):
         if isinstance(result, Problem) and shard.landing:  # nothing new: what was collected before stays
             return Move(stage=Stage.COLLECTED, changes={"landing": False, "error": result})
         if isinstance(result, TooLarge):
-            return self._too_large(lease, result)
+            return self.trouble.too_large(lease, result)
         if isinstance(result, GiveUp | Problem):
             problem = result.problem if isinstance(result, GiveUp) else result
-            return self._abandon(lease, problem, refused=isinstance(result, GiveUp) and result.refused)
+            return self.trouble.abandon(lease, problem, refused=isinstance(result, GiveUp) and result.refused)
         return result
 
     # -- what each step is given -----------------------------------------------------------------------------------
@@ -153,7 +160,7 @@ class ShardRunner(Runner):
 
     def _create(self, lease: ShardLease, api: Provider) -> Result:
         job, shard = lease.job, lease.shard
-        if not _is_committed(shard):  # its answers could not be matched to rows: not worth paying for
+        if not is_committed(shard):  # its answers could not be matched to rows: not worth paying for
             workspace_of(job, self.settings).size(shard.file)
         if not shard.calls:  # else look first for what an unanswered call made
             job = self.held(job)
@@ -211,100 +218,9 @@ class ShardRunner(Runner):
             return free
         return openai_prices() if self.settings.is_openai(account) else unknown
 
-    def _abandon(self, lease: ShardLease, problem: Problem, *, refused: bool = False) -> Move:
-        """Account for the rows of a shard that has no files: failed if the provider refused it, else missing."""
-        workspace = workspace_of(lease.job, self.settings)
-        return abandon(lease.job, lease.shard, workspace, lease.token, problem, refused=refused, check=lease.check)
-
-    def _too_large(self, lease: ShardLease, found: TooLarge) -> Move:
-        """Its rows come back in a further round, in shards below the limit that is known now, or have failed."""
-        workspace = workspace_of(lease.job, self.settings)
-        job, shard, again = lease.job, lease.shard, found.again
-        move = abandon(job, shard, workspace, lease.token, found.problem, refused=True, again=again, check=lease.check)
-        return with_limit(move, found)
-
-    # -- trouble ---------------------------------------------------------------------------------------------------
-
-    def _trouble(self, step: Step, lease: ShardLease, error: Exception) -> Move | _Failed:
-        """What an error of a step means for the shard."""
-        error = foreseen(error, step)
-        if isinstance(error, StorageTrouble) and error.code == FILE_MISSING:
-            try:
-                return self._without_files(lease, error)
-            except (LeaseLost, StoreUnavailable):
-                raise
-            except Exception as other:
-                error = foreseen(other, step)
-        problem = Problem(code=getattr(error, "code", "internal_error"), message=words(error))
-        after = getattr(error, "after", None)
-        if isinstance(error, Paused):
-            after = self._pause(lease, problem, after)
-        if isinstance(error, TransientError | SettingsError | OSError):
-            return self._defer(lease, problem, after, reason_of(error))
-        if isinstance(error, PermanentError) and not _is_committed(lease.shard):
-            return self._give_up(step, lease, problem, refused=isinstance(error, Refused))
-        logger.error("%s failed", step.name, exc_info=error, extra={"event": "turn_failed"})
-        return self._unforeseen(step, lease, problem)
-
-    def _without_files(self, lease: ShardLease, error: StorageTrouble) -> Move:
-        """The shard's file is gone from the workspace. Raises StorageTrouble while we wait for it.
-
-        After that the provider's answers are kept; the other rows are missing, and only counted.
-        """
-        self.wait_for_workspace(lease, error)
-        job, shard = lease.job, lease.shard
-        problem = Problem(code=WORKSPACE_GONE, message=f"{error}: the workspace of the job is gone, or a file of it")
-        self.log(job.id, [(WORKSPACE_GONE, {"message": str(error)})], level=logging.ERROR, shard=shard.index)
-        if shard.stage != Stage.ENDED or not (shard.output_file_id or shard.error_file_id):
-            return lost(shard, problem)
-        workspace = workspace_of(job, self.settings)
-        try:
-            return salvage(shard, workspace, self.apis(job.account), problem, check=lease.check)
-        except StorageTrouble as trouble:
-            if trouble.code != FILE_MISSING:
-                raise
-            return lost(shard, problem)  # its whole storage is gone
-
-    def _unforeseen(self, step: Step, lease: ShardLease, problem: Problem) -> Move | _Failed:
-        spent = lease.shard.tries >= MAX_TRIES
-        if spent and not _is_committed(lease.shard):
-            return self._give_up(step, lease, problem)
-        return _Failed(problem, LONGEST_PAUSE if spent else UNFORESEEN.pause(lease.shard.tries), counted=True)
-
-    def _give_up(self, step: Step, lease: ShardLease, problem: Problem, *, refused: bool = False) -> Move | _Failed:
-        try:
-            return self._abandon(lease, problem, refused=refused)
-        except StorageTrouble as error:
-            if error.code == FILE_MISSING:
-                return self._trouble(step, lease, error)
-            return self._defer(lease, Problem(code=error.code, message=str(error)), None, reason_of(error))
-        except (TransientError, OSError) as error:
-            return self._defer(lease, Problem(code="storage_trouble", message=words(error)), None, reason_of(error))
-
-    def _defer(self, lease: ShardLease, problem: Problem, after: float | None, reason: str) -> _Failed:
-        """Foreseen trouble: no try is counted, and the pauses become longer."""
-        pause = SHARD_TROUBLE.pause(lease.shard.backoff)
-        # a pause that the provider named is kept, and spread so that not all retries fall in the same second
-        named = after * random.uniform(1.0, 1.1) if after is not None else 0.0
-        if problem.code == CANCELLING:
-            pause = 0.0
-        return _Failed(problem, min(max(named, pause), LONGEST_PAUSE), counted=False, reason=reason)
-
-    def _pause(self, lease: ShardLease, problem: Problem, after: float | None) -> float:
-        """Pause the account: every further call would be refused, too. Returns the seconds that the pause lasts."""
-        if (pause := self.store.accounts.pause_of(lease.job.account)) is not None:
-            return pause.seconds
-        seconds = max(after if after is not None else self.settings.account_pause_seconds, 1.0)
-        record_safely(lambda: self.notices.account_paused(lease.job.account, problem, seconds))
-        self.store.accounts.pause(lease.job.account, seconds, problem)
-        self.counters.add("account_pauses", account=lease.job.account)
-        fields = {"account": lease.job.account, "seconds": seconds, "message": problem.message}
-        self.log(lease.job.id, [("account_paused", fields)], level=logging.ERROR, shard=lease.index)
-        return seconds
-
     # -- the end of a turn -----------------------------------------------------------------------------------------
 
-    def _end(self, step: Step, lease: ShardLease, ending: Move | Over | _Failed) -> Next:
+    def _end(self, step: Step, lease: ShardLease, ending: Move | Over | Failed) -> Next:
         if isinstance(ending, Over):
             if ending.settled:
                 self.count_stage(lease.shard.stage, lease.shard.uploaded_at)
@@ -324,11 +240,11 @@ class ShardRunner(Runner):
         self.ahead.keep(lease.following)
         self._count_move(lease.job.account, lease.shard, move)
         pass_on_room(self, lease.shard, move, news.granted)
-        paused = isinstance(ending, _Failed) and ending.reason == "paused"  # logged once per account
+        paused = isinstance(ending, Failed) and ending.reason == "paused"  # logged once per account
         level = logging.DEBUG if paused else logging.INFO
         self.log(lease.job.id, events, level=level, recorded=True, shard=lease.index)
         if move.pause is not None:
-            self._pause(lease, move.pause, None)
+            self.trouble.pause(lease, move.pause, None)
         if move.stage == Stage.COLLECTED:
             if merge_epoch:
                 small = lease.job.shards == 1 and _is_small(lease.shard)
@@ -342,7 +258,7 @@ class ShardRunner(Runner):
         if move.changes.get("parked"):
             return Done(f"watched by looks: {why(lease.shard, move)}")
         if move.stage == lease.shard.stage:
-            reason = ending.reason if isinstance(ending, _Failed) else step.waits
+            reason = ending.reason if isinstance(ending, Failed) else step.waits
             return Retry(move.after, why(lease.shard, move), reason)
         if follows(lease.shard.stage, move.stage):
             return Continue(why(lease.shard, move), small=_is_small(lease.shard))
@@ -377,30 +293,14 @@ class ShardRunner(Runner):
             self.counters.wait("token_limit" if move.pause is None else "paused", move.after)
 
     @staticmethod
-    def _as_move(shard: ShardRecord, ending: Move | _Failed) -> tuple[Move, str]:
-        if isinstance(ending, _Failed):
-            changes: dict[str, Any] = {**waits_of(shard), "trouble": ending.problem, "backoff": shard.backoff + 1}
-            events = [("deferred", _deferred_fields(ending))]
-            repeated = shard.trouble is not None and shard.trouble.message == ending.problem.message
-            move = Move(
-                stage=Stage(shard.stage), after=ending.after, changes=changes, events=[] if repeated else events
-            )
-            return move, "keep" if ending.counted else "refund"
-        ends: dict[str, Any] = {"trouble": None, "backoff": 0, "unseen_at": None, "gone_at": None}
+    def _as_move(shard: ShardRecord, ending: Move | Failed) -> tuple[Move, str]:
+        if isinstance(ending, Failed):
+            return ending.as_move(shard), "keep" if ending.counted else "refund"
+        ends = dict(WELL)
         if ending.stage != shard.stage and ending.stage in (Stage.UPLOADED, Stage.CREATED, Stage.ENDED):
             ends |= {"unfound": 0, "refused_at": None}
         changes = {**waits_of(shard), **ends, **ending.changes}
         return msgspec.structs.replace(ending, changes=changes), "reset"
-
-
-@dataclass(frozen=True)
-class _Failed:
-    """A turn that failed: why, and how long to wait."""
-
-    problem: Problem
-    after: float
-    counted: bool
-    reason: str = "failure"  #: for the counters
 
 
 def _collected(move: Move) -> list[tuple[str, dict[str, Any]]]:
@@ -412,14 +312,5 @@ def _collected(move: Move) -> list[tuple[str, dict[str, Any]]]:
     return [("collected", counts | ({"incomplete": early} if early else {}))]
 
 
-def _deferred_fields(failed: _Failed) -> dict[str, Any]:
-    return {"message": failed.problem.message, "seconds": round(failed.after, 1), "reason": failed.reason}
-
-
 def _is_small(shard: ShardRecord) -> bool:
     return is_small(shard.bytes, shard.rows)
-
-
-def _is_committed(shard: ShardRecord) -> bool:
-    """It has a batch, or may have one: trouble on our side must never make us abandon it."""
-    return shard.batch_id is not None or shard.intent_at is not None

@@ -206,6 +206,20 @@ class Pump:
             if due is not None and due <= self.at and not self.sweep() and self.step() is None:
                 self.advance(self.settings.sweep_seconds)
 
+    def run_for(self, seconds: float, *, pace: float = 5.0, sweeping: bool = True) -> None:
+        """What workers and sweeps do within so many seconds: every ``pace`` seconds what is due, and a sweep."""
+        ends = self.at + seconds
+        while self.at < ends:
+            self.run_due()
+            if sweeping:
+                self.sweep()
+            self.advance(pace)
+
+    def run_due(self) -> None:
+        """Deliver what is due now, and what follows from it at once."""
+        while self.step() is not None:
+            pass
+
     def _open(self) -> list[str]:
         return [f"{job}/{index}" for job, index in self.store.due.overdue()]
 

@@ -37,6 +37,7 @@ from batchpipe.model.steps import Step
 from batchpipe.pipeline.job_runner import JobRunner
 from batchpipe.pipeline.messages import Continue, Message, Next, Retry
 from batchpipe.pipeline.shard_runner import ShardRunner
+from batchpipe.pipeline.shard_trouble import ShardTrouble
 from batchpipe.pipeline.sharding import Prepared, ShardPlan
 from batchpipe.pipeline.sweep import sweep
 from batchpipe.store import ClaimDenied, Connection, JobLease, Lease, ShardLease, Store
@@ -373,10 +374,18 @@ class ModelShardRunner(ShardRunner):
         lease.check()
         return Move(stage=Stage.COLLECTED, changes={"ok": lease.shard.rows})
 
-    def _unforeseen(self, step: Step, lease: ShardLease, problem: Problem) -> Any:
+
+class ModelTrouble(ShardTrouble):
+    """What trouble means as it is shipped, but for the files of a shard that is given up; none may be unforeseen."""
+
+    def __init__(self, runner: ModelShardRunner) -> None:
+        super().__init__(runner)
+        self.world = runner.world
+
+    def unforeseen(self, step: Step, lease: ShardLease, problem: Problem) -> Any:
         raise Broken(problem.message)
 
-    def _abandon(self, lease: ShardLease, problem: Problem, **how: Any) -> Move:
+    def abandon(self, lease: ShardLease, problem: Problem, **how: Any) -> Move:
         self.world.watch.facts[f"abandoned: {problem.code}"] += 1
         return Move(stage=Stage.COLLECTED, changes={"missing": lease.shard.rows, "error": problem})
 
@@ -452,6 +461,7 @@ class World:
         self.shard_runner = ModelShardRunner(settings, self.store, apis, self._publish)
         self.job_runner = ModelJobRunner(settings, self.store, apis, self._publish, lambda job: None)
         self.shard_runner.world = self.job_runner.world = self
+        self.shard_runner.trouble = ModelTrouble(self.shard_runner)
         self._submit(folder, rounds)
 
     def _submit(self, folder: Path, rounds: int) -> None:

@@ -39,19 +39,9 @@ def pump(tmp_path: Path) -> Pump:
     return Pump(tmp_path, api=ShortPages(), max_rows=2)
 
 
-def pass_time(pump: Pump, seconds: float, pace: float = 5.0) -> None:
-    """Messages at their hosts' time, and a sweep every ``pace`` seconds."""
-    ends = pump.at + seconds
-    while pump.at < ends:
-        while pump.step() is not None:
-            pass
-        pump.sweep()
-        pump.advance(pace)
-
-
 def running(pump: Pump, rows: list[dict[str, object]]) -> str:
     job_id = pump.submit(rows)
-    pass_time(pump, 30.0)
+    pump.run_for(30.0)
     assert {shard.stage for shard in pump.shards(job_id)} == {Stage.CREATED}
     return job_id
 
@@ -66,7 +56,7 @@ def test_a_job_goes_on_though_redis_clock_is_set_back_by_an_hour(pump: Pump, cha
     job_id = running(pump, chat_rows(4))
     pump.redis_off = -HOUR
     finish(pump)
-    pass_time(pump, 240.0)
+    pump.run_for(240.0)
     assert pump.job(job_id).state is State.SUCCEEDED
     assert pump.api.billed == Counter(f"r{number}" for number in range(4))
 
@@ -77,14 +67,14 @@ def test_a_worker_that_vanished_before_the_clock_was_set_back_is_replaced(pump: 
     lease = pump.store.leases.claim_job(job_id, 1, [State.PENDING.value], deadline=600.0, enter=State.PREPARING.value)
     assert lease
     pump.redis_off = -HOUR
-    pass_time(pump, 200.0)
+    pump.run_for(200.0)
     assert {shard.stage for shard in pump.shards(job_id)} == {Stage.CREATED}
 
 
 def test_the_pause_of_an_account_ends_in_time_though_the_clock_is_set_back(pump: Pump) -> None:
     pump.store.accounts.pause("default", 60.0, Problem(code="insufficient_quota", message="no money"))
     pump.redis_off = -HOUR
-    pass_time(pump, 70.0)
+    pump.run_for(70.0)
     assert pump.store.accounts.pause_of("default") is None
 
 
@@ -99,10 +89,10 @@ def test_polls_of_an_account_are_granted_though_the_clock_is_set_back(pump: Pump
 
 
 def test_that_the_clock_was_set_back_is_logged_once(pump: Pump, caplog: pytest.LogCaptureFixture) -> None:
-    pass_time(pump, 10.0)
+    pump.run_for(10.0)
     pump.redis_off = -HOUR
     with caplog.at_level(logging.ERROR):
-        pass_time(pump, 60.0)
+        pump.run_for(60.0)
     warnings = [record.message for record in caplog.records if getattr(record, "event", "") == "clock_back"]
     assert len(warnings) == 1
     assert "set back by 3595 s" in warnings[0]
@@ -114,7 +104,7 @@ def test_a_batch_is_found_though_the_clock_was_an_hour_ahead_when_it_was_made(pu
     job_id = pump.submit(chat_rows(2))
     pump.api.fail_next("create_batch", AmbiguousResult("the answer is lost"), processed=True)
     pump.api.hide_from_list("batch_0001")
-    pass_time(pump, 1.0)
+    pump.run_for(1.0)
     assert pump.shards(job_id)[0].calls
     [made] = pump.api.batches.values()
     for _ in range(2):  # of others, later: the list is not read to its end by chance
@@ -124,7 +114,7 @@ def test_a_batch_is_found_though_the_clock_was_an_hour_ahead_when_it_was_made(pu
         )
     pump.api.hide_from_list(False)
     pump.redis_off = 0.0
-    pass_time(pump, 150.0)
+    pump.run_for(150.0)
     assert len(pump.api.batches) == 3
     assert pump.shards(job_id)[0].batch_id == made.id
 
@@ -139,9 +129,9 @@ def test_a_call_that_may_still_be_under_way_is_waited_for_when_the_clock_leaps_f
     while not pump.vanished:
         assert pump.step() is not None
     pump.redis_off = HOUR
-    pass_time(pump, 50.0)
+    pump.run_for(50.0)
     pump.api.hide_from_list(False)
-    pass_time(pump, 120.0)
+    pump.run_for(120.0)
     assert len(pump.api.batches) == 1
     assert pump.shards(job_id)[0].stage == Stage.CREATED
 
@@ -162,7 +152,7 @@ def test_whatever_the_clock_does_each_row_is_paid_for_once(tmp_path: Path, chat_
             pump.advance(max(min(delivery.at for delivery in pump.waiting) - pump.at, 0.0) + 0.01)
             pump.step()
         pump.sweep()
-    pass_time(pump, 3 * HOUR, pace=30.0)
+    pump.run_for(3 * HOUR, pace=30.0)
     job = pump.job(job_id)
     assert (job.state, job.ok) == (State.SUCCEEDED, 8)
     assert pump.api.billed == Counter(f"r{number}" for number in range(8))

@@ -17,8 +17,9 @@ from batchpipe.model.lateness import CANCELLED_SECONDS, UNPAID_SECONDS
 from batchpipe.model.provider import Batch
 from batchpipe.model.records import BatchError, Counts, JobRecord, Move, Problem, ShardRecord, Stage
 from batchpipe.pipeline import fetching
+from batchpipe.pipeline.collecting import abandon
 from batchpipe.pipeline.fetching import FETCHES_AT_ONCE
-from batchpipe.pipeline.steps.download import GONE_SECONDS, abandon, download
+from batchpipe.pipeline.steps.download import GONE_SECONDS, download
 from batchpipe.storage import Folder
 
 JOB = JobRecord(id="job_x")

@@ -190,3 +190,14 @@ def test_a_late_batch_is_shown_as_late_until_it_ends(place: Place, chat_rows: Ro
     place.pump.run_until_idle()
     assert place.client.get_job(job_id).to_dict()["shards"][0]["late"] is None
     assert meter.read().late == {"default": 0.0}
+
+
+def test_a_dated_version_of_a_model_waits_in_the_room_of_its_model(place: Place, chat_rows: Rows) -> None:
+    """Rows name the version; the room, and what is said of the end, is that of all versions."""
+    account = {"default": Account(api_key=SecretStr("k"), enqueued_tokens_default=84)}
+    place = Place(place.folder, place.pump.store, place.client, accounts=account)
+    job_id = place.pump.submit(chat_rows(4, model="m-2026-01-31"))
+    place.pump.run_due()
+    assert len(place.pump.api.batches) < 4
+    place.history(job_id, 550, 600, 650)
+    assert place.client.get_job(job_id).eta() is not None

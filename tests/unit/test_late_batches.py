@@ -199,23 +199,15 @@ def test_an_end_that_a_look_sees_counts_with_the_provider_s_times(tmp_path: Path
     pump = Pump(tmp_path, api=FakeOpenAI(), max_rows=1, polls_in_flight=2, accounts={"default": account})
     job_id = pump.submit(chat_rows(6))
 
-    def pass_time(seconds: float) -> None:
-        ends = pump.at + seconds
-        while pump.at < ends:
-            while pump.step() is not None:
-                pass
-            pump.sweep()
-            pump.advance(5.0)
-
-    pass_time(60.0)
+    pump.run_for(60.0)
     assert all(shard.parked for shard in pump.shards(job_id))
     for batch in pump.api.batches.values():
         batch.status, batch.in_progress_at = "in_progress", pump.api.clock()
-    pass_time(120.0)
+    pump.run_for(120.0)
     assert all(shard.in_progress_at is not None for shard in pump.shards(job_id))
     for batch in pump.api.batches.values():
         pump.api.finish(batch.id)
-    pass_time(120.0)
+    pump.run_for(120.0)
     assert pump.job(job_id).stage == State.SUCCEEDED
     found = pump.store.paces.read("default", model_of(pump, job_id))
     assert (found.took.ended, found.queued.ended) == (6, 6)

@@ -61,19 +61,9 @@ class StrictOpenAI(FakeOpenAI):
         return [batch.id for batch in self.batches.values() if not batch.is_final]
 
 
-def work(pump: Pump, seconds: float = 60.0) -> None:
-    """What workers and sweeps do within so many seconds."""
-    ends = pump.at + seconds
-    while pump.at < ends:
-        while pump.step() is not None:
-            pass
-        pump.sweep()
-        pump.advance(5.0)
-
-
 def run_to_the_end(pump: Pump, api: StrictOpenAI, job: str, *, rounds: int = 100) -> None:
     for _ in range(rounds):
-        work(pump)
+        pump.run_for(60.0)
         if pump.job(job).state.ended:
             return
         for batch in api.running:
@@ -93,7 +83,7 @@ def test_a_refusal_of_one_batch_too_many_teaches_how_many_there_may_be(
     api = StrictOpenAI(batches=3, says=says)
     pump = Pump(tmp_path, api=api, max_rows=1)
     job = pump.submit(chat_rows(12))
-    work(pump)
+    pump.run_for(60.0)
     assert (room(pump, "batches").learned, len(api.running)) == (3, 3)
     refused = api.refused
     run_to_the_end(pump, api, job)
@@ -106,13 +96,12 @@ def test_who_waits_for_a_batch_to_end_says_so_and_goes_on_at_once_when_one_has(t
     api = StrictOpenAI(batches=1)
     pump = Pump(tmp_path, api=api, max_rows=1)
     job = pump.submit(chat_rows(2))
-    work(pump)
+    pump.run_for(60.0)
     (waiting,) = pump.store.admission.waiting_of([(job, 0), (job, 1)]).values()
     assert waiting.kind == "batches"
     api.finish(api.running[0])
     pump.advance(600.0)
-    while pump.step() is not None:  # no sweep
-        pass
+    pump.run_due()  # no sweep
     assert len(api.batches) == 2
 
 
@@ -120,11 +109,11 @@ def test_batches_of_others_leave_room_for_one_that_tries_with_growing_pauses(tmp
     api = StrictOpenAI(batches=5, others=5)
     pump = Pump(tmp_path, api=api, max_rows=1)
     job = pump.submit(chat_rows(8))
-    work(pump, 3_600.0)
+    pump.run_for(3_600.0)
     assert not api.batches
     assert api.refused < 30
     api.others = 0
-    work(pump, 1_200.0)
+    pump.run_for(1_200.0)
     assert len(api.batches) > 0
     run_to_the_end(pump, api, job)
     assert pump.job(job).ok == 8
@@ -138,7 +127,7 @@ def test_a_429_closes_its_room_until_the_time_that_it_names_and_teaches_the_rate
     api = StrictOpenAI(**{what: 4})  # type: ignore[arg-type]
     pump = Pump(tmp_path, api=api, max_rows=1)
     job = pump.submit(chat_rows(20))
-    work(pump)
+    pump.run_for(60.0)
     assert api.refused == 1
     assert room(pump, what).learned == (4 * 60 if what == "creations" else 4)
     run_to_the_end(pump, api, job)
@@ -152,7 +141,7 @@ def test_a_429_without_a_time_or_a_rate_teaches_nothing(tmp_path: Path, chat_row
     pump = Pump(tmp_path, api=api, max_rows=1)
     api.fail_next("create_batch", Unavailable("HTTP 429: no", code="http_429", status=429), times=2)
     job = pump.submit(chat_rows(3))
-    work(pump)
+    pump.run_for(60.0)
     assert len(api.running) == 3
     assert room(pump, "creations").learned is None
     run_to_the_end(pump, api, job)

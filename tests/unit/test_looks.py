@@ -30,21 +30,10 @@ def pump(tmp_path: Path) -> Pump:
     return Pump(tmp_path, api=FakeOpenAI(), max_rows=1, polls_in_flight=4, accounts={"default": account})
 
 
-def pass_time(pump: Pump, seconds: float, *, sweeping: bool = True, pace: float = 5.0) -> None:
-    """Messages at their time, and a sweep every few seconds."""
-    ends = pump.at + seconds
-    while pump.at < ends:
-        while pump.step() is not None:
-            pass
-        if sweeping:
-            pump.sweep()
-        pump.advance(pace)
-
-
 def watched(pump: Pump, rows: list[dict[str, object]]) -> str:
     """A job whose shards are all parked."""
     job_id = pump.submit(rows)
-    pass_time(pump, 60.0)
+    pump.run_for(60.0)
     assert all(shard.parked for shard in pump.shards(job_id))
     assert pump.waiting == []
     pump.api.calls.clear()
@@ -62,7 +51,7 @@ def finish(pump: Pump, *numbers: int) -> None:
 def test_in_the_steady_state_only_pages_are_read_and_no_message_is_sent(pump: Pump, chat_rows: Rows) -> None:
     """However long it takes; nothing comes due."""
     watched(pump, chat_rows(SHARDS))
-    pass_time(pump, 3_600.0)
+    pump.run_for(3_600.0)
     assert {call.method for call in pump.api.calls} == {"batch_page"}
     assert 200 <= pump.api.count("batch_page") <= 245
     assert pump.published == []
@@ -73,12 +62,12 @@ def test_each_end_is_noticed_by_the_next_look_and_its_batch_is_not_read_again(pu
     """The page has shown its files; the other shards stay where they are."""
     job_id = watched(pump, chat_rows(SHARDS))
     finish(pump, 3, 7)
-    pass_time(pump, 25.0)
+    pump.run_for(25.0)
     assert Counter(shard.stage for shard in pump.shards(job_id)) == {Stage.CREATED: SHARDS - 2, Stage.COLLECTED: 2}
     assert pump.api.count("retrieve") == 0
     assert len(pump.published) == 2
     finish(pump)
-    pass_time(pump, 25.0)
+    pump.run_for(25.0)
     assert pump.job(job_id).stage == State.SUCCEEDED
     assert pump.api.billed == Counter(f"r{number}" for number in range(SHARDS))
 
@@ -93,11 +82,11 @@ def test_what_a_look_has_recorded_is_published_by_the_next_one_if_its_process_di
         raise Vanished
 
     pump.job_runner._publish = die
-    pass_time(pump, 60.0)
+    pump.run_for(60.0)
     assert pump.vanished
     assert pump.job(job_id).stage == State.RUNNING
     pump.job_runner._publish = publish
-    pass_time(pump, 200.0)  # the lease of that look ends, too
+    pump.run_for(200.0)  # the lease of that look ends, too
     assert pump.job(job_id).stage == State.SUCCEEDED
 
 
@@ -106,9 +95,9 @@ def test_polls_come_back_if_looks_stop_spread_over_their_safety_net(pump: Pump, 
     job_id = watched(pump, chat_rows(SHARDS))
     pump.api.fail_next("batch_page", Refused("no list here any more", status=405), times=10_000)
     finish(pump)
-    pass_time(pump, 420.0)
+    pump.run_for(420.0)
     assert pump.api.count("retrieve") == 0
-    pass_time(pump, 400.0)
+    pump.run_for(400.0)
     assert pump.api.count("retrieve") == SHARDS
     assert pump.job(job_id).stage == State.SUCCEEDED
     times = {round(message.countdown) for message in pump.published}
@@ -119,11 +108,11 @@ def test_a_shard_that_looks_do_not_meet_is_read_by_itself(pump: Pump, chat_rows:
     """The list hides its batch; the others cost nothing."""
     job_id = watched(pump, chat_rows(SHARDS))
     pump.api.hide_from_list(list(pump.api.batches)[5])
-    pass_time(pump, 1_500.0)
+    pump.run_for(1_500.0)
     assert 1 <= pump.api.count("retrieve") <= 8
     assert {call.argument for call in pump.api.calls if call.method == "retrieve"} == {list(pump.api.batches)[5]}
     finish(pump, 5)
-    pass_time(pump, 700.0)
+    pump.run_for(700.0)
     assert [shard.index for shard in pump.shards(job_id) if shard.stage == Stage.COLLECTED] != []
 
 
@@ -147,11 +136,11 @@ def test_a_cancel_reaches_parked_shards(pump: Pump, chat_rows: Rows) -> None:
     """Each cancels its batch, and is parked again until that has ended."""
     job_id = watched(pump, chat_rows(SHARDS))
     pump.cancel(job_id)
-    pass_time(pump, 10.0)
+    pump.run_for(10.0)
     assert pump.api.count("cancel_batch") == SHARDS
     for batch in pump.api.batches:
         pump.api.finish(batch, "cancelled", after=0)
-    pass_time(pump, 60.0)
+    pump.run_for(60.0)
     assert pump.job(job_id).stage == State.CANCELLED
 
 
@@ -160,7 +149,7 @@ def test_a_batch_that_somebody_else_cancels_holds_its_job(pump: Pump, chat_rows:
     job_id = watched(pump, chat_rows(SHARDS))
     batch = list(pump.api.batches)[2]
     pump.api.cancel_batch(batch)
-    pass_time(pump, 60.0)
+    pump.run_for(60.0)
     assert pump.job(job_id).hold is not None
     assert [
         event["batch_id"] for event in pump.store.events.read(job_id) if event["event"] == "cancelled_elsewhere"
@@ -173,9 +162,9 @@ def test_a_parked_batch_that_does_not_end_is_found_to_be_overdue(pump: Pump, cha
     """Looks do not move its due time beyond the end of its window and the patience; then it is cancelled."""
     job_id = watched(pump, chat_rows(SHARDS))
     pump.advance(85_500.0)
-    pass_time(pump, 7_000.0, pace=30.0)
+    pump.run_for(7_000.0, pace=30.0)
     assert pump.api.count("cancel_batch") == 0
-    pass_time(pump, 1_500.0, pace=30.0)
+    pump.run_for(1_500.0, pace=30.0)
     assert pump.api.count("cancel_batch") == SHARDS
     assert all(shard.overdue_at is not None for shard in pump.shards(job_id))
 
@@ -188,7 +177,7 @@ def test_counts_are_seen_by_who_watches(pump: Pump, chat_rows: Rows) -> None:
         batch.counts = Counts(total=100, completed=done, failed=0)
         if done > 10:
             pump.store.looks.note_watched("default")
-        pass_time(pump, 20.0)
+        pump.run_for(20.0)
         lag = done - (pump.shards(job_id)[0].counts.completed or 0)
         assert lag <= (1 if done > 10 else 4)
 
@@ -196,7 +185,7 @@ def test_counts_are_seen_by_who_watches(pump: Pump, chat_rows: Rows) -> None:
 def test_few_in_flight_are_polled_as_ever(pump: Pump, chat_rows: Rows) -> None:
     """Seen in Flower, by countdown."""
     job_id = pump.submit(chat_rows(4))
-    pass_time(pump, 60.0)
+    pump.run_for(60.0)
     assert not any(shard.parked for shard in pump.shards(job_id))
     assert len(pump.waiting) == 4
 
@@ -252,7 +241,7 @@ def test_pages_keep_to_the_budget_of_the_account(pump: Pump, chat_rows: Rows) ->
     slow = Account(api_key=SecretStr("k"), looks_per_second=2.0)
     pump.job_runner.settings = pump.settings.model_copy(update={"accounts": {"default": slow}})
     job_id = pump.submit(chat_rows(1))
-    pass_time(pump, 15.0)
+    pump.run_for(15.0)
     shard = pump.shards(job_id)[0]
     for _ in range(1_000):
         pump.api.create_batch(

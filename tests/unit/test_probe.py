@@ -295,3 +295,12 @@ def test_probe_prints_settings_that_can_be_copied_and_writes_them(
     found = json.loads(done.stdout)
     assert found["settings"]["BATCHPIPE_ACCOUNTS__DEFAULT__LISTS_BATCHES"] == "true"
     assert "BATCHPIPE_ACCOUNTS__DEFAULT__LISTS_BATCHES=true" in file.read_text().splitlines()
+
+
+def test_a_server_that_takes_one_batch_and_no_further_one_is_probed_to_the_end() -> None:
+    """What needs a second batch is not known; nothing breaks off."""
+    full = {"kind": "status", "route": "POST /v1/batches", "status": 400, "code": "no_more", "after": 2}
+    found = answers(probe(full))
+    assert found["a batch can be cancelled"] == "no"
+    assert found["list goes on after a batch"] is None
+    assert found["status at the end"] == "completed"

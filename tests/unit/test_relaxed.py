@@ -44,8 +44,7 @@ def test_a_webhook_ends_a_shards_sleep(pump: Pump, chat_rows: Rows) -> None:
     job_id = created(pump, chat_rows(2))
     pump.api.finish(pump.shards(job_id)[0].batch_id or "")
     tell(pump, job_id)
-    while pump.step() is not None:
-        pass
+    pump.run_due()
     assert pump.job(job_id).stage == "succeeded"
 
 
@@ -57,8 +56,7 @@ def test_a_webhook_counts_though_its_receiver_died_before_it_sent_the_message(pu
     assert pump.store.news.record("evt_1", batch_id, ["default"]).place == (job_id, 0)
     pump.advance(0.1)
     assert pump.sweep() == 1
-    while pump.step() is not None:
-        pass
+    pump.run_due()
     assert pump.job(job_id).stage == "succeeded"
 
 
@@ -77,8 +75,7 @@ def test_a_webhook_that_came_before_the_answer_to_the_create_is_followed_at_once
     quick = Pump(tmp_path, api=Quick())
     job_id = quick.submit(chat_rows(2))
     began = quick.at
-    while quick.step() is not None:
-        pass
+    quick.run_due()
     assert quick.job(job_id).stage == "succeeded"
     assert quick.at == began
 
@@ -90,14 +87,12 @@ def test_polls_relax_while_webhooks_come_and_hurry_when_one_did_not(pump: Pump, 
     pump.shard_runner.trust = Trust(pump.store.news.trusted)
     second = created(pump, chat_rows(2))
     pump.advance(10)  # the first look comes soon, whatever webhooks do
-    while pump.step() is not None:
-        pass
+    pump.run_due()
     asleep = pump.shards(second)[0]
     assert asleep.next_at > pump.at + 500
     pump.api.finish(asleep.batch_id or "")
     pump.advance(600)
-    while pump.step() is not None:
-        pass
+    pump.run_due()
     assert pump.shards(second)[0].stage == Stage.COLLECTED
     pump.advance(61)
     pump.shard_runner.trust = Trust(pump.store.news.trusted)
@@ -115,25 +110,15 @@ def test_a_webhook_that_was_lost_costs_five_minutes_though_few_batches_are_in_fl
         arguments: dict[str, Any] = {"metadata": {}, "extra": {}, "endpoint": "/", "completion_window": "24h"}
         pump.api.create_batch(input_file_id=pump.shards(job_id)[0].file_id or "", **arguments)
         pump.advance(10.0 if number < 200 else 0.0)
-    sweep_for(pump, 700.0)
+    pump.run_for(700.0)
     pump.api.calls.clear()
     pump.api.finish(pump.shards(job_id)[0].batch_id or "")
     ended = pump.at
     while pump.job(job_id).stage != "succeeded":
-        sweep_for(pump, 5.0)
+        pump.run_for(5.0)
     assert pump.at - ended <= 330
-    sweep_for(pump, 1_800.0)
+    pump.run_for(1_800.0)
     assert pump.api.count("retrieve") <= 2 * (1_800 / 300 + 2)  # two in flight at first, none twice within five minutes
-
-
-def sweep_for(pump: Pump, seconds: float) -> None:
-    """Messages at their time, and a sweep every five seconds."""
-    ends = pump.at + seconds
-    while pump.at < ends:
-        while pump.step() is not None:
-            pass
-        pump.sweep()
-        pump.advance(5.0)
 
 
 def test_a_job_that_is_cancelled_is_watched_as_closely_as_ever(pump: Pump, chat_rows: Rows) -> None:
@@ -143,8 +128,7 @@ def test_a_job_that_is_cancelled_is_watched_as_closely_as_ever(pump: Pump, chat_
     pump.shard_runner.trust = Trust(pump.store.news.trusted)
     second = created(pump, chat_rows(2))
     pump.cancel(second)
-    while pump.step() is not None:
-        pass
+    pump.run_due()
     assert pump.shards(second)[0].next_at < pump.at + 60
 
 

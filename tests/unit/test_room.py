@@ -98,16 +98,6 @@ def account(tokens: int | None) -> dict[str, Account]:
     return {"default": Account(api_key=SecretStr("k"), enqueued_tokens_default=tokens)}
 
 
-def work(pump: Pump, seconds: float = 60.0) -> None:
-    """What workers and sweeps do within so many seconds."""
-    ends = pump.at + seconds
-    while pump.at < ends:
-        while pump.step() is not None:
-            pass
-        pump.sweep()
-        pump.advance(5.0)
-
-
 def finish(api: LimitedOpenAI, count: int = 1) -> None:
     for batch in api.running[:count]:
         api.finish(batch.id)
@@ -115,7 +105,7 @@ def finish(api: LimitedOpenAI, count: int = 1) -> None:
 
 def run_to_the_end(pump: Pump, api: LimitedOpenAI, jobs: list[str], *, rounds: int = 100) -> None:
     for _ in range(rounds):
-        work(pump)
+        pump.run_for(60.0)
         if all(pump.job(job).state.ended for job in jobs):
             return
         finish(api, 100)
@@ -125,7 +115,7 @@ def run_to_the_end(pump: Pump, api: LimitedOpenAI, jobs: list[str], *, rounds: i
 def test_a_shard_without_room_is_not_uploaded_and_waits_without_a_message(tmp_path: Path, chat_rows: Rows) -> None:
     pump, api = limited(tmp_path, 2)
     job = pump.submit(chat_rows(5))
-    work(pump)
+    pump.run_for(60.0)
     assert len(api.running) == len(api.files) == 2
     waiting = pump.store.admission.waiting_of([(job, index) for index in range(5)])
     assert sorted(one.place for one in waiting.values()) == [1, 2, 3]
@@ -137,11 +127,10 @@ def test_a_shard_without_room_is_not_uploaded_and_waits_without_a_message(tmp_pa
 def test_freed_room_goes_to_the_first_in_the_queue_in_the_turn_that_frees_it(tmp_path: Path, chat_rows: Rows) -> None:
     pump, api = limited(tmp_path, 2)
     job = pump.submit(chat_rows(3))
-    work(pump)
+    pump.run_for(60.0)
     finish(api)
     pump.advance(600.0)
-    while pump.step() is not None:  # no sweep
-        pass
+    pump.run_due()  # no sweep
     assert len(api.batches) == 3
     run_to_the_end(pump, api, [job])
     assert pump.job(job).ok == 3
@@ -155,7 +144,7 @@ def test_a_limit_is_learned_from_a_refusal_and_nothing_is_refused_any_more(
 ) -> None:
     pump, api = limited(tmp_path, 3, says=says, known=False)
     job = pump.submit(chat_rows(12))
-    work(pump)
+    pump.run_for(60.0)
     refused = api.refused
     assert refused
     run_to_the_end(pump, api, [job])
@@ -199,7 +188,7 @@ def test_prepare_cuts_shards_below_a_known_limit(tmp_path: Path, chat_rows: Rows
     api = LimitedOpenAI(800)
     pump = Pump(tmp_path, api=api, max_rows=1000, accounts=account(800))
     job = pump.submit(chat_rows(40))
-    work(pump)
+    pump.run_for(60.0)
     assert len(pump.shards(job)) >= 8
     assert all(shard.needs["tokens"] <= 200 for shard in pump.shards(job) if shard.needs)
     run_to_the_end(pump, api, [job])
@@ -209,12 +198,12 @@ def test_prepare_cuts_shards_below_a_known_limit(tmp_path: Path, chat_rows: Rows
 def test_a_job_of_higher_priority_goes_first_and_a_small_job_is_not_starved(tmp_path: Path, chat_rows: Rows) -> None:
     pump, api = limited(tmp_path, 1)
     large = pump.submit(chat_rows(6))
-    work(pump)
+    pump.run_for(60.0)
     small = pump.submit(chat_rows(1, start=100))
     urgent = pump.submit(chat_rows(2, start=200), priority=5)
     order = []
     for _ in range(12):
-        work(pump)
+        pump.run_for(60.0)
         order += [batch.metadata["batchpipe_job"] for batch in api.running]
         finish(api)
     assert order[:3] == [large, urgent, urgent]
@@ -225,9 +214,9 @@ def test_a_job_of_higher_priority_goes_first_and_a_small_job_is_not_starved(tmp_
 def test_a_cancelled_job_leaves_the_queue_and_gives_back_its_room(tmp_path: Path, chat_rows: Rows) -> None:
     pump, api = limited(tmp_path, 1)
     first, second = pump.submit(chat_rows(3)), pump.submit(chat_rows(1, start=50))
-    work(pump)
+    pump.run_for(60.0)
     pump.cancel(first)
-    work(pump, 120.0)
+    pump.run_for(120.0)
     for batch in api.running:
         if batch.status == "cancelling":
             api.finish(batch.id, "cancelled", after=0)
@@ -247,7 +236,7 @@ def test_a_shard_of_an_older_version_that_holds_nothing_asks_before_its_call_and
         changes = {"stage": "uploaded", "file_id": api._add("f", orjson.dumps(row), "batch"), "uploads": "1"}
         for name, value in changes.items():
             connection.client.hset(f"{connection.prefix}shard:{job}:{shard.index}", name, value)
-    work(pump, 120.0)
+    pump.run_for(120.0)
     assert len(api.running) == 1
     assert api.count("upload") == 0
 
@@ -255,7 +244,7 @@ def test_a_shard_of_an_older_version_that_holds_nothing_asks_before_its_call_and
 def test_status_and_list_say_what_is_waited_for_and_at_which_place(tmp_path: Path, chat_rows: Rows) -> None:
     pump, _ = limited(tmp_path, 2)
     job = pump.submit(chat_rows(5))
-    work(pump)
+    pump.run_for(60.0)
     moments, record = Moments(pump.store, pump.settings), pump.job(job)
     view = job_view(record, pump.store.shards.of_job(record, fields=SHOWN), moments.of(record))
     waiting = [shard["waits_for"] for shard in view["shards"] if shard["waits_for"]]
@@ -280,7 +269,7 @@ def test_one_shard_waits_and_two_wait() -> None:
 def test_metrics_show_what_is_held_what_waits_and_the_limits(tmp_path: Path, chat_rows: Rows) -> None:
     pump, _ = limited(tmp_path, 2)
     pump.submit(chat_rows(5))
-    work(pump)
+    pump.run_for(60.0)
     registry = CollectorRegistry(auto_describe=False)
     registry.register(JobCollector(Meter(lambda: pump.store).read))
     text = generate_latest(registry).decode()
@@ -292,13 +281,13 @@ def test_metrics_show_what_is_held_what_waits_and_the_limits(tmp_path: Path, cha
 def test_the_end_of_a_pause_gives_room_to_those_who_wait(tmp_path: Path, chat_rows: Rows) -> None:
     pump, api = limited(tmp_path, 2)
     job = pump.submit(chat_rows(5))
-    work(pump)
+    pump.run_for(60.0)
     pump.store.accounts.pause("default", 3_600.0, Problem(code="http_401", message="no"))
     finish(api, 2)
-    work(pump)
+    pump.run_for(60.0)
     assert len(api.batches) == 2
     resume_account(pump.job_runner, "default")
-    work(pump, 700.0)
+    pump.run_for(700.0)
     assert len(api.batches) == 4
     run_to_the_end(pump, api, [job])
 
@@ -306,9 +295,9 @@ def test_the_end_of_a_pause_gives_room_to_those_who_wait(tmp_path: Path, chat_ro
 def test_a_job_that_is_held_sends_nothing_and_goes_on_when_a_person_decides(tmp_path: Path, chat_rows: Rows) -> None:
     pump, api = limited(tmp_path, 1)
     job = pump.submit(chat_rows(4))
-    work(pump)
+    pump.run_for(60.0)
     api.finish(api.running[0].id, "cancelled", after=0)
-    work(pump, 1_300.0)
+    pump.run_for(1_300.0)
     assert len(api.batches) == 1
     assert pump.job(job).hold is not None
     assert decide(pump.job_runner, job, "resend")

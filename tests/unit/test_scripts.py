@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
+from batchpipe.client.rooms import MOST_OF_A_NAME
+from batchpipe.model.admission import RATIO_MARGIN, SPAN, Kind
 from batchpipe.model.records import JobRecord, Record, ShardRecord
 from batchpipe.store import scripts
 from batchpipe.store.scripts import source
@@ -98,3 +101,13 @@ def test_the_dictionary_explains_every_key() -> None:
     pattern = r"""(?:(?:prefix|ARGV\[2\]|ARGV\[3\]) \.\. '|\.prefix\}|\{prefix\})([a-z_]+)"""
     used = {family for text in texts for family in re.findall(pattern, text)}
     assert {name.partition(":")[0] for name in documented("Keys, each after the prefix.")} == used
+
+
+def test_numbers_of_admission_that_python_has_too_are_the_same() -> None:
+    """Estimates, spans and names are made on both sides."""
+    assert float(re.findall(r"^local RATIO_MARGIN = (\S+)$", COMMON, flags=re.MULTILINE)[0]) == RATIO_MARGIN
+    (span,) = re.findall(r"^local SPAN = \{(.+)\}$", COMMON, flags=re.MULTILINE)
+    assert {name: float(seconds) for name, seconds in re.findall(r"(\w+) = (\d+)", span)} == dict(SPAN)
+    (kinds,) = re.findall(r"^local KINDS = \{(.+)\}$", COMMON, flags=re.MULTILINE)
+    assert tuple(re.findall(r"'(\w+)'", kinds)) == get_args(Kind)
+    assert re.findall(r"string\.sub\(without_date\(name\), 1, (\d+)\)", COMMON) == [str(MOST_OF_A_NAME)]

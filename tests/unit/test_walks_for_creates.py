@@ -93,27 +93,17 @@ def outage(tmp_path: Path, chat_rows: Rows) -> Pump:
     """Five minutes in which none of many creates was answered."""
     pump = Pump(tmp_path, api=Outage(autofinish=True), max_rows=1)
     pump.submit(chat_rows(SHARDS), id="job_outage")
-    until(pump, 300.0)
+    pump.run_for(300.0)
     pump.api.calls.clear()
     pump.api.down = False  # type: ignore[attr-defined]
     return pump
-
-
-def until(pump: Pump, seconds: float) -> None:
-    """Messages at their time, and a sweep every five seconds."""
-    ends = pump.at + seconds
-    while pump.at < ends:
-        while pump.step() is not None:
-            pass
-        pump.sweep()
-        pump.advance(5.0)
 
 
 @pytest.mark.parametrize("metadata", [True, False])
 def test_an_outage_with_many_unanswered_creates_costs_two_walks_and_no_row_twice(outage: Pump, metadata: bool) -> None:
     """Not two for each. Files are not read one by one either: the key that calls is the one that looks."""
     outage.api.list_metadata = outage.api.echo_metadata = metadata
-    until(outage, 150.0)
+    outage.run_for(150.0)
     assert outage.api.count("file_status") == 0
     assert outage.api.count("create_batch") == SHARDS // 2
     assert outage.api.count("batch_page") <= 2 + 150 / 30 + 2  # two walks of one page, and the looks of the sweep
@@ -144,15 +134,15 @@ def test_after_an_outage_no_batch_is_read_by_itself(tmp_path: Path, chat_rows: R
     """Where there are more than polls watch: the pages show what becomes of them."""
     pump = Pump(tmp_path, api=Outage(), max_rows=1, polls_in_flight=4)
     job_id = pump.submit(chat_rows(SHARDS))
-    until(pump, 300.0)
+    pump.run_for(300.0)
     pump.api.calls.clear()
     pump.api.down = False  # type: ignore[attr-defined]
-    until(pump, 150.0)
+    pump.run_for(150.0)
     assert pump.api.count("retrieve") == 0
     assert all(shard.parked for shard in pump.shards(job_id))
     for batch_id in pump.api.batches:
         pump.api.finish(batch_id)
-    until(pump, 30.0)
+    pump.run_for(30.0)
     assert pump.job(job_id).stage == "succeeded"
     assert pump.api.count("retrieve") == 0
 
@@ -161,15 +151,14 @@ def test_a_cancel_reaches_at_once_what_a_walk_has_found_among_many(tmp_path: Pat
     """Their polls come later, but for those that have something to do: as fast as the budget of reads lets them."""
     pump = Pump(tmp_path, api=Outage(), max_rows=1, polls_in_flight=4)
     job_id = pump.submit(chat_rows(SHARDS))
-    until(pump, 30.0)
+    pump.run_for(30.0)
     pump.store.jobs.cancel(job_id)
     pump.api.down = False  # type: ignore[attr-defined]
     pump.api.calls.clear()
     sweep(pump.job_runner, listing=True)
-    while pump.step() is not None:
-        pass
+    pump.run_due()
     assert pump.api.count("cancel_batch") == 9  # ten at once, and one was for the page
-    until(pump, 10.0)
+    pump.run_for(10.0)
     assert pump.api.count("cancel_batch") == SHARDS // 2
 
 
@@ -187,10 +176,10 @@ def test_a_walk_that_failed_half_way_is_none(tmp_path: Path, chat_rows: Rows) ->
 
     pump = Pump(tmp_path, api=Halves(autofinish=True), max_rows=1)
     pump.submit(chat_rows(4), id="job_outage")
-    until(pump, 30.0)
+    pump.run_for(30.0)
     pump.api.down = False  # type: ignore[attr-defined]
     pump.api.calls.clear()
-    until(pump, 600.0)
+    pump.run_for(600.0)
     assert pump.store.unanswered.walks("default") == []
     assert pump.api.count("create_batch") == 0
     pump.api.broken = False  # type: ignore[attr-defined]
@@ -202,7 +191,7 @@ def test_what_another_key_has_seen_proves_nothing(outage: Pump) -> None:
     """A host with the key of another project walks: its list is empty, and nobody calls because of that."""
     made = len(outage.api.batches)
     outage.api.project = "another"
-    until(outage, 600.0)
+    outage.run_for(600.0)
     assert outage.api.count("create_batch") == 0
     outage.api.project = ""
     outage.run_until_idle()

@@ -1,38 +1,20 @@
 """Download: fetch a batch's files and account for every row of its shard.
 
-``answer_index`` finds each row's line in the two files. What comes out is one file with a line for each row, in the
-order of the requests: a mark (see ``outcomes``), then the provider's line for a row that is ok, a line for
-``errors.jsonl`` for every other row.
+``answer_index`` finds each row's line in the two files, ``collecting`` writes down what becomes of it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
 
-import msgspec
-
-from batchpipe.errors import BatchpipeError, Gone, Refused
-from batchpipe.model.answers import OutcomeState, error_line, failed_line, raw_error, read_answer
+from batchpipe.errors import Gone, Refused
 from batchpipe.model.lateness import wait_for_files
-from batchpipe.model.outcomes import (
-    FAILED,
-    FOR_NOW,
-    MISSING,
-    MISSING_FOR_NOW,
-    OK,
-    OUTCOMES,
-    REFUSED_WITH_OTHERS,
-    mark_of,
-)
 from batchpipe.model.provider import ProviderReads
-from batchpipe.model.reasons import Tally
-from batchpipe.model.records import BatchError, Counts, JobRecord, Move, Problem, ShardRecord, Stage, Status
+from batchpipe.model.records import JobRecord, Move, Problem, ShardRecord, Stage, Status
 from batchpipe.model.refusals import believed_at, unseen
-from batchpipe.model.requests import custom_id
-from batchpipe.pipeline.answer_index import TOO_FEW, Answers, counted_answers, left_out, paced, tells_nothing
+from batchpipe.pipeline.answer_index import Answers, counted_answers, left_out, tells_nothing
+from batchpipe.pipeline.collecting import absent_of, collect
 from batchpipe.pipeline.fetching import Fetcher, Unsized
 from batchpipe.pipeline.slots import is_small
 from batchpipe.storage import Folder
@@ -78,44 +60,87 @@ def download(
         shard = _read_again(shard, api)
         if (idle := waits.for_news(shard, api)) is not None:
             return idle
-
-    def collected(*, sized: bool) -> Move | None:
-        with Fetcher(api, workspace, name, check, elsewhere=elsewhere, sized=sized) as files:
-            answers = Answers(workspace, shard, check, endpoint=job.endpoint, prices=prices)
-            gone: Gone | None = None
-            lost: Problem | None = None
-            lacks = ""
-            for file_id in (shard.output_file_id, shard.error_file_id):
-                if not file_id:
-                    continue
-                try:
-                    scratch, extent = files.fetch(file_id)
-                except Gone as error:
-                    gone, lacks = error, file_id
-                except Unsized:
-                    return None
-                else:
-                    answers.read(scratch, file_id, check, extent=extent)
-            if not sized and (gone is not None or not _has_all(answers, shard)):
-                return None
-            if gone is not None:
-                found = _lost(job, shard, lacks, gone, api, now, unseen_seconds)
-                if isinstance(found, Move):
-                    return found
-                lost = found
-            if gone is None and (waiting := waits.for_answers(shard, answers)) is not None:
-                return waiting
-            problem = lost or answers.lack(shard)
-            return _collect(shard, workspace, token, answers, _absent(shard, problem, answers), check, job.round)
-
-    name = f"{job.id}-{shard.index:05d}"
+    turn = _Download(job, shard, workspace, api, token, waits, unseen_seconds, prices, check, elsewhere)
     # where every row has its answer nobody need know how long the files are: of a small shard that is not asked first
     counted = (shard.counts.completed or 0) + (shard.counts.failed or 0) == shard.rows
     hopeful = counted and not shard.fetched and shard.late_at is None and is_small(shard.bytes, shard.rows)
-    quick = collected(sized=False) if hopeful else None
-    move = quick or collected(sized=True)
-    assert move is not None
-    return move
+    return (turn.unsized() if hopeful else None) or turn.sized()
+
+
+@dataclass(frozen=True)
+class _Download:
+    """One fetch of the files, and what follows from them."""
+
+    job: JobRecord
+    shard: ShardRecord  #: as it is known now
+    workspace: Folder
+    api: ProviderReads
+    token: str
+    waits: _Waits
+    unseen_seconds: float
+    prices: Pricer
+    check: Callable[[], None]
+    elsewhere: Folder | None
+
+    def unsized(self) -> Move | None:
+        """Without asking how long the files are. None: they do not have all, so it must be asked."""
+        with self._fetcher(sized=False) as files:
+            answers = self._answers()
+            try:
+                gone = self._read(files, answers)
+            except Unsized:
+                return None
+            return None if gone is not None or not _has_all(answers, self.shard) else self._collect(answers, None)
+
+    def sized(self) -> Move:
+        with self._fetcher(sized=True) as files:
+            answers = self._answers()
+            gone = self._read(files, answers)
+            lost = self._lost(*gone) if gone is not None else None
+            if isinstance(lost, Move):
+                return lost
+            if gone is None and (waiting := self.waits.for_answers(self.shard, answers)) is not None:
+                return waiting
+            return self._collect(answers, lost)
+
+    def _fetcher(self, *, sized: bool) -> Fetcher:
+        name = f"{self.job.id}-{self.shard.index:05d}"
+        return Fetcher(self.api, self.workspace, name, self.check, elsewhere=self.elsewhere, sized=sized)
+
+    def _answers(self) -> Answers:
+        return Answers(self.workspace, self.shard, self.check, endpoint=self.job.endpoint, prices=self.prices)
+
+    def _read(self, files: Fetcher, answers: Answers) -> tuple[str, Gone] | None:
+        """Returns the last file that is not found, if any is not."""
+        gone = None
+        for file_id in filter(None, (self.shard.output_file_id, self.shard.error_file_id)):
+            try:
+                scratch, extent = files.fetch(file_id)
+            except Gone as error:
+                gone = file_id, error
+            else:
+                answers.read(scratch, file_id, self.check, extent=extent)
+        return gone
+
+    def _collect(self, answers: Answers, lost: Problem | None) -> Move:
+        shard = self.shard
+        absent = absent_of(shard, lost or answers.lack(shard), answers)
+        return collect(shard, self.workspace, self.token, answers, absent, self.check, self.job.round)
+
+    def _lost(self, file_id: str, error: Gone) -> Move | Problem:
+        """Whether a file that is not found is believed to be gone: a key that sees its batch is believed sooner."""
+        job, shard, now = self.job, self.shard, self.waits.now
+        try:
+            self.api.retrieve(shard.batch_id or "")
+            ends = (shard.unseen_at if shard.unseen_at is not None else now) + GONE_SECONDS
+            what = f"file {file_id} with results, though it sees their batch"
+        except Gone:
+            ends = believed_at(job, shard, shard.created_at, now=now, patience=self.unseen_seconds)
+            what = f"file {file_id} with results, nor their batch {shard.batch_id}"
+        if not shard.landing and (shard.unfound + 1 < MAX_GONE or now < ends):
+            return unseen(job, shard, Stage.ENDED, what, error, now=now, ends=ends)
+        message = f"file {file_id} is gone at the provider: {error}; if another key sees it: batchpipe land {shard.job}"
+        return Problem(code="file_gone", message=message)
 
 
 def _has_all(answers: Answers, shard: ShardRecord) -> bool:
@@ -205,202 +230,3 @@ class _Waits:
             code=code,
             unpaid=code in (_FAILURES, _UNCOUNTED),
         )
-
-
-def abandon(
-    job: JobRecord,
-    shard: ShardRecord,
-    workspace: Folder,
-    token: str,
-    problem: Problem,
-    *,
-    refused: bool = False,
-    again: bool = False,
-    check: Callable[[], None],
-) -> Move:
-    """Collect a shard without files: it was abandoned, or cancelled before it had a batch.
-
-    Each row is ``failed`` if the provider ``refused`` the shard, else ``missing``; for good in both cases, as rows that
-    made workers vanish must not come back round after round. ``again``: it was too large, and they come back once.
-
-    Raises StorageTrouble, BatchpipeError (``rows_lost``) if the rows do not add up.
-    """
-    mark = REFUSED_WITH_OTHERS if again else FAILED if refused else MISSING
-    absent = _Absent(mark, raw_error(problem.code, problem.message), {}, problem)
-    return _collect(shard, workspace, token, Answers(workspace, shard, check), absent, check)
-
-
-def _lost(
-    job: JobRecord, shard: ShardRecord, file_id: str, error: Gone, api: ProviderReads, now: float, patience: float
-) -> Move | Problem:
-    """Whether a file that is not found is believed to be gone: a key that sees its batch is believed sooner."""
-    try:
-        api.retrieve(shard.batch_id or "")
-        ends = (shard.unseen_at if shard.unseen_at is not None else now) + GONE_SECONDS
-        what = f"file {file_id} with results, though it sees their batch"
-    except Gone:
-        ends = believed_at(job, shard, shard.created_at, now=now, patience=patience)
-        what = f"file {file_id} with results, nor their batch {shard.batch_id}"
-    if not shard.landing and (shard.unfound + 1 < MAX_GONE or now < ends):
-        return unseen(job, shard, Stage.ENDED, what, error, now=now, ends=ends)
-    message = f"file {file_id} is gone at the provider: {error}; if another key sees it: batchpipe land {shard.job}"
-    return Problem(code="file_gone", message=message)
-
-
-class _Absent(msgspec.Struct, frozen=True):
-    """How rows without an answer are recorded."""
-
-    mark: bytes
-    error: bytes | None
-    by_line: dict[int, tuple[bytes, bytes | None]]  #: mark and error of the rows that an error names, by line from 1
-    problem: Problem | None
-
-
-def _absent(shard: ShardRecord, lack: Problem | None, answers: Answers) -> _Absent:
-    by_line = dict.fromkeys(answers.unread_rows(), (MISSING, _raw(answers.unreadable)))
-    paid = bool(shard.counts.completed) and lack is not None
-    if shard.error is None and (shard.status != Status.FAILED or paid):
-        if lack is None:
-            return _Absent(MISSING_FOR_NOW, None, by_line, answers.unreadable if by_line else None)
-        return _Absent(MISSING, _raw(lack), by_line, lack)  # they may be paid
-    problem = shard.error or _refusal(shard.errors)
-    named = {error.line: (FAILED, _raw_of(error)) for error in shard.errors if error.line}
-    by_line |= named
-    if not named or not all(error.line for error in shard.errors):
-        return _Absent(FAILED, _raw(problem), by_line, problem)
-    message = f"this row was not run: its batch was refused for others ({problem.code}: {problem.message})"
-    mark = FAILED if shard.refused_once else REFUSED_WITH_OTHERS
-    return _Absent(mark, raw_error("batch_refused", message), by_line, problem)
-
-
-def _raw(problem: Problem | None) -> bytes | None:
-    return raw_error(problem.code, problem.message) if problem is not None else None
-
-
-def _raw_of(error: BatchError) -> bytes:
-    if error.code is None and error.message is None:
-        return _REFUSED
-    return raw_error(error.code, error.message)
-
-
-#: The error of a refused row if there were too many to keep all texts.
-_REFUSED = raw_error("row_refused", "the provider refused this row; of so many only the first reasons are kept")
-
-
-def _refusal(errors: list[BatchError]) -> Problem:
-    if not errors:
-        return Problem(code="batch_failed", message="the provider refused the batch and did not say why")
-    code = errors[0].code or "batch_failed"
-    return Problem(code=code, message=errors[0].message or "the provider refused the batch")
-
-
-def _collect(
-    shard: ShardRecord,
-    workspace: Folder,
-    token: str,
-    answers: Answers,
-    absent: _Absent,
-    check: Callable[[], None],
-    rounds: int = 0,
-) -> Move:
-    name = f"collected/{shard.index:05d}-{shard.try_}-{token}.rows"
-    counts, resend, final = dict.fromkeys(OutcomeState, 0), 0, 0
-    reasons = Tally()
-    with ExitStack() as stack:
-        requests, out = stack.enter_context(workspace.reader(shard.file)), stack.enter_context(workspace.writer(name))
-        before = iter(stack.enter_context(workspace.reader(shard.collected_file or ""))) if shard.landing else None
-        rows = zip(paced(requests, check), answers, strict=True)
-        for number, (request, answer) in enumerate(rows, 1):
-            mark, line = _row(shard, number, request, answer, absent)
-            if before is not None:
-                mark, line = _landed(next(before, b""), mark, line, again=shard.round < rounds)
-            counts[OUTCOMES[mark]] += 1
-            resend += mark in FOR_NOW
-            final += mark in (OK, FAILED)
-            if mark != OK:
-                reasons.add_line(line, again=mark in FOR_NOW)
-            out.write(b"%b%b\n" % (mark, line))
-    if sum(counts.values()) != shard.rows:
-        numbers = ", ".join(f"{count} {outcome}" for outcome, count in counts.items())
-        raise BatchpipeError(f"shard {shard.index} does not add up: {shard.rows} rows, {numbers}", code="rows_lost")
-    changes: dict[str, Any] = {"resend": resend, **{outcome.value: count for outcome, count in counts.items()}}
-    changes |= {"answered": final, "reasons": reasons.counts}
-    changes["counts"] = Counts(  # if the provider told no usage, what the rows add up to
-        total=_or(shard.counts.total, shard.rows),
-        completed=_or(shard.counts.completed, counts[OutcomeState.OK]),
-        failed=_or(shard.counts.failed, counts[OutcomeState.FAILED]),
-    )
-    return Move(
-        stage=Stage.COLLECTED,
-        changes={
-            **changes,
-            **_spent(shard, answers, absent),
-            "collected_file": name,
-            "error": absent.problem,
-            **({"landing": False} if shard.landing else {}),
-        },
-        events=_anomalies(shard, answers),
-        pause=answers.quota,
-    )
-
-
-def _spent(shard: ShardRecord, answers: Answers, absent: _Absent) -> dict[str, Any]:
-    """Tokens, cost and early ends. Answers that were counted and did not come were paid for, at an unknown cost."""
-    lost = (shard.counts.completed or 0) > answers.answered
-    given_up = absent.mark == MISSING and shard.batch_id is not None and answers.answered < shard.rows
-    cost = None if lost or given_up else answers.cost
-    return {"usage": answers.usage, "cost": cost, "incomplete": answers.incomplete}
-
-
-def _or(counted: int | None, found: int) -> int:
-    return found if counted is None else counted
-
-
-def _row(
-    shard: ShardRecord, number: int, request: bytes, answer: tuple[bool, bytes] | None, absent: _Absent
-) -> tuple[bytes, bytes]:
-    """The mark of a row and its line in the collected file, without its newline."""
-    if answer is None:
-        mark, error = absent.by_line.get(number, (absent.mark, absent.error))
-        return mark, error_line(custom_id(request), OUTCOMES[mark], shard.round, None, error or absent.error)
-    ok, raw = answer
-    if ok:
-        return OK, raw
-    found = read_answer(raw)
-    if found.ok:  # the line alone does not show that it is incomplete
-        found = msgspec.structs.replace(found, ok=False, failure=TOO_FEW)
-    return mark_of(found), failed_line(found, shard.round)
-
-
-def _landed(before: bytes, mark: bytes, line: bytes, *, again: bool) -> tuple[bytes, bytes]:
-    """A row of a shard that is collected again later: its earlier line, unless the batch now has more of it.
-
-    ``again``: a later round has sent the rows that were worth it, and their order there depends on these marks.
-    """
-    old, old_line = before[:1], before[1:].rstrip(b"\n")
-    if old not in OUTCOMES:
-        raise BatchpipeError("a collected file is damaged", code="rows_lost")
-    if old == OK or (again and old in FOR_NOW):
-        return old, old_line
-    if mark == OK or OUTCOMES[mark] is OutcomeState.FAILED:
-        return (mark if mark == OK else FAILED), line
-    return (FAILED if OUTCOMES[old] is OutcomeState.FAILED else MISSING), old_line
-
-
-def _anomalies(shard: ShardRecord, answers: Answers) -> list[tuple[str, dict[str, int]]]:
-    counted = counted_answers(shard)
-    short = max(counted - answers.lines, 0)
-    if not (answers.duplicates or answers.unknown or short):
-        return []
-    return [
-        (
-            "anomaly",
-            {
-                "lines": answers.lines,
-                "counted": counted,
-                "short": short,
-                "duplicates": answers.duplicates,
-                "unknown": answers.unknown,
-            },
-        )
-    ]

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing
+from typing import Any
 
 import msgspec
 
@@ -15,7 +16,7 @@ from batchpipe.errors import WORKSPACE_GONE, BatchpipeError
 from batchpipe.model.answers import OutcomeState, add_usage
 from batchpipe.model.outcomes import FOR_NOW, OUTCOMES
 from batchpipe.model.reasons import Reason, Tally
-from batchpipe.model.records import JobRecord, Problem, ShardRecord
+from batchpipe.model.records import JobRecord, Problem, ShardRecord, State
 from batchpipe.pipeline.results import ERRORS, INDEX, OUTPUT, WORKING, ResultIndex, Round, iter_last
 from batchpipe.storage import Checkpoint, Draft, Folder
 
@@ -51,6 +52,34 @@ class Merged(msgspec.Struct, frozen=True, kw_only=True):
     usage: dict[str, int] = {}
     incomplete: dict[str, int] = {}
     reasons: dict[str, int] = {}
+
+    @property
+    def totals(self) -> dict[str, Any]:
+        """As fields of the job's record."""
+        return {name: getattr(self, name) for name in ("total", "ok", "failed", "missing", "usage", "reasons")}
+
+    @property
+    def state(self) -> State:
+        """In which the job ends."""
+        if self.ok == self.total:
+            return State.SUCCEEDED if self.total else State.FAILED
+        return State.PARTIAL if self.ok else State.FAILED
+
+    def error(self, seen: Overview) -> Problem | None:
+        """What a person should read first: the error of a shard, else that no row is ok."""
+        if self.ok == self.total and self.total:
+            return None  # the refused rows were sent again
+        if seen.error is not None:
+            return seen.error
+        if seen.cancelled is not None:
+            message = (
+                f"{seen.cancelled} was cancelled at the provider, and not by batchpipe; not all of its rows were run"
+            )
+            return Problem(code="cancelled_elsewhere", message=message)
+        if self.total and not self.ok:
+            message = f"no row is ok: {self.failed} failed, {self.missing} without an answer; see errors.jsonl"
+            return Problem(code="no_row_ok", message=message)
+        return None
 
 
 def merge(

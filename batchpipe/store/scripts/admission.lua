@@ -1,5 +1,18 @@
 -- Admission, prepended to every script after lines.lua: who is given room, and what a refusal teaches. Who is granted some is
 -- due at once, in the same script, so nobody has to be told.
+--
+-- Everywhere: `rec` and `job` are the keys of a shard's record and of its job's, `member` is the shard in sets (JOB/INDEX), `needs`
+-- what it needs ({KIND: count}), `line` the line of its account and model (lines.lua), `room` one resource (rooms.lua).
+--
+-- The way of a shard, and where each thing is decided:
+--   it asks                          admit.lua: `lacking`, then `take`; else it joins its line
+--   it waits                         `admission.grant`, over the lines of an account; `grant_one`, over the shards of one
+--   it is about to call              `admission.may_call`: sent from now on, or it has lost its room
+--   its call was taken back          `admission.unsend`
+--   it was refused for want of room  `admission.refused`: `learn_limit` of what is held, `slow_down` of what is counted
+--   its batch has ended, or it never gets one  `admission.release`
+
+-- what is read --------------------------------------------------------------------------------------------------------
 
 -- fields of a record; none if they cannot be read: that must not keep others from their room
 local function fields_of(key, ...)
@@ -10,41 +23,6 @@ end
 local function decoded(text)
   local fine, value = pcall(cjson.decode, text or '')
   return fine and type(value) == 'table' and value or nil
-end
-
--- the first kind of what a shard needs that does not fit (nil: all of it does), and the rooms in which it is one that tries
-local function lacking(line, needs, now, member)
-  local tries = {}
-  for _, kind in ipairs(KINDS) do
-    local amount = tonumber(needs[kind])
-    if amount then
-      local room = room_of(line.prefix, line.account, kind, line.model, member)
-      local yes, as_try = fits(room, amount, now)
-      if not yes then return kind end
-      if as_try then tries[kind] = true end
-    end
-  end
-  return nil, tries
-end
-
--- give a shard all that it needs
-local function take(line, rec, member, needs, tries, now)
-  for _, kind in ipairs(KINDS) do
-    local amount = tonumber(needs[kind])
-    if amount then
-      local room = room_of(line.prefix, line.account, kind, line.model)
-      if tries[kind] then try_more(room, member, now) end
-      if room.fails > 0 then after_fails(room, now) end
-      if SPAN[kind] then
-        use(room, amount, now)
-        keep_pace(room, now)
-      else
-        hold(room, member, amount, now)
-      end
-    end
-  end
-  redis.call('HSET', rec, 'admitted_at', num(now), 'needs', cjson.encode(needs))
-  redis.call('HDEL', rec, 'waits_since')
 end
 
 -- whether a shard holds what is held until its batch ends
@@ -65,6 +43,55 @@ local function is_out(job)
   if found[2] == '1' then return 'ended' end
   if found[3] or found[4] == '1' then return 'hold' end
   return nil
+end
+
+-- the first kind of what a shard needs that does not fit (nil: all of it does), and the rooms in which it is one that tries
+local function lacking(line, needs, now, member)
+  local tries = {}
+  for _, kind in ipairs(KINDS) do
+    local amount = tonumber(needs[kind])
+    if amount then
+      local room = room_of(line.prefix, line.account, kind, line.model, member)
+      local yes, as_try = fits(room, amount, now)
+      if not yes then return kind end
+      if as_try then tries[kind] = true end
+    end
+  end
+  return nil, tries
+end
+
+-- who is given room ---------------------------------------------------------------------------------------------------
+
+-- limits as the settings say them; those of what is not named are not known
+function admission.set_limits(prefix, account, model, name, limits, member, now)
+  for _, kind in ipairs(KINDS) do
+    local room, limit = room_of(prefix, account, kind, model, member), tonumber(limits[kind])
+    if limit ~= room.limit then
+      if limit then set_room(room, 'limit', string.format('%.0f', limit)) else forget(room, 'limit') end
+      note_use(room, now)
+    end
+    if BY_MODEL[kind] and name then redis.call('HSETNX', room.key, 'model', string.sub(without_date(name), 1, 200)) end
+  end
+end
+
+-- give a shard all that it needs
+local function take(line, rec, member, needs, tries, now)
+  for _, kind in ipairs(KINDS) do
+    local amount = tonumber(needs[kind])
+    if amount then
+      local room = room_of(line.prefix, line.account, kind, line.model)
+      if tries[kind] then try_more(room, member, now) end
+      if room.fails > 0 then after_fails(room, now) end
+      if SPAN[kind] then
+        use(room, amount, now)
+        keep_pace(room, now)
+      else
+        hold(room, member, amount, now)
+      end
+    end
+  end
+  redis.call('HSET', rec, 'admitted_at', num(now), 'needs', cjson.encode(needs))
+  redis.call('HDEL', rec, 'waits_since')
 end
 
 -- who was granted something is due now; a living turn of it learns of it at its end
@@ -208,6 +235,8 @@ function admission.announce(prefix, members, own)
   if #members > 0 then redis.call('LTRIM', key, -10000, -1) end
 end
 
+-- what is given back --------------------------------------------------------------------------------------------------
+
 -- leave the line, if it is in one
 function admission.leave(prefix, rec, job, member)
   if not get(rec, 'waits_since') then return end
@@ -251,12 +280,63 @@ function admission.release_ended(prefix, rec, job, member, now)
   end
 end
 
+-- the call, and what a refusal of it teaches --------------------------------------------------------------------------
+
+-- Whether a shard may make its call. One that was admitted, but for which there is no room left since a refusal has lowered the
+-- limit, loses what it holds and waits as the first of its job.
+function admission.may_call(prefix, rec, job, member, now)
+  local account, model = account_of(job), model_key(get(rec, 'model'))
+  if not is_in(prefix, account, member) then return false end
+  local creations = room_of(prefix, account, 'creations', model)
+  local over = creations.retry_at and now < creations.retry_at
+  for _, kind in ipairs(KINDS) do
+    if not SPAN[kind] then
+      local room = room_of(prefix, account, kind, model, member)
+      local amount, level = parse_hold(redis.call('HGET', held_in(room, member), member) or '')
+      local limit = limit_of(room)
+      over = over or (limit and not level and room.sent > 0 and room.sent + amount > limit and room.trying ~= member)
+    end
+  end
+  if not over then
+    for _, kind in ipairs(KINDS) do
+      if not SPAN[kind] then mark_sent(room_of(prefix, account, kind, model), member, now) end
+    end
+    return true
+  end
+  admission.let_go(prefix, rec, job, member)
+  use(room_of(prefix, account, 'creations', model), -1, now)
+  local needs = cjson.decode(get(rec, 'needs') or '{}')
+  needs.uploads = nil
+  redis.call('HSET', rec, 'needs', cjson.encode(needs))
+  local id, index = string.match(member, '^(.*)/(%d+)$')
+  join(line_of(prefix, account, model), rec, id, index, now, true)
+  return false
+end
+
+-- Its last call was taken back: nothing of it is at the provider. It keeps what it holds, for it calls again, or is given up; if
+-- it does neither for long, it loses that (`check_holds`).
+function admission.unsend(prefix, rec, job, member, now)
+  local account, model = account_of(job), model_key(get(rec, 'model'))
+  for _, kind in ipairs(KINDS) do
+    if not SPAN[kind] then
+      local room = room_of(prefix, account, kind, model, member)
+      local key, part = held_in(room, member)
+      local amount, level = parse_hold(redis.call('HGET', key, member) or '')
+      if level then
+        redis.call('HSET', key, member, string.format('%.0f', amount))
+        add_up(room, part, 0, -amount)
+        redis.call('HSET', rec, 'admitted_at', num(now))
+      end
+    end
+  end
+end
+
 -- Lower the limit of a room that has refused so much; `level`: what was there with it when it was sent, `admitted`: when (at). A
 -- provider may look at batches in another order than that in which they came, so others that were sent later may have been
 -- let in before it. What is there with it now was not refused yet. And if it was sent before the limit was learned, with all that had
 -- been sent by then, it says nothing against the number that was said. Where others fill the queue, by all that is known of it, what
 -- we have there says nothing of how much it takes: the next one is tried later.
-local function learn(room, member, amount, level, said, admitted, now)
+local function learn_limit(room, member, amount, level, said, admitted, now)
   level = math.max(level or 0, amount, room.sent + amount)
   local known = room.learned and now - (room.learned_at or 0) <= FORGET_SECONDS
   if said and level > amount then
@@ -315,7 +395,7 @@ function admission.refused(prefix, rec, job, member, now)
       if kind == full.kind then slow_down(room, said, type(full.after) == 'number' and full.after or nil, now) end
     else
       local amount, level = let_go(room, member)
-      if kind == full.kind and amount then learn(room, member, amount, level, said, admitted, now) end
+      if kind == full.kind and amount then learn_limit(room, member, amount, level, said, admitted, now) end
     end
   end
   local stage = get(rec, 'stage')
@@ -328,17 +408,7 @@ function admission.refused(prefix, rec, job, member, now)
   join(line_of(prefix, account, model), rec, id, index, now, true)
 end
 
--- limits as the settings say them; those of what is not named are not known
-function admission.set_limits(prefix, account, model, name, limits, member, now)
-  for _, kind in ipairs(KINDS) do
-    local room, limit = room_of(prefix, account, kind, model, member), tonumber(limits[kind])
-    if limit ~= room.limit then
-      if limit then set_room(room, 'limit', string.format('%.0f', limit)) else forget(room, 'limit') end
-      note_use(room, now)
-    end
-    if BY_MODEL[kind] and name then redis.call('HSETNX', room.key, 'model', string.sub(without_date(name), 1, 200)) end
-  end
-end
+-- what people see, and what is forgotten ------------------------------------------------------------------------------
 
 -- how many shards of each job of a line wait, in the order of the jobs
 local function cards_of(line)
@@ -397,53 +467,4 @@ function admission.tidy(prefix, account, now)
   local at = redis.call('ZSCORE', prefix .. 'admitting', account)
   local idle = redis.call('EXISTS', key) == 0 and redis.call('EXISTS', prefix .. 'lines:' .. account) == 0
   if at and tonumber(at) < now - KEPT and idle then redis.call('ZREM', prefix .. 'admitting', account) end
-end
-
--- Whether a shard may make its call. One that was admitted, but for which there is no room left since a refusal has lowered the
--- limit, loses what it holds and waits as the first of its job.
-function admission.may_call(prefix, rec, job, member, now)
-  local account, model = account_of(job), model_key(get(rec, 'model'))
-  if not is_in(prefix, account, member) then return false end
-  local creations = room_of(prefix, account, 'creations', model)
-  local over = creations.retry_at and now < creations.retry_at
-  for _, kind in ipairs(KINDS) do
-    if not SPAN[kind] then
-      local room = room_of(prefix, account, kind, model, member)
-      local amount, level = parse_hold(redis.call('HGET', held_in(room, member), member) or '')
-      local limit = limit_of(room)
-      over = over or (limit and not level and room.sent > 0 and room.sent + amount > limit and room.trying ~= member)
-    end
-  end
-  if not over then
-    for _, kind in ipairs(KINDS) do
-      if not SPAN[kind] then mark_sent(room_of(prefix, account, kind, model), member, now) end
-    end
-    return true
-  end
-  admission.let_go(prefix, rec, job, member)
-  use(room_of(prefix, account, 'creations', model), -1, now)
-  local needs = cjson.decode(get(rec, 'needs') or '{}')
-  needs.uploads = nil
-  redis.call('HSET', rec, 'needs', cjson.encode(needs))
-  local id, index = string.match(member, '^(.*)/(%d+)$')
-  join(line_of(prefix, account, model), rec, id, index, now, true)
-  return false
-end
-
--- Its last call was taken back: nothing of it is at the provider. It keeps what it holds, for it calls again, or is given up; if
--- it does neither for long, it loses that (`check_holds`).
-function admission.unsend(prefix, rec, job, member, now)
-  local account, model = account_of(job), model_key(get(rec, 'model'))
-  for _, kind in ipairs(KINDS) do
-    if not SPAN[kind] then
-      local room = room_of(prefix, account, kind, model, member)
-      local key, part = held_in(room, member)
-      local amount, level = parse_hold(redis.call('HGET', key, member) or '')
-      if level then
-        redis.call('HSET', key, member, string.format('%.0f', amount))
-        add_up(room, part, 0, -amount)
-        redis.call('HSET', rec, 'admitted_at', num(now))
-      end
-    end
-  end
 end

@@ -2,8 +2,9 @@
 -- dead change nothing once it has been delivered.
 -- KEYS: 1 notification:ID, 2 outbox, 3 outbox:dead, 4 clock
 -- ARGV: 1 skew (s), 2 prefix, 3 id, 4 delivered | failed | lacking (not tried, as the caller lacks something: no try is
---   counted) | left (the same, and it stays due for others) | dead, 5 until the next try (s), 6 error (text), 7 after which it is given up (s), 8 how long one that was
---   delivered is remembered (s), 9 and one that was given up (s), 10 of these, how many are kept (count)
+--   counted) | left (the same, and it stays due for others) | dead, 5 until the next try (s), 6 error (text), 7 after which it
+--   is given up (s), 8 how long one that was delivered is remembered (s), 9 and one that was given up (s), 10 of these, how many
+--   are kept (count)
 -- -> {'ok'} | {'dead'} it was given up | {'gone'}
 local now = clock(ARGV[1])
 local note, outbox, dead, id, what = KEYS[1], KEYS[2], KEYS[3], ARGV[3], ARGV[4]

@@ -1,5 +1,5 @@
--- Prepended to every script, before `common`: within a script each record is read once and written once. Redis runs one command for what a script does to a hash field by field, however many fields that are:
--- `get` reads a record whole (that is quicker than to look up half of its fields), and what is written is kept until the
+-- Prepended to every script, before `common`: within a script each record is read once and written once. Redis runs one
+-- command for what a script does to a hash field by field, however many fields that are: `get` reads a record whole (that is quicker than to look up half of its fields), and what is written is kept until the
 -- script ends (`flush`), or until another command names the same key. Scripts go on calling `redis.call`, which is this
 -- one; of it, HSET and HDEL answer nothing.
 local server = redis
