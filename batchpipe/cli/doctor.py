@@ -80,7 +80,7 @@ def _look(account: str) -> Iterator[Finding]:
         return
     for line in chosen.unknown:
         name, _, why = line.partition(": ")
-        yield Finding("settings", "warn", f"{name}: {why}", f"write the right name, or remove {name}")
+        yield Finding("settings", "warn", f"{name}: {why}", "correct it, or remove it")
     yield Finding("settings", "ok", f"home {chosen.home}, queue {chosen.queue}, prefix {chosen.prefix}")
     private = chosen.redis_url is None
     client: Client | None = None
