@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -193,3 +194,31 @@ except KeyboardInterrupt:
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=25)
     assert (done.returncode, done.stderr) == (130, "")
+
+
+@pytest.mark.parametrize("module", ["click", "batchpipe.errors", "batchpipe.cli.interrupts", "batchpipe.cli.listing"])
+def test_ctrl_c_while_modules_are_imported_ends_the_command_without_a_traceback(module: str) -> None:
+    """It takes a moment, in which people press it who have mistyped."""
+    script = f"""
+import os, signal, sys, time
+
+class Interrupted:
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        if name == {module!r}:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.01)
+
+sys.meta_path.insert(0, Interrupted)
+sys.argv = ["batchpipe", "list"]
+from batchpipe.__main__ import main
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=25)
+    assert (done.returncode, done.stdout, done.stderr.strip()) == (130, "", "")  # click ends the line of the ^C
+
+
+def test_the_installed_command_begins_where_the_module_does() -> None:
+    """Else its first imports would be outside."""
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
+    assert project["project"]["scripts"] == {"batchpipe": "batchpipe.__main__:main"}
