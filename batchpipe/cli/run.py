@@ -165,14 +165,17 @@ def _follow(client: Client, job: Job, worker: LocalWorker | None, as_json: bool,
 
 
 #: The fields of shards that a progress display shows.
-_SEEN = (*SHOWN, "calls", "next_at", "parked")
+_SEEN = (*SHOWN, "calls", "next_at", "parked", "file_id", "backoff")
 
 
 class _Tick:
     """Called each time the job is read: keep its worker alive, show the progress."""
 
     def __init__(self, client: Client, display: Display, worker: LocalWorker | None) -> None:
+        from batchpipe.client.local_run import ApiWatch
+
         self._client, self._display, self._worker = client, display, worker
+        self._api = ApiWatch()
         self._watch = client.watch(lambda line: say(f"Warning: {line}"))
 
     def __call__(self, job: Job) -> None:
@@ -184,8 +187,10 @@ class _Tick:
             self._watch(job.record)
         if self._display.wants_update(job.record):
             moment, shards = self._client.moment_of(job), list(job.shards(_SEEN))
-            if self._worker is not None and moment.pause is not None:
-                raise_if_refused(job.record, shards, moment.pause)
+            if self._worker is not None:
+                self._api.check(job.record, shards)
+                if moment.pause is not None:
+                    raise_if_refused(job.record, shards, moment.pause)
             self._display.update(job.record, shards, moment)
 
 
