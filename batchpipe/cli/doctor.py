@@ -287,7 +287,7 @@ def _unknown_server(name: str) -> Iterator[Finding]:
     if not told and not account.was_probed():
         detail = f"{name}: no profile is set for this server, and it was never probed: it is taken to be like OpenAI's"
         yield Finding(
-            "account", "warn", detail, f"batchpipe probe {name} --write .env: ten tiny rows; docs/providers.md"
+            "account", "warn", detail, f"batchpipe probe {name} --write .env: a dozen tiny rows; docs/providers.md"
         )
 
 
