@@ -115,6 +115,8 @@ NO_QUOTA, TOKEN_LIMIT, BATCH_LIMIT, FILE_NOT_FOUND, NOT_SENT = (
 )
 #: Code of a 404 that does not come from the provider: a proxy's page, or a server that does not know the route.
 NO_ROUTE = "http_404_page"
+#: Code of the provider's own 404 for a route that all such servers have: the base URL is most likely wrong.
+NO_API = "no_api"
 #: Code of a StorageTrouble for a file that is not where it was.
 FILE_MISSING = "file_missing"
 #: Code for rows, and for waiting work, with files that are gone from the workspace.

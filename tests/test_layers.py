@@ -77,6 +77,7 @@ ENVIRONMENT = ("config.environment", "sandbox.__main__")
 #: Who opens and changes files, and why.
 FILES: dict[str, str] = {
     "storage": "the door",
+    "config.environment": "dotenv does not tell which line of its file it cannot read",
     "local_redis": "locks, data and records of a server of ours, which other processes wait on",
     "sandbox": "stands by itself",
     "store.scripts": "reads the Lua files of the package",

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import logging
+import socket
 import sys
 from collections.abc import Iterable
 from contextlib import suppress
@@ -125,6 +127,22 @@ def write_in_any_locale() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+
+
+#: Why a server cannot listen -> what to do.
+_NOT_LISTENING = {
+    errno.EADDRINUSE: "another program listens there: end it, or give another --port (0 takes a free one)",
+    errno.EADDRNOTAVAIL: "this machine has no such address: give --host 127.0.0.1, or 0.0.0.0 for all that it has",
+    errno.EACCES: "this user may not: give a --port from 1024 on",
+    errno.EPERM: "this user may not: give a --port from 1024 on",
+}
+
+
+def cannot_listen(host: str, port: int, error: OSError) -> click.ClickException:
+    """What a command of a server raises for an address that it cannot have: one line with what to do."""
+    code = errno.EADDRNOTAVAIL if isinstance(error, socket.gaierror) else error.errno or 0
+    why = _NOT_LISTENING.get(code) or error.strerror or str(error)
+    return click.ClickException(f"cannot listen on {host}:{port}: {why}")
 
 
 def clock(seconds: float | None) -> str:

@@ -80,7 +80,7 @@ def _look(account: str) -> Iterator[Finding]:
         return
     for line in chosen.unknown:
         name, _, why = line.partition(": ")
-        yield Finding("settings", "warn", f"{name}: {why}", f"write the right name, or remove {name}")
+        yield Finding("settings", "warn", f"{name}: {why}", "correct it, or remove it")
     yield Finding("settings", "ok", f"home {chosen.home}, queue {chosen.queue}, prefix {chosen.prefix}")
     private = chosen.redis_url is None
     client: Client | None = None
@@ -287,7 +287,7 @@ def _unknown_server(name: str) -> Iterator[Finding]:
     if not told and not account.was_probed():
         detail = f"{name}: no profile is set for this server, and it was never probed: it is taken to be like OpenAI's"
         yield Finding(
-            "account", "warn", detail, f"batchpipe probe {name} --write .env: ten tiny rows; docs/providers.md"
+            "account", "warn", detail, f"batchpipe probe {name} --write .env: a dozen tiny rows; docs/providers.md"
         )
 
 

@@ -8,12 +8,13 @@ import sys
 import click
 
 from batchpipe.cli.common import open_client, say
+from batchpipe.cli.options import WholeNumber
 from batchpipe.cli.processes import loglevel_option
 
 
 @click.command("flower", context_settings={"ignore_unknown_options": True})
 @click.option("--address", metavar="ADDRESS", help="Address to listen on.  [127.0.0.1]")
-@click.option("--port", type=click.IntRange(0, 65535), help="Port to listen on; 0 takes a free one.  [5555]")
+@click.option("--port", type=WholeNumber(0, 65535), help="Port to listen on; 0 takes a free one.  [5555]")
 @click.option("--no-auth", is_flag=True, help="Ask for no password; on loopback only.")
 @loglevel_option
 @click.argument("flower_options", nargs=-1, type=click.UNPROCESSED)

@@ -118,9 +118,14 @@ def cancel_command(job_id: str, as_json: bool) -> None:
 @size_options("the job's")
 def retry_command(job_id: str, output: str | None, max_rows: int | None, max_bytes: int | None) -> None:
     """Send the rows of an ended job that are not ok as a new job, and print its id."""
+    from batchpipe.model.reasons import lasting
 
     client = open_client()
-    job = client.retry(client.find_job(job_id).id, output=output, max_rows=max_rows, max_bytes=max_bytes)
+    old = client.find_job(job_id)
+    job = client.retry(old.id, output=output, max_rows=max_rows, max_bytes=max_bytes)
+    if same := lasting(old.record.reasons):
+        again = "will again unless the provider takes them as they are by now"
+        say(f"note: {counted(same, 'row')} failed for what is in them, and {again}: batchpipe status {old.id}")
     say(f"results will be in {job.record.output}")
     if job.record.input_here:
         say(f"follow it: batchpipe wait {job.id}")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from batchpipe.cli.common import emit_json, open_client, out, say
-from batchpipe.cli.options import json_option
+from batchpipe.cli.options import WholeNumber, json_option
 from batchpipe.cli.text import COLUMNS, clip, left, right, short_number
 from batchpipe.masking import without_secrets
 from batchpipe.model.progress import rate_words
@@ -26,7 +26,7 @@ _NAME, _ID, _STATE, _ROWS, _PERCENT = 25, 23, 10, 17, 4
 
 @click.command("list")
 @click.option("--state", type=click.Choice([state.value for state in State]), help="Only jobs in this state.")
-@click.option("--limit", type=click.IntRange(min=1), default=20, show_default=True, help="Jobs at most.")
+@click.option("--limit", type=WholeNumber(min=1), default=20, show_default=True, help="Jobs at most.")
 @json_option
 def list_command(state: str | None, limit: int, as_json: bool) -> None:
     """List jobs, newest first."""

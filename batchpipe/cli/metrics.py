@@ -7,11 +7,12 @@ import threading
 
 import click
 
-from batchpipe.cli.common import quiet_libraries, say, settings
+from batchpipe.cli.common import cannot_listen, quiet_libraries, say, settings
+from batchpipe.cli.options import WholeNumber
 
 
 @click.command("metrics")
-@click.option("--port", type=click.IntRange(0, 65535), default=9464, show_default=True, help="0 takes a free one.")
+@click.option("--port", type=WholeNumber(0, 65535), default=9464, show_default=True, help="0 takes a free one.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; it has no password.")
 def metrics_command(port: int, host: str) -> None:
     """Serve metrics for Prometheus at /metrics until told to stop. While Redis is away, batchpipe_up is 0."""
@@ -26,7 +27,7 @@ def metrics_command(port: int, host: str) -> None:
     try:
         server, _ = serve(client, host, port)
     except OSError as error:
-        raise click.ClickException(f"cannot listen on {host}:{port}: {error.strerror or error}; try --port 0") from None
+        raise cannot_listen(host, port, error) from None
     say(f"metrics at http://{host}:{server.server_port}/metrics")
     stop.wait()
     server.socket.close()

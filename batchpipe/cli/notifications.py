@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from batchpipe.cli.common import clock, emit_json, open_client, out, say
-from batchpipe.cli.options import json_option
+from batchpipe.cli.options import WholeNumber, json_option
 from batchpipe.errors import InvalidInput
 from batchpipe.masking import one_line, without_secrets
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 @click.command("notifications")
 @click.option("--dead", is_flag=True, help="Those that were given up, instead of those that are tried again.")
 @click.option("--resend", metavar="ID|all", help="Send this one now and for another day, or all that were given up.")
-@click.option("--limit", type=click.IntRange(1, 1_000), default=100, show_default=True, help="How many are listed.")
+@click.option("--limit", type=WholeNumber(1, 1_000), default=100, show_default=True, help="How many are listed.")
 @json_option
 def notifications_command(dead: bool, resend: str | None, limit: int, as_json: bool) -> None:
     """List notifications that are not delivered, or send them again."""

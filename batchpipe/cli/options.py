@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import click
 
+from batchpipe.model.ranges import in_range
 from batchpipe.model.records import DEFAULT_ACCOUNT, DEFAULT_ENDPOINT, DEFAULT_WINDOW
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -38,6 +40,18 @@ class Pair(click.ParamType[tuple[str, Any]]):
             self.fail(f"{key}: {text!r} is not JSON ({reason}); strings need quotes of their own", param, ctx)
 
 
+class WholeNumber(click.IntRange):
+    """A whole number of a range; what is wrong is said in plain words."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        try:
+            return super().convert(value, param, ctx)
+        except click.BadParameter:
+            return self.fail(
+                f"must be a whole number{in_range(self.min, self.max)}, not {str(value)[:40]!r}", param, ctx
+            )
+
+
 class Seconds(click.FloatRange):
     """A number of seconds from 0 on, not ``nan``."""
 
@@ -47,10 +61,12 @@ class Seconds(click.FloatRange):
         super().__init__(min=0)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        found = super().convert(value, param, ctx)
-        if not math.isfinite(found):
-            self.fail(f"{value!r} is no number of seconds", param, ctx)
-        return found
+        found = math.nan
+        with suppress(click.BadParameter):
+            found = super().convert(value, param, ctx)
+        if math.isfinite(found):
+            return found
+        return self.fail(f"must be a number of seconds{in_range(0, None)}, not {str(value)[:40]!r}", param, ctx)
 
 
 class Place(click.ParamType[str]):
@@ -76,8 +92,8 @@ def size_options(otherwise: str = "") -> Callable[[F], F]:
     """The limits of a shard. ``otherwise``: where the default comes from, for the help."""
     words = f"  [default: {otherwise}]" if otherwise else ""
     return _all(
-        click.option("--max-rows", type=click.IntRange(min=1), help=f"Rows per shard at most.{words}"),
-        click.option("--max-bytes", type=click.IntRange(min=1), help=f"Bytes per shard at most.{words}"),
+        click.option("--max-rows", type=WholeNumber(min=1), help=f"Rows per shard at most.{words}"),
+        click.option("--max-bytes", type=WholeNumber(min=1), help=f"Bytes per shard at most.{words}"),
     )
 
 
@@ -98,10 +114,10 @@ def submit_options(command: F) -> F:
             "--notify", metavar="TARGET", multiple=True, help="Tell this target of its end: a name or URL; repeatable."
         ),
         size_options(),
-        click.option("--attempts", type=click.IntRange(min=1), help="Rounds a row may go through."),
+        click.option("--attempts", type=WholeNumber(1, 100), help="Rounds a row may go through."),
         click.option(
             "--priority",
-            type=click.IntRange(-100, 100),
+            type=WholeNumber(-100, 100),
             help="Goes before jobs of a lower one where shards wait for room at the provider.  [default: 0]",
         ),
     )(command)

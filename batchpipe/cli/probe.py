@@ -15,7 +15,7 @@ from batchpipe.cli.options import Seconds, endpoint_option, json_option
 from batchpipe.errors import InvalidInput
 
 #: Rows that a probe sends at most.
-ROWS = 10
+ROWS = 12
 
 
 @click.command("probe")
@@ -41,7 +41,7 @@ def probe_command(
 ) -> int:
     """Find out what an account's Batch server can do. [default account: default]
 
-    Sends about ten tiny rows, in a few batches, and prints what was found and the settings of the account that
+    Sends about a dozen tiny rows, in a few batches, and prints what was found and the settings of the account that
     follow; --write adds them to a file such as .env. Nothing is left behind.
     """
     from batchpipe.client.probe import probe_account
@@ -67,8 +67,6 @@ def probe_command(
     if write is not None:
         _write(write, lines)
         say(f"{len(lines)} settings written to {write}")
-    for left in found.left:
-        say(f"Warning: {left} could not be deleted or cancelled yet: look at the provider")
     return 0
 
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from batchpipe.cli.common import open_client, say
+from batchpipe.cli.common import cannot_listen, open_client, say
+from batchpipe.cli.options import WholeNumber
 
 if TYPE_CHECKING:
     from batchpipe.config.settings import Settings
@@ -47,7 +48,7 @@ _GREEN = {
 @click.command("worker", context_settings={"ignore_unknown_options": True})
 @click.option("--queues", metavar="NAMES", help="Comma-separated queues.  [default: the QUEUE setting]")
 @click.option("--pool", default="threads", show_default=True, help="Celery pool: threads, prefork or solo.")
-@click.option("--concurrency", type=click.IntRange(min=1), default=8, show_default=True, help="Tasks at once.")
+@click.option("--concurrency", type=WholeNumber(min=1), default=8, show_default=True, help="Tasks at once.")
 @loglevel_option
 @alive_option
 @click.option("--sandbox", is_flag=True, help="Try it without a key: the account `default` is a local server.")
@@ -138,19 +139,19 @@ def beat_command(loglevel: str, alive_file: Path | None) -> None:
 
 @click.command("sandbox")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option("--port", type=click.IntRange(0, 65535), default=8089, show_default=True, help="0 takes a free one.")
+@click.option("--port", type=WholeNumber(0, 65535), default=8089, show_default=True, help="0 takes a free one.")
 @click.option("--data-dir", type=click.Path(file_okay=False, path_type=Path), help="Keep files and batches here.")
 @click.option("--validating-seconds", type=click.FloatRange(min=0), default=0.2, help="Length of `validating`.  [0.2]")
 @click.option("--rows-per-second", type=float, default=5_000, show_default=True, help="Pace of a batch.")
 @click.option(
     "--enqueued-tokens", metavar="[MODEL=]N", multiple=True, help="Tokens of a model in the queue at once; repeatable."
 )
-@click.option("--batches-in-flight", type=click.IntRange(min=1), help="Unfinished batches at once.")
-@click.option("--creations-per-hour", type=click.IntRange(min=1), help="Batches created within an hour.")
-@click.option("--uploads-per-minute", type=click.IntRange(min=1), help="Files uploaded within a minute.")
+@click.option("--batches-in-flight", type=WholeNumber(min=1), help="Unfinished batches at once.")
+@click.option("--creations-per-hour", type=WholeNumber(min=1), help="Batches created within an hour.")
+@click.option("--uploads-per-minute", type=WholeNumber(min=1), help="Files uploaded within a minute.")
 @click.option("--any-model", is_flag=True, help="Also accept model names that look misspelled.")
 @click.option("--upstream", metavar="URL", help="Send each row to this OpenAI-compatible server.")
-@click.option("--upstream-concurrency", type=click.IntRange(min=1), default=8, show_default=True, help="Rows at once.")
+@click.option("--upstream-concurrency", type=WholeNumber(min=1), default=8, show_default=True, help="Rows at once.")
 @click.option("--webhook-url", metavar="URL", help="Tell this URL of the ends of batches.")
 @click.option("--ready-file", type=click.Path(dir_okay=False, path_type=Path), help="Gets the base URL when up.")
 def sandbox_command(
@@ -217,6 +218,6 @@ def _serve(port: int, host: str, ready_file: Path | None, options: OptionArgs) -
             **options,
         )
     except OSError as error:
-        raise click.ClickException(f"cannot listen on {host}:{port}: {error.strerror or error}; try --port 0") from None
+        raise cannot_listen(host, port, error) from None
     except ValueError as error:
         raise click.ClickException(str(error)) from None

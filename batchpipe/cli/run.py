@@ -28,12 +28,14 @@ from batchpipe.cli.options import Seconds, json_option, submit_options
 from batchpipe.cli.progress import Display, make_display
 from batchpipe.errors import BatchpipeError, PermanentError, SettingsError
 from batchpipe.masking import one_line, without_secrets
-from batchpipe.model.records import DEFAULT_ACCOUNT
+from batchpipe.model.reasons import lasting, reason_words, reasons_view
+from batchpipe.model.records import DEFAULT_ACCOUNT, JobRecord
 from batchpipe.model.views import SHOWN
 
 if TYPE_CHECKING:
     from batchpipe.client.client import Client, Job
     from batchpipe.client.local_run import LocalRuns, LocalWorker
+    from batchpipe.config.settings import Settings
 
 
 @click.command("run")
@@ -152,7 +154,7 @@ def _follow(client: Client, job: Job, worker: LocalWorker | None, as_json: bool,
             return NOT_ENDED
         except KeyboardInterrupt:
             display.close()
-            _say_goodbye(job.refresh())
+            _say_goodbye(job.refresh(), client.settings, is_ours=worker is not None)
             return INTERRUPTED
     if worker is not None:
         worker.job_is_done = job.record.closed
@@ -163,14 +165,17 @@ def _follow(client: Client, job: Job, worker: LocalWorker | None, as_json: bool,
 
 
 #: The fields of shards that a progress display shows.
-_SEEN = (*SHOWN, "calls", "next_at", "parked")
+_SEEN = (*SHOWN, "calls", "next_at", "parked", "file_id", "backoff")
 
 
 class _Tick:
     """Called each time the job is read: keep its worker alive, show the progress."""
 
     def __init__(self, client: Client, display: Display, worker: LocalWorker | None) -> None:
+        from batchpipe.client.local_run import ApiWatch
+
         self._client, self._display, self._worker = client, display, worker
+        self._api = ApiWatch()
         self._watch = client.watch(lambda line: say(f"Warning: {line}"))
 
     def __call__(self, job: Job) -> None:
@@ -182,8 +187,10 @@ class _Tick:
             self._watch(job.record)
         if self._display.wants_update(job.record):
             moment, shards = self._client.moment_of(job), list(job.shards(_SEEN))
-            if self._worker is not None and moment.pause is not None:
-                raise_if_refused(job.record, shards, moment.pause)
+            if self._worker is not None:
+                self._api.check(job.record, shards)
+                if moment.pause is not None:
+                    raise_if_refused(job.record, shards, moment.pause)
             self._display.update(job.record, shards, moment)
 
 
@@ -197,15 +204,25 @@ def _terminated_is_interrupted() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _say_goodbye(job: Job) -> None:
+def _say_goodbye(job: Job, chosen: Settings, *, is_ours: bool) -> None:
+    """``is_ours``: its worker, which may have the sandbox, stops now."""
+    from batchpipe.config.account import SANDBOX_ACCOUNT
+
     running = any(shard.batch_id for shard in job.shards(("batch_id",)))
-    say(f"stopped following; job {job.id} " + ("goes on at the provider" if running else "is kept, nothing runs yet"))
+    if not running:
+        what = "is kept, nothing runs yet"
+    elif is_ours and job.record.account == SANDBOX_ACCOUNT:
+        what = "rests: its sandbox stops with this command, and goes on when it is followed again"
+    elif is_ours and chosen.sandbox and job.record.account == DEFAULT_ACCOUNT:
+        what = "rests when no worker runs its sandbox, and goes on when it is followed again"
+    else:
+        what = "goes on at the provider"
+    say(f"stopped following; job {job.id} {what}")
     say(f"  follow it    batchpipe wait {job.id}   (or the same command again)")
     say(f"  cancel it    batchpipe cancel {job.id}")
 
 
 def _say_end(job: Job) -> None:
-    from batchpipe.model.reasons import reason_words, reasons_view
     from batchpipe.model.views import ended_early
 
     record = job.record
@@ -224,7 +241,19 @@ def _say_end(job: Job) -> None:
     place = job.results_folder(check=False).url
     say(f"results: {place}")
     if record.failed or record.missing:
-        say(f"what failed: {place.rstrip('/')}/errors.jsonl; retry these rows: batchpipe retry {job.id}")
+        say(f"what failed: {place.rstrip('/')}/errors.jsonl; {_what_helps(record)}")
+
+
+def _what_helps(job: JobRecord) -> str:
+    """Of rows that are wrong themselves, a retry would only fail again."""
+    same = lasting(job.reasons)
+    if same >= (job.failed or 0) + (job.missing or 0):
+        return (
+            "these rows fail again as they are: correct them in the input and submit that (or, once the provider "
+            f"takes them as they are: batchpipe retry {job.id})"
+        )
+    also = f" ({number(same)} of them fail again as they are: correct those in the input)" if same else ""
+    return f"retry these rows: batchpipe retry {job.id}{also}"
 
 
 @click.command("wait")

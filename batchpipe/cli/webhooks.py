@@ -7,12 +7,13 @@ import threading
 
 import click
 
-from batchpipe.cli.common import counted, quiet_libraries, say, settings
+from batchpipe.cli.common import cannot_listen, counted, quiet_libraries, say, settings
+from batchpipe.cli.options import WholeNumber
 from batchpipe.cli.processes import loglevel_option
 
 
 @click.command("webhooks")
-@click.option("--port", type=click.IntRange(0, 65535), default=8090, show_default=True, help="0 takes a free one.")
+@click.option("--port", type=WholeNumber(0, 65535), default=8090, show_default=True, help="0 takes a free one.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on, behind a proxy with TLS.")
 @loglevel_option
 def webhooks_command(port: int, host: str, loglevel: str) -> None:
@@ -39,7 +40,7 @@ def webhooks_command(port: int, host: str, loglevel: str) -> None:
     try:
         server = WebhookServer(lambda: client, host, port)
     except OSError as error:
-        raise click.ClickException(f"cannot listen on {host}:{port}: {error.strerror or error}; try --port 0") from None
+        raise cannot_listen(host, port, error) from None
     server.start()
     names = ", ".join(f"{name} ({counted(len(found), 'secret')})" for name, found in sorted(secrets.items()))
     say(f"webhooks at http://{f'[{host}]' if ':' in host else host}:{server.port}/webhooks, of {names}")

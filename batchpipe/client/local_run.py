@@ -15,8 +15,8 @@ from batchpipe.client.client import Client, Job
 from batchpipe.client.submission import absolute
 from batchpipe.config.account import SANDBOX_ACCOUNT
 from batchpipe.config.loading import child_environment
-from batchpipe.errors import NO_QUOTA, BatchpipeError, SettingsError
-from batchpipe.model.records import JobRecord, ShardRecord, Stage, State
+from batchpipe.errors import NO_API, NO_QUOTA, NO_ROUTE, BatchpipeError, SettingsError
+from batchpipe.model.records import JobRecord, Problem, ShardRecord, Stage, State
 from batchpipe.model.stats import Pause
 from batchpipe.storage import Folder, input_info
 from batchpipe.storage.local import hold_lock, open_log
@@ -26,6 +26,8 @@ from batchpipe.tasks.publishing import forget_queue
 MAX_QUICK_DEATHS, QUICK_SECONDS = 3, 10.0
 #: How long a worker has to hand back its work before it is killed.
 STOP_SECONDS = 8.0
+#: After so many answers in a row that are a page, and no answer of an API, there is none.
+PAGES_BELIEVED = 3
 #: How long ``carry_out_cancel`` tries to stop the provider's batches.
 CANCEL_SECONDS = 60.0
 
@@ -228,6 +230,42 @@ def raise_if_refused(job: JobRecord, shards: Sequence[ShardRecord], pause: Pause
     raise SettingsError(
         f"the provider refuses account {job.account!r} ({pause.code}): {pause.message}; check its key "
         f"({also}BATCHPIPE_ACCOUNTS__{job.account.upper()}__API_KEY), organization and rights. "
+        f"Job {job.id} is kept: the same command goes on with it"
+    )
+
+
+class ApiWatch:
+    """Whether there is an API at an account's address at all, as far as the shards of a run tell."""
+
+    def __init__(self) -> None:
+        self._before: dict[int, int] | None = None
+
+    def check(self, job: JobRecord, shards: Sequence[ShardRecord]) -> None:
+        """Raises SettingsError if calls are answered with 404 by a server that knows none of our routes, and the
+        provider has never had anything of the job. Only what has come since the first call of this counts: what is
+        recorded from before may be corrected by now. A page may be that of a proxy, for a moment: it is believed the
+        third time.
+        """
+        if self._before is None:
+            self._before = {shard.index: shard.backoff for shard in shards}
+        if job.state.ended or any(shard.file_id or shard.batch_id or shard.calls for shard in shards):
+            return
+        for shard in shards:
+            fresh = shard.backoff - self._before.get(shard.index, 0)
+            if shard.trouble is not None and _is_no_api(shard.trouble, fresh):
+                raise _no_api(job, shard.trouble)
+
+
+def _is_no_api(trouble: Problem, times: int) -> bool:
+    return times >= (PAGES_BELIEVED if trouble.code == NO_ROUTE else 1) and trouble.code in (NO_API, NO_ROUTE)
+
+
+def _no_api(job: JobRecord, trouble: Problem) -> SettingsError:
+    also = "OPENAI_BASE_URL or " if job.account == "default" else ""
+    said = trouble.message.partition(" (tried again")[0]
+    return SettingsError(
+        f"{said}{'' if said.endswith('?') else '.'} Correct the address of account {job.account!r} "
+        f"({also}BATCHPIPE_ACCOUNTS__{job.account.upper()}__BASE_URL). "
         f"Job {job.id} is kept: the same command goes on with it"
     )
 

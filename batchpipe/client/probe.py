@@ -1,4 +1,4 @@
-"""Finds out what an account's Batch server can do, by ten tiny rows. Leaves no file and no running batch behind."""
+"""Finds out what an account's Batch server can do, by some tiny rows. Leaves no file and no running batch behind."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from functools import partial
 from typing import Any
 
 from batchpipe.client.capabilities import Capabilities
-from batchpipe.client.result_lines import Json, shape_of, usage_of
+from batchpipe.client.probe_answers import Json, counts_in_words, is_wrong, shape_of_failure, usage_of
 from batchpipe.config.account import Account
 from batchpipe.config.settings import Settings
 from batchpipe.errors import AmbiguousResult, BatchpipeError, Gone, Paused, Refused, SettingsError, Unavailable
 from batchpipe.model.provider import Batch, Provider
-from batchpipe.model.records import Status
+from batchpipe.model.records import Status, window_seconds
 from batchpipe.provider import Apis
 
 #: Completion windows that are tried beside the one that is asked for.
-WINDOWS = ("48h", "7d", "14d")
+WINDOWS = ("1h", "12h", "48h", "7d", "14d")
 #: Length of a ``custom_id`` that few servers take.
 LONG_ID = 512
 #: Seconds that a list may lag behind a create, and between two looks at a batch.
@@ -79,6 +79,7 @@ class Probe:
         self._began = time.time()
         self._files: list[str] = []
         self._batches: list[str] = []
+        self._unclear: list[str] = []  #: the input files of create calls that may have made a batch
         self.result = Capabilities(name, model)
 
     def run(self) -> Capabilities:
@@ -87,6 +88,8 @@ class Probe:
             self._ask()
         finally:
             self._clean_up()
+            for left in self.result.left:
+                self._say(f"Warning: {left} could not be deleted or cancelled yet: look at the provider")
         return self.result
 
     def _ask(self) -> None:
@@ -130,14 +133,7 @@ class Probe:
     def _unknown_file(self) -> None:
         what = "a batch of a file that does not exist"
         try:
-            made = self._api.create_batch(
-                endpoint=self._endpoint,
-                completion_window=self._window,
-                input_file_id=f"file-{self._tag}",
-                metadata={"probe": self._tag},
-                extra={},
-            )
-            self._batches.append(made.id)
+            self._create_of(self._api, f"file-{self._tag}", self._window)
             self.result.note(what, "made", "its validation says what is wrong")
         except AmbiguousResult as error:
             self.result.note(what, None, error.message)
@@ -224,7 +220,6 @@ class Probe:
                 with suppress(BatchpipeError):
                     self._api.cancel_batch(batch.id)
         except AmbiguousResult as error:
-            self._batches += [name for name in error.named if name not in self._batches]
             return self.result.note(what, None, error.message)
         except (Unavailable, Refused) as error:
             if len(made) == 1:  # the second is refused because there is a first, or is not taken at all
@@ -250,9 +245,7 @@ class Probe:
 
     def _windows(self) -> None:
         taken = [self._window]
-        for window in WINDOWS:
-            if window == self._window:
-                continue
+        for window in [one for one in WINDOWS if window_seconds(one) != window_seconds(self._window)]:
             try:
                 batch = self._create([self._row("probe-window")], window)
             except Refused as error:
@@ -266,14 +259,15 @@ class Probe:
             with suppress(BatchpipeError):
                 self._api.cancel_batch(batch.id)
         if all(found.value is not None for found in self.result.found if found.what.startswith("window of ")):
-            self.result.settings["LONGEST_WINDOW"] = taken[-1]
+            self.result.settings["SHORTEST_WINDOW"] = min(taken, key=window_seconds)
+            self.result.settings["LONGEST_WINDOW"] = max(taken, key=window_seconds)
 
     def _results(self, batch: Batch, ids: list[str]) -> None:
         note = self.result.note
         note("status at the end", batch.status)
         if batch.status not in Status.FINAL:
             return note("results", None, f"not ended within {self._timeout:.0f} s: it is cancelled")
-        note("counts of rows", batch.counts.total is not None, _words(batch.counts))
+        note("counts of rows", batch.counts.total is not None, counts_in_words(batch.counts))
         note("usage of a batch", bool(batch.usage))
         note("error file", "named" if batch.error_file_id else "none")
         lines = self._lines(batch.output_file_id)
@@ -284,7 +278,7 @@ class Probe:
         answered = [line for line in lines if line.get("custom_id") in ids]
         note("usage of a row", any(usage_of(line) for line in answered) if answered else None)
         wrong = [(name, line) for name, found in (("error", errors), ("output", lines)) for line in found]
-        shape = next((f"in the {name} file: {shape_of(line)}" for name, line in wrong if _is_wrong(line)), None)
+        shape = next((f"in the {name} file: {shape_of_failure(line)}" for name, line in wrong if is_wrong(line)), None)
         note("row that is wrong", shape)
         return None
 
@@ -309,13 +303,18 @@ class Probe:
         return batch
 
     def _create_of(self, api: Provider, file_id: str, window: str) -> Batch:
-        batch = api.create_batch(
-            endpoint=self._endpoint,
-            completion_window=window,
-            input_file_id=file_id,
-            metadata={"probe": self._tag},
-            extra={},
-        )
+        try:
+            batch = api.create_batch(
+                endpoint=self._endpoint,
+                completion_window=window,
+                input_file_id=file_id,
+                metadata={"probe": self._tag},
+                extra={},
+            )
+        except AmbiguousResult as error:
+            self._batches += [name for name in error.named if name not in self._batches]
+            self._unclear += [] if any(error.named.values()) else [file_id]
+            raise
         if batch.id not in self._batches:
             self._batches.append(batch.id)
         return batch
@@ -343,6 +342,7 @@ class Probe:
 
     def _clean_up(self) -> None:
         """End what runs, delete what was uploaded and answered; what cannot be is named in ``left``."""
+        self._find_unclear()
         for batch_id in self._batches:
             try:
                 batch = self._api.retrieve(batch_id)
@@ -362,6 +362,24 @@ class Probe:
             except (BatchpipeError, SettingsError):
                 self.result.left.append(file_id)
 
+    def _find_unclear(self) -> None:
+        """The batches of create calls that had no clear answer: by the list, which may lag; else their files are named
+        in ``left``.
+        """
+        end = self._clock() + LIST_LAG_SECONDS
+        while self._unclear:
+            with suppress(BatchpipeError):
+                for batch in _some(self._api.iter_batches(self._began - 600)):
+                    if batch.metadata.get("probe") == self._tag or batch.input_file_id in self._files:
+                        self._batches += [] if batch.id in self._batches else [batch.id]
+                        self._unclear = [name for name in self._unclear if name != batch.input_file_id]
+            if not self._unclear or self._clock() > end:
+                break
+            self._sleep(1.0)
+        self.result.left += [
+            f"a batch of {name} (if its create call, which had no answer, made one)" for name in self._unclear
+        ]
+
 
 def _some(items: Iterable[Any], most: int = 1_000) -> Iterator[Any]:
     """At most so many: another's list may be very long."""
@@ -378,11 +396,3 @@ def _unless_refused(error: BatchpipeError) -> bool | None:
 
 def _flag(value: bool) -> str:
     return "true" if value else "false"
-
-
-def _words(counts: Any) -> str:
-    return ", ".join(f"{name} {getattr(counts, name)}" for name in ("total", "completed", "failed"))
-
-
-def _is_wrong(line: Json) -> bool:
-    return line.get("custom_id") == "probe-wrong"

@@ -8,7 +8,7 @@ from pathlib import Path
 from batchpipe.client.options import SubmitOptions, options_of
 from batchpipe.config.settings import Settings
 from batchpipe.errors import PermanentError
-from batchpipe.model.records import JobRecord, new_job_id
+from batchpipe.model.records import JobRecord, State, new_job_id
 from batchpipe.pipeline.manifest import workspace_of
 from batchpipe.pipeline.results import INDEX, iter_failed_requests
 from batchpipe.store import Store
@@ -19,7 +19,17 @@ def check_retriable(job: JobRecord) -> None:
     if not job.state.ended:
         raise PermanentError(f"job {job.id} has not ended; its rows may still come", code="not_ended")
     if not job.failed and not job.missing:
-        raise PermanentError(f"job {job.id} has no rows to retry", code="nothing_to_retry")
+        raise PermanentError(f"job {job.id} has no rows to retry: {_why_none(job)}", code="nothing_to_retry")
+
+
+def _why_none(job: JobRecord) -> str:
+    """And what helps instead."""
+    if job.ok:
+        return "all of them are ok"
+    if job.state is State.FAILED:
+        error = f" ({job.error.code})" if job.error is not None else ""
+        return f"it failed before any was sent{error}; correct that, and submit its input again"
+    return "none was sent; submit its input again"
 
 
 def retry_options(

@@ -75,8 +75,8 @@ class WebhookReceiver:
 
         ``headers``: their names in lower case. ``account``: the one that the URL names; only its secrets count.
 
-        200: recorded, or it concerns nobody here; 400: refused, and nothing was written; 404: no account, or not that
-        one, has a secret; 503: to be sent again.
+        200: recorded, or it concerns nobody here; 400: refused, and nothing was written; 404: no account has a secret;
+        503: to be sent again.
         """
         checked = self.check(body, headers, account)
         return checked if isinstance(checked, WebhookAnswer) else self.record([checked])[0]
@@ -88,13 +88,14 @@ class WebhookReceiver:
         if not self.secrets:
             _say("no account has a WEBHOOK_SECRET")
             return NOT_SET_UP
-        if account is not None and account.lower() not in self.secrets:
-            _say("its URL names an account that has no WEBHOOK_SECRET")
-            return NOT_SET_UP
+        named = account.lower() if account is not None else None
         try:
-            event = self._verifier.check(body, headers, account.lower() if account is not None else None)
-        except NotSigned as error:
-            _say(f"{error}: is WEBHOOK_SECRET the one of this endpoint, and is this host's clock right?")
+            event = self._verifier.check(body, headers, named)
+        except NotSigned as error:  # the answer is the same for any account: a stranger learns nothing of them
+            if named is None or named in self.secrets:
+                _say(f"{error}: is WEBHOOK_SECRET the one of this endpoint, and is this host's clock right?")
+            else:
+                _say("its URL names an account that has no WEBHOOK_SECRET")
             return refused(400, "bad_signature", str(error))
         except Malformed as error:
             _say(str(error))

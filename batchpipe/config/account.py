@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
@@ -19,7 +20,7 @@ from batchpipe.model.webhooks import secrets_of
 SANDBOX_ACCOUNT = "sandbox"
 #: What ENQUEUED_TOKENS looks like.
 _TOKENS = '{"gpt-4o-mini": 2000000}'
-_WINDOW = r"^[1-9]\d{0,4}[smhd]$"
+_WINDOW = re.compile(r"[1-9]\d{0,4}[smhd]")
 
 
 class Account(BaseModel):
@@ -48,9 +49,9 @@ class Account(BaseModel):
     )
     purpose: str = Field("batch", min_length=1, max_length=64, description="purpose of the files that are uploaded")
     shortest_window: str | None = Field(
-        None, pattern=_WINDOW, description="the shortest completion window that the provider takes, such as 24h"
+        None, description="the shortest completion window that the provider takes, such as 24h"
     )
-    longest_window: str | None = Field(None, pattern=_WINDOW, description="the longest one, such as 7d")
+    longest_window: str | None = Field(None, description="the longest one, such as 7d")
     max_rows: int | None = Field(None, ge=1, description="rows of a shard at most, whatever a job says")
     max_bytes: int | None = Field(None, ge=1, description="bytes of a shard at most, whatever a job says")
     longest_custom_id: int | None = Field(None, ge=1, description="characters of a custom_id that the provider takes")
@@ -71,19 +72,6 @@ class Account(BaseModel):
         description="cancel a batch that has not ended so long after its window and send its rows again; "
         "0: never  [7200; azure: never]",
     )
-
-    @field_validator("webhook_secret", mode="before")
-    @classmethod
-    def _join_secrets(cls, value: Any) -> Any:
-        return ",".join(map(str, value)) if isinstance(value, list | tuple) else value
-
-    @field_validator("webhook_secret")
-    @classmethod
-    def _are_secrets(cls, value: SecretStr | None) -> SecretStr | None:
-        if value is not None:
-            secrets_of(value.get_secret_value())
-        return value
-
     enqueued_tokens: Annotated[dict[str, int], NoDecode] = Field(
         {},
         description="input tokens that may be in the provider's queue at once, by model, as JSON; "
@@ -99,6 +87,25 @@ class Account(BaseModel):
     uploads_per_minute: int | None = Field(
         None, ge=1, description="files uploaded within a minute at most  [unset: learned]"
     )
+
+    @field_validator("webhook_secret", mode="before")
+    @classmethod
+    def _join_secrets(cls, value: Any) -> Any:
+        return ",".join(map(str, value)) if isinstance(value, list | tuple) else value
+
+    @field_validator("webhook_secret")
+    @classmethod
+    def _are_secrets(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None:
+            secrets_of(value.get_secret_value())
+        return value
+
+    @field_validator("shortest_window", "longest_window")
+    @classmethod
+    def _is_window(cls, value: str | None) -> str | None:
+        if value is not None and not _WINDOW.fullmatch(value):
+            raise ValueError("must be a number and its unit, s, m, h or d, such as 24h")
+        return value
 
     @field_validator("enqueued_tokens", mode="before")
     @classmethod
@@ -121,18 +128,6 @@ class Account(BaseModel):
             raise ValueError(f"{wrong[0]}: give a number of tokens above 0, or leave the model out")
         return value
 
-    def limits(self, model: str | None) -> dict[Kind, int]:
-        """What may be in use at once, or within its span, by shards of this model; what is not here is learned."""
-        same = [limit for name, limit in self.enqueued_tokens.items() if without_date(name) == without_date(model)]
-        tokens = min(same, default=self.enqueued_tokens_default)
-        found: dict[Kind, int | None] = {
-            "tokens": tokens,
-            "batches": self.batches_in_flight,
-            "creations": self.creations_per_hour or None,
-            "uploads": self.uploads_per_minute,
-        }
-        return {kind: amount for kind, amount in found.items() if amount is not None}
-
     @field_validator("notify", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
@@ -154,6 +149,18 @@ class Account(BaseModel):
     @classmethod
     def _with_profile(cls, given: Any) -> Any:
         return with_profile(given) if isinstance(given, Mapping) else given
+
+    def limits(self, model: str | None) -> dict[Kind, int]:
+        """What may be in use at once, or within its span, by shards of this model; what is not here is learned."""
+        same = [limit for name, limit in self.enqueued_tokens.items() if without_date(name) == without_date(model)]
+        tokens = min(same, default=self.enqueued_tokens_default)
+        found: dict[Kind, int | None] = {
+            "tokens": tokens,
+            "batches": self.batches_in_flight,
+            "creations": self.creations_per_hour or None,
+            "uploads": self.uploads_per_minute,
+        }
+        return {kind: amount for kind, amount in found.items() if amount is not None}
 
     def was_probed(self) -> bool:
         """Whether what `batchpipe probe` finds out is set, by it or by a person."""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from dotenv import dotenv_values
+from dotenv.parser import parse_stream
 
 from batchpipe.errors import SettingsError
 
@@ -16,8 +19,15 @@ _SECRETS_FOLDER = Path("/run/secrets")
 
 
 def secrets_folder() -> str | Path | None:
-    """The folder of secret files, if there is one."""
-    return os.environ.get(f"{PREFIX}SECRETS_DIR") or (_SECRETS_FOLDER if _SECRETS_FOLDER.is_dir() else None)
+    """The folder of secret files, if there is one.
+
+    Raises SettingsError if a named one does not exist: the keys in it would be missing, or others would apply.
+    """
+    named = os.environ.get(f"{PREFIX}SECRETS_DIR")
+    if named and not Path(named).is_dir():
+        wrong = f"{named} is no folder" if Path(named).exists() else f"there is no folder {named}"
+        raise SettingsError(f"{PREFIX}SECRETS_DIR: {wrong}: name one with a file for each secret, or unset it")
+    return named or (_SECRETS_FOLDER if _SECRETS_FOLDER.is_dir() else None)
 
 
 def file_of_variables() -> str | None:
@@ -33,8 +43,39 @@ def file_of_variables() -> str | None:
 
 def names_of_variables(env_file: str | Path | None) -> list[str]:
     """Names of the variables, here or in the file, that begin with our prefix; in capitals and without it."""
-    names = {name.upper() for name in [*os.environ, *dotenv_values(env_file or os.devnull, encoding="utf-8")]}
+    with quiet_about_broken_lines():
+        in_file = dotenv_values(env_file or os.devnull, encoding="utf-8")
+    names = {name.upper() for name in [*os.environ, *in_file]}
     return sorted(name.removeprefix(PREFIX) for name in names if name.startswith(PREFIX))
+
+
+def broken_lines(env_file: str | Path | None) -> list[int]:
+    """Numbers, from 1, of the lines of the file that set nothing, because they are not NAME=VALUE."""
+    path = Path(env_file or os.devnull)
+    if not path.is_file():
+        return []
+    with path.open(encoding="utf-8") as stream:
+        return [found.original.line + _blank(found.original.string) for found in parse_stream(stream) if found.error]
+
+
+def _blank(text: str) -> int:
+    """How many blank lines stand before a statement: dotenv counts them to it."""
+    return text[: len(text) - len(text.lstrip())].count("\n")
+
+
+@contextmanager
+def quiet_about_broken_lines() -> Iterator[None]:
+    """Without dotenv's own line about them, which names no file: ``broken_lines`` has them."""
+
+    def is_other(record: logging.LogRecord) -> bool:
+        return "could not parse" not in record.msg
+
+    logger = logging.getLogger("dotenv.main")
+    logger.addFilter(is_other)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_other)
 
 
 #: Variables that the HTTP client reads by itself; also in lower case.

@@ -13,11 +13,14 @@ from pydantic import ValidationError
 from batchpipe.config.account import Account
 from batchpipe.config.environment import (
     PREFIX,
+    broken_lines,
     file_of_variables,
     names_of_variables,
+    quiet_about_broken_lines,
     secrets_folder,
     with_settings,
 )
+from batchpipe.config.plain_words import wrong_value
 from batchpipe.config.settings import Settings
 from batchpipe.config.site_values import SiteSettings
 from batchpipe.errors import SettingsError
@@ -38,7 +41,8 @@ def load_settings(*, env_file: str | Path | None = "", given: SiteSettings | Non
         "_secrets_dir": secrets_folder(),
     }
     try:
-        settings = Settings(**where, **site.known(Settings.model_fields))
+        with quiet_about_broken_lines():
+            settings = Settings(**where, **site.known(Settings.model_fields))
     except ValidationError as error:
         parts = error.errors(include_input=False)
         names = site.known(Settings.model_fields).keys()
@@ -46,7 +50,7 @@ def load_settings(*, env_file: str | Path | None = "", given: SiteSettings | Non
     except (ValueError, OSError) as error:  # a .env that is not UTF-8, or invalid JSON
         raise SettingsError(_unreadable(error)) from None
     settings._spell = given.spell if given is not None else None
-    settings._unknown = _unknown_names(env_file)
+    settings._unknown = (*_ignored_lines(env_file), *_unknown_names(env_file))
     return settings
 
 
@@ -65,6 +69,16 @@ _OF_KUBERNETES = re.compile(r"(\w+_)?(SERVICE_(HOST|PORT(_\w+)?)|PORT(_\d+_(TCP|
 _MOST_UNKNOWN = 10
 
 
+def _ignored_lines(env_file: str | Path | None) -> tuple[str, ...]:
+    """A line for each of the file that cannot be read: what it sets is not set. It may be a key: it is not shown."""
+    numbers = broken_lines(env_file)[:_MOST_UNKNOWN]
+    return tuple(
+        f"{env_file}, line {number}: is ignored, because it is not NAME=VALUE: correct it (quotes are closed on both "
+        "sides), or begin it with #"
+        for number in numbers
+    )
+
+
 def _unknown_names(env_file: str | Path | None) -> tuple[str, ...]:
     """A line for each variable, of the environment or of ``.env``, that looks like a setting and is not one."""
     fields = [name.upper() for name in Settings.model_fields if not name.startswith("openai_")]
@@ -80,14 +94,12 @@ def _unknown_names(env_file: str | Path | None) -> tuple[str, ...]:
 
 def _explain(part: Mapping[str, Any], given: SiteSettings, names: Collection[str]) -> str:
     """One validation error without the value, which may be a secret."""
-    steps, message = [str(step) for step in part["loc"]], part["msg"].removeprefix("Value error, ")
+    steps, message = [str(step) for step in part["loc"]], wrong_value(part, Settings)
     if part["type"] == "extra_forbidden":
         near = get_close_matches(
             steps[-1], Account.model_fields if steps[0] == "accounts" else Schedule.model_fields, 1
         )
         message = f"there is no such setting{f'; did you mean {near[0]}?' if near else ''}"
-    if part["type"] == "missing":
-        message = "is missing"
     if steps and steps[0] in names:
         return f"{given.spell(steps[0].upper())}{''.join(f'[{step!r}]' for step in steps[1:])}: {message}"
     if steps[:1] == ["schedules"]:

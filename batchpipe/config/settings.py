@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import platformdirs
-from pydantic import AliasChoices, Field, PrivateAttr, SecretStr, field_validator
+from pydantic import AliasChoices, Field, PrivateAttr, SecretStr, ValidationInfo, field_validator
 from pydantic_settings import (
     BaseSettings,
     NestedSecretsSettingsSource,
@@ -57,7 +57,9 @@ class Settings(BaseSettings):
     lease_seconds: float = Field(60, gt=0, description="how long a claimed stage may go without renewal")
     sweep_seconds: float = Field(5, gt=0, description="pace of the sweep")
     poll_min_seconds: float = Field(5, gt=0, description="shortest pause between two looks at a batch")
-    poll_max_seconds: float = Field(600, gt=0, le=600, description="longest pause between two looks at a batch")
+    poll_max_seconds: float = Field(
+        600, gt=0, le=600, validate_default=True, description="longest pause between two looks at a batch"
+    )
     polls_in_flight: int = Field(
         50,
         ge=0,
@@ -191,6 +193,17 @@ class Settings(BaseSettings):
     def _split(cls, value: Any) -> Any:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
+    @field_validator("poll_max_seconds")
+    @classmethod
+    def _is_longest(cls, value: float, info: ValidationInfo) -> float:
+        shortest = info.data.get("poll_min_seconds", value)
+        if shortest > value:
+            raise ValueError(
+                f"the longest pause, {value:g} s, is shorter than the shortest: lower POLL_MIN_SECONDS "
+                f"({shortest:g} s) or raise this"
+            )
+        return value
+
     @field_validator("notify")
     @classmethod
     def _can_be_told(cls, value: tuple[str, ...]) -> tuple[str, ...]:
@@ -244,7 +257,8 @@ class Settings(BaseSettings):
 
     @property
     def unknown(self) -> tuple[str, ...]:
-        """A warning line for each variable that begins with BATCHPIPE_ and is not a setting: likely a typing error."""
+        """A warning line for each variable that begins with BATCHPIPE_ and is not a setting: likely a typing error; and
+        for each line of the file of variables that cannot be read."""
         return self._unknown
 
     def account(self, name: str) -> Account:

@@ -26,6 +26,12 @@ AGAIN = "~"
 #: Characters of a message that is shown as a sample.
 MOST_SAMPLE = 200
 
+#: Codes of a provider for rows that fail again as they are, where no status tells; also what such a code begins with.
+_LASTING = frozenset({"model_not_found", "context_length_exceeded", "content_filter", "batch_refused"})
+_LASTING_BEGINS = ("invalid_", "unsupported_", "missing_required", "unknown_parameter", "duplicate_custom_id")
+#: Statuses that say so of a request.
+_LASTING_STATUSES = frozenset({400, 404, 405, 413, 415, 422})
+
 #: A code that is one: a word. Some gateways put a sentence there, which may hold part of the row.
 _CODE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:-]{0,63}", re.ASCII)
 
@@ -147,6 +153,18 @@ def add_reasons(total: dict[str, int], reasons: Mapping[str, int]) -> None:
         if key not in total and len(total) >= 2 * MOST_KINDS:
             key = AGAIN + OTHER if key.startswith(AGAIN) else OTHER
         total[key] = total.get(key, 0) + count
+
+
+def lasting(reasons: Mapping[str, int]) -> int:
+    """How many rows fail again if they are sent as they are, as far as their reasons tell."""
+    return sum(count for key, count in reasons.items() if _lasts(key))
+
+
+def _lasts(key: str) -> bool:
+    status, _, code = key.partition(" ")
+    if status.isascii() and status.isdigit():
+        return int(status) in _LASTING_STATUSES
+    return status == "-" and (code in _LASTING or code.startswith(_LASTING_BEGINS))
 
 
 def reasons_view(reasons: Mapping[str, int], samples: Mapping[str, str] | None = None) -> list[dict[str, Any]]:

@@ -18,6 +18,7 @@ from batchpipe.config.limits import out_of_time
 from batchpipe.errors import (
     BATCH_LIMIT,
     FILE_NOT_FOUND,
+    NO_API,
     NO_QUOTA,
     NO_ROUTE,
     NOT_SENT,
@@ -127,7 +128,7 @@ def _of_status(error: openai.APIStatusError) -> BatchpipeError:
     if status == 404:
         # a proxy's page does not prove that a paid batch is gone; the provider answers in JSON
         if _is_json_object(error.response):
-            return Gone(message, code=code, status=status, param=param)
+            return Gone(message, code=NO_API if hint else code, status=status, param=param)
         return Unavailable(f"HTTP 404 without the provider's own words: {words[:200]}{hint}", code=NO_ROUTE, status=404)
     return Refused(message, code=code or f"http_{status}", status=status, param=param)
 

@@ -21,7 +21,9 @@ _MOST_ANSWER = 500
 
 
 def check_host(url: str, allowed: Sequence[str]) -> None:
-    """Raises InvalidInput for an address that is not of the web, or whose host is not among ``allowed`` (none: any)."""
+    """Raises InvalidInput for an address that is not of the web, or whose host is not among ``allowed`` (none: any
+    public one), as far as that shows without a look-up.
+    """
     try:
         parts = urlsplit(url)
         host, _ = (parts.hostname or "").lower(), parts.port
@@ -31,6 +33,18 @@ def check_host(url: str, allowed: Sequence[str]) -> None:
         raise InvalidInput("a target that is no name must be an http:// or https:// URL", field="notify")
     if allowed and not any(fnmatchcase(host, pattern.lower()) for pattern in allowed):
         raise InvalidInput(f"{host} is not among ALLOWED_HOSTS", field="notify", code="not_allowed")
+    if _is_public_only(host, allowed):
+        if host.rstrip(".") == "localhost" or host.rstrip(".").endswith(".localhost"):
+            raise _not_public(host)
+        try:
+            check_literal(host)
+        except InvalidInput:
+            raise _not_public(host) from None
+
+
+def _is_public_only(host: str, allowed: Sequence[str]) -> bool:
+    """Only a host that is named in full may have a private address."""
+    return host not in {one.lower() for one in allowed}
 
 
 def post(url: str, body: bytes, headers: Mapping[str, str], allowed: Sequence[str]) -> int:
@@ -41,7 +55,7 @@ def post(url: str, body: bytes, headers: Mapping[str, str], allowed: Sequence[st
     """
     check_host(url, allowed)
     host = (urlsplit(url).hostname or "").lower()
-    work = _post(url, body, headers, public_only=host not in {one.lower() for one in allowed})
+    work = _post(url, body, headers, public_only=_is_public_only(host, allowed))
     future = asyncio.run_coroutine_threadsafe(work, fsspec.asyn.get_loop())
     try:
         return future.result(POST_SECONDS + 5)
@@ -65,8 +79,6 @@ def _not_public(host: str) -> InvalidInput:
 
 
 async def _post(url: str, body: bytes, headers: Mapping[str, str], *, public_only: bool) -> int:
-    if public_only:
-        check_literal(urlsplit(url).hostname or "")
     connector = TCPConnector(resolver=PublicResolver()) if public_only else TCPConnector()
     timeout = ClientTimeout(total=POST_SECONDS)
     async with (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -123,13 +124,34 @@ class Looks:
         )
 
     def in_flight(self, account: str) -> Iterator[tuple[str, float]]:
-        """(member, when its batch was made) of the shards in flight, the latest first."""
-        start = 0
-        while found := self._redis.call(
-            "zrange", f"{self._redis.prefix}inflight:{account}", start, start + _AT_ONCE - 1, desc=True, withscores=True
-        ):
-            yield from found
-            start += _AT_ONCE
+        """(member, when its batch was made) of the shards in flight, the latest first. None of them is passed over,
+        though others leave the set meanwhile.
+        """
+        member, made, most = "", math.inf, _AT_ONCE
+        while found := self._in_flight_from(account, made, most):
+            # of those made at the same time, the ones up to the last were read before
+            further = [one for one in found if one[1] < made or one[0] < member] if member else found
+            if not further and len(found) < most:
+                return
+            yield from further
+            reached = further[-1] if further else (member, made)
+            most = _AT_ONCE if reached[1] < made else 2 * most  # very many may have been made at the same time
+            member, made = reached
+
+    def _in_flight_from(self, account: str, made: float, most: int) -> list[tuple[str, float]]:
+        """The first of those made then or before, the latest first; of the same time by their names, backwards."""
+        found = self._redis.call(
+            "zrange",
+            f"{self._redis.prefix}inflight:{account}",
+            made,
+            -math.inf,
+            byscore=True,
+            desc=True,
+            withscores=True,
+            offset=0,
+            num=most,
+        )
+        return list(found)
 
     def forget_if_gone(self, account: str, member: str) -> None:
         """A shard whose record is no more (deleted by hand) is not in flight."""

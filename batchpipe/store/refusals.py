@@ -40,6 +40,11 @@ _LOGIN = Refusal(
     "redis_login",
     "Redis refuses the user or password: correct those in the URL (redis://USER:PASSWORD@...)",
 )
+_DATABASE = Refusal(
+    Kind.SETTING,
+    "redis_database",
+    "Redis has no database of this number (by default 0 to 15): correct the number at the end of",
+)
 _BUSY = Refusal(
     Kind.PASSES, "redis_busy", "Redis is busy with a Lua script: it answers once that has ended (or SCRIPT KILL)"
 )
@@ -89,6 +94,7 @@ REFUSALS: dict[str, Refusal] = {
         "redis_sentinel",
         "Redis is not there, but a Sentinel or a proxy without scripts: give the address of the Redis itself",
     ),
+    "DBINDEX": _DATABASE,  # a word of ours: Redis' own is ERR
     **dict.fromkeys(("MOVED", "ASK", "CROSSSLOT", "CLUSTERDOWN", "TRYAGAIN"), _CLUSTER),
 }
 
@@ -117,6 +123,8 @@ _BY_TEXT = (
     ("script attempted to access a non local key", "MOVED"),
     ("unknown command 'evalsha'", "SENTINEL"),
     ("unknown command 'script'", "SENTINEL"),
+    ("db index is out of range", "DBINDEX"),
+    ("invalid db index", "DBINDEX"),
 )
 
 
@@ -140,10 +148,15 @@ def unreachable(error: BaseException) -> str | None:
     return f"at {found['where']} cannot be reached: {found['why']}" if found is not None else None
 
 
+#: The settings that have its address: of the records, and of the broker.
+OF_RECORDS = "BATCHPIPE_REDIS_URL (in a site: REDIS_URL)"
+OF_BROKER = "BATCHPIPE_BROKER_URL, else BATCHPIPE_REDIS_URL"
+
+
 def _unanswered(error: BaseException) -> str:
     """What to start or set, with the setting's name as the site spells it."""
     what = unreachable(error) or f"does not answer: {str(error).rstrip('.') or type(error).__name__}"
-    return f"Redis {what}; start it (redis-server), or set BATCHPIPE_REDIS_URL (in a site: REDIS_URL) to one that runs"
+    return f"Redis {what}; start it (redis-server), or set {OF_RECORDS} to one that runs"
 
 
 def refusal(error: BaseException) -> Refusal | None:
@@ -159,9 +172,13 @@ def refusal(error: BaseException) -> Refusal | None:
     return REFUSALS[word] if word else None
 
 
-def in_words(error: BaseException) -> str:
-    """One line for people; if something is denied, it names the command, key or channel, as Redis does."""
+def in_words(error: BaseException, setting: str = OF_RECORDS) -> str:
+    """One line for people; if something is denied, it names the command, key or channel, as Redis does. ``setting``:
+    the one that has the address of this Redis.
+    """
     found = refusal(error)
+    if found is _DATABASE:
+        return f"{found.said} {setting}"
     if found is None and isinstance(error, _NO_ANSWER):
         return _unanswered(error)
     if found is None and isinstance(error, redis.ResponseError):

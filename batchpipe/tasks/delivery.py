@@ -1,4 +1,4 @@
-"""Sends the notifications that are due: signed webhooks, Slack, mail. Many at once, none for long.
+"""Sends the notifications that are due: signed webhooks, Slack, mail. Many at once, and mails one by one.
 
 Any process may do so. What a process cannot send, for its settings lack something or it has no mail, it leaves to
 others; that is no try, and final only after a day.
@@ -10,7 +10,7 @@ import logging
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import wait
 from contextlib import contextmanager
 from functools import partial
 from itertools import zip_longest
@@ -24,12 +24,15 @@ from batchpipe.model.notifications import DELIVERY, Notification, in_words, sign
 from batchpipe.storage.outgoing import POST_SECONDS, check_host, post
 from batchpipe.store import Store
 from batchpipe.tasks.publishing import deliver_soon
+from batchpipe.tasks.senders import Lane, Senders
 
 logger = logging.getLogger(__name__)
 
-#: Notifications that one call looks at, and that it sends at once; it takes turns over their targets, so that receivers
-#: that hang do not hold up the others.
-MOST, AT_ONCE = 1_000, 10
+#: Notifications that one call looks at; it takes turns over their targets, so that receivers that hang do not hold up
+#: the others.
+MOST = 1_000
+#: A mail that is not sent after so many seconds hangs: this process begins no other one until that has ended.
+HANGS_SECONDS = 30.0
 #: For so long a call begins to send; those begun then get their time.
 BEGIN_SECONDS = 10.0
 #: How long a pass of the sweep waits that sends by itself. What it has begun goes on in threads.
@@ -59,6 +62,7 @@ class Deliverer:
 
     def __init__(self, settings: Settings, store: Store) -> None:
         self._settings, self._store = settings, store
+        self._senders = current_site().keep(Senders)
 
     def see_to(self, *, here: bool) -> None:
         """For a sweep: ask a worker to send what is due, if anything is, and nobody was asked just now. Where no worker
@@ -92,17 +96,21 @@ class Deliverer:
         """Begin to send for so many seconds, and wait so long for what becomes of it. Returns how many were delivered
         by then. Raises StoreUnavailable.
         """
-        ids = self._ours()
-        if not ids:
+        notes = self._ours()
+        if not notes:
             return 0
         ends = time.monotonic() + begin
-        pool = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="deliver")
-        futures = [pool.submit(self._deliver, note_id, ends) for note_id in ids]
-        done, _ = wait(futures, timeout=wait_for)
-        pool.shutdown(wait=False, cancel_futures=True)  # these were not taken, and stay due
+        futures = [self._lane(note).submit(partial(self._deliver, note.id, ends)) for note in notes]
+        done, late = wait(futures, timeout=wait_for)
+        for lane in (self._senders.web, self._senders.mail):
+            lane.cancel([*late])  # these were not taken, and stay due
         return sum(future.result() for future in done)
 
-    def _ours(self) -> list[str]:
+    def _lane(self, note: Notification) -> Lane:
+        target = self._settings.targets.get(note.target)
+        return self._senders.mail if target is not None and target.kind == "mail" else self._senders.web
+
+    def _ours(self) -> list[Notification]:
         """Of those that are due, the ones that this process can send."""
         now, found = self._store.now(), list[Notification]()
         for note in self._store.outbox.due(MOST):
@@ -116,7 +124,7 @@ class Deliverer:
                     self._store.outbox.left(note.id, str(error)[:500])
             else:
                 found.append(note)
-        return [note.id for note in _in_turn(found)]
+        return _in_turn(found)
 
     def _deliver(self, note_id: str, ends: float) -> bool:
         """Whether it was delivered."""
@@ -174,6 +182,8 @@ class Deliverer:
                 raise _Lacking(
                     "there is no mail here: start a worker in the Django site (`manage.py batchpipe worker`)"
                 )
+            if (seconds := self._senders.mail.busy_for()) > HANGS_SECONDS:
+                raise _Lacking(f"the mail backend here has not come to an end of a mail since {seconds:.0f} s")
             return partial(_mail, mail, target)
         address = target.url if target is not None else None
         url = address.get_secret_value() if address is not None else note.target

@@ -5,7 +5,7 @@ from __future__ import annotations
 from amqp import ChannelError
 
 from batchpipe.errors import SettingsError
-from batchpipe.store.refusals import RedisAnswer, in_words
+from batchpipe.store.refusals import OF_BROKER, RedisAnswer, in_words
 from batchpipe.tasks.app import app_in_use
 from batchpipe.tasks.publishing import BROKER_TROUBLE
 
@@ -63,5 +63,5 @@ def broker_refusal() -> str | None:
                 channel.client.lpushx(f"{channel.global_keyprefix}{key}", "")
             channel.client.publish(f"{channel.keyprefix_fanout}{app.conf.event_exchange}/batchpipe.check", "")
     except BROKER_TROUBLE as error:
-        return next((in_words(it) for it in (error, error.__cause__) if isinstance(it, RedisAnswer)), None)
+        return next((in_words(it, OF_BROKER) for it in (error, error.__cause__) if isinstance(it, RedisAnswer)), None)
     return None

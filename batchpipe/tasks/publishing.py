@@ -17,7 +17,7 @@ from batchpipe.masking import without_secrets
 from batchpipe.model.records import JOB
 from batchpipe.model.steps import STEPS
 from batchpipe.pipeline.messages import Message
-from batchpipe.store.refusals import RedisAnswer, RedisTrouble, in_words, unreachable
+from batchpipe.store.refusals import OF_BROKER, RedisAnswer, RedisTrouble, in_words, unreachable
 from batchpipe.tasks.app import app_in_use, check_not_eager, countdown_of, queue_of
 
 logger = logging.getLogger(__name__)
@@ -56,14 +56,13 @@ def publish(message: Message) -> None:
 def words_of_broker(error: Exception) -> str:
     answer = next((it for it in (error, error.__cause__) if isinstance(it, RedisAnswer)), None)
     if answer is not None:
-        return f"the broker refused: {in_words(answer)}"
+        return f"the broker refused: {in_words(answer, OF_BROKER)}"
     said = without_secrets(str(error))  # the error of a library may name the URL
     if isinstance(error, AMQPError):
         return f"the broker refused: {said}: {type(error).__name__}"
     why = re.sub(r"^\[Errno -?\d+\] ", "", said).rstrip(".") or type(error).__name__
     return (
-        f"the broker {unreachable(error) or f'cannot be reached: {why}'}; start it, or correct its address: "
-        "BATCHPIPE_BROKER_URL, else BATCHPIPE_REDIS_URL"
+        f"the broker {unreachable(error) or f'cannot be reached: {why}'}; start it, or correct its address: {OF_BROKER}"
     )
 
 

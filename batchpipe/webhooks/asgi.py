@@ -35,7 +35,7 @@ class _TooSlow(Exception):
 
 class WebhookApp:
     """Takes ``POST /`` or ``/webhooks``, and the same with ``/ACCOUNT`` behind it, at the place where it is mounted.
-    Any other path is 404, as an account is that has no secret.
+    Any other path is 404; an account that has no secret is answered as one whose secret does not fit.
     """
 
     def __init__(self, client: Callable[[], Client] | None = None) -> None:

@@ -47,7 +47,7 @@ def check_app(app: Celery, settings: Settings) -> list[Finding]:
 def _look_at_names(app: Celery, settings: Settings) -> Iterator[Finding]:
     for line in settings.unknown:
         name, _, why = line.partition(": ")
-        yield Finding(name, why, f"the right name, or remove {name}")
+        yield Finding(name, why, "the right one, or remove it")
 
 
 def _setting(app: Celery, name: str) -> str:

@@ -19,7 +19,7 @@ from kombu.transport import redis as transport
 from kombu.transport import virtual
 
 from batchpipe.model.retry import BROKER_REFUSES
-from batchpipe.store.refusals import RedisAnswer, in_words
+from batchpipe.store.refusals import OF_BROKER, RedisAnswer, in_words
 
 logger = logging.getLogger(__name__)
 
@@ -143,7 +143,7 @@ class _Pauses:
         if time.monotonic() - self._last > FORGOTTEN_AFTER:
             self._seconds = 0.0
         self._seconds = BROKER_REFUSES.after(self._seconds)
-        logger.error("the broker refuses: %s; next try in %g s", in_words(error), self._seconds)
+        logger.error("the broker refuses: %s; next try in %g s", in_words(error, OF_BROKER), self._seconds)
         end = time.monotonic() + self._seconds
         while time.monotonic() < end:
             maybe_shutdown()

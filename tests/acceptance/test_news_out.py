@@ -61,7 +61,7 @@ def test_news_that_a_worker_and_a_laptop_cannot_send_waits_for_a_worker_that_can
     new_machine: NewMachine, receiver: Receiver
 ) -> None:
     """They lack the secret: that counts as no try, whatever sweeps, and delays nobody."""
-    machine = new_machine("mixed")
+    machine = new_machine("mixed", BATCHPIPE_ALLOWED_HOSTS="127.0.0.1")
     lacking = machine.worker()
     job = machine.submit(machine.input(3), "--notify", receiver.url)
     assert machine.run("wait", job, "--timeout", "60").code == 0

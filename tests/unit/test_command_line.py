@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import socket
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,7 @@ import pytest
 from click.testing import CliRunner
 
 from batchpipe.cli import cli
+from batchpipe.cli.common import cannot_listen
 from batchpipe.cli.listing import name_of
 from batchpipe.masking import printable
 from batchpipe.model.records import JobRecord
@@ -69,6 +73,52 @@ def test_an_option_of_the_sandbox_that_is_wrong_is_named(options: list[str], say
 def test_a_timeout_that_is_no_number_of_seconds_is_refused(seconds: str) -> None:
     done = CliRunner().invoke(cli, ["wait", "job_x", "--timeout", seconds])
     assert done.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["submit", "x", "-o", "y", "--priority", "high"], "must be a whole number from -100 to 100, not 'high'"),
+        (["submit", "x", "-o", "y", "--priority", "101"], "must be a whole number from -100 to 100, not '101'"),
+        (["submit", "x", "-o", "y", "--attempts", "0"], "must be a whole number from 1 to 100, not '0'"),
+        (["list", "--limit", "all"], "must be a whole number of 1 or more, not 'all'"),
+        (["wait", "job_x", "--timeout", "soon"], "must be a number of seconds of 0 or more, not 'soon'"),
+        (["webhooks", "--port", "99999"], "must be a whole number from 0 to 65535, not '99999'"),
+    ],
+)
+def test_what_a_number_must_be_is_said_in_plain_words(words: list[str], says: str) -> None:
+    done = CliRunner().invoke(cli, words)
+    assert (done.exit_code, says in done.output) == (2, True), done.output
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (OSError(errno.EADDRINUSE, "x"), "another program listens there: end it, or give another --port (0 takes a"),
+        (OSError(errno.EADDRNOTAVAIL, "x"), "this machine has no such address: give --host 127.0.0.1, or 0.0.0.0 for"),
+        (socket.gaierror(-2, "Name or service not known"), "this machine has no such address: give --host 127.0.0.1"),
+        (PermissionError(errno.EACCES, "x"), "this user may not: give a --port from 1024 on"),
+        (OSError(errno.ENOBUFS, "No buffer space available"), "No buffer space available"),
+    ],
+)
+def test_a_server_that_cannot_listen_says_what_to_do(error: OSError, says: str) -> None:
+    assert cannot_listen("h", 1, error).message.startswith(f"cannot listen on h:1: {says}")
+
+
+def test_an_address_that_is_taken_ends_webhooks_with_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BATCHPIPE_REDIS_URL", "redis://127.0.0.1:1/0")
+    monkeypatch.setenv("OPENAI_WEBHOOK_SECRET", "whsec_c2VjcmV0LXNlY3JldC1zZWNyZXQ=")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        code = "import sys; from batchpipe.cli import main; main(sys.argv[1:])"
+        done = subprocess.run(
+            [sys.executable, "-c", code, "webhooks", "--port", str(port)], capture_output=True, text=True
+        )
+    assert done.returncode == 1
+    assert done.stderr == (
+        f"Error: cannot listen on 127.0.0.1:{port}: another program listens there: end it, or give another --port "
+        "(0 takes a free one)\n"
+    )
 
 
 @pytest.mark.parametrize("pool", ["threads", "solo"])
@@ -144,3 +194,31 @@ except KeyboardInterrupt:
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=25)
     assert (done.returncode, done.stderr) == (130, "")
+
+
+@pytest.mark.parametrize("module", ["click", "batchpipe.errors", "batchpipe.cli.interrupts", "batchpipe.cli.listing"])
+def test_ctrl_c_while_modules_are_imported_ends_the_command_without_a_traceback(module: str) -> None:
+    """It takes a moment, in which people press it who have mistyped."""
+    script = f"""
+import os, signal, sys, time
+
+class Interrupted:
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        if name == {module!r}:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.01)
+
+sys.meta_path.insert(0, Interrupted)
+sys.argv = ["batchpipe", "list"]
+from batchpipe.__main__ import main
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=25)
+    assert (done.returncode, done.stdout, done.stderr.strip()) == (130, "", "")  # click ends the line of the ^C
+
+
+def test_the_installed_command_begins_where_the_module_does() -> None:
+    """Else its first imports would be outside."""
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
+    assert project["project"]["scripts"] == {"batchpipe": "batchpipe.__main__:main"}

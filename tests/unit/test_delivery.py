@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import logging
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
 from celery import Celery
 from pydantic import SecretStr
@@ -24,9 +28,10 @@ from batchpipe.pipeline.notices import Notices
 from batchpipe.pipeline.visits import Visits
 from batchpipe.store import outbox as outbox_module
 from batchpipe.store.outbox import Undelivered
-from batchpipe.tasks import delivery
+from batchpipe.tasks import delivery, senders
 from batchpipe.tasks.delivery import Deliverer
 from batchpipe.tasks.publishing import deliver_soon
+from batchpipe.tasks.senders import Lane
 from batchpipe.testing import FakeOpenAI, Pump
 
 SECRET = SecretStr("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw")
@@ -150,7 +155,7 @@ def test_no_more_are_taken_than_can_be_sent_in_the_time_there_is(pump: Pump, han
     begun = time.monotonic()
     deliverer(pump, targets={"ops": webhook()}).deliver_due(begin=0.5, wait_for=1.0)
     assert time.monotonic() - begun < 5
-    assert 50 - delivery.AT_ONCE <= len(pump.store.outbox.due(100)) < 50
+    assert 50 - senders.AT_ONCE <= len(pump.store.outbox.due(100)) < 50
 
 
 def test_a_sweep_asks_a_worker_to_send_and_waits_for_no_receiver(
@@ -191,6 +196,79 @@ def test_a_sweep_that_sends_by_itself_waits_for_receivers_a_little_only(
     while time.monotonic() < until and not pump.store.outbox.waiting(1)[0].error:
         time.sleep(0.02)
     assert pump.store.outbox.waiting(1)[0].error == "did not answer"
+
+
+ABOUT_A_PAUSE = '{"type": "account.paused", "data": {"account": "default", "code": "", "message": ""}}'
+TWO_WAYS = {
+    "ops": webhook(),
+    "mail": Target(kind="mail", to=("ops@example.com",)),
+    "boss": Target(kind="mail", to=("boss@example.com",)),
+}
+
+
+def test_a_mail_backend_that_never_returns_costs_one_thread_and_delays_no_other_target(
+    pump: Pump, posted: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each call began ten threads more, which also held up the exit of the process. Meanwhile its mails are left to
+    others, and once it returns it sends those that wait.
+    """
+    monkeypatch.setattr(delivery, "HANGS_SECONDS", 0.05)
+    returns, sent = threading.Event(), list[str]()
+
+    def send_mail(subject: str, text: str, to: list[str]) -> None:
+        returns.wait(60)
+        sent.extend(to)
+
+    current_site().send_mail = send_mail
+    for number, target in enumerate(["mail", "boss"] * 20):
+        paused = msgspec.structs.replace(note(number, target), type="account.paused", body=ABOUT_A_PAUSE)
+        pump.store.outbox.add(paused)
+    pump.advance(1)
+    ours = deliverer(pump, targets=TWO_WAYS)
+    for number in range(100, 105):
+        pump.store.outbox.add(note(number))
+        ours.deliver_due(begin=0.2, wait_for=0.2)
+    threads = [thread.name for thread in threading.enumerate() if thread.name.startswith("deliver")]
+    waiting = pump.store.outbox.waiting(100)
+    assert (threads, posted, sent) == (["deliver-mail"], [URL] * 5, [])
+    assert [one.tries for one in waiting] == [0] * 40
+    assert sum("the mail backend here has not come to an end" in one.error for one in waiting) == 39
+
+    returns.set()
+    until = time.monotonic() + 10
+    while len(sent) < 40 and time.monotonic() < until:
+        ours.deliver_due()
+        pump.advance(1)
+    assert sorted(sent) == ["boss@example.com"] * 20 + ["ops@example.com"] * 20
+
+
+def test_a_delivery_that_hangs_does_not_hold_up_the_exit_of_the_process() -> None:
+    """One that has just begun gets the rest of its time."""
+    code = (
+        "import time, threading; from batchpipe.tasks import senders; senders.LAST_SECONDS = 0.5\n"
+        "senders.Lane('a', 1).submit(lambda: threading.Event().wait())\n"
+        "lane = senders.Lane('b', 1); lane.submit(lambda: not time.sleep(0.2) and print('delivered', flush=True))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "delivered\n", "")
+
+
+def test_a_lane_begins_no_more_at_once_than_it_has_threads_and_none_that_was_cancelled() -> None:
+    lane, go_on, ran = Lane("test", 2), threading.Event(), list[int]()
+
+    def work(number: int) -> bool:
+        ran.append(number)
+        return go_on.wait(30)
+
+    futures = [lane.submit(partial(work, number)) for number in range(10)]
+    until = time.monotonic() + 10
+    while len(ran) < 2 and time.monotonic() < until:
+        time.sleep(0.01)
+    assert (sorted(ran), lane.busy_for() > 0) == ([0, 1], True)
+    lane.cancel(futures[5:])
+    go_on.set()
+    assert [future.result(10) for future in futures[:5]] == [True] * 5
+    assert sorted(ran) == [0, 1, 2, 3, 4]
 
 
 # -- asking for it must fail nothing -------------------------------------------------------------------------------

@@ -63,7 +63,7 @@ def test_a_site_that_is_right_hears_nothing() -> None:
     [
         ([], "BATCHPIPE is a list; it must be a dict"),
         ({**GOOD, "REDIS_ULR": "x"}, 'BATCHPIPE["REDIS_ULR"]: there is no such setting; did you mean REDIS_URL?'),
-        ({**GOOD, "ATTEMPTS": "many"}, 'BATCHPIPE["ATTEMPTS"]: Input should be a valid integer'),
+        ({**GOOD, "ATTEMPTS": "many"}, 'BATCHPIPE["ATTEMPTS"]: must be a whole number from 1 to 100'),
         (
             {**GOOD, "ACCOUNTS": {"default": {"APIKEY": "sk-secret"}}},
             "BATCHPIPE[\"ACCOUNTS\"]['default']['apikey']: there is no such setting; did you mean api_key?",

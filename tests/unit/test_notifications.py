@@ -179,6 +179,23 @@ def test_a_host_that_is_not_allowed_is_refused_at_submit_and_when_it_is_sent(rec
         check_targets(JobRecord(id="job_x", notify=["https://b.example.org/x"]), settings)
 
 
+@pytest.mark.parametrize(
+    "host",
+    ["127.0.0.1", "10.0.0.7", "localhost", "LOCALHOST.", "a.localhost", "[::1]", "169.254.169.254", "2130706433"],
+)
+def test_an_address_that_is_plainly_private_is_refused_at_submit(host: str) -> None:
+    """It would be told to nobody, which a person heard of a day later. One that a look-up finds out waits for that."""
+    settings = load_settings(env_file=None)
+    job = JobRecord(id="job_x", notify=[f"http://{host}:8080/hook"])
+    for allowed in ((), ("*",)):
+        with pytest.raises(
+            InvalidInput, match=r"leads to an address that is not public: name it in full in BATCHPIPE_A"
+        ):
+            check_targets(job, settings.model_copy(update={"allowed_hosts": allowed}))
+    check_targets(job, settings.model_copy(update={"allowed_hosts": (host.strip("[]"),)}))
+    check_targets(JobRecord(id="job_x", notify=["https://hooks.example.com/x"]), settings)
+
+
 def test_a_secret_in_a_url_of_a_job_is_refused() -> None:
     """It would stand in Redis, in job.json and in logs."""
     with pytest.raises(InvalidInput, match="secret in it"):

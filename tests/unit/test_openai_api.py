@@ -14,7 +14,7 @@ from pydantic import SecretStr
 
 from batchpipe.config.account import Account
 from batchpipe.config.settings import Settings
-from batchpipe.errors import AmbiguousResult, BatchpipeError, Gone, Paused, Refused, SettingsError, Unavailable
+from batchpipe.errors import NO_API, AmbiguousResult, BatchpipeError, Gone, Paused, Refused, SettingsError, Unavailable
 from batchpipe.model.provider import Batch
 from batchpipe.model.said_limits import Rate, said_batch_limit, said_rate
 from batchpipe.provider import Api, Apis, parse_batch
@@ -246,7 +246,8 @@ def test_a_base_url_without_its_v1_is_asked_after(sandbox: Sandbox, make_api: Ca
     """A server answers the first call with no more than "Invalid URL"."""
     api = make_api(sandbox.base_url.removesuffix("/v1"))
     for call in (api.ping, lambda: upload(api), lambda: create(api, "file-1")):
-        assert str(refusal(call)).endswith("; does BASE_URL lack its /v1?")
+        error = refusal(call)
+        assert (error.code, str(error).endswith("; does BASE_URL lack its /v1?")) == (NO_API, True)
     assert "BASE_URL" not in str(refusal(lambda: api.retrieve("batch_1")))
 
 

@@ -20,7 +20,7 @@ from batchpipe.client.validation import validate_input
 from batchpipe.config.account import Account
 from batchpipe.config.loading import load_settings
 from batchpipe.config.site import forget_sites
-from batchpipe.errors import AmbiguousResult, InvalidInput, Paused, SettingsError
+from batchpipe.errors import AmbiguousResult, InvalidInput, Paused, Refused, SettingsError
 from batchpipe.model.provider import Batch
 from batchpipe.model.records import JobRecord
 from batchpipe.provider.api import Api
@@ -89,7 +89,12 @@ def test_a_full_server_has_all_capabilities_and_nothing_is_left_there() -> None:
     assert known["window of 48h"] == "refused"
     assert known["list goes on after a batch"] == "yes"
     assert known["a repeated call with an Idempotency-Key"] == "second batch"
-    assert found.settings == {"LISTS_BATCHES": "true", "ECHOES_METADATA": "true", "LONGEST_WINDOW": "24h"}
+    assert found.settings == {
+        "LISTS_BATCHES": "true",
+        "ECHOES_METADATA": "true",
+        "SHORTEST_WINDOW": "24h",
+        "LONGEST_WINDOW": "24h",
+    }
     assert found.rows <= 10
     assert found.left == []
 
@@ -171,6 +176,55 @@ def test_a_create_without_an_answer_ends_the_probe_with_its_files_deleted() -> N
     """It may have made a batch: that is said, and no second call is made."""
     with pytest.raises(AmbiguousResult):
         probe({"kind": "drop_after", "route": "POST /v1/batches", "after": 1, "times": 1})
+
+
+def probe_with(sandbox: Sandbox, said: list[str], **arguments: Any) -> Probe:
+    account = Account(base_url=sandbox.base_url, api_key=SecretStr("any"))
+    given = {"model": "gpt-4o-mini", "endpoint": "/v1/chat/completions", "window": "24h", "timeout": 20.0, **arguments}
+    return Probe(Api(account), account, "default", say=said.append, **given)
+
+
+def test_the_batch_of_a_create_call_without_an_answer_is_found_and_cancelled() -> None:
+    """It ran to its end, was paid, and nobody knew its name."""
+    said: list[str] = []
+    with Sandbox(rows_per_second=0.01) as sandbox:
+        sandbox.faults.add("drop_after", route="POST /v1/batches", after=1, times=1)
+        made = probe_with(sandbox, said)
+        with pytest.raises(AmbiguousResult):
+            made.run()
+        batches = list(Api(Account(base_url=sandbox.base_url, api_key=SecretStr("any"))).iter_batches(0.0))
+    assert [batch.status for batch in batches if batch.status != "failed"] == ["cancelled"]
+    assert made.result.left == []
+
+
+def test_a_batch_that_no_list_shows_is_named_by_its_file() -> None:
+    """Also where the probe ends with an error: only a person can look after it."""
+    said: list[str] = []
+    now = iter(range(0, 10_000, 5))
+    with Sandbox(validating_seconds=0.02) as sandbox:
+        sandbox.faults.add("drop_after", route="POST /v1/batches", after=1, times=1)
+        sandbox.faults.add("status", route="GET /v1/batches", status=404)
+        made = probe_with(sandbox, said, clock=lambda: float(next(now)), sleep=lambda seconds: None)
+        with pytest.raises(AmbiguousResult):
+            made.run()
+    [left] = made.result.left
+    assert left.startswith("a batch of file-")
+    assert f"Warning: {left} could not be deleted or cancelled yet: look at the provider" in said
+
+
+def test_the_shortest_and_the_longest_window_that_are_taken_become_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whichever the first batch had."""
+    create = Api.create_batch
+
+    def create_batch(self: Api, **arguments: Any) -> Batch:
+        if arguments["completion_window"] not in ("12h", "24h", "48h", "7d"):
+            raise Refused("no such window", status=400)
+        return create(self, **{**arguments, "completion_window": "24h"})
+
+    monkeypatch.setattr(Api, "create_batch", create_batch)
+    found = probe()
+    assert (found.settings["SHORTEST_WINDOW"], found.settings["LONGEST_WINDOW"]) == ("12h", "7d")
+    assert found.rows <= 12
 
 
 def test_settings_are_written_in_place_of_earlier_ones(tmp_path: Path) -> None:

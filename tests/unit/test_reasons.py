@@ -18,6 +18,7 @@ from batchpipe.model.reasons import (
     Tally,
     add_reasons,
     final_ones,
+    lasting,
     read_reason,
     reason_words,
     reasons_view,
@@ -54,6 +55,22 @@ def line(response: Any = None, error: Any = None) -> bytes:
 def test_a_reason_is_a_status_and_a_code(written: bytes, key: str) -> None:
     """Of the row's own error, else of the one in its response. A code that is a sentence may quote the row."""
     assert read_reason(written).key == key
+
+
+def test_rows_that_fail_again_as_they_are_are_told_from_those_that_may_pass() -> None:
+    """A retry helps the latter. What nobody knows may pass."""
+    last = [
+        "400 bad_request",
+        "404 model_not_found",
+        "422 -",
+        "- model_not_found",
+        "- invalid_request",
+        "- batch_refused",
+    ]
+    pass_ = ["500 server_error", "429 -", "401 -", "402 -", "- batch_expired", "- no_answer", "- other", "- file_gone"]
+    assert {key: lasting({key: 3}) for key in last} == dict.fromkeys(last, 3)
+    assert {key: lasting({key: 3}) for key in pass_} == dict.fromkeys(pass_, 0)
+    assert lasting({"400 -": 2, "500 -": 5, "- content_filter": 1}) == 3
 
 
 _JSON = st.recursive(

@@ -18,6 +18,7 @@ from redis._parsers.base import BaseParser
 from batchpipe.errors import StoreUnavailable
 from batchpipe.store import Store
 from batchpipe.store.refusals import PASSING, REFUSALS, Kind, in_words, refusal
+from batchpipe.tasks.publishing import words_of_broker
 from batchpipe.telemetry.logs import TroubleFilter
 from batchpipe.worker.outlive_redis import outlive_redis
 
@@ -49,6 +50,8 @@ ANSWERS = [
     ("CLUSTERDOWN Hash slot not served", "redis_cluster"),
     ("TRYAGAIN Multiple keys request during rehashing of slot", "redis_cluster"),
     ("ERR unknown command 'EVALSHA', with args beginning with: '133a' '5' 'key'", "redis_sentinel"),
+    ("ERR DB index is out of range", "redis_database"),
+    ("ERR invalid DB index", "redis_database"),
 ]
 
 
@@ -92,6 +95,14 @@ def test_of_a_redis_that_is_not_there_it_is_said_what_to_start_or_set(error: red
     assert in_words(error).endswith(
         "start it (redis-server), or set BATCHPIPE_REDIS_URL (in a site: REDIS_URL) to one that runs"
     )
+
+
+def test_a_database_that_is_not_there_names_the_setting_with_its_number() -> None:
+    """That of the broker where it is the broker's."""
+    error = BaseParser.parse_error("ERR DB index is out of range")
+    said = "Redis has no database of this number (by default 0 to 15): correct the number at the end of "
+    assert in_words(error) == f"{said}BATCHPIPE_REDIS_URL (in a site: REDIS_URL)"
+    assert words_of_broker(error) == f"the broker refused: {said}BATCHPIPE_BROKER_URL, else BATCHPIPE_REDIS_URL"
 
 
 def test_settings_are_told_from_what_passes_by_itself() -> None:

@@ -170,6 +170,16 @@ def test_a_child_gets_the_redis_that_was_found() -> None:
             {"ACCOUNTS__DEFAULT__ENQUEUED_TOKENS": "2000000"},
             "ACCOUNTS__DEFAULT__ENQUEUED_TOKENS: is one number: ENQUEUED_TOKENS_DEFAULT is meant for that",
         ),
+        (
+            {"POLL_MAX_SECONDS": "3"},
+            "POLL_MAX_SECONDS: the longest pause, 3 s, is shorter than the shortest: lower POLL_MIN",
+        ),
+        (
+            {"POLL_MIN_SECONDS": "700"},
+            "POLL_MAX_SECONDS: the longest pause, 600 s, is shorter than the shortest: lower ",
+        ),
+        ({"SECRETS_DIR": "/no/such/folder"}, "SECRETS_DIR: there is no folder /no/such/folder: "),
+        ({"SECRETS_DIR": __file__}, f"SECRETS_DIR: {__file__} is no folder: "),
         ({"ACCOUNTS": "{no"}, "ACCOUNTS (or one that begins with BATCHPIPE_ACCOUNTS__): is not JSON"),
     ],
 )
@@ -183,6 +193,35 @@ def test_what_could_never_work_is_refused_under_the_name_of_its_variable(
         load_settings(env_file=None)
     assert f"BATCHPIPE_{says}" in str(caught.value)
     assert "pydantic" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "says"),
+    [
+        ("ATTEMPTS", "many", "must be a whole number from 1 to 100"),
+        ("ATTEMPTS", "0", "must be a whole number from 1 to 100"),
+        ("MAX_ROWS", "1.5", "must be a whole number of 1 or more"),
+        ("LEASE_SECONDS", "0", "must be a number above 0"),
+        ("LEASE_SECONDS", "inf", "must be a finite number"),
+        ("POLL_MAX_SECONDS", "700", "must be a number above 0 and up to 600"),
+        ("LOG_FORMAT", "xml", "must be text or json"),
+        ("KEEP_WORKSPACE", "maybe", "must be true or false"),
+        ("ACCOUNTS__A", "5", "must have names with their values, and is one value"),
+        ("ACCOUNTS__A__MAX_ROWS", "x", "must be a whole number of 1 or more"),
+        ("ACCOUNTS__A__PROFILE", "x", "must be openai, azure, groq, together or qwen"),
+        ("ACCOUNTS__A__LONGEST_WINDOW", "24", "must be a number and its unit, s, m, h or d, such as 24h"),
+        ("ACCOUNTS__A__PURPOSE", "x" * 65, "must have at most 64 characters"),
+        ("ACCOUNTS__A__ENQUEUED_TOKENS__GPT", "x", "must be a whole number"),
+    ],
+)
+def test_what_a_value_must_be_is_said_in_plain_words(
+    variable: str, value: str, says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the range of a number; not in the words of a library."""
+    monkeypatch.setenv(f"BATCHPIPE_{variable}", value)
+    with pytest.raises(SettingsError) as caught:
+        load_settings(env_file=None)
+    assert str(caught.value) == f"BATCHPIPE_{variable}: {says}"
 
 
 @pytest.mark.parametrize("url", ["127.0.0.1:18100/v1", "http://", "ftp://host/v1", "http://host:port/v1"])
@@ -313,6 +352,20 @@ def test_misspelt_names_in_a_env_file_are_named_too(tmp_path: Path) -> None:
     (tmp_path / ".env").write_text("BATCHPIPE_ATEMPTS=3\nOTHER=1\n")
     (line,) = load_settings(env_file=tmp_path / ".env").unknown
     assert "BATCHPIPE_ATTEMPTS" in line
+
+
+def test_a_line_of_the_env_file_that_cannot_be_read_is_named_and_not_shown(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """dotenv's own words name no file, count blank lines wrongly and came four times."""
+    file = tmp_path / ".env"
+    file.write_text(f'BATCHPIPE_QUEUE=first\n\n# a comment\n\n\nthe key = "{SECRET}\nBATCHPIPE_ATTEMPTS=7\n')
+    settings = load_settings(env_file=file)
+    (line,) = settings.unknown
+    assert line.startswith(f"{file}, line 6: is ignored, because it is not NAME=VALUE: correct it")
+    assert SECRET not in line
+    assert (settings.queue, settings.attempts) == ("first", 7)
+    assert caplog.records == []
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from batchpipe.errors import LeaseLost
 from batchpipe.model.provider import Batch
 from batchpipe.model.records import BatchError, Counts, ShardRecord, Stage
 from batchpipe.store import Store
+from batchpipe.store import looks as looks_module
 from batchpipe.store.looks import PageSeen
 from tests.contract.store.protocol import about, advance, claim, due_in, granted, shard, uploaded
 
@@ -100,6 +101,26 @@ def test_those_in_flight_come_newest_first_by_the_thousand(store: Store) -> None
     store.connection.client.zadd(f"{store.connection.prefix}inflight:default", made)
     assert list(store.looks.in_flight("default")) == sorted(made.items(), key=lambda item: -item[1])
     assert store.looks.state("default").in_flight == 2_345
+
+
+def test_ends_that_leave_while_the_shards_in_flight_are_read_hide_none_of_the_others(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are read some at a time, by their place: each that had left by then hid another one until the next look.
+    Providers count in seconds, so very many have the same time.
+    """
+    monkeypatch.setattr(looks_module, "_AT_ONCE", 10)
+    made = {f"job_x/{index}": 1_000.0 + index // 35 for index in range(100)}
+    client, key = store.connection.client, f"{store.connection.prefix}inflight:default"
+    client.zadd(key, made)
+    wanted = sorted(made.items(), key=lambda item: (item[1], item[0]), reverse=True)
+    assert list(store.looks.in_flight("default")) == wanted
+
+    read = []
+    for member, at in store.looks.in_flight("default"):
+        read.append((member, at))
+        client.zrem(key, member)
+    assert read == wanted
 
 
 def test_a_shard_whose_record_is_no_more_is_not_in_flight(store: Store) -> None:

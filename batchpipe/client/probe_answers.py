@@ -1,4 +1,4 @@
-"""What a line of a result file shows, whoever wrote it: for people who ask what a server does."""
+"""What the lines of a probe's result files show."""
 
 from __future__ import annotations
 
@@ -7,7 +7,15 @@ from typing import Any
 Json = dict[str, Any]
 
 
-def shape_of(line: Json) -> str:
+def counts_in_words(counts: Any) -> str:
+    return ", ".join(f"{name} {getattr(counts, name)}" for name in ("total", "completed", "failed"))
+
+
+def is_wrong(line: Json) -> bool:
+    return line.get("custom_id") == "probe-wrong"
+
+
+def shape_of_failure(line: Json) -> str:
     """Where the reason is in the line of a row that failed."""
     if line.get("error"):
         return f"error.code {line['error'].get('code')}" if isinstance(line["error"], dict) else "error is no object"
@@ -20,7 +28,6 @@ def shape_of(line: Json) -> str:
 
 
 def usage_of(line: Json) -> Any:
-    """Of the row, if its answer has any."""
     response = line.get("response")
     body = response.get("body") if isinstance(response, dict) else None
     return body.get("usage") if isinstance(body, dict) else None
