@@ -18,6 +18,7 @@ from batchpipe.store.connection import Connection
 from batchpipe.store.due import CHUNK, Due
 from batchpipe.store.events import LOG_SECONDS, events_of
 from batchpipe.store.jobs import output_in_use
+from batchpipe.store.keeper import Keeper
 from batchpipe.store.lease import ClaimDenied, Following, JobLease, Lease, Renewal, ShardLease, host_clock, news_of
 from batchpipe.store.records import chunks, decode, draft, encode_changes
 
@@ -32,6 +33,7 @@ class Leases:
 
     def __init__(self, connection: Connection, due: Due) -> None:
         self._redis, self._due = connection, due
+        self._keeper = Keeper()
 
     def claim_job(
         self, job_id: str, epoch: int, stages: Sequence[str], *, deadline: float, enter: str = ""
@@ -76,6 +78,7 @@ class Leases:
         job = decode(JobRecord, answer[2])
         fields: dict[str, Any] = {
             "renewer": self,
+            "keeper": self._keeper,
             "job": job,
             "token": token,
             "seconds": float(answer[3]),
