@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import random
+import time
 from dataclasses import dataclass
 from typing import Any, cast
 
 import msgspec
 
-from batchpipe.config.limits import turn_deadline
+from batchpipe.config.limits import out_of_time, turn_deadline
 from batchpipe.errors import (
     FILE_MISSING,
     NO_QUOTA,
@@ -83,7 +84,7 @@ class ShardRunner(Runner):
             try:
                 api = self._api_or_trouble(account)
                 self.note_overrun(lease, step)
-                ending = self._step(step, lease, api)
+                ending = self._download_too(lease, api, self._step(step, lease, api))
             except LeaseLost:
                 return lost_lease(ahead is not None)
             except StoreUnavailable:
@@ -133,15 +134,46 @@ class ShardRunner(Runner):
             return self._abandon(lease, problem, refused=isinstance(result, GiveUp) and result.refused)
         return result
 
+    def _download_too(
+        self, lease: ShardLease, api: Provider | Exception, seen: Move | Over | _Failed
+    ) -> Move | Over | _Failed:
+        """A small batch was seen to have ended, and this visit would go on: its rows are fetched in the same turn, and
+        both are recorded at once. What stands in the way of that is left to the turn of download, which then follows.
+        """
+        if not (isinstance(seen, Move) and seen.stage == Stage.ENDED and seen.hold is None):
+            return seen
+        if self._following(lease, seen) is None:
+            return seen
+        shard, began = lease.shard, time.monotonic()
+        lease.shard = shard.evolve(**seen.changes, stage=Stage.ENDED.value)
+        try:
+            found = self._step(SHARD_STEPS["download"], lease, api)
+        except (LeaseLost, StoreUnavailable):
+            raise
+        except out_of_time():
+            raise
+        except Exception as error:
+            logger.debug("not downloaded in the turn that saw the end: %s", error)
+            return seen
+        finally:
+            lease.shard = shard
+        if not (isinstance(found, Move) and found.stage == Stage.COLLECTED):
+            return seen
+        self.counters.turn("download", "done")
+        self.counters.add("stage_seconds", time.monotonic() - began, stage=Stage.ENDED.value)
+        changes, events = {**seen.changes, **found.changes}, [*seen.events, *found.events]
+        return msgspec.structs.replace(found, changes=changes, events=events)
+
     # -- what each step is given -----------------------------------------------------------------------------------
 
     def _upload(self, lease: ShardLease, api: Provider) -> Result:
         if self.held(lease.job).send_no_more:
             return GiveUp(HELD_BACK)
-        # the call is counted first, else no record may know the file
-        waiting = wait_for_room(lease, self.store, self.settings, uploads=lease.shard.uploads + 1)
-        if waiting is not None:
-            return waiting
+        if not lease.admitted:
+            # the call is counted first, else no record may know the file
+            waiting = wait_for_room(lease, self.store, self.settings, uploads=lease.shard.uploads + 1)
+            if waiting is not None:
+                return waiting
         return upload(
             lease.shard,
             workspace_of(lease.job, self.settings),

@@ -6,11 +6,13 @@ import logging
 import threading
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Protocol, Self
 
 from batchpipe.errors import LeaseLost, StoreUnavailable
+from batchpipe.model.admission import Kind, Limits
 from batchpipe.model.records import JOB, JobRecord, Record, ShardRecord
 from batchpipe.model.stats import Pause
 from batchpipe.store.keeper import Keeper
@@ -56,6 +58,14 @@ class Following:
 
     stages: tuple[str, ...]
     deadline: float  #: as for a claim
+
+
+@dataclass(frozen=True)
+class RoomWanted:
+    """What a shard needs at the provider, and the limits there, by kind: see ``Admission.admit``."""
+
+    needs: Mapping[Kind, int]
+    limits: Limits
 
 
 def news_of(republish: Any, cancel: Any) -> Renewal:
@@ -215,6 +225,7 @@ class ShardLease(Lease):
     """The right to work on one shard of a job."""
 
     shard: ShardRecord
+    admitted: bool = False  #: it was given room at the provider as it was claimed
 
     @property
     def index(self) -> int:

@@ -336,8 +336,30 @@ function admission.set_limits(prefix, account, model, name, limits, member, now)
       if limit then set_room(room, 'limit', string.format('%.0f', limit)) else forget(room, 'limit') end
       note_use(room, now)
     end
-    if BY_MODEL[kind] and name then redis.call('HSETNX', room.key, 'model', string.sub(without_date(name), 1, 200)) end
+    if BY_MODEL[kind] and name and not room.named then
+      room.named = true
+      redis.call('HSET', room.key, 'model', string.sub(without_date(name), 1, 200))
+    end
   end
+end
+
+-- Give a shard what it needs if nobody waits and there is room; returns whether it has it now. `uploads`: its upload calls with
+-- the one that follows, noted then ('': as they are).
+function admission.let_in(prefix, rec, job, member, needs, limits, uploads, now)
+  local account, model = account_of(job), model_key(get(rec, 'model'))
+  if not is_in(prefix, account, member) then
+    admission.set_limits(prefix, account, model, get(rec, 'model'), limits, member, now)
+    if is_out(job) or is_paused(prefix, account, now) or redis.call('EXISTS', prefix .. 'lines:' .. account) == 1 then return false end
+    local line = line_of(prefix, account, model)
+    local kind, tries = lacking(line, needs, now, member)
+    if kind then return false end
+    admission.leave(prefix, rec, job, member)
+    take(line, rec, member, needs, tries, now)
+  else
+    admission.leave(prefix, rec, job, member) -- a line that Redis has lost in part may still name it
+  end
+  if uploads ~= '' then redis.call('HSET', rec, 'uploads', uploads) end
+  return true
 end
 
 -- how many shards of each job of a line wait, in the order of the jobs
