@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import logging
 import random
-import time
-from dataclasses import dataclass
 from typing import Any, cast
 
 import msgspec
 
-from batchpipe.config.limits import out_of_time, turn_deadline
+from batchpipe.config.limits import turn_deadline
 from batchpipe.errors import (
     FILE_MISSING,
     NO_QUOTA,
@@ -32,12 +30,13 @@ from batchpipe.model.room import TooLarge, with_limit
 from batchpipe.model.steps import SHARD_STEPS, Step, follows
 from batchpipe.pipeline.create_actions import HELD_BACK, GiveUp, Over
 from batchpipe.pipeline.create_context import CreateContext
+from batchpipe.pipeline.further_steps import Failed, FurtherSteps, of_link
 from batchpipe.pipeline.manifest import workspace_of
 from batchpipe.pipeline.messages import Continue, Done, Next, Retry, denied, lost_lease
 from batchpipe.pipeline.notices import record_safely
 from batchpipe.pipeline.reading import NoSlot, TurnReads, budgeted, slots_for
 from batchpipe.pipeline.room import NoRoom, pass_on_room, wait_for_room
-from batchpipe.pipeline.runner import CANCELLING, MAX_LOST, MAX_TRIES, Runner, check_cancel, foreseen, numbers, words
+from batchpipe.pipeline.runner import CANCELLING, MAX_LOST, MAX_TRIES, check_cancel, foreseen, numbers, words
 from batchpipe.pipeline.shard_words import what_follows, why
 from batchpipe.pipeline.slots import is_small
 from batchpipe.pipeline.steps.create import create
@@ -57,7 +56,7 @@ logger = logging.getLogger(__name__)
 Result = Move | Problem | GiveUp | Over | TooLarge
 
 
-class ShardRunner(Runner):
+class ShardRunner(FurtherSteps):
     """Turns of shards: the four links of the chain."""
 
     def run(self, name: str, job_id: str, index: int, epoch: int) -> Next:
@@ -67,6 +66,7 @@ class ShardRunner(Runner):
             return self.counted(step, job_id, index, lambda: self._run(step, job_id, index, epoch))
 
     def _run(self, step: Step, job_id: str, index: int, epoch: int) -> Next:
+        name = step.name
         ahead = lease = cast("Lease | ClaimDenied | None", self.ahead.take(job_id, index, epoch, step))
         if lease is None:
             account = self.store.jobs.remembered_account_of(job_id)
@@ -84,7 +84,8 @@ class ShardRunner(Runner):
             try:
                 api = self._api_or_trouble(account)
                 self.note_overrun(lease, step)
-                ending = self._download_too(lease, api, self._step(step, lease, api))
+                ending = self.download_too(lease, api, self._step(step, lease, api))
+                step, ending = self.create_too(step, lease, api, ending)
             except LeaseLost:
                 return lost_lease(ahead is not None)
             except StoreUnavailable:
@@ -95,7 +96,8 @@ class ShardRunner(Runner):
                 except LeaseLost:
                     return lost_lease(ahead is not None)
             lease.stop()
-            return self._end(step, lease, ending)
+            following = self._end(step, lease, ending)
+            return following if step.name == name else of_link(step.name, following)
 
     def _api_or_trouble(self, account: str) -> Provider | Exception:
         """An error here is the shard's: it is raised once the shard is claimed."""
@@ -106,7 +108,7 @@ class ShardRunner(Runner):
         except Exception as error:
             return error
 
-    def _step(self, step: Step, lease: ShardLease, api: Provider | Exception) -> Move | Over | _Failed:
+    def _step(self, step: Step, lease: ShardLease, api: Provider | Exception) -> Move | Over | Failed:
         job, shard = lease.job, attended(lease.shard, self.store.now())
         lease.shard = shard
         if job.cancel and step.sends and not _is_committed(shard):
@@ -133,36 +135,6 @@ class ShardRunner(Runner):
             problem = result.problem if isinstance(result, GiveUp) else result
             return self._abandon(lease, problem, refused=isinstance(result, GiveUp) and result.refused)
         return result
-
-    def _download_too(
-        self, lease: ShardLease, api: Provider | Exception, seen: Move | Over | _Failed
-    ) -> Move | Over | _Failed:
-        """A small batch was seen to have ended, and this visit would go on: its rows are fetched in the same turn, and
-        both are recorded at once. What stands in the way of that is left to the turn of download, which then follows.
-        """
-        if not (isinstance(seen, Move) and seen.stage == Stage.ENDED and seen.hold is None):
-            return seen
-        if self._following(lease, seen) is None:
-            return seen
-        shard, began = lease.shard, time.monotonic()
-        lease.shard = shard.evolve(**seen.changes, stage=Stage.ENDED.value)
-        try:
-            found = self._step(SHARD_STEPS["download"], lease, api)
-        except (LeaseLost, StoreUnavailable):
-            raise
-        except out_of_time():
-            raise
-        except Exception as error:
-            logger.debug("not downloaded in the turn that saw the end: %s", error)
-            return seen
-        finally:
-            lease.shard = shard
-        if not (isinstance(found, Move) and found.stage == Stage.COLLECTED):
-            return seen
-        self.counters.turn("download", "done")
-        self.counters.add("stage_seconds", time.monotonic() - began, stage=Stage.ENDED.value)
-        changes, events = {**seen.changes, **found.changes}, [*seen.events, *found.events]
-        return msgspec.structs.replace(found, changes=changes, events=events)
 
     # -- what each step is given -----------------------------------------------------------------------------------
 
@@ -257,7 +229,7 @@ class ShardRunner(Runner):
 
     # -- trouble ---------------------------------------------------------------------------------------------------
 
-    def _trouble(self, step: Step, lease: ShardLease, error: Exception) -> Move | _Failed:
+    def _trouble(self, step: Step, lease: ShardLease, error: Exception) -> Move | Failed:
         """What an error of a step means for the shard."""
         error = foreseen(error, step)
         if isinstance(error, StorageTrouble) and error.code == FILE_MISSING:
@@ -297,13 +269,13 @@ class ShardRunner(Runner):
                 raise
             return lost(shard, problem)  # its whole storage is gone
 
-    def _unforeseen(self, step: Step, lease: ShardLease, problem: Problem) -> Move | _Failed:
+    def _unforeseen(self, step: Step, lease: ShardLease, problem: Problem) -> Move | Failed:
         spent = lease.shard.tries >= MAX_TRIES
         if spent and not _is_committed(lease.shard):
             return self._give_up(step, lease, problem)
-        return _Failed(problem, LONGEST_PAUSE if spent else UNFORESEEN.pause(lease.shard.tries), counted=True)
+        return Failed(problem, LONGEST_PAUSE if spent else UNFORESEEN.pause(lease.shard.tries), counted=True)
 
-    def _give_up(self, step: Step, lease: ShardLease, problem: Problem, *, refused: bool = False) -> Move | _Failed:
+    def _give_up(self, step: Step, lease: ShardLease, problem: Problem, *, refused: bool = False) -> Move | Failed:
         try:
             return self._abandon(lease, problem, refused=refused)
         except StorageTrouble as error:
@@ -313,14 +285,14 @@ class ShardRunner(Runner):
         except (TransientError, OSError) as error:
             return self._defer(lease, Problem(code="storage_trouble", message=words(error)), None, reason_of(error))
 
-    def _defer(self, lease: ShardLease, problem: Problem, after: float | None, reason: str) -> _Failed:
+    def _defer(self, lease: ShardLease, problem: Problem, after: float | None, reason: str) -> Failed:
         """Foreseen trouble: no try is counted, and the pauses become longer."""
         pause = SHARD_TROUBLE.pause(lease.shard.backoff)
         # a pause that the provider named is kept, and spread so that not all retries fall in the same second
         named = after * random.uniform(1.0, 1.1) if after is not None else 0.0
         if problem.code == CANCELLING:
             pause = 0.0
-        return _Failed(problem, min(max(named, pause), LONGEST_PAUSE), counted=False, reason=reason)
+        return Failed(problem, min(max(named, pause), LONGEST_PAUSE), counted=False, reason=reason)
 
     def _pause(self, lease: ShardLease, problem: Problem, after: float | None) -> float:
         """Pause the account: every further call would be refused, too. Returns the seconds that the pause lasts."""
@@ -336,7 +308,7 @@ class ShardRunner(Runner):
 
     # -- the end of a turn -----------------------------------------------------------------------------------------
 
-    def _end(self, step: Step, lease: ShardLease, ending: Move | Over | _Failed) -> Next:
+    def _end(self, step: Step, lease: ShardLease, ending: Move | Over | Failed) -> Next:
         if isinstance(ending, Over):
             if ending.settled:
                 self.count_stage(lease.shard.stage, lease.shard.uploaded_at)
@@ -356,7 +328,7 @@ class ShardRunner(Runner):
         self.ahead.keep(lease.following)
         self._count_move(lease.job.account, lease.shard, move)
         pass_on_room(self, lease.shard, move, news.granted)
-        paused = isinstance(ending, _Failed) and ending.reason == "paused"  # logged once per account
+        paused = isinstance(ending, Failed) and ending.reason == "paused"  # logged once per account
         level = logging.DEBUG if paused else logging.INFO
         self.log(lease.job.id, events, level=level, recorded=True, shard=lease.index)
         if move.pause is not None:
@@ -374,7 +346,7 @@ class ShardRunner(Runner):
         if move.changes.get("parked"):
             return Done(f"watched by looks: {why(lease.shard, move)}")
         if move.stage == lease.shard.stage:
-            reason = ending.reason if isinstance(ending, _Failed) else step.waits
+            reason = ending.reason if isinstance(ending, Failed) else step.waits
             return Retry(move.after, why(lease.shard, move), reason)
         if follows(lease.shard.stage, move.stage):
             return Continue(why(lease.shard, move), small=_is_small(lease.shard))
@@ -409,8 +381,8 @@ class ShardRunner(Runner):
             self.counters.wait("token_limit" if move.pause is None else "paused", move.after)
 
     @staticmethod
-    def _as_move(shard: ShardRecord, ending: Move | _Failed) -> tuple[Move, str]:
-        if isinstance(ending, _Failed):
+    def _as_move(shard: ShardRecord, ending: Move | Failed) -> tuple[Move, str]:
+        if isinstance(ending, Failed):
             changes: dict[str, Any] = {**waits_of(shard), "trouble": ending.problem, "backoff": shard.backoff + 1}
             events = [("deferred", _deferred_fields(ending))]
             repeated = shard.trouble is not None and shard.trouble.message == ending.problem.message
@@ -425,16 +397,6 @@ class ShardRunner(Runner):
         return msgspec.structs.replace(ending, changes=changes), "reset"
 
 
-@dataclass(frozen=True)
-class _Failed:
-    """A turn that failed: why, and how long to wait."""
-
-    problem: Problem
-    after: float
-    counted: bool
-    reason: str = "failure"  #: for the counters
-
-
 def _collected(move: Move) -> list[tuple[str, dict[str, Any]]]:
     """The event of a shard that is collected."""
     if move.stage != Stage.COLLECTED:
@@ -444,7 +406,7 @@ def _collected(move: Move) -> list[tuple[str, dict[str, Any]]]:
     return [("collected", counts | ({"incomplete": early} if early else {}))]
 
 
-def _deferred_fields(failed: _Failed) -> dict[str, Any]:
+def _deferred_fields(failed: Failed) -> dict[str, Any]:
     return {"message": failed.problem.message, "seconds": round(failed.after, 1), "reason": failed.reason}
 
 

@@ -81,6 +81,8 @@ class Visits:
         """The next links of a message's chain, as long as each is short, or the shard is small."""
         why = following.why
         for link in links[1:]:
+            if isinstance(following, Continue) and following.link and following.link != link:
+                continue  # the turn before has done it
             ready = isinstance(following, Continue) and not following.after and (self.ahead.is_claimed or may_go_on())
             self.ahead.link = _after(links, link)
             if not (ready and (STEPS[link].slot is None or getattr(following, "small", False))):

@@ -13,7 +13,7 @@ from typing import Any, Protocol, Self
 
 from batchpipe.errors import LeaseLost, StoreUnavailable
 from batchpipe.model.admission import Kind, Limits
-from batchpipe.model.records import JOB, JobRecord, Record, ShardRecord
+from batchpipe.model.records import JOB, JobRecord, Move, Record, ShardRecord
 from batchpipe.model.stats import Pause
 from batchpipe.store.keeper import Keeper
 
@@ -226,6 +226,11 @@ class ShardLease(Lease):
 
     shard: ShardRecord
     admitted: bool = False  #: it was given room at the provider as it was claimed
+    unrecorded: Move | None = None  #: what this turn has done, and its record of an intent will tell with it
+
+    def is_recorded(self) -> bool:
+        """Whether Redis knows of all that this turn has done."""
+        return self.unrecorded is None
 
     @property
     def index(self) -> int:

@@ -198,13 +198,17 @@ class Leases:
 
         ``seconds``: how long it may be under way, at most, if its worker vanishes. ``identity``: whose key it is made
         with (``Provider.identity``). ``admitted``: nor if the shard holds no room at the provider, or too much is held
-        and others have sent theirs.
+        and others have sent theirs. With it goes what the lease has ``unrecorded``.
         """
         keys, member = self._redis.keys(lease.job.id, lease.index), self._redis.member(lease.job.id, lease.index)
         host_time = f"{self._redis.host_time():.6f}"
         args = (lease.token, host_time, member, seconds, identity, "1" if admitted else "0")
-        answer = self._redis.run("intent", keys, self._redis.prefix, *args)
+        done = lease.unrecorded
+        told = (done.stage.value, events_of(done.events), *encode_changes(done.changes)) if done else ("", "")
+        answer = self._redis.run("intent", keys, self._redis.prefix, *args, *told)
         news, verdict = _news_or_lost(answer), answer[0]
+        if verdict == "ok":
+            lease.unrecorded = None
         return Renewal(
             republish=news.republish, cancel=news.cancel, held=verdict == "held", no_hold=verdict == "no_hold"
         )

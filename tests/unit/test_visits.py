@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -9,12 +10,13 @@ import pytest
 from pydantic import SecretStr
 
 from batchpipe.config.account import Account
-from batchpipe.errors import StoreUnavailable, Unavailable
-from batchpipe.model.records import JOB, JobRecord, Stage, State
+from batchpipe.errors import AmbiguousResult, StoreUnavailable, Unavailable
+from batchpipe.model.records import JOB, JobRecord, Problem, Stage, State
 from batchpipe.model.retry import REDIS_PAUSE_SECONDS
 from batchpipe.pipeline.messages import Continue, Done, Message, Next, Retry
 from batchpipe.pipeline.visits import Visits
 from batchpipe.store import JobLease
+from batchpipe.store.records import encode_changes
 from batchpipe.testing import FakeOpenAI, Pump, Vanished
 
 BODY = {"model": "m", "messages": [{"role": "user", "content": "hello"}]}
@@ -115,9 +117,9 @@ class Workers(Pump):
         """Returns the names of the scripts that are run from now on."""
         names, run = list[str](), self.store.connection.run
 
-        def noted(name: str, *given: Any) -> list[Any]:
+        def noted(name: str, keys: Sequence[str], *given: Any) -> list[Any]:
             names.append(name)
-            return run(name, *given)
+            return run(name, keys, *given)
 
         self.store.connection.run = noted  # type: ignore[method-assign]
         return names
@@ -154,14 +156,15 @@ def test_a_small_job_takes_two_messages(tmp_path: Path) -> None:
 
 
 def test_what_a_visit_does_is_told_to_redis_in_few_scripts(tmp_path: Path) -> None:
-    """Room comes with the plan, and the end of a batch is recorded together with its rows."""
+    """Room comes with the plan, a file's upload is recorded with the intent, the end of a batch with its rows."""
     api = FakeOpenAI(autofinish=True)
     pump = Workers(tmp_path, api=api)
     names = pump.note_scripts()
     job = pump.submit(ROWS)
     pump.run_until_idle(sweeping=False)
     assert names.count("admit") == 0
-    assert names.count("advance") == 2 + api.count("retrieve") - 1  # uploaded, collected, and looks before the end
+    assert names.count("intent") == 1
+    assert names.count("advance") == api.count("retrieve")  # the looks; the last of them has collected the rows, too
     shard = pump.shards(job)[0]
     assert (shard.uploads, shard.answered, shard.status) == (1, 3, "completed")
     assert shard.created_at is not None
@@ -194,6 +197,58 @@ def test_rows_that_cannot_be_fetched_when_the_end_is_seen_are_fetched_later(tmp_
     assert names.count("advance") > 2
     assert set(pump.outcomes(job).values()) == {"ok"}
     assert max(api.billed.values()) == 1
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        Unavailable("the provider answers 503", status=503),
+        AmbiguousResult("no answer", code="timeout"),
+        RuntimeError("unforeseen"),
+    ],
+)
+@pytest.mark.parametrize("processed", [True, False])
+def test_a_create_that_fails_in_the_visit_of_the_upload_is_tried_again_as_a_create(
+    tmp_path: Path, error: Exception, processed: bool
+) -> None:
+    """The file is uploaded once, the message that follows is that of create, and each row is paid for once."""
+    api = FakeOpenAI(autofinish=True)
+    pump = Workers(tmp_path, api=api)
+    # a clear no has made no batch
+    api.fail_next("create_batch", error, processed=processed and not isinstance(error, Unavailable))
+    job = pump.submit(ROWS)
+    pump.run_until_idle(sweeping=False)
+    assert pump.job(job).state is State.SUCCEEDED
+    assert (api.count("upload"), max(api.billed.values())) == (1, 1)
+    assert (pump.shards(job)[0].uploaded_at or 0.0) > 0.0
+    events = [event["event"] for event in pump.store.events.read(job)]
+    assert (events.count("uploaded"), events.count("created")) == (1, 1)
+
+
+def test_a_job_that_is_held_while_its_file_is_uploaded_creates_no_batch(tmp_path: Path) -> None:
+    """The upload is recorded all the same, and the turn of create says what it waits for."""
+    pump = Workers(tmp_path)
+    api, real = pump.api, pump.api.upload
+    held = {"hold": Problem(code="cancelled_elsewhere", message="somebody cancelled a batch"), "hold_at": pump.at}
+
+    def upload(*given: Any) -> str:
+        cast(Any, pump.store.connection.client).hset(
+            pump.store.connection.job_key(job), mapping=pairs(encode_changes(held))
+        )
+        return real(*given)
+
+    api.upload = upload  # type: ignore[method-assign, assignment]
+    job = pump.submit(ROWS)
+    while (delivered := pump.step()) is not None and delivered.link != "create":
+        pass
+    shard = pump.shards(job)[0]
+    assert (shard.stage, shard.intent_at, api.count("create_batch")) == (Stage.UPLOADED, None, 0)
+    assert shard.trouble is not None
+    assert shard.trouble.code == "cancelled_elsewhere"
+
+
+def pairs(flat: Sequence[Any]) -> dict[str, Any]:
+    return dict(zip(flat[::2], flat[1::2], strict=True))
 
 
 def test_of_several_shards_each_has_its_own_chain(tmp_path: Path) -> None:
@@ -234,7 +289,7 @@ def test_a_cancel_within_a_visit_ends_the_job(tmp_path: Path) -> None:
     assert api.count("create_batch") == 0
 
 
-@pytest.mark.parametrize("step", ["prepare", "upload", "poll"])
+@pytest.mark.parametrize("step", ["prepare", "poll"])
 def test_a_turn_whose_lease_ends_before_it_begins_comes_as_a_message_of_its_own(tmp_path: Path, step: str) -> None:
     """The process was held up between the two turns: no sweep is needed, and nothing is done twice."""
     api = FakeOpenAI(autofinish=True)
