@@ -41,6 +41,7 @@ from batchpipe.pipeline.manifest import (
 from batchpipe.pipeline.merging import Merging
 from batchpipe.pipeline.messages import Done, Message, Next, Publish, Retry, denied, lost_lease
 from batchpipe.pipeline.output_owner import Outputs
+from batchpipe.pipeline.room import room_for
 from batchpipe.pipeline.runner import (
     CANCELLING,
     MAX_LOST,
@@ -209,10 +210,11 @@ class JobRunner(Runner):
         few = list(_new_shards(job, prepared)) if len(prepared.shards) <= AT_ONCE else None
         alone = few is not None and len(few) == 1 and not job.shards and is_small(few[0].bytes, few[0].rows)
         following = self.ahead.link_of(self.settings, "upload") if alone else None
+        room = room_for(job, few[0], self.store, self.settings) if few and following is not None else None
         shards = _new_shards(job, prepared) if few is None else few
         planned = {"round": job.round + 1, "shards": len(prepared.shards), "rows": prepared.rows}
         count, merge_epoch = self.store.leases.plan(
-            lease, changes, shards, ids, following=following, events=[("planned", planned)]
+            lease, changes, shards, ids, following=following, room=room, events=[("planned", planned)]
         )
         self.ahead.keep(lease.following)
         self._count_stages(job)

@@ -14,11 +14,11 @@ from typing import Any
 from batchpipe.config.settings import Settings
 from batchpipe.errors import RecordUnreadable, StoreUnavailable
 from batchpipe.model.admission import Waiting, needs_of
-from batchpipe.model.records import Move, ShardRecord, Stage
+from batchpipe.model.records import JobRecord, Move, ShardRecord, Stage
 from batchpipe.model.room import parked
 from batchpipe.pipeline.overdue import republish_or_set_aside
 from batchpipe.pipeline.runner import Runner
-from batchpipe.store import ShardLease, Store, log_once
+from batchpipe.store import RoomWanted, ShardLease, Store, log_once
 from batchpipe.telemetry.logs import about
 
 logger = logging.getLogger(__name__)
@@ -39,10 +39,16 @@ def wait_for_room(lease: ShardLease, store: Store, settings: Settings, *, upload
     """Reserve room for a shard, or queue it: then the turn ends with this Move. ``uploads``: the number of its upload
     calls with the one that follows, recorded if there is room. Raises LeaseLost, StoreUnavailable.
     """
-    job, shard = lease.job, lease.shard
-    needs = needs_of(shard.bytes, store.admission.lately_ratio(shard.model), upload=shard.stage == Stage.PLANNED)
-    found = store.admission.admit(lease, needs, settings.account(job.account).limits(shard.model), uploads=uploads)
+    shard = lease.shard
+    room = room_for(lease.job, shard, store, settings)
+    found = store.admission.admit(lease, room.needs, room.limits, uploads=uploads)
     return parked(shard, found) if isinstance(found, Waiting) else None
+
+
+def room_for(job: JobRecord, shard: ShardRecord, store: Store, settings: Settings) -> RoomWanted:
+    """What a shard asks for. Raises StoreUnavailable, SettingsError (the account has no settings)."""
+    needs = needs_of(shard.bytes, store.admission.lately_ratio(shard.model), upload=shard.stage == Stage.PLANNED)
+    return RoomWanted(needs, settings.account(job.account).limits(shard.model))
 
 
 def pass_on_room(runner: Runner, shard: ShardRecord, move: Move, granted: int) -> None:

@@ -23,17 +23,12 @@ from batchpipe.model.room import TooLarge
 from batchpipe.model.steps import SHARD_STEPS, Step, follows
 from batchpipe.pipeline.create_actions import HELD_BACK, GiveUp, Over
 from batchpipe.pipeline.create_context import CreateContext
+from batchpipe.pipeline.further_steps import FurtherSteps, of_link
 from batchpipe.pipeline.manifest import workspace_of
 from batchpipe.pipeline.messages import Continue, Done, Next, Publish, Retry, denied, lost_lease
 from batchpipe.pipeline.reading import NoSlot, TurnReads, budgeted, slots_for
 from batchpipe.pipeline.room import NoRoom, pass_on_room, wait_for_room
-from batchpipe.pipeline.runner import (
-    MAX_LOST,
-    Runner,
-    Shared,
-    check_cancel,
-    numbers,
-)
+from batchpipe.pipeline.runner import MAX_LOST, Shared, check_cancel, numbers
 from batchpipe.pipeline.shard_trouble import Failed, ShardTrouble, is_committed
 from batchpipe.pipeline.shard_words import what_follows, why
 from batchpipe.pipeline.slots import is_small
@@ -52,7 +47,7 @@ logger = logging.getLogger(__name__)
 Result = Move | Problem | GiveUp | Over | TooLarge
 
 
-class ShardRunner(Runner):
+class ShardRunner(FurtherSteps):
     """Turns of shards: the four links of the chain."""
 
     def __init__(
@@ -73,6 +68,7 @@ class ShardRunner(Runner):
             return self.counted(step, job_id, index, lambda: self._run(step, job_id, index, epoch))
 
     def _run(self, step: Step, job_id: str, index: int, epoch: int) -> Next:
+        name = step.name
         ahead = lease = cast("Lease | ClaimDenied | None", self.ahead.take(job_id, index, epoch, step))
         if lease is None:
             account = self.store.jobs.remembered_account_of(job_id)
@@ -90,7 +86,8 @@ class ShardRunner(Runner):
             try:
                 api = self._api_or_trouble(account)
                 self.note_overrun(lease, step)
-                ending = self._step(step, lease, api)
+                ending = self.download_too(lease, api, self._step(step, lease, api))
+                step, ending = self.create_too(step, lease, api, ending)
             except LeaseLost:
                 return lost_lease(ahead is not None)
             except StoreUnavailable:
@@ -101,7 +98,8 @@ class ShardRunner(Runner):
                 except LeaseLost:
                     return lost_lease(ahead is not None)
             lease.stop()
-            return self._end(step, lease, ending)
+            following = self._end(step, lease, ending)
+            return following if step.name == name else of_link(step.name, following)
 
     def _api_or_trouble(self, account: str) -> Provider | Exception:
         """An error here is the shard's: it is raised once the shard is claimed."""
@@ -145,10 +143,11 @@ class ShardRunner(Runner):
     def _upload(self, lease: ShardLease, api: Provider) -> Result:
         if self.held(lease.job).send_no_more:
             return GiveUp(HELD_BACK)
-        # the call is counted first, else no record may know the file
-        waiting = wait_for_room(lease, self.store, self.settings, uploads=lease.shard.uploads + 1)
-        if waiting is not None:
-            return waiting
+        if not lease.admitted:
+            # the call is counted first, else no record may know the file
+            waiting = wait_for_room(lease, self.store, self.settings, uploads=lease.shard.uploads + 1)
+            if waiting is not None:
+                return waiting
         return upload(
             lease.shard,
             workspace_of(lease.job, self.settings),

@@ -50,13 +50,16 @@ class Visits:
 
         Raises what ``first`` raises. ``may_go_on``: False if this process is told to stop.
         """
-        with self._keeping(may_go_on) as kept:
-            links = message.links()
-            self.ahead.link = next(iter(links[1:]), "")
-            following = self._chain(links, message, first(), turn, may_go_on)
-        for led_to in kept:
-            following = replace(following, why=self._instead_of_sending(led_to, following.why, turn, may_go_on))
-        return following
+        try:
+            with self._keeping(may_go_on) as kept:
+                links = message.links()
+                self.ahead.link = next(iter(links[1:]), "")
+                following = self._chain(links, message, first(), turn, may_go_on)
+            for led_to in kept:
+                following = replace(following, why=self._instead_of_sending(led_to, following.why, turn, may_go_on))
+            return following
+        finally:
+            self.ahead.keep(None)  # a turn that raised after its end has left the lease of the next one here
 
     @contextmanager
     def _keeping(self, may_go_on: Callable[[], bool]) -> Iterator[list[Message]]:
@@ -78,6 +81,8 @@ class Visits:
         """The next links of a message's chain, as long as each is short, or the shard is small."""
         why = following.why
         for link in links[1:]:
+            if isinstance(following, Continue) and following.link and following.link != link:
+                continue  # the turn before has done it
             ready = isinstance(following, Continue) and not following.after and (self.ahead.is_claimed or may_go_on())
             self.ahead.link = _after(links, link)
             if not (ready and (STEPS[link].slot is None or getattr(following, "small", False))):

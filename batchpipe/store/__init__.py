@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from batchpipe.store.connection import Connection
 from batchpipe.store.due import NewEpoch, When, new_task_ids
-from batchpipe.store.lease import ClaimDenied, Following, JobLease, Lease, Renewal, ShardLease, host_clock
+from batchpipe.store.lease import ClaimDenied, Following, JobLease, Lease, Renewal, RoomWanted, ShardLease, host_clock
 from batchpipe.store.leases import AT_ONCE
 from batchpipe.store.looks import LookState
 from batchpipe.store.news import WebhookState
@@ -33,6 +33,7 @@ __all__ = [
     "ModelPace",
     "NewEpoch",
     "Renewal",
+    "RoomWanted",
     "Settled",
     "ShardLease",
     "Store",

@@ -6,13 +6,16 @@ import logging
 import threading
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Protocol, Self
 
 from batchpipe.errors import LeaseLost, StoreUnavailable
-from batchpipe.model.records import JOB, JobRecord, Record, ShardRecord
+from batchpipe.model.admission import Kind, Limits
+from batchpipe.model.records import JOB, JobRecord, Move, Record, ShardRecord
 from batchpipe.model.stats import Pause
+from batchpipe.store.keeper import Keeper
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +60,14 @@ class Following:
     deadline: float  #: as for a claim
 
 
+@dataclass(frozen=True)
+class RoomWanted:
+    """What a shard needs at the provider, and the limits there, by kind: see ``Admission.admit``."""
+
+    needs: Mapping[Kind, int]
+    limits: Limits
+
+
 def news_of(republish: Any, cancel: Any) -> Renewal:
     """What a script returns of it: 0 or 1 each."""
     return Renewal(republish=bool(int(republish)), cancel=bool(int(cancel)))
@@ -70,8 +81,8 @@ class Renewer(Protocol):
 
 @dataclass(kw_only=True)
 class Lease(ABC):
-    """The right to work on one record. As a context manager it renews itself in the background, and in ``check`` if
-    that cannot run: green threads (gevent, eventlet) are blocked while one of them reads a file.
+    """The right to work on one record. As a context manager it is renewed in the background by its ``keeper``, and in
+    ``check`` if that cannot run: green threads (gevent, eventlet) are blocked while one of them reads a file.
 
     It ends at its deadline, unless the work makes progress. A renewal that Redis refuses, or that comes too late by
     our own clock, ends it, too: ``check()`` then raises ``LeaseLost``. A frozen process renews nothing, so one that
@@ -79,6 +90,7 @@ class Lease(ABC):
     """
 
     renewer: Renewer
+    keeper: Keeper = field(default_factory=Keeper)
     job: JobRecord
     token: str
     seconds: float  #: how long it lasts without renewal
@@ -92,9 +104,9 @@ class Lease(ABC):
     _progressed: bool = False
     _yielded_at: float = field(default_factory=host_clock)
     _renewal_began: float = field(default_factory=host_clock)
+    _pause_began: float = field(default_factory=host_clock)
     _renewing: threading.Lock = field(default_factory=threading.Lock)
-    _stop: threading.Event = field(default_factory=threading.Event)
-    _thread: threading.Thread | None = None
+    _stopped: bool = False
 
     @property
     @abstractmethod
@@ -125,7 +137,7 @@ class Lease(ABC):
         if now - self._yielded_at > _LONGEST_STRETCH:
             self._yielded_at = now
             time.sleep(0)  # let other green threads run, including their renewals
-        if min(self.age(), now - self._renewal_began) > self.seconds / 2 and not self._stop.is_set():
+        if min(self.age(), now - self._renewal_began) > self.seconds / 2 and not self._stopped:
             self._renew()
             self._raise_if_lost()
 
@@ -139,8 +151,8 @@ class Lease(ABC):
         return progressed
 
     def __enter__(self) -> Self:
-        self._thread = threading.Thread(target=self._keep, name=f"lease-{self.job.id}/{self.index}", daemon=True)
-        self._thread.start()
+        self._pause_began = host_clock()
+        self.keeper.keep(self)
         return self
 
     def __exit__(
@@ -150,31 +162,42 @@ class Lease(ABC):
 
     def stop(self) -> None:
         """End the renewals, before the turn is ended in Redis."""
-        self._stop.set()
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
+        self._stopped = True
+        self.keeper.let_go(self)
+        with self._renewing:  # one that is under way has its answer
+            pass
 
-    def _keep(self) -> None:
-        while not self.lost and not self._stop.wait(max(self.seconds / 3, _SHORTEST_PAUSE)):
+    def until_renewal(self) -> float:
+        """Seconds until it is to be renewed in the background."""
+        return self._pause_began + max(self.seconds / 3, _SHORTEST_PAUSE) - host_clock()
+
+    def renew_now(self) -> None:
+        """Renew it, unless that is under way or its turn ends. Raises nothing."""
+        try:
             self._renew()
+        except Exception:  # it must not keep the other leases from theirs; this one is renewed by `check`, or ends
+            logger.exception("lease not renewed", extra=self._ids())
+        self._pause_began = host_clock()
 
     def _renew(self) -> None:
         if not self._renewing.acquire(blocking=False):
             return  # the other thread is renewing
         try:
+            if self._stopped:
+                return
             self._renewal_began = before = host_clock()
             self.seconds, self.news = self._renewed()
             self.confirmed = before
         except StoreUnavailable as error:
             self._progressed = True  # progress that was not received is reported again
-            job = self.job
-            ids = {"event": "lease_not_renewed", "job": job.id, "shard": self.index, "account": job.account}
-            logger.warning("lease not renewed: %s", error, extra=ids)
+            logger.warning("lease not renewed: %s", error, extra=self._ids())
         except LeaseLost:
             self.lost = True
         finally:
             self._renewing.release()
+
+    def _ids(self) -> dict[str, Any]:
+        return {"event": "lease_not_renewed", "job": self.job.id, "shard": self.index, "account": self.job.account}
 
     def _renewed(self) -> tuple[float, Renewal]:
         left, news = self.renewer.renew(self)
@@ -202,6 +225,12 @@ class ShardLease(Lease):
     """The right to work on one shard of a job."""
 
     shard: ShardRecord
+    admitted: bool = False  #: it was given room at the provider as it was claimed
+    unrecorded: Move | None = None  #: what this turn has done, and its record of an intent will tell with it
+
+    def is_recorded(self) -> bool:
+        """Whether Redis knows of all that this turn has done."""
+        return self.unrecorded is None
 
     @property
     def index(self) -> int:

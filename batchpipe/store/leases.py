@@ -18,8 +18,19 @@ from batchpipe.store.connection import Connection
 from batchpipe.store.due import CHUNK, Due
 from batchpipe.store.events import LOG_SECONDS, events_of
 from batchpipe.store.jobs import output_in_use
-from batchpipe.store.lease import ClaimDenied, Following, JobLease, Lease, Renewal, ShardLease, host_clock, news_of
-from batchpipe.store.records import chunks, decode, draft, encode_changes
+from batchpipe.store.keeper import Keeper
+from batchpipe.store.lease import (
+    ClaimDenied,
+    Following,
+    JobLease,
+    Lease,
+    Renewal,
+    RoomWanted,
+    ShardLease,
+    host_clock,
+    news_of,
+)
+from batchpipe.store.records import chunks, decode, draft, draft_fields, encode_changes
 
 #: Events for the log of a job: the name and the fields of each.
 Events = Iterable[tuple[str, Mapping[str, Any]]]
@@ -32,6 +43,7 @@ class Leases:
 
     def __init__(self, connection: Connection, due: Due) -> None:
         self._redis, self._due = connection, due
+        self._keeper = Keeper()
 
     def claim_job(
         self, job_id: str, epoch: int, stages: Sequence[str], *, deadline: float, enter: str = ""
@@ -76,6 +88,7 @@ class Leases:
         job = decode(JobRecord, answer[2])
         fields: dict[str, Any] = {
             "renewer": self,
+            "keeper": self._keeper,
             "job": job,
             "token": token,
             "seconds": float(answer[3]),
@@ -185,13 +198,17 @@ class Leases:
 
         ``seconds``: how long it may be under way, at most, if its worker vanishes. ``identity``: whose key it is made
         with (``Provider.identity``). ``admitted``: nor if the shard holds no room at the provider, or too much is held
-        and others have sent theirs.
+        and others have sent theirs. With it goes what the lease has ``unrecorded``.
         """
         keys, member = self._redis.keys(lease.job.id, lease.index), self._redis.member(lease.job.id, lease.index)
         host_time = f"{self._redis.host_time():.6f}"
         args = (lease.token, host_time, member, seconds, identity, "1" if admitted else "0")
-        answer = self._redis.run("intent", keys, self._redis.prefix, *args)
+        done = lease.unrecorded
+        told = (done.stage.value, events_of(done.events), *encode_changes(done.changes)) if done else ("", "")
+        answer = self._redis.run("intent", keys, self._redis.prefix, *args, *told)
         news, verdict = _news_or_lost(answer), answer[0]
+        if verdict == "ok":
+            lease.unrecorded = None
         return Renewal(
             republish=news.republish, cancel=news.cancel, held=verdict == "held", no_hold=verdict == "no_hold"
         )
@@ -204,6 +221,7 @@ class Leases:
         ids: list[str],
         *,
         following: Following | None = None,
+        room: RoomWanted | None = None,
         events: Events = (),
     ) -> tuple[int, int]:
         """Plan a round under the job's lease. Returns the number of its shards, and 0 or the epoch under which to
@@ -211,38 +229,19 @@ class Leases:
 
         The records are first written where nobody sees them, then made visible by one script, and then made due. A turn
         that plans again after a crash overwrites them. Ends the lease's renewals. ``following``: the first turn of the
-        shard, if there is but one, which is claimed in the same call. ``events`` are added to the job's log. Raises
+        shard, if there is but one, which is claimed in the same call, and given ``room`` in it, if that is there at
+        once (``admitted`` of the lease). ``events`` are added to the job's log. Raises
         LeaseLost.
         """
         left = iter(shards)
-        begin, member, fields = (
-            list(islice(left, AT_ONCE + 1)),
-            self._redis.member(lease.job.id, JOB),
-            encode_changes(changes),
-        )
+        begin = list(islice(left, AT_ONCE + 1))
         if len(begin) <= AT_ONCE:
             lease.stop()
-            drafts = f"[{','.join(map(draft, begin))}]"
-            token, before = uuid.uuid4().hex, host_clock()
-            wanted = self._wanted(following if len(begin) == 1 else None, token)
-            args = (
-                member,
-                lease.token,
-                self._redis.lease_seconds,
-                ids,
-                len(begin),
-                drafts,
-                wanted,
-                events_of(events),
-                LOG_SECONDS,
-                *fields,
-            )
-            answer = self._fenced("plan", lease, *args)
-            if answer[0] == "cancel":
-                return 0, int(answer[1])
-            if len(answer) > 1:
-                lease.following = self._granted(answer[1], begin[0].index, token, before)
-            return len(begin), 0
+            only = begin[0] if len(begin) == 1 else None
+            round_ = {"count": len(begin), "drafts": [draft_fields(one) for one in begin]}
+            if only is not None and following is not None and room is not None:
+                round_ |= {"needs": dict(room.needs), "limits": dict(room.limits)}
+            return self._planned(lease, changes, round_, ids, events, only, following)
         count, going = 0, True
         for chunk in chunks(chain(begin, left), CHUNK):
             if count:
@@ -251,23 +250,43 @@ class Leases:
             if going:
                 going = self._fenced("draft_shards", lease, lease.token, *map(draft, chunk))[0] != "cancel"
         lease.stop()
-        args = (
-            member,
+        planned = self._planned(lease, changes, {"count": count}, ids, events)
+        if planned[0]:
+            self._due.make_due(lease.job.id)
+        return planned
+
+    def _planned(
+        self,
+        lease: JobLease,
+        changes: Mapping[str, Any],
+        round_: Mapping[str, Any],
+        ids: list[str],
+        events: Events,
+        only: ShardRecord | None = None,
+        following: Following | None = None,
+    ) -> tuple[int, int]:
+        """Call the script that makes a round visible. ``only``: its one shard."""
+        token, before = uuid.uuid4().hex, host_clock()
+        answer = self._fenced(
+            "plan",
+            lease,
+            self._redis.member(lease.job.id, JOB),
             lease.token,
             self._redis.lease_seconds,
+            orjson.dumps(round_).decode(),
             ids,
-            count,
-            "",
-            "",
+            self._wanted(following if only is not None else None, token),
             events_of(events),
             LOG_SECONDS,
-            *fields,
+            *encode_changes(changes),
         )
-        answer = self._fenced("plan", lease, *args)
         if answer[0] == "cancel":
             return 0, int(answer[1])
-        self._due.make_due(lease.job.id)
-        return count, 0
+        if only is not None and len(answer) > 2:
+            begun = cast(ShardLease, self._granted(answer[2], only.index, token, before))
+            begun.admitted = bool(int(answer[1]))
+            lease.following = begun
+        return round_["count"], 0
 
     def claim_output(self, lease: JobLease, names: Sequence[str]) -> None:
         """Claim names of a job's output until it is closed. Raises OutputInUse (none is claimed), LeaseLost.

@@ -85,7 +85,12 @@ def encode_shard(shard: ShardRecord) -> list[str]:
 
 def draft(shard: ShardRecord) -> str:
     """A shard as a single argument of a script, because Redis limits the number of arguments."""
-    return orjson.dumps([str(shard.index), *encode_shard(shard)]).decode()
+    return orjson.dumps(draft_fields(shard)).decode()
+
+
+def draft_fields(shard: ShardRecord) -> list[str]:
+    """The same before it is encoded."""
+    return [str(shard.index), *encode_shard(shard)]
 
 
 def chunks(many: Iterable[T], size: int) -> Iterator[list[T]]:

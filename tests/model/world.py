@@ -116,7 +116,7 @@ class ModelLease(Lease):
 
     @property
     def renewing(self) -> bool:
-        return not (self.lost or self._stop.is_set())
+        return not (self.lost or self._stopped)
 
     def renew_now(self) -> None:
         """What the renewal thread does when its pause is over."""

@@ -9,6 +9,7 @@ import pytest
 from batchpipe.errors import LeaseLost, StoreUnavailable
 from batchpipe.model.records import JobRecord
 from batchpipe.store import JobLease, Lease, Renewal, host_clock
+from batchpipe.store.keeper import Keeper
 
 
 class Redis:
@@ -18,8 +19,10 @@ class Redis:
         self.answers = list(answers)
         self.news = news or Renewal()
         self.asked = threading.Semaphore(0)
+        self.threads = set[threading.Thread]()
 
     def renew(self, lease: Lease) -> tuple[float, Renewal]:
+        self.threads.add(threading.current_thread())
         answer = self.answers.pop(0) if self.answers else 30.0
         self.asked.release()
         if isinstance(answer, Exception):
@@ -27,8 +30,23 @@ class Redis:
         return answer, self.news
 
 
-def lease(redis: Redis, seconds: float = 0.15) -> Lease:
-    return JobLease(renewer=redis, job=JobRecord(id="job_x"), token="token", seconds=seconds)
+class SlowRedis(Redis):
+    """Takes a while to answer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.answers_now, self.answered = threading.Event(), False
+
+    def renew(self, lease: Lease) -> tuple[float, Renewal]:
+        answer = super().renew(lease)
+        self.answers_now.wait(5)
+        self.answered = True
+        return answer
+
+
+def lease(redis: Redis, seconds: float = 0.15, keeper: Keeper | None = None) -> Lease:
+    kept_by = keeper or Keeper()
+    return JobLease(renewer=redis, keeper=kept_by, job=JobRecord(id="job_x"), token="token", seconds=seconds)
 
 
 def test_a_lease_is_renewed_while_a_step_works() -> None:
@@ -55,8 +73,8 @@ def test_a_lease_that_redis_refuses_is_lost() -> None:
     held = lease(redis)
     with held:
         assert redis.asked.acquire(timeout=5)
-        assert held._thread is not None
-        held._thread.join(5)
+        with held._renewing:  # the answer is noted
+            pass
         with pytest.raises(LeaseLost):
             held.check()
     assert held.too_late_to_call() is True
@@ -126,3 +144,54 @@ def test_that_the_work_gets_on_is_said_once_for_each_renewal() -> None:
     assert held.take_progress() is False
     held.check()
     assert [held.take_progress(), held.take_progress()] == [True, False]
+
+
+def test_one_thread_renews_all_leases() -> None:
+    """Also one that is shorter than those before it, and one whose renewal has raised what nobody expects."""
+    redis, broken, keeper = Redis(), Redis(RuntimeError("unforeseen"), RuntimeError("again")), Keeper()
+    with lease(redis, 60, keeper), lease(broken, 0.15, keeper), lease(redis, 0.15, keeper):
+        assert all(broken.asked.acquire(timeout=5) for _ in range(2))
+        assert all(redis.asked.acquire(timeout=5) for _ in range(2))
+    assert len(redis.threads | broken.threads) == 1
+
+
+def test_a_lease_that_has_ended_is_renewed_no_more() -> None:
+    """Not even if its renewal was about to begin; one that is under way is waited for."""
+    redis, keeper = Redis(), Keeper()
+    held = lease(redis, 0.15, keeper)
+    with held:
+        assert redis.asked.acquire(timeout=5)
+    held.renew_now()
+    assert redis.asked.acquire(blocking=False) is False
+
+    slow = SlowRedis()
+    held = lease(slow, 0.15, keeper)
+    with held:
+        assert slow.asked.acquire(timeout=5)
+        threading.Timer(0.05, slow.answers_now.set).start()
+    assert slow.answered is True
+
+
+def test_the_thread_of_renewals_ends_when_there_is_none_to_make(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And another one begins with the next lease."""
+    monkeypatch.setattr("batchpipe.store.keeper.IDLE_SECONDS", 0.01)
+    redis, keeper = Redis(), Keeper()
+    for _ in range(2):
+        with lease(redis, 0.15, keeper):
+            assert redis.asked.acquire(timeout=5)
+        for thread in redis.threads:
+            thread.join(5)
+            assert not thread.is_alive()
+    assert len(redis.threads) == 2
+
+
+def test_a_forked_child_renews_its_own_leases() -> None:
+    """It has no thread of its parent's, and a lock that one of them held at the fork stays locked."""
+    redis, keeper = Redis(), Keeper()
+    with lease(redis, 0.15, keeper):
+        assert redis.asked.acquire(timeout=5)
+        keeper._pid = -1  # as it looks in a child
+        keeper._lock.acquire()
+        theirs = Redis()
+        with lease(theirs, 0.15, keeper):
+            assert theirs.asked.acquire(timeout=5)

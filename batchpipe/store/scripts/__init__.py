@@ -14,7 +14,7 @@ from importlib import resources
 SHARED, OF_ROOM = ("hashes", "common", "claiming"), ("rooms", "lines", "admission")
 #: The scripts that call a function of these parts (a test compares).
 NEEDS_ROOM = (
-    *("admit", "advance", "check_holds", "grant", "hold_in_flight", "intent", "observe_tokens", "read_limit"),
+    *("admit", "advance", "check_holds", "grant", "hold_in_flight", "intent", "observe_tokens", "plan", "read_limit"),
     *("read_ratio", "read_rooms", "read_waiting", "read_waiting_jobs", "record_batch_status", "record_page", "settle"),
     "withdraw",
 )

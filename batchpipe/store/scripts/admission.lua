@@ -5,7 +5,7 @@
 -- what it needs ({KIND: count}), `line` the line of its account and model (lines.lua), `room` one resource (rooms.lua).
 --
 -- The way of a shard, and where each thing is decided:
---   it asks                          admit.lua: `lacking`, then `take`; else it joins its line
+--   it asks                          `admission.let_in`: `lacking`, then `take`; else admit.lua has it join its line
 --   it waits                         `admission.grant`, over the lines of an account; `grant_one`, over the shards of one
 --   it is about to call              `admission.may_call`: sent from now on, or it has lost its room
 --   its call was taken back          `admission.unsend`
@@ -70,7 +70,10 @@ function admission.set_limits(prefix, account, model, name, limits, member, now)
       if limit then set_room(room, 'limit', string.format('%.0f', limit)) else forget(room, 'limit') end
       note_use(room, now)
     end
-    if BY_MODEL[kind] and name then redis.call('HSETNX', room.key, 'model', string.sub(without_date(name), 1, 200)) end
+    if BY_MODEL[kind] and name and not room.named then
+      room.named = true
+      redis.call('HSET', room.key, 'model', string.sub(without_date(name), 1, 200))
+    end
   end
 end
 
@@ -92,6 +95,25 @@ local function take(line, rec, member, needs, tries, now)
   end
   redis.call('HSET', rec, 'admitted_at', num(now), 'needs', cjson.encode(needs))
   redis.call('HDEL', rec, 'waits_since')
+end
+
+-- Give a shard what it needs if nobody waits and there is room; returns whether it has it now. `uploads`: its upload calls with
+-- the one that follows, noted then ('': as they are).
+function admission.let_in(prefix, rec, job, member, needs, limits, uploads, now)
+  local account, model = account_of(job), model_key(get(rec, 'model'))
+  if not is_in(prefix, account, member) then
+    admission.set_limits(prefix, account, model, get(rec, 'model'), limits, member, now)
+    if is_out(job) or is_paused(prefix, account, now) or redis.call('EXISTS', prefix .. 'lines:' .. account) == 1 then return false end
+    local line = line_of(prefix, account, model)
+    local kind, tries = lacking(line, needs, now, member)
+    if kind then return false end
+    admission.leave(prefix, rec, job, member)
+    take(line, rec, member, needs, tries, now)
+  else
+    admission.leave(prefix, rec, job, member) -- a line that Redis has lost in part may still name it
+  end
+  if uploads ~= '' then redis.call('HSET', rec, 'uploads', uploads) end
+  return true
 end
 
 -- who was granted something is due now; a living turn of it learns of it at its end

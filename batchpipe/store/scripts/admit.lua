@@ -6,36 +6,21 @@
 local now = clock(ARGV[1])
 local prefix, member, rec, job = ARGV[2], ARGV[3], KEYS[1], KEYS[2]
 if not holds(rec, ARGV[4], now) then return { 'lost' } end
-local account, model = account_of(job), model_key(get(rec, 'model'))
-local function let_in()
-  if ARGV[7] ~= '' then redis.call('HSET', rec, 'uploads', ARGV[7]) end
-  return { 'in' }
-end
-
-if is_in(prefix, account, member) then
-  admission.leave(prefix, rec, job, member) -- a line that Redis has lost in part may still name it
-  return let_in()
-end
-admission.set_limits(prefix, account, model, get(rec, 'model'), cjson.decode(ARGV[6]), member, now)
+local needs = cjson.decode(ARGV[5])
+if admission.let_in(prefix, rec, job, member, needs, cjson.decode(ARGV[6]), ARGV[7], now) then return { 'in' } end
 redis.call('HSET', rec, 'needs', ARGV[5])
-
-local line, needs = line_of(prefix, account, model), cjson.decode(ARGV[5])
-local out, paused = is_out(job), is_paused(prefix, account, now)
-if not out and not paused and redis.call('EXISTS', prefix .. 'lines:' .. account) == 0 then
-  local kind, tries = lacking(line, needs, now, member)
-  if not kind then
-    admission.leave(prefix, rec, job, member)
-    take(line, rec, member, needs, tries, now)
-    return let_in()
-  end
-end
+local out = is_out(job)
 if out then
   admission.leave(prefix, rec, job, member)
   return { 'wait', 0, 0, out }
 end
+local account, model = account_of(job), model_key(get(rec, 'model'))
+local line, id, index = line_of(prefix, account, model), string.match(member, '^(.*)/(%d+)$')
 redis.call('ZADD', prefix .. 'admitting', num(now), account)
-local id, index = string.match(member, '^(.*)/(%d+)$')
 join(line, rec, id, index, now)
 admission.announce(prefix, admission.grant(prefix, account, now, GRANTS_AT_ONCE, member), member)
-if is_in(prefix, account, member) then return let_in() end
+if is_in(prefix, account, member) then
+  if ARGV[7] ~= '' then redis.call('HSET', rec, 'uploads', ARGV[7]) end
+  return { 'in' }
+end
 return { 'wait', unpack(admission.place(line, rec, id, index, now)) }

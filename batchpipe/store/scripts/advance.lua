@@ -70,6 +70,7 @@ if from == 'uploaded' then note_unanswered(ARGV[2], rec, job, ARGV[4]) end
 local republish, cancel = flag(rec, 'republish'), flag(job, 'cancel')
 if counted then add_answered(rec, job, answered, now) end
 if stage == 'collected' then
+  if from == 'created' and FINAL[get(rec, 'status')] then redis.call('HSET', rec, 'ended_at', num(now)) end -- seen and fetched in one turn
   if not landing then add_reasons(rec, job) end -- else the merge counts anew
   redis.call('ZREM', due, ARGV[4])
   local open = redis.call('HINCRBY', job, 'open', -1)

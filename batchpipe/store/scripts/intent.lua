@@ -3,7 +3,9 @@
 -- the last few calls are kept.
 -- KEYS: 1 record, 2 job, 3 due, 4 clock
 -- ARGV: 1 skew (s), 2 prefix, 3 token, 4 time of the caller's host (at), 5 member, 6 how long the call may be under way, at
---   most, if its worker vanishes (s), 7 whose key it is made with ('': not known), 8 admitted
+--   most, if its worker vanishes (s), 7 whose key it is made with ('': not known), 8 admitted, 9 stage that the shard has
+--   come to in the same turn, which is recorded with it ('': none), 10 events of that for the job's log (JSON [[event, data] ..];
+--   '': none), 11 its fields
 -- admitted: '1': the shard must hold room; '0': it is not asked
 -- -> {'ok', republish, cancel} | {'lost'}
 --  | {'no_hold', republish, 0} there is no room for it; no intent is recorded
@@ -16,14 +18,20 @@ end
 if ARGV[8] == '1' and not admission.may_call(ARGV[2], KEYS[1], KEYS[2], ARGV[5], now) then
   return { 'no_hold', flag(KEYS[1], 'republish'), 0 }
 end
+local calls = cjson.decode(get(KEYS[1], 'calls') or '[]')
+local known = false
+for _, call in ipairs(calls) do known = known or call == ARGV[3] end
+if ARGV[9] ~= '' and not known then
+  write(KEYS[1], 11)
+  note_events(ARGV[2], get(KEYS[1], 'job'), ARGV[10])
+  set_stage(KEYS[1], ARGV[9], now)
+  redis.call('HSET', KEYS[1], 'tries', '1') -- the one that is under way
+end
 if redis.call('HSETNX', KEYS[1], 'intent_at', num(now)) == 1 then
   -- the list is read back to the earliest time that the call may have had at the provider
   redis.call('HSET', KEYS[1], 'intent_ahead', num(math.max(ahead, now - tonumber(ARGV[4]))))
 end
 redis.call('HDEL', KEYS[1], 'empty_at', 'named')
-local calls = cjson.decode(get(KEYS[1], 'calls') or '[]')
-local known = false
-for _, call in ipairs(calls) do known = known or call == ARGV[3] end
 if not known then
   -- calls with several keys, or by a worker that does not say with which: then nothing is known of all of them
   local as = ARGV[7]

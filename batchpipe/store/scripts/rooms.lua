@@ -75,7 +75,7 @@ local function room_of(prefix, account, kind, model, member)
   local name = account .. ':' .. short
   if read_rooms[name] then return read_rooms[name] end
   local room = { prefix = prefix, account = account, kind = kind, short = short, name = name, key = prefix .. 'room:' .. name }
-  local fields = { 'single', 'alone', 'trying', unpack(ROOM_FIELDS) }
+  local fields = { 'single', 'alone', 'trying', 'model', unpack(ROOM_FIELDS) }
   if member then
     local part = part_of(member)
     table.insert(fields, 'sum' .. part)
@@ -83,8 +83,8 @@ local function room_of(prefix, account, kind, model, member)
   end
   learn(room.key, fields)
   local found = redis.call('HMGET', room.key, unpack(fields))
-  for i, field in ipairs(ROOM_FIELDS) do room[field] = tonumber(found[i + 3] or '') end
-  room.single, room.alone, room.trying = found[1] == '1', found[2], found[3]
+  for i, field in ipairs(ROOM_FIELDS) do room[field] = tonumber(found[i + 4] or '') end
+  room.single, room.alone, room.trying, room.named = found[1] == '1', found[2], found[3], found[4] ~= false
   room.sum, room.sent, room.fails = room.sum or 0, room.sent or 0, room.fails or 0
   read_rooms[name] = room
   return room
