@@ -52,13 +52,10 @@ class WholeNumber(click.IntRange):
             )
 
 
-class Seconds(click.FloatRange):
-    """A number of seconds from 0 on, not ``nan``."""
+class Number(click.FloatRange):
+    """A number of a range, and not ``nan``."""
 
-    name = "SECONDS"
-
-    def __init__(self) -> None:
-        super().__init__(min=0)
+    noun = "a number"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         found = math.nan
@@ -66,7 +63,16 @@ class Seconds(click.FloatRange):
             found = super().convert(value, param, ctx)
         if math.isfinite(found):
             return found
-        return self.fail(f"must be a number of seconds{in_range(0, None)}, not {str(value)[:40]!r}", param, ctx)
+        return self.fail(f"must be {self.noun}{in_range(self.min, self.max)}, not {str(value)[:40]!r}", param, ctx)
+
+
+class Seconds(Number):
+    """A number of seconds from 0 on."""
+
+    name, noun = "SECONDS", "a number of seconds"
+
+    def __init__(self) -> None:
+        super().__init__(min=0)
 
 
 class Place(click.ParamType[str]):

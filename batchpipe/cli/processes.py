@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from batchpipe.cli.common import cannot_listen, open_client, say
-from batchpipe.cli.options import WholeNumber
+from batchpipe.cli.options import Number, WholeNumber
 
 if TYPE_CHECKING:
     from batchpipe.config.settings import Settings
@@ -141,8 +141,8 @@ def beat_command(loglevel: str, alive_file: Path | None) -> None:
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", type=WholeNumber(0, 65535), default=8089, show_default=True, help="0 takes a free one.")
 @click.option("--data-dir", type=click.Path(file_okay=False, path_type=Path), help="Keep files and batches here.")
-@click.option("--validating-seconds", type=click.FloatRange(min=0), default=0.2, help="Length of `validating`.  [0.2]")
-@click.option("--rows-per-second", type=float, default=5_000, show_default=True, help="Pace of a batch.")
+@click.option("--validating-seconds", type=Number(min=0), default=0.2, help="Length of `validating`.  [0.2]")
+@click.option("--rows-per-second", type=Number(min=0), default=5_000, show_default=True, help="Pace of a batch.")
 @click.option(
     "--enqueued-tokens", metavar="[MODEL=]N", multiple=True, help="Tokens of a model in the queue at once; repeatable."
 )

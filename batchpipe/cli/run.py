@@ -6,6 +6,7 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -29,10 +30,11 @@ from batchpipe.cli.progress import Display, make_display
 from batchpipe.errors import BatchpipeError, PermanentError, SettingsError
 from batchpipe.masking import one_line, without_secrets
 from batchpipe.model.reasons import lasting, reason_words, reasons_view
-from batchpipe.model.records import DEFAULT_ACCOUNT, JobRecord
+from batchpipe.model.records import DEFAULT_ACCOUNT, JobRecord, ShardRecord
 from batchpipe.model.views import SHOWN
 
 if TYPE_CHECKING:
+    from batchpipe.cli.model_check import ModelCheck
     from batchpipe.client.client import Client, Job
     from batchpipe.client.local_run import LocalRuns, LocalWorker
     from batchpipe.config.settings import Settings
@@ -176,6 +178,7 @@ class _Tick:
 
         self._client, self._display, self._worker = client, display, worker
         self._api = ApiWatch()
+        self._models: ModelCheck | None = None
         self._watch = client.watch(lambda line: say(f"Warning: {line}"))
 
     def __call__(self, job: Job) -> None:
@@ -189,9 +192,20 @@ class _Tick:
             moment, shards = self._client.moment_of(job), list(job.shards(_SEEN))
             if self._worker is not None:
                 self._api.check(job.record, shards)
+                self._check_models(job.record, shards)
                 if moment.pause is not None:
                     raise_if_refused(job.record, shards, moment.pause)
             self._display.update(job.record, shards, moment)
+
+    def _check_models(self, job: JobRecord, shards: list[ShardRecord]) -> None:
+        """Once a batch is made, so that nothing waits for the answer."""
+        from batchpipe.cli.model_check import ModelCheck, listed_models
+
+        if job.state.ended or not any(shard.batch_id for shard in shards):
+            return
+        self._models = self._models or ModelCheck(partial(listed_models, self._client.settings, job.account))
+        for line in self._models.warnings(shard.model for shard in shards):
+            say(f"Warning: {line}; if its rows are wrong: batchpipe cancel {job.id}")
 
 
 @contextmanager

@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property, partial
+from itertools import islice
 from typing import IO, TYPE_CHECKING, Any, BinaryIO, cast
 
 from batchpipe.config.account import Account
@@ -303,6 +304,16 @@ class Api(Provider):
         listed = self._client.batches if self._lists_batches else self._client.files
         with translated(self._key):
             listed.with_raw_response.list(limit=1)
+
+    def model_names(self, *, seconds: float, most: int) -> list[str]:
+        """The first names of models that the server lists; one call, which may take so many seconds. Raises Paused,
+        Unavailable, Refused.
+        """
+        with translated(self._key):
+            answer = self._client.with_options(timeout=seconds).models.with_raw_response.list()
+            found = json_object(answer.http_response.content).get("data")
+        names = (text(model.get("id")) for model in found if isinstance(model, dict)) if isinstance(found, list) else ()
+        return list(islice((name for name in names if name), most))
 
     # -- time-outs -------------------------------------------------------------------------------------------------
 

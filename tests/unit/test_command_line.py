@@ -83,6 +83,8 @@ def test_a_timeout_that_is_no_number_of_seconds_is_refused(seconds: str) -> None
         (["submit", "x", "-o", "y", "--attempts", "0"], "must be a whole number from 1 to 100, not '0'"),
         (["list", "--limit", "all"], "must be a whole number of 1 or more, not 'all'"),
         (["wait", "job_x", "--timeout", "soon"], "must be a number of seconds of 0 or more, not 'soon'"),
+        (["sandbox", "--rows-per-second", "many"], "must be a number of 0 or more, not 'many'"),
+        (["sandbox", "--validating-seconds", "-1"], "must be a number of 0 or more, not '-1'"),
         (["webhooks", "--port", "99999"], "must be a whole number from 0 to 65535, not '99999'"),
     ],
 )

@@ -7,6 +7,7 @@ import json
 import socket
 import traceback
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -249,6 +250,17 @@ def test_a_base_url_without_its_v1_is_asked_after(sandbox: Sandbox, make_api: Ca
         error = refusal(call)
         assert (error.code, str(error).endswith("; does BASE_URL lack its /v1?")) == (NO_API, True)
     assert "BASE_URL" not in str(refusal(lambda: api.retrieve("batch_1")))
+
+
+def test_the_names_of_models_are_listed_up_to_a_number(sandbox: Sandbox, make_api: Callable[..., Api]) -> None:
+    """A server may list anything."""
+    api = make_api(sandbox.base_url)
+    assert "gpt-4o-mini" in api.model_names(seconds=5.0, most=100)
+    assert len(api.model_names(seconds=5.0, most=2)) == 2
+    for body in ('{"data": null}', '{"data": [1, {"id": 7}, {"id": ""}]}', "[]"):
+        sandbox.faults.add("status", route="GET /v1/models", status=200, body=body, times=1)
+        with suppress(Unavailable):
+            assert api.model_names(seconds=5.0, most=100) == []
 
 
 # -- create, the paid call -----------------------------------------------------------------------------------------
