@@ -12,7 +12,6 @@ from functools import partial
 from typing import Any
 
 from batchpipe.client.capabilities import Capabilities
-from batchpipe.client.result_lines import Json, shape_of, usage_of
 from batchpipe.config.account import Account
 from batchpipe.config.settings import Settings
 from batchpipe.errors import AmbiguousResult, BatchpipeError, Gone, Paused, Refused, SettingsError, Unavailable
@@ -30,6 +29,8 @@ LIST_LAG_SECONDS, LOOK_SECONDS = 10.0, 2.0
 CANCEL_SECONDS = 10.0
 #: Bytes of a result file that are read.
 _MOST_BYTES = 1_000_000
+
+Json = dict[str, Any]
 
 
 def probe_account(
@@ -282,9 +283,9 @@ class Probe:
         note("every row is answered", sorted(order) == sorted(ids), f"{len(order)} of {len(ids)}")
         note("answers in the order of the rows", order == ids if len(order) > 1 else None)
         answered = [line for line in lines if line.get("custom_id") in ids]
-        note("usage of a row", any(usage_of(line) for line in answered) if answered else None)
+        note("usage of a row", any(_usage(line) for line in answered) if answered else None)
         wrong = [(name, line) for name, found in (("error", errors), ("output", lines)) for line in found]
-        shape = next((f"in the {name} file: {shape_of(line)}" for name, line in wrong if _is_wrong(line)), None)
+        shape = next((f"in the {name} file: {_shape(line)}" for name, line in wrong if _is_wrong(line)), None)
         note("row that is wrong", shape)
         return None
 
@@ -386,3 +387,21 @@ def _words(counts: Any) -> str:
 
 def _is_wrong(line: Json) -> bool:
     return line.get("custom_id") == "probe-wrong"
+
+
+def _shape(line: Json) -> str:
+    """Where the reason is in the line of a row that failed."""
+    if line.get("error"):
+        return f"error.code {line['error'].get('code')}" if isinstance(line["error"], dict) else "error is no object"
+    response = line.get("response")
+    status = response.get("status_code") if isinstance(response, dict) else None
+    body = response.get("body") if isinstance(response, dict) else None
+    reason = body.get("error") if isinstance(body, dict) else None
+    where = "response.body.error" if isinstance(reason, dict) else "no error in it"
+    return f"status_code {status}, {where}"
+
+
+def _usage(line: Json) -> Any:
+    response = line.get("response")
+    body = response.get("body") if isinstance(response, dict) else None
+    return body.get("usage") if isinstance(body, dict) else None
