@@ -48,8 +48,8 @@ MUTATIONS = {
     "the last shard does not start merge": Mutation("advance", "if open == 0 and", "if open < 0 and"),
     "a repeated advance counts down twice": Mutation(
         "advance",
-        "if get(rec, 'last') == token then return { 'ok', 0, 0, 0 } end",
-        "if get(rec, 'last') == token then redis.call('HINCRBY', job, 'open', -1) end",
+        "if get(rec, 'last') == token then",
+        "if get(rec, 'last') == token then redis.call('HINCRBY', job, 'open', -1)",
     ),
 }
 

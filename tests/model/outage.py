@@ -12,8 +12,9 @@ import redis
 
 from batchpipe.store.scripts import source
 from tests.model.invariants import Broken
+from tests.model.model_store import LEASE, Source
 from tests.model.schedule import JUMPS, Cast, Choices, Schedule, _story
-from tests.model.world import GRACE, LEASE, Source, World
+from tests.model.world import GRACE, World
 
 #: Times that matter here: of a call, of a list that lags, of the grace period, of a lease.
 _JUMPS = (1.37, 7.91, GRACE / 2 + 0.7, GRACE - 2.3, GRACE + 0.9, LEASE / 2 - 1.3, LEASE + 1.7, *JUMPS[:2])

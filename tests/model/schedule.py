@@ -23,8 +23,10 @@ from batchpipe.store import When
 from batchpipe.store.scripts import source
 from batchpipe.testing import Delivery
 from tests.model.invariants import Broken, hold
+from tests.model.model_provider import CALL_FAULTS, CREATE_FAULTS
+from tests.model.model_store import LEASE, SCRIPT_FAULTS, Source
 from tests.model.scheduler import Actor
-from tests.model.world import CALL_FAULTS, CREATE_FAULTS, GRACE, LEASE, SCRIPT_FAULTS, Source, World
+from tests.model.world import GRACE, World
 
 ACTORS = 4
 #: More than any turn has points.

@@ -9,15 +9,21 @@ import pytest
 import redis
 
 from tests.model.invariants import Broken
-from tests.model.mutations import MUTATIONS
+from tests.model.mutations import MUTATIONS, OF_WALKS, Mutation
 from tests.model.schedule import Cast, run_schedule
-
-pytestmark = pytest.mark.slow
 
 #: Seeds tried; most are found within a few dozen.
 SEEDS = 600
 
 
+@pytest.mark.parametrize("mutations", [MUTATIONS, OF_WALKS])
+def test_the_clauses_that_are_taken_out_are_in_their_scripts(mutations: dict[str, Mutation]) -> None:
+    """Else a change of a script is told by the slow tests only."""
+    for mutation in mutations.values():
+        assert mutation(mutation.script)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("words", MUTATIONS)
 def test_the_model_notices_when(words: str, model_redis: redis.Redis, folder: Path, cast: Cast) -> None:
     """The scripts that are shipped stay as they are: only their text on its way to Redis is changed."""
