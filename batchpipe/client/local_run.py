@@ -172,6 +172,8 @@ class LocalRuns:
     @contextmanager
     def _sandbox(self, run_id: str) -> Iterator[dict[str, str]]:
         """A sandbox in this process, and the settings with which a worker finds it."""
+        settings = self._client.settings
+        pause = {"POLL_MIN_SECONDS": f"{min(1.0, settings.poll_max_seconds):g}"}
         with self._open_sandbox(self._home / "sandbox" / run_id) as server:
             account = f"ACCOUNTS__{SANDBOX_ACCOUNT.upper()}__"
             yield {
@@ -179,7 +181,7 @@ class LocalRuns:
                 f"{account}API_KEY": "sandbox",
                 f"{account}SANDBOX": "true",
                 f"{account}LOOKS_PER_SECOND": "100",
-                **({} if "poll_min_seconds" in self._client.settings.model_fields_set else {"POLL_MIN_SECONDS": "1"}),
+                **({} if "poll_min_seconds" in settings.model_fields_set else pause),
             }
 
     def _clean_up(self, queue: str) -> None:

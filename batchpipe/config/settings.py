@@ -57,9 +57,7 @@ class Settings(BaseSettings):
     lease_seconds: float = Field(60, gt=0, description="how long a claimed stage may go without renewal")
     sweep_seconds: float = Field(5, gt=0, description="pace of the sweep")
     poll_min_seconds: float = Field(5, gt=0, description="shortest pause between two looks at a batch")
-    poll_max_seconds: float = Field(
-        600, gt=0, le=600, validate_default=True, description="longest pause between two looks at a batch"
-    )
+    poll_max_seconds: float = Field(600, gt=0, le=600, description="longest pause between two looks at a batch")
     polls_in_flight: int = Field(
         50,
         ge=0,
@@ -196,8 +194,9 @@ class Settings(BaseSettings):
     @field_validator("poll_max_seconds")
     @classmethod
     def _is_longest(cls, value: float, info: ValidationInfo) -> float:
+        """Where only the longest is given it bounds the shortest, too."""
         shortest = info.data.get("poll_min_seconds", value)
-        if shortest > value:
+        if shortest > value and shortest != cls.model_fields["poll_min_seconds"].default:
             raise ValueError(
                 f"the longest pause, {value:g} s, is shorter than the shortest: lower POLL_MIN_SECONDS "
                 f"({shortest:g} s) or raise this"
