@@ -345,3 +345,20 @@ def test_a_temporary_file_has_no_name(tmp_path: Path) -> None:
     with temporary(str(tmp_path)) as scratch:
         scratch.sink.write(b"x")
         assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_is_safe_on_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its folder after that. An empty one has only its name to lose, and that is in the folder."""
+    synced, fsync = list[str](), os.fsync
+
+    def noted(handle: int) -> None:
+        synced.append(os.path.basename(os.readlink(f"/proc/self/fd/{handle}")))
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    folder = Folder(str(tmp_path / "out"))
+    for name, text in (("full", b"row"), ("empty", b"")):
+        with folder.writer(name) as file:
+            file.write(text)
+    assert [name.split(".")[1] if name.startswith(".") else name for name in synced] == ["full", "out", "out"]
+    assert (tmp_path / "out" / "empty").read_bytes() == b""
