@@ -19,9 +19,11 @@ from fsspec.spec import AbstractBufferedFile, AbstractFileSystem
 from batchpipe.errors import BatchpipeError, InvalidInput, StorageTrouble
 from batchpipe.storage import (
     Folder,
+    LineFile,
     input_info,
     temporary,
 )
+from batchpipe.storage.local import hold_lock
 
 as_root = pytest.mark.skipif(os.geteuid() == 0, reason="root may do everything")
 
@@ -362,3 +364,18 @@ def test_a_file_is_safe_on_disk_before_it_has_its_name(tmp_path: Path, monkeypat
             file.write(text)
     assert [name.split(".")[1] if name.startswith(".") else name for name in synced] == ["full", "out", "out"]
     assert (tmp_path / "out" / "empty").read_bytes() == b""
+
+
+def test_a_line_is_safe_on_disk_before_its_writer_goes_on_and_others_do_not_wait_for_that(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The lock is free while the line is synced, so that one sync serves many."""
+    lines, synced = LineFile(tmp_path / "list"), list[tuple[bool, bytes]]()
+
+    def noted(handle: int) -> None:
+        with hold_lock(tmp_path / ".list.lock") as free:
+            synced.append((free, os.pread(handle, 100, 0)))
+
+    monkeypatch.setattr(os, "fsync", noted)
+    lines.append(b"one")
+    assert synced == [(True, b"one\n")]
