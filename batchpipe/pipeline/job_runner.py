@@ -319,11 +319,11 @@ class JobRunner(Runner):
 
     def _finish(self, lease: JobLease, state: State, changes: dict[str, Any]) -> str:
         before = lease.job
-        final = self.store.leases.finish(lease, state, changes)
+        final = self.store.leases.finish(lease, state, changes, _counts(changes))
         self._count_stages(before)
         self.counters.add("jobs_ended", account=lease.job.account, state=final.value)
         self.counters.rows("rows", lease.job.account, changes)
-        self.log(lease.job.id, [("ended", {"state": final.value, **_counts(changes)})])
+        self.log(lease.job.id, [("ended", {"state": final.value, **_counts(changes)})], recorded=True)
         self._close(lease, final)
         error = changes.get("error")
         return f"{final.value}: {error.message if error else numbers(changes)}"

@@ -94,7 +94,8 @@ class LocalDraft:
             self.write(b"")
             with os_errors(self._path):
                 self.file.flush()
-                os.fsync(self.file.fileno())
+                if os.fstat(self.file.fileno()).st_size:  # else its name is all there is, and the folder has that
+                    os.fsync(self.file.fileno())
                 self.file.close()
                 draft, name = self._at(self._draft_name), self._at(self._name)
                 os.replace(draft, name, src_dir_fd=self._dir, dst_dir_fd=self._dir)

@@ -193,7 +193,9 @@ class Folder:
         return self._files.local_handle(self.path(name), check)
 
     def append_line(self, name: str, line: bytes) -> None:
-        """Add one line to a local file in one write; a line that a crash cut off stays a line of its own."""
+        """Add one line to a local file in one write, which its caller syncs; a line that a crash cut off stays a line
+        of its own.
+        """
         path = self.path(name)
         if self.local is None:
             raise BatchpipeError(f"{path}: lines can be appended to local files only")

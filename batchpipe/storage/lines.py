@@ -25,9 +25,18 @@ class LineFile:
         self._lock = path.with_name(f".{path.name}.lock")
 
     def append(self, line: bytes) -> None:
-        """Add one line. Raises StorageTrouble, OSError."""
+        """Add one line, which is safe on disk when this returns. Raises StorageTrouble, OSError.
+
+        Nobody else waits for that with the lock: of many who add at once, one sync serves all whose lines are there. If
+        the file is replaced before it, the new one has the line, and was synced before it took the name.
+        """
         with hold_lock(self._lock, wait=True):
             Folder(str(self.path.parent), private=True).append_line(self.path.name, line)
+        handle = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
     def newest(self, most: int) -> Iterator[bytes]:
         """The lines of its last ``most`` bytes, oldest first. Raises StorageTrouble (``file_missing``)."""

@@ -16,7 +16,7 @@ from batchpipe.model.records import JOB, JobRecord, Move, ShardRecord, Stage, St
 from batchpipe.model.stats import Pause
 from batchpipe.store.connection import Connection
 from batchpipe.store.due import CHUNK, Due
-from batchpipe.store.events import LOG_SECONDS, events_of
+from batchpipe.store.events import LOG_SECONDS, data_of, events_of
 from batchpipe.store.jobs import output_in_use
 from batchpipe.store.keeper import Keeper
 from batchpipe.store.lease import (
@@ -169,7 +169,9 @@ class Leases:
         )
         if len(answer) > 5:
             index = JOB if move.stage == Stage.COLLECTED else lease.index
-            lease.following = self._granted(answer[5], index, token, before)
+            lease.following = following_lease = self._granted(answer[5], index, token, before)
+            if isinstance(following_lease, JobLease) and len(answer) > 6:
+                following_lease.shards = [decode(ShardRecord, answer[6])]
         return replace(news_of(answer[1], answer[2]), granted=int(answer[4])), int(answer[3])
 
     def defer(self, lease: JobLease, after: float, changes: Mapping[str, Any], *, tries: str) -> Renewal:
@@ -305,11 +307,14 @@ class Leases:
             raise OutputInUse(output_in_use(lease.job.output, *owner))
         lease.job = lease.job.evolve(owns=owns)
 
-    def finish(self, lease: JobLease, state: State, changes: Mapping[str, Any]) -> State:
+    def finish(
+        self, lease: JobLease, state: State, changes: Mapping[str, Any], said: Mapping[str, Any] | None = None
+    ) -> State:
         """Record the end state; the lease is kept for notifications, and has the job as it is then. Returns that state:
-        the cancel flag wins.
+        the cancel flag wins. ``said``: what the event of the end in the job's log tells besides.
         """
-        answer = self._fenced("record_job_end", lease, lease.token, state.value, *encode_changes(changes))
+        event = data_of(said or {})
+        answer = self._fenced("record_job_end", lease, lease.token, state.value, event, *encode_changes(changes))
         lease.job = decode(JobRecord, answer[2])
         return State(answer[1])
 

@@ -58,6 +58,6 @@ OF_WALKS = {
     "a call counts as over when it is made": Mutation("intent", "num(now + tonumber(ARGV[6]))", "num(now)"),
     "a further call keeps the time of the empty look": MUTATIONS["a further call keeps the time of the empty look"],
     "an answered create stays in the index": Mutation(
-        "settle", "note_unanswered(ARGV[2], rec, job, ARGV[3])", "redis.call('HSET', rec, 'walk_from', '0')"
+        "settle", "note_unanswered(ARGV[2], rec, job, ARGV[3], waited)", "redis.call('HSET', rec, 'walk_from', '0')"
     ),
 }

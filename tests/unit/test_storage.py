@@ -19,9 +19,11 @@ from fsspec.spec import AbstractBufferedFile, AbstractFileSystem
 from batchpipe.errors import BatchpipeError, InvalidInput, StorageTrouble
 from batchpipe.storage import (
     Folder,
+    LineFile,
     input_info,
     temporary,
 )
+from batchpipe.storage.local import hold_lock
 
 as_root = pytest.mark.skipif(os.geteuid() == 0, reason="root may do everything")
 
@@ -345,3 +347,35 @@ def test_a_temporary_file_has_no_name(tmp_path: Path) -> None:
     with temporary(str(tmp_path)) as scratch:
         scratch.sink.write(b"x")
         assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_is_safe_on_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its folder after that. An empty one has only its name to lose, and that is in the folder."""
+    synced, fsync = list[str](), os.fsync
+
+    def noted(handle: int) -> None:
+        synced.append(os.path.basename(os.readlink(f"/proc/self/fd/{handle}")))
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    folder = Folder(str(tmp_path / "out"))
+    for name, text in (("full", b"row"), ("empty", b"")):
+        with folder.writer(name) as file:
+            file.write(text)
+    assert [name.split(".")[1] if name.startswith(".") else name for name in synced] == ["full", "out", "out"]
+    assert (tmp_path / "out" / "empty").read_bytes() == b""
+
+
+def test_a_line_is_safe_on_disk_before_its_writer_goes_on_and_others_do_not_wait_for_that(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The lock is free while the line is synced, so that one sync serves many."""
+    lines, synced = LineFile(tmp_path / "list"), list[tuple[bool, bytes]]()
+
+    def noted(handle: int) -> None:
+        with hold_lock(tmp_path / ".list.lock") as free:
+            synced.append((free, os.pread(handle, 100, 0)))
+
+    monkeypatch.setattr(os, "fsync", noted)
+    lines.append(b"one")
+    assert synced == [(True, b"one\n")]

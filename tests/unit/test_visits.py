@@ -164,6 +164,7 @@ def test_what_a_visit_does_is_told_to_redis_in_few_scripts(tmp_path: Path) -> No
     pump.run_until_idle(sweeping=False)
     assert names.count("admit") == 0
     assert names.count("intent") == 1
+    assert names.count("record_job_end") == 1
     assert names.count("advance") == api.count("retrieve")  # the looks; the last of them has collected the rows, too
     shard = pump.shards(job)[0]
     assert (shard.uploads, shard.answered, shard.status) == (1, 3, "completed")

@@ -5,7 +5,7 @@
 --   12 the next turn of this visit, which is claimed if it is its turn now (JSON {..}, see claiming.lua; '': none),
 --   13 events for the job's log (JSON [[event, data] ..]; '': none), 14 fields
 -- -> {'ok', republish, cancel, epoch of merge or 0, shards that were granted room by it (count); and if the next turn was
---  claimed, what `claim` answers} | {'lost'}
+--  claimed, what `claim` answers, and if that is merge and this is the job's only shard, its hash} | {'lost'}
 -- A parked shard has no message, and so no task ids. Redis keeps a hash of short values in a third of the space, but not
 -- one that has ever had a long value: it is written anew.
 local function pack(key)
@@ -16,13 +16,19 @@ local function pack(key)
   if left > 0 then redis.call('PEXPIRE', key, left) end
 end
 
+-- merge reads all shards of its job: of a single one this script has the record
+local function of_only_one(rec, job)
+  return get(job, 'shards') == '1' and redis.call('HGETALL', rec) or nil
+end
+
 local now = clock(ARGV[1])
 local rec, job, due = KEYS[1], KEYS[2], KEYS[3]
 local token, stage, wait, lease = ARGV[6], ARGV[7], tonumber(ARGV[8]), ARGV[10]
 if get(rec, 'last') == token then -- repeated by the client after a lost reply
   local key = next_of(ARGV[12], rec, job)
   local claimed = key and claim_next(ARGV[12], ARGV[2], key, job, due, ARGV[3], key == rec and ARGV[4] or ARGV[5], now)
-  return { 'ok', 0, 0, claimed and key == job and tonumber(get(job, 'epoch')) or 0, 0, claimed or nil }
+  if not claimed or key ~= job then return { 'ok', 0, 0, 0, 0, claimed or nil } end
+  return { 'ok', 0, 0, tonumber(get(job, 'epoch')), 0, claimed, of_only_one(rec, job) }
 end
 if not holds(rec, token, now) then return { 'lost' } end
 local from = get(rec, 'stage')
@@ -75,9 +81,13 @@ if stage == 'collected' then
   redis.call('ZREM', due, ARGV[4])
   local open = redis.call('HINCRBY', job, 'open', -1)
   if open == 0 and get(job, 'stage') == 'running' then
-    local epoch = finalize(job, ARGV[2], ARGV[3], due, ARGV[5], lease, now, ARGV[11])
+    local epoch = finalize(job, ARGV[2], ARGV[3], nil, ARGV[5], lease, now, ARGV[11])
     local claimed = claim_next(ARGV[12], ARGV[2], job, job, due, ARGV[3], ARGV[5], now)
-    return { 'ok', 0, cancel, epoch, admission.told, claimed or nil }
+    if not claimed then
+      set_due(job, due, ARGV[5], lease, now, 0)
+      return { 'ok', 0, cancel, epoch, admission.told }
+    end
+    return { 'ok', 0, cancel, epoch, admission.told, claimed, of_only_one(rec, job) }
   end
   return { 'ok', 0, cancel, 0, admission.told }
 end

@@ -395,9 +395,10 @@ local function margin(key, lease)
   return math.min(tonumber(lease) * 2 ^ math.min(pubs, 20), math.max(1800, tonumber(lease)))
 end
 
+-- `due`: nil if a claim follows, which makes it due
 local function set_due(key, due, member, lease, now, wait)
   redis.call('HSET', key, 'next_at', num(now + wait), 'wait', num(wait))
-  redis.call('ZADD', due, num(now + wait + margin(key, lease)), member)
+  if due then redis.call('ZADD', due, num(now + wait + margin(key, lease)), member) end
 end
 
 local function flag(key, field)
@@ -577,8 +578,8 @@ local function add_reasons(rec, job)
 end
 
 -- Called by every script that may have changed it: whether a shard has a create call without a clear answer, and, for lists
--- that show no metadata, which input files tell that a batch is its own.
-local function note_unanswered(prefix, rec, job, member)
+-- that show no metadata, which input files tell that a batch is its own. `waited`: false if it is known that it waits for no walk.
+local function note_unanswered(prefix, rec, job, member, waited)
   local account = get(job, 'account') or 'default'
   local zset, files = prefix .. 'unanswered:' .. account, prefix .. 'unanswered_files:' .. account
   local awaiting = prefix .. 'awaiting_walk:' .. account
@@ -597,7 +598,7 @@ local function note_unanswered(prefix, rec, job, member)
     end
     return true
   end
-  redis.call('ZREM', awaiting, member)
+  if waited ~= false then redis.call('ZREM', awaiting, member) end
   for _, id in ipairs(ids) do
     if redis.call('HGET', files, id) == member then redis.call('HDEL', files, id) end
   end
@@ -618,7 +619,7 @@ local function claim_output(prefix, names, id)
   return nil
 end
 
--- make a job finalizing and due; returns the new epoch, under which the caller publishes merge
+-- make a job finalizing and due (`due`: as of set_due()); returns the new epoch, under which the caller publishes merge
 local function finalize(key, prefix, id, due, member, lease, now, task_ids)
   set_state(key, prefix, id, 'finalizing', now)
   local epoch = redis.call('HINCRBY', key, 'epoch', 1)

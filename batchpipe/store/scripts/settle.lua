@@ -24,18 +24,31 @@ end
 local now = clock(ARGV[1])
 local rec, job, due = KEYS[1], KEYS[2], KEYS[3]
 local token, batch, lease = ARGV[4], ARGV[6], ARGV[8]
-if ARGV[9] ~= '1' and belongs_to_another(ARGV[2], batch, ARGV[3], get(job, 'account')) then return { 'other' } end
-if redis.call('EXISTS', rec) == 0 then return { 'cancel' } end
-for _, spent in ipairs(cjson.decode(get(rec, 'spent') or '[]')) do
-  if spent == batch then return { 'known' } end
+
+-- what to answer where it is not recorded
+local function verdict()
+  if redis.call('EXISTS', rec) == 0 then return { 'cancel' } end
+  for _, spent in ipairs(cjson.decode(get(rec, 'spent') or '[]')) do
+    if spent == batch then return { 'known' } end
+  end
+  local recorded = get(rec, 'batch_id')
+  if recorded == batch then
+    if get(rec, 'last') == token and token ~= '' then return { 'ok', 0, 0, flag(rec, 'news') } end -- repeated after a lost reply
+    return { 'known' }
+  end
+  local key = get(rec, 'job') .. ':' .. get(rec, 'index') .. ':' .. (get(rec, 'try') or '1')
+  if key ~= ARGV[5] or recorded or get(rec, 'stage') ~= 'uploaded' then return { 'cancel' } end
+  return nil
 end
-local recorded = get(rec, 'batch_id')
-if recorded == batch then
-  if get(rec, 'last') == token and token ~= '' then return { 'ok', 0, 0, flag(rec, 'news') } end -- repeated after a lost reply
-  return { 'known' }
+
+local answer, name = verdict(), ARGV[2] .. 'batch:' .. batch
+local is_new_name = not answer and redis.call('SETNX', name, ARGV[3]) == 1 -- else somebody's, or an old one of this shard's
+if not is_new_name and ARGV[9] ~= '1' and belongs_to_another(ARGV[2], batch, ARGV[3], get(job, 'account')) then
+  return { 'other' }
 end
-local key = get(rec, 'job') .. ':' .. get(rec, 'index') .. ':' .. (get(rec, 'try') or '1')
-if key ~= ARGV[5] or recorded or get(rec, 'stage') ~= 'uploaded' then return { 'cancel' } end
+if answer then return answer end
+if not is_new_name then redis.call('SET', name, ARGV[3]) end
+local waited = get(rec, 'walk_from') ~= nil
 redis.call('HDEL', rec, 'made_at', 'in_progress_at', 'finished_at', 'expires_at', 'stalled_at', 'stall')
 local answered = tonumber(get(rec, 'answered') or '0')
 write(rec, 12)
@@ -43,13 +56,12 @@ if ARGV[10] ~= '' then redis.call('HSET', rec, 'made_at', ARGV[10]) end
 redis.call('HSET', rec, 'batch_id', batch)
 redis.call('HDEL', rec, 'over_at', 'news', 'news_at', 'end_seen', 'slot_at', 'parked', 'park_until', 'calls', 'empty_at', 'named', 'trouble', 'refusal', 'unfound', 'refused_at', 'unseen_at', 'other_at')
 redis.call('HDEL', rec, 'latest_call', 'call_over_at', 'called_as', 'walk_from')
-redis.call('SET', ARGV[2] .. 'batch:' .. batch, ARGV[3])
 note_events(ARGV[2], get(rec, 'job'), ARGV[11])
 local live = token ~= '' and holds(rec, token, now)
 set_stage(rec, 'created', now)
 admission.leave(ARGV[2], rec, job, ARGV[3])
 add_answered(rec, job, answered, now)
-note_unanswered(ARGV[2], rec, job, ARGV[3])
+note_unanswered(ARGV[2], rec, job, ARGV[3], waited)
 redis.call('ZADD', in_flight(ARGV[2], job), ARGV[10] ~= '' and ARGV[10] or num(now), ARGV[3])
 local account, told = get(job, 'account') or 'default', 0
 if redis.call('ZREM', ARGV[2] .. 'news:' .. account, batch) == 1 then -- its webhook was quicker than the answer

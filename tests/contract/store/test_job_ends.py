@@ -35,6 +35,16 @@ def test_the_cancel_flag_wins(store: Store) -> None:
     lease = merging(store)
     store.jobs.cancel(lease.job.id)
     assert store.leases.finish(lease, State.SUCCEEDED, {}) is State.CANCELLED
+    assert store.events.read(lease.job.id)[-1]["state"] == "cancelled"
+
+
+def test_the_log_tells_of_the_end_once(store: Store) -> None:
+    """With the state that it became and what the caller says besides."""
+    lease = merging(store)
+    for _ in range(2):
+        store.leases.finish(lease, State.PARTIAL, {"ok": 1}, {"total": 2, "ok": 1})
+    ended = [event for event in store.events.read(lease.job.id) if event["event"] == "ended"]
+    assert [(one["state"], one["total"], one["ok"]) for one in ended] == [("partial", 2, 1)]
 
 
 def test_a_fixed_end_stays(store: Store) -> None:

@@ -94,6 +94,7 @@ def test_the_last_shard_brings_the_lease_of_its_job(store: Store) -> None:
     merge = lease.following
     assert isinstance(merge, JobLease)
     assert (merge.job.stage, merge.job.tries, merge.job.epoch) == (State.FINALIZING, 1, 2)
+    assert [(one.stage, one.ok) for one in merge.shards or []] == [(Stage.COLLECTED, 2)]  # it need not read it
     assert store.leases.finish(merge, State.SUCCEEDED, {"ok": 2}) is State.SUCCEEDED
     assert merge.job.ok == 2
 
