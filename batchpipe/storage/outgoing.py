@@ -1,18 +1,15 @@
-"""Posts to addresses that people give: only to hosts that are allowed, and not into the private network unasked."""
+"""Posts to addresses that people give: only to hosts that are allowed, and not into the private network unasked.
+
+The HTTP client is loaded with the first post: each process that submits loads this module, and few post.
+"""
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from urllib.parse import urlsplit
 
-import aiohttp
-import fsspec.asyn
-from aiohttp import ClientSession, ClientTimeout, TCPConnector
-
 from batchpipe.errors import InvalidInput, StorageTrouble
-from batchpipe.storage.addresses import PublicResolver, check_literal
 
 #: Seconds that a receiver gets for everything.
 POST_SECONDS = 10.0
@@ -39,6 +36,11 @@ def post(url: str, body: bytes, headers: Mapping[str, str], allowed: Sequence[st
     A host may have a private address only if ``allowed`` names it in full. Raises InvalidInput for an address that is
     not allowed, StorageTrouble if no answer came within ``POST_SECONDS``.
     """
+    import asyncio
+
+    import aiohttp
+    import fsspec.asyn
+
     check_host(url, allowed)
     host = (urlsplit(url).hostname or "").lower()
     work = _post(url, body, headers, public_only=host not in {one.lower() for one in allowed})
@@ -65,6 +67,10 @@ def _not_public(host: str) -> InvalidInput:
 
 
 async def _post(url: str, body: bytes, headers: Mapping[str, str], *, public_only: bool) -> int:
+    from aiohttp import ClientSession, ClientTimeout, TCPConnector
+
+    from batchpipe.storage.addresses import PublicResolver, check_literal
+
     if public_only:
         check_literal(urlsplit(url).hostname or "")
     connector = TCPConnector(resolver=PublicResolver()) if public_only else TCPConnector()
