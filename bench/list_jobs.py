@@ -1,9 +1,10 @@
-"""`batchpipe list`, and jobs found by the beginning of their id, with 100 to 100,000 jobs in Redis.
+"""`batchpipe list`, jobs found by the beginning of their id, and scrapes of the metrics, with 100 to 100,000 jobs.
 
     python bench/list_jobs.py [--most 100000]
 
-On a Redis of its own. The peer is the same with 100 jobs, in the same run. Exits 1 if, with the most jobs, a list or
-a find takes more than 1.5 times as long and 5 ms more, or if a command of them keeps Redis busy for over 5 ms.
+On a Redis of its own. The peer is the same with 100 jobs, in the same run. Exits 1 if, with the most jobs, one of
+them takes more than 1.5 times as long and 5 ms more, or if a command of them keeps Redis busy for over 5 ms. A scrape
+is the text that Prometheus gets, with nothing kept from the one before; no shards are open, for these it counts.
 """
 
 from __future__ import annotations
@@ -18,11 +19,14 @@ from functools import partial
 from pathlib import Path
 
 import redis
+from prometheus_client import CollectorRegistry, generate_latest
 
 from batchpipe.client.client import Client
+from batchpipe.client.measures import Meter
 from batchpipe.config.settings import Settings
 from batchpipe.local_redis import acquire
 from batchpipe.model.records import JobRecord, State, new_job_id
+from batchpipe.monitoring.prometheus import JobCollector
 from batchpipe.store.records import encode_record
 
 STATES = (State.RUNNING, State.SUCCEEDED, State.PARTIAL, State.FAILED)
@@ -50,6 +54,13 @@ def fill(client: redis.Redis, prefix: str, first: int, count: int) -> None:
         if number % 1_000 == 999:
             pipe.execute()
     pipe.execute()
+
+
+def scrape(client: Client) -> None:
+    """The text of the metrics, all counted anew."""
+    registry = CollectorRegistry()
+    registry.register(JobCollector(Meter(lambda: client.store).read))
+    assert b"batchpipe_up 1.0" in generate_latest(registry)
 
 
 def quickest(call: Callable[[], object]) -> float:
@@ -100,6 +111,7 @@ def main() -> int:
                 "list --state": quickest(lambda: client.show(client.list_jobs(state="partial", limit=20))),
                 "last": quickest(lambda: client.find_job("last")),
                 "begin": quickest(partial(client.find_job, newest[:-1])),
+                "scrape": quickest(partial(scrape, client)),
             }
             redis_held, cpu = held(raw), command(handle.server.url, folder, "list")
             shown = ", ".join(f"{name} {seconds * 1_000:.1f} ms" for name, seconds in took.items())

@@ -2,10 +2,12 @@
 
     python bench/submit.py [--calls 1000] [--threads 20]
 
-Both publish to the same Redis from the same process, in turn, a hundred calls each at a time; then from so many threads
-at once. Nothing may be lost: every job is in Redis, with its message. Exits 1 if a submit takes more than two round
-trips or one fsync, if its CPU is above 1 ms or above four times that of ``apply_async`` (one of the two must hold:
-cores differ, and others may use them), or if from many threads it takes more than 1.3 times the CPU of one.
+The bare one is of a plain Celery app. Both publish to the same Redis from the same process: a hundred calls of each at
+a time, and one of each in turn, as in a service that does something else in between (a hundred bare calls in a row find
+everything in the processor's caches). Then from so many threads at once. Nothing may be lost: every job is in Redis,
+with its message. Exits 1 if a submit takes more than two round trips or one fsync, if in turn its CPU is above 1 ms or
+above three times that of ``apply_async`` (one of the two must hold: cores differ, and others may use them), or if from
+many threads it takes more than 1.3 times the CPU of one.
 """
 
 from __future__ import annotations
@@ -24,9 +26,10 @@ from pathlib import Path
 from typing import Any
 
 import redis
+from celery import Celery
 from waiting import redis_server
 
-MOST_CPU, MOST_FACTOR, MOST_GROWTH = 1e-3, 4.0, 1.3
+MOST_CPU, MOST_FACTOR, MOST_GROWTH = 1e-3, 3.0, 1.3
 #: Calls of each before the other's turn.
 BLOCK = 100
 #: Commands of Redis that are not sent by a submit, but by this script or at the first connection.
@@ -99,7 +102,6 @@ def fsyncs_of(call: Callable[[], object]) -> float:
 
 def measure(folder: Path, store: redis.Redis, options: argparse.Namespace) -> int:
     import batchpipe
-    from batchpipe.tasks.app import app_in_use
 
     numbers, source = count(), folder / "in.jsonl"
     body = {"model": "gpt-4o-mini", "messages": []}
@@ -109,8 +111,9 @@ def measure(folder: Path, store: redis.Redis, options: argparse.Namespace) -> in
     def ours() -> object:
         return batchpipe.submit(source, output=folder / f"out-{next(numbers)}")
 
-    app = app_in_use()
-    bare = app.signature("other.task", kwargs={"job": "x"}, queue="other")
+    plain = Celery("plain", broker=os.environ["BATCHPIPE_BROKER_URL"], set_as_current=False)
+    plain.conf.task_ignore_result = True
+    bare = plain.signature("other.task", kwargs={"job": "x"}, queue="other")
 
     def peer() -> object:
         return bare.apply_async()
@@ -119,24 +122,28 @@ def measure(folder: Path, store: redis.Redis, options: argparse.Namespace) -> in
     for call in (ours, peer):
         for _ in range(20):
             call()
-    found = {"apply_async": Taken(), "submit": Taken()}
+    found = {name: Taken() for name in ("apply_async", "submit", "apply_async, in turn", "submit, in turn")}
     for _ in range(options.calls // BLOCK):
         found["apply_async"].run(peer, BLOCK)
         found["submit"].run(ours, BLOCK)
+    for _ in range(options.calls):
+        found["apply_async, in turn"].run(peer, 1)
+        found["submit, in turn"].run(ours, 1)
     many = from_threads(ours, options.calls, options.threads)
     sent, run = commands_of(store, ours)
     fsyncs = fsyncs_of(ours)
     jobs, messages = store.zcard("{batchpipe}:jobs"), store.llen("batchpipe")
-    print(f"{'':12}{'CPU ms':>8} {'p50 ms':>8} {'p99 ms':>8}")
+    print(f"{'':22}{'CPU ms':>8} {'p50 ms':>8} {'p99 ms':>8}")
     for name, taken in found.items():
-        print(f"{name:12}{taken}")
-    factor, growth = found["submit"].cpu_each / found["apply_async"].cpu_each, many / found["submit"].cpu_each
+        print(f"{name:22}{taken}")
+    cpu, bare = found["submit, in turn"].cpu_each, found["apply_async, in turn"].cpu_each
+    factor, growth = cpu / bare, many / found["submit"].cpu_each
     print(f"{factor:.2f} x the CPU of apply_async (at most {MOST_FACTOR}, or {MOST_CPU * 1e3:g} ms)")
     print(f"{sent:g} commands sent (at most 2), {run:.1f} run, {fsyncs:g} fsyncs (at most 1)")
     print(f"{options.calls} from {options.threads} threads: {growth:.2f} x the CPU of one (at most {MOST_GROWTH})")
     lost = next(numbers) - jobs
     print(f"{jobs} jobs in Redis, {lost} lost; {messages} messages")
-    good = found["submit"].cpu_each <= MOST_CPU or factor <= MOST_FACTOR
+    good = cpu <= MOST_CPU or factor <= MOST_FACTOR
     good = good and sent <= 2 and fsyncs <= 1 and growth <= MOST_GROWTH and not lost and messages == jobs
     print("ok" if good else "MISSED")
     return int(not good)

@@ -46,7 +46,8 @@ def submit_command(input: str, account: str | None, **options: Any) -> None:
     if job.record.output != absolute(options["output"]):
         reads = without_secrets(job.record.input)
         say(f"a job with this key exists: it reads {reads} and writes to {job.record.output}")
-    _warn_of(client.missing_worker(job))
+    if not job.heard:
+        _warn_of(client.missing_worker(job, ask="lapsed"))
     out(job.id)
 
 
@@ -129,7 +130,8 @@ def retry_command(job_id: str, output: str | None, max_rows: int | None, max_byt
     say(f"results will be in {job.record.output}")
     if job.record.input_here:
         say(f"follow it: batchpipe wait {job.id}")
-    _warn_of(client.missing_worker(job))
+    if not job.heard:
+        _warn_of(client.missing_worker(job, ask="lapsed"))
     out(job.id)
 
 

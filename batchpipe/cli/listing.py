@@ -38,7 +38,8 @@ def list_command(state: str | None, limit: int, as_json: bool) -> None:
         return emit_json(client.show(jobs))
     if not jobs:
         return say("no jobs" + (f" in state {state}" if state else ""))
-    silent = client.deserted({job.record.queue for job in jobs if job.record.queue and not job.record.closed})
+    queues = {job.record.queue for job in jobs if job.record.queue and not job.record.closed}
+    silent = client.deserted(queues, ask="lapsed")
     out(
         f"{left('NAME', _NAME)}  {left('JOB', _ID)}  {left('STATE', _STATE)}  {right('ANSWERED', _ROWS)}  "
         f"{right('%', _PERCENT)}  CREATED"

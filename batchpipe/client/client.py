@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 from batchpipe.client.finding import find_job
 from batchpipe.client.job import Job
-from batchpipe.client.listeners import Watch, deserted, missing_worker, warn_of_submit
+from batchpipe.client.listeners import Ask, Watch, deserted, missing_worker, warn_of_submit
 from batchpipe.client.measures import Measures, Meter
 from batchpipe.client.moments import Moments
 from batchpipe.client.notifications import Notifications
@@ -337,13 +337,15 @@ class Client:
 
         return Health(self.store, self.settings)
 
-    def missing_worker(self, job: Job) -> str:
-        """One line that says that no worker listens on this job's queue, and what to start; else ""."""
-        return missing_worker(self.store, self.settings, job.record)
+    def missing_worker(self, job: Job, *, ask: Ask = "always") -> str:
+        """One line that says that no worker listens on this job's queue, and what to start; else "". ``ask``: see
+        ``listeners``.
+        """
+        return missing_worker(self.store, self.settings, job.record, ask=ask)
 
-    def deserted(self, queues: Collection[str]) -> set[str]:
+    def deserted(self, queues: Collection[str], *, ask: Ask = "always") -> set[str]:
         """Those of these queues on which no worker listens."""
-        return deserted(self.store, queues)
+        return deserted(self.store, queues, ask=ask)
 
     def watch(self, say: Callable[[str], object] | None = None) -> Watch:
         """Called repeatedly with a job's record, it says if no worker listens on its queue."""

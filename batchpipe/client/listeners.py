@@ -1,6 +1,7 @@
 """Which queues have a worker, and what to say to people if a job waits in one that has none.
 
-Workers note in Redis on which queues they listen (``worker.setup``); only if none has, all are asked by broadcast.
+Workers note in Redis on which queues they listen (``worker.setup``); only if none has, all are asked by broadcast. Who
+must not wait for that asks only where the note of a worker has lapsed, so that nobody knows whether it is there.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import logging
 import time
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
+from typing import Literal
 
 from batchpipe.config.settings import Settings
 from batchpipe.config.site import current_site, worker_of
@@ -18,13 +20,15 @@ from batchpipe.store import Store
 
 logger = logging.getLogger(__name__)
 
+#: When to ask all workers about a queue on which none has noted that it listens.
+Ask = Literal["always", "lapsed", "never"]
 #: Seconds that the worker of a ``run`` may need to start; until then, nothing is said about its queue.
 STARTING_SECONDS = 10.0
 #: For a caller that waits for a job: seconds to the first look, between looks, and between two warnings.
 FIRST_LOOK_SECONDS, LOOK_SECONDS, SAY_SECONDS = 2.0, 10.0, 60.0
 
 
-def deserted(store: Store, queues: Collection[str], *, ask: bool = True) -> set[str]:
+def deserted(store: Store, queues: Collection[str], *, ask: Ask = "always") -> set[str]:
     """Those of these queues on which no worker listens; not those for which that is unknown. Raises StoreUnavailable.
 
     A few reads; if there are such queues, also a question to all workers, which takes a second (``ask``).
@@ -33,15 +37,16 @@ def deserted(store: Store, queues: Collection[str], *, ask: bool = True) -> set[
         return set()
     listening = store.queues.listening()
     silent = {queue for queue in queues if queue not in listening}
-    if not silent or not ask:
+    doubtful = silent if ask == "always" else silent & store.queues.lapsed() if silent and ask == "lapsed" else set()
+    if not doubtful:
         return silent
     from batchpipe.tasks.inspection import queues_of_workers
 
     answers = queues_of_workers()
-    return silent - set(answers) if answers is not None else set()
+    return silent - (set(answers) if answers is not None else doubtful)
 
 
-def missing_worker(store: Store, settings: Settings, job: JobRecord, *, ask: bool = True) -> str:
+def missing_worker(store: Store, settings: Settings, job: JobRecord, *, ask: Ask = "always") -> str:
     """One line that says that no worker listens on this job's queue, and what to start; else "".
 
     Raises StoreUnavailable.
@@ -74,7 +79,7 @@ def how_to_start(settings: Settings, queue: str, jobs: Sequence[JobRecord]) -> s
 def warn_of_submit(store: Store, settings: Settings, job: JobRecord) -> None:
     """Log that no worker listens on this new job's queue: at once, at the cost of one read; once a minute per queue."""
     with suppress(StoreUnavailable):  # it is recorded: its submit must not fail for this
-        line = missing_worker(store, settings, job, ask=False)
+        line = missing_worker(store, settings, job, ask="never")
         if line and current_site().is_first_time("no_worker", job.queue, seconds=SAY_SECONDS):
             logger.warning("job %s waits: %s", job.id, line, extra={"event": "no_worker", "job": job.id})
 

@@ -21,6 +21,7 @@ from batchpipe.masking import has_secret_before_host, without_secrets
 from batchpipe.model.records import JobRecord, window_seconds
 from batchpipe.storage import local_path
 from batchpipe.storage.backends import check_scheme, scheme
+from batchpipe.storage.outgoing import check_host
 
 #: The provider accepts 16 pairs; three are ours.
 MAX_METADATA = 13
@@ -93,8 +94,6 @@ def check_targets(job: JobRecord, settings: Settings) -> None:
     """Raises InvalidInput for a target of notifications that cannot be told. A name that the settings of this process
     do not have may be in those of the workers, unless this process has targets.
     """
-    from batchpipe.storage.outgoing import check_host  # with its HTTP client
-
     if len(job.notify) > MAX_TARGETS:
         raise InvalidInput(f"has {len(job.notify)} targets; at most {MAX_TARGETS}", field="notify")
     for target in job.notify:

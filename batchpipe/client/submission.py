@@ -71,7 +71,7 @@ def new_record(
     check_window(record, settings.known_account(record.account))
     check_output(record.output)
     check_allowed(record.output, settings.roots(), "output")
-    check_no_workspace(record.output, job_id, settings.workspace)
+    check_no_workspace(record.output, job_id, settings.workspace, name=record.owns[0])
     check_output_here(record.output)
     return record
 
@@ -112,9 +112,10 @@ def with_input(record: JobRecord, source: Input, settings: Settings, *, may_come
         check_place(str(source), "input")
         if not may_come_later:
             _check_is_there(str(source))
-        check_allowed(absolute(source), settings.roots(), "input")
-        check_apart(absolute(source), record.output)
-        return record.evolve(input=absolute(source), bytes=_size_here(absolute(source)))
+        place = absolute(source)
+        check_allowed(place, settings.roots(), "input")
+        check_apart(place, record.output)
+        return record.evolve(input=place, bytes=_size_here(place))
     folder, count, size = Folder(record.workspace, private=True), 0, 0
     note_copy(settings, record)
     try:
@@ -191,10 +192,12 @@ def _number(value: Any, otherwise: int, field: str) -> int:
 
 def _mapping(value: Mapping[str, Any] | None, field: str) -> dict[str, Any]:
     """As the record will hold it: JSON. Raises InvalidInput."""
-    if value is not None and not isinstance(value, Mapping):
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
         raise InvalidInput(f"must be a mapping, not {type(value).__name__}", field=field)
     try:
-        plain: dict[str, Any] = orjson.loads(orjson.dumps(dict(value or {})))
+        plain: dict[str, Any] = orjson.loads(orjson.dumps(dict(value)))
     except (TypeError, ValueError) as error:
         raise InvalidInput(f"is not JSON: {error}", field=field) from None
     return plain

@@ -29,6 +29,9 @@ from batchpipe.model.notifications import signing_key
 from batchpipe.model.schedule import Schedule
 from batchpipe.model.webhooks import secrets_of
 
+#: An account of which the settings say nothing.
+_UNKNOWN = Account()
+
 
 class Settings(BaseSettings):
     """Names and defaults are part of the contract: see ``.env.example``."""
@@ -329,7 +332,7 @@ class Settings(BaseSettings):
 
     def known_account(self, name: str) -> Account:
         """What the settings say of an account, also where this process does not have its key."""
-        return self.accounts.get(name.lower(), Account())
+        return self.accounts.get(name.lower(), _UNKNOWN)
 
     def is_sandbox(self, name: str) -> bool:
         """True if nothing that happens on this account costs money."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import posixpath
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -12,12 +13,13 @@ import msgspec
 import orjson
 
 from batchpipe.config.settings import Settings
+from batchpipe.config.site import current_site
 from batchpipe.errors import FILE_MISSING, InvalidInput, PermanentError, StorageTrouble
 from batchpipe.model.records import ENDED, JobRecord, ShardRecord, State
 from batchpipe.model.views import EARLIER, ERROR_FILE, JOB_FILE, OUTPUT_FILE
 from batchpipe.pipeline.results import WORKING
 from batchpipe.pipeline.sharding import Prepared
-from batchpipe.storage import Folder, InputRules, LineFile, place_name
+from batchpipe.storage import Folder, InputRules, LineFile, folded_place, place_name
 from batchpipe.store.redis_label import label_of
 
 logger = logging.getLogger(__name__)
@@ -78,16 +80,25 @@ def note_workspace(settings: Settings, job: JobRecord, **more: Any) -> None:
     ``more``: its ``record`` while it has no manifest; ``cancel`` if it was cancelled; ``taken``: the Redis from which
     recover has taken it over.
     """
-    line = {"job": job.id, "workspace": job.workspace, "output": job.output, "redis": label_of(settings), **more}
+    label = current_site().keep(label_of, settings)
+    line = {"job": job.id, "workspace": job.workspace, "output": job.output, "redis": label, **more}
     try:
-        LineFile(settings.home / WORKSPACES).append(orjson.dumps(line))
+        _workspaces(settings).append(orjson.dumps(line))
     except (StorageTrouble, OSError) as error:  # a read-only home must not stop a job
         logger.warning("workspace not noted: %s", error, extra={"event": "workspace_not_noted", "job": job.id})
 
 
 def noted_workspaces(settings: Settings) -> Iterator[bytes]:
     """The lines that ``note_workspace`` has written, the newest 256 MB of them. Raises StorageTrouble."""
-    return LineFile(settings.home / WORKSPACES).newest(_MOST_NOTED)
+    return _workspaces(settings).newest(_MOST_NOTED)
+
+
+def _workspaces(settings: Settings) -> LineFile:
+    return current_site().keep(_list_of, settings)
+
+
+def _list_of(settings: Settings) -> LineFile:
+    return LineFile(settings.home / WORKSPACES)
 
 
 def prune_workspaces(settings: Settings, closed: Callable[[Sequence[str]], Mapping[str, bool]], now: float) -> None:
@@ -104,7 +115,7 @@ def prune_workspaces(settings: Settings, closed: Callable[[Sequence[str]], Mappi
         return [bool(job) and not known.get(job, 0 < submitted_at(job) < oldest) for job in jobs]
 
     try:
-        LineFile(settings.home / WORKSPACES).prune(keep, beyond=PRUNED_BYTES)
+        _workspaces(settings).prune(keep, beyond=PRUNED_BYTES)
     except (StorageTrouble, InvalidInput, OSError) as error:
         logger.warning("%s not made shorter: %s", WORKSPACES, error, extra={"event": "workspaces_not_pruned"})
 
@@ -248,7 +259,7 @@ def check_output_here(output: str) -> None:
     Errors while reading it are ignored: the caller may see less than the workers do.
     """
     folder = Folder(output)
-    if not folder.is_local:
+    if not folder.is_local or not folder.exists():
         return
     try:
         owner = read_owner(folder)
@@ -263,17 +274,19 @@ def check_output_here(output: str) -> None:
 
 def check_apart(source: str, output: str) -> None:
     """Raises InvalidInput if the results would overwrite the input."""
+    if posixpath.basename(folded_place(source)) not in _OURS:
+        return
     folder = place_name(output)
     if place_name(source) in {f"{folder.rstrip('/')}/{name}" for name in _OURS}:
         raise InvalidInput(f"{source}: would be overwritten by the results; choose another output", field="input")
 
 
-def check_no_workspace(output: str, job_id: str, workspaces: str | None) -> None:
+def check_no_workspace(output: str, job_id: str, workspaces: str | None, *, name: str | None = None) -> None:
     """Raises InvalidInput for an output that is, or lies among, the working files of another job.
 
-    ``workspaces``: the folder of the WORKSPACE setting.
+    ``workspaces``: the folder of the WORKSPACE setting. ``name``: that of the output, where the caller has it.
     """
-    name, common = place_name(output), place_name(workspaces).rstrip("/") if workspaces else None
+    name, common = name or place_name(output), place_name(workspaces).rstrip("/") if workspaces else None
     parts = name.split("/")
     for at, part in enumerate(parts):
         if part == job_id or not _JOB_ID.fullmatch(part):

@@ -12,7 +12,7 @@ from batchpipe.storage.duplicates import DuplicateFinder
 from batchpipe.storage.folder import Folder
 from batchpipe.storage.inputs import allowed, check_allowed, input_info, open_input
 from batchpipe.storage.lines import LineFile
-from batchpipe.storage.names import place_name, real_place
+from batchpipe.storage.names import folded_place, place_name, real_place
 from batchpipe.storage.partial import Partial, forget, partial, prune
 from batchpipe.storage.rules import ANY_INPUT, InputRules
 from batchpipe.storage.scratch import Scratch, temporary
@@ -32,6 +32,7 @@ __all__ = [
     "Spill",
     "allowed",
     "check_allowed",
+    "folded_place",
     "forget",
     "input_info",
     "lines_of",

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from typing import BinaryIO, Protocol
 
-from batchpipe.errors import BatchpipeError, InvalidInput, StorageTrouble
+from batchpipe.errors import InvalidInput, StorageTrouble
 from batchpipe.storage.atomic import Draft
 from batchpipe.storage.backends import local_path, local_roots, os_errors, storage_errors
 from batchpipe.storage.local_folder import LocalFiles
@@ -191,16 +191,6 @@ class Folder:
         ``check`` is called about once a MB while copying; what it raises ends the copying.
         """
         return self._files.local_handle(self.path(name), check)
-
-    def append_line(self, name: str, line: bytes) -> None:
-        """Add one line to a local file in one write, which its caller syncs; a line that a crash cut off stays a line
-        of its own.
-        """
-        path = self.path(name)
-        if self.local is None:
-            raise BatchpipeError(f"{path}: lines can be appended to local files only")
-        with os_errors(path):
-            self.local.append_line(path, line)
 
     def check_writable(self, *names: str) -> None:
         """Make the folder and try to write in it.

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
 from batchpipe.storage.backends import os_errors
-from batchpipe.storage.folder import Folder
 from batchpipe.storage.local import hold_lock
 
 #: Lines per call of ``keep``.
@@ -25,18 +25,32 @@ class LineFile:
         self._lock = path.with_name(f".{path.name}.lock")
 
     def append(self, line: bytes) -> None:
-        """Add one line, which is safe on disk when this returns. Raises StorageTrouble, OSError.
+        """Add one line; it is on the disk when this returns. Raises StorageTrouble, OSError."""
+        with os_errors(str(self.path)):
+            handle = self._added(line)
+            try:
+                # Without the lock, so that the disk writes together what many add. A file that has taken the place of
+                # this one meanwhile has the line, and was on the disk before it had its name.
+                os.fsync(handle)
+            finally:
+                os.close(handle)
 
-        Nobody else waits for that with the lock: of many who add at once, one sync serves all whose lines are there. If
-        the file is replaced before it, the new one has the line, and was synced before it took the name.
+    def _added(self, line: bytes) -> int:
+        """The handle of the file, with the line added to it in one write. A line that a crash cut off stays a line of
+        its own.
         """
         with hold_lock(self._lock, wait=True):
-            Folder(str(self.path.parent), private=True).append_line(self.path.name, line)
-        handle = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+            handle = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
+            try:
+                end = os.fstat(handle).st_size
+                cut = end > 0 and os.pread(handle, 1, end - 1) != b"\n"
+                text = (b"\n" if cut else b"") + line.rstrip(b"\n") + b"\n"
+                if os.write(handle, text) < len(text):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            except BaseException:
+                os.close(handle)
+                raise
+            return handle
 
     def newest(self, most: int) -> Iterator[bytes]:
         """The lines of its last ``most`` bytes, oldest first. Raises StorageTrouble (``file_missing``)."""
@@ -53,10 +67,10 @@ class LineFile:
         """Drop the lines that ``keep`` rejects, once the file has more than ``beyond`` bytes, and has doubled since it
         was last shortened. Returns whether that was done. ``keep`` gets up to 1,000 lines at a time.
         """
-        if self._size() <= max(beyond, 2 * self._kept()):
+        if not self._is_long(beyond):
             return False
         with hold_lock(self._lock) as mine:
-            if not mine or self._size() <= max(beyond, 2 * self._kept()):
+            if not mine or not self._is_long(beyond):
                 return False  # another process is doing so, or just did
             draft = self.path.with_name(f".{self.path.name}.new")
             with os_errors(str(draft)):
@@ -72,6 +86,10 @@ class LineFile:
                     os.fsync(file.fileno())
                 os.replace(draft, self.path)
         return True
+
+    def _is_long(self, beyond: int) -> bool:
+        size = self._size()
+        return size > beyond and size > 2 * self._kept()
 
     def _size(self) -> int:
         try:

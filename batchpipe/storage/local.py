@@ -72,8 +72,7 @@ def hold_lock(path: Path, *, wait: bool = False) -> Iterator[bool]:
     The system releases it when its holder ends, however that ends.
     """
     with os_errors(str(path)):
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        handle = _opened(path)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             held = True
@@ -83,6 +82,14 @@ def hold_lock(path: Path, *, wait: bool = False) -> Iterator[bool]:
         yield held
     finally:
         os.close(handle)
+
+
+def _opened(path: Path) -> int:
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    except FileNotFoundError:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        return os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
 
 
 def check_variables(path: Path) -> None:

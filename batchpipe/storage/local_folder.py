@@ -89,15 +89,6 @@ class LocalFiles:
         with closing(self.open(path)) as file, os_errors(path):
             yield file
 
-    def append_line(self, path: str, line: bytes) -> None:
-        """Add one line in one write, which its caller syncs; a line that a crash cut off stays a line of its own."""
-        self.make(os.path.dirname(path))
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, self._mode)
-        with os.fdopen(handle, "r+b", 0) as file:
-            end = os.fstat(handle).st_size
-            cut = end > 0 and os.pread(handle, 1, end - 1) != b"\n"
-            file.write((b"\n" if cut else b"") + line.rstrip(b"\n") + b"\n")
-
     @property
     def _mode(self) -> int:
         return 0o600 if self._private else 0o666

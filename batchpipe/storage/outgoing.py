@@ -1,18 +1,15 @@
-"""Posts to addresses that people give: only to hosts that are allowed, and not into the private network unasked."""
+"""Posts to addresses that people give: only to hosts that are allowed, and not into the private network unasked.
+
+The HTTP client is loaded with the first post: each process that submits loads this module, and few post.
+"""
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from urllib.parse import urlsplit
 
-import aiohttp
-import fsspec.asyn
-from aiohttp import ClientSession, ClientTimeout, TCPConnector
-
 from batchpipe.errors import InvalidInput, StorageTrouble
-from batchpipe.storage.addresses import PublicResolver, check_literal
 
 #: Seconds that a receiver gets for everything.
 POST_SECONDS = 10.0
@@ -34,6 +31,8 @@ def check_host(url: str, allowed: Sequence[str]) -> None:
     if allowed and not any(fnmatchcase(host, pattern.lower()) for pattern in allowed):
         raise InvalidInput(f"{host} is not among ALLOWED_HOSTS", field="notify", code="not_allowed")
     if _is_public_only(host, allowed):
+        from batchpipe.storage.addresses import check_literal
+
         if host.rstrip(".") == "localhost" or host.rstrip(".").endswith(".localhost"):
             raise _not_public(host)
         try:
@@ -53,6 +52,11 @@ def post(url: str, body: bytes, headers: Mapping[str, str], allowed: Sequence[st
     A host may have a private address only if ``allowed`` names it in full. Raises InvalidInput for an address that is
     not allowed, StorageTrouble if no answer came within ``POST_SECONDS``.
     """
+    import asyncio
+
+    import aiohttp
+    import fsspec.asyn
+
     check_host(url, allowed)
     host = (urlsplit(url).hostname or "").lower()
     work = _post(url, body, headers, public_only=_is_public_only(host, allowed))
@@ -79,6 +83,10 @@ def _not_public(host: str) -> InvalidInput:
 
 
 async def _post(url: str, body: bytes, headers: Mapping[str, str], *, public_only: bool) -> int:
+    from aiohttp import ClientSession, ClientTimeout, TCPConnector
+
+    from batchpipe.storage.addresses import PublicResolver
+
     connector = TCPConnector(resolver=PublicResolver()) if public_only else TCPConnector()
     timeout = ClientTimeout(total=POST_SECONDS)
     async with (

@@ -66,6 +66,13 @@ class Queues:
             found.setdefault(queue, []).append(worker)
         return found
 
+    def lapsed(self) -> set[str]:
+        """Queues of workers that have noted nothing for a while, and have not said that they end."""
+        before = f"({self._redis.now() - LISTENING_SECONDS:.6f}"
+        return {
+            member.partition("\n")[0] for member in self._redis.call("zrangebyscore", self._listening, "-inf", before)
+        }
+
     # -- taking ----------------------------------------------------------------------------------------------------
 
     def note_taken(self, queue: str) -> None:

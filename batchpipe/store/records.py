@@ -7,7 +7,7 @@ from enum import StrEnum
 from functools import cache
 from itertools import islice
 from types import UnionType
-from typing import Any, TypeVar, get_args, get_type_hints
+from typing import Any, TypeVar, cast, get_args, get_type_hints
 
 import msgspec
 import orjson
@@ -43,14 +43,21 @@ def bounded_problem(problem: Problem) -> tuple[str, str]:
 
 def encode_value(value: Any) -> str:
     """One field of a record, as the hash holds it. Enums are their values."""
-    if isinstance(value, Problem):
+    kind = type(value)
+    if kind is str:
+        return cast(str, value)
+    if value is None:
+        return NIL
+    if kind is bool:
+        return "1" if value else "0"
+    if kind is int or kind is float:
+        return repr(value)
+    if not value and (kind is list or kind is dict):  # most of a new record's
+        return "[]" if kind is list else "{}"
+    if kind is Problem:
         code, message = bounded_problem(value)
         value = Problem(code=code, message=message)
     plain = msgspec.to_builtins(value)
-    if plain is None:
-        return NIL
-    if isinstance(plain, bool):
-        return "1" if plain else "0"
     if isinstance(plain, str):
         return plain
     if isinstance(plain, int | float):

@@ -10,7 +10,7 @@ from celery import Task, signals
 
 from batchpipe.config.limits import HARD_AFTER_SOFT_SECONDS, task_limit
 from batchpipe.config.settings import Settings
-from batchpipe.config.site import current_settings
+from batchpipe.config.site import current_settings, current_site
 from batchpipe.errors import BatchpipeError, SettingsError
 from batchpipe.model.steps import STEPS
 from batchpipe.pipeline.beat import may_send
@@ -29,11 +29,16 @@ class _Limit:
         self._name, self._hard = name, hard
 
     def __get__(self, instance: object, owner: type) -> int:
+        site = current_site()
         try:
-            settings = current_settings()
+            limits = site.keep(_task_limits, site.settings)  # Celery asks four times for each message that it publishes
         except SettingsError:  # reported elsewhere, and by each task
-            settings = Settings.model_construct()
-        return task_limit(settings, self._name) + (HARD_AFTER_SOFT_SECONDS if self._hard else 0)
+            limits = _task_limits(Settings.model_construct())
+        return limits[self._name] + (HARD_AFTER_SOFT_SECONDS if self._hard else 0)
+
+
+def _task_limits(settings: Settings) -> dict[str, int]:
+    return {name: task_limit(settings, name) for name in (*STEPS, "sweep")}
 
 
 def _limits(name: str) -> dict[str, Any]:

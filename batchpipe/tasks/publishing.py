@@ -19,6 +19,7 @@ from batchpipe.model.steps import STEPS
 from batchpipe.pipeline.messages import Message
 from batchpipe.store.refusals import OF_BROKER, RedisAnswer, RedisTrouble, in_words, unreachable
 from batchpipe.tasks.app import app_in_use, check_not_eager, countdown_of, queue_of
+from batchpipe.tasks.broker_clients import keep_client_of
 
 logger = logging.getLogger(__name__)
 
@@ -44,13 +45,29 @@ def publish(message: Message) -> None:
             over_redis = producer.connection.transport.driver_type == "redis"
             first, *rest = _links(app, message, _BEHIND if message.large and over_redis else {})
             # what a chain of Celery's sends, without the copies that it makes of each link
-            further = {"chain": rest[::-1]} if rest else {}
+            further: dict[str, Any] = {"chain": rest[::-1]} if rest else {}
+            if over_redis:
+                further |= _in_short(app, producer.connection, message.queue)
             first.apply_async(producer=producer, retry=True, retry_policy=_PUBLISH_RETRY, **further)
     except BROKER_TROUBLE as error:
         raise TransientError(words_of_broker(error), code="broker_unavailable") from error
     except _NO_BROKER as error:
         words = f"the broker's URL cannot be used (BATCHPIPE_BROKER_URL): {type(error).__name__}"
         raise SettingsError(words) from error
+
+
+def _in_short(app: Celery, connection: Any, queue: str) -> dict[str, Any]:
+    """Spares a message over Redis what was done for the one before it on this connection: a client of its own, and the
+    declaration of its queue, which kombu remembers, but looks up by copying the queue. What goes to a queue by its name
+    needs none.
+    """
+    if (channel := vars(connection).get("_default_channel")) is None:  # nothing was sent yet
+        return {}
+    keep_client_of(channel)
+    known = queue_of(app, queue)
+    is_direct = known.exchange is None or known.exchange.type == "direct"
+    is_declared = known.can_cache_declaration and hash(known) in connection.declared_entities
+    return {"declare": []} if is_direct and is_declared else {}
 
 
 def words_of_broker(error: Exception) -> str:

@@ -47,6 +47,8 @@ def log_event(
     logger: logging.Logger, event: str, fields: Mapping[str, Any], *, level: int = logging.INFO, **ids: Any
 ) -> None:
     """A line for an event. Its text alone is complete, for sites with a format of their own."""
+    if not logger.isEnabledFor(level):
+        return
     rest = {name: value for name, value in fields.items() if name not in ("message", "batch_id", "account")}
     known = {"batch": fields.get("batch_id"), "account": fields.get("account")}
     known = {**_about.get(), "event": event, **ids, **{name: v for name, v in known.items() if v is not None}}

@@ -29,10 +29,10 @@ from batchpipe.pipeline.sweep import look_after_accounts, sweep
 from batchpipe.provider import warm_up
 from batchpipe.store import LISTENING_PACE
 from batchpipe.tasks.app import beat_schedule, current_site_app, is_ours, itself, queue_of, state_of
+from batchpipe.tasks.broker_clients import keep_clients
 from batchpipe.tasks.celery_tasks import bound_long_tasks
 from batchpipe.tasks.runtime import runtime
 from batchpipe.worker import schedule_tasks  # noqa: F401 - its task is known once it is imported
-from batchpipe.worker.broker_clients import keep_clients
 from batchpipe.worker.checks import check_app, pool_finding
 from batchpipe.worker.outlive_redis import outlive_redis
 

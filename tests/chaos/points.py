@@ -120,11 +120,12 @@ def _wrap_store(passed: Callable[[str], None]) -> None:
 
 
 def _wrap_storage(passed: Callable[[str], None]) -> None:
-    from batchpipe.storage import Folder
+    from batchpipe.storage import Folder, LineFile
     from batchpipe.storage.atomic import LocalDraft
 
     _wrap(LocalDraft, "commit", passed, lambda args: f"storage.commit.{_kind(args[0]._path)}")
-    for name in ("append_line", "copy", "remove"):
+    _wrap(LineFile, "append", passed, lambda args: f"storage.append_line.{_kind(str(args[0].path))}")
+    for name in ("copy", "remove"):
         _wrap(Folder, name, passed, _with_the_name(f"storage.{name}"))
 
 

@@ -21,7 +21,8 @@ from batchpipe.config.site import current_site
 from batchpipe.errors import StoreUnavailable
 from batchpipe.model.records import JobRecord
 from batchpipe.store import Store
-from batchpipe.store.queues import Queues
+from batchpipe.store.queues import LISTENING_SECONDS, Queues
+from batchpipe.tasks import inspection
 from batchpipe.tasks.app import make_app
 from batchpipe.worker.setup import setup, site_worker_of
 
@@ -87,6 +88,37 @@ def test_commands_say_at_once_that_no_worker_listens_where_a_job_waits(
     client.store.queues.forget_listening("w1", ["deep"])
     put(client, job_id, stage="succeeded", closed="1")
     assert "no worker" not in ask("status", job_id)[0] + ask("list")[0]
+
+
+@pytest.mark.parametrize("command", [["submit", "{rows}", "-o", "{out}"], ["list"]], ids=["submit", "list"])
+def test_commands_do_not_wait_for_answers_of_workers_where_the_notes_say_that_there_is_none(
+    client: Client,
+    chat_rows: Rows,
+    ask: Callable[..., tuple[str, str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    command: list[str],
+) -> None:
+    """That would take a second. They ask where a worker has said nothing for a while: it may be slow."""
+    asked = [0]
+
+    def answers() -> dict[str, list[str]]:
+        asked[0] += 1
+        return {"batchpipe": ["slow"]}
+
+    monkeypatch.setattr(inspection, "queues_of_workers", answers)
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps(row) + "\n" for row in chat_rows(1)))
+    words = [word.format(rows=rows, out=tmp_path / "out") for word in command]
+    client.submit(chat_rows(1))
+    assert "no worker" in "".join(ask(*words))
+    assert asked == [0]
+
+    long_ago = client.now() - LISTENING_SECONDS - 60
+    client.store.connection.call("zadd", f"{client.settings.prefix}listening", {"batchpipe\nslow": long_ago})
+    words = [word.replace(str(tmp_path / "out"), str(tmp_path / "other")) for word in words]
+    assert "no worker" not in "".join(ask(*words))
+    assert asked == [1]
 
 
 def test_a_submit_of_a_program_logs_that_no_worker_listens(

@@ -32,9 +32,30 @@ print(" ".join(sorted(name for name in sys.modules if "." not in name)))
 """
 
 
+SUBMIT = """
+import sys
+import batchpipe.cli, batchpipe.cli.jobs, batchpipe.client.submission, batchpipe.config.loading, batchpipe.tasks.runtime
+from batchpipe.client.client import Client
+print(" ".join(sorted(name for name in sys.modules if "." not in name)))
+"""
+#: What sends notifications, calls the provider or opens a URL needs these; most who submit never do.
+NOT_FOR_SUBMIT = ("aiohttp", "fsspec", "openai", "httpx", "httpx2", "flower", "prometheus_client")
+
+
+def loaded_by(code: str) -> set[str]:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return set(done.stdout.split())
+
+
+def test_a_submit_loads_the_broker_and_no_http_client() -> None:
+    """That of the notifications was an eighth of the command, and of the memory of each web process that submits."""
+    loaded = loaded_by(SUBMIT)
+    assert "celery" in loaded
+    assert not set(NOT_FOR_SUBMIT) & loaded
+
+
 def test_a_list_of_jobs_loads_no_broker_no_provider_and_no_storage() -> None:
     """They come with the first command that needs them."""
-    done = subprocess.run([sys.executable, "-c", READ], capture_output=True, text=True, check=True)
-    loaded = done.stdout.split()
+    loaded = loaded_by(READ)
     assert "redis" in loaded
-    assert not set(NOT_NEEDED) & set(loaded)
+    assert not set(NOT_NEEDED) & loaded

@@ -20,7 +20,7 @@ from batchpipe.pipeline.manifest import basics, note_workspace
 from batchpipe.provider import Api
 from batchpipe.recover import Report, recover
 from batchpipe.sandbox import Sandbox
-from batchpipe.storage import Folder
+from batchpipe.storage import Folder, LineFile
 from batchpipe.testing import FakeOpenAI, Pump
 
 Rows = Callable[..., list[dict[str, object]]]
@@ -428,8 +428,9 @@ def test_a_cancel_that_was_asked_for_on_this_host_is_not_forgotten(pump: Pump, c
 def test_a_job_that_was_not_prepared_is_to_be_submitted_again(pump: Pump, chat_rows: Rows) -> None:
     job_id = pump.submit(chat_rows(2))
     line = {"job": job_id, "workspace": pump.job(job_id).workspace, "output": pump.job(job_id).output}
-    Folder(str(pump.settings.home)).append_line("workspaces.jsonl", orjson.dumps(line))
-    Folder(str(pump.settings.home)).append_line("workspaces.jsonl", b'{"job": "job_cut')
+    noted = LineFile(pump.settings.home / "workspaces.jsonl")
+    noted.append(orjson.dumps(line))
+    noted.append(b'{"job": "job_cut')
     forget(pump)
     report = again(pump)
     assert codes(report) == {job_id: "not_prepared"}

@@ -16,7 +16,7 @@ import fsspec
 import pytest
 from fsspec.spec import AbstractBufferedFile, AbstractFileSystem
 
-from batchpipe.errors import BatchpipeError, InvalidInput, StorageTrouble
+from batchpipe.errors import InvalidInput, StorageTrouble
 from batchpipe.storage import (
     Folder,
     LineFile,
@@ -210,7 +210,7 @@ class TestLocalFolder:
         """0700 for each folder that is made, 0600 for files, whatever the umask would allow."""
         folder = Folder(str(tmp_path / "a/b"), private=True)
         put(folder, "c/d", b"x")
-        folder.append_line("log", b"x")
+        LineFile(tmp_path / "a/b/log").append(b"x")
         modes = [stat.S_IMODE((tmp_path / p).stat().st_mode) for p in ("a", "a/b", "a/b/c", "a/b/c/d", "a/b/log")]
         assert modes == [0o700, 0o700, 0o700, 0o600, 0o600]
 
@@ -240,17 +240,35 @@ class TestLocalFolder:
 
     def test_lines_are_added_each_by_itself(self, tmp_path: Path) -> None:
         """A line that a crash cut short does not swallow the next."""
-        folder = Folder(str(tmp_path))
-        folder.append_line("log", b"one\n")
+        lines = LineFile(tmp_path / "log")
+        lines.append(b"one\n")
         with open(tmp_path / "log", "ab") as file:
             file.write(b"cut")
-        folder.append_line("log", b"two")
+        lines.append(b"two")
         assert (tmp_path / "log").read_bytes() == b"one\ncut\ntwo\n"
 
-    def test_lines_cannot_be_added_to_objects(self) -> None:
-        """They would have to be written whole each time."""
-        with pytest.raises(BatchpipeError, match="local files only"):
-            Folder("memory://x").append_line("log", b"x")
+    def test_lines_are_added_while_another_waits_for_the_disk(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Else each of many threads would wait for the disk alone, one after the other."""
+        lines, synced = LineFile(tmp_path / "log"), list[bytes]()
+
+        def sync(handle: int) -> None:
+            synced.append((tmp_path / "log").read_bytes())
+            if len(synced) == 1:
+                lines.append(b"two")
+
+        monkeypatch.setattr(os, "fsync", sync)
+        lines.append(b"one")
+        assert synced == [b"one\n", b"one\ntwo\n"]
+
+    def test_a_line_that_the_disk_has_no_room_for_is_an_error(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The system writes what fits, and says how much."""
+        monkeypatch.setattr(os, "write", lambda handle, text: len(text) - 1)
+        with pytest.raises(StorageTrouble, match="no space left"):
+            LineFile(tmp_path / "log").append(b"one")
 
     def test_a_full_disk_is_trouble_that_passes(self, tmp_path: Path) -> None:
         """The message names the file and the reason."""

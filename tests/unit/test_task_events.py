@@ -10,7 +10,7 @@ from celery import Celery
 from celery.worker.control import Panel
 from kombu.transport import redis as transport
 
-from batchpipe.worker.broker_clients import keep_clients
+from batchpipe.tasks.broker_clients import keep_clients
 from batchpipe.worker.task_events import ONCE_SECONDS, RENEWED_SECONDS, TaskEvents
 
 

@@ -2,13 +2,15 @@
 
 kombu's ``Channel._create_client`` builds a ``redis.Redis`` (its parser, its retry, its table of answers) around the
 pool of the channel for every command or two: an eighth of what a short task costs. The client keeps nothing but its
-pool, and is safe between threads, so one serves as long as the channel has that pool. It belongs in kombu.
+pool, and is safe between threads, so one serves as long as the channel has that pool. It belongs in kombu. A worker
+lets all its channels do so; a program that only submits, the channels that it submits over.
 """
 
 from __future__ import annotations
 
 import inspect
 import logging
+from collections.abc import Callable
 from typing import Any
 
 from kombu.transport import redis as transport
@@ -25,24 +27,49 @@ def keep_clients(channel: Any = None) -> bool:
     """
     channel = channel or transport.Channel
     create = channel._create_client if hasattr(channel, "_create_client") else None
-    if getattr(create, "keeps_clients", False):
+    if _keeps(create):
         return True
     if create is None or not _as_expected(channel, create):
         logger.debug("kombu makes its clients in a way that is not known here: each message costs a little more")
         return False
 
     def kept_client(self: Any, asynchronous: bool = False) -> Any:
-        if asynchronous:  # these hold a connection
-            return create(self, asynchronous=asynchronous)
-        client = vars(self).get(_KEPT)
-        if client is None or client.connection_pool is not self.pool:
-            client = create(self)
-            vars(self)[_KEPT] = client
-        return client
+        return _client_of(self, create, asynchronous)
 
     vars(kept_client)["keeps_clients"] = True
     channel._create_client = kept_client
     return True
+
+
+def keep_client_of(channel: Any) -> bool:
+    """The same for one channel: other channels of the process are not ours. Returns whether it keeps its client."""
+    if _KEPT in vars(channel):
+        return "_create_client" in vars(channel)
+    create = getattr(type(channel), "_create_client", None)
+    if _keeps(create):
+        return True
+    vars(channel)[_KEPT] = None  # looked at, once
+    if create is None or not _as_expected(type(channel), create):
+        return False
+
+    def kept_client(asynchronous: bool = False) -> Any:
+        return _client_of(channel, create, asynchronous)
+
+    channel._create_client = kept_client
+    return True
+
+
+def _keeps(create: Any) -> bool:
+    return bool(getattr(create, "keeps_clients", False))
+
+
+def _client_of(channel: Any, create: Callable[..., Any], asynchronous: bool) -> Any:
+    if asynchronous:  # these hold a connection
+        return create(channel, asynchronous=asynchronous)
+    client = vars(channel).get(_KEPT)
+    if client is None or client.connection_pool is not channel.pool:
+        client = vars(channel)[_KEPT] = create(channel)
+    return client
 
 
 def _as_expected(channel: Any, create: Any) -> bool:
