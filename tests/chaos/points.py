@@ -124,7 +124,7 @@ def _wrap_storage(passed: Callable[[str], None]) -> None:
     from batchpipe.storage.atomic import LocalDraft
 
     _wrap(LocalDraft, "commit", passed, lambda args: f"storage.commit.{_kind(args[0]._path)}")
-    _wrap(LineFile, "append", passed, lambda args: f"storage.append_line.{_kind(str(args[0].path))}")
+    _wrap(LineFile, "append", passed, lambda args: f"storage.append_line.{_kind(args[0].path.name)}")
     for name in ("copy", "remove"):
         _wrap(Folder, name, passed, _with_the_name(f"storage.{name}"))
 
