@@ -112,24 +112,11 @@ def collect(
         numbers = ", ".join(f"{count} {outcome}" for outcome, count in counts.items())
         raise BatchpipeError(f"shard {shard.index} does not add up: {shard.rows} rows, {numbers}", code="rows_lost")
     changes: dict[str, Any] = {"resend": resend, **{outcome.value: count for outcome, count in counts.items()}}
-    changes |= {"answered": final, "reasons": reasons.counts}
-    changes["counts"] = Counts(  # if the provider told no usage, what the rows add up to
-        total=_or(shard.counts.total, shard.rows),
-        completed=_or(shard.counts.completed, counts[OutcomeState.OK]),
-        failed=_or(shard.counts.failed, counts[OutcomeState.FAILED]),
-    )
-    return Move(
-        stage=Stage.COLLECTED,
-        changes={
-            **changes,
-            **_spent(shard, answers, absent),
-            "collected_file": name,
-            "error": absent.problem,
-            **({"landing": False} if shard.landing else {}),
-        },
-        events=_anomalies(shard, answers),
-        pause=answers.quota,
-    )
+    changes |= {"answered": final, "reasons": reasons.counts, "counts": _counted(shard, counts)}
+    changes |= {**_spent(shard, answers, absent), "collected_file": name, "error": absent.problem}
+    if shard.landing:
+        changes["landing"] = False
+    return Move(stage=Stage.COLLECTED, changes=changes, events=_anomalies(shard, answers), pause=answers.quota)
 
 
 def abandon(
@@ -161,6 +148,15 @@ def _spent(shard: ShardRecord, answers: Answers, absent: Absent) -> dict[str, An
     given_up = absent.mark == MISSING and shard.batch_id is not None and answers.answered < shard.rows
     cost = None if lost or given_up else answers.cost
     return {"usage": answers.usage, "cost": cost, "incomplete": answers.incomplete}
+
+
+def _counted(shard: ShardRecord, counts: dict[OutcomeState, int]) -> Counts:
+    """The provider's counts; what it did not tell is what the rows add up to."""
+    return Counts(
+        total=_or(shard.counts.total, shard.rows),
+        completed=_or(shard.counts.completed, counts[OutcomeState.OK]),
+        failed=_or(shard.counts.failed, counts[OutcomeState.FAILED]),
+    )
 
 
 def _or(counted: int | None, found: int) -> int:

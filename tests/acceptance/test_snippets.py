@@ -29,10 +29,10 @@ from tests.redis_server import RedisServer, free_port
 
 #: Blocks that other tests run, with the name of the test.
 ELSEWHERE: dict[str, list[Snippet]] = {
-    "tests/test_docs.py::test_the_shell_of_the_readme_runs": [
+    "tests/test_readme.py::test_the_shell_of_the_readme_runs": [
         Snippet("README.md", "batchpipe run requests.jsonl -o results --sandbox")
     ],
-    "tests/test_docs.py::test_the_python_of_the_readme_runs": [Snippet("README.md", "cities-2026-11")],
+    "tests/test_readme.py::test_the_python_of_the_readme_runs": [Snippet("README.md", "cities-2026-11")],
     "tests/acceptance/test_from_wheel.py::test_a_new_django_project": [
         Snippet("README.md", "# mysite/settings.py"),
         Snippet("README.md", "# mysite/views.py"),

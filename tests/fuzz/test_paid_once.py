@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,8 +26,9 @@ from batchpipe.store.shards import Shards
 from batchpipe.testing import FakeOpenAI, Pump
 from batchpipe.testing.pump import Vanished
 from tests.fuzz.gateway import MADE, NOT_MADE, Gateway, Manner
+from tests.fuzz.jobs import MEMORY, Line, rows_of
+from tests.fuzz.odd_results import PLAIN, Results
 from tests.fuzz.shapes import BATCH, fuzzed
-from tests.fuzz.test_fuzzed_jobs import MEMORY, PLAIN, Line, Results, rows_of
 from tests.fuzz.wire import Answer, Request
 from tests.redis_server import new_redis
 from tests.size import SCALE
@@ -56,14 +57,6 @@ handovers = st.integers(2, 8).map(lambda count: [True] * count)
 UNTOLD = [name for name, shape in MADE.items() if BATCH["id"].encode() not in shape({**BATCH}, []).message()]
 plans_of_two_keys = st.lists(shapes | st.sampled_from(UNTOLD), min_size=1, max_size=5)
 deaths = st.lists(st.sampled_from(["", "", "before", "after"]), max_size=6)
-
-
-@pytest.fixture(scope="module")
-def line() -> Iterator[Line]:
-    line = Line()
-    yield line
-    line.close()
-    assert line.wire.broken == []
 
 
 class DeadlyShards(Shards):

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from batchpipe.model.admission import Limits
-from tests.model.admission_world import Faults, Provider, World
+from tests.model.admission_world import Faults, World
+from tests.model.limited_provider import Provider
 from tests.redis_server import new_redis
 
 LONG = 6 * 3_600.0  #: much longer than any of these takes
