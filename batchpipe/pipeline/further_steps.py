@@ -20,9 +20,13 @@ from batchpipe.pipeline.create_actions import Over
 from batchpipe.pipeline.messages import Continue, Next, Retry
 from batchpipe.pipeline.runner import Runner
 from batchpipe.pipeline.shard_trouble import Failed, ShardTrouble
+from batchpipe.pipeline.shard_words import why
 from batchpipe.store import Following, ShardLease
 
 logger = logging.getLogger(__name__)
+
+#: How a turn ends.
+Ending = Move | Over | Failed
 
 
 class FurtherSteps(Runner):
@@ -31,7 +35,7 @@ class FurtherSteps(Runner):
     trouble: ShardTrouble
 
     @abstractmethod
-    def _step(self, step: Step, lease: ShardLease, api: Provider | Exception) -> Move | Over | Failed:
+    def _step(self, step: Step, lease: ShardLease, api: Provider | Exception) -> Ending:
         """Take a step. Raises what it raises."""
 
     @abstractmethod
@@ -46,16 +50,31 @@ class FurtherSteps(Runner):
     def _count_move(self, account: str, shard: ShardRecord, move: Move) -> None:
         """Count for people that a stage was left."""
 
-    def download_too(
-        self, lease: ShardLease, api: Provider | Exception, seen: Move | Over | Failed
-    ) -> Move | Over | Failed:
-        """A small batch was seen to have ended, and this visit would go on: its rows are fetched in the same turn, and
-        both are recorded at once. What stands in the way of that is left to the turn of download, which then follows.
+    def go_further(
+        self, steps: list[Step], lease: ShardLease, api: Provider | Exception, ending: Ending
+    ) -> tuple[Ending, str]:
+        """Take the next step in the same turn, and add it to ``steps``, if one can be and nothing went wrong lately.
+        Returns how the turn ends, and what people read of the step before ('' if no further one was taken).
         """
-        if not (isinstance(seen, Move) and seen.stage == Stage.ENDED and seen.hold is None):
-            return seen
-        if self._following(lease, seen) is None:
-            return seen
+        shard = lease.shard
+        if not isinstance(ending, Move) or shard.trouble is not None or shard.tries > 1:
+            return ending, ""  # by itself: what hangs must not keep what is known from being recorded
+        if self._following(lease, ending) is None:
+            return ending, ""
+        further: Ending | None = None
+        if ending.stage == Stage.ENDED and ending.hold is None:
+            further, step = self._download_too(lease, api, ending), "download"
+        elif (shard.stage, ending.stage) == (Stage.PLANNED, Stage.UPLOADED):
+            further, step = self._create_too(lease, api, ending), "create"
+        if further is None:
+            return ending, ""
+        steps.append(SHARD_STEPS[step])
+        return further, why(shard, ending)
+
+    def _download_too(self, lease: ShardLease, api: Provider | Exception, seen: Move) -> Move | None:
+        """A small batch was seen to have ended: its rows are fetched, and both are recorded at once. What stands in the
+        way of that is left to the turn of download, which then follows.
+        """
         shard, began = lease.shard, time.monotonic()
         lease.shard = shard.evolve(**seen.changes, stage=Stage.ENDED.value)
         try:
@@ -66,57 +85,51 @@ class FurtherSteps(Runner):
             raise
         except Exception as error:
             logger.debug("not downloaded in the turn that saw the end: %s", error)
-            return seen
+            return None
         finally:
             lease.shard = shard
         if not (isinstance(found, Move) and found.stage == Stage.COLLECTED):
-            return seen
-        self.counters.turn("download", "done")
+            return None
         self.counters.add("stage_seconds", time.monotonic() - began, stage=Stage.ENDED.value)
         changes, events = {**seen.changes, **found.changes}, [*seen.events, *found.events]
         return msgspec.structs.replace(found, changes=changes, events=events)
 
-    def create_too(
-        self, step: Step, lease: ShardLease, api: Provider | Exception, uploaded: Move | Over | Failed
-    ) -> tuple[Step, Move | Over | Failed]:
-        """A file was uploaded, and this visit would go on: its batch is created in the same turn, and the intent,
-        without which nothing is sent, records both. Until that is written the turn is the upload's, and whatever stands
-        in the way is left to the turn of create, which then follows. Returns the step that the turn ends as.
+    def _create_too(self, lease: ShardLease, api: Provider | Exception, uploaded: Move) -> Ending | None:
+        """A file was uploaded: its batch is created, and the intent, without which nothing is sent, records both. Until
+        that is written the turn is the upload's, and whatever stands in the way is left to the turn of create.
         """
-        shard, create_ = lease.shard, SHARD_STEPS["create"]
-        if not (isinstance(uploaded, Move) and (shard.stage, uploaded.stage) == (Stage.PLANNED, Stage.UPLOADED)):
-            return step, uploaded
-        if shard.intent_at is not None or shard.calls or self._following(lease, uploaded) is None:
-            return step, uploaded
+        shard, create = lease.shard, SHARD_STEPS["create"]
+        if shard.intent_at is not None or shard.calls:
+            return None
         move, _ = self._as_move(shard, uploaded)
         recorded = [(event, {"shard": lease.index, **fields}) for event, fields in move.events]
         lease.unrecorded = msgspec.structs.replace(move, events=recorded)
         lease.shard = shard.evolve(**move.changes, stage=Stage.UPLOADED.value, uploaded_at=self.store.now())
-        ending: Move | Over | Failed = uploaded
+        ending: Ending = uploaded
         try:
-            ending = self._step(create_, lease, api)
+            ending = self._step(create, lease, api)
         except (LeaseLost, StoreUnavailable):
             raise
         except Exception as error:
             if lease.is_recorded():
-                ending = self.trouble.met(create_, lease, error)
+                ending = self.trouble.met(create, lease, error)
             elif isinstance(error, out_of_time()):
                 raise
         if not lease.is_recorded():
             lease.shard, lease.unrecorded = shard, None
-            return step, uploaded
+            return None
         self.ahead.link = "poll"
-        self.counters.turn("upload", "continue")
         self._count_move(lease.job.account, shard, move)
         self.log(lease.job.id, move.events, recorded=True, shard=lease.index)
-        return create_, ending
+        return ending
 
 
-def of_link(link: str, following: Next) -> Next:
-    """How the chain of a message goes on whose turn has done a further link, too."""
+def after_further(step: Step, before: str, following: Next) -> Next:
+    """How the chain of a message goes on whose turn has taken a further step of it, and what people read of both."""
+    said = " - ".join(part for part in (before, following.why) if part)
     if isinstance(following, Retry):
-        return Continue(following.why, following.after, link=link)
+        return Continue(said, following.after, link=step.name)
     if isinstance(following, Continue):
         names = list(SHARD_STEPS)
-        return replace(following, link=following.link or names[names.index(link) + 1])
-    return following
+        return replace(following, why=said, link=following.link or names[names.index(step.name) + 1])
+    return replace(following, why=said)

@@ -99,7 +99,7 @@ class JobRunner(Runner):
         """Handle one message; ``index`` is ``JOB``. Raises only StoreUnavailable (Redis is away: try again later)."""
         step = JOB_STEPS[name]
         with about(job=job_id):
-            return self.counted(step, job_id, JOB, lambda: self._run(step, job_id, epoch))
+            return self.counted([step], job_id, JOB, lambda: self._run(step, job_id, epoch))
 
     def _run(self, step: Step, job_id: str, epoch: int) -> Next:
         ahead = lease = cast("Lease | ClaimDenied | None", self.ahead.take(job_id, JOB, epoch, step))

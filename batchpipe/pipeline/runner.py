@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any, TypedDict, Unpack
@@ -188,12 +188,15 @@ class Runner:
 
     # -- counting --------------------------------------------------------------------------------------------------
 
-    def counted(self, step: Step, job_id: str, index: int, turn: Callable[[], Next]) -> Next:
-        """Take a turn and count how it ended. Raises StoreUnavailable, and nothing else."""
+    def counted(self, steps: Sequence[Step], job_id: str, index: int, turn: Callable[[], Next]) -> Next:
+        """Take a turn and count how it ended. Raises StoreUnavailable, and nothing else.
+
+        ``steps``: those that it takes. When it has ended there may be more: all but the last one led to the next.
+        """
         try:
             following = turn()
         except StoreUnavailable:
-            self.counters.turn(step.name, "error")  # reported with a later turn
+            self.counters.turn(steps[-1].name, "error")  # reported with a later turn
             raise
         except out_of_time():
             raise
@@ -201,7 +204,9 @@ class Runner:
             following = self._outside(error, job_id, index)
         if isinstance(following, Retry):
             self.counters.wait(following.reason, following.after)
-        self.counters.turn(step.name, type(following).__name__.lower())
+        for step in steps[:-1]:
+            self.counters.turn(step.name, "continue")
+        self.counters.turn(steps[-1].name, type(following).__name__.lower())
         self.counters.hand_over(self.flush)
         return following
 

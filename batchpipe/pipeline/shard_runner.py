@@ -23,7 +23,7 @@ from batchpipe.model.room import TooLarge
 from batchpipe.model.steps import SHARD_STEPS, Step, follows
 from batchpipe.pipeline.create_actions import HELD_BACK, GiveUp, Over
 from batchpipe.pipeline.create_context import CreateContext
-from batchpipe.pipeline.further_steps import FurtherSteps, of_link
+from batchpipe.pipeline.further_steps import FurtherSteps, after_further
 from batchpipe.pipeline.manifest import workspace_of
 from batchpipe.pipeline.messages import Continue, Done, Next, Publish, Retry, denied, lost_lease
 from batchpipe.pipeline.reading import NoSlot, TurnReads, budgeted, slots_for
@@ -63,12 +63,13 @@ class ShardRunner(FurtherSteps):
 
     def run(self, name: str, job_id: str, index: int, epoch: int) -> Next:
         """Handle one message. Raises only StoreUnavailable (Redis is away: try again later)."""
-        step = SHARD_STEPS[name]
+        steps = [SHARD_STEPS[name]]
         with about(job=job_id, shard=index):
-            return self.counted(step, job_id, index, lambda: self._run(step, job_id, index, epoch))
+            return self.counted(steps, job_id, index, lambda: self._run(steps, job_id, index, epoch))
 
-    def _run(self, step: Step, job_id: str, index: int, epoch: int) -> Next:
-        name = step.name
+    def _run(self, steps: list[Step], job_id: str, index: int, epoch: int) -> Next:
+        """Take the turn of ``steps``, to which a further step is added that was taken in it, too."""
+        step, before = steps[0], ""
         ahead = lease = cast("Lease | ClaimDenied | None", self.ahead.take(job_id, index, epoch, step))
         if lease is None:
             account = self.store.jobs.remembered_account_of(job_id)
@@ -86,8 +87,7 @@ class ShardRunner(FurtherSteps):
             try:
                 api = self._api_or_trouble(account)
                 self.note_overrun(lease, step)
-                ending = self.download_too(lease, api, self._step(step, lease, api))
-                step, ending = self.create_too(step, lease, api, ending)
+                ending, before = self.go_further(steps, lease, api, self._step(step, lease, api))
             except LeaseLost:
                 return lost_lease(ahead is not None)
             except StoreUnavailable:
@@ -98,8 +98,8 @@ class ShardRunner(FurtherSteps):
                 except LeaseLost:
                     return lost_lease(ahead is not None)
             lease.stop()
-            following = self._end(step, lease, ending)
-            return following if step.name == name else of_link(step.name, following)
+            following = self._end(steps[-1], lease, ending)
+            return after_further(steps[-1], before, following) if len(steps) > 1 else following
 
     def _api_or_trouble(self, account: str) -> Provider | Exception:
         """An error here is the shard's: it is raised once the shard is claimed."""

@@ -46,7 +46,7 @@ def test_a_setting_that_cannot_work_is_named(machine: Machine, settings: dict[st
 
 
 def test_a_broker_that_is_not_there_is_said_by_a_submit_that_is_recorded(machine: Machine) -> None:
-    """A sweep sends its message later; a person should hear of it now."""
+    """A sweep sends its message later; a person should hear of it now, and that no worker has noted itself."""
     done = machine.run(
         "submit", machine.input(1), "-o", "later", env={"BATCHPIPE_BROKER_URL": "redis://:word@127.0.0.1:1/0"}
     )
@@ -55,6 +55,8 @@ def test_a_broker_that_is_not_there_is_said_by_a_submit_that_is_recorded(machine
     assert done.err == (
         "Warning: not sent to the workers yet, a sweep will do that: the broker at 127.0.0.1:1 cannot be reached: "
         "Connection refused; start it, or correct its address: BATCHPIPE_BROKER_URL, else BATCHPIPE_REDIS_URL\n"
+        "Warning: no worker listens on queue batchpipe; "
+        "start one: `batchpipe worker` (`batchpipe run` brings its own)\n"
     )
 
 
