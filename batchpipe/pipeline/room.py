@@ -42,7 +42,10 @@ def wait_for_room(lease: ShardLease, store: Store, settings: Settings, *, upload
     shard = lease.shard
     room = room_for(lease.job, shard, store, settings)
     found = store.admission.admit(lease, room.needs, room.limits, uploads=uploads)
-    return parked(shard, found) if isinstance(found, Waiting) else None
+    if isinstance(found, Waiting):
+        return parked(shard, found)
+    lease.shard = shard.evolve(needs=dict(room.needs))  # as the script has recorded it
+    return None
 
 
 def room_for(job: JobRecord, shard: ShardRecord, store: Store, settings: Settings) -> RoomWanted:

@@ -53,11 +53,8 @@ MUTATIONS = {
     ),
 }
 
-#: The same for what walks through the list prove; the model of an outage must notice.
+#: The same for what walks through the list prove; the model of an outage must notice. When a call is over, and who is
+#: in the index of unanswered creates, its schedules do not tell: tests/contract/store/test_unanswered.py does.
 OF_WALKS = {
-    "a call counts as over when it is made": Mutation("intent", "num(now + tonumber(ARGV[6]))", "num(now)"),
     "a further call keeps the time of the empty look": MUTATIONS["a further call keeps the time of the empty look"],
-    "an answered create stays in the index": Mutation(
-        "settle", "note_unanswered(ARGV[2], rec, job, ARGV[3], waited)", "redis.call('HSET', rec, 'walk_from', '0')"
-    ),
 }

@@ -226,6 +226,18 @@ def test_a_create_that_fails_in_the_visit_of_the_upload_is_tried_again_as_a_crea
     assert (events.count("uploaded"), events.count("created")) == (1, 1)
 
 
+def test_a_create_that_is_refused_for_want_of_room_in_the_visit_of_the_upload_teaches_the_limit(tmp_path: Path) -> None:
+    """What the shard was given before its upload is known in the same turn; else it would only try again later."""
+    api = FakeOpenAI(autofinish=True)
+    pump = Workers(tmp_path, api=api, max_rows=1)
+    words = "Rate limit reached for batch creations. Limit: 12 per hour."
+    api.fail_next("create_batch", Unavailable(words, code="rate_limit_exceeded", status=429))
+    job = pump.submit(ROWS)
+    pump.run_until_idle(sweeping=False)
+    assert [room.limit for room in pump.store.admission.rooms("default") if room.kind == "creations"] == [12]
+    assert max(shard.uploads for shard in pump.shards(job)) == 1
+
+
 def test_a_job_that_is_held_while_its_file_is_uploaded_creates_no_batch(tmp_path: Path) -> None:
     """The upload is recorded all the same, and the turn of create says what it waits for."""
     pump = Workers(tmp_path)
