@@ -115,6 +115,14 @@ def local_runs(client: Client) -> LocalRuns:
 
 
 def _resume(client: Client, job: Job, as_json: bool) -> int:
+    try:
+        return _resumed(client, job, as_json)
+    except KeyboardInterrupt:  # before it was followed: its worker was only starting
+        _say_goodbye(job.refresh(), client.settings, is_ours=True)
+        return INTERRUPTED
+
+
+def _resumed(client: Client, job: Job, as_json: bool) -> int:
     if not job.state.ended:
         say(f"resuming job {job.id}")
     else:
