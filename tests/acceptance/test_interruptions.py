@@ -71,7 +71,8 @@ def frozen_and_thawed(new_machine: NewMachine, new_sandbox: NewSandbox) -> dict[
     until(lambda: held.hits, what="the create call is under way")
     sleepy.popen.send_signal(signal.SIGSTOP)
     machine.worker()
-    wait = machine.run("wait", job, "--timeout", "30")
+    # a call whose worker vanished may be under way for half a minute; if no look has met its batch, that is waited for
+    wait = machine.start("wait", job, "--timeout", "60").finish(70)
     sleepy.popen.send_signal(signal.SIGCONT)
     second = machine.submit(machine.input(4), output="second")
     again = machine.run("wait", second, "--timeout", "30")

@@ -198,6 +198,29 @@ except KeyboardInterrupt:
     assert (done.returncode, done.stderr) == (130, "")
 
 
+def test_ctrl_c_within_a_callback_of_the_import_system_ends_the_command_all_the_same() -> None:
+    """Python drops what is raised there, too; within a module that is imported it is raised at once."""
+    script = """
+import os, signal, time, weakref
+from batchpipe.cli.interrupts import take_interrupts
+
+class Lock: pass
+
+callback = "def cb(ref):\\n os.kill(os.getpid(), signal.SIGINT)\\n for _ in range(1000): pass"
+exec(compile(callback, "<frozen importlib._bootstrap>", "exec"))
+take_interrupts()
+try:
+    lock = Lock()
+    ref = weakref.ref(lock, cb)
+    del lock
+    time.sleep(30)
+except KeyboardInterrupt:
+    raise SystemExit(130)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=25)
+    assert (done.returncode, done.stderr) == (130, "")
+
+
 @pytest.mark.parametrize("module", ["click", "batchpipe.errors", "batchpipe.cli.interrupts", "batchpipe.cli.listing"])
 def test_ctrl_c_while_modules_are_imported_ends_the_command_without_a_traceback(module: str) -> None:
     """It takes a moment, in which people press it who have mistyped."""
