@@ -20,8 +20,9 @@ if TYPE_CHECKING:
         StoreUnavailable,
         TransientError,
     )
+    from batchpipe.model.outcome import Outcome
     from batchpipe.model.records import State
-    from batchpipe.pipeline.results import BatchResult, Outcome
+    from batchpipe.pipeline.results import BatchResult
     from batchpipe.worker.setup import setup
 
 __version__ = "0.1.0"
@@ -38,7 +39,7 @@ _HOME = {
     "setup": "worker.setup",
     # Results
     "BatchResult": "pipeline.results",
-    "Outcome": "pipeline.results",
+    "Outcome": "model.outcome",
     # Errors
     "BatchpipeError": "errors",
     "TransientError": "errors",

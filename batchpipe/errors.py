@@ -144,18 +144,42 @@ class PermanentError(BatchpipeError):
 
 
 class InvalidInput(PermanentError):
-    """The input is not what the provider accepts. ``line`` counts from 1."""
+    """The input is not what the provider accepts. ``line`` counts from 1; ``file`` is its path or URL, where an input
+    has several.
+    """
 
     code = "invalid_input"
 
     def __init__(
-        self, message: str, *, line: int | None = None, field: str | None = None, code: str | None = None
+        self,
+        message: str,
+        *,
+        line: int | None = None,
+        field: str | None = None,
+        code: str | None = None,
+        file: str | None = None,
     ) -> None:
+        place = f"{file}: " if file else ""
         where = f"line {line}: " if line is not None else ""
         what = f"{field}: " if field else ""
-        super().__init__(f"{where}{what}{message}", code=code)
+        super().__init__(f"{place}{where}{what}{message}", code=code)
         self.line = line
         self.field = field
+        self.file = file
+
+    def at(self, line: int, file: str | None = None) -> InvalidInput:
+        """The same error, with the line that it is about, and its file."""
+        found = InvalidInput(f"line {line}: {self.message}", code=self.code)
+        found.line, found.field = line, self.field
+        return found.within(file)
+
+    def within(self, file: str | None) -> InvalidInput:
+        """The same error, with the file that it is about; itself for None."""
+        if file is None or self.file is not None or self.message.startswith(file):
+            return self
+        found = InvalidInput(f"{file}: {self.message}", code=self.code)
+        found.line, found.field, found.file = self.line, self.field, file
+        return found
 
 
 class Refused(PermanentError):

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import ast
+import csv
 import inspect
-import json
 import os
 import re
 import subprocess
@@ -96,7 +96,7 @@ def worker(environment: dict[str, str], tmp_path: Path) -> Iterator[None]:
 
 @pytest.mark.slow
 def test_the_shell_of_the_readme_runs(environment: dict[str, str], tmp_path: Path) -> None:
-    """Copied and pasted, the block after the installation ends with the answers in the order of the requests."""
+    """Copied and pasted, the block after the installation ends with a table of answers, in the order of the input."""
     installation, script = blocks("sh")[:2]
     assert "pip install" in installation
     done = subprocess.run(
@@ -104,7 +104,9 @@ def test_the_shell_of_the_readme_runs(environment: dict[str, str], tmp_path: Pat
     )
 
     assert done.returncode == 0, done.stderr
-    assert [json.loads(line)["custom_id"] for line in done.stdout.splitlines()] == ["paris", "rome"]
+    rows = list(csv.DictReader(done.stdout.splitlines()))
+    assert [(row["name"], row["price"], row["state"]) for row in rows] == [("Lamp", "30", "ok"), ("Chair", "45", "ok")]
+    assert all(row["answer"] for row in rows)
 
 
 @pytest.mark.slow

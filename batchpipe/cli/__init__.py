@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, cast
 import click
 
 from batchpipe import __version__
-from batchpipe.errors import BatchpipeError, JobNotFound
+from batchpipe.errors import BatchpipeError, InvalidInput, JobNotFound
 
 if TYPE_CHECKING:
     from batchpipe.cli.common import Invocation
@@ -161,7 +161,9 @@ def main(args: list[str] | None = None, *, prog: str = "batchpipe", front: Invoc
     except BatchpipeError as error:
         from batchpipe.cli.common import say
 
-        say(f"Error: {' '.join(_words(error).split())}")
+        # of wrong rows each has a line; of anything else a line break may be somebody's trick
+        lines = _words(error).splitlines() if isinstance(error, InvalidInput) else [_words(error)]
+        say("Error: " + "\n".join(" ".join(line.split()) for line in lines))
         sys.exit(1)
     except (KeyboardInterrupt, click.exceptions.Abort):
         sys.exit(130)

@@ -8,7 +8,7 @@ import json
 import logging
 import socket
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -159,18 +159,21 @@ def counted(count: int, noun: str) -> str:
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
-def input_of(argument: str) -> Any:
-    """INPUT as ``submit`` takes it: ``-`` is stdin, as lines of bytes. Raises InvalidInput if it is not there."""
-    from batchpipe.storage import input_info
+def input_of(arguments: Sequence[str]) -> Any:
+    """INPUT as ``submit`` takes it: ``-`` is stdin, as an open file. Raises InvalidInput if it is not there."""
+    from batchpipe.storage import expanded, input_info
 
-    if argument == "-":
+    if "-" in arguments:
+        if len(arguments) > 1:
+            raise click.UsageError("- means standard input, and nothing goes with it; give files")
         if sys.stdin is None or sys.stdin.closed:
             raise InvalidInput("- means standard input, and that is closed; give a file", field="input")
-        return iter(sys.stdin.buffer.readline, b"")
+        return sys.stdin.buffer
     try:
-        input_info(argument)
+        for place in expanded(arguments):
+            input_info(place)
     except StorageTrouble as error:
         if error.code == "input_missing":
             raise InvalidInput(str(error), field="input", code="input_missing") from None
         raise
-    return argument
+    return arguments[0] if len(arguments) == 1 else list(arguments)

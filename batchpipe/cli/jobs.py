@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,7 +23,15 @@ from batchpipe.cli.common import (
     say,
     settings,
 )
-from batchpipe.cli.options import Place, endpoint_option, json_option, size_options, submit_options
+from batchpipe.cli.options import (
+    Pair,
+    Place,
+    endpoint_option,
+    json_option,
+    recipe_options,
+    size_options,
+    submit_options,
+)
 from batchpipe.errors import PermanentError
 from batchpipe.masking import without_secrets
 from batchpipe.model.records import DEFAULT_ACCOUNT
@@ -32,7 +39,7 @@ from batchpipe.model.records import DEFAULT_ACCOUNT
 
 @click.command("submit")
 @submit_options
-def submit_command(input: str, account: str | None, **options: Any) -> None:
+def submit_command(input: tuple[str, ...], account: str | None, **options: Any) -> None:
     """Enqueue a job and print its id alone. A worker does the work: `batchpipe worker`."""
     from batchpipe.client.submission import absolute
     from batchpipe.config.account import SANDBOX_ACCOUNT
@@ -77,9 +84,22 @@ def _warn_of(nobody: str) -> None:
 @click.command("results")
 @click.argument("job_id", metavar="JOB")
 @click.option("--errors", is_flag=True, help="Print the error rows instead.")
-def results_command(job_id: str, errors: bool) -> None:
-    """Print the output rows of an ended job, as the provider wrote them, in input order."""
-
+@click.option(
+    "--format",
+    "kind",
+    type=click.Choice(["jsonl", "csv", "parquet", "text"]),
+    default="jsonl",
+    show_default=True,
+    help="jsonl: the provider's lines; csv, parquet: a table of all rows; text: what was answered.",
+)
+@click.option("--columns", metavar="NAMES", help="Only these columns of the table, separated by commas.")
+@click.option("--excel", is_flag=True, help="Make the CSV safe to open in a spreadsheet.")
+@click.option("--no-retries", is_flag=True, help="Of this job alone, without the rows of its retries.")
+@click.option("-o", "--output", type=click.Path(dir_okay=False), metavar="FILE", help="Write it there.")
+def results_command(
+    job_id: str, errors: bool, kind: str, columns: str | None, excel: bool, no_retries: bool, output: str | None
+) -> None:
+    """Print the output rows of an ended job, as the provider wrote them, in input order; or all rows as a table."""
     job = open_client().find_job(job_id)
     view = job.to_dict(shards=False)
     if not job.state.ended:
@@ -89,9 +109,12 @@ def results_command(job_id: str, errors: bool) -> None:
     if view["error_file" if errors else "output_file"] is None:
         why = view["error"]["message"] if view["error"] else "it was cancelled before anything was sent"
         raise PermanentError(f"job {job.id} has no result files: {why}")
-    with job.results_folder().reader("errors.jsonl" if errors else "output.jsonl") as file:
-        shutil.copyfileobj(file, sys.stdout.buffer)
-    sys.stdout.buffer.flush()
+    from batchpipe.client.result_files import write_results
+
+    if kind == "parquet" and output is None and sys.stdout.isatty():
+        raise click.UsageError("Parquet is binary: give a file with -o, or pipe it")
+    names = [name.strip() for name in columns.split(",")] if columns else []
+    write_results(job, kind, names, output, errors=errors, excel=excel, retries=not no_retries)
 
 
 @click.command("cancel")
@@ -116,15 +139,33 @@ def cancel_command(job_id: str, as_json: bool) -> None:
 @click.command("retry")
 @click.argument("job_id", metavar="JOB")
 @click.option("-o", "--output", type=Place(), help="Folder or URL for the results.  [default: below the job's]")
+@click.option("--only", metavar="CODE", multiple=True, help="Only rows with this error code or status; repeatable.")
+@click.option(
+    "--set",
+    "changes",
+    type=Pair(as_json=True),
+    multiple=True,
+    callback=lambda ctx, param, pairs: dict(pairs),
+    help="Change a field of each body, such as model='\"gpt-4o\"'; repeatable.",
+)
 @size_options("the job's")
-def retry_command(job_id: str, output: str | None, max_rows: int | None, max_bytes: int | None) -> None:
-    """Send the rows of an ended job that are not ok as a new job, and print its id."""
+def retry_command(
+    job_id: str,
+    output: str | None,
+    only: tuple[str, ...],
+    changes: dict[str, Any],
+    max_rows: int | None,
+    max_bytes: int | None,
+) -> None:
+    """Send the rows of an ended job that are not ok as a new job, and print its id. When it has ended, the results of
+    the first show both as one.
+    """
     from batchpipe.model.reasons import lasting
 
     client = open_client()
     old = client.find_job(job_id)
-    job = client.retry(old.id, output=output, max_rows=max_rows, max_bytes=max_bytes)
-    if same := lasting(old.record.reasons):
+    job = client.retry(old.id, output=output, only=only, changes=changes, max_rows=max_rows, max_bytes=max_bytes)
+    if (same := lasting(old.record.reasons)) and not only and not changes:
         again = "will again unless the provider takes them as they are by now"
         say(f"note: {counted(same, 'row')} failed for what is in them, and {again}: batchpipe status {old.id}")
     say(f"results will be in {job.record.output}")
@@ -171,21 +212,32 @@ def resume_command(account: str) -> None:
 
 
 @click.command("validate")
-@click.argument("input", metavar="INPUT")
+@click.argument("input", metavar="INPUT...", nargs=-1, required=True)
 @endpoint_option
 @size_options()
 @click.option("--account", default="default", show_default=True, help="Account whose limits count.")
+@recipe_options
 @json_option
 def validate_command(
-    input: str, endpoint: str, max_rows: int | None, max_bytes: int | None, account: str, as_json: bool
+    input: tuple[str, ...],
+    endpoint: str | None,
+    max_rows: int | None,
+    max_bytes: int | None,
+    account: str,
+    as_json: bool,
+    **recipe: Any,
 ) -> None:
     """Check an input without sending anything. Needs no Redis."""
+    from batchpipe.client.recipes import recipe_of
     from batchpipe.client.validation import validate_input
     from batchpipe.sandbox.models import is_slip, nearest
 
     chosen = settings()
+    how = recipe_of({**recipe, "endpoint": endpoint})
     with _as_path(input_of(input)) as path:
-        found = validate_input(path, chosen, endpoint=endpoint, max_rows=max_rows, max_bytes=max_bytes, account=account)
+        found = validate_input(
+            path, chosen, endpoint=endpoint, max_rows=max_rows, max_bytes=max_bytes, account=account, recipe=how
+        )
     for model in found.models if chosen.is_openai(account) else ():
         if is_slip(model):
             near = nearest(model)
@@ -204,7 +256,7 @@ def _as_path(source: Any) -> Any:
 
     from batchpipe.storage.local import temporary_lines
 
-    return nullcontext(source) if isinstance(source, str) else temporary_lines(source)
+    return nullcontext(source) if isinstance(source, str | list) else temporary_lines(source)
 
 
 @click.command("logs")

@@ -91,7 +91,39 @@ def _no_constant(name: str) -> None:
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
-endpoint_option = click.option("--endpoint", default=DEFAULT_ENDPOINT, show_default=True, help="Of every row.")
+endpoint_option = click.option(
+    "--endpoint", help=f"Of every row.  [default: the url of the first request; of a table {DEFAULT_ENDPOINT}]"
+)
+
+
+class Text(click.ParamType[str]):
+    """A text, or with a leading @ the name of a file with it; @@ is an @."""
+
+    name = "TEXT|@FILE"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        text = str(value)
+        if not text.startswith("@"):
+            return text
+        from batchpipe.client.recipes import text_or_file
+        from batchpipe.errors import InvalidInput
+
+        try:
+            return text_or_file(text, "") or ""
+        except InvalidInput as error:
+            return self.fail(error.message, param, ctx)
+
+
+class Delimiter(click.ParamType[str]):
+    """One character; a tab may be written as it is in programs."""
+
+    name = "CHARACTER"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        text = {"\\t": "\t", "tab": "\t"}.get(str(value), str(value))
+        if len(text) != 1:
+            self.fail(f"must be one character, or tab, not {text[:40]!r}", param, ctx)
+        return text
 
 
 def size_options(otherwise: str = "") -> Callable[[F], F]:
@@ -107,7 +139,7 @@ def submit_options(command: F) -> F:
     """INPUT and the options of ``run`` and ``submit``, as ``SubmitOptions`` has them; an account that is not given is
     None."""
     return _all(
-        click.argument("input", metavar="INPUT"),
+        click.argument("input", metavar="INPUT...", nargs=-1, required=True),
         click.option("-o", "--output", required=True, type=Place(), help="Folder or URL for the results."),
         endpoint_option,
         click.option("--completion-window", default=DEFAULT_WINDOW, show_default=True, help="For the provider."),
@@ -126,6 +158,45 @@ def submit_options(command: F) -> F:
             type=WholeNumber(-100, 100),
             help="Goes before jobs of a lower one where shards wait for room at the provider.  [default: 0]",
         ),
+        recipe_options,
+        click.option(
+            "--format",
+            type=click.Choice(["csv", "parquet"]),
+            multiple=True,
+            help="Write the results as a table too, beside the JSONL; repeatable.",
+        ),
+        click.option("--excel", is_flag=True, help="Make the CSV safe to open in a spreadsheet."),
+    )(command)
+
+
+def recipe_options(command: F) -> F:
+    """What makes requests of the rows of a table, and what their answers must be."""
+    return _all(
+        click.option("--prompt", type=Text(), help="Make a request of each row: 'Describe {{ name }}'."),
+        click.option("--system", type=Text(), help="System message, a template too."),
+        click.option("--model", metavar="NAME", help="Of all rows of a table."),
+        click.option(
+            "--param",
+            "params",
+            type=Pair(as_json=True),
+            multiple=True,
+            callback=lambda ctx, param, pairs: dict(pairs) or None,
+            help="A field of each body, such as temperature=0; repeatable.",
+        ),
+        click.option("--answer", metavar="FILE", help="JSON Schema of the answers: asked for, and checked."),
+        click.option("--id", metavar="COLUMN", help="Column with the custom_id.  [default: the row's number]"),
+        click.option("--image", metavar="COLUMN", help="Column with a URL or file of an image."),
+        click.option("--text", metavar="COLUMN", help="Column that is embedded or moderated."),
+        click.option("--body", type=Text(), help="Template of a whole body, as JSON."),
+        click.option(
+            "--on-invalid",
+            type=click.Choice(["reask", "fail", "keep"]),
+            help="For an answer that is invalid, cut or refused.  [default: reask with --answer]",
+        ),
+        click.option("--grow-tokens", is_flag=True, help="Ask again with a higher limit where an answer was cut."),
+        click.option("--delimiter", type=Delimiter(), help="Of a CSV.  [default: found]"),
+        click.option("--header/--no-header", default=None, help="Whether a CSV has one.  [default: found]"),
+        click.option("--encoding", metavar="NAME", help="Of a CSV, such as cp1252.  [default: UTF-8]"),
     )(command)
 
 

@@ -13,6 +13,7 @@ import click
 from batchpipe.cli.common import emit_json, out, quiet_libraries, say, settings
 from batchpipe.cli.options import Seconds, endpoint_option, json_option
 from batchpipe.errors import InvalidInput
+from batchpipe.model.records import DEFAULT_ENDPOINT
 
 #: Rows that a probe sends at most.
 ROWS = 12
@@ -32,7 +33,7 @@ ROWS = 12
 def probe_command(
     account: str,
     model: str,
-    endpoint: str,
+    endpoint: str | None,
     window: str,
     timeout: float,
     write: Path | None,
@@ -54,7 +55,9 @@ def probe_command(
         _check(write)  # and this before anything is sent, and paid
     if not (yes or chosen.is_sandbox(name)):
         _ask(name, model)
-    found = probe_account(chosen, name, model=model, endpoint=endpoint, window=window, timeout=timeout, say=say)
+    found = probe_account(
+        chosen, name, model=model, endpoint=endpoint or DEFAULT_ENDPOINT, window=window, timeout=timeout, say=say
+    )
     lines = [f"BATCHPIPE_ACCOUNTS__{name.upper()}__{key}={value}" for key, value in found.settings.items()]
     if as_json:
         emit_json({**asdict(found), "settings": dict(line.split("=", 1) for line in lines)})

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 @click.option("--sandbox", is_flag=True, help="Run against a local server; needs no key, costs nothing.")
 @json_option
 def run_command(
-    input: str,
+    input: tuple[str, ...],
     account: str | None,
     again: bool,
     sandbox: bool,
@@ -55,8 +55,9 @@ def run_command(
 ) -> int:
     """Submit and follow to the end, in the foreground; the same command again resumes.
 
-    INPUT is a JSONL file of requests, a URL to one, or - for stdin (which never resumes). DIR gets output.jsonl,
-    errors.jsonl and job.json. Ctrl-C stops following; the job goes on at the provider.
+    INPUT is a file or URL, several, or a pattern: JSONL of requests, or with --prompt a table (CSV, Parquet, JSONL of
+    plain rows), compressed or not; or - for stdin (which never resumes). DIR gets output.jsonl, errors.jsonl and
+    job.json. Ctrl-C stops following; the job goes on at the provider.
     """
     from batchpipe.client.local_run import resume_key
     from batchpipe.config.account import SANDBOX_ACCOUNT
@@ -67,7 +68,7 @@ def run_command(
     source = input_of(input)
     if not sandbox:
         _check_account(options["account"])
-    if options["key"] is None and input != "-":
+    if options["key"] is None and input != ("-",):
         options["key"] = resume_key(input, options)
     client = open_client()
     if client.lift_pause(options["account"]):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import atexit
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
@@ -14,9 +14,26 @@ from batchpipe.client.measures import Measures, Meter
 from batchpipe.client.moments import Moments
 from batchpipe.client.notifications import Notifications
 from batchpipe.client.options import SubmitOptions, complete, shows_options
+from batchpipe.client.recipes import recipe_of
 from batchpipe.client.recording import record_job
-from batchpipe.client.retry import check_retriable, check_sizes, failed_requests, retry_options
-from batchpipe.client.submission import Input, as_text, held_back, new_record, new_run_queue, with_input
+from batchpipe.client.retry import (
+    check_retriable,
+    check_retries,
+    check_sizes,
+    failed_requests,
+    outputs_of,
+    retry_options,
+    retry_recipe,
+)
+from batchpipe.client.submission import (
+    Input,
+    as_text,
+    held_back,
+    new_record,
+    new_run_queue,
+    with_input,
+    with_recipe,
+)
 from batchpipe.client.waiting import follow
 from batchpipe.client.webhooks import WebhookReceiver, receiver_of
 from batchpipe.config.account import SANDBOX_ACCOUNT
@@ -25,11 +42,13 @@ from batchpipe.config.settings import Settings
 from batchpipe.config.site import current_site
 from batchpipe.errors import NO_QUOTA, InvalidInput, JobNotFound, SettingsError
 from batchpipe.local_redis import acquire
+from batchpipe.model.outcome import Outcome
+from batchpipe.model.recipe import Recipe
 from batchpipe.model.records import JobRecord, State, new_job_id
 from batchpipe.model.stats import Clock, Pause, Stats
 from batchpipe.model.views import Moment, job_view
 from batchpipe.pipeline.manifest import note_workspace
-from batchpipe.pipeline.results import BatchResult, Outcome
+from batchpipe.pipeline.results import BatchResult
 from batchpipe.store import Store, WebhookState, open_store
 
 if TYPE_CHECKING:
@@ -78,6 +97,8 @@ class Client:
         replace_job: str = "",
         notify_sites: Sequence[str] = (),
         may_come_later: bool = False,
+        recipe: Recipe | None = None,
+        retry_of: JobRecord | None = None,
         **options: Unpack[SubmitOptions],
     ) -> Job:
         """Record a job and enqueue it. See ``batchpipe.submit``; the other arguments are for commands, retries and
@@ -87,8 +108,10 @@ class Client:
         ``replace_job``: take the key from this job; "1": from any.
         ``notify_sites``: names of the receivers to notify of its end, instead of those of this process.
         ``may_come_later``: wait for an input that is not there yet.
+        ``recipe``: instead of the options that make one. ``retry_of``: the job whose rows are sent again.
         """
         options = complete(options)
+        recipe = recipe or recipe_of(options)
         job_id, key = new_job_id(), as_text(options["key"], "key")
         if key is not None and not replace_job and (first := self.store.jobs.id_of_key(key)) is not None:
             return self.get_job(first)
@@ -101,10 +124,22 @@ class Client:
 
         check_not_eager()  # nor with a broker URL that cannot be used: raised before anything is recorded
         record = new_record(self.settings, job_id, options, own_queue=own_queue, notify_sites=notify_sites)
-        record = with_input(record, input, self.settings, may_come_later=may_come_later)
-        if not replace_job and self._record_later(record):
-            return Job(record, self, held=True)
-        return self._record(record, replace_job)
+        if retry_of is not None:
+            owns = [*record.owns, *outputs_of(retry_of, self.store)]
+            record = record.evolve(retry_of=retry_of.id, owns=list(dict.fromkeys(owns)))
+        record = with_recipe(record, recipe, self.settings)
+        record = with_input(
+            record,
+            input,
+            self.settings,
+            may_come_later=may_come_later,
+            recipe=recipe,
+            request=options["request"],
+        )
+        later = not replace_job and self._record_later(record)
+        job = Job(record, self, held=True) if later else self._record(record, replace_job)
+        job.answer_model = options["answer"] if isinstance(options["answer"], type) else None
+        return job
 
     def _record_later(self, record: JobRecord) -> bool:
         """If a framework's transaction is open, let its commit record the job. Returns whether one is open."""
@@ -123,25 +158,39 @@ class Client:
         job_id: str,
         *,
         output: str | Path | None = None,
+        only: Sequence[str] = (),
+        changes: Mapping[str, Any] | None = None,
         max_rows: int | None = None,
         max_bytes: int | None = None,
     ) -> Job:
-        """Send the rows of an ended job that are not ok as a new job. ``max_rows``, ``max_bytes`` of a shard are the
-        old job's unless given. A second call returns the first new job.
+        """Send the rows of an ended job that are not ok as a new job; when that has ended, the results of the first
+        show both as one. ``only``: rows with these error codes or statuses; ``changes``: fields of their bodies.
+        ``max_rows``, ``max_bytes`` of a shard are the old job's unless given. A second call with the same ``only`` and
+        ``changes`` returns the first new job.
 
         The retry of a ``run`` goes to the default queue, because its worker is gone; but with a sandbox, which is gone,
         too, to a queue of its own: ``batchpipe wait`` starts both again.
 
         Raises JobNotFound, InvalidInput, PermanentError (``not_ended``, ``nothing_to_retry``; ``retried``: the first
-        new job has other sizes than asked for now).
+        new job has other sizes than asked for now, or another retry has not ended).
         """
         old = self.store.jobs.get(job_id)
         check_retriable(old)
         own_queue = old.input_here and old.account == SANDBOX_ACCOUNT
         queue = new_run_queue(self.settings) if own_queue else None if old.input_here else old.queue
-        options = retry_options(old, output=output, queue=queue, max_rows=max_rows, max_bytes=max_bytes)
-        rows = failed_requests(self.store, old, self.settings)
-        new = self.submit(rows, own_queue=own_queue, notify_sites=old.notify_sites, **options)
+        sizes = {"max_rows": max_rows, "max_bytes": max_bytes}
+        options = retry_options(old, output=output, queue=queue, only=only, changes=changes, **sizes)
+        if self.store.jobs.id_of_key(options["key"] or "") is None:
+            check_retries(self.store, old)
+        rows = failed_requests(self.store, old, self.settings, only, changes)
+        new = self.submit(
+            rows,
+            own_queue=own_queue,
+            notify_sites=old.notify_sites,
+            recipe=retry_recipe(old, self.settings),
+            retry_of=old,
+            **options,
+        )
         check_sizes(old, new.record, max_rows=max_rows, max_bytes=max_bytes)
         return new
 
@@ -362,8 +411,9 @@ def default_client() -> Client:
 def submit(input: Input, **options: Unpack[SubmitOptions]) -> Job:
     """Enqueue a batch job and return at once; a worker does the rest.
 
-    ``input``: a path or URL of a JSONL file, read by the worker; or any iterable of requests, as dicts or as
-    pydantic, msgspec or dataclass objects, which is written to the workspace first, a line at a time.
+    ``input``: paths, URLs or patterns of files, read by the worker: JSONL of requests, or with a ``prompt`` a table
+    (CSV, Parquet, JSONL of plain rows), compressed or not; or any iterable of rows or requests, as dicts or as
+    pydantic, msgspec or dataclass objects, a frame or an open file, which is written to the workspace first.
     ``options``: see ``batchpipe.client.options.SubmitOptions``.
 
     Within a transaction of Django (``batchpipe.contrib.django``) the job is recorded and sent when that commits, and

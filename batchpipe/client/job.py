@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from typing import Any, ClassVar, Protocol
 
 import orjson
@@ -14,7 +13,9 @@ from batchpipe.client.moments import Moments, say_that_somebody_watches
 from batchpipe.client.waiting import follow, follow_log
 from batchpipe.config.settings import Settings
 from batchpipe.errors import JobNotFound, PermanentError
+from batchpipe.model.answers import OutcomeState
 from batchpipe.model.eta import Eta
+from batchpipe.model.outcome import Outcome
 from batchpipe.model.progress import Progress, progress_of_job
 from batchpipe.model.reasons import reasons_view
 from batchpipe.model.records import JobRecord, Problem, ShardRecord, State
@@ -31,9 +32,12 @@ from batchpipe.model.views import (
     shard_view,
     summary_view,
 )
-from batchpipe.pipeline.manifest import located, results_place, workspace_of
+from batchpipe.pipeline.job_results import JobResults
+from batchpipe.pipeline.manifest import located, results_place
 from batchpipe.pipeline.reason_samples import read_samples
-from batchpipe.pipeline.results import INDEX, BatchResult, Outcome, iter_outcomes
+from batchpipe.pipeline.result_tables import Column, arrow_table, chosen_columns, polars_frame, table_columns
+from batchpipe.pipeline.results import BatchResult
+from batchpipe.pipeline.retried import results_of
 from batchpipe.storage import Folder
 from batchpipe.store import Store
 from batchpipe.store.events import LOG_LENGTH
@@ -71,6 +75,7 @@ class Job:
         self.record = record
         self._client = client
         self._held = held
+        self.answer_model: Any = None  #: the pydantic model that it was submitted with, in this process
         self.heard = heard
 
     def __repr__(self) -> str:
@@ -143,9 +148,53 @@ class Job:
             view["output_file"], view["error_file"], rows["total"], rows["ok"], rows["failed"], rows["missing"]
         )
 
-    def results(self) -> Iterator[Outcome]:
-        """The outcome of each row, in input order, read lazily. Raises PermanentError (``not_ended``)."""
-        return _outcomes(self._ended(), self._client.settings)
+    def results(self, model: Any = None, *, retries: bool = True) -> Iterator[Outcome]:
+        """The outcome of each row, in input order, read lazily; those of its retries that have ended in place of rows
+        that are not ok, unless ``retries`` is false. ``model``: a pydantic model; the ``answer`` of a row is then an
+        object of it, and None where it is not valid. Raises PermanentError (``not_ended``).
+        """
+        found = self._results(model, retries=retries)
+        return iter(found if found is not None else ())
+
+    def lines(self, *, retries: bool = True) -> Iterator[tuple[OutcomeState, bytes]]:
+        r"""The state of each row and its line with its ``\n``, in the same order: the provider's, or that of
+        ``errors.jsonl``. Raises PermanentError (``not_ended``).
+        """
+        found = self._results(retries=retries)
+        return found.lines() if found is not None else iter(())
+
+    def _results(self, model: Any = None, *, retries: bool = True) -> JobResults | None:
+        job, settings = self._ended(), self._client.settings
+        if retries and job.closed:
+            job = self.refresh().record
+        if not job.results:  # refused or cancelled before anything was sent: there are no rows, and no files
+            return None
+        shown = job if retries else job.evolve(retries=[])
+        return results_of(shown, self._client.store, settings, model=model or self.answer_model)
+
+    def table(self, names: Sequence[str] = (), *, retries: bool = True) -> tuple[list[Column], Iterable[Outcome]]:
+        """The columns of its results as a table, and the rows that they are read from. ``names``: only these columns.
+
+        Raises PermanentError (``not_ended``), InvalidInput (``column_unknown``).
+        """
+        found = self._results(retries=retries)
+        columns = found.columns() if found is not None else table_columns(None, None)
+        return chosen_columns(columns, names) if names else columns, found if found is not None else ()
+
+    def to_arrow(self) -> Any:
+        """Its results as a ``pyarrow.Table``: the columns of its input, then its answers. Raises PermanentError
+        (``not_ended``), SettingsError (pyarrow is missing).
+        """
+        columns, rows = self.table()
+        return arrow_table(columns, rows)
+
+    def to_pandas(self) -> Any:
+        """The same as a ``pandas.DataFrame``. Raises as ``to_arrow``."""
+        return self.to_arrow().to_pandas()
+
+    def to_polars(self) -> Any:
+        """The same as a ``polars.DataFrame``. Raises as ``to_arrow``."""
+        return polars_frame(self.to_arrow())
 
     def errors(self) -> Iterator[Outcome]:
         """The rows that are not ok, in input order, read lazily."""
@@ -273,12 +322,3 @@ class Job:
         if not self.state.ended:
             raise PermanentError(f"job {self.id} has not ended: it is {self.state.value}", code="not_ended")
         return self.record
-
-
-def _outcomes(job: JobRecord, settings: Settings) -> Iterator[Outcome]:
-    if not job.results:  # refused or cancelled before anything was sent: there are no rows, and no files
-        return
-    workspace = workspace_of(job, settings)
-    with ExitStack() as stack:
-        index = stack.enter_context(workspace.reader(INDEX)) if workspace.exists(INDEX) else None
-        yield from iter_outcomes(results_place(job, settings.roots()), index)

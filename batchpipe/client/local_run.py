@@ -12,13 +12,15 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from batchpipe.client.client import Client, Job
+from batchpipe.client.options import RECIPE_NAMES
+from batchpipe.client.recipes import read_file
 from batchpipe.client.submission import absolute
 from batchpipe.config.account import SANDBOX_ACCOUNT
 from batchpipe.config.loading import child_environment
 from batchpipe.errors import NO_API, NO_QUOTA, NO_ROUTE, BatchpipeError, SettingsError
-from batchpipe.model.records import JobRecord, Problem, ShardRecord, Stage, State
+from batchpipe.model.records import DEFAULT_ENDPOINT, JobRecord, Problem, ShardRecord, Stage, State
 from batchpipe.model.stats import Pause
-from batchpipe.storage import Folder, input_info
+from batchpipe.storage import Folder, expanded, input_info
 from batchpipe.storage.local import hold_lock, open_log
 from batchpipe.tasks.publishing import forget_queue
 
@@ -205,13 +207,18 @@ def _is_winding_down(job: Job) -> bool:
     return bool(shards) and stopped and job.state is State.CANCELLING and not nearly_done
 
 
-def resume_key(source: str, options: Mapping[str, Any]) -> str:
-    """The key of a run: the same input (place, size, time), options and output mean the same job.
+def resume_key(sources: Sequence[str], options: Mapping[str, Any]) -> str:
+    """The key of a run: the same input (places, sizes, times), options and output mean the same job.
 
-    But for the priority: it changes no result, and older versions had none.
+    But for the priority, which changes no result. Options that older versions did not have count where they are given.
     """
-    told = {name: value for name, value in options.items() if name != "priority"}
-    parts = [absolute(source), *input_info(source), {**told, "output": absolute(options["output"])}]
+    added = (*RECIPE_NAMES, "format", "excel", "endpoint")
+    told = {name: value for name, value in options.items() if name != "priority" and (name not in added or value)}
+    told.setdefault("endpoint", DEFAULT_ENDPOINT)
+    if options.get("answer") is not None:  # the file may be another one under the same name
+        told["answer"] = read_file(options["answer"], "answer")
+    infos = [part for place in expanded(sources) for part in (absolute(place), *input_info(place))]
+    parts = [*infos, {**told, "output": absolute(options["output"])}]
     return "run-" + hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:32]
 
 

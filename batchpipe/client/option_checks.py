@@ -175,9 +175,9 @@ def _check_words(job: JobRecord) -> None:
     def refuse(field: str, message: str) -> None:
         raise InvalidInput(f"{_quoted(getattr(job, field))} {message}", field=field)
 
-    if not job.endpoint.startswith("/"):
+    if job.endpoint and not job.endpoint.startswith("/"):
         refuse("endpoint", "is not a path such as /v1/chat/completions")
-    if not _ENDPOINT.fullmatch(job.endpoint):
+    if job.endpoint and not _ENDPOINT.fullmatch(job.endpoint):
         refuse("endpoint", "is no path of at most 200 plain characters")
     if not job.completion_window:
         raise InvalidInput("must not be empty", field="completion_window")

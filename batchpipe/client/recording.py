@@ -53,7 +53,7 @@ def record_job(
         return recorded.id
     record = record.evolve(created_at=recorded.at, next_at=recorded.at)
     note_workspace(settings, record, record=basics(record))
-    if record.spooled:
+    if record.has_copies:
         forget_copy(settings, record.id)
     prune_workspaces(settings, store.jobs.closed, recorded.at)
     log_event(logger, "submitted", event, job=record.id)

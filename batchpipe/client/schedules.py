@@ -13,6 +13,7 @@ from typing import Any, cast
 
 from batchpipe.client.client import Client, Job
 from batchpipe.client.options import NAMES, SubmitOptions
+from batchpipe.client.recipes import text_or_file
 from batchpipe.errors import BatchpipeError, JobNotFound, PermanentError, SettingsError, StoreUnavailable
 from batchpipe.masking import without_secrets
 from batchpipe.model.records import Problem
@@ -90,7 +91,9 @@ def _run(client: Client, name: str, schedule: Schedule, at: datetime) -> Job | N
 def submit_run(client: Client, name: str, schedule: Schedule, at: datetime) -> Job:
     """Submit the run of this time; the same time is the same job. Raises as ``submit``."""
 
-    options: dict[str, Any] = {field: getattr(schedule, field) for field in NAMES}
+    options: dict[str, Any] = {field: getattr(schedule, field) for field in NAMES if field != "request"}
+    for field in ("prompt", "system", "body"):
+        options[field] = text_or_file(options[field], field)
     options["tags"] = {"schedule": name, **schedule.tags}
     for field in ("output", "key", "name"):
         if options[field] is not None:

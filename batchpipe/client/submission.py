@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-import msgspec
 import orjson
 
+from batchpipe.client.input_copies import copy_input
 from batchpipe.client.option_checks import (
     check_options,
     check_output,
@@ -23,19 +22,25 @@ from batchpipe.client.options import SubmitOptions
 from batchpipe.config.settings import Settings
 from batchpipe.config.site import current_site
 from batchpipe.errors import InvalidInput
+from batchpipe.model.recipe import Recipe
 from batchpipe.model.records import JobRecord, new_job_id
-from batchpipe.pipeline.copied_inputs import COPIED_INPUT, note_copy, remove_copy
+from batchpipe.pipeline.copied_inputs import note_copy, remove_copy
 from batchpipe.pipeline.manifest import check_apart, check_no_workspace, check_output_here
-from batchpipe.storage import Folder, check_allowed, lines_of, local_path, place_name, stored_at
+from batchpipe.pipeline.recipes import write_recipe
+from batchpipe.storage import Folder, check_allowed, expanded, is_pattern, local_path, place_name, stored_at
 from batchpipe.store import new_task_ids
 
-#: What ``submit`` accepts: a path or URL of a JSONL file, an open one or an upload of a web framework, or requests as
-#: dicts or as objects that dump to dicts.
+#: What ``submit`` accepts: paths, URLs or patterns of files, an open file or an upload of a web framework, a frame of
+#: pandas, polars or Arrow; or rows or requests as dicts or as objects that dump to dicts.
 Input = str | Path | Iterable[Any]
+#: Characters of all places of an input together, which are recorded.
+MOST_PLACES_TEXT = 50_000
 
 #: The options by what they must be.
 _TEXTS = ("name", "key", "account", "endpoint", "completion_window", "queue")
 _MAPPINGS = ("metadata", "extra", "tags")
+#: Tables of results that are written beside the JSONL.
+FORMATS = ("csv", "parquet")
 _NUMBERS = ("max_rows", "max_bytes", "attempts")
 
 
@@ -81,6 +86,8 @@ def _checked(options: Mapping[str, Any], settings: Settings) -> dict[str, Any]:
     fields: dict[str, Any] = {field: as_text(options[field], field) for field in _TEXTS}
     fields["account"] = (fields["account"] or "").lower()
     fields["queue"] = fields["queue"] or settings.queue
+    fields["endpoint"] = fields["endpoint"] or ""
+    fields |= {"formats": _formats(options["format"]), "excel": bool(options["excel"])}
     fields |= {field: _mapping(options[field], field) for field in _MAPPINGS}
     fields |= {field: _number(options[field], getattr(settings, field), field) for field in _NUMBERS}
     fields["priority"] = _number(options["priority"], 0, "priority")
@@ -95,40 +102,88 @@ def _targets(value: Any) -> list[str]:
     return list(dict.fromkeys(found))
 
 
+def _formats(value: Any) -> list[str]:
+    """Raises InvalidInput."""
+    found = [value] if isinstance(value, str) else list(value or ())
+    if unknown := [one for one in found if one not in FORMATS]:
+        raise InvalidInput(f"{unknown[0]!r} is none; there are {' and '.join(FORMATS)}", field="format")
+    return list(dict.fromkeys(found))
+
+
 def new_run_queue(settings: Settings) -> str:
     """A queue for one ``run`` and its own worker."""
     return f"{settings.queue}.run.{new_job_id().removeprefix('job_')}"
 
 
-def with_input(record: JobRecord, source: Input, settings: Settings, *, may_come_later: bool = False) -> JobRecord:
-    """The record with its input: a path or URL as it is, an iterator written to the workspace a line at a time.
+def with_input(
+    record: JobRecord,
+    source: Input,
+    settings: Settings,
+    *,
+    may_come_later: bool = False,
+    recipe: Recipe | None = None,
+    request: Callable[[Any], Mapping[str, Any]] | None = None,
+) -> JobRecord:
+    """The record with its input: paths and URLs as they are, anything else written to the workspace as it comes.
 
     Raises InvalidInput, also if the iterator is empty, or if there is no file at a path that is local to the caller
     (unless it ``may_come_later``, as for a schedule); also raises what the iterator raises.
     """
     if (stored := stored_at(source)) is not None:
         source = stored
-    if isinstance(source, str | Path):
-        check_place(str(source), "input")
-        if not may_come_later:
-            _check_is_there(str(source))
-        place = absolute(source)
-        check_allowed(place, settings.roots(), "input")
-        check_apart(place, record.output)
-        return record.evolve(input=place, bytes=_size_here(place))
-    folder, count, size = Folder(record.workspace, private=True), 0, 0
+    if (places := _places(source)) is not None:
+        if request is not None:
+            raise InvalidInput("is for iterables; for a file give a prompt, or a body", field="request")
+        return _with_places(record, places, settings, may_come_later=may_come_later)
     note_copy(settings, record)
+    copied = record.evolve(spooled=True)
     try:
-        with folder.writer(COPIED_INPUT) as file:
-            for line in dump_rows(source):
-                file.write(line)
-                count, size = count + 1, size + len(line)
-            if not count:
-                raise InvalidInput("the input has no rows", code="input_empty")
+        return copy_input(copied, cast(Iterable[Any], source), Folder(record.workspace, private=True), recipe, request)
     except BaseException:  # the iterator is the user's: it may raise anything, and Ctrl-C may strike
-        remove_copy(settings, record.evolve(spooled=True))
+        remove_copy(settings, copied)
         raise
-    return record.evolve(input=folder.path(COPIED_INPUT), bytes=size, spooled=True)
+
+
+def with_recipe(record: JobRecord, recipe: Recipe | None, settings: Settings) -> JobRecord:
+    """The record with its recipe, which is written to the workspace. Raises StorageTrouble."""
+    if recipe is None:
+        return record
+    note_copy(settings, record)
+    digest = write_recipe(Folder(record.workspace, private=True), recipe)
+    endpoint = record.endpoint or (recipe.endpoint if recipe.makes_requests else "")
+    return record.evolve(recipe=digest, endpoint=endpoint)
+
+
+def _places(source: Input) -> list[str] | None:
+    """The paths, URLs and patterns of an input; None for one that is read here."""
+    if isinstance(source, str | Path):
+        return [str(source)]
+    if isinstance(source, list | tuple) and source and all(isinstance(one, str | Path) for one in source):
+        return [str(one) for one in source]
+    return None
+
+
+def _with_places(record: JobRecord, places: Sequence[str], settings: Settings, *, may_come_later: bool) -> JobRecord:
+    found = [_checked_place(place, record, settings, may_come_later=may_come_later) for place in places]
+    if sum(map(len, found)) > MOST_PLACES_TEXT:
+        message = f"has {len(found):,} places, too many to record; give a pattern, such as exports/*.csv"
+        raise InvalidInput(message, field="input")
+    several = len(found) > 1 or is_pattern(found[0])
+    size = _size_here(found[0]) if not several else None
+    return record.evolve(input=found[0], inputs=found if several else [], bytes=size)
+
+
+def _checked_place(place: str, record: JobRecord, settings: Settings, *, may_come_later: bool) -> str:
+    check_place(place, "input")
+    whole = absolute(place)
+    if is_pattern(whole):
+        if local_path(whole) is not None and not may_come_later:
+            expanded([whole])
+    elif not may_come_later:
+        _check_is_there(place)
+    check_allowed(whole, settings.roots(), "input")
+    check_apart(whole, record.output)
+    return whole
 
 
 def _size_here(place: str) -> int | None:
@@ -217,51 +272,3 @@ def _signature(on_done: Any) -> dict[str, Any] | None:
         raise InvalidInput("is not a Celery signature with JSON arguments", field="on_done") from None
     check_signature(plain)
     return plain
-
-
-def dump_rows(rows: Iterable[Any]) -> Iterator[bytes]:
-    """Requests as JSON lines with their newline. Bytes are lines already. Raises InvalidInput with the row's number."""
-    try:
-        iterator = lines_of(rows) or iter(rows)
-    except TypeError:
-        raise InvalidInput(f"is a {type(rows).__name__}: give a path, a URL or an iterable", field="input") from None
-    for number, row in enumerate(iterator, start=1):
-        line = row if isinstance(row, bytes) else _dump(row, number)
-        yield line if line.endswith(b"\n") else line + b"\n"
-
-
-def _dump(row: Any, number: int) -> bytes:
-    try:
-        plain = _as_dict(row)
-        if plain is None:
-            raise InvalidInput(f"a {type(row).__name__} is no request: give dicts or typed objects", line=number)
-        line = orjson.dumps(plain)
-    except (TypeError, ValueError) as error:
-        raise InvalidInput(f"cannot be written as JSON: {error}", line=number) from None
-    if b"null" in line and _has_nan(plain):  # orjson writes NaN as null, silently
-        raise InvalidInput("NaN and Infinity are no JSON", line=number)
-    return line
-
-
-def _as_dict(row: Any) -> Mapping[str, Any] | None:
-    if isinstance(row, Mapping):
-        return dict(row)
-    if hasattr(row, "model_dump"):
-        dumped: dict[str, Any] = row.model_dump(mode="json", exclude_none=True)
-        return dumped
-    if dataclasses.is_dataclass(row) and not isinstance(row, type):
-        return dataclasses.asdict(row)
-    if isinstance(row, msgspec.Struct):
-        built: dict[str, Any] = msgspec.to_builtins(row)
-        return built
-    return None
-
-
-def _has_nan(value: Any) -> bool:
-    if isinstance(value, float):
-        return value != value or value in (float("inf"), float("-inf"))
-    if isinstance(value, Mapping):
-        return any(_has_nan(item) for item in value.values())
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return any(_has_nan(getattr(value, part.name)) for part in dataclasses.fields(value))
-    return isinstance(value, list | tuple) and any(_has_nan(item) for item in value)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from batchpipe.config.settings import Settings
-from batchpipe.model.records import DEFAULT_ACCOUNT, DEFAULT_ENDPOINT
+from batchpipe.model.recipe import Recipe
+from batchpipe.model.records import DEFAULT_ACCOUNT
 from batchpipe.pipeline.account_limits import bounds_of
 from batchpipe.pipeline.manifest import input_rules
 from batchpipe.pipeline.steps.prepare import validate
@@ -22,15 +24,17 @@ class Validated:
 
 
 def validate_input(
-    path: str,
+    inputs: str | Sequence[str],
     settings: Settings,
     *,
-    endpoint: str = DEFAULT_ENDPOINT,
+    endpoint: str | None = None,
     max_rows: int | None = None,
     max_bytes: int | None = None,
     account: str = DEFAULT_ACCOUNT,
+    recipe: Recipe | None = None,
 ) -> Validated:
-    """``path``: a person's own file, which may lie anywhere. ``max_rows``, ``max_bytes`` of a shard: else the settings.
+    """``inputs``: a person's own files, which may lie anywhere. ``max_rows``, ``max_bytes`` of a shard: else the
+    settings.
 
     Raises InvalidInput that names the line, StorageTrouble; SettingsError for an account that is not in the settings.
     """
@@ -39,6 +43,7 @@ def validate_input(
     limits = settings.known_account(account)
     rows, size = max_rows or settings.max_rows, max_bytes or settings.max_bytes
     most = (min(rows, limits.max_rows or rows), min(size, limits.max_bytes or size))
-    found = validate(path, endpoint, *most, bounds=bounds_of(settings, account), rules=rules)
+    bounds = bounds_of(settings, account)
+    found = validate(inputs, endpoint or "", *most, bounds=bounds, rules=rules, recipe=recipe)
     models = {model or "": rows for model, rows in found.models.items()}
     return Validated(found.rows, found.bytes, len(found.shards), models)

@@ -39,6 +39,10 @@ def _below(folder: Path, schedules: Any) -> Any:
     base = str(folder).replace("{", "{{").replace("}", "}}")
 
     def rooted(field: str, value: Any) -> Any:
+        if field in ("prompt", "system", "body") and isinstance(value, str) and value[:1] == "@" != value[1:2]:
+            return f"@{folder / value[1:]}"
+        if field == "answer" and isinstance(value, str):
+            return str(folder / value)
         places = field in ("input", "output") and isinstance(value, str) and value
         return value if not places or "://" in value or value.startswith(("/", "~")) else f"{base}/{value}"
 

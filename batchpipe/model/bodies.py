@@ -174,6 +174,14 @@ def _incomplete(body: _Known) -> str | None:
     return None
 
 
+def tokens_of(usage: Any) -> dict[str, int]:
+    """The tokens of a decoded ``usage``; never raises."""
+    try:
+        return _tokens(msgspec.convert(usage, _Usage)) if isinstance(usage, dict) else {}
+    except msgspec.ValidationError:
+        return {}
+
+
 def _tokens(usage: _Usage) -> dict[str, int]:
     """In the newer spelling, without zeros and missing values."""
     given, made = usage.input_tokens, usage.output_tokens

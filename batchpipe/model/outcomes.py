@@ -2,6 +2,7 @@
 
 ``+`` ok. Capital letters are final: ``F`` failed, ``M`` missing. Small ones are worth sending again while the job's
 attempts last: ``f`` failed, ``m`` missing, ``r`` never run, because its batch was refused for other rows (once).
+``I`` and ``i``: an answer came, and is not what was asked for; such a row is failed, and is asked again, not only sent.
 """
 
 from __future__ import annotations
@@ -17,15 +18,20 @@ OK = b"+"
 FAILED, FAILED_FOR_NOW = b"F", b"f"
 MISSING, MISSING_FOR_NOW = b"M", b"m"
 REFUSED_WITH_OTHERS = b"r"
+INVALID, INVALID_FOR_NOW = b"I", b"i"
+#: Marks of rows with an answer that is not what was asked for.
+INVALIDS = frozenset({INVALID, INVALID_FOR_NOW})
 
 #: Marks of rows that are worth sending again.
-FOR_NOW = frozenset({FAILED_FOR_NOW, MISSING_FOR_NOW, REFUSED_WITH_OTHERS})
+FOR_NOW = frozenset({FAILED_FOR_NOW, MISSING_FOR_NOW, REFUSED_WITH_OTHERS, INVALID_FOR_NOW})
 
 OUTCOMES: dict[bytes, OutcomeState] = {
     OK: OutcomeState.OK,
     FAILED: OutcomeState.FAILED,
     FAILED_FOR_NOW: OutcomeState.FAILED,
     REFUSED_WITH_OTHERS: OutcomeState.FAILED,
+    INVALID: OutcomeState.FAILED,
+    INVALID_FOR_NOW: OutcomeState.FAILED,
     MISSING: OutcomeState.MISSING,
     MISSING_FOR_NOW: OutcomeState.MISSING,
 }

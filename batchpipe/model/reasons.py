@@ -21,6 +21,8 @@ MOST_KINDS = 20
 OTHER = "- other"
 #: A row of which nothing came, and nothing says why.
 NO_ANSWER = "- no_answer"
+#: A row with an answer that is not what was asked for: its code, which may come with status 200.
+INVALID_CODE = "answer_invalid"
 #: Begins the reason of rows that are worth sending again.
 AGAIN = "~"
 #: Characters of a message that is shown as a sample.
@@ -140,6 +142,11 @@ class Tally:
 def sample(message: str) -> str:
     """A message of the provider, as a person may see it in a list: one line, without secrets, cut."""
     return shortened(printable(without_secrets(" ".join(message[: 10 * MOST_SAMPLE].split()))), MOST_SAMPLE)
+
+
+def invalid_in(reasons: Mapping[str, int]) -> int:
+    """How many rows have an answer that is not what was asked for."""
+    return sum(count for key, count in reasons.items() if key.removeprefix(AGAIN).endswith(f" {INVALID_CODE}"))
 
 
 def final_ones(reasons: Mapping[str, int]) -> dict[str, int]:

@@ -140,6 +140,14 @@ class JobRecord(Record, frozen=True, kw_only=True):
     input: str = ""  #: path or URL of the JSONL
     bytes: int | None = None  #: of the input, if known at its submit
     spooled: bool = False  #: the input is our own copy of an iterator or stdin
+    inputs: list[str] = []  #: all of them, in order, where there are several: paths, URLs and patterns
+    recipe: str = ""  #: digest of the recipe in its workspace; "": rows are requests, and any answer counts
+    rows_file: str = ""  #: the data rows of its input, in the workspace: for results, and where the input has gone
+    formats: list[str] = []  #: of the tables of results beside the JSONL: csv, parquet
+    excel: bool = False  #: a CSV is safe to open in a spreadsheet
+    retry_of: str | None = None  #: the job whose rows that are not ok it sends again
+    retries: list[str] = []  #: the jobs that do so with its own, the oldest first
+    retried: dict[str, int] = {}  #: rows by outcome, those of ended retries in place of its own
     input_here: bool = False  #: only this host works on the job (``run``): a missing input is bad input
     output: str = ""
     owns: list[str] = []  #: all names of its output, which it owns until it is closed (``closed``)
@@ -177,6 +185,7 @@ class JobRecord(Record, frozen=True, kw_only=True):
     ok: int | None = None
     failed: int | None = None
     missing: int | None = None
+    invalid: int | None = None  #: of the failed ones, those with an answer that is not what was asked for
     usage: dict[str, int] = {}
     incomplete: dict[str, int] = {}  #: rows that are ok and ended early, by reason
     answered: int = 0  #: rows of its shards that are answered (see ``model/progress``), kept by the scripts
@@ -189,6 +198,11 @@ class JobRecord(Record, frozen=True, kw_only=True):
     running_at: float | None = None
     finalizing_at: float | None = None
     ended_at: float | None = None
+
+    @property
+    def has_copies(self) -> bool:
+        """Whether its submit has written files to the workspace."""
+        return self.spooled or bool(self.recipe)
 
     @property
     def state(self) -> State:
@@ -265,6 +279,7 @@ class ShardRecord(Record, frozen=True, kw_only=True):
     ok: int | None = None
     failed: int | None = None
     missing: int | None = None
+    invalid: int | None = None  #: of the failed ones, those with an answer that is not what was asked for
     resend: int = 0  #: rows that are not ok and worth sending again
     needs: dict[str, int] = {}  #: what it last asked for at its admission: kind -> amount
     waits_since: float | None = None  #: since when it waits in the queue of its account and model

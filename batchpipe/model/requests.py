@@ -59,8 +59,13 @@ class _Named(msgspec.Struct):
     custom_id: str
 
 
+class _Addressed(msgspec.Struct):
+    url: str | None = None
+
+
 _decode_line = msgspec.json.Decoder(_Line).decode
 _decode_embedding = msgspec.json.Decoder(_EmbeddingLine).decode
+_decode_url = msgspec.json.Decoder(_Addressed).decode
 _decode_named = msgspec.json.Decoder(_Named).decode
 
 
@@ -68,26 +73,49 @@ _decode_named = msgspec.json.Decoder(_Named).decode
 MAX_MODEL = 200
 
 
-def check_request(line: bytes, number: int, endpoint: str) -> Request:
+def url_of(line: bytes) -> str | None:
+    """The endpoint that a line names; None where it names none."""
+    try:
+        return _decode_url(line).url or None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+
+
+def check_request(line: bytes, number: int, endpoint: str, *, in_words: bool = True) -> Request:
     r"""Check one line of the input, with or without its ``\n``; ``number`` counts from 1.
 
-    Raises InvalidInput, which says the line, the field, what is wrong and what to do.
+    Raises InvalidInput, which says the line, the field, what is wrong and what to do; not ``in_words``, only the line.
     """
+    try:
+        return _checked(line, number, endpoint)
+    except InvalidInput:
+        raise
+    except _NotARequest as error:
+        if not in_words:
+            raise InvalidInput("is no request", line=number) from None
+        raise _explain(line, number, endpoint, str(error)) from None
+
+
+class _NotARequest(Exception):
+    """The reason of the decoder, if that has one."""
+
+
+def _checked(line: bytes, number: int, endpoint: str) -> Request:
     try:
         if not line.isascii():
             str(line, "utf-8")  # msgspec does not check the values that it skips
         found: _Line | _EmbeddingLine
         found = _decode_embedding(line) if endpoint == EMBEDDINGS else _decode_line(line)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise _explain(line, number, endpoint, str(error)) from None
+        raise _NotARequest(str(error)) from None
     body = found.body
     model = body.model
     if type(model) is not str and not (model is None and endpoint.startswith(_MODEL_OPTIONAL)):
-        raise _explain(line, number, endpoint, "")
+        raise _NotARequest
     if not found.custom_id or found.url != endpoint or model == "" or body.stream is True:
-        raise _explain(line, number, endpoint, "")
+        raise _NotARequest
     if model is not None and len(model) > MAX_MODEL:
-        raise _explain(line, number, endpoint, "")
+        raise _NotARequest
     inputs = _count_inputs(body.input, number) if isinstance(body, _EmbeddingBody) else 1
     return Request(found.custom_id, model, inputs)
 
@@ -117,14 +145,14 @@ def _count_inputs(value: str | list[msgspec.Raw], number: int) -> int:
 def _explain(line: bytes, number: int, endpoint: str, reason: str) -> InvalidInput:
     """Why a line was refused, in words; it may be slow, because it is called once."""
     try:
-        row = _parse(line, number)
+        row = parse_object(line, number)
         _explain_fields(row, number, endpoint)
     except InvalidInput as error:
         return error
     return InvalidInput(f"cannot be read: {shortened(reason, 300)}", line=number)
 
 
-def _parse(line: bytes, number: int) -> dict[str, Any]:
+def parse_object(line: bytes, number: int) -> dict[str, Any]:
     if number == 1:
         if line.startswith(_BOM):
             raise InvalidInput("starts with a byte order mark; save the file as UTF-8 without BOM", line=number)
@@ -160,35 +188,50 @@ def _parse(line: bytes, number: int) -> dict[str, Any]:
     return row
 
 
-#: How files begin that are not JSONL, and what to do about it.
+#: How files begin that are neither requests nor a table, and what to do about it.
 _BEGINNINGS: tuple[tuple[bytes, str], ...] = (
-    (b"\x1f\x8b", "this file is gzip: unpack it first (gunzip)"),
-    (b"\x28\xb5\x2f\xfd", "this file is zstd: unpack it first (unzstd)"),
-    (b"BZh", "this file is bzip2: unpack it first (bunzip2)"),
     (b"\xfd7zXZ", "this file is xz: unpack it first (unxz)"),
-    (b"PK\x03\x04", "this file is a zip archive or an Excel sheet; give JSONL, one request per line"),
-    (b"PAR1", "this file is Parquet; give JSONL, one request per line"),
-    (b"ARROW1", "this file is Arrow; give JSONL, one request per line"),
-    (b"\xff\xfe", "this file is UTF-16; save it as UTF-8"),
-    (b"\xfe\xff", "this file is UTF-16; save it as UTF-8"),
-    (b"[", "this file is a JSON array; give JSONL, one request per line, without brackets and commas around them"),
-    (b"<", "this file is XML or HTML; give JSONL, one request per line"),
+    (b"PK\x03\x04", "this file is a zip archive or an Excel sheet; unpack it, or save the sheet as CSV"),
+    (b"\xd0\xcf\x11\xe0", "this file is an Excel sheet; save it as CSV"),
+    (b"SQLite format", "this file is a database; export a table as CSV"),
+    (b"%PDF", "this file is a PDF; give JSONL, CSV or Parquet"),
+    (b"[", "this file is a JSON array; give JSONL, one object per line, without brackets and commas around them"),
+    (b"<", "this file is XML or HTML; give JSONL, CSV or Parquet"),
 )
+#: The same of tables, which need a prompt.
+_TABLES: tuple[tuple[bytes, str], ...] = (
+    (b"PAR1", "this file is Parquet"),
+    (b"ARROW1", "this file is Arrow"),
+    (b"\xff\xff\xff\xff", "this file is Arrow"),
+    (b"\xff\xfe", "this is a UTF-16 file, a table perhaps"),
+    (b"\xfe\xff", "this is a UTF-16 file, a table perhaps"),
+)
+_GIVE_PROMPT = "give --prompt to make a request of each row; or JSONL, one request per line"
+
+
+def what_it_looks_like(beginning: bytes) -> str | None:
+    """What a file is by its first bytes, if it is neither JSONL nor a table, and what to do about it."""
+    for start, says in _BEGINNINGS:
+        if beginning.lstrip().startswith(start):
+            return says
+    if beginning.split(b"\n", 1)[0].strip() == b"{":
+        return "this file has a JSON object over several lines; give JSONL, each object on a line of its own"
+    return None
 
 
 def _looks_like(line: bytes) -> str | None:
-    """What a file is by its first line, if it is something else than JSONL, and what to do about it."""
-    for beginning, says in _BEGINNINGS:
-        if line.lstrip().startswith(beginning):
-            return says
-    if line.strip() == b"{":
-        return "this file has a JSON object over several lines; give JSONL, each request on a line of its own"
+    """What a file is by its first line, if it is something else than requests, and what to do about it."""
+    if (says := what_it_looks_like(line)) is not None:
+        return says
+    for start, kind in _TABLES:
+        if line.startswith(start):
+            return f"{kind}: {_GIVE_PROMPT}"
     head = line[:2_000].strip()
     if head[:1] in (b"{", b"") or b"\0" in head:
         return None
     for mark, name in ((b"\t", "TSV"), (b",", "CSV"), (b";", "CSV with semicolons")):
         if mark in head:
-            return f"this file looks like {name}; give JSONL, one request per line, as a JSON object"
+            return f"this looks like {name}: {_GIVE_PROMPT}"
     return None
 
 

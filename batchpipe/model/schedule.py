@@ -66,7 +66,9 @@ class Schedule(BaseModel):
     output: str | None = Field(None, min_length=1, description="folder or URL for the results")
     key: str = Field(DEFAULT_KEY, description="idempotency key: the same key is the same job")
     name: str = Field("{name}", description="the job's name, for people")
-    endpoint: str = DEFAULT_ENDPOINT
+    endpoint: str | None = Field(
+        None, description="of every row; unset: the url of the first request, or of a table " + DEFAULT_ENDPOINT
+    )
     completion_window: str = DEFAULT_WINDOW
     metadata: dict[str, str] = {}
     extra: dict[str, Any] = {}
@@ -79,6 +81,22 @@ class Schedule(BaseModel):
     max_bytes: int | None = Field(None, ge=1)
     attempts: int | None = Field(None, ge=1, le=100)
     priority: int | None = Field(None, ge=-100, le=100)
+    prompt: str | None = Field(None, description="makes a request of each row of a table: a template, or @FILE")
+    system: str | None = Field(None, description="system message of each: a template, or @FILE")
+    model: str | None = Field(None, description="of all rows of a table")
+    params: dict[str, Any] = Field({}, description="further fields of each body")
+    answer: str | None = Field(None, description="file with a JSON Schema of the answers")
+    id: str | None = Field(None, description="column with the custom_id")
+    image: str | None = Field(None, description="column with a URL or file of an image")
+    text: str | None = Field(None, description="column that is embedded or moderated")
+    body: str | None = Field(None, description="template of a whole body as JSON, or @FILE")
+    on_invalid: Literal["reask", "fail", "keep"] | None = None
+    grow_tokens: bool = False
+    delimiter: str | None = None
+    header: bool | None = None
+    encoding: str | None = None
+    format: list[Literal["csv", "parquet"]] = Field([], description="tables of results beside the JSONL")
+    excel: bool = False
 
     @field_validator("crontab")
     @classmethod

@@ -27,12 +27,12 @@ EARLIER = ".batchpipe"
 
 #: The fields of shards that a view of a job needs, as they are stored.
 SHOWN = (
-    *("round", "batch_id", "status", "rows", "counts", "ok", "failed", "missing", "incomplete"),
+    *("round", "batch_id", "status", "rows", "counts", "ok", "failed", "missing", "invalid", "incomplete"),
     *("answered", "resend", "stalled_at", "stall", "waits_since", *FORESEEN),
 )
 #: Those that ``metrics_view`` needs in addition.
 MEASURED = (
-    *("round", "batch_id", "rows", "ok", "failed", "missing", "usage", "cost", "uploads", "spent"),
+    *("round", "batch_id", "rows", "ok", "failed", "missing", "invalid", "usage", "cost", "uploads", "spent"),
     *("planned_at", "uploaded_at", "created_at", "ended_at", "collected_at"),
 )
 
@@ -63,6 +63,7 @@ class Sums:
         self.answered = 0
         self.troubled: ShardRecord | None = None  #: the first that is in trouble
         self._rows = {"ok": 0, "failed": 0, "missing": 0}
+        self._invalid = 0
         self._all_known = True
         self._incomplete: dict[str, int] = {}
 
@@ -72,6 +73,7 @@ class Sums:
         self._all_known = self._all_known and shard.ok is not None
         for name in self._rows:
             self._rows[name] += getattr(shard, name) or 0
+        self._invalid += shard.invalid or 0
         add_usage(self._incomplete, shard.incomplete)
         if self.troubled is None and shard.trouble is not None and shard.stage != Stage.COLLECTED:
             self.troubled = shard
@@ -79,8 +81,9 @@ class Sums:
     def rows(self, job: JobRecord) -> dict[str, int | None]:
         """The job's own numbers; while it runs, the sums over its shards, if all of them have numbers."""
         if job.ok is not None or not self.count or job.round > 1 or not self._all_known:
-            return {"total": job.total, "ok": job.ok, "failed": job.failed, "missing": job.missing}
-        return {"total": job.total, **self._rows}
+            found = {"total": job.total, "ok": job.ok, "failed": job.failed, "missing": job.missing}
+            return {**found, "invalid": job.invalid} if job.recipe else found
+        return {"total": job.total, **self._rows, **({"invalid": self._invalid} if job.recipe else {})}
 
     def answered_in(self, job: JobRecord) -> int | None:
         """Answered rows; None if the job's own number is to be shown."""
@@ -153,6 +156,8 @@ def _head(job: JobRecord, sums: Sums, moment: Moment) -> dict[str, Any]:
         "held": _problem(job.hold),
         "tags": job.tags,
         "rows": sums.rows(job),
+        **({"retry_of": job.retry_of} if job.retry_of else {}),
+        **({"retries": job.retries, "rows_with_retries": job.retried or None} if job.retries else {}),
         "incomplete": sums.incomplete(job),
         "progress": progress_view(progress_of_job(job, now=moment.now, answered=sums.answered_in(job))),
         "eta": moment.job_eta,

@@ -15,6 +15,7 @@ from batchpipe.pipeline.manifest import workspace_of
 from batchpipe.pipeline.output_owner import Outputs
 from batchpipe.pipeline.reading import budgeted, page_reads
 from batchpipe.pipeline.reason_samples import read_samples
+from batchpipe.pipeline.retried import Joining
 from batchpipe.pipeline.runner import Runner, words
 from batchpipe.pipeline.steps.cleanup import delete_files, has_files
 from batchpipe.pipeline.steps.merge import clean_up
@@ -56,6 +57,7 @@ class Closing:
                     raise
                 logger.warning("files left in %s: %s", job.workspace, error, extra={"event": "workspace_left"})
                 self._runner.log(job.id, [("files_left", {"message": error.message})], level=logging.WARNING)
+            self._join(lease)
             self._runner.notices.job_ended(job)
             self._notify_receivers(job, lease)
             if self._deletes_files(lease):  # trouble with that notifies nobody again
@@ -76,6 +78,17 @@ class Closing:
         except RecordUnreadable:  # we cannot tell which files belong to it: all of them stay
             return
         remove_leftovers(workspace, {*job.order_files, *names}, lease.check)
+
+    def _join(self, lease: JobLease) -> None:
+        """Show the rows of a retry in the results of the job that it retries, too."""
+        if not lease.job.retry_of:
+            return
+        try:
+            Joining(self._runner).join(lease)
+        except StorageTrouble as error:
+            if error.passes and not self._outputs.is_late(lease.job.ended_at):
+                raise
+            self._runner.log(lease.job.id, [("retry_not_joined", {"message": error.message})], level=logging.WARNING)
 
     def _notify_receivers(self, job: JobRecord, lease: JobLease) -> None:
         """Raises TransientError; but receivers that always fail, or are never loaded, do not block the job for ever."""

@@ -17,6 +17,8 @@ from batchpipe.model.answers import OutcomeState, error_line, failed_line, raw_e
 from batchpipe.model.outcomes import (
     FAILED,
     FOR_NOW,
+    INVALID,
+    INVALIDS,
     MISSING,
     MISSING_FOR_NOW,
     OK,
@@ -28,6 +30,7 @@ from batchpipe.model.reasons import Tally
 from batchpipe.model.records import BatchError, Counts, JobRecord, Move, Problem, ShardRecord, Stage, Status
 from batchpipe.model.requests import custom_id
 from batchpipe.pipeline.answer_index import TOO_FEW, Answers, counted_answers, paced
+from batchpipe.pipeline.judging import Judge
 from batchpipe.storage import Folder
 
 
@@ -87,24 +90,27 @@ def collect(
     absent: Absent,
     check: Callable[[], None],
     rounds: int = 0,
+    judge: Judge | None = None,
 ) -> Move:
     """Write the collected file, and move the shard to ``collected``. ``absent``: see ``absent_of``; ``rounds``: those
-    that the job has had. Raises StorageTrouble, BatchpipeError (``rows_lost``) if the rows do not add up.
+    that the job has had; ``judge``: of answers. Raises StorageTrouble, BatchpipeError (``rows_lost``) if the rows do
+    not add up.
     """
     name = f"collected/{shard.index:05d}-{shard.try_}-{token}.rows"
-    counts, resend, final = dict.fromkeys(OutcomeState, 0), 0, 0
+    counts, resend, final, invalid = dict.fromkeys(OutcomeState, 0), 0, 0, 0
     reasons = Tally()
     with ExitStack() as stack:
         requests, out = stack.enter_context(workspace.reader(shard.file)), stack.enter_context(workspace.writer(name))
         before = iter(stack.enter_context(workspace.reader(shard.collected_file or ""))) if shard.landing else None
         rows = zip(paced(requests, check), answers, strict=True)
         for number, (request, answer) in enumerate(rows, 1):
-            mark, line = _row(shard, number, request, answer, absent)
+            mark, line = _row(shard, number, request, answer, absent, judge)
             if before is not None:
                 mark, line = _landed(next(before, b""), mark, line, again=shard.round < rounds)
             counts[OUTCOMES[mark]] += 1
             resend += mark in FOR_NOW
-            final += mark in (OK, FAILED)
+            final += mark in (OK, FAILED, INVALID)
+            invalid += mark in INVALIDS
             if mark != OK:
                 reasons.add_line(line, again=mark in FOR_NOW)
             out.write(b"%b%b\n" % (mark, line))
@@ -113,6 +119,7 @@ def collect(
         raise BatchpipeError(f"shard {shard.index} does not add up: {shard.rows} rows, {numbers}", code="rows_lost")
     changes: dict[str, Any] = {"resend": resend, **{outcome.value: count for outcome, count in counts.items()}}
     changes |= {"answered": final, "reasons": reasons.counts, "counts": _counted(shard, counts)}
+    changes |= {"invalid": invalid} if judge is not None or shard.invalid else {}
     changes |= {**_spent(shard, answers, absent), "collected_file": name, "error": absent.problem}
     if shard.landing:
         changes["landing"] = False
@@ -164,7 +171,12 @@ def _or(counted: int | None, found: int) -> int:
 
 
 def _row(
-    shard: ShardRecord, number: int, request: bytes, answer: tuple[bool, bytes] | None, absent: Absent
+    shard: ShardRecord,
+    number: int,
+    request: bytes,
+    answer: tuple[bool, bytes] | None,
+    absent: Absent,
+    judge: Judge | None,
 ) -> tuple[bytes, bytes]:
     """The mark of a row and its line in the collected file, without its newline."""
     if answer is None:
@@ -172,7 +184,8 @@ def _row(
         return mark, error_line(custom_id(request), OUTCOMES[mark], shard.round, None, error or absent.error)
     ok, raw = answer
     if ok:
-        return OK, raw
+        refused = judge.refuse(raw, shard) if judge is not None else None
+        return (OK, raw) if judge is None or refused is None else (judge.mark, refused)
     found = read_answer(raw)
     if found.ok:  # the line alone does not show that it is incomplete
         found = msgspec.structs.replace(found, ok=False, failure=TOO_FEW)
@@ -190,7 +203,7 @@ def _landed(before: bytes, mark: bytes, line: bytes, *, again: bool) -> tuple[by
     if old == OK or (again and old in FOR_NOW):
         return old, old_line
     if mark == OK or OUTCOMES[mark] is OutcomeState.FAILED:
-        return (mark if mark == OK else FAILED), line
+        return (mark if mark in (OK, INVALID) else FAILED), line
     return (FAILED if OUTCOMES[old] is OutcomeState.FAILED else MISSING), old_line
 
 

@@ -16,7 +16,9 @@ from batchpipe.config.site import current_site
 from batchpipe.errors import BatchpipeError
 from batchpipe.model.records import JobRecord
 from batchpipe.model.views import EARLIER
+from batchpipe.pipeline.data_rows import SUBMIT, rows_file_of
 from batchpipe.pipeline.manifest import submitted_at
+from batchpipe.pipeline.recipes import RECIPE
 from batchpipe.storage import Folder
 from batchpipe.store import Store
 from batchpipe.store.redis_label import label_of
@@ -51,7 +53,7 @@ def forget_copy(settings: Settings, job_id: str) -> None:
 
 def remove_copy(settings: Settings, job: JobRecord) -> None:
     """Remove what was copied for a job that is not recorded. Raises nothing: the caller is handling an error."""
-    if job.spooled:
+    if job.has_copies:
         _remove(job.id, job.workspace, job.output)
         forget_copy(settings, job.id)
 
@@ -100,7 +102,8 @@ def _remove(job_id: str, workspace: str, output: str) -> None:
     """Remove the workspace if there is nothing in it but the copy, and an output folder that was made for it alone."""
     folder = Folder(workspace, private=True)
     try:
-        others = [name for name in folder.names() if name != COPIED_INPUT and not name.endswith(".part")]
+        copies = (COPIED_INPUT, RECIPE, rows_file_of(SUBMIT))
+        others = [name for name in folder.names() if name not in copies and not name.endswith(".part")]
         if others:  # the job was recorded somewhere and prepared
             logger.warning("the workspace %s of job %s is kept: it has %s", workspace, job_id, ", ".join(others[:3]))
             return

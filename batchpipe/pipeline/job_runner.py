@@ -30,6 +30,7 @@ from batchpipe.model.steps import JOB_STEPS, SHARD_STEPS, Step
 from batchpipe.model.views import EARLIER
 from batchpipe.pipeline.account_limits import bounds_of, model_bytes, within_limits
 from batchpipe.pipeline.closing import Closing
+from batchpipe.pipeline.data_rows import SUBMIT
 from batchpipe.pipeline.manifest import (
     MANIFEST,
     input_rules,
@@ -41,6 +42,7 @@ from batchpipe.pipeline.manifest import (
 from batchpipe.pipeline.merging import Merging
 from batchpipe.pipeline.messages import Done, Message, Next, Publish, Retry, denied, lost_lease
 from batchpipe.pipeline.output_owner import Outputs
+from batchpipe.pipeline.recipes import read_recipe
 from batchpipe.pipeline.room import room_for
 from batchpipe.pipeline.runner import (
     CANCELLING,
@@ -150,6 +152,7 @@ class JobRunner(Runner):
                 output=self._outputs.folder(job, job.output),
                 rules=input_rules(self.settings),
                 bounds=bounds_of(self.settings, job.account, self.store),
+                recipe=read_recipe(job, workspace),
             )
             self._announce(lease, workspace, prepared)
             _clean_up_after_killed_turns(lease, workspace, [])
@@ -169,8 +172,8 @@ class JobRunner(Runner):
     def _check_places(self, lease: JobLease) -> None:
         """Raises InvalidInput for places that may not be used, OutputInUse for another job's output."""
         job, roots = lease.job, self.settings.roots()
-        if not job.spooled:
-            check_allowed(job.input, roots, "input")
+        for place in (job.inputs or [job.input]) if not job.spooled else ():
+            check_allowed(place, roots, "input")
         check_allowed(job.output, roots, "output")
         self._outputs.check(lease)
 
@@ -188,9 +191,10 @@ class JobRunner(Runner):
 
     def _announce(self, lease: JobLease, workspace: Folder, prepared: Prepared) -> None:
         """Write to the output which job owns it, and to the workspace what recover needs if Redis loses everything."""
+        job = lease.job.evolve(endpoint=prepared.endpoint, rows_file=prepared.rows_file or lease.job.rows_file)
         if (owner := self._outputs.take(lease, prepared.rows)) is not None:
             self.log(lease.job.id, [("earlier_results_kept", {"of": owner, "in": f"{EARLIER}/{owner}"})])
-        self._write_manifest(lease.job, [], prepared, workspace)
+        self._write_manifest(job, [], prepared, workspace)
 
     def _write_manifest(
         self, job: JobRecord, done: Iterable[ShardRecord], prepared: Prepared, workspace: Folder
@@ -207,6 +211,10 @@ class JobRunner(Runner):
             "order_files": [*job.order_files, prepared.order_file or ""],
             "reasons": final_ones(job.reasons),  # the others are sent again
         }
+        if prepared.endpoint:
+            changes["endpoint"] = prepared.endpoint
+        if prepared.rows_file:
+            changes["rows_file"] = prepared.rows_file
         few = list(_new_shards(job, prepared)) if len(prepared.shards) <= AT_ONCE else None
         alone = few is not None and len(few) == 1 and not job.shards and is_small(few[0].bytes, few[0].rows)
         following = self.ahead.link_of(self.settings, "upload") if alone else None
@@ -282,6 +290,8 @@ class JobRunner(Runner):
         """Files of the workspace are gone for good: make results of what is left and what the provider still has."""
         job = lease.job
         merged = self._merging.merge_left(lease)
+        gone = Problem(code=WORKSPACE_GONE, message="the order of the input is lost")
+        self._merging.write_tables(lease, merged, error=gone)
         message = (
             f"files of the workspace {job.workspace} were gone: the results are in another order than the input, "
             f"{merged.ok} ok, {merged.failed} failed, and {merged.missing} missing, which may not be named"
@@ -303,12 +313,14 @@ class JobRunner(Runner):
                 lease.token,
                 check=lambda: check_cancel(lease),
                 model_bytes=model_bytes(self.store, self.settings, job.account, now=True),
+                recipe=read_recipe(job, workspace),
             )
             lease.check()  # a turn that was frozen must not set the manifest back
             self._write_manifest(job, self._merging.collected(lease), prepared, workspace)
             _clean_up_after_killed_turns(lease, workspace, [])
             return self._plan(lease, prepared)
         merged = self._merging.merge_all(lease)
+        self._merging.write_tables(lease, merged)
         error = None if job.cancel else merged.error(seen)
         changes = {**merged.totals, "incomplete": merged.incomplete, "error": error}
         return self._finish(lease, merged.state, changes)
@@ -323,6 +335,8 @@ class JobRunner(Runner):
         self._count_stages(before)
         self.counters.add("jobs_ended", account=lease.job.account, state=final.value)
         self.counters.rows("rows", lease.job.account, changes)
+        if changes.get("invalid"):
+            self.counters.add("rows_invalid", changes["invalid"], account=lease.job.account)
         self.log(lease.job.id, [("ended", {"state": final.value, **_counts(changes)})], recorded=True)
         self._close(lease, final)
         error = changes.get("error")
@@ -386,7 +400,7 @@ def _clean_up_after_killed_turns(lease: JobLease, workspace: Folder, orders: lis
     """Remove what earlier turns of this job left when they were killed. ``orders``: order files to keep, with their
     shards, besides those of the record.
     """
-    kept = {lease.token, *map(token_of, (*lease.job.order_files, *orders))}
+    kept = {lease.token, SUBMIT, *map(token_of, (*lease.job.order_files, *orders))}
     with suppress(StorageTrouble):  # leftovers do no harm
         remove_files_of_killed_turns(workspace, kept, lease.check)
 

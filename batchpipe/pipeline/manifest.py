@@ -28,7 +28,9 @@ MANIFEST = "manifest.json"
 WORKSPACES = "workspaces.jsonl"
 
 RESULT_FILES = (OUTPUT_FILE, ERROR_FILE)
-_OURS = (*RESULT_FILES, JOB_FILE)
+#: Tables of results, which a job may have beside them.
+TABLE_FILES = ("output.csv", "output.parquet")
+_OURS = (*RESULT_FILES, *TABLE_FILES, JOB_FILE)
 #: Bytes that a job.json may have before its shards.
 _HEAD_BYTES = 1 << 24
 _SHARDS_BEGIN = b'  "shards": [\n'
@@ -70,6 +72,7 @@ def basics(job: JobRecord) -> dict[str, Any]:
         *("v", "id", "name", "account", "endpoint", "completion_window", "metadata", "extra", "tags", "key", "queue"),
         *("input", "input_here", "spooled", "output", "workspace", "max_rows", "max_bytes", "attempts"),
         *("priority", "on_done", "notify_sites", "notify", "created_at"),
+        *("inputs", "recipe", "rows_file", "formats", "excel", "retry_of"),
     )
     return {name: getattr(job, name) for name in fields}
 
@@ -243,12 +246,14 @@ def foreign(output: Folder, name: str) -> InvalidInput:
     )
 
 
-def check_no_results(output: Folder, *, but: Mapping[str, Collection[int]] | None = None) -> None:
+def check_no_results(
+    output: Folder, *, but: Mapping[str, Collection[int]] | None = None, also: Collection[str] = ()
+) -> None:
     """Raises InvalidInput (``output_foreign``) if files with the names of result files lie there.
 
-    ``but``: files of these sizes belong to the caller.
+    ``but``: files of these sizes belong to the caller. ``also``: further names.
     """
-    for name in RESULT_FILES:
+    for name in (*RESULT_FILES, *also):
         if output.exists(name) and (but is None or output.size(name) not in but[name]):
             raise foreign(output, name)
 

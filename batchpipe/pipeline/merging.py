@@ -8,8 +8,9 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 
-from batchpipe.errors import FILE_MISSING, WORKSPACE_GONE, InvalidInput, OutputInUse, StorageTrouble
+from batchpipe.errors import FILE_MISSING, WORKSPACE_GONE, InvalidInput, OutputInUse, SettingsError, StorageTrouble
 from batchpipe.model.records import Problem, ShardRecord
+from batchpipe.pipeline.job_results import JobResults
 from batchpipe.pipeline.manifest import own_place, workspace_of
 from batchpipe.pipeline.output_owner import Outputs
 from batchpipe.pipeline.runner import Runner
@@ -62,6 +63,20 @@ class Merging:
             return (self._left_of(lease, shard, workspace) for shard in self.collected(lease))
 
         return self._merge_shards(lease, left, workspace, merge_what_is_left)
+
+    def write_tables(self, lease: JobLease, merged: Merged, *, error: Problem | None = None) -> None:
+        """The tables that the job was asked for, of its merged results. Where one cannot be written for want of a
+        package, the job ends without it, and its log says so: the rows are there. Raises StorageTrouble.
+        """
+        job = lease.job.evolve(error=error)
+        if not job.formats or not merged.total:
+            return
+        try:
+            folder = self._outputs.folder(job, job.results)
+            JobResults(job, self._runner.settings, folder).write_tables(lease.check)
+        except SettingsError as missing:
+            fields = {"message": missing.message, "formats": ", ".join(job.formats)}
+            self._runner.log(job.id, [("table_not_written", fields)], level=logging.ERROR)
 
     def _left_of(self, lease: JobLease, shard: ShardRecord, workspace: Folder) -> ShardRecord:
         """The shard with a readable file of its rows: its own, one of what the provider still has, or none."""

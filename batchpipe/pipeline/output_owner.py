@@ -72,11 +72,11 @@ class Outputs:
         output = self._folder(job.output)
         owner = read_owner(output)
         if owner is None:
-            check_no_results(output)
+            check_no_results(output, also=[f"output.{kind}" for kind in job.formats])
         if owner is None or owner.id == job.id:
             return None
         if not self._has_files(job, owner):
-            check_no_results(output)
+            check_no_results(output, also=[f"output.{kind}" for kind in job.formats])
         return owner.id
 
     def take(self, lease: JobLease, rows: int) -> str | None:

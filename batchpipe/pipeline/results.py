@@ -21,6 +21,7 @@ import orjson
 
 from batchpipe.errors import BatchpipeError, StorageTrouble
 from batchpipe.model.answers import OutcomeState, strict_json
+from batchpipe.model.outcome import PLAIN, Outcome, Reads
 from batchpipe.model.outcomes import FOR_NOW
 from batchpipe.pipeline.shard_files import MAX_UNFINISHED
 from batchpipe.storage import Folder, read_lines
@@ -28,21 +29,6 @@ from batchpipe.storage import Folder, read_lines
 OUTPUT, ERRORS, INDEX = "output.jsonl", "errors.jsonl", "results.idx"
 #: Folders of a workspace with large files, removed when all is well.
 WORKING = ("shards", "downloads", "collected")
-
-
-class Outcome(msgspec.Struct, frozen=True, kw_only=True):
-    """One row of a job's results. ``index`` counts from 0: its place in the input, where that is known.
-
-    ``state`` is ok, failed (the provider or model refused it) or missing (no answer came). ``response`` and
-    ``error`` are the provider's, decoded.
-    """
-
-    index: int
-    custom_id: str
-    state: OutcomeState
-    response: Any = None
-    error: Any = None
-    attempts: int = 1
 
 
 @dataclass(frozen=True)
@@ -253,30 +239,44 @@ def iter_index(index: BinaryIO) -> Iterator[bool]:
             yield False
 
 
-def iter_outcomes(output: Folder, index: BinaryIO | None = None) -> Iterator[Outcome]:
+def iter_outcomes(
+    output: Folder,
+    index: BinaryIO | None = None,
+    *,
+    reads: Reads = PLAIN,
+    inputs: Iterable[dict[str, Any]] | None = None,
+) -> Iterator[Outcome]:
     """The rows of a finished job, lazily, in the order of the input; without an index the ok ones come first.
 
-    Raises StorageTrouble (``file_missing``), BatchpipeError if index and files do not fit.
+    ``inputs``: the data rows that they came from, in the same order. Raises StorageTrouble (``file_missing``),
+    BatchpipeError if index and files do not fit.
     """
+    given = iter(inputs) if inputs is not None else repeat(None)
+    for at, (is_ok, line) in enumerate(iter_rows(output, index)):
+        yield outcome_of(at, is_ok, line, reads, next(given, None))
+
+
+def iter_rows(output: Folder, index: BinaryIO | None = None) -> Iterator[tuple[bool, bytes]]:
+    r"""For each row, in the same order, whether it is ok, and its line with its ``\n``. Raises as ``iter_outcomes``."""
     with output.reader(OUTPUT) as ok, output.reader(ERRORS) as other:
         if index is None:
-            lines = chain(zip(repeat(True), ok), zip(repeat(False), other))
-            for at, (is_ok, line) in enumerate(lines):
-                yield _row(at, is_ok, line)
+            yield from chain(zip(repeat(True), ok), zip(repeat(False), other))
             return
         for at, is_ok in enumerate(iter_index(index)):
             line = (ok if is_ok else other).readline()
             if not line:
                 raise BatchpipeError(f"{OUTPUT if is_ok else ERRORS} ends before row {at + 1} of {INDEX}")
-            yield _row(at, is_ok, line)
+            yield is_ok, line
         if ok.read(1) or other.read(1):
             raise BatchpipeError(f"{OUTPUT} and {ERRORS} have more rows than {INDEX}")
 
 
-def _row(at: int, is_ok: bool, line: bytes) -> Outcome:
+def outcome_of(at: int, is_ok: bool, line: bytes, reads: Reads = PLAIN, given: dict[str, Any] | None = None) -> Outcome:
+    """The row of a line of ``output.jsonl``, or of ``errors.jsonl``."""
     if is_ok:
         ok = _ok_line(line)
-        return Outcome(index=at, custom_id=ok.custom_id, state=OutcomeState.OK, response=ok.response)
+        state = OutcomeState.OK
+        return Outcome(index=at, custom_id=ok.custom_id, state=state, response=ok.response, input=given, reads=reads)
     other = _decode_error(line)
     return Outcome(
         index=at,
@@ -285,6 +285,8 @@ def _row(at: int, is_ok: bool, line: bytes) -> Outcome:
         response=other.response,
         error=other.error,
         attempts=other.attempts,
+        input=given,
+        reads=reads,
     )
 
 

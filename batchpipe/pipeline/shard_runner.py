@@ -26,6 +26,7 @@ from batchpipe.pipeline.create_context import CreateContext
 from batchpipe.pipeline.further_steps import FurtherSteps, after_further
 from batchpipe.pipeline.manifest import workspace_of
 from batchpipe.pipeline.messages import Continue, Done, Next, Publish, Retry, denied, lost_lease
+from batchpipe.pipeline.pricing import prices_of
 from batchpipe.pipeline.reading import NoSlot, TurnReads, budgeted, slots_for
 from batchpipe.pipeline.room import NoRoom, pass_on_room, wait_for_room
 from batchpipe.pipeline.runner import MAX_LOST, Shared, check_cancel, numbers
@@ -39,7 +40,6 @@ from batchpipe.pipeline.steps.upload import upload
 from batchpipe.storage import Folder
 from batchpipe.store import ClaimDenied, Following, Lease, ShardLease, Store, new_task_ids
 from batchpipe.telemetry.logs import about
-from batchpipe.telemetry.prices import Pricer, free, openai_prices, unknown
 
 logger = logging.getLogger(__name__)
 
@@ -202,7 +202,7 @@ class ShardRunner(FurtherSteps):
             now=self.store.now(),
             files_patience=self.settings.files_patience_seconds,
             unseen_seconds=self.settings.unseen_seconds,
-            prices=self._prices(lease.job.account),
+            prices=prices_of(self.settings, lease.job.account),
             check=lease.check,
             elsewhere=Folder(str(self.settings.home / "downloads"), private=True),
         )
@@ -211,11 +211,6 @@ class ShardRunner(FurtherSteps):
     def _reads(self, lease: ShardLease, *, at_once: bool = False) -> TurnReads:
         account = lease.job.account
         return TurnReads(self.store, self.settings, account, lease.shard, sleep=self.sleep, at_once=at_once)
-
-    def _prices(self, account: str) -> Pricer:
-        if self.settings.is_sandbox(account):
-            return free
-        return openai_prices() if self.settings.is_openai(account) else unknown
 
     # -- the end of a turn -----------------------------------------------------------------------------------------
 

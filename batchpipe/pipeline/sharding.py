@@ -37,11 +37,14 @@ class ShardPlan(msgspec.Struct, frozen=True):
 
 
 class Prepared(msgspec.Struct, frozen=True):
-    """The result of splitting an input. ``order_file``: runs "SHARD COUNT" that give the order of the input."""
+    """The result of splitting an input. ``order_file``: runs "SHARD COUNT" that give the order of the input.
+    ``rows_file``: its data rows, of a table; ``endpoint``: of all rows."""
 
     shards: list[ShardPlan]
     rows: int
     order_file: str | None
+    rows_file: str = ""
+    endpoint: str = ""
 
     @property
     def bytes(self) -> int:

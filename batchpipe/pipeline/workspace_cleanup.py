@@ -9,7 +9,9 @@ from posixpath import join
 from batchpipe.storage import Folder
 
 #: A shard or order file with the token of its turn, or the draft of one.
-_OF_TURN = re.compile(r"\.?(?:\d{5,12}|order)-(?P<token>\w{1,64})(?:\.jsonl)?(?P<draft>\.\d{1,12}-\w{1,32}\.part)?")
+_OF_TURN = re.compile(
+    r"\.?(?:\d{5,12}|order|rows)-(?P<token>\w{1,64})(?:\.jsonl)?(?:\.zst)?(?P<draft>\.\d{1,12}-\w{1,32}\.part)?"
+)
 
 
 def remove_files_of_killed_turns(workspace: Folder, tokens: Collection[str], check: Callable[[], None]) -> None:

@@ -54,7 +54,7 @@ BATCH_KINDS = frozenset(
     }
 )
 #: Faults of single rows; hits are rows.
-ROW_KINDS = frozenset({"row_fails", "row_missing", "row_body"})
+ROW_KINDS = frozenset({"row_fails", "row_missing", "row_body", "row_answer"})
 KINDS = HTTP_KINDS | FILE_KINDS | BATCH_KINDS | ROW_KINDS
 
 
@@ -90,7 +90,9 @@ class _Common:
     json: Any = None  #: the document of `replace`; for `row_body`: fields of the answer's body, or the body
     processed: bool | None = None  #: `status`, `malformed`, `replace`: is the request carried out?
     seconds: float = 1.0
-    mode: str = "short"  #: `truncate`: "short" breaks off, "clean" looks whole
+    mode: str = (
+        "short"  #: `truncate`: "short" breaks off, "clean" looks whole; `row_answer`: "invalid", "cut", "refused"
+    )
     bytes: int | None = None  #: `truncate`: how much is sent; `drip`, `slow_upload`: how much in `seconds`
     most: int = 0  #: `file_quota`: files that a project may hold
     fraction: float | None = None  #: share kept (`truncate`, `file_lags`), hit (rows), or done before (`expire`)

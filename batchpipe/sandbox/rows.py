@@ -14,6 +14,7 @@ from batchpipe.sandbox.batches import Batch, Usage
 from batchpipe.sandbox.errors import ApiError, error_body, error_type
 from batchpipe.sandbox.faults import Fault, Faults
 from batchpipe.sandbox.ledger import LedgerRow
+from batchpipe.sandbox.unwanted import unwanted
 from batchpipe.sandbox.validation import canonical
 
 #: Answers a row: (url, body) -> (status code, response body).
@@ -49,6 +50,8 @@ def run_row(batch: Batch, position: int, raw: bytes, faults: Faults, answerer: A
     status: int | None
     if fault is not None and fault.kind == "row_body":
         return _odd_body(batch, position, raw, row, fault, answerer)
+    if fault is not None and fault.kind == "row_answer":
+        return _odd_answer(batch, position, raw, row, fault, answerer)
     if fault is not None and not fault.billed:
         status, body, billed = _faulty(fault), None, False
     else:
@@ -81,6 +84,20 @@ def _odd_body(
     status = 200 if fault.status is None else fault.status
     result.output = _line(batch, custom_id, status, body)
     result.ledger = _ledger(batch, position, raw, custom_id, status, fault.billed, result.usage)
+    return result
+
+
+def _odd_answer(
+    batch: Batch, position: int, raw: bytes, row: dict[str, Any], fault: Fault, answerer: Answerer
+) -> RowResult:
+    """A row that is answered and paid for, with an answer that nobody wants: invalid, cut or refused."""
+    custom_id: str = row["custom_id"]
+    status, body = answerer(canonical(row["url"], batch.azure), row["body"])
+    body = unwanted(body, fault.mode)
+    result = RowResult(completed=status == 200, failed=status != 200, usage=usage_of(body))
+    line = _line(batch, custom_id, status, body)
+    result.output, result.error = (line, b"") if result.completed else (b"", line)
+    result.ledger = _ledger(batch, position, raw, custom_id, status, status == 200, result.usage)
     return result
 
 

@@ -10,6 +10,7 @@ from batchpipe.storage.atomic import Draft
 from batchpipe.storage.backends import Checkpoint, local_path, read_lines
 from batchpipe.storage.duplicates import DuplicateFinder
 from batchpipe.storage.folder import Folder
+from batchpipe.storage.globs import expanded, is_pattern
 from batchpipe.storage.inputs import allowed, check_allowed, input_info, open_input
 from batchpipe.storage.lines import LineFile
 from batchpipe.storage.names import folded_place, place_name, real_place
@@ -17,7 +18,7 @@ from batchpipe.storage.partial import Partial, forget, partial, prune
 from batchpipe.storage.rules import ANY_INPUT, InputRules
 from batchpipe.storage.scratch import Scratch, temporary
 from batchpipe.storage.spill import Spill
-from batchpipe.storage.uploads import lines_of, stored_at
+from batchpipe.storage.uploads import chunks_of, stored_at
 
 __all__ = [
     "ANY_INPUT",
@@ -32,10 +33,12 @@ __all__ = [
     "Spill",
     "allowed",
     "check_allowed",
+    "chunks_of",
+    "expanded",
     "folded_place",
     "forget",
     "input_info",
-    "lines_of",
+    "is_pattern",
     "local_path",
     "open_input",
     "partial",

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from datetime import datetime
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO
 from urllib.parse import unquote, urlsplit
 
 from batchpipe.errors import InvalidInput, StorageTrouble
@@ -26,6 +26,7 @@ from batchpipe.storage.backends import (
     scheme,
     storage_errors,
 )
+from batchpipe.storage.compression import unpacked
 from batchpipe.storage.patience import in_thread, wait
 from batchpipe.storage.rooted import open_rooted
 from batchpipe.storage.rules import ANY_INPUT, InputRules
@@ -39,7 +40,7 @@ Check = Callable[[], None]
 
 @contextmanager
 def open_input(url: str, rules: InputRules = ANY_INPUT, check: Check = lambda: None) -> Iterator[BinaryIO]:
-    """Open an input, a path or a URL, as one stream of bytes, read in blocks.
+    """Open an input, a path or a URL, as one stream of bytes, read in blocks; what is compressed is unpacked.
 
     ``check`` is called at least every second during a read of a remote one; what it raises ends the read. The file
     that is opened is the one that was checked against the roots, even if a link is put in its place in between.
@@ -48,9 +49,11 @@ def open_input(url: str, rules: InputRules = ANY_INPUT, check: Check = lambda: N
     """
     with _input_errors(url):
         raw = _open_local(url, rules) if local_path(url) is not None else _open_remote(url, rules, check)
-        stream = cast(BinaryIO, io.BufferedReader(raw, REMOTE_READ))
-    with closing(stream):
-        yield stream
+        packed = io.BufferedReader(raw, REMOTE_READ)
+    with closing(packed):
+        stream = unpacked(packed, url, most_bytes=rules.most_bytes, most_expansion=rules.most_expansion)
+        with closing(stream):
+            yield stream
 
 
 def input_info(url: str, rules: InputRules = ANY_INPUT, check: Check = lambda: None) -> tuple[int | None, float | None]:

@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, BinaryIO
 
 from batchpipe.storage.backends import os_errors
 
@@ -20,6 +20,28 @@ def temporary_lines(lines: Iterable[bytes]) -> Iterator[str]:
         file.writelines(lines)
         file.flush()
         yield file.name
+
+
+def text_of(path: str, most: int) -> str:
+    """The first characters of a person's own text file. Raises OSError, UnicodeDecodeError."""
+    with open(path, encoding="utf-8-sig") as file:
+        return file.read(most)
+
+
+@contextmanager
+def replaced_file(path: str) -> Iterator[BinaryIO]:
+    """A person's own file, which has its name when it is complete. Raises StorageTrouble, InvalidInput."""
+    folder, name = os.path.split(os.path.abspath(os.path.expanduser(path)))
+    draft = os.path.join(folder, f".{name}.{os.getpid()}.part")
+    with os_errors(path):
+        try:
+            with open(draft, "wb") as file:
+                yield file
+            os.replace(draft, os.path.join(folder, name))
+        except BaseException:
+            with suppress(OSError):
+                os.unlink(draft)
+            raise
 
 
 def unnamed_file() -> int:

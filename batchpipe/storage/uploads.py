@@ -27,14 +27,14 @@ def stored_at(source: Any) -> str | None:
         return None
 
 
-def lines_of(source: Any) -> Iterator[bytes] | None:
-    """The lines of an object that is read like a file, or has chunks like a Django upload; None for anything else."""
+def chunks_of(source: Any) -> Iterator[bytes] | None:
+    """The bytes of an object that is read like a file, or has chunks like a Django upload; None for anything else."""
     if _is_field_file(source):
-        return _lines_of_storage(source) if getattr(source, "_committed", True) else _lines_of_upload(source)
-    if hasattr(source, "chunks"):
-        return _split(source.chunks())
+        return _chunks_of_storage(source) if getattr(source, "_committed", True) else _chunks_of_upload(source)
+    if hasattr(source, "chunks") and not hasattr(source, "__arrow_c_stream__"):
+        return _as_bytes(source.chunks())
     if hasattr(source, "read"):  # iterating gives lines for some, chunks for others
-        return _split(iter(lambda: source.read(_CHUNK), source.read(0)))
+        return _as_bytes(iter(lambda: source.read(_CHUNK), source.read(0)))
     return None
 
 
@@ -43,33 +43,24 @@ def _is_field_file(source: Any) -> bool:
     return hasattr(source, "storage") and hasattr(source, "chunks")
 
 
-def _lines_of_storage(field: Any) -> Iterator[bytes]:
+def _chunks_of_storage(field: Any) -> Iterator[bytes]:
     """Reads through a handle of our own: the caller may have the file open."""
     try:
         file = field.storage.open(field.name, "rb")
     except FileNotFoundError:
         raise InvalidInput(f"{field.name} is not in its storage", field="input", code="input_missing") from None
     try:
-        yield from _split(file.chunks())
+        yield from _as_bytes(file.chunks())
     finally:
         file.close()
 
 
-def _lines_of_upload(field: Any) -> Iterator[bytes]:
+def _chunks_of_upload(field: Any) -> Iterator[bytes]:
     """For a model that is not saved yet: restores the position, because saving needs the upload from its beginning."""
-    yield from _split(field.chunks())
+    yield from _as_bytes(field.chunks())
     field.seek(0)
 
 
-def _split(chunks: Iterable[bytes | str]) -> Iterator[bytes]:
-    """Lines without their newline; the parts of an unfinished one are kept in pieces, because it may be long."""
-    rest: list[bytes] = []
+def _as_bytes(chunks: Iterable[bytes | str]) -> Iterator[bytes]:
     for chunk in chunks:
-        data = chunk.encode() if isinstance(chunk, str) else bytes(chunk)
-        *lines, tail = data.split(b"\n")
-        for line in lines:
-            yield b"".join((*rest, line))
-            rest.clear()
-        rest.append(tail)
-    if last := b"".join(rest):
-        yield last
+        yield chunk.encode() if isinstance(chunk, str) else bytes(chunk)

@@ -239,6 +239,12 @@ class Jobs:
         """
         self._redis.run("set_results", self._redis.keys(job_id, JOB), results, real)
 
+    def note_retried(self, job_id: str, counts: Mapping[str, int]) -> None:
+        """Note how many rows of a job are ok, failed and missing together with its retries. Does nothing if the job is
+        not known here.
+        """
+        self._redis.run("note_retried", self._redis.keys(job_id, JOB), orjson.dumps(dict(counts)).decode())
+
     def land(self, job_id: str, indexes: Iterable[int], *, in_output: bool = True) -> str:
         """Reopen an ended job to collect these shards, which are due at once; it is running then.
 

@@ -43,11 +43,11 @@ def keep_clients(channel: Any = None) -> bool:
 
 def keep_client_of(channel: Any) -> bool:
     """The same for one channel: other channels of the process are not ours. Returns whether it keeps its client."""
-    if _KEPT in vars(channel):
-        return "_create_client" in vars(channel)
     create = getattr(type(channel), "_create_client", None)
     if _keeps(create):
         return True
+    if _KEPT in vars(channel):
+        return "_create_client" in vars(channel)
     vars(channel)[_KEPT] = None  # looked at, once
     if create is None or not _as_expected(type(channel), create):
         return False

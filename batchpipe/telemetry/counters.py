@@ -100,6 +100,7 @@ METRICS: dict[str, Metric] = {
     "jobs_ended": Metric("Jobs that ended, by end state.", (ACCOUNT, "state")),
     "rows": Metric("Rows of ended jobs, by what became of them in the end.", (ACCOUNT, "outcome")),
     "rows_collected": Metric("Rows of downloaded batches, of all rounds, by outcome.", (ACCOUNT, "outcome")),
+    "rows_invalid": Metric("Rows of ended jobs with an answer that is not what was asked for.", (ACCOUNT,)),
     "rows_resent": Metric("Rows that were sent again in a further round."),
     "rounds": Metric("Further rounds: rows of a job were sent again."),
     "batches_resent": Metric("Batches made again because the provider's queue was full or the quota used up."),

@@ -21,6 +21,7 @@ from batchpipe.model.retry import REDIS_PAUSE_SECONDS
 from batchpipe.pipeline.job_runner import JobRunner
 from batchpipe.pipeline.manifest import results_place
 from batchpipe.pipeline.messages import Continue, Message, Next, Retry
+from batchpipe.pipeline.recipes import write_recipe
 from batchpipe.pipeline.shard_runner import ShardRunner
 from batchpipe.pipeline.sweep import sweep
 from batchpipe.storage import Folder, place_name
@@ -98,8 +99,10 @@ class Pump:
     # -- what a user does ------------------------------------------------------------------------------------------
 
     def submit(self, rows: Iterable[Mapping[str, Any]] | bytes, **fields: Any) -> str:
-        """Record a job for these rows (or raw bytes) and publish it. ``fields`` are fields of ``JobRecord``."""
-        job_id = fields.pop("id", None) or new_job_id()
+        """Record a job for these rows (or raw bytes) and publish it. ``fields`` are fields of ``JobRecord``, and
+        ``recipe`` a ``Recipe``.
+        """
+        job_id, recipe = fields.pop("id", None) or new_job_id(), fields.pop("recipe", None)
         home = self.folder / job_id
         with Folder(str(home)).writer("input.jsonl") as file:
             file.write(rows if isinstance(rows, bytes) else b"".join(orjson.dumps(dict(row)) + b"\n" for row in rows))
@@ -117,6 +120,9 @@ class Pump:
                 **fields,
             },
         )
+        if recipe is not None:
+            digest = write_recipe(Folder(record.workspace, private=True), recipe)
+            record = record.evolve(recipe=digest, endpoint=recipe.endpoint)
         self.store.jobs.submit(record)
         self.job_runner.publish(Message(job_id, JOB, 1, State.PENDING, record.task_ids, record.queue))
         return job_id

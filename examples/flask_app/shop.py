@@ -210,7 +210,7 @@ def answers_of(job: batchpipe.Job) -> Iterator[dict[str, str]]:
 def answer_of(outcome: batchpipe.Outcome) -> str:
     if outcome.state != "ok" or outcome.response is None:
         return str((outcome.error or {}).get("message") or "no answer came")
-    return str(outcome.response["body"]["choices"][0]["message"]["content"])
+    return outcome.text or ""
 
 
 # -- pages ---------------------------------------------------------------------------------------------------------

@@ -30,7 +30,7 @@ from tests.redis_server import RedisServer, free_port
 #: Blocks that other tests run, with the name of the test.
 ELSEWHERE: dict[str, list[Snippet]] = {
     "tests/test_readme.py::test_the_shell_of_the_readme_runs": [
-        Snippet("README.md", "batchpipe run requests.jsonl -o results --sandbox")
+        Snippet("README.md", "-o results --format csv --sandbox")
     ],
     "tests/test_readme.py::test_the_python_of_the_readme_runs": [Snippet("README.md", "cities-2026-11")],
     "tests/acceptance/test_from_wheel.py::test_a_new_django_project": [
@@ -146,7 +146,7 @@ def test_commands_in_the_text_are_commands(word: str) -> None:
 
 def readme(terminals: Terminals) -> None:
     terminal = terminals.terminal("readme")
-    terminal.machine.write("requests.jsonl", request_lines(2))
+    terminal.machine.write("products.csv", b"name,price\nLamp,30\nChair,45\n")
     terminal.run(Snippet("README.md", "-o results-openai"))
     assert len((terminal.machine.folder / "results-openai" / "output.jsonl").read_bytes().splitlines()) == 2
     terminal.run(Snippet("README.md", "python3 -m venv"), {" && . .venv/bin/activate": ""})  # and no pip of its own
@@ -161,6 +161,18 @@ def readme(terminals: Terminals) -> None:
     assert (nightly["name"], nightly["timezone"]) == ("nightly", "Europe/Berlin")
     job = terminal.run(Snippet("README.md", "schedules run nightly")).out.strip()
     assert terminal.machine.run("wait", job).code == 0
+
+
+def rows(terminals: Terminals) -> None:
+    """A table on the sandbox, and the same from Python beside a worker."""
+    terminal = terminals.terminal("rows")
+    said = terminal.run(Snippet("docs/rows.md", "products.csv --prompt")).out.splitlines()
+    assert said[0] == "id,name,price,answer,state,error,finish_reason,input_tokens,output_tokens,cost"
+    assert [line.split(",")[:3] for line in said[1:]] == [["a1", "Lamp", "30"], ["a2", "Chair", "45"]]
+    script = Snippet("docs/rows.md", "class Description").text
+    done = terminal.machine.start_python("-c", script).finish()
+    assert done.code == 0, done.err
+    assert [line.split()[0] for line in done.out.splitlines()] == ["paris", "rome"]
 
 
 def quickstart(terminals: Terminals) -> None:
@@ -348,7 +360,7 @@ def scaling(terminals: Terminals) -> None:
     assert terminal.machine.run("wait", job["id"]).code == 0
 
 
-STORIES = [readme, quickstart, python, cron, settings_of_a_site, crontab, flower, monitoring, sandbox_page]
+STORIES = [readme, rows, quickstart, python, cron, settings_of_a_site, crontab, flower, monitoring, sandbox_page]
 STORIES += [settings_page, providers, notifications, webhooks, scaling]
 
 

@@ -247,7 +247,7 @@ def test_an_uploaded_file_is_an_input(new_app: NewApp) -> None:
 
     job_id = app.test_client().post("/upload", data={"rows": (io.BytesIO(UPLOAD), "rows.jsonl")}).text
 
-    assert Path(batch.get_job(job_id).record.input).read_bytes() == UPLOAD + b"\n"
+    assert Path(batch.get_job(job_id).record.input).read_bytes() == UPLOAD
 
 
 # -- the JSON view -------------------------------------------------------------------------------------------------

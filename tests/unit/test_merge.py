@@ -16,10 +16,11 @@ from hypothesis import strategies as st
 
 from batchpipe.errors import BatchpipeError, LeaseLost, OutputInUse
 from batchpipe.model.answers import OutcomeState, error_line
+from batchpipe.model.outcome import Outcome
 from batchpipe.model.outcomes import FAILED, MISSING
 from batchpipe.model.records import JobRecord, ShardRecord
 from batchpipe.pipeline.manifest import manifest
-from batchpipe.pipeline.results import Outcome, iter_failed_lines, iter_failed_requests, iter_outcomes
+from batchpipe.pipeline.results import iter_failed_lines, iter_failed_requests, iter_outcomes
 from batchpipe.pipeline.sharding import Prepared
 from batchpipe.pipeline.steps.merge import Merged, Overview, clean_up, merge, merge_what_is_left
 from batchpipe.pipeline.steps.next_round import next_round

@@ -11,15 +11,17 @@ import pydantic
 import pytest
 
 from batchpipe.client.client import submit
+from batchpipe.client.input_copies import copy_input, dump_requests
 from batchpipe.client.option_checks import check_options
 from batchpipe.client.options import DEFAULTS, NAMES, complete
-from batchpipe.client.submission import dump_rows, new_record, with_input
+from batchpipe.client.submission import new_record, with_input
 from batchpipe.config.settings import Settings
 from batchpipe.errors import BatchpipeError, InvalidInput
 from batchpipe.masking import without_secrets
 from batchpipe.model.records import JobRecord
 from batchpipe.model.schedule import Schedule
 from batchpipe.model.views import job_view
+from batchpipe.storage import Folder
 
 
 def job(**fields: Any) -> JobRecord:
@@ -103,7 +105,7 @@ class Struct(msgspec.Struct):
 )
 def test_requests_of_any_type_become_lines(row: Any) -> None:
     """One line each, UTF-8, with its newline; bytes stay as they are."""
-    assert list(dump_rows([row])) == ['{"custom_id":"é"}\n'.encode()]
+    assert list(dump_requests([row])) == ['{"custom_id":"é"}\n'.encode()]
 
 
 @pytest.mark.parametrize(
@@ -121,7 +123,7 @@ def test_requests_of_any_type_become_lines(row: Any) -> None:
 def test_what_is_no_request_is_named_by_its_number(row: Any) -> None:
     """NaN, too, which the JSON library would write as null without a word."""
     with pytest.raises(InvalidInput, match=r"^line 2: "):
-        list(dump_rows([{"custom_id": "a"}, row]))
+        list(dump_requests([{"custom_id": "a"}, row]))
 
 
 @pytest.mark.parametrize("url", ["https://ann:s3cret@host/in.jsonl", "sftp://:s3cret@host/in", "s3://a:s3cret@b/c"])
@@ -193,15 +195,15 @@ def test_messages_and_views_show_no_secret_of_a_url(text: str, shown: str) -> No
     assert job_view(JobRecord(id="job_x", input=text))["input"] == shown
 
 
-def test_what_is_no_iterable_is_refused() -> None:
+def test_what_is_no_iterable_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match="give a path, a URL or an iterable"):
-        list(dump_rows(3))  # type: ignore[arg-type]
+        copy_input(job(), 3, Folder(str(tmp_path)), None, None)  # type: ignore[arg-type]
 
 
 def test_rows_are_taken_one_at_a_time() -> None:
     """An endless iterator is not held in memory."""
     endless = ({"custom_id": str(number)} for number in iter(int, 1))
-    lines = dump_rows(endless)
+    lines = dump_requests(endless)
     assert next(lines) == next(lines) == b'{"custom_id":"0"}\n'
 
 
@@ -217,7 +219,7 @@ def test_an_option_that_does_not_exist_is_refused_as_python_does() -> None:
 def test_a_schedule_has_every_option_of_submit_with_the_same_default() -> None:
     """Its name and key are templates of its own."""
     schedule = Schedule(crontab="@daily", input="in.jsonl")
-    own = {"name", "key"}
+    own = {"name", "key", "request"}
     given = {name: getattr(schedule, name) or None for name in NAMES if name not in own}
 
     assert given == {name: default for name, default in DEFAULTS.items() if name not in own}

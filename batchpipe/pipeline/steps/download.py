@@ -16,6 +16,8 @@ from batchpipe.model.refusals import believed_at, unseen
 from batchpipe.pipeline.answer_index import Answers, counted_answers, left_out, tells_nothing
 from batchpipe.pipeline.collecting import absent_of, collect
 from batchpipe.pipeline.fetching import Fetcher, Unsized
+from batchpipe.pipeline.judging import judge_of
+from batchpipe.pipeline.recipes import read_recipe
 from batchpipe.pipeline.slots import is_small
 from batchpipe.storage import Folder
 from batchpipe.telemetry.prices import Pricer, unknown
@@ -125,7 +127,8 @@ class _Download:
     def _collect(self, answers: Answers, lost: Problem | None) -> Move:
         shard = self.shard
         absent = absent_of(shard, lost or answers.lack(shard), answers)
-        return collect(shard, self.workspace, self.token, answers, absent, self.check, self.job.round)
+        judge = judge_of(read_recipe(self.job, self.workspace), shard, self.job.endpoint)
+        return collect(shard, self.workspace, self.token, answers, absent, self.check, self.job.round, judge)
 
     def _lost(self, file_id: str, error: Gone) -> Move | Problem:
         """Whether a file that is not found is believed to be gone: a key that sees its batch is believed sooner."""

@@ -15,7 +15,7 @@ import msgspec
 from batchpipe.errors import WORKSPACE_GONE, BatchpipeError
 from batchpipe.model.answers import OutcomeState, add_usage
 from batchpipe.model.outcomes import FOR_NOW, OUTCOMES
-from batchpipe.model.reasons import Reason, Tally
+from batchpipe.model.reasons import Reason, Tally, invalid_in
 from batchpipe.model.records import JobRecord, Problem, ShardRecord, State
 from batchpipe.pipeline.results import ERRORS, INDEX, OUTPUT, WORKING, ResultIndex, Round, iter_last
 from batchpipe.storage import Checkpoint, Draft, Folder
@@ -49,6 +49,7 @@ class Merged(msgspec.Struct, frozen=True, kw_only=True):
     ok: int = 0
     failed: int = 0
     missing: int = 0
+    invalid: int | None = None  #: of the failed ones; None where answers were not checked
     usage: dict[str, int] = {}
     incomplete: dict[str, int] = {}
     reasons: dict[str, int] = {}
@@ -56,7 +57,9 @@ class Merged(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def totals(self) -> dict[str, Any]:
         """As fields of the job's record."""
-        return {name: getattr(self, name) for name in ("total", "ok", "failed", "missing", "usage", "reasons")}
+        return {
+            name: getattr(self, name) for name in ("total", "ok", "failed", "missing", "invalid", "usage", "reasons")
+        }
 
     @property
     def state(self) -> State:
@@ -111,6 +114,8 @@ def merge(
         reasons = Tally()
         counts, sizes = _write(known.rounds(job), workspace, drafts, reasons, check)
         merged = known.account(counts, reasons.counts)
+        if job.recipe:
+            merged = msgspec.structs.replace(merged, invalid=invalid_in(reasons.counts))
         record_place(*sizes)
         _commit(drafts, check)
     for folder, name in _places(workspace, output):
@@ -164,7 +169,10 @@ def merge_what_is_left(
     if unnamed := missing - counts[OutcomeState.MISSING]:
         reasons.add(Reason(f"- {WORKSPACE_GONE}"), unnamed)
     total = ok + failed + missing
-    return Merged(total=total, ok=ok, failed=failed, missing=missing, usage=usage, reasons=reasons.counts)
+    invalid = invalid_in(reasons.counts) if job.recipe else None
+    return Merged(
+        total=total, ok=ok, failed=failed, missing=missing, invalid=invalid, usage=usage, reasons=reasons.counts
+    )
 
 
 def _lines_left(shard: ShardRecord, workspace: Folder) -> Iterator[bytes]:

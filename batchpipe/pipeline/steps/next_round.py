@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from batchpipe.errors import BatchpipeError
-from batchpipe.model.outcomes import FOR_NOW, REFUSED_WITH_OTHERS
+from batchpipe.model.asking_again import asked_again
+from batchpipe.model.outcomes import FOR_NOW, INVALID_FOR_NOW, REFUSED_WITH_OTHERS
+from batchpipe.model.recipe import Recipe
 from batchpipe.model.records import JobRecord, ShardRecord
 from batchpipe.model.requests import check_request
 from batchpipe.pipeline.results import ShardReader, iter_in_order
@@ -25,11 +27,12 @@ def next_round(
     *,
     check: Callable[[], None],
     model_bytes: Callable[[str | None], int | None] = lambda model: None,
+    recipe: Recipe | None = None,
 ) -> Prepared:
     """Write the shard files and the order of the next round; the indexes of its shards go on from the job's.
 
     ``shards`` are those of the round that has just been collected, read once. ``token`` becomes part of every name.
-    ``model_bytes``: the most bytes of a shard of a model.
+    ``model_bytes``: the most bytes of a shard of a model; ``recipe``: that of the job.
     Raises StorageTrouble, BatchpipeError (``rows_lost``) if the rows do not add up, and what ``check`` raises.
     """
     files = ShardFiles(workspace, token)
@@ -42,7 +45,7 @@ def next_round(
             first=job.shards,
             bounds=NO_BOUNDS._replace(model_bytes=model_bytes),
         )
-        found = _scan(job, shards, workspace, files, planner, check)
+        found = _scan(job, shards, workspace, files, planner, check, recipe)
         files.commit(check)
     except BaseException:
         files.discard()
@@ -57,6 +60,7 @@ def _scan(
     files: ShardFiles,
     planner: Planner,
     check: Callable[[], None],
+    recipe: Recipe | None,
 ) -> Prepared:
     answers, requested, refused_once, wanted = dict[int, str](), dict[int, str](), set[int](), 0
     for shard in shards:
@@ -75,6 +79,8 @@ def _scan(
             mark = line[:1]
             if mark in FOR_NOW:
                 rows += 1
+                if mark == INVALID_FOR_NOW and recipe is not None:
+                    request = asked_again(request, line[1:], recipe, job.endpoint, job.max_bytes)
                 checked = check_request(request, rows, job.endpoint)
                 refused = mark == REFUSED_WITH_OTHERS or index in refused_once
                 planner.place(checked, request, refused_once=refused)

@@ -136,6 +136,7 @@
 --   ok             count    rows with a usable answer
 --   failed         count    rows that were refused or failed
 --   missing        count    rows of which nothing came
+--   invalid        count    of the failed ones, those with an answer that is not what was asked for
 --   usage          JSON     {kind of token: count}
 --   incomplete     JSON     {reason: count} of the rows that are ok and ended early
 --   answered       count    rows that are answered: of a job, the sum over its shards
@@ -154,7 +155,15 @@
 --   key            text     idempotency key
 --   queue          text     Celery queue of its messages
 --   input          text     path or URL
+--   inputs         JSON     [paths, URLs and patterns] where there are several
 --   spooled        flag     the input is our own copy
+--   recipe         text     digest of the recipe in its workspace; '': rows are requests, and any answer counts
+--   rows_file      text     the data rows of its input, in the workspace
+--   formats        JSON     [csv, parquet]: tables of results
+--   excel          flag     a CSV is safe to open in a spreadsheet
+--   retry_of       text     JOB whose rows that are not ok it sends again
+--   retries        JSON     [JOB ..] that do so with its own, the oldest first
+--   retried        JSON     {outcome: count}: rows, those of ended retries in place of its own
 --   input_here     flag     only this host works on the job
 --   output         text     path or URL
 --   owns           JSON     [names of its output: NAME of output:NAME]
@@ -603,6 +612,18 @@ local function note_unanswered(prefix, rec, job, member, waited)
     if redis.call('HGET', files, id) == member then redis.call('HDEL', files, id) end
   end
   return false
+end
+
+-- The job that a new one retries knows it: rec is the new one's.
+local function note_retry(prefix, rec, id)
+  local parent = get(rec, 'retry_of') or ''
+  if parent == '' or redis.call('EXISTS', prefix .. 'job:' .. parent) == 0 then return end
+  local known = cjson.decode(get(prefix .. 'job:' .. parent, 'retries') or '[]')
+  for _, one in ipairs(known) do
+    if one == id then return end
+  end
+  known[#known + 1] = id
+  redis.call('HSET', prefix .. 'job:' .. parent, 'retries', cjson.encode(known))
 end
 
 -- claim an output under all of its names (a JSON list), or none; returns the other job, not closed, that has one, and its stage

@@ -25,4 +25,5 @@ redis.call('ZADD', prefix .. 'accounts', num(now), get(job, 'account') or 'defau
 redis.call('ZADD', prefix .. 'jobs', get(job, 'created_at'), id)
 redis.call('ZADD', prefix .. 'job_ids', 0, id)
 redis.call('ZADD', prefix .. 'jobs:running', get(job, 'created_at'), id)
+note_retry(prefix, job, id)
 return { 'ok' }

@@ -32,6 +32,7 @@ if owner then return { 'output', owner, owner_stage } end
 if KEYS[4] ~= KEYS[1] then redis.call('SET', KEYS[4], id) end
 write(KEYS[1], 12)
 redis.call('HSET', KEYS[1], 'created_at', num(now))
+note_retry(prefix, KEYS[1], id)
 redis.call('ZADD', prefix .. 'jobs', num(now), id)
 redis.call('ZADD', prefix .. 'job_ids', 0, id)
 redis.call('ZADD', prefix .. 'jobs:pending', num(now), id)

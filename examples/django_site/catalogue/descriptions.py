@@ -42,5 +42,5 @@ def write_back(job: batchpipe.Job) -> None:
     """Called at least once: writing the same text again does no harm."""
     for row in job.results():
         if row.state == "ok":
-            text = row.response["body"]["choices"][0]["message"]["content"]
+            text = row.text or ""
             Product.objects.filter(pk=row.custom_id.removeprefix("product-")).update(description=text)
