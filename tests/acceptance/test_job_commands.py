@@ -262,7 +262,7 @@ def test_submit_reads_stdin(machine: Machine) -> None:
 
 
 def test_retry_sends_the_rows_that_are_not_ok_as_a_new_job(machine: Machine, jobs: dict[str, str]) -> None:
-    """The old job stays as it is."""
+    """When it has ended, the results of the old one show both as one; its own are kept."""
     assert machine.sandbox is not None
     for active in machine.sandbox.faults.active:
         if active.fault.where.get("story") == "some":
@@ -274,7 +274,11 @@ def test_retry_sends_the_rows_that_are_not_ok_as_a_new_job(machine: Machine, job
     assert machine.run("wait", job).code == 0
     assert machine.billed(job) == {"r1": 1, "r3": 1}
     assert [row["custom_id"] for row in read_rows(machine.folder / "second/output.jsonl")] == ["r1", "r3"]
-    assert before == (machine.folder / "some/output.jsonl").read_bytes()
+    shown = machine.run("results", jobs["some"], "--no-retries")
+    assert shown.out.encode() == before
+    ids = [row["custom_id"] for row in read_rows(machine.folder / "some/output.jsonl")]
+    assert {"r1", "r3"} < set(ids)
+    assert ids == sorted(ids)
 
 
 def test_retry_of_a_job_without_bad_rows_is_an_error_of_one_line(ask: Ask) -> None:
