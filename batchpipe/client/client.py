@@ -21,7 +21,7 @@ from batchpipe.client.retry import (
     check_retries,
     check_sizes,
     failed_requests,
-    outputs_of,
+    owned_by_retry,
     retry_options,
     retry_recipe,
 )
@@ -125,7 +125,7 @@ class Client:
         check_not_eager()  # nor with a broker URL that cannot be used: raised before anything is recorded
         record = new_record(self.settings, job_id, options, own_queue=own_queue, notify_sites=notify_sites)
         if retry_of is not None:
-            owns = [*record.owns, *outputs_of(retry_of, self.store)]
+            owns = [*record.owns, *owned_by_retry(retry_of, self.store)]
             record = record.evolve(retry_of=retry_of.id, owns=list(dict.fromkeys(owns)))
         record = with_recipe(record, recipe, self.settings)
         record = with_input(

@@ -126,20 +126,24 @@ def retry_recipe(job: JobRecord, settings: Settings) -> Recipe | None:
     )
 
 
-def outputs_of(job: JobRecord, store: Store) -> list[str]:
-    """The names of the outputs that show the rows of this job: its own, and those of the jobs that it retries, as far
-    as their results are still there.
+def owned_by_retry(job: JobRecord, store: Store) -> list[str]:
+    """What a retry of this job owns until it is closed, beside its output: the outputs that will show its rows, of the
+    job and those that it retries itself, as far as their results are still there; and the right to send rows of the
+    first of them, which only one job has at a time.
     """
     found: list[str] = []
-    current: JobRecord | None = job
-    while current is not None and len(found) < MOST_DEEP:
+    root, current, deep = job.id, job, 0
+    while deep < MOST_DEEP:
         if current.results == current.output and current.closed:
             found.append(place_name(current.output))
+        if not current.retry_of:
+            break
+        root, deep = current.retry_of, deep + 1
         try:
-            current = store.jobs.get(current.retry_of) if current.retry_of else None
+            current = store.jobs.get(root)
         except JobNotFound:
-            current = None
-    return found
+            break
+    return [*found, f"retries of {root}"]
 
 
 def check_sizes(old: JobRecord, new: JobRecord, **sizes: int | None) -> None:

@@ -75,7 +75,7 @@ class Jobs:
             *encode_record(job),
         )
         if verdict == "output":
-            raise OutputInUse(output_in_use(job.output, job_id, more[0]))
+            raise OutputInUse(_not_retried(job, job_id) if job.retry_of else output_in_use(job.output, job_id, more[0]))
         if verdict != "ok":
             return Recorded(job_id, is_new=False)
         return Recorded(job_id, is_new=True, at=float(more[0]), is_heard=more[1] == 1)
@@ -294,6 +294,13 @@ class Jobs:
 
 def _published(count: int | None) -> int:
     return count if count is not None else 1_000_000_000
+
+
+def _not_retried(job: JobRecord, other: str) -> str:
+    return (
+        f"job {job.retry_of} cannot be retried while job {other} has not ended, which sends rows of the same job, or "
+        f"writes to the same output: follow it (batchpipe wait {other})"
+    )
 
 
 def output_in_use(output: str, owner: str, stage: str) -> str:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from batchpipe.client.client import Client, Job
 from batchpipe.config.settings import Settings
-from batchpipe.errors import PermanentError, StorageTrouble
+from batchpipe.errors import OutputInUse, PermanentError, StorageTrouble
 from batchpipe.model.records import State
 from batchpipe.pipeline.retried import Joining
 from batchpipe.testing import FakeOpenAI, Pump, polite_answer
@@ -138,9 +138,22 @@ def test_two_retries_at_once_would_pay_twice(world: World, chat_rows: Rows) -> N
         world.client.retry(first.id, only=["400"])
 
 
-def test_nobody_takes_the_output_while_a_retry_will_write_there(world: World, chat_rows: Rows) -> None:
-    from batchpipe.errors import OutputInUse
+def test_one_retry_of_a_tree_runs_at_a_time_also_when_the_output_was_taken(world: World, chat_rows: Rows) -> None:
+    """Of whichever job of it: both would pay for the same rows."""
+    world.fails = {"r0": 400, "r1": 422}
+    first = world.submit(chat_rows(2))
+    world.submit(chat_rows(1, start=7))
+    second = world.retry(first)
+    third = world.client.retry(second.id)
+    with pytest.raises(OutputInUse, match=f"job {first.id} cannot be retried while job {third.id} has not ended"):
+        world.client.retry(first.id, only=["422"])
+    world.done(third)
+    world.asked = []
+    world.retry(first, only=["422"])
+    assert [name for name, _ in world.asked] == ["r1"]
 
+
+def test_nobody_takes_the_output_while_a_retry_will_write_there(world: World, chat_rows: Rows) -> None:
     world.fails = {"r1": 400}
     first = world.submit(chat_rows(2))
     world.client.retry(first.id)
