@@ -72,7 +72,7 @@ def basics(job: JobRecord) -> dict[str, Any]:
         *("v", "id", "name", "account", "endpoint", "completion_window", "metadata", "extra", "tags", "key", "queue"),
         *("input", "input_here", "spooled", "output", "workspace", "max_rows", "max_bytes", "attempts"),
         *("priority", "on_done", "notify_sites", "notify", "created_at"),
-        *("inputs", "recipe", "rows_file", "formats", "excel", "retry_of"),
+        *("inputs", "recipe", "rows_file", "formats", "excel", "retry_of", "owns"),
     )
     return {name: getattr(job, name) for name in fields}
 

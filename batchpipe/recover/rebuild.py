@@ -38,7 +38,7 @@ def read_records(manifest: dict[str, Any], found: FoundJob) -> tuple[JobRecord, 
         computed = {
             "workspace": found.workspace,
             "output": found.output,
-            "owns": [place_name(found.output)],
+            "owns": _owns(found, manifest),
             "round": current,
             "order_files": orders,
             "total": manifest.get("rows"),
@@ -69,11 +69,17 @@ def read_submitted(found: FoundJob) -> JobRecord:
             raise TypeError
         plain = {name: value for name, value in found.record.items() if name not in _STALE}
         job = msgspec.convert({**plain, "id": found.job}, JobRecord, strict=False)
-        place = {"workspace": found.workspace, "output": found.output, "owns": [place_name(found.output)]}
+        place = {"workspace": found.workspace, "output": found.output, "owns": _owns(found, found.record)}
         return job.evolve(**place, cancel=found.cancelled)
     except (msgspec.ValidationError, TypeError):
         message = "it was submitted but not prepared, and no account that was read has a batch of it: submit it again"
         raise PermanentError(message, code="not_prepared") from None
+
+
+def _owns(found: FoundJob, told: dict[str, Any]) -> list[str]:
+    """Its output where that was found; and what a retry owns beside it."""
+    more = told.get("owns") if told.get("retry_of") else None
+    return [place_name(found.output), *(map(str, more[1:]) if isinstance(more, list) else ())]
 
 
 def _shard(entry: dict[str, Any], job: str) -> ShardRecord:

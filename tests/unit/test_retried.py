@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from batchpipe.client.client import Client, Job
 from batchpipe.config.settings import Settings
 from batchpipe.errors import OutputInUse, PermanentError, StorageTrouble
-from batchpipe.model.records import State
+from batchpipe.model.records import JOB, State
 from batchpipe.pipeline.retried import Joining
+from batchpipe.recover import recover
 from batchpipe.testing import FakeOpenAI, Pump, polite_answer
 
 Rows = Callable[..., list[dict[str, object]]]
@@ -193,6 +194,26 @@ def test_a_turn_that_dies_while_it_joins_is_repeated(
     assert left == [0]
     assert states(first) == [("r0", "ok"), ("r1", "ok"), ("r2", "ok")]
     assert states(first, retries=False)[1] == ("r1", "failed")
+    assert files(world.folder / "out") == (["r0", "r1", "r2"], [])
+
+
+def test_a_retry_that_redis_has_lost_is_recovered_with_its_link(world: World, chat_rows: Rows) -> None:
+    """Also where only the retry was lost: it ends in one result all the same."""
+    world.fails = {"r1": 400}
+    first = world.submit(chat_rows(3))
+    world.fails = {}
+    retry = world.client.retry(first.id)
+    world.pump.job_runner.run("prepare", retry.id, JOB, retry.record.epoch)
+    connection = world.client.store.connection
+    connection.client.hset(connection.job_key(first.id), "retries", "[]")
+    for key in connection.client.scan_iter(f"{connection.prefix}*{retry.id}*"):
+        connection.client.delete(key)
+    world.pump.waiting.clear()
+    report = recover(world.pump.job_runner)
+    assert [one.job for one in report.rebuilt] == [retry.id]
+    world.done(retry)
+    assert first.refresh().record.retries == [retry.id]
+    assert states(first) == [("r0", "ok"), ("r1", "ok"), ("r2", "ok")]
     assert files(world.folder / "out") == (["r0", "r1", "r2"], [])
 
 
