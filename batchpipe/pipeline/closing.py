@@ -81,7 +81,7 @@ class Closing:
 
     def _join(self, lease: JobLease) -> None:
         """Show the rows of a retry in the results of the job that it retries, too."""
-        if not lease.job.retry_of:
+        if not lease.job.retry_of and not lease.job.retries:
             return
         try:
             Joining(self._runner).join(lease)

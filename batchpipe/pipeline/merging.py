@@ -13,6 +13,7 @@ from batchpipe.model.records import Problem, ShardRecord
 from batchpipe.pipeline.job_results import JobResults
 from batchpipe.pipeline.manifest import own_place, workspace_of
 from batchpipe.pipeline.output_owner import Outputs
+from batchpipe.pipeline.retried import put_back_own
 from batchpipe.pipeline.runner import Runner
 from batchpipe.pipeline.steps.merge import MERGED, Merged, merge, merge_what_is_left
 from batchpipe.pipeline.steps.salvage import salvage, salvaged_file
@@ -121,5 +122,7 @@ class Merging:
         self, lease: JobLease, shards: Shards, workspace: Folder, place: str, step: Callable[..., Merged]
     ) -> Merged:
         folder = self._outputs.folder(lease.job, place)
+        if lease.job.retries and place == lease.job.results:
+            put_back_own(lease.job, folder)
         record_place = partial(self._outputs.record_place, lease, place)
         return step(lease.job, shards(), workspace, folder, check=lease.check, record_place=record_place)

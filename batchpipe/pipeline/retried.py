@@ -55,7 +55,11 @@ class Joining:
         self._runner = runner
 
     def join(self, lease: JobLease) -> None:
-        """Write the files of each job that this one retries, as far as it owns their output. Raises StorageTrouble."""
+        """Write the files of each job that this one retries, as far as it owns their output; its own, if it has been
+        landed after it was retried. Raises StorageTrouble.
+        """
+        if lease.job.retries and lease.job.results == lease.job.output:
+            self._join_into(lease, self._runner.store.jobs.get(lease.job.id))
         parent, deep = lease.job.retry_of, 0
         while parent and deep < MOST_DEEP:
             try:
@@ -98,6 +102,16 @@ def keep_own(job: JobRecord, output: Folder) -> None:
         return
     for name in RESULT_FILES:  # the errors last: their name says that both are there
         output.copy(name, f"{OWN}/{job.id}/{name}")
+
+
+def put_back_own(job: JobRecord, output: Folder) -> None:
+    """Before a job is merged again, after a landing: its results are its own files again. Repeated, it does no harm."""
+    for place in (output, Folder(job.output)):
+        if not place.exists(f"{OWN}/{job.id}/{ERRORS}"):
+            continue
+        for name in RESULT_FILES if place is output else ():  # else they were moved, and are written anew
+            place.copy(f"{OWN}/{job.id}/{name}", name)
+        place.remove(f"{OWN}/{job.id}")
 
 
 def _write(results: JobResults, output: Folder, check: Callable[[], None]) -> dict[str, int]:

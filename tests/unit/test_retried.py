@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -195,6 +196,34 @@ def test_a_turn_that_dies_while_it_joins_is_repeated(
     assert states(first) == [("r0", "ok"), ("r1", "ok"), ("r2", "ok")]
     assert states(first, retries=False)[1] == ("r1", "failed")
     assert files(world.folder / "out") == (["r0", "r1", "r2"], [])
+
+
+def test_a_row_that_is_landed_after_a_retry_is_shown(world: World, chat_rows: Rows) -> None:
+    """Its own files are put back, merged with what was landed, and joined with the retry again."""
+    pump = world.pump
+    pump.api.autofinish = False
+    first = world.client.submit(chat_rows(3), output=world.folder / "out", attempts=1, max_rows=1)
+    with suppress(TimeoutError):  # its batches run
+        pump.run_until_idle(300.0)
+    lost, *others = pump.api.batches
+    pump.api.batches[lost].project = "elsewhere"
+    for batch in others:
+        pump.api.finish(batch, rows={"r2": 400})
+    pump.run_until_idle(4 * 86_400.0)
+    assert states(first.refresh()) == [("r0", "missing"), ("r1", "ok"), ("r2", "failed")]
+    pump.api.autofinish = True
+    world.fails = {"r0": 400}
+    world.retry(first)
+    assert files(world.folder / "out") == (["r1", "r2"], ["r0"])
+    world.fails, pump.api.batches[lost].project = {}, ""
+    pump.api.finish(lost)
+    first.land()
+    pump.run_until_idle(3_600.0)
+    world.done(first)
+    assert states(first) == [("r0", "ok"), ("r1", "ok"), ("r2", "ok")]
+    assert states(first, retries=False) == [("r0", "ok"), ("r1", "ok"), ("r2", "failed")]
+    assert files(world.folder / "out") == (["r0", "r1", "r2"], [])
+    assert first.record.results == str(world.folder / "out")
 
 
 def test_a_retry_that_redis_has_lost_is_recovered_with_its_link(world: World, chat_rows: Rows) -> None:
