@@ -48,6 +48,7 @@ from batchpipe.model.records import JobRecord, State, new_job_id
 from batchpipe.model.stats import Clock, Pause, Stats
 from batchpipe.model.views import Moment, job_view
 from batchpipe.pipeline.manifest import note_workspace
+from batchpipe.pipeline.result_tables import check_arrow
 from batchpipe.pipeline.results import BatchResult
 from batchpipe.store import Store, WebhookState, open_store
 
@@ -124,6 +125,8 @@ class Client:
 
         check_not_eager()  # nor with a broker URL that cannot be used: raised before anything is recorded
         record = new_record(self.settings, job_id, options, own_queue=own_queue, notify_sites=notify_sites)
+        if own_queue and "parquet" in record.formats:
+            check_arrow()  # its worker is of this environment
         if retry_of is not None:
             owns = [*record.owns, *owned_by_retry(retry_of, self.store)]
             record = record.evolve(retry_of=retry_of.id, owns=list(dict.fromkeys(owns)))

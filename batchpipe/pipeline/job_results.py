@@ -154,6 +154,7 @@ class JobResults:
                     write_csv(file, columns, rows, excel=self.job.excel)
                 else:
                     write_parquet(file, columns, rows)
+                check()  # a turn that was frozen must not put its table in place
 
 
 def _paced(rows: Iterable[Outcome], check: Any) -> Iterator[Outcome]:

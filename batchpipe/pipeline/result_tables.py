@@ -43,7 +43,7 @@ def _of_answer(name: str) -> Callable[[Outcome], Any]:
     def get(row: Outcome) -> Any:
         found = row.answer
         if hasattr(found, "model_dump"):
-            found = found.model_dump(mode="json")
+            found = found.model_dump(mode="json", by_alias=True)
         return found.get(name) if isinstance(found, Mapping) else None
 
     return get
@@ -116,7 +116,7 @@ def chosen_columns(columns: Sequence[Column], names: Sequence[str]) -> list[Colu
     if unknown := [name for name in names if name not in known]:
         message = f"there is no column {unknown[0]!r}; there are: {', '.join(known)}"
         raise InvalidInput(message, field="columns", code="column_unknown")
-    return [known[name] for name in names]
+    return [known[name] for name in dict.fromkeys(names)]
 
 
 def _kind_of(schema: Any) -> Kind:
@@ -133,8 +133,13 @@ def kinds_of(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> dict[
     for row in rows:
         for name, value in row.items():
             if name in seen:
-                seen[name].add(type(value))
+                seen[name].add(type(value) if not _is_too_large(value) else str)
     return {name: _kind_of_values(kinds - {type(None)}) for name, kinds in seen.items()}
+
+
+def _is_too_large(value: Any) -> bool:
+    """A whole number that a column of numbers would change, or cannot hold."""
+    return type(value) is int and not -(2**53) <= value <= 2**53
 
 
 def _kind_of_values(kinds: set[type]) -> Kind:
@@ -199,6 +204,11 @@ def write_parquet(file: BinaryIO, columns: Sequence[Column], rows: Iterable[Outc
             out.write_table(pyarrow.Table.from_batches([batch], schema))
 
 
+def check_arrow() -> None:
+    """Raises SettingsError if pyarrow is missing."""
+    _arrow()
+
+
 def _arrow() -> Any:
     from batchpipe.storage.tables.columnar import arrow
 
@@ -246,11 +256,17 @@ def _parts(rows: Iterable[Outcome]) -> Iterator[list[Outcome]]:
     """Few enough at once that long texts do not fill the memory."""
     source = iter(rows)
     while part := list(islice(source, 64)):
-        size = sum(len(row.text or "") for row in part)
+        size = sum(map(_size_of, part))
         while len(part) < _AT_ONCE and size < _MOST_TEXT and (more := list(islice(source, 64))):
-            size += sum(len(row.text or "") for row in more)
+            size += sum(map(_size_of, more))
             part += more
         yield part
+
+
+def _size_of(row: Outcome) -> int:
+    """About how many bytes its cells take in memory."""
+    cells = sum(len(value) for value in (row.input or {}).values() if isinstance(value, str))
+    return len(row.text or "") + cells + 32 * len(row.embedding or ())
 
 
 def _as_text(value: Any) -> str | None:
@@ -259,6 +275,8 @@ def _as_text(value: Any) -> str | None:
 
 
 def _as_int(value: Any) -> int | None:
+    if isinstance(value, float) and value.is_integer():  # 5.0 is an integer of JSON Schema
+        value = int(value)
     return value if type(value) is int and -(2**63) <= value < 2**63 else None
 
 

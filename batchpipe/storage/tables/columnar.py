@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
+from functools import partial
 from typing import Any, BinaryIO
 
 from batchpipe.errors import InvalidInput, SettingsError
@@ -69,7 +70,7 @@ def _conversion(field: Any) -> Callable[[Any], Any] | None:
     if "binary" in str(kind):
         raise InvalidInput(f"is binary ({kind}); leave it out, or give text", field=field.name)
     if types.is_floating(kind):
-        return _finite
+        return partial(_finite, field.name)
     if types.is_integer(kind) or types.is_boolean(kind) or types.is_string(kind) or types.is_large_string(kind):
         return None
     return _text if not types.is_null(kind) else None
@@ -80,12 +81,12 @@ def shortened_type(kind: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def _finite(value: float) -> float | None:
+def _finite(column: str, value: float) -> float | None:
     """Frames say NaN where a value is missing."""
     if math.isnan(value):
         return None
     if math.isinf(value):
-        raise InvalidInput("a number is infinite, which is no JSON")
+        raise InvalidInput("has a number that is infinite, which is no JSON", field=column)
     return value
 
 
