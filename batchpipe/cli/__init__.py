@@ -159,11 +159,10 @@ def main(args: list[str] | None = None, *, prog: str = "batchpipe", front: Invoc
         error.show()
         sys.exit(error.exit_code)
     except BatchpipeError as error:
-        from batchpipe.cli.common import say
+        from batchpipe.cli.common import say_error
 
         # of wrong rows each has a line; of anything else a line break may be somebody's trick
-        lines = _words(error).splitlines() if isinstance(error, InvalidInput) else [_words(error)]
-        say("Error: " + "\n".join(" ".join(line.split()) for line in lines))
+        say_error(_words(error) if isinstance(error, InvalidInput) else " ".join(_words(error).split()))
         sys.exit(1)
     except (KeyboardInterrupt, click.exceptions.Abort):
         sys.exit(130)

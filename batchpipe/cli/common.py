@@ -103,6 +103,14 @@ def say(text: str) -> None:
     click.echo(printable(text), err=True)
 
 
+def say_error(message: str) -> None:
+    """Print an error to stderr: one line, or of several wrong rows a line each."""
+    first, *others = message.splitlines() or [""]
+    say(f"Error: {' '.join(first.split())}")
+    for line in others:
+        say(f"  {' '.join(line.split())}")
+
+
 def out(text: str) -> None:
     """Print a line of data for people to stdout."""
     click.echo(printable(text))

@@ -22,6 +22,7 @@ from batchpipe.cli.common import (
     number,
     open_client,
     say,
+    say_error,
     settings,
 )
 from batchpipe.cli.interrupts import interrupt
@@ -258,7 +259,7 @@ def _say_end(job: Job) -> None:
     if early := ended_early(record.incomplete):
         say(f"note: {early}")
     if job.error is not None:
-        say(f"Error: {job.error.message}")
+        say_error(job.error.message if not record.shards else " ".join(job.error.message.split()))
     if not record.results:
         return
     place = job.results_folder(check=False).url

@@ -97,7 +97,10 @@ def _print_job(client: Client, job: JobRecord, view: dict[str, Any]) -> None:
     if early := ended_early(view["incomplete"]):
         out(f"of these  {early}")
     if view["error"]:
-        out(f"error     {view['error']['code']}: {view['error']['message']}")
+        first, *others = view["error"]["message"].splitlines() or [""]
+        out(f"error     {view['error']['code']}: {first}")
+        for line in others:
+            out(f"          {line}")
     _print_reasons(view["reasons"])
     _print_waits(job, view)
     if problem := not_notified(job):

@@ -173,3 +173,16 @@ def test_an_iterator_that_is_empty_is_refused_at_submit(machine: Machine) -> Non
     done = machine.run("submit", "-", "-o", "out", stdin=b"")
     check(done, BAD["nothing"])
     assert machine.json("list") == []
+
+
+def test_each_wrong_row_has_a_line_and_their_number_is_said(machine: Machine) -> None:
+    """The first twenty of them, from ``validate``, ``run`` and ``status``."""
+    machine.write("many.jsonl", GOOD + line(method="GET", custom_id="g0") + b"[1]\n" * 30)
+    for command in (["validate", "many.jsonl"], ["run", "many.jsonl", "-o", "many", "--sandbox"]):
+        done = machine.run(*command)
+        said = done.err[done.err.index("Error: ") :].splitlines()
+        assert (done.code, len(said)) == (1, 22)
+        assert said[0].startswith('Error: line 2: method: is "GET"')
+        assert said[1].startswith("  line 3: is a list")
+        assert said[20:] == ["  and 11 more rows", "  31 rows are wrong; nothing was sent"]
+    assert "31 rows are wrong" in machine.run("status", "last").out
