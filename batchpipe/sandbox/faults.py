@@ -90,9 +90,8 @@ class _Common:
     json: Any = None  #: the document of `replace`; for `row_body`: fields of the answer's body, or the body
     processed: bool | None = None  #: `status`, `malformed`, `replace`: is the request carried out?
     seconds: float = 1.0
-    mode: str = (
-        "short"  #: `truncate`: "short" breaks off, "clean" looks whole; `row_answer`: "invalid", "cut", "refused"
-    )
+    #: `truncate`: "short" breaks off, "clean" looks whole; `row_answer`: "invalid" (as without one), "cut", "refused"
+    mode: str = "short"
     bytes: int | None = None  #: `truncate`: how much is sent; `drip`, `slow_upload`: how much in `seconds`
     most: int = 0  #: `file_quota`: files that a project may hold
     fraction: float | None = None  #: share kept (`truncate`, `file_lags`), hit (rows), or done before (`expire`)
@@ -110,8 +109,9 @@ class Fault(_Common):
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise ValueError(f"unknown fault kind {self.kind!r}; known: {', '.join(sorted(KINDS))}")
-        if self.mode not in ("short", "clean"):
-            raise ValueError(f"unknown truncate mode {self.mode!r}; known: short, clean")
+        modes = ("invalid", "cut", "refused") if self.kind == "row_answer" else ("short", "clean")
+        if self.mode not in modes and (self.kind, self.mode) != ("row_answer", "short"):
+            raise ValueError(f"unknown {self.kind} mode {self.mode!r}; known: {', '.join(modes)}")
         if self.shape not in ("validation", "create"):
             raise ValueError(f"unknown token_limit shape {self.shape!r}; known: validation, create")
         for name in _NUMBERS:

@@ -18,11 +18,16 @@ CREATE TABLE IF NOT EXISTS rows (
 ) WITHOUT ROWID
 """
 
-# Rows of a batchpipe job are the same row if job and custom_id agree. Without a job two users may share
-# a custom_id by chance, so the content must agree too.
+# A row is paid for twice if the same request of a job is. Without a job two users may share a custom_id by chance.
 _TWICE = """
 SELECT job, custom_id, SUM(billed), GROUP_CONCAT(batch_id) FROM rows WHERE billed > 0
-GROUP BY job, custom_id, CASE WHEN job = '' THEN digest ELSE '' END HAVING SUM(billed) > 1
+GROUP BY job, custom_id, digest HAVING SUM(billed) > 1
+ORDER BY job, custom_id
+"""
+# Another request of the same row of a job: it was asked again, on purpose or not.
+_AGAIN = """
+SELECT job, custom_id, SUM(billed), GROUP_CONCAT(batch_id) FROM rows WHERE billed > 0 AND job != ''
+GROUP BY job, custom_id HAVING COUNT(DISTINCT digest) > 1
 ORDER BY job, custom_id
 """
 
@@ -94,8 +99,17 @@ class Ledger:
         return found
 
     def billed_twice(self) -> list[BilledTwice]:
-        """Rows that were paid for more than once. Must be empty."""
-        found = self._query(_TWICE)
+        """Requests that were paid for more than once. Must be empty."""
+        return self._more_than_once(_TWICE)
+
+    def asked_again(self) -> list[BilledTwice]:
+        """Rows of a job that were paid for with several requests, as one whose answer was not what was asked for is.
+        Must be empty where answers are not checked.
+        """
+        return self._more_than_once(_AGAIN)
+
+    def _more_than_once(self, query: str) -> list[BilledTwice]:
+        found = self._query(query)
         return [BilledTwice(job, row, times, tuple(batches.split(","))) for job, row, times, batches in found]
 
     def clear(self) -> None:

@@ -92,7 +92,8 @@ def judge(lane: Lane, jobs: Sequence[Job], *, rounds: bool = True, check_files: 
                 keys[batch_id] = f"{job.id}/{shard.index}"
         if record.state.ended:
             _judge_rows(verdict, lane, job, record, billed[job.id], rounds=rounds)
-    verdict.billed_twice += [str(row) for row in lane.sandbox.ledger.billed_twice()]
+    ledger = lane.sandbox.ledger
+    verdict.billed_twice += [str(row) for row in (*ledger.billed_twice(), *ledger.asked_again())]
     _judge_batches(verdict, lane, recorded)
     if check_files:
         _judge_files(verdict, lane)

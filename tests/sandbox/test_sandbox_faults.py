@@ -9,6 +9,8 @@ import httpx2
 import openai
 import pytest
 
+from batchpipe.model.answer_checks import AnswerCheck
+from batchpipe.model.answer_text import said_in
 from batchpipe.sandbox import Fault
 
 RETRIEVE = "GET /v1/batches/{id}"
@@ -482,3 +484,42 @@ def test_a_row_can_have_a_body_that_is_no_answer(api, sandbox, rows, arguments, 
     body = line["response"]["body"]
     assert body == wanted if not isinstance(wanted, dict) else wanted.items() <= body.items()
     assert "r1" not in sandbox.ledger.billed
+
+
+@pytest.mark.parametrize("mode", ["invalid", "cut", "refused"])
+@pytest.mark.parametrize("url", ["/v1/chat/completions", "/v1/responses"])
+def test_rows_can_be_answered_with_what_nobody_wants(api, sandbox, mode, url):
+    """They count as completed, and are paid for."""
+    schema = {
+        "type": "object",
+        "properties": {"word": {"type": "string"}},
+        "required": ["word"],
+        "additionalProperties": False,
+    }
+    named = {"name": "answer", "schema": schema, "strict": True}
+    if url == "/v1/responses":
+        asks: dict[str, object] = {"input": "x", "text": {"format": {"type": "json_schema", **named}}}
+    else:
+        asks = {
+            "messages": [{"role": "user", "content": "x"}],
+            "response_format": {"type": "json_schema", "json_schema": named},
+        }
+    requests = [
+        {"custom_id": name, "method": "POST", "url": url, "body": {"model": "gpt-4o-mini", **asks}}
+        for name in ("a", "b")
+    ]
+    sandbox.faults.add("row_answer", mode=mode, custom_id="^a$")
+    batch = api.run(requests, endpoint=url)
+
+    assert batch.request_counts.model_dump() == {"total": 2, "completed": 2, "failed": 0}
+    said = {line["custom_id"]: said_in(line["response"]["body"]) for line in api.lines(batch.output_file_id)}
+    complaints = {name: AnswerCheck(schema).complaint(one) for name, one in said.items()}
+    assert complaints["b"] is None
+    assert complaints["a"] is not None
+    assert complaints["a"].kind == mode
+    assert set(sandbox.ledger.billed) == {"a", "b"}
+
+
+def test_a_mode_that_a_fault_does_not_have_is_refused():
+    with pytest.raises(ValueError, match="unknown row_answer mode 'clean'; known: invalid, cut, refused"):
+        Fault(kind="row_answer", mode="clean")
